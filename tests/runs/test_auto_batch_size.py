@@ -64,7 +64,6 @@ def test_the_largest_number_that_fits_is_found_in_few_trials(least: int, most: i
 @run_each(
     "most, words, expected",
     [
-        (23, ("train.tail=drop",), 23),
         (23, ("train.micro_batches=2", "train.tail=drop"), 46),
         (10**9, (), 48),
         (59, ("evaluate.select=test",), 58),  # 59 of 60 samples leave a last batch of one

@@ -15,7 +15,7 @@ import scipy.stats
 
 from sightline.commands.look import StudyOptions
 from sightline.contract.errors import RunError, UserError
-from sightline.runs import lineage
+from sightline.runs import checkpoint
 from sightline.training import train_run
 from sightline.workbench.study import grid, study_runs
 from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors, student_t
@@ -261,7 +261,7 @@ def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
     study_runs._assert_same_source(run, folder)  # nothing was begun
     run.mkdir()
     kept = {"from": "source", "checkpoint": "last", "match": {"matched": 1, "total": 1, "filled": []}}
-    kept |= {"modules": None, "source": None, "lineage": None, "sha256": lineage.evaluated_sha256(folder)}
+    kept |= {"modules": None, "source": None, "lineage": None, "sha256": checkpoint.evaluated_sha256(folder)}
     (run / "lineage.json").write_text(json.dumps(kept))
     study_runs._assert_same_source(run, folder)
     (folder / "model.safetensors").write_bytes(b"others")

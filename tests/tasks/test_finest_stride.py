@@ -98,7 +98,9 @@ def test_a_small_box_is_assigned_at_stride_4(name: str, is_fine_alone: int) -> N
     assert not is_fine_alone or (levels == 0).all()
 
 
-@pytest.mark.parametrize("name", ["retinanet", "fcos", "yolox"])
+@pytest.mark.parametrize(
+    "name", ["fcos", *(pytest.param(name, marks=pytest.mark.long) for name in ("retinanet", "yolox"))]
+)
 def test_the_exported_network_agrees(name: str) -> None:
     job = setup(name).job
     batch: dict[str, Any] = {"image": torch.randn(3, 3, *SIZE)}

@@ -63,7 +63,7 @@ def _of_runs() -> Iterator[VerbMistake]:
         (".", "--diff", "run", "nothing"): f"nothing: {not_ours}",
         (".", "--diff", "run", "cut"): r"cut/config\.yaml:2: not valid YAML",
         (".", "--diff", "run", "link"): "link: is a link to run; give the run directory itself",
-        (".", "--diff", "run", "run", "--sort", "size"): "--sort: chooses rows of the table, and --diff takes two runs",
+        (".", "--diff", "run", "run", "--sort", "size"): "--sort: is not read with --diff; leave it out",
         (".", "--dif"): "No such option: --dif .*--diff",
     }.items():
         yield VerbMistake(("runs", *words), said)

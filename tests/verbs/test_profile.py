@@ -35,7 +35,7 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_learning_rate_is_found_and_nothing_else_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--find-rate", "--json", "found.json", "--svg", "found.svg"]
-    done = succeed("profile", CONFIG, *TINY, "loader.workers=0", *words)
+    done = succeed("profile", CONFIG, *TINY[:-1], "loader.workers=0", *words)  # a thin network hardly learns
     document = json.loads(Path("found.json").read_text())
     assert done.out.splitlines()[-1] == f"optimizer.lr={document['suggestion']:g}"
     assert document["suggestion"] == pytest.approx(document["best_rate"] / 10, rel=0.05)
