@@ -258,12 +258,20 @@ class TrainingSession:
         )  # its own line may be there
         self.directory.truncate_lines("metrics.jsonl", after_step=last_written_step, last_split=split)
 
-    def extend(self) -> str:
-        """Write the run's later end into its config; return a line on the changes that follow."""
+    def update_config(self) -> None:
+        """Write into the config of a resumed run where its data lie now, and its later end."""
         recorded = read_config(self.directory.path / "config.yaml")
         length = replace(recorded.train, epochs=self.config.train.epochs, steps=self.config.train.steps)
-        self.directory.write_text("config.yaml", render_config(replace(recorded, train=length), origins=False))
-        job, planned = self.job, self._planned_steps
+        texts = [
+            render_config(config, origins=False)
+            for config in (recorded, replace(recorded, train=length, data=self.config.data))
+        ]
+        if texts[0] != texts[1]:
+            self.directory.write_text("config.yaml", texts[1])
+
+    def describe_extension(self) -> str:
+        """Describe what follows from the later end of a run that was resumed, in a line."""
+        length, job, planned = self.config.train, self.job, self._planned_steps
         if planned is None or not job.step:
             return f"trains longer: to step {job.num_steps}"
         if planned == job.num_steps:

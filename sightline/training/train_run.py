@@ -381,8 +381,10 @@ class _TrainRun:
             session.resume(Path(location.checkpoint))
         else:
             session.start()
+        if location.checkpoint or location.is_longer:
+            session.update_config()
         if location.is_longer:
-            self._note(session.extend())
+            self._note(session.describe_extension())
         self._note("\n".join([*session.start_summary(), sample_counts(session.built.data)]))
         resumed = f", resumed at step {session.job.step}" if location.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")
