@@ -204,7 +204,7 @@ GOLDEN = {
     "pointnet2_msg_cls": Case(
         PointNet2MultiScale,
         "yanx27_pointnet2_msg_cls",
-        CLASSES | {"in_channels": 6},
+        CLASSES,
         CENTRES,
         POOLED,
         forms=ONLY_FUSED,
