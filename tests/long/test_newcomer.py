@@ -97,7 +97,8 @@ def test_a_folder_of_rooms(folder: Path) -> None:
     (folder / "scans/classes.txt").write_bytes(b"floor\r\nwall\r\nbox\r\n")
     assert "classes.txt" in done("data", "info", "scene_folder").out
     told = refused("data", "info", "scene_folder", "--from", "scans")[0]
-    assert "sightline data prepare scene_folder --from scans --to DIR" in told
+    assert "7 columns and no name" in told
+    assert "'columns=[x, y, z, ...]' when preparing" in told
     columns = "columns=[x, y, z, r, g, b, label]"
     done("data", "prepare", "scene_folder", "--from", "scans", "--to", "prepared", "up_axis=z", "unit=m", columns)
     told = done("data", "info", "prepared").out
