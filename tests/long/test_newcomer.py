@@ -83,6 +83,7 @@ def write_room(path: Path, generator: np.random.Generator, *, is_labelled: bool)
     wall = generator.uniform(0, width, (sizes[1], 3)) * [0, 1, 0.5]
     box = generator.uniform(1, 2, (sizes[2], 3)) * [1, 1, 0.4]
     colours = np.repeat([[120, 90, 60], [220, 220, 220], [30, 60, 200]], sizes, axis=0)
+    colours = (colours + generator.integers(-30, 30, colours.shape)).clip(0, 255)  # one a class would tell the class
     table = np.column_stack([np.concatenate([floor, wall, box]), colours, np.repeat([0, 1, 2], sizes)])
     np.savetxt(path, table if is_labelled else table[:, :6], fmt="%.4f")
 

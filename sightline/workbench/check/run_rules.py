@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import join_some
+from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
@@ -357,9 +358,10 @@ def repeated_samples(run: Context, surveys: list[PartStatistics]) -> Iterator[Fa
     """Look for inputs that are the same in all samples, or in more than half of them."""
     for survey in surveys:
         found = {name: survey.fields[name] for name in _INPUTS if name in survey.fields}
+        repeats = DataMembers.repeats.get(survey.part.dataset)  # of an epoch, as the set declares
         for name, each in found.items():
             count, total = len(each.contents), each.num_hashed
-            if total < _MIN_SAMPLES or (count > 1 and 2 * count >= total):
+            if total < _MIN_SAMPLES or (max(count, repeats) > 1 and 2 * count * repeats >= total):
                 continue
             others = any(2 * len(other.contents) > other.num_hashed for other in found.values() if other is not each)
             yield Fault(
