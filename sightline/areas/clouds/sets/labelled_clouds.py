@@ -267,15 +267,20 @@ def count_labels(prepared: PreparedSet, num_classes: int) -> dict[str, dict[str,
 
 
 def count_shapes_per_split(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:
-    """Count the shapes of these classes in each split of a prepared set."""
-    return {
-        split: sum(
-            count
-            for name, count in zip(manifest["class_names"], facts["class_counts"], strict=True)
-            if name in class_names
-        )
-        for split, facts in manifest["splits"].items()
-    }
+    """Count the shapes of these classes in each split of a prepared set.
+
+    Raises DataError for a manifest that counts other classes than it names.
+    """
+    names, sizes = manifest["class_names"], {}
+    for split, facts in manifest["splits"].items():
+        counts = facts["class_counts"]
+        if len(counts) != len(names):
+            raise DataError(
+                f"manifest.json: splits.{split}.class_counts has {len(counts)} counts, class_names {len(names)} names; "
+                "prepare the set again"
+            )
+        sizes[split] = sum(count for name, count in zip(names, counts, strict=True) if name in class_names)
+    return sizes
 
 
 def _select_rows(prepared: PreparedSet, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
