@@ -53,7 +53,7 @@ class Hub:
             "modelId": repo,
             "sha": self.commit(repo),
             "siblings": siblings,
-            "private": False,
+            "private": self.private.get(repo, False),
             "tags": [],
         }
 

@@ -1,1 +1,1 @@
-"""Published weights: rows of layouts, their interpreter, and files of weights as run directories."""
+"""Published weights: rows of layouts, their interpreter, and the files that they are in, on a disk or a hub."""

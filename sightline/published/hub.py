@@ -83,7 +83,7 @@ def fetch_weights(text: str) -> HubFile:
     """
     name = parse_name(text)
     _assert_extra(text)
-    if name.file is not None and not name.file.endswith((_SUFFIX, *RUN_MARKS)):
+    if name.file is not None and not name.file.endswith((_SUFFIX, RUN_MARKS[-1])):
         raise CheckpointError(f"{name}: {_describe_other(name.file)}")
     listing = _list_files(name)
     files = listing.files
@@ -120,7 +120,8 @@ def fetch_run(text: str, *, is_own: Callable[[str], bool]) -> tuple[list[tuple[s
 def push_folder(folder: Path, text: str, *, is_public: bool, replaced: Sequence[str]) -> str:
     """Upload a folder's files as one commit, to a repository that is made if need be; return the commit's address.
 
-    Files there of the patterns `replaced` that the folder lacks are deleted. Raises UserError where that is refused.
+    Files there of the patterns `replaced` that the folder lacks are deleted. Raises UserError where that is refused,
+    and for a repository that is public, or private, against `is_public`.
     """
     name = parse_name(text)
     _assert_extra(text)
@@ -131,6 +132,11 @@ def push_folder(folder: Path, text: str, *, is_public: bool, replaced: Sequence[
     api = HfApi()
     with _explained(name, action="write to"):
         api.create_repo(name.repo, private=not is_public, exist_ok=True)
+        is_private = bool(api.model_info(name.repo).private)
+    if is_private == is_public:
+        found, remedy = ("private", "leave out --public") if is_private else ("public", "give --public")
+        raise UserError(f"{name}: is a {found} repository already; {remedy}, or change it on the hub")
+    with _explained(name, action="write to"):
         commit = api.upload_folder(
             repo_id=name.repo, folder_path=folder, delete_patterns=[*replaced], commit_message="sightline: a packed run"
         )

@@ -112,6 +112,7 @@ def test_a_pushed_run_is_pulled_as_it_was(hub: Hub, tmp_path: Path, name: str) -
     run = copy_run(name, tmp_path / "made")
     (run / "secret.txt").write_text("mine")
     hub.repos["me/run"] = {"model.slq": b"an older one", "plugins/old.py": b"", "notes.md": b"mine"}
+    hub.private["me/run"] = True
     done = succeed("runs", run, "--push", "hf://me/run", "--json", tmp_path / "pushed.json")
     files = hub.repos["me/run"]
     assert json.loads((tmp_path / "pushed.json").read_text())["address"] in done.err + done.out
@@ -124,6 +125,7 @@ def test_a_pushed_run_is_pulled_as_it_was(hub: Hub, tmp_path: Path, name: str) -
     for other in ("notes.md", "plugins/run.sh", "plugins/../../evil.py"):
         assert f"{other} is no file of a packed run, and stays there" in done.err + done.out
     assert not list(tmp_path.glob("**/evil.py"))
+    assert "is not empty; give another folder" in refuse("runs", "--pull", "hf://me/run", "--out", tmp_path / "pulled")
     clouds = torch.randn(4, 24, 3)
     theirs, ours = (sightline.load_run(path).model(points=clouds)["logits"] for path in (tmp_path / "pulled", run))
     assert torch.equal(theirs, ours)
@@ -152,6 +154,10 @@ def test_a_card_says_what_the_report_says(hub: Hub) -> None:
     assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])["model"]["name"] == "pointnet"
     succeed("runs", run, "--push", "hf://me/open", "--public")
     assert not hub.private["me/open"]
+    before = dict(hub.repos["me/open"])
+    assert "is a public repository already; give --public" in refuse("runs", run, "--push", "hf://me/open")
+    assert "is a private repository already; leave out" in refuse("runs", run, "--push", "hf://me/run", "--public")
+    assert hub.repos["me/open"] == before
 
 
 # --- refusals, one line each -----------------------------------------------------------------------------------------
@@ -166,6 +172,7 @@ REPOS = {
 }
 REFUSALS = {
     "pickle": ("hf://you/pickle", r"pytorch_model\.bin is not a safetensors file; .* a pickle is a program"),
+    "document": ("hf://you/pickle/config.yaml", r"config\.yaml is not a safetensors file"),
     "named pickle": ("hf://you/pickle/pytorch_model.bin", r"a pickle is a program: ask for safetensors"),
     "nothing": ("hf://you/empty", r"hf://you/empty: has no safetensors file; there are README\.md"),
     "several": ("hf://you/many", r"has 2 files of weights; name one, you/many/FILE; there are one\.s\w+, two\.s\w+"),

@@ -64,7 +64,7 @@ def convert_published_weights(
     Raises CheckpointError for a file that does not fit the layout, ConfigError for a config or a data set that
     contradicts the weights, and UserError for a target that is not empty.
     """
-    _assert_empty_or_absent(target)
+    assert_empty_or_absent(target, option="--to")
     published = _read_layout(layout)
     source = read_source(file, published)
     weights = _translate_weights(source, published, file)
@@ -111,12 +111,15 @@ def convert_published_weights(
     return ConversionResult(target, lineage, tuple(notes))
 
 
-def _assert_empty_or_absent(target: Path) -> None:
+def assert_empty_or_absent(target: Path, *, option: str) -> None:
+    """Raise UserError for the folder of an option that cannot become a run."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         state = "is not empty" if target.is_dir() else "is a file"
-        raise UserError(f"--to {target}: {state}; give another folder, or remove it first")
+        raise UserError(f"{option} {target}: {state}; give another folder, or remove it first")
     if not target.name:
-        raise UserError(f"--to {target}: is the folder that you are in, which the run would replace; name a new one")
+        raise UserError(
+            f"{option} {target}: is the folder that you are in, which the run would replace; name a new one"
+        )
 
 
 def _read_layout(name: str) -> PublishedLayout:

@@ -20,6 +20,7 @@ from sightline.runs.run_directory import RunDirectory, load_document
 from sightline.runs.run_records import ReportedRun, compare_runs, note_figures, read_reported_run
 from sightline.store.files.atomic_write import whole_folder
 from sightline.workbench.compress.packing import FILES, write_packed_run
+from sightline.workbench.weights.conversion import assert_empty_or_absent
 
 _PRIVATE = ("command_line", "directory", "host")
 """Entries of environment.json that tell of their author's machine, not of the run."""
@@ -55,6 +56,7 @@ def pull_run(name: str, target: Path) -> list[str]:
 
     Raises CheckpointError for a repository that is no run.
     """
+    assert_empty_or_absent(target, option="--out")
     files, others = fetch_run(name, is_own=lambda file: file in FILES or _PLUGIN.fullmatch(file) is not None)
     with whole_folder(target) as folder:
         for file, source in files:
