@@ -62,7 +62,7 @@ def test_a_folder_of_scans(folder: Path, shared: Path) -> None:
     assert all("columns" in line for line in lines)
     columns = ("--columns", "x,y,z,remission")
     assert all("no column ring" in line for line in refused("predict", "run", "scans", *columns, "--out", "answers"))
-    assert "name them with --columns" in refused("view", "scans", "--out", "view")[0]
+    assert "--columns x,y,z,intensity" in refused("view", "scans", "--out", "view")[0]
     done("view", "scans", *columns, "--out", "view")
     for name, content in {"cut": b"123", "empty": b"", "noise": bytes(range(256)) * 5}.items():
         (folder / f"scans/{name}.bin").write_bytes(content)
