@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.contract.errors import DataError, LostFolderError, UserError
+from sightline.contract.errors import DataError, LostFolderError, RunError, UserError
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
 from sightline.runs.process_identity import process_start_time
 from sightline.store.files.atomic_write import assert_appendable, disk_failure, make_below, replace_atomic
@@ -364,6 +364,13 @@ def find_holder(run: Path) -> str | None:
         return None
     pid, host, started = _parse_holder(run / LOCK, data)
     return host if host != socket.gethostname() or _is_alive(pid, started) else None
+
+
+def remove_dead_lock(run: Path) -> None:
+    """Remove the lock that a killed process of this host left; another lock stays, as one in a read-only folder."""
+    if (run / LOCK).exists():
+        with contextlib.suppress(UserError, RunError), RunDirectory(run, is_writer=True).lock():
+            pass
 
 
 def _describe_holder(pid: int) -> dict[str, object]:

@@ -46,7 +46,7 @@ from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
+from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, remove_dead_lock
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.published_results import list_published
@@ -348,6 +348,7 @@ class _TrainRun:
         advice = f" To train it longer, name a later end: {longer}" if checkpoint.list_checkpoints(path) else ""
         self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)
+        remove_dead_lock(path)
         self._reporter.final_document(document)
         return document
 

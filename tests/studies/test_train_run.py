@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,11 +102,17 @@ def test_a_run_of_python_is_the_run_of_the_command(
     assert result.document is not None
     assert set(result.document["metrics"]) == {"overall_accuracy", "mean_class_accuracy"}
 
-    again = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", resume="auto", reporter=reporter)
-    assert again.is_finished
-    assert again.document is not None
-    assert again.document["metrics"] == result.document["metrics"]
-    assert "this run is finished; nothing to do" in reporter.notes[-1]
+    lock = tmp_path / "run/.lock"  # killed between its last file and its end
+    for host, is_kept in ((socket.gethostname(), False), ("another", True)):
+        lock.write_text(json.dumps({"pid": os.getpid(), "host": host, "started": "before this boot"}))
+        again = sightline.train_run(
+            config, [SHORT], out=tmp_path / "run", device="cpu", resume="auto", reporter=reporter
+        )
+        assert again.is_finished
+        assert again.document is not None
+        assert again.document["metrics"] == result.document["metrics"]
+        assert "this run is finished; nothing to do" in reporter.notes[-1]
+        assert lock.exists() == is_kept
 
 
 @pytest.mark.parametrize("number", long_but([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]))
