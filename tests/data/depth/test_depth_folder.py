@@ -199,6 +199,7 @@ def _repeat(root: Path) -> None:
             "(000.png): a joint is at z = -5 mm, behind the camera",
         ),
         (lambda root: _replace_rows(root, "000.png" + ",0,0,0.4" * 4), "the joints are 0.4 mm from the camera"),
+        (lambda root: _replace_rows(root, "000.png" + ",0,1e308,400" * 4), "joints.csv:2: a joint is 1e+308 mm away"),
         (lambda root: _replace_rows(root, "000.png" + ",0,0,400" * 4 + ",eval", ",split"), "the split is 'eval'"),
         (lambda root: _replace_rows(root, "000.png" + ",0,0,400" * 4 + ",test", ",split"), "the split of every frame"),
         (

@@ -54,6 +54,8 @@ _MIN_RECORDINGS = 5
 _STRETCHES = 10
 _MIN_PX, _MAX_PX = 4.0, 1e6
 """Range of the largest number of a camera's intrinsics: below it they are shares of the image's sides."""
+_MAX_RANGE_MM = 1e5
+"""Range that no depth camera has."""
 _CUBE_MARGIN = 1.25
 _KINDS = tuple(suffix for suffix in DEPTH_KINDS if suffix != ".bin")
 """Suffixes of the frames: those whose files state the size of the image."""
@@ -97,7 +99,8 @@ class DepthFolder(PreparedFrames):
         for images, that cannot be used; ConfigError for options that do not fit.
         """
         labels = read_joint_labels(root)
-        joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
+        with np.errstate(over="ignore"):
+            joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)
         stated = read_camera(root)
         images = [root / label.frame for label in labels.frames]
@@ -237,6 +240,12 @@ def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
         raise DataError(
             f"{labels.path}: the joints are {median:.3g} mm from the camera (median), nearer than any camera measures; "
             f"name their unit, which is not {unit}: joint_unit=m or cm"
+        )
+    largest = np.where(np.isnan(joints), 0.0, np.abs(joints)).max(axis=(1, 2))
+    if largest.max() > _MAX_RANGE_MM:
+        raise DataError(
+            f"{labels.frames[int(largest.argmax())].where}: a joint is {largest.max():.3g} mm away, further than any "
+            f"depth camera measures; correct the line, or the unit, joint_unit={unit}"
         )
     never = np.isnan(depths).all(axis=0)
     if never.any():
