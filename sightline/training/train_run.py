@@ -299,9 +299,9 @@ class _TrainRun:
             self._note(line)
         if location.is_finished:
             assert location.path is not None, "a finished run has a path"
-            return TrainResult(
-                Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
-            )
+            path = Path(location.path)
+            world.rank_zero_only(remove_dead_lock)(path)
+            return TrainResult(path, document=world.rank_zero_only(self._report_finished_run)(path))
         set_backends(config.train)
         built = build(location.keep_recorded(config), world, is_resumed=bool(location.checkpoint))
         _ = built.lineage  # traced before a folder is made: that of the source may be damaged
@@ -348,7 +348,6 @@ class _TrainRun:
         advice = f" To train it longer, name a later end: {longer}" if checkpoint.list_checkpoints(path) else ""
         self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)
-        remove_dead_lock(path)
         self._reporter.final_document(document)
         return document
 

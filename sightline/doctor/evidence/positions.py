@@ -282,8 +282,8 @@ def _list_columns(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
             continue
         for axis in dict.fromkeys((values.ndim - 1, 1)):
             found = []
-            is_one_of_many = values.shape[axis] > 1 or values.ndim > flat.ndim + 1  # an input as a whole is no channel
-            for place, column in enumerate(values.unbind(axis) if is_one_of_many else ()):
+            is_channel = values.shape[axis] > 1 or values.numel() > flat.numel()  # and not the input as a whole
+            for place, column in enumerate(values.unbind(axis) if is_channel else ()):
                 inner = column.flatten(flat.ndim) if column.ndim > flat.ndim else column[..., None]
                 if column.shape[: flat.ndim] == flat.shape and torch.equal(inner.amin(-1), inner.amax(-1)):
                     found.append((f"channel {place} of {path or 'the input'}", inner[..., 0].flatten(), flat.flatten()))
