@@ -49,3 +49,27 @@ def test_one_cause_is_one_finding() -> None:
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
         sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)
+
+
+class HalfRegistered(nn.Module):
+    """Layers of which one is in a plain list, with a tensor outside; a view in the place of a transposition."""
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.hidden, self.read_scale = [nn.Linear(3, 8)], lambda: scale
+        self.mixed, self.last = nn.Conv1d(8, 16, 1), nn.Linear(16, 3)
+
+    def forward(self, points: Tensor) -> Tensor:
+        rows = self.hidden[0](points) * self.read_scale()
+        return self.last(self.mixed(rows.view(len(rows), 8, -1)).amax(dim=2))
+
+
+def test_layers_that_nobody_registers_are_asked_in_float64_too() -> None:
+    scale = torch.ones(())
+    model, clouds = HalfRegistered(scale), torch.randn(32, 20, 3, generator=torch.Generator().manual_seed(0))
+    before = model.hidden[0].weight.clone()
+    report = sightline.check(model, nn.CrossEntropyLoss(), (clouds, LABELS))
+    assert {"unregistered", "point-order"} <= {finding.code for finding in report.findings}, report
+    assert not any("permuted_points" in line for line in report.verdict)
+    assert scale.dtype == torch.float32
+    assert torch.equal(model.hidden[0].weight, before)

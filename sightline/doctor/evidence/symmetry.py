@@ -16,6 +16,7 @@ from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Repeat
+from sightline.doctor.objects import iter_reachable
 from sightline.doctor.subject import Subject, replace_leaf
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.random_state import seed_all
@@ -182,7 +183,7 @@ def _run(
             text = f"the {'output' if len(values) == 2 else 'input'} of '{call.name}'"
             rows.append(Rows(text, call.path, _project(value, axis), len(values) == 2))
 
-    model = copy.deepcopy(subject.copy("eval")).double()
+    model = _copy_in_float64(subject)
     inputs = tree_map(subject.batches[0].inputs, lambda _, t: t.double() if t.is_floating_point() else t)
     layers = {name: module for name, module in model.named_modules() if _channel_axis(module) is not None}
     seed_all(0)
@@ -191,6 +192,16 @@ def _run(
         outputs = subject.call(model, change(inputs))
     floats = {path: t for path, t in dense_leaves(outputs) if t.is_floating_point() and t.ndim > 1}
     return rows, floats
+
+
+def _copy_in_float64(subject: Subject) -> nn.Module:
+    """Copy the model, in evaluation mode, to float64: tensors that no module registers as well, but shared ones."""
+    model = copy.deepcopy(subject.copy("eval")).double()
+    shared = {id(tensor) for _, tensor in iter_reachable(subject.model, Tensor)}
+    for _, tensor in iter_reachable(model, Tensor):
+        if tensor.is_floating_point() and id(tensor) not in shared:
+            tensor.data = tensor.data.double()
+    return model
 
 
 def _name(operator: Any) -> str:
