@@ -45,6 +45,15 @@ def test_one_cause_is_one_finding() -> None:
     assert causes.count("loss.double_softmax") == 1
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_a_model_that_torch_has_fused_by_earlier_runs_is_asked_what_it_ends_in() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1)))
+    for _ in range(3):  # from its second run on one node of the graph stands for all of it
+        model(ROWS)
+    causes = [finding.cause for finding in sightline.check(model, nn.CrossEntropyLoss(), BATCH).findings]
+    assert "loss.double_softmax" in causes
+
+
 @pytest.mark.parametrize("words", [{"batch_or_loader": 5}, {"batch_or_loader": BATCH, "evaluation": 5}])
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):

@@ -181,17 +181,20 @@ _RANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 SHARES = frozenset(_RANGES)
 """Last operations of models whose outputs are shares of classes."""
+_FUSED = ("DifferentiableGraph", "CompiledFunction")
+"""Ends of names of nodes that stand for a whole function: of torch.jit, from its second run on, and torch.compile."""
 
 
 @measure(passes=3)
 def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Certain]:
     """Compute the loss for right and wrong scores in place of an output, through the function that ends the model."""
-    operations = {path: last_operation(tensor) for path, tensor in dense_leaves(passed.outputs)}
+    outputs = dict(dense_leaves(passed.outputs))
     found = []
     for item in labelled:
         if max(item.agreement) < 0.95:
             continue
-        link = _RANGES.get(operations[item.slope.path], lambda scores, axis: scores)
+        name = _name_range(outputs[item.slope.path], item.axis)
+        link = _RANGES.get(name, lambda scores, axis: scores)
 
         def compute(size: float, item: Labelled = item, link: Callable[..., Tensor] = link, **options: bool) -> float:
             others = -size if item.axis is None else 0.0
@@ -201,10 +204,23 @@ def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Ce
 
         right = {score: compute(score) for score in _SCORES}
         wrong = {score: compute(score, is_wrong=True) for score in _SCORES}
-        found.append(Certain(item, operations[item.slope.path], right, wrong, compute(0.0)))
+        found.append(Certain(item, name, right, wrong, compute(0.0)))
     if not found:
         raise NotApplicableError("classes do not follow labels")
     return found
+
+
+def _name_range(output: Tensor, axis: int | None) -> str:
+    """Name the operation that an output ends in: by its node, or by its values if that stands for a whole function.
+
+    Values do not tell a sigmoid from scores that happen to be between 0 and 1.
+    """
+    name, values = last_operation(output), output.detach().double()
+    if axis is not None and name.endswith(_FUSED):
+        for of_classes, shares in (("Softmax", values), ("LogSoftmax", values.exp())):
+            if bool((shares >= 0).all()) and bool(((shares.sum(axis) - 1).abs() < 1e-4).all()):
+                return of_classes
+    return name
 
 
 class Free(NamedTuple):
