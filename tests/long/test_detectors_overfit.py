@@ -58,7 +58,7 @@ OTA = (
     "losses=[{name: sigmoid_focal}, {name: box_overlap, weight: 2.0}, {name: box_iou_bce, weight: 0.5}]",
 )
 EMD = (
-    "train.precision=float32",  # AP50 0.912; 0.896 in the bfloat16 that `auto` takes, so that rounding decided about the bar
+    "train.precision=float32",  # AP50 0.912, but 0.896 in the bfloat16 that `auto` takes: rounding
     "task.assigner.boxes_per_prior=2",
     "model.head.name=retina_emd",
     "losses=[{name: earth_mover}]",
