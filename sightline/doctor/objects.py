@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Kind = TypeVar("Kind")
 
 _MAX_OBJECTS = 20_000
 _MAX_ELEMENTS = 4_096
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_HELD = ("_parameters", "_buffers", "_modules")
 _LEAVES = (Tensor, np.ndarray, str, bytes, bytearray, int, float, complex, type, types.ModuleType, type(None))
 
 
@@ -112,7 +113,11 @@ def _get_contents(cell: types.CellType) -> object | None:
 def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType):
         return
-    yield from list(getattr(value, "__dict__", {}).items())
+    attributes = dict(getattr(value, "__dict__", {}))
+    if isinstance(value, nn.Module):  # its layers and tensors by the names that it has for them
+        held = [attributes.pop(name) for name in _HELD if isinstance(attributes.get(name), dict)]
+        attributes |= {name: item for members in held for name, item in members.items()}
+    yield from attributes.items()
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:

@@ -79,6 +79,7 @@ def test_layers_that_nobody_registers_are_asked_in_float64_too() -> None:
     before = model.hidden[0].weight.clone()
     report = sightline.check(model, nn.CrossEntropyLoss(), (clouds, LABELS))
     assert {"unregistered", "point-order"} <= {finding.code for finding in report.findings}, report
+    assert "hidden[0].weight, hidden[0].bias" in str(report)
     assert not any("permuted_points" in line for line in report.verdict)
     assert scale.dtype == torch.float32
     assert torch.equal(model.hidden[0].weight, before)

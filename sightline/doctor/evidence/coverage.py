@@ -27,8 +27,9 @@ def loose_leaves(subject: Subject, passed: Pass) -> dict[str, Tensor]:
     leaves = {id(node.variable): node.variable for node in iter_nodes(roots) if hasattr(node, "variable")}
     for known in (*passed.parameters.values(), *(tensor for _, tensor in tree_leaves(passed.inputs))):
         leaves.pop(id(known), None)
-    paths = {id(tensor): path.lstrip(".") for path, tensor in iter_reachable(passed.model, Tensor)} if leaves else {}
-    return {paths.get(key, f"a tensor of shape {tuple(tensor.shape)}"): tensor for key, tensor in leaves.items()}
+    reached = iter_reachable(passed.model, Tensor) if leaves else ()
+    found = {path: leaves.pop(id(tensor)) for path, tensor in reached if id(tensor) in leaves}
+    return found | {f"a tensor of shape {tuple(tensor.shape)}": tensor for tensor in leaves.values()}
 
 
 @measure()
