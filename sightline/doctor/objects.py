@@ -116,7 +116,7 @@ def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
     attributes = dict(getattr(value, "__dict__", {}))
     if isinstance(value, nn.Module):  # its layers and tensors by the names that it has for them
         held = [attributes.pop(name) for name in _HELD if isinstance(attributes.get(name), dict)]
-        attributes |= {name: item for members in held for name, item in members.items()}
+        attributes = {name: item for members in held for name, item in members.items()} | attributes
     yield from attributes.items()
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -45,10 +47,11 @@ def test_one_cause_is_one_finding() -> None:
     assert causes.count("loss.double_softmax") == 1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
-def test_a_model_that_torch_has_fused_by_earlier_runs_is_asked_what_it_ends_in() -> None:
-    model = torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1)))
-    for _ in range(3):  # from its second run on one node of the graph stands for all of it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about torch.jit, and about itself
+@pytest.mark.parametrize("fuse", [torch.jit.script, partial(torch.compile, backend="aot_eager")])
+def test_a_model_that_torch_fuses_is_asked_what_it_ends_in(fuse: Callable[[nn.Module], nn.Module]) -> None:
+    model = fuse(nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1)))
+    for _ in range(3):  # from its second run on one node of the graph stands for all of a scripted one
         model(ROWS)
     causes = [finding.cause for finding in sightline.check(model, nn.CrossEntropyLoss(), BATCH).findings]
     assert "loss.double_softmax" in causes
@@ -58,6 +61,18 @@ def test_a_model_that_torch_has_fused_by_earlier_runs_is_asked_what_it_ends_in()
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
         sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)
+
+
+def test_each_tensor_outside_of_the_model_counts() -> None:
+    outside = [torch.randn(3, requires_grad=True) for _ in range(2)]
+
+    class Shifted(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * outside[0].exp() + outside[1]
+
+    found = sightline.check(Shifted(6, 3), nn.CrossEntropyLoss(), BATCH).findings
+    (finding,) = [each for each in found if each.code == "unregistered"]
+    assert "2 tensor(s)" in str(finding)
 
 
 class HalfRegistered(nn.Module):

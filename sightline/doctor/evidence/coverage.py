@@ -29,7 +29,8 @@ def loose_leaves(subject: Subject, passed: Pass) -> dict[str, Tensor]:
         leaves.pop(id(known), None)
     reached = iter_reachable(passed.model, Tensor) if leaves else ()
     found = {path: leaves.pop(id(tensor)) for path, tensor in reached if id(tensor) in leaves}
-    return found | {f"a tensor of shape {tuple(tensor.shape)}": tensor for tensor in leaves.values()}
+    outside = enumerate(leaves.values(), start=1)
+    return found | {f"tensor {n} outside of the model, of shape {tuple(t.shape)}": t for n, t in outside}
 
 
 @measure()
