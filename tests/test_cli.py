@@ -121,13 +121,8 @@ def test_a_slip_gets_one_line(words: list[object], expected: str, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_every_layout_is_listed_and_the_list_named_where_none_is_given() -> None:
-    words = ("data", "convert")
-    refused = run_here(*words, "x.pth", "--to", "there")
-    assert refused.code == 2
-    assert refused.err.count("\n") == 1
-    for text in (refused.err, " ".join(run_here(*words, "--help").out.split())):
-        assert "'sightline list layouts'" in text
+def test_every_layout_is_listed_and_the_list_named_where_one_is_given() -> None:
+    assert "'sightline list layouts'" in " ".join(run_here("data", "convert", "--help").out.split())
     assert [line.split()[0] for line in run_here("list", "layouts").out.splitlines()] == sorted(MODELS)
 
 

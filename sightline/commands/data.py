@@ -98,7 +98,10 @@ class ConvertOptions(
     PluginCommand,
     name="data convert",
     run="data.convert",
-    examples=("data convert model.t7 --layout antao97_dgcnn_cls --to runs/antao97",),
+    examples=(
+        "data convert model.1024.t7 --to runs/antao97",
+        "data convert pct.pth --layout strawberry_pct_cls --to runs/pct",
+    ),
 ):
     """Convert published weights to a run.
 
@@ -111,8 +114,8 @@ class ConvertOptions(
     file: Path = argument("FILE", "published weights (.pth or similar, or a folder of its parts)")
     target: Path = option("--to", "DIR", "folder to write, new or empty", default=MISSING)
     words: tuple[str, ...] = argument("[KEY=VALUE]...", "overrides of the run's config", default=())
-    layout: str = option(
-        "--layout", "NAME", "the code that wrote the weights: see 'sightline list layouts'", default=MISSING
+    layout: str | None = option(
+        "--layout", "NAME", "the code that wrote the weights, of 'sightline list layouts' [found by their names]"
     )
     config: Path | None = option("--config", "CONFIG", "data, transforms and training of this config")
     data: str | None = option("--data", "NAME", "data set of their training [that of the layout]")

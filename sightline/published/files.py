@@ -7,6 +7,7 @@ training scripts store accuracies as such with the weights; a scalar is a type a
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import warnings
@@ -52,26 +53,33 @@ class PublishedFile(NamedTuple):
     others: tuple[str, ...]
 
 
-def read_source(file: Path, layout: PublishedLayout) -> PublishedFile:
+def read_source(file: Path, layout: PublishedLayout | None = None) -> PublishedFile:
     """Read the weights of a file, or of a folder with a file for each part, which become one state.
 
+    The parts are those of `layout`, without one those of the layout that has the most of them, all in the folder.
     Raises CheckpointError for unreadable files and for a folder with a part that the layout would leave out.
     """
-    if not layout.parts or not file.is_dir():
+    parts = _find_parts(file) if layout is None else layout.parts
+    if not parts or not file.is_dir():
         return read_published(file)
     part_names = {name for other in list_layouts() for name in other.parts}
-    unexpected = sorted(name for name in part_names - layout.parts.keys() if (file / name).exists())
-    if unexpected:
+    unexpected = sorted(name for name in part_names - parts.keys() if (file / name).exists())
+    if layout is not None and unexpected:
         raise CheckpointError(
             f"{file}: holds {', '.join(unexpected)}, which the layout '{layout.name}' does not have; take --layout "
             f"{layout.name}_crf"
         )
-    read = {prefix: read_published(file / name) for name, prefix in layout.parts.items()}
+    read = {prefix: read_published(file / name) for name, prefix in parts.items()}
     return PublishedFile(
         {f"{prefix}{name}": value for prefix, part in read.items() for name, value in part.state.items()},
         tuple(dict.fromkeys(name for part in read.values() for name in part.containers)),
         tuple(dict.fromkeys(name for part in read.values() for name in part.others)),
     )
+
+
+def _find_parts(folder: Path) -> Mapping[str, str]:
+    complete = [row.parts for row in list_layouts() if all((folder / name).exists() for name in row.parts)]
+    return max(complete, key=len)
 
 
 def read_published(path: Path) -> PublishedFile:
@@ -83,23 +91,36 @@ def read_published(path: Path) -> PublishedFile:
     return _unwrap(_load(path), path)
 
 
-def choose_layout(state: Mapping[str, Tensor]) -> str | tuple[str, ...]:
+def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: bool, advice: str) -> str:
     """Choose the layout of a state by its names, and by its shapes among those that read these names alike.
 
-    Returns all of them if they read the names differently, and an empty tuple if the names are of none.
+    Of layouts that shapes do not tell apart either, the first will do if all make the same run, or for the weights
+    alone. Raises CheckpointError, with `advice`, if several are left over, and if the names are of none.
     """
-    fitting = [read_layout(name) for name in find_layouts(state)]
-    if len(fitting) == 1:
+    fitting = [read_layout(each) for each in find_layouts(state)]
+    if not fitting:
+        names = join_some(sorted(state), most=_MAX_NAMES_SHOWN)
+        raise CheckpointError(
+            f"{name}: its {len(state)} names ({names}) are of no known layout by names alone; see 'sightline list "
+            "layouts', and data convert --layout NAME"
+        )
+    are_alike = all(row.names == fitting[0].names and row.changes == fitting[0].changes for row in fitting)
+    if len(fitting) > 1 and are_alike:
+        weights = convert_state_dict(state, fitting[0].name)
+        counts = [_count_equal_shapes(weights, row) for row in fitting]
+        fitting = [row for row, count in zip(fitting, counts, strict=True) if count == max(counts)]
+    runs = [dataclasses.replace(row, name="", url="", unused=()) for row in fitting]
+    if all(run == runs[0] for run in runs) or (are_alike and is_for_weights):
         return fitting[0].name
-    if any(layout.names != fitting[0].names or layout.changes != fitting[0].changes for layout in fitting):
-        return tuple(layout.name for layout in fitting)
-    weights = convert_state_dict(state, fitting[0].name) if fitting else {}
+    differ = "differ in arguments that no tensor shows" if are_alike else "read them differently"
+    raise CheckpointError(
+        f"{name}: its names are those of the layouts {', '.join(row.name for row in fitting)}, which {differ}; {advice}"
+    )
 
-    def count_equal_shapes(layout: PublishedLayout) -> int:
-        expected = make_meta_model(layout).state_dict()
-        return sum(name in weights and weights[name].shape == value.shape for name, value in expected.items())
 
-    return max(fitting, key=count_equal_shapes).name if fitting else ()
+def _count_equal_shapes(weights: Mapping[str, Tensor], layout: PublishedLayout) -> int:
+    expected = make_meta_model(layout).state_dict()
+    return sum(name in weights and weights[name].shape == value.shape for name, value in expected.items())
 
 
 def make_meta_model(layout: PublishedLayout, **facts: int) -> nn.Module:

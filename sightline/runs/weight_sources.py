@@ -8,14 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sightline.contract.errors import CheckpointError, join_some
+from sightline.contract.errors import CheckpointError
 from sightline.published.files import choose_layout, read_published
 from sightline.published.hub import PREFIX, fetch_weights, is_hub_name
 from sightline.published.translation import convert_state_dict
 from sightline.runs import checkpoint
 from sightline.store.prepared.prepared_set import compute_sha256
 
-_MAX_NAMES = 3
+_ADVICE = "convert it by the one that it is of: sightline data convert FILE --layout NAME --to RUN, then init.from=RUN"
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,7 @@ def open_source(name: str) -> WeightSource:
     elif not path.is_file() or path.suffix == ".slq":
         path = checkpoint.resolve_weights(path).resolve()
         run = checkpoint.enclosing_run(path)
-    return WeightSource(name, path, run, None if path.is_dir() or path.suffix == ".slq" else _choose_layout(name, path))
-
-
-def _choose_layout(name: str, path: Path) -> str:
-    state = read_published(path).state
-    chosen = choose_layout(state)
-    if isinstance(chosen, str):
-        return chosen
-    if chosen:
-        raise CheckpointError(
-            f"{name}: its names are those of the layouts {', '.join(chosen)}, which read them differently; convert it "
-            "by the one that it is of: sightline data convert FILE --layout NAME --to RUN, then init.from=RUN"
-        )
-    raise CheckpointError(
-        f"{name}: its {len(state)} names ({join_some(sorted(state), most=_MAX_NAMES)}) are of no known layout "
-        "by names alone; see 'sightline list layouts', and data convert --layout NAME"
-    )
+    if path.is_dir() or path.suffix == ".slq":
+        return WeightSource(name, path, run)
+    layout = choose_layout(read_published(path).state, name, is_for_weights=True, advice=_ADVICE)
+    return WeightSource(name, path, run, layout)

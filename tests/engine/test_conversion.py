@@ -138,7 +138,8 @@ def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tm
     file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
     options = data_of(case, tmp_path)
     options["overrides"] += ("train.precision=float64",)
-    converted = convert_published_weights(file, layout=case.layout, target=target, **options)
+    layout = case.layout if "pct" in case.layout else None  # two PCTs have the same names and shapes
+    converted = convert_published_weights(file, layout=layout, target=target, **options)
     sizes = {"num_classes": case.num_classes, "in_channels": case.in_channels}
     assert sizes.items() <= converted.lineage["from_shapes"].items()
     if "param_count" in golden.info:
@@ -272,10 +273,8 @@ def test_every_layout_has_a_case() -> None:
 
 def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
     file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "runs" / "x"
-    done = succeed(
-        "data", "convert", file, "--layout", "wangyueft_pointnet", "--to", target,
-        f"data.root={tmp_path / 'none'}", "--json", tmp_path / "out.json",
-    )  # fmt: skip
+    data = f"data.root={tmp_path / 'none'}"
+    done = succeed("data", "convert", file, "--to", target, data, "--json", tmp_path / "out.json")
     assert "no tensor shows model.dropout" in done.err
     lineage = json.loads((target / "lineage.json").read_text())
     assert lineage.items() <= json.loads((tmp_path / "out.json").read_text()).items()

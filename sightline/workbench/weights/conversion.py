@@ -24,7 +24,7 @@ from sightline.engine.build import build_model
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.instrument.random_state import preserve_random_state
-from sightline.published.files import PublishedFile, make_meta_model, read_source
+from sightline.published.files import PublishedFile, choose_layout, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names
 from sightline.runs import checkpoint
@@ -50,8 +50,8 @@ class ConversionResult:
 def convert_published_weights(
     file: Path,
     *,
-    layout: str,
     target: Path,
+    layout: str | None = None,
     config_path: Path | None = None,
     data_name: str | None = None,
     overrides: Sequence[str] = (),
@@ -59,14 +59,16 @@ def convert_published_weights(
 ) -> ConversionResult:
     """Write the weights of a third-party file as a run at `target`; nothing is written if anything does not fit.
 
-    The model is that of the layout, its sizes are those of the tensors. All else is a config: of `config_path`, or a
-    one on the data set `data_name` (by default the layout's), with `overrides` applied.
-    Raises CheckpointError for a file that does not fit the layout, ConfigError for a config or a data set that
-    contradicts the weights, and UserError for a target that is not empty.
+    The model is that of the layout, by default the one that the tensors' names and shapes tell; its sizes are those of
+    the tensors. All else is a config: of `config_path`, or a one on the data set `data_name` (by default the layout's),
+    with `overrides` applied. Raises CheckpointError for a file that does not fit the layout, or fits several and none
+    is named, ConfigError for a config or a data set that contradicts the weights, and UserError for a target that is
+    not empty.
     """
     assert_empty_or_absent(target, option="--to")
-    published = _read_layout(layout)
-    source = read_source(file, published)
+    source = read_source(file, None if layout is None else _read_layout(layout))
+    layout = layout or choose_layout(source.state, str(file), is_for_weights=False, advice="give --layout NAME")
+    published = read_layout(layout)
     weights = _translate_weights(source, published, file)
     sizes = {name: size.read(weights) for name, size in published.sizes.items() if name not in FACTS}
     counts = _read_counts(published, weights)
