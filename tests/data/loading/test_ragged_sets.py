@@ -1,4 +1,4 @@
-"""Sets whose rows have lengths of their own: kept in one stretch, read row by row, continued to the same bits."""
+"""Sets whose rows have lengths of their own: kept in one stretch and read row by row."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from sightline.store.prepared.prepared_set import PreparedSet, add_digest, open_
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
-    Progress,
     SampleRow,
     Shard,
     find_duplicates,
     write_prepared_set,
 )
-from tests.data.preparing import read_files
-from tests.processes import run_program
 
 SIZES = {"train": [3, 1, 700, 20], "test": [5, 9]}
 """Points per cloud; 700 points are more than a buffer of the file holds, one is the least."""
@@ -33,7 +30,6 @@ COLUMNS = {
     "label": ColumnSpec((), "uint8", is_ragged=True),
     "category": ColumnSpec((), "int64"),
 }
-NUM_ROWS = 6
 
 
 def write_source(root: Path) -> Path:
@@ -57,11 +53,7 @@ def rows_of(files: tuple[Path, ...]) -> Iterator[SampleRow]:
         yield SampleRow(file.stem, str(file), read_source(file))
 
 
-def no_progress(done: int, total: int, message: str) -> None:
-    pass
-
-
-def prepare(source: Path, target: Path, *, progress: Progress = no_progress, room: int = 1) -> dict[str, Any]:
+def prepare(source: Path, target: Path, *, room: int = 1) -> dict[str, Any]:
     """A part of two clouds each; `room` is what each is thought to need."""
     parts = []
     for split, sizes in SIZES.items():
@@ -70,7 +62,7 @@ def prepare(source: Path, target: Path, *, progress: Progress = no_progress, roo
             pair = tuple(files[first : first + 2])
             parts.append(Shard(split, f"{split}/{first}", len(pair), pair, functools.partial(rows_of, pair), room))
     plan = PreparationPlan("toy", "text", source, COLUMNS, tuple(parts), {}, lambda prepared: {})
-    return write_prepared_set(plan, target, progress=progress)
+    return write_prepared_set(plan, target, progress=lambda *told: None)
 
 
 @pytest.fixture
@@ -132,22 +124,6 @@ def test_too_little_room_is_told_before_the_work(source: Path, tmp_path: Path) -
     with pytest.raises(RunError, match=r"GiB are needed, .* GiB are free; make room"):
         prepare(source, tmp_path / "set", room=free)
     assert not (tmp_path / "set.partial").exists()
-
-
-@pytest.mark.processes
-def test_a_disk_that_fills_is_told_and_continued(source: Path, tmp_path: Path) -> None:
-    """A limit on the size of a file stands for the full disk: both fail the write."""
-    prepare(source, tmp_path / "whole")
-    failed = run_program(
-        "import resource, signal; from pathlib import Path;"
-        "from tests.data.loading.test_ragged_sets import prepare;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        f"prepare(Path({str(source)!r}), Path({str(tmp_path / 'set')!r}))"
-    )
-    assert "RunError" in failed.stderr
-    assert "set.partial: cannot write: file too large; raise the limit" in failed.stderr
-    prepare(source, tmp_path / "set")
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_offsets_that_are_no_starts_of_rows_are_refused(prepared: PreparedSet) -> None:

@@ -81,14 +81,6 @@ def test_a_target_with_something_else_is_refused(tmp_path: Path) -> None:
     assert prepare(source, tmp_path / "empty")["outcome"] == "prepared"
 
 
-def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(RunError, match="are needed"):
-        prepare(write_text(tmp_path / "in"), tmp_path / "set")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-
-
 # --- damage to what was prepared --------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,11 +138,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(sound: Path, tmp_path: Path) -> Path:
     """A copy to change."""
-    target = tmp_path / "set"
-    target.mkdir()
-    for path in sound.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    return target
+    return Path(shutil.copytree(sound, tmp_path / "set"))
 
 
 def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
