@@ -13,18 +13,6 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from tests.processes import run_program
 
-__all__ = [
-    "cut",
-    "expect_progress",
-    "flip_bit",
-    "kill_process",
-    "prepare_set",
-    "read_files",
-    "refuse",
-    "replace_line",
-    "set_key",
-]
-
 
 def expect_progress(done: int, total: int, message: str) -> None:
     """A progress that checks its arguments."""

@@ -13,8 +13,6 @@ from PIL import Image
 
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 
-__all__ = ["digest_of", "pattern", "quiet", "write_coco", "write_image"]
-
 
 def quiet(done: int, total: int, message: str) -> None:
     """Progress that nobody watches."""

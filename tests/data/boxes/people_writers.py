@@ -11,8 +11,6 @@ import numpy as np
 
 from tests.data.boxes.box_writers import pattern, write_image
 
-__all__ = ["write_citypersons", "write_ecp", "write_widerperson"]
-
 
 def write_widerperson(root: Path, **splits: Mapping[str, Sequence[Sequence[int]] | None]) -> Path:
     """Rows of class, left, top, right and bottom by split and name; None for an image without annotations."""

@@ -13,20 +13,6 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-__all__ = [
-    "Drawn",
-    "draw",
-    "msra_bytes",
-    "no_progress",
-    "png16",
-    "png_colour",
-    "write_hands2017",
-    "write_icvl",
-    "write_itop",
-    "write_msra",
-    "write_nyu",
-]
-
 
 class Drawn(NamedTuple):
     """One frame: depths (H, W) in mm, 0 for what was not measured, and joints (J, 3) in mm, z forward."""

@@ -12,8 +12,6 @@ from PIL import Image
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig, SampleKey
 
-__all__ = ["CAMERA", "JOINTS", "write_disc_frames", "write_own_frames"]
-
 JOINTS = ("palm", "thumb_tip", "index_tip", "little_tip")
 CAMERA = {"fx": 241.42, "fy": -241.42, "u0": 160.0, "v0": 120.0}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +16,11 @@ from scipy.io import loadmat, savemat
 from sightline.areas.pose.sets.depth_frames import CentreOfMass, ReferencePointFile, TrueJoint
 from sightline.areas.pose.sets.hand_sets import Hands2017, IcvlHands, MsraHands, NyuHands
 from sightline.areas.pose.sets.itop import Itop
-from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.store.files.text_tables import LabelLines
 from tests.data.depth.depth_trees import (
     Drawn,
-    no_progress,
     png16,
     write_hands2017,
     write_icvl,
@@ -29,7 +28,7 @@ from tests.data.depth.depth_trees import (
     write_msra,
     write_nyu,
 )
-from tests.data.preparing import replace_line, set_key
+from tests.data.preparing import cut, prepare_set, refuse, replace_line, set_key
 
 PEOPLE = {
     "train": ["00_00000", "00_00001", "03_00000", "03_00001", "07_00000"],
@@ -45,19 +44,12 @@ SETS: dict[str, tuple[Any, Callable[[Path], dict[str, Drawn]]]] = {
 
 
 def prepare(kind: Any, tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = kind.prepare(
-        source=tmp_path / "source", target=tmp_path / "set", name=kind.set_name, progress=no_progress
-    )
-    return found
+    manifest: dict[str, Any] = prepare_set(kind.set_name, tmp_path / "source", tmp_path / "set")
+    return manifest
 
 
-def frames_by_name(kind: Any, tmp_path: Path) -> dict[str, Any]:
-    """Every sample of train and test by its name."""
-    found: dict[str, Any] = {}
-    for split in ("train", "test"):
-        frames = kind(split=split, root=str(tmp_path / "set"), validation_share=0.0)
-        found |= {frames.sample_name(i): frames[SampleKey(i, 0, 0)] for i in range(len(frames))}
-    return found
+def names_of(frames: Any) -> list[str]:
+    return [frames.sample_name(index) for index in range(len(frames))]
 
 
 MIDDLE = {"icvl_hands": 0, "nyu_hands": 13, "hands2017": 3, "itop": 8, "msra_hands": 5}
@@ -70,7 +62,10 @@ def test_every_frame_is_what_was_written(tmp_path: Path, name: str) -> None:
     kind, write = SETS[name]
     made = write(tmp_path / "source")
     manifest = prepare(kind, tmp_path)
-    found = frames_by_name(kind, tmp_path)
+    found: dict[str, Any] = {}
+    for split in ("train", "test"):
+        frames = kind(split=split, root=str(tmp_path / "set"), validation_share=0.0)
+        found |= {name: frames[SampleKey(index, 0, 0)] for index, name in enumerate(names_of(frames))}
     assert found.keys() == made.keys()
     for key, drawn in made.items():
         assert np.array_equal(found[key]["depth"].numpy(), drawn.depth.astype(np.float32)), key
@@ -96,14 +91,11 @@ def test_a_recording_stays_with_its_turned_copies(tmp_path: Path) -> None:
     write_icvl(tmp_path / "source")
     prepare(IcvlHands, tmp_path)
     for seed in range(4):
-        train, held = (
-            {
-                frames.sample_name(i).split("/")[-2]
-                for frames in [IcvlHands(split=s, root=str(tmp_path / "set"), validation_share=0.34, split_seed=seed)]
-                for i in range(len(frames))
-            }
-            for s in ("train", "validation")
+        parts = (
+            IcvlHands(split=split, root=str(tmp_path / "set"), validation_share=0.34, split_seed=seed)
+            for split in ("train", "validation")
         )
+        train, held = ({name.split("/")[-2] for name in names_of(part)} for part in parts)
         assert len(held) == 1
         assert not train & held
 
@@ -121,43 +113,6 @@ def test_missing_training_images_are_told_and_keep_their_place(tmp_path: Path) -
     frames = IcvlHands(split="train", root=str(tmp_path / "set"), validation_share=0.0, reference=reference)
     assert [frames[SampleKey(i, 0, 0)]["reference"][0].item() for i in range(7)] == [0, 2, 3, 4, 5, 6, 7]
     assert len(made) == 8 + 3
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            lambda r: (r / "Testing/Depth/test_seq_1/image_0001.png").unlink(),
-            r"image_0001.png: the image is missing, and every test frame counts",
-        ),
-        (lambda r: edit_training(r, lambda line: line.replace(" ", " x ", 1)), r"labels.txt:3: 49 columns, 48"),
-        (lambda r: edit_training(r, lambda line: line.rsplit(" ", 3)[0]), r"labels.txt:3: 46 columns, 48"),
-        (lambda r: edit_training(r, lambda line: ""), r"labels.txt:3: is empty"),
-        (
-            lambda r: edit_training(r, lambda line: "../" + line),
-            r"labels.txt:3: '../20141/image_0000.png' is not the path",
-        ),
-        (
-            lambda r: edit_training(r, lambda line: line.split()[0] + " 1 1 -300" * 16),
-            r"labels.txt: frame 2 \(20141/image_0000.png\): a joint is at z = -300",
-        ),
-        (
-            lambda r: (r / "Training/Depth/20140/image_0000.png").write_bytes(png16(np.ones((480, 640)))),
-            r"image_0000.png: the image is 640 x 480 pixels, the camera's 320 x 240",
-        ),
-        (lambda r: (r / "Testing/test_seq_2.txt").unlink(), r"test_seq_2.txt: there is no such file"),
-    ],
-)
-def test_what_is_broken_in_icvl(tmp_path: Path, change: Any, told: str) -> None:
-    write_icvl(tmp_path / "source")
-    change(tmp_path / "source")
-    with pytest.raises(DataError, match=told) as error:
-        prepare(IcvlHands, tmp_path)
-    assert "\n" not in str(error.value)
-
-
-def edit_training(root: Path, change: Callable[[str], str]) -> None:
-    replace_line(root / "Training/labels.txt", 3, change)
 
 
 def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,14 +162,6 @@ def test_nyu_labels_of_other_shapes_and_places(tmp_path: Path) -> None:
         prepare(NyuHands, tmp_path)
 
 
-def test_nyu_images_that_are_missing(tmp_path: Path) -> None:
-    write_nyu(tmp_path / "source", {"train": 2, "test": 2})
-    (tmp_path / "source/train/depth_1_0000002.png").unlink()
-    (tmp_path / "source/test/depth_1_0000002.png").unlink()
-    with pytest.raises(DataError, match=r"test/depth_1_0000002.png: the image is missing, and every test frame counts"):
-        prepare(NyuHands, tmp_path)
-
-
 # --- HANDS 2017 -------------------------------------------------------------------------------------------------------
 
 
@@ -230,32 +177,6 @@ def test_a_test_part_without_labels_is_read_and_not_scored(tmp_path: Path) -> No
     assert np.array_equal(sample["depth"].numpy(), made["test/image_D00000001.png"].depth)
     with pytest.raises(DataError, match="hands2017 test: frame 0 has no labelled joint 3"):
         Hands2017(split="test", root=str(tmp_path / "set"), reference=TrueJoint())[SampleKey(0, 0, 0)]
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            lambda r: append_line(r / "frame/test_annotation_frame.txt"),
-            r"test_annotation_frame.txt: has 4 lines, BoundingBox.txt has 3; get both again",
-        ),
-        (
-            lambda r: replace_line(r / "training/Training_Annotation.txt", 4, lambda line: line + "\t7"),
-            r"Training_Annotation.txt:4: 64 columns, 63",
-        ),
-        (lambda r: (r / "frame/images/image_D00000003.png").unlink(), r"image_D00000003.png: the image is missing"),
-        (
-            lambda r: (r / "training/images/image_D00000001.png").write_bytes(png16(np.ones((480, 640)))[:-1]),
-            r"does not end as PNG files do",
-        ),
-    ],
-)
-def test_what_is_broken_in_hands2017(tmp_path: Path, change: Any, told: str) -> None:
-    write_hands2017(tmp_path / "source", with_test_labels=True)
-    change(tmp_path / "source")
-    with pytest.raises(DataError, match=told) as error:
-        prepare(Hands2017, tmp_path)
-    assert "\n" not in str(error.value)
 
 
 # --- ITOP -------------------------------------------------------------------------------------------------------------
@@ -289,70 +210,6 @@ def test_people_of_itop_are_held_out_whole_and_views_are_apart(tmp_path: Path) -
     assert Itop(split="test", root=str(tmp_path / "set"), view="top").sample_name(0) == "12_00000"
 
 
-def append_line(path: Path) -> None:
-    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
-
-
-def change_labels(root: Path, key: str, change: Callable[[Any], Any]) -> None:
-    with h5py.File(root / "ITOP_side_train_labels.h5", "r+") as file:
-        set_key(key, change)(file)
-
-
-def swapped(joints: np.ndarray) -> np.ndarray:
-    """Left where right is, as some readers have it."""
-    return joints[:, [0, 1, 3, 2, 5, 4, 7, 6, 8, 10, 9, 12, 11, 14, 13]]
-
-
-def compress(root: Path) -> None:
-    path = root / "ITOP_side_train_depth_map.h5"
-    path.with_suffix(".h5.gz").write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
-
-
-def with_nan(root: Path) -> None:
-    with h5py.File(root / "ITOP_side_train_depth_map.h5", "r+") as file:
-        file["data"][2, 5, 7] = np.nan
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            lambda r: change_labels(r, "real_world_coordinates", swapped),
-            r" appears \d+ px from where image_coordinates has it",
-        ),
-        (
-            lambda r: change_labels(r, "real_world_coordinates", lambda j: j * 2 + 1),
-            "in another order or in other units",
-        ),
-        (lambda r: change_labels(r, "real_world_coordinates", lambda j: -j), "has a joint at or behind the camera"),
-        (
-            lambda r: change_labels(r, "real_world_coordinates", lambda of: of[:, :14]),
-            r"real_world_coordinates is float16 \(5, 14, 3\), \(5, 15, 3\) is needed",
-        ),
-        (lambda r: change_labels(r, "is_valid", lambda v: v[:4]), r"is_valid is uint8 \(4,\), \(5,\) is needed"),
-        (
-            lambda r: change_labels(r, "id", lambda ids: ids[::-1]),
-            r"id\[0\] is 07_00000, that of the depth maps is 00_00000",
-        ),
-        (compress, r"ITOP_side_train_depth_map.h5.gz: is compressed, .* gunzip -k "),
-        (with_nan, r"data\[2\]: the depth in row 5, column 7 is nan"),
-        (lambda r: cut(r / "ITOP_side_test_depth_map.h5"), r"ITOP_side_test_depth_map.h5: "),
-        (lambda r: (r / "ITOP_side_test_labels.h5").unlink(), r"ITOP_side_test_labels.h5: is missing"),
-    ],
-)
-def test_what_is_broken_in_itop(tmp_path: Path, change: Any, told: str) -> None:
-    write_itop(tmp_path / "source", PEOPLE)
-    change(tmp_path / "source")
-    with pytest.raises(DataError, match=told) as error:
-        prepare(Itop, tmp_path)
-    assert "\n" not in str(error.value)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 def test_zero_depth_of_itop_is_no_point(tmp_path: Path) -> None:
     """As a point it would lie in the camera, and pull the centre of mass towards it."""
     write_itop(tmp_path / "source", PEOPLE)
@@ -368,6 +225,89 @@ def test_a_view_that_is_not_there(tmp_path: Path) -> None:
     prepare(Itop, tmp_path)
     with pytest.raises(DataError, match=r"has no frames from the top, it holds side_train, side_test; set data\.view"):
         Itop(split="train", root=str(tmp_path / "set"), view="top")
-    with pytest.raises(ConfigError, match=r"set evaluate\.select: test"):
-        Itop(split="validation", root=str(tmp_path / "set"), validation_share=0.0)
-    assert dataclasses.is_dataclass(Itop(split="test", root=str(tmp_path / "set")).info)
+
+
+# --- what is refused ---
+
+
+def change_line(file: str, number: int, change: Callable[[str], str]) -> Callable[[Path], object]:
+    return lambda root: replace_line(root / file, number, change)
+
+
+def change_labels(key: str, change: Callable[[Any], Any]) -> Callable[[Path], object]:
+    def apply(root: Path) -> None:
+        with h5py.File(root / "ITOP_side_train_labels.h5", "r+") as file:
+            set_key(key, change)(file)
+
+    return apply
+
+
+def swapped(joints: np.ndarray) -> np.ndarray:
+    """Left where right is, as some readers have it."""
+    return joints[:, [0, 1, 3, 2, 5, 4, 7, 6, 8, 10, 9, 12, 11, 14, 13]]
+
+
+def compress(root: Path) -> None:
+    path = root / DEPTHS
+    path.with_suffix(".h5.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def with_nan(root: Path) -> None:
+    with h5py.File(root / DEPTHS, "r+") as file:
+        file["data"][2, 5, 7] = np.nan
+
+
+TRAINING = "Training/labels.txt"
+LABELS = "training/Training_Annotation.txt"
+DEPTHS = "ITOP_side_train_depth_map.h5"
+WORLD = "real_world_coordinates"
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("icvl_hands", lambda r: (r / "Testing/Depth/test_seq_1/image_0001.png").unlink(), "01.png: the image is missing"),
+    ("icvl_hands", change_line(TRAINING, 3, lambda line: line.replace(" ", " x ", 1)), "labels.txt:3: 49 columns, 48"),
+    ("icvl_hands", change_line(TRAINING, 3, lambda line: ""), "labels.txt:3: is empty"),
+    ("icvl_hands", change_line(TRAINING, 3, lambda line: f"../{line}"), "'../20141/image_0000.png' is not the path"),
+    (
+        "icvl_hands",
+        change_line(TRAINING, 3, lambda line: line.split()[0] + " 1 1 -300" * 16),
+        r"labels.txt: frame 2 \(20141/image_0000.png\): a joint is at z = -300",
+    ),
+    (
+        "icvl_hands",
+        lambda r: (r / "Training/Depth/20140/image_0000.png").write_bytes(png16(np.ones((480, 640)))),
+        "image_0000.png: the image is 640 x 480 pixels, the camera's 320 x 240",
+    ),
+    ("icvl_hands", lambda r: (r / "Testing/test_seq_2.txt").unlink(), "test_seq_2.txt: there is no such file"),
+    (
+        "nyu_hands",
+        lambda r: (r / "test/depth_1_0000002.png").unlink(),
+        "test/depth_1_0000002.png: the image is missing, and every test frame counts",
+    ),
+    (
+        "hands2017",
+        change_line("frame/test_annotation_frame.txt", 3, lambda line: f"{line}\n{line}"),
+        "test_annotation_frame.txt: has 4 lines, BoundingBox.txt has 3; get both again",
+    ),
+    ("hands2017", change_line(LABELS, 4, lambda line: f"{line}\t7"), "Training_Annotation.txt:4: 64 columns, 63"),
+    ("hands2017", lambda r: (r / "frame/images/image_D00000003.png").unlink(), "0003.png: the image is missing"),
+    ("hands2017", lambda r: cut(r / "training/images/image_D00000001.png"), "does not end as PNG files do"),
+    ("itop", change_labels(WORLD, swapped), r" appears \d+ px from where image_coordinates has it"),
+    ("itop", change_labels(WORLD, lambda joints: joints * 2 + 1), "in another order or in other units"),
+    ("itop", change_labels(WORLD, lambda joints: -joints), "has a joint at or behind the camera"),
+    ("itop", change_labels(WORLD, lambda of: of[:, :14]), rf"{WORLD} is float16 \(5, 14, 3\), \(5, 15, 3\) is needed"),
+    ("itop", change_labels("is_valid", lambda valid: valid[:4]), r"is_valid is uint8 \(4,\), \(5,\) is needed"),
+    ("itop", change_labels("id", lambda ids: ids[::-1]), r"id\[0\] is 07_00000, that of the depth maps is 00_00000"),
+    ("itop", compress, rf"{DEPTHS}\.gz: is compressed, .* gunzip -k "),
+    ("itop", with_nan, r"data\[2\]: the depth in row 5, column 7 is nan"),
+    ("itop", lambda r: cut(r / "ITOP_side_test_depth_map.h5", by=9000), "ITOP_side_test_depth_map.h5: "),
+    ("itop", lambda r: (r / "ITOP_side_test_labels.h5").unlink(), "ITOP_side_test_labels.h5: is missing"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "told"), BROKEN)
+def test_what_is_broken_is_refused_in_a_line(
+    tmp_path: Path, name: str, change: Callable[[Path], object], told: str
+) -> None:
+    SETS[name][1](tmp_path / "source")
+    change(tmp_path / "source")
+    refuse(functools.partial(prepare_set, name), tmp_path / "source", told)

@@ -18,9 +18,6 @@ from sightline.areas.scans.sets.synthetic_lidar import (
 )
 from sightline.store.files.scan_samples import SensorBlock, make_sensor
 
-__all__ = ["OWN", "TYPE_OF", "own_scan", "quiet", "street_scan", "write_bin", "write_kitti_object", "write_labels"]
-__all__ += ["write_own", "write_semantic_kitti", "write_squeezeseg"]
-
 
 def quiet(done: int, total: int, message: str) -> None:
     """Progress that nobody looks at."""

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["ROOMS", "annotation", "no_progress", "write_s3dis"]
-
 ROOMS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Area_1": {
         "office_1": ("ceiling_1", "floor_1", "wall_1", "wall_2", "chair_1"),
