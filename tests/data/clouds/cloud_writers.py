@@ -13,6 +13,7 @@ from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 
 CLASSES = ("ball", "plate", "rod")
 STRETCH = {"ball": (1.0, 1.0, 1.0), "plate": (1.0, 1.0, 0.05), "rod": (0.1, 0.1, 1.0)}
+Make = Callable[[str, int], np.ndarray]
 PLY_TYPES = {"<f4": "float", "<f8": "double", "<u1": "uchar", "<i4": "int", "<u2": "ushort"}
 
 
@@ -117,12 +118,14 @@ WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = {
 }
 
 
-def write_folder(root: Path, *, per_class: int = 10, suffix: str = ".ply", classes: Sequence[str] = CLASSES) -> Path:
-    """`root/<class>/<class>_<number>`: the folder of a new user."""
+def write_folder(
+    root: Path, *, per_class: int = 10, suffix: str = ".ply", classes: Sequence[str] = CLASSES, make: Make = solid
+) -> Path:
+    """`root/<class>/<class>_<number>`: the folder of a new user; `make` gives the cloud of a class and number."""
     for kind in classes:
         (root / kind).mkdir(parents=True)
         for number in range(per_class):
-            WRITERS[suffix](root / kind / f"{kind}_{number:02d}{suffix}", solid(kind, number))
+            WRITERS[suffix](root / kind / f"{kind}_{number:02d}{suffix}", make(kind, number))
     return root
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
@@ -20,7 +18,6 @@ from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.scene_preparation import prepare_scene
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import solid
-from tests.data.clouds.modelnet_writers import prepare, write_npz, write_text
 
 CLOUD = PointCloud(solid("rod", 3, 50), normals=2 * solid("ball", 1, 50), channels={"ring": np.arange(50.0)})
 CUBE = np.array([[x, y, z] for x in (0.0, 2.0) for y in (0.0, 2.0) for z in (0.0, 2.0)])
@@ -184,30 +181,6 @@ def test_a_cloud_without_normals_is_named() -> None:
     line = np.linspace(0, 1, 32, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
     with pytest.raises(DataError, match=r"^lamp_3: its normals cannot be estimated .*set normals: none"):
         EstimatedNormals(lambda index: f"lamp_{index}").estimate(np.array([3]), line[None])
-
-
-def test_modelnet_trains_on_a_fraction(tmp_path: Path) -> None:
-    """The small set: three airplanes, a bed, two night stands."""
-    prepare(write_text(tmp_path / "in"), tmp_path / "set")
-    whole, part, test = (
-        ModelNet40(split=split, root=str(tmp_path / "set"), fraction=fraction, normals="file")
-        for split, fraction in (("train", 1.0), ("train", 0.5), ("test", 0.5))
-    )
-    assert [len(part), len(whole), len(test)] == [4, 6, 2]
-    assert sorted(np.bincount(part.strata)[[0, 2, 23]].tolist()) == [1, 1, 2]
-    assert part.info.facts["class_counts"] == tuple(np.bincount(part.strata, minlength=40).tolist())
-    assert part.info.split_sizes == {"train": 4, "test": 2}
-    names = [whole.sample_name(index) for index in range(6)]
-    for index in range(4):
-        twin = whole[SampleKey(names.index(part.sample_name(index)), 0, 0)]
-        for name, value in part[SampleKey(index, 0, 0)].items():
-            assert torch.equal(value, twin[name])
-
-
-def test_a_release_without_normals_says_what_to_do(tmp_path: Path) -> None:
-    prepare(write_npz(tmp_path / "in.npz"), tmp_path / "set")
-    with pytest.raises(DataError, match=r"holds no normals \(layout npz\); set normals: estimated or none"):
-        ModelNet40(split="train", root=str(tmp_path / "set"), normals="file")
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999, 1.0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -175,11 +174,6 @@ def test_symbolic_links_are_followed_and_reported(tmp_path: Path) -> None:
     assert len(ModelNet40(split="train", root=str(tmp_path / "set"))) == 6
 
 
-def test_a_folder_around_the_release_is_enough(tmp_path: Path) -> None:
-    write_text(tmp_path / "modelnet40_normal_resampled")
-    assert prepare(tmp_path, tmp_path / "set")["source"]["path"] == str(tmp_path / "modelnet40_normal_resampled")
-
-
 # --- the manifest -----------------------------------------------------------------------------------------------------
 
 
@@ -263,13 +257,6 @@ def test_info_says_what_samples_hold(prepared: Path) -> None:
     assert (info.fields["label"].low, info.fields["label"].high) == (0, 39)
 
 
-def test_strata_are_the_labels_and_read_only(prepared: Path) -> None:
-    shapes = ModelNet40(split="train", root=str(prepared))
-    assert shapes.strata.tolist() == [label_of(name) for name in SHAPES["train"]]
-    with pytest.raises(ValueError, match="read-only"):
-        shapes.strata[0] = 1
-
-
 def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(prepared.parent)
     monkeypatch.delenv("SIGHTLINE_DATA", raising=False)
@@ -324,18 +311,6 @@ def test_a_real_shape_has_the_stored_bits(forty: Path, shared: Path) -> None:
             np.testing.assert_array_equal(sample["points"], archive["X_test"][index, :512].astype(np.float32))
             assert sample["label"] == archive["y_test"][index]
             assert shapes.sample_name(index) == archive["name_test"][index]
-
-
-@pytest.mark.shared
-def test_the_real_set_opens_at_once(forty: Path) -> None:
-    durations = []
-    for _ in range(3):
-        start = time.perf_counter()
-        shapes = ModelNet40(split="train", root=str(forty))
-        assert shapes.info.facts["num_classes"] == 40
-        shapes[SampleKey(9842, 0, 0)]
-        durations.append(time.perf_counter() - start)
-    assert min(durations) < 0.1
 
 
 @pytest.mark.shared

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,13 +16,13 @@ from tests.data.clouds.modelnet_writers import (
     CLASS_NAMES,
     NUM_POINTS,
     SHAPES,
-    cloud,
     prepare,
     write_hdf5,
     write_npz,
     write_off,
     write_text,
 )
+from tests.data.files.test_broken_clouds import Trap
 from tests.data.preparing import refuse, replace_line, set_key
 
 refused = functools.partial(refuse, prepare, is_list=True)
@@ -52,11 +51,6 @@ def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path: Path) -> None:
     assert prepare(root / "a.npz", tmp_path / "set")["layout"] == "npz"
 
 
-def test_a_prepared_folder_is_no_source(tmp_path: Path) -> None:
-    prepare(write_npz(tmp_path / "in.npz"), tmp_path / "set")
-    refused(tmp_path / "set", "set: is prepared already")
-
-
 # --- HDF5 -------------------------------------------------------------------------------------------------------------
 
 
@@ -69,14 +63,12 @@ def test_a_prepared_folder_is_no_source(tmp_path: Path) -> None:
             set_key("data", np.zeros((2, NUM_POINTS, 4), np.float32)),
             r"train10\.h5: 'data' is float32 \(2, 6, 4\), floats",
         ),
-        (set_key("data", np.zeros((2, NUM_POINTS, 3), np.int32)), r"train10\.h5: 'data' is int32"),
         (
             set_key("data", np.zeros((2, 5, 3), np.float32)),
             r"train10\.h5: 'data' has 5 points a shape, .*train0\.h5 has 6",
         ),
-        (set_key("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"train10\.h5: 'data' is float32 \(0, 6, 3\)"),
+        (set_key("data", lambda old: old.astype("f8") * 1e300), r"train10\.h5: shape 0: points\[0, 0\] is -?inf"),
         (set_key("label", np.zeros((3, 1), np.uint8)), r"train10\.h5: 'label' is uint8 \(3, 1\), integers \(2, 1\)"),
-        (set_key("label", np.zeros((2, 1), np.float32)), r"train10\.h5: 'label' is float32"),
         (
             set_key("label", np.array([[0], [40]])),
             r"train10\.h5: label\[1\]: is 40, .*shape_names\.txt names 40 classes",
@@ -93,25 +85,6 @@ def test_broken_hdf5(tmp_path: Path, change: Callable[[h5py.File], None], messag
     with h5py.File(root / "ply_data_train10.h5", "r+") as file:
         change(file)
     refused(root, message)
-
-
-def test_hdf5_with_a_value_too_large_for_float32(tmp_path: Path) -> None:
-    root = write_hdf5(tmp_path / "in")
-    with h5py.File(root / "ply_data_test0.h5", "r+") as file:
-        values = file["data"][...].astype(np.float64)
-        values[1, 2, 0] = 1e300
-        set_key("data", values)(file)
-    refused(root, r"test0\.h5: shape 1: points\[2, 0\] is inf")
-
-
-def test_cut_and_foreign_hdf5_files(tmp_path: Path) -> None:
-    root = write_hdf5(tmp_path / "in")
-    path = root / "ply_data_train3.h5"
-    raw = path.read_bytes()
-    path.write_bytes(raw[: len(raw) // 2])
-    refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file \(.*truncated file")
-    path.write_bytes(b"not an h5 file at all")
-    refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file")
 
 
 @pytest.mark.parametrize("has_lists", [True, False])
@@ -137,24 +110,11 @@ def test_hdf5_without_class_names(tmp_path: Path) -> None:
 # --- NPZ --------------------------------------------------------------------------------------------------------------
 
 
-def _clouds(split: str) -> np.ndarray:
-    return np.stack([cloud(name)[:, :3] for name in SHAPES[split]])
-
-
-def _with_nan(split: str, shape: int, point: int) -> np.ndarray:
-    clouds = _clouds(split)
-    clouds[shape, point, 1] = np.nan
-    return clouds
-
-
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [
         ({"X_train": None}, "X_train|has no entry"),
-        ({"y_test": None}, "has no entry 'y_test'"),
         ({"classes": None}, "has no entry 'classes'"),
-        ({"name_train": None}, "has no entry 'name_train'"),
-        ({"X_test": np.zeros((2, NUM_POINTS, 3), np.int32)}, r"X_test is int32 \(2, 6, 3\), floats"),
         ({"X_test": np.zeros((2, 18), np.float32)}, r"X_test is float32 \(2, 18\)"),
         ({"X_test": np.zeros((2, 7, 3), np.float32)}, "X_test holds 7 points a shape, X_train 6"),
         ({"X_test": np.zeros((3, NUM_POINTS, 3), np.float32)}, "y_test is int64 .* of length 3 are needed"),
@@ -162,27 +122,17 @@ def _with_nan(split: str, shape: int, point: int) -> np.ndarray:
         ({"y_train": np.array([0, 0, 0, 2, 23, 41])}, r"y_train\[5\]: is 41, .* names 40 classes"),
         ({"classes": np.array([*CLASS_NAMES[:-1], "boat"])}, "classes: 'boat' is not one of ModelNet's 40 classes"),
         ({"classes": np.arange(40)}, "classes is int64"),
-        ({"X_test": _with_nan("test", 1, 4)}, r"X_test\[1\]: points\[4, 1\] is nan"),
+        ({"X_test": np.where(np.arange(36).reshape(2, 6, 3) == 31, np.nan, 1)}, r"X_test\[1\]: points\[4, 1\] is nan"),
     ],
 )
 def test_broken_npz(tmp_path: Path, replaced: dict[str, np.ndarray | None], message: str) -> None:
     refused(write_npz(tmp_path / "in.npz", **replaced), message)
 
 
-class _Trap:
-    """Unpickling this makes a folder: a stand-in for any code that an archive could run."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.place),)
-
-
 @pytest.mark.parametrize("key", ["X_train", "X_test", "y_train", "name_test", "classes"])
 def test_objects_are_never_unpickled(tmp_path: Path, key: str) -> None:
     held = np.empty(6, dtype=object)
-    held[:] = [_Trap(tmp_path / "sprung") for _ in range(6)]
+    held[:] = [Trap(tmp_path / "sprung") for _ in range(6)]
     refused(write_npz(tmp_path / "in.npz", **{key: held}), rf"in\.npz: {key} ")
     assert not (tmp_path / "sprung").exists()
 
@@ -234,14 +184,6 @@ def test_broken_text(tmp_path: Path, change: Callable[[str], str], message: str)
     refused(root, r"bed/bed_0001\.txt" + message)
 
 
-def test_text_of_no_shape(tmp_path: Path) -> None:
-    root = write_text(tmp_path / "in")
-    (root / "bed/bed_0001.txt").write_text("1,2,3,0,0,1\n" * NUM_POINTS)
-    refused(root, r"bed_0001\.txt: all 6 points coincide")
-    (root / "bed/bed_0001.txt").write_text("\n\n")
-    refused(root, r"bed_0001\.txt: holds no rows")
-
-
 def test_listed_files_that_are_missing(tmp_path: Path) -> None:
     root = write_text(tmp_path / "in")
     for name in ("bed/bed_0001", "night_stand/night_stand_0201"):
@@ -273,32 +215,9 @@ def test_a_release_without_any_of_the_ten_classes(tmp_path: Path) -> None:
 # --- OFF --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("OFF", "PLY", ":1: starts with 'PLY'"),
-        ("8 12 0", "9 12 0", ":22: 9 x vertex, 12 x face are announced, 20 lines follow"),
-        ("8 12 0", "9 11 0", ":11: 4 columns, 3 are needed"),
-        ("3 0 1 3", "3 0 1 8", ":11: a face names vertex 8, there are 8"),
-        ("0 2 2", "0 two 2", ":6: 'two' is not a number"),
-    ],
-)
-def test_broken_meshes(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_broken_mesh_and_an_unknown_class(tmp_path: Path) -> None:
     root = write_off(tmp_path / "in")
-    path = root / "airplane/train/airplane_0001.off"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    refused(root, r"airplane_0001\.off" + message)
-
-
-def test_a_mesh_without_area(tmp_path: Path) -> None:
-    root = write_off(tmp_path / "in")
-    (root / "bed/train/bed_0001.off").write_text("OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n")
-    refused(root, r"bed_0001\.off: none of the 1 faces has an area, so no point can be drawn")
-
-
-def test_a_tree_with_an_unknown_class(tmp_path: Path) -> None:
-    root = write_off(tmp_path / "in")
+    replace_line(root / "airplane/train/airplane_0001.off", 6, "0 two 2")
+    refused(root, r"airplane_0001\.off:6: 'two' is not a number")
     (root / "bed").rename(root / "boat")
     refused(root, "boat: 'boat' is not one of ModelNet's 40 classes")
