@@ -188,7 +188,6 @@ TRAIN, TEST = (rf"main_split/{word}_objectdataset\.h5" for word in ("training", 
         (edit("training", set_key("label", put((7,), 15))), rf"{TRAIN}: label\[7\] is 15, there are 15 classes"),
         (edit("test", set_key("label", put((2,), -1))), rf"{TEST}: label\[2\] is -1, there are 15 classes"),
         (edit("training", set_key("label", lambda x: x[:-1])), rf"{TRAIN}: 'label' is int32 \(29,\), integers \(30,\)"),
-        (edit("training", set_key("label", lambda x: x * 1.0)), rf"{TRAIN}: 'label' is float64 \(30,\), integers"),
         (
             edit("training", set_key("mask", lambda x: x.astype(np.uint8))),
             rf"{TRAIN}: 'mask' is uint8 \(30, 20\), signed numbers \(30, 20\) are needed, -1 for the background",

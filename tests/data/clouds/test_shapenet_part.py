@@ -19,7 +19,6 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import collate
 from tests.command import run_here
-from tests.data.clouds.modelnet_writers import write_hdf5 as write_modelnet
 from tests.data.clouds.shapenet_part_writers import (
     CATEGORIES,
     LAYOUTS,
@@ -84,12 +83,6 @@ def test_every_shape_is_read_as_it_was_written(prepared: Path, layout: str, spli
     assert shapes.strata.tolist() == [NAMES.index(name) for name, _ in order]
 
 
-def test_clouds_lie_about_their_mean_with_radius_one(prepared: Path) -> None:
-    points = opened(prepared)[SampleKey(3, 0, 0)]["points"].double()
-    assert points.mean(dim=0).abs().max() < 1e-6
-    assert abs(points.norm(dim=1).max() - 1) < 1e-6
-
-
 def test_facts_are_those_of_the_publication(prepared: Path) -> None:
     shapes = opened(prepared)
     facts = shapes.info.facts
@@ -147,9 +140,7 @@ def test_estimated_normals_are_those_of_the_points(prepared: Path) -> None:
 
 def test_the_hdf5_release_has_no_normals(tmp_path: Path) -> None:
     prepare(write_layout("hdf5", tmp_path / "in"), tmp_path / "set")
-    with pytest.raises(
-        DataError, match=r"holds no normals \(layout hdf5\); set normals: estimated or none, or prepare"
-    ):
+    with pytest.raises(DataError, match=r"holds no normals \(layout hdf5\); set normals: estimated or none, or prep"):
         opened(tmp_path / "set", normals="file")
 
 
@@ -208,23 +199,6 @@ def test_the_published_sizes_agree_with_each_other() -> None:
     assert sum(card["splits"].values()) == sum(card["shapes"].values()) == 16881
     assert sum(card["parts"].values()) == 50
     assert [card["parts"][name.lower()] for name in NAMES] == [b - a + 1 for _, a, b in CATEGORIES.values()]
-
-
-def test_both_layouts_give_the_same_shapes(tmp_path: Path) -> None:
-    """Where they hold the same points: the text of the HDF5 numbers."""
-    source = write_layout("hdf5", tmp_path / "arrays")
-    prepare(source, tmp_path / "one")
-    text = write_text(tmp_path / "text")
-    for name, (synset, _, _) in CATEGORIES.items():
-        shape = shape_of(name, "d", NUM_POINTS)
-        points = (shape.points * 2 + 1).astype(np.float32)
-        np.savetxt(text / synset / "d.txt", np.column_stack([points, shape.normals, shape.parts]), fmt="%.9g")
-    prepare(text, tmp_path / "two")
-    for index in range(16):
-        one, two = (opened(tmp_path / name, "test")[SampleKey(index, 0, 0)] for name in ("one", "two"))
-        assert torch.equal(one["label"], two["label"])
-        # The same numbers; their mean is taken in float64 of float32 points here and of float64 points there.
-        torch.testing.assert_close(one["points"], two["points"], atol=1e-6, rtol=0)
 
 
 def test_an_outer_folder_names_of_old_and_read_only_media_do(tmp_path: Path) -> None:
@@ -287,8 +261,6 @@ def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
 
 
 ONE_OF_TWO_FLAT = np.stack([np.ones((NUM_POINTS, 3)), np.eye(NUM_POINTS, 3)]).astype(np.float32)
-
-
 refused = functools.partial(refuse, prepare)
 
 
@@ -302,8 +274,6 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
     both = write_text(tmp_path / "both")
     (both / "ply_data_train0.h5").touch()
     refused(both, r"both: holds 2 layouts, give one: .*both \(hdf5\), .*both \(text\)")
-    prepare(write_hdf5(tmp_path / "in"), tmp_path / "set")
-    refused(tmp_path / "set", "set: is prepared already")
 
 
 # --- the text benchmark: shapes ---------------------------------------------------------------------------------------
@@ -318,22 +288,14 @@ def with_line(line: int, text: str | None) -> Callable[[Path], None]:
     ("change", "message"),
     [
         (with_line(3, "0.1 0.2 0.3 0 0 1"), r"04225987/b\.txt:3: 6 columns, 7 are needed; found '0\.1 0\.2 0\.3"),
-        (with_line(3, "0.1 0.2 0.3 0 0 1 44 44"), r"04225987/b\.txt:3: 8 columns, 7 are needed"),
         (with_line(8, "0.1 0.2 0,3 0 0 1 44"), r"04225987/b\.txt:8: '0,3' is not a number"),
         (with_line(2, "0.1 0.2 nan 0 0 1 44"), r"04225987/b\.txt:2: nan is not a finite number"),
-        (with_line(2, "0.1 0.2 0.3 0 0 inf 44"), r"04225987/b\.txt:2: inf is not a finite number"),
-        (
-            with_line(4, "1e200 0.2 0.3 0 0 1 44"),
-            r"04225987/b\.txt: a coordinate is 1e\+200; the file is damaged or in another format",
-        ),
+        (with_line(4, "1e200 0.2 0.3 0 0 1 44"), r"b\.txt: a coordinate is 1e\+200; the file is damaged or in another"),
         (with_line(6, "0.1 0.2 0.3 0 1e200 1 44"), r"04225987/b\.txt:6: the normal is too long to be one"),
-        (with_line(5, ""), r"04225987/b\.txt:5: 0 columns, 7 are needed"),
-        (
-            with_line(20, "0 0 0 0 0 1 43.000000"),
-            r"04225987/b\.txt:20: part 43 is none of skateboard's \(44 to 46\); download the file again",
-        ),
+        (with_line(20, "0 0 0 0 0 1 43.000000"), r"b\.txt:20: part 43 is none of skateboard's \(44 to 46\); download"),
         (with_line(1, "0 0 0 0 0 1 -1"), r"04225987/b\.txt:1: part -1 is none of skateboard's"),
         (with_line(1, "0 0 0 0 0 1 50"), r"04225987/b\.txt:1: part 50 is none of skateboard's"),
+        (with_line(1, "0 0 0 0 0 1 47"), r"04225987/b\.txt:1: part 47 is none of skateboard's"),  # is one of a table's
         (with_line(7, "0 0 0 0 0 1 44.5"), r"04225987/b\.txt:7: part 44\.5 is none of skateboard's"),
         (with_line(1, None), r"04225987/b\.txt: holds no rows, 7 columns are needed"),
         (with_line(2, None), r"04225987/b\.txt: all 1 points coincide"),
@@ -344,14 +306,6 @@ def test_broken_shapes(tmp_path: Path, change: Callable[[Path], None], message: 
     root = write_text(tmp_path / "in")
     change(root / "04225987/b.txt")
     refused(root, message)
-
-
-def test_the_category_comes_from_the_synset_not_from_the_first_label(tmp_path: Path) -> None:
-    """A mug's file that starts with the parts of a table is no table: it is wrong, and said to be."""
-    root = write_text(tmp_path / "in")
-    shape = shape_of("Table", "a")
-    np.savetxt(root / "03797390/a.txt", np.column_stack([shape.points, shape.normals, shape.parts]))
-    refused(root, r"03797390/a\.txt:1: part 4\d is none of mug's \(36 to 37\)")
 
 
 # --- the text benchmark: lists ----------------------------------------------------------------------------------------
@@ -372,13 +326,9 @@ def with_entries(change: Callable[[list[str]], object]) -> Callable[[Path], None
     ("change", "message"),
     [
         (Path.unlink, r"shuffled_val_file_list\.json: is missing, it lists the shapes of the validation split"),
-        (
-            lambda path: path.write_text('["shape_data/02691156/c",\n"sha'),
-            r"val_file_list\.json:2: is not JSON \(Unterm",
-        ),
+        (lambda path: path.write_text('["shape_data/02691156/c",\n"sha'), r"list\.json:2: is not JSON \(Unterm"),
         (lambda path: path.write_text("[" * 10**5), r"val_file_list\.json: cannot be read \(lists and mappings"),
         (lambda path: path.write_text("[]"), r"val_file_list\.json:1: is not a list of texts"),
-        (lambda path: path.write_text('{"a": 1}'), r"val_file_list\.json:1: is not a list of texts"),
         (lambda path: path.write_text("[1, 2]"), r"val_file_list\.json:1: is not a list of texts"),
         (lambda path: path.write_bytes(b"\xff\xfe["), r"val_file_list\.json: cannot be read \('utf-8' codec"),
         (with_entries(lambda x: x.insert(3, "02691156/c")), r"json:5: '02691156/c' is not shape_data/<synset>/<id>"),
@@ -412,10 +362,7 @@ def test_broken_lists(tmp_path: Path, change: Callable[[Path], None], message: s
     [
         (Path.unlink, r"synsetoffset2category\.txt: is missing, it names the categories"),
         (with_line(3, "Cap"), r"synsetoffset2category\.txt:3: 'Cap' is not a name and a synset"),
-        (
-            with_line(5, "Chairs\t03001627"),
-            r"category\.txt:5: 'Chairs' is not one of the 16 categories; did you mean 'chair",
-        ),
+        (with_line(5, "Chairs\t03001627"), r"txt:5: 'Chairs' is not one of the 16 categories; did you mean 'chair"),
         (with_line(5, "Chair\t03001628"), r"category\.txt:5: gives 03001628 for Chair, it is 03001627"),
         (with_line(5, "Cap\t02954340"), r"category\.txt:5: names Cap a second time"),
         (with_line(16, None), r"list\.json:1: shape_data/04379243/. is of the synset 04379243, which synsetoff"),
@@ -425,12 +372,6 @@ def test_broken_names_of_categories(tmp_path: Path, change: Callable[[Path], Non
     root = write_text(tmp_path / "in")
     change(root / "synsetoffset2category.txt")
     refused(root, message)
-
-
-def test_a_missing_folder_of_lists(tmp_path: Path) -> None:
-    root = write_text(tmp_path / "in")
-    (root / "train_test_split").rename(root / "elsewhere")
-    refused(root, r"shuffled_train_file_list\.json: is missing")
 
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------------
@@ -443,15 +384,10 @@ def with_value(key: str, place: tuple[int, ...], value: float) -> Callable[[h5py
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            set_key("data"),
-            r"ply_data_train10\.h5: has no key 'data', it has label, pid; is it a file of ShapeNetPart\?",
-        ),
+        (set_key("data"), r"train10\.h5: has no key 'data', it has label, pid; is it a file of ShapeNetPart\?"),
         (set_key("pid"), r"ply_data_train10\.h5: has no key 'pid'"),
         (set_key("data", np.zeros((2, NUM_POINTS, 6), np.float32)), r"'data' is float32 \(2, 24, 6\), floats \(shapes"),
-        (set_key("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"'data' is float32 \(0, 24, 3\)"),
         (set_key("label", np.zeros((5, 1), np.uint8)), r"'label' is uint8 \(5, 1\), integers \(2, 1\) are needed"),
-        (set_key("label", np.zeros((2, 1), np.float32)), r"'label' is float32"),
         (set_key("pid", np.zeros((2, 9), np.uint8)), r"'pid' is uint8 \(2, 9\), integers \(2, 24\) are needed"),
         (with_value("label", (1, 0), 16), r"train10\.h5: label\[1\] is 16, there are 16 categories \(0 to 15\)"),
         (with_value("pid", (1, 7), 50), r"train10\.h5: pid\[1, 7\]: part 50 is none of table's \(47 to 49\)"),
@@ -478,16 +414,3 @@ def test_cut_and_missing_hdf5_files(tmp_path: Path) -> None:
     path.write_bytes(raw)
     (root / "ply_data_val0.h5").unlink()
     refused(root, r"in: holds no \*val\*\.h5, the validation split")
-
-
-def test_files_of_modelnet_are_told_apart(tmp_path: Path) -> None:
-    root = write_modelnet(tmp_path / "in")
-    (root / "ply_data_val0.h5").write_bytes((root / "ply_data_test0.h5").read_bytes())
-    refused(root, r"ply_data_train0\.h5: has no key 'pid', it has data, faceId, label")
-
-
-def test_another_prepared_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"none: there is no such folder; .*; to make it: sightline data prepare shapenet_"
-    ):
-        ShapeNetPart(split="train", root=str(tmp_path / "none"))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from sightline.areas.contrast.shapenet_render import ShapeNetRender
@@ -34,7 +32,7 @@ from tests.data.clouds.shapenet_render_writers import (
     write_cloud,
     write_release,
 )
-from tests.data.preparing import refuse
+from tests.data.preparing import cut, flip_bit, refuse
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +84,8 @@ def test_clouds_and_pictures_of_the_same_objects_in_order(prepared: Path) -> Non
         for view in (0, NUM_VIEWS - 1):
             found = views_of(dataset).image(name, view)
             assert np.abs(found - on(0, view_of(name, view))).max() <= 0.5  # rounded to whole numbers
-
-
-def test_one_picture_of_each_object_drawn_by_the_key_alone(prepared: Path) -> None:
-    dataset = opened(prepared)
-    keys = [SampleKey(index, epoch, 7) for epoch in range(40) for index in range(3)]
-    batch = dataset.get_batch(keys)
-    assert batch["image"].shape == (120, SIZE_PX, SIZE_PX, 3)
-    assert batch["image"].dtype == torch.uint8
-    seen: Counter[tuple[int, int]] = Counter()
-    for row, key in enumerate(keys):
-        alone = dataset[key]["image"]
-        assert torch.equal(alone, batch["image"][row])
-        stored = [np.array_equal(alone, views_of(dataset).image(names()[key.index], view)) for view in range(NUM_VIEWS)]
-        seen[key.index, stored.index(True)] += 1
-    # Of 24 views 40 even draws leave 24 (23/24)^40 = 4.4 out, with a standard deviation below 2.
-    for index in range(3):
-        assert 12 < len({view for at, view in seen if at == index}) <= NUM_VIEWS
+        drawn = int(SampleKey(index, 0, 0).generator().integers(NUM_VIEWS))
+        assert np.array_equal(sample["image"], views_of(dataset).image(name, drawn))
 
 
 def test_facts_fields_and_parts(prepared: Path) -> None:
@@ -236,7 +219,6 @@ def test_places_without_the_release(release: Path, prepared: Path, tmp_path: Pat
     refused(tmp_path / "none", r"none: there is no such folder .* give the folder with ShapeNet and ShapeNetRendering")
     parts = write_parts(tmp_path / "parts")
     refused(parts, r"parts/ShapeNet: is missing, and .*ShapeNetRendering has 0 image folders")
-    refused(prepared, "set: is prepared already")
     with pytest.raises(MissingDataError, match="data prepare shapenet_render --from PATH --to"):
         opened(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no split 'test'; it holds train \(6\)"):
@@ -246,46 +228,32 @@ def test_places_without_the_release(release: Path, prepared: Path, tmp_path: Pat
 # --- broken files -----------------------------------------------------------------------------------------------------
 
 
-def cut(path: Path, *, keep: float) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * keep)])
-
-
-def corrupt(path: Path) -> None:
-    """A wrong byte in the middle: the beginning and the end are sound."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
 IMAGE = "ShapeNetRendering/03001627/c2e9/rendering/11.png"
 CLOUD = "ShapeNet/03001627/c2e9.ply"
+
+
+def save_image(root: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(root / IMAGE)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            lambda root: cut(root / IMAGE, keep=0),
-            r"in: 1 files of 1 objects are broken: .*11\.png \(is empty\); download",
+            lambda root: (root / IMAGE).write_bytes(b""),
+            r"in: 1 files of 1 objects are broken: .*11\.png \(is empty\); d",
         ),
-        (lambda root: cut(root / IMAGE, keep=0.7), r"broken: .*c2e9/rendering/11\.png \(is cut short at byte \d+\)"),
+        (lambda root: cut(root / IMAGE, by=200), r"broken: .*c2e9/rendering/11\.png \(is cut short at byte \d+\)"),
         (lambda root: (root / IMAGE).write_bytes(b"GIF89a" * 9), r"broken: .*11\.png \(is not a PNG file\)"),
+        (lambda root: save_image(root, view_of("a", 0)[:8]), r"11\.png \(is 12 x 8 pixels, a square"),
         (
-            lambda root: Image.fromarray(view_of("a", 0)[:8], "RGBA").save(root / IMAGE),
-            r"11\.png \(is 12 x 8 pixels, a square",
-        ),
-        (
-            lambda root: corrupt(root / IMAGE),
+            lambda root: flip_bit(root / IMAGE, 300),
             r"^\S*11\.png: cannot be decoded \(.*\); the file is damaged or in another format",
         ),
-        (
-            lambda root: Image.fromarray(view_of("a", 0)[..., :3], "RGB").save(root / IMAGE),
-            r"^\S*11\.png: is RGB, RGBA is needed, whose transparency marks the background",
-        ),
-        (lambda root: cut(root / CLOUD, keep=0), r"broken: .*c2e9\.ply \(is empty\)"),
+        (lambda root: save_image(root, view_of("a", 0)[..., :3]), r"^\S*11\.png: is RGB, RGBA is needed, whose transp"),
+        (lambda root: (root / CLOUD).write_bytes(b""), r"broken: .*c2e9\.ply \(is empty\)"),
         (lambda root: (root / CLOUD).write_text("OFF\n"), r"broken: .*c2e9\.ply \(is not a PLY file\)"),
-        (lambda root: cut(root / CLOUD, keep=0.8), r"^\S*c2e9\.ply: byte \d+: 32 x vertex need 384 bytes"),
+        (lambda root: cut(root / CLOUD, by=100), r"^\S*c2e9\.ply: byte \d+: 32 x vertex need 384 bytes"),
         (
             lambda root: write_cloud(root / CLOUD, cloud_of("b")[:20]),
             r"^\S*c2e9\.ply: has 20 points, the first cloud of the set has 32",
@@ -310,8 +278,8 @@ def test_broken_files_are_named(own: Path, change: Callable[[Path], object], mes
 
 def test_all_broken_files_are_told_at_once_and_may_be_left_out(own: Path) -> None:
     for view in range(12):
-        cut(own / f"ShapeNetRendering/02691156/1a04/rendering/{view:02d}.png", keep=0.5)
-    cut(own / CLOUD, keep=0)
+        cut(own / f"ShapeNetRendering/02691156/1a04/rendering/{view:02d}.png", by=300)
+    (own / CLOUD).write_bytes(b"")
     refused(
         own, r"in: 13 files of 2 objects are broken: .*1a04/rendering/00\.png .*09\.png \(.*\), \.\.\.; download them"
     )
