@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.detect.sets.image_listing import AnnotationFaults, ListedImageSet
 from sightline.areas.detect.sets.people import WiderPerson, read_crowdhuman, read_ecp
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
 from tests.command import run_here
-from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
+from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.people_writers import write_ecp, write_widerperson
 
 
@@ -60,26 +59,6 @@ def faults_of(read: Callable[[Path], ListedImageSet], root: Path) -> str:
     with pytest.raises(DataError) as caught:
         read(root).faults.raise_or_note("refuse", root=root)
     return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"bbox": ["1", "2", "3", "4"]},
-        {"bbox": [1, 2, "3", 4]},
-        {"bbox": "1234"},
-        {"bbox": [True, 2, 3, 4]},
-        {"iscrowd": "0"},
-        {"ignore": "no"},
-        {"area": "12"},
-    ],
-)
-def test_text_in_place_of_numbers_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
-    """`float` takes '1', and any text but '' counts as a mark."""
-    row = {"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4], **changed}
-    source = coco_of(tmp_path / "in", [row])
-    with pytest.raises(DataError, match=r"1 impossible boxes, first: 0\.png: annotation 1"):
-        Coco.prepare(source=source, target=tmp_path / "set", name="coco", progress=quiet)
 
 
 def test_text_in_boxes_of_other_layouts_is_refused(tmp_path: Path) -> None:

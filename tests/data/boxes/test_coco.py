@@ -21,7 +21,6 @@ from sightline.areas.detect.transforms import FitImage
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
-from sightline.store.prepared.prepared_set import verify
 from tests.command import run_here
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
 from tests.data.preparing import cut
@@ -90,19 +89,6 @@ def test_samples_are_pure_and_nothing_reaches_the_records(tmp_path: Path) -> Non
     assert torch.equal(copied[SampleKey(0, 0, 0)]["boxes"], images[SampleKey(0, 0, 0)]["boxes"])
 
 
-def test_images_without_a_box_are_samples(tmp_path: Path) -> None:
-    for name in "abc":
-        write_image(tmp_path / "in" / f"{name}.png", pattern(6, 8))
-    entries = [(number, f"{name}.png", 8, 6) for number, name in enumerate("abc", start=1)]
-    write_coco(tmp_path / "in" / "all.json", entries, [BOX | {"image_id": 2}])
-    manifest = prepare(tmp_path / "in", tmp_path / "set")
-    assert manifest["statistics"]["images_without_boxes"] == 2
-    images = all_of(tmp_path / "set")
-    assert [len(images[SampleKey(index, 0, 0)]["boxes"]) for index in range(3)] == [0, 1, 0]
-    assert images[SampleKey(0, 0, 0)]["truth"].shape == (0, 7)
-    assert verify(tmp_path / "set") > 3
-
-
 def test_batches_hold_images_of_any_size_and_areas_of_the_file(tmp_path: Path) -> None:
     """Trap T8: whatever the size of the canvas, a box is small, medium or large by its area in the file."""
     sizes = [(40, 30), (200, 100), (90, 120)]
@@ -111,7 +97,8 @@ def test_batches_hold_images_of_any_size_and_areas_of_the_file(tmp_path: Path) -
     entries = [(number, f"{number}.png", *size) for number, size in enumerate(sizes, start=1)]
     boxes = [{"image_id": 2, "category_id": 7, "bbox": [0, 0, side, side]} for side in (31, 32, 96, 97)]
     write_coco(tmp_path / "in" / "all.json", entries, boxes)
-    prepare(tmp_path / "in", tmp_path / "set")
+    manifest = prepare(tmp_path / "in", tmp_path / "set")
+    assert manifest["statistics"]["images_without_boxes"] == 2
     images = all_of(tmp_path / "set")
     areas = []
     for side in (64, 160):
@@ -119,6 +106,7 @@ def test_batches_hold_images_of_any_size_and_areas_of_the_file(tmp_path: Path) -
         batch = reader([SampleKey(index, 0, 0) for index in range(3)])
         assert batch["image"].shape == (3, side, side, 3)
         assert batch["box_offsets"].tolist() == batch["truth_offsets"].tolist() == [0, 0, 4, 4]
+        assert batch["truth"].shape == (4, 7)
         np.testing.assert_allclose(batch["boxes"][:, 2], np.array([31, 32, 96, 97]) * side / 200, rtol=1e-6)
         areas.append(batch["truth"][:, 5].tolist())
     assert areas == [[961, 1024, 9216, 9409]] * 2
@@ -234,7 +222,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "right before left": ({"bbox": [5, 0, -2, 1]}, "bbox is \\[5, 0, -2, 1\\]"),
     "no height": ({"bbox": [5, 0, 2, 0]}, "bbox is \\[5, 0, 2, 0\\]"),
     "three numbers": ({"bbox": [5, 0, 2]}, "bbox is \\[5, 0, 2\\]"),
-    "text": ({"bbox": "5 0 2 2"}, "bbox is 5 0 2 2"),
+    "text": ({"bbox": "5022"}, "bbox is 5022"),
+    "text of numbers": ({"bbox": [1, 2, "3", 4]}, "impossible boxes, first: b.png: annotation 2"),  # `float` takes '3'
+    "true": ({"bbox": [True, 2, 3, 4]}, "impossible boxes"),
+    "a crowd by text": ({"bbox": [0, 0, 1, 1], "iscrowd": "0"}, "impossible boxes"),  # any text but '' counts as a mark
+    "ignored by text": ({"bbox": [0, 0, 1, 1], "ignore": "no"}, "impossible boxes"),
+    "area by text": ({"bbox": [0, 0, 1, 1], "area": "12"}, "impossible boxes"),
     "masks alone": ({"segmentation": [[1, 2, 4.5, 2, 4.5, 6]]}, "bbox is missing .there is no bbox"),
     "nothing": ({}, "bbox is missing .there is no bbox; export boxes beside masks"),
     "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
@@ -245,7 +238,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "area": ({"bbox": [0, 0, 1, 1], "area": 1e300}, "numbers of pixels up to 16,777,216, are needed"),
     "image": (
         {"bbox": [0, 0, 1, 1], "image_id": 9},
-        "1 annotations of images that are not in the file, first: annotation 2 has the image_id 9",
+        "images that are not in the file, first: annotation 2 has the imag",
     ),
 }
 
@@ -257,7 +250,7 @@ def test_text_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"all\.json: does not read as JSON \(text holds half a character, U\+D"):
             Coco.survey(tmp_path)
     write_coco(tmp_path / "all.json", [(1, "x" * 5000, 8, 6)], [BOX])
-    with pytest.raises(DataError, match="1 images that are missing or damaged"):
+    with pytest.raises(DataError, match=r"'x{200}': there is no such file in .*images=FOLDER"):
         Coco.survey(tmp_path)
     (tmp_path / "all.json").write_text(
         (tmp_path / "all.json").read_text().replace('"width": 8', f'"width": {"8" * 5000}')
@@ -305,22 +298,13 @@ def test_faulty_images_are_named_and_counted_or_left_out(tmp_path: Path, kind: s
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "ids": (
-        {"images": [dict(id=1, file_name=name) for name in ("a.png", "b.png")]},
-        "'a.png' and 'b.png' both have the id 1",
-    ),
+    "ids": ({"images": [dict(id=1, file_name=name) for name in "ab"]}, "'a' and 'b' both have the id 1"),
     "names": ({"images": [dict(id=number, file_name="a.png") for number in (1, 2)]}, "'a.png' has the ids 1 and 2"),
     "text ids": ({"images": [dict(id="x", file_name="a.png")]}, "'x' is not a whole number"),
     "no name": ({"images": [dict(id=1)]}, "lacks a file_name"),
     "categories": ({"categories": [dict(id=1, name="a"), dict(id=1, name="b")]}, "two categories have one id"),
-    "one name": ({"categories": [dict(id=1, name="a"), dict(id=2, name="a")]}, "'a' is the name of two classes"),
     "no categories": ({"categories": []}, "names no class"),
     "endless id": ({"images": [{"id": 2**70, "file_name": "a.png"}]}, "is not a whole number"),
-    "long name": (
-        {"images": [{"id": 1, "file_name": "x" * 5000}]},
-        "'x{200}': there is no such file in .*images=FOLDER",
-    ),
-    "outside": ({"images": [dict(id=1, file_name="../in")]}, "'../in': there is no such file in"),
 }
 
 
@@ -388,9 +372,7 @@ def test_files_that_do_not_tell_their_split_are_chosen_by_name(tmp_path: Path) -
     write_image(tmp_path / "in" / "a.png", pattern(6, 8))
     for name in ("first.json", "second.json"):
         write_coco(tmp_path / "in" / name, ONE, [BOX] * len(name))
-    with pytest.raises(
-        DataError, match=r"first\.json, second\.json are not one file for each .*choose by annotations="
-    ):
+    with pytest.raises(DataError, match=r"first\.json, second\.json are not one file for each .*choose by annotatio"):
         prepare(tmp_path / "in", tmp_path / "set")
     prepare(tmp_path / "in", tmp_path / "set", annotations=("second.json",))
     assert len(all_of(tmp_path / "set").record(0).boxes) == len("second.json")

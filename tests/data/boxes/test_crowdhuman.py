@@ -71,6 +71,7 @@ def test_full_boxes_are_kept_beyond_the_image(root: Path) -> None:
     assert sample["truth"][:, :4].tolist() == sample["boxes"].tolist()
     assert sample["truth"][:, 5].tolist() == [205, 240, 25, 96, 100]
     assert images[SampleKey(1, 0, 0)]["boxes"].shape == (0, 4)
+    assert np.array_equal(sample["image"], pattern(16, 32))
 
 
 @pytest.mark.shared
@@ -181,10 +182,6 @@ def test_files_and_synthetic_crowds_are_trained_on_as_one(root: Path) -> None:
     both = Concat(sets=(ours, SyntheticCrowds(split="train", train_size=2)), split="train")
     assert len(both) == 4
     assert both[SampleKey(3, 0, 0)].keys() == both[SampleKey(0, 0, 0)].keys() == BOX_FIELDS.keys()
-
-
-def test_images_are_read(root: Path) -> None:
-    assert np.array_equal(opened(root, split="test")[SampleKey(0, 0, 0)]["image"], pattern(16, 32))
 
 
 def test_the_visible_share_is_of_areas(root: Path) -> None:

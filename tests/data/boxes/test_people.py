@@ -161,7 +161,6 @@ _ROMA = "day/labels/val/roma/roma_00000.json"
         ("widerperson", _WIDER, "5\n", f"{'5' * 5000}\n", r"jpg.txt:1: states '5{40}' boxes"),
         ("widerperson", _WIDER, "5\n", "\u0665\n", r"jpg.txt:1: states '\u0665' boxes"),
         ("widerperson", _WIDER, "1 2 3 12", "1 2 3 1e308", r"txt:2: .*at most 16,777,216 from"),
-        ("widerperson", _WIDER, "4 40 0", "4 -1e308 0", r"txt:5: .*at most 16,777,216 from"),
         ("widerperson", "train.txt", "000002", "x" * 5000, r"train.txt: entry 2: 'x{40}' is not the name of an image"),
         ("ecp", _ROMA, '"x1": 12', '"x1": 1e308', r"roma_00000.json: child 0: .*at most 16,777,216 from"),
         ("ecp", _ROMA, '"x1": 12', f'"x1": {"9" * 400}', r"roma_00000.json: child 0: .*int too large"),
@@ -185,7 +184,6 @@ def test_broken_files_are_named(tmp_path: Path, name: str, place: str, old: str,
 @pytest.mark.parametrize(
     ("name", "place", "old", "new"),
     [
-        ("widerperson", _WIDER, "5\n", f"{'5' * 5000}\n"),
         ("widerperson", _WIDER, "5\n", "4\n"),
         ("widerperson", "train.txt", "000002", "000009"),
         ("ecp", _ROMA, "{", ""),

@@ -73,9 +73,7 @@ def test_files_of_reference_points_follow_the_order_of_the_files(root: str, tmp_
     points = BatchReader(train)([SampleKey(i, 0, 0) for i in range(4)])["reference"]
     assert points[:, 0].tolist() == [1, 2, 3, 5]
     (tmp_path / "center_test_1_refined.txt").write_text("1 0 300\n")
-    with pytest.raises(
-        DataError, match=r"has 1 lines, msra_hands test has 2 frames: 1 too few.*76,391 and of 76,375 frames"
-    ):
+    with pytest.raises(DataError, match=r"has 1 lines, msra_hands test has 2 frames: 1 too few.*76,391 and of 76,375"):
         MsraHands(split="test", root=root, subject=1, reference=ReferencePointFile(path=path))
 
 

@@ -95,9 +95,7 @@ def test_a_cut_missing_or_altered_file_is_found_on_opening(prepared: Path) -> No
     path = prepared / "train.points.npy"
     raw = path.read_bytes()
     path.write_bytes(raw[:-1])
-    with pytest.raises(
-        DataError, match=rf"train\.points\.npy: has {len(raw) - 1} bytes, manifest\.json lists {len(raw)}"
-    ):
+    with pytest.raises(DataError, match=rf"points\.npy: has {len(raw) - 1} bytes, manifest\.json lists {len(raw)}"):
         ModelNet40(split="test", root=str(prepared))
     path.unlink()
     with pytest.raises(DataError, match=r"train\.points\.npy: is missing"):

@@ -131,9 +131,7 @@ def test_a_background_that_is_stored_cannot_be_another(tmp_path: Path) -> None:
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, prepared: Path) -> None:
-    with pytest.raises(
-        MissingDataError, match=r"elsewhere, give data\.views=FOLDER; to make one: sightline data render SET"
-    ):
+    with pytest.raises(MissingDataError, match=r"give data\.views=FOLDER; to make one: sightline data render SET"):
         Views.open(tmp_path / "none")
     with pytest.raises(DataError, match="holds the data set 'modelnet40', a view store is needed"):
         Views.open(prepared)
