@@ -94,8 +94,6 @@ def test_a_transform_that_names_a_missing_field_is_refused(shapes: SyntheticShap
 
 
 def test_a_tenth_of_every_class_is_held_out(shapes: SyntheticShapes) -> None:
-    import numpy as np
-
     strata = np.repeat([0, 1, 2, 3], [100, 40, 2, 1])
     kept, held = stratified_split(len(strata), strata, seed=3)
     assert np.bincount(strata[held], minlength=4).tolist() == [10, 4, 1, 0]

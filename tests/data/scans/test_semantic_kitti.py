@@ -18,8 +18,7 @@ from sightline.contract.types import SampleKey
 from sightline.store.label_maps import read_label_map
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.prepared import prepared_set
-from tests.data.scans.lidar_writers import quiet, write_bin, write_labels, write_semantic_kitti
-from tests.data.scans.lidar_writers import street_scan as street_scan
+from tests.data.scans.lidar_writers import quiet, street_scan, write_bin, write_labels, write_semantic_kitti
 
 SIZES = {"00": 5, "03": 4, "08": 2}
 
@@ -191,11 +190,6 @@ def test_damaged_files_are_refused_with_their_sizes(tree: Path, tmp_path: Path) 
     for path in (tree / "sequences/00", tree / "nowhere"):
         with pytest.raises(DataError, match="sequences/<nn>/velodyne is needed"):
             prepare(path, tmp_path / "set")
-
-
-def test_remissions_on_another_scale_are_refused(prepared: Path) -> None:
-    with pytest.raises(DataError, match=r"run to 0\.\d+, and sensor.remission_max is 255; set sensor.remission_max=1"):
-        opened(prepared, sensor={"remission_max": 255.0})
 
 
 def test_a_file_that_changed_is_named_with_what_changed(tree: Path, prepared: Path) -> None:

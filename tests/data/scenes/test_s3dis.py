@@ -19,6 +19,7 @@ from tests.data.preparing import prepare_set
 from tests.data.scenes.scene_writers import ROOMS, annotation, write_s3dis
 
 prepare = functools.partial(prepare_set, "s3dis")
+WALL = "Area_1/office_1/Annotations/wall_1.txt"
 
 
 @pytest.fixture
@@ -34,10 +35,6 @@ def root(source: Path, tmp_path: Path) -> Path:
 
 def names_of(dataset: S3dis) -> set[str]:
     return {dataset.sample_name(index) for index in range(len(dataset))}
-
-
-def file_of(source: Path, name: str = "Area_1/office_1/Annotations/wall_1.txt") -> Path:
-    return source / name
 
 
 def change_line(path: Path, number: int, line: bytes) -> None:
@@ -95,11 +92,8 @@ def test_a_promise_is_what_info_states(root: Path, colours: bool, place: bool) -
     assert {**promised.facts, "class_counts": info.facts["class_counts"]} == info.facts
     assert (promised.features, list(promised.fields)) == (info.features, list(info.fields))
     for name, field in promised.fields.items():
-        assert (field.shape, field.dtype, field.collate) == (
-            info.fields[name].shape,
-            info.fields[name].dtype,
-            info.fields[name].collate,
-        )
+        stated = info.fields[name]
+        assert (field.shape, field.dtype, field.collate) == (stated.shape, stated.dtype, stated.collate)
 
 
 def test_unknown_classes_are_clutter_and_told(source: Path, tmp_path: Path) -> None:
@@ -163,10 +157,10 @@ STRAY = [
 def test_stray_bytes_are_mended_and_reported(
     source: Path, tmp_path: Path, line: bytes, after: str, colour: list[int]
 ) -> None:
-    change_line(file_of(source), 3, line)
+    change_line(source / WALL, 3, line)
     manifest = prepare(source, tmp_path / "set")
     before = line.strip(b"\r").decode("latin-1")
-    told = f"Area_1/office_1/Annotations/wall_1.txt:3: {before!r} read as {after!r} (1 file, first: "
+    told = f"{WALL}:3: {before!r} read as {after!r} (1 file, first: "
     assert any(note.startswith(told) for note in manifest["differences"])
     rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=1)
     sample = rooms[SampleKey(1, 0, 0)]
@@ -181,9 +175,7 @@ def test_stray_bytes_are_mended_and_reported(
 
 WRONG_LINES = [
     (b"1.0 2.0 3.0 4 5", "5 columns, 6 are needed"),
-    (b"1.0 2.0 3.0 4 5 6 7", "7 columns, 6 are needed"),
     (b"1.0 2.0 nan 4 5 6", "nan is not a finite number"),
-    (b"1.0 2.0 inf 4 5 6", "inf is not a finite number"),
     (b"1.0 2.0 3.x 4 5 6", "'3.x' is not a number"),
     (b"1.0 2.0 3.0 4 5 256", "the colour 4 5 256 is not three whole numbers from 0 to 255"),
     (b"1.0 2.0 3.0 -1 5 6", "the colour -1 5 6 is not"),
@@ -195,49 +187,30 @@ WRONG_LINES = [
 
 @pytest.mark.parametrize(("line", "words"), WRONG_LINES)
 def test_wrong_lines_are_named(source: Path, tmp_path: Path, line: bytes, words: str) -> None:
-    change_line(file_of(source), 2, line)
+    change_line(source / WALL, 2, line)
     with pytest.raises(DataError, match=f"wall_1.txt:2: .*{words}"):
         prepare(source, tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
-def _empty(source: Path) -> None:
-    file_of(source).write_bytes(b"\n \n")
-
-
-def _without_annotations(source: Path) -> None:
-    (source / "Area_2" / "WC_1" / "Annotations").rename(source / "Area_2" / "WC_1" / "annotation")
-
-
-def _without_files(source: Path) -> None:
-    for path in (source / "Area_2" / "WC_1" / "Annotations").iterdir():
-        path.unlink()
-
-
-def _unknown_area(source: Path) -> None:
-    (source / "Area_7" / "office_1").mkdir(parents=True)
-
-
-def _area_without_rooms(source: Path) -> None:
-    (source / "Area_3").mkdir()
-
-
-def _strange_name(source: Path) -> None:
-    file_of(source).rename(file_of(source).with_name("wall.txt"))
-
-
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_empty, "wall_1.txt: holds no points"),
-        (_without_annotations, "WC_1: has no folder Annotations, it holds WC_1.txt, annotation"),
-        (_without_files, "Annotations: holds no <class>_<number>.txt"),
-        (_unknown_area, "Area_7: is not one of the areas 1 to 6"),
-        (_area_without_rooms, "Area_3: holds no room"),
-        (_strange_name, "wall.txt: is not named <class>_<number>.txt"),
+        (lambda root: (root / WALL).write_bytes(b"\n \n"), "wall_1.txt: holds no points"),
+        (
+            lambda root: (root / "Area_2/WC_1/Annotations").rename(root / "Area_2/WC_1/annotation"),
+            "WC_1: has no folder Annotations, it holds WC_1.txt, annotation",
+        ),
+        (
+            lambda root: [path.unlink() for path in (root / "Area_2/WC_1/Annotations").iterdir()],
+            "Annotations: holds no <class>_<number>.txt",
+        ),
+        (lambda root: (root / "Area_7/office_1").mkdir(parents=True), "Area_7: is not one of the areas 1 to 6"),
+        (lambda root: (root / "Area_3").mkdir(), "Area_3: holds no room"),
+        (lambda root: (root / WALL).rename((root / WALL).with_name("wall.txt")), "wall.txt: is not named <class>_<num"),
     ],
 )
-def test_wrong_trees_are_named(source: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str) -> None:
+def test_wrong_trees_are_named(source: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str) -> None:
     spoil(source)
     with pytest.raises(DataError, match=words):
         prepare(source, tmp_path / "set")
@@ -256,8 +229,6 @@ def test_parts_that_are_none(root: Path) -> None:
         S3dis(split="train", root=str(root), test_area=3)
     with pytest.raises(DataError, match="has no part 'val'"):
         S3dis(split="val", root=str(root))
-    with pytest.raises(DataError, match="sightline data prepare s3dis"):
-        S3dis(split="train", root=str(root / "nowhere"))
 
 
 def test_what_is_told_of_a_prepared_set(source: Path, root: Path) -> None:

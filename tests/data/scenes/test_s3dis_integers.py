@@ -77,13 +77,7 @@ def test_wrong_tables_are_named(tmp_path: Path, change: Any, words: str) -> None
         prepare(source, tmp_path / "set", order="A")
 
 
-def test_wrong_files_are_named(tmp_path: Path) -> None:
-    source = tmp_path / "in"
-    source.mkdir()
-    np.save(tmp_path / "in" / "office_1.npy", table())
+def test_a_file_of_another_name_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "office_1.npy", table())
     with pytest.raises(DataError, match=r"office_1.npy: is not named Area_<1 to 6>_<room>"):
-        prepare(source, tmp_path / "set", order="A")
-    cut = write_npy(tmp_path / "in3", table()) / "Area_1_office_1.npy"
-    cut.write_bytes(cut.read_bytes()[:-5])
-    with pytest.raises(DataError, match=r"Area_1_office_1.npy: the array claims"):
-        prepare(tmp_path / "in3", tmp_path / "set", order="A")
+        prepare(tmp_path, tmp_path / "set", order="A")

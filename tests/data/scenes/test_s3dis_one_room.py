@@ -63,8 +63,6 @@ def test_nothing_is_held_out_and_that_is_told(tmp_path: Path) -> None:
     assert half.info.split_sizes == {"train": 16, "validation": 0, "test": 1}
     with pytest.raises(ConfigError, match=r"has no scene in the part 'validation'.*; set evaluate.select: test"):
         S3disOneRoom(split="validation", root=str(tmp_path / "set"))
-    with pytest.raises(DataError, match="has no part 'val'"):
-        S3disOneRoom(split="val", root=str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +87,4 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
         prepare(tmp_path / "room.npz", tmp_path / "set")
     np.savez(tmp_path / "room.npz", xyz=np.zeros((3, 3)))
     with pytest.raises(DataError, match="has no entry 'label'; needed are xyz, label, classes"):
-        prepare(tmp_path / "room.npz", tmp_path / "set")
-    content = (tmp_path / "room.npz").read_bytes()
-    (tmp_path / "room.npz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"room.npz"):
         prepare(tmp_path / "room.npz", tmp_path / "set")
