@@ -13,7 +13,7 @@ from sightline.areas.detect.sets.image_listing import AnnotationFaults, ListedIm
 from sightline.areas.detect.sets.people import WiderPerson, read_crowdhuman, read_ecp
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
-from tests.command import run_here
+from tests.command import refuse, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.people_writers import write_ecp, write_widerperson
 
@@ -34,8 +34,7 @@ def test_prepare_and_info_warn(tmp_path: Path) -> None:
     rows += [{**rows[5]}, {**rows[5], "category_id": 7}, {**rows[2], "id": 1, "iscrowd": 1}]
     source = coco_of(tmp_path / "in", rows)
     for words in (("info", "coco", "--from"), ("prepare", "coco", "--to", tmp_path / "set", "--from")):
-        done = run_here("data", *words, source)
-        assert done.code == 0, done.err
+        done = succeed("data", *words, source)
         told = " ".join((done.out + done.err).split())
         assert "1 boxes are there once more with the same class, first in 1.png: 32, 20, 82, 62 (left, top, ri" in told
 
@@ -81,9 +80,7 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     good = [{"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}]
     source = coco_of(tmp_path / "in", [*bad, *other, *good])
     report, words = tmp_path / "set.faults.txt", ("--from", source, "--to", tmp_path / "set")
-    refused = run_here("data", "prepare", "coco", *words)
-    assert refused.code != 0
-    assert f"prepare with faulty=leave_out; {report} lists all" in refused.err
+    assert f"prepare with faulty=leave_out; {report} lists all" in refuse("data", "prepare", "coco", *words)
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         *["impossible boxes"] * 4,
@@ -91,13 +88,12 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     ]
     assert all(f"{number}.png: annotation {number + 1}" in lines[number] for number in range(4))
     report.unlink()
-    done = run_here("data", "prepare", "coco", *words, "faulty=leave_out")
-    assert done.code == 0, done.err
+    done = succeed("data", "prepare", "coco", *words, "faulty=leave_out")
     assert report.read_text().splitlines() == lines
     assert "left out: 4 impossible boxes, first: 0.png: annotation 1: " in done.err
     assert "; a file called as the set, and .faults.txt, lists all" in " ".join(done.err.split())
     coco_of(tmp_path / "in", good)
-    assert run_here("data", "prepare", "coco", "--from", source, "--to", tmp_path / "new" / "set").code == 0
+    succeed("data", "prepare", "coco", "--from", source, "--to", tmp_path / "new" / "set")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]
     faults = AnnotationFaults()
     faults.add("kind", "one")

@@ -400,10 +400,7 @@ FOLDERS: dict[str, tuple[dict[str, str], str]] = {
     "a folder in a class": ({"ball/0.txt": "1 2 3", "rod/raw/0.txt": "1 2 3"}, "rod: .*holds the folder raw"),
     "a stray cloud": ({"ball/0.txt": "1 2 3", "0.txt": "1 2 3"}, "0.txt is not in the folder of a class"),
     "parts among classes": ({"train/a/0.txt": "1 2 3", "ball/0.txt": "1 2 3"}, "the part 'train' and 'ball'"),
-    "no part to test": (
-        {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3"},
-        "names the parts train, train and test are needed",
-    ),
+    "no part to test": ({"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3"}, "the parts train, train and test are"),
     "a class that is not tested": (
         {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3", "test/a/0.txt": "1 2 3"},
         "class 'b' has no cloud in the test part",

@@ -17,7 +17,7 @@ from sightline.contract.errors import DataError, MissingDataError
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from tests.command import run_here
+from tests.command import refuse, succeed
 from tests.data.clouds.scanobjectnn_writers import CLASSES, FILES, NUM_POINTS, SIZES, object_of, prepare, write_variant
 from tests.data.preparing import set_key
 
@@ -124,19 +124,14 @@ def test_a_background_where_there_is_none_is_told(tmp_path: Path) -> None:
 
 def test_commands(tmp_path: Path) -> None:
     root = write_variant(tmp_path / "h5_files", "obj_only")
-    done = run_here("data", "prepare", "scanobjectnn", "--from", str(root), "--to", str(tmp_path / "set"))
-    assert done.code == 2
-    assert "variant: is required and missing: variant=VALUE, one of 'obj_bg', 'obj_only'" in done.err
-    words = ("data", "prepare", "scanobjectnn", "--from", str(root), "--to", str(tmp_path / "set"), "variant=obj_only")
-    done = run_here(*words)
-    assert done.code == 0, done.err
-    assert "look at this: train: 30 objects, published 2309" in done.err
-    told = run_here("data", "info", str(tmp_path / "set"))
+    words = ("data", "prepare", "scanobjectnn", "--from", root, "--to", tmp_path / "set")
+    assert "variant: is required and missing: variant=VALUE, one of 'obj_bg', 'obj_only'" in refuse(*words)
+    assert "look at this: train: 30 objects, published 2309" in succeed(*words, "variant=obj_only").err
+    told = succeed("data", "info", tmp_path / "set")
     assert "variant: obj_only (OBJ_ONLY: each object once, alone)" in told.out
     assert "normalisation: by prepare: about the mean of the points" in " ".join(told.out.split())
-    card = run_here("data", "info", "scanobjectnn").out
-    assert "pb_t50_rs: PB_T50_RS, the hardest" in card
-    assert run_here("data", "verify", str(tmp_path / "set")).code == 0
+    assert "pb_t50_rs: PB_T50_RS, the hardest" in succeed("data", "info", "scanobjectnn").out
+    succeed("data", "verify", tmp_path / "set")
 
 
 def test_the_recipe_builds(obj_bg: Path) -> None:

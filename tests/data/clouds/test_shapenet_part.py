@@ -18,7 +18,7 @@ from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import collate
-from tests.command import run_here
+from tests.command import succeed
 from tests.data.clouds.shapenet_part_writers import (
     CATEGORIES,
     LAYOUTS,
@@ -241,19 +241,14 @@ def test_files_in_no_list_are_told_and_left_out(tmp_path: Path) -> None:
 def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
     source, target = write_text(tmp_path / "in"), tmp_path / "set"
     words = ("data", "prepare", "shapenet_part", "--from", source, "--to", target)
-    made = run_here(*words, "--json", tmp_path / "report.json")
-    assert made.code == 0, made.err
-    assert json.loads((tmp_path / "report.json").read_text())["outcome"] == "prepared"
-    assert "  train: airplane 2, bag 2, " in made.out
-    assert "already there" in run_here(*words).out
-    known = run_here("data", "info", target, "--json", tmp_path / "info.json")
-    assert known.code == 0, known.err
-    assert "  test: airplane_0 " in known.out
+    assert "  train: airplane 2, bag 2, " in succeed(*words).out
+    assert "already there" in succeed(*words).out
+    assert "  test: airplane_0 " in succeed("data", "info", target, "--json", tmp_path / "info.json").out
     info = json.loads((tmp_path / "info.json").read_text())
     labels = np.load(target / "test.label.npy")
     assert list(info["part_points"]["test"].values()) == np.bincount(labels, minlength=50).tolist()
     assert info["counts"]["test"] == {name.lower(): 1 for name in NAMES}
-    assert "shuffled_{train,val,test}_file_list.json" in run_here("data", "info", "shapenet_part").out
+    assert "shuffled_{train,val,test}_file_list.json" in succeed("data", "info", "shapenet_part").out
     assert ShapeNetPart.verify(target) == 3 * 5  # points, normals, label, category and offsets of each split
 
 

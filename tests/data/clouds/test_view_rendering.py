@@ -20,7 +20,7 @@ from sightline.ops.rendering import on_background, render_cloud
 from sightline.store.prepared.prepared_set import PreparedSet, verify
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.store.prepared.views import Views
-from tests.command import run_here
+from tests.command import refuse, succeed
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
 from tests.data.preparing import read_files
 from tests.data.scenes.scene_writers import no_progress
@@ -95,16 +95,15 @@ def test_the_command_renders_a_set_by_name(tmp_path: Path, prepared: Path, monke
     prepared.rename(tmp_path / "modelnet40")
     monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path))
     words = ["data", "render", "modelnet40", "--to", tmp_path / "views", "--views", 2, "--size", 8]
-    done = run_here(*words, "num_points=5", "--json", tmp_path / "report.json")
-    assert done.code == 0, done.err
+    done = succeed(*words, "num_points=5", "--json", tmp_path / "report.json")
     assert "sizes: train\u00a06, test\u00a02" in done.out or "sizes: train 6, test 2" in done.out
     assert "views_per_object: 2" in done.out
     assert json.loads((tmp_path / "report.json").read_text())["options"]["num_points"] == 5
-    told = run_here("data", "info", tmp_path / "views")
-    assert "size_px: 8" in told.out
-    assert "rotations" not in told.out
-    assert "all 4 files are as they were written" in run_here("data", "verify", tmp_path / "views").out
-    assert "already there" in run_here(*words, "num_points=5").out
+    told = succeed("data", "info", tmp_path / "views").out
+    assert "size_px: 8" in told
+    assert "rotations" not in told
+    assert "all 4 files are as they were written" in succeed("data", "verify", tmp_path / "views").out
+    assert "already there" in succeed(*words, "num_points=5").out
 
 
 @pytest.mark.parametrize(
@@ -125,8 +124,7 @@ def test_mistakes_are_one_line(
     monkeypatch.setenv("SIGHTLINE_DATA", str(tmp_path / "data"))
     (tmp_path / "empty").mkdir()
     places = {"EMPTY": tmp_path / "empty", "SET": prepared}
-    done = run_here("data", "render", *(places.get(word, word) for word in words), "--to", tmp_path / "views")
-    assert done.code == 2
-    assert told in done.err
-    assert done.err.count("\n") == 1
+    said = refuse("data", "render", *(places.get(word, word) for word in words), "--to", tmp_path / "views")
+    assert told in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "views").exists()

@@ -16,7 +16,7 @@ JOINTS = ("palm", "thumb_tip", "index_tip", "little_tip")
 CAMERA = {"fx": 241.42, "fy": -241.42, "u0": 160.0, "v0": 120.0}
 
 
-def write_own_frames(root: Path, count: int, *, suffix: str = ".png", folders: int = 1) -> np.ndarray:
+def write_own_frames(root: Path, count: int, *, folders: int = 1) -> np.ndarray:
     """Write procedural hands with four joints; return the joints (count, 4, 3) in mm."""
     block = ComponentConfig("synthetic_hands", {"train_size": count})
     hands = registry.data.build(block, facts={"split": "train"})
@@ -27,12 +27,9 @@ def write_own_frames(root: Path, count: int, *, suffix: str = ".png", folders: i
     root.mkdir(parents=True, exist_ok=True)
     frames = []
     for index, depth in enumerate(batch["depth"].numpy()):
-        name = f"take_{index % folders}/{index:03d}{suffix}" if folders > 1 else f"{index:03d}{suffix}"
+        name = f"take_{index % folders}/{index:03d}.png" if folders > 1 else f"{index:03d}.png"
         (root / name).parent.mkdir(exist_ok=True)
-        if suffix == ".png":
-            Image.fromarray(depth.round().astype(np.uint16)).save(root / name)
-        else:
-            np.save(root / name, np.where(depth > 0, depth / 1000, np.nan))
+        Image.fromarray(depth.round().astype(np.uint16)).save(root / name)
         frames.append(name)
     with (root / "joints.csv").open("w", newline="") as file:
         writer = csv.writer(file)

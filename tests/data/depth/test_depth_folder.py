@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from sightline.areas.detect.predictor import view_photo
@@ -18,7 +17,7 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import ComponentConfig, SampleKey
 from tests.cases import run_each
-from tests.command import run_here
+from tests.command import succeed
 from tests.data.depth.own_frames import CAMERA, JOINTS, write_disc_frames, write_own_frames
 from tests.data.preparing import cut, prepare_set
 from tests.runs.small import ROOT
@@ -69,20 +68,6 @@ def test_facts_are_those_of_the_labels_and_no_constants_are_made_up(prepared: Pa
     facts = _open(prepared, "train").info.facts
     assert facts["joint_names"] == JOINTS
     assert (facts["num_joints"], facts["image_size_px"], len(facts["bones"])) == (4, (320, 240), 3)
-
-
-def test_npy_in_metres_give_the_same_joints_and_depths(source, prepared: Path, tmp_path: Path) -> None:
-    write_own_frames(tmp_path / "frames", 20, suffix=".npy")
-    manifest = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own", mm_per_unit=1000.0)
-    assert manifest["depth_type"] == "float32"
-    first, second = _open(prepared, "test"), _open(tmp_path / "own", "test")
-    one, other = (
-        {int(Path(data.sample_name(i)).stem): data[SampleKey(i, 0, 0)] for i in range(len(data))}
-        for data in (first, second)
-    )
-    for number in one.keys() & other.keys():
-        assert torch.equal(one[number]["joints"], other[number]["joints"])
-        assert (one[number]["depth"] - other[number]["depth"]).abs().max() <= 0.501, "whole mm, and fractions"
 
 
 def test_whole_folders_are_tested_where_there_are_enough(tmp_path: Path) -> None:
@@ -309,12 +294,10 @@ def test_the_preset_trains_evaluates_and_predicts(source, prepared: Path, tmp_pa
     """Two steps of the small network; `predict` gives the joints of the frames as files."""
     config, run = ROOT / "configs" / "pose" / "own_depth.yaml", tmp_path / "run"
     words = (f"data.root={prepared}", "train.steps=2", "train.batch_size=4", "train.precision=float32")
-    done = run_here("train", config, *words, "--no-check", "--out", run, "--device", "cpu")
-    assert done.code == 0, done.err
+    succeed("train", config, *words, "--no-check", "--out", run, "--device", "cpu")
     assert "mean_error_mm" in json.loads((run / "final.json").read_text())["metrics"]
-    done = run_here("predict", run, source[0] / "003.png", "--device", "cpu", "--json", tmp_path / "told.json")
-    assert done.code == 0, done.err
+    succeed("predict", run, source[0] / "003.png", "--device", "cpu", "--json", tmp_path / "told.json")
     [row] = json.loads((tmp_path / "told.json").read_text())["predictions"]
     assert (len(row["joints_mm"]), row["camera"]) == (4, list(CAMERA.values()))
-    assert run_here("data", "info", prepared).code == 0
-    assert "cube_mm=VALUE" in run_here("data", "prepare", "depth_folder", "--help").out
+    succeed("data", "info", prepared)
+    assert "cube_mm=VALUE" in succeed("data", "prepare", "depth_folder", "--help").out

@@ -142,10 +142,7 @@ def test_nyu_labels_of_other_shapes_and_places(tmp_path: Path) -> None:
         (lambda: savemat(path, {"other": sound["joint_xyz"]}), "has no array of numbers 'joint_xyz'"),
         (lambda: savemat(path, {k: v[:1] for k, v in sound.items()}), r"joint_xyz is \(1, 2, 36, 3\)"),
         (lambda: savemat(path, {k: v[:, :, :14] for k, v in sound.items()}), r"\(3, frames, 36, 3\) are needed"),
-        (
-            lambda: savemat(path, spoilt(1e300)),
-            r"joint_xyz\[0\]: the coordinate \[1, 4, 2\] is 1e\+300 mm, less than 1e",
-        ),
+        (lambda: savemat(path, spoilt(1e300)), r"joint_xyz\[0\]: the coordinate \[1, 4, 2\] is 1e\+300 mm, less than"),
         (lambda: savemat(path, spoilt(np.nan)), r"the coordinate \[1, 4, 2\] is nan mm"),
         (lambda: savemat(path, {k: v[:, :1] for k, v in sound.items()}), "depth_1_0000002.png: .* labels for 1 frames"),
         (lambda: path.write_bytes(whole[: len(whole) // 4]), "joint_xyz cannot be read"),

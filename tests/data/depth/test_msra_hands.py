@@ -111,10 +111,7 @@ def of_another_size(folder: Path) -> None:
         (of_another_size, "byte 0: the image is 640 x 480, 320 x 240"),
         (lambda f: replace_line(f / "joint.txt", 1, "three"), "joint.txt:1: 'three' is not the number of frames"),
         (lambda f: replace_line(f / "joint.txt", 3, "1 2 3"), "joint.txt:3: 3 columns, 63 are needed"),
-        (
-            lambda f: replace_line(f / "joint.txt", 3, "1 2 300 " * 21),
-            "joint.txt:3: a joint has z = 300.*version",
-        ),
+        (lambda f: replace_line(f / "joint.txt", 3, "1 2 300 " * 21), "joint.txt:3: a joint has z = 300.*version"),
         (
             lambda f: replace_line(f / "joint.txt", 3, "1 2 -3e9 " * 21),
             r"the coordinate \[0, 2\] is 3e\+09 mm, less than 1e\+06 is needed",

@@ -272,11 +272,6 @@ def test_pcd_files_that_are_cut_short(tmp_path: Path, encoding: Encoding, cut: i
         refused(tmp_path / "a.pcd", "promises 60 points|does not read as PCD|.*60 points")
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    refused(tmp_path / "a.ply", "no such file")
-    refused(tmp_path / "clouds", "no such file")
-
-
 def test_the_header_of_an_entry_is_not_read_before_its_size_is_checked(tmp_path: Path) -> None:
     bomb = npz(points=b"\x93NUMPY\x02\x00" + (2**25).to_bytes(4, "little") + b" " * 2**25)
     (tmp_path / "a.npz").write_bytes(bomb)

@@ -17,7 +17,7 @@ from sightline.contract.errors import MissingExtraError
 from sightline.store.files.cloud_files import read_cloud
 from sightline.store.files.las_files import read_las
 from tests.cases import run_each
-from tests.command import run_here
+from tests.command import succeed
 from tests.data.files.refusals import refused
 
 HEADER = (
@@ -144,8 +144,7 @@ def test_without_the_reader_its_extra_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_a_laz_file_is_viewed_by_its_classes(tmp_path: Path) -> None:
     write_las(tmp_path / "a.laz")
-    done = run_here("view", tmp_path / "a.laz", "--out", tmp_path / "seen")
-    assert done.code == 0, done.err
+    succeed("view", tmp_path / "a.laz", "--out", tmp_path / "seen")
     assert "classification" in (tmp_path / "seen" / "view.html").read_text()
 
 

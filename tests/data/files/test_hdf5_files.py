@@ -99,6 +99,10 @@ def bomb_of_one_chunk(file: h5py.File, key: str, values: np.ndarray) -> None:
     made.resize((40, 3))
 
 
+def objects_of(kind: np.dtype) -> Callable[[h5py.File, str, np.ndarray], object]:
+    return lambda file, key, values: file.create_dataset(key, (4,), kind)
+
+
 BROKEN: dict[Callable[[h5py.File, str, np.ndarray], object], str] = {
     never_written: r"960 bytes, and 0 are stored .* was not written to the end",
     no_chunk_written: r"960 bytes, and 0 are stored .* was not written to the end",
@@ -119,13 +123,9 @@ BROKEN: dict[Callable[[h5py.File, str, np.ndarray], object], str] = {
     lambda file, key, values: file.__setitem__(key, h5py.Empty("f8")): r"not an array of numbers",
     lambda file, key, values: file.__setitem__(key, values + 1j): r"is complex128, not an array of numbers",
     lambda file, key, values: file.__setitem__(key, np.zeros(4, [("x", "f4")])): r"not an array of numbers",
-    lambda file, key, values: file.create_dataset(
-        key, (4,), h5py.string_dtype()
-    ): r"is object, not an array of numbers",
-    lambda file, key, values: file.create_dataset(
-        key, (4,), h5py.vlen_dtype("f4")
-    ): r"is object, not an array of numbers",
-    lambda file, key, values: file.create_dataset(key, (4,), h5py.ref_dtype): r"is object, not an array of numbers",
+    objects_of(h5py.string_dtype()): r"is object, not an array of numbers",
+    objects_of(h5py.vlen_dtype("f4")): r"is object, not an array of numbers",
+    objects_of(h5py.ref_dtype): r"is object, not an array of numbers",
 }
 
 

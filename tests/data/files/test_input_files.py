@@ -25,7 +25,7 @@ from sightline.store.files.input_files import read_file
 from sightline.store.files.mat_files import read_mat
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from tests.cases import run_each
-from tests.command import run_here
+from tests.command import refuse
 from tests.data.clouds.cloud_writers import WRITERS, prepare_folder, solid, write_folder
 from tests.data.files.refusals import refused
 from tests.data.files.test_broken_clouds import npy_bytes, npy_that_claims
@@ -151,11 +151,10 @@ def test_no_set_is_prepared_without_a_file_that_cannot_be_read(tmp_path: Path) -
 
 @run_each("verb", [["data", "info"], ["data", "verify"], ["view", "--out", "out"]])
 def test_a_path_longer_than_any_name_is_one_line(verb: list[str], tmp_path: Path) -> None:
-    done = run_here(*verb, tmp_path / ("n" * 300))
-    assert done.code == 2
-    assert done.err.count("\n") == 1
-    assert f"{tmp_path}/nnn" in done.err
-    assert "File name too long; check the path" in done.err
+    told = refuse(*verb, tmp_path / ("n" * 300))
+    assert told.count("\n") == 1
+    assert f"{tmp_path}/nnn" in told
+    assert "File name too long; check the path" in told
 
 
 def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path) -> None:

@@ -356,11 +356,7 @@ def test_labels_in_a_file_beside_the_scene(tmp_path: Path, suffix: str) -> None:
     ("metres", "unit", "words"),
     [
         (5, "mm", "extend over 0.006 m or less, read as unit=mm; unit=m would make that 6 m"),
-        (
-            5000,
-            "m",
-            "extend over 6e+03 m or more, read as unit=m; unit=cm would make that 60 m, unit=mm would make that",
-        ),
+        (5000, "m", "extend over 6e+03 m or more, read as unit=m; unit=cm would make that 60 m, unit=mm would make"),
         (5, "m", ""),
         (500, "cm", ""),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections import Counter
 from functools import partial
@@ -15,7 +14,6 @@ from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
 from sightline.contract.errors import DataError
 from sightline.contract.members import DataMembers
-from sightline.contract.schema import signature_parameters
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.splits import deal_by_hash
 from tests.command import refuse, succeed
@@ -145,13 +143,6 @@ def test_faults_of_options_and_sources_are_one_line(plugin: Path, tmp_path: Path
     assert f"{plugin}: is not a folder (looked at {plugin}); {advice}" in refuse(*words, "--from", plugin)
     succeed(*words, "--from", tmp_path / "in")
     assert f"out: is prepared already; {advice}" in refuse(*words, "--from", tmp_path / "out")
-
-
-def test_prepare_has_the_options_of_its_plan() -> None:
-    names = list(inspect.signature(CloudFolder.prepare).parameters)
-    assert names[:5] == ["source", "target", "name", "progress", "up_axis"]
-    assert set(signature_parameters(CloudFolder.prepare)) == {*names}
-    assert signature_parameters(CloudFolder.prepare)["num_points"].default == 1024
 
 
 def test_a_class_without_a_plan_is_not_prepared() -> None:
