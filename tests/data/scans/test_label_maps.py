@@ -108,7 +108,6 @@ def test_ones_own_map_merges_classes(tmp_path: Path) -> None:
         ("10: 2}", "10: -1}", "10 is -1, a whole number from 0 to 65535 is needed"),
         ("10: 2}", "10: 2.0}", "10 is 2.0"),
         ("10: 2}", "70000: 2}", "the key 70000 is not a whole number"),
-        ("10: 2}", "9: 1}", r"mine\.yaml:3: learning_map\.9: '9' is given twice, first on line 3"),
         ("10: 2}", "09: 1}", "learning_map: names 9 a second time"),
         ("10: 2}", "\u0663: 1}", "learning_map: the key \u0663 is not a whole number"),
         ("10: 2}", f"{'9' * 90}: 1}}", "learning_map: the key 9+ is not a whole number"),

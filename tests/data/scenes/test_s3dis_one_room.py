@@ -63,6 +63,8 @@ def test_nothing_is_held_out_and_that_is_told(tmp_path: Path) -> None:
     assert half.info.split_sizes == {"train": 16, "validation": 0, "test": 1}
     with pytest.raises(ConfigError, match=r"has no scene in the part 'validation'.*; set evaluate.select: test"):
         S3disOneRoom(split="validation", root=str(tmp_path / "set"))
+    with pytest.raises(DataError, match="has no part 'val'"):
+        S3disOneRoom(split="val", root=str(tmp_path / "set"))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from sightline.contract.members import DataMembers
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.splits import deal_by_hash
 from tests.command import refuse, succeed
+from tests.data.clouds.cloud_writers import write_folder
 from tests.data.preparing import expect_progress
 from tests.test_plugins import _own_parts  # noqa: F401
 
@@ -158,17 +159,10 @@ def test_a_derived_set_is_prepared_and_opened_under_its_name(tmp_path: Path) -> 
     class Derived(CloudFolder):
         set_name = "derived"
 
-    for label in ("one", "two"):
-        (tmp_path / "in" / label).mkdir(parents=True)
-        for number in range(3):
-            (tmp_path / "in" / label / f"{number}.xyz").write_text(f"0 0 {number}\n1 {number + 1} 0\n{number} 1 1\n")
-    options = {"up_axis": "z", "num_points": 2}
-    made = Derived.prepare(
-        source=tmp_path / "in", target=tmp_path / "out", name="derived", progress=expect_progress, **options
-    )
+    source, options = write_folder(tmp_path / "in", per_class=3), {"up_axis": "z", "num_points": 2}
+    made = Derived.prepare(source=source, target=tmp_path / "out", name="derived", progress=expect_progress, **options)
     assert made["set"] == "derived"
-    assert len(Derived(split="train", root=str(tmp_path / "out"))) == 2
-    assert issubclass(Derived, PreparedData)
+    assert len(Derived(split="train", root=str(tmp_path / "out"))) == 3
 
 
 def test_a_plan_that_is_not_a_class_method_is_named() -> None:
