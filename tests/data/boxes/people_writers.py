@@ -49,11 +49,8 @@ def write_ecp(root: Path, images: Mapping[str, Sequence[dict[str, Any]]], *, wra
         frame: dict[str, Any] = {"identity": "frame", "imagewidth": 64, "imageheight": 48, "tags": ["rainy"]}
         frame["children"] = list(children)
         if name in wrapped:
-            frame = {
-                "@converter": "x",
-                "identity": "seqlist",
-                "children": [{"identity": "sequence", "children": [frame]}],
-            }
+            sequence = {"identity": "sequence", "children": [frame]}
+            frame = {"@converter": "x", "identity": "seqlist", "children": [sequence]}
         file = root / time / "labels" / f"{rest}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(frame))

@@ -97,11 +97,8 @@ def test_given_parts_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_list_in_csv(clouds: Path, tmp_path: Path) -> None:
-    rows = [
-        f"{clouds}/{kind}/{kind}_{n:02d}.ply,{label}"
-        for kind, label in zip(CLASSES, "cab", strict=True)
-        for n in range(4)
-    ]
+    labels = dict(zip(CLASSES, "cab", strict=True))
+    rows = [f"{clouds}/{kind}/{kind}_{n:02d}.ply,{label}" for kind, label in labels.items() for n in range(4)]
     (tmp_path / "plain.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
     manifest = prepare_folder(tmp_path / "plain.csv", tmp_path / "plain")
     assert manifest["class_names"] == ["a", "b", "c"]
@@ -267,9 +264,9 @@ def test_files_of_one_name_in_several_folders_are_all_counted(tmp_path: Path) ->
 
 
 def test_clouds_in_two_units_are_reported_where_size_means_something(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", per_class=4, make=lambda kind, n: (1000 if n < 2 else 1) * solid(kind, n))
+    write_folder(tmp_path / "in", per_class=4, make=lambda kind, n: (1000 if n < 1 else 1) * solid(kind, n))
     notes = prepare_folder(tmp_path / "in", tmp_path / "set", normalisation="none", unit="m")["differences"]
-    assert [note.partition(",")[0] for note in notes] == ["units may be mixed: 6 of 12 clouds"]
+    assert [note.partition(",")[0] for note in notes] == ["units may be mixed: 3 of 12 clouds"]
     assert prepare_folder(tmp_path / "in", tmp_path / "scaled")["differences"] == []
 
 
@@ -326,6 +323,7 @@ def test_a_fraction_is_stratified_nested_and_of_the_training_part_alone(prepared
     assert sizes == {0.001: 3, 0.3: 6, 0.5: 12, 1.0: 21}  # of seven: 1, 2, 4 (halves to even), 7
     assert rows(0.001) < rows(0.3) < rows(0.5) < rows(1.0)
     assert {Counter(name.split("/")[0] for name in rows(0.5))[kind] for kind in CLASSES} == {4}
+    assert rows(0.5) == rows(0.5)
     whole, half = (CloudFolder(split="train", root=str(prepared), fraction=fraction) for fraction in (1.0, 0.5))
     clouds = {whole.sample_name(index): points for index, points in enumerate(everything(whole)["points"])}
     for index, points in enumerate(everything(half)["points"]):

@@ -160,9 +160,8 @@ def test_estimated_normals_of_solids_are_near_the_exact_ones() -> None:
     batch = found.get_batch(keys(*range(12)))
     assert torch.equal(batch["points"], exact["points"])
     cosine = (batch["normals"] * exact["normals"]).sum(dim=2).abs()
-    assert (
-        cosine.median() > 0.97
-    )  # a plane through 16 of 512 points of a unit ball spans 0.35 rad: cos(0.35 / 2) = 0.98
+    # A plane through 16 of 512 points of a unit ball spans 0.35 rad: cos(0.35 / 2) = 0.98.
+    assert cosine.median() > 0.97
     assert torch.equal(found[SampleKey(7, 3, 1)]["normals"], batch["normals"][7])
     other = pickle.loads(pickle.dumps(found))
     assert torch.equal(other.get_batch(keys(7))["normals"][0], batch["normals"][7])

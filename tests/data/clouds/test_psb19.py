@@ -57,13 +57,6 @@ def test_the_real_set(shared: Path, tmp_path: Path) -> None:
     assert "Spring" not in dataset.class_names
 
 
-def test_labels_skip_categories_without_shapes(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **arrays())
-    manifest = prepare(tmp_path / "a.npz", tmp_path / "set")
-    assert manifest["class_names"] == ["Cup", "Ant", "Vase"]
-    assert manifest["splits"]["test"]["class_counts"] == [1, 1, 1]  # type: ignore[index]
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

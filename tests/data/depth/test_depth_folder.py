@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,7 @@ def test_samples_are_the_images_and_the_labels_by_hand(source, prepared: Path) -
             assert sample["camera"].tolist() == list(CAMERA.values())
             seen[number] = split
     assert sorted(seen) == list(range(20)), "every frame is in one split"
-    assert {split: list(seen.values()).count(split) for split in seen.values()} == {
-        "train": 14,
-        "validation": 2,
-        "test": 4,
-    }
+    assert Counter(seen.values()) == {"train": 14, "validation": 2, "test": 4}
     by_stretch = [{seen[2 * stretch], seen[2 * stretch + 1]} for stretch in range(10)]
     assert all(len(splits) == 1 for splits in by_stretch), "neighbours in time stay together"
 
