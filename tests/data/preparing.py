@@ -1,4 +1,4 @@
-"""Preparations as the command line runs them, or killed on the way, and the damage that files come with."""
+"""Preparations as the command line runs them, or killed on the way, names of samples, damage that files come with."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ def kill_process(module: str, last: int, source: Path, target: Path) -> None:
     )
     assert killed.returncode == -9, killed.stderr
     assert not target.exists()
+
+
+def names_of(dataset: Any) -> list[str]:
+    return [dataset.sample_name(index) for index in range(len(dataset))]
 
 
 def read_files(root: Path) -> dict[str, bytes]:

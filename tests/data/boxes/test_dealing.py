@@ -18,6 +18,7 @@ from sightline.engine.build import build_data, log_unused_validation
 from sightline.engine.distributed import World
 from sightline.runs.lineage import inputs_document
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
+from tests.data.preparing import names_of
 
 
 def pairs_of(shown: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -99,10 +100,6 @@ def test_parts_are_disjoint_whole_and_of_the_shares_asked_for(
     ]
     if test_share == 0.2:
         assert " ".join(name[2:4] for name in parts[2]) == "01 12 16 22 28 30 37 38"
-
-
-def names_of(images: Coco) -> list[str]:
-    return [images.sample_name(index) for index in range(len(images))]
 
 
 def test_parts_that_files_do_not_state_are_seeded(root: Path) -> None:

@@ -137,10 +137,8 @@ def test_smaller_pictures_average_what_they_cover(tmp_path: Path) -> None:
 def test_counts_are_compared_with_the_published_ones(release: Path, tmp_path: Path) -> None:
     found = prepare(release, tmp_path / "set", size_px=SIZE_PX)
     assert sum(pairs for _, pairs in SYNSETS.values()) == 43_783
-    assert found["differences"][0] == "6 pairs, published 43783"
     assert "chair (03001627): 3 pairs, published 6778" in found["differences"]
     assert len(found["differences"]) == 14
-    assert found["pairs"]["03001627 chair"] == {"clouds": 3, "image_folders": 3, "pairs": 3}
     assert found["pairs"]["02958343 car"] == {"clouds": 0, "image_folders": 0, "pairs": 0}
 
 

@@ -20,7 +20,7 @@ from sightline.contract.types import ComponentConfig, SampleKey
 from tests.cases import run_each
 from tests.command import succeed
 from tests.data.depth.own_frames import CAMERA, JOINTS, write_disc_frames, write_own_frames
-from tests.data.preparing import cut, prepare_set
+from tests.data.preparing import cut, names_of, prepare_set
 from tests.runs.small import ROOT
 
 
@@ -71,16 +71,11 @@ def test_whole_folders_are_tested_where_there_are_enough(tmp_path: Path) -> None
     write_own_frames(tmp_path / "frames", 24, folders=6)
     manifest = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own", test_share=0.34)
     assert manifest["split"].startswith("2 of 6 recordings (folders) are tested")
-    folders = {
-        split: {
-            _open(tmp_path / "own", split).sample_name(i).split("/")[0]
-            for i in range(len(_open(tmp_path / "own", split)))
-        }
-        for split in ("train", "validation", "test")
-    }
-    assert not folders["train"] & folders["test"]
-    assert not folders["train"] & folders["validation"]
-    assert len(folders["test"]) == 2
+    parts = (_open(tmp_path / "own", split) for split in ("train", "validation", "test"))
+    train, validation, test = ({name.split("/")[0] for name in names_of(part)} for part in parts)
+    assert not train & test
+    assert not train & validation
+    assert len(test) == 2
 
 
 def test_splits_and_unlabelled_joints_of_the_labels_count(tmp_path: Path) -> None:

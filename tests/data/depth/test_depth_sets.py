@@ -28,7 +28,7 @@ from tests.data.depth.depth_trees import (
     write_msra,
     write_nyu,
 )
-from tests.data.preparing import cut, prepare_set, refuse, replace_line, set_key
+from tests.data.preparing import cut, names_of, prepare_set, refuse, replace_line, set_key
 
 PEOPLE = {
     "train": ["00_00000", "00_00001", "03_00000", "03_00001", "07_00000"],
@@ -46,10 +46,6 @@ SETS: dict[str, tuple[Any, Callable[[Path], dict[str, Drawn]]]] = {
 def prepare(kind: Any, tmp_path: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = prepare_set(kind.set_name, tmp_path / "source", tmp_path / "set")
     return manifest
-
-
-def names_of(frames: Any) -> list[str]:
-    return [frames.sample_name(index) for index in range(len(frames))]
 
 
 MIDDLE = {"icvl_hands": 0, "nyu_hands": 13, "hands2017": 3, "itop": 8, "msra_hands": 5}
@@ -188,10 +184,10 @@ def test_invalid_frames_of_itop_are_used_nowhere_and_keep_their_place(tmp_path: 
     (tmp_path / "points_test.txt").write_text("invalid\n0.1 0.2 2.5\n0.3 0.2 2.5\n")
     reference = ReferencePointFile(path=str(tmp_path / "points_{split}.txt"), unit="m")
     test = Itop(split="test", root=str(tmp_path / "set"), reference=reference)
-    assert [test.sample_name(i) for i in range(len(test))] == ["01_00001", "01_00002"]
+    assert names_of(test) == ["01_00001", "01_00002"]
     assert np.allclose(test[SampleKey(1, 0, 0)]["reference"], [300, 200, 2500])
     train = Itop(split="train", root=str(tmp_path / "set"), validation_share=0.0)
-    assert [train.sample_name(i) for i in range(len(train))] == ["00_00000", "03_00000", "03_00001", "07_00000"]
+    assert names_of(train) == ["00_00000", "03_00000", "03_00001", "07_00000"]
 
 
 def test_people_of_itop_are_held_out_whole_and_views_are_apart(tmp_path: Path) -> None:

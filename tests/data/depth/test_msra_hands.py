@@ -17,7 +17,7 @@ from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.prepared.prepared_set import verify
 from tests.data.depth.depth_trees import Drawn, msra_bytes, write_msra
-from tests.data.preparing import cut, prepare_set, refuse, replace_line
+from tests.data.preparing import cut, names_of, prepare_set, refuse, replace_line
 
 COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}
 
@@ -34,10 +34,6 @@ prepare = functools.partial(prepare_set, "msra_hands")
 def root(made: dict[str, Drawn], tmp_path: Path) -> str:
     prepare(tmp_path / "source", tmp_path / "msra")
     return str(tmp_path / "msra")
-
-
-def names_of(frames: MsraHands) -> list[str]:
-    return [frames.sample_name(index) for index in range(len(frames))]
 
 
 def test_one_subject_is_tested_and_the_others_train(root: str) -> None:

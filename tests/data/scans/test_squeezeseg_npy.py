@@ -12,6 +12,7 @@ from sightline.areas.scans.sets.squeezeseg_npy import SqueezeSegNpy
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Sample, SampleKey
 from sightline.store.prepared import prepared_set
+from tests.data.preparing import names_of
 from tests.data.scans.lidar_writers import quiet, street_scan, write_squeezeseg
 
 NAMES = [f"2011_09_26_{drive:04d}_{frame:010d}" for drive in (1, 2, 5) for frame in (3, 17)]
@@ -23,10 +24,6 @@ def prepare(source: Path, target: Path) -> dict[str, Any]:
 
 def opened(root: Path, split: str = "train", **arguments: Any) -> SqueezeSegNpy:
     return SqueezeSegNpy(split=split, root=str(root), **arguments)
-
-
-def names_of(part: SqueezeSegNpy) -> list[str]:
-    return [part.sample_name(index) for index in range(len(part))]
 
 
 @pytest.fixture

@@ -215,16 +215,6 @@ def test_a_fraction_holds_the_same_clouds_and_as_many_of_each_class(target: str)
     assert labels.tolist() == tenth.strata.tolist()
 
 
-def test_a_smaller_fraction_is_part_of_a_larger_one_and_the_test_part_stays_whole() -> None:
-    def clouds(fraction: float, split: str = "train") -> set[bytes]:
-        shapes = SyntheticShapes(split=split, train_size=240, test_size=24, num_points=16, fraction=fraction)
-        return {cloud.tobytes() for cloud in shapes.get_batch(keys(range(len(shapes))))["points"].numpy()}
-
-    assert len(clouds(0.05)) == 12
-    assert clouds(0.05) < clouds(0.2) < clouds(1.0)
-    assert clouds(0.05, "test") == clouds(1.0, "test")
-
-
 # --- what it says of itself -------------------------------------------------------------------------------------------
 
 
