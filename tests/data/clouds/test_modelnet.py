@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,16 @@ def test_a_real_shape_has_the_stored_bits(forty: Path, shared: Path) -> None:
             np.testing.assert_array_equal(sample["points"], archive["X_test"][index, :512].astype(np.float32))
             assert sample["label"] == archive["y_test"][index]
             assert shapes.sample_name(index) == archive["name_test"][index]
+
+
+@pytest.mark.shared
+def test_the_real_set_opens_at_once(forty: Path) -> None:
+    def seconds() -> float:
+        start = time.process_time()
+        ModelNet40(split="train", root=str(forty))[SampleKey(9842, 0, 0)]
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(3)) < 0.1
 
 
 @pytest.mark.shared
