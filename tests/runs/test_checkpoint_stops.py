@@ -16,9 +16,9 @@ import pytest
 from sightline.contract.errors import RunError
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load, newest_valid, save
+from tests.cases import run_each
 from tests.command import Outcome, run_here, succeed
 from tests.engine.snapshots import assert_same, snapshot_of
-from tests.processes import run_program
 
 # --- checkpoints and a stop at any call to the disk: kill -9, a full disk, a read-only one ---------------------------
 
@@ -216,47 +216,6 @@ def test_a_disk_that_fills_up_within_a_file(is_first: bool, tmp_path: Path, monk
     assert_same(load(tmp_path), snapshot_of(1))
 
 
-KILL_SCRIPT = """
-import os, random, signal, time
-from pathlib import Path
-import torch
-from sightline.runs.checkpoint import Snapshot, load, newest_valid, save
-
-run, draw, newest = Path("RUN"), random.Random(0), 0
-
-def snapshot_of(step):
-    return Snapshot(step, {"w": torch.full((50_000,), float(step))}, {}, None, {"step": step})
-
-def work(step):
-    while True:
-        save(run, snapshot_of(step), keep_last=2, is_best=step % 5 == 0)
-        save(run, snapshot_of(step), keep_last=2, is_best=False)
-        step += 1
-
-for _ in range(30):
-    child = os.fork()
-    if child == 0:
-        work(newest + 1)
-    time.sleep(draw.uniform(0.005, 0.1))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    found, rejected = newest_valid(run)
-    assert not rejected, rejected
-    if found is None:
-        continue
-    snapshot = load(found)
-    assert snapshot.step >= newest and (snapshot.model["w"] == snapshot.step).all(), (snapshot.step, newest)
-    newest = snapshot.step
-assert newest > 0
-"""
-
-
-@pytest.mark.processes
-def test_kill_minus_nine_at_random_moments(tmp_path: Path) -> None:
-    done = run_program(KILL_SCRIPT.replace("RUN", str(tmp_path)))
-    assert done.returncode == 0, done.stderr
-
-
 # --- A disk that fills up or closes under a run: one line, exit code 1, the last checkpoint whole, and it ------------
 
 
@@ -345,19 +304,8 @@ class Closing:
         return call
 
 
-def stop_after_four(out: Path, number: int) -> Outcome:
-    """Train on a disk that takes four checkpoints and then refuses with this error."""
-    with pytest.MonkeyPatch.context() as patched:
-        Closing(out, number).watch(patched, after=4)
-        stopped = train(out)
-    assert checkpoint.load(out).step == 4
-    assert checkpoint.newest_valid(out)[1] == []
-    (out / ".lock").unlink()  # the disk kept it; a dead process's is taken over, but this one lives on
-    return stopped
-
-
-@pytest.mark.parametrize(
-    ("number", "reason", "remedy"),
+@run_each(
+    "number, reason, remedy",
     [
         (errno.EDQUOT, "disk quota exceeded", "free some space there and resume"),
         (errno.EROFS, "read-only file system", "make it writable, or choose another folder with --out"),
@@ -366,14 +314,24 @@ def stop_after_four(out: Path, number: int) -> Outcome:
     ],
 )
 def test_what_the_disk_says_is_said_with_what_to_do(tmp_path: Path, number: int, reason: str, remedy: str) -> None:
-    stopped = stop_after_four(tmp_path / "run", number)
-    assert_stopped_in_one_line(stopped, str(tmp_path / "run"), reason, remedy)
+    with pytest.MonkeyPatch.context() as patched:
+        Disk(1, OSError(number, os.strerror(number)), forever=True).watch(patched, *WRITING)
+        with pytest.raises(RunError) as caught:
+            save(tmp_path / str(number), snapshot_of(1), keep_last=1, is_best=False)
+    assert str(caught.value).startswith(f"{tmp_path / str(number)}")
+    assert f": cannot write: {reason}; {remedy}" in str(caught.value)
 
 
 def test_a_disk_that_is_full_in_mid_run_loses_nothing(tmp_path: Path, unbroken: Path) -> None:
-    stopped = stop_after_four(tmp_path / "run", errno.ENOSPC)
-    assert_stopped_in_one_line(stopped, "no space left on device", "free some space there and resume")
-    assert_goes_on_to_the_same_end(tmp_path / "run", unbroken)
+    """It takes four checkpoints and then refuses."""
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        Closing(out, errno.ENOSPC).watch(patched, after=4)
+        stopped = train(out)
+    assert_stopped_in_one_line(stopped, str(out), "no space left on device", "free some space there and resume")
+    assert checkpoint.load(out).step == 4
+    (out / ".lock").unlink()  # the disk kept it; a dead process's is taken over, but this one lives on
+    assert_goes_on_to_the_same_end(out, unbroken)
 
 
 def test_a_disk_that_closes_under_a_finished_run_still_lets_it_be_read(unbroken: Path) -> None:
