@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,19 +69,6 @@ def test_tensorboard_has_pictures_of_each_validation(run: Path) -> None:
     assert any(kinds)
 
 
-def test_the_log_says_what_assignment_losses_and_suppression_take(run: Path) -> None:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    train, validation = lines[0], next(line for line in lines if line["split"] == "validation")
-    parts = {"data", "transfer", "prepare", "forward", "loss"}
-    assert {f"time_s/{part}" for part in (*parts, "backward", "optimise")} <= train.keys()
-    times = [validation[f"time_s/{part}"] for part in (*parts, "interpret", "metrics")]
-    assert sum(times) == pytest.approx(validation["time_s/evaluation"], rel=0.1)
-    assert train["time_s/forward"] > train["time_s/loss"] > 0
-    log = (run / "train.log").read_text()
-    assert re.search(r"prepare \d+%, forward \d+%, loss \d+%, backward", log)
-    assert re.search(r"4 samples in .* s \(data \d+%, .* interpret \d+%, metrics \d+%\)", log)
-
-
 def test_images_written_as_files_get_the_boxes_that_were_scored(run: Path, tmp_path: Path) -> None:
     """The same pixels through either door: as the data set's test image, and as a file of it."""
     crowd = SyntheticCrowds(split="test", test_size=6)
@@ -139,22 +125,14 @@ def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_pat
     assert (tmp_path / "view" / "view.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("kept", ["none", "every second"])
-def test_images_without_boxes_are_trained_on_and_scored(
-    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All of a set, or every second one: losses are finite, and nothing is found where nothing is."""
+def test_images_without_boxes_are_trained_on_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a set: losses are finite, and nothing is found where nothing is."""
     scene = SyntheticCrowds.scene
-
-    def emptied(self: SyntheticCrowds, index: int) -> Any:
-        full = scene(self, index)
-        return full if kept != "none" and index % 2 else replace(full, people=[], ignored=[])
-
-    monkeypatch.setattr(SyntheticCrowds, "scene", emptied)
-    config = ROOT / "configs/detect/synthetic_crowds_retinanet.yaml"
+    monkeypatch.setattr(
+        SyntheticCrowds, "scene", lambda crowds, index: replace(scene(crowds, index), people=[], ignored=[])
+    )
     words = ("train.epochs=1", "train.precision=float32", "model.channels_last=false", "--no-check", "--device", "cpu")
-    succeed("train", config, *DETECT, *words, "--out", tmp_path / "run")
+    succeed("train", CONFIG, *DETECT, *words, "--out", tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(line["loss/total"] is not None for line in lines if line["split"] == "train")
-    ap = json.loads((tmp_path / "run/final.json").read_text())["metrics"]["ap"]
-    assert (ap is None) == (kept == "none")
+    assert json.loads((tmp_path / "run/final.json").read_text())["metrics"]["ap"] is None

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import sightline
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
@@ -224,33 +223,13 @@ SMALL = (
 """What brings the recipe down to a set that needs no files."""
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("frozen") / "run"
-    succeed("train", RECIPE, *SMALL, "--no-check", "--device", "cpu", "--out", path)
-    return path
-
-
-def test_nothing_but_the_head_moves(run: Path) -> None:
+def test_nothing_but_the_head_moves(tmp_path: Path) -> None:
     """Parameters and batch statistics of the extractor have the bits of the run's start, made from its seed."""
-    ended = checkpoint.load(run).model
-    again = run.parent / "again"
-    words = ("--no-check", "--device", "cpu", "--out", again)
-    succeed("train", RECIPE, *SMALL, "optimizer.lr=1e-12", *words)
-    started = checkpoint.load(again).model
-    changed = {name for name, value in ended.items() if (value - started[name]).abs().max() > 1e-6}
+    succeed("train", RECIPE, *SMALL, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
+    ended = checkpoint.load(tmp_path / "run").model
+    started = build(read_config(RECIPE, SMALL), World()).job.model.state_dict()
+    changed = {name for name, value in ended.items() if not torch.equal(value, started[name])}
     assert changed == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
-    assert all(torch.equal(ended[name], started[name]) for name in ended.keys() - changed)
-
-
-def test_the_run_is_an_extractor(run: Path) -> None:
-    """`encode` gives the same feature whatever company a cloud is in: batch statistics are those stored."""
-    model = sightline.load_run(run).model
-    points = torch.randn(4, 48, 3)
-    with torch.no_grad():
-        together = model.encode(points=points)
-        torch.testing.assert_close(model.encode(points=points[:1]), together[:1], rtol=1e-5, atol=1e-5)
-    assert together.shape == (4, 48)
 
 
 def test_checks_are_silent(tmp_path: Path) -> None:

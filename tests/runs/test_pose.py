@@ -14,6 +14,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import build_data
 from tests.command import refuse, succeed
 from tests.doctor.posing import CONFIG
+from tests.trained import trained_run
 
 SHORT = ("train.epochs=3", "checkpoint.keep_last=3", "log.tensorboard=false")
 
@@ -85,9 +86,5 @@ def test_what_cannot_be_averaged_is_said_in_one_line(run: Path, words: tuple[str
     assert "Traceback" not in outcome
 
 
-def test_one_checkpoint_is_no_ensemble(tmp_path: Path) -> None:
-    config = tmp_path / "pose.yaml"
-    config.write_text(CONFIG.replace("size: 44", "size: 16").replace("train_size: 40", "train_size: 12"))
-    succeed("train", config, "--no-check", "train.epochs=1", "--out", tmp_path / "run")
-    outcome = refuse("evaluate", tmp_path / "run", "--ensemble")
-    assert "has only one checkpoint" in outcome
+def test_one_checkpoint_is_no_ensemble() -> None:
+    assert "has only one checkpoint" in refuse("evaluate", trained_run("pose"), "--ensemble")
