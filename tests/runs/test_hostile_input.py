@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,13 @@ import pytest
 
 from sightline.contract.errors import CheckpointError, PluginError, UserError
 from sightline.contract.plugins import check_recorded
-from sightline.engine.observers import Progress
-from sightline.engine.records import Observers
 from sightline.runs.checkpoint import resolve
 from sightline.runs.lineage import read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
 from tests.cases import run_each
 from tests.command import succeed
-from tests.engine.told import evaluation, step
 from tests.marks import long_but
-from tests.processes import ROOT, forked, free_port
+from tests.processes import forked, free_port
 from tests.runs.broken_off import Bench
 
 # --- standard streams that are closed, full, or read no further: a run goes on, and no command ends in a -------------
@@ -81,29 +77,6 @@ def test_a_run_whose_results_find_no_room_ends_and_says_so(tmp_path: Path) -> No
     assert codes_of(words, "full", str(tmp_path / "errors")) == [1]
     assert (tmp_path / "errors").read_text().endswith(NO_ROOM)
     assert (tmp_path / "run" / "final.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("redirection", "code", "told"),
-    long_but([("> /dev/full", 1, NO_ROOM)], [(">&-", 0, ""), ("> /dev/full", 1, NO_ROOM)]),
-)
-def test_what_a_command_prints_may_have_no_place(redirection: str, code: int, told: str) -> None:
-    command = f'set -o pipefail; "{sys.executable}" -m sightline list {redirection}'
-    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (code, told)
-
-
-def test_progress_on_a_stream_that_is_gone_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    stream = os.fdopen(writing, "w")
-    observers = Observers([Progress(stream=stream, is_live=False)])
-    observers.on_step(step(1))
-    observers.on_evaluation(evaluation(1))
-    assert len(observers) == 0
-    assert "observer-failed: Progress is switched off" in caplog.text
-    with pytest.raises(BrokenPipeError):
-        stream.close()
 
 
 # --- run directories whose files were changed by hand, or are links out of them --------------------------------------
