@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +11,6 @@ import pytest
 
 from sightline.contract import registry
 from tests.command import run_here, succeed
-from tests.marks import long_but
 
 FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
 CASES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("_"))
@@ -107,26 +102,6 @@ def test_more_neighbours_than_points_is_a_finding(verb: str) -> None:
     code, _, said = run_here(verb, FOLDER / "_healthy.yaml", *overrides)
     assert code == 1
     assert "40 neighbours asked for in clouds of 32 points; lower num_neighbours" in said
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize("name", long_but(["hostile_laughs"], ["hostile_laughs", "classes_weights"]))
-def test_the_real_command_refuses_in_time(name: str) -> None:
-    """As a user meets it, with all imports."""
-    path = FOLDER / f"{name}.yaml"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-m", "sightline", "train", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 2, done.stderr
-    assert expectation(path)[0].search(done.stderr)
-    assert "Traceback" not in done.stderr
-    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < LIMIT_S
 
 
 def test_a_file_without_end_or_of_any_size_is_refused_at_once(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import resource
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -64,22 +63,6 @@ def test_a_prepared_folder_is_verified_file_by_file(tmp_path: Path) -> None:
     assert done.code == 2
     assert "train.points.npy: differs from what was written (SHA-256); prepare the set again" in done.err
     assert run_here("data", "verify", tmp_path / "scans").code == 2
-
-
-def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    words = ("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", tmp_path / "set")
-    words += ("up_axis=z", "num_points=1000")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        code, _, err = run_here(*words)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert code == 1
-    line = err.splitlines()[-1]
-    assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: file too large; raise the limit")
-    assert "Traceback" not in err
-    succeed(*words)
 
 
 def _write_clouds(root: Path) -> list[str]:

@@ -77,25 +77,3 @@ def test_a_mistake_gets_one_line(words: list[object], expected: str) -> None:
     assert code == 2
     assert err.count("\n") == 1, err
     assert expected in err
-
-
-def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:
-    plugin = tmp_path / "mine.py"
-    plugin.write_text(
-        "from torch import Tensor, nn\n"
-        "from typing import TypedDict\n"
-        "from sightline.contract.registry import models\n"
-        "class Out(TypedDict):\n    logits: Tensor\n"
-        "@models.add('broken')\n"
-        "class Broken(nn.Module):\n"
-        "    '''Fails. Source: none.'''\n"
-        "    def __init__(self, *, num_classes: int) -> None:\n"
-        "        super().__init__()\n"
-        "        self.layer = nn.Linear(5, num_classes)\n"
-        "    def forward(self, *, points: Tensor) -> Out:\n"
-        "        return {'logits': self.layer(points.mean(dim=1))}\n"
-    )
-    code, _, err = run_here("profile", CONFIG, *TINY[:-1], "model={name: broken}", "--plugin", plugin)
-    assert code == 1
-    assert "error: a training step failed: RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 5x" in err
-    assert "Traceback" not in err
