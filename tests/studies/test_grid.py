@@ -14,8 +14,7 @@ import pytest
 import scipy.stats
 
 from sightline.commands.look import StudyOptions
-from sightline.contract.errors import RunError, UserError
-from sightline.runs import checkpoint
+from sightline.contract.errors import RunError
 from sightline.training import train_run
 from sightline.workbench.study import grid, study_runs
 from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors, student_t
@@ -251,19 +250,3 @@ def test_a_run_that_cannot_start_does_not_end_the_others_but_a_signal_does(tmp_p
     code, done, notes = ending(130)
     assert (code, done) == (130, [])
     assert notes[-1].startswith("0 of 3 runs are done; the same command goes on")
-
-
-def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "source" / "checkpoints" / "step_00000001"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"weights")
-    run = tmp_path / "run"
-    study_runs._assert_same_source(run, folder)  # nothing was begun
-    run.mkdir()
-    kept = {"from": "source", "checkpoint": "last", "match": {"matched": 1, "total": 1, "filled": []}}
-    kept |= {"modules": None, "source": None, "lineage": None, "sha256": checkpoint.evaluated_sha256(folder)}
-    (run / "lineage.json").write_text(json.dumps(kept))
-    study_runs._assert_same_source(run, folder)
-    (folder / "model.safetensors").write_bytes(b"others")
-    with pytest.raises(UserError, match="started from other weights"):
-        study_runs._assert_same_source(run, folder)

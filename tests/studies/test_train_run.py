@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 import sightline
 from sightline.config import read_config
@@ -27,7 +25,7 @@ from sightline.workbench.check import suite
 from tests.command import succeed
 from tests.doctor.planting import make
 from tests.marks import long_but
-from tests.runs.broken_off import CONFIG, differences, last_step, wait_for
+from tests.runs.broken_off import CONFIG, differences, last_step
 
 SHORT = "transforms.train=[{name: jitter}]"
 
@@ -150,31 +148,6 @@ def test_a_stop_of_the_caller_ends_the_run(config: Path, unbroken: Path, tmp_pat
     assert (stopped.stopped_by, last_step(out)) == (signal.SIGTERM, 4)
     assert train_run(words, out=out, device="cpu", resume="auto", checks=False).is_finished
     assert differences(unbroken, out) == []
-
-
-@pytest.mark.processes
-def test_a_run_that_was_killed_is_resumed(config: Path, unbroken: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    child = multiprocessing.get_context("fork").Process(target=_train_slowly, args=(config, out), daemon=True)
-    child.start()
-    wait_for(lambda: last_step(out) >= 6 or not child.is_alive(), timeout_s=60, otherwise=lambda: str(child.exitcode))
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-    assert sightline.train_run(config, [SHORT], out=out, device="cpu", resume="auto", checks=False).is_finished
-    assert differences(unbroken, out) == []
-
-
-def _train_slowly(config: Path, out: Path) -> None:
-    before = MetricsLog.on_step
-
-    def then(self: MetricsLog, record: StepRecord) -> None:
-        before(self, record)
-        threading.Event().wait(0.1)
-
-    MetricsLog.on_step = then  # type: ignore[method-assign]
-    torch.set_num_threads(1)
-    sightline.train_run(config, [SHORT], out=out, device="cpu", checks=False)
 
 
 def test_an_error_of_the_checks_keeps_a_run_from_starting(
