@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
+from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.command import Outcome, run_here, succeed
@@ -143,31 +145,6 @@ def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(made: Pa
         assert "Traceback" not in done.err
 
 
-def test_boxes_written_as_corners_are_named(tmp_path: Path) -> None:
-    """They can be read, and score far less: the reading that finds more labels stands beside the figures."""
-    draw = np.random.default_rng(0)
-    corners = draw.uniform([5, 5], [70, 50], (8, 4, 2)).round()
-    rows = [
-        {"image_id": image, "category_id": 3, "bbox": [*corner, 30, 40], "score": image / 100}
-        for image, each in enumerate(corners.tolist(), start=1)
-        for corner in each
-    ]
-    for split, ids in (("train", [9]), ("val", range(1, 9))):
-        for number in ids:
-            write_image(tmp_path / "in" / split / f"{number}.png", pattern(100, 120))
-        path, images = tmp_path / "in" / f"instances_{split}.json", [(k, f"{split}/{k}.png", 120, 100) for k in ids]
-        write_coco(path, images, [row for row in rows if row["image_id"] in ids])
-    run_here("data", "prepare", "coco", "--from", tmp_path / "in", "--to", tmp_path / "set")
-    root = tmp_path / "set"
-    (tmp_path / "data.yaml").write_text(f"data: {{name: coco, root: {root}}}\nmetrics: [{{name: box_ap}}]\n")
-    wrong = [row | {"bbox": [x, y, x + w, y + h]} for row in rows for x, y, w, h in [row["bbox"]]]
-    (good, right), (done, found) = score(tmp_path, rows), score(tmp_path, wrong)
-    assert (good.code, "warning: " in good.err) == (0, False)
-    assert "found.json: boxes look like left, top, right, bottom: so read they find 32 labels, as they are " in done.err
-    assert right["metrics"]["ap50"] == pytest.approx(1.0)
-    assert found["metrics"]["ap50"] < 0.2
-
-
 def test_joined_sets_are_scored_by_the_names_in_them(made: Path) -> None:
     """The number of a set and the name there; numbers that may be those of several images are refused."""
     rows = results_of(truth_of(made))
@@ -240,6 +217,18 @@ def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> Non
     assert ours["metrics"]["ap"] > 0
     assert ours["per_class"] == theirs["per_class"]
     assert ours["scored_boxes"] == theirs["scored_boxes"]
+
+
+def test_boxes_written_as_corners_are_named(run: Path, tmp_path: Path) -> None:
+    """The reading that finds more labels stands beside the figures, which are far less; more in evaluation/."""
+    crowds = SyntheticCrowds(split="test", train_size=8, validation_size=4, test_size=6)
+    corners = [
+        (index, box) for index in range(6) for box in crowds[SampleKey(index, 0, 0)]["boxes"].clamp(min=0).tolist()
+    ]
+    rows = [{"image_id": index + 1, "category_id": 1, "bbox": box, "score": 0.5} for index, box in corners]
+    (tmp_path / "found.json").write_text(json.dumps(rows))
+    done = succeed("score", tmp_path / "found.json", "--data", run)
+    assert "found.json: boxes look like left, top, right, bottom: so read they find " in done.err
 
 
 def test_a_run_is_scored_by_metrics_that_it_was_not_trained_with(run: Path, tmp_path: Path) -> None:
