@@ -14,18 +14,12 @@ from sightline.config import read_config
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build_data
 from sightline.workbench.weights.recipe import make_expected_info
-from tests.command import run_here
+from tests.command import succeed
 from tests.runs.small import ROOT
 
 CONFIGS = ROOT / "configs"
 SMALL_CANVAS = [f"transforms.{part}.{side}=64" for part in ("train.0", "evaluate.0") for side in ("height", "width")]
 SMALL_CANVAS.append("transforms.train.1.canvas=[64, 64]")
-
-
-def _succeed(*words: object) -> str:
-    done = run_here(*words)
-    assert done.code == 0, f"{words}: {done.err}"
-    return done.out + done.err
 
 
 def _write_photos(root: Path, classes: tuple[str, ...], *, count: int = 12) -> Path:
@@ -48,17 +42,15 @@ def _write_photos(root: Path, classes: tuple[str, ...], *, count: int = 12) -> P
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
-    told = _succeed(
-        *("data", "prepare", "yolo_txt", "--from", _write_photos(root / "files", ("red", "green", "blue"))),
-        *("--to", root / "prepared"),
-    )
+    files = _write_photos(root / "files", ("red", "green", "blue"))
+    told = succeed("data", "prepare", "yolo_txt", "--from", files, "--to", root / "prepared").out
     assert "proposed_canvas" in told
     assert "transforms.evaluate.0.height=160" in told
     return root / "prepared"
 
 
 def _train(config: str, out: Path, *words: str) -> dict:
-    _succeed("train", CONFIGS / config, *words, "train.steps=2", "--no-check", "--out", out, "--device", "cpu")
+    succeed("train", CONFIGS / config, *words, "train.steps=2", "--no-check", "--out", out, "--device", "cpu")
     assert (out / "results.svg").stat().st_size > 5000
     return json.loads((out / "final.json").read_text())["metrics"]
 
@@ -86,10 +78,8 @@ def test_boxes_of_the_photos_presets_stay_on_what_they_are_about(photos: Path) -
 def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_path: Path) -> None:
     narrow = ["train.batch_size=2", *SMALL_CANVAS, "model.backbone.width=8", "model.neck.width=16"]
     others = tmp_path / "others"
-    _succeed(
-        *("data", "prepare", "yolo_txt", "--from", _write_photos(tmp_path / "files", ("cat", "dog"), count=8)),
-        *("--to", others),
-    )
+    files = _write_photos(tmp_path / "files", ("cat", "dog"), count=8)
+    succeed("data", "prepare", "yolo_txt", "--from", files, "--to", others)
     _train(
         "detect/photos_finetune.yaml",
         tmp_path / "published",
@@ -111,29 +101,6 @@ def test_the_canvas_is_as_small_as_the_boxes_allow() -> None:
     assert propose_canvas(sizes, np.zeros((0, 4))) == {}
 
 
-def test_own_rooms(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 3), ("validation", 1), ("test", 1)):
-        (tmp_path / "scans" / split).mkdir(parents=True)
-        for number in range(count):
-            floor = np.column_stack((generator.uniform(0, 4, (600, 2)), np.zeros(600), np.zeros(600)))
-            wall = np.column_stack(
-                (np.zeros(400), generator.uniform(0, 4, 400), generator.uniform(0, 2, 400), np.ones(400))
-            )
-            np.savetxt(tmp_path / "scans" / split / f"{number}.txt", np.concatenate((floor, wall)), fmt="%.4f")
-    (tmp_path / "scans" / "classes.txt").write_text("floor\nwall\n")
-    _succeed(
-        *("data", "prepare", "scene_folder", "--from", tmp_path / "scans", "--to", tmp_path / "own"),
-        *("up_axis=z", "unit=m", "columns=[x, y, z, label]"),
-    )
-    assert "miou" in _train(
-        "segment/own_rooms.yaml", tmp_path / "run", f"data.root={tmp_path / 'own'}", "train.batch_size=2"
-    )
-    np.savetxt(tmp_path / "office.txt", floor[:, :3], fmt="%.4f")
-    _succeed("predict", tmp_path / "run", tmp_path / "office.txt", "--out", tmp_path / "answers")
-    assert np.load(tmp_path / "answers/office.labels.npy").shape == (600,)
-
-
 def test_weights_are_converted_for_the_classes_of_the_photos_that_a_config_names(tmp_path: Path) -> None:
     """COCO's 80 classes where no photos are named; a set of the form of COCO has classes of its own."""
     _write_photos(tmp_path / "files", ("person", "kiwi"), count=4)
@@ -145,7 +112,7 @@ def test_weights_are_converted_for_the_classes_of_the_photos_that_a_config_names
     categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "kiwi"}]
     labels = {"images": images, "annotations": boxes, "categories": categories}
     (tmp_path / "files" / "labels.json").write_text(json.dumps(labels))
-    _succeed("data", "prepare", "coco", "--from", tmp_path / "files", "--to", tmp_path / "mine")
+    succeed("data", "prepare", "coco", "--from", tmp_path / "files", "--to", tmp_path / "mine")
     config = CONFIGS / "detect/photos_finetune.yaml"
     info, notes = make_expected_info(read_config(config, [f"data.root={tmp_path / 'mine'}"]))
     assert (info.facts["class_names"], notes) == (("person", "kiwi"), [])

@@ -10,7 +10,6 @@ import pytest
 from sightline.areas.scenes.sets.s3dis import S3dis
 from tests.command import succeed
 from tests.data.scenes.scene_writers import ROOMS, no_progress, write_s3dis
-from tests.processes import ROOT
 from tests.runs.broken_off import metrics, run_forked
 
 # --- whole small runs on scenes: every transform of the recipe, every point scored, the same numbers on t ------------
@@ -73,21 +72,6 @@ def test_every_original_point_is_scored_and_evaluation_repeats(run: Path) -> Non
     found = json.loads(again.read_text())
     assert found["per_class"] == final["per_class"]
     assert found["metrics"] == final["metrics"]
-
-
-@pytest.mark.parametrize("width", [3, 6])
-def test_the_demo_of_scenes_runs(tmp_path: Path, width: int) -> None:
-    """The shipped recipe on four sparse rooms, with colours and without: the model's input follows the data."""
-    config = ROOT / "configs" / "segment" / "synthetic_rooms_point_transformer.yaml"
-    sizes = ["data.train_size=4", "data.test_size=2", "data.points_per_m2=4", "train.epochs=1", "train.batch_size=2"]
-    small = ["model.widths=[8,8,8,8]", f"data.colours={'true' if width == 6 else 'false'}", "log.tensorboard=false"]
-    if width == 3:  # nothing to recolour
-        small.append("transforms.train=[{name: rotate}, {name: crop_points, max_points: 200}]")
-    succeed("train", config, *sizes, *small, "--out", tmp_path / "run", "--no-check", "--device", "cpu")
-    final = json.loads((tmp_path / "run" / "final.json").read_text())
-    assert sum(row["count"] for row in final["per_class"].values()) > 400
-    facts = json.loads((tmp_path / "run" / "facts.json").read_text())
-    assert facts["in_channels"] == width
 
 
 @pytest.mark.processes
