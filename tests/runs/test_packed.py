@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from sightline.contract import regular_files
 from sightline.contract.errors import CheckpointError, UserError
-from sightline.parts.quantisation.clustering import cluster_weight
 from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
 from sightline.runs.checkpoint import evaluated_sha256
 from sightline.runs.packed import (
@@ -344,23 +343,6 @@ def test_the_smaller_form_is_taken() -> None:
     assert planned_tensor_spec("w", (28,), kind="codebook", bits=8, k=4, is_float32=True).kind == "kq"
     assert planned_tensor_spec("w", (4,), kind="codebook", bits=8, k=4, is_float32=True).kind == "f32"
     assert planned_tensor_spec("w", (1,), kind="linear", bits=8).kind == "f32"
-
-
-def test_sizes_are_predicted_without_the_model(tmp_path: Path) -> None:
-    """What a search needs: from shapes, bits and numbers of centres alone."""
-    model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
-    found = cluster_weight(model[0].weight, bits=4, name="0.weight")
-    entries = [
-        PackedTensorSpec("0.bias", (32,), "f32"),
-        PackedTensorSpec("1.weight", (10, 32), "f32"),
-        PackedTensorSpec("1.bias", (10,), "f32"),
-        planned_tensor_spec(
-            "0.weight", (32, 64), kind="codebook", bits=4, k=len(found.centres), is_float32=found.is_float32
-        ),
-    ]
-    predicted = packed_size(entries, META)
-    apply_policy(model, {"0.weight": {"kind": "codebook", "bits": 4}})
-    assert write_packed(tmp_path / "model.slq", model, META) == predicted
 
 
 def resnet50_sizes() -> list[int]:

@@ -34,7 +34,6 @@ from tests.runs.broken_off import (
     wait_for,
     with_variable,
 )
-from tests.runs.test_checkpoint import reseal
 
 pytestmark = pytest.mark.processes
 
@@ -261,15 +260,6 @@ def test_a_finished_run_and_runs_of_another_kind_are_left_alone(bench: Bench, co
     assert state_of(copied) == before
 
 
-def test_a_folder_that_holds_no_run_is_not_taken_for_one(bench: Bench) -> None:
-    foreign = bench.folder / "foreign"
-    foreign.mkdir()
-    (foreign / "thesis.tex").touch()
-    code, text = again(bench, foreign)
-    assert (code, f"{foreign}: is not empty" in text) == (2, True), text
-    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
-
-
 def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
     damaged = copied / "checkpoints/step_00000015/optimizer.safetensors"
     data = spoil(damaged)
@@ -282,12 +272,10 @@ def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied:
     assert f"to train its end again from the newest sound one: --resume {copied}/checkpoints/step_00000014" in text
     assert state_of(copied / "checkpoints") == before
     (copied / "final.json").unlink()
-    code, text = again(bench, copied)
-    assert code == 0, text
+    text = assert_resumes(bench, copied, unbroken(1))
     assert f"damaged checkpoint passed over: {damaged}" in text
     assert "resumed at step 14" in text
     assert (copied / "checkpoints/step_00000015.damaged/optimizer.safetensors").read_bytes() == data
-    assert differences(copied, unbroken(1)) == []
 
 
 def spoil(path: Path) -> bytes:
@@ -309,20 +297,6 @@ def test_a_run_is_never_begun_again_over_its_checkpoints(bench: Bench, unbroken:
         code, text = again(bench, run, *overrides)
         assert (code, len(text.strip().splitlines())) == (1, 1), text
         assert f"no checkpoint can be resumed: {run}/checkpoints/step_00000015/" in text
-    assert state_of(run) == before
-
-
-def test_a_newest_checkpoint_of_another_format_is_not_passed_over(bench: Bench, unbroken: Unbroken) -> None:
-    """It may be sound: to go on from an older one would train again what is there."""
-    run = Path(shutil.copytree(unbroken(1), bench.folder / "other_format", symlinks=True))
-    (run / "final.json").unlink()
-    newest = run / "checkpoints/step_00000015"
-    reseal(newest, format_version=99)
-    before = state_of(run)
-    code, told = again(bench, run)
-    assert (code, len(told.strip().splitlines())) == (2, 1), told
-    assert f"{newest}/manifest.json: has the format 99, this sightline reads 1" in told
-    assert "move this checkpoint out of the run" in told
     assert state_of(run) == before
 
 
@@ -348,18 +322,14 @@ def test_a_run_that_goes_back_to_an_earlier_checkpoint_is_not_finished(
     started.processes[0].kill()
     assert not (copied / "final.json").exists()
     assert os.readlink(copied / "checkpoints/last") == "step_00000014"
-    code, text = again(bench, copied)
-    assert code == 0, text
-    assert differences(copied, unbroken(1)) == []
+    assert_resumes(bench, copied, unbroken(1))
 
 
 def test_a_run_killed_before_its_final_evaluation_only_finishes(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
     (copied / "final.json").unlink()
     shutil.rmtree(copied / "predictions")
     checkpoints = state_of(copied / "checkpoints")
-    code, text = again(bench, copied)
-    assert code == 0, text
-    assert differences(copied, unbroken(1)) == []
+    assert_resumes(bench, copied, unbroken(1))
     assert (copied / "predictions").is_dir()
     assert state_of(copied / "checkpoints") == checkpoints
 
@@ -371,9 +341,7 @@ def test_a_run_killed_in_its_first_save_starts_afresh(bench: Bench, copied: Path
     (copied / "checkpoints/step_00000002.partial").mkdir()
     (copied / "checkpoints/step_00000002.partial/model.safetensors").write_bytes(b"half of")
     (copied / "final.json").unlink()
-    code, text = again(bench, copied)
-    assert code == 0, text
-    assert differences(copied, unbroken(1)) == []
+    assert_resumes(bench, copied, unbroken(1))
     assert_one_point_per_step(copied)
 
 
