@@ -18,8 +18,9 @@ from sightline.draw.pictures import PALETTE
 from sightline.engine.build import build_data, build_part
 from sightline.store.files.ply import write_ply
 from tests.command import Outcome, run_here, succeed
+from tests.runs.poses import NUM_HANDS
 from tests.runs.segments import SCENES
-from tests.trained import copy_run
+from tests.trained import copy_run, trained_run
 
 
 @pytest.fixture(scope="module")
@@ -217,34 +218,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(parts: Path,
 
 
 # --- depth frames ----------------------------------------------------------------------------------------------------
-
-POSE = """\
-base: {base}
-data: {{name: synthetic_hands, train_size: 4, test_size: 2}}
-transforms:
-  train:
-    - {{name: place_cube, size: 16, scale: [0.8, 1.2], max_angle_rad: 0.698, max_shift: 1.0}}
-    - {{name: voxelize}}
-    - {{name: draw_heatmaps}}
-  evaluate:
-    - {{name: place_cube, size: 16}}
-    - {{name: voxelize}}
-    - {{name: draw_heatmaps}}
-train: {{epochs: 1, batch_size: 4}}
-evaluate: {{every: 1, batch_size: 2, select: test}}
-log: {{tensorboard: false}}
-"""
 SMALL = Path(__file__).resolve().parents[2] / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
-
-
-@pytest.fixture(scope="module")
-def pose(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step on four hands, in cubes of 16 voxels a side; its config lies beside it."""
-    folder = tmp_path_factory.mktemp("pose")
-    config = folder / "pose.yaml"
-    config.write_text(POSE.format(base=SMALL))
-    succeed("train", config, "--no-check", "--device", "cpu", "--out", folder / "run")
-    return folder / "run"
 
 
 def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Path) -> None:
@@ -265,8 +239,9 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
     assert [len(stage["panels"]) for stage in subject["clouds"]] == [1, 1, 3, 3, 1, 3, 3]
 
 
-def test_the_joints_of_a_run_are_off_by_what_evaluation_says(pose: Path, tmp_path: Path) -> None:
-    words = ("--num", "2", "--device", "cpu", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
+def test_the_joints_of_a_run_are_off_by_what_evaluation_says(tmp_path: Path) -> None:
+    pose = trained_run("pose")
+    words = ("--num", NUM_HANDS, "--device", "cpu", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
     succeed("view", pose, *words, "--hide", "predicted joints")
     samples = json.loads((tmp_path / "out.json").read_text())["samples"]
     final = json.loads((pose / "final.json").read_text())
