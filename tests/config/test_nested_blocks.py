@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sightline.config import RunConfig, read_config, render_config
+from sightline.config import RunConfig, read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SourceLocation
-from tests.command import run_here, succeed
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 PLUGIN = " Parts of your own need --plugin FILE.py"
@@ -208,23 +207,3 @@ def test_a_config_over_another_changes_an_inner_block_in_part(tmp_path: Path) ->
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("origins", [True, False])
-@pytest.mark.parametrize("overrides", [[], ["model.points.name=point_transformer", "model.images.name=resnet18"]])
-def test_what_is_shown_reads_back_equal(tmp_path: Path, origins: bool, overrides: list[str]) -> None:
-    config = read_config(write(tmp_path), overrides)
-    shown = tmp_path / "shown.yaml"
-    shown.write_text(render_config(config, origins=origins))
-    assert read_config(shown) == config
-    assert render_config(read_config(shown), origins=False) == render_config(config, origins=False)
-
-
-def test_the_encoders_are_listed_with_what_a_config_may_give(tmp_path: Path) -> None:
-    done = succeed("list", "point_encoders")
-    assert "\n  dgcnn\n" in done.out
-    assert "      num_neighbours: 20   a whole number, at least 1\n" in done.out
-    assert "(the data set gives in_channels)" in done.out
-    assert "\n  vit_small\n" in run_here("list", "image_encoders").out
-    models = run_here("list", "models").out
-    assert f"points: (required)  {A_BLOCK}" in " ".join(models.split()).replace("(required) ", "(required)  ")

@@ -147,15 +147,6 @@ def test_show_prints_each_value_with_its_origin(tmp_path: Path) -> None:
     assert told["origins"]["train.batch_size"] == f"{HEALTHY}:10: train.batch_size"
 
 
-def test_show_of_what_show_printed_is_the_same_but_for_origins(tmp_path: Path) -> None:
-    first = run("show", SHIPPED[0])
-    (tmp_path / "again.yaml").write_text(first)
-    second = run("show", tmp_path / "again.yaml")
-    assert [line.partition("#")[0].rstrip() for line in second.splitlines()] == [
-        line.partition("#")[0].rstrip() for line in first.splitlines()
-    ]
-
-
 def test_a_run_directory_stands_for_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(render_config(read_config(HEALTHY), origins=False))
     assert 'name: "_healthy"' in run("show", tmp_path)

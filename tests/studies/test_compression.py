@@ -26,7 +26,7 @@ from sightline.runs.packed import (
     write_packed,
 )
 from sightline.workbench.compress.packing import packed_layer_sizes
-from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
+from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_to_dict
 from sightline.workbench.compress.policy_simulator import PolicySimulator, reestimate_batch_norm
 from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
 from tests.command import refuse, run_here, succeed
@@ -409,8 +409,3 @@ def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Pat
     (tmp_path / "c" / "model.slq").write_bytes(data)
     done = run_here("evaluate", tmp_path / "c")
     assert (done.code, "CRC-32" in done.err, "model.slq" in done.err) == (2, True, True), done.err
-
-
-def test_a_policy_of_the_search_is_one_that_training_reads(packed: Path, opened: OpenRun) -> None:
-    policy = read_policy(packed / "work" / "policy.json", make_simulator(opened).names)
-    assert set(policy) == set(make_simulator(opened).names)
