@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 from unittest import mock
 
 import typer.main
 
 from sightline import cli
 
-__all__ = ["Outcome", "built_once", "refuse", "run_here", "succeed"]
+__all__ = ["Outcome", "built_once", "document_of", "refuse", "run_here", "succeed"]
 
 
 built_once = functools.cache(typer.main.get_command)
@@ -55,6 +58,14 @@ def succeed(*words: object) -> Outcome:
     done = run_here(*words)
     assert done.code == 0, done.err
     return done
+
+
+def document_of(*words: object) -> Any:
+    """Run a command that ends in 0, and return what it writes by `--json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "document.json"
+        succeed(*words, "--json", file)
+        return json.loads(file.read_text())
 
 
 def refuse(*words: object) -> str:

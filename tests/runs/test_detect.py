@@ -17,7 +17,7 @@ from sightline.areas.detect.pictures import COLORS
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_trained
-from tests.command import Outcome, refuse, run_here, succeed
+from tests.command import document_of, refuse, succeed
 from tests.processes import ROOT
 from tests.trained import DETECT, copy_run
 
@@ -29,24 +29,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_run("detect", tmp_path_factory.mktemp("detect"))
 
 
-def evaluated(run: Path, out: Path, *words: str) -> dict[str, Any]:
-    succeed("evaluate", run, *words, "--device", "cpu", "--json", out)
-    document: dict[str, Any] = json.loads(out.read_text())
+def evaluated(run: Path, *words: str) -> dict[str, Any]:
+    document: dict[str, Any] = document_of("evaluate", run, *words, "--device", "cpu")
     return document
 
 
-def test_a_finished_run_is_evaluated_with_another_suppression(run: Path, tmp_path: Path) -> None:
-    plain = evaluated(run, tmp_path / "plain.json")
+def test_a_finished_run_is_evaluated_with_another_suppression(run: Path) -> None:
+    plain = evaluated(run)
     assert {"ap", "ap50", "ar", "ap_small"} <= plain["metrics"].keys()
     assert plain["per_class"]["person"]["count"] > 10
-    again = evaluated(run, tmp_path / "again.json", "evaluate.batch_size=1")
+    again = evaluated(run, "evaluate.batch_size=1")
     assert again["metrics"]["ap"] == pytest.approx(plain["metrics"]["ap"], rel=1e-3)
-    few = evaluated(run, tmp_path / "few.json", "task.most=1")
+    few = evaluated(run, "task.most=1")
     assert few["metrics"]["ar"] == pytest.approx(few["metrics"]["ar1"])
-    soft = evaluated(run, tmp_path / "soft.json", "task.suppression.name=soft_linear", "task.most=1000")
+    soft = evaluated(run, "task.suppression.name=soft_linear", "task.most=1000")
     assert soft["metrics"] != plain["metrics"]
     votes = "transforms.vote=[{name: flip_image, probability: 1.0}, {name: scale_steps, low: 1.5, high: 1.5}]"
-    voted = evaluated(run, tmp_path / "voted.json", "evaluate.votes=2", votes)["metrics"]
+    voted = evaluated(run, "evaluate.votes=2", votes)["metrics"]
     assert voted["ap"] == pytest.approx(plain["metrics"]["ap"], rel=1e-3)
     assert voted["ap_vote2"] != voted["ap"]
     refused = refuse("evaluate", run, "task.assigner.name=atss")
@@ -73,8 +72,7 @@ def test_images_written_as_files_get_the_boxes_that_were_scored(run: Path, tmp_p
     """The same pixels through either door: as the data set's test image, and as a file of it."""
     crowd = SyntheticCrowds(split="test", test_size=6)
     Image.fromarray(crowd[SampleKey(2, 0, 0)]["image"].numpy()).save(tmp_path / "crowd.png")
-    succeed("predict", run, tmp_path / "crowd.png", "score=0.02", "--json", tmp_path / "found.json")
-    (found,) = json.loads((tmp_path / "found.json").read_text())["predictions"]
+    (found,) = document_of("predict", run, tmp_path / "crowd.png", "score=0.02")["predictions"]
     trained = open_trained(run)
     batch = {name: torch.as_tensor(value)[None] for name, value in crowd[SampleKey(2, 0, 0)].items()}
     seen = trained.transform(batch)
@@ -112,14 +110,12 @@ def test_photos_of_any_kind_are_predicted_and_drawn(run: Path, tmp_path: Path) -
 
 
 def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_path: Path) -> None:
-    done: Outcome = run_here(
-        "view", run, "--num", "1", "--device", "cpu", "--out", tmp_path / "view", "--json", tmp_path / "view.json"
-    )
-    assert done.code == 0, done.err
+    told = tmp_path / "view.json"
+    done = succeed("view", run, "--num", "1", "--device", "cpu", "--out", tmp_path / "view", "--json", told)
     assert "boxes" in done.out
     assert "missed" in done.out
     assert "positives a box, by its size" in done.out
-    (stages,) = (sample["stages"] for sample in json.loads((tmp_path / "view.json").read_text())["samples"])
+    (stages,) = (sample["stages"] for sample in json.loads(told.read_text())["samples"])
     reports = next(each["figures"]["assigners"] for each in stages if each["stage"] == "assignment")
     assert list(reports) == ["max_iou (this config's)", "atss", "free_anchor"]
     assert (tmp_path / "view" / "view.html").stat().st_size > 10_000

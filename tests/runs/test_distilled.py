@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sightline.contract.errors import ConfigError
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from tests.command import Outcome, refuse, run_here, succeed
+from tests.command import Outcome, document_of, refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.runs.small import SMALL, small_config
 from tests.trained import break_off
@@ -80,8 +80,7 @@ def test_a_run_is_evaluated_with_its_teacher_a_moved_one_or_none(teacher: Path, 
     recorded = json.loads((run / "final.json").read_text())
 
     def evaluated(*words: object) -> dict:
-        succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "found.json", *words)
-        return json.loads((tmp_path / "found.json").read_text())
+        return document_of("evaluate", run, "--device", "cpu", *words)
 
     found = evaluated()
     assert (found["metrics"], found["losses"]) == (recorded["metrics"], recorded["losses"])

@@ -14,34 +14,46 @@ import sightline
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build_part
 from sightline.workbench.evaluate.saved_predictions import file_stems
-from tests.command import run_here, succeed
+from tests.command import document_of, run_here, succeed
 from tests.runs.broken_off import run_forked
-from tests.runs.small import ROOT
 from tests.trained import copy_run
+
+VOTES = ("evaluate.votes=3", "transforms.vote=[{name: rotate}]")
+SCALED_VOTES = ("evaluate.votes=3", "transforms.vote=[{name: scale}]")
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run("classify", tmp_path_factory.mktemp("classify"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run("parts", tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run("scenes", tmp_path_factory.mktemp("scenes"))
+
+
+def evaluate(run: Path, *words: object) -> dict[str, Any]:
+    plugin = run.parent / "plugin.py"
+    given = ("--plugin", plugin) if plugin.exists() else ()
+    document: dict[str, Any] = document_of("evaluate", run, *given, "--device", "cpu", *words)
+    return document
+
 
 # --- `sightline evaluate RUN key=value`: what may be said anew about an evaluation, and what not ---------------------
 
 
-CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-VOTES = ("evaluate.votes=3", "transforms.vote=[{name: rotate}]")
+def test_without_overrides_it_is_final_json_byte_for_byte(classes: Path, tmp_path: Path) -> None:
+    succeed("evaluate", classes, "--device", "cpu", "--json", tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_bytes() == (classes / "final.json").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_run("classify", tmp_path_factory.mktemp("classify"))
-
-
-def evaluated(run: Path, file: Path, *words: object) -> bytes:
-    succeed("evaluate", run, *words, "--device", "cpu", "--json", file)
-    return file.read_bytes()
-
-
-def test_without_overrides_it_is_final_json_byte_for_byte(run: Path, tmp_path: Path) -> None:
-    assert evaluated(run, tmp_path / "a.json") == (run / "final.json").read_bytes()
-
-
-def test_overrides_are_followed_and_noted(run: Path, tmp_path: Path) -> None:
-    voted = json.loads(evaluated(run, tmp_path / "a.json", *VOTES))
+def test_overrides_are_followed_and_noted(classes: Path) -> None:
+    voted = evaluate(classes, *VOTES)
     assert voted["overrides"] == list(VOTES)
     assert voted["votes"] == 3
     assert "overall_accuracy_vote3" in voted["metrics"]
@@ -59,39 +71,13 @@ def test_overrides_are_followed_and_noted(run: Path, tmp_path: Path) -> None:
         ("evaluate.vots=3", "did you mean 'votes'"),
     ],
 )
-def test_what_would_be_another_run_is_refused_in_one_line(run: Path, override: str, expected: str) -> None:
-    code, out, err = run_here("evaluate", run, override)
+def test_what_would_be_another_run_is_refused_in_one_line(classes: Path, override: str, expected: str) -> None:
+    code, out, err = run_here("evaluate", classes, override)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert expected in err
 
 
 # --- `evaluate --save-predictions`: the very labels that were scored, by name, from one process or two ---------------
-
-
-SCALED_VOTES = ("evaluate.votes=3", "transforms.vote=[{name: scale}]")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_run("parts", tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_run("scenes", tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_run("classify", tmp_path_factory.mktemp("classify"))
-
-
-def evaluate_to_json(run: Path, *words: object) -> dict[str, Any]:
-    plugin = run.parent / "plugin.py"
-    given = ("--plugin", plugin) if plugin.exists() else ()
-    file = run.parent / "out.json"
-    succeed("evaluate", run, *given, "--device", "cpu", "--json", file, *words)
-    return json.loads(file.read_text())
 
 
 def kept(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -100,9 +86,8 @@ def kept(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def test_parts_are_answered_among_the_objects_own(parts: Path) -> None:
-    document = evaluate_to_json(parts, "--save-predictions")
-    plain = evaluate_to_json(parts)
-    assert document == plain
+    document = evaluate(parts, "--save-predictions")
+    assert evaluate(parts) == document
     manifest, labels = kept(parts / "predictions" / "test")
     run = sightline.load_run(parts, plugins=[parts.parent / "plugin.py"])
     dataset = build_part(run.config, "test").dataset
@@ -127,7 +112,7 @@ def test_parts_are_answered_among_the_objects_own(parts: Path) -> None:
 
 
 def test_labels_of_thinned_scenes_are_those_of_every_original_point(scenes: Path) -> None:
-    document = evaluate_to_json(scenes, "--save-predictions")
+    document = evaluate(scenes, "--save-predictions")
     manifest, labels = kept(scenes / "predictions" / "test")
     dataset = build_part(sightline.load_run(scenes, plugins=[scenes.parent / "plugin.py"]).config, "test").dataset
     confusion = np.zeros((3, 3), dtype=np.int64)
@@ -149,7 +134,7 @@ def test_labels_of_thinned_scenes_are_those_of_every_original_point(scenes: Path
 
 
 def test_labels_of_whole_samples_stand_in_the_manifest(classes: Path) -> None:
-    document = evaluate_to_json(classes, "--save-predictions")
+    document = evaluate(classes, "--save-predictions")
     manifest, labels = kept(classes / "predictions" / "test")
     assert labels == {}
     confusion = np.zeros((12, 12), dtype=np.int64)
@@ -162,7 +147,7 @@ def test_labels_of_whole_samples_stand_in_the_manifest(classes: Path) -> None:
 
 
 def test_with_votes_the_voted_labels_are_kept(parts: Path, tmp_path: Path) -> None:
-    document = evaluate_to_json(parts, *SCALED_VOTES, "--save-predictions", "--out", tmp_path / "voted")
+    document = evaluate(parts, *SCALED_VOTES, "--save-predictions", "--out", tmp_path / "voted")
     manifest, _ = kept(tmp_path / "voted")
     assert (manifest["votes"], manifest["overrides"]) == (3, list(SCALED_VOTES))
     mean = np.mean([entry["iou"] for entry in manifest["samples"]])
@@ -174,7 +159,7 @@ def test_with_votes_the_voted_labels_are_kept(parts: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["parts", "classes"])
 def test_two_processes_keep_the_files_of_one(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run: Path = request.getfixturevalue(kind)
-    one = evaluate_to_json(run, "--save-predictions", "--out", tmp_path / "one")
+    one = evaluate(run, "--save-predictions", "--out", tmp_path / "one")
     plugin = ("--plugin", str(run.parent / "plugin.py")) if kind == "parts" else ()
     words = ["evaluate", str(run), *plugin, "--device", "cpu", "--json", str(tmp_path / "two.json")]
     words += ["--save-predictions", "--out", str(tmp_path / "two")]

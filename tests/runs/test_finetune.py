@@ -15,7 +15,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
 from sightline.runs.lineage import describe_lineage, read_lineage
-from tests.command import Outcome, refuse, run_here, succeed
+from tests.command import Outcome, document_of, refuse, run_here, succeed
 from tests.processes import ROOT
 
 # --- fine-tuning as a user does it: a pre-trained encoder taken into classifiers, its lineage, and label -------------
@@ -232,7 +232,6 @@ def test_nothing_but_the_head_moves(tmp_path: Path) -> None:
     assert changed == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
 
 
-def test_checks_are_silent(tmp_path: Path) -> None:
-    succeed("check", RECIPE, *SMALL, "--json", tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text())["findings"]
+def test_checks_are_silent() -> None:
+    found = document_of("check", RECIPE, *SMALL)["findings"]
     assert [each["code"] for each in found if each["severity"] != "note"] == []

@@ -12,7 +12,7 @@ from sightline.api import load_run
 from sightline.config import read_config
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build_data
-from tests.command import refuse, succeed
+from tests.command import document_of, refuse, succeed
 from tests.doctor.posing import CONFIG
 from tests.trained import trained_run
 
@@ -28,20 +28,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def metrics_of(*words: object, to: Path) -> dict[str, float]:
-    succeed("evaluate", *words, "--json", to)
-    return dict(json.loads(to.read_text())["metrics"])
+def metrics_of(*words: object) -> dict[str, float]:
+    return dict(document_of("evaluate", *words)["metrics"])
 
 
-def test_evaluate_repeats_the_final_figures(run: Path, tmp_path: Path) -> None:
+def test_evaluate_repeats_the_final_figures(run: Path) -> None:
     final = json.loads((run / "final.json").read_text())["metrics"]
-    again = metrics_of(run, to=tmp_path / "a.json")
-    assert again == final
+    assert metrics_of(run) == final
     assert set(final) >= {"mean_error_mm", "median_error_mm", "max_error_mm", "frames_within"}
 
 
-def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path, tmp_path: Path) -> None:
-    figures = metrics_of(run, "--ensemble", to=tmp_path / "a.json")
+def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path) -> None:
+    figures = metrics_of(run, "--ensemble")
     assert figures["mean_error_mm"] == json.loads((run / "final.json").read_text())["metrics"]["mean_error_mm"]
     data = build_data(read_config(run / "config.yaml"))
     batch = data.test.reader([SampleKey(index, 0, 0) for index in range(len(data.test.indices))])
@@ -62,13 +60,13 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path, tmp
     assert figures["mean_error_mm_ensemble3"] == pytest.approx(error.item(), rel=1e-3)
 
 
-def test_votes_vary_the_cube_and_average_what_comes_back(run: Path, tmp_path: Path) -> None:
+def test_votes_vary_the_cube_and_average_what_comes_back(run: Path) -> None:
     """Passes that vary nothing give the very figure of one; other passes another, brought back into the same frame."""
     same = "transforms.vote=[{name: place_cube, size: 24}, {name: voxelize}]"
-    figures = metrics_of(run, "evaluate.votes=2", same, to=tmp_path / "a.json")
+    figures = metrics_of(run, "evaluate.votes=2", same)
     assert figures["mean_error_mm_vote2"] == pytest.approx(figures["mean_error_mm"], rel=1e-6)
     varied = "transforms.vote=[{name: place_cube, size: 24, max_angle_rad: 0.3, max_shift: 1.0}, {name: voxelize}]"
-    other = metrics_of(run, "evaluate.votes=3", varied, to=tmp_path / "b.json")
+    other = metrics_of(run, "evaluate.votes=3", varied)
     assert other["mean_error_mm_vote3"] != other["mean_error_mm"]
     assert other["mean_error_mm_vote3"] < 3 * other["mean_error_mm"]
 

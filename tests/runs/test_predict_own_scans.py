@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.workbench.predict.file_samples import read_scan_sample
-from tests.command import refuse, succeed
+from tests.command import document_of, refuse, succeed
 from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_kitti_object, write_labels, write_semantic_kitti
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
@@ -69,18 +68,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(folder: Path, *words: object) -> dict[str, Any]:
-    succeed("evaluate", *words, "--device", "cpu", "--json", folder / "evaluated.json")
-    document: dict[str, Any] = json.loads((folder / "evaluated.json").read_text())
-    return document
-
-
-def score(folder: Path, predictions: Path, config: Path, *words: object) -> dict[str, Any]:
-    succeed("score", predictions, "--data", config, *words, "--json", folder / "scored.json")
-    document: dict[str, Any] = json.loads((folder / "scored.json").read_text())
-    return document
-
-
 def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Path, tmp_path: Path) -> None:
     """Training, figures and labels are those of files without the points; every label file pairs with its scan."""
     sets = {name: ScanFolder(split="test", sensor=OWN, root=str(runs / f"{name}_set")) for name in ("nan", "cut")}
@@ -93,14 +80,13 @@ def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Pa
     assert shown[0] == shown[1] != []
     assert all(np.array_equal(sample[name][is_return], cut[name]) for name in ("points", "remission", "label", "ring"))
     assert set(sample["label"][~is_return].tolist()) == {sets["nan"].label_map.ignore_index}
-    figures = {name: evaluate(tmp_path, runs / f"{name}_run") for name in ("nan", "cut")}
+    figures = {name: document_of("evaluate", runs / f"{name}_run", "--device", "cpu") for name in ("nan", "cut")}
     for key in ("metrics", "confusion", "by_distance"):
         assert figures["nan"][key] == figures["cut"][key]
     found = {}
     for name in ("nan", "cut"):
         words = (runs / name, "--device", "cpu", "--out", tmp_path / name)
-        succeed("predict", runs / f"{name}_run", *words, "--json", tmp_path / "p.json")
-        document = json.loads((tmp_path / "p.json").read_text())
+        document = document_of("predict", runs / f"{name}_run", *words)
         found[name] = np.fromfile(tmp_path / name / "000004.label", dtype="<u4")
         treatment = f"{(~is_return).sum()} of {len(ids)} points without a return" if name == "nan" else "as it is"
         assert document["predictions"][4]["treatment"] == treatment
@@ -110,12 +96,14 @@ def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Pa
 
 def test_one_name_for_the_labels_of_a_scan(runs: Path, tmp_path: Path) -> None:
     """What predict wrote is scored as it lies, and what evaluate keeps is called the same."""
-    expected = evaluate(tmp_path, runs / "nan_run", "--save-predictions", "--out", tmp_path / "kept")
+    words = ("--save-predictions", "--device", "cpu", "--out", tmp_path / "kept")
+    expected = document_of("evaluate", runs / "nan_run", *words)
     succeed(
         "predict", runs / "nan_run", runs / "nan", "--device", "cpu", "--out", tmp_path / "answers", "files=[label]"
     )
     assert (tmp_path / "kept/000004.label").read_bytes() == (tmp_path / "answers/000004.label").read_bytes()
-    assert score(tmp_path, tmp_path / "answers", runs / "nan.yaml")["metrics"] == expected["metrics"]
+    found = document_of("score", tmp_path / "answers", "--data", runs / "nan.yaml")
+    assert found["metrics"] == expected["metrics"]
     (tmp_path / "none").mkdir()
     assert "none/000004.label" in refuse("score", tmp_path / "none", "--data", runs / "nan.yaml")
 
@@ -202,8 +190,7 @@ def test_without_the_option_nan_is_refused_and_the_option_named(runs: Path, tmp_
     is_return = tables(4)[2]
     assert np.array_equal(found.labels[is_return], expected.labels)
     words = (runs / "nan/000004.bin", "--columns", ",".join(COLUMNS), "--out", tmp_path / "view")
-    succeed("view", *words, "--json", tmp_path / "view.json")
-    (stage,) = json.loads((tmp_path / "view.json").read_text())["samples"][0]["stages"]
+    (stage,) = document_of("view", *words)["samples"][0]["stages"]
     assert stage["num_points"] == is_return.sum()
     assert sum(stage["classes"]["label file"].values()) == is_return.sum()
 

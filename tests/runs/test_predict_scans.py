@@ -13,7 +13,7 @@ import pytest
 import sightline
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
 from sightline.store.label_maps import read_label_map
-from tests.command import refuse, run_here, succeed
+from tests.command import document_of, refuse, run_here, succeed
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.scans.lidar_writers import write_semantic_kitti
 from tests.golden_parity import load_golden
@@ -69,9 +69,7 @@ def predict(street: Path, *words: object, expect: int = 0) -> tuple[dict[str, An
 
 
 def evaluate(street: Path, *words: object) -> dict[str, Any]:
-    out = street / "evaluated.json"
-    succeed("evaluate", *words, "--device", "cpu", "--json", out)
-    document: dict[str, Any] = json.loads(out.read_text())
+    document: dict[str, Any] = document_of("evaluate", street / "run", *words, "--device", "cpu", "--save-predictions")
     return document
 
 
@@ -83,7 +81,7 @@ def bin_of(street: Path, name: str) -> Path:
 @pytest.mark.parametrize("lift", ["nearest", "knn"])
 def test_files_get_the_labels_that_evaluation_scored(street: Path, tmp_path: Path, lift: str) -> None:
     kept = tmp_path / "kept"
-    scored = evaluate(street, street / "run", f"task.lift={lift}", "--save-predictions", "--out", kept)
+    scored = evaluate(street, f"task.lift={lift}", "--out", kept)
     document, _ = predict(street, street / "kitti", f"lift={lift}", "--out", tmp_path / "out")
     assert [row["file"] for row in document["predictions"]] == [
         str(bin_of(street, name)) for name in (*(f"00/{n:06d}" for n in range(4)), "08/000000", "08/000001",
@@ -175,14 +173,12 @@ def test_labels_of_others_are_not_overwritten(street: Path, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def kept(street: Path) -> tuple[Path, dict[str, Any]]:
     """What `--save-predictions` wrote, and the figures of that evaluation."""
-    document = evaluate(street, street / "run", "--save-predictions", "--out", street / "kept")
+    document = evaluate(street, "--out", street / "kept")
     return street / "kept", document
 
 
 def score(street: Path, predictions: Path, config: Path | None = None, *words: object) -> dict[str, Any]:
-    out = street / "scored.json"
-    succeed("score", predictions, "--data", config or street / "run.yaml", *words, "--json", out)
-    document: dict[str, Any] = json.loads(out.read_text())
+    document: dict[str, Any] = document_of("score", predictions, "--data", config or street / "run.yaml", *words)
     return document
 
 
@@ -275,8 +271,7 @@ def test_the_real_frame_of_five_columns_is_viewed_and_predicted(shared: Path, tm
     (frame,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
     table = np.fromfile(frame, dtype="<f4").reshape(-1, 5)
     words = ("--columns", "x,y,z,intensity,ring")
-    succeed("view", frame, *words, "--out", tmp_path / "view", "--json", tmp_path / "view.json")
-    (stage,) = json.loads((tmp_path / "view.json").read_text())["samples"][0]["stages"]
+    (stage,) = document_of("view", frame, *words, "--out", tmp_path / "view")["samples"][0]["stages"]
     assert stage["num_points"] == len(table)
     (tmp_path / "own").mkdir()
     table.tofile(tmp_path / "own/a.bin")

@@ -14,7 +14,7 @@ from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
 from sightline.config.run_config import to_plain
 from sightline.contract.types import SampleKey
-from tests.command import run_here, succeed
+from tests.command import document_of, run_here, succeed
 from tests.data.clouds.shapenet_part_writers import LAYOUTS, prepare, write_layout
 from tests.data.scenes.scene_writers import write_s3dis
 from tests.engine.published_weights import saved, small_state
@@ -168,8 +168,7 @@ def assert_trains_and_repeats(config: str, run: Path, *overrides: str, figure: s
     succeed("train", ROOT / f"configs/segment/{config}.yaml", *small, *places)
     metrics = json.loads((run / "final.json").read_text())["metrics"]
     assert 0 <= metrics[figure] <= 1
-    succeed("evaluate", run, "--device", "cpu", "--json", run / "again.json")
-    repeated = json.loads((run / "again.json").read_text())["metrics"]
+    repeated = document_of("evaluate", run, "--device", "cpu")["metrics"]
     assert {name: value for name, value in repeated.items() if name in metrics} == metrics
     assert not math.isnan(repeated[figure])
 
@@ -248,5 +247,4 @@ def test_published_weights_are_evaluated_by_their_own_recipe(
     file, run = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
     given = (f"data.root={folder / data}", "log.tensorboard=false", *overrides)
     succeed("data", "convert", file, "--layout", layout, "--to", run, *given)
-    succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "scores.json")
-    assert 0 <= json.loads((tmp_path / "scores.json").read_text())["metrics"][figure] < 0.5
+    assert 0 <= document_of("evaluate", run, "--device", "cpu")["metrics"][figure] < 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sightline.areas.scenes.sets.s3dis import S3dis
-from tests.command import succeed
+from tests.command import document_of, succeed
 from tests.data.scenes.scene_writers import ROOMS, no_progress, write_s3dis
 from tests.runs.broken_off import metrics, run_forked
 
@@ -67,9 +67,7 @@ def test_every_original_point_is_scored_and_evaluation_repeats(run: Path) -> Non
     num_points = sum(4 + len(file) for files in ROOMS["Area_5"].values() for file in files)
     assert sum(counts.values()) == num_points
     assert counts["sofa"] == 4 + len("sofa_1")
-    again = run.parent / "again.json"
-    succeed("evaluate", run, "--json", again, "--device", "cpu")
-    found = json.loads(again.read_text())
+    found = document_of("evaluate", run, "--device", "cpu")
     assert found["per_class"] == final["per_class"]
     assert found["metrics"] == final["metrics"]
 

@@ -29,7 +29,7 @@ from sightline.workbench.compress.run_problem import CompressionOptions, RunProb
 from sightline.workbench.describe.trace import trace
 from sightline.workbench.study.compression import Compression, FineTuning, can_distil
 from sightline.workbench.study.compression_report import report_row
-from tests.command import Outcome, run_here, succeed
+from tests.command import Outcome, document_of, run_here, succeed
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -158,8 +158,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
         "head.weight",
         "norm.weight",
     }
-    succeed("compress", floats, "--stop-after", "size", *words, "--json", tmp_path / "size.json")
-    (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
+    (predicted,) = document_of("compress", floats, "--stop-after", "size", *words).values()
     assert predicted["bytes"] == (tmp_path / "packed" / "model.slq").stat().st_size
     changed = opened.untrained_model()
     opened.load_into(changed)

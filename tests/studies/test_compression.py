@@ -29,7 +29,7 @@ from sightline.workbench.compress.packing import packed_layer_sizes
 from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_to_dict
 from sightline.workbench.compress.policy_simulator import PolicySimulator, reestimate_batch_norm
 from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
-from tests.command import refuse, run_here, succeed
+from tests.command import document_of, refuse, run_here, succeed
 from tests.processes import ROOT
 
 # --- `sightline compress` on a small trained run: sizes to the byte, the search's samples, packing, resum ------------
@@ -117,8 +117,7 @@ def test_the_one_command_holds_the_budget_and_reports_the_file(floats: Path, pac
     summary, final = (json.loads((packed / name).read_text()) for name in ("compression.json", "final.json"))
     assert (packed / "model.slq").stat().st_size == summary["file_bytes"] == summary["promised_bytes"] <= BYTES
     assert summary["ratios"]["weights"] < summary["ratios"]["codebook"] < summary["ratios"]["file"]
-    succeed("evaluate", packed, "--device", "cpu", "--json", packed.parent / "again.json")
-    assert json.loads((packed.parent / "again.json").read_text())["metrics"] == final["metrics"]
+    assert document_of("evaluate", packed, "--device", "cpu")["metrics"] == final["metrics"]
     state = open_trained(packed).model.state_dict()
     stored = read_packed(packed / "model.slq").state
     assert all(torch.equal(value, stored[name]) for name, value in state.items())
@@ -251,8 +250,7 @@ def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed:
     policy = packed / "work" / "policy.json"
     words = ("--epochs", 0, "--out", tmp_path / "a", "--device", "cpu")
     succeed("compress", floats, "--policy", policy, *words)
-    succeed("compress", floats, "--stop-after", "size", "--policy", policy, "--json", tmp_path / "size.json")
-    (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
+    (predicted,) = document_of("compress", floats, "--stop-after", "size", "--policy", policy).values()
     assert predicted["bytes"] == (tmp_path / "a" / "model.slq").stat().st_size
     assert predicted["weights"] < predicted["codebook"] < predicted["file"] < 0.2
     every = run_here("compress", floats, "--stop-after", "size").out

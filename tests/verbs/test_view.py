@@ -17,7 +17,7 @@ from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.engine.build import build_data, build_part
 from sightline.store.files.ply import write_ply
-from tests.command import Outcome, run_here, succeed
+from tests.command import Outcome, document_of, run_here, succeed
 from tests.runs.poses import NUM_HANDS
 from tests.runs.segments import SCENES
 from tests.trained import copy_run, trained_run
@@ -117,8 +117,7 @@ def test_scenes_show_their_colours_and_may_hide_a_class(scenes: Path, tmp_path: 
 
 def test_a_classifying_run_tells_the_class(parts: Path, tmp_path: Path) -> None:
     run = copy_run("classify", tmp_path)
-    succeed("view", run, "--out", tmp_path / "seen", "--num", "24", "--json", tmp_path / "o.json")
-    samples = json.loads((tmp_path / "o.json").read_text())["samples"]
+    samples = document_of("view", run, "--out", tmp_path / "seen", "--num", "24")["samples"]
     right = [sample["prediction"]["is_right"] for sample in samples]
     final = json.loads((tmp_path / "run" / "final.json").read_text())
     assert np.mean(right) == pytest.approx(final["metrics"]["overall_accuracy"])
@@ -203,9 +202,8 @@ def test_samples_of_one_name_are_told_apart(parts: Path, tmp_path: Path) -> None
     plugin.write_text(text.replace('return f"Area_1/room {index}"', 'return "room"'))
     config = tmp_path / "scenes.yaml"
     config.write_text(SCENES)
-    words = ("--plugin", plugin, "--split", "test", "--samples", "0,2,2", "--json", tmp_path / "out.json")
-    succeed("view", config, *words, "--out", tmp_path / "out")
-    document = json.loads((tmp_path / "out.json").read_text())
+    words = ("--plugin", plugin, "--split", "test", "--samples", "0,2,2", "--out", tmp_path / "out")
+    document = document_of("view", config, *words)
     assert [sample["name"] for sample in document["samples"]] == ["test/room (0)", "test/room (2)"]
     assert {"test_room_0.png", "test_room_2.png"} <= set(document["files"])
 
@@ -241,9 +239,8 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
 
 def test_the_joints_of_a_run_are_off_by_what_evaluation_says(tmp_path: Path) -> None:
     pose = trained_run("pose")
-    words = ("--num", NUM_HANDS, "--device", "cpu", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
-    succeed("view", pose, *words, "--hide", "predicted joints")
-    samples = json.loads((tmp_path / "out.json").read_text())["samples"]
+    words = ("--num", NUM_HANDS, "--device", "cpu", "--out", tmp_path / "out", "--hide", "predicted joints")
+    samples = document_of("view", pose, *words)["samples"]
     final = json.loads((pose / "final.json").read_text())
     found = [sample["prediction"]["mean_error_mm"] for sample in samples]
     assert np.mean(found) == pytest.approx(final["metrics"]["mean_error_mm"], rel=1e-6)
@@ -263,21 +260,18 @@ def test_photos_and_depth_images_of_ones_own_are_drawn(tmp_path: Path) -> None:
     Image.fromarray(np.full((30, 20, 3), 200, dtype=np.uint8)).save(folder / "photo.jpg")
     np.save(tmp_path / "frame.npy", np.where(depth > 0, 0.7, np.nan))
     words = (folder / "frame.png", folder / "photo.jpg", tmp_path / "frame.npy")
-    succeed("view", *words, "--out", tmp_path / "out", "--json", tmp_path / "told.json")
-    samples = json.loads((tmp_path / "told.json").read_text())["samples"]
+    samples = document_of("view", *words, "--out", tmp_path / "out")["samples"]
     [png, photo, npy] = [sample["stages"][0]["figures"] for sample in samples]
     assert (png["nearest_mm"], png["farthest_mm"], png["measured"]) == (700.0, 700.0, 0.2)
     assert (photo["width_px"], photo["height_px"], photo["mode"]) == (20, 30, "RGB")
     assert npy == png | {"nearest_mm": pytest.approx(700.0), "farthest_mm": pytest.approx(700.0)}
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"frame.png.png", "photo.jpg.png", "view.html"}
-    succeed("view", folder, "--out", tmp_path / "all", "--json", tmp_path / "told.json")
-    assert len(json.loads((tmp_path / "told.json").read_text())["samples"]) == 2
+    assert len(document_of("view", folder, "--out", tmp_path / "all")["samples"]) == 2
     Image.fromarray(depth).save(tmp_path / "microscope.tif")  # depth images are PNG files
     succeed("view", tmp_path / "microscope.tif", "--out", tmp_path / "tif")
     (folder / "cloud.xyz").write_text("0 0 0\n1 1 1\n")
-    done = succeed("view", folder, "--out", tmp_path / "clouds", "--json", tmp_path / "told.json")
-    [cloud] = json.loads((tmp_path / "told.json").read_text())["samples"]
-    assert cloud["name"] == "cloud.xyz", done.out
+    [cloud] = document_of("view", folder, "--out", tmp_path / "clouds")["samples"]
+    assert cloud["name"] == "cloud.xyz"
     (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:200])
     refused = run_here("view", folder / "cut.jpg", "--out", tmp_path / "cut")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
