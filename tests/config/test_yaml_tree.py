@@ -145,29 +145,7 @@ def test_nothing_takes_long(text: str, tmp_path: Path) -> None:
     assert time.process_time() - started < 5
 
 
-MARKS = [
-    "\n",
-    "  ",
-    "\t",
-    "[",
-    "]",
-    "{",
-    "}",
-    ", ",
-    "'",
-    '"',
-    "\\",
-    "%",
-    "#",
-    "---",
-    "...",
-    "? ",
-    "| ",
-    ">",
-    "@",
-    "`",
-    "!",
-]
+MARKS = [*"\n\t[]{}'\"\\%#>@`!", "  ", ", ", "---", "...", "? ", "| "]
 WORDS = ["a", "b: ", "- ", "&x ", "*x", "!!str ", "<<: ", "1e5", "0", "~", "null", "\x00", "\ud800", "\u2028", "é"]
 KEYS_OF_OURS = [
     "name",

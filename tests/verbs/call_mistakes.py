@@ -14,7 +14,6 @@ __all__ = ["CALLS", "CallMistake"]
 CONFIG = "config.yaml"
 LONG = "n" * 300
 NO_RUN = r"is not a run directory \(no config\.yaml in it\); give the folder that a training wrote"
-FOLDER = "empty: is a folder, neither a config nor a run .*; give a YAML file"
 
 
 class CallMistake(NamedTuple):
@@ -43,21 +42,14 @@ LOAD_DATA = [
     _call("load_data", said, config)
     for config, said in (
         ("nothing.yaml", r"nothing\.yaml: no such file; did you mean 'config\.yaml'"),
-        ("empty", FOLDER),
         ("file.txt", r"file\.txt: found a single value, allowed are lines of"),
-        ("bytes.yaml", r"bytes\.yaml: is not UTF-8 text .*; save it as UTF-8"),
-        ("cut", r"cut/config\.yaml:2: not valid YAML"),
-        ("kein Lauf 日本.yaml", r"kein Lauf 日本\.yaml: no such file; give a YAML file"),
         (LONG, "config: n+: File name too long; check the path"),
         ("", "config: found the text '', allowed is the path of a YAML file or a run directory"),
         ("a\0.yaml", r"config: a\\x00\.yaml: has the character U\+0000, which no path has; check the path"),
         (None, "config: found a NoneType, allowed is a path, a dict or a RunConfig"),
-        ([CONFIG], "config: found a list, allowed is a path, a dict or a RunConfig"),
         ({}, "dict: data: is required and missing; give a block of"),
         ({"base": "nowhere.yaml"}, r"dict: base: nowhere\.yaml: no such file; give a YAML file"),
-        ({"base": CONFIG, "train": {"epohs": 1}}, "dict: train.epohs: unknown key 'epohs'; did you mean 'epochs'"),
         ({"base": CONFIG, "train": {"epochs": np.array(3)}}, r"dict: train\.epochs: found array\(3\) .* allowed"),
-        ({"base": CONFIG, "train": {"epochs": np.float64(3)}}, r"dict: train\.epochs: found 3\.0, allowed is a whole"),
         ({1: 2}, "dict: the key 1 is not text"),
     )
 ] + [
@@ -79,10 +71,8 @@ EVALUATE = [
     for run, said in (
         ("runs/nothing", f"runs/nothing: {NO_RUN}"),
         ("bare", "bare has no checkpoint yet"),
-        (LONG, "evaluate: n+: File name too long; check the path"),
         ("", "evaluate: found the text '', allowed is the path of a run directory"),
         (None, "evaluate: found null, allowed is the path of a run directory"),
-        (["run"], r"evaluate: found the list \[\"run\"\], allowed is the path"),
     )
 ] + [
     _loaded("evaluate", "evaluate: found a LoadedRun, allowed is the path of a run directory"),
@@ -102,13 +92,11 @@ SCORE = [
     for predictions, said in (
         ("nothing", r"nothing: cannot be read \(No such file or directory\); check the file"),
         ("empty", "empty: holds nothing; give the file of results itself"),
-        ("detect", "detect: holds .*; give the file of results itself"),
         ("file.txt", r"file\.txt: does not read as JSON .*; write the results again"),
         ("list.json", r"list\.json: row 0 is 1; it needs image_id"),
         ("nan.json", r"nan\.json: row 0 is .*; it needs .* all finite numbers"),
         ("", "score: found the text '', allowed is the path of a file or folder of predictions"),
         (None, "score: found null, allowed is the path"),
-        (3, "score: found 3, allowed is the path"),
     )
 ] + [
     _loaded("score", "score: found a LoadedRun, allowed is the path", config="detect"),
@@ -127,7 +115,6 @@ EXPORT = [
         ("net.onnx", r"net\.onnx: is not a file of ONNX, or is damaged"),
         ({"base": CONFIG}, "export: found a mapping with base, .*a config has no trained weights: train it first"),
         (None, "export: found null, allowed is the path of a run directory"),
-        ("", "export: found the text '', allowed is the path of a run directory"),
     )
 ] + [
     _call("export", r"--out run/config\.yaml: a file of ONNX ends in \.onnx", "run", out="run/config.yaml"),

@@ -24,12 +24,8 @@ def _of_report() -> Iterator[VerbMistake]:
     for words, said in {
         (): r"Missing argument 'RUN\.\.\.': run directories.*; usage: .*report \[OPTIONS\] \{RUN\.\.\.\}",
         ("runs/nothing",): f"runs/nothing: {NO_RUN}",
-        ("config.yaml",): rf"config\.yaml: {NO_RUN}",
-        ("empty",): f"empty: {NO_RUN}",
-        ("kein Lauf 日本",): f"kein Lauf 日本: {NO_RUN}",
         ("loop",): f"loop: {NO_RUN}",
         ("run", "--out", "loop/page.html"): "loop is not a folder; give another place",
-        ("score=0.5",): f"score=0.5: {NO_RUN}",
         (LONG,): "File name too long; check the path",
         ("run", "run"): "a run is given twice; name every run once",
         ("cut",): r"cut/config\.yaml:2: not valid YAML",
@@ -37,7 +33,6 @@ def _of_report() -> Iterator[VerbMistake]:
         ("run", "--out", "file.txt/page.html"): "file.txt is not a folder; give another place",
         ("run", "--out", "/proc/page.html"): "cannot be written: .*; give another place",
         ("run", "--out", "page.pdf"): r"page\.pdf: a report is a page of HTML; give a name that ends in \.html",
-        ("run", "--out", "run/config.yaml"): r"run/config\.yaml: a report is a page of HTML",
         ("run", "--json", "empty"): "--json empty: is a folder; give a file in it",
         ("run", "--samples", "99999999999999999999"): "not a sample of the test part; it has 24, from 0 to 23",
         ("run", "--samples", "-1"): "found '-1', which is not a sample",
@@ -55,7 +50,6 @@ def _of_runs() -> Iterator[VerbMistake]:
     not_ours = r"is not a run directory \(config\.yaml, environment\.json, facts\.json in it\); 'sightline runs' lists"
     for words, said in {
         ("nowhere",): "nowhere: is not a folder; give the one that holds your runs",
-        ("file.txt",): r"file\.txt: is not a folder",
         ("run", "cut"): r"unexpected extra argument\(s\) \(cut\)",
         (".", "--sort", "colour"): "--sort colour: give one of name, task",
         (".", "--diff", "run"): "'--diff' requires 2 arguments",
@@ -78,7 +72,6 @@ def _of_export() -> Iterator[VerbMistake]:
         ("bare",): "bare has no checkpoint yet",
         ("run", "--out", "net.pt"): r"--out net\.pt: a file of ONNX ends in \.onnx",
         ("run", "--out", "dir.onnx"): r"--out dir\.onnx: is a folder; give a file in it",
-        ("run", "--out", "/proc/net.onnx"): "cannot be written: .*; give another place",
         ("run", "--checkpoint", "bset"): "there is no bset; .*did you mean 'best'",
         ("run", "--checkpoint", "file.txt"): r"file\.txt: is a file, not a checkpoint folder; give a run directory",
         ("run", "--inputs", "nothing"): "nothing: there is no such file; check the path",
@@ -128,11 +121,7 @@ def _of_sweep() -> Iterator[VerbMistake]:
         ("config.yaml", *OUT): "Missing option '--space': YAML file of the search space",
         ("config.yaml", *SPACE): "Missing option '--out': folder for trials",
         ("nothing.yaml", *SPACE, *OUT): r"nothing\.yaml: no such file; did you mean 'config\.yaml'",
-        ("empty", *SPACE, *OUT): r"empty: is a folder, neither a config nor a run .*; give a YAML file",
-        ("config.yaml", "train.epohs=1", *SPACE, *OUT): "train.epohs: unknown key 'epohs'; did you mean 'epochs'",
-        ("config.yaml", "--space", "empty.yaml", *OUT): r"empty\.yaml: found nothing, allowed are lines of",
         ("config.yaml", "--space", "list.yaml", *OUT): r"list\.yaml: found a list, allowed are lines of",
-        ("config.yaml", "--space", "bytes.yaml", *OUT): r"bytes\.yaml: is not UTF-8 text .*; save it as UTF-8",
         ("config.yaml", "--space", "größe=1,2", *OUT): "größe: unknown key 'größe'; allowed: checkpoint",
         ("config.yaml", "--space", "optimizer.lr={low: 1, hihg: 2}", *OUT): "not a key of a range; did you mean 'high'",
         (

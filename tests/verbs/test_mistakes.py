@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "run" / "config.yaml", folder)
     for name in ("empty", "dir.onnx"):
         (folder / name).mkdir()
-    for name, text in {"file.txt": "notes\n", "empty.yaml": "", "list.yaml": "- a\n"}.items():
+    for name, text in {"file.txt": "notes\n", "list.yaml": "- a\n"}.items():
         (folder / name).write_text(text)
     (folder / "torn.journal").write_text('{"op_code": 0, "worker_id": "a", "study_n')
     (folder / "bad.journal").write_text('{"op_code": 0}\n{"op_code": 0, "worker_id"{"op_code": 1}\n{"op_code": 2}\n')
@@ -50,7 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "huge.onnx").touch()
     with open(folder / "huge.onnx.json", "wb") as file:
         file.truncate(2**40)
-    (folder / "bytes.yaml").write_bytes(bytes(range(256)))
     np.save(folder / "few.npy", np.eye(4, 3))
     np.save(folder / "nan.npy", np.full((99, 3), np.nan))
     return folder
