@@ -1,4 +1,4 @@
-"""Range images in whole runs: any split of a step, scans without points or labels, weights of another set, commands."""
+"""Range images in whole runs: any split of a step, scans without points or labels, commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from tests.command import run_here, succeed
-from tests.data.scans.lidar_writers import write_kitti_object, write_own, write_semantic_kitti
+from tests.data.scans.lidar_writers import write_own
 from tests.marks import long_but
 from tests.processes import ROOT, run_ranks
 from tests.runs.lidar_steps import run_steps
@@ -106,40 +106,6 @@ def test_scans_without_any_label_change_no_parameter(
     before, after = trained_weights(make_scans(monkeypatch, model, *FEW, edit=edit), has_labels=False)
     for name, value in after.items():
         assert torch.equal(value, before[name]), name
-
-
-# --- weights of another set -------------------------------------------------------------------------------------------
-
-SMALL = (
-    "model={name: squeezeseg, circular: true, crf: false}",
-    "losses=[{name: cross_entropy}]",
-    "train.epochs=1",
-    "train.batch_size=2",
-    "evaluate.every=1",
-    "evaluate.batch_size=2",
-    "log.tensorboard=false",
-    "--no-check",
-    "--device=cpu",
-)
-WIDTHS = ("transforms.train.{}.width=64", "transforms.evaluate.0.width=64")
-
-
-def test_a_run_on_boxes_starts_one_on_sequences(tmp_path: Path) -> None:
-    """KITTI's four classes, then SemanticKITTI's twenty: the last convolution is new, and named."""
-    write_kitti_object(tmp_path / "object", 5)
-    write_semantic_kitti(tmp_path / "odometry", {"00": 4, "08": 2})
-    for name, source in (("kitti_object", "object"), ("semantic_kitti", "odometry")):
-        done = succeed("data", "prepare", name, "--from", tmp_path / source, "--to", tmp_path / name)
-    start = f"init={{from: {tmp_path / 'kitti_object_run'}, may_be_missing: [head]}}"
-    runs = (("kitti_object", "squeezeseg", 1, ()), ("semantic_kitti", "squeezesegv2", 2, (start,)))
-    for data, recipe, place, more in runs:
-        config, out = ROOT / f"configs/segment/{data}_{recipe}.yaml", tmp_path / f"{data}_run"
-        widths = [width.format(place) for width in WIDTHS]
-        done = succeed("train", config, f"data.root={tmp_path / data}", *widths, *SMALL, *more, "--out", out)
-    told = next(line for line in (done.out + done.err).splitlines() if line.startswith("init from"))
-    assert told.endswith(
-        "84 of 86 tensors, 904000 of 915540 elements matched; left as they were: head.conv.weight, head.conv.bias"
-    )
 
 
 # --- a sensor of one's own --------------------------------------------------------------------------------------------
