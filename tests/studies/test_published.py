@@ -230,6 +230,8 @@ def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, m
         (entry,) = json.loads((tmp_path / f"{number}.json").read_text())["published"]
         assert entry["metrics"] == {"overall_accuracy": 0.75}
     assert "published" not in json.loads((tmp_path / "new" / "final.json").read_text())
+    assert json.loads((tmp_path / "new" / "published.json").read_text())["rows"] == [entry]
+    assert not (run / "published.json").exists(), "nothing is published on drawn clouds"
     assert "published figures" not in succeed("evaluate", run, "--device", "cpu").out
 
 

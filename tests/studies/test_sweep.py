@@ -26,7 +26,7 @@ from sightline.verbs.train import SeriesReporter
 from sightline.workbench.compress.search.baselines import open_study
 from sightline.workbench.study import sweep as sweep_module
 from sightline.workbench.study.grid import parse_factors
-from sightline.workbench.study.search_space import check_space, read_space
+from sightline.workbench.study.search_space import read_space
 from sightline.workbench.study.sweep import Sweep, TrialObserver
 from tests.cases import run_each
 from tests.command import refuse, succeed
@@ -156,10 +156,6 @@ def test_keys_are_tried_on_the_config_before_anything_is_trained(tmp_path: Path)
     ):
         assert line.startswith(f"{path}:{expected}"), line
     assert not (tmp_path / "out").exists()
-
-
-def test_a_sound_space_has_no_fault() -> None:
-    check_space(read_space([LR, SIZES]), OVERRIDES, lambda words: read_config(CONFIG, words))
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------

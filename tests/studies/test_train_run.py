@@ -14,12 +14,10 @@ import pytest
 
 import sightline
 from sightline.config import read_config
-from sightline.contract.errors import UserError
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.session import StopRequest
-from sightline.training import published_results
 from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts, train_run
 from sightline.workbench.check import suite
 from tests.command import succeed
@@ -57,23 +55,6 @@ def unbroken(config: Path) -> Path:
     out = config.parent / "unbroken"
     succeed("train", config, SHORT, "--device", "cpu", "--out", out)
     return out
-
-
-def test_published_figures_that_apply_are_in_the_folder(
-    config: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if the drawn clouds were ModelNet40."""
-    assert not (unbroken / "published.json").exists(), "nothing is published on drawn clouds"
-    table = published_results._read_table()
-    rows = [row | {"data": "synthetic_shapes"} for row in table["rows"] if row["data"] == "modelnet40"]
-    monkeypatch.setattr(published_results, "_read_table", lambda: table | {"rows": rows})
-    result = sightline.train_run(config, [SHORT, "train.steps=1"], out=tmp_path / "run", device="cpu", checks=False)
-    assert result.document is not None
-    stored = json.loads((tmp_path / "run" / "published.json").read_text())["rows"]
-    assert stored == json.loads(json.dumps(result.document["published"]))
-    with_accuracy = [row for row in rows if any(name.endswith("_accuracy") for name in row["metrics"])]
-    assert {row["who"] for row in stored} <= {row["who"] for row in with_accuracy}
-    assert len(stored) > 3
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
@@ -161,11 +142,6 @@ def test_an_error_of_the_checks_keeps_a_run_from_starting(
     assert result == TrainResult(None, (error,))
     assert (result.is_finished, result.exit_code, reporter.found) == (False, 1, [error])
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_of_another_config_is_not_resumed(config: Path, unbroken: Path) -> None:
-    with pytest.raises(UserError, match=r"trained with another config \(1 key differs\): seed: 0 there, 1 here"):
-        sightline.train_run(config, [SHORT, "seed=1"], out=unbroken, resume="auto", device="cpu")
 
 
 def test_a_run_trains_beside_the_main_thread(config: Path, tmp_path: Path) -> None:
