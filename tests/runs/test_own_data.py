@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets.cloud_folder import CloudFolder
-from tests.command import Outcome, run_here, succeed
+from tests.command import run_here, succeed
 from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, write_folder
 
@@ -27,10 +27,6 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in block.strip().split("\n")]
 
 
-def run(*words: str) -> Outcome:
-    return succeed(*words)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder after all commands of the page."""
@@ -40,27 +36,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         prepare, info, check, view, train, evaluate, predict = commands()
-        run(*prepare)
-        assert "up_axis: z" in run(*info).out
-        run(*check)
-        run(*view)
-        run(*train, *TINY)
-        run(*evaluate, "--json", "scores.json")
-        run(*predict)
+        succeed(*prepare)
+        assert "up_axis: z" in succeed(*info).out
+        succeed(*check)
+        succeed(*view)
+        succeed(*train, *TINY)
+        succeed(*evaluate, "--json", "scores.json")
+        succeed(*predict)
     return folder
 
 
-def test_every_file_has_an_answer(place: Path) -> None:
+def test_every_file_has_an_answer_and_those_of_the_test_part_are_scored(place: Path) -> None:
     with (place / "answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [f"scans/{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(10)]
     assert {row["class"] for row in rows} <= set(CLASSES)
     assert all(row["refused"] == "" and 0 < float(row["probability"]) <= 1 for row in rows)
-
-
-def test_the_answers_for_the_test_files_are_those_that_evaluate_scored(place: Path) -> None:
-    with (place / "answers.csv").open(newline="") as file:
-        answers = {Path(row["file"]).name: row["class"] for row in csv.DictReader(file)}
+    answers = {Path(row["file"]).name: row["class"] for row in rows}
     test = CloudFolder(split="test", root=str(place / "prepared"))
     names = [test.sample_name(index) for index in range(len(test))]
     right = [answers[Path(name).name] == name.split("/")[0] for name in names]
@@ -71,7 +63,7 @@ def test_the_answers_for_the_test_files_are_those_that_evaluate_scored(place: Pa
 
 def test_evaluating_on_clouds_that_lie_otherwise_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    run("data", "prepare", "cloud_folder", "--from", "scans", "--to", "lying", "up_axis=y")
+    succeed("data", "prepare", "cloud_folder", "--from", "scans", "--to", "lying", "up_axis=y")
     told = run_here("evaluate", "runs/own", "data.root=lying", "--json", "lying.json")
     assert told.code == 1
     assert "cfg.axis_swap" in told.err
@@ -82,16 +74,16 @@ def test_evaluating_on_clouds_that_lie_otherwise_is_refused(place: Path, monkeyp
     told = run_here("evaluate", "runs/own", "--data", "other.yaml")
     assert told.code == 1
     assert "other.yaml:2" in told.err
-    run("evaluate", "runs/own", "data.root=lying", "checks.skip=[dataset-mismatch]", "--json", "lying.json")
+    succeed("evaluate", "runs/own", "data.root=lying", "checks.skip=[dataset-mismatch]", "--json", "lying.json")
     assert Path("lying.json").exists()
 
 
 def test_a_run_whose_data_is_gone_is_compared_by_what_it_noted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    run("data", "prepare", "cloud_folder", "--from", "scans", "--to", "copy", "up_axis=z")
+    succeed("data", "prepare", "cloud_folder", "--from", "scans", "--to", "copy", "up_axis=z")
     (place / "prepared").rename(place / "away")
     try:
-        told = run("evaluate", "runs/own", "data.root=copy", "--json", "copy.json")
+        told = succeed("evaluate", "runs/own", "data.root=copy", "--json", "copy.json")
     finally:
         (place / "away").rename(place / "prepared")
     assert "cannot be read; the recorded statistics of the run are compared" in told.err

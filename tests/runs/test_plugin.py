@@ -20,6 +20,7 @@ from sightline.contract.plugins import load_plugins
 from sightline.contract.types import DataInfo
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from tests.command import document_of, succeed
 from tests.runs.broken_off import Forked, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,37 +96,27 @@ def assert_loads(path: Path) -> None:
         sightline.load_run(path)
 
 
-@pytest.mark.processes
+@pytest.fixture
+def parts() -> Iterator[None]:
+    """The plugins' parts are registered, and gone after the test."""
+    before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
+    load_plugins(PLUGINS)
+    yield
+    for kind, entries in before.items():
+        registry.REGISTRIES[kind]._entries = entries
+
+
+@pytest.mark.usefixtures("parts")
 def test_show_prints_what_reads_back_equal_and_check_finds_nothing(tmp_path: Path) -> None:
-    (tmp_path / "shown.yaml").write_text(run(tmp_path / "show.log", "show", str(CONFIG), *GIVEN))
-    with own_parts():
-        shown = read_config(tmp_path / "shown.yaml")
-        assert shown == read_config(CONFIG)
+    (tmp_path / "shown.yaml").write_text(succeed("show", CONFIG, *GIVEN).out)
+    shown = read_config(tmp_path / "shown.yaml")
+    assert shown == read_config(CONFIG)
     assert shown.data.arguments["train_size"] == 120, "a default of the plugin's signature is written out"
-    output = run(tmp_path / "check.log", "check", str(CONFIG), *GIVEN, "--json", str(tmp_path / "found.json"))
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert (found["errors"], found["warnings"]) == (0, 0), output
+    found = document_of("check", CONFIG, *GIVEN)
+    assert (found["errors"], found["warnings"]) == (0, 0), found
 
 
 # --- the same named errors as built-ins ------------------------------------------------------------------------------
-
-
-class own_parts:  # noqa: N801 - used like a function
-    """The plugins' parts are registered inside this context, and gone after it."""
-
-    def __enter__(self) -> None:
-        self.before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
-        load_plugins(PLUGINS)
-
-    def __exit__(self, *error: object) -> None:
-        for kind, entries in self.before.items():
-            registry.REGISTRIES[kind]._entries = entries
-
-
-@pytest.fixture
-def parts() -> Iterator[None]:
-    with own_parts():
-        yield
 
 
 @pytest.mark.usefixtures("parts")

@@ -243,8 +243,7 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
 def test_each_mistake_is_one_line(
     run: Path, frames: Path, tmp_path: Path, words: tuple[str, ...], expected: str
 ) -> None:
-    places = {"{run}": str(run), "{frames}": str(frames)}
-    given = [word if "{" not in word else word.format(**{k[1:-1]: v for k, v in places.items()}) for word in words]
+    given = [word.format(run=run, frames=frames) for word in words]
     done = refuse("predict", run, frames, *given, "--device", "cpu")
     (line,) = [line for line in done.splitlines() if "error" in line]
     assert expected in line
