@@ -19,6 +19,7 @@ from sightline.runs.checkpoint import load, newest_valid, save
 from tests.cases import run_each
 from tests.command import Outcome, run_here, succeed
 from tests.engine.snapshots import assert_same, snapshot_of
+from tests.runs.test_run_directory import HalfWritten
 
 # --- checkpoints and a stop at any call to the disk: kill -9, a full disk, a read-only one ---------------------------
 
@@ -188,24 +189,8 @@ def test_a_disk_that_fills_up_within_a_file(is_first: bool, tmp_path: Path, monk
     """Earlier checkpoints are said to be intact where there are any."""
     if not is_first:
         save(tmp_path, snapshot_of(1), keep_last=1, is_best=False)
-    honest = builtins.open
-
-    class Full:
-        def __init__(self, path: Path, mode: str) -> None:
-            self.file = honest(path, mode)
-
-        def __enter__(self) -> Full:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-        def write(self, data: bytes) -> int:
-            self.file.write(data[: len(data) // 2])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(builtins, "open", Full)
+        patch.setattr(builtins, "open", HalfWritten)
         with pytest.raises(RunError, match=r"no space left on device; free some space there and resume") as caught:
             save(tmp_path, snapshot_of(2), keep_last=1, is_best=False)
     assert ("earlier checkpoints are intact" in str(caught.value)) is not is_first
@@ -265,43 +250,23 @@ def steps_logged(out: Path) -> list[tuple[int, str]]:
     return [(entry["step"], entry["split"]) for entry in entries]
 
 
-class Closing:
-    """From some checkpoint on, every write below a folder fails as the system would let it."""
+def close_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """Let every write below a folder fail from now on, as the system would let it."""
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder = str(folder)
-        self.number = number
-        self.is_closed = False
-
-    def watch(self, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
-        save, num_saved = checkpoint.save, 0
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            nonlocal num_saved
-            num_saved += 1
-            self.is_closed = num_saved > after
-            return save(*arguments, **options)
-
-        monkeypatch.setattr(checkpoint, "save", counted)
-        for name in ("mkdir", "rename", "replace", "symlink", "unlink", "rmdir"):
-            monkeypatch.setattr(os, name, self._closed(getattr(os, name)))
-        opened = builtins.open
-        closed = self._closed(opened)
-        monkeypatch.setattr(
-            builtins,
-            "open",
-            lambda file, mode="r", *rest, **more: (opened if mode in ("r", "rb") else closed)(
-                file, mode, *rest, **more
-            ),
-        )
-
-    def _closed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def closed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            if self.is_closed and any(self.folder in str(argument) for argument in arguments):
-                raise OSError(self.number, os.strerror(self.number), str(arguments[0]))
+            mode = options.get("mode", arguments[1] if len(arguments) > 1 else "r")
+            is_read = function is opened and mode in ("r", "rb")
+            if not is_read and any(str(folder) in str(argument) for argument in arguments):
+                raise OSError(number, os.strerror(number), str(arguments[0]))
             return function(*arguments, **options)
 
         return call
+
+    opened = builtins.open
+    monkeypatch.setattr(builtins, "open", closed(opened))
+    for name in WRITING[1:]:
+        monkeypatch.setattr(os, name, closed(getattr(os, name)))
 
 
 @run_each(
@@ -324,9 +289,16 @@ def test_what_the_disk_says_is_said_with_what_to_do(tmp_path: Path, number: int,
 
 def test_a_disk_that_is_full_in_mid_run_loses_nothing(tmp_path: Path, unbroken: Path) -> None:
     """It takes four checkpoints and then refuses."""
-    out = tmp_path / "run"
+    out, save, saved = tmp_path / "run", checkpoint.save, []
     with pytest.MonkeyPatch.context() as patched:
-        Closing(out, errno.ENOSPC).watch(patched, after=4)
+
+        def close_after_four(*arguments: Any, **options: Any) -> Any:
+            saved.append(arguments)
+            if len(saved) == 5:
+                close_disk(patched, out, errno.ENOSPC)
+            return save(*arguments, **options)
+
+        patched.setattr(checkpoint, "save", close_after_four)
         stopped = train(out)
     assert_stopped_in_one_line(stopped, str(out), "no space left on device", "free some space there and resume")
     assert checkpoint.load(out).step == 4
@@ -337,8 +309,6 @@ def test_a_disk_that_is_full_in_mid_run_loses_nothing(tmp_path: Path, unbroken: 
 def test_a_disk_that_closes_under_a_finished_run_still_lets_it_be_read(unbroken: Path) -> None:
     """Data and runs on a read-only share: evaluate writes nothing there."""
     with pytest.MonkeyPatch.context() as patched:
-        disk = Closing(unbroken, errno.EROFS)
-        disk.watch(patched, after=0)
-        disk.is_closed = True
+        close_disk(patched, unbroken, errno.EROFS)
         assert "overall_accuracy" in succeed("evaluate", unbroken).out
         assert "this run is finished" in train(unbroken, "--resume", "auto").err

@@ -272,27 +272,30 @@ def test_lines_are_appended_at_once_and_read_back(run: RunDirectory) -> None:
     assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == 3
 
 
+class HalfWritten:
+    """A file on a disk that is full after half of what is written to it."""
+
+    honest = open
+
+    def __init__(self, path: Path, mode: str) -> None:
+        self.file = HalfWritten.honest(path, mode, buffering=0)
+
+    def __enter__(self) -> HalfWritten:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_line_that_fails_leaves_no_part(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     run.append_line("metrics.jsonl", {"step": 1})
     before = (run.path / "metrics.jsonl").read_bytes()
-    honest = builtins.open
-
-    class Full:
-        def __init__(self, path: Path, mode: str) -> None:
-            self.file = honest(path, mode, buffering=0)
-
-        def __enter__(self) -> Full:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-        def write(self, data: bytes) -> None:
-            self.file.write(data[:5])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(builtins, "open", Full)
+        patch.setattr(builtins, "open", HalfWritten)
         with pytest.raises(RunError, match=r"metrics.jsonl: cannot write: no space left"):
             run.append_line("metrics.jsonl", {"step": 2})
     assert (run.path / "metrics.jsonl").read_bytes() == before
