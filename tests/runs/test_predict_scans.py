@@ -266,38 +266,6 @@ def test_scores_are_those_of_the_published_evaluator(shared: Path, tmp_path: Pat
 
 
 @pytest.mark.shared
-def test_the_real_frame_of_five_columns_is_viewed_and_predicted(shared: Path, tmp_path: Path) -> None:
-    """By a set whose sensor has remissions up to 255; as it was written by a run on four columns it is refused."""
-    (frame,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
-    table = np.fromfile(frame, dtype="<f4").reshape(-1, 5)
-    words = ("--columns", "x,y,z,intensity,ring")
-    (stage,) = document_of("view", frame, *words, "--out", tmp_path / "view")["samples"][0]["stages"]
-    assert stage["num_points"] == len(table)
-    (tmp_path / "own").mkdir()
-    table.tofile(tmp_path / "own/a.bin")
-    for name in "bcde":
-        table[::50].tofile(tmp_path / f"own/{name}.bin")
-    for name in "abcde":
-        size = (tmp_path / f"own/{name}.bin").stat().st_size // 20
-        (tmp_path / f"own/{name}.label").write_bytes((1 + np.arange(size) % 2).astype("<u4").tobytes())
-    succeed("data", "prepare", "scan_folder", "--from", tmp_path / "own", "--to", tmp_path / "set",
-            "columns=[x, y, z, intensity, ring]", "num_beams=32", "ring_order=bottom_first")  # fmt: skip
-    sensor = "{preset: hdl32, remission_max: 255}"
-    config = by_rings(f"scan_folder, root: {tmp_path}/set, sensor: {sensor}", height=32)
-    (tmp_path / "run.yaml").write_text(config)
-    succeed("train", tmp_path / "run.yaml", "--no-check", "--device", "cpu", "--out", tmp_path / "run")
-    run = sightline.load_run(tmp_path / "run")
-    (found,) = run.predict([frame]).predicted
-    assert np.array_equal(found.points.astype(np.float32), table[:, :3])
-    assert {*found.labels.tolist()} <= {0, 1}
-    succeed("predict", tmp_path / "run", frame, "--device", "cpu", "--out", tmp_path / "out")
-    ids = np.fromfile(tmp_path / "out" / f"{frame.stem}.label", dtype="<u4")
-    assert np.array_equal(ids - 1, found.labels)
-    (refusal,) = run.predict([frame], columns=("x", "y", "z", "intensity", "_")).refused
-    assert "name the column ring in columns or --columns" in refusal.reason
-
-
-@pytest.mark.shared
 def test_range_images_get_the_labels_that_evaluation_scored(shared: Path, tmp_path: Path) -> None:
     source = shared / "data/squeezeseg_samples/data/samples"
     succeed("data", "prepare", "squeezeseg_npy", "--from", source, "--to", tmp_path / "set")
