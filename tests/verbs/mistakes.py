@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
-__all__ = ["MISTAKES", "VerbMistake"]
+__all__ = ["MISTAKES"]
 
 LONG = "n" * 300
 NO_RUN = r"is not a run directory \(no config\.yaml in it\); give the folder that a training wrote"
 SPACE = ("--space", "optimizer.lr=0.1,0.2")
 OUT = ("--out", "new")
+NOT_OURS = r"is not a run directory \(config\.yaml, environment\.json, facts\.json in it\); 'sightline runs' lists"
+NO_NAME = "names a Python file: use small letters, digits and _, a letter first"
+HIDES = "is another Python file or package, which it would hide; give another name"
 
-
-class VerbMistake(NamedTuple):
-    """Words after `sightline`, in a folder as `tests/verbs/test_mistakes.py` makes it, and a pattern of the answer."""
-
-    words: tuple[str, ...]
-    said: str
-
-
-def _of_report() -> Iterator[VerbMistake]:
-    for words, said in {
+_MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
+    "report": {
         (): r"Missing argument 'RUN\.\.\.': run directories.*; usage: .*report \[OPTIONS\] \{RUN\.\.\.\}",
         ("runs/nothing",): f"runs/nothing: {NO_RUN}",
         ("loop",): f"loop: {NO_RUN}",
@@ -42,29 +34,20 @@ def _of_report() -> Iterator[VerbMistake]:
         ("run", "my run é", "--samples", "0"): "--samples: are those of one run; give one run",
         ("run", "--samples", "0", "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
         ("run", "--outt", "x"): "No such option: --outt .*--out",
-    }.items():
-        yield VerbMistake(("report", *words), said)
-
-
-def _of_runs() -> Iterator[VerbMistake]:
-    not_ours = r"is not a run directory \(config\.yaml, environment\.json, facts\.json in it\); 'sightline runs' lists"
-    for words, said in {
+    },
+    "runs": {
         ("nowhere",): "nowhere: is not a folder; give the one that holds your runs",
         ("run", "cut"): r"unexpected extra argument\(s\) \(cut\)",
         (".", "--sort", "colour"): "--sort colour: give one of name, task",
         (".", "--diff", "run"): "'--diff' requires 2 arguments",
         (".", "--diff", "run", "run"): "a run is given twice; name every run once",
-        (".", "--diff", "run", "nothing"): f"nothing: {not_ours}",
+        (".", "--diff", "run", "nothing"): f"nothing: {NOT_OURS}",
         (".", "--diff", "run", "cut"): r"cut/config\.yaml:2: not valid YAML",
         (".", "--diff", "run", "link"): "link: is a link to run; give the run directory itself",
         (".", "--diff", "run", "run", "--sort", "size"): "--sort: is not read with --diff; leave it out",
         (".", "--dif"): "No such option: --dif .*--diff",
-    }.items():
-        yield VerbMistake(("runs", *words), said)
-
-
-def _of_export() -> Iterator[VerbMistake]:
-    for words, said in {
+    },
+    "export": {
         (): "Missing argument 'RUN'",
         ("runs/nothing",): f"runs/nothing: {NO_RUN}",
         ("net.onnx",): rf"net\.onnx: {NO_RUN}; exported files are read by predict and serve$",
@@ -81,12 +64,8 @@ def _of_export() -> Iterator[VerbMistake]:
         ("run", "--inputs", "nan.npy"): r"nan\.npy: points\[0, 0\] is nan, .*take these points out",
         ("run", "--plugin", "none.py"): r"--plugin none\.py: no such file; check the path",
         ("run", "score=0.5"): r"unexpected extra argument\(s\) \(score=0\.5\)",
-    }.items():
-        yield VerbMistake(("export", *words), said)
-
-
-def _of_serve(port: int) -> Iterator[VerbMistake]:
-    for words, said in {
+    },
+    "serve": {
         (): r"Missing argument 'RUN\|FILE\.onnx'",
         ("runs/nothing",): f"runs/nothing: {NO_RUN}",
         ("bare",): "bare has no checkpoint yet",
@@ -99,7 +78,7 @@ def _of_serve(port: int) -> Iterator[VerbMistake]:
         ("lone.onnx",): r"lone\.onnx: has no description beside it .*; copy the one that",
         ("net.pt2",): r"net\.pt2: is not a run directory",
         ("net.onnx", "--checkpoint", "best"): r"--checkpoint best: net\.onnx holds .*; leave it out",
-        ("run", "--port", str(port)): f"--port {port}: another program listens there; give another port",
+        ("run", "--port", "PORT"): "--port PORT: another program listens there; give another port",
         ("run", "--port", "0"): "'--port': Input should be greater than or equal to 1",
         ("run", "--host", "192.0.2.1"): r"--host 192\.0\.2\.1 --port 8000: cannot be listened on \(Cannot assign",
         ("run", "--host", ""): "--host: is empty; give an address of this machine",
@@ -112,12 +91,8 @@ def _of_serve(port: int) -> Iterator[VerbMistake]:
         ("run", "few.npy"): "few.npy: is not an option key=value",
         ("run", "--columns", "x,y"): r"columns: \[x, y\] lacks z; name every column once",
         ("run", "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
-    }.items():
-        yield VerbMistake(("serve", *words), said)
-
-
-def _of_sweep() -> Iterator[VerbMistake]:
-    for words, said in {
+    },
+    "sweep": {
         ("config.yaml", *OUT): "Missing option '--space': YAML file of the search space",
         ("config.yaml", *SPACE): "Missing option '--out': folder for trials",
         ("nothing.yaml", *SPACE, *OUT): r"nothing\.yaml: no such file; did you mean 'config\.yaml'",
@@ -148,18 +123,12 @@ def _of_sweep() -> Iterator[VerbMistake]:
         ("config.yaml", *SPACE, *OUT, "--trials", "0"): "'--trials': Input should be greater than or equal to 1",
         ("config.yaml", *SPACE, *OUT, "--sampler", "tpee"): "'tpee' is not one of 'tpe', 'random'",
         ("config.yaml", *SPACE, *OUT, "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
-    }.items():
-        yield VerbMistake(("sweep", *words), said)
-
-
-def _of_init() -> Iterator[VerbMistake]:
-    no_name = "names a Python file: use small letters, digits and _, a letter first"
-    hides = "is another Python file or package, which it would hide; give another name"
-    for words, said in {
+    },
+    "init": {
         (): "Missing argument 'NAME'",
-        **{(name,): f"'{name}' {no_name}" for name in ("River", "class", "my lake", "größe", "", "1lake", "lake-2")},
-        **{(name,): no_name for name in ("../out", "lake.py", LONG)},
-        **{(name,): f"'{name}' {hides}" for name in ("torch", "sightline", "json", "conftest", "test_lake")},
+        **{(name,): f"'{name}' {NO_NAME}" for name in ("River", "class", "my lake", "größe", "", "1lake", "lake-2")},
+        **{(name,): NO_NAME for name in ("../out", "lake.py", LONG)},
+        **{(name,): f"'{name}' {HIDES}" for name in ("torch", "sightline", "json", "conftest", "test_lake")},
         ("empty",): "init: empty: is there already; give another name",
         ("lake", "sea"): r"unexpected extra argument\(s\) \(sea\)",
         ("lake", "--task", "segmnt"): "--task segmnt: there is no such project; did you mean 'segment'",
@@ -169,13 +138,10 @@ def _of_init() -> Iterator[VerbMistake]:
         ("lake", "--to", "/proc"): "/proc/lake: cannot be written: .*; give another place by --to",
         ("lake", "--to", LONG): "File name too long; check the path",
         ("lake", "--json", "empty"): "--json empty: is a folder; give a file in it",
-    }.items():
-        yield VerbMistake(("init", *words), said)
+    },
+}
+"""After `sightline VERB`, in a folder as `tests/verbs/test_mistakes.py` makes it, and a pattern of the answer.
 
-
-def list_mistakes(port: int) -> list[VerbMistake]:
-    """List all mistakes; `port` is one on which something listens."""
-    return [*_of_report(), *_of_runs(), *_of_export(), *_of_serve(port), *_of_sweep(), *_of_init()]
-
-
-MISTAKES = list_mistakes(0)
+PORT is one on which something listens.
+"""
+MISTAKES = [((verb, *words), said) for verb, mistakes in _MISTAKES.items() for words, said in mistakes.items()]

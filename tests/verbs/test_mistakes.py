@@ -15,7 +15,7 @@ from sightline.contract.errors import UserError
 from tests.command import run_here
 from tests.trained import trained_run
 from tests.verbs.call_mistakes import CALLS, CallMistake
-from tests.verbs.mistakes import MISTAKES, list_mistakes
+from tests.verbs.mistakes import MISTAKES
 
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -80,18 +80,17 @@ def test_predict_without_files_names_those_that_the_run_reads(folder: Path, monk
         assert re.search(said, line), line
 
 
-@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[" ".join(each.words)[:50] for each in MISTAKES])
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words)[:50] for words, _ in MISTAKES])
 def test_a_mistake_on_the_command_line_is_one_line(
-    number: int, folder: Path, busy_port: int, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], said: str, folder: Path, busy_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    words, said = list_mistakes(busy_port)[number]
     before = read_tree(folder)
-    done = run_here(*words)
+    done = run_here(*(word.replace("PORT", str(busy_port)) for word in words))
     assert done.code == 2, done
     assert done.err.startswith("error: "), done.err
     assert done.err.count("\n") == 1, done.err
-    assert re.search(said, done.err), f"{said}\n{done.err}"
+    assert re.search(said.replace("PORT", str(busy_port)), done.err), f"{said}\n{done.err}"
     assert not CONTROLS.search(done.err)
     assert read_tree(folder) == before
 
