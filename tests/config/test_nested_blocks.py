@@ -99,11 +99,6 @@ A_BLOCK = "a block of `name:` and its arguments, of `sightline list point_encode
         ),
         ("dgcnn", "dgcn", f"5: model.points.name: no point encoder is called 'dgcn'; did you mean 'dgcnn'?{PLUGIN}"),
         ("15", "0", "6: model.points.num_neighbours: found 0, allowed is a whole number, at least 1"),
-        (
-            "std: 0.02",
-            "sdt: 0.02",
-            "11: transforms.train.0.each.0.sdt: 'jitter' has no such argument; did you mean 'std'?",
-        ),
     ],
 )
 def test_faults_inside_have_line_and_dotted_path(tmp_path: Path, before: str, after: str, expected: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from pathlib import Path
@@ -63,24 +62,6 @@ def test_a_config_shows_training_samples_at_every_stage(parts: Path, tmp_path: P
     assert len(files) == 2 + 1
     assert f"2 pictures in {tmp_path}" in done.err
     assert "train 3: sample_points" in done.out
-
-
-def test_what_is_written_is_what_training_saw(parts: Path, tmp_path: Path) -> None:
-    """The page to its step, and the extent and classes of the JSON."""
-    data = build_data(sightline.load_run(parts, plugins=[parts.parent / "plugin.py"]).config)
-    index = int(data.train.indices[3])
-    document, _ = view(parts.with_name("parts.yaml"), tmp_path, "--samples", str(index), "--epoch", "2")
-    batch = data.train.reader([SampleKey(index, 2, 0)])
-    points, labels = batch["points"][0].numpy(), batch["label"][0].numpy()
-    stage = document["samples"][0]["stages"][-1]
-    assert stage["extent"] == {"min": points.min(axis=0).tolist(), "max": points.max(axis=0).tolist()}
-    names = data.facts["class_names"]
-    counts = np.bincount(labels, minlength=len(names))
-    assert stage["classes"]["ground truth"] == {n: c for n, c in zip(names, counts.tolist(), strict=True) if c}
-    cloud = page_of(tmp_path)["subjects"][0]["clouds"][-1]
-    steps = np.frombuffer(base64.b64decode(cloud["points"]), dtype="<u2").reshape(-1, 3)
-    shown = np.array(cloud["low"]) + steps / 65535 * np.array(cloud["span"])
-    assert (np.abs(shown - points) <= np.array(cloud["span"]) / 65535 / 2 + 1e-9).all()
 
 
 def test_the_answers_of_a_run_are_those_that_evaluate_keeps(parts: Path, scenes: Path, tmp_path: Path) -> None:
