@@ -337,9 +337,7 @@ def test_damaged_last_names_the_newest_sound_one(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         damaged = save(tmp_path, snapshot_of(step), keep_last=3, is_best=False) / "model.safetensors"
     sound = damaged.parent.parent / "step_00000002"
-    data = bytearray(damaged.read_bytes())
-    data[-1] ^= 1
-    damaged.write_bytes(data)
+    flip(damaged)
     assert str(sound) in assert_refused(tmp_path, "step_00000003/model.safetensors")
     found, rejected = newest_valid(tmp_path)
     assert found == sound

@@ -21,11 +21,11 @@ from tests.processes import ROOT
 # --- fine-tuning as a user does it: a pre-trained encoder taken into classifiers, its lineage, and label -------------
 
 
-DATA = "{name: synthetic_shapes, train_size: 96, test_size: 24, num_points: 32%s}"
+DATA = "{name: synthetic_shapes, train_size: 96, test_size: 24, num_points: 32}"
 PRETRAIN = f"""\
 task: {{name: contrast}}
-data: {DATA % ""}
-model: {{name: intrapoint, points: {{name: %s, num_neighbours: 4, embedding: 16}}, embedding: 8}}
+data: {DATA}
+model: {{name: intrapoint, points: {{name: dgcnn, num_neighbours: 4, embedding: 16}}, embedding: 8}}
 losses: [{{name: intra_modal}}]
 metrics: [{{name: pairs}}]
 transforms:
@@ -38,7 +38,7 @@ log: {{tensorboard: false}}
 """
 FINETUNE = f"""\
 init: {{from: '%s', modules: points, may_be_missing: [head]}}
-data: {DATA % ""}
+data: {DATA}
 model: {{name: dgcnn, num_neighbours: 4, embedding: 16}}
 losses: [{{name: cross_entropy}}]
 metrics: [{{name: accuracy}}]
@@ -51,11 +51,10 @@ log: {{tensorboard: false}}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pre-trained encoder of each kind, and a config that fine-tunes the one that classifies."""
+    """A folder with a pre-trained encoder, and a config that fine-tunes it for classes."""
     folder = tmp_path_factory.mktemp("finetune")
-    for name in ("dgcnn", "dgcnn_parts"):
-        (folder / f"{name}.yaml").write_text(PRETRAIN % name)
-        succeed("train", folder / f"{name}.yaml", "--out", folder / f"pre_{name}", "--no-check")
+    (folder / "dgcnn.yaml").write_text(PRETRAIN)
+    succeed("train", folder / "dgcnn.yaml", "--out", folder / "pre_dgcnn", "--no-check")
     (folder / "fine.yaml").write_text(FINETUNE % (folder / "pre_dgcnn"))
     return folder
 
@@ -68,22 +67,6 @@ def tuned(place: Path) -> tuple[Path, Outcome]:
 
 
 # --- what is taken ---------------------------------------------------------------------------------------------------
-
-
-def test_the_segmentation_encoder_lacks_the_head_alone(place: Path) -> None:
-    """25 tensors as in the authors' fine-tuning: their conv7 to conv11 are category, join and head here."""
-    text = (FINETUNE % (place / "pre_dgcnn_parts")).replace("name: dgcnn,", "name: dgcnn_parts,")
-    text = text.replace("num_points: 32", "num_points: 32, target: parts").replace("accuracy}]", "part_iou}]")
-    text = text.replace("overall_accuracy", "instance_miou").replace(
-        "frozen: [{modules: edges", "frozen: [{modules: levels"
-    )
-    path = place / "parts.yaml"
-    path.write_text("task: {name: segment}\n" + text.replace("[head]", "[category, join, head]"))
-    report = build(read_config(path), World()).init_report
-    assert report is not None
-    assert (report.matched, len(report.missing)) == (68, 25)
-    assert str(report).endswith("25 tensors (category 6, join 6, head 13)")
-    assert {name.split(".")[0] for name in report.missing} == {"category", "join", "head"}
 
 
 def test_below_a_full_match_nothing_starts(place: Path, tmp_path: Path) -> None:

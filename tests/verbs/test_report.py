@@ -205,10 +205,6 @@ MISTAKES = {
         lambda run: changed(run, "confusion", {"classes": ["a"], "counts": [[1], [2, 3]]}),
         "/final.json: is not of the form",
     ),
-    "other confusion": (
-        lambda run: changed(run, "confusion", {"classes": ["a"], "counts": "x"}),
-        "/final.json: is not of the form",
-    ),
     "lines": (written("metrics.jsonl", "{\n{}\n"), "metrics.jsonl:1"),
     "lines without steps": (written("metrics.jsonl", '{"a": 1}\n'), "/metrics.jsonl: is not of the form"),
     "text as a figure": (
