@@ -156,19 +156,20 @@ def boxes(dtype: torch.dtype, count: int, seed: int) -> Tensor:
 
 
 def _detections(num_proposals: int) -> Any:
+    """Scores in threes that are equal, and a limit for each box."""
     labels, proposals = torch.arange(70) % 3, torch.arange(num_proposals) // 2
     return lambda dtype: (
         boxes(dtype, 70, 2),
-        torch.linspace(1, 0, 70, dtype=dtype),
+        1 - torch.arange(70) // 3 / torch.tensor(24, dtype=dtype),
         labels,
-        torch.full((70,), 0.3, dtype=dtype),
+        torch.linspace(0.1, 1, 70, dtype=dtype),
         proposals,
     )
 
 
-def _weakened(is_linear: bool, limit: float) -> Any:
+def _weakened(is_linear: bool) -> Any:
     detections = _detections(0)
-    return lambda dtype: (*detections(dtype)[:3], torch.full((70,), limit, dtype=dtype), is_linear, 0.01)
+    return lambda dtype: (*detections(dtype)[:4], is_linear, 0.01)
 
 
 CASES = [
@@ -320,8 +321,8 @@ CASES = [
         )
         for num_proposals in (0, 70)
     ),
-    OperatorCase("weaken", "linear", _weakened(True, 0.3)),
-    OperatorCase("weaken", "Gaussian", _weakened(False, 0.5), tolerance=1e-6),
+    OperatorCase("weaken", "linear", _weakened(True)),
+    OperatorCase("weaken", "Gaussian", _weakened(False), tolerance=1e-6),
     OperatorCase(
         "points_in_boxes",
         "upright",

@@ -9,7 +9,6 @@ import pytest
 
 from sightline.areas.clouds.sets.patches import (
     FACING,
-    PatchSamples,
     cone_patch,
     rectangle_patch,
     sample_patches,
@@ -85,12 +84,6 @@ def test_a_sphere_before_the_camera_is_a_disc_of_the_right_size(distance: float)
     assert (depth[:, 40] > 0).sum() == 2 * math.floor(210 * slope) + 1
     x, y, _ = np.moveaxis(rays(), -1, 0)
     assert np.array_equal(depth > 0, x**2 + y**2 <= slope**2)
-
-
-def test_the_nearest_is_seen() -> None:
-    near, far = one([0, 0, 300], [0, 0, 300], 20), one([-50, 0, 400], [50, 0, 400], 20)
-    both = seen(np.concatenate((far, near, near), axis=1))
-    assert both[0, 30, 40] == pytest.approx(280)
 
 
 # --- against what needs no formula ------------------------------------------------------------------------------------
@@ -253,22 +246,3 @@ def test_a_solid_gets_the_same_bits_alone_and_in_any_batch() -> None:
         alone = sample_patches(rows[i : i + 1], words(1, 333, first=i))
         assert all(np.array_equal(a[0], t[i]) for a, t in zip(alone, together, strict=True))
     assert together.patch.max() == 3, "a row of zeros has no points"
-
-
-def test_a_closed_surface_has_the_volume_of_its_solid() -> None:
-    # Gauss: the integral of x . n over a closed surface is three times the volume, the integral of n is zero.
-    common = {"frame": UP, "num_solids": 1}
-    rows = np.stack(
-        (
-            cone_patch(1.0, 0.5, 2.0, at=AT, **common),
-            cone_patch(0.5, 0.0, 0.0, at=(AT[0], AT[1], AT[2] + 2), **common),
-            cone_patch(1.0, 0.0, 0.0, at=AT, frame=FACING["-z"], num_solids=1),
-        ),
-        axis=1,
-    )
-    surface: PatchSamples = sample_patches(rows, words(1, NUM))
-    area = math.pi * (1.5 * math.hypot(0.5, 2.0) + 0.25 + 1.0)
-    flux = (surface.points * surface.normals).sum(-1) * area
-    volume = math.pi * 2 / 3 * (1 + 0.5 + 0.25)
-    assert abs(flux.mean() - 3 * volume) < 5 * flux.std() / math.sqrt(NUM)
-    assert (np.abs(surface.normals.mean(axis=(0, 1))) < 5 / math.sqrt(NUM)).all()

@@ -111,14 +111,6 @@ def test_ties_go_to_the_lower_index(count: int, num_channels: int, form: str) ->
     np.testing.assert_array_equal(found, by_exact_sort(points, count))
 
 
-def test_points_on_a_line_by_hand(form: str) -> None:
-    """At 0, 1, 3, 6 the distances are 1, 3, 6; 1, 2, 5; 3, 2, 3; 6, 5, 3: a tie at 3, to the lower index."""
-    points = torch.tensor([[[0.0], [1.0], [3.0], [6.0]]])
-    assert nearest_neighbours(points, num_neighbours=3).tolist() == [[[0, 1, 2], [1, 0, 2], [2, 1, 0], [3, 2, 1]]]
-    between = torch.tensor([[[2.0], [4.5]]])
-    assert nearest_neighbours(points, num_neighbours=3, queries=between).tolist() == [[[1, 2, 0], [2, 3, 1]]]
-
-
 @pytest.mark.parametrize("num_channels", [3, 6])
 def test_at_map_coordinates_float32_finds_the_neighbours_of_float64(num_channels: int, form: str) -> None:
     """A street of 60 m at 1e4 m: float32 steps of 1 mm, so the points' differences are exact or nearly so.
@@ -211,14 +203,6 @@ def test_trees_of_any_size(num_points: int) -> None:
     points = torch.randint(0, 12, (2, num_points, 3)).float()
     count = min(num_points, 12)
     np.testing.assert_array_equal(neighbours_by_tree(points, points, count), by_exact_sort(points, count))
-
-
-def test_strided_points_and_points_with_gradients(form: str) -> None:
-    for num_channels in (3, 20):
-        points = torch.randn(2, num_channels, 60).transpose(1, 2).requires_grad_()
-        found = nearest_neighbours(points, num_neighbours=5, queries=points[:, ::2])
-        plain = points.detach().contiguous()
-        np.testing.assert_array_equal(found, by_numpy(plain, plain[:, ::2].contiguous(), 5))
 
 
 def test_half_precision_is_compared_in_float32(form: str) -> None:

@@ -7,7 +7,6 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.contract.types import Field, SampleKey
 from sightline.layers.pyramid import build_pyramid
 from sightline.ops import ball_query, farthest_points, interpolate, nearest_neighbours
 from sightline.ops.ball_query import packed_ball_query
@@ -15,7 +14,6 @@ from sightline.ops.farthest_points import packed_farthest_points
 from sightline.ops.interpolation import packed_interpolate
 from sightline.ops.neighbours import packed_nearest_neighbours
 from sightline.ops.segments import pack, unpack
-from sightline.store.loading.batch_reader import collate
 from tests.golden_parity import Golden, load_golden
 
 COUNTS = (37, 1, 0, 500, 5)
@@ -102,19 +100,6 @@ def test_features_are_those_of_the_points_and_may_be_whole_numbers(ragged: tuple
         interpolate(colours[None].float(), **twice)  # the features of one cloud would be taken for both
 
 
-def test_gradients_of_interpolation_stay_within_their_segment(ragged: tuple[Tensor, Tensor]) -> None:
-    points, offsets = ragged
-    points, features = points.double(), torch.randn(sum(COUNTS), 2, dtype=torch.float64, requires_grad=True)
-    queries = torch.randn(4, 3, dtype=torch.float64)
-    query_offsets = torch.tensor([0, 2, 2, 2, 2, 4])
-    spread = packed_interpolate(features, points=points, offsets=offsets, queries=queries, query_offsets=query_offsets)
-    (gradient,) = torch.autograd.grad(spread.sum(), features)
-    assert (gradient[37:538] == 0).all()
-    # the weights of each query add up to one
-    torch.testing.assert_close(gradient[:37].sum(0), torch.full((2,), 2.0, dtype=torch.float64))
-    torch.testing.assert_close(gradient[538:].sum(0), torch.full((2,), 2.0, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("case", range(4))
 def test_published_numbers(case: int, shared) -> None:
     golden = load_golden(shared, "fn_packed_ops")
@@ -152,14 +137,6 @@ def test_published_interpolation(case: int, shared) -> None:
     # up to two paddings of weight 1e-5 beside a first one of 1 / (d + 1e-8); features differ by up to twice the largest
     first = golden.tensor(f"case{case}.interp_dist")[:, 0] + 1e-8
     assert (error <= 4e-5 * first * features.abs().max() + 1e-14)[~is_whole].all()
-
-
-def test_the_collate_step_writes_these_offsets() -> None:
-    clouds = [torch.randn(count, 3) for count in (4, 9)]
-    fields = {"points": Field("points 3", "float32", collate="concatenate")}
-    batch = collate([{"points": cloud} for cloud in clouds], [SampleKey(i, 0, 0) for i in range(2)], fields)
-    found = packed_nearest_neighbours(batch["points"], offsets=batch["offsets"], num_neighbours=4)
-    assert torch.equal(found.index[4:], nearest_neighbours(clouds[1][None], num_neighbours=4)[0] + 4)
 
 
 def test_padded_clouds_become_packed_ones_and_come_back() -> None:
@@ -296,9 +273,3 @@ def test_moments_are_those_of_the_real_places(points: Tensor) -> None:
     assert near.num_edges == len(rows) == 70 * 8 + 1 + 200 * 8 + 5 * 5
     torch.testing.assert_close(mean, rows.mean(dim=0))
     torch.testing.assert_close(products, torch.einsum("ea,eb->ab", rows, rows) / len(rows))
-
-
-def test_a_cloud_with_nan_is_named(points: Tensor) -> None:
-    points[73, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"points\[3\]: point 2 is \[.*nan"):
-        build_pyramid(points, offsets=OFFSETS, strides=(1, 4), num_neighbours=(4, 4))

@@ -41,13 +41,6 @@ def by_numpy(cloud: Tensor, num_samples: int, start: int = 0) -> list[int]:
     return chosen
 
 
-def test_points_on_a_line_by_hand(form: str) -> None:
-    """At 0, 1, 2, 3, 8: from 0 the farthest is 8, then 3 (3 from 0, 5 from 8); 1 and 2 are 1 away: 1 by its index."""
-    points = torch.tensor([[[0.0], [1.0], [2.0], [3.0], [8.0]]])
-    assert farthest_points(points, num_samples=5).tolist() == [[0, 4, 3, 1, 2]]
-    assert farthest_points(points, num_samples=3, start=1).tolist() == [[1, 4, 3]]
-
-
 @run_each("dtype", [torch.float32, torch.float64])
 @run_each("num_channels", [1, 2, 3, 7, 64])
 @run_each("num_points", [1, 31, 65, 500])
@@ -142,21 +135,6 @@ def test_what_cannot_be_sampled_is_named() -> None:
     points[0, 3, 1] = np.nan
     with pytest.raises(ValueError, match=r"points\[0\]: point 3 is \[0.0, nan, 0.0\]"):
         farthest_points(points, num_samples=2)
-
-
-def test_a_compiled_graph_has_one_operator_for_all_turns() -> None:
-    graphs = []
-
-    def compile_nothing(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
-    points = torch.rand(2, 40, 3, generator=torch.Generator().manual_seed(0))
-    compiled = torch.compile(lambda given: farthest_points(given, num_samples=9) + 0, backend=compile_nothing)
-    assert torch.equal(compiled(points), farthest_points(points, num_samples=9))
-    called = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
-    assert called.count(torch.ops.sightline.farthest_points.default) == 1
-    assert not any("argmax" in str(target) for target in called)
 
 
 # --- Interpolation: by hand, SciPy, the published numbers, float32 against float64 ---

@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.areas.detect.output import GreedyNMS, SetSuppression, SoftGaussian, SoftLinear, Suppression
 from sightline.contract import registry
 from sightline.ops import numba_kernels
-from sightline.ops.box_overlaps import box_iou, iou
+from sightline.ops.box_overlaps import box_iou
 from sightline.ops.suppression import SuppressionResult, batched_nms, nms, soft_nms
 from tests.cases import run_each
 from tests.golden_parity import load_golden
@@ -21,12 +21,10 @@ from tests.ops.boxes.crowds import crowd
 ALL = {"greedy": GreedyNMS, "soft_linear": SoftLinear, "soft_gaussian": SoftGaussian}
 
 
-def detections(
-    seed: int, *, count: int = 60, has_ties: bool = False, num_classes: int = 3
-) -> tuple[Tensor, Tensor, Tensor]:
+def detections(seed: int, *, count: int = 60, has_ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(count, generator=generator, dtype=torch.float64)
-    labels = torch.randint(0, num_classes, (count,), generator=generator)
+    labels = torch.randint(0, 3, (count,), generator=generator)
     return crowd(seed, count=count), (scores * 10).round() / 10 if has_ties else scores, labels
 
 
@@ -113,31 +111,6 @@ def test_kept_boxes_are_the_published_ones(shared: Path, case: int) -> None:
         again, once = (soft_linear_in_a_loop(boxes, scores, threshold, sorts_again=sorts) for sorts in (True, False))
         assert soft.indices.tolist() == again
         assert stored["s3later_soft_keep"].tolist() == once, "the later code of S3 does not look at changed scores"
-
-
-@pytest.mark.parametrize("has_ties", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_both_forms_keep_the_same(dtype: torch.dtype, has_ties: bool) -> None:
-    for seed in range(5):
-        boxes, scores, labels = detections(seed, has_ties=has_ties, num_classes=(1, 3, 20, 3, 60)[seed])
-        boxes, scores = boxes.to(dtype), scores.to(dtype)
-        boxes[7] = boxes[7, [2, 3, 0, 1]]  # corners the wrong way round
-        for threshold in (0.0, 0.5, 1.0):
-            found, plain = both_forms(batched_nms, boxes, scores, labels, threshold)
-            assert torch.equal(found, plain)
-        limits = torch.rand(len(boxes), generator=torch.Generator().manual_seed(seed))
-        found, plain = both_forms(batched_nms, boxes, scores, labels, limits, proposal=torch.arange(len(boxes)) // 3)
-        assert torch.equal(found, plain)
-        before = scores.clone()
-        for changed in (
-            {"min_score": 0.05},
-            {"sigma": 0.5, "min_score": 0.05},
-            {"iou_threshold": limits, "min_score": 0},
-        ):
-            found, plain = both_forms(soft_nms, boxes, scores, labels, **changed)
-            assert torch.equal(found.indices, plain.indices)
-            assert (found.scores - plain.scores).abs().max() <= 64 * torch.finfo(dtype).eps, "exp may round otherwise"
-            assert torch.equal(scores, before), "the scores given are unchanged"
 
 
 def suppress_in_a_loop(boxes: Tensor, scores: Tensor, idxs: Tensor, threshold: float) -> list[int]:
@@ -269,55 +242,6 @@ def test_decays_that_mean_something_else_are_refused() -> None:
 
 def test_kinds_are_in_the_registry() -> None:
     assert {name: registry.suppressions.get_entry(name).builder for name in ALL} == ALL
-
-
-def recall_at(fppi: float, images: list[tuple[Tensor, Tensor, Tensor]]) -> float:
-    """The share of boxes that detections find, at the score where there are so many false ones per image.
-
-    Of each image: what is kept with its scores, and the boxes; each finds the nearest one that is free.
-    """
-    rows = []
-    for detections, scores, truth in images:
-        overlap, is_free = box_iou(detections, truth), torch.ones(len(truth), dtype=torch.bool)
-        for place in scores.argsort(descending=True):
-            best = (overlap[place] * is_free).argmax()
-            is_hit = bool(is_free[best]) and bool(overlap[place, best] > 0.5)
-            is_free[best] &= not is_hit
-            rows.append((float(scores[place]), is_hit))
-    false = 0
-    found = 0
-    for _, is_hit in sorted(rows, reverse=True):
-        found, false = found + is_hit, false + (not is_hit)
-        if false > fppi * len(images):
-            break
-    return found / sum(len(truth) for *_, truth in images)
-
-
-def test_sets_find_more_of_a_crowd_than_greedy_does() -> None:
-    """Pairs of people of whom one stands before the other, IoU above 0.5; each gets a good detection and a weak one.
-
-    A set holds the two good detections of a pair.
-    """
-    draw = torch.Generator().manual_seed(0)
-    images: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"greedy": [], "set": []}
-    for _ in range(40):
-        first = torch.rand(8, 2, generator=draw) * torch.tensor([1200.0, 600.0])
-        near = first + torch.rand(8, 2, generator=draw) * torch.tensor([10.0, 4.0]) + torch.tensor([2.0, 0.0])
-        truth = torch.cat([first, near]).repeat(1, 2) + torch.tensor([0.0, 0, 41, 100])
-        assert (iou(truth[:8], truth[8:]) > 0.5).all()
-        boxes = torch.cat([truth, truth]) + 1.5 * torch.randn(32, 4, generator=draw)
-        scores = torch.cat([0.5 + torch.rand(16, generator=draw) / 2, torch.rand(16, generator=draw) * 0.6])
-        labels = torch.zeros(32, dtype=torch.int64)
-        proposal = torch.cat([torch.arange(8).repeat(2), 8 + torch.arange(16)])
-        for name, form, more in (
-            ("greedy", GreedyNMS(), {}),
-            ("set", SetSuppression(), {"proposal": proposal}),
-        ):
-            kept = form(boxes, scores, labels, **more)
-            images[name].append((boxes[kept.indices], kept.scores, truth))
-    for fppi in (0.1, 0.5):
-        greedy, sets = (recall_at(fppi, images[name]) for name in images)
-        assert sets > greedy + 0.1
 
 
 def test_what_is_needed_and_not_given_is_refused() -> None:
