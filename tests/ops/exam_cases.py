@@ -157,7 +157,7 @@ def boxes(dtype: torch.dtype, count: int, seed: int) -> Tensor:
 
 def _detections(num_proposals: int) -> Any:
     """Scores in threes that are equal, and a limit for each box."""
-    labels, proposals = torch.arange(70) % 3, torch.arange(num_proposals) // 2
+    labels, proposals = torch.arange(70) % 3, torch.arange(num_proposals) // 6
     return lambda dtype: (
         boxes(dtype, 70, 2),
         1 - torch.arange(70) // 3 / torch.tensor(24, dtype=dtype),
