@@ -123,13 +123,6 @@ def test_fewer_points_than_samples_are_refused_with_the_number(kind: Kind) -> No
         kind(num_classes=4, in_channels=3)(points=torch.randn(2, 500, 3))
 
 
-@pytest.mark.parametrize(("kind", "count"), [(PCT, 4), (DGCNN, 4)])
-def test_more_neighbours_than_points_are_refused_with_the_number(kind: Kind, count: int) -> None:
-    changes = {"num_centres": (2, 2)} if kind is PCT else {}
-    with pytest.raises(ValueError, match=rf"5 neighbours asked for in clouds of {count} points"):
-        small(kind, **changes)(points=torch.randn(2, count, 3, dtype=torch.float64))
-
-
 @pytest.mark.parametrize(
     "kind", [kind for kind in SMALL if kind not in (PointNet, PointNetPlain)]
 )  # which look for no neighbours

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes
 from sightline.areas.clouds.models.pct import PCT, PCTParts
-from sightline.areas.clouds.models.point_bert import PointBERTParts
+from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTParts
 from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
 from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
 from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
@@ -62,7 +62,7 @@ class Case(NamedTuple):
     outputs: Mapping[str, tuple[str, Value]] = {}
     smoothing: float = 0.0
     forms: tuple[bool | None, ...] = (True, False)
-    long: tuple[bool, ...] = ()
+    long: tuple[bool | None, ...] = ()
     plain_alone: tuple[str, ...] = ()
     """Taps that the fused form does not have."""
     channels_last: tuple[str, ...] = ()
@@ -88,6 +88,7 @@ CENTRES = {f"sa{number} centres": (f"abstractions.{number - 1}", lambda _, given
 FIRST_CENTRES = {"sa1 centres": CENTRES["sa1 centres"]}
 POOLED = {"global": ("head", lambda _, given, value: given[0])}
 COARSEST = ("propagations.0", lambda _, given, value: given[3])
+BERT_SMALL = {"width": 96, "depth": 3, "num_heads": 4, "num_groups": 12, "group_size": 8, "drop_path": 0.0}
 SMALL = {"num_blocks": (1, 1, 1), "num_neighbours": 8, "width": 64}
 DENSE_CLASSES, DENSE_PARTS = "qq456cvb_point_transformer_cls", "qq456cvb_point_transformer_parts"
 DENSE_TAPS = {"stem fc1": "encoder.embed", "block 0 out (B,N,32)": "encoder.levels.0.0"}
@@ -98,6 +99,8 @@ INSIDE_GROUPS = ("sa1 last bn", "sa2 last bn", "sa3 last bn")
 INSIDE_POINTNET = ("conv3+bn3", "bn1 after fc1")
 BERT_TAPS = {"block 3": "trunk.blocks.3"}
 BERT_TAPS |= {f"propagation_{number} last bn": f"propagations.{number}.layers.1.norm" for number in (0, 2)}
+BERT_CLASS_TAPS = {"position code": "embed.position", "block 0": "trunk.blocks.0", "norm": "trunk.norm"}
+BERT_CLASS_TAPS |= {"encoder tokens": "embed.patches"}
 BERT_TAPS |= {"dgcnn_pro_2 (B,384,256)": "edges.1", "dgcnn_pro_1 (B,384,512)": "edges.0"}
 
 
@@ -244,6 +247,27 @@ GOLDEN = {
     "pt_sjtu_partseg_full": Case(
         DensePointTransformer, DENSE_PARTS, PARTS | {"in_channels": 6}, forms=(), untapped=("",)
     ),
+    "pointbert_cls_full": Case(
+        PointBERT,
+        "lulutang0608_point_bert_cls",
+        CLASSES | PCT_SMALL,
+        BERT_CLASS_TAPS | {"last block": "trunk.blocks.11"},
+        smoothing=0.2,
+        forms=NO_FORMS,
+        long=NO_FORMS,
+        channels_last=("",),
+        untapped=("centres",),
+    ),
+    "pointbert_cls_small": Case(
+        PointBERT,
+        "lulutang0608_point_bert_cls",
+        PCT_SMALL | BERT_SMALL | {"num_classes": 15, "in_channels": 3},
+        BERT_CLASS_TAPS | {"last block": "trunk.blocks.2"},
+        smoothing=0.2,
+        forms=NO_FORMS,
+        channels_last=("",),
+        untapped=("centres",),
+    ),
     "pointbert_partseg": Case(
         PointBERTParts,
         "lulutang0608_point_bert_parts",
@@ -316,7 +340,9 @@ def assert_agrees(golden: Golden, case: Case, fused: bool | None) -> None:
     for mid, tapped in left.items():
         if tapped is not None:
             value, shape = seen[tapped][0], golden.info["eval_mids"][mid]["shape"]
-            value = value if tapped.startswith(case.channels_last or "-") else channels_second(value, shape)
+            value = (
+                value.reshape(shape) if tapped.startswith(case.channels_last or "-") else channels_second(value, shape)
+            )
             assert_near_largest(stored_part(golden, mid, value), golden.tensor(mid), 1e-10, mid)
         else:
             skipped = case.untapped + (case.plain_alone if fused else ())

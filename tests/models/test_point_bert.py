@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from sightline.areas.clouds.models.point_bert import (
     PointBERTParts,
     group_points,
 )
-from sightline.contract.errors import ConfigError
-from sightline.layers.transformer import MultiHeadAttention, StochasticDepth, TransformerBlock
-from sightline.parts.losses.classification import CrossEntropy
+from sightline.layers.transformer import StochasticDepth, TransformerBlock
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
 from tests.golden_parity import (
@@ -30,27 +27,13 @@ from tests.golden_parity import (
     assert_outputs,
     each_mode,
     load_golden,
-    stored_part,
 )
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
-from tests.marks import long_but
 
 # --- point-BERT's point transformer: published sizes, the authors' numbers, what ------------
 
 
 LAYOUT = "lulutang0608_point_bert_cls"
-GOLDEN: dict[str, dict[str, Any]] = {
-    "pointbert_cls_full": {"num_classes": 40},
-    "pointbert_cls_small": {
-        "num_classes": 15,
-        "width": 96,
-        "depth": 3,
-        "num_heads": 4,
-        "num_groups": 12,
-        "group_size": 8,
-        "drop_path": 0.0,
-    },
-}
 SMALL: dict[str, Any] = {"in_channels": 3, "width": 24, "depth": 2, "num_heads": 4, "num_groups": 6, "group_size": 5}
 
 
@@ -121,70 +104,6 @@ def test_parts_agree_with_the_reference(shared: Path, name: str, prefix: str, ou
     )
 
 
-MEMBERS = "centres via group (B,G,S,3) relative coordinates"
-TAPS: Mapping[str, str] = {
-    "encoder tokens (B,G,enc)": "embed.patches",
-    "position code (B,G,d)": "embed.position",
-    "block 0": "trunk.blocks.0",
-    "norm": "trunk.norm",
-}
-
-
-def tap(model: PointBERT, golden: Golden) -> dict[str, Tensor]:
-    """What passes the places that the file names, filled by the next forward pass."""
-    seen: dict[str, Tensor] = {}
-    places = {**TAPS, "last block": f"trunk.blocks.{len(model.trunk.blocks) - 1}"}
-
-    def keep(label: str, value: Tensor) -> None:
-        seen.setdefault(f"eval.mid.{label}", value)
-
-    for label, place in places.items():
-        hook = lambda module, given, value, label=label: keep(label, value)  # noqa: E731
-        model.get_submodule(place).register_forward_hook(hook)
-    model.embed.patches.register_forward_hook(lambda module, given, value: keep(MEMBERS, given[0]))
-    return seen
-
-
-def assert_same_members(golden: Golden, groups: Tensor) -> None:
-    """The whole networks' files have a group's members in any order, and of the larger one every seventh number."""
-    label = f"eval.mid.{MEMBERS}"
-    entry, expected = golden.info["eval_mids"][label], golden.tensor(label)
-    if entry["flat_stride"] is None:
-        found, expected = (values.reshape(-1, *groups.shape[1:]).sort(dim=1).values for values in (groups, expected))
-        assert_near_largest(found, expected, 1e-15, label)
-        return
-    place = torch.arange(len(expected)) * entry["flat_stride"]
-    columns = groups.mT.reshape(-1, groups.shape[1])  # a row for each coordinate of each group
-    own = columns[place // groups[0].numel() * 3 + place % 3]
-    assert ((own - expected[:, None]).abs().min(dim=1).values <= 1e-15).all()
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("name", long_but(["pointbert_cls_small"], GOLDEN))
-def test_agrees_with_the_reference(shared: Path, name: str) -> None:
-    golden = load_golden(shared, name)
-    model = PointBERT(in_channels=3, min_squared_norm=1e-3, **GOLDEN[name]).double()
-    model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
-    loss = CrossEntropy(num_classes=GOLDEN[name]["num_classes"], label_smoothing=0.2)
-    points, label = golden.tensor("in.x"), golden.tensor("in.label")
-
-    seen: dict[str, Tensor] = {}
-    for mode in each_mode(model):
-        if mode == "eval":
-            seen = tap(model, golden)
-        with torch.set_grad_enabled(mode == "train"):
-            logits = model(points=points)["logits"]
-        mean_loss = loss(logits=logits, label=label) / loss.count(label=label)
-        assert_outputs(golden, mode, {"logits": logits}, mean_loss)
-    mean_loss.backward()
-    assert_gradients_and_buffers(golden, model, lambda key: translate_key(key, LAYOUT))
-    assert seen.keys() == golden.info["eval_mids"].keys()
-    assert_same_members(golden, seen.pop(f"eval.mid.{MEMBERS}"))
-    for mid, value in seen.items():
-        shaped = value.reshape(golden.info["eval_mids"][mid]["shape"])
-        assert_near_largest(stored_part(golden, mid, shaped), golden.tensor(mid), 1e-10, mid)
-
-
 # --- what it claims --------------------------------------------------------------------------------------------------
 
 
@@ -203,11 +122,6 @@ def test_branches_are_left_out_more_often_in_later_blocks() -> None:
 def test_too_few_points_are_refused_with_the_argument(changes: dict[str, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         small(**changes)(points=torch.randn(2, 30, 3, dtype=torch.float64))
-
-
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"num_heads: 5 heads do not divide a width of 24"):
-        MultiHeadAttention(width=24, num_heads=5, qkv_bias=False)
 
 
 # --- point-BERT for parts: the published size, the authors' numbers, and what it shares with the classifi ------------
@@ -294,10 +208,3 @@ def test_the_quick_form_gives_the_same_step() -> None:
     quick, plain = pair_of_propagations()
     weight = torch.randn(2, 11, 12, dtype=torch.float64)
     assert_passes_agree(run(quick, draw_levels(), weight), run(plain, draw_levels(), weight), BOUND)
-
-
-def test_too_few_coarse_points_are_refused() -> None:
-    given = draw_levels()
-    few = given | {name: given[name][:, :2] for name in ("coarse_points", "coarse")}
-    with pytest.raises(ValueError, match=r"3 neighbours asked for in clouds of 2 points"):
-        pair_of_propagations()[0](**few)

@@ -96,11 +96,6 @@ def test_further_channels_are_read(name: str) -> None:
         encoder.encode(points=points)
 
 
-def test_channels_first_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"found the shape \(3, 3, 32\)"):
-        small(name).encode(points=clouds().mT)
-
-
 def test_a_network_per_point_has_the_encoder_of_one_per_cloud() -> None:
     """So that weights pre-trained on whole clouds start one that labels points."""
     for kind, sizes in (
@@ -113,16 +108,3 @@ def test_a_network_per_point_has_the_encoder_of_one_per_cloud() -> None:
         encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
         points = clouds()
         assert torch.equal(encoder.encode(points=points), per_point.encode(points=points))
-
-
-def test_ragged_clouds_are_encoded_one_by_one() -> None:
-    encoder, points = small("point_transformer"), clouds(2)
-    ragged = torch.cat([points[0], points[1, :20]])
-    together = encoder.encode(points=ragged, offsets=torch.tensor([0, 32, 52]))
-    alone = torch.cat([encoder.encode(points=points[:1]), encoder.encode(points=points[1:, :20])])
-    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
-
-
-def test_a_cloud_without_points_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"cloud 1 has no points"):
-        small("point_transformer").encode(points=clouds(1)[0], offsets=torch.tensor([0, 32, 32]))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
 from sightline.areas.clouds.models.pct import PCT
 from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, TNet
-from sightline.areas.clouds.models.pointnet2 import PointNet2Parts, PointNet2Scenes
 from sightline.contract.errors import ConfigError
 
 # --- pointNet against its published sizes, two public implementations, and the symmetries it claims ------------------
@@ -40,15 +39,6 @@ def test_features_are_not_turned_by_the_input_alignment(is_of_parts: bool) -> No
 
 
 # --- pointNet++ for parts and scenes against its published sizes and the authors' port -------------------------------
-
-
-def test_fewer_points_than_samples_are_refused_with_the_number() -> None:
-    words = r"clouds of 500 points, of which \d+ .*at least \d+ points or lower num_centres"
-    points, category = torch.randn(2, 500, 3), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=words):
-        PointNet2Parts(num_classes=4, in_channels=3, num_categories=2)(points=points, category=category)
-    with pytest.raises(ValueError, match=words):
-        PointNet2Scenes(num_classes=4, in_channels=3)(points=points)
 
 
 # --- DGCNN against its published size, the authors' code, and the symmetries it claims -------------------------------

@@ -60,12 +60,6 @@ def test_convolutions_become_matrices_and_nothing_given_changes() -> None:
     assert state["conv1.0.weight"].shape == (2, 6, 1, 1)
 
 
-def test_convolutions_of_images_stay_convolutions() -> None:
-    state = {"layer1.0.conv1.weight": torch.ones(2, 6, 1, 1), "fc.weight": torch.ones(3, 2)}
-    shapes = {name: tuple(value.shape) for name, value in convert_state_dict(state, "torchvision_resnet50").items()}
-    assert shapes == {"images.stages.0.0.layers.0.conv.weight": (2, 6, 1, 1), "head.weight": (3, 2)}
-
-
 def test_what_nothing_uses_is_passed_over_and_nothing_else() -> None:
     """The batch norms bn7 to bn10 of pre-training; a name beyond them is refused."""
     unused = {f"bn{number}.weight": torch.ones(4) for number in range(7, 11)}

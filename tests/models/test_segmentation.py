@@ -17,6 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dgcnn_parts": {"num_neighbours": 6, "embedding": 32},
     "dgcnn_scenes": {"num_neighbours": 6, "embedding": 32},
     "pct_parts": {},
+    "point_transformer_dense": {"num_blocks": (1, 1, 1), "num_neighbours": 5, "width": 16},
     "point_bert_parts": {"width": 24, "num_groups": 8, "group_size": 6, "num_centres": (16, 12)},
     "pointnet_parts": {},
     "pointnet_scenes": {},
@@ -24,7 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "pointnet2_scenes": {"num_centres": (16, 12, 8, 4), "radii": (0.4, 0.6, 0.8, 1.0), "num_neighbours": 40},
 }
 FACTS = {"num_classes": 5, "in_channels": 5, "num_categories": 3}
-SAMPLES = {"point_bert_parts", "pointnet2_parts", "pointnet2_scenes"}
+SAMPLES = {"point_bert_parts", "point_transformer_dense", "pointnet2_parts", "pointnet2_scenes"}
 """Networks that start their sampling at the first point."""
 EVERY = pytest.mark.parametrize("name", SMALL)
 

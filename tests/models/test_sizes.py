@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes
 from sightline.areas.clouds.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
-from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTEncoder, PointBERTParts
+from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTParts
 from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
-from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes, TNet
+from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
 from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
 from sightline.areas.pose.refiner import ScaleNet
+from sightline.areas.pose.v2v import V2V, V2VSmall
 from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.contract.registry import models
-from sightline.parts.models.darknet import DARKNET21, DARKNET53, Darknet
 from tests.cases import run_each
 
 PUBLISHED: list[tuple[Any, dict[str, Any], dict[tuple[int, int], int]]] = [
@@ -60,14 +60,9 @@ PUBLISHED: list[tuple[Any, dict[str, Any], dict[tuple[int, int], int]]] = [
     ("squeezesegv2", {"crf": True}, {(20, 5): 928_884}),
 ]
 """A class or a registered name, its arguments, and parameters by numbers of classes and of input channels."""
-PARTS: list[tuple[type[nn.Module], dict[str, Any], int]] = [
-    (TNet, {"in_channels": 3, "size": 3}, 803_081),
-    (TNet, {"in_channels": 64, "size": 64}, 1_857_344),
-    (TNet, {"in_channels": 128, "size": 128}, 5_019_456),
-    (SpatialTransform, {"num_neighbours": 5, "fused": True}, 801_289),
-    (PointBERTEncoder, {"in_channels": 3}, 21_858_816),
-    (Darknet, {"in_channels": 5, "depths": DARKNET21}, 14_921_120),
-    (Darknet, {"in_channels": 5, "depths": DARKNET53}, 40_585_504),
+POSE: list[tuple[type[nn.Module], dict[str, Any], int]] = [
+    *((V2V, {"num_joints": joints}, 3_409_760 + 33 * joints) for joints in (21, 16, 15, 14)),
+    (V2VSmall, {"num_joints": 21}, 72_357),  # by hand: kernel^3 x in x out + out of a convolution, 2 x out of its norm
     (ScaleNet, {}, 3_567_651),
 ]
 
@@ -84,16 +79,7 @@ def test_networks_have_the_published_size(kind: Any, arguments: dict[str, Any], 
     assert {facts: count(model) for facts, model in built.items()} == published
 
 
-@run_each("kind, arguments, published", PARTS)
-def test_their_parts_have_the_published_size(kind: Any, arguments: dict[str, Any], published: int) -> None:
+@run_each("kind, arguments, published", POSE)
+def test_networks_of_poses_have_the_published_size(kind: Any, arguments: dict[str, Any], published: int) -> None:
     with torch.device("meta"):
         assert count(kind(**arguments)) == published
-
-
-def test_levels_and_blocks_have_the_published_size() -> None:
-    with torch.device("meta"):
-        levels = DensePointTransformer(num_classes=40, in_channels=3, per="cloud").encoder.levels
-        encoder = PointBERTEncoder(in_channels=3)
-    assert [count(level) for level in levels] == [1_609_760, 1_642_560, 1_708_160, 1_839_360, 2_101_760]
-    assert [count(block) for block in encoder.trunk.blocks] == [1_773_312] * 12
-    assert (count(encoder.embed.patches), encoder.feature_width) == (428_800, 768)

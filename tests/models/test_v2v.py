@@ -40,47 +40,6 @@ def keep_first(seen: dict[str, Tensor], label: str, module: nn.Module, given: ob
     seen.setdefault(label, value)
 
 
-def keep_shape(seen: dict[str, tuple[int, ...]], label: str, module: nn.Module, given: object, value: Tensor) -> None:
-    seen[label] = tuple(value.shape[1:])
-
-
-def num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("num_joints", "expected"), [(21, 3_410_453), (16, 3_410_288), (15, 3_410_255), (14, 3_410_222)]
-)
-def test_size_is_the_published_one(num_joints: int, expected: int) -> None:
-    model = V2V(num_joints=num_joints)
-    assert num_parameters(model) == expected
-    assert sum(buffer.numel() for buffer in model.buffers()) == 3774
-
-
-def test_size_of_the_small_one() -> None:
-    """By hand: kernel^3 x in x out + out for a convolution, 2 x out for its norm."""
-    stem = 125 * 8 + 8 + 16
-    front = (27 * 8 * 16 + 16 + 32) + (27 * 16 * 16 + 16 + 32) + (8 * 16 + 16 + 32)
-    skip = 2 * (27 * 16 * 16 + 16 + 32)
-    middle = (27 * 16 * 32 + 32 + 64) + (27 * 32 * 32 + 32 + 64) + (16 * 32 + 32 + 64)
-    up = 8 * 32 * 16 + 16 + 32
-    assert num_parameters(V2VSmall(num_joints=21)) == stem + front + skip + middle + up + (16 * 21 + 21)
-
-
-def test_shapes_are_the_published_ones() -> None:
-    """At a quarter of the side: every stage of the paper's table has a quarter of its own."""
-    model = V2V(num_joints=21).eval()
-    seen: dict[str, tuple[int, ...]] = {}
-    for name in ("stem", "front", "down", "middle", "inner_up", "inner", "outer_up", "back"):
-        model.get_submodule(name).register_forward_hook(partial(keep_shape, seen, name))
-    with torch.no_grad():
-        answer = model(volume=torch.zeros(1, 1, 24, 24, 24))["likelihood"]
-    sides = {"stem": (16, 12), "front": (32, 12), "down": (64, 6), "middle": (128, 3)}
-    sides |= {"inner_up": (64, 6), "inner": (64, 6), "outer_up": (32, 12), "back": (32, 12)}
-    assert seen == {name: (channels, side, side, side) for name, (channels, side) in sides.items()}
-    assert answer.shape == (1, 21, 12, 12, 12)
-
-
 @pytest.mark.parametrize(("model", "side", "multiple"), [(V2V, 44, 8), (V2VSmall, 42, 4)])
 def test_a_side_that_cannot_be_halved_is_refused(model: type[nn.Module], side: int, multiple: int) -> None:
     with pytest.raises(ValueError, match=f"a side of {side} voxels is not a multiple of {multiple}"):
@@ -183,15 +142,6 @@ def test_blocks_agree_with_the_port(shared: Path, name: str) -> None:
 
 
 # --- scaleNet against the published size and layers, the crops it makes itself, and what it refuses ------------------
-
-
-def test_branches_have_the_published_widths() -> None:
-    model = ScaleNet().eval()
-    widths = []
-    for branch in model.branches:
-        branch.register_forward_hook(lambda module, given, value: widths.append((given[0].shape[-1], value.shape[1])))
-    model(crop=torch.ones(1, 1, 128, 128))
-    assert widths == [(128, 968), (64, 968), (32, 512)]
 
 
 def convolved(picture: np.ndarray, layer: nn.Conv2d) -> np.ndarray:

@@ -79,12 +79,8 @@ def test_backbones_are_as_published(name: str) -> None:
     "name, arguments, expected",
     [
         ("resnet50", {"levels": (3, 4, 5)}, 2_688_512),
-        ("resnet50", {}, 3_868_672),
-        ("resnet50", {"p6_source": "c5"}, 7_997_440),
         ("darknet53", {"levels": (3, 4, 5)}, 2_229_760),
         ("darknet53", {}, 3_409_920),
-        ("darknet53", {"p6_source": "c5"}, 5_179_392),
-        ("resnet18", {}, 3_180_544),
         ("resnet18", {"p6_source": "c5"}, 3_770_368),
     ],
 )
@@ -97,23 +93,9 @@ def test_pyramids_are_as_published(name: str, arguments: dict[str, Any], expecte
     assert built.strides == (8, 16, 32, 64, 128)[: len(arguments.get("levels", range(5)))]
 
 
-@run_each(
-    "name, arguments, expected",
-    [
-        ("retina", {"num_classes": 80}, 6_463_220),
-        ("retina", {"num_classes": 1}, 4_824_365),
-        ("retina", {"num_classes": 1, "num_anchors": 4}, 4_766_740),
-        ("fcos", {"num_classes": 80}, 4_920_666),
-        ("fcos", {"num_classes": 1}, 4_738_571),
-        ("fcos", {"num_classes": 80, "scales": False}, 4_920_661),
-        ("atss", {"num_classes": 80}, 4_920_666),
-        ("retina_emd", {"num_classes": 1}, 4_928_090),
-        ("yolox", {"num_classes": 80, "channels": (256, 512, 1024), "strides": (8, 16, 32)}, 7_609_855),
-    ],
-)
-def test_heads_are_as_published(name: str, arguments: dict[str, Any], expected: int) -> None:
+def test_the_head_of_pairs_is_as_published() -> None:
     with torch.device("meta"):
-        assert count(head(name, **arguments)) == expected
+        assert count(head("retina_emd", num_classes=1)) == 4_928_090
 
 
 @pytest.mark.parametrize(
@@ -331,21 +313,6 @@ def test_centreness_is_read_from_the_named_tower(on: str, tower: str) -> None:
     assert touched == {tower, "centreness"}
 
 
-def test_heads_state_their_priors() -> None:
-    stated = {
-        name: (built.priors, built.priors_per_cell)
-        for name, built in ((name, head(name, num_classes=1)) for name in registry.heads.names())
-    }
-    assert stated == {
-        "atss": ("anchors", 1),
-        "fcos": ("points", 1),
-        "retina": ("anchors", 9),
-        "retina_emd": ("anchors", 9),
-        "yolov3": ("anchors", 3),
-        "yolox": ("points", 1),
-    }
-
-
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
@@ -363,19 +330,6 @@ def test_outputs_are_flat_and_levels_are_told(name: str, per_cell: int, more: se
         **{key: (2, num_priors) for key in more},
     }
     assert model_output_keys(model, owner="the model") == set(found) == {"logits", "codes", "level_shapes"} | more
-
-
-def test_a_pixel_at_the_right_edge_changes_the_priors_of_the_right_edge() -> None:
-    """Of 192 x 320 pixels, not square: the finest map has 24 rows of 40 cells, and the pixel lies in the twelfth."""
-    model = small("retina", neck={"levels": [3, 4, 5]}, head={"num_anchors": 1}).eval()
-    image = torch.randn(1, 3, 192, 320)
-    other = image.clone()
-    other[0, :, 100, 319] += 100
-    with torch.no_grad():
-        changes = (model(image=image)["logits"] - model(image=other)["logits"])[0, : 24 * 40].abs().amax(dim=1)
-    row, column = divmod(int(changes.argmax()), 40)
-    assert abs(row - 12) <= 4
-    assert column >= 30
 
 
 def test_a_backbone_alone_in_front_of_a_head_is_refused() -> None:

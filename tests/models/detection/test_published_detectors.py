@@ -5,8 +5,6 @@ The reading is of functions on tensors by torchvision's names, and of its eps, i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
-from sightline.contract import registry
-from sightline.contract.types import DataInfo, Field
 from sightline.published.translation import convert_state_dict, find_layouts
-from tests.command import succeed
 from tests.golden_parity import rule_made_state
 
 RETINA, FCOS = "torchvision_retinanet_resnet50_fpn", "torchvision_fcos_resnet50_fpn"
@@ -212,55 +207,3 @@ def test_names_of_later_versions_are_known_too(layout: str, state: dict[str, Ten
 
 
 # --- as a run --------------------------------------------------------------------------------------------------------
-
-RECIPE = """
-data: {name: three_kinds}
-task: {name: classify}
-transforms: {evaluate: [], train: []}
-model: {name: detector, backbone: {name: resnet50}, neck: {name: fpn}, head: {name: fcos}}
-losses: [{name: cross_entropy}]
-metrics: [{name: accuracy}]
-optimizer: {name: sgd, lr: 0.01}
-train: {epochs: 1, batch_size: 2}
-evaluate: {metric: overall_accuracy}
-"""
-
-
-class ThreeKinds:
-    """Images of three classes. Source: this test."""
-
-    def __init__(self, *, split: str) -> None:
-        self.info = DataInfo(
-            facts={"num_classes": 3, "class_names": ("a", "b", "c")},
-            fields={"image": Field("3 32 32", "float32"), "label": Field("", "int64")},
-        )
-
-
-@pytest.fixture
-def _set_of_three() -> Iterator[None]:
-    registry.data.names()
-    registry.data.add("three_kinds")(ThreeKinds)
-    yield
-    registry.data._entries.pop("three_kinds")
-
-
-@pytest.mark.usefixtures("_set_of_three")
-@pytest.mark.parametrize("layout", [FCOS], indirect=True)  # only their tables differ
-def test_a_published_file_becomes_a_run_for_other_classes(
-    tmp_path: Path, layout: str, state: dict[str, Tensor]
-) -> None:
-    """All but the layer of classes comes from the file; the task that the config names is not asked."""
-    file, config = tmp_path / "fcos.pth", tmp_path / "config.yaml"
-    torch.save({name: value.float() for name, value in state.items()}, file)
-    config.write_text(RECIPE)
-    outcome = succeed(
-        "data", "convert", file, "--layout", layout, "--config", config, "--to", tmp_path / "run",
-    )  # fmt: skip
-    assert "the file's head of 91 classes is left out" in outcome.err
-    model = sightline.load_run(tmp_path / "run").model
-    expected = {name: value.float() for name, value in convert_state_dict(state, layout).items()}
-    found = model.state_dict()
-    assert found["head.classes.conv.weight"].shape == (3, WIDTH, 3, 3)
-    same = {name for name, value in expected.items() if value.is_floating_point() and torch.equal(found[name], value)}
-    differing = {name for name, value in expected.items() if value.is_floating_point()} - same
-    assert differing == {"head.classes.conv.weight", "head.classes.conv.bias"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 import sightline
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
-from sightline.parts.models.darknet import Darknet
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
 # --- deepLabV3: its published counts, the dilations of its blocks, its sizes -----------------------------------------
@@ -56,23 +54,6 @@ def test_a_training_batch_of_one_is_refused_with_a_reason() -> None:
 
 
 # --- darknet and RangeNet: their published counts, and the numbers of their authors' code ----------------------------
-
-
-def count(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def test_the_backbone_of_detection() -> None:
-    """Darknet-53 on three channels: its count, its resolutions, its start."""
-    network = Darknet()
-    assert count(network) == 40_584_928
-    assert [count(module) for module in (network.stem, *network.stages)] == [
-        928, 39_232, 238_592, 2_923_008, 11_678_720, 25_704_448
-    ]  # fmt: skip
-    small = Darknet(width=4)
-    shapes = [tuple(value.shape[1:]) for value in small(torch.zeros(2, 3, 64, 96))]
-    assert shapes == [(4 * 2**level, 64 // 2**level, 96 // 2**level) for level in range(6)]
-    assert network.stages[4][0].conv.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 1024)), rel=1e-2)
 
 
 @pytest.mark.shared
