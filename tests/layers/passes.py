@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.layers.batch_norm import convert_sync_batchnorm
+from tests.ops.threads import with_one_and_three_threads
 
 BOUND = 1e-9
 """What is asked of two forms in float64; rounding of 2e-16 over sums of a few thousand terms is a thousandth of it."""
@@ -128,7 +130,7 @@ def assert_bf16_errs_no_more(plain: nn.Module, fused: nn.Module, given: Mapping[
     Inputs are bfloat16 numbers, given once as float32 and once as bfloat16; 1 and 3 threads leave the same bits.
     """
     given = {name: value.bfloat16().float() for name, value in given.items()}
-    state, threads = {name: value.clone() for name, value in plain.state_dict().items()}, torch.get_num_threads()
+    state = {name: value.clone() for name, value in plain.state_dict().items()}
 
     def passed(layer: nn.Module, dtype: torch.dtype, of_inputs: torch.dtype) -> Pass:
         layer.to(dtype).load_state_dict(state)
@@ -140,13 +142,8 @@ def assert_bf16_errs_no_more(plain: nn.Module, fused: nn.Module, given: Mapping[
     largest = max(gradient.norm().item() for gradient in exact.gradients.values())
     for of_inputs in (torch.float32, torch.bfloat16):
         rounded = passed(plain, torch.float32, of_inputs)
-        found, again = [], passed(fused, torch.float32, of_inputs)
-        try:
-            for count in (1, 3):
-                torch.set_num_threads(count)
-                found.append(passed(fused, torch.float32, of_inputs))
-        finally:
-            torch.set_num_threads(threads)
+        again = passed(fused, torch.float32, of_inputs)
+        found = with_one_and_three_threads(partial(passed, fused, torch.float32, of_inputs))
         assert all(torch.equal(one.output, again.output) for one in found)
         for name, truth in {"output": exact.output, **exact.gradients}.items():
             of_fused, of_plain = (

@@ -30,12 +30,14 @@ from tests.golden_parity import (
 )
 from tests.layers.passes import (
     BOUND,
+    Pass,
     assert_bf16_errs_no_more,
     assert_passes_agree,
     assert_processes_agree,
     make_pair,
     run,
 )
+from tests.ops.threads import with_one_and_three_threads
 
 FORMS = pytest.mark.parametrize("form", [PlainVectorAttention, VectorAttention])
 
@@ -66,11 +68,6 @@ def our_name(key: str) -> str | None:
     """Ours of a key of the layer alone."""
     name = translate_key(f"enc1.1.transformer2.{key}", "postech_point_transformer_seg")
     return name and name.removeprefix("stages.0.blocks.0.attention.")
-
-
-@pytest.mark.parametrize(("channels", "expected"), [(32, 3538), (64, 13_490), (128, 52_690), (512, 828_178)])
-def test_size_is_the_published_one(channels: int, expected: int) -> None:
-    assert sum(each.numel() for each in PlainVectorAttention(channels=channels).parameters()) == expected
 
 
 @pytest.mark.shared
@@ -180,20 +177,18 @@ def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:
-    edges, threads, found = edges_of((50, 3), 6, dtype=torch.float32), torch.get_num_threads(), []
-    layer = pair_of_layers(16)[1].float()
+    edges, layer = edges_of((50, 3), 6, dtype=torch.float32), pair_of_layers(16)[1].float()
     state = {name: value.clone() for name, value in layer.state_dict().items()}
     given, weight = {"features": torch.randn(53, 16)}, torch.randn(53, 16)
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            layer.load_state_dict(state)
-            layer.zero_grad()
-            found.append(run(OnEdges(layer, edges), given, weight))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(found[0].output, found[1].output)
-    assert all(torch.equal(value, found[1].gradients[name]) for name, value in found[0].gradients.items())
+
+    def passed() -> Pass:
+        layer.load_state_dict(state)
+        layer.zero_grad()
+        return run(OnEdges(layer, edges), given, weight)
+
+    one, three = with_one_and_three_threads(passed)
+    assert torch.equal(one.output, three.output)
+    assert all(torch.equal(value, three.gradients[name]) for name, value in one.gradients.items())
 
 
 @pytest.mark.parametrize("changes", [{"dtype": torch.bfloat16}, {"requires_grad": True}])
@@ -263,10 +258,6 @@ def test_agrees_with_the_authors_block(shared: Path) -> None:
 
 
 THEIRS, OURS, LAYOUT = "pt_last.sa1.", "attend.layers.0.", "strawberry_pct_cls"
-
-
-def test_size_of_offset_attention_is_the_published_one() -> None:
-    assert sum(parameter.numel() for parameter in OffsetAttention(channels=256).parameters()) == 148_480
 
 
 def our_offset_name(theirs: str) -> str:

@@ -16,10 +16,11 @@ from sightline.layers.edge_conv import (
     graph_features,
 )
 from sightline.ops import numba_kernels
-from sightline.ops.edge_convolution import edge_extremes, edge_gradients
+from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
 from sightline.ops.neighbours import nearest_neighbours
 from tests.golden_parity import load_golden
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
+from tests.ops.threads import with_one_and_three_threads
 
 
 def test_four_points_on_a_line() -> None:
@@ -127,10 +128,7 @@ def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_kernels_read_bfloat16_as_if_it_were_widened(
-    num_threads: int, has_numba: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_read_bfloat16_as_if_it_were_widened(has_numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample by sample, or two at a time: the bits of one cast, one sum, and one cast of the gradient."""
     monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
     monkeypatch.setattr(numba_kernels, "_ENTRIES_AT_ONCE", 2 * 70 * 8)
@@ -140,14 +138,14 @@ def test_kernels_read_bfloat16_as_if_it_were_widened(
     wide = pairs.float() + offset
     expected = edge_extremes(wide, index, sign=sign, shift=shift)
     to_pairs = edge_gradients(wide, index, expected.position, **given).bfloat16()
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(num_threads)
+
+    def compute() -> tuple[EdgeSums, Tensor]:
         found = edge_extremes(pairs, index, sign=sign, shift=shift, offset=offset)
+        return found, edge_gradients(pairs, index, found.position, offset=offset, **given)
+
+    for found, gradient in with_one_and_three_threads(compute):
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-        assert torch.equal(edge_gradients(pairs, index, found.position, offset=offset, **given), to_pairs)
-    finally:
-        torch.set_num_threads(threads)
+        assert torch.equal(gradient, to_pairs)
 
 
 @pytest.mark.parametrize("is_training", [True, False])

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from sightline.layers.images import (
-    NORMS,
     ConvNorm,
     FrozenBatchNorm,
     freeze_module,
@@ -51,7 +50,3 @@ def test_a_frozen_part_keeps_its_state_and_loses_its_parameters() -> None:
 @run_each("channels, groups", [(256, 32), (64, 32), (32, 16), (16, 8), (48, 8), (6, 1), (5, 1), (1, 1)])
 def test_group_norm_has_groups_for_any_width(channels: int, groups: int) -> None:
     assert make_group_norm(channels).num_groups == groups
-
-
-def test_every_norm_has_a_name() -> None:
-    assert set(NORMS) == {"bn", "frozen_bn", "gn"}

@@ -22,28 +22,13 @@ from sightline.layers.set_abstraction import (
     PlainNeighbourGroup,
     SampleAndGroup,
     SetAbstraction,
-    gather_rows,
 )
 from sightline.ops import numba_kernels
 from tests.cases import run_each
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
+from tests.ops.threads import with_one_and_three_threads
 
 SCALE = BallScale(radius=0.8, num_neighbours=6, widths=(8, 7, 5))
-
-
-def spread(layer: nn.Module) -> None:
-    """Weights of batch norms off their start, negative ones among them."""
-    for module in layer.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-
-
-def alike(plain: nn.Module, quick: nn.Module) -> tuple[nn.Module, nn.Module]:
-    plain, quick = plain.double(), quick.double()
-    spread(plain)
-    quick.load_state_dict(plain.state_dict())
-    return plain, quick
 
 
 @run_each("is_training", [True, False])
@@ -53,9 +38,7 @@ def test_quick_ball_group_agrees_with_the_plain_one(
     in_channels: int, first: Literal["place", "features"], is_training: bool
 ) -> None:
     """Gradients of centres, points and features too. The clouds lie 100 units off the origin."""
-    plain, quick = alike(
-        *(kind(in_channels=in_channels, scale=SCALE, first=first) for kind in (PlainBallGroup, BallGroup))
-    )
+    plain, quick = make_pair(PlainBallGroup, BallGroup, in_channels=in_channels, scale=SCALE, first=first)
     points = torch.randn(3, 20, 3, dtype=torch.float64) + 100
     given = {
         "points": points,
@@ -70,7 +53,7 @@ def test_quick_ball_group_agrees_with_the_plain_one(
 @pytest.mark.parametrize("is_training", [True, False])
 def test_quick_neighbour_group_agrees_with_the_plain_one(is_training: bool) -> None:
     arguments: dict[str, Any] = {"channels": 4, "num_samples": 9, "num_neighbours": 6, "widths": (8, 5)}
-    plain, quick = alike(*(kind(**arguments) for kind in (PlainNeighbourGroup, SampleAndGroup)))
+    plain, quick = make_pair(PlainNeighbourGroup, SampleAndGroup, **arguments)
     given = {"points": torch.randn(3, 20, 3).double(), "features": torch.randn(3, 20, 4).double() + 10}
     weight = torch.randn(3, 9, 5, dtype=torch.float64)
     expected = run(plain.train(is_training), given, weight)
@@ -123,16 +106,11 @@ def test_scales_stand_side_by_side() -> None:
     assert torch.equal(features[..., 3:], layer.groups[1](points, None, centres))
 
 
-def test_rows_are_chosen_per_sample() -> None:
-    values = torch.arange(12.0).view(2, 3, 2)
-    assert gather_rows(values, torch.tensor([[2, 0], [1, 1]])).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
-
-
 def test_statistics_hold_in_float32_far_from_the_origin() -> None:
     """Coordinates of 1e4 m and balls of 1 m: the plain form's own error there is the yardstick, against float64."""
     points = (torch.rand(2, 60, 3, dtype=torch.float64) + 1e4).float()
     given, exact_given = ({"points": p, "features": None, "centres": p[:, :20]} for p in (points, points.double()))
-    exact_layer, _ = alike(*(kind(in_channels=0, scale=SCALE, first="place") for kind in (PlainBallGroup, BallGroup)))
+    exact_layer, _ = make_pair(PlainBallGroup, BallGroup, in_channels=0, scale=SCALE, first="place")
     exact = exact_layer(**exact_given)
     errors = []
     for kind in (PlainBallGroup, BallGroup):
@@ -238,16 +216,12 @@ def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
 def test_the_same_bits_for_any_number_of_threads() -> None:
     given = {name: v.float() if v.is_floating_point() else v for name, v in groups(num_clouds=5).items()}
     values = torch.randn(5, 11, 4, 6)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            parts = [*group_sums(**given, origin=torch.ones(6))]
-            parts += extremes_and_sums(values, sign=torch.ones(6), origin=torch.zeros(6))
-            parts += group_gradients(values, values, **given)
-            found.append(parts)
-    finally:
-        torch.set_num_threads(threads)
+
+    def compute() -> list[Tensor]:
+        extremes = extremes_and_sums(values, sign=torch.ones(6), origin=torch.zeros(6))
+        return [*group_sums(**given, origin=torch.ones(6)), *extremes, *group_gradients(values, values, **given)]
+
+    found = with_one_and_three_threads(compute)
     assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
 
 
@@ -337,11 +311,3 @@ def test_one_coarse_point_is_what_all_receive(fused: bool) -> None:
     found = layer(points, None, points[:, :1], coarse)
     assert torch.equal(found, layer(points, None, points[:, :1] + 1e3, coarse))
     assert torch.equal(found, found[:, :1].expand_as(found))
-
-
-@FORMS
-def test_a_place_that_is_no_number_is_refused(fused: bool) -> None:
-    layer, points = FeaturePropagation(in_channels=3, widths=(4,), fused=fused), torch.randn(2, 6, 3)
-    points[1, 2, 0] = torch.inf
-    with pytest.raises(ValueError, match=r"queries\[1\]: point 2 is \[inf"):
-        layer(points, None, torch.randn(2, 4, 3), torch.randn(2, 4, 3))

@@ -19,7 +19,7 @@ from tests.marks import long_but
 from tests.ops.exam_cases import CASES, OperatorCase
 from tests.ops.gpu_builds import build, recorded_launches
 from tests.ops.results import find_difference, tensors_of
-from tests.ops.threads import with_one_and_two_threads
+from tests.ops.threads import with_one_and_three_threads
 from tests.processes import ROOT
 
 FIRST = [*{case.operator: case for case in reversed(CASES)}.values()]
@@ -44,9 +44,9 @@ def test_every_operator_is_examined() -> None:
 def test_kernels_of_a_cpu_are_the_plain_form(case: OperatorCase, dtype: torch.dtype) -> None:
     operator, arguments = OPERATORS[case.operator], case.make(dtype)
     expected = operator.plain(*arguments)
-    one, two = with_one_and_two_threads(lambda: operator(*arguments))
+    one, three = with_one_and_three_threads(lambda: operator(*arguments))
     assert find_difference(one, expected, case.tolerance) is None
-    assert find_difference(one, two, 0.0) is None
+    assert find_difference(one, three, 0.0) is None
     assert find_difference(operator(*map(with_gaps, arguments)), one, 0.0) is None
 
 

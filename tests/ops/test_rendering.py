@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from sightline.ops import numba_kernels, rendering
 from sightline.ops.pinhole import Projection, ring_cameras
 from sightline.ops.rendering import Style, on_background, render_cloud
 from sightline.ops.surfaces import sample_surface
+from tests.ops.threads import with_one_and_three_threads
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
 
@@ -54,13 +54,7 @@ def test_without_numba_the_bits_are_the_same(
 
 def test_the_number_of_threads_changes_no_bit() -> None:
     cloud, cameras = random_cloud(4), ring_cameras(7, size_px=32)
-    before = render_cloud(cloud, cameras)
-    num_threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert np.array_equal(render_cloud(cloud, cameras), before)
-    finally:
-        torch.set_num_threads(num_threads)
+    assert np.array_equal(*with_one_and_three_threads(lambda: render_cloud(cloud, cameras)))
 
 
 def test_a_view_has_the_same_bits_alone_and_among_others() -> None:

@@ -1,19 +1,21 @@
-"""Run something with one thread and with two."""
+"""Run something with one thread and with three."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+T = TypeVar("T")
 
 
-def with_one_and_two_threads(function: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    before = torch.get_num_threads()
+def with_one_and_three_threads(function: Callable[[], T]) -> list[T]:
+    before, results = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(1)
-        one = function()
-        torch.set_num_threads(2)
-        return one, function()
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(function())
     finally:
         torch.set_num_threads(before)
+    return results

@@ -119,11 +119,6 @@ def test_grids_are_those_of_hawq(hawq: Golden) -> None:
         same(grid(x), hawq.arrays[f"asym{at}dequant"])
 
 
-def test_the_zero_of_a_grid_by_hand() -> None:
-    grid = affine_grid(torch.tensor(-0.9, dtype=torch.float64), torch.tensor(2.1, dtype=torch.float64), bits=2)
-    assert (float(grid.step), float(grid.zero)) == (1.0, 1.0)  # 0.9 of a step is one
-
-
 def test_grids_by_hand() -> None:
     grid = symmetric_grid(torch.tensor(3.0), bits=3)
     assert grid(torch.tensor([-9.0, -1.4, 0.5, 1.5, 2.6])).tolist() == [-3, -1, 0, 2, 3]  # halves to even

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.errors import UserError
-from sightline.parts.quantisation.clustering import Clusters, cluster_weight
+from sightline.parts.quantisation.clustering import Clusters
 from sightline.parts.quantisation.linear import list_weights, quantisable_weights
 from sightline.parts.quantisation.parametrised import (
     Codebook,
@@ -188,16 +188,6 @@ def test_copies_files_and_casts_keep_the_bits(choice: dict[str, Any]) -> None:
         assert torch.equal(again.weight, weight)  # quantised twice is quantised once
 
 
-def test_freezing_a_copy_leaves_the_original() -> None:
-    model, x = nn.Linear(20, 20), torch.randn(3, 20)
-    apply_policy(model, {"weight": {"kind": "codebook", "bits": 2}})
-    frozen = bake_quantised_weights(copy.deepcopy(model))
-    assert type(frozen) is nn.Linear
-    assert torch.equal(model(x), frozen(x))
-    assert list(quantised_weights(model)) == ["weight"]
-    assert not quantised_weights(frozen)
-
-
 def test_a_step_moves_centres_by_the_mean_or_the_sum() -> None:
     weight = torch.tensor([[1.0, 1.0, 5.0], [1.0, 5.0, 5.0]])
     for mean_gradient, expected in ((True, [-2.0, -5.0]), (False, [-6.0, -15.0])):
@@ -318,7 +308,3 @@ def test_ten_steps_keep_everything_finite_and_outputs_apart() -> None:
         optimizer.step()
     assert all(value.isfinite().all() for value in dense_state_dict(model).values())
     assert not torch.equal(*model(x[:2]).detach())
-
-
-def test_clusters_need_no_more_than_their_weights() -> None:
-    assert cluster_weight(torch.randn(5), bits=8, name="w").centres.shape == (5,)

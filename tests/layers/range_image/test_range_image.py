@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline.areas.scans.models.squeezeseg import Compat, RangeImageCRF
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image import CircularPad, MeanPool2d, UpsampleColumns, build_pool, column_padding
+from sightline.layers.range_image import CircularPad, MeanPool2d, UpsampleColumns, build_pool
 from tests.cases import run_each
 
 IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -21,11 +21,6 @@ IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 def test_columns_continue_on_the_other_side(columns: int) -> None:
     expected = np.pad(IMAGE.numpy(), [(0, 0)] * 3 + [(columns, columns)], mode="wrap")
     np.testing.assert_array_equal(CircularPad(columns)(IMAGE).numpy(), expected)
-
-
-def test_nothing_stands_in_front_of_what_reaches_nowhere() -> None:
-    assert column_padding(0, circular=True) == (None, (0, 0))
-    assert column_padding(2, circular=False) == (None, (2, 2))
 
 
 @run_each("size, dilation", [(1, 1), (2, 2), (3, 1), (3, 2), (3, 12), (7, 1)])
