@@ -321,6 +321,35 @@ def assert_golden_maps(golden: Golden, case: str, maps: Tensor) -> None:
 
 # What a change of convention costs, on 200,000 joints in a cube of 200 mm: bias and rms per axis, the mean distance,
 # the largest error of an axis. Published tables rest on the first row.
+CONVENTIONS = {
+    ("release", "release"): (-1.136, 1.733, 2.817, 3.409),
+    ("none", "none"): (0.0, 1.312, 2.178, 2.273),
+    ("release", "none"): (0.0, None, 2.178, None),
+    ("none", "release"): (-1.135, None, 2.817, None),
+}
+WITHIN_MM = 0.01
+
+
+@pytest.mark.parametrize(("encoded", "decoded"), CONVENTIONS)
+def test_what_the_conventions_cost(encoded: str, decoded: str) -> None:
+    """Joints uniform over the cells of one axis; axes are independent, and the largest cell is known in closed form."""
+    given = torch.from_numpy(np.random.default_rng(0).uniform(-95, 95, (1, 200_000, 3)))
+    centre = torch.zeros(1, 3, dtype=torch.float64)
+    ways = {
+        compat: CubePlacement(*(getattr(p, n) for n in CubePlacement.__dataclass_fields__ if n != "compat"), compat)  # type: ignore[arg-type]
+        for p in [CubePlacement.identity(centre, cube_mm=200.0, size=88)]
+        for compat in ("none", "release")
+    }
+    cells = to_voxels(given, ways[encoded]) / 2
+    # The nearest whole number, the lower of two (release), or the cell that holds the joint.
+    largest = (cells - 0.5).ceil() if encoded == "release" else cells.floor()
+    back = to_camera((largest + (0.0 if decoded == "release" else 0.5)) * 2, ways[decoded])
+    error = back - given
+    bias, rms, mean, largest_mm = CONVENTIONS[encoded, decoded]
+    assert error.mean((0, 1)).sub(bias).abs().max() < WITHIN_MM
+    assert error.norm(dim=-1).mean().sub(mean).abs() < WITHIN_MM
+    assert rms is None or error.square().mean((0, 1)).sqrt().sub(rms).abs().max() < WITHIN_MM
+    assert largest_mm is None or error.abs().max().sub(largest_mm).abs() < WITHIN_MM
 
 
 # --- Heat maps against closed forms and reference implementations, and what is read from them against the truth ---
