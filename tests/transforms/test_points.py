@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import pdist
 from torch import Tensor
 
 from sightline.contract.draws import Draws
@@ -207,6 +207,18 @@ def test_translation_moves_every_point_alike_and_not_too_far() -> None:
     assert (relative.abs() <= 0.5 * bounding_box_size(batch["points"]) * (1 + 8 * EPS) + 8 * EPS).all()
 
 
+def test_factors_and_shifts_fill_their_ranges() -> None:
+    """Of 4,000 draws one in the outermost half a percent is missing once in 0.995^-4000 = 5e8."""
+    points = torch.tensor([[1.0, 1, 1], [-1, -1, -1]]).expand(4000, 2, 3)
+    factor = ALL["scale_isotropic"](draws_of(4000), points=points)["points"][:, 0, 0]
+    assert 0.5 <= factor.min() < 0.51
+    assert 1.99 < factor.max() <= 2
+    assert abs(factor.mean() - 1.25) < 5 * 1.5 / math.sqrt(12 * 4000), "5 standard errors"
+    shift = (ALL["translate_relative"](draws_of(4000), points=points)["points"] - points)[:, 0]
+    assert (shift.amin(dim=0) < -0.99).all()
+    assert (shift.amax(dim=0) > 0.99).all()
+
+
 def test_jitter_is_clipped_and_has_the_asked_spread() -> None:
     points = torch.zeros(200, 500, 3)
     noise = Jitter(std=0.01, clip=0.02)(draws_of(200), points=points)["points"]
@@ -255,20 +267,6 @@ def test_what_belongs_to_a_point_goes_with_it(name: str) -> None:
     assert set(apply(name, {"points": batch["points"]}, draws_of(NUM_CLOUDS))) == {"points"}
 
 
-def test_the_farthest_points_are_spread_as_a_plain_loop_spreads_them() -> None:
-    """Each is as far as any other point from those before it; fewer are the first of more."""
-    points = make_batch()["points"]
-    chosen = FarthestPoints(num_points=20)(draws_of(NUM_CLOUDS), points=points)["points"]
-    for cloud, kept in zip(points.double().numpy(), chosen.double().numpy(), strict=True):
-        assert np.array_equal(kept[0], cloud[0])
-        for count in range(1, len(kept)):
-            gaps = cdist(cloud, kept[:count]).min(axis=1)
-            own = cdist(kept[count : count + 1], kept[:count]).min()
-            assert own >= gaps.max() * (1 - 4 * EPS)  # distances in float32 may tie where these do not
-    fewer = FarthestPoints(num_points=5)(draws_of(NUM_CLOUDS), points=points)["points"]
-    assert torch.equal(fewer, chosen[:, :5])
-
-
 def test_farthest_points_pass_over_the_origin_where_that_is_asked_for() -> None:
     """A line of points at 0, 0.02, 1 and 2: the second is within sqrt(1e-3) = 0.032 of the origin."""
     points = torch.tensor([1.0, 0.02, 2.0, 0.0])[None, :, None] * torch.tensor([1.0, 0.0, 0.0])
@@ -307,7 +305,7 @@ def test_sampled_points_are_distinct_and_equally_likely() -> None:
 
 
 def test_too_few_points_are_refused_with_both_numbers() -> None:
-    with pytest.raises(DataError, match=r"have 61 points, num_points asks for 62"):
+    with pytest.raises(DataError, match=r"have 61 points, num_points asks for 62; .* or if_fewer: repeat"):
         SamplePoints(num_points=62)(draws_of(2), points=make_batch(2)["points"])
 
 
@@ -399,7 +397,6 @@ def test_normalisation_agrees_with_that_of_the_pointnets(shared: Path) -> None:
         # PointNet's provider multiplies rows by the matrix: about y that turns the other way round
         ("pn_rotate_y", lambda golden: -2 * math.pi * torch.stack([golden["draw0"], golden["draw1"]])),
         ("pn_rotate_z", lambda golden: 2 * math.pi * torch.stack([golden["draw0"], golden["draw1"]])),
-        ("cp_rotate_y", lambda golden: 2 * math.pi * golden["draw1"][None]),
     ],
 )
 def test_axis_rotation_agrees_with_the_reference(shared: Path, case: str, angle: Callable[[Golden], Tensor]) -> None:
@@ -436,8 +433,6 @@ def test_scales_and_shifts_agree_with_the_references(shared: Path) -> None:
     golden.assert_equal(golden.input * golden["draw0"][:, None, None])
     golden = Golden(shared, "pn_shift")
     golden.assert_equal(golden.input + golden["draw0"][:, None])
-    golden = Golden(shared, "cp_translate")
-    golden.assert_equal(golden.input + golden["draw1"] * bounding_box_size(golden.input))
     golden = Golden(shared, "korea_scale")
     points, colours = golden.input.split(3, dim=-1)
     scaled = Scale(isotropic=True)(Given(golden["draw0"][None, None]), points=points)["points"]

@@ -287,15 +287,6 @@ def test_kept_points_stand_for_themselves_even_where_points_coincide(order: str)
         assert nearest[kept].tolist() == list(range(200))
 
 
-def test_the_same_key_keeps_the_same_points_in_evaluation() -> None:
-    """A random choice is one of sample and seed: an evaluation repeated gives the same answers."""
-    points, label = clouds()
-    transform = SamplePoints(num_points=64, score_all=True)
-    one, two = (transform(point_draws(4), points=points, label=label) for _ in range(2))
-    for name, value in one.items():
-        assert torch.equal(value, two[name])
-
-
 @run_each("order", ORDERS)
 @run_each("num_points", [300, 301, 750, 900])
 def test_clouds_of_fewer_points_repeat_all_of_them_alike(order: str, num_points: int) -> None:
@@ -309,21 +300,10 @@ def test_clouds_of_fewer_points_repeat_all_of_them_alike(order: str, num_points:
         assert torch.equal(kept[nearest], number[0])  # each point is answered by itself
 
 
-def test_fewer_points_are_refused_unless_asked_for() -> None:
-    points, label = clouds()
-    with pytest.raises(DataError, match=r"have 300 points, num_points asks for 301; .* or if_fewer: repeat"):
-        SamplePoints(num_points=301)(point_draws(4), points=points, label=label)
-
-
 def test_labels_of_whole_clouds_are_refused() -> None:
     points, _ = clouds()
     with pytest.raises(ConfigError, match=r"score_all: predicts points, but the labels .* whole clouds"):
         SamplePoints(num_points=64, score_all=True)(point_draws(4), points=points, label=torch.arange(4))
-
-
-def test_clouds_without_labels_are_answered_for_too() -> None:
-    points, _ = clouds()
-    assert set(SamplePoints(num_points=64, score_all=True)(point_draws(4), points=points)) == {"points", "nearest"}
 
 
 # --- in batches -------------------------------------------------------------------------------------------------------
