@@ -160,24 +160,6 @@ def measured(metric: IoU, rooms: list[tuple[Tensor, Tensor]], batches: list[list
     return state
 
 
-def figures(rooms: list[tuple[Tensor, Tensor]], *, num_classes: int = 13) -> dict[str, float]:
-    metric = IoU(num_classes=num_classes, ignore_index=IGNORED)
-    return metric.compute(measured(metric, rooms, [list(range(len(rooms)))]))
-
-
-def test_hand_worked_over_two_rooms() -> None:
-    """Class a: 1 of 3 in the first room, 3 of 3 in the second, so 4 of 6 in all; b: 1/3 and none, so 1 of 3."""
-    first = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
-    second = torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0])
-    both = figures([first, second], num_classes=3)
-    assert both["miou"] == (4 / 6 + 1 / 3) / 2
-    assert both["overall_accuracy"] == 5 / 7
-    assert both["mean_class_accuracy"] == (4 / 5 + 1 / 2) / 2
-    alone = [figures([room], num_classes=3)["miou"] for room in (first, second)]
-    assert alone == [1 / 3, 1.0]
-    assert both["miou"] != np.mean(alone)
-
-
 @pytest.mark.shared
 @pytest.mark.parametrize("case", [f"case{number}" for number in range(6)])
 def test_agrees_with_the_authors_code_but_for_absent_classes(shared: Path, case: str) -> None:
