@@ -80,20 +80,6 @@ def test_a_state_that_does_not_add_up_is_refused(metric: Any, told: str) -> None
     assert re.match(told, fault), fault
 
 
-@pytest.mark.parametrize(
-    "metric",
-    [
-        OfState(hits=torch.tensor(0), confusion=torch.zeros(3, 3, dtype=torch.int64)),
-        OfState({"error"}, error=rows(torch.float64, 21), seen=torch.tensor(0)),
-        OfState(("error",), error=rows(torch.float32)),
-        OfState(rows=("found",), found=torch.zeros(0, 2, dtype=torch.float64), seen=torch.tensor(0)),
-        OfState(),
-    ],
-)
-def test_counts_and_slots_are_sound(metric: Any) -> None:
-    assert find_state_fault(metric) is None
-
-
 def test_a_state_that_was_read_stays_as_it_was() -> None:
     meter = Meter(Accuracy(num_classes=2))
     batch = {"probabilities": torch.eye(2), "label": torch.tensor([0, 1])}
