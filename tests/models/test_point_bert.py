@@ -30,7 +30,7 @@ from tests.golden_parity import (
 )
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
-# --- point-BERT's point transformer: published sizes, the authors' numbers, what ------------
+# --- Point-BERT for classes -------------------------------------------------------------------------------------------
 
 
 LAYOUT = "lulutang0608_point_bert_cls"
@@ -41,7 +41,7 @@ def small(**changes: Any) -> PointBERT:
     return PointBERT(**SMALL | {"num_classes": 4} | changes).double().eval()
 
 
-# --- the slow reading ------------------------------------------------------------------------------------------------
+# --- the quick form of the groups' network ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -124,7 +124,7 @@ def test_too_few_points_are_refused_with_the_argument(changes: dict[str, int], t
         small(**changes)(points=torch.randn(2, 30, 3, dtype=torch.float64))
 
 
-# --- point-BERT for parts: the published size, the authors' numbers, and what it shares with the classifi ------------
+# --- Point-BERT for parts: what it shares with the classifier ---------------------------------------------------------
 
 
 def test_what_was_pretrained_for_classes_fits_by_name() -> None:

@@ -13,7 +13,7 @@ from sightline.areas.clouds.models.pct import PCT
 from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, TNet
 from sightline.contract.errors import ConfigError
 
-# --- pointNet against its published sizes, two public implementations, and the symmetries it claims ------------------
+# --- PointNet ---------------------------------------------------------------------------------------------------------
 
 
 def test_alignment_starts_from_the_identity() -> None:
@@ -38,10 +38,7 @@ def test_features_are_not_turned_by_the_input_alignment(is_of_parts: bool) -> No
     assert not torch.equal(moved, model(points=points, features=features + 1, **given)["logits"])
 
 
-# --- pointNet++ for parts and scenes against its published sizes and the authors' port -------------------------------
-
-
-# --- DGCNN against its published size, the authors' code, and the symmetries it claims -------------------------------
+# --- DGCNN ------------------------------------------------------------------------------------------------------------
 
 
 def small_dgcnn(**changes: int) -> DGCNN:
@@ -87,7 +84,7 @@ def test_dgcnn_in_proportion_sees_repeated_points_as_one(copies: int, fused: boo
     assert not torch.allclose(model(points=repeated)["logits"], expected)
 
 
-# --- DGCNN for parts and scenes against its published sizes and the authors' code ------------------------------------
+# --- DGCNN for parts and scenes ---------------------------------------------------------------------------------------
 
 
 def test_transform_starts_from_the_identity() -> None:
@@ -117,7 +114,7 @@ def test_a_place_that_no_channel_holds_is_refused() -> None:
         DGCNNScenes(num_classes=4, in_channels=3, first_graph="place")
 
 
-# --- PCT and its simpler forms against their published sizes, three public implementations, and what they ------------
+# --- PCT --------------------------------------------------------------------------------------------------------------
 
 
 def small_pct(**changes: Any) -> PCT:

@@ -1,4 +1,4 @@
-"""The dense Point Transformer against its published sizes, the authors' port, and the symmetries it claims."""
+"""The dense Point Transformer: small clouds, categories, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""V2V-PoseNet and ScaleNet: published sizes and layers, readings in NumPy, and what they refuse."""
+"""V2V-PoseNet and ScaleNet: the port's numbers, a reading in NumPy, memory formats, and what they refuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.golden_parity import (
 )
 from tests.marks import long_but
 
-# --- V2V against its published size, shapes and start, the PyTorch port's numbers, and what it claims ----------------
+# --- V2V: its start, memory formats, the PyTorch port's numbers -------------------------------------------------------
 
 
 LAYOUT = "dragonbook_v2v"
@@ -141,7 +141,7 @@ def test_blocks_agree_with_the_port(shared: Path, name: str) -> None:
     assert_gradients_and_buffers(golden, block, our_name)
 
 
-# --- scaleNet against the published size and layers, the crops it makes itself, and what it refuses ------------------
+# --- ScaleNet: the crops it makes itself, and what it refuses ---------------------------------------------------------
 
 
 def convolved(picture: np.ndarray, layer: nn.Conv2d) -> np.ndarray:

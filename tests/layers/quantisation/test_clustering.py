@@ -153,6 +153,3 @@ def test_what_cannot_be_clustered_is_refused_by_name() -> None:
         cluster_weight(weight, bits=2, name="blocks.0.weight")
     with pytest.raises(UserError, match=r"^w: has no elements of shape \[0, 3\]"):
         cluster_weight(torch.zeros(0, 3), bits=2, name="w")
-
-
-# --- HAQ -------------------------------------------------------------------------------------------------------------

@@ -204,6 +204,3 @@ def test_names_of_later_versions_are_known_too(layout: str, state: dict[str, Ten
     assert ours.keys() == same.keys()
     assert all(torch.equal(value, same[name]) for name, value in ours.items())
     assert find_layouts(later) == find_layouts(state) == [layout]
-
-
-# --- as a run --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
-# --- deepLabV3: its published counts, the dilations of its blocks, its sizes -----------------------------------------
+# --- DeepLabV3: the dilations of its blocks, its sizes ----------------------------------------------------------------
 
 
 def test_stages_are_dilated_as_in_torchvision() -> None:
@@ -53,7 +53,7 @@ def test_a_training_batch_of_one_is_refused_with_a_reason() -> None:
     model.eval()(image=torch.randn(1, 5, 16, 64))
 
 
-# --- darknet and RangeNet: their published counts, and the numbers of their authors' code ----------------------------
+# --- RangeNet: the numbers of its authors' code -----------------------------------------------------------------------
 
 
 @pytest.mark.shared
@@ -71,7 +71,7 @@ def test_columns_that_cannot_be_halved_are_named() -> None:
         model(image=torch.zeros(1, 6, 16, 64))
 
 
-# --- salsaNext: its published counts, and the numbers of its authors' code -------------------------------------------
+# --- SalsaNext: the numbers of its authors' code ----------------------------------------------------------------------
 
 
 def test_an_odd_width_is_refused() -> None:
@@ -84,7 +84,7 @@ def test_numbers_of_salsanext_are_those_of_the_authors_code(shared: Path) -> Non
     assert_parity(load_lidar_golden(shared, "salsanext"), "salsanext", ComponentConfig("salsanext", {}))
 
 
-# --- squeezeSeg in both versions, with and without its CRF: published counts, and the numbers of the auth ------------
+# --- SqueezeSeg in both versions, with and without its CRF: the numbers of the authors' code --------------------------
 
 
 @pytest.mark.shared
