@@ -109,13 +109,8 @@ def test_what_is_no_boxes_is_refused(boxes1: Any, boxes2: Any, message: str) -> 
             matrix(boxes1, boxes2)
 
 
-def test_matrices_compile_whole() -> None:
-    """With and without gradients; sizes change without a new graph for each."""
+def test_matrices_compile_whole_with_their_gradients() -> None:
     a, b = (each.float() for each in aligned_pairs(8))
-    for matrix in MATRICES:
-        compiled = torch.compile(matrix, fullgraph=True, backend="eager")
-        for rows in (8, 5):
-            assert torch.equal(compiled(a[:rows], b), matrix(a[:rows], b))
     compiled = torch.compile(lambda a: box_iou(a, b).sum(), fullgraph=True, backend="aot_eager")
     given = a.clone().requires_grad_()
     (found,) = torch.autograd.grad(compiled(given), given)

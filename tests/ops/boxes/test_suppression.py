@@ -149,7 +149,6 @@ def test_suppression_compiles_whole_and_is_recorded() -> None:
     boxes, scores, idxs = detections(3, count=20)
     for function in (
         lambda *given: batched_nms(*given, 0.5),
-        lambda boxes, scores, idxs: nms(boxes, scores, 0.5),
         lambda *given: soft_nms(*given, min_score=0.3).indices,
         lambda boxes, scores, idxs: soft_nms(boxes, scores, min_score=0.0).indices,  # equal boxes have a factor of 0
         lambda *given: soft_nms(*given, sigma=0.4, min_score=0.3).scores,
