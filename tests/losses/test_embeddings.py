@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -85,12 +86,19 @@ def test_rows_that_are_no_pairs_are_refused() -> None:
         nt_xent(torch.zeros(3, 8), torch.zeros(4, 8), temperature=0.1)
 
 
-def test_every_sample_counts_once() -> None:
-    for loss in (IntraModal(), FeatureTransformPenalty()):
-        assert int(loss.count(sample_index=torch.arange(6))) == 6
+def test_every_pair_counts_once() -> None:
+    assert int(IntraModal().count(sample_index=torch.arange(6))) == 6
 
 
-# --- The alignment penalty against a public implementation, and where its root has no slope ---
+# --- The alignment penalty against NumPy, a public implementation, and where its root has no slope ---
+
+
+def test_agrees_with_numpy() -> None:
+    matrices = torch.randn(5, 4, 4, dtype=torch.float64)
+    expected = sum(np.linalg.norm(a @ a.T - np.eye(4), ord="fro") for a in matrices.numpy())
+    penalty = FeatureTransformPenalty()
+    assert penalty(feature_transform=matrices).item() == pytest.approx(expected, rel=1e-14)
+    assert penalty.count(sample_index=torch.zeros(5, dtype=torch.int64)).item() == 5
 
 
 @pytest.mark.shared
