@@ -189,10 +189,6 @@ class Accuracy(_LabelMetric):
             "mean_class_accuracy": SampleSums(of_class * is_right[:, None], of_class, counts),
         }
 
-    def confusion(self, state: State) -> Tensor:
-        """Return the confusion matrix (C, C) int64: rows are labels, columns predictions."""
-        return state["confusion"].clone()
-
 
 @registry.metrics.add("iou")
 class IoU(_LabelMetric):
