@@ -116,11 +116,6 @@ def test_transforms_are_those_of_training_of_evaluation_or_none(config) -> None:
     assert not torch.equal(trained[0]["points"], plain[0]["points"])
 
 
-def test_a_torch_loader_reads_the_data_too(config) -> None:
-    loader = torch.utils.data.DataLoader(sightline.load_data(config, "test"), batch_size=5)
-    assert next(iter(loader))["points"].shape == (5, 16, 3)
-
-
 @run_each(
     "source, told",
     [

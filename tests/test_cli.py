@@ -29,24 +29,8 @@ from tests.cases import run_each
 from tests.command import built_once, run_here
 from tests.published_layouts import MODELS
 
-VERBS = (
-    "train",
-    "evaluate",
-    "check",
-    "describe",
-    "view",
-    "report",
-    "runs",
-    "score",
-    "study",
-    "sweep",
-    "profile",
-    "show",
-    "list",
-    "data prepare",
-    "data info",
-    "",
-)
+COMMANDS = [record for records in SECTIONS.values() for record in records]
+VERBS = ["", *(record.name for record in COMMANDS)]
 HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb", "mlflow")
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
 SHIPPED = Path(__file__).parents[1] / "configs" / "classify"
@@ -194,9 +178,6 @@ def test_a_value_longer_than_a_file_name_is_a_value() -> None:
 
 
 # --- Records of commands: what is parsed is the record, and the command line of a record parses to the same record ---
-
-
-COMMANDS = [record for records in SECTIONS.values() for record in records]
 
 
 @pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)

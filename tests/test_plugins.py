@@ -127,11 +127,6 @@ def test_two_plugins_may_not_share_a_part_of_one_name(tmp_path: Path) -> None:
     assert "two.py:4: the model 'mine' is registered already, by sightline_plugin_one.build" in said
 
 
-def test_a_name_used_twice_in_one_file_is_refused(tmp_path: Path) -> None:
-    twice = MODEL.format(name="mine", width=1) + MODEL.format(name="mine", width=2).replace("def build", "def other")
-    assert "the model 'mine' is registered already" in refused(write(tmp_path / "twice.py", twice))
-
-
 def test_a_built_in_name_is_refused_with_the_line(tmp_path: Path) -> None:
     assert "parts.py:4: the model 'dgcnn' is registered already, by sightline.areas.clouds.models.dgcnn" in refused(
         model(tmp_path, name="dgcnn")

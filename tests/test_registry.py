@@ -171,14 +171,6 @@ def test_an_optional_fact_may_be_absent(parts: Registry) -> None:
     assert parts.build(block("tolerant"), facts={"ignore_index": 255}) == 255
 
 
-def test_from_python_the_caller_is_the_place(parts: Registry) -> None:
-    parts.add("mine")(make)
-    with pytest.raises(ConfigError, match=r"^build_model\.widht: 'mine' has no such argument"):
-        parts.build(
-            ComponentConfig("mine", {"widht": 3}, location=SourceLocation("build_model")), facts={"num_classes": 1}
-        )
-
-
 # --- blocks in blocks ------------------------------------------------------------------------------------------------
 
 
@@ -259,14 +251,6 @@ def test_errors_of_builders_get_the_place_of_their_block(
     with pytest.raises(kind) as error, locate_errors(block("mine", width=1, groups=[])):
         raise raised
     assert str(error.value) == expected
-
-
-def test_a_missing_folder_is_blamed_on_the_root_that_named_it() -> None:
-    with (
-        pytest.raises(DataError, match=r"^mine\.yaml:4: model\.root: /data: no such folder$"),
-        locate_errors(block("m", root="/data")),
-    ):
-        raise DataError("/data: no such folder")
 
 
 def test_a_missing_folder_is_blamed_on_the_argument_that_named_it() -> None:
