@@ -10,23 +10,9 @@ from pathlib import Path
 
 __all__ = ["EXTRAS", "list_modules_beside", "write_bare_site"]
 
-EXTRAS = (
-    *(
-        "tensorboard",
-        "wandb",
-        "mlflow",
-        "sklearn",
-        "scipy",
-        "optuna",
-        "pypcd4",
-        "laspy",
-        "lazrs",
-        "pye57",
-        "pycocotools",
-        "faiss",
-    ),
-    "fpsample",
-)
+EXTRAS = """
+tensorboard wandb mlflow sklearn scipy optuna pypcd4 laspy lazrs pye57 pycocotools faiss fpsample
+""".split()
 
 
 def list_modules_beside(*packages: str) -> list[str]:

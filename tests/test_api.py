@@ -232,19 +232,14 @@ def test_a_loaded_run_stays_the_same_where_the_program_changes_its_folder(
     assert documents["config.yaml"] == (run / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("form", ["run", "onnx"])
-def test_loading_leaves_random_states_alone(form: str, run: Path, tmp_path: Path) -> None:
+def test_loading_leaves_random_states_alone(run: Path, tmp_path: Path) -> None:
     """Whatever the network draws to be made, and a plugin at import."""
     plugin = tmp_path / "drawing_plugin.py"
     plugin.write_text(
         "import random\nimport numpy\nimport torch\n\nrandom.seed(5)\nnumpy.random.rand(3)\ntorch.manual_seed(7)\n"
     )
-    file = run
-    if form == "onnx":
-        file = tmp_path / "net.onnx"
-        sightline.export(run, out=file)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    sightline.load_run(file, plugins=[plugin])
+    sightline.load_run(run, plugins=[plugin])
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 

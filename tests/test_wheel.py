@@ -207,26 +207,15 @@ def test_every_listed_config_can_be_copied_with_what_it_needs(tmp_path: Path) ->
             assert {path.suffix for path in written} == {".yaml", ".py"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "modelnet40_dgcnn",
-        "modelnet40_dgcnn.yaml",
-        "classify/modelnet40_dgcnn",
-        "./configs/classify/modelnet40_dgcnn.yaml",
-    ],
-)
-def test_a_config_has_its_usual_names(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("form", ["{}", "{}.yaml", "classify/{}", "./configs/classify/{}.yaml"])
+def test_a_config_has_its_usual_names(tmp_path: Path, form: str) -> None:
+    name = form.format("modelnet40_dgcnn")
     written, alike = copy_shipped(name, tmp_path)
     assert (written[0], alike) == (tmp_path / "configs/classify/modelnet40_dgcnn.yaml", [])
     assert copy_shipped(name, tmp_path) == ([], written)
 
 
 def test_slips_are_one_line_and_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        UserError, match=r"no shipped config is called 'modelnet40_dgcn'; did you mean 'modelnet40_dgcnn'\?"
-    ):
-        copy_shipped("modelnet40_dgcn", tmp_path)
     with pytest.raises(UserError, match=r"no shipped config is called '\.\./README'"):
         copy_shipped("../README", tmp_path)
     changed = tmp_path / "configs" / "classify" / "_classify.yaml"
