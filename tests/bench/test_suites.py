@@ -11,7 +11,6 @@ import torch
 
 from benchmarks import networks
 from benchmarks.case import BenchmarkCase
-from benchmarks.growth import growth_cases
 from benchmarks.networks import IN_FLOAT64, make_parts
 from benchmarks.suites import find_case, list_cases, select_cases
 from benchmarks.textbook import TextbookPointTransformer
@@ -111,12 +110,6 @@ def test_no_third_point_of_interpolation_ties_with_a_fourth() -> None:
     points, queries = inputs["points"].double(), inputs["queries"].double()
     distances = (queries[:, :, None] - points[:, None]).square().sum(-1).topk(4, largest=False).values
     assert (distances[..., 2] < distances[..., 3]).all()
-
-
-def test_growing_cases_are_found_by_name_and_have_no_peers() -> None:
-    for case in [grown.case for grown in growth_cases((), "all", is_quick=False)]:
-        assert [form.name for form in case.variants] == ["sightline"]
-        assert find_case(case.name).size == case.size
 
 
 # --- the usual networks give what ours do: they are what speed is told against ----------------------------------------

@@ -55,15 +55,6 @@ def test_a_ratio_is_taken_within_each_round() -> None:
     assert ratios(before, after) == Quartiles(4.0, 3.0, 6.5)
 
 
-def test_a_busy_spell_slows_both_sides_of_a_pair_and_no_ratio() -> None:
-    """The second round takes ten times as long for both; the ratio stays 3 in every round."""
-    clock = Clock()
-    forms = {"plain": clock.form("plain", 3, 3, 30, 3), "fast": clock.form("fast", 1, 1, 10, 1)}
-    found = interleave(forms, repeats=3, clocks=clock)
-    assert [each.cpu for each in found["plain"]] == [3, 30, 3]
-    assert ratios(found["plain"], found["fast"]) == Quartiles(3.0, 3.0, 3.0)
-
-
 def test_forms_take_turns_and_the_order_alternates() -> None:
     clock = Clock()
     interleave({name: clock.form(name, 1.0) for name in "abc"}, repeats=3, clocks=clock)
@@ -143,6 +134,8 @@ def test_farthest_points_are_judged_along_their_own_way() -> None:
 
 
 SVG = "{http://www.w3.org/2000/svg}"
+GROWTH = growth_cases(("geometry",), "batch", is_quick=True)
+PLACES = [place for place in GROWTH if place.family == "nearest neighbours"]
 
 
 def result(
@@ -163,12 +156,9 @@ def test_least_squares_on_logarithms_worked_by_hand() -> None:
 
 
 def test_panels_hold_a_family_and_an_axis() -> None:
-    places = [
-        place for place in growth_cases(("geometry",), "batch", is_quick=True) if place.family == "nearest neighbours"
-    ]
-    assert [place.value for place in places] == [1, 2]
-    results = [result(f"{place.case.name}/sightline", 0.5 * place.value, 4.0 * place.value) for place in places]
-    (seconds,), (memory,) = panels(places, results)
+    assert [place.value for place in PLACES] == [1, 2]
+    results = [result(f"{place.case.name}/sightline", 0.5 * place.value, 4.0 * place.value) for place in PLACES]
+    (seconds,), (memory,) = panels(PLACES, results)
     assert seconds is not None
     assert memory is not None
     assert seconds.x_title == "batch"
@@ -188,10 +178,7 @@ def test_panels_hold_a_family_and_an_axis() -> None:
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:
-    places = [
-        place for place in growth_cases(("geometry",), "batch", is_quick=True) if place.family == "nearest neighbours"
-    ]
-    (seconds,), (memory,) = panels(places, [result(f"{places[0].case.name}/sightline", 1.0, 2.0, (None, None))])
+    (seconds,), (memory,) = panels(PLACES, [result(f"{PLACES[0].case.name}/sightline", 1.0, 2.0, (None, None))])
     assert seconds is not None
     assert [len(line.points) for line in seconds.series] == [1, 1]
     assert memory is None
@@ -226,11 +213,3 @@ def test_even_axes_and_ranges_lie_where_their_numbers_say() -> None:
     assert [float(bars[0][end]) for end in ("x1", "y1", "x2", "y2")] == pytest.approx(
         [LEFT, bottom - 0.1 * (bottom - top), LEFT, top + 0.1 * (bottom - top)], abs=0.051
     )
-
-
-def test_flat_curves_have_an_axis_too() -> None:
-    panel = ChartPanel("flat", "points", (Series("a", ((4, 10), (8, 10))),))
-    assert "nan" not in render_svg([[panel]])
-    assert "nan" not in render_svg([[ChartPanel("one", "points", (Series("a", ((4, 3),)),))]])
-    for value in (0.0, 0.5, -2.0):
-        assert "nan" not in render_svg([[ChartPanel("even", "x", (Series("a", ((4, value),)),), y_scale="linear")]])

@@ -57,7 +57,6 @@ def test_the_list_names_cases_and_their_forms() -> None:
         (["--svg", "a.svg"], "--svg draws what --grow measures"),
         (["--grow", "batch", "--case", "knn*"], "leave out one of them"),
         (["--repeats", "0"], "--repeats"),
-        (["--threads", "0"], "--threads"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
