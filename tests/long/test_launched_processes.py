@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,11 +11,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sightline.engine.distributed import World
-from tests.probe.test_processes import assert_two_give_what_one_does, launched
+from tests.command import succeed
 from tests.processes import ROOT, free_port
 from tests.runs.broken_off import Bench, assert_all_end, differences, run_forked
 from tests.runs.lidar_steps import run_steps
@@ -38,6 +40,7 @@ from tests.runs.test_resume import (
     unbroken_of,
     wait_for_step,
 )
+from tests.trained import copy_run
 
 pytestmark = pytest.mark.processes
 
@@ -60,8 +63,21 @@ def test_two_processes_with_uneven_scans_are_one(tmp_path: Path) -> None:
     assert_processes_are_one(2, run_steps(World()), tmp_path / "found.json")
 
 
-def test_probes_started_by_the_command(tmp_path: Path) -> None:
-    assert_two_give_what_one_does(tmp_path, launched)
+def test_two_processes_give_the_features_and_figures_of_one(tmp_path: Path) -> None:
+    """The parts of 72 and 36 clouds are batches of 10: eight and four of them, the last ones shorter."""
+    run, file = copy_run("contrast", tmp_path), tmp_path / "told.json"
+    evaluate = ("evaluate", str(run), "--device", "cpu", "--json", str(file))
+
+    def run_two(*words: str) -> Any:
+        done = command(*evaluate, *words, "--processes", "2", folder=tmp_path)
+        assert done.code == 0, done.err
+        return json.loads(file.read_text())
+
+    probe = ("--probe", "svm,few-shot", "ways=3", "shots=2", "queries=2")
+    succeed(*evaluate, *probe)
+    of_one = json.loads(file.read_text())
+    assert run_two(*probe) == of_one
+    assert run_two()["metrics"] == json.loads((run / "final.json").read_text())["metrics"]
 
 
 def test_wandb_changes_no_bit_and_has_one_folder(trained: Trained, folder: Path) -> None:
