@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["Reader", "file_readers", "folder_readers", "run_readers", "seal_of_checkpoint"]
+__all__ = ["Reader", "file_readers", "folder_readers", "run_readers"]
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,8 @@ def run_readers(folder: Path) -> Iterator[Reader]:
             yield Reader(f"run {path.name}", path, read)
     place = run / "checkpoints" / os.readlink(run / "checkpoints/last")
     for path in sorted(place.iterdir()):
-        yield Reader(f"checkpoint {path.name}, resealed", path, lambda: load(place), seal_of_checkpoint(place))
+        for name, read_one in (("checkpoint", lambda: load(place)), ("weights", read)):
+            yield Reader(f"{name} {path.name}, resealed", path, read_one, seal_of_checkpoint(place))
 
 
 def seal_of_checkpoint(place: Path) -> Callable[[], None]:

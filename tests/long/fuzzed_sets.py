@@ -1,4 +1,4 @@
-"""Readers of whole sources, one file of which is damaged: public sets as they are prepared, and a teacher's run."""
+"""Readers of whole sources, one file of which is damaged: public sets as they are prepared."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.long.fuzzed_readers import Reader, seal_of_checkpoint
+from tests.long.fuzzed_readers import Reader
 
-__all__ = ["set_readers", "teacher_readers"]
+__all__ = ["set_readers"]
 
 Prepare = Callable[[Path, Path], object]
 
@@ -184,27 +184,3 @@ def _prepared(kind: Any, source: Path, target: Path) -> None:
         part = kind(split=split, root=str(target))
         if len(part):
             part[SampleKey(0, 0, 0)]
-
-
-def teacher_readers(folder: Path) -> Iterator[Reader]:
-    """Every file of the run that `teacher.from` names, and the tensors of its checkpoint under new seals."""
-    from sightline.contract.plugins import load_plugins
-    from sightline.engine.build import _load_network
-    from sightline.engine.distributed import World
-    from sightline.runs.run_directory import read_facts
-    from tests.runs.broken_off import Bench, run_forked
-
-    bench = Bench(folder)
-    code, text = run_forked(bench.words("run", "train.epochs=1"), folder / "log")
-    assert code == 0, text
-    load_plugins([bench.plugin])
-    run = folder / "run"
-    facts = read_facts(run)
-    more: Any = {"sha256": None, "remedy": "name it", "facts": facts, "world": World(), "precision": "float32"}
-    for path in sorted(run.iterdir()):
-        if path.suffix in (".json", ".yaml"):
-            yield Reader(f"teacher {path.name}", path, lambda: _load_network(run, **more))
-    place = (run / "checkpoints/last").resolve()
-    for path in sorted(place.iterdir()):
-        read = lambda: _load_network(run, **more)  # noqa: E731
-        yield Reader(f"teacher {path.name}, resealed", path, read, seal_of_checkpoint(place))
