@@ -27,6 +27,7 @@ from tests.test_wheel import clone, installed, wheels  # noqa: F401  fixtures
 SMALL = ("train.steps=2", "train.batch_size=2", "--device", "cpu", "--out", "run")
 COLUMNS = (("points", 3), ("remission", 1), ("ring", 1))
 FEW = ("data.train_size=24", "data.test_size=12")
+Command = Callable[..., str]
 
 
 def write_clouds(folder: Path) -> None:
@@ -64,17 +65,24 @@ TASKS: dict[str, tuple[tuple[str, ...], Callable[[Path], None] | None, tuple[str
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_recipe_of_each_task_is_trained_predicted_and_viewed(name: str, installed: Path, tmp_path: Path) -> None:  # noqa: F811
-    overrides, write, words = TASKS[name]
+@pytest.fixture
+def sightline(installed: Path, tmp_path: Path) -> Command:  # noqa: F811
+    """Runs the command of the wheel in an empty folder; returns what it says on standard error."""
     site = write_bare_site(tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}", "OMP_NUM_THREADS": "1"}
 
-    def sightline(*given: object) -> None:
-        command = [sys.executable, "-m", "sightline", *map(str, given)]
+    def run(*words: object, code: int = 0) -> str:
+        command = [sys.executable, "-m", "sightline", *map(str, words)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr
 
+    return run
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_recipe_of_each_task_is_trained_predicted_and_viewed(name: str, sightline: Command, tmp_path: Path) -> None:
+    overrides, write, words = TASKS[name]
     sightline("copy", name)
     sightline("train", f"configs/{name}.yaml", *SMALL, *overrides)
     sightline("view", "run", "--out", "view")
@@ -97,34 +105,23 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_file_of_each_family_of_layouts_is_converted(family: str, installed: Path, tmp_path: Path) -> None:  # noqa: F811
-    layout = FAMILIES[family]
-    rows = (installed / "sightline" / "published" / "layouts" / f"{family}.yaml").read_text(encoding="utf-8")
-    assert f"{layout}:" in rows
+def test_a_file_of_each_family_of_layouts_is_converted(family: str, sightline: Command, tmp_path: Path) -> None:
+    layout, more = FAMILIES[family], () if family == "images" else ("data.root=none",)
     write_weights(tmp_path / "source", layout)
-    site = write_bare_site(tmp_path / "site")
-    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}", "OMP_NUM_THREADS": "1"}
-    words = ("data", "convert", "source/weights.pth", "--layout", layout, "--to", "run")
-    command = [sys.executable, "-m", "sightline", *words, *(() if family == "images" else ("data.root=none",))]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    sightline("data", "convert", "source/weights.pth", "--layout", layout, "--to", "run", *more)
     assert [*(tmp_path / "run").glob("checkpoints/step_*/model.safetensors")]
 
 
 def test_every_family_has_a_layout(installed: Path) -> None:  # noqa: F811
     files = (installed / "sightline" / "published" / "layouts").glob("*.yaml")
-    assert {path.stem for path in files} == {*FAMILIES}
+    rows = {path.stem: path.read_text(encoding="utf-8") for path in files}
+    assert rows.keys() == FAMILIES.keys()
+    assert all(f"{FAMILIES[family]}:" in text for family, text in rows.items())
 
 
-def test_what_the_shipped_retinanet_needs_is_named_before_there_is_a_folder(installed: Path, tmp_path: Path) -> None:  # noqa: F811
-    site = write_bare_site(tmp_path / "site")
-    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"}
+def test_what_the_shipped_retinanet_needs_is_named_before_there_is_a_folder(sightline: Command, tmp_path: Path) -> None:
     name = "detect/synthetic_crowds_retinanet"
-    commands = (["copy", name], ["train", f"configs/{name}.yaml", "--out", "run"])
-    for words in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "sightline", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-    assert done.returncode == 2
-    assert done.stderr.endswith("needs the package 'scipy': pip install 'sightline[detect]'\n")
+    sightline("copy", name)
+    told = sightline("train", f"configs/{name}.yaml", "--out", "run", code=2)
+    assert told.endswith("needs the package 'scipy': pip install 'sightline[detect]'\n")
     assert not (tmp_path / "run").exists()

@@ -17,30 +17,10 @@ from tests.processes import ROOT
 
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=120", "--device", "cpu", "--no-check")
-WORDS = (
-    "--epochs",
-    "1",
-    "train.steps=2",
-    "--calibration",
-    "6",
-    "--method",
-    "uniform",
-    "--seeds",
-    "2",
-    "--device",
-    "cpu",
-)
-NAMES = [
-    "float",
-    "float, trained as long",
-    "mix",
-    "mix + fine-tuning",
-    "mix + fine-tuning + distillation",
-    "0.1 preserve",
-    "0.1 preserve, mix",
-    "0.1 preserve, mix + fine-tuning",
-    "0.1 preserve, mix + fine-tuning + distillation",
-]
+WORDS = "--epochs 1 train.steps=2 --calibration 6 --method uniform --seeds 2 --device cpu".split()
+TUNED = ("", " + fine-tuning", " + fine-tuning + distillation")
+MIXED = [f"{before}mix{tuning}" for before in ("", "0.1 preserve, ") for tuning in TUNED]
+NAMES = ["float", "float, trained as long", *MIXED[:3], "0.1 preserve", *MIXED[3:]]
 
 
 @pytest.fixture(scope="module")
