@@ -111,10 +111,9 @@ def test_the_extra_pass_takes_a_buffer_that_is_made_in_it() -> None:
 
 
 def test_dropout_is_refused_where_rows_are_embedded_twice() -> None:
-    losses = {"intra_modal": IntraModal()}
-    Contrast(model=net(dropout=0.3), losses=losses, batch_keys=KEYS, output_keys=OUTPUTS)
+    task_of(net(dropout=0.3))
     with pytest.raises(ConfigError, match=r"train.micro_batches: layers.2 drops out at random"):
-        Contrast(model=net(dropout=0.3), losses=losses, batch_keys=KEYS, output_keys=OUTPUTS, micro_batches=2)
+        task_of(net(dropout=0.3), micro_batches=2)
 
 
 class Pretended(World):

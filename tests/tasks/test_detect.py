@@ -15,16 +15,16 @@ from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
 from sightline.areas.detect.transforms import FitImage, ScaleSteps
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, RunError
 from sightline.contract.metric import Meter
-from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.contract.types import SampleKey
 from sightline.engine.step import compute_batch_losses
 from sightline.ops.box_codes import encode_deltas, encode_distances
 from sightline.ops.box_overlaps import box_iou
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from tests.tasks.detectors import make_task
 
 LOSSES = {"retina": ("sigmoid_focal", "box_smooth_l1"), "fcos": ("sigmoid_focal", "box_overlap", "centreness")}
 
@@ -48,15 +48,7 @@ def detect(head: str, assigner: dict[str, Any] | None = None, **arguments: Any) 
     keys = ("logits", "codes", "centreness", "level_shapes") if head == "fcos" else ("logits", "codes", "level_shapes")
     given = {"name": "max_iou" if head == "retina" else "fcos"} if assigner is None else assigner
     block = {"anchors": {"preset": "crowddet"}} if head == "retina" else {}
-    facts = {
-        "model": model,
-        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in LOSSES[head]},
-        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": AvailableKeys("model", keys),
-    }
-    return registry.tasks.build(
-        ComponentConfig("detect", {"assigner": given, **block, **arguments}), facts=facts
-    ), model
+    return make_task(model, LOSSES[head], keys, **{"assigner": given, **block, **arguments}), model
 
 
 @pytest.fixture(scope="module")
@@ -238,14 +230,8 @@ def test_pairs_that_cannot_be_are_refused_when_built(head: str, arguments: dict[
 
 
 def test_a_model_without_a_head_is_refused() -> None:
-    facts = {
-        "model": nn.Identity(),
-        "losses": {},
-        "batch_keys": AvailableKeys("a", ()),
-        "output_keys": AvailableKeys("b", ()),
-    }
     with pytest.raises(ConfigError, match="detect needs a model with a head"):
-        registry.tasks.build(ComponentConfig("detect", {"assigner": {"name": "max_iou"}}), facts=facts)
+        make_task(nn.Identity(), (), (), assigner={"name": "max_iou"})
 
 
 def mirrored(batch: dict[str, Any]) -> dict[str, Any]:

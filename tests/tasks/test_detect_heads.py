@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from sightline.areas.detect import output
 from sightline.areas.detect.output import DetectionFilter, GreedyNMS
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import ComponentConfig
 from sightline.ops.box_codes import decode_boxes
 from sightline.ops.priors import BACKGROUND, make_anchors, make_points
 from sightline.ops.suppression import SuppressionResult
+from tests.tasks.detectors import make_task
 
 STRIDES, MAPS = (8, 16), ((2, 3), (1, 2))
 
@@ -50,15 +49,8 @@ class Bare(nn.Module):
 
 
 def detect(head: nn.Module, losses: tuple[str, ...], **block: Any) -> Any:
-    model = Bare(head)
-    outputs = {"logits", "codes", "level_shapes", "objectness"}
-    facts = {
-        "model": model,
-        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in losses},
-        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": AvailableKeys("model", outputs),
-    }
-    return registry.tasks.build(ComponentConfig("detect", {"assigner": {"name": "max_iou"}, **block}), facts=facts)
+    outputs = ("logits", "codes", "level_shapes", "objectness")
+    return make_task(Bare(head), losses, outputs, **{"assigner": {"name": "max_iou"}, **block})
 
 
 def logit(probability: float) -> float:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.retinanet import RetinaHead
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.priors import Priors
 from tests.cases import run_each
 from tests.doctor.detecting import make_crowds
+from tests.tasks.detectors import make_task
 from tests.tasks.test_detect_heads import FREE, MAPS, STRIDES
 
 LOSSES = {
@@ -51,13 +51,8 @@ def task_of(head: str, assigner: dict[str, Any], builder: Any = None) -> tuple[A
     levels = {"channels": (32, 32), "strides": STRIDES, "num_classes": 2}
     model = OnMaps((builder or registry.heads.get_entry(head).builder)(**levels, **arguments))
     losses = FREE if assigner["name"] == "free_anchor" else LOSSES[head]
-    facts = {
-        "model": model,
-        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in losses},
-        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": AvailableKeys("model", model_output_keys(model.head, owner="the head") | {"level_shapes"}),
-    }
-    return registry.tasks.build(ComponentConfig("detect", {"assigner": assigner, **anchors}), facts=facts), model
+    outputs = model_output_keys(model.head, owner="the head") | {"level_shapes"}
+    return make_task(model, losses, outputs, assigner=assigner, **anchors), model
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from torch import nn
 
 from sightline.areas.detect.task import Detect
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import ComponentConfig
@@ -18,6 +17,7 @@ from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.parts.tasks.distillation import DistillationTask
+from tests.tasks.detectors import make_task
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
@@ -34,15 +34,9 @@ def detector(head: str, assigner: str, **task: Any) -> tuple[Detect, nn.Module]:
         "head": {"name": head, "num_convs": 1, **options},
     }
     model = registry.models.build(ComponentConfig("detector", blocks), facts={"in_channels": 3, "num_classes": 1})
-    facts = {
-        "model": model,
-        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in LOSSES[head]},
-        "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
-        "output_keys": AvailableKeys("model", model.output_keys),
-    }
     if head == "retina":
         task["anchors"] = {"scales": (1.0,), "ratios": (1.0, 2.0, 3.0)}
-    return registry.tasks.build(ComponentConfig("detect", {"assigner": {"name": assigner}, **task}), facts=facts), model
+    return make_task(model, LOSSES[head], model.output_keys, assigner={"name": assigner}, **task), model
 
 
 @pytest.mark.parametrize("num_micro_batches", [1, 2])

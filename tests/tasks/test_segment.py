@@ -368,41 +368,34 @@ def test_overlapping_windows_are_averaged_by_how_often_a_point_was_answered() ->
     assert asked[1][:, 0].tolist() == [2.0, 3.0, 4.0]
 
 
-def test_windows_may_start_at_their_own_minimum() -> None:
+def ask(windows: SphereWindows | BlockWindows, points: Tensor) -> list[Tensor]:
+    """The points of each window; those of blocks are batches of equal numbers."""
     asked: list[Tensor] = []
 
     def answer(batch: dict) -> Tensor:
+        assert ("offsets" in batch) == isinstance(windows, SphereWindows)
         asked.append(batch["points"])
-        return torch.zeros(len(batch["points"]), 1)
+        return torch.zeros(*batch["points"].shape[:-1], 1)
 
-    SphereWindows(max_points=40, origin="minimum")(answer, cloud(room(100)))
+    windows(answer, cloud(points))
+    return asked
+
+
+def test_windows_may_start_at_their_own_minimum() -> None:
+    asked = ask(SphereWindows(max_points=40, origin="minimum"), room(100))
     assert len(asked) > 2
     assert all(points.amin(dim=0).tolist() == [0.0, 0.0, 0.0] for points in asked)
 
 
 def test_blocks_come_in_equal_numbers_of_points_about_their_middle() -> None:
-    asked: list[Tensor] = []
-
-    def answer(batch: dict) -> Tensor:
-        assert "offsets" not in batch
-        asked.append(batch["points"])
-        return torch.zeros(*batch["points"].shape[:2], 1)
-
-    BlockWindows(size_m=1.0, stride_m=1.0, num_points=16)(answer, cloud(room(333)))
+    asked = ask(BlockWindows(size_m=1.0, stride_m=1.0, num_points=16), room(333))
     assert {points.shape[1] for points in asked} == {16}
     assert float(torch.cat(asked)[..., :2].abs().max()) <= 0.5 + 1e-9
 
 
 def test_windows_of_a_column_each_see_all_of_it() -> None:
-    asked: list[Tensor] = []
-
-    def answer(batch: dict) -> Tensor:
-        asked.append(batch["points"])
-        return torch.zeros(*batch["points"].shape[:2], 1)
-
     column = torch.rand(64, 3, generator=torch.Generator().manual_seed(3))
     by_height = column[column[:, 2].argsort()]  # as files order points by object: the floor first, the ceiling last
-    BlockWindows(size_m=2.0, stride_m=1.0, num_points=16)(answer, cloud(by_height))
-    heights = torch.cat(asked)[..., 2]
+    heights = torch.cat(ask(BlockWindows(size_m=2.0, stride_m=1.0, num_points=16), by_height))[..., 2]
     assert heights.shape == (4, 16)
     assert float((heights.mean(dim=1) - by_height[:, 2].mean()).abs().max()) < 0.1
