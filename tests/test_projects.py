@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sightline.contract import registry
-from tests.command import run_here
+from tests.command import succeed
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("centre", "classify", "contrast", "detect", "pose", "segment")
@@ -30,8 +30,7 @@ def test_there_is_a_project_for_each_task() -> None:
 )
 def test_the_tests_of_a_new_project_pass(task: str, tmp_path: Path) -> None:
     """They train two steps, evaluate, and run all checks; here in a process of their own, as a user runs them."""
-    made = run_here("init", "river", "--task", task, "--to", tmp_path)
-    assert made.code == 0, made.err
+    succeed("init", "river", "--task", task, "--to", tmp_path)
     folder = tmp_path / "river"
     assert "my_project" not in "".join(path.read_text() + path.name for path in folder.iterdir())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -47,6 +46,5 @@ def test_the_tests_of_a_new_project_pass(task: str, tmp_path: Path) -> None:
 
 
 def test_the_next_commands_can_be_pasted(tmp_path: Path) -> None:
-    made = run_here("init", "river", "--to", tmp_path / "my work")
-    assert made.code == 0, made.err
+    made = succeed("init", "river", "--to", tmp_path / "my work")
     assert shlex.split(made.err.partition("next: ")[2])[:3] == ["cd", str(tmp_path / "my work" / "river"), "&&"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import run_here
+from tests.command import run_here, succeed
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "classify"
@@ -39,10 +39,8 @@ class Failing(nn.Module):
 
 def test_everything_of_a_model(tmp_path: Path) -> None:
     svg, document = tmp_path / "made" / "net.svg", tmp_path / "net.json"
-    code, out, err = run_here(
-        "describe", CONFIGS / "synthetic_shapes_pointnet.yaml", *SMALL, "--svg", svg, "--json", document
-    )
-    assert code == 0, err
+    config = CONFIGS / "synthetic_shapes_pointnet.yaml"
+    told = succeed("describe", config, *SMALL, "--svg", svg, "--json", document)
     found = json.loads(document.read_text())
     assert [row["path"] for row in found["modules"][:2]] == ["", "input_alignment"]
     assert found["modules"][0]["outputs"] == [[3, 12], [3, 64, 64]]
@@ -51,32 +49,20 @@ def test_everything_of_a_model(tmp_path: Path) -> None:
     assert found["parameters"] == found["trainable"] == sum(row["parameters"] for row in found["modules"])
     # a product that the batch shares is a fraction for each sample, so this is a sum of floats
     assert found["macs_per_sample"] == pytest.approx(sum(row["macs"] for row in found["modules"]), rel=1e-12)
-    assert f"{found['parameters']:,}" in out
+    assert f"{found['parameters']:,}" in told.out
     assert svg.read_text().startswith("<svg")
 
 
 def test_depth_adds_inner_calls_to_the_shown_ones() -> None:
-    code, out, err = run_here("describe", CONFIGS / "synthetic_shapes_pointnet.yaml", *SMALL, "--depth", "1")
-    assert code == 0, err
-    assert "input_alignment" in out
-    assert "input_alignment.encode" not in out
+    told = succeed("describe", CONFIGS / "synthetic_shapes_pointnet.yaml", *SMALL, "--depth", "1")
+    assert "input_alignment" in told.out
+    assert "input_alignment.encode" not in told.out
 
 
 def test_a_plugin_with_clouds_of_different_sizes(tmp_path: Path) -> None:
-    plugins = [
-        word for name in ("my_plugin", "my_transform") for word in ("--plugin", ROOT / "examples" / f"{name}.py")
-    ]
-    code, out, err = run_here(
-        "describe",
-        ROOT / "examples" / "my_plugin.yaml",
-        *plugins,
-        "--svg",
-        tmp_path / "a.svg",
-        "--json",
-        tmp_path / "a",
-    )
-    assert code == 0, err
-    assert "OffsetNet" in out
+    examples, to = ROOT / "examples", ("--svg", tmp_path / "a.svg", "--json", tmp_path / "a")
+    plugins = ("--plugin", examples / "my_plugin.py", "--plugin", examples / "my_transform.py")
+    assert "OffsetNet" in succeed("describe", examples / "my_plugin.yaml", *plugins, *to).out
     assert "OffsetNet" not in (tmp_path / "a.svg").read_text(), "the model is opened to its layers"
     assert json.loads((tmp_path / "a").read_text())["parameters"] == 3 * 32 + 32 + 32 * 32 + 32 + 32 * 3 + 3
 
@@ -112,8 +98,7 @@ def test_range_images_and_their_ceiling_are_described(tmp_path: Path) -> None:
     """Two azimuths share a column: a half of the points is shown, and a perfect network misses some of the others."""
     config = ROOT / "configs/segment/synthetic_lidar_salsanext.yaml"
     words = (*SCANS, *NARROW, "--depth", "1", "--device", "cpu", "--json", tmp_path / "told.json")
-    done = run_here("describe", config, *words)
-    assert done.code == 0, done.err
+    done = succeed("describe", config, *words)
     found = json.loads((tmp_path / "told.json").read_text())["projection"]
     assert found["image"] == [64, 32]
     assert 0.5 < found["points_shown"] < 0.6

@@ -113,14 +113,9 @@ def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     assert document == json.loads((tmp_path / "net.onnx.json").read_text())["int8"]
     assert document["num_calibrated"] == 8
     assert document["int8"]["num_bytes"] == file.stat().st_size < document["float32"]["num_bytes"] / 3
-    assert (
-        document["float32"]["metrics"]["overall_accuracy"]
-        == json.loads(
-            (succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "e.json"), tmp_path / "e.json")[
-                1
-            ].read_text()
-        )["metrics"]["overall_accuracy"]
-    )
+    succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "evaluated.json")
+    evaluated = json.loads((tmp_path / "evaluated.json").read_text())["metrics"]
+    assert document["float32"]["metrics"]["overall_accuracy"] == evaluated["overall_accuracy"]
     assert document["int8"]["metrics"].keys() == document["float32"]["metrics"].keys()
     assert document["processor"] in done.err
     assert "int8 beside float" in done.out
@@ -129,6 +124,5 @@ def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     by_file, by_run = (sightline.load_run(path).predict([cloud]).predicted[0] for path in (file, run))
     np.testing.assert_allclose(by_file.probability, by_run.probability, atol=0.05)
     assert "--calibrate: chooses the scales of int8" in refuse("export", run, "--calibrate", 8, "--out", file)
-    again = succeed("export", run, "--int8", "--calibrate", 8, "--out", tmp_path / "again.onnx")
-    assert again.code == 0
+    succeed("export", run, "--int8", "--calibrate", 8, "--out", tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == file.read_bytes()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.command import run_here
+from tests.command import succeed
 from tests.compress.toys import closed_by_ddpg
 from tests.processes import ROOT
 
@@ -26,14 +26,13 @@ NAMES = ["float", "float, trained as long", *MIXED[:3], "0.1 preserve", *MIXED[3
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("floats") / "run"
-    assert run_here("train", CONFIG, *MODEL, "--out", run).code == 0
+    succeed("train", CONFIG, *MODEL, "--out", run)
     return run
 
 
 def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
     out = floats.parent / "report"
-    done = run_here("compress", floats, "--report", "steps", *WORDS, "--out", out)
-    assert done.code == 0, done.err
+    done = succeed("compress", floats, "--report", "steps", *WORDS, "--out", out)
     document = json.loads((out / "compression.json").read_text())
     rows = {row["name"]: row for row in document["rows"]}
     assert list(rows) == NAMES
@@ -54,7 +53,7 @@ def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
     assert rows["mix"]["ratios"]["weights"] > 4 / 32
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")}
     (out / "compression.json").unlink()
-    assert run_here("compress", floats, "--report", "steps", *WORDS, "--out", out).code == 0
+    succeed("compress", floats, "--report", "steps", *WORDS, "--out", out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")} == before
     again = json.loads((out / "compression.json").read_text())
     assert again["rows"] == document["rows"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import run_here
+from tests.command import succeed
 from tests.doc_blocks import OTHER_PAGES, ROOT, TOUR, blocks_of, lay_out, run_block
 from tests.long.report_pictures import FOLDER, MAX_BYTES, RUNS, make_page, take_picture
 from tests.view.test_browser import BROWSER
@@ -37,8 +37,7 @@ def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Beside the configs lies what the tour leaves: runs/tour."""
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
-    tour = run_here("train", *TOUR_RUN, "--no-check", "--out", "runs/tour")
-    assert tour.code == 0, tour.err
+    succeed("train", *TOUR_RUN, "--no-check", "--out", "runs/tour")
     for block in blocks_of(page):
         if block.needs is None:
             run_block(block)

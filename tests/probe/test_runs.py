@@ -22,7 +22,7 @@ from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.probe import probed_run
 from sightline.workbench.probe.classifiers import SVM
 from sightline.workbench.probe.probed_run import FeatureSplit, extract_with_random, open_probed
-from tests.command import Outcome, run_here
+from tests.command import Outcome, run_here, succeed
 from tests.probe.contrast import THIN, train_thin
 from tests.trained import copy_run
 
@@ -36,8 +36,7 @@ def probe(run: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
     """What `evaluate --probe svm`, or by other methods, writes as JSON of a run, and what it says."""
     file = run.parent / "probe.json"
     methods = () if "--probe" in words else ("--probe", "svm")
-    outcome = run_here("evaluate", run, *methods, *words, "--device", "cpu", "--json", file)
-    assert outcome.code == 0, outcome.err
+    outcome = succeed("evaluate", run, *methods, *words, "--device", "cpu", "--json", file)
     (document,) = json.loads(file.read_text())["runs"]
     return document, outcome
 
@@ -89,8 +88,7 @@ def test_any_classifier_has_features(tmp_path: Path) -> None:
     text = "\n".join(kept).replace("intra_modal", "cross_entropy").replace("{name: pairs}", "{name: accuracy}")
     model = "model: {name: dgcnn, num_neighbours: 8, embedding: 16}"
     config.write_text("\n".join(model if line.startswith("model") else line for line in text.splitlines()))
-    trained = run_here("train", config, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
-    assert trained.code == 0, trained.err
+    succeed("train", config, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
     assert "probe_svm_accuracy" not in json.loads((tmp_path / "run" / "final.json").read_text())["metrics"]
     document, _ = probe(tmp_path / "run", "C=1", "folds=2")
     assert set(document["metrics"]) == {"probe_svm_accuracy", "probe_svm_accuracy_random"}
@@ -139,8 +137,7 @@ def test_runs_and_methods_have_a_row_each_beside_chance_and_random_weights(run: 
     """Figures of a method are the same alone and beside others."""
     other = train_thin(tmp_path, "seed=1", name="other")
     words = (other, "--probe", "svm,few-shot", *QUICK)
-    outcome = run_here("evaluate", run, *words, "--device", "cpu", "--json", tmp_path / "both.json")
-    assert outcome.code == 0, outcome.err
+    outcome = succeed("evaluate", run, *words, "--device", "cpu", "--json", tmp_path / "both.json")
     documents = json.loads((tmp_path / "both.json").read_text())["runs"]
     assert [document["run"] for document in documents] == [str(run), str(other)]
     names = {"probe_svm_accuracy", "fewshot_3w2s"}
@@ -159,8 +156,7 @@ def test_runs_and_methods_have_a_row_each_beside_chance_and_random_weights(run: 
 def final_of(run: Path) -> tuple[dict[str, float], str]:
     """What `evaluate` measures of a run, and what it says besides."""
     file = run.parent / "evaluated.json"
-    outcome = run_here("evaluate", run, "--device", "cpu", "--json", file)
-    assert outcome.code == 0, outcome.err
+    outcome = succeed("evaluate", run, "--device", "cpu", "--json", file)
     return json.loads(file.read_text())["metrics"], outcome.err
 
 

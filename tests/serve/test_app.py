@@ -202,19 +202,13 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
         depth[100:140, 140:180] = 500.0
         body, upload = {}, ("a.npy", as_npy(depth))
     else:
-        width = 3 + 3 * len(loaded.files.inputs.features)
-        if name == "lidar":
-            width = 5  # x, y, z, remission, ring
-        cloud = rng.random((96, width)) * 0.5
+        more = {"lidar": ("remission", "ring"), "parts": ("nx", "ny", "nz"), "scenes": ("r", "g", "b")}.get(name, ())
+        cloud = rng.random((96, 3 + len(more))) * 0.5
         if name == "lidar":
             cloud[:, 4] = np.argsort(np.argsort(-cloud[:, 2])) * 64 // 96  # the highest beam is 0
         if name == "parts":
             cloud[:, 3:] /= np.linalg.norm(cloud[:, 3:], axis=1, keepdims=True)
-        options = (
-            {}
-            if width == 3 or name == "lidar"
-            else {"columns": ("x", "y", "z", *(("nx", "ny", "nz") if name == "parts" else "rgb"))}
-        )
+        options = {"columns": ("x", "y", "z", *more)} if name in ("parts", "scenes") else {}
         body, upload = {"points": cloud.tolist()}, ("a.npy", as_npy(cloud))
     category = {"category": str(loaded.facts["category_names"][0])} if name == "parts" else {}
     with open_app(loaded, World(), options=options) as app, TestClient(app) as client:

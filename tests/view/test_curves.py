@@ -14,7 +14,7 @@ from sightline.contract.errors import DataError, UserError
 from sightline.draw.charts import BOTTOM, FONT_SIZE, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.runs.curves import draw_runs, encode_curves
 from sightline.runs.run_directory import read_lines
-from tests.command import run_here
+from tests.command import succeed
 from tests.runs.small import ROOT, SMALL
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -167,8 +167,7 @@ def test_a_training_draws_its_curves_where_the_config_asks_for_it(tmp_path: Path
     words = [*SMALL, "train.steps=2", "--no-check", "--device", "cpu"]
     config = ROOT / "configs/classify/synthetic_shapes_pointnet.yaml"
     for name, more in (("plain", []), ("drawn", ["log.curves=true"])):
-        done = run_here("train", config, *words, *more, "--out", tmp_path / name)
-        assert done.code == 0, done.err
+        succeed("train", config, *words, *more, "--out", tmp_path / name)
     assert not (tmp_path / "plain" / "results.svg").exists()
     assert (tmp_path / "drawn" / "results.svg").read_text() == draw_runs([tmp_path / "drawn"])
     weights = [tmp_path / name / "checkpoints/last/model.safetensors" for name in ("plain", "drawn")]
