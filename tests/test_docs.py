@@ -1,4 +1,4 @@
-"""The documentation is true where a program can tell: links, commands, tables and quoted files."""
+"""The documentation is true where a program can tell: commands, tables and quoted files. Links: test_site.py."""
 
 from __future__ import annotations
 
@@ -53,37 +53,13 @@ def commands(page: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-# --- links and quotes ------------------------------------------------------------------------------------------------
+# --- pages and quotes ------------------------------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@run_each("page", PAGES)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"[a-z]+:", link):
-            continue
-        path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
-        if not target.exists() or (anchor and anchor not in anchors(target)):
-            broken.append(link)
-    assert broken == []
-
-
-def test_every_page_is_linked() -> None:
-    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.parent != ROOT / "docs"]
-    linked = {
-        (page.parent / link).resolve()
-        for page in [*pages, ROOT / "docs" / "README.md"]
-        for link in re.findall(r"\]\(([^)\s#]+)", page.read_text())
-    }
-    assert [str(page) for page in pages if page not in linked] == []
 
 
 def broken_pages(text: str) -> list[str]:

@@ -13,29 +13,6 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "classify"
 SMALL = ("data.num_points=64", "data.train_size=48", "train.batch_size=8")
 
-FAILING = '''
-from typing import TypedDict
-import torch
-from torch import Tensor, nn
-from sightline.contract import registry
-
-
-class Output(TypedDict):
-    logits: Tensor
-
-
-@registry.models.add("failing_in_describe")
-class Failing(nn.Module):
-    """Its second layer expects another width."""
-
-    def __init__(self, *, num_classes: int, in_channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(in_channels, 8), nn.Linear(9, num_classes))
-
-    def forward(self, *, points: Tensor) -> Output:
-        return {"logits": self.layers(points).amax(dim=1)}
-'''
-
 
 def test_everything_of_a_model(tmp_path: Path) -> None:
     svg, document = tmp_path / "made" / "net.svg", tmp_path / "net.json"
@@ -67,21 +44,14 @@ def test_a_plugin_with_clouds_of_different_sizes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a").read_text())["parameters"] == 3 * 32 + 32 + 32 * 32 + 32 + 32 * 3 + 3
 
 
-def test_a_model_that_fails_is_one_line_with_the_module(tmp_path: Path) -> None:
-    (tmp_path / "failing.py").write_text(FAILING)
-    config = tmp_path / "failing.yaml"
-    text = (CONFIGS / "_classify.yaml").read_text() + (
-        "data: {name: synthetic_shapes, num_points: 16}\nmodel: {name: failing_in_describe}\n"
-        "losses: [{name: cross_entropy}]\noptimizer: {name: sgd, lr: 0.1}\ntrain: {epochs: 1, batch_size: 4}\n"
-    )
-    config.write_text(text)
-    code, out, err = run_here("describe", config, "--plugin", tmp_path / "failing.py")
+def test_a_model_that_fails_is_one_line_with_the_module() -> None:
+    code, out, err = run_here("describe", CONFIGS / "synthetic_shapes_dgcnn.yaml", *SMALL[1:], "data.num_points=8")
     assert (code, out) == (1, "")
-    last = err.splitlines()[-1]
-    assert last.startswith(
-        "error: model 'failing_in_describe', 3 samples: the forward pass failed in layers.1 (Linear)"
+    assert err.startswith(
+        "error: model 'dgcnn', 3 samples: the forward pass failed in the model itself (DGCNN), given "
     )
-    assert "(3, 16, 8)" in last
+    assert "(3, 8, 3)" in err
+    assert err.count("\n") == 1
 
 
 def test_a_drawing_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
