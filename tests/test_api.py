@@ -16,12 +16,9 @@ import torch
 import sightline
 from sightline.contract.errors import CheckpointError, ConfigError, UserError
 from sightline.contract.types import SampleKey
-from sightline.engine.distributed import World
-from sightline.engine.session import StopRequest, TrainingSession
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, collect_environment
 from tests.cases import run_each
-from tests.runs.small import small_run
+from tests.runs.small import small_config, small_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,23 +31,13 @@ def python(code: str) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs on a few solids, with averaged weights and a transform of evaluation that draws nothing."""
-    path = tmp_path_factory.mktemp("api") / "run"
-    path.mkdir()
-    built = small_run(
+    config = small_config(
         "train.ema_decay=0.5",
         "transforms.evaluate=[{name: sample_points, num_points: 20, order: first}]",
         "transforms.train=[{name: sample_points, num_points: 20}, {name: jitter}]",
     )
-    session = TrainingSession(
-        built,
-        World(),
-        RunDirectory(path, is_writer=True),
-        stop=StopRequest(),
-        record=collect_environment(),
-        is_quiet=True,
-    )
-    session.start_files()
-    assert session.run() is not None
+    path = tmp_path_factory.mktemp("api") / "run"
+    assert sightline.train_run(config, out=path, checks=False, device="cpu", progress=False).is_finished
     return path
 
 
