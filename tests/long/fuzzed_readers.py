@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["Reader", "file_readers", "folder_readers", "run_readers"]
+__all__ = ["Reader", "file_readers", "prepared_readers", "run_readers"]
 
 
 @dataclass(frozen=True)
@@ -188,60 +188,13 @@ def _weights(folder: Path) -> Iterator[Reader]:
     yield Reader("packed, resealed", packed, lambda: read_packed(packed), reseal)
 
 
-def folder_readers(folder: Path) -> Iterator[Reader]:
-    """Readers of folders, one file of which is damaged: annotations in every layout, prepared sets."""
-    yield from _annotations(folder / "boxes")
-    yield from _prepared(folder / "prepared")
-
-
-def _annotations(folder: Path) -> Iterator[Reader]:
-    from sightline.areas.detect.sets.coco import Coco
-    from sightline.areas.detect.sets.people import CityPersons, CrowdHuman, EuroCityPersons, WiderPerson
-    from sightline.areas.detect.sets.yolo_txt import YoloTxt
-    from tests.data.boxes.box_writers import pattern, write_coco, write_image
-    from tests.data.boxes.test_crowdhuman import CROWD, write_set
-    from tests.data.boxes.test_people import written
-
-    source = folder / "coco"
-    for name in ("one", "two"):
-        write_image(source / f"images/{name}.png", pattern(24, 32))
-    common = {"image_id": 1, "area": 30.0, "iscrowd": 0}
-    boxes = [
-        {**common, "category_id": 3, "bbox": [1.0, 2, 10, 12], "segmentation": [[1.0, 2, 11, 2, 11, 14]]},
-        {**common, "category_id": 3, "bbox": [1.0, 2, 10, 12], "iscrowd": 1},
-    ]
-    images = [(1, "one.png", 32, 24), (2, "two.png", 32, 24)]
-    write_coco(source / "annotations/instances_train.json", images, boxes)
-    yolo = folder / "yolo_txt"
-    write_image(yolo / "images/one.png", pattern(24, 32))
-    (yolo / "labels").mkdir()
-    (yolo / "labels/one.txt").write_text("1 0.5123 0.25 0.2 0.125\n0 0.9 0.9 0.2 0.2\n")
-    (yolo / "data.yaml").write_text("train: images\nnames: [person, rider]\n")
-    trees = {"coco": (Coco, source), "yolo_txt": (YoloTxt, yolo)}
-    people = {"widerperson": WiderPerson, "citypersons": CityPersons, "ecp": EuroCityPersons}
-    trees |= {name: (builder, written(name, folder / name)) for name, builder in people.items()}
-    trees["crowdhuman"] = CrowdHuman, write_set(folder / "crowdhuman", train={"a": CROWD})
-    for name, (builder, tree) in trees.items():
-        for path in _texts(tree):
-            yield Reader(f"boxes {name} {path.name}", path, lambda builder=builder, tree=tree: builder.survey(tree))
-
-
-def _texts(tree: Path) -> list[Path]:
-    """One file of every suffix and folder that is no image."""
-    found = {}
-    for path in sorted(tree.rglob("*")):
-        if path.is_file() and path.suffix not in (".png", ".jpg"):
-            found.setdefault((path.parent, path.suffix), path)
-    return list(found.values())
-
-
-def _prepared(folder: Path) -> Iterator[Reader]:
+def prepared_readers(folder: Path) -> Iterator[Reader]:
+    """Readers of a prepared set, one file of which is damaged, also under new seals."""
     from sightline.areas.clouds.sets.modelnet import ModelNet40
     from sightline.contract.types import SampleKey
     from sightline.store.prepared.prepared_set import PreparedSet, add_digest, read_manifest, verify
     from tests.data.clouds.modelnet_writers import prepare, write_text
 
-    folder.mkdir()
     prepare(write_text(folder / "release"), folder / "set")
     root = folder / "set"
     manifest = root / "manifest.json"

@@ -89,7 +89,7 @@ def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
     from tests.data.boxes import test_crowdhuman, test_people
     from tests.data.boxes.box_writers import pattern, write_coco, write_image
 
-    common = {"image_id": 1, "category_id": 3, "area": 9.0, "iscrowd": 0, "bbox": [1.0, 2, 3, 3]}
+    common = {"image_id": 1, "category_id": 3, "bbox": [1.0, 2, 3, 3], "area": 9.0, "iscrowd": 0}
     masks = ({"size": [6, 8], "counts": [7, 3, 38]}, {"size": [6, 8], "counts": "73V1"}, [[1.0, 2, 4, 2, 4, 5]])
 
     def write_boxes(root: Path) -> None:

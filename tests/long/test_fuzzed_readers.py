@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from sightline.contract.errors import RunError, UserError
-from tests.long.fuzzed_readers import Reader, file_readers, folder_readers, run_readers
+from tests.long.fuzzed_readers import Reader, file_readers, prepared_readers, run_readers
 from tests.long.fuzzed_sets import set_readers
 from tests.long.mutations import mutated
 
@@ -36,7 +36,7 @@ class _TooLongError(BaseException):
     """Raised within what does not end; nothing that catches exceptions catches it."""
 
 
-@pytest.mark.parametrize("readers", [file_readers, folder_readers, run_readers, set_readers])
+@pytest.mark.parametrize("readers", [file_readers, prepared_readers, run_readers, set_readers])
 def test_damaged_files_are_refused_in_a_line(
     readers: Callable[[Path], Iterator[Reader]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
