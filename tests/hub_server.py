@@ -48,14 +48,8 @@ class Hub:
                 digest = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 130}
             siblings.append(entry)
-        return {
-            "id": repo,
-            "modelId": repo,
-            "sha": self.commit(repo),
-            "siblings": siblings,
-            "private": self.private.get(repo, False),
-            "tags": [],
-        }
+        is_private = self.private.get(repo, False)
+        return {"id": repo, "sha": self.commit(repo), "siblings": siblings, "private": is_private, "tags": []}
 
 
 def git_digest(data: bytes) -> str:
