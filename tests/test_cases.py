@@ -37,11 +37,3 @@ def test_all_cases_run_and_those_that_fail_are_named() -> None:
     ]
     assert isinstance(second, BaseExceptionGroup)
     assert len(second.exceptions) == 3
-
-
-def test_cases_that_hold_pass() -> None:
-    @run_each("number", range(3))
-    def is_small(number: int) -> None:
-        assert number < 3
-
-    is_small()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,41 +107,37 @@ def test_a_refiner_that_saw_the_tested_subject_is_refused(
     assert not (tmp_path / "c.txt").exists()
 
 
-def test_so_is_one_that_started_from_other_weights(refiner: Path, config: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def copied(refiner: Path, tmp_path: Path) -> Path:
+    """A copy of the refiner, to be changed."""
+    return shutil.copytree(refiner, tmp_path / "copied", symlinks=True)
+
+
+def test_so_is_one_that_started_from_other_weights(copied: Path, config: Path, tmp_path: Path) -> None:
     match = {"matched": 1, "total": 1, "filled": []}
     kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
-    (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
-    try:
-        done = written(refiner, config, "--out", tmp_path / "c.txt")
-        assert done.code == 2
-        assert f"{refiner}: started from a.pth, which may have been trained on P1, on which this" in done.err
-    finally:
-        (refiner / LINEAGE_FILE).unlink()
+    (copied / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
+    done = written(copied, config, "--out", tmp_path / "c.txt")
+    assert done.code == 2
+    assert f"{copied}: started from a.pth, which may have been trained on P1, on which this" in done.err
 
 
-def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Path, tmp_path: Path) -> None:
-    kept = (refiner / "inputs.json").read_text()
-    document = json.loads(kept)
+def test_a_run_that_did_not_note_its_parts_is_refused(copied: Path, config: Path, tmp_path: Path) -> None:
+    document = json.loads((copied / "inputs.json").read_text())
     document["folds"] = None  # of a set that names none
-    (refiner / "inputs.json").write_text(json.dumps(document))
-    try:
-        done = written(refiner, config, "--out", tmp_path / "c.txt")
-        assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
-    finally:
-        (refiner / "inputs.json").write_text(kept)
+    (copied / "inputs.json").write_text(json.dumps(document))
+    done = written(copied, config, "--out", tmp_path / "c.txt")
+    assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
 
 
-def test_other_data_are_refused(refiner: Path, tmp_path: Path) -> None:
-    facts = json.loads((refiner / "facts.json").read_text())
+def test_other_data_are_refused(copied: Path, tmp_path: Path) -> None:
     file = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-    done = written(refiner, file, "--out", tmp_path / "c.txt")
+    done = written(copied, file, "--out", tmp_path / "c.txt")
     assert (done.code, "data set 'synthetic_shapes' has no depth images" in done.err) == (2, True)
-    (refiner / "facts.json").write_text(json.dumps({**facts, "cube_mm": 2000.0}))
-    try:
-        done = written(refiner, ROOT / "configs" / "pose" / "synthetic_hands_v2v.yaml", "--out", tmp_path / "c.txt")
-        assert "was trained with cube_mm = 2000.0; data set 'synthetic_hands' has 200" in done.err
-    finally:
-        (refiner / "facts.json").write_text(json.dumps(facts))
+    facts = json.loads((copied / "facts.json").read_text())
+    (copied / "facts.json").write_text(json.dumps({**facts, "cube_mm": 2000.0}))
+    done = written(copied, ROOT / "configs" / "pose" / "synthetic_hands_v2v.yaml", "--out", tmp_path / "c.txt")
+    assert "was trained with cube_mm = 2000.0; data set 'synthetic_hands' has 200" in done.err
 
 
 def test_lines_are_float32_to_the_last_bit() -> None:
