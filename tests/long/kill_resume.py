@@ -233,7 +233,8 @@ def run_all(*, kills_per_cell: int, seed: int, jobs: int, folder: Path) -> dict[
                 for n in range(kills_per_cell)
             ]
             mine = [future.result() for future in futures]
-        _tell(_row(cell, mine, time.monotonic() - started))
+        num_kills, num_equal = sum(len(kill.victims) for kill in mine), sum(not kill.differences for kill in mine)
+        _tell(f"{cell}: {len(mine)} runs, {num_kills} kills, {num_equal} identical, {time.monotonic() - started:.0f} s")
         kills += mine
     return {
         "seed": seed,
@@ -246,18 +247,6 @@ def run_all(*, kills_per_cell: int, seed: int, jobs: int, folder: Path) -> dict[
         "python": platform.python_version(),
         "runs": [asdict(kill) for kill in kills],
     }
-
-
-HEADER = "processes  workers  runs  kills  no run yet  no checkpoint  mid-run  finished  identical  seconds"
-
-
-def _row(cell: Cell, kills: Sequence[Kill], seconds: float) -> str:
-    reached = [text for kill in kills for text in kill.found]
-    counts = [reached.count(text) for text in ("no run yet", "no checkpoint yet")]
-    counts += [sum(text.startswith("step") for text in reached), reached.count("finished")]
-    numbers = [*cell, len(kills), len(reached), *counts, sum(not kill.differences for kill in kills), round(seconds)]
-    words = HEADER.split("  ")
-    return "  ".join(f"{number:>{len(word)}}" for number, word in zip(numbers, words, strict=True))
 
 
 def _tell(line: str) -> None:
@@ -275,7 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kill_resume_"))
     folder.mkdir(parents=True, exist_ok=True)
-    _tell(HEADER)
     result = run_all(kills_per_cell=given.kills_per_cell, seed=given.seed, jobs=given.jobs, folder=folder)
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
