@@ -13,7 +13,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import PointEncoder, TransformBlock
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.errors import CheckpointError, ConfigError, DataError
-from sightline.contract.registry import DATA_FACTS, FACTS, REGISTRIES, Need, Registry, find_mismatch, locate_errors
+from sightline.contract.registry import REGISTRIES, Need, Registry, find_mismatch, locate_errors
 from sightline.contract.types import ComponentConfig, SourceLocation
 from tests.cases import run_each
 
@@ -325,9 +325,3 @@ def test_lists_and_defaults_are_held_to_bounds_as_in_a_config(parts: Registry) -
     assert parts.build(block("edged", edges=[1, 2]), facts={}) == ((1.0, 2.0), -1.0)
     with pytest.raises(ValueError, match=r"edged: edges\.1: found 0\.0, allowed is a number, above 0"):
         edged(edges=(1.0, 0.0))
-
-
-def test_facts_are_those_of_the_house_rules() -> None:
-    assert {"num_classes", "in_channels", "class_names", "class_counts", "ignore_index", "up_axis"} <= DATA_FACTS
-    assert {"device", "world"} <= FACTS - DATA_FACTS
-    assert registry.REGISTRIES["models"] is registry.models

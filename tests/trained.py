@@ -17,13 +17,17 @@ from tests.runs.poses import train_pose
 from tests.runs.segments import make_parts, make_scenes
 from tests.runs.small import SMALL
 
-__all__ = ["DETECT", "RUNS", "break_off", "copy_run", "trained_run"]
+__all__ = ["DETECT", "LIDAR", "RUNS", "break_off", "copy_run", "trained_run"]
 
 CONFIGS = ROOT / "configs"
 DETECT = (
     *("data.train_size=8", "data.validation_size=4", "data.test_size=6"),
     *("model.backbone.width=8", "model.neck.width=16", "model.head.num_convs=1"),
     *("train.batch_size=4", "optimizer={name: adam, lr: 0.003}", "task.score=0.02"),
+)
+LIDAR = (
+    *("data.train_size=8", "data.test_size=4", "data.num_columns=64", "train.precision=float32"),
+    *("transforms.train.2.width=64", "transforms.evaluate.0.width=64"),
 )
 _NO_CHECK = ("--no-check", "--device", "cpu", "--out")
 
@@ -66,17 +70,8 @@ def train_detect(folder: Path) -> Path:
 
 def train_lidar(folder: Path) -> Path:
     """SalsaNext of two channels after a step on a few scans of 64 columns, a full turn; in float32 on every machine."""
-    words = (
-        "train.precision=float32",
-        "data.train_size=8",
-        "data.test_size=4",
-        "data.num_columns=64",
-        "model.width=2",
-        "train.steps=1",
-    )
-    widths = ("transforms.train.2.width=64", "transforms.evaluate.0.width=64")
     config = CONFIGS / "segment/synthetic_lidar_salsanext.yaml"
-    succeed("train", config, *words, *widths, *_NO_CHECK, folder / "run")
+    succeed("train", config, *LIDAR, "model.width=2", "train.steps=1", *_NO_CHECK, folder / "run")
     return folder / "run"
 
 

@@ -24,6 +24,7 @@ from sightline.workbench.serve.app import open_app
 from tests.command import succeed
 from tests.marks import long_but
 from tests.processes import ROOT, free_port
+from tests.trained import LIDAR
 
 COLUMNS = ("x", "y", "z", "remission", "ring")
 NETWORKS = {
@@ -52,9 +53,7 @@ def make_street(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Str
     @functools.cache
     def make(network: str) -> Street:
         folder = tmp_path_factory.mktemp(network)
-        sizes = ("data.train_size=8", "data.test_size=2", "data.num_columns=64", "train.precision=float32")
-        widths = ("transforms.train.2.width=64", "transforms.evaluate.0.width=64")
-        words = (*sizes, *widths, *NETWORKS[network], "--no-check", "--device", "cpu", "--out", folder / "run")
+        words = (*LIDAR, *NETWORKS[network], "--no-check", "--device", "cpu", "--out", folder / "run")
         succeed("train", ROOT / f"configs/segment/synthetic_lidar_{network}.yaml", *words)
         succeed("export", folder / "run", "--out", folder / "net.onnx")
         run = sightline.load_run(folder / "run")
