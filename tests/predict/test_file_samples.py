@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.areas.clouds.sets.modelnet import ModelNet10
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, SampleKey
@@ -17,7 +16,6 @@ from sightline.store.files.column_names import COLOURS
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.workbench.predict.file_samples import FileSample, make_sample, read_sample
 from tests.data.clouds.cloud_writers import write_off
-from tests.data.clouds.modelnet_writers import prepare
 from tests.data.scenes.scene_writers import no_progress, write_s3dis
 
 TETRAHEDRON = np.array([[0, 0, 0], [4.0, 0, 0], [0, 3, 0], [0, 0, 2]])
@@ -134,25 +132,6 @@ def test_a_mesh_is_drawn_by_the_name_of_its_file(unit_sphere: str) -> None:
     assert many.num_points == 3000
     with pytest.raises(DataError, match="none of the 1 faces has an area"):
         make_sample(PointCloud(TETRAHEDRON, faces=np.array([[0, 0, 1]])), stated, name="a", where="a.off")
-
-
-@pytest.mark.shared
-def test_a_real_mesh_gives_the_bits_that_preparing_stored(shared: Path, tmp_path: Path) -> None:
-    meshes = sorted((shared / "data" / "modelnet_off_samples").rglob("*.off"))
-    assert meshes
-    for number, path in enumerate(meshes):
-        name = path.stem.rpartition("_")[0]
-        folder = tmp_path / "off" / name / ("train" if number % 2 else "test")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / path.name).symlink_to(path.resolve())
-    prepare(tmp_path / "off", tmp_path / "data", name="modelnet10")
-    for split in ("train", "test"):
-        shapes = ModelNet10(split=split, root=str(tmp_path / "data"), num_points=512, normals="file")
-        for index in range(len(shapes)):
-            path = next(path for path in meshes if path.stem == shapes.sample_name(index))
-            found, stored = read_sample(path, shapes.info), shapes[SampleKey(index, 0, 0)]
-            for field in ("points", "normals"):
-                assert np.array_equal(found.fields[field], stored[field].numpy()), (path.name, field)
 
 
 def test_features_come_from_the_file_or_are_named_as_missing() -> None:
