@@ -59,7 +59,7 @@ def read_source(file: Path, layout: PublishedLayout | None = None) -> PublishedF
     The parts are those of `layout`, without one those of the layout that has the most of them, all in the folder.
     Raises CheckpointError for unreadable files and for a folder with a part that the layout would leave out.
     """
-    parts = _find_parts(file) if layout is None else layout.parts
+    parts = find_parts(file) if layout is None else layout.parts
     if not parts or not file.is_dir():
         return read_published(file)
     part_names = {name for other in list_layouts() for name in other.parts}
@@ -77,9 +77,11 @@ def read_source(file: Path, layout: PublishedLayout | None = None) -> PublishedF
     )
 
 
-def _find_parts(folder: Path) -> Mapping[str, str]:
-    complete = [row.parts for row in list_layouts() if all((folder / name).exists() for name in row.parts)]
-    return max(complete, key=len)
+def find_parts(folder: Path) -> Mapping[str, str]:
+    """Find the parts of a layout that a folder holds: all of the most, or some; none in a folder of something else."""
+    present = [row.parts for row in list_layouts() if any((folder / name).exists() for name in row.parts)]
+    complete = [parts for parts in present if all((folder / name).exists() for name in parts)]
+    return max(complete, key=len) if complete else min(present, key=len, default={})
 
 
 def read_published(path: Path) -> PublishedFile:
@@ -106,7 +108,10 @@ def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: boo
         )
     are_alike = all(row.names == fitting[0].names and row.changes == fitting[0].changes for row in fitting)
     if len(fitting) > 1 and are_alike:
-        weights = convert_state_dict(state, fitting[0].name)
+        try:
+            weights = convert_state_dict(state, fitting[0].name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from None
         counts = [_count_equal_shapes(weights, row) for row in fitting]
         fitting = [row for row, count in zip(fitting, counts, strict=True) if count == max(counts)]
     runs = [dataclasses.replace(row, name="", url="", unused=()) for row in fitting]
@@ -143,15 +148,26 @@ def _load(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
-            # the format before archives from bytes: sizes in a file on disk allocate memory
-            source = path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
-            return torch.load(source, map_location="cpu", weights_only=True)
+            return torch.load(_open(path), map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except UnpicklingError as error:
         raise CheckpointError(f"{path}: {_describe_refusal(error)}") from None
     except Exception as error:  # noqa: BLE001  a damaged file breaks the reader anywhere: struct, zip, text, memory
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {_reason(error)}); get the file again"
         ) from None
+
+
+def _open(path: Path) -> Path | io.BytesIO:
+    """Return what torch reads: archives from the disk, the format before them from bytes, as its sizes take memory."""
+    if not zipfile.is_zipfile(path):
+        return io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        num_bytes, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if num_bytes > size:
+        raise CheckpointError(f"{path}: would unpack to {num_bytes:,} bytes of {size:,}; torch.save compresses nothing")
+    return path
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -211,6 +227,12 @@ def _unwrap(value: Any, path: Path) -> PublishedFile:
     if all(key.startswith(_WRAPPER) for key in state):
         state = {key.removeprefix(_WRAPPER): tensor for key, tensor in state.items()}
         containers.append(_WRAPPER)
+    odd = [key for key, tensor in state.items() if not _is_plain(tensor)]
+    if odd:
+        raise CheckpointError(
+            f"{path}: {len(odd)} tensors are sparse, quantised, expanded or on no device: "
+            f"{join_some(odd, most=_MAX_NAMES_SHOWN)}; save dense ones of a CPU"
+        )
     return PublishedFile(state, tuple(containers), tuple(others))
 
 
@@ -218,3 +240,10 @@ def _is_state(value: Any) -> bool:
     """Return True if this is a mapping of names to tensors and to nothing else."""
     is_named = isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
     return is_named and all(isinstance(item, Tensor) for item in value.values())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return True if each element of a tensor has its own place in memory."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

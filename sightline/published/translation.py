@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.errors import CheckpointError
+from sightline.contract.errors import CheckpointError, escape_to_one_line
 from sightline.published.rows import list_layouts, read_layout
 
 _OUR_EPSILON = 1e-5
@@ -21,7 +21,7 @@ def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Te
     Convolutions of size 1 become matrices, except those that are convolutions here too, as all over volumes are; a
     leading `module.` on every name, from DataParallel, is removed, and so are the layout's unused names; then its
     changes are made. Raises CheckpointError for an unknown layout, for names that the layout does not have, and for a
-    module stored under two names with different values.
+    module stored under two names with different values, or with shapes that a change does not allow.
     """
     row = read_layout(layout)
     used = dict(zip(_without_wrapper(state), state.values(), strict=True))
@@ -48,7 +48,13 @@ def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Te
             )
         translated[ours], origin[ours] = value, key
     for change, argument in row.changes.items():
-        translated |= CHANGES[change](translated, argument)
+        try:
+            translated |= CHANGES[change](translated, argument)
+        except (RuntimeError, IndexError) as error:
+            raise CheckpointError(
+                f"the shapes of its tensors do not allow '{change}', which the layout '{layout}' needs "
+                f"({escape_to_one_line(str(error))[:160]}); is it a variant of it?"
+            ) from None
     return translated
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
-from sightline.published.files import choose_layout, read_published
+from sightline.published.files import choose_layout, find_parts, read_published
 from sightline.published.hub import PREFIX, fetch_weights, is_hub_name
 from sightline.published.translation import convert_state_dict
 from sightline.runs import checkpoint
 from sightline.store.prepared.prepared_set import compute_sha256
 
-_ADVICE = "convert it by the one that it is of: sightline data convert FILE --layout NAME --to RUN, then init.from=RUN"
+_ADVICE = "convert it: sightline data convert FILE --layout NAME --to RUN, then init.from=RUN"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def open_source(name: str) -> WeightSource:
         name, path, run = str(file.name), file.path, file.path.parent if file.is_run else None
     elif not path.exists() and path.suffix:
         raise CheckpointError(f"{name}: there is no such file or folder; names on a hub begin with {PREFIX}")
+    elif find_parts(path):
+        raise CheckpointError(f"{name}: holds a network in parts; {_ADVICE}")
     elif not path.is_file() or path.suffix == ".slq":
         path = checkpoint.resolve_weights(path).resolve()
         run = checkpoint.enclosing_run(path)

@@ -309,6 +309,11 @@ def test_other_joints_are_named(shared: Path, tmp_path: Path) -> None:
         ),
         (
             "wangyueft_pointnet",
+            {"conv1.bias": torch.ones(64)},
+            "1 tensors are none of this model of the layout 'wangyueft_pointnet': conv1.bias; is it a variant of it?",
+        ),
+        (
+            "wangyueft_pointnet",
             {"bn6.weight": torch.full((512,), torch.nan)},
             "1 tensors hold NaN or infinity: bn6.weight",
         ),

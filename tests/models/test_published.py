@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def test_whole_models_and_arrays_are_refused_by_their_type(tmp_path: Path, value
         read_published(saved(tmp_path / "a.pth", value))
 
 
+def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
+    whole, packed = saved(tmp_path / "a.pth", {"weight": torch.zeros(10**5)}), tmp_path / "b.pth"
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(CheckpointError, match=r"b\.pth: would unpack to 40\d,\d{3} bytes of \d,\d{3}; torch\.save"):
+        read_published(packed)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_refused_in_one_line(tmp_path: Path, share: float, legacy: bool) -> None:
@@ -170,6 +180,9 @@ def test_a_file_cut_short_is_refused_in_one_line(tmp_path: Path, share: float, l
     ("value", "told"),
     [
         ({}, "holds nothing; one set of weights is needed"),
+        (STATE | {"a": torch.eye(3).to_sparse()}, "1 tensors are sparse, quantised, expanded or on no device: a; save"),
+        (STATE | {"a": torch.zeros(1).expand(64, 10**5, 10**5)}, "1 tensors are sparse, quantised, expanded"),
+        (STATE | {"a": torch.ones(2, device="meta")}, "1 tensors are sparse, quantised, expanded or on no device: a"),
         ([STATE], "holds a list, a mapping of names to tensors is needed"),
         ({"model": STATE, "net": STATE}, "holds model and net; one set of weights is needed"),
         ({"teacher": STATE, "student": STATE}, "holds teacher, student; one set of weights is needed"),

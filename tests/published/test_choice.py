@@ -12,6 +12,7 @@ from sightline.contract.errors import CheckpointError
 from sightline.published.files import choose_layout, make_meta_model, read_source
 from sightline.published.rows import PublishedLayout, list_layouts, read_layout
 from sightline.published.translation import published_name
+from sightline.runs.weight_sources import open_source
 from tests.published.test_rows import FACTS
 
 SAME_RUN = {"wangyueft_dgcnn_cls": "antao97_dgcnn_cls", "crosspoint_parts": "antao97_dgcnn_parts"}
@@ -49,3 +50,15 @@ def test_a_folder_is_of_the_layout_whose_parts_it_has(name: str, tmp_path: Path)
     read = read_source(tmp_path).state
     assert read.keys() == state.keys()
     assert choose_layout(read, "folder", is_for_weights=False, advice="") == name
+    (tmp_path / "segmentation_decoder").unlink()
+    with pytest.raises(CheckpointError, match="segmentation_decoder: there is no such file"):
+        read_source(tmp_path)
+    with pytest.raises(CheckpointError, match="holds a network in parts; convert it: sightline data convert"):
+        open_source(str(tmp_path))
+
+
+def test_a_variant_that_twins_do_not_read_is_named() -> None:
+    state = published_state(read_layout("crowddet_retinanet"))
+    name = published_name("backbone.stem.conv.weight", "crowddet_retinanet")
+    with pytest.raises(CheckpointError, match=r"^grey\.pth: the shapes of its tensors do not allow 'reverse_colours'"):
+        choose_layout(state | {name: state[name][:, :1]}, "grey.pth", is_for_weights=True, advice="")

@@ -227,6 +227,8 @@ def _assert_none(faults: Sequence[str], file: Path, what: str, advice: str, *, s
 def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path, fresh: str | None) -> None:
     """Load the weights; every shape must be the model's. The module `fresh` keeps its random weights."""
     state = model.state_dict()
+    extra = [published_name(name, layout) for name in weights if name not in state]
+    _assert_none(extra, file, f"are none of this model of the layout '{layout}'", "is it a variant of it?")
     wrong = [
         f"{published_name(name, layout)} {list(value.shape)}, needed is {list(state[name].shape)}"
         for name, value in weights.items()
