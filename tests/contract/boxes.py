@@ -1,4 +1,4 @@
-"""Toys of detection: lists of boxes, some empty; what is positive is decided by assignment."""
+"""Toy of detection: lists of boxes, some empty; what is positive is decided by assignment."""
 
 from __future__ import annotations
 
@@ -40,36 +40,14 @@ class Detections(TypedDict):
     codes: Tensor
 
 
-def _assign(boxes: list[Tensor]) -> list[Tensor]:
-    """For each anchor the nearest box within reach, or -1."""
-    anchors = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
-    chosen = []
-    for each in boxes:
-        if len(each) == 0:
-            chosen.append(torch.full((5,), -1))
-            continue
-        distance = (anchors[:, None] - each[None, :, 0]).abs()
-        chosen.append(torch.where(distance.amin(1) < 0.15, distance.argmin(1), -1))
-    return chosen
-
-
 class Assigning(Supervised):
-    """Assigns once, before the forward pass; losses, their counts and metrics read what was assigned."""
-
-    context_keys = frozenset({"assigned"})
-
-    def context(self, model: nn.Module, batch: dict) -> dict[str, Any]:
-        return {"assigned": torch.stack(_assign(batch["boxes"]))}
-
-    def step_counts(self, contexts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {"n_pos": (torch.cat([each["assigned"].flatten() for each in contexts]) >= 0).sum()}
-
-
-class AssigningByPrediction(Assigning):
     """Anchors go to the boxes that they predict best so far: each micro-batch is seen without gradient, then with it.
 
-    What is positive, and the counts, come from the weights before the step, as contrast's rows do.
+    What is positive, and the counts, come from the weights before the step, as contrast's rows do; losses, their counts
+    and metrics read what was assigned.
     """
+
+    context_keys = frozenset({"assigned"})
 
     def context(self, model: nn.Module, batch: dict) -> dict[str, Any]:
         codes, chosen = self.outputs(model, batch)["codes"], torch.full((len(batch["boxes"]), 5), -1)
@@ -79,6 +57,9 @@ class AssigningByPrediction(Assigning):
                 cost, best = torch.cdist(code, boxes, p=1).min(1)
                 row[:] = torch.where(cost < 1.1, best, -1)
         return {"assigned": chosen}
+
+    def step_counts(self, contexts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {"n_pos": (torch.cat([each["assigned"].flatten() for each in contexts]) >= 0).sum()}
 
 
 class Scores(Loss):
@@ -125,12 +106,11 @@ class Found:
 
 
 BOXES: dict[str, Toy] = {
-    name: Toy(
+    "detect": Toy(
         BoxNet,
-        supervised({"scores": Scores, "codes": Codes}, task),
+        supervised({"scores": Scores, "codes": Codes}, Assigning),
         Made(_boxes, image=field(), boxes=field("list")),
         {"scores": 1.0, "codes": 2.0},
         Found,
     )
-    for name, task in (("detect", Assigning), ("detect_by_prediction", AssigningByPrediction))
 }

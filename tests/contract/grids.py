@@ -1,4 +1,4 @@
-"""Toys of dense maps: voxels to heat maps, and range images with class weights."""
+"""Toy of dense maps: voxels to heat maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.contract.loss import Loss
 from sightline.contract.metric import MeanMetric
-from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Logits, Made, Toy, field, supervised
+from tests.contract.toy import Made, Toy, field, supervised
 
 # pose: voxel grids to heat maps; the count is visible joints x voxels
 
@@ -49,23 +49,6 @@ class Peaks(MeanMetric):
         return (heat - target).abs().flatten(1).amax(1)
 
 
-# range image: ignored pixels, class weights
-
-
-def _range_image(draw: np.random.Generator) -> dict[str, Any]:
-    label = torch.from_numpy(draw.integers(-1, NUM_CLASSES, size=(4, 8)))
-    return {"image": torch.from_numpy(draw.normal(size=(2, 4, 8))) + label, "label": label}
-
-
-class RangeNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, NUM_CLASSES, 1))
-
-    def forward(self, *, image: Tensor) -> Logits:
-        return {"logits": self.net(image)}
-
-
 GRIDS: dict[str, Toy] = {
     "pose": Toy(
         HeatNet,
@@ -73,11 +56,5 @@ GRIDS: dict[str, Toy] = {
         Made(_grid, voxels=field(), target=field(), visible=field()),
         {"heat": 1.0},
         Peaks,
-    ),
-    "range": Toy(
-        RangeNet,
-        supervised({"ce": lambda: CrossEntropySum((0.3, 1.7, 2.5))}),
-        Made(_range_image, image=field(), label=field()),
-        {"ce": 1.0},
     ),
 }

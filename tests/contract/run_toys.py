@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World, start_world
-from sightline.engine.evaluate import Evaluator
+from sightline.engine.evaluate import Evaluation, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.loop import train
 from sightline.engine.optimizers import AdamW
@@ -25,6 +27,7 @@ from tests.memory_order import ORDERS
 
 NUM_STEPS = 8  # crosses the epoch's end: 43 samples in batches of 8 are six steps, the last of 3 samples
 BATCH_SIZE = 8
+PRECISION = Precision("float64")
 
 
 def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", is_compiled: bool = False) -> dict:
@@ -38,7 +41,6 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
     )
     learnt = getattr(task, "learnt", LearntLosses())
     optimizer = AdamW(lr=0.02, weight_decay=0.01, decay="all").build(model, learnt)
-    precision = Precision("float64")
     job = TrainState(
         model=model,
         task=task,
@@ -47,7 +49,7 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
         stream=BatchStream(plan, reader, world.rank),
         num_steps=NUM_STEPS,
         loss_weights=toy.weights,
-        precision=precision,
+        precision=PRECISION,
         clip_norm=0.5,
         losses=learnt,
         compile=is_compiled,
@@ -60,22 +62,21 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
         return False
 
     train(job, world, at_step)
-    evaluator = Evaluator(
-        task,
-        meters(toy, model, reader),
-        reader,
-        np.arange(NUM_SAMPLES),
-        batch_size=7,
-        loss_names=tuple(toy.weights),
-        precision=precision,
-    )
-    result = evaluator(model, world)
+    result = evaluate(toy, model, task, world)
     weights, of_losses = (
         {name: tensor.flatten().tolist() for name, tensor in trained.state_dict().items()}
         for trained in (model, learnt.losses)
     )
     found = {"trace": trace, "weights": weights, "of_losses": of_losses}
     return {**found, "metrics": dict(result.metrics), "losses": dict(result.losses)}
+
+
+def evaluate(toy: Toy, model: nn.Module, task: Any, world: World) -> Evaluation:
+    reader, names = toy.reader, tuple(toy.weights)
+    evaluator = Evaluator(
+        task, meters(toy, model, reader), reader, np.arange(NUM_SAMPLES), 7, loss_names=names, precision=PRECISION
+    )
+    return evaluator(model, world)
 
 
 def cases_of(name: str, num_processes: int) -> list[tuple[str, int]]:

@@ -10,13 +10,14 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.distributed import World
 from tests.contract.clouds import Centre
 from tests.contract.images import IMAGES
 from tests.contract.images import toy as detector
-from tests.contract.run_toys import BATCH_SIZE, NUM_STEPS, cases_of, run
+from tests.contract.run_toys import BATCH_SIZE, NUM_STEPS, cases_of, evaluate, run
 from tests.contract.toy import NUM_CLASSES, NUM_SAMPLES
 from tests.contract.toys import ALL, TOYS
 from tests.processes import run_ranks
@@ -98,35 +99,22 @@ def test_several_processes_are_one(
 @pytest.mark.parametrize(("name", "size"), PAIRS)
 def test_metrics_have_the_same_bits_on_several_processes(several: Callable[[int], dict], name: str, size: int) -> None:
     """Evaluated with the very weights that several processes ended with, on one process: equal, not close."""
-    from sightline.engine.device import Precision
-    from sightline.engine.evaluate import Evaluator
-    from tests.contract.toy import meters
-
     toy, theirs = ALL[name], several(size)[name]["as_made 1"]
     model = toy.model().double()
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    model.load_state_dict(
-        {k: torch.tensor(v, dtype=torch.float64).view(shapes[k]) for k, v in theirs["weights"].items()}
-    )
-    reader = toy.reader
-    task = toy.task(model, reader.keys)
+    load(model, theirs["weights"])
+    task = toy.task(model, toy.reader.keys)
     if theirs["of_losses"]:
-        like = task.learnt.losses.state_dict()
-        task.learnt.losses.load_state_dict(
-            {k: torch.tensor(v, dtype=torch.float64).view(like[k].shape) for k, v in theirs["of_losses"].items()}
-        )
-    evaluator = Evaluator(
-        task,
-        meters(toy, model, reader),
-        reader,
-        np.arange(NUM_SAMPLES),
-        batch_size=7,
-        loss_names=tuple(toy.weights),
-        precision=Precision("float64"),
-    )
-    ours = evaluator(model, World())
+        load(task.learnt.losses, theirs["of_losses"])
+    ours = evaluate(toy, model, task, World())
     assert str(dict(ours.metrics)) == str(theirs["metrics"])  # of all numbers, and NaN where there are no labels
     assert str(dict(ours.losses)) == str(theirs["losses"])  # and NaN where nothing counts
+
+
+def load(module: nn.Module, numbers: dict[str, list[float]]) -> None:
+    like = module.state_dict()
+    module.load_state_dict(
+        {name: torch.tensor(values, dtype=torch.float64).view(like[name].shape) for name, values in numbers.items()}
+    )
 
 
 def test_parameters_of_losses_move(whole: dict) -> None:
