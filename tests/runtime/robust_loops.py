@@ -279,18 +279,6 @@ def a_compiled_step() -> LoopProgram:
 
 
 @loop
-def another_thread_trains() -> LoopProgram:
-    program = train_with(network(), rows)
-
-    def train() -> None:
-        thread = threading.Thread(target=program.train)
-        thread.start()
-        thread.join()
-
-    return program._replace(train=train)
-
-
-@loop
 def another_thread_evaluates_meanwhile() -> LoopProgram:
     program, is_over = train_with(network(), rows), threading.Event()
 

@@ -52,16 +52,6 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
         lambda outputs, target: F.l1_loss(outputs["values"], target),
         lambda: [({"points": torch.randn(16, 10), "extra": torch.randn(16, 2)}, torch.randn(16, 3))],
     ),
-    "pixels": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)),
-        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 1.0, 0.5])),
-        lambda: (torch.randn(6, 3, 8, 9), torch.randint(4, (6, 8, 9))),
-    ),
-    "binary": (
-        lambda: nn.Sequential(nn.Linear(10, 1), nn.Flatten(0)),
-        nn.BCEWithLogitsLoss(),
-        lambda: (torch.randn(16, 10), torch.randint(2, (16,)).float()),
-    ),
 }
 
 
