@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import sightline
+from sightline.contract import registry
 from sightline.contract.types import DataInfo, Field
+from sightline.workbench.weights.conversion import ConversionResult, convert_published_weights
 from tests.published_layouts import LAYOUTS, MODELS
 
 
@@ -22,6 +26,22 @@ def small_state(layout: str = "wangyueft_pointnet", **facts: int) -> dict[str, T
     model = sightline.build_model(MODELS[layout].model, **sizes, **arguments)
     own = model.state_dict()
     return {f"{theirs[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": value for k, value in own.items()}
+
+
+def convert_state(folder: Path, state: Mapping[str, Tensor], layout: str | None, **options: Any) -> ConversionResult:
+    """Save a state in a folder, and make a run of it beside it."""
+    return convert_published_weights(saved(folder / "a.pth", state), layout=layout, target=folder / "run", **options)
+
+
+@contextlib.contextmanager
+def registered(kind: registry.Registry, **parts: Any) -> Iterator[None]:
+    """Parts of tests under names of their own, which are gone afterwards."""
+    kind.names()
+    for name, part in parts.items():
+        kind.add(name)(part)
+    yield
+    for name in parts:
+        kind._entries.pop(name)
 
 
 def saved(path: Path, state: Mapping[str, Tensor]) -> Path:

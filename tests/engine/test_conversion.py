@@ -17,13 +17,12 @@ from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.pose.sets.hand_sets import MsraHands
 from sightline.areas.scenes import point_transformer
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError, ConfigError
+from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Field
 from sightline.runs import checkpoint
-from sightline.workbench.weights.conversion import convert_published_weights
 from tests.command import run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
-from tests.engine.published_weights import Fifty, saved, small_state
+from tests.engine.published_weights import Fifty, convert_state, registered, saved, small_state
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part
 from tests.models.test_point_transformer import padded_as_theirs, ragged_input
 from tests.published_layouts import MODELS
@@ -114,13 +113,8 @@ class Thirteen:
 @pytest.fixture(autouse=True)
 def _sets() -> Iterator[None]:
     """Data sets of other classes while a test runs."""
-    registry.data.names()
-    sets = {"fifteen": Fifteen, "fifty": Fifty, "thirteen": Thirteen}
-    for name, kind in sets.items():
-        registry.data.add(name)(kind)
-    yield
-    for name in sets:
-        registry.data._entries.pop(name)
+    with registered(registry.data, fifteen=Fifteen, fifty=Fifty, thirteen=Thirteen):
+        yield
 
 
 def data_of(case: Case, tmp_path: Path) -> dict[str, Any]:
@@ -135,17 +129,16 @@ def data_of(case: Case, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("case", params_of(CASES))
 def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tmp_path: Path, case: Case) -> None:
     golden = load_golden(shared, case.golden)
-    file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
     options = data_of(case, tmp_path)
     options["overrides"] += ("train.precision=float64",)
     layout = case.layout if "pct" in case.layout else None  # two PCTs have the same names and shapes
-    converted = convert_published_weights(file, layout=layout, target=target, **options)
+    converted = convert_state(tmp_path, golden.state(), layout, **options)
     sizes = {"num_classes": case.num_classes, "in_channels": case.in_channels}
     assert sizes.items() <= converted.lineage["from_shapes"].items()
     if "param_count" in golden.info:
         assert converted.lineage["parameters"] == golden.info["param_count"]
 
-    run = sightline.load_run(target)
+    run = sightline.load_run(tmp_path / "run")
     x = golden.tensor("in.x")
     channels = x if x.shape[-1] == case.in_channels else x.mT
     with torch.no_grad():
@@ -164,25 +157,16 @@ def test_converted_weights_give_the_outputs_of_the_authors_code(shared: Path, tm
 @pytest.mark.parametrize("case", params_of(OF_POINTS))
 def test_converted_weights_label_points_as_the_authors_code_does(shared: Path, tmp_path: Path, case: Case) -> None:
     """A run with the part metrics of the categories, or with those of a scene's classes, loaded back in float64."""
-    golden = load_golden(shared, case.golden)
-    file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
-    converted = convert_published_weights(
-        file,
-        layout=case.layout,
-        target=target,
-        data_name="fifty" if case.num_classes == 50 else "thirteen",
-        overrides=(
-            "train.precision=float64",
-            *case.given,
-            *(("data.has_place=true",) if case.in_channels == 9 else ()),
-        ),
-    )
+    golden, data_name = load_golden(shared, case.golden), "fifty" if case.num_classes == 50 else "thirteen"
+    place = ("data.has_place=true",) if case.in_channels == 9 else ()
+    overrides = ("train.precision=float64", *case.given, *place)
+    converted = convert_state(tmp_path, golden.state(), case.layout, data_name=data_name, overrides=overrides)
     sizes = {"num_classes": case.num_classes, "in_channels": case.in_channels}
     assert sizes.items() <= converted.lineage["from_shapes"].items()
     assert converted.lineage["parameters"] == golden.info["param_count"]
     assert not converted.notes
 
-    run = sightline.load_run(target)
+    run = sightline.load_run(tmp_path / "run")
     assert run.config.task.name == "segment"
     assert [metric.name for metric in run.config.metrics] == ["part_iou" if case.num_classes == 50 else "iou"]
     assert len(run.class_names) == case.num_classes
@@ -199,12 +183,11 @@ def test_converted_weights_label_points_as_the_authors_code_does(shared: Path, t
 
 def test_normals_of_a_points_network_are_seen_in_its_weights(tmp_path: Path) -> None:
     """PointNet++ feeds every channel beside its place: 9 columns are 6 channels, which the plain recipe asks for."""
-    state = small_state("yanx27_pointnet2_ssg_parts", num_classes=50, in_channels=6, num_categories=16)
-    file = saved(tmp_path / "a.pth", state)
+    layout = "yanx27_pointnet2_ssg_parts"
+    state = small_state(layout, num_classes=50, in_channels=6, num_categories=16)
     with pytest.raises(ConfigError, match=r"have in_channels = 6, .*'fifty' has 3; .* data\.normals=file"):
-        convert_published_weights(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", data_name="fifty")
-    options: dict[str, Any] = {"data_name": "fifty", "overrides": ("data.has_normals=true",)}
-    convert_published_weights(file, layout="yanx27_pointnet2_ssg_parts", target=tmp_path / "run", **options)
+        convert_state(tmp_path, state, layout, data_name="fifty")
+    convert_state(tmp_path, state, layout, data_name="fifty", overrides=("data.has_normals=true",))
     assert sightline.load_run(tmp_path / "run").facts["in_channels"] == 6
 
 
@@ -219,12 +202,10 @@ def test_weights_for_points_know_the_set_they_were_published_for(
     tmp_path: Path, layout: str, facts: dict[str, int], data: dict[str, Any]
 ) -> None:
     """ShapeNetPart's 50 parts and S3DIS's 13 classes, of sets that are not there, with the channels of the weights."""
-    file, target = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
-    converted = convert_published_weights(
-        file, layout=layout, target=target, overrides=(f"data.root={tmp_path / 'none'}",)
-    )
+    root = f"data.root={tmp_path / 'none'}"
+    converted = convert_state(tmp_path, small_state(layout, **facts), layout, overrides=(root,))
     assert "its facts are the published ones" in converted.notes[0]
-    run = sightline.load_run(target)
+    run = sightline.load_run(tmp_path / "run")
     assert data.items() <= run.config.data.arguments.items()
     assert (len(run.class_names), run.facts["in_channels"]) == (facts["num_classes"], facts["in_channels"])
     assert run.class_names[0] in ("airplane_0", "ceiling")
@@ -234,27 +215,17 @@ def test_weights_for_points_know_the_set_they_were_published_for(
         assert run.config.task.arguments["blocks"]["num_points"] == 4096
 
 
-def test_other_categories_than_those_of_the_weights_are_named(tmp_path: Path) -> None:
-    """Twelve categories in the weights, sixteen in the set: the tensors that see a category do not fit."""
-    state = small_state("yanx27_pointnet_parts", num_classes=50, num_categories=12)
-    file = saved(tmp_path / "a.pth", state)
-    with pytest.raises(CheckpointError, match=r"1 tensors have another shape .*: convs1\.weight \[256, 4940\]"):
-        convert_published_weights(file, layout="yanx27_pointnet_parts", target=tmp_path / "run", data_name="fifty")
-
-
 @pytest.mark.shared
 def test_converted_weights_of_scenes_give_the_outputs_of_the_authors_code(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The golden clouds are smaller than the authors' neighbourhoods, so their rule for those is put in."""
     monkeypatch.setattr(point_transformer, "build_pyramid", padded_as_theirs)
-    golden = load_golden(shared, "pt_korea_seg_c6")
-    file, target = saved(tmp_path / "a.pth", golden.state()), tmp_path / "run"
-    precision = ("train.precision=float64",)
-    converted = convert_published_weights(file, layout=SCENES, target=target, data_name="thirteen", overrides=precision)
+    golden, precision = load_golden(shared, "pt_korea_seg_c6"), ("train.precision=float64",)
+    converted = convert_state(tmp_path, golden.state(), SCENES, data_name="thirteen", overrides=precision)
     assert converted.lineage["from_shapes"] == {"num_classes": 13, "in_channels": 6}
     assert converted.lineage["parameters"] == golden.info["param_count"]
-    run = sightline.load_run(target)
+    run = sightline.load_run(tmp_path / "run")
     assert run.config.task.name == "segment"
     assert run.config.evaluate.metric == "miou"
     with torch.no_grad():
@@ -272,7 +243,8 @@ def test_every_layout_has_a_case() -> None:
 
 
 def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
-    file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "runs" / "x"
+    state = small_state()
+    file, target = saved(tmp_path / "a.pth", state), tmp_path / "runs" / "x"
     data = f"data.root={tmp_path / 'none'}"
     done = succeed("data", "convert", file, "--to", target, data, "--json", tmp_path / "out.json")
     assert "no tensor shows model.dropout" in done.err
@@ -287,23 +259,18 @@ def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "show.json").read_text())["lineage"] == lineage
     run = sightline.load_run(target, checkpoint="best")
     assert run.class_names == ModelNet40.expected_info().facts["class_names"]
-    assert torch.equal(run.model.state_dict()["head.2.bias"], small_state_of(file)["linear2.bias"])
-
-
-def small_state_of(file: Path) -> dict[str, Tensor]:
-    return torch.load(file, weights_only=True)["model_state_dict"]
+    assert torch.equal(run.model.state_dict()["head.2.bias"], state["linear2.bias"])
 
 
 def test_what_a_run_in_a_config_leaves_open_comes_from_the_weights(tmp_path: Path) -> None:
-    file, config = saved(tmp_path / "a.pth", small_state(num_classes=12)), tmp_path / "mine.yaml"
+    config, target = tmp_path / "mine.yaml", tmp_path / "run"
     config.write_text(
         "data: {name: synthetic_shapes, train_size: 24, test_size: 12, num_points: 32}\n"
         "model: {name: pointnet_plain, dropout: 0.25}\nlosses: [{name: cross_entropy}]\nmetrics: [{name: accuracy}]\n"
         "optimizer: {name: sgd, lr: 0.01, momentum: 0.9}\ntrain: {epochs: 1, batch_size: 8, ema_decay: 0.9}\n"
         "evaluate: {metric: overall_accuracy}\nlog: {tensorboard: false}\n"
     )
-    target = tmp_path / "run"
-    converted = convert_published_weights(file, layout="wangyueft_pointnet", target=target, config_path=config)
+    converted = convert_state(tmp_path, small_state(num_classes=12), "wangyueft_pointnet", config_path=config)
     assert converted.lineage["assumed"] == {}
     assert "trained with y up, 'synthetic_shapes' has z up" in converted.notes[0]
     run = sightline.load_run(target)
@@ -326,23 +293,13 @@ def test_what_a_run_in_a_config_leaves_open_comes_from_the_weights(tmp_path: Pat
     assert not torch.equal(before["head.2.weight"], checkpoint.load(target).model["head.2.weight"])
 
 
-def test_normals_of_the_weights_make_the_plain_recipe_read_them(tmp_path: Path) -> None:
-    file = saved(tmp_path / "a.pth", small_state(in_channels=6))
-    convert_published_weights(
-        file, layout="wangyueft_pointnet", target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",)
-    )
-    run = sightline.load_run(tmp_path / "run")
-    assert run.config.data.arguments["normals"] == "file"
-    assert run.facts["in_channels"] == 6
-
-
 @pytest.mark.parametrize("layout", ["wangyueft_pointnet", "dragonbook_v2v"])
 def test_what_is_written_depends_on_no_data_that_lies_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     """Nothing, a set of other joints and points prepared from a few files, and a folder of something else."""
     facts = {"num_joints": 21} if layout == "dragonbook_v2v" else {"num_classes": 40}
-    weights = saved(tmp_path / "w.pth", small_state(layout, **facts))
+    state = small_state(layout, **facts)
     places = {name: tmp_path / name for name in ("nothing", "prepared", "broken")}
     write_msra(tmp_path / "msra" / "cvpr15_MSRAHandGestureDB", {"P0/1": 3, "P1/1": 2})
     MsraHands.prepare(
@@ -354,7 +311,7 @@ def test_what_is_written_depends_on_no_data_that_lies_there(
     made = {}
     for name, place in places.items():
         monkeypatch.setenv("SIGHTLINE_DATA", str(place))
-        (note,) = convert_published_weights(weights, layout=layout, target=tmp_path / "run").notes[:1]
+        (note,) = convert_state(tmp_path, state, layout).notes[:1]
         assert "its facts are the published ones, whether or not it is prepared here" in note
         files = sorted(path for path in (tmp_path / "run").rglob("*") if path.is_file())
         made[name] = {

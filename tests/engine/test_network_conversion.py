@@ -18,7 +18,7 @@ from sightline.contract.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
 from sightline.workbench.weights.conversion import convert_published_weights
 from tests.command import Outcome, run_here, succeed
-from tests.engine.published_weights import saved, small_state
+from tests.engine.published_weights import convert_state, saved, small_state
 from tests.golden_parity import assert_near_largest, load_golden, stored_part
 from tests.published_layouts import LAYOUTS
 
@@ -233,11 +233,6 @@ def test_the_other_layout_is_suggested(tmp_path: Path) -> None:
         converted(tmp_path, early, FINE_TUNED)
 
 
-def test_a_config_of_another_depth_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.depth.*: is 6, the weights have 12; remove it"):
-        converted(tmp_path, pretrained_state(narrow_model()), overrides=(*SHAPES, *SMALL, "model.depth=6"))
-
-
 # --- published weights of V2V-PoseNet as a run: the port's outputs come back, in either order of axes ----------------
 
 
@@ -270,15 +265,6 @@ def test_the_port_s_outputs_come_back(shared: Path, tmp_path: Path, axes: str) -
     assert outcome.code == 0, outcome.err
     found, label = answer(tmp_path / "run", golden.tensor("in.x")), "eval.out.heat"
     assert_near_largest(stored_part(golden, label, found), golden.tensor(label), 1e-9, label)
-
-
-@pytest.mark.shared
-def test_other_joints_are_named(shared: Path, tmp_path: Path) -> None:
-    """Sixteen of them, for a data set of 21."""
-    outcome = convert(load_golden(shared, "v2v_s24_j16", area="pose").state(), tmp_path)
-    assert outcome.code == 2
-    assert "num_joints = 16" in outcome.err
-    assert not (tmp_path / "run").exists()
 
 
 # --- published weights that do not fit are refused by name, and nothing is written -----------------------------------
@@ -329,11 +315,8 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
     tmp_path: Path, layout: str, change: dict[str, Tensor | None], message: str
 ) -> None:
     state = {key: value for key, value in {**small_state(), **change}.items() if value is not None}
-    file = saved(tmp_path / "a.pth", state)
     with pytest.raises(CheckpointError) as caught:
-        convert_published_weights(
-            file, layout=layout, target=tmp_path / "run", overrides=(f"data.root={tmp_path / 'none'}",)
-        )
+        convert_state(tmp_path, state, layout, overrides=(f"data.root={tmp_path / 'none'}",))
     assert message in str(caught.value)
     assert str(caught.value).count("\n") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
@@ -358,11 +341,10 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
 def test_a_config_that_contradicts_the_weights_is_refused(
     tmp_path: Path, facts: dict[str, int], options: dict[str, Any], message: str
 ) -> None:
-    file = saved(tmp_path / "a.pth", small_state(**facts))
     with pytest.raises(ConfigError) as caught:
-        convert_published_weights(file, layout="wangyueft_pointnet", target=tmp_path / "run", **options)
+        convert_state(tmp_path, small_state(**facts), "wangyueft_pointnet", **options)
     assert message in str(caught.value)
-    assert str(tmp_path / "run") not in [str(path) for path in tmp_path.iterdir()]
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_current_folder_is_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

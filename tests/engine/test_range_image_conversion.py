@@ -19,6 +19,7 @@ from sightline.contract.types import DataInfo, Field
 from sightline.store.label_maps import read_label_map
 from tests.command import Outcome, run_here, succeed
 from tests.data.scans.lidar_writers import street_scan, write_bin
+from tests.engine.published_weights import registered
 from tests.golden_parity import Golden
 from tests.lidar_parity import load_lidar_golden, theirs_of
 from tests.marks import long_but
@@ -87,13 +88,11 @@ class FiveChannels:
 
 @pytest.fixture(autouse=True)
 def _components() -> Iterator[None]:
-    registry.data.names()
-    registry.transforms.names()
-    registry.data.add("four_numbers")(FourNumbers)
-    registry.transforms.add("five_channels")(FiveChannels)
-    yield
-    registry.data._entries.pop("four_numbers")
-    registry.transforms._entries.pop("five_channels")
+    with (
+        registered(registry.data, four_numbers=FourNumbers),
+        registered(registry.transforms, five_channels=FiveChannels),
+    ):
+        yield
 
 
 def golden_state(golden: Golden) -> dict[str, Tensor]:
