@@ -48,13 +48,8 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first.job.model.state_dict()[name], other.job.model.state_dict()[name])
 
 
-def test_facts_reach_the_model() -> None:
-    assert small_run().job.model.head[-1].out_features == 12
-
-
-def saved(tmp_path: Path, model: torch.nn.Module, ema: torch.nn.Module | None = None) -> Path:
-    average = None if ema is None else dict(ema.state_dict())
-    snapshot = checkpoint.Snapshot(0, dict(model.state_dict()), {}, average, {"scaler": {}})
+def saved(tmp_path: Path, model: torch.nn.Module) -> Path:
+    snapshot = checkpoint.Snapshot(0, dict(model.state_dict()), {}, None, {"scaler": {}})
     checkpoint.save(tmp_path, snapshot, keep_last=1, is_best=False)
     return tmp_path
 
@@ -84,7 +79,6 @@ def test_init_below_a_full_match_is_refused_and_can_be_declared(tmp_path: Path) 
     [
         (["model.name=pointnet_plain"], r"losses.feature_transform_penalty needs 'feature_transform'; .*offers logits"),
         (["evaluate.metric=overal_accuracy"], "did you mean 'overall_accuracy'"),
-        (["train.batch_size=61", "train.tail=drop"], "fewer than train.batch_size"),
         (["data.train_size=1"], "held out for validation is empty"),
     ],
 )
@@ -172,16 +166,6 @@ def test_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
 
 def _opened(folder: Path, which: str = "last") -> OpenRun:
     return open_run(folder, config=small_config(), checkpoint=which)
-
-
-def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError) as error:
-        _ = _opened(tmp_path).checkpoint_path
-    assert str(error.value) == (
-        f"checkpoint last: the run {tmp_path} has no checkpoint yet (interrupted before the first one?); go on with: "
-        f"sightline train {tmp_path} --resume auto --out {tmp_path}"
-    )
 
 
 def test_another_word_is_answered_by_what_there_is(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from sightline.config.run_config import Train
 from sightline.engine.device import cudnn_enabled, set_backends
 from sightline.instrument.formats import is_tf32_allowed
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
-from tests.runs.small import small_run
+from tests.runs.small import PLAIN, small_run
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +40,12 @@ def test_matrix_products_round_their_factors_only_under_tf32() -> None:
         assert is_tf32_allowed(torch.backends.cuda, "matmul") is is_rounded
 
 
-def spied(model: nn.Module, batch: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def spied(call: Callable[..., Any], *given: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether cuDNN was allowed, in every call of torch's batch norm."""
     allowed: list[bool] = []
     original = torch.batch_norm
     monkeypatch.setattr(torch, "batch_norm", lambda *args: allowed.append(args[8]) or original(*args))
-    model(batch)
+    call(*given)
     return allowed
 
 
@@ -52,9 +53,9 @@ def test_batch_norm_alone_leaves_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
     batch = torch.randn(3, 2, 6, 6)
     plain = copy.deepcopy(model)
-    assert spied(model, batch, monkeypatch) == [True, True]
+    assert spied(model, batch, monkeypatch=monkeypatch) == [True, True]
     spared = disable_cudnn_batch_norm(copy.deepcopy(plain))
-    assert spied(spared, batch, monkeypatch) == [False, False]
+    assert spied(spared, batch, monkeypatch=monkeypatch) == [False, False]
     assert torch.backends.cudnn.enabled
     assert spared.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(spared(batch), plain(batch), rtol=0, atol=0)
@@ -64,16 +65,9 @@ def test_batch_norm_alone_leaves_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_takes_it_from_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    built = small_run(
-        "train.cudnn=all_but_batch_norm",
-        "model={name: pointnet_plain, embedding: 16}",
-        "losses=[{name: cross_entropy}]",
-    )
+    built = small_run(*PLAIN, "train.cudnn=all_but_batch_norm")
     batch = built.job.stream.reader([part for part in built.job.stream.plan.step_keys(0)[0][0]][:4])
-    allowed: list[bool] = []
-    original = torch.batch_norm
-    monkeypatch.setattr(torch, "batch_norm", lambda *args: allowed.append(args[8]) or original(*args))
-    built.job.task.outputs(built.job.model, batch)
+    allowed = spied(built.job.task.outputs, built.job.model, batch, monkeypatch=monkeypatch)
     assert allowed
     assert not any(allowed)
 

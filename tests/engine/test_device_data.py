@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sightline.contract.draws import DeviceDraws, Draws
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.batch_stream import DeviceData, ResidentSamples, find_device_data
+from sightline.engine.batch_stream import BatchStream, DeviceData, ResidentSamples, find_device_data
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.train import TrainState
@@ -214,16 +214,22 @@ def test_a_batch_of_another_form_is_not_kept(caplog: pytest.LogCaptureFixture) -
     stream = dataclasses.replace(stream, reader=ChangingReader(stream.reader, change))
     found = find_device_data(stream, CPU, 0, max_bytes=1e9)
     assert found is not None
+    are_named = assert_finished_batches_are_whole(found, stream, 18)
+    assert any(are_named)
+    assert not all(are_named[6:])
+
+
+def assert_finished_batches_are_whole(found: DeviceData, stream: BatchStream, num_steps: int) -> list[bool]:
+    """Compare them with what the host reads; return which were named alone, as their samples were on the device."""
     are_named = []
-    with contextlib.closing(found.stream.iterate(0, 18)) as steps:
+    with contextlib.closing(found.stream.iterate(0, num_steps)) as steps:
         for step, (given,) in enumerate(steps):
             [keys] = stream.step_keys(step)
             expected, batch = stream.reader(keys), found.finish(found.keep(given))
             assert expected.keys() == batch.keys()
             assert all(torch.equal(expected[name], batch[name]) for name in expected)
             are_named.append("points" not in given)
-    assert any(are_named)
-    assert not all(are_named[6:])
+    return are_named
 
 
 def test_a_graph_of_named_batches_is_not_replayed_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,12 +270,6 @@ def test_workers_read_what_is_not_on_the_device() -> None:
     stream = dataclasses.replace(make_job("modelnet40_dgcnn").stream, workers=2)
     found = find_device_data(stream, CPU, 0, max_bytes=1e9)
     assert found is not None
-    whole = [stream.reader(keys) for step in range(24) for keys in stream.step_keys(step)]
-    are_named = []
-    with contextlib.closing(found.stream.iterate(0, 24)) as steps:
-        for expected, (given,) in zip(whole, steps, strict=True):
-            batch = found.finish(found.keep(given))
-            assert all(torch.equal(expected[name], batch[name]) for name in expected)
-            are_named.append("points" not in given)
+    are_named = assert_finished_batches_are_whole(found, stream, 24)
     assert are_named[:6] == [True] + 5 * [False]  # the first one was kept to try it
     assert all(are_named[-6:])

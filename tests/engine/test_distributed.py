@@ -97,12 +97,6 @@ def each(found: Found, name: str) -> list[Any]:
 
 
 @pytest.mark.processes
-def test_every_process_knows_its_place(found: Found) -> None:
-    assert each(found, "rank") == list(range(len(found)))
-    assert each(found, "size") == [len(found)] * len(found)
-
-
-@pytest.mark.processes
 def test_sums_are_exact_and_keep_dtype_and_shape(found: Found) -> None:
     """1 + 2 (+ 3) in every format; halves of 0 + 1 (+ 2); a transposed tensor; an empty one."""
     size = len(found)

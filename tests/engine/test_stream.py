@@ -103,10 +103,6 @@ def breaks(keys: list[SampleKey]) -> dict:
     return read(keys)
 
 
-def crashes(keys: list[SampleKey]) -> dict:
-    raise ZeroDivisionError("in a plugin")
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_a_worker_is_the_same_one_line_as_without(workers: int) -> None:
     stream = BatchStream(BatchSampler(np.arange(20), 4, seed=0), breaks, workers=workers)
@@ -119,12 +115,6 @@ def test_a_stray_stop_iteration_does_not_end_an_epoch_early() -> None:
     batches = read_batches(lambda keys: next(iter([])), iter([[SampleKey(0, 0, 0)]]), workers=0)
     with pytest.raises(RuntimeError, match="StopIteration"):
         list(batches)
-
-
-def test_a_workers_crash_carries_its_own_traceback() -> None:
-    stream = BatchStream(BatchSampler(np.arange(20), 4, seed=0), crashes, workers=1)
-    with pytest.raises(RunError, match=r"(?s)worker.*in crashes.*ZeroDivisionError: in a plugin"):
-        list(stream.iterate(0, 5))
 
 
 def test_more_workers_than_cores_are_warned_of_once(
