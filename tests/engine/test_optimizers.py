@@ -49,14 +49,6 @@ def test_codebooks_never_decay(decay: Any) -> None:
     torch.testing.assert_close(held["2.weight"].detach(), before["2.weight"] * (1 - 0.1 * 0.5))
 
 
-def test_groups_multiply_the_rate_of_their_modules() -> None:
-    model = net()
-    groups = Adam(lr=0.1, groups=({"modules": "2", "lr_factor": 0.5},)).build(model).param_groups
-    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
-    assert rate_of[id(model[2].weight)] == pytest.approx(0.05)
-    assert rate_of[id(model[0].weight)] == pytest.approx(0.1)
-
-
 class Encoder(nn.Module):
     """A parameter of its own, two layers in a list, and a head: 2, 6 + 2, 4 + 2 and 4 + 2 elements."""
 
@@ -68,6 +60,7 @@ class Encoder(nn.Module):
 
 
 def rate_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    assert all(group["lr"] == group["base_lr"] for group in optimizer.param_groups)
     rate_of = {id(p): group["base_lr"] for group in optimizer.param_groups for p in group["params"]}
     return {name: rate_of[id(p)] for name, p in model.named_parameters()}
 
@@ -101,32 +94,35 @@ def test_rates_follow_a_given_order_and_groups_multiply_them() -> None:
     assert rates["head.weight"] == 1.0
 
 
-def test_a_step_moves_each_layer_by_its_rate() -> None:
-    model = Encoder()
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)
-        parameter.grad = torch.ones_like(parameter)
-    SGD(lr=1.0, momentum=0.0, layer_decay={"factor": 0.5}).build(model).step()
-    moved = [model.token[0].item(), model.layers[0].weight[0, 0].item(), model.layers[1].bias[0].item()]
-    assert [*moved, model.head.bias[0].item()] == [-0.25, -0.25, -0.5, -1.0]
+def _expanded() -> nn.Module:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(1, 4).expand(6, 4))
+    return model
 
 
-@pytest.mark.parametrize(
-    ("modules", "told"),
+ONE, NAMED = nn.Sequential(nn.Linear(1, 1)), nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+
+
+def ordered(*modules: str) -> dict[str, Any]:
+    return {"layer_decay": {"factor": 0.5, **({"modules": modules} if modules else {})}}
+
+
+@run_each(
+    "given, model, told",
     [
-        (("layers", "haed"), r"layer_decay.modules.1: .*'haed'.*did you mean 'head'"),
-        (("layers", "layers.0", "head"), "'layers.0' is part of 'layers'"),
-        (("layers.0", "head"), "'layers.1.weight' is in none of them"),
+        (ordered("layers", "haed"), Encoder(), r"layer_decay.modules.1: .*'haed'.*did you mean 'head'"),
+        (ordered("layers", "layers.0", "head"), Encoder(), "'layers.0' is part of 'layers'"),
+        (ordered("layers.0", "head"), Encoder(), "'layers.1.weight' is in none of them"),
+        (ordered(), ONE, "has one module, 0"),
+        ({"frozen": ({"modules": "encodr"},)}, NAMED, r"optimizer.frozen.0.modules: .*'encodr'.*mean 'encoder'"),
+        ({"frozen": ({"modules": "0"},)}, ONE, "every parameter is frozen"),
+        ({}, _expanded(), r"parameter 'weight' of shape \[6, 4\] is an expanded view"),
+        ({}, nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4)), r"parameter '1\.weight' has no size yet"),
     ],
 )
-def test_an_order_that_does_not_fit_is_refused(modules: tuple[str, ...], told: str) -> None:
+def test_what_does_not_fit_the_model_is_refused(given: dict[str, Any], model: nn.Module, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        SGD(lr=0.1, layer_decay={"factor": 0.5, "modules": modules}).build(Encoder())
-
-
-def test_one_module_has_no_order() -> None:
-    with pytest.raises(ConfigError, match="has one module, 0"):
-        SGD(lr=0.1, layer_decay={"factor": 0.5}).build(nn.Sequential(nn.Linear(1, 1)))
+        SGD(lr=0.1, **given).build(model)
 
 
 def test_the_table_says_what_each_module_gets() -> None:
@@ -152,14 +148,6 @@ def test_the_table_says_what_each_module_gets() -> None:
     assert format_module_rates(()) == []
 
 
-def test_frozen_for_ever_leaves_the_optimizer_and_asks_no_gradient() -> None:
-    model = net()
-    optimizer = RMSprop(lr=0.1, frozen=({"modules": "0"},)).build(model)
-    assert not any(p.requires_grad for p in model[0].parameters())
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert held.isdisjoint({id(p) for p in model[0].parameters()})
-
-
 def test_frozen_until_an_epoch_holds_parameters_and_statistics() -> None:
     model = net().train()
     frozen = ({"modules": "1", "until_epoch": 2},)
@@ -169,17 +157,6 @@ def test_frozen_until_an_epoch_holds_parameters_and_statistics() -> None:
     model.train()
     assert apply_freezing(model, frozen, 2) == []
     assert model[1].training
-
-
-def test_unknown_module_is_named_with_the_nearest() -> None:
-    model = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
-    with pytest.raises(ConfigError, match=r"optimizer.frozen.0.modules: .*'encodr'.*did you mean 'encoder'"):
-        SGD(lr=0.1, frozen=({"modules": "encodr"},)).build(model)
-
-
-def test_nothing_left_to_train() -> None:
-    with pytest.raises(ConfigError, match="every parameter is frozen"):
-        SGD(lr=0.1, frozen=({"modules": "0"},)).build(nn.Sequential(nn.Linear(1, 1)))
 
 
 @pytest.mark.parametrize("recipe", [SGD(lr=0.1), Adam(lr=0.1, weight_decay=0.01), AdamW(lr=0.1, weight_decay=0.5)])
@@ -256,19 +233,6 @@ def test_a_gradient_that_a_hook_lays_out_otherwise_is_paired_by_index(name: str)
 
     expected = stepped(lambda x: x, RECIPES[name])
     torch.testing.assert_close(stepped(lambda x: x, RECIPES[name], hook=turn), expected, rtol=1e-14, atol=1e-14)
-
-
-def test_a_parameter_whose_elements_share_memory_or_are_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"parameter 'weight' of shape \[6, 4\] is an expanded view"):
-        Adam(lr=0.1).build(_expanded())
-    with pytest.raises(ConfigError, match=r"parameter '1\.weight' has no size yet"):
-        Adam(lr=0.1).build(nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4)))
-
-
-def _expanded() -> nn.Module:
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.zeros(1, 4).expand(6, 4))
-    return model
 
 
 def test_an_optimiser_of_ones_own_needs_no_weight_decay() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from sightline.contract.errors import RunError
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.queued_step import Gate
-from sightline.engine.records import StepRecord
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.ops.waits import require
+from tests.engine.told import records_of
 from tests.runs.small import PLAIN, small_run
 from tests.waits import counted_waits, device_form
 
@@ -34,12 +33,6 @@ def make_job(*overrides: str) -> TrainState:
     return job
 
 
-def run(job: TrainState, **named: Any) -> list[StepRecord]:
-    records: list[StepRecord] = []
-    train(job, World(), lambda record, stop: bool(records.append(record)), **named)
-    return records
-
-
 def numbers(job: TrainState) -> dict[str, Tensor]:
     assert job.ema is not None
     return {**job.model.state_dict(), **{f"ema of {name}": value for name, value in job.ema.state_dict().items()}}
@@ -49,9 +42,9 @@ def numbers(job: TrainState) -> dict[str, Tensor]:
 def test_steps_that_are_read_later_are_the_same(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [make_job(f"optimizer={{name: {optimizer}, lr: 0.01}}") for _ in range(2)]
     with device_form(monkeypatch):
-        at_once = run(jobs[0])
+        at_once = records_of(jobs[0])
         torch.manual_seed(1)
-        later = run(jobs[1], is_read_after=is_fourth)
+        later = records_of(jobs[1], is_read_after=is_fourth)
     for one, other in zip(at_once, later, strict=True):
         assert dataclasses.replace(one, seconds={}, wall_s=0.0) == dataclasses.replace(other, seconds={}, wall_s=0.0)
     assert [record.step for record in later] == [*range(1, NUM_STEPS + 1)]
@@ -63,7 +56,7 @@ def test_only_steps_that_are_read_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten steps, of which the fourth, the eighth and the last are read."""
     job = make_job()
     with counted_waits(monkeypatch) as waits:
-        run(job, is_read_after=is_fourth)
+        records_of(job, is_read_after=is_fourth)
     of_batches = ("batch_reader.py", "batch_stream.py", "synthetic_shapes.py")
     assert {place: number for place, number in waits.items() if not place.endswith(of_batches)} == {
         "tolist at engine/queued_step.py": 3
@@ -92,7 +85,7 @@ def test_a_step_that_failed_leaves_the_weights_before_it(
             train(before, World(), lambda record, stop: record.step == step)
         torch.manual_seed(1)
         with expected if kind == "number" else pytest.raises(ValueError, match="a planted check"):
-            run(failed, is_read_after=is_fourth)
+            records_of(failed, is_read_after=is_fourth)
     assert failed.step == step
     wanted = numbers(before)
     for name, ours in numbers(failed).items():
@@ -104,7 +97,7 @@ def test_a_failure_that_does_not_repeat_ends_the_run(monkeypatch: pytest.MonkeyP
     job, calls = make_job(), iter(range(100))
     job.model.encode[0].register_forward_hook(lambda module, inputs, out: out * math.nan if next(calls) == 1 else out)
     with device_form(monkeypatch), pytest.raises(RunError, match=r"step 1: .* computed again, the step has neither"):
-        run(job, is_read_after=is_fourth)
+        records_of(job, is_read_after=is_fourth)
 
 
 def test_a_gate_stays_closed_until_it_is_opened() -> None:

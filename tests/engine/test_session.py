@@ -249,19 +249,6 @@ def test_the_best_of_before_stays_until_the_evaluation_has_spoken(tmp_path: Path
     assert os.readlink(folder / "checkpoints" / "best") == "step_00000003"
 
 
-def test_checkpoints_of_before_resume(tmp_path: Path, unbroken: Any) -> None:
-    """Saved after their evaluation, they do not say whether one is due: none is."""
-    folder = tmp_path / "run"
-    end_at(start(folder, *OPEN), 3, after_its_outcome)
-    snapshot = checkpoint.load(folder)
-    del snapshot.state["evaluation_due"]
-    checkpoint.save(folder, snapshot, keep_last=1, is_best=True)
-    resumed = resume(folder, *OPEN)
-    assert not resumed._is_evaluation_due
-    assert resumed.run() is not None
-    assert set(differences(folder, unbroken(*OPEN))) <= {"best/state.json"}  # which lacks the entry
-
-
 def test_a_resumed_evaluation_voids_no_earlier_point_of_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -23,6 +23,7 @@ from sightline.engine.step_graph import NUM_WARM, StepGraphs
 from sightline.engine.train import TrainState
 from sightline.ops.waits import read_list, send_list
 from tests.engine.graph_emulator import CPU, emulated_graphs
+from tests.engine.told import records_of
 from tests.recipe_steps import SmallStep
 from tests.runs.small import PLAIN, small_run
 
@@ -38,9 +39,7 @@ def make_job(*overrides: str) -> TrainState:
 
 
 def run(job: TrainState, every: int = 6) -> list[StepRecord]:
-    records: list[StepRecord] = []
-    train(job, World(), lambda record, stop: bool(records.append(record)), is_read_after=lambda step: step % every == 0)
-    return records
+    return records_of(job, is_read_after=lambda step: step % every == 0)
 
 
 def numbers(job: TrainState) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from sightline.runs.curves import encode_curves
 from sightline.runs.run_directory import RunDirectory
 from tests.cases import run_each
 from tests.doctor.planting import with_losses
+from tests.engine.told import records_of
 from tests.runs.small import small_run
 from tests.waits import counted_waits, device_form
 
@@ -153,14 +154,7 @@ def test_a_task_without_parts_has_its_losses_in_the_forward_pass() -> None:
 
 def run(*overrides: str, num_steps: int = 4) -> tuple[list[StepRecord], object]:
     built = small_run(*overrides, f"train.steps={num_steps}")
-    records: list[StepRecord] = []
-
-    def at_step(record: StepRecord, stop_asked: bool) -> bool:
-        records.append(record)
-        return False
-
-    train(built.job, World(), at_step)
-    return records, built.job
+    return records_of(built.job), built.job
 
 
 def test_another_seed_gives_another_run() -> None:
@@ -229,13 +223,12 @@ def test_clipping_bounds_the_step_and_not_the_record(precision: str) -> None:
     if precision == "fp16":
         built.job.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # at 65536 the first step overflows
     before = copy.deepcopy(built.job.model)
-    records: list[StepRecord] = []
-    train(built.job, World(), lambda record, stop: bool(records.append(record)))
+    (record,) = records_of(built.job)
     pairs = zip(built.job.model.parameters(), before.parameters(), strict=True)
     moved = torch.cat([(after - start).flatten() for after, start in pairs])
-    assert 0.5 < records[0].grad_norm < 100
+    assert 0.5 < record.grad_norm < 100
     decay = 1e-4 * torch.cat([p.flatten() for p in before.parameters()]).norm()
-    assert moved.norm().item() / records[0].lr == pytest.approx(0.5, abs=decay.item() + 1e-3)
+    assert moved.norm().item() / record.lr == pytest.approx(0.5, abs=decay.item() + 1e-3)
 
 
 def test_frozen_modules_do_not_move() -> None:

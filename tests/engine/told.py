@@ -12,7 +12,10 @@ import numpy as np
 import torch
 
 from sightline.draw.pictures import Picture
+from sightline.engine.distributed import World
+from sightline.engine.loop import train
 from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.engine.train import TrainState
 
 
 def step(
@@ -47,6 +50,13 @@ def evaluation(number: int, **changes: Any) -> EvaluationRecord:
         "pictures": (Picture("clouds", np.full((12, 20, 3), 200, dtype=np.uint8), "two of them"),),
     }
     return EvaluationRecord(**(fields | changes))
+
+
+def records_of(job: TrainState, **named: Any) -> list[StepRecord]:
+    """Train, and return what the loop tells of each step."""
+    records: list[StepRecord] = []
+    train(job, World(), lambda record, stop: bool(records.append(record)), **named)
+    return records
 
 
 class Lines:
