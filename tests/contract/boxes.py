@@ -111,6 +111,6 @@ BOXES: dict[str, Toy] = {
         supervised({"scores": Scores, "codes": Codes}, Assigning),
         Made(_boxes, image=field(), boxes=field("list")),
         {"scores": 1.0, "codes": 2.0},
-        Found,
+        (Found,),
     )
 }

@@ -55,6 +55,6 @@ GRIDS: dict[str, Toy] = {
         supervised({"heat": HeatError}),
         Made(_grid, voxels=field(), target=field(), visible=field()),
         {"heat": 1.0},
-        Peaks,
+        (Peaks,),
     ),
 }

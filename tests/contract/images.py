@@ -11,15 +11,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate
+from sightline.areas.detect.metrics.crowds import CrowdAp
 from sightline.areas.detect.sets.records import BoxRecord, make_sample
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
-from sightline.contract.metric import State
 from sightline.contract.types import ComponentConfig
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
 from sightline.store.box_fields import BOX_FIELDS
@@ -95,48 +94,6 @@ _STEPS = {
 }
 
 
-class _AllFigures:
-    """Every metric of boxes as one; the rows of each stand under its number."""
-
-    def __init__(self) -> None:
-        self._metrics: list[Any] = [made(class_names=CLASSES) for made in (BoxAp, CrowdAp, MissRate)]
-        self.rows = tuple(self.new_state())
-
-    def new_state(self) -> State:
-        """The rows of all."""
-        states = (metric.new_state().items() for metric in self._metrics)
-        return {f"{number}{name}": rows for number, items in enumerate(states) for name, rows in items}
-
-    def update(
-        self,
-        state: State,
-        *,
-        detections: Tensor,
-        detection_offsets: Tensor,
-        truth: Tensor,
-        truth_visible: Tensor,
-        truth_offsets: Tensor,
-        file_px: Tensor,
-        sample_index: Tensor,
-    ) -> None:
-        """Add the images of a batch to each; the toy does not state what is visible, so all is."""
-        given = {"detections": detections, "detection_offsets": detection_offsets, "truth": truth}
-        given |= {"truth_offsets": truth_offsets, "sample_index": sample_index}
-        more = {"truth_visible": truth_visible.nan_to_num(1.0), "file_px": file_px}
-        for number, own in enumerate(self._own(state)):
-            self._metrics[number].update(own, **given, **(more if number else {}))
-            state.update({f"{number}{name}": rows for name, rows in own.items()})
-
-    def compute(self, state: State) -> dict[str, float]:
-        """The figures of all."""
-        pairs = zip(self._metrics, self._own(state), strict=True)
-        return {name: value for metric, own in pairs for name, value in metric.compute(own).items()}
-
-    def _own(self, state: State) -> list[State]:
-        count = len(self._metrics)
-        return [{name[1:]: rows for name, rows in state.items() if name[0] == str(n)} for n in range(count)]
-
-
 def toy(
     head: dict[str, Any] = _HEAD,
     task: dict[str, Any] = _RETINA,
@@ -151,7 +108,7 @@ def toy(
         _detect(losses, **task, **(evaluation or {})),
         _joined(**how),
         losses,
-        _AllFigures,
+        tuple(partial(metric, class_names=CLASSES) for metric in (BoxAp, CrowdAp)),
         tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
         registry.tasks.get_entry("detect").builder.predicts,
     )

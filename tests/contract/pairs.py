@@ -58,6 +58,6 @@ PAIRS: dict[str, Toy] = {
         _warmed,
         Made(_views, points=field(), other_points=field(), image=field()),
         {"warmed": 1.0, "cross_modal": 3.0},
-        CrossPairs,
+        (CrossPairs,),
     ),
 }

@@ -60,7 +60,7 @@ class Toy:
     task: Callable[[nn.Module, frozenset[str]], Any]
     dataset: Any
     weights: dict[str, float]
-    metric: Callable[[], Any] = Hits
+    metrics: tuple[Callable[[], Any], ...] = (Hits,)
     transforms: tuple[NamedTransform, ...] = ()
     predicts: frozenset[str] = frozenset()
 
@@ -106,11 +106,11 @@ def supervised(
 
 
 def meters(toy: Toy, model: nn.Module, reader: BatchReader) -> list[BoundMetric]:
-    metric, task = toy.metric(), toy.task(model, reader.keys)
-    outputs = declared_outputs(model.forward, owner="model") | toy.predicts
+    task, outputs = toy.task(model, reader.keys), declared_outputs(model.forward, owner="model") | toy.predicts
     offers = AvailableKeys("data", reader.keys), AvailableKeys("model", outputs)
     offers = *offers, AvailableKeys("task", TaskMembers.context_keys.get(task))
-    return [BoundMetric(metric, bind(metric.update, *offers, owner="metric", exclude=("state",)))]
+    metrics = [make() for make in toy.metrics]
+    return [BoundMetric(each, bind(each.update, *offers, owner="metric", exclude=("state",))) for each in metrics]
 
 
 def field(collate: str = "stack") -> Field:
