@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.loss import Loss, cast_forward
-from sightline.contract.plugins import load_plugins
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -31,18 +31,8 @@ from sightline.runs.run_directory import RunDirectory
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here, succeed
 from tests.doctor.planting import make
+from tests.engine.published_weights import registered
 from tests.waits import counted_waits
-
-PLUGIN = '''\
-"""A network that shows what it knows of a cloud, and a loss that draws it to a centre for each class."""
-
-from typing import TypedDict
-
-import torch
-from torch import Tensor, nn
-
-from sightline.contract import registry
-from sightline.contract.loss import Loss
 
 
 class Out(TypedDict):
@@ -50,9 +40,8 @@ class Out(TypedDict):
     hidden: Tensor
 
 
-@registry.models.add("hidden_net")
 class HiddenNet(nn.Module):
-    """The maximum over points of a linear layer, and one over that."""
+    """The maximum over points of a linear layer, and one over that: a network that shows what it knows of a cloud."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -63,7 +52,6 @@ class HiddenNet(nn.Module):
         return {"logits": self.head(self.drop(hidden)), "hidden": hidden}
 
 
-@registry.losses.add("centre")
 class Centre(Loss):
     """Half the squared distances from centres that move. Source: Wen et al. 2016, equation 2."""
 
@@ -74,14 +62,15 @@ class Centre(Loss):
         self.is_used = is_used
 
     def count(self, *, label: Tensor) -> Tensor:
-        return torch.tensor(label.numel(), device=label.device)
+        return torch.tensor(label.numel())
 
     def forward(self, *, hidden: Tensor, label: Tensor) -> Tensor:
         if self.training:
             self.num_calls += 1
         centres = self.centres[label] if self.is_used else 0.0
         return (hidden - centres).square().sum() / 2
-'''
+
+
 OVERRIDES = (
     "data.train_size=36",
     "model={name: hidden_net}",
@@ -94,14 +83,9 @@ OVERRIDES = (
 
 
 @pytest.fixture(autouse=True)
-def _plugin(tmp_path: Path) -> Iterator[None]:
-    """Names of the plugin are gone afterwards: other tests count the built-in ones."""
-    before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
-    (tmp_path / "centre.py").write_text(PLUGIN)
-    load_plugins([tmp_path / "centre.py"])
-    yield
-    for kind, entries in before.items():
-        registry.REGISTRIES[kind]._entries = entries
+def _parts() -> Iterator[None]:
+    with registered(registry.models, hidden_net=HiddenNet), registered(registry.losses, centre=Centre):
+        yield
 
 
 def made(folder: Path, *overrides: str) -> TrainingSetup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sightline.config import read_config
+from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
+from sightline.contract.metric import State
+from sightline.draw.pictures import Picture
 from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.engine.records import Observers
+from sightline.parts.metrics.labels import Accuracy
 from sightline.training.train_run import train_run
-from tests.command import run_here
+from tests.command import Outcome, run_here
 from tests.conftest import ROOT
+from tests.engine.published_weights import registered
 from tests.engine.told import evaluation, random_states, step
 from tests.runs.small import PLAIN
 
@@ -135,66 +141,52 @@ def test_wandb_offline_writes_only_inside_and_leaves_random_states_alone(
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 SMALL = ("data.train_size=24", "data.test_size=12", "data.num_points=32", "train.steps=2", "train.batch_size=8")
 
-PLUGIN = '''
-import numpy as np
-from torch import Tensor
-from sightline.contract import registry
-from sightline.parts.metrics.labels import Accuracy
-from sightline.contract.metric import State
-from sightline.draw.pictures import Picture
 
-
-@registry.metrics.add("NAME")
 class Drawn(Accuracy):
     """The confusion matrix as a picture, white where most samples are."""
 
-    def __init__(self, *, num_classes: int, class_names: tuple[str, ...]) -> None:
-        super().__init__(num_classes=num_classes, class_names=class_names)
+    name: str | None = "confusion"
+    """None: it gives the numbers instead of pictures."""
 
-    def pictures(self, state: State) -> list[Picture]:
+    def pictures(self, state: State) -> list[Any]:
         counts = state["confusion"].double()
         grey = (255 * counts / counts.max()).byte().numpy()
-        return [MADE]
-'''
+        return [grey if self.name is None else Picture(self.name, np.repeat(grey[..., None], 3, axis=2))]
 
 
-def trained(tmp_path: Path, name: str, made: str, checks: str = "--no-check") -> tuple[int, str]:
-    plugin = tmp_path / f"{name}.py"
-    plugin.write_text(PLUGIN.replace("NAME", name).replace("MADE", made))
-    words = (*SMALL, *PLAIN, f"metrics=[{{name: {name}}}]", "log.tensorboard=true")
-    code, _, err = run_here(
-        *("train", CONFIG, *words, "--plugin", plugin, "--device", "cpu", *checks.split(), "--out", tmp_path / name)
-    )
-    return code, err
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
+    """Trains with a metric that draws a picture of some name."""
+
+    def train(name: str | None, *checks: str) -> Outcome:
+        monkeypatch.setattr(Drawn, "name", name)
+        words = (*SMALL, *PLAIN, "metrics=[{name: drawn}]", "log.tensorboard=true")
+        return run_here("train", CONFIG, *words, "--device", "cpu", *checks, "--out", tmp_path / "run")
+
+    with registered(registry.metrics, drawn=Drawn):
+        yield train
 
 
-def test_a_picture_of_the_whole_part_is_written(tmp_path: Path) -> None:
-    made = 'Picture("confusion", np.repeat(grey[..., None], 3, axis=2), f"{int(counts.sum())} samples")'
-    code, err = trained(tmp_path, "drawn_confusion", made)
-    assert code == 0, err
-    found = events(tmp_path / "drawn_confusion")
+def test_a_picture_of_the_whole_part_is_written(train: Callable[..., Outcome], tmp_path: Path) -> None:
+    done = train("confusion", "--no-check")
+    assert done.code == 0, done.err
+    found = events(tmp_path / "run")
     (tag,) = [tag for tag in found.Tags()["images"] if tag.endswith("/confusion")]
     assert found.Images(tag)[0].width == 12
-    assert (tmp_path / "drawn_confusion" / "predictions" / "confusion.png").is_file()
+    assert (tmp_path / "run" / "predictions" / "confusion.png").is_file()
 
 
-def test_a_name_that_leads_out_of_the_run_stays_in_it(tmp_path: Path) -> None:
-    made = 'Picture("../../a\\x1b", np.repeat(grey[..., None], 3, axis=2))'
-    code, err = trained(tmp_path, "drawn_outside", made)
-    assert code == 0, err
-    assert (tmp_path / "drawn_outside" / "predictions" / "a.png").is_file()
-    assert (tmp_path / "drawn_outside" / "final.json").is_file()
+def test_a_name_that_leads_out_of_the_run_stays_in_it(train: Callable[..., Outcome], tmp_path: Path) -> None:
+    done = train("../../a\x1b", "--no-check")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "predictions" / "a.png").is_file()
+    assert (tmp_path / "run" / "final.json").is_file()
 
 
-def test_the_check_before_training_names_the_authors_method(tmp_path: Path) -> None:
-    code, err = trained(tmp_path, "checked_confusion", "grey", checks="")
-    assert code == 1
-    assert "Drawn.pictures: gave a ndarray" in err
-    assert "_Noting" not in err
-
-
-def test_something_else_is_named(tmp_path: Path) -> None:
-    code, err = trained(tmp_path, "undrawn_confusion", "grey")
-    assert code == 1
-    assert "Drawn.pictures: gave a ndarray, a list of sightline.draw.pictures.Picture is needed" in err
-    assert "Traceback" not in err
+@pytest.mark.parametrize("checks", [["--no-check"], []], ids=["after training", "in the check before it"])
+def test_something_else_is_named(train: Callable[..., Outcome], checks: list[str]) -> None:
+    done = train(None, *checks)
+    assert done.code == 1
+    assert "Drawn.pictures: gave a ndarray, a list of sightline.draw.pictures.Picture is needed" in done.err
+    assert "Traceback" not in done.err
+    assert "_Noting" not in done.err

@@ -33,14 +33,14 @@ from sightline.engine.step import (
     weighted_sum,
     with_prepare,
 )
-from sightline.engine.train import NonFiniteGradientError, compute_ema_decay, train_step, update_ema
+from sightline.engine.train import NonFiniteGradientError, compute_ema_decay, update_ema
 from sightline.runs.curves import encode_curves
 from sightline.runs.run_directory import RunDirectory
 from tests.cases import run_each
 from tests.doctor.planting import with_losses
 from tests.engine.told import records_of
 from tests.runs.small import small_run
-from tests.waits import counted_waits, device_form
+from tests.waits import device_form
 
 # --- the forward pass of a step, on numbers that are worked out by hand ----------------------------------------------
 
@@ -420,17 +420,6 @@ def test_gradients_of_layers_are_drawn(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line[f"gradient/{path}"] > 0 for line in lines] == [True] * 3
     assert f"gradient/{path}" in encode_curves({"": lines})
-
-
-@pytest.mark.parametrize("more", [(), ("train.ema_decay=0.9", "train.clip_norm=1.0")])
-def test_a_step_waits_for_the_device_once(more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one wait reads the step's numbers, which decide whether the weights may change; PointNet has none."""
-    job = small_run("train.steps=2", *more).job
-    with contextlib.closing(job.stream.iterate(0, 1)) as steps:
-        micro_batches = next(steps)
-    with counted_waits(monkeypatch) as waits:
-        train_step(job, job.model, micro_batches, World(), StepTimer(job.task, remainder="loss"))
-    assert waits == {"tolist at engine/queued_step.py": 1}
 
 
 # --- nested batches keep their structure; floats take the run's type; strange leaves are named by path ---------------

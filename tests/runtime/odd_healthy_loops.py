@@ -42,13 +42,9 @@ def examine(model: Model, loss: Loss, pairs: Iterable[Any], optimizer: Any = Non
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=3e-3)
     pairs = list(pairs)
     found = list(sightline.check(model, loss, pairs[0], optimizer=optimizer).findings)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for inputs, target in pairs:
-            value = loss(model(*inputs) if isinstance(inputs, tuple) else model(inputs), target)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-    return [finding for finding in [*found, *watch.findings] if finding.severity != "note"]
+    compute = lambda model, x, y: loss(model(*x) if isinstance(x, tuple) else model(x), y)  # noqa: E731
+    found += train(model, optimizer=optimizer, compute=compute, data=pairs).findings
+    return [finding for finding in found if finding.severity != "note"]
 
 
 class Universal(nn.Module):
