@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 import sightline
+from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.contract import registry
 from sightline.contract.types import DataInfo, Field
 from sightline.workbench.weights.conversion import ConversionResult, convert_published_weights
@@ -49,28 +49,13 @@ def saved(path: Path, state: Mapping[str, Tensor]) -> Path:
     return path
 
 
-PARTS_OF_CATEGORY = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
-"""Of ShapeNetPart, 50 in all."""
-
-
 class Fifty:
-    """Fifty parts of sixteen categories, with or without normals. Source: this test."""
+    """The fifty parts of ShapeNetPart's sixteen categories, with or without normals. Source: this test."""
 
     def __init__(self, *, split: str, has_normals: bool = False) -> None:
         names = ("points", *(("normals",) if has_normals else ()))
-        ends = list(accumulate(PARTS_OF_CATEGORY))
         self.info = DataInfo(
-            facts={
-                "num_classes": 50,
-                "class_names": tuple(f"part_{i}" for i in range(50)),
-                "in_channels": 3 * len(names),
-                "up_axis": "y",
-                "num_categories": 16,
-                "category_names": tuple(f"category_{i}" for i in range(16)),
-                "parts_of_category": tuple(
-                    tuple(range(end - size, end)) for size, end in zip(PARTS_OF_CATEGORY, ends, strict=True)
-                ),
-            },
+            facts={**ShapeNetPart.expected_info().facts, "in_channels": 3 * len(names)},
             fields={name: Field("points 3", "float32") for name in names}
             | {"label": Field("points", "int64"), "category": Field("", "int64")},
             features=names[1:],

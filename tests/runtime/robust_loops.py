@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import pack_sequence
 
 from tests.runtime.blind_losses import Call, CallOfTwo
 
@@ -219,16 +219,6 @@ def quantised_inputs() -> LoopProgram:
 def words_one_a_sample() -> LoopProgram:
     model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 4))
     return train_with(model, lambda: (words := torch.randint(0, 50, (32,)), words % 4))
-
-
-@loop
-def lengths_before_frames() -> LoopProgram:
-    def run(lengths: Tensor, frames: Tensor, body: nn.Module, head: nn.Module) -> Tensor:
-        packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-        return head(body(packed)[1][-1])
-
-    model = CallOfTwo(run, nn.GRU(6, 16, batch_first=True), nn.Linear(16, 4))
-    return train_with(model, lambda: ((torch.randint(2, 9, (16,)), torch.randn(16, 9, 6)), torch.randint(0, 4, (16,))))
 
 
 @loop
