@@ -26,7 +26,7 @@ from tests.runs.small import PLAIN, ROOT, SMALL, small_run
 from tests.trained import copy_run
 
 INF = math.inf
-NORM, LINEAR = "encode.0.norm", "encode.0.linear.weight"
+VARIANCE, LINEAR = "encode.0.norm.running_var", "encode.0.linear.weight"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,10 @@ def fill(job: TrainState, name: str, *values: float) -> None:
     job.model.register_buffer(name, torch.tensor(values))
 
 
+def first_slots(job: TrainState) -> dict[str, Tensor]:
+    return next(iter(job.optimizer.state.values()))
+
+
 def spoil(module: nn.Module | None, name: str, value: float = INF) -> None:
     assert module is not None
     with torch.no_grad():
@@ -56,20 +60,11 @@ def spoil(module: nn.Module | None, name: str, value: float = INF) -> None:
 @run_each(
     "change, named",
     [
-        (
-            lambda job: spoil(job.model, "encode.0.norm.running_var"),
-            "the buffer 'encode.0.norm.running_var' of the model",
-        ),
+        (lambda job: spoil(job.model, VARIANCE), f"the buffer '{VARIANCE}' of the model"),
         (lambda job: fill(job, "seen", 1.0, math.nan), "the buffer 'seen' of the model"),
-        (
-            lambda job: spoil(job.model, "encode.0.linear.weight", -INF),
-            "the parameter 'encode.0.linear.weight' of the model",
-        ),
-        (lambda job: spoil(job.ema, "encode.0.norm.running_var"), "'encode.0.norm.running_var' of the EMA"),
-        (
-            lambda job: next(iter(job.optimizer.state.values()))["exp_avg_sq"].fill_(INF),
-            "the optimiser's slot 'encode.0",
-        ),
+        (lambda job: spoil(job.model, LINEAR, -INF), f"the parameter '{LINEAR}' of the model"),
+        (lambda job: spoil(job.ema, VARIANCE), f"'{VARIANCE}' of the EMA"),
+        (lambda job: first_slots(job)["exp_avg_sq"].fill_(INF), "the optimiser's slot 'encode.0"),
         (lambda job: None, ""),
         (lambda job: spoil(job.model, LINEAR, 3e38), ""),
         (lambda job: fill(job, "lowest", 0.5, INF), ""),

@@ -270,45 +270,28 @@ def test_the_port_s_outputs_come_back(shared: Path, tmp_path: Path, axes: str) -
 # --- published weights that do not fit are refused by name, and nothing is written -----------------------------------
 
 
+OURS = "wangyueft_pointnet"
+
+
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
+        (OURS, {"linear2.bias": None}, f"lacks 1 of the 38 tensors of the layout '{OURS}': linear2.bias; get a whole"),
+        (OURS, {"conv9.weight": torch.ones(1)}, f"1 of 39 names do not belong to the layout '{OURS}': conv9.weight"),
         (
-            "wangyueft_pointnet",
-            {"linear2.bias": None},
-            "lacks 1 of the 38 tensors of the layout 'wangyueft_pointnet': linear2.bias; get a whole",
-        ),
-        (
-            "wangyueft_pointnet",
-            {"conv9.weight": torch.ones(1)},
-            "1 of 39 names do not belong to the layout 'wangyueft_pointnet': conv9.weight",
-        ),
-        (
-            "wangyueft_pointnet",
+            OURS,
             {"bn6.weight": torch.ones(7)},
-            "1 tensors have another shape than this model of the layout 'wangyueft_pointnet': bn6.weight [7], needed",
+            f"1 tensors have another shape than this model of the layout '{OURS}': bn6.weight [7], needed",
         ),
         (
-            "wangyueft_pointnet",
+            OURS,
             {"conv1.weight": torch.ones(64)},
-            "1 tensors have another number of axes than in the layout 'wangyueft_pointnet': conv1.weight [64]",
+            f"1 tensors have another number of axes than in the layout '{OURS}': conv1.weight [64]",
         ),
-        (
-            "wangyueft_pointnet",
-            {"conv1.bias": torch.ones(64)},
-            "1 tensors are none of this model of the layout 'wangyueft_pointnet': conv1.bias; is it a variant of it?",
-        ),
-        (
-            "wangyueft_pointnet",
-            {"bn6.weight": torch.full((512,), torch.nan)},
-            "1 tensors hold NaN or infinity: bn6.weight",
-        ),
-        ("wangyueft_dgcnn_cls", {}, "its names are those of --layout wangyueft_pointnet"),
-        (
-            "wangyueft_pointnt",
-            {},
-            "--layout wangyueft_pointnt: no such layout is known; did you mean 'wangyueft_pointnet'?",
-        ),
+        (OURS, {"conv1.bias": torch.ones(64)}, f"1 tensors are none of this model of the layout '{OURS}': conv1.bias"),
+        (OURS, {"bn6.weight": torch.full((512,), torch.nan)}, "1 tensors hold NaN or infinity: bn6.weight"),
+        ("wangyueft_dgcnn_cls", {}, f"its names are those of --layout {OURS}"),
+        ("wangyueft_pointnt", {}, f"--layout wangyueft_pointnt: no such layout is known; did you mean '{OURS}'?"),
     ],
 )
 def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
@@ -322,19 +305,14 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
+SHAPES_OF_12 = {"data_name": "synthetic_shapes"}
+
+
 @pytest.mark.parametrize(
     ("facts", "options", "message"),
     [
-        (
-            {"num_classes": 15},
-            {},
-            "its weights have num_classes = 15, the data set 'modelnet40' has 40; name the data set",
-        ),
-        (
-            {"in_channels": 6, "num_classes": 12},
-            {"data_name": "synthetic_shapes"},
-            "in_channels = 6, the data set 'synthetic_shapes' has 3",
-        ),
+        ({"num_classes": 15}, {}, "have num_classes = 15, the data set 'modelnet40' has 40; name the data set"),
+        ({"in_channels": 6, "num_classes": 12}, SHAPES_OF_12, "in_channels = 6, the data set 'synthetic_shapes' has 3"),
         ({}, {"overrides": ("model.embedding=16",)}, "model.embedding: is 16, the weights have 8; remove it"),
     ],
 )

@@ -18,7 +18,7 @@ from sightline.engine.loop import train
 from sightline.engine.records import StepRecord
 from sightline.engine.schedules import Constant, Cosine, Exponential, OneCycle, Steps
 from tests.command import succeed
-from tests.runs.small import SMALL, small_config, small_run
+from tests.runs.small import SMALL, small_run
 
 # --- schedules against their formulas, worked by hand or by torch's own schedulers -----------------------------------
 
@@ -207,7 +207,3 @@ def test_checks_pass_over_a_term_that_weighs_nothing_at_first() -> None:
 
     torch.use_deterministic_algorithms(False)
     assert [f.code for f in run_quick(small_run(RAMP), World()) if f.severity == "error"] == []
-
-
-def test_the_config_keeps_the_ramp() -> None:
-    assert small_config(RAMP).losses[1].weight == LinearRamp(0.0, 3.0, 1.0)

@@ -157,10 +157,6 @@ def run(*overrides: str, num_steps: int = 4) -> tuple[list[StepRecord], object]:
     return records_of(built.job), built.job
 
 
-def test_another_seed_gives_another_run() -> None:
-    assert run()[0][0].losses != run("seed=1")[0][0].losses
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lowered_precision_trains_close_to_float32(precision: str) -> None:
     """bf16 keeps 8 bits of mantissa: one step's loss is within a few times 2^-8 of float32's."""

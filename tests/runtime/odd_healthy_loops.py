@@ -264,18 +264,16 @@ def fine_tune(*, holds: bool) -> list[Any]:
 def a_key_encoder_whose_batch_norm_follows() -> list[Any]:
     """The frozen batch norm of a momentum encoder moves with the weights that it is given."""
     query = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
-    key = copy.deepcopy(query).requires_grad_(False)
-    optimizer = torch.optim.SGD(query.parameters(), lr=0.03)
-    with sightline.watch({"query": query, "key": key}, optimizer=optimizer) as watch:
-        for (rows,) in batches(classes()[0]):
-            with torch.no_grad():
-                wanted = key(rows)
-                for mine, own in zip(key.parameters(), query.parameters(), strict=True):
-                    mine.lerp_(own, 0.05)
-            optimizer.zero_grad()
-            (1 - F.cosine_similarity(query(rows), wanted)).mean().backward()
-            optimizer.step()
-    return watch.findings
+    pair = nn.ModuleDict({"query": query, "key": copy.deepcopy(query).requires_grad_(False)})
+
+    def compute(pair: Any, rows: Tensor, _: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = pair["key"](rows)
+            for mine, own in zip(pair["key"].parameters(), query.parameters(), strict=True):
+                mine.lerp_(own, 0.05)
+        return (1 - F.cosine_similarity(query(rows), wanted)).mean()
+
+    return train(pair, optimizer=partial(SGD, lr=0.03), compute=compute, data=batches(*classes())).findings
 
 
 def schedule(*, is_factor: bool) -> list[Any]:

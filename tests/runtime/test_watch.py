@@ -162,10 +162,6 @@ def test_a_finding_names_the_line_of_the_loop(caplog: pytest.LogCaptureFixture) 
     assert "\n" not in line  # the report says it in full, and says it once
 
 
-def test_declared_codes_are_left_out() -> None:
-    assert train(clear=None, declared=("gradients-kept",)).findings == []
-
-
 def test_a_report_is_text_json_and_a_page(tmp_path: Path) -> None:
     report = train(clear=None).report
     for ending in ("json", "html", "txt"):
