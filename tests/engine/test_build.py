@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,30 +151,10 @@ def test_a_config_file_is_opened_as_a_run_that_has_not_begun(run: Path) -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     untrained = opened.untrained_model().state_dict()
     assert all(torch.equal(tensor, untrained[name]) for name, tensor in ours.items())
-    with pytest.raises(UserError, match="is not a run directory"):
-        open_run(opened.path)
-
-
-def test_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
-    copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
-    facts = json.loads((run / "facts.json").read_text())
-    (copied / "facts.json").write_text(json.dumps({**facts, "num_classes": facts["num_classes"] + 1}))
-    with pytest.raises(ConfigError, match=r"was trained with num_classes = 13; this data set has 12"):
-        _ = open_run(copied).data
 
 
 def _opened(folder: Path, which: str = "last") -> OpenRun:
     return open_run(folder, config=small_config(), checkpoint=which)
-
-
-def test_another_word_is_answered_by_what_there_is(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, snapshot_of(1), keep_last=1, is_best=True)
-    with pytest.raises(UserError) as error:
-        _ = _opened(tmp_path, "beste").checkpoint_path
-    assert str(error.value) == (
-        "checkpoint beste: there is no beste; give last, best or a path; "
-        f"{tmp_path}/checkpoints holds best, last, step_00000001; did you mean 'best'?"
-    )
 
 
 def test_a_run_without_a_best_checkpoint_says_why(tmp_path: Path) -> None:
@@ -301,11 +280,6 @@ def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Pat
             assert_same_run(run, small_config(override), [])
     assert assert_same_run(run, small_config("train.epochs=3"), [])
     assert not assert_same_run(run, small_config(), [])
-    with pytest.raises(
-        UserError,
-        match=r"train\.epochs: 2 there, 1 here; a run may go on for longer, by a later train\.epochs \(now 2\)",
-    ):
-        assert_same_run(run, small_config("train.epochs=1"), [])
     with pytest.raises(UserError, match="2 keys differ"):  # it would end earlier
         assert_same_run(run, small_config("train.epochs=3", "train.steps=1"), [])
 
