@@ -73,19 +73,6 @@ def test_init_below_a_full_match_is_refused_and_can_be_declared(tmp_path: Path) 
     assert built.init_report.total - built.init_report.matched == 2
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model.name=pointnet_plain"], r"losses.feature_transform_penalty needs 'feature_transform'; .*offers logits"),
-        (["evaluate.metric=overal_accuracy"], "did you mean 'overall_accuracy'"),
-        (["data.train_size=1"], "held out for validation is empty"),
-    ],
-)
-def test_what_does_not_fit_is_named(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        small_run(*overrides)
-
-
 def test_a_model_whose_checkpoint_would_lose_a_tensor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """`module.` is what wrappers insert: a part of that name, with a part like another one's, has no name left."""
     build_model = build_module._build_unchanged_model

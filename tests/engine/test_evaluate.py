@@ -127,11 +127,6 @@ def test_voting_is_the_mean_of_probabilities() -> None:
     assert torch.allclose(task.vote(passes)["probabilities"], torch.tensor([[0.55, 0.45]]))
 
 
-def test_votes_without_variation_are_refused() -> None:
-    with pytest.raises(ConfigError, match="votes"):
-        small_run("evaluate.votes=3")
-
-
 def test_workers_read_what_the_process_itself_reads() -> None:
     built = small_run()
     alone = built.test_evaluator(built.job.model, World())

@@ -84,20 +84,6 @@ def test_cosine_after_warm_up_spans_what_remains() -> None:
     assert schedule(23) == pytest.approx(0.5 * (1 + math.cos(math.pi * 19 / 20)))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        ({"warmup_epochs": 3.0, "every_epochs": 1}, "warm-up"),
-        ({}, "either every_epochs or milestones"),
-        ({"every_epochs": 1, "milestones": (2,)}, "either every_epochs or milestones"),
-        ({"milestones": (5, 2)}, "rising order"),
-    ],
-)
-def test_contradictions_are_named(arguments: dict, word: str) -> None:
-    with pytest.raises(ConfigError, match=word):
-        Steps(num_steps=30, steps_per_epoch=10, **arguments)
-
-
 def test_a_share_of_the_run_warms_up_a_run_of_any_length() -> None:
     """A tenth of 100 steps, and of 10: the rise has ten steps, and one."""
     for num_steps, expected in ((100, 10), (10, 1), (4, 0)):

@@ -71,7 +71,6 @@ def test_dropping_the_tail_drops_only_it() -> None:
     [
         ({"indices": np.arange(0)}, "no samples"),
         ({"num_processes": 9}, "cannot feed 9 processes"),
-        ({"indices": np.arange(5), "tail": "drop"}, "5 samples are fewer"),
         ({"num_processes": 4}, "3 sample.*4 processes"),
     ],
 )
