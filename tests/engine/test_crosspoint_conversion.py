@@ -172,7 +172,7 @@ def test_sizes_of_a_vision_transformer_are_seen_in_its_weights(tmp_path: Path) -
     assert {"images.size_px": 96, "images.patch_px": 32}.items() <= converted.lineage["from_shapes"].items()
     assert sightline.load_run(tmp_path / "run").config.transforms.evaluate[0].arguments == {"size_px": 96}
     (tmp_path / "other").mkdir()
-    with pytest.raises(CheckpointError, match="tensors have another shape than this model of the layout 'timm_vit_sm"):
+    with pytest.raises(CheckpointError, match="another shape than this model of the layout 'timm_vit_small'"):
         convert_state(tmp_path / "other", state, "timm_vit_small", data_name="thousand")
 
 
