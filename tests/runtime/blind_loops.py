@@ -118,6 +118,10 @@ def mask_upside_down(bug: bool, *, is_encoder: bool = False) -> Watch:
     return train(Scenes(bug, is_encoder=is_encoder), optimizer=torch.optim.Adam, compute=compute, data=data)
 
 
+def schedule_of_epochs(bug: bool) -> Watch:
+    return train(scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 2 if bug else 20), steps=40)
+
+
 LOOPS: dict[str, tuple[str, Callable[[bool], Watch]]] = {
     "overlapping_split": ("data.split", overlapping_split),
     "overlapping_split_of_two_evaluations": ("data.split", partial(overlapping_split, evaluates="training validation")),
@@ -125,6 +129,7 @@ LOOPS: dict[str, tuple[str, Callable[[bool], Watch]]] = {
     "keys_of_a_part": ("ckpt.key_mismatch", lambda bug: load_keys(lambda key: f"{'body.' * bug}{key}", 0)),
     "accumulation_cleared": ("optim.grad_accumulation", accumulation_cleared),
     "accumulation_set_to_zero": ("optim.grad_accumulation", partial(accumulation_cleared, sets_to_none=False)),
+    "schedule_of_epochs": ("optim.scheduler", schedule_of_epochs),
     "clipped_while_scaled": ("optim.clip", clipped_while_scaled),
     "clipped_by_value_while_scaled": ("optim.clip", partial(clipped_while_scaled, by_value=True)),
     "average_without_buffers": ("model.norm_mode", average_without_buffers),

@@ -104,6 +104,13 @@ class Scaled:
 # --- optimisers, gradients and averages -------------------------------------------------------------------------------
 
 
+def accumulate(step: int, optimizer: Any) -> None:
+    if step % 4 == 0:
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def clip(optimizer: Any) -> None:
     nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1e-2)
     nn.utils.clip_grad_value_(optimizer.param_groups[0]["params"], 1e-3)
@@ -127,7 +134,7 @@ def two_optimizers_alternate() -> Watch:
     return watch
 
 
-def adversarial_with_five_critic_steps() -> Watch:
+def adversarial(critic_steps: int = 1) -> Watch:
     generator = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 10))
     critic = plain_net(outputs=1, between=nn.LeakyReLU)
     of_generator, of_critic = Adam(generator.parameters()), Adam(critic.parameters())
@@ -138,7 +145,7 @@ def adversarial_with_five_critic_steps() -> Watch:
             made = generator(torch.randn(len(points), 8))
             F.softplus(critic(made.detach())).mean().backward()
             of_critic.step()
-            if step % 5 == 0:
+            if step % critic_steps == 0:
                 generator.zero_grad()
                 F.softplus(-critic(made)).mean().backward()
                 of_generator.step()
@@ -166,6 +173,40 @@ def scaled() -> Watch:
     return Scaled(2.0**127).train(optimizer=Adam, loss=lambda o, y: 100 * F.cross_entropy(o, y))
 
 
+def average_of_weights() -> Watch:
+    model, swa = net(), torch.optim.swa_utils
+    average = swa.AveragedModel(model, multi_avg_fn=swa.get_ema_multi_avg_fn(0.99))
+
+    def after(step: int, model: nn.Module) -> None:
+        average.update_parameters(model)
+        if step == STEPS:
+            swa.update_bn((points for points, _ in batches(8)), model)
+
+    return train(model, optimizer=Adam, ema=average, after=after)
+
+
+def average_by_hand() -> Watch:
+    model = net()
+    average = copy.deepcopy(model).requires_grad_(False)
+
+    def after(step: int, model: nn.Module) -> None:
+        for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+            mean.data.mul_(0.9).add_(value.data, alpha=0.1)
+
+    return train(model, optimizer=Adam, ema=average, after=after)
+
+
+def evaluated_each_epoch() -> Watch:
+    def after(step: int, model: nn.Module) -> None:
+        with torch.no_grad():
+            for points, _ in batches(5, seed=99) if step % 10 == 0 else ():
+                model.eval()(points)
+        model.train()
+
+    data = [batch for epoch in range(6) for batch in batches(10, seed=epoch)]
+    return train(optimizer=Adam, data=data, after=after)
+
+
 def best_weights_kept_as_a_copy() -> Watch:
     kept: dict[str, Tensor] = {}
 
@@ -176,6 +217,22 @@ def best_weights_kept_as_a_copy() -> Watch:
             model.load_state_dict(kept)
 
     return train(at=keep)
+
+
+def closure() -> Watch:
+    model = plain_net(width=16, between=nn.Tanh)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches(20, size=64):
+
+            def compute(points: Tensor = points, label: Tensor = label) -> Tensor:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(points), label)
+                loss.backward()
+                return loss
+
+            optimizer.step(compute)
+    return watch
 
 
 def sharpness_aware() -> Watch:
@@ -251,6 +308,25 @@ class Named(nn.Module):
         return {"logits": scale * self.body(points), "features": points.mean(dim=1)}
 
 
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.second = nn.Linear(10, 24), nn.Linear(24, 4), nn.Linear(24, 4)
+
+    def forward(self, points: Tensor, turn: int) -> Tensor:
+        return (self.first if turn else self.second)(self.body(points).relu())
+
+
+def frozen(*rest: nn.Module) -> nn.Module:
+    return nn.Sequential(net().requires_grad_(False), *rest)
+
+
+def two_heads_in_turn() -> Watch:
+    turns = iter(range(STEPS))
+    compute = lambda model, points, label: F.cross_entropy(model(points, next(turns) % 2), label)  # noqa: E731
+    return train(TwoHeads(), optimizer=Adam, compute=compute)
+
+
 def biases_alone() -> Watch:
     model = nn.Sequential(plain_net(outputs=24), nn.ReLU(), nn.Linear(24, 4))
     for name, parameter in model.named_parameters():
@@ -269,6 +345,26 @@ def sparse_volumes() -> Watch:
     return train(nn.Sequential(*layers), optimizer=Adam, data=data)
 
 
+def autocast() -> Watch:
+    def compute(model: nn.Module, points: Tensor, label: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return F.cross_entropy(model(points), label)
+
+    return train(optimizer=Adam, compute=compute)
+
+
+def teacher() -> Watch:
+    larger = net(width=48).eval()
+
+    def compute(model: nn.Module, points: Tensor, label: Tensor) -> Tensor:
+        with torch.no_grad():
+            soft = larger(points).softmax(dim=1)
+        logits = model(points)
+        return F.cross_entropy(logits, label) + F.kl_div(logits.log_softmax(dim=1), soft, reduction="batchmean")
+
+    return train(optimizer=Adam, compute=compute)
+
+
 def gradient_penalty() -> Watch:
     def compute(model: nn.Module, points: Tensor, label: Tensor) -> Tensor:
         value = model(points.requires_grad_())
@@ -284,6 +380,12 @@ def learnt_temperature() -> Watch:
     return train(model, optimizer=optimizer, loss=lambda logits, label: F.cross_entropy(scale.exp() * logits, label))
 
 
+def tokens() -> Watch:
+    model = nn.Sequential(nn.Embedding(20, 16), nn.Flatten(), nn.Linear(16 * 6, 20))
+    texts = [torch.randint(20, (16, 6)) for _ in range(STEPS)]
+    return train(model, optimizer=Adam, data=[(words, words[:, 2]) for words in texts])
+
+
 def regression_with_sigmoid() -> Watch:
     model = nn.Sequential(plain_net(outputs=1), nn.Sigmoid())
     return train(model, loss=lambda shares, label: F.binary_cross_entropy(shares[:, 0], (label > 1).float()))
@@ -297,11 +399,21 @@ LOOPS: dict[str, Loop] = {
     ),
     "zero_grad_keeps_tensors": lambda: train(clear=lambda optimizer: optimizer.zero_grad(set_to_none=False)),
     "cleared_by_data": lambda: train(clear=clear_by_data, optimizer=SGD),
+    "accumulation": lambda: train(
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        clear=None,
+        loss=lambda outputs, label: F.cross_entropy(outputs, label) / 4,
+        update=accumulate,
+        steps=160,
+    ),
     "warm_up_from_zero": lambda: train(
         scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 20, 1.0))
     ),
+    "frozen_backbone": lambda: train(
+        frozen(nn.ReLU(), nn.Linear(4, 4)), optimizer=Adam, at=lambda step, model: model.train()[0].eval()
+    ),
     "frozen_parameters_in_the_optimizer": lambda: train(
-        model := nn.Sequential(net().requires_grad_(False), nn.Linear(4, 4)), optimizer=SGD(model.parameters())
+        model := frozen(nn.Linear(4, 4)), optimizer=SGD(model.parameters())
     ),
     "strong_dropout": lambda: train(net(dropout=0.9, width=64), optimizer=Adam),
     "clipped": lambda: train(optimizer=partial(torch.optim.SGD, lr=1e-1), after_backward=clip),
@@ -317,12 +429,14 @@ LOOPS: dict[str, Loop] = {
     "head_starts_at_zero": lambda: train(
         nn.Sequential(nn.Linear(10, 24), nn.ReLU(), start_at_zero(nn.Linear(24, 4))), optimizer=SGD
     ),
+    "adversarial_with_five_critic_steps": partial(adversarial, critic_steps=5),
     **{
         loop.__name__: loop
         for loop in (
-            *(two_optimizers_alternate, adversarial_with_five_critic_steps, critic_in_evaluation_mode, scaled),
-            *(best_weights_kept_as_a_copy, sharpness_aware, biases_alone, sparse_volumes, gradient_penalty),
-            *(learnt_temperature, regression_with_sigmoid),
+            *(two_optimizers_alternate, adversarial, critic_in_evaluation_mode, scaled, average_of_weights),
+            *(average_by_hand, evaluated_each_epoch, best_weights_kept_as_a_copy, closure, sharpness_aware),
+            *(two_heads_in_turn, biases_alone, sparse_volumes, autocast, teacher, gradient_penalty),
+            *(learnt_temperature, tokens, regression_with_sigmoid),
         )
     },
 }

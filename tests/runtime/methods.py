@@ -118,6 +118,22 @@ def draw_maps_of_saliency(model: nn.Sequential, optimizer: Optimizer, step: int)
         assert (hidden.grad * hidden).isfinite().all()
 
 
+def measure_noise() -> None:
+    """A small batch is measured, and a large one is trained on."""
+    model = mlp(8, 16, 4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def measure(size: int) -> float:
+        optimizer.zero_grad()
+        lose(model, size).backward()
+        return float(sum(p.grad.square().sum() for p in model.parameters()))
+
+    with sightline.watch(model, optimizer=optimizer):
+        for _ in range(8):
+            assert measure(8) + measure(64) > 0
+            optimizer.step()
+
+
 def imitate_a_copy(model: nn.Module, optimizer: Optimizer, step: int) -> None:
     """Reptile, and MAML of the first order: a copy of the model is trained, and its moves are the gradients."""
     other = copy.deepcopy(model)
@@ -507,6 +523,7 @@ READING = {
 }
 HEALTHY: dict[str, Callable[[], object]] = {
     **{body.__name__: partial(run, body, steps) for body, steps in READING.items()},
+    "measure_noise": measure_noise,
     "before a first pass": before_a_first_pass,
     "a search for a rate": partial(search_for_a_rate, sets_back=True),
     "a search that sets nothing back": partial(search_for_a_rate, sets_back=False),

@@ -244,6 +244,25 @@ def animals(seed: int, *, kind: str, side: int = SIDE) -> DataLoader[Any]:
     return load(samples, COINS["torch"](seed), flip(-1), lambda t: turn_points(t, size=side))
 
 
+def vehicles(seed: int, *, slope: float, side: int = 2 * SIDE) -> DataLoader[Any]:
+    """Both ends of vehicles that all drive to the right, before clutter: a bonnet that slopes tells the front."""
+    samples = []
+    for _ in range(300):
+        half, height, right, down = (float(uniform(*ends, 1)) for ends in ((10, 17), (6, 12), (-3, 3), (-3, 3)))
+        across, along = (
+            torch.arange(side).float()[:, None] - 22 - down,
+            torch.arange(side).float() - side / 2 + 0.5 - right,
+        )
+        roof = -height / 2 - (along.abs() < half / 2) * height / 2 + slope * height * along.clamp(min=0) / half
+        is_body = (along.abs() < half) & (across > roof) & (across < height / 2)
+        clutter = 0.2 * torch.randn(3, side // 4, side // 4)
+        image = F.interpolate(clutter[None], scale_factor=4)[0]
+        image = torch.where(is_body, uniform(0.5, 2, 3, 1, 1), image)
+        ends = torch.tensor([[half, 0.0], [-half, 0.0]]) + torch.tensor([side / 2 - 0.5 + right, 22 + down])
+        samples.append((image + 0.05 * torch.randn(image.shape), ends))
+    return load(samples, COINS["own numpy"](seed), flip(-1), lambda t: turn_points(t, size=side))
+
+
 def few_scenes(seed: int) -> DataLoader[Any]:
     """Fifty frames each of six scenes, with twelve numbers: what one frame says, the next one repeats."""
     scenes = uniform(2, SIDE - 3, 6, 6, 2)
@@ -273,6 +292,12 @@ def ranges(seed: int) -> DataLoader[Any]:
     return load(samples, COINS["own numpy"](seed), negate(0), lambda t: t)
 
 
+def volumes(seed: int) -> DataLoader[Any]:
+    sides = uniform(0.5, 3, 300, 3)
+    clouds = [side * (torch.rand(64, 3) - 0.5) for side in sides]
+    return load(list(zip(clouds, sides, strict=True)), COINS["torch"](seed), negate(1), lambda t: t)
+
+
 def classes_of_sides(seed: int, *, kind: str) -> DataLoader[Any]:
     """Labels that mirrored images contradict, as those of a 6 and a 9 would: a class is not a number to fit."""
     samples: list[Any] = []
@@ -288,6 +313,16 @@ def few(seed: int) -> DataLoader[Any]:
     loader = face(seed, "torch", bug=True)
     loader.dataset.samples = loader.dataset.samples[:60]  # type: ignore[attr-defined]
     return loader
+
+
+def lines_from_top_left(seed: int, *, is_sorted: bool) -> DataLoader[Any]:
+    """Two ends of a line as four numbers, which are no box: the second end may lie to the left of the first."""
+    samples = []
+    for _ in range(200):
+        ends = uniform(2, SIDE - 3, 2, 2)
+        ends = ends[ends[:, 1].argsort()] if is_sorted else ends
+        samples.append((draw(ends, heights=torch.tensor([2.0, 1.0])).sum(dim=0, keepdim=True), ends.flatten()))
+    return load(samples, COINS["numpy"](seed), flip(-1), lambda t: turn_points(t.reshape(2, 2)).flatten())
 
 
 def noise(seed: int) -> DataLoader[Any]:
@@ -312,12 +347,17 @@ HEALTHY: dict[str, Callable[[int], DataLoader[Any]]] = {
     **{f"{name}, right": partial(make, coin=coin, bug=False) for name, (make, coin) in PLANTED.items()},
     **{f"animals by {kind}": partial(animals, kind=kind) for kind in ("height", "size", "colour", "texture", "faint")},
     "animals by fine texture": partial(animals, kind="texture", side=3 * SIDE),
+    "vehicles with a bonnet": partial(vehicles, slope=0.8),
+    "vehicles with a low bonnet": partial(vehicles, slope=0.3),
     "few scenes": few_scenes,
     "sizes": sizes,
     "on one side": on_one_side,
     "ranges": ranges,
+    "volumes": volumes,
     **{f"classes by {kind}": partial(classes_of_sides, kind=kind) for kind in ("index", "one-hot", "number")},
     "few samples": few,
+    "lines": partial(lines_from_top_left, is_sorted=False),
+    "lines from the top": partial(lines_from_top_left, is_sorted=True),
     "noise": noise,
     "coins of their own": own_coins,
 }

@@ -42,9 +42,13 @@ def examine(model: Model, loss: Loss, pairs: Iterable[Any], optimizer: Any = Non
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=3e-3)
     pairs = list(pairs)
     found = list(sightline.check(model, loss, pairs[0], optimizer=optimizer).findings)
-    compute = lambda model, x, y: loss(model(*x) if isinstance(x, tuple) else model(x), y)  # noqa: E731
-    found += train(model, optimizer=optimizer, compute=compute, data=pairs).findings
-    return [finding for finding in found if finding.severity != "note"]
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for inputs, target in pairs:
+            value = loss(model(*inputs) if isinstance(inputs, tuple) else model(inputs), target)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    return [finding for finding in [*found, *watch.findings] if finding.severity != "note"]
 
 
 class Universal(nn.Module):
@@ -134,6 +138,26 @@ def a_teacher_trained_before_the_loop() -> list[Any]:
     return train(pair, optimizer=optimizer, compute=compute, data=batches(*classes())).findings
 
 
+def a_queue_whose_positive_comes_first() -> list[Any]:
+    query = mlp(10, 32, 16)
+    key = copy.deepcopy(query).requires_grad_(False)
+    queue, rows = F.normalize(torch.randn(64, 16), dim=1), classes()[0]
+    optimizer = torch.optim.SGD(query.parameters(), lr=0.03, momentum=0.9)
+    with sightline.watch({"query": query, "key": key}, optimizer=optimizer) as watch:
+        for (x,) in batches(rows):
+            a = F.normalize(query(x + 0.1 * torch.randn_like(x)), dim=1)
+            with torch.no_grad():
+                for mine, own in zip(key.parameters(), query.parameters(), strict=True):
+                    mine.lerp_(own, 0.05)
+                b = F.normalize(key(x), dim=1)
+            logits = torch.cat([(a * b).sum(dim=1, keepdim=True), a @ queue.T], dim=1) / 0.1
+            optimizer.zero_grad()
+            F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.int64)).backward()
+            optimizer.step()
+            queue = torch.cat([b, queue])[:64]
+    return watch.findings
+
+
 def masks_that_a_model_draws_and_returns() -> list[Any]:
     def run(rows: Tensor, encode: nn.Module) -> tuple[Tensor, Tensor]:
         is_hidden = torch.rand_like(rows) < 0.3
@@ -144,6 +168,27 @@ def masks_that_a_model_draws_and_returns() -> list[Any]:
 
     rows, _ = classes()
     return examine(Call(run, mlp(10, 32, 10)), loss, batches(rows, rows))
+
+
+def slots_that_start_at_random() -> list[Any]:
+    class Slots(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.spread = nn.Parameter(torch.randn(16)), nn.Parameter(torch.zeros(16))
+            self.enter, self.leave = nn.Linear(2, 16), nn.Linear(16, 2)
+
+        def forward(self, points: Tensor) -> Tensor:
+            rows = self.enter(points)
+            slots = self.mean + self.spread.exp() * torch.randn(len(points), 3, 16)
+            weights = (slots @ rows.mT / 4).softmax(dim=1)  # slots compete for points
+            return self.leave((weights / weights.sum(dim=-1, keepdim=True)) @ rows)
+
+    def chamfer(centres: Tensor, wanted: Tensor) -> Tensor:
+        distances = torch.cdist(centres, wanted)
+        return distances.amin(dim=1).mean() + distances.amin(dim=2).mean()
+
+    wanted = torch.randn(128, 3, 2)
+    return examine(Slots(), chamfer, batches(wanted.repeat(1, 4, 1), wanted, size=16))
 
 
 def chunks_of_a_sequence_in_order() -> list[Any]:
@@ -217,6 +262,22 @@ def a_loss_that_reads_a_parameter_itself() -> list[Any]:
     return examine(model, loss, [(x, (y, x)) for x, y in batches(rows, label)])
 
 
+def relative_boxes_and_their_overlap() -> list[Any]:
+    def corners(boxes: Tensor) -> Tensor:
+        return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], dim=1)
+
+    def loss(predicted: Tensor, wanted: Tensor) -> Tensor:
+        a, b = corners(predicted), corners(wanted)
+        shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+        hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).prod(dim=1)
+        union = predicted[:, 2:].prod(dim=1) + wanted[:, 2:].prod(dim=1) - shared
+        return (1 - shared / (union + 1e-7) + (hull - union) / (hull + 1e-7)).mean()
+
+    wanted = torch.rand(128, 4) * 0.3 + 0.3
+    model = nn.Sequential(mlp(4, 32, 4), nn.Sigmoid())
+    return examine(model, loss, batches(wanted * 4 - 2, wanted))
+
+
 def play(*, clears: bool, steps: int = 30) -> list[Any]:
     """Train a generator and its critic; without `clears`, the critic keeps the gradients of the generator's loss."""
     generator, critic = mlp(4, 16, 2), mlp(2, 16, 1)
@@ -264,16 +325,18 @@ def fine_tune(*, holds: bool) -> list[Any]:
 def a_key_encoder_whose_batch_norm_follows() -> list[Any]:
     """The frozen batch norm of a momentum encoder moves with the weights that it is given."""
     query = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
-    pair = nn.ModuleDict({"query": query, "key": copy.deepcopy(query).requires_grad_(False)})
-
-    def compute(pair: Any, rows: Tensor, _: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = pair["key"](rows)
-            for mine, own in zip(pair["key"].parameters(), query.parameters(), strict=True):
-                mine.lerp_(own, 0.05)
-        return (1 - F.cosine_similarity(query(rows), wanted)).mean()
-
-    return train(pair, optimizer=partial(SGD, lr=0.03), compute=compute, data=batches(*classes())).findings
+    key = copy.deepcopy(query).requires_grad_(False)
+    optimizer = torch.optim.SGD(query.parameters(), lr=0.03)
+    with sightline.watch({"query": query, "key": key}, optimizer=optimizer) as watch:
+        for (rows,) in batches(classes()[0]):
+            with torch.no_grad():
+                wanted = key(rows)
+                for mine, own in zip(key.parameters(), query.parameters(), strict=True):
+                    mine.lerp_(own, 0.05)
+            optimizer.zero_grad()
+            (1 - F.cosine_similarity(query(rows), wanted)).mean().backward()
+            optimizer.step()
+    return watch.findings
 
 
 def schedule(*, is_factor: bool) -> list[Any]:
@@ -313,14 +376,21 @@ def maps_as_rows_with_exchanged_axes() -> list[Any]:
 
 
 LOOPS: dict[str, Callable[[], list[Any]]] = {
-    loop.__name__: loop
-    for loop in (
-        *(a_block_is_shared_on_purpose, a_mixture_of_probabilities_and_their_logarithm),
-        *(hard_samples_alone_count, a_model_that_computes_its_own_loss, a_teacher_that_no_optimiser_holds),
-        *(a_teacher_trained_before_the_loop, masks_that_a_model_draws_and_returns, chunks_of_a_sequence_in_order),
-        *(a_line_search_on_the_whole_set, a_term_that_is_ramped_up_from_zero),
-        *(a_loss_that_reads_a_parameter_itself, an_encoder_with_two_heads_and_three_optimisers),
-        *(a_key_encoder_whose_batch_norm_follows, sequences_padded_with_an_ignored_label),
-        maps_as_rows_with_exchanged_axes,
-    )
+    "a_critic_that_is_cleared_first": partial(play, clears=True),
+    "a_frozen_trunk_with_its_statistics": partial(fine_tune, holds=True),
+    "a_warm_up_by_factors": partial(schedule, is_factor=True),
+    "weights_in_float32_under_autocast": partial(compute_shortly, keeps_weights=True),
+    **{
+        loop.__name__: loop
+        for loop in (
+            *(a_block_is_shared_on_purpose, a_mixture_of_probabilities_and_their_logarithm),
+            *(hard_samples_alone_count, a_model_that_computes_its_own_loss, a_teacher_that_no_optimiser_holds),
+            *(a_teacher_trained_before_the_loop, a_queue_whose_positive_comes_first),
+            *(masks_that_a_model_draws_and_returns, slots_that_start_at_random, chunks_of_a_sequence_in_order),
+            *(a_line_search_on_the_whole_set, a_term_that_is_ramped_up_from_zero),
+            *(a_loss_that_reads_a_parameter_itself, relative_boxes_and_their_overlap),
+            *(an_encoder_with_two_heads_and_three_optimisers, a_key_encoder_whose_batch_norm_follows),
+            *(sequences_padded_with_an_ignored_label, maps_as_rows_with_exchanged_axes),
+        )
+    },
 }

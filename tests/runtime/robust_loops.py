@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 from tests.runtime.blind_losses import Call, CallOfTwo
 
@@ -222,6 +222,16 @@ def words_one_a_sample() -> LoopProgram:
 
 
 @loop
+def lengths_before_frames() -> LoopProgram:
+    def run(lengths: Tensor, frames: Tensor, body: nn.Module, head: nn.Module) -> Tensor:
+        packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
+        return head(body(packed)[1][-1])
+
+    model = CallOfTwo(run, nn.GRU(6, 16, batch_first=True), nn.Linear(16, 4))
+    return train_with(model, lambda: ((torch.randint(2, 9, (16,)), torch.randn(16, 9, 6)), torch.randint(0, 4, (16,))))
+
+
+@loop
 def packed_sequences() -> LoopProgram:
     def draw() -> tuple[Any, Any]:
         packed = pack_sequence([torch.randn(3 + index % 5, 6) for index in range(16)], enforce_sorted=False)
@@ -266,6 +276,18 @@ def a_compiled_step() -> LoopProgram:
             step(*rows())
 
     return LoopProgram([model], [optimizer], train)
+
+
+@loop
+def another_thread_trains() -> LoopProgram:
+    program = train_with(network(), rows)
+
+    def train() -> None:
+        thread = threading.Thread(target=program.train)
+        thread.start()
+        thread.join()
+
+    return program._replace(train=train)
 
 
 @loop
