@@ -15,7 +15,7 @@ from sightline.areas.contrast.metrics import Pairs
 from sightline.areas.pose.metrics import JointError
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.parts.metrics.labels import IoU, class_ious, confusion_matrix
+from sightline.parts.metrics.labels import IoU, confusion_matrix
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.evaluation_rules import (
     _falls_short,
@@ -26,23 +26,13 @@ from sightline.workbench.check.evaluation_rules import (
 )
 from tests.cases import run_each
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import assert_complete, caught, judge, make
+from tests.doctor.planting import assert_complete, judge, make
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 from tests.marks import long_but
 from tests.planted.planting import Planter, change_result
 
 State = dict[str, Tensor]
-
-
-class OverAllClasses(IoU):
-    """A scene's class that nothing shows counts 0 in the mean."""
-
-    def compute(self, state: State) -> dict[str, float]:
-        confusion = state["confusion"]
-        common = confusion.diagonal().double()
-        union = confusion.sum(0) + confusion.sum(1) - common
-        return {"mIoU": (common / union.clamp(min=1)).mean().item(), "points": float(confusion.sum())}
 
 
 class OffByOne(IoU):
@@ -54,13 +44,6 @@ class OffByOne(IoU):
         state["confusion"] += confusion_matrix(
             1 + probabilities[:, 1:].argmax(1), target, num_classes=self.num_classes, ignore_index=self.ignore_index
         )
-
-
-def test_an_absent_class_of_scenes_that_counts_nothing(tmp_path: Path) -> None:
-    finding = caught(
-        with_metric(make_rooms(tmp_path), OverAllClasses(num_classes=4)), "absent-class-score", "eval.absent_class"
-    )
-    assert finding.evidence["figures"] == {"mIoU": 0.25}  # one class of four
 
 
 def test_answers_decoded_wrongly(tmp_path: Path) -> None:
@@ -91,24 +74,6 @@ def test_healthy_runs(tmp_path: Path) -> None:
     assert judge(absent_class_score, Context(ignoring, World())) == []
 
 
-class MeanOfBatches:
-    """The mean over batches of each batch's mIoU: what the notes of S2 computed first."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
-    def new_state(self) -> State:
-        return {"sum": torch.zeros((), dtype=torch.float64), "batches": torch.zeros((), dtype=torch.int64)}
-
-    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
-        confusion = confusion_matrix(probabilities.argmax(1), target, num_classes=self.num_classes)
-        state["sum"] += class_ious(confusion).nanmean()
-        state["batches"] += 1
-
-    def compute(self, state: State) -> dict[str, float]:
-        return {"miou": float(state["sum"] / state["batches"])}
-
-
 class OfClouds:
     """The mean over clouds of the share answered rightly: a mean of samples is no mean of batches."""
 
@@ -123,15 +88,6 @@ class OfClouds:
 
     def compute(self, state: State) -> dict[str, float]:
         return {"share": float(state["sum"] / state["clouds"])}
-
-
-def test_a_metric_per_batch_on_parts(tmp_path: Path) -> None:
-    finding = caught(with_metric(make_parts(tmp_path), MeanOfBatches(30)), "per-batch-metric", "eval.aggregation")
-    assert finding.where.config_path == "metrics.0"
-    assert "'miou' of the metric 'part_iou'" in finding.summary
-    assert "4 samples as one batch" in finding.measured
-    one, other = finding.evidence["figures"]["miou"]
-    assert one != other
 
 
 def test_means_of_samples_are_healthy(tmp_path: Path) -> None:
@@ -247,13 +203,8 @@ def test_another_unit(tmp_path: Path, factor: float, words: str, seed: int) -> N
     assert words in finding.summary
 
 
-def test_metrics_of_the_package(tmp_path: Path) -> None:
-    """Shares of joints within a distance are in no unit."""
-    built = make_pose(tmp_path, "metrics=[{name: joint_error}, {name: detection_rate}]")
-    assert judge(metric_unit, Context(built, World())) == []
-
-
-def test_a_figure_of_another_kind_is_not_judged(tmp_path: Path) -> None:
-    """Where some figures in mm are right, one that is not may be no mean distance."""
+def test_figures_of_another_kind_are_not_judged(tmp_path: Path) -> None:
+    """Shares of joints are in no unit; where some figures in mm are right, one that is not may be no mean distance."""
     assert judge_pose(tmp_path, lambda figures: {**figures, "error_span_mm": 3.0}) == []
+    assert judge_pose(tmp_path, dict, "metrics=[{name: joint_error}, {name: detection_rate}]") == []
     assert judge(metric_unit, Context(make(tmp_path), World())) == []

@@ -22,7 +22,7 @@ from sightline.engine.train import NonFiniteGradientError, train_step
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.non_finite_rules import diagnose_non_finite, explain_fault
-from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
+from tests.doctor.planting import Wrapped, assert_complete, make, with_data, with_losses, with_model
 
 
 class Roots(nn.Module):
@@ -262,9 +262,3 @@ def test_ragged_rows_lead_to_their_sample(tmp_path: Path) -> None:
     )
     assert finding.where.layer == "net.1"
     assert finding.where.sample in {key.index for key in keys}
-
-
-def test_before_training_the_first_step_tells(tmp_path: Path) -> None:
-    finding = caught(with_model(make(tmp_path), WithModule(Distance())), "non-finite", "model.numerics")
-    assert finding.where.layer == "encode.1"
-    assert finding.phase == "preflight"
