@@ -18,7 +18,6 @@ from sightline.areas.detect.losses import sigmoid_focal
 from sightline.areas.detect.rules import loss_normaliser
 from sightline.config.run_config import Checks
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, declared_outputs
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
 from sightline.doctor.causes import merge_findings
@@ -45,7 +44,7 @@ from tests.doctor.own_class_losses import (
     weigh_by_next,
 )
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import judge, make
+from tests.doctor.planting import judge, make, subject_of
 from tests.doctor.regressing import make_maps
 from tests.doctor.segmenting import make_parts
 
@@ -352,13 +351,10 @@ def make_taught(built: TrainingSetup, loss: Loss) -> TrainingSetup:
     teacher = copy.deepcopy(model)
     last: Any = [module for module in teacher.modules() if isinstance(module, nn.Linear)][-1]
     nn.init.normal_(last.weight, generator=torch.Generator().manual_seed(1))
-    batch = AvailableKeys("data", built.data.train.reader.keys)
-    outputs = AvailableKeys("model", declared_outputs(model.forward, owner="model"))
-    parent = Classify(
-        model=model, losses={NAME: loss}, batch_keys=add_teacher_keys(batch, outputs), output_keys=outputs
-    )
-    teacher_task = Classify(model=teacher, losses={}, batch_keys=batch, output_keys=outputs)
-    task = DistillationTask(parent, teacher=teacher, teacher_task=teacher_task)
+    own = subject_of(built, model)
+    keys = add_teacher_keys(own["batch_keys"], own["output_keys"])
+    parent = Classify(losses={NAME: loss}, **{**own, "batch_keys": keys})
+    task = DistillationTask(parent, teacher=teacher, teacher_task=Classify(losses={}, **{**own, "model": teacher}))
     job = dataclasses.replace(built.job, task=task, loss_weights={NAME: 1.0})
     config = dataclasses.replace(
         built.config, losses=(ComponentConfig(NAME),), checks=Checks(skip=("first-evaluation", "unfit-teacher"))

@@ -20,7 +20,7 @@ from sightline.engine.distributed import World
 from sightline.workbench.check.suite import run_all
 from tests.conftest import ROOT
 from tests.doctor import posing, segmenting
-from tests.doctor.planting import CONFIG
+from tests.doctor.planting import make
 from tests.doctor.regressing import MapOutput
 from tests.doctor.segmenting import Logits
 
@@ -178,13 +178,8 @@ def run_with(task: str, model: type[nn.Module], folder: Path, *, seed: int = 0) 
         return _RUNS[task](folder, f"seed={seed}")
 
 
-def _classify(folder: Path, *overrides: str) -> TrainingSetup:
-    (folder / "small.yaml").write_text(CONFIG)
-    return build(read_config(folder / "small.yaml", overrides), World())
-
-
 def _parts(folder: Path, *overrides: str) -> TrainingSetup:
-    return _classify(folder, *segmenting.PARTS, *overrides)
+    return make(folder, *segmenting.PARTS, *overrides)
 
 
 def _rooms(folder: Path, *overrides: str) -> TrainingSetup:
@@ -208,7 +203,7 @@ def _poses(folder: Path, *overrides: str) -> TrainingSetup:
 
 
 _RUNS: dict[str, Callable[..., TrainingSetup]] = {
-    "classify": _classify,
+    "classify": make,
     "parts": _parts,
     "rooms": _rooms,
     "scans": _scans,

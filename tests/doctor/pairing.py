@@ -13,13 +13,10 @@ from torch import Tensor, nn
 
 from sightline.areas.contrast.crosspoint import CrossPointOutput
 from sightline.areas.contrast.task import Contrast
-from sightline.config import read_config
-from sightline.contract.binding import AvailableKeys, declared_outputs
 from sightline.contract.types import ComponentConfig, Field, SampleKey
-from sightline.engine.build import TrainingSetup, build
-from sightline.engine.distributed import World
+from sightline.engine.build import TrainingSetup, build_transforms
 from sightline.parts.losses.embeddings import CrossModal, IntraModal
-from tests.doctor.planting import with_data
+from tests.doctor.planting import make, subject_of, with_data, with_evaluators
 
 CONFIG = """\
 data: {name: synthetic_shapes, train_size: 120, test_size: 24, num_points: 64}
@@ -45,9 +42,7 @@ STRONG = (
 
 def make_pairs(folder: Path, *overrides: str) -> TrainingSetup:
     """A small run, built from a real config file."""
-    path = folder / "pairs.yaml"
-    path.write_text(CONFIG)
-    return build(read_config(path, overrides), World())
+    return make(folder, *overrides, text=CONFIG)
 
 
 def with_task(
@@ -56,23 +51,12 @@ def with_task(
     """The run with another model, or other losses under the names given."""
     model = built.job.model if model is None else model
     losses = {"intra_modal": IntraModal()} if losses is None else losses
-    task = Contrast(
-        model=model,
-        losses=losses,
-        batch_keys=AvailableKeys("data", built.data.train.reader.keys),
-        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
-    )
+    task = Contrast(losses=losses, **subject_of(built, model))
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr": 0.1, "base_lr": 0.1}])
     weights = dict.fromkeys(losses, 1.0)
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, loss_weights=weights)
     config = dataclasses.replace(built.config, losses=tuple(ComponentConfig(name) for name in losses))
-    evaluators = {
-        f"{name}_evaluator": dataclasses.replace(
-            getattr(built, f"{name}_evaluator"), task=task, loss_names=tuple(losses)
-        )
-        for name in ("selection", "test")
-    }
-    return dataclasses.replace(built, job=job, config=config, **evaluators)
+    return with_evaluators(dataclasses.replace(built, job=job, config=config), task=task, loss_names=tuple(losses))
 
 
 class Pictured:
@@ -142,16 +126,10 @@ def make_pictured(folder: Path, edit: Any = None, losses: Mapping[str, Any] | No
     built = make_pairs(folder)
     views = [built.config.transforms.train, built.config.transforms.evaluate]
     assert all(len(each) == 1 for each in views)
-    pictured = with_data(built, lambda inner: Pictured(inner, edit), transforms_of(built))
+    transforms = build_transforms(built.config.transforms.train, built.data.facts)
+    pictured = with_data(built, lambda inner: Pictured(inner, edit), transforms)
     data = dataclasses.replace(pictured.data, test=pictured.data.selection)  # clouds of the test part have no pictures
     pictured = dataclasses.replace(pictured, data=data, test_evaluator=pictured.selection_evaluator)
     both = {"intra_modal": IntraModal(), "cross_modal": CrossModal()} if losses is None else losses
     torch.manual_seed(0)
     return with_task(pictured, model=Both(), losses=both)
-
-
-def transforms_of(built: TrainingSetup) -> list[Any]:
-    """The training transforms of a run, built anew."""
-    from sightline.engine.build import build_transforms
-
-    return build_transforms(built.config.transforms.train, built.data.facts)

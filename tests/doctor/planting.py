@@ -40,11 +40,11 @@ evaluate: {metric: overall_accuracy}
 """
 
 
-def make(folder: Path, *overrides: str) -> TrainingSetup:
+def make(folder: Path, *overrides: str, text: str = CONFIG, **given: Any) -> TrainingSetup:
     """A small run, built from a real config file."""
     path = folder / "small.yaml"
-    path.write_text(CONFIG)
-    return build(read_config(path, overrides), World())
+    path.write_text(text)
+    return build(read_config(path, overrides), World(), **given)
 
 
 def judge(rule: Callable[..., Any], context: Context, **given: Any) -> list[Finding]:
@@ -111,21 +111,22 @@ def with_model(built: TrainingSetup, model: nn.Module) -> TrainingSetup:
 
 def with_losses(built: TrainingSetup, losses: Mapping[str, nn.Module]) -> TrainingSetup:
     """The run with other losses under the names of its config."""
-    model = built.job.model
-    task = Classify(
-        model=model,
-        losses=losses,  # type: ignore[arg-type]
-        batch_keys=AvailableKeys("data", built.data.train.reader.keys),
-        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
-        class_names=built.data.facts["class_names"],
-    )
-    job = dataclasses.replace(built.job, task=task)
-    return dataclasses.replace(
-        built,
-        job=job,
-        selection_evaluator=dataclasses.replace(built.selection_evaluator, task=task),
-        test_evaluator=dataclasses.replace(built.test_evaluator, task=task),
-    )
+    names = built.data.facts["class_names"]
+    task = Classify(losses=losses, class_names=names, **subject_of(built, built.job.model))  # type: ignore[arg-type]
+    return with_evaluators(dataclasses.replace(built, job=dataclasses.replace(built.job, task=task)), task=task)
+
+
+def subject_of(built: TrainingSetup, model: nn.Module) -> dict[str, Any]:
+    """What a task of this model is given: the model, and the keys that the data and the model offer."""
+    batch = AvailableKeys("data", built.data.train.reader.keys)
+    outputs = AvailableKeys("model", declared_outputs(model.forward, owner="model"))
+    return {"model": model, "batch_keys": batch, "output_keys": outputs}
+
+
+def with_evaluators(built: TrainingSetup, **changes: Any) -> TrainingSetup:
+    """The run whose evaluators have other values of their fields."""
+    names = ("selection_evaluator", "test_evaluator")
+    return dataclasses.replace(built, **{n: dataclasses.replace(getattr(built, n), **changes) for n in names})
 
 
 def losses_of(built: TrainingSetup) -> dict[str, nn.Module]:

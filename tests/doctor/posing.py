@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sightline.config import read_config
-from sightline.engine.build import TrainingSetup, build
-from sightline.engine.distributed import World
+from sightline.engine.build import TrainingSetup
+from tests.doctor.planting import make
 
 CONFIG = """\
 task: {name: pose}
@@ -31,6 +30,4 @@ transforms:
 
 def make_pose(folder: Path, *overrides: str) -> TrainingSetup:
     """A small run on synthetic hands, built from a real config file."""
-    path = folder / "pose.yaml"
-    path.write_text(CONFIG)
-    return build(read_config(path, overrides), World())
+    return make(folder, *overrides, text=CONFIG)

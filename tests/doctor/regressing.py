@@ -10,14 +10,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.binding import AvailableKeys, declared_outputs
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig, Field
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.parts.tasks.supervised import Supervised
 from sightline.workbench.check.context import Context
-from tests.doctor.planting import Wrapped, make, with_data
+from tests.doctor.planting import Wrapped, make, subject_of, with_data
 
 SIZE, SIGMA = 10, 1.3
 
@@ -102,12 +101,7 @@ def make_maps(
     torch.manual_seed(0)
     model = Maps() if model is None else model
     losses = {"mean_square": MeanSquare() if loss is None else loss}
-    task = Supervised(
-        model=model,
-        losses=losses,
-        batch_keys=AvailableKeys("data", frozenset({*built.data.train.reader.keys, "heatmaps"})),
-        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
-    )
+    task = Supervised(losses=losses, **subject_of(built, model))
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr": 0.1, "base_lr": 0.1}])
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, loss_weights={"mean_square": 1.0})
     config = dataclasses.replace(built.config, losses=(ComponentConfig("mean_square"),))

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.config import read_config
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, bind, declared_outputs
+from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
-from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build_evaluator
-from sightline.engine.distributed import World
+from sightline.engine.build import Data, DataSubset, TrainingSetup, build_evaluator
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.tasks.segment import Segment
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
-from tests.doctor.planting import CONFIG, losses_of
+from tests.doctor.planting import losses_of, make, subject_of, with_evaluators
 
 PARTS = (
     "task={name: segment}",
@@ -66,7 +64,7 @@ class OfCategory(PerPoint):
 
 def make_parts(folder: Path, *overrides: str, model: nn.Module | None = None) -> TrainingSetup:
     """A run on the parts of the embedded shapes, by default with a model that hears the category."""
-    return _with_task(_build(folder, *PARTS, *overrides), model)
+    return _with_task(make(folder, *PARTS, *overrides), model)
 
 
 class Rooms:
@@ -151,7 +149,7 @@ def make_rooms(
     test = DataSubset(sets["test"], np.arange(12), BatchReader(sets["test"]), "test")
     data = Data(train, test, test, dict(sets["train"].info.facts))
     overrides = ("task={name: segment}", "metrics=[{name: iou}]", "evaluate.metric=miou", "train.batch_size=6")
-    return _with_task(_build(folder, *overrides, data=data), model)
+    return _with_task(make(folder, *overrides, data=data), model)
 
 
 def with_metric(built: TrainingSetup, metric: Any) -> TrainingSetup:
@@ -159,17 +157,7 @@ def with_metric(built: TrainingSetup, metric: Any) -> TrainingSetup:
     task = built.job.task
     offers = AvailableKeys("data", built.data.train.reader.keys), AvailableKeys("task", task.predicts)  # type: ignore[attr-defined]
     meter = BoundMetric(metric, bind(metric.update, *offers, owner="metric", exclude=("state",)))
-    return dataclasses.replace(
-        built,
-        selection_evaluator=dataclasses.replace(built.selection_evaluator, metrics=[meter]),
-        test_evaluator=dataclasses.replace(built.test_evaluator, metrics=[meter]),
-    )
-
-
-def _build(folder: Path, *overrides: str, data: Data | None = None) -> TrainingSetup:
-    path = folder / "small.yaml"
-    path.write_text(CONFIG)
-    return build(read_config(path, overrides), World(), data=data)
+    return with_evaluators(built, metrics=[meter])
 
 
 def _with_task(built: TrainingSetup, model: nn.Module | None) -> TrainingSetup:
@@ -180,12 +168,7 @@ def _with_task(built: TrainingSetup, model: nn.Module | None) -> TrainingSetup:
         torch.manual_seed(0)
         is_told = "category" in built.data.train.reader.keys
         model = OfCategory(**widths, num_categories=facts["num_categories"]) if is_told else PerPoint(**widths)
-    task = Segment(
-        model=model,
-        losses=losses_of(built),  # type: ignore[arg-type]
-        batch_keys=AvailableKeys("data", built.data.train.reader.keys),
-        output_keys=AvailableKeys("model", declared_outputs(model.forward, owner="model")),
-    )
+    task = Segment(losses=losses_of(built), **subject_of(built, model))  # type: ignore[arg-type]
     optimizer = registry.optimizers.build(built.config.optimizer, facts=facts).build(model)
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer)
     evaluators = {

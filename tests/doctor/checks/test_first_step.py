@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
-from sightline.config import read_config
 from sightline.contract.errors import DataError
-from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.first_step_rules import failed_step
@@ -36,20 +34,17 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_the_advice_of_a_layer_is_what_to_do(tmp_path: Path) -> None:
     """Too few points for PointNet++: its own message says how to go on, so the config is where to look."""
-    path = tmp_path / "few.yaml"
-    path.write_text(re.sub(r"(?m)^model:.*$", "model: {name: pointnet2}", CONFIG))
-    finding = caught(build(read_config(path), World()), "first-step", "cfg.contract")
+    text = re.sub(r"(?m)^model:.*$", "model: {name: pointnet2}", CONFIG)
+    finding = caught(make(tmp_path, text=text), "first-step", "cfg.contract")
     assert finding.action == "give clouds of at least 512 points or lower num_centres"
     assert finding.where.config_path == "transforms or model.num_centres"
-    assert (finding.where.file, finding.where.line) == (str(path), 2)
+    assert (finding.where.file, finding.where.line) == (str(tmp_path / "small.yaml"), 2)
 
 
 @pytest.mark.parametrize("part", ["train", "evaluate"])
 def test_clouds_too_small_for_a_transform_are_no_damaged_samples(tmp_path: Path, part: str) -> None:
-    path = tmp_path / "few.yaml"
-    path.write_text(CONFIG)
     given = f"transforms.{part}=[{{name: farthest_points, num_points: 500}}]"
-    findings = judge(failed_step, Context(build(read_config(path, [given]), World()), World()))
+    findings = judge(failed_step, Context(make(tmp_path, given), World()))
     assert len(findings) == (1 if part == "train" else 2), "of the validation and the test part"
     for finding in findings:
         assert finding.cause == "cfg.contract"

@@ -9,13 +9,13 @@ import pytest
 
 from sightline.config import read_config
 from sightline.contract.types import CloudInputSpec, DataInfo, Field
-from sightline.engine.build import build
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.init_rules import pretraining_mismatch
 from tests.command import run_here
-from tests.doctor.planting import CONFIG, assert_healthy, caught, judge
+from tests.doctor.planting import CONFIG, assert_healthy, caught, judge, make
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +28,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def tuned(tmp_path: Path, source: Path, *overrides: str) -> object:
-    path = tmp_path / "second.yaml"
-    path.write_text(CONFIG + f"init: {{from: '{source}'}}\n")
-    return build(read_config(path, overrides), World())
+def tuned(tmp_path: Path, source: Path, *overrides: str) -> TrainingSetup:
+    return make(tmp_path, f"init={{from: '{source}'}}", *overrides)
 
 
 def test_stages_alike_are_healthy(tmp_path: Path, source: Path) -> None:
-    assert_healthy(tuned(tmp_path, source))  # type: ignore[arg-type]
+    assert_healthy(tuned(tmp_path, source))
 
 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
         ("data.num_points=64", "the number of points of a cloud: "),
-        ("transforms.evaluate=[{name: sample_points, num_points: 16}]", "16 in second (synthetic_shapes)"),
+        ("transforms.evaluate=[{name: sample_points, num_points: 16}]", "16 in small (synthetic_shapes)"),
         (
             "transforms.evaluate=[{name: jitter, std: 0.5}]",
             "the evaluation transforms of points: none in first (synthetic_shapes), jitter {std: 0.5",
@@ -50,7 +48,7 @@ def test_stages_alike_are_healthy(tmp_path: Path, source: Path) -> None:
     ],
 )
 def test_other_clouds_are_named_with_both_stages(tmp_path: Path, source: Path, override: str, told: str) -> None:
-    (finding,) = judge(pretraining_mismatch, Context(tuned(tmp_path, source, override), World()))  # type: ignore[arg-type]
+    (finding,) = judge(pretraining_mismatch, Context(tuned(tmp_path, source, override), World()))
     assert (finding.cause, finding.severity) == ("data.normalisation", "warning")
     assert told in finding.measured
     assert finding.where.config_path == "init.from"
@@ -58,12 +56,12 @@ def test_other_clouds_are_named_with_both_stages(tmp_path: Path, source: Path, o
 
 def test_another_up_axis_is_the_first_suspect(tmp_path: Path, source: Path) -> None:
     built = tuned(tmp_path, source)
-    lineage = dict(built.lineage)  # type: ignore[attr-defined]
+    lineage = dict(built.lineage)
     lineage["here"] = lineage["here"] | {"up_axis": "y"}
     lineage["differences"] = signature_differences(lineage["source"], lineage["here"])
     vars(built)["lineage"] = lineage  # of the cached property
-    finding = caught(built, "pretraining-mismatch", "cfg.axis_swap", "warning")  # type: ignore[arg-type]
-    assert finding.measured == "the up axis: z in first (synthetic_shapes), y in second (synthetic_shapes)"
+    finding = caught(built, "pretraining-mismatch", "cfg.axis_swap", "warning")
+    assert finding.measured == "the up axis: z in first (synthetic_shapes), y in small (synthetic_shapes)"
 
 
 def test_a_damaged_lineage_of_the_source_is_refused_before_a_folder_is_made(tmp_path: Path, source: Path) -> None:
