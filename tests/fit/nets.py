@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.contract import registry
 from sightline.contract.loss import Loss
 from sightline.contract.types import Field, SampleKey
 from sightline.engine.build import TrainingSetup
@@ -53,15 +52,14 @@ class Narrow(Net):
 
 
 class Regressor(nn.Module):
-    """A vector for each cloud, through a last layer that may be rectified."""
+    """A vector for each cloud."""
 
-    def __init__(self, *, rectified: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.each, self.head = nn.Linear(3, 24), nn.Linear(24, 6)
-        self.end: nn.Module = nn.ReLU() if rectified else nn.Identity()
 
     def forward(self, *, points: Tensor) -> Map:
-        heat = self.end(self.head(torch.tanh(self.each(points)).mean(1)))
+        heat = self.head(torch.tanh(self.each(points)).mean(1))
         return {"heat": heat, "logits": heat.new_zeros(len(heat), NUM_CLASSES)}  # these for the metric of the run alone
 
 
@@ -75,18 +73,14 @@ class Squared(Loss):
         return (heat - target).square().sum()
 
 
-class Entropy(Loss):
-    """Cross entropy times a factor; -1 turns its sign."""
-
-    def __init__(self, factor: float = 1.0) -> None:
-        super().__init__()
-        self.factor = factor
+class MinusEntropy(Loss):
+    """Cross entropy with the wrong sign."""
 
     def count(self, *, label: Tensor) -> Tensor:
         return (label >= 0).sum()
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        return self.factor * F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
+        return -F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
 
 
 def run(folder: Path, *overrides: str, model: nn.Module | None = None) -> TrainingSetup:
@@ -95,30 +89,16 @@ def run(folder: Path, *overrides: str, model: nn.Module | None = None) -> Traini
     return built if model is None else with_model(built, model)
 
 
-def with_loss(built: TrainingSetup, loss: Loss) -> TrainingSetup:
-    return with_losses(built, {"cross_entropy": loss})
-
-
-def regression(folder: Path, model: nn.Module, *, shift: float = 0.0) -> TrainingSetup:
-    """A run that fits vectors: the cloud's mean and spread, moved by `shift`."""
+def regression(folder: Path) -> TrainingSetup:
+    """A run that fits vectors: the cloud's mean and spread."""
 
     def edit(batch: dict[str, Any], keys: Sequence[SampleKey]) -> dict[str, Any]:
         points = torch.as_tensor(batch["points"])
-        return {**batch, "target": torch.cat([points.mean(1), points.std(1)], dim=1) + shift}
+        return {**batch, "target": torch.cat([points.mean(1), points.std(1)], dim=1)}
 
-    return _on_targets(folder, model, Squared(), Field("6", "float32"), edit)
-
-
-def _on_targets(folder: Path, model: nn.Module, loss: Loss, target: Field, edit: Any) -> TrainingSetup:
     def wrap(inner: Any) -> Wrapped:
-        return Wrapped(inner, edit, fields={**inner.info.fields, "target": target})
+        return Wrapped(inner, edit, fields={**inner.info.fields, "target": Field("6", "float32")})
 
-    built = with_data(make(folder, "optimizer={name: adam, lr: 1e-2}"), wrap)
-    recipe = registry.optimizers.build(built.config.optimizer, facts={})
-    job = dataclasses.replace(built.job, model=model, optimizer=recipe.build(model))
-    return with_losses(dataclasses.replace(built, job=job), {"cross_entropy": loss})
-
-
-def edited(built: TrainingSetup, edit: Any) -> TrainingSetup:
-    """The run on samples that pass through `edit(batch, keys)`."""
-    return with_data(built, lambda inner: Wrapped(inner, edit))
+    built = with_data(make(folder), wrap)
+    built = dataclasses.replace(built, job=dataclasses.replace(built.job, model=Regressor()))
+    return with_losses(built, {"cross_entropy": Squared()})

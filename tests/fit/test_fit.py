@@ -20,9 +20,9 @@ from sightline.workbench.fit.loss_bounds import LossBounds, measure_bounds
 from sightline.workbench.fit.samples import choose_samples, move_batch, training_score
 from tests.cases import run_each
 from tests.command import run_here, succeed
-from tests.doctor.planting import assert_complete
+from tests.doctor.planting import Wrapped, assert_complete, with_data, with_losses
 from tests.fit import nets
-from tests.fit.nets import edited, regression, run, with_loss
+from tests.fit.nets import run
 from tests.marks import long_but
 from tests.runs.small import ROOT
 
@@ -157,7 +157,7 @@ def test_the_floor_of_smoothed_labels_and_the_best_constant_are_entropies(tmp_pa
 
 
 def test_the_best_constant_of_squares_is_the_mean(tmp_path: Path) -> None:
-    built = regression(tmp_path, nets.Regressor(rectified=False))
+    built = nets.regression(tmp_path)
     bounds = bounded(built)
     target = choose_samples(built, 3).batch["target"]
     assert bounds.floor == pytest.approx(0.0, abs=1e-12)
@@ -175,7 +175,8 @@ def test_the_floor_of_rows_that_are_told_apart() -> None:
 
 
 def test_one_target_proves_nothing(tmp_path: Path) -> None:
-    alone = edited(run(tmp_path, model=nets.Net()), lambda batch, keys: {**batch, "label": 0 * batch["label"]})
+    edit = lambda batch, keys: {**batch, "label": 0 * batch["label"]}  # noqa: E731
+    alone = with_data(run(tmp_path, model=nets.Net()), lambda inner: Wrapped(inner, edit))
     assert [finding.cause for finding in fitted(alone).findings] == ["data.target_encoding"]
 
 
@@ -183,7 +184,7 @@ def test_one_target_proves_nothing(tmp_path: Path) -> None:
 
 DECAYING = "optimizer={name: adam, lr: 0.03, weight_decay: 100.0}"
 PLANTED: dict[str, tuple[str, Callable[[Path], TrainingSetup]]] = {
-    "sign": ("loss.sign", lambda p: with_loss(run(p, model=nets.Net()), nets.Entropy(-1.0))),
+    "sign": ("loss.sign", lambda p: with_losses(run(p, model=nets.Net()), {"cross_entropy": nets.MinusEntropy()})),
     "constant": ("model.constant_output", lambda p: run(p, model=nets.Constant())),
     "low rate": ("optim.lr", lambda p: run(p, "optimizer.lr=1e-8", model=nets.Net())),
     "clip": ("optim.clip", lambda p: run(p, "train.clip_norm=1e-6", model=nets.Net())),
