@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets import synthetic_shapes
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.areas.detect.sets.synthetic_crowds import Scene, SyntheticCrowds
-from sightline.areas.scans.sets.synthetic_lidar import Scan, SyntheticLidar
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,39 +35,32 @@ def _clouds_are_made_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _streets_are_cast_once() -> Iterator[None]:
-    """The same for the scans of a quarter of a thousand columns or fewer; nobody can write into them."""
-    made: dict[tuple[object, ...], Scan] = {}
-    own = SyntheticLidar.scan
+def _scans_and_scenes_are_made_once() -> Iterator[None]:
+    """The same for scenes of crowds, and for scans of streets of a quarter of a thousand columns or fewer."""
 
-    def remembered(dataset: SyntheticLidar, split: str, index: int) -> Scan:
-        if dataset._num_columns > 256:
-            return own(dataset, split, index)
-        cast = (dataset._sensor, dataset._num_columns, dataset._disturbance, dataset._data_seed)
-        key = (*cast, split, index)
-        if key not in made:
-            made[key] = own(dataset, split, index)
-            for array in made[key]:
+    def describe_street(dataset: SyntheticLidar) -> tuple[object, ...] | None:
+        cast = dataset._sensor, dataset._num_columns, dataset._disturbance, dataset._data_seed
+        return cast if dataset._num_columns <= 256 else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        _remember(patch, SyntheticLidar, "scan", describe_street)
+        _remember(patch, SyntheticCrowds, "scene", lambda each: (each._split, each._size, each._data_seed))
+        yield
+
+
+def _remember(patch: pytest.MonkeyPatch, owner: Any, name: str, describe: Callable[[Any], Any]) -> None:
+    """Make what a set returns once, unless it has no description."""
+    made: dict[object, Any] = {}
+    own = getattr(owner, name)
+
+    def remembered(dataset: Any, *place: object) -> Any:
+        described = describe(dataset)
+        if described is None:
+            return own(dataset, *place)
+        if (described, place) not in made:
+            result = made[described, place] = own(dataset, *place)
+            for array in result if isinstance(result, tuple) else ():  # those of a scan
                 array.flags.writeable = False
-        return made[key]
+        return made[described, place]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SyntheticLidar, "scan", remembered)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _crowds_are_painted_once() -> Iterator[None]:
-    """The same for the scenes of crowds."""
-    made: dict[tuple[object, ...], Scene] = {}
-    own = SyntheticCrowds.scene
-
-    def remembered(dataset: SyntheticCrowds, index: int) -> Scene:
-        key = (dataset._split, dataset._size, dataset._data_seed, index)
-        if key not in made:
-            made[key] = own(dataset, index)
-        return made[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SyntheticCrowds, "scene", remembered)
-        yield
+    patch.setattr(owner, name, remembered)

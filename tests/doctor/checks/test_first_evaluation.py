@@ -12,23 +12,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.config import read_config
-from sightline.contract import registry
-from sightline.contract.plugins import load_plugins
+from sightline.contract.loss import Loss
 from sightline.doctor.finding import Finding
 from sightline.draw.pictures import Picture
-from sightline.engine.build import TrainingSetup, build
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_evaluation import rehearse_evaluations
 from sightline.workbench.check.first_step_rules import failed_evaluation
 from sightline.workbench.check.suite import run_quick
-from tests.command import run_here
+from tests.command import refuse
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, judge, make, with_data, with_model
+from tests.doctor.planting import (
+    CONFIG,
+    Wrapped,
+    assert_complete,
+    caught,
+    judge,
+    make,
+    with_data,
+    with_evaluators,
+    with_model,
+)
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
+from tests.planted.planting import Planter
 
 State = dict[str, Tensor]
 
@@ -43,21 +52,10 @@ def found(built: TrainingSetup) -> Finding:
 # --- the task and the model -------------------------------------------------------------------------------------------
 
 
-PLUGIN = '''\
-from typing import TypedDict
-
-import torch
-from torch import Tensor, nn
-
-from sightline.contract import registry
-from sightline.contract.loss import Loss
-
-
-class Out(TypedDict):
+class Scores(TypedDict):
     scores: Tensor
 
 
-@registry.models.add("scorer")
 class Scorer(nn.Module):
     """The task reads `logits`."""
 
@@ -65,14 +63,11 @@ class Scorer(nn.Module):
         super().__init__()
         self.layer = nn.Linear(in_channels, num_classes)
 
-    def forward(self, *, points: Tensor) -> Out:
+    def forward(self, *, points: Tensor) -> Scores:
         return {"scores": self.layer(points).amax(1)}
 
 
-@registry.losses.add("of_scores")
 class OfScores(Loss):
-    """Cross entropy of them."""
-
     def count(self, *, label: Tensor) -> Tensor:
         return torch.tensor(label.numel())
 
@@ -80,67 +75,54 @@ class OfScores(Loss):
         return nn.functional.cross_entropy(scores, label, reduction="sum")
 
 
-@registry.metrics.add("hits")
 class Hits:
-    """How many are right."""
-
     higher_is_better = True
 
-    def new_state(self):
+    def new_state(self) -> State:
         return {"hits": torch.tensor(0)}
 
-    def update(self, state, *, scores: Tensor, label: Tensor) -> None:
+    def update(self, state: State, *, scores: Tensor, label: Tensor) -> None:
         state["hits"] += (scores.argmax(1) == label).sum()
 
-    def compute(self, state):
+    def compute(self, state: State) -> dict[str, float]:
         return {"hits": float(state["hits"])}
-'''
 
 
 @pytest.fixture
-def scorer(tmp_path: Path) -> Iterator[Path]:
-    """The plugin of issue 21: another output's name, a loss and a metric that read it, and no task."""
-    (tmp_path / "scorer.py").write_text(PLUGIN)
-    text = CONFIG.replace("pointnet_plain, embedding: 32, dropout: 0.0", "scorer").replace("cross_entropy", "of_scores")
-    text = text.replace("accuracy}]", "hits}]").replace("overall_accuracy", "hits")
-    (tmp_path / "small.yaml").write_text(text)
-    before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
-    yield tmp_path / "small.yaml"
-    for kind, entries in before.items():
-        registry.REGISTRIES[kind]._entries = entries
+def scorer() -> Iterator[str]:
+    """Config of issue 21: a user's model has another output's name, which loss and metric read; there is no task."""
+    with Planter() as planter:
+        planter.add_model(Scorer)
+        planter.add_loss(OfScores)
+        planter.add("metrics", Hits)
+        text = CONFIG.replace("pointnet_plain, embedding: 32, dropout: 0.0", "own").replace("cross_entropy", "own")
+        yield text.replace("accuracy}]", "own}]").replace("overall_accuracy", "hits")
 
 
-def built_of(path: Path) -> TrainingSetup:
-    load_plugins([path.with_name("scorer.py")])
-    return build(read_config(path), World())
-
-
-def test_a_model_without_the_output_that_the_task_reads(scorer: Path) -> None:
+def test_a_model_without_the_output_that_the_task_reads(tmp_path: Path, scorer: str) -> None:
     """At the start of a training too."""
-    (finding,) = [f for f in run_quick(built_of(scorer), World()) if f.severity == "error"]
+    (finding,) = [f for f in run_quick(make(tmp_path, text=scorer), World()) if f.severity == "error"]
     assert (finding.code, finding.cause) == ("first-evaluation", "cfg.contract")
     assert_complete(finding)
     assert (
         finding.summary
         == "the validation part cannot be evaluated: KeyError in 'losses_and_predictions' of the task 'classify'"
     )
-    assert (finding.where.file, finding.where.line) == (str(scorer), 2)
+    assert (finding.where.file, finding.where.line) == (str(tmp_path / "small.yaml"), 2)
     assert finding.where.dataset == "synthetic_shapes/validation"
     assert "the task 'classify' (the default: the config has no task) reads 'logits'" in finding.action
     assert "returns scores" in finding.action
 
 
-def test_without_the_check_it_is_one_line_too(scorer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_check_it_is_one_line_too(tmp_path: Path, scorer: str) -> None:
     """The evaluation comes to it: a key that is missing in the package's own task is not a fault of the package."""
-    monkeypatch.chdir(scorer.parent)
-    words = ("--plugin", "scorer.py", "--no-check", "--out", "run", "--device", "cpu", "data.train_size=48")
-    outcome = run_here("train", "small.yaml", *words)
-    assert outcome.code == 2
-    assert outcome.err.splitlines()[-1] == (
-        "error: small.yaml:2: model: the task 'classify' (the default: the config has no task) reads 'logits'; the "
-        "model 'scorer' returns scores: rename its output, or set the task that reads it"
+    config = tmp_path / "small.yaml"
+    config.write_text(scorer)
+    told = refuse("train", config, "--no-check", "--out", tmp_path / "run", "--device", "cpu", "data.train_size=48")
+    assert told.splitlines()[-1] == (
+        f"error: {config}:2: model: the task 'classify' (the default: the config has no task) reads 'logits'; the "
+        "model 'own' returns scores: rename its output, or set the task that reads it"
     )
-    assert "Traceback" not in outcome.err
 
 
 class OnlyInTraining(nn.Module):
@@ -261,9 +243,7 @@ def test_pictures_that_cannot_be_drawn(tmp_path: Path, task: type[Classify], tol
     built = make(tmp_path)
     own = task.__new__(task)
     own.__dict__ |= built.job.task.__dict__
-    finding = found(
-        dataclasses.replace(built, selection_evaluator=dataclasses.replace(built.selection_evaluator, task=own))
-    )
+    finding = found(with_evaluators(built, task=own))
     assert "in 'show' of the task 'classify'" in finding.summary
     assert told in finding.measured
 
@@ -278,9 +258,8 @@ def test_samples_that_cannot_be_joined(tmp_path: Path) -> None:
 
     built = make(tmp_path)
     reader = with_data(built, lambda inner: Wrapped(inner, edit)).data.selection.reader
-    finding = found(
-        dataclasses.replace(built, selection_evaluator=dataclasses.replace(built.selection_evaluator, reader=reader))
-    )
+    evaluator = dataclasses.replace(built.selection_evaluator, reader=reader)
+    finding = found(dataclasses.replace(built, selection_evaluator=evaluator))
     assert "in 'read' of the data set" in finding.summary
 
 
