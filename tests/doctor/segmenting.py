@@ -135,19 +135,15 @@ def make_rooms(
     folder: Path,
     wrap: Callable[[Any], Any] = lambda dataset: dataset,
     *,
-    wrap_test: Callable[[Any], Any] | None = None,
     transforms: Sequence[NamedTransform] = (),
     model: nn.Module | None = None,
 ) -> TrainingSetup:
-    """A run on ragged rooms; `wrap_test` stands for `wrap` on the test part."""
+    """A run on ragged rooms."""
     sizes = {"train": 24, "test": 12}
-    sets = {
-        "train": wrap(Rooms(24, seed=1, split_sizes=sizes)),
-        "test": (wrap_test or wrap)(Rooms(12, seed=2, split_sizes=sizes)),
-    }
-    train = DataSubset(sets["train"], np.arange(24), BatchReader(sets["train"], transforms), "train")
-    test = DataSubset(sets["test"], np.arange(12), BatchReader(sets["test"]), "test")
-    data = Data(train, test, test, dict(sets["train"].info.facts))
+    first, second = (wrap(Rooms(size, seed=seed, split_sizes=sizes)) for seed, size in enumerate(sizes.values(), 1))
+    train = DataSubset(first, np.arange(24), BatchReader(first, transforms), "train")
+    test = DataSubset(second, np.arange(12), BatchReader(second), "test")
+    data = Data(train, test, test, dict(first.info.facts))
     overrides = ("task={name: segment}", "metrics=[{name: iou}]", "evaluate.metric=miou", "train.batch_size=6")
     return _with_task(make(folder, *overrides, data=data), model)
 

@@ -37,24 +37,20 @@ def turned(*axes: int, fields: tuple[str, ...] = ("points",), **info: Any) -> Ca
     )
 
 
-def unbounded(inner: Any, **more: Any) -> dict[str, Any]:
+def unbounded(inner: Any, unit: str = "m") -> dict[str, Any]:
     """Fields of a set whose coordinates promise no range, as in metres of a site."""
-    points = dataclasses.replace(inner.info.fields["points"], unit="m", low=None, high=None)
-    return {**inner.info.fields, "points": points, **more}
+    points = dataclasses.replace(inner.info.fields["points"], unit=unit, low=None, high=None)
+    return {**inner.info.fields, "points": points}
 
 
 def scaled(factor: float, unit: str = "m") -> Callable[[Any], Any]:
-    def wrap(inner: Any) -> Any:
-        fields = unbounded(inner)
-        fields["points"] = dataclasses.replace(fields["points"], unit=unit)
-        return Wrapped(inner, lambda batch, keys: {**batch, "points": batch["points"] * factor}, fields=fields)
-
-    return wrap
+    edit = lambda batch, keys: {**batch, "points": batch["points"] * factor}  # noqa: E731
+    return lambda inner: Wrapped(inner, edit, fields=unbounded(inner, unit))
 
 
-def in_metres(built: TrainingSetup) -> TrainingSetup:
-    """The run with a training set that promises no range."""
-    return with_data(built, scaled(1.0))
+def in_metres(folder: Path) -> TrainingSetup:
+    """A run with a training set that promises no range."""
+    return with_data(make(folder), scaled(1.0))
 
 
 def judge(built: TrainingSetup) -> list[Finding]:
@@ -63,11 +59,8 @@ def judge(built: TrainingSetup) -> list[Finding]:
     return [each for each in examine_run(Context(built, World()))[1] if each.code == "dataset-mismatch"]
 
 
-def rooms_in(factor: float) -> Callable[[Any], Any]:
-    def wrap(inner: Any) -> Any:
-        return Edited(inner, lambda s, i: {**s, "points": s["points"] * factor}, fields=unbounded(inner))
-
-    return wrap
+def site(inner: Any) -> Edited:
+    return Edited(inner, fields=unbounded(inner))
 
 
 class Crop:
@@ -80,7 +73,7 @@ class Crop:
 HEALTHY: dict[str, Callable[[Path], TrainingSetup]] = {
     "as it is": lambda folder: make(folder, "data.normals=file"),
     "scaled at random": lambda folder: make(folder, "transforms.train=[{name: scale}, {name: rotate}]"),
-    "crops of rooms": lambda folder: make_rooms(folder, rooms_in(1.0), transforms=[NamedTransform("crop", Crop())]),
+    "crops of rooms": lambda folder: make_rooms(folder, site, transforms=[NamedTransform("crop", Crop())]),
 }
 OTHERS: dict[str, tuple[str, str, Callable[[Path], TrainingSetup]]] = {
     "y up, declared": (
@@ -88,16 +81,11 @@ OTHERS: dict[str, tuple[str, str, Callable[[Path], TrainingSetup]]] = {
         "cfg.axis_swap",
         lambda folder: on_test(make(folder), turned(0, 1, 2, facts={"up_axis": "y"})),
     ),
-    "millimetres": ("warning", "data.normalisation", lambda folder: on_test(in_metres(make(folder)), scaled(1000.0))),
+    "millimetres": ("warning", "data.normalisation", lambda folder: on_test(in_metres(folder), scaled(1000.0))),
     "millimetres, declared": (
         "error",
         "data.normalisation",
-        lambda folder: on_test(in_metres(make(folder)), scaled(1000.0, unit="mm")),
-    ),
-    "one set normalised": (
-        "warning",
-        "data.normalisation",
-        lambda folder: on_test(with_data(make(folder), scaled(30.0)), scaled(1.0)),
+        lambda folder: on_test(in_metres(folder), scaled(1000.0, unit="mm")),
     ),
     "no normals": (
         "error",
@@ -105,11 +93,6 @@ OTHERS: dict[str, tuple[str, str, Callable[[Path], TrainingSetup]]] = {
         lambda folder: on_test(
             make(folder, "data.normals=file"), turned(0, 1, 2, features=(), facts={"in_channels": 3})
         ),
-    ),
-    "rooms in millimetres": (
-        "warning",
-        "data.normalisation",
-        lambda folder: make_rooms(folder, rooms_in(1.0), wrap_test=rooms_in(1000.0)),
     ),
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sightline.contract.errors import ConfigError
 from sightline.doctor import causes
-from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
@@ -27,7 +27,7 @@ from sightline.workbench.check.suite import all_rules, gather_findings, join_par
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds
 from tests.doctor.pairing import STRONG, make_pairs
-from tests.doctor.planting import CONFIG, assert_complete, make
+from tests.doctor.planting import CONFIG, make
 from tests.doctor.segmenting import make_parts, make_rooms
 from tests.processes import run_ranks
 
@@ -195,17 +195,11 @@ class TwoProcesses(World):
 
 
 def test_what_one_process_found_all_are_told() -> None:
-    mine, theirs = told("no-gradient"), told("non-finite")
+    mine, theirs = told("no-gradient", field="x"), told("non-finite")
     findings = gather_findings([mine], TwoProcesses(theirs=(mine, theirs)))
     assert [finding.code for finding in findings] == ["no-gradient", "non-finite"]
     assert findings[0] == mine
     assert findings[1].where.rank == 1
-
-
-def test_a_finding_survives_json() -> None:
-    finding = told("a", field="x")
-    assert finding_from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
-    assert_complete(finding)
 
 
 @pytest.mark.processes
