@@ -1,10 +1,9 @@
-"""A plugin of small classifiers: healthy, and each with one fault that only its own layer or step shows."""
+"""A plugin of small classifiers: healthy ones, and two whose numbers are none."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
-import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
@@ -14,26 +13,6 @@ class Logits(TypedDict):
     """What the classification task asks for."""
 
     logits: Tensor
-
-
-class _HalfLearnt(nn.Linear):
-    """Right forward; the gradient of its weight is half of what it should be, in any format but float64."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        half = 0.5 * self.weight + 0.5 * self.weight.detach()
-        return nn.functional.linear(input, self.weight if input.dtype == torch.float64 else half, self.bias)
-
-
-class _Rounded(torch.autograd.Function):
-    """A constant times the input in float64, and 1 % more in any other format."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.clone() if value.dtype == torch.float64 else 1.01 * value
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
 
 
 @registry.models.add("healthy_small")
@@ -51,24 +30,6 @@ class Healthy(nn.Module):
     def joined(self, features: Tensor) -> Tensor:
         """What the head is given."""
         return features.amax(1)
-
-
-@registry.models.add("code_between_small")
-class CodeBetween(Healthy):
-    """The code between its layers is wrong."""
-
-    def joined(self, features: Tensor) -> Tensor:
-        joined: Tensor = _Rounded.apply(features.amax(1))
-        return joined
-
-
-@registry.models.add("wrong_gradient_small")
-class WrongGradient(Healthy):
-    """Its second layer stands for one whose kernel is wrong in float32 alone."""
-
-    def __init__(self, *, num_classes: int, in_channels: int) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.second = _HalfLearnt(8, 8)
 
 
 @registry.models.add("overflowing_small")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
-from sightline.workbench.compare.recording import StepRecording
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
 __all__ = ["CPU", "compared", "guilty", "step_of", "variant"]
@@ -34,12 +33,11 @@ class _Weighted:
         return {"weighted": total}
 
 
-def step_of() -> Any:
-    """The job of a step without a config."""
-    weights = {"weighted": 1.0}
-    losses, device = LearntLosses(), CPU
+def step_of(task: Any = None) -> Any:
+    """The job of a step without a config, of a task whose only loss is `weighted`."""
+    task, losses, weights = task or _Weighted(), LearntLosses(), {"weighted": 1.0}
     return SimpleNamespace(
-        task=_Weighted(), losses=losses, device=device, frozen=(), epoch=0, step=0, loss_weights_at=lambda step: weights
+        task=task, losses=losses, device=CPU, frozen=(), epoch=0, step=0, loss_weights_at=lambda step: weights
     )
 
 
@@ -48,19 +46,13 @@ def variant(model: nn.Module, precision: str = "float32") -> ModelVariant:
     return make_variant(model, precision, CPU)
 
 
-def recorded(model: nn.Module, batch: dict[str, Tensor], precision: str = "float32") -> tuple[StepRecording, Any]:
-    job, made = step_of(), variant(model, precision)
-    return record_step(job, made, made.batch(batch)), job
-
-
 def compared(
     model: nn.Module, reference: nn.Module, batch: dict[str, Tensor], *, precision: str = "float32"
 ) -> list[LayerComparison]:
     """The rows of a model in a precision beside a reference that has the same modules."""
-    recording, job = recorded(model, batch, precision)
-    second = variant(reference, "float64")
-    read = variant(model, precision).batch(batch)
-    return compare_layerwise(recording, second, job, second.batch(read))
+    job, own, second = step_of(), variant(model, precision), variant(reference, "float64")
+    recording = record_step(job, own, own.batch(batch))
+    return compare_layerwise(recording, second, job, second.batch(own.batch(batch)))
 
 
 def guilty(rows: list[LayerComparison]) -> list[tuple[str, str]]:

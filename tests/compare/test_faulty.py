@@ -1,26 +1,23 @@
-"""Faults of a user's own model, from the command line: a wrong layer, and what is no number."""
+"""A user's own model, from the command line: what is no number, and layers called by words."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.command import Outcome, run_here
-from tests.compare.test_command import CONFIG, SMALL
+from tests.command import Outcome
+from tests.compare import test_command
+from tests.compare.test_command import SMALL
 
-SMALLEST = tuple(word for word in SMALL if not word.startswith("model="))
 PLUGIN = Path(__file__).parent / "faulty.py"
 
 
 def compare(tmp_path: Path, model: str, *words: object) -> tuple[Outcome, dict[str, Any]]:
     """Run the verb on a model of the plugin; its outcome, and what it wrote as JSON."""
-    result = tmp_path / "result.json"
-    chosen = (*SMALLEST, f"model={{name: {model}}}", "--plugin", PLUGIN)
-    outcome = run_here("compare", CONFIG, *chosen, *words, "--json", result)
-    return outcome, json.loads(result.read_text()) if result.exists() else {}
+    others = [word for word in SMALL if not word.startswith("model=")]
+    return test_command.compare(tmp_path, *others, f"model={{name: {model}}}", "--plugin", PLUGIN, *words)
 
 
 def test_an_overflow_is_told_where_it_begins(tmp_path: Path) -> None:
@@ -36,19 +33,6 @@ def test_losses_that_are_no_numbers_in_both_are_not_called_equal(tmp_path: Path)
     assert outcome.code == 1
     assert not found["equal"]
     assert "both have losses or gradients that are NaN or infinite" in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("model", "layer", "what"),
-    [
-        ("wrong_gradient_small", "second", "gradient of weight"),
-        ("code_between_small", "second", "what head is given"),
-    ],
-)
-def test_the_faulty_layer_is_named(tmp_path: Path, model: str, layer: str, what: str) -> None:
-    outcome, found = compare(tmp_path, model, "--against", "float64", "--steps", 0)
-    assert outcome.code == 1, outcome.err
-    assert (found["first"]["layer"], found["first"]["what"]) == (layer, what)
 
 
 @pytest.mark.parametrize("against", ["float64", "bfloat16"])

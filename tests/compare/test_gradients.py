@@ -50,14 +50,10 @@ def test_a_parameter_without_axes_is_compared() -> None:
     assert "gradient of scale" in [row.what for row in rows]
 
 
-def test_tied_weights_have_one_gradient() -> None:
-    net = Tied()
-    assert guilty(compared(net, net, {"points": torch.randn(4, 6)})) == []
-
-
-def test_a_wrong_share_of_a_tied_gradient_is_found() -> None:
-    net = Tied()
+def test_tied_weights_have_one_gradient_of_which_a_wrong_share_is_found() -> None:
+    net, batch = Tied(), {"points": torch.randn(4, 6)}
+    assert guilty(compared(net, net, batch)) == []
     broken: Any = copy.deepcopy(net)
     broken.second.__class__ = _Doubled
-    rows = [row for row in compared(broken, net, {"points": torch.randn(4, 6)}) if row.is_guilty]
+    rows = [row for row in compared(broken, net, batch) if row.is_guilty]
     assert [(row.which, row.what) for row in rows] == [("backward", "gradient of weight")]
