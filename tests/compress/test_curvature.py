@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sightline.contract.errors import UserError
@@ -226,33 +225,10 @@ def test_the_error_of_a_choice_is_the_squared_distance_of_the_weights() -> None:
     assert found.error_of("0.weight", WeightFormat("fp32", 32)) == 0
 
 
-class _Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return 2 * values
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return 2 * gradients[0]
-
-
-class Doubled(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        doubled: Tensor = _Doubled.apply(super().forward(input))
-        return doubled
-
-
 class Attention(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         tokens = super().forward(input)[None, None]
         return F.scaled_dot_product_attention(tokens, tokens, tokens)[0, 0]
-
-
-def test_functions_that_are_differentiable_once_are_refused_though_torch_would_lose_them_in_silence() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Doubled(3, 2)).double()
-    with pytest.raises(UserError, match=r"second gradients: Doubled can be differentiated only once; .*`fused: false`"):
-        curvature(model, step_of(Regression(lambda found, y, reduction: found.abs().sum()), model))
 
 
 def test_attention_has_a_second_gradient() -> None:

@@ -53,13 +53,12 @@ def built(name: str, **arguments: object) -> Search:
     return registry.searches.build(ComponentConfig(name, {**QUICK.get(name, {}), **arguments}), facts={})
 
 
-def searched(name: str, problem: Problem, loss_of: Callable[[Policy], float], **more: object) -> SearchResult:
-    evaluations = EvaluationCache(loss_of)
-    return run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem), **more)
-
-
-def base_of(problem: Problem) -> int:
-    return 4 * sum(layer.num_weights for layer in problem.layers)
+def searched(
+    name: str, problem: Problem, losses: EvaluationCache | Callable[[Policy], float], method: Any = None, **more: Any
+) -> SearchResult:
+    evaluations = losses if isinstance(losses, EvaluationCache) else EvaluationCache(losses)
+    num_floats = sum(layer.num_weights for layer in problem.layers)
+    return run_search(name, method or built(name), problem, evaluations, base_bytes=4 * num_floats, **more)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -72,7 +71,7 @@ def test_every_budget_holds_to_the_byte_and_nothing_is_left(name: str) -> None:
         problem = replace(problem, budget_bytes=int(low + (high - low) * draws.uniform(0, 1) ** 2))
         evaluations, asked = counted(loss_of)
         method = built(name)
-        found = run_search(name, method, problem, evaluations, base_bytes=base_of(problem))
+        found = searched(name, problem, evaluations, method)
         assert problem.bytes_of(found.policy) == found.bytes <= problem.budget_bytes
         assert found.loss == loss_of(found.policy)
         assert list(found.policy) == [layer.name for layer in problem.layers]
@@ -115,15 +114,13 @@ def test_an_interrupted_search_resumes_to_the_same_result(name: str, tmp_path: P
 
     known, record = open_record(path, subject="a", names=names)
     assert known == []
-    method = built(name)
     if whole.num_evaluated > num_before:
         with pytest.raises(KeyboardInterrupt):
-            run_search(name, method, problem, EvaluationCache(until_killed, record=record), base_bytes=base_of(problem))
+            searched(name, problem, EvaluationCache(until_killed, record=record))
         assert len(path.read_text().splitlines()) == num_before
     path.write_text(path.read_text() + '{"subject": "a", "poli') if path.exists() else None
     known, record = open_record(path, subject="a", names=names)
-    evaluations = EvaluationCache(loss_of, known=known, record=record)
-    found = run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem))
+    found = searched(name, problem, EvaluationCache(loss_of, known=known, record=record))
     assert (found.policy, found.loss, found.num_evaluated) == (whole.policy, whole.loss, whole.num_evaluated)
     assert found.num_new == whole.num_evaluated - len(known)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -153,10 +150,7 @@ def test_the_hybrid_is_never_worse_than_its_start_and_searches_share_their_table
     for number in range(20):
         problem, loss_of = made(number, coupled=True)
         evaluations, asked = counted(loss_of)
-        knapsack, hybrid = (
-            run_search(name, built(name), problem, evaluations, base_bytes=base_of(problem))
-            for name in ("knapsack", "hybrid")
-        )
+        knapsack, hybrid = (searched(name, problem, evaluations) for name in ("knapsack", "hybrid"))
         assert hybrid.loss <= knapsack.loss
         is_better += hybrid.loss < knapsack.loss
         assert len(asked) == len({frozenset(each.items()) for each in asked})
@@ -184,17 +178,11 @@ def test_a_table_with_few_evaluations_is_interpolated() -> None:
     problem, loss_of = made(2)
     full = searched("knapsack", problem, loss_of)
     method = built("knapsack", table_evaluations=3 * len(problem.searched_layers))
-    found = run_search("knapsack", method, problem, EvaluationCache(loss_of), base_bytes=base_of(problem))
+    found = searched("knapsack", problem, loss_of, method)
     assert found.num_evaluated < full.num_evaluated - 20
     assert found.loss < searched("uniform", problem, loss_of).loss
     with pytest.raises(ConfigError, match="table_evaluations: 5 are fewer than the 6 layers"):
-        run_search(
-            "knapsack",
-            built("knapsack", table_evaluations=5),
-            problem,
-            EvaluationCache(loss_of),
-            base_bytes=base_of(problem),
-        )
+        searched("knapsack", problem, loss_of, built("knapsack", table_evaluations=5))
 
 
 def test_the_hessian_search_minimises_curvature_times_error() -> None:
@@ -252,7 +240,7 @@ def test_a_search_that_breaks_the_budget_is_refused() -> None:
 
     problem, loss_of = made(0)
     with pytest.raises((ConfigError, ValueError)):
-        run_search("broken", Broken(), problem, EvaluationCache(loss_of), base_bytes=base_of(problem))
+        searched("broken", problem, loss_of, Broken())
 
 
 def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +250,7 @@ def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatc
     for storage, opened in ((journal, lambda: JournalStorage(JournalFileBackend(journal))), (url, lambda: url)):
 
         def search(which: Problem, storage: str = storage) -> SearchResult:
-            method, evaluations = built("nsga2", storage=storage), EvaluationCache(loss_of)
-            return run_search("nsga2", method, which, evaluations, base_bytes=base_of(problem))
+            return searched("nsga2", which, loss_of, built("nsga2", storage=storage))
 
         def count_trials(opened: Callable[[], Any] = opened) -> dict[str, int]:
             return {study.study_name: study.n_trials for study in optuna.get_all_study_summaries(opened())}
@@ -278,9 +265,8 @@ def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatc
         counts = count_trials()
         assert counts.pop(name) == num_trials
         assert list(counts.values()) == [num_trials] * 2, "trials of another run or other bits are none of this search"
-    method = built("nsga2", storage="nosuch://x")
     with pytest.raises(UserError, match="search 'nsga2': storage: nosuch://x: "):
-        run_search("nsga2", method, problem, EvaluationCache(loss_of), base_bytes=base_of(problem))
+        searched("nsga2", problem, loss_of, built("nsga2", storage="nosuch://x"))
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sightline\[search\]'"):
         built("nsga2")
@@ -292,16 +278,6 @@ def test_rows_are_sorted_by_loss() -> None:
     rows = search_rows(found)
     assert [row["loss"] for row in rows] == sorted(each.loss for each in found)
     assert {row["method"] for row in rows} == {"uniform", "knapsack", "random"}
-
-
-def test_evaluations_are_given_back_from_memory() -> None:
-    problem, loss_of = made(0)
-    evaluations, asked = counted(loss_of)
-    known = PolicyEvaluation(problem.float_policy, 7.0, 2.0)
-    assert EvaluationCache(loss_of, known=[known]).get(dict(problem.float_policy)).loss == 7.0
-    shuffled = dict(reversed(problem.float_policy.items()))
-    assert evaluations.get(problem.float_policy) == evaluations.get(shuffled)
-    assert len(asked) == 1
 
 
 # --- the exact knapsack: brute force, the solutions of HAWQ-V3's published tables, and large problems in -------------
@@ -344,11 +320,8 @@ def test_a_case_by_hand_in_which_the_best_ratio_first_is_wrong() -> None:
     assert solve_knapsack(costs, sizes, 3) == (0, 0, 0)
     assert solve_knapsack(costs, sizes, 6) == (1, 0, 0)
     assert solve_knapsack(costs, sizes, 10) == (1, 1, 0)  # 5 is left; (0, 1, 1) would take 11
-    assert solve_knapsack(costs, np.asarray([[1, 7], [1, 5], [1, 5]]), 11) == (
-        0,
-        1,
-        1,
-    )  # 7 is left, and 11 with the first
+    larger = np.asarray([[1, 7], [1, 5], [1, 5]])
+    assert solve_knapsack(costs, larger, 11) == (0, 1, 1)  # 7 is left, and 11 with the first
     assert solve_knapsack(costs, sizes, 14) == (1, 1, 1)
     tied = solve_knapsack(np.asarray([[0.0, 7.0], [3.0, 3.0]]), np.asarray([[2, 1], [9, 1]]), 20)
     assert tied == (0, 1)  # of equal costs the smaller
