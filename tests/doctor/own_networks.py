@@ -171,13 +171,6 @@ def make_network(model: type[nn.Module], facts: Mapping[str, Any], seed: int) ->
     return built
 
 
-def run_with(task: str, model: type[nn.Module], folder: Path, *, seed: int = 0) -> TrainingSetup:
-    """A small run of a task with this network in the place of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "_build_unchanged_model", lambda config, facts, world: make_network(model, facts, seed))
-        return _RUNS[task](folder, f"seed={seed}")
-
-
 def _parts(folder: Path, *overrides: str) -> TrainingSetup:
     return make(folder, *segmenting.PARTS, *overrides)
 
@@ -212,5 +205,10 @@ _RUNS: dict[str, Callable[..., TrainingSetup]] = {
 
 
 def findings_of(task: str, model: type[nn.Module], *, seed: int = 0, deep: bool = False) -> list[Finding]:
+    """What `sightline check` finds in a small run of a task with this network in the place of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        return run_all(run_with(task, model, Path(folder), seed=seed), World(), deep=deep)
+        with pytest.MonkeyPatch.context() as patch:
+            make_one = lambda config, facts, world: make_network(model, facts, seed)  # noqa: E731
+            patch.setattr(building, "_build_unchanged_model", make_one)
+            built = _RUNS[task](Path(folder), f"seed={seed}")
+        return run_all(built, World(), deep=deep)

@@ -20,10 +20,10 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, Judgement
 from sightline.doctor.finding import CAUSES, Finding
 from sightline.doctor.rules import get_rule
-from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
+from sightline.engine.build import TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.parts.tasks.supervised import Classify
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import _locate_all
 from sightline.workbench.check.suite import all_rules, run_all
@@ -63,7 +63,7 @@ def judge(rule: Callable[..., Any], context: Context, **given: Any) -> list[Find
 
 
 class Wrapped:
-    """A data set whose batches pass through `edit(batch, keys)`; `batched=False` gives single samples alone."""
+    """A data set whose batches pass through `edit(batch, keys)`; its `info` takes changes."""
 
     def __init__(self, inner: Any, edit: Callable[[dict[str, Any], Sequence[SampleKey]], Any], **changes: Any) -> None:
         self.inner = inner
@@ -82,15 +82,13 @@ class Wrapped:
         return {name: value[0] for name, value in self.get_batch([key]).items() if name != "sample_index"}
 
 
-def with_data(
-    built: TrainingSetup, wrap: Callable[[Any], Any], transforms: Sequence[NamedTransform] = ()
-) -> TrainingSetup:
+def with_data(built: TrainingSetup, wrap: Callable[[Any], Any]) -> TrainingSetup:
     """The run on another training set; the part that chooses the checkpoint follows where it is of the same set."""
     before, dataset = built.data.train.dataset, wrap(built.data.train.dataset)
-    parts = {
-        name: _on(part, dataset, transforms if name == "train" else ()) if part.dataset is before else part
-        for name, part in (("train", built.data.train), ("selection", built.data.selection), ("test", built.data.test))
-    }
+    parts = {name: getattr(built.data, name) for name in ("train", "selection", "test")}
+    for name, part in parts.items():
+        if part.dataset is before:
+            parts[name] = dataclasses.replace(part, dataset=dataset, reader=BatchReader(dataset))
     data = dataclasses.replace(built.data, **parts, facts=dict(dataset.info.facts))
     stream = dataclasses.replace(built.job.stream, reader=parts["train"].reader)
     evaluated = BatchReader(dataset, build_transforms(built.config.transforms.evaluate, dataset.info.facts))
@@ -165,7 +163,3 @@ def assert_healthy(built: TrainingSetup) -> None:
     """No error, no warning."""
     findings = run_all(built, World())
     assert [f for f in findings if f.severity != "note"] == [], "\n".join(map(str, findings))
-
-
-def _on(part: DataSubset, dataset: Any, transforms: Sequence[NamedTransform]) -> DataSubset:
-    return dataclasses.replace(part, dataset=dataset, reader=BatchReader(dataset, transforms))

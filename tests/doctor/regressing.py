@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -40,7 +39,7 @@ class MeanSquare(Loss):
 class Maps(nn.Module):
     """Points in a grid of cells, two convolutions, a transposed one, and a linear one at the end."""
 
-    def __init__(self, last: nn.Module | None = None, std: float = 1e-3) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Sequential(
             nn.Conv3d(1, 4, 3, padding=1),
@@ -55,15 +54,14 @@ class Maps(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.final = nn.Conv3d(4, 1, 1)
-        self.last = nn.Identity() if last is None else last
         for module in self.modules():
             if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                nn.init.normal_(module.weight, std=std)
+                nn.init.normal_(module.weight, std=1e-3)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, *, points: Tensor) -> MapOutput:
-        return {"likelihood": self.last(self.final(self.inner(grid(points))))}
+        return {"likelihood": self.final(self.inner(grid(points)))}
 
 
 def grid(points: Tensor) -> Tensor:
@@ -83,17 +81,11 @@ def heat_maps(points: Tensor) -> Tensor:
     return torch.einsum("bi,bj,bk->bijk", *each)[:, None]
 
 
-def make_maps(
-    folder: Path,
-    *,
-    model: nn.Module | None = None,
-    loss: Loss | None = None,
-    target: Callable[[Tensor], Tensor] = heat_maps,
-) -> TrainingSetup:
+def make_maps(folder: Path, *, model: nn.Module | None = None, loss: Loss | None = None) -> TrainingSetup:
     """A run whose batches hold `heatmaps` and whose model answers `likelihood`."""
 
     def edit(batch: dict[str, Any], keys: Any) -> dict[str, Any]:
-        return {**batch, "heatmaps": target(batch["points"])}
+        return {**batch, "heatmaps": heat_maps(batch["points"])}
 
     built = make(folder)
     fields = {**built.data.train.dataset.info.fields, "heatmaps": Field("1 S S S", "float32", "", "", 0, 1)}

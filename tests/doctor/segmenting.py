@@ -48,17 +48,14 @@ class PerPoint(nn.Module):
 
 
 class OfCategory(PerPoint):
-    """Adds an embedding of the category, of clouds of one size; `hear` says what is looked up for a category."""
+    """Adds an embedding of the category, of clouds of one size."""
 
-    def __init__(
-        self, *, in_channels: int, num_classes: int, num_categories: int, hear: Callable[[Tensor], Tensor] = Tensor.long
-    ) -> None:
+    def __init__(self, *, in_channels: int, num_classes: int, num_categories: int) -> None:
         super().__init__(in_channels=in_channels, num_classes=num_classes)
         self.table = nn.Linear(num_categories, num_classes, bias=False)
-        self.hear = hear
 
     def forward(self, *, points: Tensor, category: Tensor) -> Logits:
-        told = nn.functional.one_hot(self.hear(category), self.table.in_features).to(points.dtype)
+        told = nn.functional.one_hot(category.long(), self.table.in_features).to(points.dtype)
         return {"logits": super().forward(points=points)["logits"] + self.table(told)[:, None]}
 
 
@@ -70,16 +67,14 @@ def make_parts(folder: Path, *overrides: str, model: nn.Module | None = None) ->
 class Rooms:
     """Ragged rooms of a floor, a wall, a ceiling and chairs, with grey values; z is up."""
 
-    def __init__(
-        self, count: int, *, seed: int, split_sizes: dict[str, int], names: Sequence[str] = CLASS_NAMES
-    ) -> None:
+    def __init__(self, count: int, *, seed: int, split_sizes: dict[str, int]) -> None:
         point: dict[str, Any] = {"collate": "concatenate"}
         fields = {
             "points": Field("points 3", "float32", "m", low=-10, high=10, **point),
             "grey": Field("points 1", "float32", "", low=0, high=1, **point),
             "label": Field("points", "int64", "class", low=0, high=3, **point),
         }
-        facts = {"num_classes": 4, "class_names": tuple(names), "in_channels": 4, "up_axis": "z"}
+        facts = {"num_classes": 4, "class_names": CLASS_NAMES, "in_channels": 4, "up_axis": "z"}
         self.info = DataInfo(facts, fields, split_sizes, features=("grey",))
         self.count, self.seed = count, seed
 

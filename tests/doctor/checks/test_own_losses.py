@@ -33,10 +33,11 @@ from tests.doctor.own_losses import (
     make_taught,
     registered,
 )
-from tests.doctor.pairing import make_pairs, make_pictured
+from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, make
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import Edited, make_parts, make_rooms
+from tests.planted.planting import BENCHES
 
 WHOLE = (
     "classify: minus cross entropy",
@@ -82,7 +83,7 @@ SHIPPED: dict[str, Any] = {
     ),
     "lovasz_softmax": lambda folder: make_parts(folder, "losses=[{name: lovasz_softmax}]"),
     "intra_modal": make_pairs,
-    "intra_modal cross_modal": make_pictured,
+    "intra_modal cross_modal": lambda folder: build(read_config(BENCHES / "SSL.yaml"), World()),
     "distillation": lambda folder: make_taught(make(folder), Distillation(num_classes=12)),
     "heatmap_mse": make_pose,
     "centre_mse": lambda folder: build(
