@@ -62,16 +62,6 @@ def counts(stride: int) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def painted(stride: int) -> Callable[[Tensor], Tensor]:
-    def run(points: Tensor) -> Tensor:
-        row, column = (points[0, :, :2] * torch.tensor([HEIGHT, WIDTH])).long().T
-        canvas = torch.zeros(HEIGHT * WIDTH)
-        canvas[stride * row + column] = points[0, :, 2]
-        return canvas
-
-    return run
-
-
 def neighbours(find: Callable[[Tensor], Tensor], *, base: int = 0) -> Callable[[Tensor], Tensor]:
     """Gather neighbours by one index for the whole batch; `base` is the number of points of a cloud."""
 
@@ -135,9 +125,7 @@ def masked(points: Tensor) -> Tensor:
 FLAT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "pillars": (pillars(HEIGHT), pillars(WIDTH)),
     "voxels": (voxels(HEIGHT * WIDTH, HEIGHT), voxels(HEIGHT * WIDTH, WIDTH)),
-    "slices": (voxels(DEPTH * HEIGHT, WIDTH), voxels(HEIGHT * WIDTH, WIDTH)),
     "counts": (counts(HEIGHT), counts(WIDTH)),
-    "painted": (painted(HEIGHT), painted(WIDTH)),
     "offsets": (
         neighbours(lambda p: torch.cdist(p, p).topk(K, largest=False)[1], base=K),
         neighbours(lambda p: torch.cdist(p, p).topk(K, largest=False)[1]),

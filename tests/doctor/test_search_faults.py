@@ -11,9 +11,7 @@ import torch
 from torch import nn
 
 from sightline.doctor.rules import find_by
-from sightline.parts.quantisation.parametrised import (
-    apply_policy,
-)
+from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.runs.packed import compression_ratios, packed_size, tensor_specs, write_packed
 from sightline.workbench.check.quantised_rules import size_promise
 from tests.doctor.planting import assert_complete
@@ -58,19 +56,12 @@ def leave_out(name: str) -> Callable[[Reported], Reported]:
     return lambda given: {"reported": {each: value for each, value in given["reported"].items() if each != name}}
 
 
-def report_codes_alone(given: Reported) -> Reported:
-    """Without codebooks, biases and norms (trap Q6)."""
-    share = given["reported"]["weights"]
-    return {"reported": {**given["reported"], "file": share, "codebook": share}}
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         *((promise(extra), ["promised"]) for extra in (1, -1, 4096)),
         (lambda given: {"budget": given["promised"] - 1}, ["1 above the budget"]),
         *((leave_out(name), [f"ratio '{name}' is not reported"]) for name in ("weights", "codebook", "file")),
-        (report_codes_alone, ["ratio 'codebook'", "ratio 'file'"]),
     ],
 )
 def test_a_report_that_the_file_does_not_keep(

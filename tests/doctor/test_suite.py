@@ -21,7 +21,6 @@ from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
-from sightline.engine.train import TrainState
 from sightline.verbs.output import show_findings
 from sightline.workbench.check.suite import all_rules, gather_findings, join_parts, run_all, run_quick
 from tests.conftest import ROOT
@@ -50,13 +49,9 @@ def told(code: str, severity: str = "error", **evidence: object) -> Finding:
 
 
 def trained(built: TrainingSetup) -> dict[str, Tensor]:
-    train(of_length(built, 3), World(), lambda record, stop_asked: False)
+    built.job.num_steps = 3
+    train(built.job, World(), lambda record, stop_asked: False)
     return {**built.job.model.state_dict(), "random": torch.get_rng_state()}
-
-
-def of_length(built: TrainingSetup, num_steps: int) -> TrainState:
-    built.job.num_steps = num_steps
-    return built.job
 
 
 def test_a_checked_run_is_the_unchecked_one_bit_for_bit(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from tests.command import run_here, succeed
 from tests.doctor.planting import Wrapped, assert_complete, with_data, with_losses
 from tests.fit import nets
 from tests.fit.nets import run
-from tests.marks import long_but
 from tests.runs.small import ROOT
 
 
@@ -113,17 +112,6 @@ def test_after_the_statistics_are_taken_evaluation_gives_what_training_gave(tmp_
     assert score == pytest.approx(float((expected.argmax(1) == batch["label"]).double().mean()))
 
 
-CASES = {
-    "classify/synthetic_shapes_dgcnn": ("data.num_points=64", "model.num_neighbours=6", "model.embedding=64"),
-    "contrast/synthetic_shapes_intrapoint_parts": (
-        "data.num_points=64",
-        "model.points={name: dgcnn_parts, num_neighbours: 6, embedding: 64}",
-    ),
-    "classify/synthetic_shapes_pct": ("data.num_points=64", "model={num_centres: [32, 16], num_neighbours: 8}"),
-}
-"""Larger ones: tests/long/test_recipes.py."""
-
-
 def assert_fitted(name: str, overrides: tuple[str, ...]) -> None:
     words = ["data.train_size=60", "data.test_size=24", *overrides]
     result = fitted(build(read_config(ROOT / "configs" / f"{name}.yaml", words), World()), samples=4, steps=40)
@@ -131,9 +119,10 @@ def assert_fitted(name: str, overrides: tuple[str, ...]) -> None:
     assert [finding for finding in result.findings if finding.severity != "note"] == []
 
 
-@pytest.mark.parametrize("name", long_but(["classify/synthetic_shapes_pct"], CASES))
-def test_a_recipe_is_fitted(name: str) -> None:
-    assert_fitted(name, CASES[name])
+def test_a_recipe_is_fitted() -> None:
+    """Larger ones: tests/long/test_recipes.py."""
+    small = ("data.num_points=64", "model={num_centres: [32, 16], num_neighbours: 8}")
+    assert_fitted("classify/synthetic_shapes_pct", small)
 
 
 # --- the losses that need no network ---------------------------------------------------------------------------------

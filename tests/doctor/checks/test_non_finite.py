@@ -17,6 +17,7 @@ from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
+from sightline.engine.loop import train
 from sightline.engine.step import StepTimer
 from sightline.engine.train import NonFiniteGradientError, train_step
 from sightline.parts.losses.classification import CrossEntropy
@@ -185,20 +186,11 @@ def test_in_the_norm(tmp_path: Path) -> None:
     assert finding.where.param in dict(job.model.named_parameters())
 
 
-def train_on(built: TrainingSetup, num_steps: int) -> None:
-    job = built.job
-    for step in range(num_steps):
-        job.step = step
-        parts = [micro[0] for micro in job.stream.plan.step_keys(step)]
-        batches = [to_device(job.stream.reader(part), torch.device("cpu")) for part in parts]
-        train_step(job, job.model, batches, World(), StepTimer(job.task, remainder="loss"))
-
-
 @pytest.mark.parametrize("lr", ["1e3", "1e6"])
 def test_a_rate_that_diverges_is_the_cause_and_the_place_only_shows_it(tmp_path: Path, lr: str) -> None:
     built = make(tmp_path, f"optimizer={{name: sgd, lr: {lr}}}", "train.epochs=5")
     with pytest.raises(NonFiniteGradientError) as caught_error:
-        train_on(built, built.job.num_steps)
+        train(built.job, World(), lambda record, stop_asked: False)
     finding = diagnose_non_finite(caught_error.value, World())
     assert finding.cause == "optim.lr"
     assert f"diverges at a learning rate of {float(lr):.3g}" in finding.summary
@@ -225,10 +217,8 @@ def test_a_fault_is_due_to_the_rate_where_weights_are_out_of_proportion(tmp_path
 
 def test_a_fault_that_does_not_come_again(tmp_path: Path) -> None:
     built = make(tmp_path)
-    job, batch = (
-        built.job,
-        to_device(built.job.stream.reader(built.job.stream.plan.step_keys(0)[0][0]), torch.device("cpu")),
-    )
+    job = built.job
+    batch = to_device(job.stream.reader(job.stream.plan.step_keys(0)[0][0]), torch.device("cpu"))
     error = NonFiniteGradientError(job, [batch], {"cross_entropy": 1.0}, math.nan)
     finding = diagnose_non_finite(error, World())
     assert finding.cause == "sys.nondeterminism"
