@@ -74,9 +74,6 @@ def test_products_and_traces_are_those_of_logistic_regression() -> None:
     for name, rows in (("weight", slice(5)), ("bias", slice(5, 6))):
         bound = 4 * np.sqrt(2 * (off[rows] ** 2).sum() / 400)
         assert found[name] == pytest.approx(np.trace(hessian[rows, rows]), abs=bound)
-    assert hessian_traces(loss_of, {"w": weight}, seed=1, draws=9) == hessian_traces(
-        loss_of, {"w": weight}, seed=1, draws=9
-    )
 
 
 def test_products_and_traces_are_those_of_pyhessian(shared: Path) -> None:

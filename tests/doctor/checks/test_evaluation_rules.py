@@ -67,9 +67,7 @@ def test_only_figures_whose_best_is_known_to_be_one(name: str, is_short: bool) -
     assert not _falls_short(name, float("nan"))
 
 
-def test_healthy_runs(tmp_path: Path) -> None:
-    for built in (make_parts(tmp_path), make_rooms(tmp_path), make(tmp_path, "data.train_size=480")):
-        assert judge(absent_class_score, Context(built, World())) == []
+def test_an_ignored_class_is_healthy(tmp_path: Path) -> None:
     ignoring = with_metric(make_rooms(tmp_path), IoU(num_classes=4, ignore_index=0))
     assert judge(absent_class_score, Context(ignoring, World())) == []
 

@@ -37,12 +37,17 @@ class _Given(torch.autograd.Function):
         return ctx.planted.backward(ctx.saved_tensors[0], gradient), None
 
 
-def found(planted: Planted, shape: tuple[int, ...], seed: int, *, step: float) -> bool:
+def alarms(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], seed: int, *, step: float) -> bool:
     """Whether the gradient is reported, for values and directions of this seed."""
     generator = torch.Generator().manual_seed(1000 + seed)
     values = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(True)
-    errors = gradient_errors(lambda: [_Given.apply(values, planted)], {"x": [values]}, seed=seed, step=step)
-    return not errors["x"] <= GRADIENT
+    errors = gradient_errors(lambda: [function(values)], {"x": [values]}, seed=seed, step=step)
+    return not errors.get("x", 0.0) <= GRADIENT
+
+
+def found(planted: Planted, shape: tuple[int, ...], seed: int, *, step: float) -> bool:
+    """Whether the planted gradient is reported."""
+    return alarms(lambda values: _Given.apply(values, planted), shape, seed, step=step)
 
 
 def _element_off(values: Tensor, gradient: Tensor) -> Tensor:
@@ -120,11 +125,3 @@ HEALTHY: dict[str, Callable[[Tensor], Tensor]] = {
     "a large constant beside it": lambda x: 1e6 + x.sin(),
 }
 """Right gradients, as far as there are any, in many places where a function bends."""
-
-
-def alarms(function: Callable[[Tensor], Tensor], size: int, seed: int, *, step: float) -> bool:
-    generator = torch.Generator().manual_seed(1000 + seed)
-    values = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_(True)
-    return (
-        not gradient_errors(lambda: [function(values)], {"x": [values]}, seed=seed, step=step).get("x", 0.0) <= GRADIENT
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from tests.cases import run_each
@@ -19,6 +21,5 @@ def test_a_wrong_backward_pass_is_found_in_59_of_60_draws(name: str) -> None:
 
 @run_each("name", HEALTHY)
 def test_a_right_backward_pass_raises_no_alarm(name: str) -> None:
-    assert not any(
-        alarms(HEALTHY[name], 64, seed, step=step) for seed in range(NUM_SEEDS // 2) for step in (1e-6, _STEP)
-    )
+    draws = product(range(NUM_SEEDS // 2), (1e-6, _STEP))
+    assert not any(alarms(HEALTHY[name], (64,), seed, step=step) for seed, step in draws)
