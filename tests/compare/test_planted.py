@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -73,36 +74,12 @@ def test_bf16_is_judged_by_its_own_format() -> None:
     assert {row.format for row in rows} >= {"bfloat16"}
 
 
-def planted(bug: str) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
-    """A healthy network, one with a bug, and a batch; equal weights."""
-    healthy, batch = volumes()
-    broken: Any = copy.deepcopy(healthy)
-    if bug == "epsilon":
-        broken.middle[1].eps = 1e-3
-    elif bug == "momentum":
-        broken.stem[1].momentum = 0.01
-    elif bug == "padding":
-        broken.up.padding, broken.up.output_padding = (1, 1, 1), (1, 1, 1)
-    elif bug == "relu":
-        broken.output.__class__ = _Rectified
-    elif bug == "half":
-        broken.middle[0].__class__ = _Halved
-    elif bug == "weights":
-        with torch.no_grad():
-            broken.middle[0].weight.mul_(1 + 1e-5)
-    elif bug == "join":
-        broken.join = lambda raised, fine: raised - fine
-    elif bug == "backward":
-        broken.middle[2].__class__ = Leaking
-    return healthy, broken, batch
-
-
-class _Rectified(nn.Conv3d):
+class Rectified(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input).relu()
 
 
-class _Halved(nn.Conv3d):
+class Halved(nn.Conv3d):
     """Adds up in float16."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -116,36 +93,48 @@ class Leaking(nn.ReLU):
         return F.relu(input).detach() + (0.1 * input - (0.1 * input).detach())
 
 
-FOUND = {
-    "epsilon": ("middle.1", "forward", "result"),
-    "momentum": ("stem.1", "forward", "buffer running_mean"),
-    "padding": ("up", "forward", "result"),
-    "relu": ("output", "forward", "result"),
-    "half": ("middle.0", "forward", "result"),
-    "weights": ("middle.0", "forward", "result"),
-    "join": ("up", "forward", "what output is given"),
-    "backward": ("middle.2", "backward", "gradient of input"),
+BUGS: dict[str, tuple[Callable[[Any], object], tuple[str, str, str]]] = {
+    "epsilon": (lambda net: setattr(net.middle[1], "eps", 1e-3), ("middle.1", "forward", "result")),
+    "momentum": (lambda net: setattr(net.stem[1], "momentum", 0.01), ("stem.1", "forward", "buffer running_mean")),
+    "padding": (
+        lambda net: vars(net.up).update(padding=(1, 1, 1), output_padding=(1, 1, 1)),
+        ("up", "forward", "result"),
+    ),
+    "relu": (lambda net: setattr(net.output, "__class__", Rectified), ("output", "forward", "result")),
+    "half": (lambda net: setattr(net.middle[0], "__class__", Halved), ("middle.0", "forward", "result")),
+    "weights": (lambda net: net.middle[0].weight.data.mul_(1 + 1e-5), ("middle.0", "forward", "result")),
+    "join": (
+        lambda net: setattr(net, "join", lambda raised, fine: raised - fine),
+        ("up", "forward", "what output is given"),
+    ),
+    "backward": (
+        lambda net: setattr(net.middle[2], "__class__", Leaking),
+        ("middle.2", "backward", "gradient of input"),
+    ),
 }
-
-
+"""What changes a network, and the layer, pass and tensor that are named first."""
 SIDES = ("variant", "reference")
-DAILY = [(bug, SIDES[number % 2]) for number, bug in enumerate(sorted(FOUND))]
+DAILY = [(bug, SIDES[number % 2]) for number, bug in enumerate(sorted(BUGS))]
 
 
-@pytest.mark.parametrize(("bug", "side"), long_but(DAILY, product(sorted(FOUND), SIDES)))
+@pytest.mark.parametrize(("bug", "side"), long_but(DAILY, product(sorted(BUGS), SIDES)))
 def test_a_planted_bug_is_named_first(bug: str, side: str) -> None:
-    healthy, broken, batch = planted(bug)
+    healthy, batch = volumes()
+    broken = copy.deepcopy(healthy)
+    change, found = BUGS[bug]
+    change(broken)
     pair = (broken, healthy) if side == "variant" else (healthy, broken)
     rows = compared(*pair, batch)
     first = next(row for row in rows if row.is_guilty)
-    assert (first.layer, first.which, first.what) == FOUND[bug]
+    assert (first.layer, first.which, first.what) == found
     others = [row for row in rows if row.is_guilty and row.layer != first.layer]
     assert all(row.inside and row.inside == first.inside for row in others), "an error travelled on to another layer"
 
 
 def test_float16_inside_every_variant_is_told() -> None:
-    _, broken, batch = planted("half")
-    rows = [row for row in compared(broken, broken, batch) if row.is_guilty]
+    net, batch = volumes()
+    net.middle[0].__class__ = Halved
+    rows = [row for row in compared(net, net, batch) if row.is_guilty]
     assert rows[0].layer == "middle.0"
     assert rows[0].deviation.note == "rounds to float16 inside, in every variant"
 
