@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig, Field
 from sightline.engine.build import TrainingSetup
-from sightline.engine.distributed import World
 from sightline.parts.tasks.supervised import Supervised
-from sightline.workbench.check.context import Context
 from tests.doctor.planting import Wrapped, make, subject_of, with_data
 
 SIZE, SIGMA = 10, 1.3
@@ -98,10 +96,3 @@ def make_maps(folder: Path, *, model: nn.Module | None = None, loss: Loss | None
     job = dataclasses.replace(built.job, model=model, task=task, optimizer=optimizer, loss_weights={"mean_square": 1.0})
     config = dataclasses.replace(built.config, losses=(ComponentConfig("mean_square"),))
     return dataclasses.replace(built, job=job, config=config)
-
-
-def context_of(built: TrainingSetup) -> Context:
-    context = Context(built, World())
-    failure = context.dry_run.failure
-    assert failure is None, failure
-    return context

@@ -20,32 +20,26 @@ OF_DATA = ("channel-contract", "data-mutation", "non-finite-data")
 """They look at data sets alone, so the rest of the run may be anything."""
 
 
-def context_of(folder: Path, dataset: Any) -> Context:
+def judge(folder: Path, dataset: Any) -> tuple[Context, list[Finding]]:
     built = make(folder, "data.train_size=16", "data.test_size=12", "train.batch_size=4", "evaluate.select=test")
-    return Context(with_data(built, lambda inner: dataset), World())
-
-
-def judge(context: Context) -> list[Finding]:
+    context = Context(with_data(built, lambda inner: dataset), World())
     all_rules()
-    return [finding for finding in examine_run(context)[1] if finding.code in OF_DATA]
+    return context, [finding for finding in examine_run(context)[1] if finding.code in OF_DATA]
 
 
 @pytest.mark.parametrize("middle_mm", [130.0, 329.0, 580.0])
 def test_hands_as_near_as_in_msra_are_not_taken_for_metres(tmp_path: Path, middle_mm: float) -> None:
     """Joints of MSRA lie at 122 to 599 mm, 329 mm in the mean."""
     source = tmp_path / "source" / "cvpr15_MSRAHandGestureDB"
-    write_msra(
-        source, {f"P{subject}/{gesture}": 5 for subject in range(3) for gesture in range(1, 4)}, middle_mm=middle_mm
-    )
+    frames = {f"P{subject}/{gesture}": 5 for subject in range(3) for gesture in range(1, 4)}
+    write_msra(source, frames, middle_mm=middle_mm)
     MsraHands.prepare(source=source, target=tmp_path / "msra", name="msra_hands", progress=no_progress)
-    context = context_of(tmp_path, MsraHands(split="train", root=str(tmp_path / "msra"), subject=0))
-    assert judge(context) == []
+    hands = MsraHands(split="train", root=str(tmp_path / "msra"), subject=0)
+    context, found = judge(tmp_path, hands)
+    assert found == []
     assert context.statistics[0].num_sampled == 16
-    wrong = Wrapped(
-        MsraHands(split="train", root=str(tmp_path / "msra"), subject=0),
-        lambda batch, keys: {**batch, "joints": batch["joints"] / 1000},
-    )
-    (finding, *_) = judge(context_of(tmp_path, wrong))
+    wrong = Wrapped(hands, lambda batch, keys: {**batch, "joints": batch["joints"] / 1000})
+    (finding, *_) = judge(tmp_path, wrong)[1]
     assert finding.cause == "data.normalisation"
     assert "'joints'" in finding.summary
     assert finding.summary.endswith("of its declared range: another unit?")

@@ -165,16 +165,10 @@ def _train(
     return make_alarms("training", while_training), make_alarms("end", at_end)
 
 
-def list_causes(finding: Any) -> tuple[str, ...]:
-    """Return the causes of a finding, the most likely first; those of today's are two fields."""
-    causes = getattr(finding, "causes", None)
-    return (finding.cause, *finding.alternatives) if causes is None else tuple(causes)
-
-
-def make_alarms(moment: str, findings: Iterable[Any]) -> list[Alarm]:
+def make_alarms(moment: str, findings: Iterable[Finding]) -> list[Alarm]:
     """Convert findings to alarms, notes aside."""
     return [
-        Alarm(moment, str(f), f.code, f.severity, list_causes(f), f.where.step, f.summary)
+        Alarm(moment, str(f), f.code, f.severity, (f.cause, *f.alternatives), f.where.step, f.summary)
         for f in findings
         if f.severity != "note"
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from sightline.workbench.check.evaluation_rules import (
 )
 from tests.cases import run_each
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import assert_complete, judge, make
+from tests.doctor.planting import assert_complete, judge, make, with_evaluators
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 from tests.marks import long_but
@@ -160,10 +159,7 @@ def test_numbers_that_compare_the_samples_of_a_batch_are_declared(tmp_path: Path
     built = make_pairs(tmp_path)
     assert judge(per_batch_metric, Context(built, World())) == []
     meter = BoundMetric(Undeclared(), built.selection_evaluator.metrics[0].update)
-    changed = dataclasses.replace(
-        built, selection_evaluator=dataclasses.replace(built.selection_evaluator, metrics=[meter])
-    )
-    (finding,) = judge(per_batch_metric, Context(changed, World()))
+    (finding,) = judge(per_batch_metric, Context(with_evaluators(built, metrics=[meter]), World()))
     assert set(finding.evidence["figures"]) <= {"uniformity", "retrieval_accuracy"}
 
 

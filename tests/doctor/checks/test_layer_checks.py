@@ -12,12 +12,13 @@ from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.layer_rules import layer_forward, layer_gradient
 from sightline.workbench.check.suite import run_all
 from tests.doctor.oracles.test_examine import Scaled
 from tests.doctor.planting import assert_complete, judge, make, with_model
-from tests.doctor.regressing import Maps, context_of, make_maps
+from tests.doctor.regressing import Maps, make_maps
 
 RULES = (layer_forward, layer_gradient)
 
@@ -41,8 +42,11 @@ class Swapped(nn.Module):
 
 
 def found_in(built: TrainingSetup) -> list[Finding]:
-    context = context_of(built)
-    return [finding for each in RULES for finding in judge(each, context, deep=context)]
+    context = Context(built, World())
+    assert context.dry_run.failure is None
+    found = [finding for each in RULES for finding in judge(each, context, deep=context)]
+    assert context.examination.gaps == []
+    return found
 
 
 def with_layer(place: int, layer: nn.Module) -> Maps:
@@ -52,9 +56,7 @@ def with_layer(place: int, layer: nn.Module) -> Maps:
 
 
 def test_a_healthy_network_of_volumes(tmp_path: Path) -> None:
-    context = context_of(make_maps(tmp_path))
-    assert [finding for each in RULES for finding in judge(each, context, deep=context)] == []
-    assert context.examination.gaps == []
+    assert found_in(make_maps(tmp_path)) == []
 
 
 def test_a_convolution_that_pads_wrongly(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sightline.workbench.check.loss_subjects import make_loss_subjects
 from sightline.workbench.check.run_subject import examine_losses
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds
+from tests.doctor.own_class_losses import over_classes
 from tests.doctor.own_losses import (
     FAULTS,
     HEALTHY,
@@ -126,22 +127,10 @@ def test_every_shipped_loss_is_among_them() -> None:
 # --- details ----------------------------------------------------------------------------------------------------------
 
 
-class MeanAndOne(registry.losses.get_entry("cross_entropy").builder):  # type: ignore[misc]
-    """A mean whose count is one: the mean of means, where a step is split."""
-
-    def __init__(self, *, num_classes: int) -> None:
-        super().__init__(num_classes=num_classes)
-
-    def count(self, *, label: Tensor) -> Tensor:
-        return torch.ones(())
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(logits, label)
-
-
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_mean_of_means_is_told_of_where_a_step_is_split(tmp_path: Path, micro_batches: int) -> None:
-    with registered(MeanAndOne):
+    """A mean whose count is one."""
+    with registered(over_classes(F.cross_entropy, lambda label: 1.0)):
         built = make(tmp_path, f"losses=[{{name: {NAME}}}]", f"train.micro_batches={micro_batches}")
         found = judge_losses(built, World())
     told = [(each.code, each.severity, each.cause) for each in found]
