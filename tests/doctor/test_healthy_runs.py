@@ -87,13 +87,13 @@ def test_ragged_objects_with_parts_are_healthy(tmp_path: Path) -> None:
     assert_healthy(with_data(make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)), ragged))
 
 
-def toy_run(name: str, micro_batches: int) -> TrainingSetup:
+def toy_run(name: str) -> TrainingSetup:
     """A toy of the contract tests as a built run."""
     toy, world = TOYS[name], World()
     torch.manual_seed(0)
     model, reader, precision = toy.model().double(), toy.reader, Precision("float64")
     task = toy.task(model, reader.keys)
-    plan = BatchSampler(np.arange(NUM_SAMPLES), 8, seed=3, micro_batches=micro_batches)
+    plan = BatchSampler(np.arange(NUM_SAMPLES), 8, seed=3)
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.02, "base_lr": 0.02}])
     job = TrainState(
         model=model,
@@ -122,7 +122,6 @@ def toy_run(name: str, micro_batches: int) -> TrainingSetup:
     return TrainingSetup(config, Data(part, part, part, {}), job, evaluator, evaluator)
 
 
-@pytest.mark.parametrize("micro_batches", [1, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", long_but(TOYS.keys() - {"detector", "detector_objects", "detector_pairs"}, TOYS))
-def test_every_kind_of_task_is_healthy(name: str, micro_batches: int) -> None:
-    assert_healthy(toy_run(name, micro_batches))
+def test_every_kind_of_task_is_healthy(name: str) -> None:
+    assert_healthy(toy_run(name))

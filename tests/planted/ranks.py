@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,26 +55,26 @@ def _train_rank(rank: int, port: int, fault: str, seed: int, folder: str) -> Non
     world = World(rank, _NUM_PROCESSES)
     store, timeout = f"tcp://127.0.0.1:{port}", datetime.timedelta(seconds=_TIMEOUT_S)
     distributed.init_process_group("gloo", init_method=store, timeout=timeout, rank=rank, world_size=world.size)
-    with _write_findings(Path(folder) / f"{rank}.jsonl"):
-        torch.manual_seed(seed)
-        features = torch.randn(_NUM_SAMPLES, 10)
-        data = TensorDataset(features, (features @ torch.randn(10, 4)).argmax(1))
-        model = DistributedDataParallel(nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        sampler = _make_sampler(fault, data, world, seed)
-        num_savers = world.size if fault == _SAVES else 1
-        with sightline.watch(model, optimizer=optimizer):
-            for epoch in range(_NUM_EPOCHS):
-                if isinstance(sampler, DistributedSampler):
-                    sampler.set_epoch(epoch)
-                for inputs, label in DataLoader(data, batch_size=8, sampler=sampler):
-                    optimizer.zero_grad()
-                    F.cross_entropy(model(inputs), label).backward()
-                    optimizer.step()
-                _evaluate(model, data, world)
-                if world.rank < num_savers:
-                    torch.save(model.module.state_dict(), Path(folder) / "best.pt")
-        (Path(folder) / f"{world.rank}.ended").touch()
+    logging.getLogger("sightline").addHandler(_FindingWriter(Path(folder) / f"{rank}.jsonl"))
+    torch.manual_seed(seed)
+    features = torch.randn(_NUM_SAMPLES, 10)
+    data = TensorDataset(features, (features @ torch.randn(10, 4)).argmax(1))
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    sampler = _make_sampler(fault, data, world, seed)
+    num_savers = world.size if fault == _SAVES else 1
+    with sightline.watch(model, optimizer=optimizer):
+        for epoch in range(_NUM_EPOCHS):
+            if isinstance(sampler, DistributedSampler):
+                sampler.set_epoch(epoch)
+            for inputs, label in DataLoader(data, batch_size=8, sampler=sampler):
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), label).backward()
+                optimizer.step()
+            _evaluate(model, data, world)
+            if world.rank < num_savers:
+                torch.save(model.module.state_dict(), Path(folder) / "best.pt")
+    (Path(folder) / f"{world.rank}.ended").touch()
     distributed.destroy_process_group()
 
 
@@ -98,18 +98,9 @@ RANK_LOOPS: dict[str, Loop] = {fault: partial(train_in_processes, fault=fault) f
 """Loops in two processes by the ids of cases."""
 
 
-@contextlib.contextmanager
-def _write_findings(path: Path) -> Iterator[None]:
-    """Write each finding that is logged to a file at once, a line for each."""
-    logger, writer = logging.getLogger("sightline"), _FindingWriter(path)
-    logger.addHandler(writer)
-    try:
-        yield
-    finally:
-        logger.removeHandler(writer)
-
-
 class _FindingWriter(logging.Handler):
+    """Log handler that writes each finding to a file at once, a line for each."""
+
     def __init__(self, path: Path) -> None:
         super().__init__(logging.WARNING)
         self._path = path

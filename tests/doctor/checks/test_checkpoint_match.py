@@ -11,20 +11,16 @@ import torch
 from sightline.areas.clouds.models.pointnet import PointNetPlain
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.runs import checkpoint
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.init_rules import checkpoint_match
 from tests.doctor.planting import assert_healthy, caught, judge, make, with_model
+from tests.planted.files import save_weights
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A run directory that holds the checkpoint of another model of the same kind."""
-    model = make(tmp_path, "seed=9").job.model
-    snapshot = checkpoint.Snapshot(
-        step=5, model=dict(model.state_dict()), optimizer={}, ema=None, state={"unwritten": None}
-    )
-    checkpoint.save(tmp_path / "run", snapshot, keep_last=1, is_best=False)
+    save_weights(tmp_path / "run")
     return tmp_path / "run"
 
 
