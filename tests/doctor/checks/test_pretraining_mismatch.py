@@ -15,6 +15,9 @@ from sightline.workbench.check.context import Context
 from sightline.workbench.check.init_rules import pretraining_mismatch
 from tests.command import succeed
 from tests.doctor.planting import CONFIG, assert_healthy, caught, judge, make
+from tests.planted.planting import BENCHES
+
+SIXTY_FOUR = CloudInputSpec(64)
 
 
 @pytest.fixture(scope="module")
@@ -62,41 +65,30 @@ def test_another_up_axis_is_the_first_suspect(tmp_path: Path, source: Path) -> N
     assert finding.measured == "the up axis: z in first (synthetic_shapes), y in small (synthetic_shapes)"
 
 
-def signature(tmp_path: Path, word: str, form: CloudInputSpec | None) -> dict[str, object]:
-    path = tmp_path / "stage.yaml"
-    path.write_text(CONFIG)
+def stage(word: str = "seed=0", form: CloudInputSpec | None = SIXTY_FOUR) -> dict[str, object]:
+    """The signature of the bench CLS with another word, on a set that gives its clouds in this form."""
     info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=form)
-    return preprocessing_signature(read_config(path, [word]), info)
+    return preprocessing_signature(read_config(BENCHES / "CLS.yaml", [word]), info)
 
 
-def stage(form: CloudInputSpec | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
-    return signature(tmp_path, f"transforms.evaluate=[{', '.join(evaluate)}]", form)
-
-
-def test_what_the_set_does_and_what_a_transform_does_is_the_same(tmp_path: Path) -> None:
+def test_what_the_set_does_and_what_a_transform_does_is_the_same() -> None:
     """A set in the unit sphere equals one that a transform puts there; of two counts the last holds."""
-    by_set = stage(CloudInputSpec(64, unit_sphere="promised"), tmp_path=tmp_path)
-    moved = stage(
-        CloudInputSpec(2048),
-        "{name: normalize_unit_sphere}",
-        "{name: sample_points, num_points: 64}",
-        tmp_path=tmp_path,
-    )
-    assert by_set == moved
-    assert signature_differences(by_set, stage(CloudInputSpec(64), tmp_path=tmp_path)) == [
-        "whether clouds lie in the unit sphere about their mean: yes in stage (synthetic_shapes), "
-        "no in stage (synthetic_shapes)"
+    by_set = stage(form=CloudInputSpec(64, unit_sphere="promised"))
+    transforms = "{name: normalize_unit_sphere}, {name: sample_points, num_points: 64}"
+    assert by_set == stage(f"transforms.evaluate=[{transforms}]", CloudInputSpec(2048))
+    assert signature_differences(by_set, stage()) == [
+        "whether clouds lie in the unit sphere about their mean: yes in CLS (synthetic_shapes), "
+        "no in CLS (synthetic_shapes)"
     ]
 
 
-def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
-    plain = stage(CloudInputSpec(64), tmp_path=tmp_path)
-    views = "{name: two_views, each: [{name: rotate}, {name: jitter}]}"
-    assert signature_differences(plain, stage(CloudInputSpec(64), views, tmp_path=tmp_path)) == []
+def test_views_of_a_method_are_no_transform_of_its_data() -> None:
+    views = "transforms.evaluate=[{name: two_views, each: [{name: rotate}, {name: jitter}]}]"
+    assert signature_differences(stage(), stage(views)) == []
 
 
-def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:
-    assert signature_differences(stage(None, tmp_path=tmp_path), stage(CloudInputSpec(64), tmp_path=tmp_path)) == []
+def test_what_is_not_known_is_no_difference() -> None:
+    assert signature_differences(stage(form=None), stage()) == []
 
 
 GRAPH = "{name: dgcnn, num_neighbours: 8}"
@@ -118,7 +110,7 @@ BERT = "{{name: point_bert, num_heads: {}, width: 96, depth: 1}}"
         ("{name: dgcnn}", "{name: pointnet}", None),
     ],
 )
-def test_arguments_that_no_tensor_shows(theirs: str, ours: str, told: str | None, tmp_path: Path) -> None:
+def test_arguments_that_no_tensor_shows(theirs: str, ours: str, told: str | None) -> None:
     """All of these fit by name and shape; another function is another network."""
-    stages = [signature(tmp_path, f"model={model}", CloudInputSpec(64)) for model in (theirs, ours)]
+    stages = [stage(f"model={model}") for model in (theirs, ours)]
     assert signature_differences(*stages, names=("there", "here")) == ([] if told is None else [told])
