@@ -47,12 +47,13 @@ def variant(model: nn.Module, precision: str = "float32") -> ModelVariant:
 
 
 def compared(
-    model: nn.Module, reference: nn.Module, batch: dict[str, Tensor], *, precision: str = "float32"
+    model: nn.Module, reference: nn.Module, batch: dict[str, Tensor], *, precision: str = "float32", tasks: Any = ()
 ) -> list[LayerComparison]:
-    """The rows of a model in a precision beside a reference that has the same modules."""
-    job, own, second = step_of(), variant(model, precision), variant(reference, "float64")
-    recording = record_step(job, own, own.batch(batch))
-    return compare_layerwise(recording, second, job, second.batch(own.batch(batch)))
+    """The rows of a model in a precision beside a reference that has the same modules; both may have a task."""
+    own, second = variant(model, precision), variant(reference, "float64")
+    first_job, second_job = map(step_of, tasks or (None, None))
+    recording = record_step(first_job, own, own.batch(batch))
+    return compare_layerwise(recording, second, second_job, second.batch(own.batch(batch)))
 
 
 def guilty(rows: list[LayerComparison]) -> list[tuple[str, str]]:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.compare.layerwise import LOSS, TARGETS, LayerComparison, compare_layerwise
-from sightline.workbench.compare.variants import record_step
-from tests.compare.steps import step_of, variant
+from sightline.workbench.compare.layerwise import LOSS, TARGETS, LayerComparison
+from tests.compare.steps import compared
 
 RATIOS = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
 """Of anchors of equal areas: one that holds a box overlaps it as much as any other, but for rounding."""
@@ -46,10 +45,7 @@ def rows_of(seed: int, own: Assigning | None = None, reference: Assigning | None
     model = nn.Sequential(nn.Linear(4, 5))
     sizes = 5 + 10 * torch.rand(4, 2)
     batch = {"boxes": torch.cat([sizes[:2], 4 * sizes[2:]]), "input": torch.randn(4, 4)}
-    jobs = [step_of(task or Assigning()) for task in (own, reference)]
-    first, second = variant(model), variant(model, "float64")
-    recording = record_step(jobs[0], first, first.batch(batch))
-    return compare_layerwise(recording, second, jobs[1], second.batch(batch))
+    return compared(model, model, batch, tasks=(own or Assigning(), reference or Assigning()))
 
 
 def test_ties_that_rounding_turns_are_explained() -> None:
