@@ -195,6 +195,7 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
         for ignored, hit in ((True, False), (True, True), (False, False))
     )
     changed = [name for name, value in plain.items() if not _is_same(value, absorbed[name])]
+    known = {name: value for name, value in plain.items() if not math.isnan(value)}  # NaN: no label fits the figure
     if changed:
         figure = changed[0]
         yield Fault(
@@ -203,8 +204,8 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
             causes=["data.ignore_handling", "eval.protocol"],
             where=FindingLocation(config_path=metric.path),
         )
-    elif plain and all(_is_same(value, missed[name]) for name, value in plain.items()):
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in list(plain.items())[:3])
+    elif known and all(_is_same(value, missed[name]) for name, value in known.items()):
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in list(known.items())[:3])
         yield Fault(
             f"the metric '{metric.name}' leaves out images without detections",
             measured=f"{listed} whether or not half of the images have labels without a detection",

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from sightline.areas.contrast.metrics import Pairs
+from sightline.areas.detect.evaluation_rules import _box_metric_faults
+from sightline.areas.detect.metrics.crowds import MissRate
 from sightline.areas.pose.metrics import JointError
+from sightline.contract.binding import AvailableKeys, bind
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.metrics.labels import IoU, confusion_matrix
-from sightline.workbench.check.context import Context
+from sightline.workbench.check.context import Context, JudgedMetric
 from sightline.workbench.check.evaluation_rules import (
     _falls_short,
     absent_class_score,
@@ -202,3 +205,17 @@ def test_figures_of_another_kind_are_not_judged(tmp_path: Path) -> None:
     assert judge_pose(tmp_path, lambda figures: {**figures, "error_span_mm": 3.0}) == []
     assert judge_pose(tmp_path, dict, "metrics=[{name: joint_error}, {name: detection_rate}]") == []
     assert judge(metric_unit, Context(make(tmp_path), World())) == []
+
+
+@run_each("height_px, num_faults", [(10.0, 0), (80.0, 1)])
+def test_figures_that_no_label_fits_say_nothing(height_px: float, num_faults: int) -> None:
+    """A miss rate of 0 whatever is missed is wrong; NaN, for people too small to be counted, is right."""
+    metric = MissRate(class_names=("person",))
+    keys = [*("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets"), "file_px", "sample_index"]
+    bound = bind(metric.update, AvailableKeys("set", keys), owner="metric", exclude=("state",))
+    if num_faults:
+        metric.compute = lambda state: {"mr_all": 0.0}  # type: ignore[method-assign]
+    label = torch.tensor([[0, 0, height_px / 2, height_px, 0, height_px**2 / 2, 0]], dtype=torch.float64)
+    sample = {"truth": label, "file_px": torch.tensor([100, 200])}
+    judged = JudgedMetric(BoundMetric(metric, bound), "miss_rate", "metrics.0")
+    assert len([*_box_metric_faults(judged, [sample])]) == num_faults
