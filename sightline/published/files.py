@@ -148,7 +148,8 @@ def _load(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
-            return torch.load(_open(path), map_location="cpu", weights_only=True)
+            source = _open(path)
+            return torch.load(source, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except UnpicklingError as error:
