@@ -121,7 +121,10 @@ def _assert_unmoved(work: Path, descriptor: int) -> None:
 def _remove_own(work: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
         if _is_unmoved(work, descriptor):
-            shutil.rmtree(work)
+            if (work / "content").is_dir():
+                shutil.rmtree(work / "content")
+            (work / _MARK).unlink()  # the last: a kill before leaves a folder that is known as ours
+            work.rmdir()
 
 
 def sync_folder(folder: Path) -> None:

@@ -66,6 +66,25 @@ def test_a_prepared_target_is_left_alone(tmp_path: Path) -> None:
     assert read_files(tmp_path / "set") == before
 
 
+def test_a_clean_up_that_is_killed_leaves_a_folder_that_is_known_as_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove_one_file(folder: Path) -> None:
+        max(folder.rglob("*")).unlink()
+        raise KeyboardInterrupt
+
+    source = write_text(tmp_path / "in")
+    text = (source / "bed/bed_0001.txt").read_text()
+    (source / "bed/bed_0001.txt").write_text("none\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", remove_one_file)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "set")
+    (source / "bed/bed_0001.txt").write_text(text)
+    assert prepare(source, tmp_path / "set")["outcome"] == "prepared"
+    assert not (tmp_path / "set.partial").exists()
+
+
 def test_a_target_with_something_else_is_refused(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     (tmp_path / "set").mkdir()
