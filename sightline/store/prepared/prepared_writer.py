@@ -95,17 +95,17 @@ class PreparationPlan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the sorted list of source files with their sizes, and their times if they are listed."""
-        times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in self.files}
-        entries = ([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in times)
+        """SHA-256 of the sorted list of source files with their sizes and times."""
+        relative = partial(os.path.relpath, start=self.source)
+        entries = ([relative(file), file_size(file), file.stat().st_mtime_ns] for file in self.files)
         return digest_json(sorted(entries))
 
 
 def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
     """Prepare a set at `target`; return its manifest with `root` and `outcome` (`prepared` or `already there`).
 
-    Raises DataError for a faulty source, with every file that cannot be used, and for a target or a partial folder that
-    contains something else.
+    Raises DataError for a faulty source, with every file that cannot be used, for one that changes meanwhile, and for a
+    target or a partial folder that contains something else.
     """
     target = target.resolve()
     existing_manifest = _read_existing(plan, target)
@@ -113,8 +113,13 @@ def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progres
         return _make_report(existing_manifest, target, "already there")
     with whole_folder(target) as folder:
         _assert_room(folder, plan)
+        fingerprint = None
+        with contextlib.suppress(DataError):  # files that cannot be read are reported all together
+            fingerprint = plan.fingerprint
         written = _fill(folder, plan, progress, FaultCollector(target))
         manifest = _finish(folder, plan, written)
+        if manifest["source"]["fingerprint"] != fingerprint:
+            raise DataError(f"{plan.source}: its files changed while they were read; prepare the set again")
     return _make_report(manifest, target, "prepared")
 
 
@@ -252,7 +257,8 @@ def _read_existing(plan: PreparationPlan, target: Path) -> dict[str, Any] | None
         )
     if manifest["source"]["fingerprint"] != plan.fingerprint:
         raise DataError(
-            f"{target}: was prepared from {plan.source} before its files changed; delete it to prepare it again"
+            f"{target}: was prepared from {plan.source} before its files changed (size or time); delete it to prepare "
+            "it again"
         )
     check_sizes(target, manifest)
     return manifest

@@ -60,10 +60,20 @@ def test_a_prepared_target_is_left_alone(tmp_path: Path) -> None:
         prepare(source, tmp_path / "set", "modelnet10")
     with pytest.raises(DataError, match=r"holds 'modelnet40' prepared from .*in, not 'modelnet40' from .*other"):
         prepare(write_off(tmp_path / "other"), tmp_path / "set")
-    (source / "bed/bed_0001.txt").write_text((source / "bed/bed_0001.txt").read_text() + "\n")
-    with pytest.raises(DataError, match="before its files changed"):
-        prepare(source, tmp_path / "set")
+    text = (source / "bed/bed_0001.txt").read_text()
+    for changed in (text + "\n", text[:-2] + "7\n"):  # of the same size, as coordinates in another order
+        (source / "bed/bed_0001.txt").write_text(changed)
+        with pytest.raises(DataError, match=r"before its files changed \(size or time\); delete it to prepare it"):
+            prepare(source, tmp_path / "set")
     assert read_files(tmp_path / "set") == before
+
+
+def test_files_that_change_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    """What was read before was stored with the sizes and times of after."""
+    source = write_text(tmp_path / "in")
+    with pytest.raises(DataError, match=r"in: its files changed while they were read; prepare the set again"):
+        prepare(source, tmp_path / "set", progress=lambda *_: os.utime(source / "bed/bed_0001.txt"))
+    assert not [*tmp_path.glob("set*")]
 
 
 def test_a_clean_up_that_is_killed_leaves_a_folder_that_is_known_as_its_own(
