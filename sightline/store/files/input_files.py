@@ -147,8 +147,9 @@ def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
 
 
 def natural_sort_key(name: str) -> list[tuple[int, str]]:
-    """Return a sort key for names in which `a2` comes before `a10`."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+    """Return a sort key for names in which `a2` comes before `a10`; no two names have the same (`a1` and `a01`)."""
+    pieces = re.split(r"(\d+)", name)
+    return [*((int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces), (-1, name)]
 
 
 def list_folders(root: Path) -> list[Path]:

@@ -58,7 +58,7 @@ def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[li
             continue
         matches = [file for file in path.rglob("*") if is_cloud_file(file, suffixes=suffixes)]
         scans = [file for file in matches if file.parent.name == "velodyne"]
-        selected = sorted(scans or matches, key=lambda file: (list(map(natural_sort_key, file.parts)), file))
+        selected = sorted(scans or matches, key=lambda file: list(map(natural_sort_key, file.parts)))
         files |= dict.fromkeys(selected)
         if skipped := list_skipped_files(path, suffixes=suffixes):
             logger.warning("%s: %s", path, skipped)

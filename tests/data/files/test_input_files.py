@@ -21,7 +21,7 @@ from sightline.contract.errors import DataError
 from sightline.store.files.array_files import check_array
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, read_cloud
 from sightline.store.files.image_files import PNG_END, read_image, read_view
-from sightline.store.files.input_files import read_file
+from sightline.store.files.input_files import natural_sort_key, read_file
 from sightline.store.files.mat_files import read_mat
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from tests.cases import run_each
@@ -211,3 +211,9 @@ def test_an_array_is_of_its_kind_and_shape(shape: tuple[int, ...], dtype: str, i
     with pytest.raises(DataError) as caught:
         check(array)
     assert str(caught.value) == f"a.h5: 'data' is {dtype} {shape}, floats"
+
+
+def test_names_whose_numbers_are_equal_have_one_order() -> None:
+    """The order of classes, and with it their labels, was that of a set's hashes."""
+    names = ["a", "a001", "a01", "a1", "a1b", "a2", "a10", "b1"]
+    assert sorted(names, key=natural_sort_key) == sorted(reversed(names), key=natural_sort_key) == names
