@@ -114,7 +114,8 @@ def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(
 ) -> None:
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", [4, 4])
-    (tmp_path / "clouds" / "deeper").mkdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "clouds" / "deeper").symlink_to("../disk")
     np.save(tmp_path / "clouds" / "deeper" / "x.npy", np.eye(4, 3))
     (tmp_path / "clouds" / "notes.md").write_text("not a cloud")
     found = run.predict([paths[1], tmp_path / "clouds", paths[1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from sightline.store.files.array_files import read_npy, read_npz_arrays
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, rename_columns
 from sightline.store.files.e57_files import read_e57
 from sightline.store.files.hdf5_files import read_hdf5_arrays
-from sightline.store.files.input_files import assert_regular, damaged
+from sightline.store.files.input_files import assert_regular, damaged, list_files
 from sightline.store.files.las_files import read_las
 from sightline.store.files.mesh_formats import read_obj, read_off, read_stl
 from sightline.store.files.pcd_files import read_pcd
@@ -123,13 +124,12 @@ def is_no_return(cloud: PointCloud) -> np.ndarray:
     return np.isnan(cloud.points).all(axis=1) & (cloud.faces is None or not len(cloud.faces))
 
 
-def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
+def is_cloud_file(path: Path) -> bool:
     """Return True if a path has the name of a cloud file; so may broken links and pipes, which reading refuses.
 
     Hidden files are not: a disk of another system has `._a.ply` next to `a.ply`.
     """
-    is_one = path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes)
-    return is_one and not path.name.startswith(".") and not path.is_dir()
+    return path.suffix.lower() in CLOUD_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
 
 
 def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
@@ -138,27 +138,26 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     Hidden files, and files in hidden folders, are ignored.
     """
     allowed = CLOUD_SUFFIXES if suffixes is None else suffixes
-    names = sorted(escape_to_one_line(str(path)) for path in _list_files(folder) if path.suffix.lower() not in allowed)
+    others = (path.relative_to(folder) for path in list_files(folder) if path.suffix.lower() not in allowed)
+    names = sorted(escape_to_one_line(str(path)) for path in others)
     if not names:
         return ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
     return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
 
 
-def _list_files(folder: Path) -> list[Path]:
-    """List the paths, from a folder, of the files in and below it that are not hidden, and not in hidden folders."""
-    inner = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return [path for path in inner if not any(part.startswith(".") for part in path.parts)]
+def check_unlisted(
+    root: Path, listed: Set[Path], *, suffixes: Collection[str], others: Collection[str], layout: str
+) -> None:
+    """Raise DataError for a file below `root` that is not among those listed, and has one of the suffixes.
 
-
-def check_unlisted(root: Path, listed: Set[Path], *, others: Collection[str], layout: str) -> None:
-    """Raise DataError for a file below `root` that is not among those listed, and is of a kind of theirs.
-
-    `layout` states where files are found. Files of the names in `others`, and hidden ones, are ignored.
+    `layout` states where files are found. Files of the names in `others`, hidden ones, and those that are listed by
+    another link, are ignored.
     """
-    kinds = {path.suffix.lower() for path in listed}
-    for path in sorted(root / inner for inner in _list_files(root) if inner.suffix.lower() in kinds):
-        if path not in listed and path.name not in others:
+    paths = [path for path in list_files(root, suffixes) if path not in listed and path.name not in others]
+    known = {os.path.realpath(path) for path in listed if paths}
+    for path in paths:
+        if os.path.realpath(path) not in known:
             raise DataError(f"{path}: would be left out; lay it out as {layout}, or move it out of {root}")
 
 

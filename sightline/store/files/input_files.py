@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -155,3 +155,22 @@ def natural_sort_key(name: str) -> list[tuple[int, str]]:
 def list_folders(root: Path) -> list[Path]:
     """List the folders in a folder that are not hidden, sorted."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def list_files(root: Path, suffixes: Collection[str] | None = None) -> list[Path]:
+    """List all files below a folder, those with one of the suffixes (lower case); links are followed, sorted by path.
+
+    Hidden files, and files in hidden folders, are ignored; of links to the same folder only the first is followed.
+    """
+    paths: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:  # a link back: the same files once more, or without end
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = (name for name in files if not name.startswith("."))
+        paths.extend(Path(folder) / name for name in names if suffixes is None or Path(name).suffix.lower() in suffixes)
+    return sorted(paths)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import expand_home, file_size
+from sightline.store.files.input_files import expand_home, file_size, list_files
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import (
     LISTED,
@@ -245,7 +245,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
     files = plan.files
     values: Mapping[str, Any] = {}
     faults: list[str] = []
-    others = (path.relative_to(plan.source) for path in {*plan.source.rglob("*")} - files if path.is_file())
+    others = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
     try:
         values = next(iter(plan.shards[0].rows())).values
     except DataError as error:
@@ -256,7 +256,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
         "layout": plan.layout,
         "samples": plan.split_sizes,
         "files": f"{len(files):,}, {sum(map(file_size, files)):,} bytes",
-        "files_beside_them": sorted(path.as_posix() for path in others if not path.name.startswith(".")),
+        "files_beside_them": others,
         **plan.manifest_extra,
         "first_sample": {
             name: f"{' x '.join(map(str, array.shape))}, from {array.min():.4g} to {array.max():.4g}"

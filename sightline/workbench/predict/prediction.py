@@ -22,8 +22,8 @@ from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
-from sightline.store.files.cloud_files import is_cloud_file, list_skipped_files
-from sightline.store.files.input_files import natural_sort_key
+from sightline.store.files.cloud_files import list_skipped_files
+from sightline.store.files.input_files import list_files, natural_sort_key
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, TransformPipeline, batch_keys
 from sightline.workbench.predict.predictor import (
     Inference,
@@ -52,11 +52,11 @@ def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[li
             files.setdefault(path)
             continue
         try:
-            os.scandir(path).close()  # rglob silently skips folders without permission
+            os.scandir(path).close()  # os.walk silently skips folders without permission
         except OSError as error:
             refused.append(Refusal(path, f"{path}: cannot be read ({error.strerror}); check its permissions"))
             continue
-        matches = [file for file in path.rglob("*") if is_cloud_file(file, suffixes=suffixes)]
+        matches = list_files(path, suffixes)
         scans = [file for file in matches if file.parent.name == "velodyne"]
         selected = sorted(scans or matches, key=lambda file: list(map(natural_sort_key, file.parts)))
         files |= dict.fromkeys(selected)

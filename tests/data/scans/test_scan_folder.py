@@ -147,7 +147,7 @@ def test_a_folder_called_val_holds_the_scans_of_validation(tmp_path: Path) -> No
     assert part.info.split_sizes == {"train": 3, "validation": 2, "test": 1}
 
 
-@pytest.mark.parametrize("name", ["train/more/009.bin", "more/009.bin", "009.bin", "train/009.label"])
+@pytest.mark.parametrize("name", ["train/more/009.bin", "more/009.npy", "009.bin", "train/009.label"])
 def test_no_scan_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) -> None:
     for split in ("train", "test"):
         write_own(tmp_path / f"own/{split}", 2)

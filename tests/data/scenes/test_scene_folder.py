@@ -171,12 +171,15 @@ def test_parts_of_the_users_own(tmp_path: Path) -> None:
     assert SceneFolder(split="train", root=str(tmp_path / "set")).info.split_sizes == {"train": 2, "test": 1}
 
 
-@pytest.mark.parametrize("name", ["train/more/b.npy", "train/b.labels"])
+@pytest.mark.parametrize("name", ["train/more/b.npy", "train/more/b.npz", "train/b.label"])
 def test_no_scene_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) -> None:
     for split in ("train", "test"):
         np.save(_made(tmp_path / "in" / split) / "a.npy", table(0)[:, :3])
         (tmp_path / "in" / split / "a.labels").write_text("1\n" * len(table(0)))
     (tmp_path / "in" / "classes.txt").write_text("none\nground\n")
+    (tmp_path / "in/train").rename(tmp_path / "disk")
+    (tmp_path / "in/train").symlink_to("../disk")
+    (tmp_path / "in/train/also").symlink_to("../in/test")
     prepare(tmp_path / "in", tmp_path / "set")
     _made((tmp_path / "in" / name).parent)
     (tmp_path / "in" / name).write_text("1\n")

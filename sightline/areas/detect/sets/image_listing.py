@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.contract.errors import DataError, escape_to_one_line
 from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
+from sightline.store.files.input_files import list_files
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
@@ -171,22 +172,6 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
     return images
-
-
-def list_files(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """List all files below a folder with one of the suffixes, in lower case; links are followed, sorted by path."""
-    paths: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:  # a link back: the same files once more, or without end
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
-        paths.extend(Path(folder) / name for name in names)
-    return sorted(paths)
 
 
 class NameEnds:

@@ -25,7 +25,6 @@ from sightline.areas.detect.sets.image_listing import (
     Values,
     box_values,
     guess_split,
-    list_files,
     list_images,
     plan_image_set,
     survey_images,
@@ -33,7 +32,7 @@ from sightline.areas.detect.sets.image_listing import (
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import expand_home, parsed_yaml, read_file
+from sightline.store.files.input_files import expand_home, list_files, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress

@@ -29,7 +29,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
-from sightline.store.files.input_files import natural_sort_key, read_file
+from sightline.store.files.input_files import list_files, natural_sort_key, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, digest_json
@@ -317,9 +317,8 @@ def _cut_stretches(names: Sequence[str], recordings: Sequence[str]) -> list[str]
 def _note_unlabelled(root: Path, labels: JointLabels) -> list[str]:
     """Return a note on images of the folder that no label names."""
     labelled = {label.frame for label in labels.frames}
-    images = (path for path in root.rglob("*") if path.suffix.lower() in _KINDS and path.is_file())
-    names = sorted(path.relative_to(root).as_posix() for path in images)
-    others = [name for name in names if name not in labelled and not name.startswith(".")]
+    names = [path.relative_to(root).as_posix() for path in list_files(root, _KINDS)]
+    others = sorted(name for name in names if name not in labelled)
     return [f"{len(others)} images have no label and are left out; the first is {others[0]}"] if others else []
 
 

@@ -44,6 +44,7 @@ from sightline.store.prepared.prepared_writer import PreparationPlan
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 """Folders of each split."""
+_SUFFIXES = (*SCAN_SUFFIXES, ".label")
 _LISTS = ("train.txt", "val.txt", "test.txt")
 _LAYOUTS = "scans in one folder, or in its folders train, val and test, each file of labels beside its scan"
 
@@ -218,7 +219,7 @@ def _find_scans(root: Path) -> _FoundScans:
         notes += [f"scans and labels are paired by {tables}, and columns read as {', '.join(COLUMNS)}", *list_notes]
         return _FoundScans(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
     parts, notes = _list_splits(root)
-    notes += filter(None, [list_skipped_files(root, suffixes=(*SCAN_SUFFIXES, ".label"))])
+    notes += filter(None, [list_skipped_files(root, suffixes=_SUFFIXES)])
     by_part = {
         part: {path.relative_to(root).as_posix(): _add_label_file(path) for path in paths}
         for part, paths in parts.items()
@@ -252,7 +253,8 @@ def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 def _check_unlisted(root: Path, scans: Sequence[Path]) -> None:
     """Raise DataError for a scan, or a file of labels, that no split would have."""
-    check_unlisted(root, {file for path in scans for file in _add_label_file(path)}, others=_LISTS, layout=_LAYOUTS)
+    files = {file for path in scans for file in _add_label_file(path)}
+    check_unlisted(root, files, suffixes=_SUFFIXES, others=_LISTS, layout=_LAYOUTS)
 
 
 def _list_scans(folder: Path) -> list[Path]:

@@ -137,6 +137,7 @@ def _read_text_labels(path: Path, *, num_points: int, points_path: Path) -> np.n
 
 _LABEL_READERS = {".labels": _read_text_labels, ".label": read_label_ids}
 """Readers of the files of labels beside a scene, by suffix: those of Semantic3D and of SemanticKITTI."""
+_SUFFIXES = (*CLOUD_SUFFIXES, *_LABEL_READERS)
 _PLAUSIBLE_M = (0.2, 2000.0)
 """Smallest and largest extent of most scenes: a table top, and a tile of an aerial scan."""
 _MAX_CLASSES = 255
@@ -206,7 +207,8 @@ class SceneFolder(LabelledScenes):
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
         if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
-        check_unlisted(root, {file for item in scenes for file in item.files}, others=(CLASSES_FILE,), layout=_LAYOUTS)
+        files = {file for scene in scenes for file in scene.files}
+        check_unlisted(root, files, suffixes=_SUFFIXES, others=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
         classes = _find_classes(root, scenes, names, label, unlabelled)
         first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
@@ -241,7 +243,7 @@ class SceneFolder(LabelledScenes):
             scene_columns(len(classes.names), *features),
             tuple(_make_shard(scene, reader) for scene in scenes),
             about,
-            partial(_summary, skipped_note=list_skipped_files(root, suffixes=(*CLOUD_SUFFIXES, *_LABEL_READERS))),
+            partial(_summary, skipped_note=list_skipped_files(root, suffixes=_SUFFIXES)),
             options,
         )
 
