@@ -225,6 +225,30 @@ def test_wrong_points_are_named(tmp_path: Path, rows: np.ndarray, words: str) ->
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("name", ["colours", "normals"])
+def test_what_some_files_have_is_not_left_out_in_silence(tmp_path: Path, first: int, name: str) -> None:
+    for number in range(4):
+        rows = table(number)
+        values = {} if number == first else {name: rows[:, 3:6] + 1.0 * (name == "normals")}
+        np.savez(_made(tmp_path / "in") / f"{number}.npz", points=rows[:, :3], label=rows[:, 6], **values)
+    words = {
+        0: rf"1\.npz: has {name}, which the first file has not; name what",
+        1: r"1\.npz: has no .*the first file has",
+    }
+    with pytest.raises(DataError, match=words[first]):
+        prepare(tmp_path / "in", tmp_path / "set")
+    manifest = prepare(tmp_path / "in", tmp_path / "set", columns=("x", "y", "z", "label"))
+    assert name not in manifest["columns"]
+
+
+def test_labels_that_are_no_class_are_refused(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / "in" / f"{number}.txt", table(number) * [1, 1, 1, 1, 1, 1, 0])
+    with pytest.raises(DataError, match=r"in: no point has a class: no label is .* besides unlabelled=0; correct the"):
+        prepare(tmp_path / "in", tmp_path / "set", unlabelled=0)
+
+
 def test_wrong_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder"):
         prepare(tmp_path / "nothing", tmp_path / "set")
@@ -352,6 +376,10 @@ def test_labels_in_a_file_beside_the_scene(tmp_path: Path, suffix: str) -> None:
         prepare(tmp_path / "in", tmp_path / "set2", columns=(*options["columns"][:5], "label"))
     path.with_suffix(suffix).write_bytes(b"1\n" * 7)
     with pytest.raises(DataError, match=r"scan_5\.labels?: has"):
+        prepare(tmp_path / "in", tmp_path / "set2", **options)
+    for other in (".labels", ".label"):
+        path.with_suffix(other).touch()
+    with pytest.raises(DataError, match=r"scan_5\.labels: is beside scan_5\.label, both with labels of scan_5\.npy"):
         prepare(tmp_path / "in", tmp_path / "set2", **options)
 
 

@@ -60,9 +60,11 @@ class ListedScene(NamedTuple):
 
     @property
     def label_path(self) -> Path | None:
-        """Path of the file of labels beside the scene, None without one."""
-        paths = (self.path.with_suffix(suffix) for suffix in _LABEL_READERS)
-        return next((path for path in paths if path.is_file()), None)
+        """Path of the file of labels beside the scene, None without one. Raises DataError for two."""
+        paths = [path for suffix in _LABEL_READERS if (path := self.path.with_suffix(suffix)).is_file()]
+        if len(paths) > 1:
+            raise DataError(f"{paths[0]}: is beside {paths[1].name}, both with labels of {self.name}; keep one of them")
+        return paths[0] if paths else None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -267,7 +269,7 @@ def _find_classes(
 ) -> _Classes:
     """Find the classes of a folder: those of classes.txt, or else one for each label that occurs.
 
-    Raises DataError for more labels than classes are possible.
+    Raises DataError for no label, and for more labels than classes are possible.
     """
     names = read_class_names(root)
     if names is not None:
@@ -282,6 +284,12 @@ def _find_classes(
                 f"{scene.path}: up to this file {label} has {len(found)} different numbers, {_MAX_CLASSES} classes are "
                 "possible; is that the label's column?"
             )
+    if not found:
+        besides = "" if unlabelled is None else f" besides unlabelled={unlabelled}"
+        advice = "correct the labels, or name another column: label=NAME"
+        raise DataError(
+            f"{root}: no point has a class: no label is a whole number from 0 to {MAX_ID}{besides}; {advice}"
+        )
     labels = tuple(sorted(found))
     return _Classes(tuple(f"class_{number}" for number in labels), labels, "the labels of all files")
 
@@ -302,6 +310,7 @@ class _SceneReader:
     def __call__(self, scene: ListedScene) -> SampleRow:
         used = (self.label, *(COLOURS if self.has_colours else ()), *(NORMALS if self.has_normals else ()))
         cloud, where = read_cloud(scene.path, columns=self.columns, used=used), str(scene.path)
+        self._check_features(cloud, scene)
         label = self._classify(_read_labels(scene, cloud, self.label), where)
         prepared = prepare_scene(
             cloud,
@@ -313,6 +322,17 @@ class _SceneReader:
         )
         notes = (*cloud.notes, *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()))
         return SampleRow(scene.name, where, {**prepared, **scene_values(label, len(self.classes.names))}, notes=notes)
+
+    def _check_features(self, cloud: PointCloud, scene: ListedScene) -> None:
+        """Raise DataError for colours or normals that would be left out because the first file has none."""
+        common = ", ".join((*POINTS, *(() if scene.label_path else (self.label,))))
+        stored = {"colours": (COLOURS, self.has_colours), "normals": (NORMALS, self.has_normals)}
+        for name, (columns, is_stored) in stored.items():
+            if self.columns is None and not is_stored and set(columns) <= set(cloud.column_names):
+                raise DataError(
+                    f"{scene.path}: has {name}, which the first file has not; name what all files have with columns, "
+                    f"as in 'columns=[{common}]'"
+                )
 
     def _classify(self, values: np.ndarray, where: str) -> np.ndarray:
         """Convert labels (N,) to classes uint8. Raises DataError with the first point whose label is invalid."""
