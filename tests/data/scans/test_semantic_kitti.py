@@ -104,6 +104,9 @@ def test_sequences_may_be_called_by_numbers_without_zeros(tmp_path: Path) -> Non
     part = opened(tmp_path / "set", "test", test_sequences=(8, 8))
     assert [part.sample_name(index) for index in range(len(part))] == ["8/000000"]
     assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
+    shutil.copytree(tmp_path / "kitti/sequences/8", tmp_path / "kitti/sequences/08")
+    with pytest.raises(DataError, match=r"sequences/08: has the number of 8; rename one, or move it away"):
+        prepare(tmp_path / "kitti", tmp_path / "two")
 
 
 def test_sequences_without_labels_are_left_to_predict(tree: Path, tmp_path: Path) -> None:

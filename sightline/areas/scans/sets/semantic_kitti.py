@@ -117,7 +117,7 @@ def _read_scan(points_path: Path, labels_path: Path) -> RawScan:
 
 
 def _list_sequences(root: Path) -> tuple[list[Path], list[Path]]:
-    """List the sequences of a tree, and those with labels. Raises DataError if no sequence has labels."""
+    """List the sequences of a tree, and those with labels. Raises DataError for none, or two of one number."""
     folder = _find_sequences_folder(root)
     sequences = sorted(path for path in folder.iterdir() if path.name.isdecimal() or (path / "velodyne").is_dir())
     unnumbered = next((path for path in sequences if not path.name.isdecimal()), None)
@@ -126,6 +126,10 @@ def _list_sequences(root: Path) -> tuple[list[Path], list[Path]]:
     labelled = [path for path in sequences if (path / "labels").is_dir()]
     if not labelled:
         raise DataError(f"{folder}: no sequence has a folder 'labels'; a set to train on needs some")
+    by_number = {int(path.name): path for path in labelled}
+    twin = next((path for path in labelled if by_number[int(path.name)] != path), None)
+    if twin is not None:
+        raise DataError(f"{twin}: has the number of {by_number[int(twin.name)].name}; rename one, or move it away")
     return sequences, labelled
 
 
