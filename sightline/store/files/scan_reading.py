@@ -86,8 +86,12 @@ def read_scan(
 def scan_ids(cloud: PointCloud, path: Path, label: str, label_path: Path | None = None) -> np.ndarray:
     """Read the ids (N,) int64 of a scan from its column `label`, else from `label_path`, by default `<name>.label`.
 
-    Raises DataError if there is neither, and for a label that is not a whole number from 0 to 65535.
+    Raises DataError if there is neither, for a column and a stated `label_path`, and for a label that is not a whole
+    number from 0 to 65535.
     """
+    if label_path is not None and label in cloud.channels:
+        advice = "move it away, or name columns without it"
+        raise DataError(f"{label_path}: is beside a scan with a column '{label}'; {advice}")
     label_path = label_path or path.with_suffix(".label")
     if label not in cloud.channels:
         if not label_path.exists():

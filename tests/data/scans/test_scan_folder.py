@@ -131,6 +131,14 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
     listed = prepare(tmp_path / "listed", tmp_path / "other", columns=(*COLUMNS[:4], "_"))
     assert listed["differences"] == ["1 scans in none of the lists of listed, left out"]
     assert listed["split"] == "train and test are given by lists of names; data.tested overrides them"
+    (tmp_path / "folders/train.txt").write_text("000\n")
+    notes = prepare(tmp_path / "folders", tmp_path / "fourth", columns=COLUMNS)["differences"]
+    assert notes[0] == "train.txt not read, as folders divide the scans"
+    for name, other in (("val.txt", "val.txt or test.txt"), ("train.txt", "train.txt")):
+        (tmp_path / "listed" / name).rename(tmp_path / "away.txt")
+        with pytest.raises(DataError, match=rf"listed/\w+\.txt: is there without {other}; list the scans of the other"):
+            prepare(tmp_path / "listed", tmp_path / "fifth", columns=COLUMNS)
+        (tmp_path / "away.txt").rename(tmp_path / "listed" / name)
     write_own(tmp_path / "plain", 3)
     plain = prepare(tmp_path / "plain", tmp_path / "third", columns=(*COLUMNS[:4], "_"))
     assert plain["split"] == "by data.tested, else the last data.test_share in the order of names"
@@ -173,6 +181,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     swapped = ("x", "y", "ring", "intensity", "z")
     with pytest.raises(DataError, match=r"the ring of point \d+ is \S+, not a whole number.*; name the columns"):
         prepare(tmp_path / "own", tmp_path / "set", columns=swapped, num_beams=16)
+    with pytest.raises(DataError, match=r"000\.label: is beside a scan with a column 'label'; move it away, or name"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "label"))
     prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)
     with pytest.raises(ConfigError, match=r"num_beams is 64, .* was prepared with 16"):
         opened(tmp_path / "set", sensor={"preset": "hdl64"})

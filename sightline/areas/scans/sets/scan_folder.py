@@ -238,7 +238,8 @@ def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         if empty:
             raise DataError(f"{root}: has no scan in the folder '{empty[0]}'; put scans into train and test")
         _check_unlisted(root, [path for paths in folders.values() for path in paths])
-        return folders, []
+        lists = [name for name in _LISTS if (root / name).is_file()]
+        return folders, [f"{', '.join(lists)} not read, as folders divide the scans"] if lists else []
     scans = _list_scans(root)
     paths = {path.stem: path for path in scans}
     duplicate = next((path for path in scans if paths[path.stem] != path), None)

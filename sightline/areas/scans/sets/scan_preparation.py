@@ -136,12 +136,17 @@ def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[
     """Read the names of `train` and `test` from lists in a folder, and notes; one split `all` without lists.
 
     Lists have one name per line: train.txt, and val.txt or else test.txt. Names in no list are left out, with a note.
-    Raises DataError for a name in both lists, and for a list that names none of the scans.
+    Raises DataError for one list alone, a name in both lists, and a list that names none of the scans.
     """
     list_paths = {
         part: [folder / file for file in files if (folder / file).is_file()][:1] for part, files in _LISTS.items()
     }
-    if not all(list_paths.values()):
+    absent = [part for part, paths in list_paths.items() if not paths]
+    if len(absent) == 1:
+        (present,) = itertools.chain(*list_paths.values())
+        other = " or ".join(_LISTS[absent[0]])
+        raise DataError(f"{present}: is there without {other}; list the scans of the other part there, or move it away")
+    if absent:
         return {"all": list(names)}, []
     texts = {part: read_file(files[0]).decode("utf-8-sig", "replace") for part, files in list_paths.items()}
     names_by_list = {
