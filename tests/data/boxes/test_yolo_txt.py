@@ -100,7 +100,7 @@ def write_tree(root: Path, layout: str) -> None:
 @pytest.mark.parametrize("names", ["data.yaml", "classes.txt", "stated"])
 def test_layouts_are_recognised(tmp_path: Path, layout: str, names: str) -> None:
     write_tree(tmp_path / "in", layout)
-    texts = {"data.yaml": "names: {0: person, 4: dog, 1: rider}\n", "classes.txt": "person\nrider\n\ndog\n"}
+    texts = {"data.yaml": "names: {0: person, 4: dog, 1: rider}\n", "classes.txt": "person\nrider\ndog\n \n\n"}
     if names in texts:
         (tmp_path / "in" / names).write_text(texts[names])
     stated = {"names": ("person", "rider", "dog")} if names == "stated" else {}
@@ -440,9 +440,13 @@ def test_two_files_that_differ_and_text_of_another_encoding_are_refused(tmp_path
     assert [*YoloTxt.survey(tmp_path)["boxes_per_class"]] == ["car"]
     for name in ("a.yaml", "data.yaml"):
         (tmp_path / name).unlink()
-    (tmp_path / "classes.txt").write_bytes("car".encode("utf-16"))
-    with pytest.raises(DataError, match=r"classes\.txt: is not UTF-8 text \(byte 0\); save it as UTF-8"):
-        YoloTxt.survey(tmp_path)
+    for content, words in (
+        ("car".encode("utf-16"), r": is not UTF-8 text \(byte 0\); save it as UTF-8"),
+        (b"car\r\n\r\nperson\r\ndog\r\n", ":2: is empty; write one class name a line"),  # 2 would be dog, not person
+    ):
+        (tmp_path / "classes.txt").write_bytes(content)
+        with pytest.raises(DataError, match=rf"classes\.txt{words}"):
+            YoloTxt.survey(tmp_path)
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

@@ -152,10 +152,13 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
         return CategoryIds.from_ids(texts, where=str(path))
     for list_path in _list_name_files(root)[:1]:
         try:
-            lines = read_file(list_path).decode("utf-8-sig").splitlines()
+            lines = [*map(str.strip, read_file(list_path).decode("utf-8-sig").rstrip().splitlines())]
         except UnicodeDecodeError as error:
             raise DataError(f"{list_path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-        return CategoryIds.from_ids(dict(enumerate(filter(None, map(str.strip, lines)))), where=str(list_path))
+        if "" in lines:
+            line = lines.index("") + 1
+            raise DataError(f"{list_path}:{line}: is empty; write one class name a line, that of class 0 first")
+        return CategoryIds.from_ids(dict(enumerate(lines)), where=str(list_path))
     raise DataError(
         f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
     )
