@@ -433,6 +433,7 @@ LISTS: dict[str, tuple[bytes, str]] = {
     "an unknown part": (b"path,label,split\na.txt,b,train\nb.txt,b,tset\n", ":3: 'tset' is not a part"),
     "a file twice": (b"path,label\na.txt,b\n./a.txt,c\n", ":3: a.txt is listed on line 2 already"),
     "a file of another kind": (b"path,label\na.gltf,b\n", ":2: a.gltf is not a cloud file"),
+    "a NUL": (b"path,label\na.txt,b\nb\0.txt,b\n", r":3: 'b\\x00.txt,b' has a character NUL; mend the line"),
     "an open quote": (b'path,label\na.txt,b\n"b.txt,b\n', ":3: does not read as CSV"),
 }
 

@@ -170,7 +170,9 @@ def _read_csv(path: Path) -> Iterator[ListedCloud]:
 
 
 def _parse_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
-    """Build the cloud of one row of a CSV list. Raises DataError for a path, file type or split that is not valid."""
+    """Build the cloud of one row of a CSV list. Raises DataError for an invalid path, file type or split."""
+    if "\0" in "".join(row.values()):
+        raise DataError(f"{where}: {','.join(row.values())[:60]!r} has a character NUL; mend the line")
     path = Path(os.path.realpath(listed.parent / row["path"]))
     if not os.path.isfile(path):  # os.path.isfile accepts names that are too long for the disk
         raise DataError(f"{where}: there is no file {row['path']} (looked at {path}); mend the path")
