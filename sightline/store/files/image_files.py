@@ -132,14 +132,18 @@ def read_header(path: Path) -> ImageHeader:
         return ImageHeader(image.height, image.width, image.mode, orientation if orientation in _TURNS else 1)
 
 
-def check_image(path: Path) -> None:
-    """Raise DataError for a file that is truncated or cannot be decoded.
+def check_image(path: Path) -> int | None:
+    """Return the highest value of the RGB pixels of an image of more than 8 bits, None for others.
 
-    JPEG is decoded at an eighth of its size, which takes about half the time of reading it.
+    JPEG is decoded at an eighth of its size, which takes about half the time of reading it. Raises DataError for a file
+    that is truncated or cannot be decoded, and as `read_image` for pixels that cannot be converted.
     """
     with open_image(path) as image:
+        storage = str(getattr(image, "tile", ""))  # names RGB;16, whose mode is RGB
+        is_deep = image.mode in (*_SIXTEEN_BIT, "F", "LAB") or ";16" in storage
         image.draft(image.mode, (1, 1))
         image.load()
+        return int(np.asarray(_convert_to_rgb(image, path)).max()) if is_deep else None
 
 
 def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
@@ -147,7 +151,8 @@ def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
 
     Grey is repeated; of 16 bits the upper 8 are taken; a palette is looked up; CMYK and YCbCr are converted by Pillow's
     formulas; opacity is dropped, so that transparent pixels show the colours stored below. Of several frames the first
-    is taken. Raises DataError for a file that is truncated, is not an image, or has other pixels (32-bit, Lab).
+    is taken. Raises DataError for a file that is truncated, is not an image, has other pixels (32-bit, Lab), or would
+    be black for its upper 8 bits.
     """
     with open_image(path) as image:
         image.load()
@@ -161,6 +166,9 @@ def _convert_to_rgb(image: Image.Image, path: Path) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= 2**16:
             raise DataError(f"{path}: its values run from {values.min()} to {values.max()}, beyond 16 bits; convert it")
+        if 0 < values.max() < 2**8:
+            fault = f"its values run to {values.max()} of 65535, and their upper 8 bits, which are used, are 0"
+            raise DataError(f"{path}: {fault}; save it with 8 bits, or scale its values to 65535")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("F", "LAB"):
         raise DataError(

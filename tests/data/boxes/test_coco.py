@@ -189,6 +189,16 @@ def test_images_of_every_kind_become_rgb(tmp_path: Path, kind: str) -> None:
     assert np.array_equal(sample["image"], shown)
 
 
+@pytest.mark.parametrize(
+    ("highest", "words"), [(2**12 - 1, "are 15 at most"), (2**14 - 1, "are 63 at most"), (2**15, "")]
+)
+def test_images_of_cameras_of_10_to_14_bits_are_reported(tmp_path: Path, highest: int, words: str) -> None:
+    write_image(tmp_path / "in" / "a.png", Image.fromarray(np.full((6, 8), highest, dtype=np.uint16)))
+    write_coco(tmp_path / "in" / "all.json", ONE, [BOX])
+    notes = prepare(tmp_path / "in", tmp_path / "set")["differences"][1:]
+    assert [words in note for note in notes] == ([True] if words else [])
+
+
 def test_cmyk_is_light_that_inks_leave(tmp_path: Path) -> None:
     inks = np.zeros((16, 16, 4), dtype=np.uint8)
     inks[..., 0] = 255  # cyan takes the red out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,26 @@ def test_what_has_no_colours_to_show_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 3), 2**20, dtype=np.int32)).save(tmp_path / "b.tif")
     refused(tmp_path / "a.tif", "pixels of the kind F", read=read_image)
     refused(tmp_path / "b.tif", "its values run from 1048576 to 1048576, beyond 16 bits", read=read_image)
+    Image.fromarray(np.full((2, 3), 255, dtype=np.uint16)).save(tmp_path / "c.png")
+    black = r"its values run to 255 of 65535, and their upper 8 bits, which are used, are 0; save it with 8 bits"
+    refused(tmp_path / "c.png", black, read=read_image)
+    for name in ("a.tif", "b.tif", "c.png"):
+        refused(tmp_path / name, ";", read=check_image)
+
+
+def test_a_check_returns_the_highest_value_of_16_bits(tmp_path: Path) -> None:
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0),  # RGB of 16 bits, which Pillow does not write
+        b"IDAT": zlib.compress(2 * (b"\0" + 9 * b"\x0f\xff")),
+        b"IEND": b"",
+    }
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks.items():
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    assert check_image(written(tmp_path / "a.png", content)) == 15
+    assert check_image(written(tmp_path / "b.png", png16(DEPTH))) == 255
+    assert check_image(written(tmp_path / "c.png", png16(0 * DEPTH))) == 0
+    assert check_image(written(tmp_path / "d.png", png_colour(DEPTH))) is None
 
 
 # --- Depth images in files of one's own and of MSRA: what is read, what is refused and at which byte ---

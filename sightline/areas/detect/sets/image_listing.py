@@ -42,6 +42,8 @@ _COLUMNS = {
 _SPLIT_PATTERN = re.compile(r"(?:^|[^a-z])(train|val|test)")
 _SPLIT_BY_WORD = {"train": "train", "val": "validation", "test": "test"}
 _MAX_IMAGE_SIZES = 5
+_DARK = 63
+"""Highest value, of 255, of images of 10, 12 or 14 bits that are stored in 16."""
 
 
 class CategoryIds(NamedTuple):
@@ -135,6 +137,8 @@ class _CheckedImage(NamedTuple):
     orientation: int
     size_px: tuple[int, int]
     values: Values
+    deep_max: int | None = None
+    """Highest value of the RGB pixels of an image of more than 8 bits."""
 
 
 def box_column(shape: tuple[int, ...], dtype: str) -> ColumnSpec:
@@ -343,8 +347,7 @@ def _decode(listed: ListedImageSet, checked: Sequence[_CheckedImage], *, progres
     decodable = []
     for done, item in enumerate(checked, start=1):
         try:
-            check_image(item.image.path)
-            decodable.append(item)
+            decodable.append(item._replace(deep_max=check_image(item.image.path)))
         except DataError as error:
             listed.faults.add("images that are missing or damaged", str(error))
         progress(len(checked) + done, 2 * len(checked), f"decoding {item.image.name}")
@@ -437,9 +440,16 @@ def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> 
     ]
     counts = Counter((item.image.path, item.image.split) for item in checked)
     repeated = [item for item in checked if counts.pop((item.image.path, item.image.split), 0) > 1]
+    deep = [item for item in checked if item.deep_max is not None]
+    deep_max = max((item.deep_max or 0 for item in deep), default=0)
     modes = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(i.header.mode for i in non_rgb).items()))
     notes = (
         (non_rgb, f"are not RGB and are converted ({modes})"),
+        (
+            deep if deep_max <= _DARK else (),
+            f"of 16 bits are dark: their upper 8 bits, which are used, are {deep_max} at most; if the camera has fewer "
+            "bits, scale the values to 65535",
+        ),
         (rotated, "are turned as their EXIF orientation says"),
         (not_rotated, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
         (in_two_splits, "are in two splits"),
