@@ -26,7 +26,7 @@ def study(options: StudyOptions) -> int:
     if document["rows"]:
         _show(document)
         print_note(f"written: {options.out / NAME}.json, {options.out / NAME}.svg")
-        write_document(options.json, document)
+    write_document(options.json, document)
     return code
 
 

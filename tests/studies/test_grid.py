@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 
 from sightline.commands.look import StudyOptions
-from sightline.contract.errors import RunError
+from sightline.contract.errors import ConfigError, RunError
 from sightline.training import train_run
 from sightline.workbench.study import grid, study_runs
 from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors, student_t
@@ -206,24 +206,49 @@ def test_other_overrides_in_the_same_folder_are_refused(finished: tuple[Path, Ou
     assert (out / "study.json").read_bytes() == before
 
 
+def test_runs_of_other_data_are_refused_wherever_they_are(
+    finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = finished
+    monkeypatch.setattr(study_runs, "get_data_digest", lambda _: "0" * 64)  # as of another set at the same data.root
+    code, _, err = study(out, seeds=3)
+    assert code == 2
+    assert err.startswith(f"error: {out / 'lr_1e-3' / 'seed_0'}: data-changed: data.root holds another set")
+    assert err.endswith("now 000000000000); give another --out\n")
+
+
 def test_levels_and_seeds_may_be_added(finished: tuple[Path, Outcome]) -> None:
     out, _ = finished
     vary = ("optimizer.lr=1e-3,3e-2,1e-1",)
     GridStudy(StudyOptions(configs=(CONFIG,), overrides=TINY, vary=vary, seeds=3, out=out))  # planned, not run
 
 
-def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RunError("step 3: the gradient's norm is nan"), "RunError: step 3: the gradient's norm is nan"),
+        (ConfigError("a: no module", "b: none"), "ConfigError: a: no module b: none"),
+        (KeyError("of a plugin"), f"KeyError: 'of a plugin' ({__file__}:"),
+    ],
+)
+def test_a_run_that_fails_does_not_end_the_others(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def metrics_of(cell: study_runs.StudyRun, _: Any) -> dict[str, float | None]:
         if "seed_1" in cell.path.parts and "lr_3e-2" in cell.path.parts:
-            raise RunError("step 3: the gradient's norm is nan")
+            raise error
         return {"overall_accuracy": None if "seed_1" in cell.path.parts else 0.5}
 
     monkeypatch.setattr(study_runs, "train_or_read_metrics", metrics_of)
     code, printed, err = study(tmp_path / "s", "--json", str(tmp_path / "x.json"))
     assert code == 1
-    assert "the gradient's norm is nan; the other runs go on" in err
+    (line,) = (line for line in err.splitlines() if line.endswith("; the other runs go on"))
+    failed = tmp_path / "s" / "lr_3e-2" / "seed_1"
+    assert line.startswith(f"error: {failed}: {reason}")
     assert "1 of 4 runs failed" in err
-    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert document["failed"] == [{"run": str(failed), "reason": line.split(": ", 2)[2].partition("; the other")[0]}]
+    rows = document["rows"]
     assert [list(row["values"].values()) for row in rows] == [[0.5], [0.5]], "a run without a figure is left out"
     assert "3e-2" in printed
 
@@ -242,7 +267,8 @@ def test_a_run_that_cannot_start_does_not_end_the_others_but_a_signal_does(tmp_p
         reporter: Any = SimpleNamespace(note=notes.append)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(study_runs, "train_or_read_metrics", metrics_of)
-            return study_runs.run_all(asked, reporter, lambda place, _: done.append(place)), done, notes
+            code = study_runs.run_all(asked, reporter, lambda place, _: done.append(place), lambda *_: None)
+            return code, done, notes
 
     code, done, notes = ending(1)
     assert (code, done) == (1, [1, 2])

@@ -45,7 +45,7 @@ from sightline.workbench.compress.search.base import (
     open_record,
     run_search,
 )
-from sightline.workbench.study.study_runs import plan_run, train_or_read_metrics
+from sightline.workbench.study.study_runs import assert_same_inputs, digest_inputs, plan_run, train_or_read_metrics
 
 REQUEST_FILE = "asked.json"
 """File in a study's folder with the options of the study."""
@@ -258,9 +258,10 @@ class Compression:
         config = finetuning_config(self._run.config, source, policy, how)
         file, path = self._work / FINE_TUNE, self._work / FINE_TUNED
         write_file(file, render_config(config, origins=False))
-        planned = plan_run(
-            file, path, how.overrides, source=source, plugins=how.plugins, device=how.device, processes=1
-        )
+        if is_run(path):
+            config = reread(file, how.overrides)
+            assert_same_inputs(path, config, digest_inputs(config))
+        planned = plan_run(file, path, how.overrides, plugins=how.plugins, device=how.device, processes=1)
         train_or_read_metrics(planned, self._reporter)
         return path
 

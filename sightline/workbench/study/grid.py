@@ -19,11 +19,14 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import build_metrics, build_part
+from sightline.engine.distributed import assert_device
+from sightline.engine.launcher import resolve_num_processes
 from sightline.engine.records import resolve_mode
 from sightline.engine.resume import assert_same_run
 from sightline.runs.run_directory import write_document, write_file
+from sightline.runs.run_files import is_run
 from sightline.training.train_run import Reporter, read_with_plugins, reread
-from sightline.workbench.study.study_runs import StudyRun, plan_run, run_all
+from sightline.workbench.study.study_runs import StudyRun, assert_same_inputs, digest_inputs, plan_run, run_all
 
 NAME = "study"
 """Name of the files of table and plot, without extension."""
@@ -194,6 +197,8 @@ class GridStudy:
 
     def __init__(self, options: StudyOptions) -> None:
         """Raise UserError for what cannot run."""
+        assert_device(options.device)
+        resolve_num_processes(options.processes)
         self._options, metric = options, options.metric
         self._factors = parse_factors(options.configs, options.vary, options.arms)
         read = read_with_plugins(options.configs[0], options.overrides, options.plugins)  # the plugins, for all
@@ -209,10 +214,13 @@ class GridStudy:
         if len(metrics) > 1:
             raise UserError(f"study: the configs evaluate by {', '.join(sorted(metrics))}; name one with --metric")
         self._metric = metrics.pop()
-        for cell in cells:
-            path = cell.run.path
-            if (path / "config.yaml").exists() and assert_same_run(path, cell.config, read.plugins):
+        inputs: dict[str, Mapping[str, str | None]] = {}
+        for path, config in ((cell.run.path, cell.config) for cell in cells if is_run(cell.run.path)):
+            if assert_same_run(path, config, read.plugins):
                 raise UserError(f"{path}: was trained for fewer epochs than this study needs; give another --out")
+            key = str((config.data, config.init, config.teacher))  # of many runs it is the same
+            inputs[key] = inputs.get(key) or digest_inputs(config)
+            assert_same_inputs(path, config, inputs[key])
         by_config = {cell.run.request.config: cell.config for cell in cells}
         modes = {resolve_metric_mode(config, self._metric) for config in by_config.values()}  # opens the data of each
         if len(modes) > 1:
@@ -225,14 +233,15 @@ class GridStudy:
         The document and a plot are written to the folder of the study after each run.
         """
         done: dict[int, Mapping[str, Any]] = {}
+        failed: dict[int, str] = {}
 
         def record_finished(index: int, metrics: Mapping[str, Any]) -> None:
             done[index] = metrics
-            self._write(done)
+            self._write(done, failed)
 
         runs = [(", ".join((*cell.labels, f"seed {cell.seed}")), cell.run) for cell in self._cells]
-        code = run_all(runs, reporter, record_finished)
-        return self._write(done), code
+        code = run_all(runs, reporter, record_finished, failed.__setitem__)
+        return self._write(done, failed), code
 
     def _make_cell(self, levels: Mapping[str, FactorLevel], seed: int) -> _Cell:
         options = self._options
@@ -252,14 +261,13 @@ class GridStudy:
             config_path,
             options.out.joinpath(*names, f"seed_{seed}"),
             all_overrides,
-            source=None if config.init is None else config.init.source,
             plugins=options.plugins,
             device=options.device,
             processes=options.processes,
         )
         return _Cell(tuple(levels), seed, run, config)
 
-    def _write(self, done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    def _write(self, done: Mapping[int, Mapping[str, Any]], failed: Mapping[int, str]) -> dict[str, Any]:
         """Write table and plot of the finished runs, and return the document."""
         grid: dict[tuple[str, ...], dict[int, float]] = {}
         finished = [(self._cells[index], metrics) for index, metrics in done.items()]
@@ -280,6 +288,7 @@ class GridStudy:
                 {"run": str(cell.run.path), "levels": list(cell.labels), "seed": cell.seed, "metrics": dict(metrics)}
                 for cell, metrics in finished
             ],
+            "failed": [{"run": str(self._cells[index].run.path), "reason": reason} for index, reason in failed.items()],
         }
         write_document(self._options.out / f"{NAME}.json", document)
         if grid:
