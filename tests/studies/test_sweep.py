@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from sightline.config import read_config
 from sightline.contract.errors import ConfigError, RunError, UserError
 from sightline.engine.session import StopRequest
 from sightline.training.train_run import Reporter, TrainResult
+from sightline.verbs.sweep import _locate
 from sightline.verbs.train import SeriesReporter
 from sightline.workbench.compress.search.baselines import open_study
 from sightline.workbench.study import sweep as sweep_module
@@ -29,7 +31,7 @@ from sightline.workbench.study.grid import parse_factors
 from sightline.workbench.study.search_space import read_space
 from sightline.workbench.study.sweep import Sweep, TrialObserver
 from tests.cases import run_each
-from tests.command import refuse, succeed
+from tests.command import refuse, run_here, succeed
 from tests.runs.small import PLAIN, ROOT, SMALL
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -199,9 +201,33 @@ def test_failed_trials_are_left_out_and_a_faulty_config_ends_the_sweep(trainer: 
     document, code = run_sweep(tmp_path / "a", trials=4)
     assert (code, [row["state"] for row in document["trials"]]) == (0, ["failed", "failed", "finished", "finished"])
     assert document["trials"][0]["reason"] == "RunError: step 3: the loss is nan"
-    trainer.outcomes = [RunError("always")] * 9
+    trainer.outcomes = [KeyError("of a plugin")] * 9
     document, code = run_sweep(tmp_path / "b", trials=9)
     assert (code, len(document["trials"]), document["best"]) == (1, 3, None)
+    assert document["trials"][2]["reason"].startswith(f"KeyError: 'of a plugin' ({__file__}:")
+
+
+def test_a_sweep_of_failures_says_why_and_goes_on_once_the_cause_is_mended(trainer: Trainer, tmp_path: Path) -> None:
+    words = ("sweep", CONFIG, *OVERRIDES, "--space", LR, "--out", tmp_path, "--device", "cpu", "--trials")
+    trainer.outcomes = [RunError("no memory")] * 7
+    for number, advice in ((7, "the same command goes on"), (7, "the same command goes on"), (6, "a larger --trials")):
+        code, _, err = run_here(*words, number)
+        assert code == 1
+        assert "no trial is finished; " in err
+        assert "failed: RunError: no memory\n" in err
+        assert advice in err
+    trainer.outcomes = []
+    document, code = run_sweep(tmp_path, trials=8, overrides=(*OVERRIDES, "model.dropout=0.7"), sampler="tpe")
+    assert (code, [row["state"] for row in document["trials"]]) == (0, [*["failed"] * 6, "finished", "finished"])
+
+
+def test_a_trial_is_named_by_the_folder_that_its_worker_trained_it_in(trainer: Trainer, tmp_path: Path) -> None:
+    for name, trials in (("a", 1), ("b", 2)):
+        document, _ = run_sweep(tmp_path / name, trials=trials, storage=f"sqlite:///{tmp_path}/shared.db")
+    expected = [str(tmp_path / "a" / "trials" / "0000"), str(tmp_path / "b" / "trials" / "0001")]
+    assert [row["run"] for row in document["trials"]] == expected
+    assert [row["host"] for row in document["trials"]] == [socket.gethostname()] * 2
+    assert _locate({"host": "elsewhere", "run": "/none"}) == "elsewhere:/none"
 
 
 def test_a_stopped_worker_hands_its_trial_on(trainer: Trainer, tmp_path: Path) -> None:
@@ -310,6 +336,30 @@ def test_a_trial_that_falls_behind_is_given_up() -> None:
     assert observe(0.85) == (False, False)
     assert observe(float("nan")) == (False, False)
     assert observe(0.1, is_last=True) == (False, False), "nothing is saved by ending a run at its end"
+
+
+@pytest.mark.parametrize("name", ["data", "init.from", "teacher.from", "--plugin mine.py"])
+def test_trials_of_other_data_weights_or_code_are_refused(
+    name: str, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, digest = tmp_path / "mine.py", sweep_module.digest_inputs
+    plugin.write_text("")
+    run_sweep(tmp_path / "out", trials=1, plugins=(plugin,))
+    run_sweep(tmp_path / "out", trials=2, plugins=(plugin,))
+    if name.startswith("--plugin"):
+        plugin.write_text("# another")
+    else:
+        monkeypatch.setattr(sweep_module, "digest_inputs", lambda config: digest(config) | {name: "other"})
+    with pytest.raises(UserError, match=rf"differs in (contents of )?{name}; give the same"):
+        run_sweep(tmp_path / "out", plugins=(plugin,))
+
+
+def test_values_of_a_space_that_read_other_data_are_compared_too(trainer: Trainer, tmp_path: Path) -> None:
+    overrides = [word for word in OVERRIDES if not word.startswith("data.num_points")]
+    run_sweep(tmp_path, LR, "data.num_points=16,32", trials=1, overrides=overrides)
+    study = open_storage(tmp_path)
+    stored = {key: value for key, value in study.user_attrs["sweep"].items() if key.startswith("contents of data")}
+    assert list(stored) == ["contents of data", *(f"contents of data with data.num_points={n}" for n in (16, 32))]
 
 
 def test_other_sweeps_in_the_storage_are_refused(trainer: Trainer, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sightline.commands.look import SweepOptions
+from sightline.config import RunConfig
 from sightline.config.run_config import to_plain
-from sightline.contract.errors import RunError, UserError, assert_installed, summarise_error
+from sightline.contract.errors import UserError, assert_installed
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import launched_world_size
 from sightline.engine.records import EvaluationRecord, StepRecord
@@ -29,6 +30,7 @@ from sightline.training.train_run import train_run as train
 from sightline.workbench.compress.search.baselines import explain_storage, open_study
 from sightline.workbench.study.grid import resolve_metric_mode
 from sightline.workbench.study.search_space import check_space, read_space
+from sightline.workbench.study.study_runs import describe_failure, digest_inputs
 
 NAME = "sweep"
 BEAT_S = 60.0
@@ -38,8 +40,9 @@ MAX_SILENCE_S = 600.0
 MAX_RETRIES = 4
 """Number of times that a trial is taken up again whose worker has ended, as it may be the cause."""
 MAX_FAILURES = 3
-"""Number of failed trials after which a sweep without a finished one ends: its config is at fault."""
+"""Number of failed trials of a call after which a sweep without a finished one ends: its config is at fault."""
 _NOT_COMPARED = ("data.root", "loader.", "log.", "distributed.", "checkpoint.")
+_FIXED = ("--sampler", "--seed", "--space")
 _SIGNALS = 128
 _SEED_DISTANCE = 100_003
 """Distance of the seeds of two sweeps, above their number of trials."""
@@ -85,11 +88,16 @@ class Sweep:
         assert_installed("optuna", needed_by=NAME)
         if (launched_world_size() or 1) > 1:
             raise UserError("sweep: a worker is one process; start it several times, not by a launcher (--storage)")
-        self._options, self._reporter = options, reporter
+        self._options, self._reporter, self._num_failed = options, reporter, 0
         self._dimensions = read_space(options.space)
         read = read_with_plugins(options.config, options.overrides, options.plugins)
         self.notes, self._plugins, config = read.notes, read.plugins, read.config
-        check_space(self._dimensions, options.overrides, lambda overrides: reread(options.config, overrides))
+        tried: dict[str, RunConfig] = {}
+
+        def read_bound(overrides: Sequence[str]) -> None:
+            tried[overrides[-1]] = reread(options.config, overrides)
+
+        check_space(self._dimensions, options.overrides, read_bound)
         self._metric, self._select = config.evaluate.metric, config.evaluate.select
         self._mode = resolve_metric_mode(config, self._metric)
         self._sign = 1 if self._mode == "max" else -1
@@ -99,8 +107,10 @@ class Sweep:
             raise UserError(f"--out {options.out}: is the folder of a run; give one of the sweep's own")
         direction: Literal["maximize", "minimize"] = "maximize" if self._mode == "max" else "minimize"
         self._study = open_study(self._storage, name=config.name, directions=[direction], needed_by=f"{NAME}: storage")
+        inputs = _describe_inputs(config, tried)
+        inputs |= {f"--plugin {name}": sha for plugin in self._plugins for name, sha in plugin.digests().items()}
         with self._storage_explained():
-            self._assert_same_sweep(flatten_config(to_plain(config)))
+            self._assert_same_sweep(flatten_config(to_plain(config)), inputs)
         options.out.mkdir(parents=True, exist_ok=True)
 
     def __call__(self) -> tuple[dict[str, Any], int]:
@@ -120,21 +130,24 @@ class Sweep:
     def _storage_explained(self) -> contextlib.AbstractContextManager[None]:
         return explain_storage(self._storage, needed_by=f"{NAME}: storage")
 
-    def _assert_same_sweep(self, config: Mapping[str, str]) -> None:
-        """Note what is searched in the storage, or raise UserError if it holds a sweep of something else."""
+    def _assert_same_sweep(self, config: Mapping[str, str], inputs: Mapping[str, str | None]) -> None:
+        """Note what is searched in the storage, or raise UserError if it holds a sweep of something else.
+
+        While all its trials have failed, what they failed by may be mended: config, plugins, data and weights.
+        """
         wanted: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
         wanted |= {f"--space {dimension.key}": dimension.describe() for dimension in self._dimensions}
         wanted |= {key: value for key, value in config.items() if not key.startswith(_NOT_COMPARED)}
-        stored = self._study.user_attrs.get(NAME)
-        if stored is None:
-            self._study.set_user_attr(NAME, wanted)
-            return
+        wanted |= inputs
+        stored, trials = self._study.user_attrs.get(NAME, wanted), self._list_trials()
         differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
-        if differing:
+        is_mended = bool(trials) and all(trial.state.name == "FAIL" for trial in trials)
+        if differing and (not is_mended or any(key.startswith(_FIXED) for key in differing)):
             raise UserError(
                 f"sweep: storage: {self._storage}: holds a sweep of this name that differs in "
                 f"{', '.join(differing[:5])}; give the same, or another --out or --storage"
             )
+        self._study.set_user_attr(NAME, wanted)
 
     def _list_trials(self, *states: str) -> list[Any]:
         """List the trials of these states, of all states if none is given."""
@@ -164,8 +177,7 @@ class Sweep:
         for trial in self._list_trials("RUNNING"):
             if _is_abandoned(trial):
                 self._queue_again(trial, max_retry=MAX_RETRIES)
-        failed = [trial for trial in self._list_trials("FAIL") if "reason" in trial.user_attrs]
-        has_only_failures = len(failed) >= MAX_FAILURES and not self._list_trials("COMPLETE", "PRUNED")
+        has_only_failures = self._num_failed >= MAX_FAILURES and not self._list_trials("COMPLETE", "PRUNED")
         is_complete = sum(not _list_earlier(trial) for trial in self._list_trials()) >= self._options.trials
         if has_only_failures or (is_complete and not self._list_trials("WAITING")):
             return None
@@ -196,6 +208,7 @@ class Sweep:
         self._reporter.note(f"trial {number}: {shlex.join(overrides)}")
         observer = TrialObserver(trial, self._metric, stop)
         path = self._get_folder(number)
+        trial.set_user_attr("run", str(path.absolute()))
         if find_holder(path) not in (None, socket.gethostname()):  # that worker was silent, and lost the trial
             (path / LOCK).unlink(missing_ok=True)
         try:
@@ -211,10 +224,11 @@ class Sweep:
                     observers=[observer],
                     shows_progress=True,
                 )
-        except (UserError, RunError) as error:
-            result, reason = TrainResult(None), summarise_error(error)
+        except Exception as error:  # noqa: BLE001 - one of a model or a plugin, too, ends its own trial alone
+            result, reason = TrainResult(None), describe_failure(error)
         else:
-            reason = "" if result.path is not None else "an error among the findings of the checks"
+            errors = [" ".join(str(finding).split()) for finding in result.findings if finding.severity == "error"]
+            reason = "" if result.path is not None else f"findings of the checks: {'; '.join(errors)}"
         with self._storage_explained():
             if observer.is_given_up:
                 self._study.tell(trial, state=state.PRUNED)
@@ -227,6 +241,7 @@ class Sweep:
             else:
                 trial.set_user_attr("reason", reason or f"no evaluation has a figure {self._metric}")
                 self._study.tell(trial, state=state.FAIL)
+                self._num_failed += 1
                 self._reporter.note(f"error: trial {number}: {trial.user_attrs['reason']}; the sweep goes on")
         return 0
 
@@ -265,16 +280,28 @@ class Sweep:
         return document
 
     def _describe_trial(self, number: int, trial: Any) -> dict[str, Any]:
-        attributes = trial.user_attrs
+        attributes, own, here = trial.user_attrs, self._get_folder(number), socket.gethostname()
+        run, host = attributes.get("run", str(own)), attributes.get("worker", {}).get("host")
+        is_own = run == str(own.absolute()) or (host == here and not Path(run).exists())  # else of another --out
         return {
             "trial": number,
             "state": _STATES.get(trial.state.name, trial.state.name.lower()),
             "value": trial.value if trial.state.name in ("COMPLETE", "PRUNED") else None,
             "epoch": attributes.get("epoch", trial.last_step),
             "overrides": [f"{key}={text}" for key, text in attributes.get("values", {}).items()],
-            "run": str(self._get_folder(number)),
+            "run": str(own) if is_own else run,
+            "host": host,
             "reason": attributes.get("reason"),
         }
+
+
+def _describe_inputs(config: RunConfig, tried: Mapping[str, RunConfig]) -> dict[str, str | None]:
+    """Describe what trials read beside their config by digests, those of a value of the space if it reads others."""
+    inputs = {f"contents of {name}": digest for name, digest in digest_inputs(config).items()}
+    for override, other in tried.items():
+        if (other.data, other.init, other.teacher) != (config.data, config.init, config.teacher):
+            inputs |= {f"contents of {name} with {override}": d for name, d in digest_inputs(other).items()}
+    return inputs
 
 
 def _list_earlier(trial: Any) -> list[int]:
