@@ -27,7 +27,8 @@ from sightline.workbench.compress.policy_simulator import PolicySimulator
 from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem
 from sightline.workbench.describe.trace import trace
 from sightline.workbench.study.compression import Compression, FineTuning, can_distil
-from sightline.workbench.study.compression_report import report_row
+from sightline.workbench.study.compression_report import CompressionReport, report_row
+from sightline.workbench.study.study_runs import UnfinishedError
 from tests.command import document_of, refuse, run_here, succeed
 from tests.processes import ROOT
 
@@ -282,6 +283,27 @@ def test_a_report_leaves_out_rows_with_their_reason_and_keeps_others_at_another_
     assert names["0.04"] == [*COMMON, "0.04 preserve"]
     assert names["0.2"] == [*COMMON, "0.2 preserve", *(f"0.2 preserve, mix{more}" for more in ROWS)]
     assert len(set(packed)) == len(packed) == 3 + 1 + 1 + 3
+
+
+def test_a_report_takes_no_policy_of_a_search_with_other_options(
+    floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a first call that was stopped after its searches, before any row."""
+
+    def stop(self: object, spec: object, seed: int, policies: Any, reporter: object) -> None:
+        bits.append({choice.bits for choice in policies["preserve", 0].values()})
+        raise UnfinishedError(3)
+
+    bits = list[set[int]]()
+    monkeypatch.setattr(CompressionReport, "_row", stop)
+    is_searched = []
+    for choices in ("1,2", "3,4", "3,4"):
+        done = run_here("compress", floats, *REPORT, "--ratio", "0.2", "--bits", choices, "--out", tmp_path)
+        assert done.code == 3, done.err
+        is_searched.append("search knapsack: " in done.err)
+    assert [each <= {1, 2} for each in bits] == [True, False, False]
+    assert bits[1] == bits[2] <= {3, 4}
+    assert is_searched == [True, True, False]
 
 
 def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:

@@ -185,6 +185,8 @@ def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Pat
     assert len(lines) == sum(row["new evaluations"] for row in rows.values())
     best = min(rows.values(), key=lambda row: (row["loss"], row["bytes"]))["method"]
     assert (tmp_path / "policy.json").read_text() == (tmp_path / f"{best}.policy.json").read_text()
+    told = refuse("compress", floats, "--report", "searches", "--method", "greedy", *words, "model.fused=false")
+    assert "evaluations.jsonl:1: contains losses of 'weights " in told
 
 
 def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path: Path) -> None:

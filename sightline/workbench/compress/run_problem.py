@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -259,12 +260,13 @@ class RunProblem:
 
     @property
     def subject(self) -> str:
-        """Identity of the losses in the record of a search: weights and samples."""
+        """Identity of the losses in the record of a search: weights, model and samples."""
         ids = np.ascontiguousarray(self.part.indices, dtype=np.int64)
         weights = evaluated_sha256(resolve_weights(self._run.checkpoint_path))[:16]
         indices_digest = hashlib.sha256(ids.tobytes()).hexdigest()[:8]
         return (
-            f"weights {weights}, {len(ids)} samples of {self.part.split} ({indices_digest}), the rest in half precision"
+            f"weights {weights}, model {json_digest(to_plain(self._run.config.model))}, "
+            f"{len(ids)} samples of {self.part.split} ({indices_digest}), the rest in half precision"
         )
 
     def loss(self, policy: Policy) -> float:
@@ -327,6 +329,11 @@ class RunProblem:
             compute_batch_losses(run.task, model.eval(), batch, run.world.device, evaluator.precision)
 
         return trace(run.model, forward, num_samples=min(NUM_TRACED, len(self.part.indices)))
+
+
+def json_digest(*values: Any) -> str:
+    """Compute a short digest of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> Problem:

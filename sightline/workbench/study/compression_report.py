@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sightline.config.reader import parse_component
+from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.draw.page import PageTable
@@ -27,7 +28,7 @@ from sightline.workbench.compress.policy import (
     policy_to_dict,
     protected_choices,
 )
-from sightline.workbench.compress.run_problem import CompressionOptions, make_simulator, untraced_problem
+from sightline.workbench.compress.run_problem import CompressionOptions, json_digest, make_simulator, untraced_problem
 from sightline.workbench.compress.search.base import ProgressCallback, Search, SearchResult
 from sightline.workbench.study.compression import (
     FINE_TUNED,
@@ -115,6 +116,7 @@ class CompressionReport:
         self._tuning = tuning
         self._method = method
         self._num_batches = num_batches
+        self._weights = evaluated_sha256(resolve_weights(run.checkpoint_path))
         self._ends = Protect(first=1, last=1, bits=8)
         self._share = f"{asked.ratio:g} preserve" if asked.ratio else f"{asked.num_bytes:,} bytes"
         assert_tunable(run, tuning)
@@ -177,7 +179,7 @@ class CompressionReport:
         """Raise UserError if rows were computed with other options (except the budget) or other weights."""
         tuning = {key: str(value) for key, value in dataclasses.asdict(self._tuning).items()}
         options = {**dataclasses.asdict(self._asked), "method": self._method, "num_batches": self._num_batches}
-        request = {"weights": evaluated_sha256(resolve_weights(self._run.checkpoint_path)), **options, "tuning": tuning}
+        request = {"weights": self._weights, **options, "tuning": tuning}
         rows = self._out / "rows"
         is_begun = any(any(rows.glob(name)) for name in (f"*/{PACKED_FILE}", f"*/{WORK}/{FINE_TUNED}/config.yaml"))
         assert_same_request(self._out / REQUEST_FILE, request, is_begun=is_begun, may_differ=("ratio", "num_bytes"))
@@ -203,11 +205,14 @@ class CompressionReport:
             mixed = dict.fromkeys(names, WeightFormat(self._asked.kind, MIX_BITS, self._asked.per_channel))
             return mixed | protected_choices(self._ends, names, kind=self._asked.kind)
         share = self._share.replace(" ", "_").replace(",", "")
-        folder = self._out / "searches" / f"{share}_{kind}_seed_{seed}"
+        options = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
+        # searches with other options, as of a call that was stopped before any row, have folders of their own
+        model = to_plain(self._run.config.model)
+        digest = json_digest(dataclasses.asdict(options), self._method, self._weights, model)
+        folder = self._out / "searches" / f"{share}_{kind}_seed_{seed}_{digest}"
         file = folder / WORK / "policy.json"
         if file.exists():
             return policy_from_dict(load_document(file), names, origin=str(file))
-        options = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
         name, method = self._build_method(kind, seed)
         job = Compression(self._run, folder, reporter)
         result, _ = job.search(options, name, method, given={}, report=report)
