@@ -51,6 +51,14 @@ def train_plain(folder: Path) -> Path:
     return folder / "run"
 
 
+def train_rounded(folder: Path) -> Path:
+    """PointNet with the input of a layer rounded."""
+    policy = "{head.1.weight: {kind: fp32, activation: {bits: 2, range: 0.5, signed: false}}}"
+    config = CONFIGS / "classify/synthetic_shapes_pointnet.yaml"
+    succeed("train", config, *SMALL, f"compress={{policy: {policy}}}", *_NO_CHECK, folder / "run")
+    return folder / "run"
+
+
 def pack_plain(folder: Path) -> Path:
     """The run `plain`, searched, trained further with the float one as teacher, and packed."""
     search = ("--ratio", 0.2, "--calibration", 8, "--bits", "2,4,8", "--method", "uniform", "--device", "cpu")
@@ -84,6 +92,7 @@ RUNS: dict[str, Callable[[Path], Path]] = {
     "parts": make_parts,
     "plain": train_plain,
     "pose": lambda folder: train_pose(folder / "run"),
+    "rounded": train_rounded,
     "scenes": make_scenes,
 }
 """Makes a run and what it needs, a plugin for example, in an empty folder; returns the run."""

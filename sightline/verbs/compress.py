@@ -28,7 +28,8 @@ from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.verbs.train import TerminalReporter
-from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
+from sightline.workbench.compress.packing import trained_policy
+from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
 from sightline.workbench.compress.policy_simulator import BudgetOn
 from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem, make_simulator, untraced_problem
 from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult
@@ -249,7 +250,7 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
     with start_world(device=options.device) as world:
         run = _open(options, world)
         if options.policy is not None:
-            policy, finetuned = _read_policy(options.policy, run), None
+            policy = _read_policy(options.policy, run)
         elif run.config.compress is None:
             raise UserError("compress: give either --ratio or --bytes, the budget of a search, or a --policy FILE")
         else:
@@ -257,14 +258,11 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
             _assert_unused(options, FineTuneOptions, is_done)
             if options.stop_after is not None:
                 raise UserError(f"--stop-after {options.stop_after}: {is_done}; leave it out, to pack them")
-            policy = policy_from_dict(
-                run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path)
-            )
-            finetuned = run.path
+            policy = trained_policy(run.config)
         if fine_tuning is None:
             _assert_without(options, overrides=True)
         job = Compression(run, out, TerminalReporter())
-        return _run_stages(_Work(options, out, run, job, fine_tuning, policy=policy, finetuned=finetuned))
+        return _run_stages(_Work(options, out, run, job, fine_tuning, policy=policy))
 
 
 def _assert_unused(options: CompressOptions, group: type[Command], reason: str) -> None:

@@ -107,7 +107,7 @@ def test_weights_arrive_bit_by_bit(hub: Hub) -> None:
     assert torch.equal(weights["head.weight"], state["fc.weight"])
 
 
-@pytest.mark.parametrize("name", ["classify", "packed"])
+@pytest.mark.parametrize("name", ["classify", "packed", "rounded"])
 def test_a_pushed_run_is_pulled_as_it_was(hub: Hub, tmp_path: Path, name: str) -> None:
     run = copy_run(name, tmp_path / "made")
     (run / "secret.txt").write_text("mine")

@@ -208,6 +208,19 @@ def test_the_steps_alone_come_to_the_same_file(floats: Path, packed: Path, tmp_p
     assert (tmp_path / "p" / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
 
 
+def test_the_checkpoint_that_is_named_is_packed(floats: Path, packed: Path, tmp_path: Path) -> None:
+    policy = packed / "work" / "policy.json"
+    words = ("--policy", policy, "--stop-after", "finetune", "--epochs", "2", "checkpoint.every=1")
+    succeed("compress", floats, *words, "checkpoint.keep_last=2", "--device", "cpu", "--out", tmp_path)
+    tuned = tmp_path / "work" / "finetuned"
+    for checkpoint in sorted((tuned / "checkpoints").glob("step_*")):
+        out, words = tmp_path / f"from_{checkpoint.name}", ("--batch-norm", "0", "--device", "cpu")
+        succeed("compress", tuned, "--checkpoint", checkpoint, *words, "--out", out)
+        stored = read_packed(out / "model.slq").state
+        expected = dense_state_dict(open_run(tuned, checkpoint=str(checkpoint)).model)
+        assert all(torch.equal(stored[name], expected[name]) for name in json.loads(policy.read_text()))
+
+
 def test_a_command_that_stopped_after_each_stage_comes_to_the_same_file(
     floats: Path, packed: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,13 @@ from sightline.runs.packed import (
     write_packed,
 )
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
-from sightline.workbench.compress.policy import Policy, activation_policy, policy_to_dict
+from sightline.workbench.compress.policy import (
+    Policy,
+    WeightFormat,
+    activation_policy,
+    policy_from_dict,
+    policy_to_dict,
+)
 from sightline.workbench.compress.run_problem import packed_metadata
 
 SUMMARY = "compression.json"
@@ -55,6 +61,12 @@ def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
     inputs = policy_to_dict(activation_policy(policy))
     compress = Compress(policy=inputs) if inputs else None  # type: ignore[arg-type]
     return dataclasses.replace(config, init=None, compress=compress, teacher=None)
+
+
+def trained_policy(config: RunConfig) -> dict[str, WeightFormat]:
+    """Return the policy that a run was trained with, empty for a float run."""
+    policy: Any = {} if config.compress is None else config.compress.policy
+    return policy_from_dict(policy, list(policy), origin=config.name)
 
 
 def write_packed_run(

@@ -276,15 +276,15 @@ class Compression:
     ) -> dict[str, Any]:
         """Write the packed run, evaluate its file on the test split, and return both documents merged.
 
-        Batch norm statistics are re-estimated on `num_batches` training batches, 0 for none.
+        Packed are the weights of the run `finetuned`, or of the run itself, quantised by `policy` unless they were
+        trained so. Batch norm statistics are re-estimated on `num_batches` training batches, 0 for none.
         """
-        if finetuned is None:
-            model = self._run.untrained_model()
-            self._run.load_into(model)
+        source = self._run
+        if finetuned is not None:
+            source = open_run(finetuned, config=read_config(finetuned / "config.yaml"), world=self._run.world)
+        model = source.model_at(source.checkpoint_path)
+        if source.config.compress is None:
             apply_policy(model, policy_to_dict(policy))
-        else:
-            config = read_config(finetuned / "config.yaml")
-            model = open_run(finetuned, config=config, world=self._run.world).model
         plain = bake_quantised_weights(copy.deepcopy(model))
         policy = {**dict.fromkeys((weight.name for weight in quantisable_weights(plain)), FP32), **policy}
         about = {**about, "batch_norm_batches": reestimate_batch_norm(model, self._run, num_batches=num_batches)}

@@ -19,7 +19,7 @@ from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory, load_document
 from sightline.runs.run_records import ReportedRun, compare_runs, note_figures, read_reported_run
 from sightline.store.files.atomic_write import whole_folder
-from sightline.workbench.compress.packing import FILES, write_packed_run
+from sightline.workbench.compress.packing import FILES, trained_policy, write_packed_run
 from sightline.workbench.weights.conversion import assert_empty_or_absent
 
 _PRIVATE = ("command_line", "directory", "host")
@@ -43,7 +43,7 @@ def push_run(path: Path, name: str, *, is_public: bool, plugins: tuple[Path, ...
         if is_packed(path):
             shutil.copytree(path, folder, ignore=_ignore_others)
         else:
-            write_packed_run(run, run.model, {}, folder, about={})
+            write_packed_run(run, run.model, trained_policy(run.config), folder, about={})
             shutil.copyfile(path / "final.json", folder / "final.json")
         directory = RunDirectory(folder, is_writer=True)
         directory.write_json("environment.json", _strip_environment(load_document(folder / "environment.json")))
