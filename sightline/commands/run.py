@@ -274,10 +274,19 @@ class FineTuneOptions(Command):
     )
 
 
+class PackOptions(Command):
+    """Options of packing."""
+
+    batch_norm: int = option(
+        "--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0
+    )
+
+
 class CompressOptions(
     BudgetOptions,
     ProtectionOptions,
     FineTuneOptions,
+    PackOptions,
     DeviceCommand,
     name="compress",
     run="compress.compress",
@@ -314,9 +323,6 @@ class CompressOptions(
     report: Literal["searches", "steps"] | None = option("--report", None, "write a table instead of a run directory")
     seeds: int = option("--seeds", "N", "runs per row of a report of steps, for its spread", default=1, min=1)
     policy: Path | None = option("--policy", "FILE", "weight format of each layer, instead of a search")
-    batch_norm: int = option(
-        "--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0
-    )
     checkpoint: str = CHECKPOINT
 
     @property

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sightline.commands.fields import Command
-from sightline.commands.run import BudgetOptions, CompressOptions, FineTuneOptions, ProtectionOptions
+from sightline.commands.run import BudgetOptions, CompressOptions, FineTuneOptions, PackOptions, ProtectionOptions
 from sightline.config import read_config
 from sightline.config.reader import parse_component
 from sightline.contract import registry
@@ -129,19 +129,31 @@ def _parse_fine_tuning(options: CompressOptions) -> FineTuning:
     )
 
 
+def _parse_optional_fine_tuning(options: CompressOptions) -> FineTuning | None:
+    """Convert to FineTuning, or None for --epochs 0. Raises UserError for another option that needs a fine-tuning."""
+    if options.epochs != 0 or options.stop_after == "finetune":
+        return _parse_fine_tuning(options)
+    _assert_unused(options, FineTuneOptions, "is about fine-tuning, and --epochs 0 has none", except_for="--epochs")
+    _assert_without(options, overrides=True)
+    return None
+
+
 def compress(options: CompressOptions) -> int:
     """Search, fine-tune and pack, up to `--stop-after`; return 0, or the exit code of a stopped fine-tuning."""
-    if options.stop_after == "size":
-        return _show_sizes(options)
-    if options.out is None:
-        raise UserError("compress: writes a run directory; give its folder with --out DIR")
     if options.report is not None:
         for flag, value in (("--stop-after", options.stop_after), ("--policy", options.policy)):
             if value is not None:
                 raise UserError(f"{flag}: has no use in a report; leave it out")
-        return (_compare_searches if options.report == "searches" else _compare_steps)(options, options.out)
-    if options.seeds > 1:
+    if options.seeds > 1 and options.report != "steps":
         raise UserError("--seeds: is for the rows of --report steps; leave it out")
+    if options.stop_after == "size":
+        return _show_sizes(options)
+    if options.stop_after is not None and options.json is not None:
+        raise UserError(f"--json: has no use with --stop-after {options.stop_after}, before the figures; leave it out")
+    if options.out is None:
+        raise UserError("compress: writes a run directory; give its folder with --out DIR")
+    if options.report is not None:
+        return (_compare_searches if options.report == "searches" else _compare_steps)(options, options.out)
     if options.ratio is not None or options.num_bytes is not None:
         if options.policy is not None:
             raise UserError("--policy: is used instead of a search; leave out --ratio and --bytes, the budget of one")
@@ -228,7 +240,7 @@ def _search_and_pack(options: CompressOptions, out: Path) -> int:
     compression = _parse_budget(options)
     load_plugins(options.plugins)  # one of them may hold the search
     ((name, built),) = _build_searches([options.method], options.arguments, seed=options.seed).items()
-    fine_tuning = _parse_fine_tuning(options) if options.epochs != 0 or options.stop_after == "finetune" else None
+    fine_tuning = _parse_optional_fine_tuning(options)
     with start_world(device=options.device) as world:
         run = _open(options, world)
         job = Compression(run, out, TerminalReporter())
@@ -245,8 +257,7 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
     _assert_without(options, arguments=True)
     for group in (BudgetOptions, ProtectionOptions):
         _assert_unused(options, group, "is about a search, and none is made")
-    is_tuned = options.policy is not None and (options.epochs != 0 or options.stop_after == "finetune")
-    fine_tuning = _parse_fine_tuning(options) if is_tuned else None
+    fine_tuning = None if options.policy is None else _parse_optional_fine_tuning(options)
     with start_world(device=options.device) as world:
         run = _open(options, world)
         if options.policy is not None:
@@ -256,24 +267,25 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
         else:
             is_done = f"{run.path} was trained with quantised weights already"
             _assert_unused(options, FineTuneOptions, is_done)
+            _assert_without(options, overrides=True)
             if options.stop_after is not None:
                 raise UserError(f"--stop-after {options.stop_after}: {is_done}; leave it out, to pack them")
             policy = trained_policy(run.config)
-        if fine_tuning is None:
-            _assert_without(options, overrides=True)
         job = Compression(run, out, TerminalReporter())
         return _run_stages(_Work(options, out, run, job, fine_tuning, policy=policy))
 
 
-def _assert_unused(options: CompressOptions, group: type[Command], reason: str) -> None:
+def _assert_unused(options: CompressOptions, group: type[Command], reason: str, *, except_for: str = "") -> None:
     """Raise UserError for an option of a group that has no use here."""
     for flag in options.list_flags(group):
-        raise UserError(f"{flag}: {reason}; leave it out")
+        if flag != except_for:
+            raise UserError(f"{flag}: {reason}; leave it out")
 
 
 def _compare_searches(options: CompressOptions, out: Path) -> int:
     """Search by one or several methods, and write the best policy to policy.json."""
-    _assert_unused(options, FineTuneOptions, "is about fine-tuning, and a report of searches has none")
+    for group in (FineTuneOptions, PackOptions):
+        _assert_unused(options, group, "is about what follows a search, and a report of searches ends there")
     load_plugins(options.plugins)  # one of them may hold a search
     names = registry.searches.names() if options.method == "all" else options.method.split(",")
     _assert_without(options, overrides=True)
@@ -310,7 +322,9 @@ def _compare_searches(options: CompressOptions, out: Path) -> int:
 
 def _show_sizes(options: CompressOptions) -> int:
     """Print the bytes of packed files without writing them."""
-    for group in (BudgetOptions, ProtectionOptions, FineTuneOptions):
+    if options.out is not None:
+        raise UserError("--out: has no use with --stop-after size, which writes nothing; leave it out")
+    for group in (BudgetOptions, ProtectionOptions, FineTuneOptions, PackOptions):
         _assert_unused(options, group, "has no use with --stop-after size, which writes nothing")
     _assert_without(options, arguments=True, overrides=True)
     with start_world(device="cpu") as world:

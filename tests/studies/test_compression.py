@@ -40,6 +40,7 @@ CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=200", "--device", "cpu")
 SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--batch-norm", "2", "--device", "cpu")
 BYTES = 48_000
+UNTUNED = ("{floats}", "--out", "{out}", "--epochs", "0")
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +246,17 @@ def test_a_command_that_stopped_after_each_stage_comes_to_the_same_file(
         (["{floats}", "--policy", "p", "--bits", "2", "--out", "{out}"], "--bits: is about a search, and none is made"),
         (["{tuned}", "--stop-after", "finetune", "--out", "{out}"], "was trained with quantised weights already"),
         (["{tuned}", "--epochs", "3", "--out", "{out}"], "was trained with quantised weights already"),
+        (["{tuned}", "train.steps=3", "--out", "{out}"], "'train.steps=3', which this step does not use"),
+        ([*UNTUNED, "--ratio", "0.2", "--rate", "50"], "--rate: is about fine-tuning, and --epochs 0 has none"),
+        ([*UNTUNED, "--ratio", "0.2", "no.such=4"], "'no.such=4', which this step does not use"),
+        ([*UNTUNED, "--policy", "p", "--distil"], "--distil/--no-distil: is about fine-tuning"),
+        ([*UNTUNED[:3], "--report", "searches", "--batch-norm", "3"], "--batch-norm: is about what follows a search"),
+        ([*UNTUNED[:3], "--report", "searches", "--seeds", "7"], "--seeds: is for the rows of --report steps"),
+        (["{floats}", "--stop-after", "size", "--seeds", "7"], "--seeds: is for the rows of --report steps"),
+        (["{floats}", "--stop-after", "size", "--batch-norm", "3"], "--batch-norm: has no use with --stop-after size"),
+        (["{floats}", "--stop-after", "size", "--out", "{out}"], "--out: has no use with --stop-after size"),
+        (["{floats}", "--stop-after", "size", "--report", "searches"], "--stop-after: has no use in a report"),
+        (["{floats}", "--stop-after", "search", "--json", "{out}.json"], "--json: has no use with --stop-after search"),
     ],
 )
 def test_stages_and_options_that_do_not_go_together_are_refused(
