@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
@@ -126,3 +127,20 @@ def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     assert "--calibrate: chooses the scales of int8" in refuse("export", run, "--calibrate", 8, "--out", file)
     succeed("export", run, "--int8", "--calibrate", 8, "--out", tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == file.read_bytes()
+
+
+def test_files_are_measured_in_one_pass_and_votes_are_named_as_left_out(tmp_path: Path) -> None:
+    """The normalisation inside would undo what a vote varies after it."""
+    run, file = copy_run("classify", tmp_path), tmp_path / "net.onnx"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["evaluate"]["votes"] = 4
+    config["transforms"] |= {
+        "evaluate": [{"name": "normalize_unit_sphere"}],
+        "vote": [{"name": "scale", "low": 0.2, "high": 4.0, "isotropic": True}],
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    done = succeed("export", run, "--int8", "--calibrate", 4, "--out", file, "--json", tmp_path / "done.json")
+    document = json.loads((tmp_path / "done.json").read_text())["int8"]
+    for name in ("float32", "int8"):
+        assert not [key for key in document[name]["metrics"] if "vote" in key]
+    assert "one pass a sample: evaluate.votes (4) is not applied" in done.err

@@ -125,11 +125,14 @@ def _quantise(
 
 
 def _score(opened: OpenRun, split: SplitTransforms, content: bytes) -> Mapping[str, float]:
-    """Evaluate a file on the run's test split; its last transforms are inside."""
+    """Evaluate a file on the run's test split, in one pass a sample; its last transforms are inside.
+
+    A vote varies what comes after all transforms, and those inside would undo it.
+    """
     part = opened.data.test
     reader = BatchReader(part.dataset, split.outside)
     model = make_session_model(opened, OnnxSession(opened.path, content, max_seconds=MAX_SECONDS))
-    return replace(opened.evaluator(), reader=reader)(model, World()).metrics
+    return replace(opened.evaluator(), reader=reader, votes=1)(model, World()).metrics
 
 
 def _to_float32(value: Tensor) -> Tensor:
