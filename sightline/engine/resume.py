@@ -20,7 +20,7 @@ from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
-from sightline.runs.run_directory import create_numbered_folder
+from sightline.runs.run_directory import create_numbered_folder, load_document
 from sightline.runs.run_files import RunFiles
 
 # None of these changes a number of the run.
@@ -28,6 +28,9 @@ _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.
 
 # A run may go on for longer; neither may become less.
 _LENGTH = ("train.epochs", "train.steps")
+
+# May differ where a run goes on for longer, or past the early end of its training.
+_EARLY_END = "train.early_stopping"
 
 # A run records the mode that its metric stated, the weights of its teacher, its number format and size of batches.
 _RECORDED = (
@@ -126,6 +129,7 @@ def assert_empty(out: Path, *, allowed: frozenset[str] = frozenset()) -> None:
 def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> bool:
     """Return True if the config differs from the run's only by a later end (`train.epochs` or `train.steps`).
 
+    Of a run that is to go on so, and of one that ended early, `train.early_stopping` may differ, too: also a later end.
     Raises UserError if the run was trained with another config, with other plugins, or for longer.
     """
     files = RunFiles(run)
@@ -142,7 +146,9 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
         for key in sorted(stored.keys() | now.keys())
         if stored.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER) and (key, now.get(key)) not in _RECORDED
     ]
-    changed_keys = [key for key in changed_keys if not is_longer or key not in _LENGTH]
+    has_other_end = is_longer or _has_ended_early(run)
+    may_differ = (*(_LENGTH if is_longer else ()), *((_EARLY_END,) if has_other_end else ()))
+    changed_keys = [key for key in changed_keys if not key.startswith(may_differ)]
     if changed_keys:
         differences = "; ".join(
             f"{key}: {_format_value(stored, key)} there, {_format_value(now, key)} here" for key in changed_keys[:8]
@@ -155,7 +161,11 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
         )
     if config.teacher is not None and recorded.teacher is not None:
         assert_sha256(Path(config.teacher.source), recorded.teacher.sha256)
-    return is_longer
+    return is_longer or config.train.early_stopping != recorded.train.early_stopping
+
+
+def _has_ended_early(run: Path) -> bool:
+    return (run / "final.json").exists() and "ended_early" in load_document(run / "final.json")
 
 
 def _assert_loggers_installed(log: Log) -> None:

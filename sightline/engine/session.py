@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sightline.config import RunConfig, read_config, render_config
-from sightline.config.run_config import to_plain
+from sightline.config.run_config import Train, to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, RunError, summarise_error
 from sightline.draw.pictures import encode_png
@@ -260,8 +260,8 @@ class TrainingSession:
 
     def update_config(self) -> None:
         """Write into the config of a resumed run where its data lie now, and its later end."""
-        recorded = read_config(self.directory.path / "config.yaml")
-        length = replace(recorded.train, epochs=self.config.train.epochs, steps=self.config.train.steps)
+        recorded, now = read_config(self.directory.path / "config.yaml"), self.config.train
+        length = replace(recorded.train, epochs=now.epochs, steps=now.steps, early_stopping=now.early_stopping)
         texts = [
             render_config(config, origins=False)
             for config in (recorded, replace(recorded, train=length, data=self.config.data))
@@ -270,19 +270,22 @@ class TrainingSession:
             self.directory.write_text("config.yaml", texts[1])
 
     def describe_extension(self) -> str:
-        """Describe what follows from the later end of a run that was resumed, in a line."""
+        """Describe what follows from the later end of a run that was resumed, in a line; before `update_config`."""
         length, job, planned = self.config.train, self.job, self._planned_steps
         if planned is None or not job.step:
             return f"trains longer: to step {job.num_steps}"
+        if early := self.describe_early_end():
+            return f"trains no longer: {early}; to go on, give train.early_stopping=null or a larger patience"
         if planned == job.num_steps:
             first, ignored = ("steps", "epochs") if length.steps == planned else ("epochs", "steps")
-            return (
-                f"trains no longer: train.{first}={getattr(length, first)} ends the run at step {planned}, before "
-                f"train.{ignored} does; to go on, name a later train.{first}"
-            )
+            end = f"train.{first}={getattr(length, first)} ends the run at step {planned}"
+            if job.step < planned:
+                return f"goes on from step {job.step}: {end}, as planned"
+            return f"trains no longer: {end}, before train.{ignored} does; to go on, name a later train.{first}"
         facts = {"num_steps": planned, "steps_per_epoch": job.stream.plan.steps_per_epoch}
         original_schedule = registry.schedules.build(self.config.schedule, facts=facts)
         line, name = f"trains longer: to step {job.num_steps} instead of {planned}", self.config.schedule.name
+        line += self._describe_transforms_by_epochs()
         done = {int(step) for step in np.linspace(0, job.step - 1, _COMPARED_STEPS)}
         if all(original_schedule(step) == job.schedule(step) for step in done):
             return f"{line}; the schedule '{name}' of the finished steps is that of a run of this length"
@@ -291,6 +294,17 @@ class TrainingSession:
             f"{line}; the schedule '{name}' depends on the length of the run: its factor goes on from {last:.3g} at "
             f"{following:.3g}, and the {job.step} finished steps followed the shorter one, so the result is not that "
             "of a new run of this length"
+        )
+
+    def _describe_transforms_by_epochs(self) -> str:
+        """Describe the transforms that were others in the finished steps, as they depend on the number of epochs."""
+        epochs, blocks = read_config(self.directory.path / "config.yaml").train.epochs, self.config.transforms.train
+        names = [block.name for block in blocks if "num_epochs" in registry.transforms.bind(block).accepted_facts]
+        if not names or epochs == self.config.train.epochs:
+            return ""
+        return (
+            f"; transforms.train that depend on train.epochs ({', '.join(names)}) had {epochs} in the finished steps, "
+            "so the result may not be that of a new run of this length"
         )
 
     def start_summary(self) -> list[str]:
@@ -331,14 +345,8 @@ class TrainingSession:
                 self._save()
             if not self._is_stale():
                 train(self.job, self.world, self._on_step_end, self.stop, self._is_read_after)
-            if self._is_stale() and self.job.step < self.job.num_steps:
-                logger.info(
-                    "early-stopping: the last %d evaluations did not improve %s; the training ends after step %d of %d",
-                    self.best.stale,
-                    self.config.evaluate.metric,
-                    self.job.step,
-                    self.job.num_steps,
-                )
+            if early := self.describe_early_end():
+                logger.info("early-stopping: %s", early)
             final = self._finish() if self.job.step == self.job.num_steps or self._is_stale() else None
             if final is None:
                 reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"
@@ -396,6 +404,16 @@ class TrainingSession:
         """Return True if the metric has not improved for so long that the training ends."""
         stopping = self.config.train.early_stopping
         return stopping is not None and self.best.stale >= stopping.patience
+
+    def describe_early_end(self) -> str:
+        """Describe why the training ends before its last step; empty where it does not."""
+        if not self._is_stale() or self.job.step >= self.job.num_steps:
+            return ""
+        plural = f"{self.best.stale} evaluations" if self.best.stale > 1 else "evaluation"
+        return (
+            f"the last {plural} did not improve {self.config.evaluate.metric}; by train.early_stopping the training "
+            f"ends after step {self.job.step} of {self.job.num_steps}"
+        )
 
     def _find_dues(self, step: int) -> tuple[bool, bool]:
         """Return whether an evaluation and a checkpoint are due after so many steps."""
@@ -542,6 +560,19 @@ class TrainingSession:
         if self._final_metrics is None:
             return final
         return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluation_model)})
+
+
+def list_later_ends(train: Train, last: checkpoint.Snapshot) -> dict[str, tuple[object, object]]:
+    """List the keys that ended a finished run, by its last checkpoint, each with a later end and its own."""
+    stopping = train.early_stopping
+    ends: dict[str, tuple[object, object]] = {}
+    if stopping is not None and last.state["best"]["stale"] >= stopping.patience:
+        ends["train.early_stopping"] = ("null", f"patience {stopping.patience}")
+    if last.state["epoch"] >= train.epochs:
+        ends["train.epochs"] = (2 * train.epochs, train.epochs)
+    if train.steps is not None and last.step >= train.steps:
+        ends["train.steps"] = (2 * train.steps, train.steps)
+    return ends
 
 
 def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str) -> dict[str, Any]:

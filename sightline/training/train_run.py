@@ -42,7 +42,7 @@ from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
-from sightline.engine.session import StopRequest, TrainingSession
+from sightline.engine.session import StopRequest, TrainingSession, list_later_ends
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
@@ -341,11 +341,13 @@ class _TrainRun:
         return result
 
     def _report_finished_run(self, path: Path) -> Mapping[str, Any]:
-        final = path / "final.json"
-        length = self._config.train
-        key, value = ("epochs", length.epochs) if length.steps is None else ("steps", length.steps)
-        longer = f"sightline train {shlex.quote(str(path))} --resume auto train.{key}={2 * value} (now {value})"
-        advice = f" To train it longer, name a later end: {longer}" if checkpoint.list_checkpoints(path) else ""
+        final, advice = path / "final.json", ""
+        if checkpoint.list_checkpoints(path):
+            ends = list_later_ends(self._config.train, checkpoint.load(path))
+            words = " ".join(f"{key}={later}" for key, (later, _) in ends.items())
+            own = ", ".join(str(own) for _, own in ends.values())
+            run = shlex.quote(str(path))
+            advice = f" To train it longer, name a later end: sightline train {run} --resume auto {words} (now {own})"
         self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)
         self._reporter.final_document(document)
@@ -381,10 +383,10 @@ class _TrainRun:
             session.resume(Path(location.checkpoint))
         else:
             session.start()
-        if location.checkpoint or location.is_longer:
-            session.update_config()
         if location.is_longer:
             self._note(session.describe_extension())
+        if location.checkpoint or location.is_longer:
+            session.update_config()
         self._note("\n".join([*session.start_summary(), sample_counts(session.built.data)]))
         resumed = f", resumed at step {session.job.step}" if location.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")
@@ -475,6 +477,8 @@ class _TrainRun:
     def _report(self, session: TrainingSession, document: dict[str, Any]) -> dict[str, Any]:
         """Report the metrics of the last weights."""
         built, directory, reporter = session.built, session.directory, self._reporter
+        if early := session.describe_early_end():
+            reporter.note(f"early-stopping: {early}")
         test = built.data.test
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)

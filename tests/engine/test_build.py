@@ -269,6 +269,13 @@ def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Pat
     assert not assert_same_run(run, small_config(), [])
     with pytest.raises(UserError, match="2 keys differ"):  # it would end earlier
         assert_same_run(run, small_config("train.epochs=3", "train.steps=1"), [])
+    early = "train.early_stopping={patience: 3}"
+    assert assert_same_run(run, small_config("train.epochs=3", early), [])
+    (run / "final.json").write_text("{}")
+    with pytest.raises(UserError, match=r"early_stopping\.patience: absent there, 3 here"):
+        assert_same_run(run, small_config(early), [])
+    (run / "final.json").write_text('{"ended_early": {}}')
+    assert assert_same_run(run, small_config(early), [])
 
 
 def test_a_run_whose_data_were_moved_goes_on_where_they_are(tmp_path: Path) -> None:

@@ -11,6 +11,22 @@ from sightline.config import read_config
 from tests.command import Outcome, run_here
 from tests.runs.broken_off import CONFIG, differences
 
+PLUGIN = '''\
+"""A transform that takes the number of epochs, as mosaic does."""
+
+from sightline.contract import registry
+
+
+@registry.transforms.add("plain_at_last")
+class PlainAtLast:
+    """Leaves the points as they are. Source: ours."""
+
+    def __init__(self, *, num_epochs: int | None = None) -> None:
+        self.until_epoch = num_epochs
+
+    def __call__(self, draws, *, points):
+        return {"points": points}
+'''
 CONSTANT = CONFIG.replace("{name: cosine}", "{name: constant}").replace(", {name: slowed}", "")
 
 
@@ -72,3 +88,44 @@ def test_an_end_in_steps_is_extended_in_steps(runs: Path) -> None:
     cut = train(runs / "cosine", "--resume", "auto", "train.steps=40")
     assert cut.code == 2
     assert "train.steps: null there, 40 here; a run may go on for longer, by a later train.epochs (now " in cut.err
+    out = runs / "both"
+    assert train(runs / "constant.yaml", "train.steps=10", "--out", out).code == 0
+    assert "--resume auto train.epochs=4 train.steps=20 (now 2, 10)" in train(out, "--resume", "auto").err
+    out = runs / "epochs"
+    assert train(runs / "constant.yaml", "train.epochs=1", "train.steps=1000", "--out", out).code == 0
+    assert "--resume auto train.epochs=2 (now 1)" in train(out, "--resume", "auto").err
+
+
+def test_a_run_that_ended_early_says_so_and_goes_on_by_what_it_names(runs: Path) -> None:
+    """Longer alone trains no step more, and says that; the named key trains to the bits of a run that began with it."""
+    source, out = runs / "constant.yaml", runs / "early"
+    stale = ("optimizer.lr=1e-30", "train.epochs=4")
+    done = train(source, *stale, "train.early_stopping={patience: 1}", "--out", out)
+    early = "the last evaluation did not improve overall_accuracy; by train.early_stopping the training ends after step"
+    assert f"early-stopping: {early} 10 of 20" in done.err
+    assert "--resume auto train.early_stopping=null (now patience 1)" in train(out, "--resume", "auto").err
+    same = train(out, "--resume", "auto", "train.epochs=5")
+    assert f"trains no longer: {early} 10 of 25; to go on, give train.early_stopping=null or a larger" in same.err
+    more = train(out, "--resume", "auto", "train.early_stopping={patience: 2}")
+    assert "early-stopping: the last 2 evaluations did not" in more.err
+    done = train(out, "--resume", "auto", "train.early_stopping=null")
+    assert "goes on from step 15: train.epochs=5 ends the run at step 25, as planned" in done.err
+    assert (done.code, read_config(out / "config.yaml").train.early_stopping) == (0, None)
+    unbroken = train(source, "optimizer.lr=1e-30", "train.epochs=5", "--out", runs / "never_stale")
+    assert unbroken.code == 0, unbroken.err
+    assert [name for name in differences(out, runs / "never_stale") if "best" not in name] == []
+    refused = train(out, "--resume", "auto", "train.early_stopping={patience: 1}")
+    assert (refused.code, "keys differ" in refused.err) == (2, True)
+
+
+def test_transforms_that_take_the_number_of_epochs_are_named(runs: Path) -> None:
+    plugin = runs / "plain_at_last.py"
+    plugin.write_text(PLUGIN)
+    words = (runs / "constant.yaml", "transforms.train=[{name: jitter}, {name: plain_at_last}]", "--plugin", plugin)
+    out = ("--out", runs / "by_epochs")
+    assert train(*words, "train.steps=4", *out).code == 0
+    depends = (
+        "; transforms.train that depend on train.epochs (plain_at_last) had 2 in the finished steps, so the result"
+    )
+    assert depends not in train(*words, "train.steps=6", *out, "--resume", "auto").err
+    assert depends in train(*words, "train.steps=11", "train.epochs=3", *out, "--resume", "auto").err

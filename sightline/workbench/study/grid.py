@@ -217,7 +217,7 @@ class GridStudy:
         inputs: dict[str, Mapping[str, str | None]] = {}
         for path, config in ((cell.run.path, cell.config) for cell in cells if is_run(cell.run.path)):
             if assert_same_run(path, config, read.plugins):
-                raise UserError(f"{path}: was trained for fewer epochs than this study needs; give another --out")
+                raise UserError(f"{path}: was trained to an earlier end than this study needs; give another --out")
             key = str((config.data, config.init, config.teacher))  # of many runs it is the same
             inputs[key] = inputs.get(key) or digest_inputs(config)
             assert_same_inputs(path, config, inputs[key])
