@@ -124,8 +124,6 @@ def test_transforms_that_take_the_number_of_epochs_are_named(runs: Path) -> None
     words = (runs / "constant.yaml", "transforms.train=[{name: jitter}, {name: plain_at_last}]", "--plugin", plugin)
     out = ("--out", runs / "by_epochs")
     assert train(*words, "train.steps=4", *out).code == 0
-    depends = (
-        "; transforms.train that depend on train.epochs (plain_at_last) had 2 in the finished steps, so the result"
-    )
+    depends = "; transforms.train that depend on train.epochs (plain_at_last) had 2 in the finished steps, so the"
     assert depends not in train(*words, "train.steps=6", *out, "--resume", "auto").err
     assert depends in train(*words, "train.steps=11", "train.epochs=3", *out, "--resume", "auto").err

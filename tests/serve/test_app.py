@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import threading
 import time
@@ -16,6 +17,8 @@ from starlette.testclient import TestClient
 
 import sightline
 from benchmarks.malformed_requests import MALFORMED
+from sightline.contract.types import ComponentConfig
+from sightline.engine.build import build_transforms
 from sightline.engine.distributed import World
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.serve import inputs
@@ -58,6 +61,26 @@ def test_an_upload_and_json_get_what_predict_says(client: TestClient, run: Path,
     for answer in (by_file.json(), by_json.json()):
         assert answer["probability"] == pytest.approx(expected.probability, abs=1e-6)
         assert "file" not in answer
+
+
+@run_each("num_points, transforms", [(32, ["rotate"]), (500, [])])
+def test_an_upload_draws_as_a_file_of_its_name(
+    num_points: int, transforms: list[str], run: Path, tmp_path: Path
+) -> None:
+    """Its turn and, of more points than the run takes, its choice; whatever folders a client writes in front."""
+    loaded = sightline.load_run(run)
+    turn = build_transforms([ComponentConfig(name) for name in transforms], loaded.facts)
+    loaded = dataclasses.replace(loaded, transforms=(*turn, *loaded.transforms))
+    cloud = (np.random.default_rng(0).random((num_points, 3)) - 0.5).astype(np.float32)
+    names = ("my chair.npy", "b.npy")
+    for name in names:
+        np.save(tmp_path / name, cloud)
+    expected = [found.probability for found in loaded.predict([tmp_path / name for name in names]).predicted]
+    assert abs(expected[0] - expected[1]) > 1e-5
+    with open_app(loaded, World()) as app, TestClient(app) as client:
+        for name, probability in zip(("../../my chair.npy", "b.npy"), expected, strict=True):
+            answer = client.post("/predict", files={"file": (name, as_npy(cloud))}).json()
+            assert answer["probability"] == pytest.approx(probability, abs=1e-6)
 
 
 def test_health_and_info(client: TestClient) -> None:

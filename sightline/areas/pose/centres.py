@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -89,9 +88,9 @@ class Refiner:
             transforms=without_target_transforms(run.transforms, info),
         )
 
-    def __call__(self, path: Path, depth: np.ndarray, point_mm: np.ndarray) -> np.ndarray:
-        """Refine the point (3,) in mm of the depth image (H, W) of a file."""
-        batch = self._pipeline.make_batch([path], [frame_sample(depth, self._camera, point_mm)])
+    def __call__(self, name: str, depth: np.ndarray, point_mm: np.ndarray) -> np.ndarray:
+        """Refine the point (3,) in mm of the depth image (H, W) of a file with this draw name."""
+        batch = self._pipeline.make_batch([name], [frame_sample(depth, self._camera, point_mm)])
         centre: np.ndarray = _predict_centres(self._pipeline, batch)[0]
         return centre
 

@@ -221,7 +221,7 @@ class PosePredictor(Predictor[JointPrediction]):
                 f"{path}: has no measured pixel{reach}, so that there is no figure in it; give another image, or other "
                 "reference.near_mm= and reference.far_mm="
             )
-        return point if self._refine is None else self._refine(path, depth, point)
+        return point if self._refine is None else self._refine(self.draw_name(path), depth, point)
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[JointPrediction | Refusal]:
         """Make the prediction of each frame."""

@@ -199,4 +199,4 @@ def _read_files(run: TrainedRun, split: SplitTransforms, paths: Sequence[Path]) 
         transforms=predictor.transforms(),
         task=predictor.make_task(),
     )
-    return Examples([pipeline.make_batch(files, samples)], pipeline.task, f"{len(files)} files")
+    return Examples([pipeline.make_batch([file.stem for file in files], samples)], pipeline.task, f"{len(files)} files")

@@ -67,6 +67,7 @@ class CloudPredictor(Predictor[Prediction]):
                 to_sphere=self.to_sphere,
                 any_scale=self.any_scale,
                 draws_meshes=self.draws_meshes,
+                name=self.draw_name(path),
             )
         return ReadFile(path, {**sample.fields, **self.make_extra_fields(path, sample)}, sample)
 

@@ -83,18 +83,20 @@ def read_sample(
     to_sphere: bool = False,
     any_scale: bool = False,
     draws_meshes: bool = True,
+    name: str | None = None,
 ) -> FileSample:
     """Read the sample of a file; `columns` as for `read_cloud`, the other arguments as for `make_sample`.
 
-    Points are sampled from a mesh with the file's name as seed, as in `sightline data prepare`; without `draws_meshes`
-    its vertices are the points. Raises DataError naming the file.
+    Points are sampled from a mesh with `name` as seed, by default that of the file, as in `sightline data prepare`;
+    without `draws_meshes` its vertices are the points. Raises DataError naming the file.
     """
     if columns is None and info.clouds is not None:
         columns = info.clouds.columns
     cloud = read_cloud(path, columns=columns, used=_used_columns(info))
     if not draws_meshes:
         cloud = dataclasses.replace(cloud, faces=None)
-    sample = make_sample(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
+    name = path.stem if name is None else name
+    sample = make_sample(cloud, info, name=name, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
     return sample._replace(treatment=", ".join((*cloud.notes, sample.treatment)))
 
 

@@ -97,9 +97,9 @@ class InferencePipeline:
         keys = batch_keys({**fields, **added}, info.features) - hidden
         self.task = self._build_task(keys) if task is None else task
 
-    def make_batch(self, paths: Sequence[Path], samples: Sequence[Sample]) -> Batch:
-        """Make a transformed batch of the samples of these files; random draws depend on the file's name only."""
-        keys = [SampleKey(_compute_sample_index(path), 0, self.run.config.seed) for path in paths]
+    def make_batch(self, names: Sequence[str], samples: Sequence[Sample]) -> Batch:
+        """Make a transformed batch of the samples of files; random draws depend on a file's draw name only."""
+        keys = [SampleKey(_compute_sample_index(name), 0, self.run.config.seed) for name in names]
         return BatchReader(_SampleStream(self.info, samples), self.transforms)(keys)
 
     def model_inputs(self, batch: Batch) -> Batch:
@@ -139,9 +139,9 @@ class _SampleStream:
         return next(self._samples)
 
 
-def _compute_sample_index(path: Path) -> int:
+def _compute_sample_index(name: str) -> int:
     """Compute a sample index for random draws from the file's name alone, so that other files do not matter."""
-    return int.from_bytes(hashlib.sha256(path.stem.encode(errors="surrogateescape")).digest()[:7], "little")
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:7], "little")
 
 
 _MAX_SIZE = 2**18
@@ -290,5 +290,6 @@ class FilePredictor:
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:
         """Run one batch through transforms, model and task."""
-        batch = self._pipeline.make_batch([file.path for file in files], [file.sample for file in files])
+        names = [self._predictor.draw_name(file.path) for file in files]
+        batch = self._pipeline.make_batch(names, [file.sample for file in files])
         return Inference(batch, self._pipeline.predict(self._pipeline.model_inputs(batch)))

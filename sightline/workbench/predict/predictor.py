@@ -173,6 +173,8 @@ class Predictor(Generic[PredictionT]):
         """The data set of the run: fields and features of a sample, recorded when it was trained."""
         self.fields: dict[str, Field] = {}
         """Fields of a sample from a file: batch key -> Field, with dtype and collation."""
+        self.draw_names: dict[Path, str] = {}
+        """Names by which files draw that have other names on this disk, as uploads of a server."""
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
@@ -194,6 +196,10 @@ class Predictor(Generic[PredictionT]):
     def read(self, path: Path) -> ReadFile:
         """Read the sample of a file. Raises DataError for a file that cannot be predicted."""
         raise NotImplementedError
+
+    def draw_name(self, path: Path) -> str:
+        """Return the name that seeds the random draws of a file: that of the file without its ending."""
+        return self.draw_names.get(path, path.stem)
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[PredictionT | Refusal]:
         """Make the prediction of each file of a batch, in order."""

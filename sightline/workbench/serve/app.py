@@ -124,7 +124,7 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
         try:
             async with asyncio.timeout(limits.max_seconds):
                 stored = await _receive(request, place, store, storing, limits)
-                answer = await place.wait_for(batcher.submit(stored.path))
+                answer = await place.wait_for(batcher.submit(stored.path, stored.draw_name))
         except TimeoutError:
             return _make_error(504, f"the request took more than {limits.max_seconds:g} s")
         except asyncio.CancelledError:

@@ -65,9 +65,11 @@ class MicroBatcher:
         if not self._thread.is_alive():
             self._predictor.close()
 
-    def submit(self, path: Path) -> Future[Answer]:
-        """Submit a file; the future has its answer."""
-        job = _Job(path, Future())
+    def submit(self, path: Path, draw_name: str) -> Future[Answer]:
+        """Submit a file, and the name by which it draws; the future has its answer."""
+        job, names = _Job(path, Future()), self._predictor.draw_names
+        names[path] = draw_name
+        job.result.add_done_callback(lambda _: names.pop(path))
         self._jobs.put(job)
         return job.result
 

@@ -1,6 +1,6 @@
 """Inputs of requests: uploaded bytes or JSON, checked and stored as a file of the server's own.
 
-The name of an upload gives nothing but its ending, and no text of a client becomes a path.
+Of an upload's name only the ending is stored; it seeds random draws, and no text of a client becomes a path.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class RequestError(UserError):
 
 
 class StoredInput(NamedTuple):
-    """File of one request, and the name by which its answer calls it."""
+    """File of one request, the name by which its answer calls it, and the one that seeds its random draws."""
 
     path: Path
     name: str
+    draw_name: str
 
 
 class InputStore:
@@ -57,12 +58,13 @@ class InputStore:
 
     def store_upload(self, folder: Path, filename: str, content: bytes, category: str | None) -> StoredInput:
         """Store an uploaded file. Raises RequestError for an ending that the run's predictor does not read."""
-        suffix = Path(filename.replace("\0", "")).suffix.lower()
+        name = Path(filename.replace("\0", "").encode(errors="replace").decode())
+        suffix = name.suffix.lower()
         if suffix not in self._suffixes:
             raise RequestError(415, f"file: its name has to end in one of {' '.join(self._suffixes)}")
         if not content:
             raise RequestError(422, "file: is empty; send its content")
-        return self._store(folder / f"input{suffix}", content, category, Path(filename).name[:200])
+        return self._store(folder / f"input{suffix}", content, category, name)
 
     def store_json(self, folder: Path, text: bytes) -> StoredInput:
         """Store the numbers of a JSON document. Raises RequestError for any other text and for unknown keys."""
@@ -84,14 +86,14 @@ class InputStore:
             raise RequestError(422, "category: a text is needed")
         content = io.BytesIO()
         np.save(content, _to_numbers(document["points"]))
-        return self._store(folder / "input.npy", content.getvalue(), category, "points")
+        return self._store(folder / "input.npy", content.getvalue(), category, Path("points"))
 
-    def _store(self, path: Path, content: bytes, category: str | None, called: str) -> StoredInput:
+    def _store(self, path: Path, content: bytes, category: str | None, called: Path) -> StoredInput:
         inner = self._find_category(category)
         path = path if inner is None else path.parent / inner / path.name
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
-        return StoredInput(path, called)
+        return StoredInput(path, called.name[:200], called.stem)
 
     def _find_category(self, category: str | None) -> str | None:
         """Return the run's own name of a category: its predictor reads it from the name of the folder."""
