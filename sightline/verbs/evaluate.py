@@ -126,7 +126,10 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
     if writer is not None:
         checkpoint = str(run.checkpoint_path.resolve())
         provenance = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
-        writer.finish(evaluation, {**provenance, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
+        others = map(str, map(Path.resolve, run.other_checkpoints))
+        averaged = {"averaged_with": list(others)} if options.ensemble else {}
+        settings = {"votes": config.evaluate.votes, "overrides": list(options.overrides)}
+        writer.finish(evaluation, {**provenance, **averaged, **settings})
         world.rank_zero_only(print_note)(f"predictions: {writer.path}")
     return EvaluatedRun(files, run, part, evaluation)
 

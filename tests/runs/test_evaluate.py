@@ -150,6 +150,17 @@ def test_with_votes_the_voted_labels_are_kept(parts: Path, tmp_path: Path) -> No
     assert mean != pytest.approx(document["metrics"]["instance_miou"], abs=1e-6)
 
 
+def test_averaged_labels_name_every_checkpoint_that_was_averaged(tmp_path: Path) -> None:
+    run = copy_run("plain", tmp_path)
+    evaluate(run, "--ensemble", "--save-predictions")
+    manifest, _ = kept(run / "predictions" / "test")
+    last, first = manifest["checkpoint"], *manifest["averaged_with"]
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    assert [first, last] == [str(folder.resolve()) for folder in folders]
+    evaluate(run, "--save-predictions")
+    assert "averaged_with" not in kept(run / "predictions" / "test")[0]
+
+
 @pytest.mark.processes
 def test_two_processes_keep_the_files_of_one(parts: Path, tmp_path: Path) -> None:
     one = evaluate(parts, "--save-predictions", "--out", tmp_path / "one")
