@@ -260,17 +260,22 @@ def check_recorded(recorded: Sequence[Mapping[str, Any]], loaded: Sequence[Plugi
         )
     by_name = _SESSION_PLUGINS | {plugin.path.name: plugin for plugin in loaded}
     notes = []
-    lost = [str(_find_source(entry, run)) for entry in recorded if entry["name"] not in by_name]
+    lost = [entry for entry in recorded if entry["name"] not in by_name]
     if lost:
         named, again = ("the plugin", "it") if len(lost) == 1 else ("the plugins", "them")
+        paths = ", ".join(str(_find_source(entry, run)) for entry in lost)
         raise PluginError(
-            f"{run}: was made with {named} {', '.join(lost)}; give {again} again: "
-            + " ".join(f"--plugin {shlex.quote(path)}" for path in lost)
+            f"{run}: was made with {named} {paths}; give {again} again: {shlex.join(plugin_options(lost, run))}"
         )
     for entry in recorded:
         for name, path in by_name[entry["name"]].list_changes(entry):
             notes.append(f"plugin-changed: {path} is not what {run} was made with (its copy: {run / 'plugins' / name})")
     return notes
+
+
+def plugin_options(recorded: Sequence[Mapping[str, Any]], run: Path) -> list[str]:
+    """List the words of a command line that give the plugins of a run's record again."""
+    return [word for entry in recorded for word in ("--plugin", str(_find_source(entry, run)))]
 
 
 def _find_source(entry: Mapping[str, Any], run: Path) -> Path:

@@ -32,7 +32,7 @@ from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.members import get_data_digest
-from sightline.contract.plugins import Plugin, check_recorded, load_plugins
+from sightline.contract.plugins import Plugin, check_recorded, load_plugins, plugin_options
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
@@ -346,7 +346,8 @@ class _TrainRun:
             ends = list_later_ends(self._config.train, checkpoint.load(path))
             words = " ".join(f"{key}={later}" for key, (later, _) in ends.items())
             own = ", ".join(str(own) for _, own in ends.values())
-            run = shlex.quote(str(path))
+            plugins = plugin_options(RunFiles(path).environment.get("plugins", ()), path)
+            run = shlex.join([str(path), *plugins])
             advice = f" To train it longer, name a later end: sightline train {run} --resume auto {words} (now {own})"
         self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from sightline.contract.plugins import plugin_options
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
+from sightline.runs.checkpoint import is_packed
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
 from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, note_figures, read_part
 from sightline.store.files.image_files import read_image
@@ -132,7 +134,7 @@ def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
     else:
         text = "The quick checks ran before the training."
     text += " No finding." if not run.findings else ""
-    more = f"All checks: {shlex.join(['sightline', 'check', str(run.path)])}"
+    more = f"All checks: {_format_command(run, 'check')}"
     names = ("severity", "code", "summary", "measured", "expected", "action")
     rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
     marked = [index for index, row in enumerate(rows) if row[0] != "note"]
@@ -170,7 +172,15 @@ def _make_environment_table(run: ReportedRun) -> list[PageBlock]:
         "commit": f"{git['commit']}{dirty}" if git.get("commit") else None,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         "machine": ", ".join(map(str, filter(None, [environment.get("cpu"), environment.get("platform"), *gpus]))),
-        "train again": shlex.join(["sightline", "train", str(run.path), "--out", f"{run.path}_again"]),
-        "evaluate again": shlex.join(["sightline", "evaluate", str(run.path)]),
+        "train again": _format_command(run, "train", "--out", f"{run.path}_again"),
+        "evaluate again": _format_command(run, "evaluate"),
     }
+    if is_packed(run.path):  # its config is of the training in float
+        del facts["train again"]
     return [PageTable(["", run.name], [[name, format_fact(value)] for name, value in facts.items()], is_numeric=False)]
+
+
+def _format_command(run: ReportedRun, verb: str, *more: str) -> str:
+    """Format a command on a run, with the plugins that it was made with."""
+    options = plugin_options(run.environment.get("plugins", ()), run.path)
+    return shlex.join(["sightline", verb, str(run.path), *options, *more])

@@ -127,3 +127,5 @@ def test_transforms_that_take_the_number_of_epochs_are_named(runs: Path) -> None
     depends = "; transforms.train that depend on train.epochs (plain_at_last) had 2 in the finished steps, so the"
     assert depends not in train(*words, "train.steps=6", *out, "--resume", "auto").err
     assert depends in train(*words, "train.steps=11", "train.epochs=3", *out, "--resume", "auto").err
+    advice = train(*words, "train.steps=11", "train.epochs=3", *out, "--resume", "auto").err
+    assert f"sightline train {out[1]} --plugin {plugin} --resume auto train." in advice

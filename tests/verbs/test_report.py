@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +97,19 @@ def test_findings_pictures_and_the_command_are_on_the_page(run: Path) -> None:
     assert "<td>command</td><td>sightline train &#39;a b.yaml&#39;</td>" in text
     assert "<td>commit</td><td>abc, with changes that were not committed</td>" in text
     assert f"sightline train {run} --out {run}_again" in text
+
+
+@pytest.mark.parametrize("task", ["parts", "packed"])
+def test_the_commands_on_the_page_name_plugins_and_repeat_what_the_run_is(task: str, tmp_path: Path) -> None:
+    run, page = trained_run(task), tmp_path / "page.html"
+    assert run_here("report", run, "--out", page).code == 0
+    text = html.unescape(page.read_text())
+    again = dict(re.findall(r"<td>(\w+) again</td><td>sightline (.+?)</td>", text))
+    assert list(again) == (["evaluate"] if task == "packed" else ["train", "evaluate"])
+    assert run_here(*shlex.split(again["evaluate"]), "--device", "cpu").code == 0
+    options = f" --plugin {run / 'plugins' / 'plugin.py'}" if task == "parts" else ""
+    assert task == "packed" or f"All checks: sightline check {run}{options}<" in text
+    assert all(f"{run}{options}" in command for command in again.values())
 
 
 @pytest.mark.parametrize(
