@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sightline.config import RunConfig, read_config, render_config
-from sightline.config.run_config import Train, to_plain
+from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, RunError, summarise_error
 from sightline.draw.pictures import encode_png
@@ -560,19 +560,6 @@ class TrainingSession:
         if self._final_metrics is None:
             return final
         return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluation_model)})
-
-
-def list_later_ends(train: Train, last: checkpoint.Snapshot) -> dict[str, tuple[object, object]]:
-    """List the keys that ended a finished run, by its last checkpoint, each with a later end and its own."""
-    stopping = train.early_stopping
-    ends: dict[str, tuple[object, object]] = {}
-    if stopping is not None and last.state["best"]["stale"] >= stopping.patience:
-        ends["train.early_stopping"] = ("null", f"patience {stopping.patience}")
-    if last.state["epoch"] >= train.epochs:
-        ends["train.epochs"] = (2 * train.epochs, train.epochs)
-    if train.steps is not None and last.step >= train.steps:
-        ends["train.steps"] = (2 * train.steps, train.steps)
-    return ends
 
 
 def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str) -> dict[str, Any]:

@@ -41,8 +41,8 @@ from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
-from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
-from sightline.engine.session import StopRequest, TrainingSession, list_later_ends
+from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, list_later_ends, resolve_run_location
+from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
