@@ -135,6 +135,22 @@ def test_wandb_offline_writes_only_inside_and_leaves_random_states_alone(
     assert set(parts) == {(run / "wandb" / "run_id").read_text(encoding="utf-8")}
 
 
+def test_wandb_that_cannot_start_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise ConnectionError("no route to host")
+
+    watcher = Wandb(tmp_path, project="p", name="n", mode="online", every=1)
+    monkeypatch.setattr(watcher, "_start", refuse)
+    observers = Observers([watcher])
+    observers.on_step(step(1))
+    observers.on_end("finished")
+    assert [record.getMessage() for record in caplog.records] == [
+        "observer-failed: Wandb is switched off, training goes on; it failed with ConnectionError: no route to host"
+    ]
+
+
 # --- pictures that a metric of a plugin makes of the whole part: in TensorBoard, beside the run, once ----------------
 
 

@@ -1,6 +1,8 @@
-"""Detectors with a level of stride 4: shapes, priors, small boxes, and a loss that falls."""
+"""Detectors with a level of stride 4: shapes, priors, small boxes, a loss that falls, and the exported network."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step
+from sightline.workbench.export.checking import check_file
+from sightline.workbench.export.formats import load_written, write_onnx
+from sightline.workbench.export.graph import GraphNetwork, record_graph
 from tests.processes import ROOT
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "darknet53", "cspdarknet")
@@ -91,6 +96,21 @@ def test_a_small_box_is_assigned_at_stride_4(name: str, is_fine_alone: int) -> N
     levels = job.task.get_priors(image).prior_level[target >= 0]
     assert (levels == 0).any()
     assert not is_fine_alone or (levels == 0).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["fcos", *(pytest.param(name, marks=pytest.mark.long) for name in ("retinanet", "yolox"))]
+)
+def test_the_exported_network_agrees(name: str) -> None:
+    job = setup(name).job
+    batch: dict[str, Any] = {"image": torch.randn(3, 3, *SIZE)}
+    network = GraphNetwork(job.model.eval(), job.task, batch).eval()
+    inputs = network.arrange(batch)
+    with torch.no_grad():
+        outputs = tuple(network(*inputs[0]))
+    content = write_onnx(record_graph(network, inputs[0]), outputs, suppression=None)
+    check = check_file(load_written(content, outputs), network, inputs, is_batch_free=True, source="")
+    assert check.is_equal, check.describe()
 
 
 @pytest.mark.parametrize(
