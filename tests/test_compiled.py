@@ -27,6 +27,7 @@ from sightline.ops import numba_kernels
 from sightline.ops.numba_kernels import can_use_numba, run_parallel
 from sightline.ops.waits import send_list
 from tests.cases import run_each
+from tests.conftest import ROOT
 from tests.layers.passes import BOUND, assert_passes_agree, run
 from tests.marks import long_but
 from tests.models.small_models import small_model, without_dropout
@@ -238,11 +239,16 @@ GIVEN: dict[str, dict[str, Tensor]] = {
 COMPILED = ("dgcnn_scenes", "packed point_transformer")
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13 does, and warns
 @pytest.mark.parametrize("name", long_but(COMPILED, GIVEN))
 def test_a_network_is_one_graph(name: str) -> None:
+    """In a process of its own: what torch.export records before leaves torch unable to take some networks whole."""
+    command = f"from tests.test_compiled import compare_whole; compare_whole({name!r})"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def compare_whole(name: str) -> None:
     """Training in float64, without a break, gives the numbers of the same network that runs line by line."""
-    torch.compiler.reset()
     given, plain = GIVEN[name], without_dropout(small_model(name.removeprefix("packed ")).train())
     whole = copy.deepcopy(plain)
     whole.compile(fullgraph=True, backend="aot_eager")  # the graph is tested, not the code that a compiler makes of it
