@@ -13,7 +13,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "file_views": {"stages": "view_depth_file"},
     "losses": {"refiner": "centre_mse", "v2v": "heatmap_mse"},
-    "metrics": {"metrics": "detection_rate joint_error", "refiner": "centre_error"},
+    "metrics": {"metrics": "detection_rate joint_error keypoints", "refiner": "centre_error"},
     "models": {"refiner": "scale_net", "v2v": "v2v v2v_small"},
     "predictors": {"predictor": "centre pose"},
     "references": {"sets.depth_frames": "centre_of_mass file truth"},
