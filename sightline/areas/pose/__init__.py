@@ -9,6 +9,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.depth_folder": "depth_folder",
         "sets.hand_sets": "hands2017 icvl_hands msra_hands nyu_hands",
         "sets.itop": "itop",
+        "sets.synthetic_bodies": "synthetic_bodies",
         "sets.synthetic_hands": "synthetic_hands",
     },
     "file_views": {"stages": "view_depth_file"},
