@@ -20,6 +20,7 @@ SMALLER = {
     "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
     "contrast/synthetic_shapes_intrapoint_parts": (_FEW_POINTS,),
     "detect/synthetic_crowds_fcos": _DETECTOR,
+    "detect/synthetic_crowds_fcos_eca": _DETECTOR,
     "detect/synthetic_crowds_retinanet": _DETECTOR,
     "detect/synthetic_crowds_yolov3": _DETECTOR,
     "detect/synthetic_crowds_yolox": _CROWDS,
