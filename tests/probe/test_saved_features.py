@@ -75,8 +75,8 @@ def test_a_second_probe_loads_them_and_says_the_same(tmp_path: Path, monkeypatch
     monkeypatch.setattr(probed_run, "extract", None)
     second = succeed(*words, tmp_path / "second.json")
     assert (tmp_path / "first.json").read_bytes() == (tmp_path / "second.json").read_bytes()
-    told = [line for line in second.err.splitlines() if f"features from {run / 'features'}/" in line]
-    assert [line.partition("features")[0] for line in told] == ["", "random weights: "]
+    notes = [line for line in second.err.splitlines() if f"features from {run / 'features'}/" in line]
+    assert [line.partition("features")[0] for line in notes] == ["", "random weights: "]
     assert "features from" not in first.err
     names = {"probe_svm_accuracy", "probe_knn_accuracy", "probe_linear_accuracy"}
     (document,) = json.loads((tmp_path / "second.json").read_text())["runs"]
@@ -118,10 +118,10 @@ def test_a_run_that_goes_on_and_another_checkpoint_are_computed_anew(tmp_path: P
     words = ("--resume", "auto", "train.epochs=2", "--no-check", "--device", "cpu")
     succeed("train", run, *words)
     for checkpoint in ("last", "best"):
-        found, lines = read(run, checkpoint=checkpoint)
-        assert is_same(found, compute(run, checkpoint=checkpoint))
+        loaded, lines = read(run, checkpoint=checkpoint)
+        assert is_same(loaded, compute(run, checkpoint=checkpoint))
         is_first = (run / "checkpoints" / checkpoint).resolve().name == "step_00000001"
-        assert is_same(found, first) == is_first
+        assert is_same(loaded, first) == is_first
         if not is_first:
             assert lines[0] == f"features are computed anew: those in {run / 'features'} differ in weights"
             assert "random weights: features from" in lines[1]
@@ -278,9 +278,9 @@ def test_a_disk_that_takes_nothing_changes_no_figure(trained: Path, number: int)
     expected, _ = read(trained)
     with pytest.MonkeyPatch.context() as patched:
         close_disk(patched, trained, number)
-        found, lines = read(trained)
+        loaded, lines = read(trained)
         assert lines[0].startswith("features from")
-        assert is_same(found, expected)
+        assert is_same(loaded, expected)
         lines = read(trained, "data.num_points=40")[1]
     assert lines[1] == f"features are not saved: {trained / 'features'}: {os.strerror(number)}"
 
@@ -296,8 +296,8 @@ def test_a_kill_while_they_are_written_leaves_no_broken_file(run: Path, monkeypa
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     assert [left.name for left in (run / "features").iterdir()] == [f".{path.name}.partial"]
-    found, lines = read(run)
-    assert is_same(found, expected)
+    loaded, lines = read(run)
+    assert is_same(loaded, expected)
     assert lines == []
     assert [left.name.partition("-")[0] for left in sorted((run / "features").iterdir())] == ["random", "trained"]
 

@@ -124,13 +124,13 @@ class CrossValidated:
         rows, test_rows = self.prepare(train.rows.astype(np.float64), test.rows.astype(np.float64))
 
         def score(fold: int | None) -> list[tuple[float, bool]]:
-            known_rows, known, queries, answers = rows, train.labels, test_rows, test.labels
+            known_rows, known, queries, expected = rows, train.labels, test_rows, test.labels
             if fold is not None:
                 is_known = fold_of != fold
-                known, answers = train.labels[is_known], train.labels[~is_known]
+                known, expected = train.labels[is_known], train.labels[~is_known]
                 known_rows, queries = self.select(rows, rows[~is_known], np.flatnonzero(is_known))
             fitted = self.predict_all(known_rows, known, queries)
-            return [(float((classes == answers).mean()), is_done) for classes, is_done in fitted]
+            return [(float((classes == expected).mean()), is_done) for classes, is_done in fitted]
 
         def score_all() -> list[list[tuple[float, bool]]]:
             threads = max(1, min(torch.get_num_threads(), _MAX_THREADS))

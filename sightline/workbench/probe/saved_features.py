@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +156,8 @@ class SavedFeatures:
         metadata = {"key": json.dumps(key), "sha256": _digest_arrays(arrays)}
         try:
             self.folder.mkdir(exist_ok=True)  # without parents: a run that was moved meanwhile is not made again
-            replace_atomic(self._path(key), safetensors.numpy.save(arrays, metadata))
+            with _lock(self.folder):
+                replace_atomic(self._path(key), safetensors.numpy.save(arrays, metadata))
         except OSError as error:
             return f"features are not saved: {self.folder}: {error.strerror or error}"
         with contextlib.suppress(OSError):
@@ -173,6 +176,17 @@ _IMPORTED_LATE = (
     "features are not saved: a plugin imported modules of its own while they were computed, whose changes would go "
     "unnoticed; import them at its top"
 )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Lock a folder, so that two probes never write one temporary file; the kernel unlocks it with the process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _parse_metadata(data: bytes) -> dict[str, Any]:
