@@ -47,7 +47,8 @@ class BoxErrors(BoxRows):
     detections, `gain_false_negative` that of dropping all unmatched labels. The `most` highest-scoring detections of
     an image take part. Equal to tidecv, in shares of 1 where it prints points of 100, by its rules, which part from
     those of `box_ap`: a class that is only detected has an AP of 0, which is part of the mean; detections inside
-    ignored labels do not lower the AP, but have a kind. NaN if no class has a label or a detection then.
+    ignored labels do not lower the AP, but have a kind. NaN without labels, and where tidecv divides by zero: without
+    detections no class is left once missed labels are dropped.
 
     >>> import torch
     >>> from sightline.parts.metrics import Meter
@@ -172,8 +173,8 @@ def _match(boxes: np.ndarray, truth: np.ndarray, num_classes: int) -> tuple[np.n
 
     Of labels that a detection overlaps equally the first is matched, as in tidecv.
     """
-    numbered = (torch.from_numpy(np.column_stack([rows, np.arange(len(rows))])) for rows in (boxes, truth))
-    groups = group_boxes(*numbered, num_classes, last_is_first=True)
+    numbered, labels = (torch.from_numpy(np.column_stack([rows, np.arange(len(rows))])) for rows in (boxes, truth))
+    groups = group_boxes(numbered, labels, num_classes, last_is_first=True)
     matched = groups.match(groups.is_ignored[None], levels=np.array([_MATCH_IOU]))
     is_found, is_label_found = np.zeros(len(boxes), dtype=bool), np.zeros(len(truth), dtype=bool)
     is_found[groups.boxes[matched.is_matched[0, 0] & ~matched.is_ignored[0, 0], -1].astype(np.int64)] = True
@@ -204,10 +205,10 @@ def _kinds(boxes: np.ndarray, truth: np.ndarray, begin: int) -> tuple[np.ndarray
 
 
 def mended_ap50(errors: DetectionErrors, num_classes: int, mended: str = "") -> float:
-    """Compute the AP at an IoU of 0.5 once the errors of a kind are mended, a mean over classes; NaN if none is left.
+    """Compute the AP at an IoU of 0.5 once the errors of a kind are mended; NaN without labels.
 
-    A class counts if it has a label or a detection. Among equal scores, mended detections and wrong ones come before
-    right ones if a kind is mended, else the order is that of the images, as in tidecv.
+    It is the mean over classes that have a label or a detection. Among equal scores, wrong and moved detections come
+    before right ones if a kind is mended, as in tidecv; else the order is that of the images.
     """
     is_right, is_real = errors.kind < 0, errors.is_real
     is_mended = errors.kind == (KINDS.index(mended) if mended in KINDS else _MISSED)
@@ -230,14 +231,15 @@ def mended_ap50(errors: DetectionErrors, num_classes: int, mended: str = "") -> 
             values.append(float(precision_and_recall([matches], recalls_sampled=_RECALLS)[0].mean()))
         elif chosen.any():
             values.append(0.0)
-    return nan_mean(values)
+    return nan_mean(values if is_real.any() else [])
 
 
 def _best_score(errors: DetectionErrors) -> float:
     """Return the score with the largest F1 score of the detections from it on; 0 if none is right."""
     counted = ~errors.is_hidden
     scores, is_right = errors.detections[counted, DetectionColumn.SCORE], errors.kind[counted] < 0
-    order = np.argsort(-scores, kind="stable")
-    num_right = is_right[order].cumsum()
-    f1 = num_right / (np.arange(1, len(order) + 1) + errors.is_real.sum())
-    return float(scores[order][f1.argmax()]) if is_right.any() else 0.0
+    order = np.argsort(-scores)
+    scores, num_right = scores[order], is_right[order].cumsum()
+    is_last = np.diff(scores, append=-np.inf) < 0  # of equal scores
+    f1 = num_right * is_last / (np.arange(1, len(order) + 1) + errors.is_real.sum())
+    return float(scores[f1.argmax()]) if is_right.any() else 0.0
