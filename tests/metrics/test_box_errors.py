@@ -188,7 +188,7 @@ def test_the_worst_images_have_the_most_errors_from_the_best_score_on() -> None:
         Image(sure, [found(30 * place, 0.5) for place in range(4)]),
     ]
     worst = ERRORS.worst_samples(state_of(*images))
-    assert worst.min_score == 0.5
+    assert worst.min_score == (0.5 + 0.1) / 2
     listed: dict[str, Any] = {kind: dict(samples) for kind, samples in worst.of_kind.items() if samples}
     assert listed == {"class": {1: 1}, "duplicate": {1: 1}, "background": {3: 2}, "missed": {1: 1}}
     assert worst.list_counts() == {1: {"class": 1, "duplicate": 1, "missed": 1}, 3: {"background": 2}}

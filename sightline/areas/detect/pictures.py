@@ -68,7 +68,7 @@ def show_detections(
         texts = [f"{counts['found']} found"] if "found" in counts else []
         texts += [f"errors: {wrong}"] if wrong else []
         if len(others):
-            texts.append(f"{len(others)} below the score {least_score:g} not drawn, up to {others[:, 4].max():.2g}")
+            texts.append(f"{len(others)} below the score {least_score:.3g} not drawn, up to {others[:, 4].max():.2g}")
         caption, legend = "; ".join(texts), {_LEGEND.get(kind, kind): COLORS[kind] for kind in COLORS if kind in counts}
         image = draw_boxes(get_image_pixels(batch, index, pixels), drawn, legend=legend)
         pictures.append(Picture(f"detections_{index}", image, caption))

@@ -124,7 +124,8 @@ class BoxScoring(Scoring):
         most = min(limits, default=NO_LIMIT)
         faults = results_faults(predictions.detections, truths, most=most)
         notes += [f"warning: {path}: {fault}" for fault in faults]
-        return ScoredFiles(evaluation, others, notes, {})
+        order = scoring_order(images)
+        return ScoredFiles(evaluation, others, notes, lambda index: part.sample_name(int(order[index])))
 
 
 def score_boxes(
@@ -170,7 +171,7 @@ def score_boxes(
         bound_metrics.append(BoundMetric(metric, update))
     if not bound_metrics:
         raise ConfigError(
-            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
+            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, box_errors, crowd_ap, miss_rate are"
         )
     metric_results = []
     for meter in bound_metrics:

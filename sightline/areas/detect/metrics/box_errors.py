@@ -103,7 +103,7 @@ class BoxErrors(BoxRows):
     def worst_samples(self, state: State) -> WorstSamples:
         """List the images with the most errors of each kind, ignored ones aside, among the detections of a good score.
 
-        That score, from which on detections count, is the one with the largest F1 score.
+        That score is the one from which on the detections have the largest F1 score.
         """
         score = _best_score(self._classify(state))
         errors = self._classify(state, min_score=score)
@@ -235,11 +235,12 @@ def mended_ap50(errors: DetectionErrors, num_classes: int, mended: str = "") -> 
 
 
 def _best_score(errors: DetectionErrors) -> float:
-    """Return the score with the largest F1 score of the detections from it on; 0 if none is right."""
+    """Return the middle between the score from which on F1 is largest and the next lower one; 0 if none is right."""
     counted = ~errors.is_hidden
     scores, is_right = errors.detections[counted, DetectionColumn.SCORE], errors.kind[counted] < 0
     order = np.argsort(-scores)
     scores, num_right = scores[order], is_right[order].cumsum()
     is_last = np.diff(scores, append=-np.inf) < 0  # of equal scores
     f1 = num_right * is_last / (np.arange(1, len(order) + 1) + errors.is_real.sum())
-    return float(scores[f1.argmax()]) if is_right.any() else 0.0
+    best = int(f1.argmax()) if is_right.any() else -1
+    return float(scores[best : best + 2].mean()) if best >= 0 else 0.0
