@@ -87,11 +87,15 @@ class WorstSamples:
     min_score: float
 
     def list_counts(self) -> dict[int, dict[str, int]]:
-        """Return index → kind → number of errors, in the order in which the samples are first listed."""
+        """Return index → kind → number of errors: first the worst sample of each kind, then the second of each."""
+        ranked = [
+            (rank, index, kind, count)
+            for kind, samples in self.of_kind.items()
+            for rank, (index, count) in enumerate(samples.items())
+        ]
         counts: dict[int, dict[str, int]] = {}
-        for kind, samples in self.of_kind.items():
-            for index, count in samples.items():
-                counts.setdefault(index, {})[kind] = count
+        for _, index, kind, count in sorted(ranked, key=lambda row: row[0]):
+            counts.setdefault(index, {})[kind] = count
         return counts
 
     def to_dict(self, name_of: Callable[[int], str]) -> dict[str, Any]:

@@ -105,6 +105,8 @@ def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSam
     """View samples of a config's data and, for a run directory, the predictions of its model."""
     _assert_not_given(options, ("columns", "up"), "can be used only with files; a data set defines them itself")
     has_predictions, is_worst = is_run(path), options.samples == WORST
+    if options.samples is not None and options.num is not None:
+        raise UserError("--num: is the number of samples, and --samples lists them; give only one of them")
     if is_worst and not has_predictions:
         raise UserError("--samples worst: are the samples with the most errors of a run; a config has no weights")
     if not has_predictions:
@@ -164,8 +166,6 @@ def _choose_indices(part: DataSubset, options: ViewOptions) -> list[int]:
     if options.samples is None:
         return [int(index) for index in part.evenly_spaced_indices(options.num or _NUM_SAMPLES)]
     indices = part.indices.tolist()
-    if options.num is not None:
-        raise UserError("--num: is the number of samples, and --samples lists them; give only one of them")
     valid_indices = set(indices)
     chosen: list[int] = []
     words = _split_names(options.samples)

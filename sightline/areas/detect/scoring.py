@@ -49,7 +49,7 @@ class DetectionWriter:
 
     def __init__(self, path: Path, part: DataSubset, world: World) -> None:
         self.path = path
-        self._images = box_images(part)
+        self._images, self._part = box_images(part), part
         if shared := duplicate_image_ids(map(self._images.image, range(len(self._images)))):
             raise DataError(
                 f"--save-predictions: {next(iter(shared.values()))}, and rows would be of either; evaluate the images "
@@ -80,7 +80,9 @@ class DetectionWriter:
         self._directory.write_text(RESULTS, "[" + ",\n".join(lines) + "]\n")
         classes = {"class_names": list(self._images.classes.names), "category_ids": list(ids)}
         counts = {"num_images": evaluation.num_samples, "num_detections": len(lines)}
-        self._directory.write_json(MANIFEST, {**about, **classes, **counts, "file": RESULTS})
+        worst = evaluation.worst_samples
+        errors = {} if worst is None else {"worst_samples": worst.to_dict(self._part.sample_name)}
+        self._directory.write_json(MANIFEST, {**about, **classes, **counts, **errors, "file": RESULTS})
 
 
 def box_images(part: DataSubset) -> BoxImages:
