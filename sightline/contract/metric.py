@@ -99,9 +99,10 @@ class WorstSamples:
         return counts
 
     def to_dict(self, name_of: Callable[[int], str]) -> dict[str, Any]:
-        """Convert to plain values for JSON, with the names of samples."""
+        """Convert to plain values for JSON, with the names of samples, which several may share."""
         kinds = {
-            kind: {name_of(index): count for index, count in samples.items()} for kind, samples in self.of_kind.items()
+            kind: [{"name": name_of(index), "count": count} for index, count in samples.items()]
+            for kind, samples in self.of_kind.items()
         }
         return {"min_score": self.min_score, "kinds": kinds}
 

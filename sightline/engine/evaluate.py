@@ -234,7 +234,7 @@ class Evaluator:
         if hardness_of is not None:
             drawn = world.rank_zero_only(self._draw_hardest)(model, world, ledger.hardness) or ()
         if show is not None:
-            drawn += world.rank_zero_only(self._draw_worst)(model, world, evaluation.worst_samples) or ()
+            drawn += world.rank_zero_only(self._draw_worst)(model, world, evaluation) or ()
         model.train(was_training)
         if pictures:
             drawn += tuple(world.rank_zero_only(_draw_pictures)(evaluation.results) or ())
@@ -256,11 +256,12 @@ class Evaluator:
         pictures = self._draw_samples(model, world, self.indices[worst.numpy()])
         return tuple(dataclasses.replace(picture, name=f"hardest_{picture.name}") for picture in pictures)
 
-    def _draw_worst(self, model: nn.Module, world: World, worst: WorstSamples | None) -> tuple[Picture, ...]:
+    def _draw_worst(self, model: nn.Module, world: World, evaluation: Evaluation) -> tuple[Picture, ...]:
         """Draw the samples with the most errors of each kind, the worst first."""
-        pictures: list[Picture] = []
+        worst = evaluation.worst_samples
         if worst is None:
             return ()
+        pictures: list[Picture] = []
         for kind, counts in worst.of_kind.items():
             drawn = self._draw_samples(model, world, np.array([*counts][: self._num_drawn]), score=worst.min_score)
             for picture, (index, count) in zip(drawn, counts.items(), strict=False):

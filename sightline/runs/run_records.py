@@ -169,7 +169,7 @@ def list_errors(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     counts, worst = document.get("box_errors", {}), document.get("worst_samples", {}).get("kinds", {})
     rows = []
     for kind in {**counts, **worst}:
-        samples = ", ".join(f"{name} ({count})" for name, count in worst.get(kind, {}).items())
+        samples = ", ".join(f"{sample['name']} ({sample['count']})" for sample in worst.get(kind, ()))
         row = counts.get(kind, {})
         rows.append((kind, row.get("count"), row.get("ignored"), document["metrics"].get(f"gain_{kind}"), samples))
     return rows

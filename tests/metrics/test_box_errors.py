@@ -192,5 +192,4 @@ def test_the_worst_images_have_the_most_errors_from_the_best_score_on() -> None:
     listed: dict[str, Any] = {kind: dict(samples) for kind, samples in worst.of_kind.items() if samples}
     assert listed == {"class": {1: 1}, "duplicate": {1: 1}, "background": {3: 2}, "missed": {1: 1}}
     assert worst.list_counts() == {1: {"class": 1, "duplicate": 1, "missed": 1}, 3: {"background": 2}}
-    names = worst.to_dict("image {}".format)["kinds"]
-    assert names["background"] == {"image 3": 2}
+    assert worst.to_dict("image {}".format)["kinds"]["background"] == [{"name": "image 3", "count": 2}]
