@@ -79,9 +79,9 @@ def _color_by_kind(
     detections: Tensor, truth: Tensor, to_canvas: Tensor, class_names: Sequence[str]
 ) -> tuple[list[DrawnBox], Counter[str]]:
     """Colour detections (D, 6) and truth (G, 7) of a file by kind: boxes on the canvas, and their number by kind."""
-    found, labels = (torch.nn.functional.pad(rows, (1, 0)) for rows in (detections, truth))  # all of image 0
-    classes = torch.cat([found[:, DetectionColumn.CLASS], labels[:, LabelColumn.CLASS]]).tolist()
-    errors = classify_errors(found, labels, int(max([len(class_names) - 1, *classes])) + 1)
+    rows, labels = (torch.nn.functional.pad(each, (1, 0)) for each in (detections, truth))  # all of image 0
+    classes = torch.cat([rows[:, DetectionColumn.CLASS], labels[:, LabelColumn.CLASS]]).tolist()
+    errors = classify_errors(rows, labels, int(max([len(class_names) - 1, *classes])) + 1)
     counts: Counter[str] = Counter()
 
     def box(row: np.ndarray, kind: str, caption: str = "", style: Style = "solid") -> DrawnBox:
@@ -90,7 +90,7 @@ def _color_by_kind(
         return DrawnBox(tuple(corners), COLORS[kind], caption, style)
 
     boxes = [box(row, "ignored", style="hatched") for row in errors.labels[~errors.is_real]]
-    is_lost = errors.is_real & ~errors.is_label_found
+    is_lost = errors.is_real & ~errors.is_label_matched
     for kind, mask in (("truth", is_lost & ~errors.is_missed), ("missed", errors.is_missed)):
         for row in errors.labels[mask]:
             boxes.append(box(row, kind, name_class(int(row[LabelColumn.CLASS]), class_names), "dashed"))

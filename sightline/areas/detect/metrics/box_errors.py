@@ -53,7 +53,7 @@ class BoxErrors(BoxRows):
     >>> import torch
     >>> from sightline.parts.metrics import Meter
     >>> from sightline.areas.detect.metrics.box_errors import BoxErrors
-    >>> batch = {  # an image of two people: one is found, the other by a box of half its size, an IoU of 0.4
+    >>> batch = {  # an image of two people: one is found, of the other 8 of 20 pixels, an IoU of 0.4
     ...     "detections": torch.tensor([[0, 0, 10, 20, 0.9, 0], [50, 0, 60, 8, 0.8, 0]]),
     ...     "detection_offsets": torch.tensor([0, 2]),
     ...     "truth": torch.tensor([[0, 0, 10, 20, 0, 200, 0], [50, 0, 60, 20, 0, 200, 0]]),
@@ -89,7 +89,7 @@ class BoxErrors(BoxRows):
         about = protocol_header(f"TIDE, IoU 0.5 and 0.1, at most {self.most} an image", state)
         if bool(errors.is_real.any()) and not bool((~errors.is_hidden).any()):
             reason = "no detection counts, so that nothing is left to evaluate"
-            lost = {"missed": errors.is_missed, "false_negative": errors.is_real & ~errors.is_label_found}
+            lost = {"missed": errors.is_missed, "false_negative": errors.is_real & ~errors.is_label_matched}
             about["undefined"] |= {
                 f"gain_{kind}": reason for kind, mask in lost.items() if bool((mask == errors.is_real).all())
             }
@@ -127,8 +127,8 @@ class DetectionErrors(NamedTuple):
 
     `kind` (D,) is an index into `KINDS`, -1 for a detection that matched. `label` (D,) is the index of the label that
     an error of localisation or class is about, else -1. A wrong detection `is_hidden` (D,) if it is inside an ignored
-    label: it does not count. It `is_nearest` (D,) if it is the highest-scoring about a label that no other matched.
-    Labels (G,): `is_real` are not ignored, `is_label_found` matched, `is_missed` neither matched nor near an error.
+    label: it does not count. It `is_best` (D,) if it is the highest-scoring about a label that no other matched.
+    Labels (G,): `is_real` are not ignored, `is_label_matched` matched, `is_missed` neither matched nor near an error.
     """
 
     detections: np.ndarray
@@ -136,9 +136,9 @@ class DetectionErrors(NamedTuple):
     kind: np.ndarray
     label: np.ndarray
     is_hidden: np.ndarray
-    is_nearest: np.ndarray
+    is_best: np.ndarray
     is_real: np.ndarray
-    is_label_found: np.ndarray
+    is_label_matched: np.ndarray
     is_missed: np.ndarray
 
 
@@ -152,20 +152,20 @@ def classify_errors(detections: Tensor, labels: Tensor, num_classes: int, *, mos
     truth = truth[np.argsort(truth[:, LabelColumn.IMAGE], kind="stable")]
     first = np.searchsorted(boxes[:, DetectionColumn.IMAGE], boxes[:, DetectionColumn.IMAGE])
     boxes = boxes[np.arange(len(boxes)) - first < most]
-    is_found, is_label_found = _match(boxes, truth, num_classes)
+    is_matched, is_label_matched = _match(boxes, truth, num_classes)
     kind, label, is_hidden = np.full(len(boxes), -1), np.full(len(boxes), -1), np.zeros(len(boxes), dtype=bool)
-    wrong = np.flatnonzero(~is_found)
+    wrong = np.flatnonzero(~is_matched)
     images, starts = np.unique(boxes[wrong, DetectionColumn.IMAGE], return_index=True)
     begins, ends = (np.searchsorted(truth[:, LabelColumn.IMAGE], images, side=side) for side in ("left", "right"))
     for rows, begin, end in zip(np.split(wrong, starts[1:]), begins, ends, strict=False):
         kind[rows], label[rows], is_hidden[rows] = _kinds(boxes[rows], truth[begin:end], begin)
     is_real = truth[:, LabelColumn.IS_IGNORED] == 0
-    is_missed = is_real & ~is_label_found
+    is_missed = is_real & ~is_label_matched
     is_missed[label[label >= 0]] = False
-    is_nearest = np.zeros(len(boxes), dtype=bool)
-    about = np.flatnonzero(~np.append(is_label_found, True)[label])
-    is_nearest[about[np.unique(label[about], return_index=True)[1]]] = True
-    return DetectionErrors(boxes, truth, kind, label, is_hidden, is_nearest, is_real, is_label_found, is_missed)
+    is_best = np.zeros(len(boxes), dtype=bool)
+    about = np.flatnonzero(~np.append(is_label_matched, True)[label])
+    is_best[about[np.unique(label[about], return_index=True)[1]]] = True
+    return DetectionErrors(boxes, truth, kind, label, is_hidden, is_best, is_real, is_label_matched, is_missed)
 
 
 def _match(boxes: np.ndarray, truth: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,10 +176,10 @@ def _match(boxes: np.ndarray, truth: np.ndarray, num_classes: int) -> tuple[np.n
     numbered, labels = (torch.from_numpy(np.column_stack([rows, np.arange(len(rows))])) for rows in (boxes, truth))
     groups = group_boxes(numbered, labels, num_classes, last_is_first=True)
     matched = groups.match(groups.is_ignored[None], levels=np.array([_MATCH_IOU]))
-    is_found, is_label_found = np.zeros(len(boxes), dtype=bool), np.zeros(len(truth), dtype=bool)
-    is_found[groups.boxes[matched.is_matched[0, 0] & ~matched.is_ignored[0, 0], -1].astype(np.int64)] = True
-    is_label_found[groups.labels[matched.is_label_matched[0, 0] & ~groups.is_ignored, -1].astype(np.int64)] = True
-    return is_found, is_label_found
+    is_matched, is_label_matched = np.zeros(len(boxes), dtype=bool), np.zeros(len(truth), dtype=bool)
+    is_matched[groups.boxes[matched.is_matched[0, 0] & ~matched.is_ignored[0, 0], -1].astype(np.int64)] = True
+    is_label_matched[groups.labels[matched.is_label_matched[0, 0] & ~groups.is_ignored, -1].astype(np.int64)] = True
+    return is_matched, is_label_matched
 
 
 def _kinds(boxes: np.ndarray, truth: np.ndarray, begin: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,7 +212,7 @@ def mended_ap50(errors: DetectionErrors, num_classes: int, mended: str = "") -> 
     """
     is_right, is_real = errors.kind < 0, errors.is_real
     is_mended = errors.kind == (KINDS.index(mended) if mended in KINDS else _MISSED)
-    moves = is_mended & errors.is_nearest
+    moves = is_mended & errors.is_best
     takes_part = ~is_right & ~is_mended & ~errors.is_hidden | moves
     rows = np.concatenate([np.flatnonzero(takes_part), np.flatnonzero(is_right)])
     rows = rows if mended else np.sort(rows)
@@ -220,7 +220,7 @@ def mended_ap50(errors: DetectionErrors, num_classes: int, mended: str = "") -> 
     classes[moves] = errors.labels[errors.label[moves], LabelColumn.CLASS]
     classes, is_right = classes[rows], (is_right | moves)[rows]
     scores = is_right * 1.0 if mended == "false_positive" else errors.detections[rows, DetectionColumn.SCORE]
-    lost: Mapping[str, np.ndarray] = {"missed": errors.is_missed, "false_negative": ~errors.is_label_found}
+    lost: Mapping[str, np.ndarray] = {"missed": errors.is_missed, "false_negative": ~errors.is_label_matched}
     counted = is_real & ~lost[mended] if mended in lost else is_real
     num_labels = np.bincount(errors.labels[counted, LabelColumn.CLASS].astype(np.int64), minlength=num_classes)
     values = []
