@@ -20,6 +20,7 @@ from tests.metrics.box_references import (
     spread_regions,
 )
 from tests.metrics.exam import Case, Sample
+from tests.metrics.tide import saved_figures
 
 Batches = Sequence[Sequence[Sample]]
 Rows = list[tuple[int, int]]
@@ -349,6 +350,12 @@ def images_of(batches: Batches, num_classes: int = 4) -> list[Image]:
     return spread_regions(images, num_classes)
 
 
+def tide_reference(batches: Batches, most: int) -> dict[str, float]:
+    """tidecv's figures, from its file, without counts."""
+    images = [Image(one["truth"], one["detections"]) for batch in batches for one in batch]
+    return {name: value for name, value in saved_figures(images, most).items() if not name.startswith("count_")}
+
+
 def box_ap_reference(batches: Batches) -> dict[str, float]:
     evaluation = coco_evaluation(images_of(batches), 4)
     numbers = {
@@ -459,6 +466,16 @@ CASES = [
     Case("pairs", draw_pairs, pairs_reference),
     Case("cross_pairs", draw_pairs, lambda batches: pairs_reference(batches, prefix="cross_")),
     Case("box_ap", draw_images, box_ap_reference, BOX_CLASSES, **BOXES),
+    *(
+        Case(
+            "box_errors",
+            draw_images,
+            lambda batches, most=most: tide_reference(batches, most),
+            {**BOX_CLASSES, "most": most},
+            **BOXES,
+        )
+        for most in (100, 3)
+    ),
     Case("miss_rate", draw_images, miss_rate_reference, BOX_CLASSES, **BOXES),
     *(
         Case(

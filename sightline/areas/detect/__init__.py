@@ -72,6 +72,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "metrics": {
         "metrics.box_ap": "box_ap",
+        "metrics.box_errors": "box_errors",
         "metrics.crowds": "crowd_ap miss_rate",
     },
     "models": {"networks": "detector"},
