@@ -19,7 +19,7 @@ from rich.table import Table
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
 from sightline.engine.observers import wants_live
-from sightline.runs.run_records import ERROR_COLUMNS, list_errors, note_figures
+from sightline.runs.run_records import ERROR_COLUMNS, format_interval, list_errors, note_figures
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
@@ -157,13 +157,11 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     info = getattr(dataset, "info", None)
     noun, plural = ("joint", "joints") if info is not None and "joint_names" in info.facts else ("class", "classes")
     if rows:
-        names = [name for name in rows[0][1] if name != "count"]
-        cells = [[name, *(row[key] for key in names), row.get("count")] for name, row in rows]
-        confused = document.get("confused_with", {})
-        for row in cells if confused else ():
-            row.append("{class} {share:.0%}".format_map(confused[row[0]]) if row[0] in confused else "")
-        of_classes = [noun, *names, "count", *(["confused with"] if confused else [])]
-        show_table(f"per {noun}", of_classes, cells)
+        columns = _list_class_columns(document)
+        cells = [[name, *(column.get(name) for column in columns.values())] for name, _ in rows]
+        show_table(
+            f"per {noun}", [noun, *columns], cells, droppable=[name for name in columns if name not in rows[0][1]]
+        )
     for table in (document[name] for name in document if name.startswith("by_distance")):
         points = ("points", *table["points"])
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
@@ -180,8 +178,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         show_table("errors by kind", ERROR_COLUMNS, errors, droppable=ERROR_COLUMNS[-1:])
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
     if bins:
-        columns = ("crowd_ap", "mr2", "recall", "count")
-        show_table("by kind of label", ("labels", *columns), [(n, *(r[c] for c in columns)) for n, r in bins.items()])
+        names = ("crowd_ap", "mr2", "recall", "count")
+        show_table("by kind of label", ("labels", *names), [(n, *(r[c] for c in names)) for n, r in bins.items()])
     heading = f"{title}{label}, {data['num_samples']} samples{box_lines}"
     show_table(heading, ["metric", "value"], list(document["metrics"].items()))
     if interval := document.get("interval"):
@@ -195,6 +193,22 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):
         show_published(document["published"], "these files" if "predictions" in document else "this run")
+
+
+def _list_class_columns(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """List the columns of the table of classes, title → class → cell: figures with intervals, count, and causes."""
+    rows, intervals = document["per_class"], document.get("class_intervals", {})
+    columns: dict[str, dict[str, Any]] = {}
+    for figure in next(iter(rows.values())):
+        columns[figure] = {name: row.get(figure) for name, row in rows.items()}
+        if of_classes := {name: row[figure] for name, row in intervals.items() if figure in row}:
+            columns[f"{figure}, 95 %"] = {name: format_interval(interval) for name, interval in of_classes.items()}
+    columns["count"] = columns.pop("count", {})
+    if confused := document.get("confused_with"):
+        columns["confused with"] = {name: "{class} {share:.0%}".format_map(row) for name, row in confused.items()}
+    if causes := document.get("class_causes"):
+        columns["likely cause"] = {name: "; ".join(texts) for name, texts in causes.items()}
+    return columns
 
 
 def show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
