@@ -246,7 +246,7 @@ def test_one_class_is_not_the_worst_of_any(counts: list[list[int]]) -> None:
     assert evaluated("accuracy", state, num_classes=size, class_names=tuple("ab"[:size])).hard_classes == {}
 
 
-# --- which checkpoint is best: one place decides, by the config, else by the metric, and never silently b ------------
+# --- which checkpoint is best: one function decides, by the config, else by the metric --------------------------------
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ from tests.engine.published_weights import convert_state, saved, small_state
 from tests.golden_parity import assert_near_largest, load_golden, stored_part
 from tests.published_layouts import LAYOUTS
 
-# --- point-BERT's files, pre-trained and fine-tuned, as its code saves them: what is used, what not, what ------------
+# --- Point-BERT's files, pre-trained and fine-tuned, as its code saves them: what is used, and what is not ------------
 
 
 FINE_TUNED, PRETRAINED = "lulutang0608_point_bert_cls", "lulutang0608_point_bert_pretrained"
