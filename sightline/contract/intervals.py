@@ -1,9 +1,12 @@
-"""Confidence intervals of figures from samples: of a share, and of a ratio of sums; Student's t."""
+"""Confidence intervals of figures from samples: shares, ratios of sums, and others, of which groups are left out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -31,14 +34,59 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[fl
     gives the standard error, and Student's t of n - 1 degrees of freedom the width, so that few samples give a wide
     interval. Source: Tukey 1958 (the jackknife).
     """
-    num_samples = len(denominators)
-    if num_samples < 2:
+    if len(denominators) < 2:
         return None
     above, below = numerators.sum(), denominators.sum()
-    without = (above - numerators) / (below - denominators)
-    spread = math.sqrt((num_samples - 1) / num_samples * float(((without - without.mean()) ** 2).sum()))
-    middle, half = float(above / below), student_t(num_samples - 1) * spread
-    return middle - half, middle + half
+    return jackknife_interval(float(above / below), (above - numerators) / (below - denominators))
+
+
+def jackknife_interval(figure: float, without: np.ndarray) -> tuple[float, float] | None:
+    """Compute the interval of a figure of samples from the figures without each of n groups of them; None for n < 2.
+
+    Source: Tukey 1958; groups of equal size.
+    """
+    num_groups = len(without)
+    if num_groups < 2:
+        return None
+    spread = math.sqrt((num_groups - 1) / num_groups * float(((without - without.mean()) ** 2).sum()))
+    half = student_t(num_groups - 1) * spread
+    return figure - half, figure + half
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOutFigures:
+    """K figures that are no ratio of sums over samples, such as an AP, and each without groups of its samples.
+
+    `without` has for each figure an array (G,) of its values without one of G groups, `counts` the number of samples
+    that it is about, and `num_samples` is the number of different ones. No figure is outside of `bounds`.
+    """
+
+    figures: Sequence[float]
+    without: Sequence[np.ndarray]
+    counts: Sequence[int]
+    num_samples: int
+    bounds: tuple[float, float]
+
+    def intervals(self) -> list[dict[str, Any]]:
+        """Compute the 95 % interval of each figure; its ends are None for fewer than two groups."""
+        return [
+            describe_jackknife(jackknife_interval(figure, without), count, self.bounds)
+            for figure, without, count in zip(self.figures, self.without, self.counts, strict=True)
+        ]
+
+
+def describe_jackknife(
+    ends: tuple[float, float] | None, num_samples: int, bounds: tuple[float, float]
+) -> dict[str, Any]:
+    """Describe an interval of a jackknife, cut at the bounds of the figure."""
+    within = None if ends is None else (max(ends[0], bounds[0]), min(ends[1], bounds[1]))
+    return describe_interval("jackknife, Student's t", within, num_samples)
+
+
+def describe_interval(method: str, ends: tuple[float, float] | None, num_samples: int) -> dict[str, Any]:
+    """Describe an interval as documents state it: `low`, `high`, `level`, `num_samples` and `method`."""
+    low, high = (None, None) if ends is None else ends
+    return {"low": low, "high": high, "level": LEVEL, "num_samples": num_samples, "method": method}
 
 
 def student_t(degrees: int, *, confidence: float = LEVEL) -> float:

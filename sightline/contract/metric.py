@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import summarise_error
-from sightline.contract.intervals import LEVEL, ratio_interval, wilson_interval
+from sightline.contract.intervals import (
+    LEVEL,
+    describe_interval,
+    describe_jackknife,
+    ratio_interval,
+    wilson_interval,
+)
 from sightline.contract.members import MetricMembers
 
 State = dict[str, Tensor]
@@ -94,8 +100,7 @@ class SampleSums:
         for above, below in zip(numerators.T, denominators.T, strict=True):
             is_counted = below != 0
             ends = ratio_interval(above[is_counted], below[is_counted])
-            ends = None if ends is None else (max(ends[0], self.bounds[0]), min(ends[1], self.bounds[1]))
-            described.append(_describe_interval("jackknife, Student's t", ends, int(is_counted.sum())))
+            described.append(describe_jackknife(ends, int(is_counted.sum()), self.bounds))
         return described
 
     def _list_rows(self) -> np.ndarray:
@@ -118,14 +123,9 @@ class SampleShares:
     def intervals(self) -> list[dict[str, Any]]:
         """Compute the 95 % interval of each share (`wilson_interval`); its ends are None without samples."""
         return [
-            _describe_interval("Wilson score", wilson_interval(right, total) if total else None, total)
+            describe_interval("Wilson score", wilson_interval(right, total) if total else None, total)
             for right, total in zip(self.right.tolist(), self.total.tolist(), strict=True)
         ]
-
-
-def _describe_interval(method: str, ends: tuple[float, float] | None, num_samples: int) -> dict[str, Any]:
-    low, high = (None, None) if ends is None else ends
-    return {"low": low, "high": high, "level": LEVEL, "num_samples": num_samples, "method": method}
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Evaluation:
         intervals: dict[str, dict[str, Any]] = {}
         for result in self.results:
             per_class_of, sums_of = (
-                member.get(result.metric.metric) for member in (MetricMembers.per_class, MetricMembers.class_sums)
+                member.get(result.metric.metric) for member in (MetricMembers.per_class, MetricMembers.class_intervals)
             )
             if per_class_of is None or sums_of is None:
                 continue

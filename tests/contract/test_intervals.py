@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import scipy.stats
 import torch
 
+from sightline.contract import registry
 from sightline.contract.intervals import ratio_interval, student_t, wilson_interval
-from sightline.contract.metric import SampleShares, SampleSums
+from sightline.contract.metric import Meter, SampleShares, SampleSums
+from sightline.contract.types import ComponentConfig
 from tests.cases import run_each
 
 
@@ -71,6 +74,47 @@ def test_few_samples_give_an_interval_that_holds() -> None:
     ratios = np.take_along_axis(common[:, None], drawn, 2).sum(2) / np.take_along_axis(union[:, None], drawn, 2).sum(2)
     low, high = np.quantile(ratios, [0.025, 0.975], axis=1)
     assert np.mean((low <= 2 / 3) & (high >= 2 / 3)) < 0.85
+
+
+@pytest.mark.parametrize(("name", "figures"), [("box_ap", ("ap", "ap50")), ("crowd_ap", ("crowd_ap", "mr2"))])
+def test_a_detector_s_interval_is_that_of_the_metric_without_each_image(name: str, figures: tuple[str, ...]) -> None:
+    """Pseudo-values of the metric of all images but one, and SciPy's interval of their mean about the figure."""
+    rng, metric = np.random.default_rng(7), registry.metrics.build(ComponentConfig(name), facts={"class_names": ("a",)})
+    images = [draw_image(rng, number) for number in range(9)]
+
+    def measure(chosen: list[dict[str, torch.Tensor]]) -> Meter:
+        meter = Meter(metric)
+        for image in chosen:
+            meter.update(**{key: image[key] for key in inspect.signature(metric.update).parameters if key in image})
+        return meter
+
+    whole, others = measure(images), [measure(images[:n] + images[n + 1 :]).compute() for n in range(9)]
+    for figure in figures:
+        (interval,) = metric.class_intervals(whole.state)[figure].intervals()
+        value, without = whole.compute()[figure], np.array([other[figure] for other in others])
+        expected = scipy.stats.ttest_1samp(9 * value - 8 * without, 0).confidence_interval(0.95)
+        half = (expected.high - expected.low) / 2
+        assert interval["num_samples"] == 9
+        assert (interval["low"], interval["high"]) == pytest.approx((max(0, value - half), min(1, value + half)))
+        assert interval["low"] < value < interval["high"]
+
+
+def draw_image(rng: np.random.Generator, number: int) -> dict[str, torch.Tensor]:
+    """Three people in a row, found more or less exactly or not at all, and a detection of nobody."""
+    left, width = 60.0 * np.arange(3), rng.uniform(30, 50, 3)
+    truth = np.stack([left, np.zeros(3), left + width, np.full(3, 90.0), np.zeros(3), 90 * width, np.zeros(3)], axis=1)
+    found = np.concatenate([truth[:, :4], [[200.0, 0, 230, 90]]])[rng.random(4) < 0.8]
+    found[:, :4] += rng.normal(0, 5, (len(found), 4))
+    detections = np.concatenate([found, rng.random((len(found), 1)), np.zeros((len(found), 1))], axis=1)
+    return {
+        "detections": torch.from_numpy(detections),
+        "detection_offsets": torch.tensor([0, len(detections)]),
+        "truth": torch.from_numpy(truth),
+        "truth_visible": torch.ones(3),
+        "truth_offsets": torch.tensor([0, 3]),
+        "file_px": torch.tensor([[100, 300]]),
+        "sample_index": torch.tensor([number]),
+    }
 
 
 def test_each_class_has_the_samples_in_which_it_occurs() -> None:

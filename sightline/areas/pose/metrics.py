@@ -127,7 +127,7 @@ class JointError(_DistanceMetric):
         distance, labelled = (state[name].sum(dim=1, keepdim=True) for name in ("distance_mm", "labelled"))
         return {"mean_error_mm": SampleSums(distance, labelled)}
 
-    def class_sums(self, state: State) -> dict[str, SampleSums]:
+    def class_intervals(self, state: State) -> dict[str, SampleSums]:
         """Return the sums of the `error_mm` of each joint, of each frame."""
         return {"error_mm": SampleSums(state["distance_mm"], state["labelled"], bounds=(0.0, torch.inf))}
 
@@ -178,7 +178,7 @@ class DetectionRate(_DistanceMetric):
         is_labelled = state["labelled"] > 0
         return {"detection_rate": SampleSums((state["distance_mm"] < self.threshold_mm) & is_labelled, is_labelled)}
 
-    def class_sums(self, state: State) -> dict[str, SampleShares]:
+    def class_intervals(self, state: State) -> dict[str, SampleShares]:
         """Return the frames in which each joint is within the threshold."""
         sums = self.sums(state)["detection_rate"]
         right, total = sums.numerators.sum(dim=0), sums.denominators.sum(dim=0)
@@ -338,7 +338,7 @@ class Keypoints:
             sums["oks"] = SampleSums(frames, has_joint)
         return sums
 
-    def class_sums(self, state: State) -> dict[str, SampleSums | SampleShares]:
+    def class_intervals(self, state: State) -> dict[str, SampleSums | SampleShares]:
         """Return the frames in which each joint is near, and the sums of its similarity, of each frame."""
         sums: dict[str, SampleSums | SampleShares] = {}
         if self.length_joints is not None:

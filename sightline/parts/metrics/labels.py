@@ -189,7 +189,7 @@ class Accuracy(_LabelMetric):
             "mean_class_accuracy": SampleSums(of_class * is_right[:, None], of_class, counts),
         }
 
-    def class_sums(self, state: State) -> dict[str, SampleShares]:
+    def class_intervals(self, state: State) -> dict[str, SampleShares]:
         """Return the right samples of each class."""
         right, total = state["confusion"].diagonal(), state["confusion"].sum(dim=1)
         return {"accuracy": SampleShares(right, total, num_samples=int(total.sum()))}
@@ -296,7 +296,7 @@ class IoU(_LabelMetric):
         common, union = (state[name][:, ~self._is_ignored] for name in ("common", "union"))
         return {"miou": SampleSums(common, union, empty=0.0 if self.scores_absent_zero else torch.nan)}
 
-    def class_sums(self, state: State) -> dict[str, SampleSums]:
+    def class_intervals(self, state: State) -> dict[str, SampleSums]:
         """Return the sums of the `iou` of each class, of each scene."""
         common, union = (state[name] * ~self._is_ignored for name in ("common", "union"))
         return {"iou": SampleSums(common, union, bounds=(0.0, 1.0))}

@@ -204,9 +204,9 @@ class PartIoU:
         is_seen = state["seen"] > 0
         ious = {suffix: self._shape_ious(state, rule)[is_seen, None] for rule, suffix in enumerate(_RULES)}
         instance = {f"instance_miou{name}": SampleSums(iou, torch.ones_like(iou)) for name, iou in ious.items()}
-        return instance | {f"class_{name}": sums for name, sums in self.class_sums(state).items()}
+        return instance | {f"class_{name}": sums for name, sums in self.class_intervals(state).items()}
 
-    def class_sums(self, state: State) -> dict[str, SampleSums]:
+    def class_intervals(self, state: State) -> dict[str, SampleSums]:
         """Return the sums of the mean over the shapes of each category, by both rules."""
         is_seen = state["seen"] > 0
         of_category = state["category"][is_seen, None] == torch.arange(len(self.category_names))
