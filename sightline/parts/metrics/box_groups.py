@@ -115,7 +115,7 @@ def precision_and_recall(
     return precision, recall
 
 
-_MAX_GROUPS = 20
+_MAX_GROUPS = 10
 NO_LIMIT = 2**31
 """More detections than an image has."""
 
@@ -256,7 +256,7 @@ class BoxGroups(NamedTuple):
         return slice(*detection_bounds), slice(*label_bounds)
 
     def deal_images(self, number: int, num_images: int) -> tuple[np.ndarray, int]:
-        """Deal all images to at most 20 groups, each with labels of a class: the group (num_images,) of each image.
+        """Deal all images to at most 10 groups, each with labels of a class: the group (num_images,) of each image.
 
         Returns also how many images have a label that counts; the others go with the next one that has.
         """

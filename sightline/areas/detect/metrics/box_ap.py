@@ -147,7 +147,7 @@ class BoxAp(BoxRows):
         return result
 
     def class_intervals(self, state: State) -> dict[str, LeftOutFigures]:
-        """Return `ap` and `ap50` of every class, and both without each of at most 20 groups of its images."""
+        """Return `ap` and `ap50` of every class, and both without each of at most 10 groups of its images."""
         curves_of = _curves(state, self.most, len(self.class_names))
         num_images = 1 + int(max(state[name][:, 0].max().item() if len(state[name]) else -1 for name in state))
         labels = curves_of.groups.labels[~curves_of.groups.is_ignored]

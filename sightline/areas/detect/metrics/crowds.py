@@ -489,7 +489,7 @@ class CrowdAp(VisibleBoxRows):
         }
 
     def class_intervals(self, state: State) -> dict[str, LeftOutFigures]:
-        """Return `crowd_ap` and `mr2` of every class, and both without each of at most 20 groups of its images."""
+        """Return `crowd_ap` and `mr2` of every class, and both without each of at most 10 groups of its images."""
         scored = _score(state, len(self.class_names))
         dealt = [scored.groups.deal_images(number, scored.num_images) for number in range(len(self.class_names))]
         curves = [
