@@ -221,7 +221,7 @@ class Keypoints:
     """
 
     slots = frozenset({"relative_distance", "similarity", "labelled", "has_length"})
-    higher_is_better = True
+    higher_is_better: Mapping[str, bool] = dict.fromkeys(("pck", "pck_auc", "oks", "oks_ap"), True)
 
     def __init__(
         self,
