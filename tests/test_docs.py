@@ -15,7 +15,7 @@ import typer
 import sightline
 from benchmarks import command as benchmarks
 from benchmarks import gpu
-from sightline.cli import app
+from sightline.cli import SECTIONS, app
 from sightline.contract.registry import REGISTRIES
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import average_records, evaluation_scalars
@@ -160,6 +160,31 @@ def test_every_verb_and_option_is_in_the_reference() -> None:
         options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
         missing += [f"{verb} {option}" for option in options if f"`{option}" not in REFERENCE]
     assert missing == []
+
+
+def test_options_of_the_reference_exist() -> None:
+    """Every option in the first column of a table of commands, of the verbs in the second."""
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text()
+    flags: dict[str, set[str]] = {record.name: set() for records in SECTIONS.values() for record in records}
+    for record in (record for records in SECTIONS.values() for record in records):
+        flags[record.name] |= {flag for _, parameter in record.parameters() for flag in parameter.flag.split("/")}
+    rows = re.findall(r"^\| (`--[^|\n]*(?:\\\|[^|\n]*)*)\| ([^|\n]*) \|", page, flags=re.MULTILINE)
+    assert len(rows) > 50
+    for options, verbs in rows:
+        named = [verb for verb in re.split(r", (?=\w)", verbs) if verb in flags] or [*flags]
+        for option in re.findall(r"--[a-z][\w-]*", options):
+            assert any(option in flags[verb] for verb in named), f"{option} of {verbs}"
+
+
+def test_configs_that_a_page_names_exist() -> None:
+    """Whole paths, and names whose beginning is left out."""
+    shipped = [str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")]
+    for page in PAGES:
+        for name in re.findall(r"(?<![\w/])(configs/\w+/\w+\.yaml|\.\.\._\w+\.yaml)", page.read_text()):
+            ending = name.removeprefix("...")
+            assert any(path == name or (ending != name and path.endswith(ending)) for path in shipped), (
+                f"{page}: {name}"
+            )
 
 
 def test_every_kind_and_public_name_is_in_the_reference() -> None:

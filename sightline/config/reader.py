@@ -1,8 +1,7 @@
 """Config reader: YAML file, its base and command line overrides -> a frozen RunConfig; reports all faults at once.
 
-Component blocks from a command line option, with key=value arguments.
-
-Old names and defaults: refused or changed in a new config, and restored for configs that a run recorded.
+Component blocks from a command line option, with key=value arguments. A config that a run recorded states every
+argument: one that lacks any is refused, because its default may be another today.
 """
 
 from __future__ import annotations

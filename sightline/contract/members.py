@@ -195,6 +195,11 @@ class MetricMembers:
         "`sums(state)`: figure → `SampleSums` that it is made of, for its interval (`sightline.contract.metric`)",
         absent=None,
     )
+    class_intervals: Member[Function] = Member(
+        "`class_intervals(state)`: figure of `per_class` → `SampleSums` with a column, or `SampleShares` or "
+        "`LeftOutFigures` with a number, for each of its classes, for their intervals",
+        absent=None,
+    )
     update_labels: Member[Function] = Member(
         "`update_labels(state, *, labels, ...)`: as `update`, of predicted labels where only these are known",
         absent=None,

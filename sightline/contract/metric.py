@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import summarise_error
+from sightline.contract.intervals import (
+    LEVEL,
+    describe_interval,
+    describe_jackknife,
+    ratio_interval,
+    wilson_interval,
+)
 from sightline.contract.members import MetricMembers
 
 State = dict[str, Tensor]
 
 _NUM_TRIED = 3
-_LEVEL, _NUM_RESAMPLINGS = 0.95, 1000
+_NUM_RESAMPLINGS = 1000
 
 
 class Metric(Protocol):
@@ -44,13 +51,19 @@ class SampleSums:
     """Sums over samples that a figure is made of: it is the mean of K ratios of summed numerators and denominators.
 
     Both are (S, K): a row per sample or, with `counts` (S,), per kind of sample. A ratio of 0 to 0 is left out of the
-    mean, or is `empty`.
+    mean, or is `empty`. No ratio is outside of `bounds`.
     """
 
     numerators: Tensor
     denominators: Tensor
     counts: Tensor | None = None
     empty: float = math.nan
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples that count in any of the ratios."""
+        return len(self._list_rows())
 
     def interval(self) -> dict[str, Any] | None:
         """Compute the 95 % interval of the figure by a bootstrap over the samples that count; None for fewer than two.
@@ -59,21 +72,60 @@ class SampleSums:
         the same for batches of any size and any number of processes. Source: Efron 1979, the percentile interval.
         """
         numerators, denominators = self.numerators.double().numpy(), self.denominators.double().numpy()
-        counts = np.ones(len(numerators), dtype=np.int64) if self.counts is None else self.counts.numpy()
-        rows = np.repeat(np.arange(len(counts)), np.where((denominators != 0).any(axis=1), counts, 0))
+        rows = self._list_rows()
         if len(rows) < 2:
             return None
         generator = np.random.Generator(np.random.PCG64(0))
         sums = np.empty((_NUM_RESAMPLINGS, 2, numerators.shape[1]))
         for resampled in sums:
-            times = np.bincount(rows[generator.integers(len(rows), size=len(rows))], minlength=len(counts))[:, None]
+            drawn = rows[generator.integers(len(rows), size=len(rows))]
+            times = np.bincount(drawn, minlength=len(numerators))[:, None]
             resampled[:] = (times * numerators).sum(axis=0), (times * denominators).sum(axis=0)
         is_empty = sums[:, 1] == 0
         ratios = np.where(is_empty, self.empty, sums[:, 0] / np.where(is_empty, 1, sums[:, 1]))
         is_valid = ~np.isnan(ratios)
         figures = np.where(is_valid, ratios, 0).sum(axis=1) / is_valid.sum(axis=1)  # one row at least counts
-        low, high = np.quantile(figures, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]).tolist()
-        return {"low": low, "high": high, "level": _LEVEL, "num_samples": len(rows)}
+        low, high = np.quantile(figures, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        return {"low": low, "high": high, "level": LEVEL, "num_samples": len(rows)}
+
+    def intervals(self) -> list[dict[str, Any]]:
+        """Compute the 95 % interval of each ratio over the samples in which it counts, `num_samples`.
+
+        The ends are None for fewer than two. Few samples give a wide interval (`ratio_interval`), where a bootstrap,
+        which never draws what they lack, would be too narrow.
+        """
+        rows = self._list_rows()
+        numerators, denominators = (sums[rows].double().numpy() for sums in (self.numerators, self.denominators))
+        described = []
+        for above, below in zip(numerators.T, denominators.T, strict=True):
+            is_counted = below != 0
+            ends = ratio_interval(above[is_counted], below[is_counted])
+            described.append(describe_jackknife(ends, int(is_counted.sum()), self.bounds))
+        return described
+
+    def _list_rows(self) -> np.ndarray:
+        """List the row of each sample that counts."""
+        counts = np.ones(len(self.numerators), dtype=np.int64) if self.counts is None else self.counts.numpy()
+        return np.repeat(np.arange(len(counts)), np.where((self.denominators != 0).numpy().any(axis=1), counts, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class SampleShares:
+    """Counts of samples that K shares are made of: `right` of `total` (K,), of samples that are right or wrong.
+
+    `num_samples` is the number of different ones: a sample may count in several shares.
+    """
+
+    right: Tensor
+    total: Tensor
+    num_samples: int
+
+    def intervals(self) -> list[dict[str, Any]]:
+        """Compute the 95 % interval of each share (`wilson_interval`); its ends are None without samples."""
+        return [
+            describe_interval("Wilson score", wilson_interval(right, total) if total else None, total)
+            for right, total in zip(self.right.tolist(), self.total.tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)

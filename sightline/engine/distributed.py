@@ -1,4 +1,4 @@
-"""Distributed training: the world of processes and its collectives. Only this module imports torch.distributed."""
+"""Distributed training: the world of processes and its collectives, by torch.distributed."""
 
 from __future__ import annotations
 

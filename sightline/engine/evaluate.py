@@ -80,6 +80,16 @@ class Evaluation:
         By the first figure per class of the first metric that states which of its values are better; empty without one.
         A class that is as good as the best is not listed.
         """
+        figure, ranked = self.ranked_classes
+        worst = {name: value for name, value in ranked.items() if value != [*ranked.values()][-1]}
+        return {"figure": figure, "classes": dict(list(worst.items())[:_NUM_HARD])} if worst else {}
+
+    @property
+    def ranked_classes(self) -> tuple[str, dict[str, float]]:
+        """The figure by which `hard_classes` are the worst, and its value for each class with labels, the worst first.
+
+        Empty if no metric states which values of its figures per class are better.
+        """
         for result in self.results:
             per_class_of = MetricMembers.per_class.get(result.metric.metric)
             if per_class_of is None or result.suffix:
@@ -90,11 +100,29 @@ class Evaluation:
             is_higher = better.get(figure) if isinstance(better, Mapping) else better
             valid = {name: row[figure] for name, row in rows.items() if not math.isnan(row.get(figure, math.nan))}
             if is_higher is not None and valid:
-                best = (max if is_higher else min)(valid.values())
-                order = sorted(valid.items(), key=lambda pair: pair[1], reverse=not is_higher)
-                worst = {name: value for name, value in order if value != best}
-                return {"figure": figure, "classes": dict(list(worst.items())[:_NUM_HARD])} if worst else {}
-        return {}
+                return figure, dict(sorted(valid.items(), key=lambda pair: pair[1], reverse=not is_higher))
+        return "", {}
+
+    @property
+    def class_intervals(self) -> dict[str, dict[str, Any]]:
+        """The 95 % intervals of classes with labels, class → figure → `low`, `high`, `level`, `num_samples`, `method`.
+
+        `low` and `high` are None for a class that one sample alone has, from which nothing follows about others.
+        """
+        intervals: dict[str, dict[str, Any]] = {}
+        for result in self.results:
+            per_class_of, sums_of = (
+                member.get(result.metric.metric) for member in (MetricMembers.per_class, MetricMembers.class_intervals)
+            )
+            if per_class_of is None or sums_of is None:
+                continue
+            for figure, sums in result.add_suffix(sums_of(result.state)).items():
+                if sums.num_samples > self.num_samples:  # labels of points were counted: those of a cloud are alike
+                    continue
+                for name, interval in zip(per_class_of(result.state), sums.intervals(), strict=True):
+                    if interval["num_samples"]:
+                        intervals.setdefault(name, {})[figure] = interval
+        return intervals
 
     @property
     def worst_samples(self) -> WorstSamples | None:
@@ -128,9 +156,10 @@ class Evaluation:
         `worst_samples` by their index.
         """
         worst = self.worst_samples
-        further = {
+        further: dict[str, Any] = {
             "hard_classes": self.hard_classes,
             "confused_with": self.confused_with,
+            "class_intervals": self.class_intervals,
             "worst_samples": {} if worst is None else worst.to_dict(name_of),
         }
         for result in self.results:

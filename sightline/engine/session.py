@@ -37,6 +37,7 @@ from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLo
 from sightline.engine.optimizers import format_module_rates
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.runs import checkpoint
+from sightline.runs.class_causes import describe_class_causes
 from sightline.runs.curves import RESULTS_PICTURE, draw_runs
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
 from sightline.runs.run_directory import RunDirectory
@@ -545,7 +546,8 @@ class TrainingSession:
             self.directory.write_bytes(f"predictions/{name}.png", encode_png(picture.pixels))
         if self.config.log.curves and self.directory.is_writer:
             self.directory.write_text(RESULTS_PICTURE, draw_runs([self.directory.path]))
-        document = evaluation_document(self.config, final, self.built.data.test, "last")
+        data = self.built.data
+        document = evaluation_document(self.config, final, data.test, "last", facts=data.facts)
         if self.job.step < self.job.num_steps:
             document["ended_early"] = {"step": self.job.step, "of": self.job.num_steps}
         self.directory.write_json("final.json", document)  # last: a run that has it is finished
@@ -562,10 +564,16 @@ class TrainingSession:
         return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluation_model)})
 
 
-def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str) -> dict[str, Any]:
-    """Build the document of `final.json` and `evaluate --json`."""
+def evaluation_document(
+    config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str, *, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Build the document of `final.json` and `evaluate --json`; `facts` are those of the training data."""
+    described = evaluation.describe(config.evaluate.metric, part.sample_name)
+    label = part.dataset.info.fields.get("label")
+    _, ranked = evaluation.ranked_classes
     return {
-        **evaluation.describe(config.evaluate.metric, part.sample_name),
+        **described,
+        **describe_class_causes(described, ranked, facts, are_points=bool(label and label.shape)),
         "losses": dict(evaluation.losses),
         "data": describe_data_subset(config.data.name, part, evaluation),
         "checkpoint": which,

@@ -2,9 +2,7 @@
 
 Affine maps of image coordinates, as matrices (2, 3) that act on (x, y, 1), applied to boxes.
 
-Anchor fitting by k-means on the boxes of a data set, and the coverage of boxes by priors.
-
-Anchor bags: the anchors with the highest overlap of each box. Source: Zhang et al. 2019, FreeAnchor, section 3.2.
+The best overlap of each box with any prior.
 """
 
 from __future__ import annotations

@@ -175,6 +175,13 @@ def list_errors(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return rows
 
 
+def format_interval(interval: Mapping[str, Any]) -> str:
+    """Format the interval of a class, or say that one sample gives none."""
+    if interval["low"] is None:
+        return "one sample: no interval"
+    return f"{interval['low']:.3g} to {interval['high']:.3g}"
+
+
 def format_fact(value: Any) -> str:
     """Format a fact or a figure of a run."""
     return NO_FIGURE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -34,6 +34,7 @@ from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.train_run import ConfigSource, probe_metrics
 from sightline.workbench.check.other_set_rules import CODE, CloudSample, compare_sets, sample_clouds
 from sightline.workbench.evaluate.scoring import ScoredFiles, find_scoring
+from sightline.workbench.evaluate.surroundings import evaluate_with_surroundings
 
 if TYPE_CHECKING:
     import torch
@@ -109,10 +110,10 @@ def evaluate_run(
                 raise DataError(f"{errors[0]}; to evaluate it anyway: 'checks.skip=[{CODE}]'")
             for finding in findings:
                 logger.warning("%s", finding)
-        evaluation = run.evaluator(part)(run.model, world)
+        evaluation = evaluate_with_surroundings(run, part)
         more = probe_metrics(config, world, logger.info, run.model)
         evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
-    document = evaluation_document(config, evaluation, part, checkpoint)
+    document = evaluation_document(config, evaluation, part, checkpoint, facts=run.facts)
     document |= {"overrides": list(overrides)} if overrides else {}
     return RunEvaluation(f"{path}, {checkpoint} on {part.split}", document)
 

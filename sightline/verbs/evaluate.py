@@ -35,6 +35,7 @@ from sightline.verbs.output import print_note, show_evaluation, show_findings
 from sightline.verbs.score import assert_against
 from sightline.workbench.check.other_set_rules import CODE
 from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
+from sightline.workbench.evaluate.surroundings import evaluate_with_surroundings
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
     writer: Any = None
     if options.save_predictions:
         writer = _make_writer(part, options.out or path / "predictions" / part.split, run)
-    evaluation = evaluator(run.model, world, on_batch=writer)
+    evaluation = evaluate_with_surroundings(run, part, evaluator, on_batch=writer)
     more = probe_metrics(config, world, print_note, run.model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     if writer is not None:
@@ -182,7 +183,8 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
     """Build the document of `--json`: for one run, or for all runs pooled."""
     first = trials[0]
     evaluation = first.evaluation if len(trials) == 1 else pool_evaluations([trial.evaluation for trial in trials])
-    document = evaluation_document(first.run.config, evaluation, first.part, options.checkpoint)
+    facts = first.run.facts if len(trials) == 1 else {}  # runs of several folds were trained on different samples
+    document = evaluation_document(first.run.config, evaluation, first.part, options.checkpoint, facts=facts)
     document |= {"overrides": list(options.overrides)} if options.overrides else {}
     if len(trials) > 1:
         document["folds"] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from rich.table import Table
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
 from sightline.engine.observers import wants_live
-from sightline.runs.run_records import ERROR_COLUMNS, list_errors, note_figures
+from sightline.runs.run_records import ERROR_COLUMNS, format_interval, list_errors, note_figures
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
@@ -27,6 +28,12 @@ _QUIET_S, _LIVE_PAUSE_S, _PLAIN_PAUSE_S = 2.0, 0.5, 20.0
 """Seconds before progress is shown, and between its lines on a terminal and elsewhere."""
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
+_TREE_WIDTH, _MAX_LISTED, _MAX_COUNTS = 110, 40, 100
+"""Width in characters of the lines of a tree, and how many values and counts one of them lists."""
+_NO_BREAK = "\u00a0"
+"""Non-breaking space, used while lines are wrapped."""
+_LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
+"""Printed names of JSON keys that a reader may misunderstand."""
 
 
 def print_note(text: str) -> None:
@@ -121,6 +128,28 @@ def show_table(
     console.print(table)
 
 
+def print_tree(tree: Any, indent: int = 0) -> None:
+    """Print a document as an indented tree; None and empty values are left out, long lists are shortened."""
+    for key, value in tree.items():
+        pad = "  " * indent
+        if value is None or (isinstance(value, str | dict | list | tuple) and not value):
+            continue
+        key = _LABELS.get(key, key)
+        if isinstance(value, dict) and not all(type(number) is int for number in value.values()):
+            sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
+            print_tree(value, indent + 1)
+            continue
+        text = _format_leaf(value)
+        lines = textwrap.wrap(
+            f"{pad}{escape_to_one_line(str(key))}: {text.replace(' ', _NO_BREAK) if key.startswith('for_') else text}",
+            _TREE_WIDTH,
+            subsequent_indent=f"{pad}    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_NO_BREAK, " "))
+
+
 def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object = None) -> None:
     """Print the metrics, the rows per class or joint, and below them the metrics of simple baselines."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
@@ -128,13 +157,11 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     info = getattr(dataset, "info", None)
     noun, plural = ("joint", "joints") if info is not None and "joint_names" in info.facts else ("class", "classes")
     if rows:
-        names = [name for name in rows[0][1] if name != "count"]
-        cells = [[name, *(row[key] for key in names), row.get("count")] for name, row in rows]
-        confused = document.get("confused_with", {})
-        for row in cells if confused else ():
-            row.append("{class} {share:.0%}".format_map(confused[row[0]]) if row[0] in confused else "")
-        of_classes = [noun, *names, "count", *(["confused with"] if confused else [])]
-        show_table(f"per {noun}", of_classes, cells)
+        columns = _list_class_columns(document)
+        cells = [[name, *(column.get(name) for column in columns.values())] for name, _ in rows]
+        show_table(
+            f"per {noun}", [noun, *columns], cells, droppable=[name for name in columns if name not in rows[0][1]]
+        )
     for table in (document[name] for name in document if name.startswith("by_distance")):
         points = ("points", *table["points"])
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
@@ -151,8 +178,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         show_table("errors by kind", ERROR_COLUMNS, errors, droppable=ERROR_COLUMNS[-1:])
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
     if bins:
-        columns = ("crowd_ap", "mr2", "recall", "count")
-        show_table("by kind of label", ("labels", *columns), [(n, *(r[c] for c in columns)) for n, r in bins.items()])
+        names = ("crowd_ap", "mr2", "recall", "count")
+        show_table("by kind of label", ("labels", *names), [(n, *(r[c] for c in names)) for n, r in bins.items()])
     heading = f"{title}{label}, {data['num_samples']} samples{box_lines}"
     show_table(heading, ["metric", "value"], list(document["metrics"].items()))
     if interval := document.get("interval"):
@@ -166,6 +193,22 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):
         show_published(document["published"], "these files" if "predictions" in document else "this run")
+
+
+def _list_class_columns(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """List the columns of the table of classes, title → class → cell: figures with intervals, count, and causes."""
+    rows, intervals = document["per_class"], document.get("class_intervals", {})
+    columns: dict[str, dict[str, Any]] = {}
+    for figure in next(iter(rows.values())):
+        columns[figure] = {name: row.get(figure) for name, row in rows.items()}
+        if of_classes := {name: row[figure] for name, row in intervals.items() if figure in row}:
+            columns[f"{figure}, 95 %"] = {name: format_interval(interval) for name, interval in of_classes.items()}
+    columns["count"] = columns.pop("count", {})
+    if confused := document.get("confused_with"):
+        columns["confused with"] = {name: "{class} {share:.0%}".format_map(row) for name, row in confused.items()}
+    if causes := document.get("class_causes"):
+        columns["likely cause"] = {name: "; ".join(texts) for name, texts in causes.items()}
+    return columns
 
 
 def show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
@@ -201,3 +244,16 @@ def _format_cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return "" if value is None else escape_to_one_line(str(value))
+
+
+def _format_leaf(value: Any) -> str:
+    if isinstance(value, dict):
+        counts = [f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items()]
+        return _shorten(counts, most=_MAX_COUNTS)
+    if isinstance(value, list | tuple):
+        return _shorten([*map(_format_leaf, value)], most=_MAX_LISTED)
+    return f"{value:.4g}" if isinstance(value, float) else escape_to_one_line(str(value))
+
+
+def _shorten(texts: Sequence[str], *, most: int) -> str:
+    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")

@@ -21,6 +21,7 @@ from sightline.runs.run_records import (
     ReportedRun,
     compare_runs,
     format_fact,
+    format_interval,
     list_errors,
     note_figures,
     read_part,
@@ -100,8 +101,12 @@ def _choose_lines(run: ReportedRun, *, most: int) -> list[Line]:
 
 
 def _list_class_figures(run: ReportedRun) -> dict[str, dict[str, Any]]:
-    """Return the figures of each class or joint by their names."""
-    return {label: dict(row) for label, row in ((run.final or {}).get("per_class") or {}).items()}
+    """Return the figures of each class or joint by their names, and their intervals."""
+    final = run.final or {}
+    rows = {label: dict(row) for label, row in (final.get("per_class") or {}).items()}
+    for label, intervals in (final.get("class_intervals") or {}).items():
+        rows[label] |= {f"{figure}, 95 %": format_interval(interval) for figure, interval in intervals.items()}
+    return rows
 
 
 def _make_class_table(names: Sequence[str], classes: Sequence[Mapping[str, Mapping[str, Any]]]) -> PageTable:

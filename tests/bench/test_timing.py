@@ -130,7 +130,7 @@ def test_farthest_points_are_judged_along_their_own_way() -> None:
     assert farthest_each_time(CLOUD, expected, torch.tensor([[0, 4, 4, 2, 1]])) is not None
 
 
-# --- exponents worked by hand, panels from results, and a drawing whose curves lie where their numbers sa ------------
+# --- exponents worked by hand, panels of results, and curves that lie where their numbers say -------------------------
 
 
 SVG = "{http://www.w3.org/2000/svg}"

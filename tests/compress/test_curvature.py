@@ -138,7 +138,7 @@ def test_a_diagonal_hessian_is_exact_with_one_draw() -> None:
     assert hessian_traces(lambda: linear.sum(), {"b": linear}, seed=0, draws=2) == {"b": 0.0}
 
 
-# --- the curvature of a run's own loss: against exact Hessians, against differences of gradients, and its ------------
+# --- the curvature of a run's own loss: against exact Hessians, and against differences of gradients ------------------
 
 
 CPU = torch.device("cpu")

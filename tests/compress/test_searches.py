@@ -37,7 +37,7 @@ from sightline.workbench.study.compression_report import search_rows
 from tests.compress.toys import counted, made
 from tests.golden_parity import load_golden
 
-# --- every search: the budget to the byte, what it leaves, evaluations once, resuming, and the table of a ------------
+# --- every search: the budget to the byte, what it leaves, evaluations once, resuming, and the table ------------------
 
 
 QUICK = {
@@ -280,7 +280,7 @@ def test_rows_are_sorted_by_loss() -> None:
     assert {row["method"] for row in rows} == {"uniform", "knapsack", "random"}
 
 
-# --- the exact knapsack: brute force, the solutions of HAWQ-V3's published tables, and large problems in -------------
+# --- the exact knapsack: brute force, HAWQ-V3's published tables, and large problems in a short time ------------------
 
 
 TIED = ((4, 6), (9, 11), (14, 16))

@@ -87,7 +87,7 @@ def test_a_model_whose_checkpoint_would_lose_a_tensor_is_refused(monkeypatch: py
         small_run()
 
 
-# --- A run opened from its directory: only what is asked for is built; weights that are missing or damage ------------
+# --- a run opened from its directory: only what is needed is built, and missing weights are named ---------------------
 
 
 @pytest.fixture(scope="module")

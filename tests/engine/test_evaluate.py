@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
@@ -200,6 +201,22 @@ def test_each_class_states_what_it_is_confused_with() -> None:
     }
 
 
+def test_each_class_has_an_interval_of_its_samples() -> None:
+    """28 of 40 by SciPy, beside 28 of 400, and a class without samples; of points, whose clouds are alike, none."""
+    confusion = torch.tensor([[28, 12, 0], [372, 28, 0], [0, 0, 0]])
+    names = {"num_classes": 3, "class_names": ("few", "many", "none")}
+    [meter] = evaluated("accuracy", {"confusion": confusion}, **names).results
+    intervals = make_evaluation([meter], num_samples=440, seconds=0.0).class_intervals
+    assert intervals.keys() == {"few", "many"}
+    for name, row in intervals.items():
+        expected = scipy.stats.binomtest(28, 40 if name == "few" else 400).proportion_ci(method="wilson")
+        assert (row["accuracy"]["low"], row["accuracy"]["high"]) == pytest.approx((expected.low, expected.high))
+    assert make_evaluation([meter], num_samples=439, seconds=0.0).describe("")["per_class"].keys() == {
+        *names["class_names"]
+    }
+    assert "class_intervals" not in make_evaluation([meter], num_samples=439, seconds=0.0).describe("")
+
+
 def test_labels_of_points_are_no_samples() -> None:
     """An accuracy of more labels than samples has no interval: points of one cloud are not independent."""
     found = evaluated("accuracy", {"confusion": torch.tensor([[50, 9], [9, 50]])}, num_classes=2)
@@ -229,7 +246,7 @@ def test_one_class_is_not_the_worst_of_any(counts: list[list[int]]) -> None:
     assert evaluated("accuracy", state, num_classes=size, class_names=tuple("ab"[:size])).hard_classes == {}
 
 
-# --- which checkpoint is best: one place decides, by the config, else by the metric, and never silently b ------------
+# --- which checkpoint is best: one function decides, by the config, else by the metric --------------------------------
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -118,7 +118,7 @@ def test_exponential_decays_by_its_factor_in_an_epoch() -> None:
         Exponential(num_steps=1000, steps_per_epoch=50, warmup_epochs=20.0)
 
 
-# --- weights of losses that move: the values worked by hand, what a step and its records make of them, an ------------
+# --- weights of losses that move: values worked by hand, what a step makes of them, and its records -------------------
 
 
 RAMP = "losses.1.weight={start: 0.0, end: 3.0, epochs: 1}"

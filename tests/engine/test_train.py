@@ -149,7 +149,7 @@ def test_a_task_without_parts_has_its_losses_in_the_forward_pass() -> None:
     assert set(clock.seconds) == {"forward"}
 
 
-# --- the loop on a real model: precision, averages, clipping, freezing, and what a non-finite gradient le ------------
+# --- the loop on a real model: precision, averages, clipping, freezing, and non-finite gradients ----------------------
 
 
 def run(*overrides: str, num_steps: int = 4) -> tuple[list[StepRecord], object]:

@@ -34,6 +34,23 @@ def test_agrees_with_the_reference(shared: Path, case: str) -> None:
 
 
 @pytest.mark.shared
+def test_all_pairs_and_those_of_a_process_agree_with_the_reference(shared: Path) -> None:
+    """A mean of processes that see their own pairs alone is another number than the loss over all pairs."""
+    golden = load_golden(shared, "fn_nt_xent_ranks")
+    for case in golden.info["cases"]:
+        first, second = (golden.tensor(f"{case}.{side}").requires_grad_() for side in "ab")
+        whole = nt_xent(first, second, temperature=0.1).mean()
+        whole.backward()
+        torch.testing.assert_close(whole, golden.tensor(f"{case}.full"), rtol=1e-9, atol=1e-12)
+        for side, given in (("a", first), ("b", second)):
+            torch.testing.assert_close(given.grad, golden.tensor(f"{case}.full_grad_{side}"), rtol=1e-7, atol=1e-9)
+        sides = (side.chunk(int(golden.tensor(f"{case}.world"))) for side in (first, second))
+        parts = torch.stack([nt_xent(*pairs, temperature=0.1).mean() for pairs in zip(*sides, strict=True)])
+        torch.testing.assert_close(parts, golden.tensor(f"{case}.rank_loss"), rtol=1e-9, atol=1e-12)
+        assert len(parts) == 1 or abs(parts.mean() - whole) > 1e-3
+
+
+@pytest.mark.shared
 @pytest.mark.parametrize("case", ["crosspoint0", "crosspoint1", "crosspoint2"])
 def test_both_losses_agree_with_the_reference(shared: Path, case: str) -> None:
     """The prototype is the mean before its rows are normalised; the total is the sum."""

@@ -243,7 +243,26 @@ def is_made_of_the_sums_that_it_states(case: Case) -> None:
         assert interval == sums_of(states[1])[name].interval()
 
 
+def has_an_interval_for_each_class(case: Case) -> None:
+    """The sums of a class make its figure, which is within its interval, and both are the same from any split."""
+    metric, samples = case.build(), case.samples()
+    sums_of = MetricMembers.class_intervals.get(metric)
+    if sums_of is None:
+        return
+    states = [evaluate(metric, case.batches(samples, splits(len(samples))[name]), len(samples)) for name in SPLITS]
+    rows = metric.per_class(states[0])
+    for figure, sums in sums_of(states[0]).items():
+        assert sums.num_samples <= len(samples) or "confusion" in states[0]  # where labels of points are counted
+        assert len(sums.intervals()) == len(rows)
+        intervals = sums.intervals()
+        assert intervals == sums_of(states[1])[figure].intervals()
+        for (name, row), interval in zip(rows.items(), intervals, strict=True):
+            if interval["low"] is not None:
+                assert interval["low"] <= row[figure] <= interval["high"], name
+
+
 CHECKS = (
+    has_an_interval_for_each_class,
     is_made_of_the_sums_that_it_states,
     agrees_with_its_reference,
     has_the_same_bits_from_any_split,

@@ -15,7 +15,7 @@ from sightline.contract import registry
 from sightline.contract.metric import Meter, State, make_state
 from sightline.contract.types import ComponentConfig
 from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
-from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, predict_labels
+from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, class_ious, predict_labels
 from tests.cases import run_each
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
@@ -250,6 +250,19 @@ def test_the_official_evaluator_of_semantic_kitti(shared: Path, case: int) -> No
     for number, row in zip(theirs, metric.per_class(state).values(), strict=True):
         if number != ignored:
             assert np.nan_to_num(row["iou"]) == pytest.approx(float(ious[number]), abs=1e-12)
+
+
+def test_the_iou_of_squeezeseg_s_authors(shared: Path) -> None:
+    """Right, wrongly predicted and missed pixels of each class; a class in neither has 0 there, and no number here."""
+    with np.load(shared / "golden" / "lidar" / "squeezeseg_iou.npz", allow_pickle=False) as golden:
+        for case in range(8):
+            label, predicted, figures = (golden[f"case{case}/{name}"] for name in ("label", "pred", "iou_tp_fp_fn"))
+            pixels = (torch.from_numpy(values.astype(np.int64)) for values in (predicted, label))
+            confusion = confusion_matrix(*pixels, num_classes=figures.shape[1])
+            right = confusion.diagonal()
+            counts = (right, confusion.sum(dim=0) - right, confusion.sum(dim=1) - right)
+            assert torch.stack(counts).tolist() == figures[1:].tolist()
+            assert class_ious(confusion).nan_to_num(nan=0.0).numpy() == pytest.approx(figures[0], abs=1e-12)
 
 
 # --- IoU by distance and of pixels: hand-worked, and refusals ---

@@ -19,7 +19,7 @@ from tests.command import Outcome, run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.runs.small import ROOT
 
-# --- files of reference points: whose frames they are for, a line for each, and no refiner that saw who i ------------
+# --- files of reference points: whose frames they are for, and no refiner that saw them in training -------------------
 
 
 COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}

@@ -201,7 +201,7 @@ def test_a_disk_that_fills_up_within_a_file(is_first: bool, tmp_path: Path, monk
     assert_same(load(tmp_path), snapshot_of(1))
 
 
-# --- A disk that fills up or closes under a run: one line, exit code 1, the last checkpoint whole, and it ------------
+# --- a disk that fills up or closes under a run: one line, exit code 1, the last checkpoint whole ---------------------
 
 
 CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"

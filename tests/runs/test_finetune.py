@@ -18,7 +18,7 @@ from sightline.runs.lineage import describe_lineage, read_lineage
 from tests.command import Outcome, document_of, refuse, run_here, succeed
 from tests.processes import ROOT
 
-# --- fine-tuning as a user does it: a pre-trained encoder taken into classifiers, its lineage, and label -------------
+# --- fine-tuning as a user does it: a pre-trained encoder taken into classifiers, and its lineage ---------------------
 
 
 DATA = "{name: synthetic_shapes, train_size: 96, test_size: 24, num_points: 32}"
@@ -187,7 +187,7 @@ def test_a_study_compares_scratch_with_pre_trained_at_shares_of_the_labels(place
     assert "started from other weights (0000" in refuse("study", *configs, *words)
 
 
-# --- the recipe of a frozen extractor: only its head learns, nothing else moves, and the checks are silen ------------
+# --- the recipe of a frozen extractor: only its head learns, nothing else moves, and checks are silent ----------------
 
 
 RECIPE = ROOT / "configs/classify/modelnet40_point_bert_frozen_cpu.yaml"

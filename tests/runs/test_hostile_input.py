@@ -22,7 +22,7 @@ from tests.marks import long_but
 from tests.processes import forked, free_port
 from tests.runs.broken_off import Bench
 
-# --- standard streams that are closed, full, or read no further: a run goes on, and no command ends in a -------------
+# --- standard streams that are closed, full, or read no further: a run goes on, without a traceback -------------------
 
 
 NO_ROOM = "error: standard output: cannot be written: No space left on device; the results were not printed in full\n"
@@ -161,7 +161,7 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
         resolve(tmp_path / "run")
 
 
-# --- names of files and classes with escape codes, line ends and bytes that are no text, in what every ve ------------
+# --- names of files and classes with escape codes, line ends and bytes that are no text, in every verb ----------------
 
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "cloud_folder_pointnet.yaml"

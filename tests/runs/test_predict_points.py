@@ -18,7 +18,7 @@ from tests.command import succeed
 from tests.data.clouds.cloud_writers import write_off, write_ply
 from tests.runs.point_runs import CONFIG, PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
 
-# --- `sightline predict` gives every point of a file the very label that `sightline evaluate` scored, in -------------
+# --- `sightline predict` gives every point of a file the very label that `sightline evaluate` scored ------------------
 
 
 # Float32 products of other batches are rounded differently: 2^-24 for each of some 1,024 terms at the worst.
@@ -235,7 +235,7 @@ def test_mistakes_are_one_line(rooms: Run, tmp_path: Path, words: tuple[str, ...
     assert (tmp_path / "in" / "a.ply").read_bytes() == before
 
 
-# --- files of the sets that come with sightline, as their publishers lay them out, are answered as evalua ------------
+# --- files of the shipped sets, as their publishers lay them out, are predicted as evaluation does --------------------
 
 
 def test_scenes_of_the_users_own_in_centimetres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

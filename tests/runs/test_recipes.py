@@ -23,7 +23,7 @@ from tests.processes import ROOT
 from tests.published_layouts import MODELS
 from tests.published_layouts import make_config_of as _make_config
 
-# --- the published recipes of detection on small sets in the true layouts: checked, trained for an epoch, ------------
+# --- the published recipes of detection on small sets in the true layouts: checked, trained, evaluated ----------------
 
 
 FOLDER = ROOT / "configs" / "detect"
@@ -121,7 +121,7 @@ def test_weights_of_torchvision_are_evaluated_by_its_recipe() -> None:
     assert stated.data.name == shipped.data.name
 
 
-# --- the published recipes for parts and scenes, on small sets in the true layouts: trained, and evaluate ------------
+# --- the published recipes for parts and scenes on small sets in the true layouts: trained, evaluated -----------------
 
 
 PARTS = {
@@ -246,5 +246,5 @@ def test_published_weights_are_evaluated_by_their_own_recipe(
     """Random weights in the shapes of the published ones: converted for the set that is there, scored on all of it."""
     file, run = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
     given = (f"data.root={folder / data}", "log.tensorboard=false", *overrides)
-    succeed("data", "convert", file, "--layout", layout, "--to", run, *given)
+    succeed("weights", file, "--layout", layout, "--to", run, *given)
     assert 0 <= document_of("evaluate", run, "--device", "cpu")["metrics"][figure] < 0.5

@@ -12,7 +12,7 @@ from tests.command import document_of, succeed
 from tests.data.scenes.scene_writers import ROOMS, no_progress, write_s3dis
 from tests.runs.broken_off import metrics, run_forked
 
-# --- whole small runs on scenes: every transform of the recipe, every point scored, the same numbers on t ------------
+# --- whole small runs on scenes: the recipe's transforms, every point scored, one process or two ----------------------
 
 
 SCENES_CONFIG = """\

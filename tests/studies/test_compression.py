@@ -32,7 +32,7 @@ from sightline.workbench.compress.run_problem import CompressionOptions, RunProb
 from tests.command import document_of, refuse, run_here, succeed
 from tests.processes import ROOT
 
-# --- `sightline compress` on a small trained run: sizes to the byte, the search's samples, packing, resum ------------
+# --- `sightline compress` on a small trained run: sizes to the byte, the search's samples, packing --------------------
 
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -17,8 +17,7 @@ from sightline.commands.look import StudyOptions
 from sightline.contract.errors import ConfigError, RunError
 from sightline.training import train_run
 from sightline.workbench.study import grid, study_runs
-from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors, student_t
-from tests.cases import run_each
+from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors
 from tests.command import Outcome, run_here
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -32,13 +31,6 @@ TINY = (
     "train.batch_size=16",
     "log.tensorboard=false",
 )
-
-
-@run_each("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 100, 101])
-def test_students_t_against_scipy(degrees: int) -> None:
-    for confidence in (0.5, 0.95, 0.99):
-        expected = scipy.stats.t.ppf((1 + confidence) / 2, degrees)
-        assert student_t(degrees, confidence=confidence) == pytest.approx(expected, rel=1e-9)
 
 
 def test_paired_differences_against_scipy() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.runs.run_records import list_differences, note_figures, read_reported_run
+from sightline.runs.run_records import format_interval, list_differences, note_figures, read_reported_run
 from sightline.view import run_report
 from sightline.view.panels import ImagePanel
 from sightline.view.run_report import make_report, make_samples
@@ -85,6 +85,8 @@ def test_every_task_has_its_page(task: str, tmp_path: Path) -> None:
     for name, row in final["per_class"].items():
         first = next(iter(row.values()))
         assert f"<td>{name}</td><td>{'–' if first is None else f'{first:.4f}'}</td>" in text
+    for intervals in final.get("class_intervals", {}).values():
+        assert all(f"<td>{format_interval(interval)}</td>" in text for interval in intervals.values())
     assert ("<h2>Joints</h2>" in text) == (task == "pose")
     assert ("<h2>Confusions</h2>" in text) == ("confusion" in final)
 

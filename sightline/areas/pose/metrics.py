@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError
-from sightline.contract.metric import SampleSums, State
+from sightline.contract.metric import SampleShares, SampleSums, State
 from sightline.contract.schema import suggest
 
 _CURVE_MM = range(81)
@@ -127,6 +127,10 @@ class JointError(_DistanceMetric):
         distance, labelled = (state[name].sum(dim=1, keepdim=True) for name in ("distance_mm", "labelled"))
         return {"mean_error_mm": SampleSums(distance, labelled)}
 
+    def class_intervals(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of the `error_mm` of each joint, of each frame."""
+        return {"error_mm": SampleSums(state["distance_mm"], state["labelled"], bounds=(0.0, torch.inf))}
+
     def tables(self, state: State) -> dict[str, Any]:
         """Return `error_curve`: the shares within 0 to 80 mm, of frames by worst and mean joint, and of joints."""
         worst, mean = _frame_distances(state)
@@ -174,6 +178,12 @@ class DetectionRate(_DistanceMetric):
         is_labelled = state["labelled"] > 0
         return {"detection_rate": SampleSums((state["distance_mm"] < self.threshold_mm) & is_labelled, is_labelled)}
 
+    def class_intervals(self, state: State) -> dict[str, SampleShares]:
+        """Return the frames in which each joint is within the threshold."""
+        sums = self.sums(state)["detection_rate"]
+        right, total = sums.numerators.sum(dim=0), sums.denominators.sum(dim=0)
+        return {"detection_rate": SampleShares(right, total, num_samples=sums.num_samples)}
+
     def _rates(self, state: State) -> Tensor:
         sums = self.sums(state)["detection_rate"]
         return sums.numerators.sum(dim=0).double() / sums.denominators.sum(dim=0)
@@ -211,7 +221,7 @@ class Keypoints:
     """
 
     slots = frozenset({"relative_distance", "similarity", "labelled", "has_length"})
-    higher_is_better = True
+    higher_is_better: Mapping[str, bool] = dict.fromkeys(("pck", "pck_auc", "oks", "oks_ap"), True)
 
     def __init__(
         self,
@@ -326,6 +336,17 @@ class Keypoints:
             has_joint = (state["labelled"] > 0).any(dim=1, keepdim=True)
             frames = torch.nan_to_num(_mean_over_labelled(state["similarity"], state["labelled"]))[:, None]
             sums["oks"] = SampleSums(frames, has_joint)
+        return sums
+
+    def class_intervals(self, state: State) -> dict[str, SampleSums | SampleShares]:
+        """Return the frames in which each joint is near, and the sums of its similarity, of each frame."""
+        sums: dict[str, SampleSums | SampleShares] = {}
+        if self.length_joints is not None:
+            counted = self._is_counted(state)
+            near, num_frames = counted & (state["relative_distance"] <= self.share), int(counted.any(dim=1).sum())
+            sums["pck"] = SampleShares(near.sum(dim=0), counted.sum(dim=0), num_samples=num_frames)
+        if len(self.sigmas):
+            sums["oks"] = SampleSums(state["similarity"], state["labelled"], bounds=(0.0, 1.0))
         return sums
 
     def tables(self, state: State) -> dict[str, Any]:

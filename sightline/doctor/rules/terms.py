@@ -15,7 +15,7 @@ from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 from sightline.doctor.subject import LossTerm
 
-_MIN_OWN, _MIN_MAPPED = 0.99, 0.75
+_MIN_OWN = 0.99
 _MIN_CORRELATION, _MAX_OWN_CORRELATION, _MIN_RATIO = 0.999, 0.95, 1.5
 _MAX_MORE = 2
 """Entries that a table of class weights may have beyond the classes."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.contract.intervals import LeftOutFigures
 from sightline.contract.metric import State, append_rows
 from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.match_kernels import match_boxes
@@ -114,6 +115,7 @@ def precision_and_recall(
     return precision, recall
 
 
+_MAX_GROUPS = 10
 NO_LIMIT = 2**31
 """More detections than an image has."""
 
@@ -253,6 +255,17 @@ class BoxGroups(NamedTuple):
         )
         return slice(*detection_bounds), slice(*label_bounds)
 
+    def deal_images(self, number: int, num_images: int) -> tuple[np.ndarray, int]:
+        """Deal all images to at most 10 groups, each with labels of a class: the group (num_images,) of each image.
+
+        Returns also how many images have a label that counts; the others go with the next one that has.
+        """
+        _, label_rows = self.class_slices(number)
+        of_labels = self.labels[label_rows, LabelColumn.IMAGE]
+        labelled = np.unique(of_labels[~self.is_ignored[label_rows]])
+        num_groups = min(_MAX_GROUPS, len(labelled))
+        return np.searchsorted(labelled, np.arange(num_images)) % max(num_groups, 1), len(labelled)
+
     def groups(self) -> list[tuple[slice, slice]]:
         """Return the slices of each group: detections, labels."""
         pairs = zip(self.box_starts, self.box_starts[1:], self.label_starts, self.label_starts[1:], strict=False)
@@ -316,6 +329,17 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     box_starts, label_starts = (np.append(np.searchsorted(array, groups), len(array)) for array in keys)
     of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
     return BoxGroups(boxes, rows, rows[:, LabelColumn.IS_IGNORED] > 0, box_starts, label_starts, of_groups)
+
+
+def leave_out_each(groups: np.ndarray, num_labelled: int) -> list[np.ndarray]:
+    """Return for each group that `deal_images` made the mask (num_images,) of the images outside of it."""
+    return [groups != group for group in range(min(_MAX_GROUPS, num_labelled))]
+
+
+def left_out_figures(values: Sequence[Sequence[float]], counts: Sequence[int], *, num_samples: int) -> LeftOutFigures:
+    """Make the figures of classes within 0 to 1: the values of each are of all its images, then without each group."""
+    figures, without = [of_class[0] for of_class in values], [np.array(of_class[1:]) for of_class in values]
+    return LeftOutFigures(figures, without, counts, num_samples, bounds=(0.0, 1.0))
 
 
 def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:

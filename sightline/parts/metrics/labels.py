@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
-from sightline.contract.metric import SampleSums, State
+from sightline.contract.metric import SampleShares, SampleSums, State
 from sightline.ops.labels import widen_labels
 
 
@@ -189,6 +189,11 @@ class Accuracy(_LabelMetric):
             "mean_class_accuracy": SampleSums(of_class * is_right[:, None], of_class, counts),
         }
 
+    def class_intervals(self, state: State) -> dict[str, SampleShares]:
+        """Return the right samples of each class."""
+        right, total = state["confusion"].diagonal(), state["confusion"].sum(dim=1)
+        return {"accuracy": SampleShares(right, total, num_samples=int(total.sum()))}
+
 
 @registry.metrics.add("iou")
 class IoU(_LabelMetric):
@@ -290,6 +295,11 @@ class IoU(_LabelMetric):
         """Return the sums of `miou`, of each scene."""
         common, union = (state[name][:, ~self._is_ignored] for name in ("common", "union"))
         return {"miou": SampleSums(common, union, empty=0.0 if self.scores_absent_zero else torch.nan)}
+
+    def class_intervals(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of the `iou` of each class, of each scene."""
+        common, union = (state[name] * ~self._is_ignored for name in ("common", "union"))
+        return {"iou": SampleSums(common, union, bounds=(0.0, 1.0))}
 
     def _ious(self, confusion: Tensor) -> Tensor:
         """Return the IoU (C,) of each class.

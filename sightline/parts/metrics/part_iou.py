@@ -202,11 +202,17 @@ class PartIoU:
     def sums(self, state: State) -> dict[str, SampleSums]:
         """Return the sums of the means over shapes, and of the means of the categories' means."""
         is_seen = state["seen"] > 0
-        of_category = state["category"][is_seen, None] == torch.arange(len(self.category_names))
         ious = {suffix: self._shape_ious(state, rule)[is_seen, None] for rule, suffix in enumerate(_RULES)}
         instance = {f"instance_miou{name}": SampleSums(iou, torch.ones_like(iou)) for name, iou in ious.items()}
-        return instance | {
-            f"class_miou{name}": SampleSums(iou * of_category, of_category) for name, iou in ious.items()
+        return instance | {f"class_{name}": sums for name, sums in self.class_intervals(state).items()}
+
+    def class_intervals(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of the mean over the shapes of each category, by both rules."""
+        is_seen = state["seen"] > 0
+        of_category = state["category"][is_seen, None] == torch.arange(len(self.category_names))
+        ious = {suffix: self._shape_ious(state, rule)[is_seen, None] for rule, suffix in enumerate(_RULES)}
+        return {
+            f"miou{name}": SampleSums(iou * of_category, of_category, bounds=(0.0, 1.0)) for name, iou in ious.items()
         }
 
     def tables(self, state: State) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from sightline.workbench.check.sample_statistics import (
     distinct_parts,
 )
 
-_CPU = torch.device("cpu")
 _QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
 

@@ -24,8 +24,8 @@ from sightline.workbench.check.dry_run import DryRun, forward_backward, isolated
 from sightline.workbench.check.sample_statistics import class_axis
 
 _STATISTICS = ("running", "moving", "ema")
-_KINDS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 """Words in the names of buffers that a training step changes."""
+_KINDS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _MAX_STD = 3.0
 _MAX_STEPS, _MAX_ZERO_START, _MAX_ZERO_END, _MIN_ZEROS = 2_000, 0.2, 0.05, 0.05
 _MAX_RATIO, _MIN_MOVE, _NUM_UPDATES, _MIN_DEPENDENCE, _MAX_PENALTY = 10.0, 1e-4, 1000, 0.2, 10.0

@@ -142,7 +142,7 @@ def write_evaluation(out: Path, run: OpenRun) -> dict[str, Any]:
     """
     packed = open_run(out, config=read_config(out / "config.yaml"), world=run.world)
     evaluation = run.evaluator()(packed.model, run.world)
-    document = evaluation_document(packed.config, evaluation, run.data.test, "last")
+    document = evaluation_document(packed.config, evaluation, run.data.test, "last", facts=run.facts)
     directory = RunDirectory(out, is_writer=True)
     summary = load_document(out / SUMMARY) | {"test_seconds": evaluation.seconds}
     directory.write_json(SUMMARY, summary)

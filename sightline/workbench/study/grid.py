@@ -17,6 +17,7 @@ from sightline.config import RunConfig
 from sightline.config.overrides import parse_variants, split_values
 from sightline.contract import registry
 from sightline.contract.errors import UserError
+from sightline.contract.intervals import student_t
 from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import build_metrics, build_part
 from sightline.engine.distributed import assert_device
@@ -86,24 +87,6 @@ def paired_differences(
                 }
             )
     return differences
-
-
-def student_t(degrees: int, *, confidence: float = 0.95) -> float:
-    """Compute the two-sided critical value of Student's t distribution for `degrees` >= 1 degrees of freedom.
-
-    Source: Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4, solved by bisection.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        term, total, is_odd = 1.0, 0.0, degrees % 2
-        for power in range(is_odd, degrees - 1, 2):
-            total += term * math.cos(angle) ** power
-            term *= (power + 1) / (power + 2)
-        total *= math.sin(angle)
-        probability = 2 / math.pi * (angle + total) if is_odd else total
-        low, high = (angle, high) if probability < confidence else (low, angle)
-    return math.sqrt(degrees) * math.tan(low)
 
 
 def grid_panel(factors: Sequence[str], grid: GridResults, *, title: str) -> ChartPanel:

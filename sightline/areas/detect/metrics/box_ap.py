@@ -9,6 +9,7 @@ import numpy as np
 from sightline.areas.detect.metrics.crowds import protocol_header
 from sightline.contract import registry
 from sightline.contract.arguments import Count
+from sightline.contract.intervals import LeftOutFigures
 from sightline.contract.metric import State
 from sightline.parts.metrics.box_groups import (
     BoxGroups,
@@ -19,6 +20,8 @@ from sightline.parts.metrics.box_groups import (
     Matches,
     group_boxes,
     iou_or_ioa,
+    leave_out_each,
+    left_out_figures,
     precision_and_recall,
 )
 
@@ -143,6 +146,25 @@ class BoxAp(BoxRows):
             result[name] = {"ap": _mean([precision]), "ap50": _mean([precision[0]]), "count": count}
         return result
 
+    def class_intervals(self, state: State) -> dict[str, LeftOutFigures]:
+        """Return `ap` and `ap50` of every class, and both without each of at most 10 groups of its images."""
+        curves_of = _curves(state, self.most, len(self.class_names))
+        num_images = 1 + int(max(state[name][:, 0].max().item() if len(state[name]) else -1 for name in state))
+        labels = curves_of.groups.labels[~curves_of.groups.is_ignored]
+        dealt = [curves_of.groups.deal_images(number, num_images) for number in range(len(self.class_names))]
+        precisions = [
+            [curves_of.curve(number, "", self.most, kept=kept)[0] for kept in (None, *leave_out_each(groups, count))]
+            for number, (groups, count) in enumerate(dealt)
+        ]
+        return {
+            name: left_out_figures(
+                [[_mean([p[rows]]) for p in of_class] for of_class in precisions],
+                [count for _, count in dealt],
+                num_samples=len(np.unique(labels[:, LabelColumn.IMAGE])),
+            )
+            for name, rows in (("ap", slice(None)), ("ap50", slice(1)))
+        }
+
 
 class _Curves(NamedTuple):
     """Detections matched for every range of areas, and a mask (A, G) of the labels that each range ignores."""
@@ -151,13 +173,21 @@ class _Curves(NamedTuple):
     label_ignored: np.ndarray
     matched: GroupMatches
 
-    def curve(self, number: int, area: str, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Compute precision (L, 101) and recall (L,) of a class, from the `most` best detections of every image."""
+    def curve(
+        self, number: int, area: str, most: int, *, kept: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Compute precision (L, 101) and recall (L,) of a class, from the `most` best detections of every image.
+
+        With a mask `kept` (num_images,), from those images alone.
+        """
         kind = list(_AREAS).index(area)
         detection_rows, label_rows = self.groups.class_slices(number)
-        chosen = self.groups.rank[detection_rows] < most
+        chosen, counted = self.groups.rank[detection_rows] < most, ~self.label_ignored[kind][label_rows]
+        if kept is not None:
+            chosen = chosen & kept[self.groups.boxes[detection_rows, DetectionColumn.IMAGE].astype(int)]
+            counted = counted & kept[self.groups.labels[label_rows, LabelColumn.IMAGE].astype(int)]
         is_matched, ignored = (mask[kind][:, detection_rows][:, chosen] for mask in self.matched[:2])
-        num_labels = int((~self.label_ignored[kind][label_rows]).sum())
+        num_labels = int(counted.sum())
         return precision_and_recall(
             [Matches(self.groups.boxes[detection_rows, 5][chosen], is_matched, ignored, num_labels)]
         )

@@ -11,6 +11,7 @@ import torch
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count
+from sightline.contract.intervals import LeftOutFigures
 from sightline.contract.metric import State
 from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.box_groups import (
@@ -24,6 +25,8 @@ from sightline.parts.metrics.box_groups import (
     cumulative_tp_fp,
     group_boxes,
     iou_or_ioa,
+    leave_out_each,
+    left_out_figures,
 )
 from sightline.parts.metrics.match_kernels import count_pairs
 
@@ -485,6 +488,21 @@ class CrowdAp(VisibleBoxRows):
             for name, c in curves.items()
         }
 
+    def class_intervals(self, state: State) -> dict[str, LeftOutFigures]:
+        """Return `crowd_ap` and `mr2` of every class, and both without each of at most 10 groups of its images."""
+        scored = _score(state, len(self.class_names))
+        dealt = [scored.groups.deal_images(number, scored.num_images) for number in range(len(self.class_names))]
+        curves = [
+            [scored.curve(number, kept=kept) for kept in (None, *leave_out_each(groups, count))]
+            for number, (groups, count) in enumerate(dealt)
+        ]
+        values = {
+            "crowd_ap": [[c.average_precision() for c in of_class] for of_class in curves],
+            "mr2": [[c.miss_rate(_RULES["mr2"]) for c in of_class] for of_class in curves],
+        }
+        counts, num_samples = [count for _, count in dealt], scored.num_images
+        return {name: left_out_figures(rows, counts, num_samples=num_samples) for name, rows in values.items()}
+
 
 class _Scored(NamedTuple):
     """Matched groups, and masks of labels (A, G) and unmatched detections that do not count, for each bin."""
@@ -494,13 +512,16 @@ class _Scored(NamedTuple):
     matched: GroupMatches
     num_images: int
 
-    def curve(self, number: int, kind: int = 0) -> DetectionCurve:
-        """Compute the curve of a class."""
+    def curve(self, number: int, kind: int = 0, *, kept: np.ndarray | None = None) -> DetectionCurve:
+        """Compute the curve of a class; with a mask `kept` (num_images,), of those images alone."""
         detection_rows, label_rows = self.groups.class_slices(number)
-        is_matched, ignored = (mask[kind, 0, detection_rows] for mask in self.matched[:2])
-        num_labels = int((~self.label_ignored[kind, label_rows]).sum())
-        scores = self.groups.boxes[detection_rows, 5]
-        return detection_curve(scores, is_matched, ignored, num_labels=num_labels, num_images=self.num_images)
+        kept = np.ones(self.num_images, dtype=bool) if kept is None else kept
+        chosen = kept[self.groups.boxes[detection_rows, BoxColumn.IMAGE].astype(int)]
+        counted = kept[self.groups.labels[label_rows, BoxColumn.IMAGE].astype(int)]
+        is_matched, ignored = (mask[kind, 0, detection_rows][chosen] for mask in self.matched[:2])
+        num_labels = int((~self.label_ignored[kind, label_rows] & counted).sum())
+        scores = self.groups.boxes[detection_rows, 5][chosen]
+        return detection_curve(scores, is_matched, ignored, num_labels=num_labels, num_images=int(kept.sum()))
 
 
 def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Scored:
