@@ -58,9 +58,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "backbones": {"networks": "resnet101 resnet18 resnet34 resnet50", "yolo": "cspdarknet darknet53"},
     "data": {
+        "sets.citypersons": "citypersons",
         "sets.coco": "coco",
-        "sets.people": "citypersons crowdhuman ecp widerperson",
+        "sets.crowdhuman": "crowdhuman",
+        "sets.ecp": "ecp",
         "sets.synthetic_crowds": "synthetic_crowds",
+        "sets.widerperson": "widerperson",
         "sets.yolo_txt": "yolo_txt",
     },
     "file_views": {"predictor": "view_photo"},

@@ -6,30 +6,23 @@ import json
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from sightline.areas.detect.sets.image_listing import (
-    BOX_COLUMNS,
+from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
+from sightline.areas.detect.sets.label_table import (
     MAX_PX,
     AnnotationFaults,
     BoxCorners,
     CategoryIds,
-    FaultPolicy,
-    ListedImage,
-    ListedImageSet,
-    NameEnds,
-    Values,
-    guess_split,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+    area_of,
     is_valid_box,
-    list_images,
     parse_number,
-    plan_image_set,
-    survey_images,
     xywh_to_xyxy,
 )
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
@@ -42,7 +35,6 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.input_files import expand_home, list_folders, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
@@ -51,8 +43,8 @@ _UNPLACED = "annotations of images that are not in the file"
 _UNKNOWN, _IMPOSSIBLE = "boxes of unknown categories", "impossible boxes"
 
 
-def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
-    """List the images of a JSON file of COCO instances, or of a folder with such files.
+def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, images: str | None = None) -> LabelledSet:
+    """Read the images of a JSON file of COCO instances, or of a folder with such files.
 
     `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Images that no file
     names are faults beside those that one names, and noted in other folders. Raises DataError for a
@@ -65,7 +57,7 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     documents = _find_documents(root, annotations)
     faults = AnnotationFaults()
     classes, notes = _read_classes(documents)
-    listed: list[ListedImage] = []
+    listed: list[LabelledImage] = []
     missing: list[str] = []
     num_root = len(os.path.join(root, ""))
     for document in documents:
@@ -76,10 +68,10 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
         notes += note
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
-        make_columns = document.boxes.assign(names, classes, faults)
+        boxes = document.boxes.assign(names, classes, faults)
         listed += [
-            ListedImage(
-                *(split, str(paths[key])[num_root:], paths[key], partial(make_columns, key)),
+            LabelledImage(
+                *(split, str(paths[key])[num_root:], paths[key], boxes.get(key, ())),
                 *(key, sizes[key], (file,)),
             )
             for key in entries
@@ -96,18 +88,15 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     for fault in missing:
         faults.add("images that are missing or damaged", fault)
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
-    return ListedImageSet(root, layout, classes, listed, BOX_COLUMNS, "boxes", faults, notes)
+    return LabelledSet(root, layout, classes, listed, faults, notes)
 
 
-class _Box(NamedTuple):
-    """Box of the annotation at a place of its list, which has an id, or -1: left, top, right, bottom, in pixels."""
+class _Annotation(NamedTuple):
+    """Annotation with a category, and an id or -1; the line of its box is its place in the list."""
 
-    corners: BoxCorners
-    area: float
     category: int
-    is_ignored: bool
-    place: int
     number: int
+    box: LabelledBox
 
 
 class _Boxes:
@@ -116,7 +105,7 @@ class _Boxes:
     def __init__(self) -> None:
         self.categories: set[int] = set()
         self._num_annotations = 0
-        self._boxes: defaultdict[int, list[_Box]] = defaultdict(list)
+        self._boxes: defaultdict[int, list[_Annotation]] = defaultdict(list)
         self._faults: list[tuple[int, int, str, str]] = []  # place, id of the image, kind, text
 
     def add(self, annotation: Any) -> None:
@@ -130,46 +119,43 @@ class _Boxes:
             self._faults.append((place, image_id, kind, f"{_name_annotation(place, number)} is {str(annotation)[:80]}"))
             return
         try:
-            corners = _read_box(stated)
-            is_ignored, area = _is_marked(stated), stated.get("area")
-            area = (corners[2] - corners[0]) * (corners[3] - corners[1]) if area is None else parse_number(area)
+            corners, is_ignored = _read_box(stated), _is_marked(stated)
+            area = area_of(corners) if stated.get("area") is None else parse_number(stated["area"])
             if not (is_valid_box(corners, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
-            self._boxes[image_id].append(_Box(corners, area, category, is_ignored, place, number))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             bbox = str(stated.get("bbox", "missing"))[:160]
             text = f"{_name_annotation(place, number)}: bbox is {bbox} ({error})"
             self._faults.append((place, image_id, _IMPOSSIBLE, text))
+            return
+        is_crowd = is_ignored and bool(stated.get("iscrowd")) and not stated.get("ignore")
+        stated_area = None if area == area_of(corners) else area
+        box = LabelledBox("", corners, is_ignored=is_ignored, is_crowd=is_crowd, area=stated_area, line=place)
+        self._boxes[image_id].append(_Annotation(category, number, box))
 
     def assign(
         self, names: Mapping[int, str], classes: CategoryIds, faults: AnnotationFaults
-    ) -> Callable[[int, tuple[int, int], AnnotationFaults], Values]:
-        """Add faults, and return a function that reads the boxes of an image by its id, in their order.
-
-        `names` are those of images by id.
-        """
-        label_by_id = {number: label for label, number in enumerate(classes.ids)}
-        for image_id, boxes in self._boxes.items():
-            for box in boxes:
-                if image_id not in names or box.category not in label_by_id:
-                    is_placed = image_id in names
-                    text = f"has the category {box.category}" if is_placed else f"has the image_id {image_id}"
-                    text = f"{_name_annotation(box.place, box.number)} {text}"
-                    self._faults.append((box.place, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
+    ) -> dict[int, list[LabelledBox]]:
+        """Add faults, and return the boxes of every image by its id, in their order. `names` are those of images."""
+        class_names = dict(zip(classes.ids, classes.names, strict=True))
+        for image_id, rows in self._boxes.items():
+            for annotation in rows:
+                if image_id not in names or annotation.category not in class_names:
+                    is_placed, place = image_id in names, annotation.box.line
+                    text = f"has the category {annotation.category}" if is_placed else f"has the image_id {image_id}"
+                    text = f"{_name_annotation(place, annotation.number)} {text}"
+                    self._faults.append((place, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
         for _, image_id, kind, text in sorted(self._faults):
             where = f"{names[image_id]}: " if image_id in names else ""
             faults.add(kind if where else _UNPLACED, where + text)
-
-        def make_columns(image_id: int, size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
-            boxes = [box for box in self._boxes.get(image_id, ()) if box.category in label_by_id]
-            return {
-                "boxes": np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4),
-                "label": np.array([label_by_id[box.category] for box in boxes], dtype=np.int64),
-                "area": np.array([box.area for box in boxes], dtype=np.float64),
-                "is_ignored": np.array([box.is_ignored for box in boxes], dtype=bool),
-            }
-
-        return make_columns
+        return {
+            image_id: [
+                annotation.box._replace(class_name=class_names[annotation.category])
+                for annotation in rows
+                if annotation.category in class_names
+            ]
+            for image_id, rows in self._boxes.items()
+        }
 
 
 def _name_annotation(place: int, number: int) -> str:
@@ -422,42 +408,10 @@ class Coco(LabelledImages):
     """
 
     spec = SetSpec(name="coco")
+    label_format = LabelFormat(read=read_coco)
 
     @classmethod
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
         """Return the DataInfo expected before preparation, without counts."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
         return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
-
-    @classmethod
-    def plan(
-        cls,
-        root: Path,
-        *,
-        target: Path,
-        progress: Progress,
-        annotations: tuple[str, ...] | None = None,
-        images: str | None = None,
-        faulty: FaultPolicy = "refuse",
-    ) -> PreparationPlan:
-        """Plan to list the images of a JSON file, or of a folder with some, and to keep their boxes.
-
-        `annotations` (files) and `images` (a folder) are paths below the source, for other than the usual names. Raises
-        DataError as `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
-        """
-        listed = find_coco(root, annotations=annotations, images=images)
-        options = {"annotations": None if annotations is None else list(annotations), "images": images}
-        return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
-        )
-
-    @classmethod
-    def survey(
-        cls,
-        source: Path,
-        *,
-        annotations: tuple[str, ...] | None = None,
-        images: str | None = None,
-    ) -> dict[str, Any]:
-        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
-        return survey_images(find_coco(source, annotations=annotations, images=images))

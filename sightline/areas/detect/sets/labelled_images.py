@@ -5,22 +5,18 @@ Seeded splits of a set of images with boxes, stratified by class and folder, if 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
-from sightline.areas.detect.sets.image_listing import (
-    CategoryIds,
-    FaultPolicy,
-    ListedImageSet,
-    plan_image_set,
-    survey_images,
-)
+from sightline.areas.detect.sets.image_listing import plan_image_set, survey_images
+from sightline.areas.detect.sets.label_table import CategoryIds, FaultPolicy, LabelFormat
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
@@ -29,7 +25,7 @@ from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
-from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_data import PreparedData, with_options
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 from sightline.store.prepared.splits import RowRefs, check_part, count_held, make_splits
@@ -95,6 +91,43 @@ def hold_out_images(
     return is_held.tolist()
 
 
+_FAULTY = inspect.Parameter("faulty", inspect.Parameter.KEYWORD_ONLY, default="refuse", annotation=FaultPolicy)
+
+
+def _make_plan(label_format: LabelFormat) -> Callable[..., PreparationPlan]:
+    """Make the class method `plan` of a set of images: its options are those of the reader, and `faulty`."""
+
+    def plan(
+        cls: type[LabelledImages], root: Path, *, target: Path, progress: Progress, **options: Any
+    ) -> PreparationPlan:
+        """Plan to list the images that labels name, and to keep their boxes.
+
+        Raises DataError as the reader, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
+        """
+        stated = {item.name: options.get(item.name, item.default) for item in [*label_format.options, _FAULTY]}
+        return plan_image_set(
+            label_format.read(root, **{name: value for name, value in options.items() if name != "faulty"}),
+            label_format,
+            set_name=cls.set_name,
+            faulty=stated["faulty"],
+            options={name: list(value) if isinstance(value, tuple) else value for name, value in stated.items()},
+            progress=progress,
+            target=target,
+        )
+
+    return with_options(plan, [*label_format.options, _FAULTY])
+
+
+def _make_survey(label_format: LabelFormat) -> Callable[..., dict[str, Any]]:
+    """Make the class method `survey` of a set of images, by the options of its reader."""
+
+    def survey(cls: type[LabelledImages], source: Path, **options: Any) -> dict[str, Any]:
+        """Survey images, sizes, classes and faults of unprepared files. Raises DataError as the reader."""
+        return survey_images(label_format.read(source, **options), label_format)
+
+    return with_options(survey, label_format.options)
+
+
 OtherClasses = Literal["left_out", "ignored"]
 """Treatment of boxes of classes that a config does not choose."""
 
@@ -125,7 +158,14 @@ class LabelledImages(PreparedData):
     Pure: the same key gives the same sample, and changes to a sample do not reach the stored arrays.
     """
 
+    label_format: ClassVar[LabelFormat]
     printed = ("layout", "differences")
+
+    def __init_subclass__(cls) -> None:
+        if "label_format" in vars(cls):
+            cls.plan = classmethod(_make_plan(cls.label_format))  # type: ignore[assignment]
+            cls.survey = classmethod(_make_survey(cls.label_format))  # type: ignore[assignment]
+        super().__init_subclass__()
 
     def __init__(
         self,
@@ -222,27 +262,6 @@ class LabelledImages(PreparedData):
     def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         return self._names[index]
-
-    @classmethod
-    def list_images(cls, source: Path) -> ListedImageSet:
-        """List the images that the labels of a source name. Raises DataError for a folder in another layout."""
-        raise NotImplementedError
-
-    @classmethod
-    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
-        """Plan to list the images that the labels of a folder name, and to keep their boxes.
-
-        Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
-        `leave_out`.
-        """
-        return plan_image_set(
-            cls.list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
-        )
-
-    @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
-        return survey_images(cls.list_images(source))
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
