@@ -39,6 +39,7 @@ from sightline.commands.run import (
     ScoreOptions,
     ServeOptions,
     TrainOptions,
+    WeightsOptions,
 )
 from sightline.contract.errors import UserError
 from sightline.contract.gc_pause import gc_paused
@@ -50,7 +51,7 @@ SECTIONS: dict[str, tuple[type[Command], ...]] = {
     "Train": (TrainOptions, EvaluateOptions, PredictOptions, ScoreOptions),
     "Prove": (CheckOptions, CompareOptions),
     "Look": (ViewOptions, ReportOptions, RunsOptions, DescribeOptions, ProfileOptions),
-    "Use": (CompressOptions, ExportOptions, ServeOptions),
+    "Use": (WeightsOptions, CompressOptions, ExportOptions, ServeOptions),
     "Search": (StudyOptions, SweepOptions),
 }
 """Commands by the sections of `sightline --help`, in the order of a day's work."""

@@ -104,7 +104,7 @@ def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: boo
         names = join_some(sorted(state), most=_MAX_NAMES_SHOWN)
         raise CheckpointError(
             f"{name}: its {len(state)} names ({names}) are of no known layout by names alone; see 'sightline list "
-            "layouts', and data convert --layout NAME"
+            "layouts', and sightline weights --layout NAME"
         )
     are_alike = all(row.names == fitting[0].names and row.changes == fitting[0].changes for row in fitting)
     if len(fitting) > 1 and are_alike:

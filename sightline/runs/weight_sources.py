@@ -15,7 +15,7 @@ from sightline.published.translation import convert_state_dict
 from sightline.runs import checkpoint
 from sightline.store.prepared.prepared_set import compute_sha256
 
-_ADVICE = "convert it: sightline data convert FILE --layout NAME --to RUN, then init.from=RUN"
+_ADVICE = "convert it: sightline weights FILE --layout NAME --to RUN, then init.from=RUN"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ import contextlib
 import json
 import shlex
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
+from sightline.commands.data import InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
@@ -23,16 +22,8 @@ from sightline.runs.run_directory import write_document
 from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
-from sightline.verbs.output import print_note, show_progress
+from sightline.verbs.output import print_note, print_tree, show_progress
 
-"""Suffixes of files of weights, which are no bags."""
-_WIDTH = 110
-_MAX_LISTED = 40
-_MAX_COUNTS = 100
-_NO_BREAK = "\u00a0"
-"""Non-breaking space, used while lines are wrapped."""
-_LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
-"""Printed names of JSON keys that a reader may misunderstand."""
 _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
 
@@ -88,7 +79,7 @@ def render(options: RenderOptions) -> int:
 def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) -> None:
     """Print what was written, and then every difference from what was expected."""
     written = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
-    _print_tree({"outcome": report["outcome"], **written})
+    print_tree({"outcome": report["outcome"], **written})
     _print_differences(report)
     write_document(json, report)
 
@@ -124,7 +115,7 @@ def info(options: InfoOptions) -> int:
         raise UserError(
             f"data info: '{name}' is neither a data set nor a prepared folder{suggest(name, registry.data.names())}"
         )
-    _print_tree({key: value for key, value in document.items() if key != "label_map"})
+    print_tree({key: value for key, value in document.items() if key != "label_map"})
     write_document(options.json, document)
     return 0
 
@@ -164,31 +155,6 @@ def verify(options: VerifyOptions) -> int:
     return 0
 
 
-def convert(options: ConvertOptions) -> int:
-    """Convert published weights to a run directory; print what was read and what was assumed."""
-    from sightline.workbench.weights.conversion import convert_published_weights
-
-    converted = convert_published_weights(
-        options.file,
-        layout=options.layout,
-        target=options.target,
-        config_path=options.config,
-        data_name=options.data,
-        overrides=options.words,
-        plugins=load_plugins(options.plugins),
-    )
-    for line in converted.notes:
-        print_note(line)
-    _print_tree({**converted.lineage, "run": str(converted.path)})
-    if converted.lineage["assumed"]:
-        assumed = ", ".join(f"model.{name}" for name in converted.lineage["assumed"])
-        print_note(
-            f"no tensor shows {assumed}: the published values are used; if the file differs, set them by key=value"
-        )
-    write_document(options.json, {**converted.lineage, "run": str(converted.path), "notes": list(converted.notes)})
-    return 0
-
-
 def _builder(name: str) -> Any:
     return registry.data.get_entry(name).builder
 
@@ -203,41 +169,6 @@ def _find_describer(folder: Path) -> Any:
             f"{folder}: contains the data set '{name}', which is unknown{suggest(name, registry.data.names())}"
         )
     return _builder(name)
-
-
-def _print_tree(tree: Any, indent: int = 0) -> None:
-    """Print a document as an indented tree; None and empty values are left out, long lists are shortened."""
-    for key, value in tree.items():
-        pad = "  " * indent
-        if value is None or (isinstance(value, str | dict | list | tuple) and not value):
-            continue
-        key = _LABELS.get(key, key)
-        if isinstance(value, dict) and not all(type(number) is int for number in value.values()):
-            sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
-            _print_tree(value, indent + 1)
-            continue
-        text = _format_value(value)
-        lines = textwrap.wrap(
-            f"{pad}{escape_to_one_line(str(key))}: {text.replace(' ', _NO_BREAK) if key.startswith('for_') else text}",
-            _WIDTH,
-            subsequent_indent=f"{pad}    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_NO_BREAK, " "))
-
-
-def _format_value(value: Any) -> str:
-    if isinstance(value, dict):
-        counts = [f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items()]
-        return _join(counts, most=_MAX_COUNTS)
-    if isinstance(value, list | tuple):
-        return _join([*map(_format_value, value)], most=_MAX_LISTED)
-    return f"{value:.4g}" if isinstance(value, float) else escape_to_one_line(str(value))
-
-
-def _join(texts: Sequence[str], *, most: int) -> str:
-    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
 
 
 @contextlib.contextmanager

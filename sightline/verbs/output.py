@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,12 @@ _QUIET_S, _LIVE_PAUSE_S, _PLAIN_PAUSE_S = 2.0, 0.5, 20.0
 """Seconds before progress is shown, and between its lines on a terminal and elsewhere."""
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
+_TREE_WIDTH, _MAX_LISTED, _MAX_COUNTS = 110, 40, 100
+"""Width in characters of the lines of a tree, and how many values and counts one of them lists."""
+_NO_BREAK = "\u00a0"
+"""Non-breaking space, used while lines are wrapped."""
+_LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
+"""Printed names of JSON keys that a reader may misunderstand."""
 
 
 def print_note(text: str) -> None:
@@ -121,6 +128,28 @@ def show_table(
     console.print(table)
 
 
+def print_tree(tree: Any, indent: int = 0) -> None:
+    """Print a document as an indented tree; None and empty values are left out, long lists are shortened."""
+    for key, value in tree.items():
+        pad = "  " * indent
+        if value is None or (isinstance(value, str | dict | list | tuple) and not value):
+            continue
+        key = _LABELS.get(key, key)
+        if isinstance(value, dict) and not all(type(number) is int for number in value.values()):
+            sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
+            print_tree(value, indent + 1)
+            continue
+        text = _format_leaf(value)
+        lines = textwrap.wrap(
+            f"{pad}{escape_to_one_line(str(key))}: {text.replace(' ', _NO_BREAK) if key.startswith('for_') else text}",
+            _TREE_WIDTH,
+            subsequent_indent=f"{pad}    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_NO_BREAK, " "))
+
+
 def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object = None) -> None:
     """Print the metrics, the rows per class or joint, and below them the metrics of simple baselines."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
@@ -199,3 +228,16 @@ def _format_cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return "" if value is None else escape_to_one_line(str(value))
+
+
+def _format_leaf(value: Any) -> str:
+    if isinstance(value, dict):
+        counts = [f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items()]
+        return _shorten(counts, most=_MAX_COUNTS)
+    if isinstance(value, list | tuple):
+        return _shorten([*map(_format_leaf, value)], most=_MAX_LISTED)
+    return f"{value:.4g}" if isinstance(value, float) else escape_to_one_line(str(value))
+
+
+def _shorten(texts: Sequence[str], *, most: int) -> str:
+    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")

@@ -53,7 +53,7 @@ def test_a_folder_is_of_the_layout_whose_parts_it_has(name: str, tmp_path: Path)
     (tmp_path / "segmentation_decoder").unlink()
     with pytest.raises(CheckpointError, match="segmentation_decoder: there is no such file"):
         read_source(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a network in parts; convert it: sightline data convert"):
+    with pytest.raises(CheckpointError, match="holds a network in parts; convert it: sightline weights"):
         open_source(str(tmp_path))
 
 

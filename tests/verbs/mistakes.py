@@ -124,6 +124,15 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("config.yaml", *SPACE, *OUT, "--sampler", "tpee"): "'tpee' is not one of 'tpe', 'random'",
         ("config.yaml", *SPACE, *OUT, "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
     },
+    "weights": {
+        (): "Missing argument 'FILE': published weights",
+        ("file.txt",): "Missing option '--to': folder to write, new or empty",
+        ("nothing.pth", "--to", "new"): r"nothing\.pth: there is no such file",
+        ("empty", "--to", "new"): "empty: is a folder, a file of weights is needed",
+        ("file.txt", "--to", "new"): r"file\.txt: was not written by torch\.save, or is damaged",
+        ("file.txt", "--to", "empty", "--layout", "pointnt"): "--layout pointnt: no such layout is known",
+        ("file.txt", "--to", "new", "--config", "config.yaml", "--data", "modelnet40"): r"file\.txt: was not written",
+    },
     "init": {
         (): "Missing argument 'NAME'",
         **{(name,): f"'{name}' {NO_NAME}" for name in ("River", "class", "my lake", "größe", "", "1lake", "lake-2")},

@@ -32,7 +32,7 @@ def make_config(
 ) -> RunConfig:
     """Read the config at `path`, or make that of the layout's recipe. Raises ConfigError for what does not fit it."""
     if path is not None and data_name is not None:
-        raise UserError("data convert: --config has its own data; give --config or --data")
+        raise UserError("weights: --config has its own data; give --config or --data")
     if path is not None:
         return read_config(config_path_of_run(path), overrides)
     with tempfile.TemporaryDirectory() as folder:
