@@ -62,6 +62,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.coco": "coco",
         "sets.crowdhuman": "crowdhuman",
         "sets.ecp": "ecp",
+        "sets.kitti_boxes": "kitti_boxes",
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.widerperson": "widerperson",
         "sets.yolo_txt": "yolo_txt",
@@ -88,6 +89,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "scorings": {"scoring": "BoxScoring"},
     "suppressions": {"output": "greedy set soft_gaussian soft_linear"},
     "tasks": {"task": "detect"},
+    "tools": {"sets.convert": "convert_labels"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
     "view_summaries": {"pictures": "summarise_assigners"},
 }

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from sightline.areas.detect.sets.image_listing import guess_split, list_images
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
+    Files,
     LabelFormat,
     LabelledBox,
     LabelledImage,
     LabelledSet,
 )
+from sightline.areas.detect.sets.label_writing import city_path, group_by_split, xyxy_to_xywh
 from sightline.areas.detect.sets.people import (
     BAD_BOX,
     BAD_IMAGE,
     PeopleImages,
     PeopleKinds,
+    fit_person,
     layout_error,
     parse_finite,
     to_corners,
 )
 from sightline.contract import registry
+from sightline.contract.errors import assert_installed
 from sightline.store.files.input_files import expand_home, get_again
 from sightline.store.files.mat_files import read_mat
 from sightline.store.prepared.prepared_data import SetSpec
@@ -92,16 +97,40 @@ def _read_people(rows: np.ndarray, where: str, faults: AnnotationFaults) -> Iter
         except ValueError as error:
             faults.add(BAD_BOX, f"{where}, box {number}: {row} ({error})")
             continue
-        has_visible = min(visible_width, visible_height) > 0
-        has_share = has_visible and min(width, height) > 0 and not is_ignored
-        share = min(visible_width * visible_height / (width * height), 1.0) if has_share else None
-        yield LabelledBox(
-            *(kind, full, visible if has_visible else None),
-            is_ignored=is_ignored,
-            is_crowd=kind in KINDS.crowds,
-            visible_share=share,
-            line=number,
-        )
+        part = visible if min(visible_width, visible_height) > 0 else None
+        yield LabelledBox(kind, full, part, is_ignored=is_ignored, is_crowd=kind in KINDS.crowds, line=number)
+
+
+def write_citypersons(labels: LabelledSet) -> Files:
+    """Yield a MAT file for each split; a visible box that is not stated is all zeros, and so is the instance."""
+    assert_installed("scipy", needed_by="--as citypersons")
+    from scipy.io import savemat
+
+    for word, images in group_by_split(labels.images).items():
+        cells = np.empty((1, len(images)), dtype=object)
+        for index, image in enumerate(images):
+            rows = [
+                [
+                    KINDS.codes[box.class_name],
+                    *xyxy_to_xywh(box.box or _NO_BOX),
+                    0,
+                    *xyxy_to_xywh(box.visible or _NO_BOX),
+                ]
+                for box in image.boxes
+            ]
+            city, name = PurePosixPath(image.name).parts[-2:]
+            bbs = np.array(rows, dtype=np.float64).reshape(-1, 10)
+            cells[0, index] = {"cityname": city, "im_name": name, "bbs": bbs}
+        stream = io.BytesIO()
+        savemat(stream, {f"anno_{word}_aligned": cells}, do_compression=True)
+        content = stream.getvalue()
+        header = b"MATLAB 5.0 MAT-file".ljust(_DATE_END)  # without its date, which would make other bytes each time
+        yield f"annotations/anno_{word}.mat", header + content[_DATE_END:]
+
+
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
+_DATE_END = 116
+"""Bytes of text, with the date, at the beginning of a MAT file."""
 
 
 @registry.data.add("citypersons")
@@ -116,6 +145,12 @@ class CityPersons(PeopleImages):
 
     spec = SetSpec(name="citypersons")
     label_format = LabelFormat(
-        read=read_citypersons, columns=("full", "visible", "label", "is_ignored", "visible_share"), fills_visible=True
+        read=read_citypersons,
+        columns=("full", "visible", "label", "is_ignored", "visible_share"),
+        fills_visible=True,
+        write=write_citypersons,
+        place=lambda image: city_path(image, "leftImg8bit"),
+        holds=frozenset({"visible", "is_ignored", "is_crowd"}),
+        fit=lambda box, _: fit_person(box, KINDS),
     )
     kinds = KINDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import unicodedata
@@ -16,6 +17,7 @@ from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     BoxCorners,
     CategoryIds,
+    Files,
     LabelFormat,
     LabelledBox,
     LabelledImage,
@@ -25,6 +27,7 @@ from sightline.areas.detect.sets.label_table import (
     parse_number,
     xywh_to_xyxy,
 )
+from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, plain, xyxy_to_xywh
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
@@ -38,6 +41,10 @@ from sightline.store.prepared.prepared_set import summarise_folder
 
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
+_PART_KEYS = frozenset({"vbox", "hbox", "vis_ratio", "head_attr"})
+_ANNOTATION_KEYS = _PART_KEYS | {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "fbox", "height"}
+_SAME_SHARE = 1e-9
+"""Largest difference of a visible share from that of the boxes, which are written with nine decimals."""
 _SPLITS = ("train", "validation", "test", "all")
 _UNPLACED = "annotations of images that are not in the file"
 _UNKNOWN, _IMPOSSIBLE = "boxes of unknown categories", "impossible boxes"
@@ -59,6 +66,7 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
     classes, notes = _read_classes(documents)
     listed: list[LabelledImage] = []
     missing: list[str] = []
+    unread = Counter[str]()
     num_root = len(os.path.join(root, ""))
     for document in documents:
         entries, file = document.index_images(), document.path
@@ -69,6 +77,7 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
         boxes = document.boxes.assign(names, classes, faults)
+        unread += document.boxes.unread
         listed += [
             LabelledImage(
                 *(split, str(paths[key])[num_root:], paths[key], boxes.get(key, ())),
@@ -88,7 +97,7 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
     for fault in missing:
         faults.add("images that are missing or damaged", fault)
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
-    return LabelledSet(root, layout, classes, listed, faults, notes)
+    return LabelledSet(root, layout, classes, listed, faults, notes, unread)
 
 
 class _Annotation(NamedTuple):
@@ -104,6 +113,7 @@ class _Boxes:
 
     def __init__(self) -> None:
         self.categories: set[int] = set()
+        self.unread = Counter[str]()
         self._num_annotations = 0
         self._boxes: defaultdict[int, list[_Annotation]] = defaultdict(list)
         self._faults: list[tuple[int, int, str, str]] = []  # place, id of the image, kind, text
@@ -114,6 +124,7 @@ class _Boxes:
         image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
         place, self._num_annotations = self._num_annotations, self._num_annotations + 1
         self.categories.add(category)
+        self.unread.update(key for key in stated.keys() - _ANNOTATION_KEYS if stated[key])
         if image_id < 0 or category < 0:
             kind = _UNPLACED if image_id < 0 else _UNKNOWN
             self._faults.append((place, image_id, kind, f"{_name_annotation(place, number)} is {str(annotation)[:80]}"))
@@ -131,6 +142,7 @@ class _Boxes:
         is_crowd = is_ignored and bool(stated.get("iscrowd")) and not stated.get("ignore")
         stated_area = None if area == area_of(corners) else area
         box = LabelledBox("", corners, is_ignored=is_ignored, is_crowd=is_crowd, area=stated_area, line=place)
+        box = box if stated.keys().isdisjoint(_PART_KEYS) else _add_parts(box, stated)
         self._boxes[image_id].append(_Annotation(category, number, box))
 
     def assign(
@@ -156,6 +168,18 @@ class _Boxes:
             ]
             for image_id, rows in self._boxes.items()
         }
+
+
+def _add_parts(box: LabelledBox, stated: Mapping[str, Any]) -> LabelledBox:
+    """Add the visible box, head and visible share that an annotation may state; what is no box is left out."""
+    with contextlib.suppress(AttributeError, ArithmeticError, TypeError, ValueError):
+        visible, head = (None if stated.get(key) is None else xywh_to_xyxy(stated[key]) for key in ("vbox", "hbox"))
+        is_head_ignored = (stated.get("head_attr") or {}).get("ignore", 0) != 0
+        box = box._replace(visible=visible, head=head, is_head_ignored=is_head_ignored)
+        share = stated.get("vis_ratio")
+        if share is not None and (box.share is None or abs(box.share - parse_number(share)) > _SAME_SHARE):
+            box = box._replace(visible_share=min(max(parse_number(share), 0.0), 1.0))
+    return box
 
 
 def _name_annotation(place: int, number: int) -> str:
@@ -357,18 +381,17 @@ def _find_images(
 ) -> tuple[dict[int, Path], list[str], list[str]]:
     """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
-    They are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns what
-    is missing, and a note on images that are in other folders than those that their names state.
+    Others are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns
+    what is missing, and a note on images that are in other folders than those that their names state.
     """
     base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
     if images is not None:
         base, splits = root / images, {*_SPLITS}
+    files = [file for file in list_images(base, may_lack=True) if file.is_relative_to(root)]
     listed = {
-        file.relative_to(base).as_posix(): file
-        for file in list_images(base, may_lack=True)
-        if file.is_relative_to(root) and guess_split(file.relative_to(root)) in splits
+        file.relative_to(base).as_posix(): file for file in files if guess_split(file.relative_to(root)) in splits
     }
-    start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, listed.values())}
+    start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, files)}
     stated = {key: os.path.normpath(start / name) for key, name in names.items()}
     found = {key: Path(file) for key, file in stated.items() if file in by_path}
     matches = {key: ends.find(name) for key, name in names.items() if key not in found}
@@ -397,6 +420,48 @@ def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return (_parse_id(height), _parse_id(width)) if height and width else None
 
 
+def write_coco(labels: LabelledSet) -> Files:
+    """Yield a JSON file of instances for each split.
+
+    Ids of images are kept where no two are equal. Ids of annotations count from 1, those of categories not from 0,
+    which several readers refuse. An ignored box has `iscrowd`, too, because pycocotools reads no other mark; a crowd
+    has `iscrowd` alone.
+    """
+    are_ids = len({image.image_id for image in labels.images}) == len(labels.images)
+    numbers = [image.image_id if are_ids else place for place, image in enumerate(labels.images, start=1)]
+    number_by_image = {id(image): number for image, number in zip(labels.images, numbers, strict=True)}
+    first = int(min(labels.classes.ids) == 0)
+    ids = {name: number + first for name, number in zip(*labels.classes, strict=True)}
+    for word, images in group_by_split(labels.images).items():
+        entries, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+        for image in images:
+            height, width = image.size_px or (0, 0)
+            number = number_by_image[id(image)]
+            entries.append({"id": number, "file_name": image.name, "width": width, "height": height})
+            for box in image.boxes:
+                head = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[box.class_name]}
+                annotations.append({**head, **_state_box(box)})
+        categories = [{"id": number, "name": name} for name, number in ids.items()]
+        document = {"images": entries, "annotations": annotations, "categories": categories}
+        yield name_file("instances", word, ".json"), json_bytes(document, indent=None)
+
+
+def _state_box(box: LabelledBox) -> dict[str, Any]:
+    """Return the keys of an annotation about its box; people with other boxes also have CrowdHuman's keys."""
+    assert box.box is not None
+    bbox, area = xyxy_to_xywh(box.box), area_of(box.box) if box.area is None else box.area
+    flags = {"iscrowd": int(box.is_ignored), "ignore": int(box.is_ignored and not box.is_crowd)}
+    stated: dict[str, Any] = {"bbox": bbox, "area": plain(area), **flags, "height": bbox[3]}
+    if box.visible is not None or box.head is not None:
+        boxes = {"fbox": box.box, "vbox": box.visible, "hbox": box.head}
+        stated |= {key: xyxy_to_xywh(corners) for key, corners in boxes.items() if corners is not None}
+    if box.share is not None:
+        stated["vis_ratio"] = box.share
+    if box.is_head_ignored:
+        stated["head_attr"] = {"ignore": 1}
+    return stated
+
+
 @registry.data.add("coco")
 class Coco(LabelledImages):
     """Images with boxes of COCO instances, prepared by `sightline data prepare coco`.
@@ -408,7 +473,12 @@ class Coco(LabelledImages):
     """
 
     spec = SetSpec(name="coco")
-    label_format = LabelFormat(read=read_coco)
+    label_format = LabelFormat(
+        read=read_coco,
+        write=write_coco,
+        holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "is_crowd", "visible_share", "area"})
+        | {"size", "undivided", "suffix"},
+    )
 
     @classmethod
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:

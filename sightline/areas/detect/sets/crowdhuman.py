@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from sightline.areas.detect.sets.image_listing import guess_split, list_images
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
-    CategoryIds,
+    Files,
     LabelFormat,
     LabelledBox,
     LabelledImage,
@@ -20,7 +20,16 @@ from sightline.areas.detect.sets.label_table import (
     is_valid_box,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.people import BAD_BOX, BAD_IMAGE, BOX_KEYS, BoxType, PeopleImages, PeopleKinds
+from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, xyxy_to_xywh
+from sightline.areas.detect.sets.people import (
+    BAD_BOX,
+    BAD_IMAGE,
+    BOX_KEYS,
+    BoxType,
+    PeopleImages,
+    PeopleKinds,
+    fit_person,
+)
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -31,7 +40,7 @@ from sightline.store.files.input_files import expand_home, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 
-_CLASSES = CategoryIds(("person",), (1,))
+_KINDS = PeopleKinds({"person": 1})
 
 
 def read_crowdhuman(source: Path) -> LabelledSet:
@@ -64,7 +73,7 @@ def read_crowdhuman(source: Path) -> LabelledSet:
                     f"{path}: {duplicates[0]} has the same name, and the boxes of '{name}' fit either; keep one"
                 )
             images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
-    return LabelledSet(root, "crowdhuman", _CLASSES, images, faults)
+    return LabelledSet(root, "crowdhuman", _KINDS.classes, images, faults)
 
 
 def _read_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -94,13 +103,13 @@ def _read_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _read_people(people: Sequence[Mapping[str, Any]], name: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
-    """Yield people, ignored if no person or marked so; the head of an ignored person is ignored, too."""
+    """Yield people, ignored if no person or marked so."""
     for index, person in enumerate(people):
         is_ignored = person.get("tag") != "person" or (person.get("extra") or {}).get("ignore", 0) != 0
-        is_head_ignored = is_ignored or (person.get("head_attr") or {}).get("ignore", 0) != 0
+        is_head_ignored = (person.get("head_attr") or {}).get("ignore", 0) != 0
         try:
             stated = {kind: xywh_to_xyxy(person[key]) for kind, key in BOX_KEYS.items() if person.get(key) is not None}
-            marks = {"full": is_ignored, "visible": is_ignored, "head": is_head_ignored}
+            marks = {"full": is_ignored, "visible": is_ignored, "head": is_ignored or is_head_ignored}
             if not stated or not all(is_valid_box(box, is_ignored=marks[kind]) for kind, box in stated.items()):
                 raise ValueError("a box of finite numbers, with width and height above 0, is needed")
         except (ArithmeticError, TypeError, ValueError) as error:
@@ -108,6 +117,24 @@ def _read_people(people: Sequence[Mapping[str, Any]], name: str, faults: Annotat
             continue
         boxes = (stated.get("full"), stated.get("visible"), stated.get("head"))
         yield LabelledBox("person", *boxes, is_ignored, is_head_ignored, line=index)
+
+
+def write_crowdhuman(labels: LabelledSet) -> Files:
+    """Yield an .odgt file for each split, a line for each image."""
+    for word, images in group_by_split(labels.images).items():
+        lines = [
+            {"ID": PurePosixPath(image.name).stem, "gtboxes": [*map(_state_person, image.boxes)]} for image in images
+        ]
+        yield name_file("annotation", word, ".odgt"), b"".join(json_bytes(line, indent=None) for line in lines)
+
+
+def _state_person(box: LabelledBox) -> dict[str, Any]:
+    corners = zip(BOX_KEYS.values(), (box.box, box.visible, box.head), strict=True)
+    person: dict[str, Any] = {"tag": "person"}
+    person |= {key: xyxy_to_xywh(stated) for key, stated in corners if stated is not None}
+    if box.is_head_ignored:
+        person["head_attr"] = {"ignore": 1}
+    return {**person, "extra": {"ignore": 1} if box.is_ignored else {}}
 
 
 @registry.data.add("crowdhuman")
@@ -122,9 +149,14 @@ class CrowdHuman(PeopleImages):
 
     spec = SetSpec(name="crowdhuman")
     label_format = LabelFormat(
-        read=read_crowdhuman, columns=("full", "visible", "head", "label", "is_ignored", "is_head_ignored")
+        read=read_crowdhuman,
+        columns=("full", "visible", "head", "label", "is_ignored", "is_head_ignored"),
+        write=write_crowdhuman,
+        place=lambda image: f"Images/{PurePosixPath(image.name).name}",
+        holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "part", "undivided"}),
+        fit=lambda box, _: fit_person(box, _KINDS),
     )
-    kinds = PeopleKinds({"person": 1})
+    kinds = _KINDS
     usual = ("person",)
 
     def _visible(self, index: int) -> np.ndarray:

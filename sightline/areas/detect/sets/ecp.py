@@ -5,24 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sightline.areas.detect.sets.image_listing import guess_split
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
+    Files,
     LabelFormat,
     LabelledBox,
     LabelledImage,
     LabelledSet,
     parse_number,
 )
+from sightline.areas.detect.sets.label_writing import city_path, json_bytes, plain
 from sightline.areas.detect.sets.people import (
     BAD_BOX,
     BAD_FILE,
     COLUMNS,
     PeopleImages,
     PeopleKinds,
+    fit_person,
     layout_error,
     parse_finite,
     to_corners,
@@ -125,6 +128,36 @@ def ecp_visible_share(tags: Any) -> float:
     return min(shares, default=1.0)
 
 
+def write_ecp(labels: LabelledSet) -> Files:
+    """Yield a JSON file for each image, with a tag of occlusion for each visible share."""
+    for image in labels.images:
+        assert image.size_px is not None
+        children = []
+        for box in image.boxes:
+            tags = [f"occluded>{percent}" for percent, share in _VISIBLE_BY_OCCLUSION.items() if box.share == share]
+            corners = zip(("x0", "y0", "x1", "y1"), map(plain, box.box or ()), strict=True)
+            children.append({"identity": KINDS.codes[box.class_name], "tags": tags, "children": [], **dict(corners)})
+        frame = {"identity": "frame", "imageheight": image.size_px[0], "imagewidth": image.size_px[1]}
+        time, _, path = image.name.partition("/img/")
+        label_path = PurePosixPath(f"{time}/labels/{path}").with_suffix(".json")
+        yield str(label_path), json_bytes({**frame, "children": children})
+
+
+def _place(image: LabelledImage) -> str:
+    """Return TIME/img/SPLIT/CITY/NAME.png; the time is that of the name, else the day."""
+    return city_path(image, "night/img" if image.name.startswith("night/") else "day/img")
+
+
+def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
+    """Return a person with the nearest visible share that a tag states: no less is visible than it says."""
+    person = fit_person(box, KINDS)
+    if isinstance(person, str):
+        return person
+    share = 1.0 if person.visible_share is None else person.visible_share
+    shares = [tagged for tagged in _VISIBLE_BY_OCCLUSION.values() if share <= tagged]
+    return person._replace(visible_share=None if person.is_ignored else min(shares, default=1.0))
+
+
 @registry.data.add("ecp")
 class EuroCityPersons(PeopleImages):
     """Images of 31 cities by day and by night, prepared by `sightline data prepare ecp`.
@@ -136,4 +169,12 @@ class EuroCityPersons(PeopleImages):
     """
 
     spec = SetSpec(name="ecp")
-    label_format, kinds = LabelFormat(read=read_ecp, columns=COLUMNS), KINDS
+    label_format = LabelFormat(
+        read=read_ecp,
+        columns=COLUMNS,
+        write=write_ecp,
+        place=_place,
+        holds=frozenset({"is_ignored", "is_crowd", "visible_share", "size"}),
+        fit=_fit,
+    )
+    kinds = KINDS

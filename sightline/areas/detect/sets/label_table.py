@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import typing
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,8 +34,8 @@ class LabelledBox(NamedTuple):
     """Labelled object: its class, up to three boxes, and marks; None where the file states nothing.
 
     `box` is the whole object; people may also have a `visible` part and a `head`. At least one of the three is stated.
-    A crowd is ignored, too. `visible_share` (0 to 1) and `area` are those that a file states, which boxes do not show.
-    `line` is the number of its line or entry in the label file.
+    A crowd is ignored, too; `is_head_ignored` is the mark of the head alone. `visible_share` (0 to 1) and `area` are
+    stated where they are not those of the boxes. `line` is the number of its line or entry in the label file.
     """
 
     class_name: str
@@ -48,6 +48,14 @@ class LabelledBox(NamedTuple):
     visible_share: float | None = None
     area: float | None = None
     line: int = 0
+
+    @property
+    def share(self) -> float | None:
+        """Visible share: as stated, else area of the visible box over that of the whole one, at most 1; or None."""
+        if self.visible_share is not None:
+            return self.visible_share
+        areas = area_of(self.visible), area_of(self.box)
+        return min(areas[0] / areas[1], 1.0) if min(areas) > 0 else None
 
 
 @dataclass(frozen=True)
@@ -171,17 +179,33 @@ BOX_COLUMNS = ("boxes", "label", "area", "is_ignored")
 """Stored columns of formats with one box of an object: the box, class, area, and whether it is ignored."""
 
 
+Files = Iterator[tuple[str, bytes]]
+"""Files of labels to write: path below the folder of the set, and content."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelFormat:
-    """Row of a label format: its reader, and the columns that are stored of its boxes, the boxes to show first.
+    """Row of a label format: its reader and writer, what it can hold, and the stored columns of its boxes.
 
-    `read(source, *, ...)` reads a folder or file; its keyword arguments are options of `data prepare`. A visible box
-    that is not stated is stored as the whole box if `fills_visible`.
+    - `read(source, *, ...)` reads a folder or file; its keyword arguments are options of `data prepare`.
+    - `columns` are stored, the boxes to show first. A visible box that is not stated is stored as the whole box if
+      `fills_visible`.
+    - `write(labels)` yields the files of a set that fits: its images have the names that `place(image)` returns, the
+      path in the published layout, and their sizes.
+    - `holds` are the fields of a box that the format can state, beside class and box; and `part`: a person without a
+      whole box, `size`: that of an image, `undivided`: images of no split, `suffix`: names that differ in it alone.
+    - `fit(box, size_px)` returns the nearest box that the format can state, or a text: why it is left out. `rounds`
+      says what it does to corners.
     """
 
     read: Callable[..., LabelledSet]
     columns: tuple[str, ...] = BOX_COLUMNS
     fills_visible: bool = False
+    write: Callable[[LabelledSet], Files] | None = None
+    place: Callable[[LabelledImage], str] = lambda image: image.name
+    holds: frozenset[str] = frozenset()
+    fit: Callable[[LabelledBox, tuple[int, int]], LabelledBox | str] = lambda box, _: box
+    rounds: str = ""
 
     @property
     def options(self) -> list[inspect.Parameter]:
@@ -224,6 +248,10 @@ def _fill(box: LabelledBox, stated: BoxCorners | None) -> BoxCorners:
     return next(others) if box.is_ignored else (0.0, 0.0, 0.0, 0.0)
 
 
+def _store_share(box: LabelledBox) -> float:
+    return UNKNOWN_SHARE if box.is_ignored or box.share is None else box.share
+
+
 _COLUMNS = {
     "boxes": _Column((4,), "float64", lambda box, _: box.box),
     "full": _Column((4,), "float64", lambda box, _: _fill(box, box.box)),
@@ -232,8 +260,6 @@ _COLUMNS = {
     "label": _Column((), "int64", lambda box, labels: labels[box.class_name]),
     "area": _Column((), "float64", lambda box, _: area_of(box.box) if box.area is None else box.area),
     "is_ignored": _Column((), "bool", lambda box, _: box.is_ignored),
-    "is_head_ignored": _Column((), "bool", lambda box, _: box.is_head_ignored),
-    "visible_share": _Column(
-        (), "float64", lambda box, _: UNKNOWN_SHARE if box.visible_share is None else box.visible_share
-    ),
+    "is_head_ignored": _Column((), "bool", lambda box, _: box.is_ignored or box.is_head_ignored),
+    "visible_share": _Column((), "float64", lambda box, _: _store_share(box)),
 }

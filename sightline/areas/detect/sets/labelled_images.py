@@ -159,6 +159,8 @@ class LabelledImages(PreparedData):
     """
 
     label_format: ClassVar[LabelFormat]
+    regions: ClassVar[tuple[str, ...]] = ()
+    """Classes that are no objects: their boxes are ignored, whatever classes are chosen."""
     printed = ("layout", "differences")
 
     def __init_subclass__(cls) -> None:
@@ -197,8 +199,9 @@ class LabelledImages(PreparedData):
         self._names = tuple(names[stored][row] for stored, row in self._rows)
         self._keeps_others = other_classes == "ignored"
         self._min_px = ignore_below_px
-        self.classes = _select_classes(prepared, classes)
+        self.classes = _select_classes(prepared, classes, self.regions)
         chosen = {name: label for label, name in enumerate(self.classes.names)}
+        self._is_region = np.isin(prepared.manifest["classes"]["names"], self.regions)
         self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
         facts = box_facts(self.classes.names, self._columns.box_type)
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
@@ -227,9 +230,10 @@ class LabelledImages(PreparedData):
     def record(self, index: int) -> BoxRecord:
         """Return the boxes of an image as read-only arrays, without its pixels."""
         columns = self._columns
-        label = self._class_of[self._read_column(index, "label")]
+        stored = self._read_column(index, "label")
+        label = self._class_of[stored]
         is_other = label < 0
-        selected = np.ones_like(is_other) if self._keeps_others else ~is_other
+        selected = np.ones_like(is_other) if self._keeps_others else ~is_other | self._is_region[stored]
         boxes, scored = (self._read_column(index, name)[selected] for name in (columns.boxes, columns.scored))
         is_ignored, is_scored_ignored = (
             (self._read_column(index, name) | is_other)[selected]
@@ -294,13 +298,13 @@ def _shorter_side(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
 
 
-def _select_classes(prepared: PreparedSet, names: tuple[str, ...]) -> CategoryIds:
-    """Select classes by name, in the order of the config; all if it names none. Raises ConfigError."""
+def _select_classes(prepared: PreparedSet, names: tuple[str, ...], regions: Sequence[str]) -> CategoryIds:
+    """Select classes by name, in the order of the config; all but `regions` if it names none. Raises ConfigError."""
     stored = CategoryIds(*(tuple(prepared.manifest["classes"][key]) for key in ("names", "ids")))
     unknown = [name for name in names if name not in stored.names]
     if unknown:
         raise ConfigError(f"classes: {prepared.root} has no class '{unknown[0]}'{suggest(unknown[0], stored.names)}")
     if len(set(names)) < len(names):
         raise ConfigError("classes: names a class twice; name each once")
-    chosen = names or stored.names
+    chosen = names or tuple(name for name in stored.names if name not in regions)
     return CategoryIds(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))

@@ -13,6 +13,7 @@ from sightline.areas.detect.sets.label_table import (
     UNKNOWN_SHARE,
     BoxCorners,
     CategoryIds,
+    LabelledBox,
     is_valid_box,
     xywh_to_xyxy,
 )
@@ -48,6 +49,32 @@ class PeopleKinds(NamedTuple):
         """Kinds as classes; the ids are the codes, or count from 1 where these are words."""
         ids = tuple(code if isinstance(code, int) else n for n, code in enumerate(self.codes.values(), start=1))
         return CategoryIds(tuple(self.codes), ids)
+
+
+_PEOPLE = {
+    "people": "person",
+    "cyclist": "rider",
+    "bicyclist": "rider",
+    "person_sitting": "sitting",
+    **{name: name for name in ("person", "pedestrian", "rider", "sitting", "other", "partially_visible")},
+}
+"""Class name in lower case → kind of person; classes of other names are no people."""
+_REGIONS = frozenset({"ignored_region", "crowd", "rider_crowd", "dontcare"})
+"""Class names in lower case of ignored regions in which people may be."""
+
+
+def fit_person(box: LabelledBox, kinds: PeopleKinds) -> LabelledBox | str:
+    """Return an object as the nearest kind of person, or of ignored region; a text for one that is no person."""
+    name = box.class_name.lower().replace(" ", "_")
+    usual = next(kind for kind in kinds.codes if kind not in kinds.ignored)
+    if name not in _PEOPLE and not (name in _REGIONS and box.is_ignored):
+        return f"boxes of the class {box.class_name}"
+    if box.is_ignored and kinds.ignored:
+        regions = (kinds.crowds if box.is_crowd else kinds.ignored - kinds.crowds) or kinds.ignored
+        kind = name if name in regions else next(kind for kind in kinds.codes if kind in regions)
+        return box._replace(class_name=kind, is_crowd=kind in kinds.crowds)
+    kind = _PEOPLE.get(name, usual)
+    return box._replace(class_name=kind if kind in kinds.codes else usual)
 
 
 def parse_finite(value: Any) -> float:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sightline.areas.detect.sets.image_listing import guess_split
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
+    Files,
     LabelFormat,
     LabelledBox,
     LabelledImage,
     LabelledSet,
+    is_valid_box,
 )
+from sightline.areas.detect.sets.label_writing import group_by_split, plain
 from sightline.areas.detect.sets.people import (
     BAD_BOX,
     BAD_FILE,
     COLUMNS,
     PeopleImages,
     PeopleKinds,
+    fit_person,
     layout_error,
     parse_finite,
     to_corners,
@@ -98,6 +102,32 @@ def _read_people(path: Path, faults: AnnotationFaults) -> Iterator[LabelledBox]:
         yield LabelledBox(kind, box, is_ignored=is_ignored, is_crowd=is_crowd, line=number)
 
 
+def write_widerperson(labels: LabelledSet) -> Files:
+    """Yield a text file for each image, and the list of the names of each split."""
+    for image in labels.images:
+        rows = [
+            " ".join(map(str, (KINDS.codes[box.class_name], *(plain(number) for number in box.box or ()))))
+            for box in image.boxes
+        ]
+        yield (
+            f"Annotations/{PurePosixPath(image.name).name}.txt",
+            "".join(f"{row}\n" for row in [len(rows), *rows]).encode(),
+        )
+    for word, images in group_by_split(labels.images).items():
+        yield f"{word}.txt", "".join(f"{PurePosixPath(image.name).stem}\n" for image in images).encode()
+
+
+def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
+    """Round a person to whole pixels, at least one wide and high."""
+    person = fit_person(box, KINDS)
+    if isinstance(person, str) or person.box is None:
+        return person
+    left, top, right, bottom = (float(round(number)) for number in person.box)
+    if not is_valid_box((left, top, right, bottom), is_ignored=person.is_ignored):
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+    return person._replace(box=(left, top, right, bottom))
+
+
 @registry.data.add("widerperson")
 class WiderPerson(PeopleImages):
     """Images of people in many places, prepared by `sightline data prepare widerperson`.
@@ -108,5 +138,14 @@ class WiderPerson(PeopleImages):
     """
 
     spec = SetSpec(name="widerperson")
-    label_format, kinds = LabelFormat(read=read_widerperson, columns=COLUMNS), KINDS
+    label_format = LabelFormat(
+        read=read_widerperson,
+        columns=COLUMNS,
+        write=write_widerperson,
+        place=lambda image: f"Images/{PurePosixPath(image.name).stem}.jpg",
+        holds=frozenset({"is_ignored", "is_crowd"}),
+        fit=_fit,
+        rounds="has whole pixels",
+    )
+    kinds = KINDS
     usual = ("pedestrian", "rider", "partially_visible")

@@ -5,12 +5,13 @@ Reader of YOLO text files: one row per box, in relative coordinates, next to the
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,13 @@ from sightline.areas.detect.sets.image_listing import guess_split, list_images
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     CategoryIds,
+    Files,
     LabelFormat,
     LabelledBox,
     LabelledImage,
     LabelledSet,
 )
+from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, group_by_split
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -315,6 +318,52 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, list[float]]:
     return int(values[0]), box.tolist()
 
 
+def write_yolo(labels: LabelledSet) -> Files:
+    """Yield a text file for each image, in shares of its sides, and data.yaml with the classes and the splits.
+
+    Trainers need the keys `train` and `val`: where a set has no such part, they state another one's folder.
+    """
+    for image in labels.images:
+        assert image.size_px is not None
+        height, width = image.size_px
+        rows = []
+        for box in image.boxes:
+            assert box.box is not None
+            left, top, right, bottom = box.box
+            shares = (left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width
+            texts = [f"{share:.12g}" for share in (*shares, (bottom - top) / height)]
+            rows.append(f"{labels.classes.names.index(box.class_name)} {' '.join(texts)}\n")
+        yield _label_path(image.name), "".join(rows).encode()
+    folders = {word: f"images/{word}".rstrip("/") for word in group_by_split(labels.images)}
+    first = folders.get("train", next(iter(folders.values())))
+    stated = {"train": first, "val": first, **{word: folder for word, folder in folders.items() if word}}
+    names = (
+        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(labels.classes.names)
+    )
+    lines = [*(f"{key}: {folder}\n" for key, folder in stated.items()), "names:\n", *names]
+    yield "data.yaml", "".join(lines).encode()
+
+
+def _place(image: LabelledImage) -> str:
+    """Return images/[SPLIT/]NAME, without a folder `images` or one of the split that the name already has."""
+    folder = f"{SPLIT_WORDS[image.split]}/".lstrip("/")
+    return f"images/{folder}{image.name.removeprefix('images/').removeprefix(folder)}"
+
+
+def _label_path(name: str) -> str:
+    """Return the path of the text file of an image, as `_find_label_file` looks for it."""
+    parts = PurePosixPath(name).with_suffix(".txt").parts
+    index = max(place for place, part in enumerate(parts[:-1]) if part == "images")
+    return "/".join((*parts[:index], "labels", *parts[index + 1 :]))
+
+
+def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
+    """Cut a box at the border of its image."""
+    (left, top, right, bottom), (height, width) = box.box or (0.0,) * 4, size_px
+    cut = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+    return box._replace(box=cut) if cut[0] < cut[2] and cut[1] < cut[3] else "boxes outside of their image"
+
+
 @registry.data.add("yolo_txt")
 class YoloTxt(LabelledImages):
     """Images with boxes in YOLO's text files, prepared by `sightline data prepare yolo_txt`.
@@ -326,4 +375,11 @@ class YoloTxt(LabelledImages):
     """
 
     spec = SetSpec(name="yolo_txt")
-    label_format = LabelFormat(read=read_yolo)
+    label_format = LabelFormat(
+        read=read_yolo,
+        write=write_yolo,
+        place=_place,
+        holds=frozenset({"undivided"}),
+        fit=_fit,
+        rounds="cuts them at the border of the image",
+    )

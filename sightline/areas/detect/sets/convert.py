@@ -1,0 +1,229 @@
+"""Conversion of box labels from one format to another: what the new format cannot hold is counted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from sightline.areas.detect.sets.image_listing import check_headers, check_splits
+from sightline.areas.detect.sets.label_table import (
+    AnnotationFaults,
+    FaultPolicy,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+)
+from sightline.contract import registry
+from sightline.contract.errors import DataError, UserError
+from sightline.contract.schema import suggest
+from sightline.store.files.atomic_write import create_synced, whole_folder
+from sightline.store.files.input_files import expand_home
+from sightline.store.prepared.prepared_writer import Progress
+
+BoxChoice = Literal["full", "visible", "head"]
+"""Box of a person that is converted; with `full`, the visible box and the head go along."""
+_ROUNDING_PX = 1e-6
+"""Largest difference of corners that are the same."""
+_WORDS = {
+    "visible": "visible boxes",
+    "head": "head boxes",
+    "is_head_ignored": "ignore marks of heads",
+    "is_crowd": "crowd marks",
+    "visible_share": "visible shares",
+    "area": "areas of masks",
+}
+"""Field of a box → what a format that does not hold it loses."""
+
+
+def convert_labels(
+    name: str,
+    source: Path,
+    new_name: str,
+    target: Path,
+    *,
+    progress: Progress,
+    box: BoxChoice = "full",
+    faulty: FaultPolicy = "refuse",
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the labels of the set `name` as the set `new_name` reads them, and return what was written and lost.
+
+    Images are linked where the new format expects them, and what was written is read back before it takes its place:
+    the target is whole or absent. `options` are those of the reader. Raises UserError for a set without such files
+    and for a target that is not empty, or is in the source; DataError as preparation does, for two images that would
+    have one name, and for a name that cannot be read back; RunError as `whole_folder`.
+    """
+    reader, writer = _find_format(name, written=False), _find_format(new_name, written=True)
+    _check_target(target, source)
+    labels = reader.read(source, **options)
+    check_splits([(image.split, image.name) for image in labels.images], root=labels.root)
+    checked = check_headers(labels, progress=progress)
+    lost = Counter({f"{what}: not read": count for what, count in labels.unread.items()})
+    unturned = sum(item.header.orientation > 1 and item.orientation == 1 for item in checked)
+    if unturned and "size" not in writer.holds:
+        lost[f"images with boxes of their pixels as stored: {new_name} is about upright images"] += unturned
+    images = [
+        replace(item.image, boxes=[*_fit(item.image, item.size_px, box, new_name, writer, labels.faults, lost)])
+        for item in checked
+    ]
+    images = [replace(image, size_px=item.size_px) for image, item in zip(images, checked, strict=True)]
+    notes = [*labels.notes, *labels.faults.raise_or_note(faulty, root=labels.root, target=target)]
+    if "undivided" not in writer.holds:
+        lost[f"images of no split: {new_name} calls them train"] = sum(image.split == "all" for image in images)
+        images = [replace(image, split="train") if image.split == "all" else image for image in images]
+    placed = _place(images, labels.root, writer)
+    with whole_folder(target) as folder:
+        for path, image_path in {image.name: image.path for image in placed}.items():
+            _claim(folder, path).symlink_to(image_path.resolve())
+        assert writer.write is not None
+        for path, content in writer.write(replace(labels, images=placed)):
+            with create_synced(_claim(folder, path)) as file:
+                file.write(content)
+        _read_back(new_name, writer, folder, placed)
+    return {
+        "labels": name,
+        "as": new_name,
+        "root": str(target.resolve()),
+        "images": dict(sorted(Counter(image.split for image in placed).items())),
+        "boxes": sum(len(image.boxes) for image in placed),
+        "lost": {what: count for what, count in sorted(lost.items()) if count},
+        "differences": notes,
+    }
+
+
+def _find_format(name: str, *, written: bool) -> LabelFormat:
+    """Find the label format of a set. Raises UserError for a set that has none, or none that is `written`."""
+    formats = {
+        known: row
+        for known in registry.data.names()
+        if (row := getattr(registry.data.get_entry(known).builder, "label_format", None)) is not None
+        and (row.write is not None or not written)
+    }
+    if name not in formats:
+        option, known = ("--as ", "writes") if written else ("", "reads")
+        raise UserError(
+            f"data convert: {option}{name}: no set that {known} labels of boxes{suggest(name, formats, otherwise='')}; "
+            f"there are {', '.join(sorted(formats))}"
+        )
+    return formats[name]
+
+
+def _check_target(target: Path, source: Path) -> None:
+    """Raise UserError for a target that is not empty, or that is in the folder from which labels are read."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"data convert: {target} is there and not empty; give another folder by --to")
+    root = expand_home(source).resolve()
+    if root.is_dir() and target.resolve().is_relative_to(root):
+        raise UserError(
+            f"data convert: {target} is in {root}, whose files would then be read with what is written; give a folder "
+            "outside by --to"
+        )
+
+
+def _fit(
+    image: LabelledImage,
+    size_px: tuple[int, int],
+    choice: BoxChoice,
+    name: str,
+    writer: LabelFormat,
+    faults: AnnotationFaults,
+    lost: Counter[str],
+) -> Iterator[LabelledBox]:
+    """Yield the boxes of an image as a format can state them; count what is lost, and add faults."""
+    for stated in image.boxes:
+        box = _choose(stated, choice)
+        if box.box is None and box.is_ignored:
+            box = box._replace(box=box.visible or box.head)
+        if box.box is None and ("part" not in writer.holds or choice != "full"):
+            faults.add(f"people without a {choice} box", f"{image.name}, entry {stated.line}; choose another by --box")
+            continue
+        if box.is_ignored and "is_ignored" not in writer.holds:
+            lost[f"ignored boxes: {name} has none"] += 1
+            continue
+        fitted = _restrict(box, name, writer, lost)
+        result = writer.fit(fitted, size_px)
+        if isinstance(result, str):
+            lost[f"{result}: {name} has none"] += 1
+            continue
+        if result.class_name != fitted.class_name:
+            lost[f"boxes of the class {fitted.class_name}: {name} calls them {result.class_name}"] += 1
+        if _is_moved(result, fitted):
+            lost[f"boxes: {name} {writer.rounds}"] += 1
+        if result.is_crowd != fitted.is_crowd:
+            lost[f"ignored boxes that are no crowds: {name} calls them crowds"] += 1
+        if result.visible_share != fitted.visible_share:
+            lost[f"visible shares: {name} has 1, 0.9, 0.6 and 0.2"] += 1
+        yield result
+
+
+def _is_moved(box: LabelledBox, before: LabelledBox) -> bool:
+    """Return True if corners differ by more than rounding leaves."""
+    corners = zip(box.box or (), before.box or (), strict=True)
+    return any(abs(new - old) > _ROUNDING_PX for new, old in corners)
+
+
+def _choose(box: LabelledBox, choice: BoxChoice) -> LabelledBox:
+    """Return an object with one of its boxes in the place of the whole one."""
+    if choice == "full":
+        return box
+    corners = box.visible if choice == "visible" else box.head
+    is_ignored = box.is_ignored or (choice == "head" and box.is_head_ignored)
+    return LabelledBox(box.class_name, corners, is_ignored=is_ignored, is_crowd=box.is_crowd, line=box.line)
+
+
+def _restrict(box: LabelledBox, name: str, writer: LabelFormat, lost: Counter[str]) -> LabelledBox:
+    """Remove the fields of a box that a format does not hold, and count them."""
+    empty = LabelledBox("", None)
+    changed: dict[str, Any] = {}
+    for field, words in _WORDS.items():
+        if field not in writer.holds and getattr(box, field) != getattr(empty, field):
+            changed[field] = getattr(empty, field)
+            lost[f"{words}: {name} has none"] += 1
+    if "visible" in changed and "visible_share" in writer.holds:
+        changed["visible_share"] = box.share
+    return box._replace(**changed)
+
+
+def _place(images: Sequence[LabelledImage], root: Path, writer: LabelFormat) -> list[LabelledImage]:
+    """Return images under their paths in the new format. Raises DataError for two that would have one name."""
+    owners: dict[str, Path] = {}
+    placed = []
+    for image in images:
+        path = writer.place(replace(image, name=image.path.relative_to(root).as_posix()))
+        key = path if "suffix" in writer.holds else os.path.splitext(path)[0]
+        if (other := owners.setdefault(key, image.path)) != image.path:
+            raise DataError(f"{other}: {image.path} would have the same name, '{key}', in the new format; rename one")
+        placed.append(replace(image, name=path))
+    return placed
+
+
+def _claim(folder: Path, path: str) -> Path:
+    """Return the path of a new file, and make its folders. Raises DataError if it is taken, or not text."""
+    if not path.isprintable() or ".." in PurePosixPath(path).parts:
+        raise DataError(f"{path!r}: is no path for a file of labels; rename the image")
+    file = folder / path
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        is_taken = file.is_symlink() or file.exists()
+    except (FileExistsError, NotADirectoryError):
+        is_taken = True
+    if is_taken:
+        raise DataError(f"'{path}': an image and another file would have this path in the new format; rename the image")
+    return file
+
+
+def _read_back(name: str, writer: LabelFormat, folder: Path, placed: Sequence[LabelledImage]) -> None:
+    """Raise DataError if the images that were written are not read again, with as many boxes each."""
+    try:
+        back = writer.read(folder)
+        back.faults.raise_or_note("refuse", root=folder)
+        found = {(image.path.relative_to(back.root).as_posix(), image.split, len(image.boxes)) for image in back.images}
+    except DataError as error:
+        raise DataError(f"{name} does not read what was written: {error}; rename the images") from error
+    for image in placed:
+        if (image.name, image.split, len(image.boxes)) not in found:
+            raise DataError(f"{image.path}: {name} does not read its labels again from '{image.name}'; rename it")
