@@ -16,6 +16,7 @@ from sightline.areas.detect.sets.label_table import (
     LabelFormat,
     LabelledBox,
     LabelledImage,
+    area_of,
 )
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
@@ -28,6 +29,8 @@ BoxChoice = Literal["full", "visible", "head"]
 """Box of a person that is converted; with `full`, the visible box and the head go along."""
 _ROUNDING_PX = 1e-6
 """Largest difference of corners that are the same."""
+_SAME_AREA = 1e-6
+"""Largest difference of a stated area, as a share of the box's, that is none."""
 _WORDS = {
     "visible": "visible boxes",
     "head": "head boxes",
@@ -144,20 +147,26 @@ def _fit(
         if box.is_ignored and "is_ignored" not in writer.holds:
             lost[f"ignored boxes: {name} has none"] += 1
             continue
-        fitted = _restrict(box, name, writer, lost)
-        result = writer.fit(fitted, size_px)
-        if isinstance(result, str):
-            lost[f"{result}: {name} has none"] += 1
+        restricted, words = _restrict(box, writer)
+        fitted = writer.fit(restricted, size_px)
+        if isinstance(fitted, str):
+            lost[f"{fitted}: {name} has none"] += 1
             continue
-        if result.class_name != fitted.class_name:
-            lost[f"boxes of the class {fitted.class_name}: {name} calls them {result.class_name}"] += 1
-        if _is_moved(result, fitted):
-            lost[f"boxes: {name} {writer.rounds}"] += 1
-        if result.is_crowd != fitted.is_crowd:
-            lost[f"ignored boxes that are no crowds: {name} calls them crowds"] += 1
-        if result.visible_share != fitted.visible_share:
-            lost[f"visible shares: {name} has 1, 0.9, 0.6 and 0.2"] += 1
-        yield result
+        lost.update(f"{word}: {name} has none" for word in words)
+        lost.update(_compare(fitted, restricted, name, writer.rounds))
+        yield fitted
+
+
+def _compare(new: LabelledBox, old: LabelledBox, name: str, rounds: str) -> Iterator[str]:
+    """Yield what the fit to a format, which has this name and `rounds` corners, changed of a box."""
+    if new.class_name != old.class_name:
+        yield f"boxes of the class {old.class_name}: {name} calls them {new.class_name}"
+    if new.is_crowd != old.is_crowd:
+        yield f"ignored boxes that are no crowds: {name} calls them crowds"
+    if _is_moved(new, old):
+        yield f"boxes: {name} {rounds}"
+    if new.visible_share != old.visible_share:
+        yield f"visible shares: {name} has 1, 0.9, 0.6 and 0.2"
 
 
 def _is_moved(box: LabelledBox, before: LabelledBox) -> bool:
@@ -175,17 +184,16 @@ def _choose(box: LabelledBox, choice: BoxChoice) -> LabelledBox:
     return LabelledBox(box.class_name, corners, is_ignored=is_ignored, is_crowd=box.is_crowd, line=box.line)
 
 
-def _restrict(box: LabelledBox, name: str, writer: LabelFormat, lost: Counter[str]) -> LabelledBox:
-    """Remove the fields of a box that a format does not hold, and count them."""
+def _restrict(box: LabelledBox, writer: LabelFormat) -> tuple[LabelledBox, list[str]]:
+    """Remove the fields of a box that a format does not hold; also return what these are called."""
     empty = LabelledBox("", None)
-    changed: dict[str, Any] = {}
-    for field, words in _WORDS.items():
-        if field not in writer.holds and getattr(box, field) != getattr(empty, field):
-            changed[field] = getattr(empty, field)
-            lost[f"{words}: {name} has none"] += 1
-    if "visible" in changed and "visible_share" in writer.holds:
+    lost = [name for name in _WORDS if name not in writer.holds and getattr(box, name) != getattr(empty, name)]
+    changed: dict[str, Any] = {name: getattr(empty, name) for name in lost}
+    if "visible" in lost and "visible_share" in writer.holds:
         changed["visible_share"] = box.share
-    return box._replace(**changed)
+    if "area" in lost and abs(area_of(box.box) - (box.area or 0)) <= _SAME_AREA * area_of(box.box):
+        lost.remove("area")
+    return box._replace(**changed), [_WORDS[name] for name in lost]
 
 
 def _place(images: Sequence[LabelledImage], root: Path, writer: LabelFormat) -> list[LabelledImage]:
