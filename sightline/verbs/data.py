@@ -80,8 +80,10 @@ def convert(options: ConvertOptions) -> int:
         raise UserError(
             f"data convert: {', '.join(missing)} missing: say what is read, as what and where it is written"
         )
-    prepare = DataMembers.prepare.get(_builder(name)) if name in list_preparable() else None
-    arguments = read_key_values(name, prepare, options.options, command="data convert", exclude=_SET_BY_PREPARE)
+    arguments = {}
+    if name in list_preparable():
+        reader = _builder(name).prepare
+        arguments = read_key_values(name, reader, options.options, command="data convert", exclude=_SET_BY_PREPARE)
     with _counting(name) as progress:
         report = load_member("tools", "convert_labels")(
             name, options.source, options.as_format, options.target, box=options.box, progress=progress, **arguments

@@ -107,11 +107,9 @@ def _find_format(name: str, *, written: bool) -> LabelFormat:
         and (row.write is not None or not written)
     }
     if name not in formats:
-        option, known = ("--as ", "writes") if written else ("", "reads")
-        raise UserError(
-            f"data convert: {option}{name}: no set that {known} labels of boxes{suggest(name, formats, otherwise='')}; "
-            f"there are {', '.join(sorted(formats))}"
-        )
+        option, what = ("--as ", "writes") if written else ("", "reads")
+        known = suggest(name, formats, otherwise=f"; there are {', '.join(sorted(formats))}")
+        raise UserError(f"data convert: {option}{name}: is no set that {what} labels of boxes{known}")
     return formats[name]
 
 
