@@ -21,7 +21,7 @@ from sightline.areas.detect.sets.label_table import (
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
 from sightline.contract.schema import suggest
-from sightline.store.files.atomic_write import create_synced, whole_folder
+from sightline.store.files.atomic_write import whole_folder
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.prepared_writer import Progress
 
@@ -84,9 +84,9 @@ def convert_labels(
             _claim(folder, path).symlink_to(image_path.resolve())
         assert writer.write is not None
         for path, content in writer.write(replace(labels, images=placed)):
-            with create_synced(_claim(folder, path)) as file:
-                file.write(content)
+            _claim(folder, path).write_bytes(content)
         _read_back(new_name, writer, folder, placed)
+        os.sync()  # once: a file for each of 100,000 images would take minutes
     return {
         "labels": name,
         "as": new_name,
@@ -118,7 +118,8 @@ def _check_target(target: Path, source: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"data convert: {target} is there and not empty; give another folder by --to")
     root = expand_home(source).resolve()
-    if root.is_dir() and target.resolve().is_relative_to(root):
+    root = root.parent if root.is_file() else root
+    if target.resolve().is_relative_to(root):
         raise UserError(
             f"data convert: {target} is in {root}, whose files would then be read with what is written; give a folder "
             "outside by --to"
