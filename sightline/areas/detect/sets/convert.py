@@ -108,7 +108,7 @@ def _find_format(name: str, *, written: bool) -> LabelFormat:
     }
     if name not in formats:
         option, what = ("--as ", "writes") if written else ("", "reads")
-        known = suggest(name, formats, otherwise=f"; there are {', '.join(sorted(formats))}")
+        known = suggest(name, formats, otherwise=f"; there are {', '.join(sorted(formats))}; globox has others")
         raise UserError(f"data convert: {option}{name}: is no set that {what} labels of boxes{known}")
     return formats[name]
 

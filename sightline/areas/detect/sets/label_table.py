@@ -179,6 +179,7 @@ BOX_COLUMNS = ("boxes", "label", "area", "is_ignored")
 """Stored columns of formats with one box of an object: the box, class, area, and whether it is ignored."""
 
 
+_HELD = frozenset({*LabelledBox._fields, "part", "size", "undivided", "suffix"})
 Files = Iterator[tuple[str, bytes]]
 """Files of labels to write: path below the folder of the set, and content."""
 
@@ -206,6 +207,9 @@ class LabelFormat:
     holds: frozenset[str] = frozenset()
     fit: Callable[[LabelledBox, tuple[int, int]], LabelledBox | str] = lambda box, _: box
     rounds: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.holds <= _HELD, f"{self.holds - _HELD}: no field of a box, and no other that a format may hold"
 
     @property
     def options(self) -> list[inspect.Parameter]:
