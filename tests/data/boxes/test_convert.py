@@ -244,7 +244,7 @@ def test_photos_of_coco_come_back_as_yolo_rows(shared: Path, tmp_path: Path) -> 
 
 @pytest.mark.shared
 def test_kitti_goes_out_and_comes_back(shared: Path, tmp_path: Path) -> None:
-    """Nine frames: 51 objects, of which the 2D boxes come back to the digit; their 3D boxes are counted as not read."""
+    """Nine frames: 82 rows, of which the 2D boxes come back to the digit; their 3D boxes are counted as not read."""
     source = shared / "data" / "kitti_object_mini"
     rows = {
         path.name: [line.split() for line in path.read_text().splitlines()]

@@ -124,7 +124,8 @@ class _Boxes:
         image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
         place, self._num_annotations = self._num_annotations, self._num_annotations + 1
         self.categories.add(category)
-        self.unread.update(key for key in stated.keys() - _ANNOTATION_KEYS if stated[key])
+        for key in stated.keys() - _ANNOTATION_KEYS:
+            self.unread[key] += bool(stated[key])
         if image_id < 0 or category < 0:
             kind = _UNPLACED if image_id < 0 else _UNKNOWN
             self._faults.append((place, image_id, kind, f"{_name_annotation(place, number)} is {str(annotation)[:80]}"))
@@ -162,7 +163,7 @@ class _Boxes:
             faults.add(kind if where else _UNPLACED, where + text)
         return {
             image_id: [
-                annotation.box._replace(class_name=class_names[annotation.category])
+                LabelledBox(class_names[annotation.category], *annotation.box[1:])
                 for annotation in rows
                 if annotation.category in class_names
             ]
