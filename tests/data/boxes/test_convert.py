@@ -21,6 +21,8 @@ from sightline.contract.types import SampleKey
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
+from tests.data.boxes.test_crowdhuman import CROWD, write_set
+from tests.data.boxes.test_people import written
 from tests.data.preparing import prepare_set
 
 BUILDERS = {name: registry.data.get_entry(name).builder for name in registry.data.names()}
@@ -47,6 +49,12 @@ STREET: list[dict[str, Any]] = [
     {"category_id": 1, "bbox": [210, 10, 20, 20]},
 ]
 """Annotations of an image 200 wide and 120 high, with every field of the table; two reach beyond it."""
+
+
+MASKED = (
+    [(1, "s/a.png", 200, 100)],
+    [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2]]}],
+)
 
 
 def write_street(root: Path) -> Path:
@@ -340,7 +348,7 @@ def test_citypersons_cells_have_ten_columns(tmp_path: Path) -> None:
 
 def test_another_box_of_people(streets: Mapping[str, Path], tmp_path: Path) -> None:
     """Heads of the ignored are ignored, and a person without one is a fault."""
-    with pytest.raises(DataError, match=r"11 people without a head box, first: s/a\.png, entry 2; choose another by"):
+    with pytest.raises(DataError, match=r"6 people without a head box, first: s/a\.png, entry 4; choose another by"):
         convert("coco", streets["coco"], "crowdhuman", tmp_path / "heads", box="head")
     report = convert("coco", streets["coco"], "yolo_txt", tmp_path / "heads", box="head", faulty="leave_out")
     assert report["boxes"] == 2
@@ -349,6 +357,52 @@ def test_another_box_of_people(streets: Mapping[str, Path], tmp_path: Path) -> N
     rows = json.loads((tmp_path / "visible/instances_train.json").read_text())["annotations"]
     assert [row["bbox"] for row in rows if not row["ignore"]] == [[3.25, 4.5, 20, 30], [75, 5, 15, 20], [0, 90, 15, 30]]
     assert visible["lost"] == {}
+
+
+def test_a_person_without_a_whole_box(tmp_path: Path) -> None:
+    """CrowdHuman alone states a part of a person; of one who is ignored, the part is the region."""
+    person = {"tag": "person", "vbox": [2, 3, 4, 5]}
+    rows = {"whole": [{**person, "tag": "mask"}], "part": [person]}
+    for name, people in rows.items():
+        write_image(tmp_path / name / "a.png", pattern(16, 32))
+        (tmp_path / name / "annotation_train.odgt").write_text(json.dumps({"ID": "a", "gtboxes": people}))
+    with pytest.raises(DataError, match="1 people without a full box, first: a, entry 0; choose another by --box"):
+        convert("crowdhuman", tmp_path / "part", "coco", tmp_path / "coco")
+    convert("crowdhuman", tmp_path / "whole", "coco", tmp_path / "coco")
+    [row] = json.loads((tmp_path / "coco/instances_train.json").read_text())["annotations"]
+    assert (row["bbox"], row["ignore"]) == ([2, 3, 4, 5], 1)
+    assert convert("crowdhuman", tmp_path / "part", "crowdhuman", tmp_path / "same")["lost"] == {}
+    line = json.loads((tmp_path / "same/annotation_train.odgt").read_text())
+    assert line["gtboxes"] == [{**person, "extra": {}}]
+
+
+def write_polygons(root: Path) -> Path:
+    write_image(root / "a.png", pattern(16, 32))
+    (root / "a.txt").write_text("0 .1 .1 .4 .1 .4 .6\n0 .5 .5 .2 .2\n")
+    (root / "classes.txt").write_text("car\n")
+    return root
+
+
+@run_each(
+    "name, write, unread",
+    [
+        ("crowdhuman", lambda root: write_set(root, train={"a": CROWD}), {"head_attr.unsure": 1}),
+        ("citypersons", lambda root: written("citypersons", root), {"instance numbers": 5}),
+        ("ecp", lambda root: written("ecp", root), {"orientations of people": 2}),
+        ("yolo_txt", write_polygons, {"polygons, but the boxes about them": 1}),
+        (
+            "coco",
+            lambda root: write_coco(write_three(root) / "instances_train.json", *MASKED).parent,
+            {"segmentation": 1},
+        ),
+    ],
+)
+def test_what_no_field_holds_is_counted_as_not_read(
+    name: str, write: Any, unread: dict[str, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("unread")
+    lost = convert(name, write(folder / "in"), "coco", folder / "out")["lost"]
+    assert lost == {f"{what}: not read": count for what, count in unread.items()}
 
 
 def test_sets_of_no_split(tmp_path: Path) -> None:

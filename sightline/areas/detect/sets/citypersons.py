@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -57,7 +57,7 @@ def read_citypersons(source: Path) -> LabelledSet:
     for path in list_images(image_root if image_root.is_dir() else root):
         paths[path.name].append(path)
     images: list[LabelledImage] = []
-    faults = AnnotationFaults()
+    faults, unread = AnnotationFaults(), Counter[str]()
     for file in files:
         for number, cell in enumerate(read_mat(file, f"{file.stem}_aligned", kinds="O").ravel(), start=1):
             where = f"{file}: image {number}"
@@ -70,6 +70,7 @@ def read_citypersons(source: Path) -> LabelledSet:
             except (IndexError, KeyError, TypeError, ValueError) as error:
                 raise get_again(f"{where}: cityname, im_name and bbs of 10 columns are needed ({error})") from error
             boxes = [*_read_people(rows.reshape(-1, 10), f"{where}, {name}", faults)]
+            unread["instance numbers"] += int(np.count_nonzero(rows.reshape(-1, 10)[:, 5]))
             folders = (file.stem.removeprefix("anno_"), city)
             matches = [path for path in paths[name] if path.parts[-3:-1] == folders] or paths[name]
             if len(matches) == 1:
@@ -80,7 +81,7 @@ def read_citypersons(source: Path) -> LabelledSet:
             else:
                 count = f"there are {len(matches)} images" if matches else "there is no image"
                 faults.add(BAD_IMAGE, f"{where}: {count} '{name}' below {image_root}")
-    return LabelledSet(root, "citypersons", KINDS.classes, images, faults)
+    return LabelledSet(root, "citypersons", KINDS.classes, images, faults, unread=unread)
 
 
 def _read_people(rows: np.ndarray, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:

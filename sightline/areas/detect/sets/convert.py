@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from sightline.areas.detect.sets.image_listing import check_headers, check_splits
+from sightline.areas.detect.sets.image_listing import CheckedImage, check_headers, check_splits
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     FaultPolicy,
@@ -66,18 +66,9 @@ def convert_labels(
     check_splits([(image.split, image.name) for image in labels.images], root=labels.root)
     checked = check_headers(labels, progress=progress)
     lost = Counter({f"{what}: not read": count for what, count in labels.unread.items()})
-    unturned = sum(item.header.orientation > 1 and item.orientation == 1 for item in checked)
-    if unturned and "size" not in writer.holds:
-        lost[f"images with boxes of their pixels as stored: {new_name} is about upright images"] += unturned
-    images = [
-        replace(item.image, boxes=[*_fit(item.image, item.size_px, box, new_name, writer, labels.faults, lost)])
-        for item in checked
-    ]
-    images = [replace(image, size_px=item.size_px) for image, item in zip(images, checked, strict=True)]
+    fitting = _Fitting(new_name, writer, box, labels.faults, lost)
+    images = [fitting.fit(item) for item in checked]
     notes = [*labels.notes, *labels.faults.raise_or_note(faulty, root=labels.root, target=target)]
-    if "undivided" not in writer.holds:
-        lost[f"images of no split: {new_name} calls them train"] = sum(image.split == "all" for image in images)
-        images = [replace(image, split="train") if image.split == "all" else image for image in images]
     placed = _place(images, labels.root, writer)
     with whole_folder(target) as folder:
         for path, image_path in {image.name: image.path for image in placed}.items():
@@ -126,33 +117,47 @@ def _check_target(target: Path, source: Path) -> None:
         )
 
 
-def _fit(
-    image: LabelledImage,
-    size_px: tuple[int, int],
-    choice: BoxChoice,
-    name: str,
-    writer: LabelFormat,
-    faults: AnnotationFaults,
-    lost: Counter[str],
-) -> Iterator[LabelledBox]:
-    """Yield the boxes of an image as a format can state them; count what is lost, and add faults."""
-    for stated in image.boxes:
-        box = _choose(stated, choice)
-        if box.box is None and box.is_ignored:
-            box = box._replace(box=box.visible or box.head)
-        if box.box is None and ("part" not in writer.holds or choice != "full"):
-            faults.add(f"people without a {choice} box", f"{image.name}, entry {stated.line}; choose another by --box")
-            continue
-        if box.is_ignored and "is_ignored" not in writer.holds:
-            lost[f"ignored boxes: {name} has none"] += 1
-            continue
-        restricted, words = _restrict(box, writer)
-        fitted = writer.fit(restricted, size_px)
+@dataclass(frozen=True)
+class _Fitting:
+    """Fit of boxes to the format `name`: what it cannot hold is counted in `lost`, `faults` are added."""
+
+    name: str
+    writer: LabelFormat
+    choice: BoxChoice
+    faults: AnnotationFaults
+    lost: Counter[str]
+
+    def fit(self, item: CheckedImage) -> LabelledImage:
+        """Return an image with its size, and with its boxes as the format can state them."""
+        image = replace(item.image, boxes=[*self._fit_boxes(item.image, item.size_px)], size_px=item.size_px)
+        if "size" not in self.writer.holds and item.header.orientation > 1 and item.orientation == 1:
+            self.lost[f"images with boxes of their pixels as stored: {self.name} is about upright images"] += 1
+        if image.split != "all" or "undivided" in self.writer.holds:
+            return image
+        self.lost[f"images of no split: {self.name} calls them train"] += 1
+        return replace(image, split="train")
+
+    def _fit_boxes(self, image: LabelledImage, size_px: tuple[int, int]) -> Iterator[LabelledBox]:
+        for stated in image.boxes:
+            box = _choose(stated, self.choice)
+            if box.is_ignored and "part" not in self.writer.holds:
+                box = box._replace(box=box.box or box.visible or box.head)
+            if box.box is None and ("part" not in self.writer.holds or self.choice != "full"):
+                where = f"{image.name}, entry {stated.line}"
+                self.faults.add(f"people without a {self.choice} box", f"{where}; choose another by --box")
+            elif box.is_ignored and "is_ignored" not in self.writer.holds:
+                self.lost[f"ignored boxes: {self.name} has none"] += 1
+            else:
+                yield from self._fit_box(box, size_px)
+
+    def _fit_box(self, box: LabelledBox, size_px: tuple[int, int]) -> Iterator[LabelledBox]:
+        restricted, words = _restrict(box, self.writer)
+        fitted = self.writer.fit(restricted, size_px)
         if isinstance(fitted, str):
-            lost[f"{fitted}: {name} has none"] += 1
-            continue
-        lost.update(f"{word}: {name} has none" for word in words)
-        lost.update(_compare(fitted, restricted, name, writer.rounds))
+            self.lost[f"{fitted}: {self.name} has none"] += 1
+            return
+        self.lost.update(f"{word}: {self.name} has none" for word in words)
+        self.lost.update(_compare(fitted, restricted, self.name, self.writer.rounds))
         yield fitted
 
 
@@ -180,7 +185,8 @@ def _choose(box: LabelledBox, choice: BoxChoice) -> LabelledBox:
         return box
     corners = box.visible if choice == "visible" else box.head
     is_ignored = box.is_ignored or (choice == "head" and box.is_head_ignored)
-    return LabelledBox(box.class_name, corners, is_ignored=is_ignored, is_crowd=box.is_crowd, line=box.line)
+    whole = (corners or box.box or box.visible) if is_ignored else corners  # of an ignored object any box will do
+    return LabelledBox(box.class_name, whole, is_ignored=is_ignored, is_crowd=box.is_crowd, line=box.line)
 
 
 def _restrict(box: LabelledBox, writer: LabelFormat) -> tuple[LabelledBox, list[str]]:

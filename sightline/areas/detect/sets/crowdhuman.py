@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,6 +41,8 @@ from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 
 _KINDS = PeopleKinds({"person": 1})
+_UNREAD = ("occ", "unsure")
+"""Published marks of people and heads that no box holds."""
 
 
 def read_crowdhuman(source: Path) -> LabelledSet:
@@ -58,12 +60,12 @@ def read_crowdhuman(source: Path) -> LabelledSet:
     for path in list_images(root, may_lack=True):
         paths[path.stem].append(path)
     images: list[LabelledImage] = []
-    faults = AnnotationFaults()
+    faults, unread = AnnotationFaults(), Counter[str]()
     for file in files:
         split = guess_split(file.relative_to(root))
         lines = sorted(_read_lines(file).items(), key=lambda line: f"{line[0]}.jpg")
         for number, (name, people) in enumerate(lines, start=1):
-            boxes = [*_read_people(people, name, faults)]
+            boxes = [*_read_people(people, name, faults, unread)]
             if name not in paths:
                 faults.add(BAD_IMAGE, f"there is no image '{name}' below {root}")
                 continue
@@ -73,7 +75,7 @@ def read_crowdhuman(source: Path) -> LabelledSet:
                     f"{path}: {duplicates[0]} has the same name, and the boxes of '{name}' fit either; keep one"
                 )
             images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
-    return LabelledSet(root, "crowdhuman", _KINDS.classes, images, faults)
+    return LabelledSet(root, "crowdhuman", _KINDS.classes, images, faults, unread=unread)
 
 
 def _read_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -102,7 +104,9 @@ def _read_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
     return lines
 
 
-def _read_people(people: Sequence[Mapping[str, Any]], name: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
+def _read_people(
+    people: Sequence[Mapping[str, Any]], name: str, faults: AnnotationFaults, unread: Counter[str]
+) -> Iterator[LabelledBox]:
     """Yield people, ignored if no person or marked so."""
     for index, person in enumerate(people):
         is_ignored = person.get("tag") != "person" or (person.get("extra") or {}).get("ignore", 0) != 0
@@ -115,6 +119,8 @@ def _read_people(people: Sequence[Mapping[str, Any]], name: str, faults: Annotat
         except (ArithmeticError, TypeError, ValueError) as error:
             faults.add(BAD_BOX, f"{name}: box {index} is {str(dict(person))[:160]} ({error})")
             continue
+        for mark in ("extra", "head_attr"):
+            unread.update(f"{mark}.{key}" for key in _UNREAD if (person.get(mark) or {}).get(key))
         boxes = (stated.get("full"), stated.get("visible"), stated.get("head"))
         yield LabelledBox("person", *boxes, is_ignored, is_head_ignored, line=index)
 

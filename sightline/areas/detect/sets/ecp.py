@@ -63,14 +63,14 @@ def read_ecp(source: Path) -> LabelledSet:
     if not files:
         raise layout_error(root, "day/labels/train/CITY/NAME.json with day/img/", "EuroCity Persons")
     images: list[LabelledImage] = []
-    faults, num_vehicles = AnnotationFaults(), 0
+    faults, unread, num_vehicles = AnnotationFaults(), Counter[str](), 0
     numbers = Counter[str]()
     for folder, file in files:
         part = file.relative_to(folder)
         try:
             frame = _find_frame(parse_json_content(read_file(file), where=str(file), advice="get the file again"))
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
-            boxes = [*_read_people(frame["children"], str(file), faults)]
+            boxes = [*_read_people(frame["children"], str(file), faults, unread)]
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             needed = f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             faults.add(BAD_FILE, str(error) if isinstance(error, DataError) else needed)
@@ -82,7 +82,7 @@ def read_ecp(source: Path) -> LabelledSet:
         name = path.relative_to(root).as_posix()
         images.append(LabelledImage(split, name, path, boxes, numbers[split], size_px, (file,)))
     notes = [f"{num_vehicles} boxes of vehicles are left out"] if num_vehicles else []
-    return LabelledSet(root, "ecp", KINDS.classes, images, faults, notes)
+    return LabelledSet(root, "ecp", KINDS.classes, images, faults, notes, unread)
 
 
 def _find_frame(document: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _find_frame(document: Any) -> dict[str, Any]:
     return {}
 
 
-def _read_people(children: Any, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
+def _read_people(children: Any, where: str, faults: AnnotationFaults, unread: Counter[str]) -> Iterator[LabelledBox]:
     for number, child in enumerate(children):
         kind = KINDS.name_of_code(child["identity"])
         if kind is None:
@@ -112,6 +112,8 @@ def _read_people(children: Any, where: str, faults: AnnotationFaults) -> Iterato
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             faults.add(BAD_BOX, f"{where}: child {number}: {str(child)[:120]} ({error})")
             continue
+        unread["tags of people"] += not all(_OCCLUDED_PATTERN.fullmatch(tag) or tag in _IGNORED_TAGS for tag in tags)
+        unread["orientations of people"] += any(key in child for key in ("orient", "Orient"))
         share = None if is_ignored else ecp_visible_share(tags)
         yield LabelledBox(
             kind, box, is_ignored=is_ignored, is_crowd=kind in KINDS.crowds, visible_share=share, line=number

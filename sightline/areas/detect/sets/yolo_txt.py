@@ -37,6 +37,8 @@ from sightline.store.prepared.prepared_data import SetSpec
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
+_BOX_WORDS = 5
+"""Words of a row of class, centre and size."""
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
@@ -55,7 +57,8 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
     label_paths = {path: _find_label_file(root, path) for path in paths}
     faults, numbers = AnnotationFaults(), assign_image_ids(paths)
     has_key_points = config.get("kpt_shape") is not None
-    read_rows = partial(_read_rows, classes=classes, faults=faults, has_key_points=has_key_points)
+    unread = Counter[str]()
+    read_rows = partial(_read_rows, classes=classes, faults=faults, unread=unread, has_key_points=has_key_points)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
     shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
@@ -89,7 +92,7 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in unused:
         faults.add("text files without an image", str(text))
-    return LabelledSet(root, "yolo_txt", classes, images, faults, notes)
+    return LabelledSet(root, "yolo_txt", classes, images, faults, notes, unread)
 
 
 def count_note(places: Sequence[object], text: str) -> list[str]:
@@ -273,7 +276,7 @@ def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]
 
 
 def _read_rows(
-    path: Path, *, classes: CategoryIds, faults: AnnotationFaults, has_key_points: bool
+    path: Path, *, classes: CategoryIds, faults: AnnotationFaults, unread: Counter[str], has_key_points: bool
 ) -> list[LabelledBox]:
     """Read the boxes of a text file, in shares of width and height."""
     names = dict(zip(classes.ids, classes.names, strict=True))
@@ -288,6 +291,8 @@ def _read_rows(
         except ValueError as error:
             faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
             continue
+        if len(line.split()) > _BOX_WORDS:
+            unread["key points" if has_key_points else "polygons, but the boxes about them"] += 1
         boxes.append(LabelledBox(names[label], (left, top, right, bottom), line=number))
     return boxes
 
