@@ -20,11 +20,13 @@ SMALLER = {
     "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
     "contrast/synthetic_shapes_intrapoint_parts": (_FEW_POINTS,),
     "detect/synthetic_crowds_fcos": _DETECTOR,
+    "detect/synthetic_crowds_fcos_eca": _DETECTOR,
     "detect/synthetic_crowds_retinanet": _DETECTOR,
     "detect/synthetic_crowds_yolov3": _DETECTOR,
     "detect/synthetic_crowds_yolox": _CROWDS,
     "pose/synthetic_hands_v2v": tuple(word.replace("size: 16", "size: 32") for word in _CUBE),  # 16 diverges
     "pose/synthetic_hands_v2v_small": _CUBE,
+    "pose/synthetic_bodies_v2v_small": _CUBE,
     "segment/synthetic_lidar_deeplabv3": (*_NARROW, "model.width=4"),
     "segment/synthetic_lidar_rangenet21": (*_NARROW, "model.width=4"),
     "segment/synthetic_lidar_salsanext": (*_NARROW, "model.width=4"),

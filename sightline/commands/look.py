@@ -98,7 +98,9 @@ class ViewOptions(
     split: Literal["train", "validation", "test"] | None = option(
         "--split", None, "split to show [train; for a run: test]"
     )
-    samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
+    samples: str | None = option(
+        "--samples", "0,5,NAME,...|worst", "samples by number or name, or those with the most errors of each kind"
+    )
     num: int | None = option("--num", "N", "number of samples, evenly spaced [4]", min=1)
     epoch: int | None = option("--epoch", "E", "show training samples of this epoch [0]", min=0)
     checkpoint: str | None = option("--checkpoint", "last|best|PATH", "weights of the run to load [last]")
@@ -128,7 +130,9 @@ class ReportOptions(
     out: Path | None = option(
         "--out", "FILE", "the page [RUN/report.html; of several runs: report.html]", is_written=True
     )
-    samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
+    samples: str | None = option(
+        "--samples", "0,5,NAME,...|worst", "samples by number or name, or those with the most errors of each kind"
+    )
 
 
 class RunsOptions(

@@ -73,7 +73,7 @@ class EvaluateOptions(
     overrides: tuple[str, ...] = ()
     checkpoint: str = CHECKPOINT
     data: Path | None = option("--data", "CONFIG", "evaluate on the data of this config")
-    probe: str | None = option("--probe", "METHOD[,METHOD...]", "probe features by: svm few-shot")
+    probe: str | None = option("--probe", "METHOD[,METHOD...]", "probe features by: svm linear knn few-shot")
     save_predictions: bool = switch("--save-predictions", "save the predicted labels or boxes")
     out: Path | None = option("--out", "DIR", "folder for --save-predictions [RUN/predictions/<split>]")
     ensemble: bool = switch("--ensemble", "also average the predictions of all checkpoints of the run")

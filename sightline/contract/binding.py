@@ -70,6 +70,12 @@ def bind(
     return BoundFunction(function, tuple(names))
 
 
+def select_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the arguments that a function's signature names."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
 def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
     """Return the output keys of a forward function, read from its TypedDict return annotation."""
     try:

@@ -200,6 +200,11 @@ class MetricMembers:
         absent=None,
     )
     tables: Member[Function] = Member("`tables(state)`: name → plain values, kept in JSON", absent=None)
+    worst_samples: Member[Function] = Member(
+        "`worst_samples(state)`: `WorstSamples` (`sightline.contract.metric`), the samples with the most errors of "
+        "each kind; evaluations with pictures and `view` draw them",
+        absent=None,
+    )
     pictures: Member[Function] = Member(
         "`pictures(state)`: `sightline.draw.pictures.Picture`s of the whole part, for TensorBoard and `predictions/`",
         absent=None,

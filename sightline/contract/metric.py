@@ -76,6 +76,37 @@ class SampleSums:
         return {"low": low, "high": high, "level": _LEVEL, "num_samples": len(rows)}
 
 
+@dataclass(frozen=True)
+class WorstSamples:
+    """Samples with the most errors of each kind: kind → index of a sample → number of errors, the worst first.
+
+    Predictions from `min_score` on were counted.
+    """
+
+    of_kind: Mapping[str, Mapping[int, int]]
+    min_score: float
+
+    def list_counts(self) -> dict[int, dict[str, int]]:
+        """Return index → kind → number of errors: first the worst sample of each kind, then the second of each."""
+        ranked = [
+            (rank, index, kind, count)
+            for kind, samples in self.of_kind.items()
+            for rank, (index, count) in enumerate(samples.items())
+        ]
+        counts: dict[int, dict[str, int]] = {}
+        for _, index, kind, count in sorted(ranked, key=lambda row: row[0]):
+            counts.setdefault(index, {})[kind] = count
+        return counts
+
+    def to_dict(self, name_of: Callable[[int], str]) -> dict[str, Any]:
+        """Convert to plain values for JSON, with the names of samples, which several may share."""
+        kinds = {
+            kind: [{"name": name_of(index), "count": count} for index, count in samples.items()]
+            for kind, samples in self.of_kind.items()
+        }
+        return {"min_score": self.min_score, "kinds": kinds}
+
+
 class MeanMetric:
     """Metric of means over all samples of a split: a subclass names its `figures`, and defines `values`.
 

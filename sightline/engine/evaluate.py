@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.binding import BoundFunction
+from sightline.contract.binding import BoundFunction, select_arguments
 from sightline.contract.errors import RunError
 from sightline.contract.members import MetricMembers, TaskMembers
-from sightline.contract.metric import Metric, State, make_state, pool_states, row_states, sorted_rows
+from sightline.contract.metric import Metric, State, WorstSamples, make_state, pool_states, row_states, sorted_rows
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
@@ -97,6 +97,16 @@ class Evaluation:
         return {}
 
     @property
+    def worst_samples(self) -> WorstSamples | None:
+        """The samples that the first metric with `worst_samples` lists, from plain predictions; None without one."""
+        for result in self.results:
+            worst_of = MetricMembers.worst_samples.get(result.metric.metric)
+            if worst_of is not None and not result.suffix:
+                worst: WorstSamples = worst_of(result.state)
+                return worst
+        return None
+
+    @property
     def confused_with(self) -> dict[str, dict[str, Any]]:
         """The most frequent wrong class of each class with errors: `class`, `count`, `share` of its labels.
 
@@ -111,12 +121,18 @@ class Evaluation:
                 result[name] = {"class": other, "count": wrong[other], "share": wrong[other] / sum(row)}
         return result
 
-    def describe(self, headline: str) -> dict[str, Any]:
+    def describe(self, headline: str, name_of: Callable[[int], str] = str) -> dict[str, Any]:
         """Return what documents state of metrics: figures, those of classes, tables, the headline's `interval`.
 
-        Figures that are not made of sums over samples, such as an AP, have no interval.
+        Figures that are not made of sums over samples, such as an AP, have no interval. `name_of` names the samples of
+        `worst_samples` by their index.
         """
-        further = {"hard_classes": self.hard_classes, "confused_with": self.confused_with}
+        worst = self.worst_samples
+        further = {
+            "hard_classes": self.hard_classes,
+            "confused_with": self.confused_with,
+            "worst_samples": {} if worst is None else worst.to_dict(name_of),
+        }
         for result in self.results:
             sums_of = MetricMembers.sums.get(result.metric.metric)
             sums = {} if sums_of is None else result.add_suffix(sums_of(result.state))
@@ -217,6 +233,8 @@ class Evaluator:
         evaluation = self._reduce(tallies, ledger, world, started)
         if hardness_of is not None:
             drawn = world.rank_zero_only(self._draw_hardest)(model, world, ledger.hardness) or ()
+        if show is not None:
+            drawn += world.rank_zero_only(self._draw_worst)(model, world, evaluation) or ()
         model.train(was_training)
         if pictures:
             drawn += tuple(world.rank_zero_only(_draw_pictures)(evaluation.results) or ())
@@ -235,11 +253,31 @@ class Evaluator:
     def _draw_hardest(self, model: nn.Module, world: World, hardness: Tensor) -> tuple[Picture, ...]:
         """Draw the samples that the task predicts worst, the worst first; they are read and predicted again."""
         worst = torch.sort(hardness[self.indices], descending=True, stable=True).indices[: self._num_drawn]
-        (keys,) = evaluation_keys(self.indices[worst.numpy()], self._num_drawn, epoch=0, seed=self.seed)
+        pictures = self._draw_samples(model, world, self.indices[worst.numpy()])
+        return tuple(dataclasses.replace(picture, name=f"hardest_{picture.name}") for picture in pictures)
+
+    def _draw_worst(self, model: nn.Module, world: World, evaluation: Evaluation) -> tuple[Picture, ...]:
+        """Draw the samples with the most errors of each kind, the worst first."""
+        worst = evaluation.worst_samples
+        if worst is None:
+            return ()
+        pictures: list[Picture] = []
+        for kind, counts in worst.of_kind.items():
+            drawn = self._draw_samples(model, world, np.array([*counts][: self._num_drawn]), score=worst.min_score)
+            for picture, (index, count) in zip(drawn, counts.items(), strict=False):
+                caption = f"sample {index}, {count} {kind}; {picture.caption}"
+                pictures.append(dataclasses.replace(picture, name=f"worst_{kind}_{picture.name}", caption=caption))
+        return tuple(pictures)
+
+    def _draw_samples(self, model: nn.Module, world: World, indices: np.ndarray, **optional: Any) -> list[Picture]:
+        """Read and predict samples again, and draw them, with those optional arguments that the task's `show` takes."""
+        if not len(indices):
+            return []
+        show: Any = TaskMembers.show.get(self.task)
+        (keys,) = evaluation_keys(indices, len(indices), epoch=0, seed=self.seed)
         batch = self._to_device(self.reader(keys), world)
         with torch.no_grad(), self.precision.autocast(world.device):
-            pictures = self.task.show(batch, self.task.predict(model, batch))  # type: ignore[attr-defined]
-        return tuple(dataclasses.replace(picture, name=f"hardest_{picture.name}") for picture in pictures)
+            return list(show(batch, self.task.predict(model, batch), **select_arguments(show, optional)))
 
     def _list_suffixes(self) -> list[str]:
         """Return the suffixes of metric names: "" (single pass), `_voteN` and `_ensembleN` (N passes averaged)."""

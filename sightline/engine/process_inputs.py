@@ -74,12 +74,17 @@ def describe_command(command: str, *configs: RunConfig, **options: object) -> di
 
 def describe_process(device: torch.device) -> dict[str, Any]:
     """Describe the kind of device, and the versions of sightline, by its code as checkouts change, and of torch."""
+    version = f"{read_version('sightline')} (code {digest_package()[:12]})"
+    return {"device": device.type, "sightline": version, "torch": str(torch.__version__)}
+
+
+def digest_package() -> str:
+    """Compute the SHA-256 of the names and texts of all modules of sightline."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
-    version = f"{read_version('sightline')} (code {digest.hexdigest()[:12]})"
-    return {"device": device.type, "sightline": version, "torch": str(torch.__version__)}
+    return digest.hexdigest()
 
 
 def find_differences(store: MeetingStore, *, rank: int, size: int, values: Mapping[str, Any]) -> str:

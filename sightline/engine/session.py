@@ -565,7 +565,7 @@ class TrainingSession:
 def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str) -> dict[str, Any]:
     """Build the document of `final.json` and `evaluate --json`."""
     return {
-        **evaluation.describe(config.evaluate.metric),
+        **evaluation.describe(config.evaluate.metric, part.sample_name),
         "losses": dict(evaluation.losses),
         "data": describe_data_subset(config.data.name, part, evaluation),
         "checkpoint": which,

@@ -160,6 +160,21 @@ def note_figures(document: Mapping[str, Any]) -> list[str]:
     return [*notes, NOTHING_FOUND] if is_nothing_found else notes
 
 
+ERROR_COLUMNS = ("kind of error", "count", "in ignored regions", "AP50 gained", "worst samples")
+"""Columns of `list_errors`."""
+
+
+def list_errors(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """List the kinds of errors of a document's metrics: count, gain if mended, and the samples with the most."""
+    counts, worst = document.get("box_errors", {}), document.get("worst_samples", {}).get("kinds", {})
+    rows = []
+    for kind in {**counts, **worst}:
+        samples = ", ".join(f"{sample['name']} ({sample['count']})" for sample in worst.get(kind, ()))
+        row = counts.get(kind, {})
+        rows.append((kind, row.get("count"), row.get("ignored"), document["metrics"].get(f"gain_{kind}"), samples))
+    return rows
+
+
 def format_fact(value: Any) -> str:
     """Format a fact or a figure of a run."""
     return NO_FIGURE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

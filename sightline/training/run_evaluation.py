@@ -131,11 +131,10 @@ def score_document(data: ComponentConfig, part: DataSubset, path: Path, scored: 
     """Build the document of `score --json`."""
     evaluation = scored.evaluation
     return {
-        **evaluation.describe(next(iter(evaluation.metrics), "")),
+        **evaluation.describe(next(iter(evaluation.metrics), ""), scored.sample_name),
         "data": describe_data_subset(data.name, part, evaluation),
         "predictions": str(path),
         "selection": "given",
-        **scored.document,
     }
 
 

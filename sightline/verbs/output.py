@@ -19,7 +19,7 @@ from rich.table import Table
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
 from sightline.engine.observers import wants_live
-from sightline.runs.run_records import note_figures
+from sightline.runs.run_records import ERROR_COLUMNS, list_errors, note_figures
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
@@ -176,6 +176,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     for scored in (document[name] for name in document if name.startswith("scored_boxes")):
         kind = f"{data.get('box_type', 'unnamed')} boxes"
         box_lines += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
+    if errors := list_errors(document):
+        show_table("errors by kind", ERROR_COLUMNS, errors, droppable=ERROR_COLUMNS[-1:])
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
     if bins:
         columns = ("crowd_ap", "mr2", "recall", "count")

@@ -14,9 +14,10 @@ from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.runs.run_directory import write_document
 from sightline.verbs.output import print_note, show_table
+from sightline.workbench.probe.features import FeatureSplit
 from sightline.workbench.probe.measure import Comparison, compare_with_random
 from sightline.workbench.probe.methods import Probe, assert_fits, build_probes, split_words
-from sightline.workbench.probe.probed_run import FeatureSplit, ProbedRun, extract_with_random, open_probed
+from sightline.workbench.probe.probed_run import ProbedRun, extract_with_random, open_probed
 
 Extracted = tuple[ProbedRun, FeatureSplit, FeatureSplit]
 """Run with its features, and those of random weights."""
@@ -47,10 +48,11 @@ def probe(options: EvaluateOptions) -> int:
     timeout_s = runs[0].config.distributed.timeout_s
     with start_world(device=options.device, timeout_s=timeout_s, describe=describe) as world:
         extracted: list[Extracted] = []
+        note = world.rank_zero_only(print_note)
         for probed in runs:
             for line in probed.notes:
-                world.rank_zero_only(print_note)(line)
-            extracted.append((probed, *extract_with_random(probed, world)))
+                note(line)
+            extracted.append((probed, *extract_with_random(probed, world, note=note)))
         report = world.rank_zero_only(_report)
     report(options, probes, extracted)  # takes minutes in one process; the others do not wait
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
-from sightline.contract.members import TaskMembers
+from sightline.contract.members import MetricMembers, TaskMembers
+from sightline.contract.metric import WorstSamples
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
@@ -37,6 +38,8 @@ from sightline.view.stages import SamplePredictor, ViewedSample
 from sightline.workbench.predict.prediction import collect_files
 
 _NUM_SAMPLES = 4
+WORST = "worst"
+"""Word of `--samples` for the samples with the most errors."""
 
 
 def view(options: ViewOptions) -> int:
@@ -101,21 +104,29 @@ def _is_config(path: Path) -> bool:
 def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:
     """View samples of a config's data and, for a run directory, the predictions of its model."""
     _assert_not_given(options, ("columns", "up"), "can be used only with files; a data set defines them itself")
-    has_predictions = is_run(path)
+    has_predictions, is_worst = is_run(path), options.samples == WORST
+    if options.samples is not None and options.num is not None:
+        raise UserError("--num: is the number of samples, and --samples lists them; give only one of them")
+    if is_worst and not has_predictions:
+        raise UserError("--samples worst: are the samples with the most errors of a run; a config has no weights")
     if not has_predictions:
         _assert_not_given(options, ("checkpoint", "score"), "can be used only with a run; a config has no weights")
     if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training samples change with the epoch; give --split train, or leave it out")
     config = load_config(path, (), options.plugins)
     if has_predictions:
-        assert_about_evaluation(options.overrides, config.task, verb="view")
+        metrics = ("metrics",) if is_worst else ()
+        assert_about_evaluation(options.overrides, config.task, verb="view", also=metrics)
     config = reread(path, options.overrides)
     set_backends(config.train)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
         split = options.split or (run.data.test.split if has_predictions else "train")  # a run: what evaluate scores
         part = _choose_subset(run.data, config, split)
-        predictor = _make_predictor(run, part, options.score) if has_predictions else None
+        worst = _find_worst(run, part) if is_worst else None
+        errors = {} if worst is None else worst.list_counts()
+        score = options.score if worst is None or options.score is not None else worst.min_score
+        predictor = _make_predictor(run, part, score) if has_predictions else None
         task = _target_task(run)
         subjects = [
             view_sample(
@@ -127,7 +138,7 @@ def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSam
                 task=task,
                 predictor=predictor,
             )
-            for index, name in _name_samples(part, _choose_indices(part, options))
+            for index, name in _name_samples(part, [*errors] or _choose_indices(part, options), errors)
         ]
     provenance = {"run" if has_predictions else "config": str(path), "data": config.data.name, "split": split}
     return subjects, f"{config.name}: {config.data.name}, {split}", provenance | {"epoch": options.epoch or 0}
@@ -155,8 +166,6 @@ def _choose_indices(part: DataSubset, options: ViewOptions) -> list[int]:
     if options.samples is None:
         return [int(index) for index in part.evenly_spaced_indices(options.num or _NUM_SAMPLES)]
     indices = part.indices.tolist()
-    if options.num is not None:
-        raise UserError("--num: is the number of samples, and --samples lists them; give only one of them")
     valid_indices = set(indices)
     chosen: list[int] = []
     words = _split_names(options.samples)
@@ -173,11 +182,34 @@ def _choose_indices(part: DataSubset, options: ViewOptions) -> list[int]:
     return list(dict.fromkeys(chosen))
 
 
-def _name_samples(part: DataSubset, indices: Sequence[int]) -> list[tuple[int, str]]:
-    """Pair each index with its sample's name, followed by the index if several samples have that name."""
+def _find_worst(run: OpenRun, part: DataSubset) -> WorstSamples:
+    """Evaluate the run on a subset for the samples with the most errors. Raises UserError if no metric lists any."""
+    plain = dataclasses.replace(part, reader=_branches(run.config, part, 0)[-1].reader)
+    worst = run.evaluator(plain)(run.model, run.world).worst_samples
+    if worst is None:
+        listing = [n for n in registry.metrics.names() if MetricMembers.worst_samples.get(_metric_class(n)) is not None]
+        raise UserError(
+            f"--samples worst: none of the run's metrics lists its worst samples, as {', '.join(listing)} does; view "
+            f"{run.path} --samples worst 'metrics=[{{name: {listing[0]}}}]'"
+        )
+    if not any(worst.of_kind.values()):
+        raise UserError(f"--samples worst: found no error on the {part.split} part; name samples by number, as in 0,5")
+    return worst
+
+
+def _metric_class(name: str) -> object:
+    return registry.metrics.get_entry(name).builder
+
+
+def _name_samples(
+    part: DataSubset, indices: Sequence[int], errors: Mapping[int, Mapping[str, int]]
+) -> list[tuple[int, str]]:
+    """Pair each index with its sample's name, followed by the index if several have it, and what it is worst in."""
     names = [f"{part.split}/{part.sample_name(index)}" for index in indices]
     times = Counter(names)
-    return [(i, f"{name} ({i})" if times[name] > 1 else name) for i, name in zip(indices, names, strict=True)]
+    names = [f"{name} ({i})" if times[name] > 1 else name for i, name in zip(indices, names, strict=True)]
+    texts = [", ".join(f"{kind} ({count})" for kind, count in errors.get(i, {}).items()) for i in indices]
+    return [(i, f"{n}: worst in {text}" if text else n) for i, n, text in zip(indices, names, texts, strict=True)]
 
 
 def _other_split_note(part: DataSubset, index: int | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sightline.contract.binding import select_arguments
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.boxes import COLORS, DrawnBox, draw_boxes, name_class
@@ -63,7 +64,7 @@ class ImageStages:
         """Build the stage of the pictures that the task draws of the prediction, and return its numbers."""
         show = TaskMembers.show.get(predictor.task)
         optional_arguments = {"pixels": self.pixels, **({} if predictor.score is None else {"score": predictor.score})}
-        pictures = [] if show is None else show(batch, predictions, **_select_arguments(show, optional_arguments))
+        pictures = [] if show is None else show(batch, predictions, **select_arguments(show, optional_arguments))
         figures = {
             name: predictions[name][0].double().cpu().tolist()
             for name in sorted(TaskMembers.predicts.get(predictor.task))
@@ -101,12 +102,6 @@ def _rows_of_colors(image: Tensor) -> np.ndarray:
     return (values if values.shape[0] not in (1, 3) else values.expand(3, -1, -1).permute(1, 2, 0)).numpy()
 
 
-def _select_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the arguments that a function's signature names."""
-    names = inspect.signature(function).parameters
-    return {name: value for name, value in arguments.items() if name in names}
-
-
 def _sample_boxes(sample: Sample, class_names: Sequence[str]) -> list[DrawnBox]:
     """Build the drawn boxes of a sample: green with the name of their class, and hatched grey if they are ignored."""
     count = len(sample["boxes"])
@@ -126,7 +121,7 @@ def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None)
     show_targets = TaskMembers.show_targets.get(task)
     if show_targets is None:
         return
-    optional_arguments = {} if pixels is None else _select_arguments(show_targets, {"pixels": pixels})
+    optional_arguments = {} if pixels is None else select_arguments(show_targets, {"pixels": pixels})
     for stage, (pictures, figures) in show_targets(batch, **optional_arguments).items():
         panels = tuple(ImagePanel(picture.name, picture.pixels, is_photo=True) for picture in pictures)
         text = "; ".join(f"{picture.name}: {picture.caption}" for picture in pictures)

@@ -16,7 +16,15 @@ from sightline.contract.plugins import plugin_options
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.runs.checkpoint import is_packed
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
-from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, note_figures, read_part
+from sightline.runs.run_records import (
+    ERROR_COLUMNS,
+    ReportedRun,
+    compare_runs,
+    format_fact,
+    list_errors,
+    note_figures,
+    read_part,
+)
 from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
 from sightline.view.stages import ViewedSample
@@ -66,6 +74,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     pictures = functools.partial(_make_pictures, max_bytes=MAX_PICTURE_BYTES // len(runs))
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]], str]] = [
         ("Confusions", _make_confusion_table, "final.json"),
+        ("Errors", _make_error_table, "final.json"),
         ("Findings of the checks", _make_findings_table, "findings.json, or checks.json beside it"),
         ("Predictions", pictures, "predictions"),
         ("How to repeat", _make_environment_table, "environment.json"),
@@ -120,6 +129,17 @@ def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
     pairs = [divmod(int(index), len(names)) for index in order]
     cells = [[names[a], names[b], str(counts[a, b]), f"{shares[a, b]:.1%}"] for a, b in pairs]
     return [*about, PageTable(["label", "prediction", "count", "of the label"], cells)]
+
+
+def _make_error_table(run: ReportedRun) -> list[PageBlock]:
+    """Make the table of the kinds of errors, and of the samples with the most of each."""
+    rows = list_errors(run.final or {})
+    if not rows:
+        return []
+    score = (run.final or {}).get("worst_samples", {}).get("min_score")
+    about = "AP50 gained is what mending this kind alone gives; count is of all scores."
+    about += "" if score is None else f" Behind worst samples is their number of errors from the score {score:.3g} on."
+    return [PageText("plain", [about]), PageTable(ERROR_COLUMNS, [[*map(format_fact, row)] for row in rows])]
 
 
 def _make_findings_table(run: ReportedRun) -> list[PageBlock]:

@@ -11,7 +11,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "predict.segment": "segment",
     },
     "probes": {
-        "probe.classifiers": "svm",
+        "probe.classifiers": "knn linear svm",
         "probe.few_shot": "few_shot",
     },
     "searches": {

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
+from sightline.areas.detect.metrics.box_errors import BoxErrors
 from sightline.areas.detect.metrics.crowds import CrowdAp
 from sightline.areas.detect.sets.records import BoxRecord, make_sample
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps
@@ -108,7 +109,7 @@ def toy(
         _detect(losses, **task, **(evaluation or {})),
         _joined(**how),
         losses,
-        tuple(partial(metric, class_names=CLASSES) for metric in (BoxAp, CrowdAp)),
+        tuple(partial(metric, class_names=CLASSES) for metric in (BoxAp, BoxErrors, CrowdAp)),
         tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
         registry.tasks.get_entry("detect").builder.predicts,
     )

@@ -65,7 +65,7 @@ def test_small_images_are_enlarged_with_their_boxes() -> None:
     assert (rows.min(), rows.max() + 1) == (20 * factor, 40 * factor)
 
 
-def test_found_missed_and_made_up_are_counted_by_hand() -> None:
+def test_found_missed_and_wrong_are_counted_by_hand() -> None:
     """One label found, one missed, one detection beside all, one in an ignored region, one too unsure to show."""
     truth = [[10, 10, 30, 50, 0, 800, 0], [60, 10, 80, 50, 0, 800, 0], [100, 10, 140, 50, 0, 1600, 1]]
     found = [[11, 10, 30, 50, 0.9, 0], [10, 60, 30, 90, 0.8, 0], [105, 15, 120, 40, 0.7, 0], [60, 10, 80, 50, 0.1, 0]]
@@ -77,13 +77,40 @@ def test_found_missed_and_made_up_are_counted_by_hand() -> None:
     }
     predictions = {"detections": torch.tensor(found), "detection_offsets": torch.tensor([0, 4])}
     (picture,) = show_detections(batch, predictions)
-    assert picture.caption == "1 found, 1 made up, 1 missed; 1 below the score 0.3 not drawn, up to 0.1"
+    assert picture.caption == "1 found; errors: 1 background, 1 missed; 1 below the score 0.3 not drawn, up to 0.1"
     shown = {name for name, color in COLORS.items() if (picture.pixels == color).all(axis=2).any()}
-    assert shown == {"found", "made up", "missed", "ignored"}
+    assert shown == {"found", "background", "missed", "ignored"}
+
+
+def test_each_kind_of_error_has_its_color() -> None:
+    """By hand: labels in a row are found twice, cut to a quarter, of another class, both, and missed; one is hidden."""
+    label = lambda place, kind=0, hidden=0: [60 * place, 0, 60 * place + 40, 40, kind, 1600, hidden]  # noqa: E731
+    found = lambda place, score, kind=0, height=40: [60 * place, 0, 60 * place + 40, height, score, kind]  # noqa: E731
+    truth = [label(0), label(1), label(2, 1), label(3, 1), label(4), label(6, 0, 1)]
+    detections = [
+        found(0, 0.9),
+        found(0, 0.8),
+        found(1, 0.9, 0, 10),
+        found(2, 0.7),
+        found(3, 0.7, 0, 10),
+        found(5, 0.5),
+    ]
+    batch = {
+        "image": torch.zeros(1, 3, 60, 420),
+        "to_canvas": torch.eye(3, dtype=torch.float64)[None, :2],
+        "truth": torch.tensor(truth, dtype=torch.float64),
+        "truth_offsets": torch.tensor([0, 6]),
+    }
+    predictions = {"detections": torch.tensor(detections), "detection_offsets": torch.tensor([0, 6])}
+    (picture,) = show_detections(batch, predictions)
+    assert picture.caption == ("1 found; errors: 1 localisation, 1 class, 1 both, 1 duplicate, 1 background, 2 missed")
+    for name, left in {"localisation": 60, "class": 120, "both": 180, "background": 300}.items():
+        assert (picture.pixels[:60, left : left + 40] == COLORS[name]).all(axis=2).any(), name
+    assert {name for name, color in COLORS.items() if (picture.pixels == color).all(axis=2).any()} == COLORS.keys()
 
 
 def test_the_highest_scoring_lies_on_top_and_pixels_are_those_given() -> None:
-    """Two on one place, of which the lower-scoring is made up; the image keeps its bytes."""
+    """Two on one place, of which the lower-scoring is a duplicate; the image keeps its bytes."""
     truth = torch.tensor([[100, 100, 200, 200, 0, 1e4, 0]], dtype=torch.float64)
     found = torch.tensor([[100, 100, 200, 200, 0.9, 0], [100, 100, 200, 200, 0.6, 0], [5, 5, 9, 9, 0.2, 0]])
     pixels = np.random.default_rng(0).integers(90, 120, (400, 500, 3)).astype(np.uint8)
@@ -98,7 +125,7 @@ def test_the_highest_scoring_lies_on_top_and_pixels_are_those_given() -> None:
     assert (picture.pixels[150, 100] == COLORS["found"]).all()
     assert np.array_equal(picture.pixels[300:400], pixels[300:])
     (lower,) = show_detections(batch, predictions, pixels=pixels, least_score=0.1)
-    assert lower.caption == "1 found, 2 made up"
+    assert lower.caption == "1 found; errors: 1 duplicate, 1 background"
     (higher,) = show_detections(batch, predictions, least_score=0.7)
     assert higher.caption == "1 found; 2 below the score 0.7 not drawn, up to 0.6"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -17,9 +18,11 @@ from torch import Tensor
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
+from sightline.contract.metric import WorstSamples
 from sightline.contract.registry import RegistryEntry
 from sightline.contract.schema import signature_parameters
-from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.contract.types import Batch, ComponentConfig, SampleKey
+from sightline.draw.pictures import Picture
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
@@ -94,6 +97,39 @@ def test_pictures_are_of_the_worst_samples(size: int, monkeypatch: pytest.Monkey
     evaluator(built.job.model, World(), pictures=True)
     evaluator(built.job.model, World())
     assert shown == [np.lexsort([of_label, is_right])[: min(size, 12)].tolist()]
+
+
+def test_the_worst_samples_of_a_metric_are_drawn_and_named() -> None:
+    """Each kind by itself, the worst first, from the score on that they were counted from."""
+    built = small_run()
+    (meter,) = built.test_evaluator.metrics
+    worst = WorstSamples({"far": {7: 3, 2: 1}, "near": {}, "both": {2: 5}}, 0.25)
+    metric = copy.copy(meter.metric)
+    metric.worst_samples = lambda state: worst  # type: ignore[attr-defined]
+    evaluator = dataclasses.replace(built.test_evaluator, metrics=[dataclasses.replace(meter, metric=metric)])
+    shown = []
+
+    def show(batch: Batch, predictions: Batch, *, score: float = 0.0) -> list[Picture]:
+        shown.append((batch["sample_index"].tolist(), score))
+        return [Picture(f"{index}", np.zeros((1, 1, 3), np.uint8), "a solid") for index in shown[-1][0]]
+
+    evaluator.task.show = show  # type: ignore[attr-defined]
+    result = evaluator(built.job.model, World(), pictures=True)
+    assert shown[1:] == [([7, 2], 0.25), ([2], 0.25)]
+    drawn = {picture.name: picture.caption for picture in result.pictures if "worst" in picture.name}
+    assert drawn == {
+        "worst_far_7": "sample 7, 3 far; a solid",
+        "worst_far_2": "sample 2, 1 far; a solid",
+        "worst_both_2": "sample 2, 5 both; a solid",
+    }
+    document = result.describe("", "solid {}".format)["worst_samples"]
+    assert document["min_score"] == 0.25
+    assert document["kinds"] == {
+        "far": [{"name": "solid 7", "count": 3}, {"name": "solid 2", "count": 1}],
+        "near": [],
+        "both": [{"name": "solid 2", "count": 5}],
+    }
+    assert list(worst.list_counts().items()) == [(7, {"far": 3}), (2, {"both": 5, "far": 1})]
 
 
 def test_a_reader_that_repeats_a_sample_is_caught() -> None:

@@ -73,10 +73,14 @@ def test_two_processes_give_the_features_and_figures_of_one(tmp_path: Path) -> N
         assert done.code == 0, done.err
         return json.loads(file.read_text())
 
-    probe = ("--probe", "svm,few-shot", "ways=3", "shots=2", "queries=2")
+    probe = ("--probe", "svm,knn,linear,few-shot", "ways=3", "shots=2", "queries=2")
     succeed(*evaluate, *probe)
     of_one = json.loads(file.read_text())
+    assert run_two(*probe) == of_one  # by the features that one process has saved
+    saved = {path.name: path.read_bytes() for path in (run / "features").iterdir()}
+    shutil.rmtree(run / "features")
     assert run_two(*probe) == of_one
+    assert saved == {path.name: path.read_bytes() for path in (run / "features").iterdir()}
     assert run_two()["metrics"] == json.loads((run / "final.json").read_text())["metrics"]
 
 

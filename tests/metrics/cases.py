@@ -20,6 +20,7 @@ from tests.metrics.box_references import (
     spread_regions,
 )
 from tests.metrics.exam import Case, Sample
+from tests.metrics.tide import saved_figures
 
 Batches = Sequence[Sequence[Sample]]
 Rows = list[tuple[int, int]]
@@ -249,6 +250,49 @@ def rate_reference(batches: Batches) -> dict[str, float]:
     return {"detection_rate": mean(rates), **alone}
 
 
+SIGMAS = (0.02, 0.03, 0.04, 0.05, 0.06)
+
+
+def keypoints_reference(batches: Batches, dimensions: int = 3) -> dict[str, float]:
+    samples = [
+        {**one, "joints_mm": one["joints_mm"][:, :dimensions], "joints": one["joints"][:, :dimensions]}
+        for batch in batches
+        for one in batch
+    ]
+    ratios: list[list[float]] = [[] for _ in NAMES]
+    similarities: list[list[float]] = [[] for _ in NAMES]
+    frames = []
+    for one, frame in zip(samples, distances(samples), strict=True):
+        if one["visible"][:2].all():
+            length = math.dist(one["joints"][0], one["joints"][1])
+            for joint, value in enumerate(frame):
+                ratios[joint] += known([value / length])
+        if one["visible"].any():
+            extents = sorted(np.ptp(one["joints"][one["visible"]], axis=0).tolist())
+            area = 0.53 * extents[-1] * max(extents[-2], extents[-1] / 4)
+            widths = [2 * area * (2 * sigma) ** 2 for sigma in SIGMAS]
+            near = [_gauss(value, width) for value, width in zip(frame, widths, strict=True)]
+            frames.append(mean(near))
+            for joint, value in enumerate(near):
+                similarities[joint] += known([value])
+    levels = [level / 100 for level in range(50, 100, 5)]
+    every = known(itertools.chain(*ratios))
+    return {
+        "pck": mean(float(ratio <= 0.5) for ratio in every),
+        "pck_auc": mean(max(0.0, 1 - 2 * ratio) for ratio in every),
+        "oks": mean(frames),
+        "oks_ap": mean(float(value >= level) for value in frames for level in levels),
+        **{f"{n}/pck": mean(float(r <= 0.5) for r in rows) for n, rows in zip(NAMES, ratios, strict=True)},
+        **{f"{n}/oks": mean(rows) for n, rows in zip(NAMES, similarities, strict=True)},
+        **{f"{n}/count": len(rows) for n, rows in zip(NAMES, similarities, strict=True)},
+    }
+
+
+def _gauss(distance: float, width: float) -> float:
+    """exp(-d^2 / width): at no distance 1, also where a single joint spans no area."""
+    return math.exp(-(distance**2) / width) if width else (math.nan if math.isnan(distance) else float(distance == 0))
+
+
 def centre_reference(batches: Batches) -> dict[str, float]:
     samples = [one for batch in batches for one in batch]
     refined, before = (
@@ -304,6 +348,12 @@ def pairs_reference(batches: Batches, *, prefix: str = "") -> dict[str, float]:
 def images_of(batches: Batches, num_classes: int = 4) -> list[Image]:
     images = [Image(one["truth"], one["detections"]) for batch in batches for one in batch]
     return spread_regions(images, num_classes)
+
+
+def tide_reference(batches: Batches, most: int) -> dict[str, float]:
+    """tidecv's figures, from its file, without counts."""
+    images = [Image(one["truth"], one["detections"]) for batch in batches for one in batch]
+    return {name: value for name, value in saved_figures(images, most).items() if not name.startswith("count_")}
 
 
 def box_ap_reference(batches: Batches) -> dict[str, float]:
@@ -402,10 +452,30 @@ CASES = [
     ),
     Case("joint_error", draw_joints, joint_reference, {**JOINTS, "threshold_mm": 15.0}, ignore=invisible),
     Case("detection_rate", draw_joints, rate_reference, {**JOINTS, "threshold_mm": 15.0}, ignore=invisible),
+    *(
+        Case(
+            "keypoints",
+            draw_joints,
+            lambda batches, dimensions=dimensions: keypoints_reference(batches, dimensions),
+            {"joint_names": NAMES, "length": NAMES[:2], "sigmas": SIGMAS, "share": 0.5, "dimensions": dimensions},
+            ignore=invisible,
+        )
+        for dimensions in (2, 3)
+    ),
     Case("centre_error", draw_joints, centre_reference, {"centre_joint": 2}, ignore=invisible),
     Case("pairs", draw_pairs, pairs_reference),
     Case("cross_pairs", draw_pairs, lambda batches: pairs_reference(batches, prefix="cross_")),
     Case("box_ap", draw_images, box_ap_reference, BOX_CLASSES, **BOXES),
+    *(
+        Case(
+            "box_errors",
+            draw_images,
+            lambda batches, most=most: tide_reference(batches, most),
+            {**BOX_CLASSES, "most": most},
+            **BOXES,
+        )
+        for most in (100, 3)
+    ),
     Case("miss_rate", draw_images, miss_rate_reference, BOX_CLASSES, **BOXES),
     *(
         Case(

@@ -1,4 +1,4 @@
-"""Boxes are scored as COCO, CrowdHuman and CityPersons score them, by either form; kinds of errors by hand."""
+"""Boxes are scored as COCO, CrowdHuman and CityPersons score them, by either form."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from sightline.areas.clouds.sets.patches import (
     sphere_patch,
     torus_patch,
 )
+from sightline.areas.pose.sets.capsules import render_capsules
 from sightline.areas.pose.sets.depth_frames import DepthCamera
-from sightline.areas.pose.sets.synthetic_hands import render_capsules
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
 from tests.cases import run_each

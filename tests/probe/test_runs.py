@@ -1,4 +1,4 @@
-"""Probes of whole runs: what is kept, what makes it void, the same figure from every side."""
+"""Probes of whole runs: their features, and the same figure from every side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from sightline.store.loading import concat
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.probe import probed_run
 from sightline.workbench.probe.classifiers import SVM
-from sightline.workbench.probe.probed_run import FeatureSplit, extract_with_random, open_probed
+from sightline.workbench.probe.features import FeatureSplit
+from sightline.workbench.probe.probed_run import extract_with_random, open_probed
 from tests.command import Outcome, run_here, succeed
 from tests.probe.contrast import THIN, train_thin
 from tests.trained import copy_run
@@ -42,7 +43,8 @@ def probe(run: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
 
 
 def features_of(run: Path, *overrides: str, checkpoint: str = "last") -> tuple[FeatureSplit, FeatureSplit]:
-    return extract_with_random(open_probed(run, checkpoint=checkpoint, data=None, overrides=overrides), World())
+    probed = open_probed(run, checkpoint=checkpoint, data=None, overrides=overrides)
+    return extract_with_random(probed, World(), note=[].append)
 
 
 # --- features ---------------------------------------------------------------------------------------------------------

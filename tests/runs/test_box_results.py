@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from tests.command import Outcome, run_here, succeed
+from tests.command import Outcome, document_of, run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.metrics.box_references import COCO_NAMES
 from tests.processes import ROOT
@@ -217,6 +217,33 @@ def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> Non
     assert ours["metrics"]["ap"] > 0
     assert ours["per_class"] == theirs["per_class"]
     assert ours["scored_boxes"] == theirs["scored_boxes"]
+
+
+def test_errors_are_split_by_kind_and_the_worst_images_are_drawn(run: Path, tmp_path: Path) -> None:
+    """The same from the run and from its file; `view` and `report` draw what was counted."""
+    metric, on_cpu = "metrics=[{name: box_errors}]", ("--device", "cpu")
+    saved = ("--save-predictions", "--out", tmp_path / "kept", "--json", tmp_path / "one.json")
+    done = succeed("evaluate", run, metric, *saved, *on_cpu)
+    one, manifest = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "kept/manifest.json"))
+    file = document_of("score", tmp_path / "kept", "--data", run, metric)
+    assert file["metrics"] == pytest.approx(one["metrics"], abs=1e-12)
+    assert (file["box_errors"], file["worst_samples"]) == (one["box_errors"], one["worst_samples"])
+    assert manifest["worst_samples"] == one["worst_samples"]
+    assert "errors by kind" in done.out
+
+    shown = document_of("view", run, metric, "--samples", "worst", *on_cpu, "--out", tmp_path / "seen")["samples"]
+    worst = [sample["name"] for samples in one["worst_samples"]["kinds"].values() for sample in samples]
+    assert {sample["name"].partition(":")[0] for sample in shown} == {f"test/{name}" for name in worst}
+    for sample in shown:
+        for text in sample["name"].partition(": worst in ")[2].split(", "):
+            kind, count = text.rstrip(")").split(" (")
+            assert f"{count} {kind}" in sample["stages"][-1]["description"]
+
+    reported = copy_run("detect", tmp_path)
+    (reported / "final.json").write_text((tmp_path / "one.json").read_text())
+    succeed("report", reported, "--out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "{name} ({count})".format_map(one["worst_samples"]["kinds"]["missed"][0]) in page
 
 
 def test_boxes_written_as_corners_are_named(run: Path, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
-"""Assigners that need predictions, in the task: what the first pass leaves alone, autocast, pictures."""
+"""Assigners that need predictions, in the task: what the first pass leaves alone, autocast, pictures; the density."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from sightline.areas.detect.retinanet import RetinaEMDHead
 from sightline.areas.detect.task import Detect
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
@@ -16,18 +18,22 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
+from sightline.ops.box_overlaps import box_iou
 from sightline.parts.tasks.distillation import DistillationTask
 from tests.tasks.detectors import make_task
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
-LOSSES = {"fcos": ("sigmoid_focal", "box_overlap", "box_iou_bce"), "retina": ("sigmoid_focal", "box_smooth_l1")}
+LOSSES = {
+    "fcos": ("sigmoid_focal", "box_overlap", "box_iou_bce"),
+    "retina": ("sigmoid_focal", "box_smooth_l1", "box_density"),
+}
 
 
 def detector(head: str, assigner: str, **task: Any) -> tuple[Detect, nn.Module]:
     """A small one, with batch norm."""
     torch.manual_seed(0)
-    options = {"num_anchors": 3} if head == "retina" else {}
+    options = {"num_anchors": 3, "density": True} if head == "retina" else {}
     blocks = {
         "backbone": {"name": "resnet18", "width": 4},
         "neck": {"name": "fpn", "width": 8},
@@ -142,8 +148,51 @@ def test_targets_of_predictions_are_drawn(batch: dict[str, Any]) -> None:  # noq
     assert model.training
 
 
+# --- density ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_density_of_a_box_is_its_highest_overlap_with_another(batch: dict[str, Any]) -> None:  # noqa: F811
+    task, model = detector("retina", "max_iou", suppression={"name": "adaptive"})
+    context = task.context(model, batch)
+    assert "matched_density" not in detector("fcos", "fcos")[0].context(model, batch), "no loss reads it"
+    for image, (first, last) in enumerate(pairwise(batch["box_offsets"].tolist())):
+        is_counted = ~batch["is_ignored"][first:last]
+        boxes = batch["boxes"][first:last][is_counted]
+        others = box_iou(boxes, boxes) - torch.eye(len(boxes))
+        positive = context["target"][image] >= 0
+        matched = context["matched_boxes"][image][positive], context["matched_density"][image][positive]
+        for box, density in zip(*matched, strict=True):
+            row = (boxes == box).all(dim=1).nonzero().flatten()
+            assert float(density) == pytest.approx(float(others[row].max()))
+        assert (context["matched_density"][image][~positive] == 0).all()
+
+
+def test_the_predicted_density_reaches_the_suppression(batch: dict[str, Any]) -> None:  # noqa: F811
+    """Of the same outputs, a density of 1 keeps everything, one of 0 as much as greedy suppression; votes, too."""
+    task, model = detector("retina", "max_iou", suppression={"name": "adaptive"}, score=0.0, most=100_000)
+    greedy, _ = detector("retina", "max_iou", score=0.0, most=100_000)
+    with torch.no_grad():
+        outputs = task.outputs(model.eval(), batch)
+    assert outputs["density"].shape == outputs["logits"].shape[:2]
+
+    def count(task: Detect, density: float, votes: int = 1) -> int:
+        predicted = {**outputs, "density": torch.full_like(outputs["density"], density)}
+        passes = [task.postprocess(predicted, batch)] * votes
+        return len((task.vote(passes) if votes > 1 else passes[0])["detections"])
+
+    assert count(task, 1.0) > count(task, 0.0) == count(greedy, 1.0)
+    assert count(task, 0.0, votes=2) == count(task, 0.0)
+    assert count(task, 1.0, votes=2) > count(task, 1.0)
+
+
 def test_a_suppression_that_reads_what_no_head_predicts_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"Adaptive needs the output density; FCOSHead offers centreness, codes, .*; set model\.head"
+    ):
+        detector("fcos", "fcos", suppression={"name": "adaptive"})
     with pytest.raises(
         ConfigError, match=r"SetSuppression needs the output proposal; RetinaHead offers codes, .*; take"
     ):
         detector("retina", "max_iou", suppression={"name": "set"})
+    with pytest.raises(ConfigError, match="density: RetinaEMDHead predicts several boxes at an anchor"):
+        RetinaEMDHead(channels=(8,), strides=(8,), num_classes=1, density=True)

@@ -141,6 +141,11 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
         (["{config}", "--samples", "999"], "--samples: found '999', which is not a sample of the train part; it has"),
         (["{config}", "--samples", "nobody"], "found 'nobody', which is not a sample of the train part"),
         (["{config}", "--samples", "3", "--num", "2"], "--num: is the number of samples, and --samples lists them"),
+        (
+            ["{config}", "--samples", "worst"],
+            "--samples worst: are the samples with the most errors of a run; a config",
+        ),
+        (["{run}", "--samples", "worst"], "none of the run's metrics lists its worst samples, as box_errors does"),
         (["{config}", "--hide", "ceilin"], "--hide: there is no class 'ceilin'; there are"),
         (["{config}", "{file}"], "is a config or a run; give only it; 'sightline report' compares runs"),
         (["{config}", "data.num_points=0"], "data.num_points"),

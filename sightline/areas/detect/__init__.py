@@ -71,10 +71,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "heads": {"fcos": "atss fcos", "retinanet": "retina retina_emd", "yolo": "yolov3 yolox"},
     "losses": {
         "free_anchor": "free_anchor_negative free_anchor_positive",
-        "losses": "box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness sigmoid_focal",
+        "losses": "box_density box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness "
+        "sigmoid_focal",
     },
     "metrics": {
         "metrics.box_ap": "box_ap",
+        "metrics.box_errors": "box_errors",
         "metrics.crowds": "crowd_ap miss_rate",
     },
     "models": {"networks": "detector"},
@@ -87,7 +89,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "loss-normaliser prior-bias swapped-canvas unmatched-boxes",
     },
     "scorings": {"scoring": "BoxScoring"},
-    "suppressions": {"output": "greedy set soft_gaussian soft_linear"},
+    "suppressions": {"output": "adaptive greedy set soft_gaussian soft_linear"},
     "tasks": {"task": "detect"},
     "tools": {"sets.convert": "convert_labels"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},

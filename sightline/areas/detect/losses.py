@@ -421,6 +421,31 @@ class EarthMover(_PositivesLoss):
         return paired + sigmoid_focal(logits, nothing, **form, weight=weight)
 
 
+@registry.losses.add("box_density")
+class BoxDensity(_PositivesLoss):
+    """Density loss: smooth L1 of the predicted density of each prior with a box.
+
+    The target is the box's highest IoU with another box of its image that is not ignored.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import BoxDensity
+    >>> target, matched = torch.tensor([[0, -1]]), torch.tensor([[0.25, 0.0]])
+    >>> BoxDensity(beta=0.0)(density=torch.tensor([[0.75, 9.0]]), target=target, matched_density=matched)
+    tensor(0.5000)
+
+    Source: Liu et al. 2019, Adaptive NMS, section 3.3.
+    """
+
+    def __init__(self, *, beta: NonNegativeFloat = 1 / 9) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
+        """Compute the loss sum from `density` (B, P), not bounded, and `matched_density` (B, P), 0 to 1."""
+        positive = find_positive(target)
+        return smooth_l1(density[positive], matched_density[positive], beta=self.beta)
+
+
 @registry.losses.add("box_iou_bce")
 class BoxIouBce(_PositivesLoss):
     """IoU branch loss: binary cross entropy of `centreness` with the IoU of each predicted box as its target.

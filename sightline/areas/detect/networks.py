@@ -20,6 +20,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Backbone, Count, Head, Neck
 from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
+from sightline.layers.attention import ATTENTIONS, AttentionName
 from sightline.layers.images import NORMS, ConvBlock, NormName, assert_images, freeze_module
 from sightline.ops.priors import PriorKind
 from sightline.parts.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualStages
@@ -47,6 +48,7 @@ class _ResNet(ResidualStages):
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
         finest_stride: FinestStride = 8,
+        attention: AttentionName = "none",
     ) -> None:
         expansion = 4 if self.sizes is BOTTLENECK else 1
         super().__init__(
@@ -56,6 +58,7 @@ class _ResNet(ResidualStages):
             in_channels=in_channels,
             width=width,
             norm=NORMS[norm],
+            attention=ATTENTIONS[attention],
         )
         self.in_channels = in_channels
         self.strides = strides_from(finest_stride)
@@ -74,7 +77,7 @@ class ResNet18(_ResNet):
     """ResNet-18; 11,176,512 parameters, maps of 128, 256 and 512 channels, with `finest_stride: 4` of 64 before these.
 
     `norm`: batch norm, batch norm frozen as it was loaded, or group norm. `frozen_stages` parts are not trained, the
-    stem counted first: 2 are the stem and the stage of C2.
+    stem counted first: 2 are the stem and the stage of C2. `attention` ends the residual branch of every block.
     Source: He et al. 2016, Deep Residual Learning, table 1; layout of pytorch/vision.
     """
 

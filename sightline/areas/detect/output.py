@@ -26,7 +26,7 @@ class Suppression(ABC):
 
     With `per_class`, different classes never suppress one another.
     Equal scores are taken in the order of their indices. The work is done on the CPU, wherever the detections are.
-    `reads` names further inputs, {"proposal"} or none: the head must provide them.
+    `reads` names further inputs, of `proposal` and `density`: the head must provide them.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -36,12 +36,19 @@ class Suppression(ABC):
 
     @torch.no_grad()
     def __call__(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor | None = None
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        *,
+        proposal: Tensor | None = None,
+        density: Tensor | None = None,
     ) -> SuppressionResult:
         """Suppress detections: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,), same device.
 
-        `proposal` (N,) int64 is the prior that predicts a box. Raises ValueError for other shapes, for scores that are
-        not finite, and for a missing input of `reads`.
+        `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) the highest IoU that its object has with
+        another one, 0 to 1, as predicted. Raises ValueError for other shapes, for scores that are not finite, and for a
+        missing input of `reads`.
         """
         if boxes.shape != (len(scores), 4) or scores.shape != labels.shape or scores.ndim != 1:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (boxes, scores, labels))
@@ -52,7 +59,7 @@ class Suppression(ABC):
             raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
         dtype = torch.promote_types(promote_to_float32(boxes[:0]).dtype, promote_to_float32(scores[:0]).dtype)
         labels = widen_labels(labels, "labels").cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
-        extra: Any = {"proposal": proposal}
+        extra: Any = {"proposal": proposal, "density": density}
         if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
             raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
         extra_inputs = {name: extra[name].cpu() for name in self.reads}
@@ -134,28 +141,61 @@ class SetSuppression(GreedyNMS):
     reads = frozenset({"proposal"})
 
 
+@registry.suppressions.add("adaptive")
+class Adaptive(Suppression):
+    """Adaptive NMS: a detection's threshold is its predicted density, if that is above `iou_threshold`.
+
+    So fewer objects that stand close together are suppressed. With `soft`, it decides the decay of linear soft-NMS.
+    Source: Liu et al. 2019, Adaptive NMS: Refining Pedestrian Detection in a Crowd, equation 4.
+    """
+
+    reads = frozenset({"density"})
+
+    def __init__(
+        self,
+        *,
+        iou_threshold: Probability = 0.5,
+        soft: bool = False,
+        min_score: Probability = 1e-3,
+        per_class: bool = True,
+    ) -> None:
+        super().__init__(per_class=per_class)
+        self.iou_threshold, self.soft, self.min_score = iou_threshold, soft, min_score
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, density: Tensor) -> SuppressionResult:
+        """Adaptive NMS of boxes (N, 4), scores (N,), labels (N,), density (N,) -> indices and scores (K,)."""
+        thresholds = density.to(boxes).clamp(min=self.iou_threshold)
+        if self.soft:
+            return soft_nms(boxes, scores, labels, iou_threshold=thresholds, min_score=self.min_score)
+        indices = batched_nms(boxes, scores, labels, thresholds)
+        return SuppressionResult(indices, scores[indices])
+
+
 _ENTRIES_AT_ONCE = {"cuda": 1 << 26}
 """Scores that a device compares at once; elsewhere those of an image, as they take memory and gain nothing."""
-_READ = ("logits", "codes", "objectness", "centreness")
+_READ = ("logits", "codes", "objectness", "centreness", "density")
 
 
 class UnsuppressedDetections(NamedTuple):
     """Detections of an image before suppression: `detections` (N, 6) as left, top, right, bottom, score, class.
 
-    `proposal` (N,) int64 is the prior of each, None if unknown.
+    `proposal` (N,) int64 is the prior of each, `density` (N,) its predicted density, None if unknown.
     """
 
     detections: Tensor
     proposal: Tensor | None = None
+    density: Tensor | None = None
 
     @classmethod
     def concatenate(cls, passes: Sequence[UnsuppressedDetections]) -> UnsuppressedDetections:
         """Concatenate the detections of several passes over one image; proposals of different passes differ."""
-        detections, proposals = zip(*passes, strict=True)
-        proposal = None
+        detections, proposals, densities = zip(*passes, strict=True)
+        proposal = density = None
         if all(values is not None for values in proposals):
             proposal = torch.cat([values * len(passes) + index for index, values in enumerate(proposals)])
-        return cls(torch.cat(detections), proposal)
+        if all(values is not None for values in densities):
+            density = torch.cat(densities)
+        return cls(torch.cat(detections), proposal, density)
 
 
 @dataclass(frozen=True)
@@ -185,16 +225,16 @@ class DetectionFilter:
             for first in range(0, num_images, at_once)
         ]
         decoded: list[UnsuppressedDetections] = []
-        for image, detections, prior in fetch(rows):
+        for image, *columns in fetch(rows):
             bounds = torch.searchsorted(image, torch.arange(min(at_once, num_images - len(decoded)) + 1)).tolist()
             for first, last in pairwise(bounds):
-                decoded.append(UnsuppressedDetections(detections[first:last], prior[first:last]))
+                decoded.append(UnsuppressedDetections(*(column[first:last] for column in columns)))
         return decoded
 
     def _choose(self, outputs: Mapping[str, Tensor], priors: Priors) -> tuple[Tensor, ...]:
         """Choose the highest-scoring predictions of each level of images, in the order of images and levels.
 
-        Returns image (N,), detections (N, 6) and prior (N,).
+        Returns image (N,), detections (N, 6), prior (N,) and, if it is predicted, density (N,).
         """
         logits, codes = outputs["logits"], outputs["codes"]
         count = logits.shape[2] if logits.ndim == 4 else 1
@@ -219,7 +259,7 @@ class DetectionFilter:
         prior = prediction // count
         boxes = decode_boxes(priors.coordinates[prior], codes[image, prediction])
         detections = torch.cat([boxes, score[:, None].to(boxes), label[:, None].to(boxes)], dim=1)
-        return image, detections, prior
+        return image, detections, prior, *([outputs["density"][image, prior]] if "density" in outputs else ())
 
     def score_in_graph(self, outputs: Mapping[str, Any], priors: Priors) -> tuple[Tensor, Tensor]:
         """Return all boxes (B, P, 4), and scores (B, P, C), 0 for those that `decode` does not select."""
@@ -246,10 +286,10 @@ class DetectionFilter:
 
     def suppress(self, unsuppressed: UnsuppressedDetections) -> Tensor:
         """Suppress overlapping detections: (N, 6) to (D, 6), by falling score."""
-        rows, proposal = unsuppressed
+        rows, proposal, density = unsuppressed
         if (is_nan := rows[:, 4].isnan()).any():
             return rows[is_nan][: self.max_detections]  # `predict` and metrics report it
-        survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), proposal=proposal)
+        survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), proposal=proposal, density=density)
         chosen = rows[survivors.indices[: self.max_detections]]
         return torch.cat([chosen[:, :4], survivors.scores[: self.max_detections, None], chosen[:, 5:]], dim=1)
 

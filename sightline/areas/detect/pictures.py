@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.assigner import Assignment
+from sightline.areas.detect.metrics.box_errors import KINDS, classify_errors
 from sightline.contract.types import Batch, PrintedTable
 from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes, name_class
 from sightline.draw.pictures import Picture, normalize_to_uint8
-from sightline.ops.box_overlaps import box_area, ioa, iou
+from sightline.ops.box_overlaps import box_area
 from sightline.ops.priors import Priors, warp_boxes
-from sightline.parts.metrics.box_groups import match_predictions
+from sightline.parts.metrics.box_groups import BoxColumn, DetectionColumn, LabelColumn
 
-_LEGEND = {"found": "found (TP)", "made up": "made up (FP)", "missed": "missed (FN)", "ignored": "ignored"}
-_LEVEL = np.array([0.5])
+_LEGEND = {"found": "found (TP)", "missed": "missed (FN)", "truth": "label of a wrong box"}
 _NUM_SHOWN = 4
 MIN_DRAWN_SCORE = 0.3
 """Minimal score of a drawn detection, by default."""
@@ -43,10 +44,11 @@ def show_detections(
     least_score: float = MIN_DRAWN_SCORE,
     pixels: np.ndarray | None = None,
 ) -> list[Picture]:
-    """Draw the first images of a batch with detections: true positives blue, false ones orange, missed yellow.
+    """Draw the first images of a batch with detections: true positives blue, false ones in the colour of their kind.
 
-    A true positive has an IoU of at least 0.5 with a label of its class. Ignored labels, and detections in them, are
-    grey. The highest-scoring are drawn on top. Captions are the class, and a detection's score. `pixels` as in
+    Kinds are those of the metric `box_errors` among the drawn detections: a true positive has an IoU of at least 0.5
+    with a label of its class. Missed labels are yellow, other unmatched ones green, ignored ones, and detections in
+    them, grey. The highest-scoring are drawn on top. Captions are the class, and a detection's score. `pixels` as in
     `get_image_pixels`.
     """
     detections, truth = predictions["detections"], batch["truth"]
@@ -61,55 +63,41 @@ def show_detections(
             image_detections[image_detections[:, 4] < least_score],
         )
         labels, to_canvas = truth[begin:end].double().cpu(), batch["to_canvas"][index].cpu()
-        drawn, counts = _match_boxes(drawn_detections, labels, to_canvas, class_names)
-        caption = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        drawn, counts = _color_by_kind(drawn_detections, labels, to_canvas, class_names)
+        wrong = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts)
+        texts = [f"{counts['found']} found"] if "found" in counts else []
+        texts += [f"errors: {wrong}"] if wrong else []
         if len(others):
-            caption += f"; {len(others)} below the score {least_score:g} not drawn, up to {others[:, 4].max():.2g}"
-        legend = {text: COLORS[kind] for kind, text in _LEGEND.items()}
+            texts.append(f"{len(others)} below the score {least_score:.3g} not drawn, up to {others[:, 4].max():.2g}")
+        caption, legend = "; ".join(texts), {_LEGEND.get(kind, kind): COLORS[kind] for kind in COLORS if kind in counts}
         image = draw_boxes(get_image_pixels(batch, index, pixels), drawn, legend=legend)
         pictures.append(Picture(f"detections_{index}", image, caption))
     return pictures
 
 
-def _match_boxes(
+def _color_by_kind(
     detections: Tensor, truth: Tensor, to_canvas: Tensor, class_names: Sequence[str]
-) -> tuple[list[DrawnBox], dict[str, int]]:
-    """Match detections (D, 6) with truth (G, 7), both of the file: boxes on the canvas, and their number by kind."""
-    is_ignored = truth[:, 6] > 0
-    overlap = torch.where(
-        is_ignored, ioa(detections[:, None, :4], truth[:, :4]), iou(detections[:, None, :4], truth[:, :4])
-    )
-    overlap = torch.where((detections[:, None, 5] == truth[:, 4]) | (truth[:, 4] < 0), overlap, 0)
-    ignored = is_ignored.numpy()
-    scores = detections[:, 4].numpy()
-    matches = match_predictions(
-        overlap.numpy(),
-        scores,
-        is_ignored=ignored,
-        is_crowd=ignored,
-        is_outside_area=np.zeros(len(scores), dtype=bool),
-        max_detections=len(scores),
-        iou_thresholds=_LEVEL,
-    )
-    order = np.argsort(-scores, kind="stable")
-    is_true_positive, is_ignored_detection = matches.is_found[0] & ~matches.is_ignored[0], matches.is_ignored[0]
-    assert matches.label is not None
-    is_matched = torch.zeros(len(truth), dtype=torch.bool)
-    is_matched[torch.from_numpy(matches.label[0][is_true_positive])] = True
+) -> tuple[list[DrawnBox], Counter[str]]:
+    """Colour detections (D, 6) and truth (G, 7) of a file by kind: boxes on the canvas, and their number by kind."""
+    rows, labels = (torch.nn.functional.pad(each, (1, 0)) for each in (detections, truth))  # all of image 0
+    classes = torch.cat([rows[:, DetectionColumn.CLASS], labels[:, LabelColumn.CLASS]]).tolist()
+    errors = classify_errors(rows, labels, int(max([len(class_names) - 1, *classes])) + 1)
+    counts: Counter[str] = Counter()
 
-    def box(row: Tensor, kind: str, caption: str = "", style: Any = "solid") -> DrawnBox:
-        return DrawnBox(tuple(warp_boxes(row[:4], to_canvas).tolist()), COLORS[kind], caption, style)
+    def box(row: np.ndarray, kind: str, caption: str = "", style: Style = "solid") -> DrawnBox:
+        counts[kind] += 1
+        corners = warp_boxes(torch.from_numpy(row[BoxColumn.BOX]), to_canvas).tolist()
+        return DrawnBox(tuple(corners), COLORS[kind], caption, style)
 
-    boxes = [box(row, "ignored", style="hatched") for row in truth[is_ignored]]
-    missed = truth[~is_ignored & ~is_matched]
-    boxes += [box(row, "missed", name_class(int(row[4]), class_names), "dashed") for row in missed]
-    kinds = np.where(is_true_positive, "found", np.where(is_ignored_detection, "ignored", "made up"))
-    drawn = [
-        box(row, str(kind), name_class(int(row[5]), class_names, float(row[4])))
-        for row, kind in zip(detections[order], kinds, strict=True)
-    ]
-    boxes += drawn[::-1]  # the first are drawn lowest
-    counts = {kind: int((kinds == kind).sum()) for kind in ("found", "made up")} | {"missed": len(missed)}
+    boxes = [box(row, "ignored", style="hatched") for row in errors.labels[~errors.is_real]]
+    is_lost = errors.is_real & ~errors.is_label_matched
+    for kind, mask in (("truth", is_lost & ~errors.is_missed), ("missed", errors.is_missed)):
+        for row in errors.labels[mask]:
+            boxes.append(box(row, kind, name_class(int(row[LabelColumn.CLASS]), class_names), "dashed"))
+    kinds = np.where(errors.is_hidden, "ignored", np.array([*KINDS, "found"])[errors.kind]).tolist()
+    for row, kind in reversed([*zip(errors.detections, kinds, strict=True)]):  # the first are drawn lowest
+        label, score = row[[DetectionColumn.CLASS, DetectionColumn.SCORE]].tolist()
+        boxes.append(box(row, kind, name_class(int(label), class_names, score)))
     return boxes, counts
 
 

@@ -1,32 +1,64 @@
 """RetinaNet: its head, with one or two boxes at each anchor, and the assignment of boxes to anchors by their IoU.
 
-Its losses are sigmoid_focal and box_smooth_l1, or earth_mover for two boxes. Source: Lin et al. 2017, Focal Loss.
+Its losses are sigmoid_focal and box_smooth_l1, or earth_mover for two boxes, and box_density for its density branch.
+Source: Lin et al. 2017, Focal Loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NotRequired
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
 from sightline.areas.detect.networks import DenseHead, HeadOutput, PriorProbability, flatten_to_priors
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability
-from sightline.contract.errors import assert_installed
+from sightline.contract.errors import ConfigError, assert_installed
+from sightline.layers.images import ConvBlock
 from sightline.ops.box_overlaps import box_area, box_centres, box_iou, column_blocks, iou
 from sightline.ops.priors import PriorKind, Priors
 from sightline.ops.waits import POSITIVE, call_on_host, is_free_to_read, remember
+
+
+class RetinaOutput(HeadOutput):
+    """HeadOutput, optionally with `density` (B, P): the predicted highest IoU of a prior's object with another one.
+
+    Its target is 0 to 1; a prediction is not bounded.
+    """
+
+    density: NotRequired[Tensor]
+
+
+class _DensityBranch(nn.Module):
+    """Density of objects at each anchor, from the map, the logits and the deltas of a level.
+
+    A 1x1 convolution reduces the map to a quarter of its channels; a 5x5 convolution reads it with the other two.
+    Source: Liu et al. 2019, Adaptive NMS, section 3.3, there in a proposal network.
+    """
+
+    def __init__(self, channels: int, *, num_anchors: int, num_predicted: int) -> None:
+        super().__init__()
+        width = max(1, channels // 4)
+        self.reduce = ConvBlock(in_channels=channels, out_channels=width, kernel_size=1, activation=nn.ReLU())
+        self.predict = ConvBlock(in_channels=width + num_predicted, out_channels=num_anchors, kernel_size=5)
+
+    def forward(self, level_map: Tensor, logits: Tensor, codes: Tensor) -> Tensor:
+        """Predict the density (B, num_anchors, H, W) of a level from its maps (B, ..., H, W)."""
+        density: Tensor = self.predict(torch.cat([self.reduce(level_map), logits, codes], dim=1))
+        return density
 
 
 @registry.heads.add("retina")
 class RetinaHead(DenseHead):
     """RetinaNet head: logits and box deltas at `num_anchors` anchors per cell; 6,463,220 parameters.
 
-    This number is for 80 classes and 9 anchors on five levels of 256 channels. Source: Lin et al. 2017, Focal Loss for
-    Dense Object Detection, section 4.
+    This number is for 80 classes and 9 anchors on five levels of 256 channels, without `density`. With it, the head
+    predicts the density of objects at each anchor, too, for the loss `box_density` and the suppression `adaptive`.
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4; Liu et al. 2019, Adaptive NMS, section
+    3.3 (the density).
     """
 
     priors = "anchors"
@@ -40,6 +72,7 @@ class RetinaHead(DenseHead):
         num_anchors: Count = 9,
         num_convs: Count = 4,
         prior: PriorProbability = 0.01,
+        density: bool = False,
     ) -> None:
         super().__init__(
             channels=channels,
@@ -48,9 +81,17 @@ class RetinaHead(DenseHead):
             priors_per_cell=num_anchors,
             num_convs=num_convs,
         )
+        if density and self.predictions_per_prior > 1:
+            name = type(self).__name__
+            raise ConfigError(f"density: {name} predicts several boxes at an anchor; take the head retina")
+        self.density = None
+        if density:
+            num_predicted = num_anchors * (num_classes + 4)
+            self.density = _DensityBranch(channels[0], num_anchors=num_anchors, num_predicted=num_predicted)
+        self.output_keys = frozenset({"logits", "codes"} | ({"density"} if density else set()))
         self._start(prior)
 
-    def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
+    def forward(self, maps: Sequence[Tensor]) -> RetinaOutput:
         """Predict at all priors from maps (B, channels, H, W) of every level, finest first.
 
         `codes` are box deltas: the offset of the box's centre in x, in widths of the anchor, and in y, in heights of
@@ -62,7 +103,11 @@ class RetinaHead(DenseHead):
         flat = flatten_to_priors(logits, count * self.num_classes), flatten_to_priors(codes, count * 4)
         if count > 1:
             flat = flat[0].unflatten(2, (count, -1)), flat[1].unflatten(2, (count, -1))
-        return {"logits": flat[0], "codes": flat[1]}
+        output: RetinaOutput = {"logits": flat[0], "codes": flat[1]}
+        if self.density is not None:
+            densities = [self.density(*level) for level in zip(maps, logits, codes, strict=True)]
+            output["density"] = flatten_to_priors(densities, 1)[..., 0]
+        return output
 
 
 @registry.heads.add("retina_emd")

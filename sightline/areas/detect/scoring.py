@@ -49,7 +49,7 @@ class DetectionWriter:
 
     def __init__(self, path: Path, part: DataSubset, world: World) -> None:
         self.path = path
-        self._images = box_images(part)
+        self._images, self._part = box_images(part), part
         if shared := duplicate_image_ids(map(self._images.image, range(len(self._images)))):
             raise DataError(
                 f"--save-predictions: {next(iter(shared.values()))}, and rows would be of either; evaluate the images "
@@ -80,7 +80,9 @@ class DetectionWriter:
         self._directory.write_text(RESULTS, "[" + ",\n".join(lines) + "]\n")
         classes = {"class_names": list(self._images.classes.names), "category_ids": list(ids)}
         counts = {"num_images": evaluation.num_samples, "num_detections": len(lines)}
-        self._directory.write_json(MANIFEST, {**about, **classes, **counts, "file": RESULTS})
+        worst = evaluation.worst_samples
+        errors = {} if worst is None else {"worst_samples": worst.to_dict(self._part.sample_name)}
+        self._directory.write_json(MANIFEST, {**about, **classes, **counts, **errors, "file": RESULTS})
 
 
 def box_images(part: DataSubset) -> BoxImages:
@@ -124,7 +126,8 @@ class BoxScoring(Scoring):
         most = min(limits, default=NO_LIMIT)
         faults = results_faults(predictions.detections, truths, most=most)
         notes += [f"warning: {path}: {fault}" for fault in faults]
-        return ScoredFiles(evaluation, others, notes, {})
+        order = scoring_order(images)
+        return ScoredFiles(evaluation, others, notes, lambda index: part.sample_name(int(order[index])))
 
 
 def score_boxes(
@@ -170,7 +173,7 @@ def score_boxes(
         bound_metrics.append(BoundMetric(metric, update))
     if not bound_metrics:
         raise ConfigError(
-            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
+            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, box_errors, crowd_ap, miss_rate are"
         )
     metric_results = []
     for meter in bound_metrics:

@@ -41,6 +41,7 @@ from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
 from sightline.ops.box_codes import decode_boxes
+from sightline.ops.box_overlaps import box_iou
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import (
     IGNORED,
@@ -92,7 +93,8 @@ class Detect(Supervised):
     are assigned to priors once a step, before the forward pass. Losses and metrics read these keys:
     - `priors` (P, 4) or (P, 2), and `prior_stride` (P,), the pixels between the cells of their level;
     - `target` (B, P): class of the assigned box, -1 for background, -2 for priors that no loss counts;
-    - `matched_boxes` (B, P, 4);
+    - `matched_boxes` (B, P, 4), and for a loss that reads it `matched_density` (B, P), the highest IoU of that box
+      with another one of its image that is not ignored;
     - `is_unmatched` (G,): boxes of the batch that are not ignored, but assigned to no prior;
     - `second_match` (B, P), for heads of two predictions per prior: row of the second box in the batch, -1, or -2.
 
@@ -106,7 +108,9 @@ class Detect(Supervised):
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
-    context_keys = frozenset({"priors", "prior_stride", "target", "matched_boxes", "second_match", "is_unmatched"})
+    context_keys = frozenset(
+        {"priors", "prior_stride", "target", "matched_boxes", "matched_density", "second_match", "is_unmatched"}
+    )
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
 
     def __init__(
@@ -140,6 +144,7 @@ class Detect(Supervised):
         if suppression is None:
             suppression = registry.suppressions.get_entry("greedy").builder()
         _assert_offered(suppression, output_keys, self._head)
+        self._reads_density = any("matched_density" in loss.names for loss in self._terms.values())
         self._select = DetectionFilter(suppression, min_score=score, max_per_level=per_level, max_detections=most)
         self._clip, self._class_names = clip, class_names
         self._made: dict[tuple[Any, ...], Priors] = {}
@@ -155,7 +160,7 @@ class Detect(Supervised):
         predictions = (
             self._predict_priors(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
         )
-        targets, boxes, second = [], [], []
+        targets, boxes, densities, second = [], [], [], []
         positive: list[tuple[Tensor, ...]] = []
         is_matched = torch.zeros(len(batch["boxes"]) + 1, dtype=torch.bool, device=batch["boxes"].device)
         slices, labels = _image_slices(batch["box_offsets"]), widen_labels(batch["label"])
@@ -168,6 +173,9 @@ class Detect(Supervised):
                 positive.append(index)
             targets.append(torch.where(has_box, functional.pad(labels[rows], (0, 1))[box_index], matched))
             boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
+            if self._reads_density:
+                density = _compute_densities(image_boxes, batch["is_ignored"][rows])
+                densities.append(functional.pad(density, (0, 1))[box_index])
             if other is not None:
                 second.append(torch.where(other >= 0, other + rows.start, other))
                 is_matched.scatter_(0, second[-1].clamp(min=-1) % len(is_matched), True)
@@ -176,6 +184,7 @@ class Detect(Supervised):
             remember(target, POSITIVE, _join_images(positive))
         return {
             **({"second_match": torch.stack(second)} if second else {}),
+            **({"matched_density": torch.stack(densities)} if densities else {}),
             "priors": priors.coordinates,
             "prior_stride": priors.prior_stride,
             "target": target,
@@ -407,6 +416,12 @@ def _buffers_preserved(model: nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
+def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
+    """Compute the highest IoU (G,) of each box (G, 4) with another one that is not ignored, 0 without any."""
+    overlap = torch.where(is_ignored, 0.0, box_iou(boxes, boxes)).fill_diagonal_(0.0)
+    return functional.pad(overlap, (0, 1)).amax(dim=1)
+
+
 def _concatenate_detections(detections: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
     """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
     offsets = [0, *accumulate(map(len, detections))]
@@ -551,6 +566,10 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
 def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
     """Raise ConfigError for a suppression that reads a key which the head does not predict."""
     offered = {*output_keys.keys} | ({"proposal"} if HeadMembers.predictions_per_prior.get(head) > 1 else set())
+    advice = {
+        "density": "set model.head.density=true for retina, and train it with the loss box_density",
+        "proposal": "take a head of two predictions at each prior, such as retina_emd",
+    }
     for name in sorted(suppression.reads):
         need = Need("the output", type(suppression).__name__, {name}, type(head).__name__, offered)
-        _assert_met("suppression", [need], "take a head of two predictions at each prior, such as retina_emd")
+        _assert_met("suppression", [need], advice[name])

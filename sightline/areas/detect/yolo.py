@@ -35,6 +35,7 @@ from sightline.areas.detect.networks import (
 )
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.layers.attention import ATTENTIONS, AttentionName
 from sightline.layers.images import (
     NORMS,
     ConvBlock,
@@ -67,8 +68,11 @@ class Darknet53Backbone(Darknet):
         frozen_stages: FrozenStages = 0,
         slope: NonNegativeFloat = 0.1,
         finest_stride: FinestStride = 8,
+        attention: AttentionName = "none",
     ) -> None:
-        super().__init__(in_channels=in_channels, width=width, norm=NORMS[norm], slope=slope)
+        super().__init__(
+            in_channels=in_channels, width=width, norm=NORMS[norm], slope=slope, attention=ATTENTIONS[attention]
+        )
         self.in_channels = in_channels
         self.strides = strides_from(finest_stride)
         self.channels = self.channels[-len(self.strides) :]
@@ -96,11 +100,16 @@ def _unit(in_channels: int, out_channels: int, kernel_size: int, norm: NormName,
 
 
 class _Bottleneck(nn.Module):
-    """Bottleneck: convolutions of 1x1 and 3x3 pixels, with a shortcut if `adds`."""
+    """Bottleneck: convolutions of 1x1 and 3x3 pixels, optional attention, with a shortcut if `adds`."""
 
-    def __init__(self, channels: int, norm: NormName, *, adds: bool) -> None:
+    def __init__(self, channels: int, norm: NormName, *, adds: bool, attention: AttentionName = "none") -> None:
         super().__init__()
-        self.layers = nn.Sequential(_unit(channels, channels, 1, norm), _unit(channels, channels, 3, norm))
+        make = ATTENTIONS[attention]
+        self.layers = nn.Sequential(
+            _unit(channels, channels, 1, norm),
+            _unit(channels, channels, 3, norm),
+            *(() if make is None else (make(channels),)),
+        )
         self.adds = adds
 
     def forward(self, image: Tensor) -> Tensor:
@@ -114,11 +123,20 @@ class _CSPBlock(nn.Module):
     Source: Wang et al. 2020, fig. 2.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, norm: NormName, *, adds: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        depth: int,
+        norm: NormName,
+        *,
+        adds: bool,
+        attention: AttentionName = "none",
+    ) -> None:
         super().__init__()
         inner = out_channels // 2
         self.enter, self.past = _unit(in_channels, inner, 1, norm), _unit(in_channels, inner, 1, norm)
-        self.blocks = nn.Sequential(*(_Bottleneck(inner, norm, adds=adds) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(_Bottleneck(inner, norm, adds=adds, attention=attention) for _ in range(depth)))
         self.leave = _unit(2 * inner, out_channels, 1, norm)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -149,7 +167,7 @@ class CSPDarknet(nn.Module):
 
     YOLOX-tiny has the width 24 and a depth of 1, -s 32 and 1, -m 48 and 2, -l 64 and 3, -x 80 and 4; that of -s has
     4,212,672 parameters. The stem (Focus) stacks every second pixel of every second row as four images of a quarter's
-    size. `norm`, `frozen_stages` and `finest_stride` are those of resnet18.
+    size. `norm`, `frozen_stages` and `finest_stride` are those of resnet18; `attention` ends every bottleneck.
     Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
     """
 
@@ -162,6 +180,7 @@ class CSPDarknet(nn.Module):
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
         finest_stride: FinestStride = 8,
+        attention: AttentionName = "none",
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -172,7 +191,7 @@ class CSPDarknet(nn.Module):
         for stage, num_blocks in enumerate((depth, 3 * depth, 3 * depth, depth)):
             wide, is_last = width * 2 ** (stage + 1), stage == 3
             pooling = [_PyramidPooling(wide, norm)] if is_last else []
-            block = _CSPBlock(wide, wide, num_blocks, norm, adds=not is_last)
+            block = _CSPBlock(wide, wide, num_blocks, norm, adds=not is_last, attention=attention)
             stages.append(nn.Sequential(_unit(wide // 2, wide, 3, norm, stride=2), *pooling, block))
         self.stages = nn.ModuleList(stages)
         for part in [self.stem, *self.stages][:frozen_stages]:

@@ -1,18 +1,44 @@
-"""Metrics of joints, by distances in slots of their own, so that any processes add up alike."""
+"""Metrics of joints and key points, by numbers in slots of their own, so that any processes add up alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
+from sightline.contract.errors import ConfigError
 from sightline.contract.metric import SampleSums, State
+from sightline.contract.schema import suggest
 
 _CURVE_MM = range(81)
+_CURVE_SHARES = [percent / 100 for percent in range(51)]
+"""Shares of a length at which the PCK curve is given; its area ends at the last one."""
+_OKS_LEVELS = [twentieths / 20 for twentieths in range(10, 20)]
+
+
+def measure_distances(joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> Tensor:
+    """Measure the distances (B, J) float64 of predicted and true joints (B, J, D); 0 where `visible` (B, J) is False.
+
+    Raises ValueError for shapes that differ, and for visible joints whose prediction is not finite.
+    """
+    if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
+        raise ValueError(
+            f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
+            f"{tuple(visible.shape)} are the flags of visible ones; all are (B, J, 3) and (B, J)"
+        )
+    bad = ~torch.isfinite(joints_mm).all(dim=-1) & visible
+    if bool(bad.any()):
+        sample = int(sample_index[bad.any(dim=1)][0])
+        raise ValueError(
+            f"joints_mm: {int(bad.sum())} joints are not finite, first in sample {sample}; find where with "
+            "`sightline check`"
+        )
+    return torch.where(visible, (joints_mm.double() - joints.double()).norm(dim=-1), 0.0)
 
 
 class _DistanceMetric:
@@ -33,24 +59,11 @@ class _DistanceMetric:
     def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
         """Add a batch: `joints_mm` predicted and `joints` true (B, J, 3), in mm.
 
-        Joints that are not `visible` (B, J) do not count. Raises ValueError for shapes that differ and for NaN.
+        Joints that are not `visible` (B, J) do not count. Raises ValueError as `measure_distances`.
         """
-        if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
-            raise ValueError(
-                f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
-                f"{tuple(visible.shape)} are the flags of visible ones; all are (B, J, 3) and (B, J)"
-            )
-        visible = visible.bool()
-        bad = ~torch.isfinite(joints_mm).all(dim=-1) & visible
-        if bool(bad.any()):
-            sample = int(sample_index[bad.any(dim=1)][0])
-            raise ValueError(
-                f"joints_mm: {int(bad.sum())} joints are not finite, first in sample {sample}; find where with "
-                "`sightline check`"
-            )
-        distance = (joints_mm.double() - joints.double()).norm(dim=-1)
+        distance = measure_distances(joints_mm, joints, visible.bool(), sample_index)
         device = state["distance_mm"].device
-        state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(device)
+        state["distance_mm"][sample_index] += distance.to(device)
         state["labelled"][sample_index] += visible.long().to(device)
 
 
@@ -164,6 +177,206 @@ class DetectionRate(_DistanceMetric):
     def _rates(self, state: State) -> Tensor:
         sums = self.sums(state)["detection_rate"]
         return sums.numerators.sum(dim=0).double() / sums.denominators.sum(dim=0)
+
+
+@registry.metrics.add("keypoints")
+class Keypoints:
+    """PCK and OKS: joints off by at most `share` of a length of the figure, and the similarity of key points.
+
+    `pck` is the share of joints whose distance is at most `share` of the length between two joints of the true pose:
+    wrist and middle knuckle of a hand, neck and torso of a body, or the joints that `length` names. `pck_auc` is the
+    area below the curve of PCK from 0 to 0.5, divided by 0.5. Frames without a label of both joints do not count here.
+
+    `oks` is the mean over frames of exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over the visible joints of a frame. s^2
+    is the `area` of the figure where a batch has it (B,), as COCO has; else 0.53 e1 max(e2, e1 / 4) by the two largest
+    extents of the visible true joints, our form for three dimensions: no standard is published. The deviations are
+    those of the data set, or `sigmas`, one a joint. `oks_ap` is the share of frames whose OKS is at least a level, the
+    mean over the levels 0.50, 0.55 to 0.95: there is one prediction a frame, and none is ranked.
+
+    With `dimensions: 2` only x and y are compared. Where the length or the deviations are not known, its figures are
+    left out. Raises ConfigError if neither is known, and for names and counts that do not fit the joints.
+
+    >>> import torch
+    >>> from sightline.parts.metrics import Meter
+    >>> from sightline.areas.pose.metrics import Keypoints
+    >>> joints = torch.tensor([[[0.0, 0, 0], [100, 0, 0], [100, 50, 0]]])
+    >>> joints_mm = joints + torch.tensor([[[0.0, 0, 0], [0, 0, 0], [0, 0, 999]]])  # the last one far off
+    >>> metric = Keypoints(joint_names=("wrist", "knuckle", "tip"), length=("wrist", "knuckle"), sigmas=(0.1, 0.1, 0.1))
+    >>> meter = Meter(metric)
+    >>> meter.update(joints_mm=joints_mm, joints=joints, visible=torch.ones(1, 3), sample_index=torch.tensor([0]))
+    >>> {name: round(figure, 3) for name, figure in meter.compute().items()}
+    {'pck': 0.667, 'pck_auc': 0.667, 'oks': 0.667, 'oks_ap': 0.4}
+
+    Source: Yang and Ramanan 2013 (PCK); Lin et al. 2014, COCO (OKS).
+    """
+
+    slots = frozenset({"relative_distance", "similarity", "labelled", "has_length"})
+    higher_is_better = True
+
+    def __init__(
+        self,
+        *,
+        joint_names: tuple[str, ...],
+        pck_joints: tuple[int, int] | None = None,
+        keypoint_sigmas: tuple[float, ...] = (),
+        length: tuple[str, str] | None = None,
+        sigmas: tuple[PositiveFloat, ...] = (),
+        share: PositiveFloat = 0.2,
+        dimensions: Literal[2, 3] = 3,
+    ) -> None:
+        self.joint_names = tuple(joint_names)
+        for name in length or ():
+            if name not in joint_names:
+                raise ConfigError(f"length: there is no joint '{name}'{suggest(name, joint_names)}")
+        if length and length[0] == length[1]:
+            raise ConfigError(f"length: joins '{length[0]}' to itself; name two joints")
+        if sigmas and len(sigmas) != len(joint_names):
+            raise ConfigError(f"sigmas: found {len(sigmas)} for {len(joint_names)} joints; give one a joint")
+        self.length_joints = tuple(map(joint_names.index, length)) if length else pck_joints
+        self.sigmas = torch.tensor(sigmas or keypoint_sigmas, dtype=torch.float64)
+        if self.length_joints is None and not len(self.sigmas):
+            raise ConfigError(
+                "metric 'keypoints': the data set states neither a length nor deviations of its joints; name two "
+                f"joints by whose distance PCK measures, as in length: [{', '.join(joint_names[:2])}], or give sigmas"
+            )
+        self.share = share
+        self.dimensions = dimensions
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        shape = (num_samples, len(self.joint_names))
+        return {
+            "relative_distance": torch.zeros(shape, dtype=torch.float64),
+            "similarity": torch.zeros(shape, dtype=torch.float64),
+            "labelled": torch.zeros(shape, dtype=torch.int64),
+            "has_length": torch.zeros(num_samples, 1, dtype=torch.int64),
+        }
+
+    def update(
+        self,
+        state: State,
+        *,
+        joints_mm: Tensor,
+        joints: Tensor,
+        visible: Tensor,
+        sample_index: Tensor,
+        area: Tensor | None = None,
+    ) -> None:
+        """Add a batch: `joints_mm` predicted and `joints` true (B, J, D), D at least `dimensions`, in the same unit.
+
+        Joints that are not `visible` (B, J) do not count; `area` (B,) is s^2 of OKS, in the square of that unit. Raises
+        ValueError as `measure_distances`, and for joints of fewer coordinates.
+        """
+        if joints.shape[-1] < self.dimensions:
+            raise ValueError(f"joints: have {joints.shape[-1]} coordinates; give the metric dimensions: 2")
+        joints_mm, joints, is_visible = (
+            joints_mm[..., : self.dimensions],
+            joints[..., : self.dimensions],
+            visible.bool(),
+        )
+        distance = measure_distances(joints_mm, joints, is_visible, sample_index)
+        true, device = joints.double(), state["labelled"].device
+        state["labelled"][sample_index] += is_visible.long().to(device)
+        if self.length_joints is not None:
+            first, second = self.length_joints
+            length = (true[:, first] - true[:, second]).norm(dim=-1)[:, None]
+            has_length = (is_visible[:, first] & is_visible[:, second])[:, None] & (length > 0)
+            relative = torch.where(has_length, distance / torch.where(has_length, length, 1.0), 0.0)
+            state["relative_distance"][sample_index] += relative.to(device)
+            state["has_length"][sample_index] += has_length.long().to(device)
+        if len(self.sigmas):
+            area = _figure_area(true, is_visible) if area is None else area.double()
+            similarity = keypoint_similarity(distance, area, self.sigmas.to(distance.device), is_visible)
+            state["similarity"][sample_index] += similarity.to(device)
+
+    def compute(self, state: State) -> dict[str, float]:
+        figures = {}
+        if self.length_joints is not None:
+            relative = state["relative_distance"][self._is_counted(state)]
+            area = (1 - relative / _CURVE_SHARES[-1]).clamp_min(0).mean()
+            figures = {"pck": _share(relative, self.share), "pck_auc": area.item()}
+        if len(self.sigmas):
+            similarity, levels = self._frame_similarity(state), torch.tensor(_OKS_LEVELS, dtype=torch.float64)
+            precision = (similarity[:, None] >= levels).double().mean()
+            figures |= {"oks": similarity.mean().item(), "oks_ap": precision.item()}
+        return figures
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]:
+        """Return, by joint name, the figures of the joint alone, `pck` and `oks`, and the `count` of its frames."""
+        counts = state["labelled"].sum(dim=0)
+        figures: dict[str, Tensor] = {}
+        if self.length_joints is not None:
+            counted = self._is_counted(state)
+            near = counted & (state["relative_distance"] <= self.share)
+            figures["pck"] = near.sum(dim=0).double() / counted.sum(dim=0)
+        if len(self.sigmas):
+            figures["oks"] = state["similarity"].sum(dim=0) / counts
+        return {
+            name: {**{key: values[joint].item() for key, values in figures.items()}, "count": int(counts[joint])}
+            for joint, name in enumerate(self.joint_names)
+        }
+
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of `pck` and `oks`, of each frame."""
+        sums = {}
+        if self.length_joints is not None:
+            counted = self._is_counted(state)
+            near = counted & (state["relative_distance"] <= self.share)
+            sums["pck"] = SampleSums(near.sum(dim=1, keepdim=True), counted.sum(dim=1, keepdim=True))
+        if len(self.sigmas):
+            has_joint = (state["labelled"] > 0).any(dim=1, keepdim=True)
+            frames = torch.nan_to_num(_mean_over_labelled(state["similarity"], state["labelled"]))[:, None]
+            sums["oks"] = SampleSums(frames, has_joint)
+        return sums
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """Return `pck_curve`, PCK at 0 to 0.5 of the length, of all joints and by joint; `oks_curve`, by level."""
+        tables: dict[str, Any] = {}
+        if self.length_joints is not None:
+            counted, relative = self._is_counted(state), state["relative_distance"]
+            by_joint = {
+                name: [_share(relative[:, joint][counted[:, joint]], share) for share in _CURVE_SHARES]
+                for joint, name in enumerate(self.joint_names)
+            }
+            joints = [_share(relative[counted], share) for share in _CURVE_SHARES]
+            tables["pck_curve"] = {"share": _CURVE_SHARES, "joints": joints, "by_joint": by_joint}
+        if len(self.sigmas):
+            similarity = self._frame_similarity(state)
+            frames = [(similarity >= level).double().mean().item() for level in _OKS_LEVELS]
+            tables["oks_curve"] = {"level": _OKS_LEVELS, "frames": frames}
+        return tables
+
+    def _is_counted(self, state: State) -> Tensor:
+        """Return which joints (F, J) count for PCK."""
+        return (state["labelled"] > 0) & (state["has_length"] > 0)
+
+    def _frame_similarity(self, state: State) -> Tensor:
+        """Return the OKS of every frame with a visible joint."""
+        similarity = _mean_over_labelled(state["similarity"], state["labelled"])
+        return similarity[~similarity.isnan()]
+
+
+def keypoint_similarity(distance: Tensor, area: Tensor, sigmas: Tensor, is_labelled: Tensor) -> Tensor:
+    """Compute the similarity (B, J) of each joint, exp(-d^2 / (2 s^2 (2 sigma)^2)); 0 where it is not labelled.
+
+    `distance` and `is_labelled` (B, J), `area` s^2 (B,) in the square of the same unit, `sigmas` (J,). Source: Lin et
+    al. 2014, COCO, whose evaluation adds the smallest step of a float64 above 1 to the area.
+    """
+    widths = 2 * (area[:, None] + np.spacing(1)) * (2 * sigmas) ** 2
+    return torch.where(is_labelled, torch.exp(-(distance**2) / widths), 0.0)
+
+
+def _figure_area(true: Tensor, is_visible: Tensor) -> Tensor:
+    """Return 0.53 e1 max(e2, e1 / 4) (B,) by the two largest extents of the visible joints (B, J, D); 0 without any."""
+    shown = is_visible[..., None]
+    high = torch.where(shown, true, -torch.inf).amax(dim=1)
+    low = torch.where(shown, true, torch.inf).amin(dim=1)
+    extent = torch.where(is_visible.any(dim=1)[:, None], high - low, 0.0).sort(dim=-1, descending=True).values
+    return 0.53 * extent[:, 0] * torch.maximum(extent[:, 1], extent[:, 0] / 4)
+
+
+def _mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:
+    """Return the mean (F,) of the values (F, J) of labelled joints, which are 0 elsewhere; NaN without any."""
+    return values.sum(dim=1) / labelled.sum(dim=1)
 
 
 def _frame_distances(state: State) -> tuple[Tensor, Tensor]:

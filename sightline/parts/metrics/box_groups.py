@@ -91,14 +91,16 @@ def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray,
     return scores[order], (is_found & counts).cumsum(axis=1), (~is_found & counts).cumsum(axis=1)
 
 
-def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
-    """Compute precision (L, 101) at `RECALLS` and the final recall (L,), over all images; -1 without a label.
+def precision_and_recall(
+    images: Sequence[Matches], *, recalls_sampled: np.ndarray = RECALLS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute precision (L, R) at sampled recalls (R,) and the final recall (L,), over all images; -1 without a label.
 
     Precision at a recall is the highest at that recall or a larger one; 0 if no such recall is reached.
     """
     num_labels = sum(image.num_labels for image in images)
     num_levels = len(images[0].is_found) if images else len(IOU_THRESHOLDS)
-    precision, recall = np.full((num_levels, len(RECALLS)), -1.0), np.full(num_levels, -1.0)
+    precision, recall = np.full((num_levels, len(recalls_sampled)), -1.0), np.full(num_levels, -1.0)
     if num_labels == 0:
         return precision, recall
     _, true_positives, false_positives = cumulative_tp_fp(images)
@@ -106,7 +108,7 @@ def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndar
         recalls = true_positives[row] / num_labels
         share = true_positives[row] / (true_positives[row] + false_positives[row] + np.spacing(1))
         best_from = np.maximum.accumulate(share[::-1])[::-1]
-        index = np.searchsorted(recalls, RECALLS, side="left")
+        index = np.searchsorted(recalls, recalls_sampled, side="left")
         recall[row] = recalls[-1] if len(recalls) else 0.0
         precision[row] = np.append(best_from, 0.0)[index]
     return precision, recall
@@ -131,7 +133,7 @@ class DetectionColumn(BoxColumn):
 
 
 class LabelColumn(BoxColumn):
-    """Columns of a metric's `labels`: image, box, class, area in square pixels, 1 if ignored; in `BoxRows` more.
+    """Columns of a metric's `labels`: image, box, class, area in square pixels, 1 if ignored; in `VisibleBoxRows` more.
 
     The visible share is the ninth column.
     """
@@ -140,6 +142,35 @@ class LabelColumn(BoxColumn):
 
 
 class BoxRows:
+    """Base of metrics with detections and labels."""
+
+    rows = ("detections", "labels")
+
+    def new_state(self) -> State:
+        """Return empty detections and labels."""
+        sizes = {"detections": 7, "labels": 8}
+        return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
+
+    def update(
+        self,
+        state: State,
+        *,
+        detections: Tensor,
+        detection_offsets: Tensor,
+        truth: Tensor,
+        truth_offsets: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """Add the images of a batch: detections (D, 6), truth (G, 7), their offsets (B+1,), sample_index (B,).
+
+        Raises ValueError for scores that are NaN.
+        """
+        assert_scored(detections)
+        for name, rows, offsets in (("detections", detections, detection_offsets), ("labels", truth, truth_offsets)):
+            append_rows(state, name, sample_index.repeat_interleave(offsets.diff()), rows)
+
+
+class VisibleBoxRows:
     """Base of metrics with detections, labels with their visible share, and images with their sizes."""
 
     rows = ("detections", "labels", "images")

@@ -12,7 +12,7 @@ from sightline.contract.arguments import NonNegativeFloat
 from sightline.layers.images import ConvNorm, assert_images
 
 MakeLayer = Callable[[int], nn.Module]
-"""Factory of a norm for a number of channels."""
+"""Factory of a norm, or of an attention layer, for a number of channels."""
 
 DARKNET21 = (1, 1, 2, 2, 1)
 DARKNET53 = (1, 2, 8, 8, 4)
@@ -20,7 +20,7 @@ DARKNET53 = (1, 2, 8, 8, 4)
 
 
 class DarknetBlock(nn.Module):
-    """Residual block: 1x1 convolution to `hidden_channels`, 3x3 convolution back, shortcut.
+    """Residual block: 1x1 convolution to `hidden_channels`, 3x3 convolution back, optional attention, shortcut.
 
     Source: Redmon and Farhadi 2018, table 1.
     """
@@ -34,6 +34,7 @@ class DarknetBlock(nn.Module):
         slope: float,
         circular: bool,
         norm: MakeLayer | None = None,
+        attention: MakeLayer | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
@@ -49,6 +50,7 @@ class DarknetBlock(nn.Module):
                 )
                 for width_in, width_out, size in ((channels, hidden_channels, 1), (hidden_channels, channels, 3))
             ),
+            *(() if attention is None else (attention(channels),)),
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ class Darknet(nn.Module):
     (B, in_channels, H, W) -> the maps of the stem and of every stage, of `channels` each. With 3 input channels
     Darknet-53 has 40,584,928 parameters. `strides` are those of the stages, in rows and columns; `momentum` is that of
     the batch norms, `slope` that of the leaky ReLU, `dropout` the share of channels dropped after each stage. `norm`
-    makes the norms if they are not batch norm.
+    makes the norms if they are not batch norm, `attention` a layer at the end of each residual branch.
     Source: Redmon and Farhadi 2018, YOLOv3, table 1.
     """
 
@@ -77,6 +79,7 @@ class Darknet(nn.Module):
         dropout: float = 0.0,
         circular: bool = False,
         norm: MakeLayer | None = None,
+        attention: MakeLayer | None = None,
     ) -> None:
         super().__init__()
         self.channels = tuple(width * 2**level for level in range(len(depths) + 1))
@@ -101,6 +104,7 @@ class Darknet(nn.Module):
                 slope=slope,
                 circular=circular,
                 norm=norm,
+                attention=attention,
             )
 
         self.stem = make_conv(in_channels, width, (1, 1))

@@ -16,7 +16,7 @@ from sightline.layers.images import ConvNorm, assert_images
 from sightline.layers.range_image import build_pool
 
 LayerFactory = Callable[[int], nn.Module]
-"""Factory of a norm for a number of channels."""
+"""Factory of a norm, or of an attention layer, for a number of channels."""
 RESNET_DEPTHS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -33,7 +33,7 @@ class _Block(nn.Module):
     """Residual block: convolutions of `sizes` kernels and `channels` channels, plus a shortcut.
 
     The first kernel larger than one pixel has the stride, all of them the dilation; if shapes change, the shortcut is a
-    1x1 convolution.
+    1x1 convolution. `attention` makes the last layer of the branch.
     Source: He et al. 2016, equation 2.
     """
 
@@ -47,6 +47,7 @@ class _Block(nn.Module):
         dilation: int,
         circular: bool,
         norm: LayerFactory | None,
+        attention: LayerFactory | None,
     ) -> None:
         super().__init__()
         strided, last = next(index for index, size in enumerate(sizes) if size > 1), len(sizes) - 1
@@ -66,6 +67,7 @@ class _Block(nn.Module):
                     zip((in_channels, *channels[:-1]), channels, sizes, strict=True)
                 )
             ),
+            *(() if attention is None else (attention(channels[-1]),)),
         )
         is_same = in_channels == channels[-1] and stride == 1
         self.shortcut = (
@@ -81,7 +83,7 @@ class _Block(nn.Module):
 class ResidualStages(nn.Module):
     """ResNet stem and four stages of blocks, each of half the resolution of the previous one.
 
-    `norm` makes the norms if they are not batch norm.
+    `norm` makes the norms if they are not batch norm, `attention` a layer at the end of each residual branch.
     `num_dilated` stages at the end keep their resolution: their kernels are dilated instead, twice as much as in the
     stage before, the first block of each still as much as that one. Source: He et al. 2016; Chen et al. 2017, figure 3.
     """
@@ -98,6 +100,7 @@ class ResidualStages(nn.Module):
         num_dilated: int = 0,
         circular: bool = False,
         norm: LayerFactory | None = None,
+        attention: LayerFactory | None = None,
     ) -> None:
         super().__init__()
         self.out_channels = expansion * width * 2 ** (len(depths) - 1)
@@ -128,6 +131,7 @@ class ResidualStages(nn.Module):
                         dilation=2 * dilation if is_dilated and number > 0 else dilation,
                         circular=circular,
                         norm=norm,
+                        attention=attention,
                     )
                 )
                 width_in = channels[-1]

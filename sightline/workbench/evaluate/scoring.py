@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
@@ -15,12 +15,12 @@ from sightline.workbench.evaluate.saved_predictions import ExternalPredictions, 
 
 
 class ScoredFiles(NamedTuple):
-    """Metrics of prediction files, names of metrics that need more, notes to print, and more of the document."""
+    """Metrics of prediction files, names of metrics that need more, notes to print, and names of samples by index."""
 
     evaluation: Evaluation
     not_computed: list[str]
     notes: list[str]
-    document: Mapping[str, Any]
+    sample_name: Callable[[int], str]
 
 
 class Scoring:
@@ -51,7 +51,7 @@ class Scoring:
             examples = ", ".join(map(str, predictions.surplus[:3]))
             surplus = len(predictions.surplus)
             notes.append(f"not scored: {surplus} files of samples outside the test part, such as {examples}")
-        return ScoredFiles(*score_labels(part, metrics, predictions), notes, {})
+        return ScoredFiles(*score_labels(part, metrics, predictions), notes, part.sample_name)
 
 
 def find_scoring(info: DataInfo) -> Scoring:

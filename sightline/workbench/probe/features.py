@@ -36,6 +36,42 @@ class Features:
         return Features(self.rows[index], self.labels[index])
 
 
+@dataclass(frozen=True, eq=False)
+class FeatureSplit:
+    """Features of both splits: a probe is trained on `train` and scored on `test`."""
+
+    train: Features
+    test: Features
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scale of features: how wide they are, their mean norm, and their variance.
+
+    `variance` is the sum over the dimensions, the mean squared distance from the mean feature: the scale that a linear
+    classifier with an offset depends on. `constant_share` is that of the dimensions which never change.
+    """
+
+    width: int
+    mean_norm: float
+    variance: float
+    constant_share: float
+
+    @classmethod
+    def of(cls, features: Features) -> Scale:
+        """Measure features in float64."""
+        rows = features.rows.astype(np.float64)
+        is_constant = rows.max(axis=0) == rows.min(axis=0)
+        norms = np.linalg.norm(rows, axis=1)
+        return cls(rows.shape[1], float(norms.mean()), float(rows.var(axis=0).sum()), float(is_constant.mean()))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.width} wide, mean norm {self.mean_norm:.4g}, variance {self.variance:.4g}, "
+            f"{self.constant_share:.1%} of the dimensions never change"
+        )
+
+
 def label_key(part: DataSubset) -> str | None:
     """Return the field with one class per cloud: `label`, else `category` (if labels are of points), else None."""
     fields = part.dataset.info.fields

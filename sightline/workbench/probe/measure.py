@@ -16,7 +16,7 @@ from sightline.config import RunConfig
 from sightline.contract.errors import DataError, UserError
 from sightline.engine.distributed import World
 from sightline.workbench.probe.classifiers import SVM
-from sightline.workbench.probe.features import share_errors
+from sightline.workbench.probe.features import FeatureSplit, Scale, share_errors
 from sightline.workbench.probe.methods import (
     Outcome,
     Probe,
@@ -25,17 +25,21 @@ from sightline.workbench.probe.methods import (
     chance_accuracy,
     start,
 )
-from sightline.workbench.probe.probed_run import FeatureSplit, ProbedRun, extract_split, open_data, warnings_on_data
+from sightline.workbench.probe.probed_run import ProbedRun, extract_split, open_data, warnings_on_data
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outcomes of the probes of a run, those of the same network with random weights, and the accuracy of guessing."""
+    """Outcomes of the probes of a run, those of the same network with random weights, and the accuracy of guessing.
+
+    `scales` are those of the training features, of the run's weights and of random ones.
+    """
 
     probed: ProbedRun
     trained: Mapping[str, Outcome]
     random: Mapping[str, Outcome]
     guessing: dict[str, float]
+    scales: tuple[Scale, Scale]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -53,8 +57,10 @@ class Comparison:
         }
 
     def list_notes(self) -> list[str]:
-        """List the protocols and warnings, those of random weights last."""
-        lines = [line for outcome in self.trained.values() for line in (*outcome.protocol, *outcome.warnings)]
+        """List the scale of the features, the protocols and warnings, those of random weights last."""
+        ours, theirs = self.scales
+        lines = [f"features: {ours}; of random weights: {theirs}"]
+        lines += [line for outcome in self.trained.values() for line in (*outcome.protocol, *outcome.warnings)]
         return lines + [f"random weights: {line}" for outcome in self.random.values() for line in outcome.warnings]
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +71,7 @@ class Comparison:
             "run": str(probed.run),
             "checkpoint": str(probed.checkpoint),
             "data": {"name": data.config.data.name, **sizes, "transforms_not_applied": list(data.left_out)},
+            "features": {name: dataclasses.asdict(s) for name, s in zip(("run", "random"), self.scales, strict=True)},
             "metrics": self.metrics | {f"{name}_random": value for name, (value, _) in self.baselines.items()},
             "chance": {name: value for name, (_, value) in self.baselines.items()} | self.guessing,
             "tables": {name: dataclasses.asdict(outcome.table) for name, outcome in self.trained.items()},
@@ -80,7 +87,7 @@ def compare_with_random(
     """Apply the same probes to trained and to random features, and compute the accuracy of guessing."""
     ours, theirs = ({name: probe(s.train, s.test) for name, probe in probes.items()} for s in (trained, random))
     guessing = chance_accuracy(trained.train.labels, trained.test.labels, probed.data.num_classes)
-    return Comparison(probed, ours, theirs, guessing)
+    return Comparison(probed, ours, theirs, guessing, (Scale.of(trained.train), Scale.of(random.train)))
 
 
 _METRIC = "probe_svm_accuracy"

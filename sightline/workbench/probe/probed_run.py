@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,12 @@ from sightline.runs.preprocessing_signature import (
 )
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.runs.weights import find_neighbour_graph
-from sightline.workbench.probe.features import Features, extract, get_encode, label_key
+from sightline.workbench.probe.features import FeatureSplit, extract, get_encode, label_key
 from sightline.workbench.probe.methods import UnprobableError
+from sightline.workbench.probe.saved_features import FOLDER, SavedFeatures, make_key
 
 _VIEW_ARGUMENTS = frozenset({"views", "background"})
 """Arguments of a data set that add pictures of its clouds."""
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureSplit:
-    """Features of both splits: a probe is trained on `train` and scored on `test`."""
-
-    train: Features
-    test: Features
 
 
 @dataclass(frozen=True)
@@ -237,11 +230,22 @@ def _best_checkpoint(run: Path) -> Path | None:
     return best.resolve() if best.exists() else None
 
 
-def extract_with_random(probed: ProbedRun, world: World) -> tuple[FeatureSplit, FeatureSplit]:
-    """Extract features by the run's weights, and by random ones of the seed after the run's own."""
-    config = probed.config
+def extract_with_random(
+    probed: ProbedRun, world: World, *, note: Callable[[str], None]
+) -> tuple[FeatureSplit, FeatureSplit]:
+    """Extract features by the run's weights, and by random ones of the seed after the run's own.
+
+    Those that an earlier probe has saved in the run's folder are loaded; `note` gets a line on each.
+    """
+    config, data = probed.config, probed.data
     random = random_model(config, probed.files.facts, world, seed=config.seed + 1)
-    trained, other = (
-        extract_split(model, config.train.precision, probed.data, world) for model in (probed.network(world), random)
-    )
-    return trained, other
+
+    def load_or_extract(kind: str, model: nn.Module) -> FeatureSplit:
+        return SavedFeatures(probed.run / FOLDER, kind).load_or_extract(
+            partial(make_key, model, config, data.config, (data.train, data.test), world.device),
+            partial(extract_split, model, config.train.precision, data, world),
+            world=world,
+            note=note,
+        )
+
+    return load_or_extract("trained", probed.network(world)), load_or_extract("random", random)

@@ -1,29 +1,32 @@
-"""Synthetic hands: the measured hand, exact joints, purity, noise as it is said, and pinned bits."""
+"""Synthetic hands and bodies: the measured hand, exact joints, purity, noise as it is said, and pinned bits."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sightline.areas.pose.sets.capsules import render_capsules
 from sightline.areas.pose.sets.depth_frames import CentreOfMass, TrueJoint
-from sightline.areas.pose.sets.synthetic_hands import (
-    HAND_CAMERA,
-    Figures,
-    HandShape,
-    SyntheticHands,
-    build_hands,
-    render_capsules,
-)
+from sightline.areas.pose.sets.synthetic_bodies import BODY_CAMERA, BodyShape, SyntheticBodies, View, build_bodies
+from sightline.areas.pose.sets.synthetic_figures import Figures, SyntheticFigures
+from sightline.areas.pose.sets.synthetic_hands import HAND_CAMERA, HandShape, SyntheticHands, build_hands
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import Batch, SampleKey
 from sightline.ops.pinhole import depth_points, project_points
 
+top_bodies = partial(SyntheticBodies, view="top")
+SETS: dict[str, Callable[..., SyntheticFigures]] = {
+    "hands": SyntheticHands,
+    "bodies": SyntheticBodies,
+    "bodies from the top": top_bodies,
+}
 QUIET: dict[str, Any] = {"noise_mm": (0.0, 0.0), "missing": (0.0, 0.0)}
 
 
@@ -32,9 +35,15 @@ def keys(index: Sequence[int], *, epoch: int = 0, seed: int = 0) -> list[SampleK
 
 
 @pytest.fixture(scope="module")
-def quiet() -> Batch:
-    """40 frames without noise."""
-    return SyntheticHands(split="train", **QUIET).get_batch(keys(range(40)))
+def frames() -> dict[str, Batch]:
+    """40 frames of each set without noise."""
+    return {name: make(split="train", **QUIET).get_batch(keys(range(40))) for name, make in SETS.items()}
+
+
+@pytest.fixture
+def quiet(frames: dict[str, Batch]) -> Batch:
+    """40 hands without noise."""
+    return frames["hands"]
 
 
 def default_hand() -> Figures:
@@ -88,24 +97,66 @@ def test_a_mirrored_hand_gives_a_mirrored_picture() -> None:
     assert np.array_equal(first[:, 1:], second[:, :0:-1])
 
 
+# --- the body ---------------------------------------------------------------------------------------------------------
+
+
+def default_body(view: View = "side") -> Figures:
+    """A body at rest, arms hanging, its middle 2.8 m from the camera."""
+    zero = np.zeros((1, 3))
+    return build_bodies(BodyShape(zero[:, :2], np.zeros((1, 6, 2)), zero, np.ones(1), zero), view=view)
+
+
+def test_the_body_stands_where_each_view_has_it() -> None:
+    side, top = default_body().joints[0], default_body("top").joints[0]
+    assert side[0].tolist() == [0, 620, 2800]
+    assert side[2, 0] < 0 < side[3, 0], "one who faces the camera has the right shoulder to the left"
+    assert top[0] == pytest.approx([0, 0, 2800 - 620])
+    assert top[13] == pytest.approx([-120, 0, 2800 + 950])
+    # hands are 50 mm before the body: nearer from the side, lower in the picture from the top
+    assert side[6, 2] == pytest.approx(2750)
+    assert top[6, 1] == pytest.approx(-50)
+    depth = render_capsules(default_body("top").capsules, BODY_CAMERA)[0]
+    assert depth[120, 160] == depth[depth > 0].min() == pytest.approx(2800 - 620 - 110), "the crown of the head"
+
+
+def test_bodies_are_no_mirror_images() -> None:
+    """Shoulders, trunk and a forearm that bends forwards span the same hand in both views."""
+    zero, bent = np.zeros((1, 3)), np.zeros((1, 6, 2))
+    bent[:, 2] = 1.0
+    for view in ("side", "top"):
+        joints = build_bodies(BodyShape(zero[:, :2], bent, zero, np.ones(1), zero), view=view).joints  # type: ignore[arg-type]
+        spans = np.stack([joints[:, 3] - joints[:, 2], joints[:, 1] - joints[:, 8], joints[:, 7] - joints[:, 5]], 1)
+        assert (np.linalg.det(spans) < 0).all(), "to the left, up, and forwards: z away, in a left-handed frame"
+
+
 # --- joints and pictures ----------------------------------------------------------------------------------------------
 
 
-def test_bones_keep_their_lengths() -> None:
-    """However a hand is posed: all of them in one proportion, its scale, within the range."""
-    hands = SyntheticHands(split="train")
-    joints, still = hands.figures(range(60))[0].joints, default_hand().joints
-    first, second = np.array(hands.info.facts["bones"]).T
+@pytest.mark.parametrize(
+    ("make", "rest", "low", "high"),
+    [(SyntheticHands, default_hand, 0.8, 1.2), (SyntheticBodies, default_body, 0.8, 1.1)],
+)
+def test_bones_keep_their_lengths(
+    make: Callable[..., SyntheticFigures], rest: Callable[[], Figures], low: float, high: float
+) -> None:
+    """However a figure is posed: all of them in one proportion, its scale, within the range."""
+    figures = make(split="train")
+    joints, still = figures.figures(range(60))[0].joints, rest().joints
+    first, second = np.array(figures.info.facts["bones"]).T
+    if make is SyntheticBodies:  # the trunk leans against the hips: their distance is none of its bones
+        is_rigid = ~np.isin(second, (9, 10))
+        first, second = first[is_rigid], second[is_rigid]
     lengths, rests = (np.linalg.norm(each[:, first] - each[:, second], axis=2) for each in (joints, still))
     scale = lengths / rests
     assert np.ptp(scale, axis=1).max() < 1e-12
-    assert 0.8 <= scale.min() < scale.max() <= 1.2
-    assert np.ptp(scale[:, 0]) > 0.6 * 0.4
+    assert low - 1e-12 <= scale.min() < scale.max() <= high + 1e-12
+    assert np.ptp(scale[:, 0]) > 0.6 * (high - low)
 
 
-def test_joints_appear_where_the_figure_is_and_behind_its_surface(quiet: Batch) -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_joints_appear_where_the_figure_is_and_behind_its_surface(name: str, frames: dict[str, Batch]) -> None:
     """Every joint is inside a capsule more than a pixel wide, so the ray of the nearest pixel meets a surface first."""
-    batch = quiet
+    batch = frames[name]
     pixels = project_points(batch["joints"], batch["camera"][:, None])
     u, v = (pixels[..., axis].round().long() for axis in (0, 1))
     depth = batch["depth"][torch.arange(len(u))[:, None], v, u]
@@ -113,11 +164,12 @@ def test_joints_appear_where_the_figure_is_and_behind_its_surface(quiet: Batch) 
     assert (depth < pixels[..., 2]).all()
 
 
-def test_every_joint_can_be_answered() -> None:
+@pytest.mark.parametrize("name", SETS)
+def test_every_joint_can_be_answered(name: str) -> None:
     """Inside of the cube about the truth and about the centre of mass of the noisy frame, and in the picture."""
-    cube_mm = 200
+    cube_mm = 200 if name == "hands" else 2000
     for reference in (TrueJoint(), CentreOfMass()):
-        figures = SyntheticHands(split="test", reference=reference)
+        figures = SETS[name](split="test", reference=reference)
         assert figures.info.facts["cube_mm"] == cube_mm
         batch = figures.get_batch(keys(range(16)))
         away = (batch["joints"] - batch["reference"][:, None]).abs()
@@ -201,7 +253,7 @@ def test_a_frame_is_a_pure_function_of_seed_split_and_index(monkeypatch: pytest.
         value.zero_()
     assert_same(figures.get_batch(keys(index)), bits)
     assert_same(pickle.loads(pickle.dumps(figures)).get_batch(keys(index)), bits)
-    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_hands._MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_figures._MAX_CACHE_BYTES", 0)
     longer = SyntheticHands(split="train", train_size=900)
     for row, place in reversed(list(enumerate(index))):
         sample = longer[SampleKey(place, epoch=4, seed=9)]
@@ -213,7 +265,7 @@ def test_a_frame_is_a_pure_function_of_seed_split_and_index(monkeypatch: pytest.
 
 def test_a_frame_that_does_not_fit_into_memory_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     one = SyntheticHands(split="train").get_batch(keys([0]))
-    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_hands._MAX_CACHE_BYTES", 100_000)
+    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_figures._MAX_CACHE_BYTES", 100_000)
     hands = SyntheticHands(split="train")
     hands.get_batch(keys(range(10)))
     assert 1 <= len(hands._cache) < 4
@@ -222,22 +274,31 @@ def test_a_frame_that_does_not_fit_into_memory_is_made_again(monkeypatch: pytest
     assert_same(hands.get_batch(keys([0])), one)
 
 
-def test_pinned_bits(quiet: Batch) -> None:
+@pytest.mark.parametrize(
+    ("name", "pinned", "mean"),
+    [
+        ("hands", "680436628ba2f563", 20.18928967),
+        ("bodies", "b5251de3ab023b0b", 161.22654243),
+        ("bodies from the top", "6985ecaac6796d17", 80.49414592),
+    ],
+)
+def test_pinned_bits(name: str, pinned: str, mean: float, frames: dict[str, Batch]) -> None:
     """An alarm for any change of the content, on any platform: pixels exactly, lengths to a hundredth of a mm."""
-    batch, digest = quiet, hashlib.sha256()
+    batch, digest = frames[name], hashlib.sha256()
     digest.update(np.packbits(batch["depth"].numpy() > 0).tobytes())
-    for name in ("depth", "joints"):
-        digest.update(np.floor(batch[name].double().numpy() * 100 + 0.5).astype("<i4").tobytes())
-    assert digest.hexdigest()[:16] == "680436628ba2f563"
-    noisy = SyntheticHands(split="test").get_batch(keys(range(20)))
-    assert noisy["depth"].double().mean().item() == pytest.approx(20.18928967, rel=1e-6)
+    for field in ("depth", "joints"):
+        digest.update(np.floor(batch[field].double().numpy() * 100 + 0.5).astype("<i4").tobytes())
+    assert digest.hexdigest()[:16] == pinned
+    noisy = SETS[name](split="test").get_batch(keys(range(20)))
+    assert noisy["depth"].double().mean().item() == pytest.approx(mean, rel=1e-6)
 
 
 # --- what they say of themselves --------------------------------------------------------------------------------------
 
 
-def test_samples_keep_what_the_set_promises() -> None:
-    figures = SyntheticHands(split="test", test_size=30)
+@pytest.mark.parametrize("figure", SETS)
+def test_samples_keep_what_the_set_promises(figure: str) -> None:
+    figures = SETS[figure](split="test", test_size=30)
     batch, facts = figures.get_batch(keys(range(30))), figures.info.facts
     assert set(batch) == {*figures.info.fields, "sample_index"}
     for name, field in figures.info.fields.items():
@@ -246,7 +307,8 @@ def test_samples_keep_what_the_set_promises() -> None:
         if field.low is not None and field.high is not None:
             assert field.low <= batch[name].min()
             assert batch[name].max() <= field.high
-    assert torch.equal(batch["camera"][0], torch.from_numpy(HAND_CAMERA.intrinsics))
+    camera = HAND_CAMERA if figure == "hands" else BODY_CAMERA
+    assert torch.equal(batch["camera"][0], torch.from_numpy(camera.intrinsics))
     assert batch["visible"].all()
     assert len(facts["joint_names"]) == facts["num_joints"] == batch["joints"].shape[1]
     assert figures.info.split_sizes == {"train": 1920, "test": 30}
@@ -255,10 +317,11 @@ def test_samples_keep_what_the_set_promises() -> None:
     assert figures.fingerprint == f"{figures.set_name} 1"
 
 
-def test_the_true_reference_is_the_middle_joint() -> None:
-    truth = SyntheticHands(split="test", reference=TrueJoint())
+@pytest.mark.parametrize(("name", "joint"), [("hands", "middle_mcp"), ("bodies", "torso")])
+def test_the_true_reference_is_the_middle_joint(name: str, joint: str) -> None:
+    truth = SETS[name](split="test", reference=TrueJoint())
     batch, names = truth.get_batch(keys(range(5))), truth.info.facts["joint_names"]
-    assert torch.equal(batch["reference"], batch["joints"][:, names.index("middle_mcp")])
+    assert torch.equal(batch["reference"], batch["joints"][:, names.index(joint)])
 
 
 def test_what_is_refused() -> None:

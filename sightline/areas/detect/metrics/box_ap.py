@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from sightline.areas.detect.metrics.crowds import protocol_header
 from sightline.contract import registry
 from sightline.contract.arguments import Count
-from sightline.contract.metric import State, append_rows
+from sightline.contract.metric import State
 from sightline.parts.metrics.box_groups import (
     BoxGroups,
+    BoxRows,
     DetectionColumn,
     GroupMatches,
     LabelColumn,
     Matches,
-    assert_scored,
     group_boxes,
     iou_or_ioa,
     precision_and_recall,
@@ -65,7 +63,7 @@ def count_confusions(state: State, num_classes: int) -> np.ndarray:
 
 
 @registry.metrics.add("box_ap")
-class BoxAp:
+class BoxAp(BoxRows):
     """COCO box AP and AR, means over IoU of 0.50 to 0.95: `ap` with `ap50` and `ap75`, and `ar`.
 
     Reads `detections` (D, 6), left, top, right, bottom, score and class, of the images that `detection_offsets` begin,
@@ -94,35 +92,11 @@ class BoxAp:
     Source: Lin et al. 2014, COCO, and its published evaluation.
     """
 
-    rows = ("detections", "labels")
     higher_is_better = True
 
     def __init__(self, *, class_names: tuple[str, ...], most: Count = 100) -> None:
         self.class_names = tuple(class_names)
         self.most = most
-
-    def new_state(self) -> State:
-        """Return empty detections and labels."""
-        sizes = {"detections": 7, "labels": 8}
-        return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
-
-    def update(
-        self,
-        state: State,
-        *,
-        detections: Tensor,
-        detection_offsets: Tensor,
-        truth: Tensor,
-        truth_offsets: Tensor,
-        sample_index: Tensor,
-    ) -> None:
-        """Add the images of a batch: detections (D, 6), truth (G, 7), their offsets (B+1,), sample_index (B,).
-
-        Raises ValueError for scores that are NaN.
-        """
-        assert_scored(detections)
-        for name, rows, offsets in (("detections", detections, detection_offsets), ("labels", truth, truth_offsets)):
-            append_rows(state, name, sample_index.repeat_interleave(offsets.diff()), rows)
 
     def compute(self, state: State) -> dict[str, float]:
         """Compute the numbers, means over classes that have labels."""

@@ -16,11 +16,11 @@ from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.box_groups import (
     BoxColumn,
     BoxGroups,
-    BoxRows,
     DetectionColumn,
     GroupMatches,
     LabelColumn,
     Matches,
+    VisibleBoxRows,
     cumulative_tp_fp,
     group_boxes,
     iou_or_ioa,
@@ -187,7 +187,7 @@ _TITLES = {
 
 
 @registry.metrics.add("miss_rate")
-class MissRate(BoxRows):
+class MissRate(VisibleBoxRows):
     """Log-average miss rate (MR^-2): `mr_reasonable`, `mr_small`, `mr_all`, and `mr_heavy` or `mr_occluded`.
 
     `mr_heavy` is of CityPersons, `mr_occluded` of EuroCity Persons. Each set-up is of labels of certain heights and
@@ -397,7 +397,7 @@ def in_bin(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 @registry.metrics.add("crowd_ap")
-class CrowdAp(BoxRows):
+class CrowdAp(VisibleBoxRows):
     """CrowdHuman AP, MR^-2, MR^-4 and Jaccard index: `crowd_ap`, `mr2`, `mr4` and `ji`.
 
     Of the boxes that the data set scores. Boxes are cut at the image's border, a detection matches the free label that

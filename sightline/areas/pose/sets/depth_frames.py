@@ -53,18 +53,23 @@ class DepthCamera:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Skeleton of a set: joints (counted from 0), and `bones`, a tree of pairs of joints.
+    """Skeleton of a set: joints (counted from 0), `bones`, a tree of pairs of joints, and constants of metrics.
 
-    `centre` is the central joint, the reference point `truth`; `cube_mm` is the usual side of the cube.
+    `centre` is the central joint, the reference point `truth`; `cube_mm` is the usual side of the cube. `pck_joints`
+    are the two joints whose distance is the unit of PCK; `sigmas` are the deviations of annotators of each joint, by
+    which OKS measures, relative to the size of the figure. Neither is known of people's own joints.
     """
 
     joint_names: tuple[str, ...]
     bones: tuple[tuple[int, int], ...]
     centre: int
     cube_mm: float
+    pck_joints: tuple[int, int] | None = None
+    sigmas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         num_joints = len(self.joint_names)
+        assert len(self.sigmas) in (0, num_joints), f"{len(self.sigmas)} deviations of {num_joints} joints"
         assert len(self.bones) == num_joints - 1, f"{len(self.bones)} bones, a tree of {num_joints} joints has one less"
 
     def __len__(self) -> int:
@@ -79,21 +84,30 @@ class Skeleton:
             "bones": self.bones,
             "centre_joint": self.centre,
             "cube_mm": self.cube_mm,
+            **({} if self.pck_joints is None else {"pck_joints": self.pck_joints}),
+            **({"keypoint_sigmas": self.sigmas} if self.sigmas else {}),
         }
 
 
 def _read_skeletons() -> list[Skeleton]:
-    """Read the skeletons of the sets, in the order of the file; a person's right is before the left."""
+    """Read the skeletons of the sets, in the order of the file; a person's right is before the left.
+
+    The deviations of hands are those of Jin et al. 2020 (COCO-WholeBody), from the knuckle to the tip; palm and roots
+    have those of wrist and knuckles. Those of bodies are COCO's (Lin et al. 2014), which has none for head, neck,
+    torso, hand and foot: ear, shoulder, shoulder, wrist and ankle stand in for them.
+    """
     rows = json.loads(Path(__file__).with_name("skeletons.json").read_text(encoding="utf-8"))
-    return [
-        Skeleton(tuple(row["joint_names"]), tuple(map(tuple, row["bones"])), row["centre"], row["cube_mm"])
-        for row in rows.values()
-    ]
+    return [Skeleton(**{name: _to_tuple(value) for name, value in row.items()}) for row in rows.values()]
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(map(_to_tuple, value)) if isinstance(value, list) else value
 
 
 HAND_21, HAND_21_BY_LEVEL, HAND_16, HAND_14, BODY_15 = _read_skeletons()
 """Joint orders of MSRA (wrist, then finger by finger), HANDS 2017 (wrist, all knuckles, then finger by finger), ICVL
-(palm, then root, middle and tip of each finger), the 14 evaluated joints of NYU and ITOP.
+(palm, then root, middle and tip of each finger), the 14 evaluated joints of NYU and ITOP. The unit of PCK joins wrist
+and middle knuckle (of the joints of NYU, which have no knuckles, wrist and palm), or neck and torso.
 """
 
 
