@@ -28,7 +28,7 @@ from sightline.areas.detect.sets.label_table import (
     xywh_to_xyxy,
 )
 from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, plain, xyxy_to_xywh
-from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
+from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -485,4 +485,4 @@ class Coco(LabelledImages):
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
         """Return the DataInfo expected before preparation, without counts."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
-        return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
+        return DataInfo(box_facts(classes or tuple(published["classes"].values()), "annotated"), BOX_FIELDS)

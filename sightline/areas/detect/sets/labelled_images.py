@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -132,23 +131,6 @@ OtherClasses = Literal["left_out", "ignored"]
 """Treatment of boxes of classes that a config does not choose."""
 
 
-@dataclass(frozen=True)
-class BoxColumns:
-    """Names of the stored columns: boxes to train on, boxes to score, their ignore marks and areas."""
-
-    boxes: str = "boxes"
-    scored: str = "boxes"
-    is_ignored: str = "is_ignored"
-    is_scored_ignored: str = "is_ignored"
-    area: str | None = "area"
-    clip: bool = False
-
-    @property
-    def box_type(self) -> str:
-        """Name of the scored boxes, for reports; `annotated` if a set has one kind of boxes."""
-        return "annotated" if self.scored == "boxes" else self.scored
-
-
 class LabelledImages(PreparedData):
     """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 
@@ -162,6 +144,9 @@ class LabelledImages(PreparedData):
     regions: ClassVar[tuple[str, ...]] = ()
     """Classes that are no objects: their boxes are ignored, whatever classes are chosen."""
     printed = ("layout", "differences")
+    _stored_boxes: tuple[str, str] = ("boxes", "boxes")
+    """Stored columns of the boxes to train on and of those to score."""
+    _clip = False
 
     def __init_subclass__(cls) -> None:
         if "label_format" in vars(cls):
@@ -183,7 +168,6 @@ class LabelledImages(PreparedData):
         split_seed: Seed = 0,
     ) -> None:
         prepared = self.open_root(root)
-        self._columns = self._columns_in(prepared)
         parts = make_splits(
             prepared,
             test_names=tested,
@@ -203,13 +187,18 @@ class LabelledImages(PreparedData):
         chosen = {name: label for label, name in enumerate(self.classes.names)}
         self._is_region = np.isin(prepared.manifest["classes"]["names"], self.regions)
         self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
-        facts = box_facts(self.classes.names, self._columns.box_type)
+        facts = box_facts(self.classes.names, self.box_type)
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         dealing = Dealing("seeded", split_seed, parts.dealt)
         self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds, dealing=dealing)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def box_type(self) -> str:
+        """Name of the scored boxes, for reports; `annotated` if a set has one kind of boxes."""
+        return "annotated" if self._stored_boxes[1] == "boxes" else self._stored_boxes[1]
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Read one image at its original size with its boxes, as new tensors.
@@ -229,20 +218,18 @@ class LabelledImages(PreparedData):
 
     def record(self, index: int) -> BoxRecord:
         """Return the boxes of an image as read-only arrays, without its pixels."""
-        columns = self._columns
         stored = self._read_column(index, "label")
         label = self._class_of[stored]
         is_other = label < 0
         selected = np.ones_like(is_other) if self._keeps_others else ~is_other | self._is_region[stored]
-        boxes, scored = (self._read_column(index, name)[selected] for name in (columns.boxes, columns.scored))
+        boxes, scored = (self._read_column(index, name)[selected] for name in self._stored_boxes)
         is_ignored, is_scored_ignored = (
-            (self._read_column(index, name) | is_other)[selected]
-            for name in (columns.is_ignored, columns.is_scored_ignored)
+            (self._read_column(index, ignored_column(name)) | is_other)[selected] for name in self._stored_boxes
         )
         area = (scored[:, 2:] - scored[:, :2]).prod(axis=1)
-        if columns.area is not None:
-            area = self._read_column(index, columns.area)[selected]
-        if columns.clip:
+        if "area" in self.label_format.columns:
+            area = self._read_column(index, "area")[selected]
+        if self._clip:
             height, width = self._read_column(index, "size_px")
             boxes = np.clip(boxes, 0, [width, height, width, height])
         is_ignored |= _shorter_side(boxes) < self._min_px
@@ -289,9 +276,10 @@ class LabelledImages(PreparedData):
         """Return the visible share (G,) of the stored boxes, NaN if unknown; None for sets without that label."""
         return None
 
-    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
-        """Return the names of the columns to read; sets with several kinds of boxes choose by the config."""
-        return BoxColumns()
+
+def ignored_column(boxes: str) -> str:
+    """Return the name of the stored column of the ignore marks of boxes."""
+    return "is_head_ignored" if boxes == "head" else "is_ignored"
 
 
 def _shorter_side(boxes: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from sightline.areas.detect.sets.label_table import (
     is_valid_box,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
+from sightline.areas.detect.sets.labelled_images import LabelledImages, ignored_column
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.errors import ConfigError, DataError
@@ -120,8 +120,8 @@ class PeopleImages(LabelledImages):
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        self._kinds, self._clip = (box, scored_box), clip
-        for kind in self._kinds:
+        self._stored_boxes, self._clip = (box, scored_box), clip
+        for kind in self._stored_boxes:
             if kind not in self.label_format.columns:
                 stated = ", ".join(name for name in BOX_KEYS if name in self.label_format.columns)
                 raise ConfigError(f"box, scored_box: {self.set_name} has no {kind} boxes; it has {stated}")
@@ -136,29 +136,21 @@ class PeopleImages(LabelledImages):
             validation_share=validation_share,
             split_seed=split_seed,
         )
+        for kind in (box, scored_box):
+            _check_has_boxes(self._prepared, kind)
         self.classes = CategoryIds(("person",), (1,))  # one class in all of these sets, which can then be mixed
         self._class_of = np.minimum(self._class_of, 0)
-        self.info = dataclasses.replace(self.info, facts=box_facts(self.classes.names, self._columns.box_type))
-
-    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
-        for kind in self._kinds:
-            _check_has_boxes(prepared, kind)
-        is_ignored, is_scored_ignored = map(_ignored_column, self._kinds)
-        return BoxColumns(*self._kinds, is_ignored, is_scored_ignored, area=None, clip=self._clip)
+        self.info = dataclasses.replace(self.info, facts=box_facts(self.classes.names, self.box_type))
 
     def _visible(self, index: int) -> np.ndarray:
         share = self._read_column(index, "visible_share")
         return np.where(share == UNKNOWN_SHARE, np.nan, share)
 
 
-def _ignored_column(box: BoxType) -> str:
-    return "is_head_ignored" if box == "head" else "is_ignored"
-
-
 def _check_has_boxes(prepared: PreparedSet, box: BoxType) -> None:
     """Raise DataError if a person has no box of this kind and is not ignored."""
     for split in prepared.splits:
-        is_lacking = ~(prepared.array(split, box).any(axis=1) | prepared.array(split, _ignored_column(box)))
+        is_lacking = ~(prepared.array(split, box).any(axis=1) | prepared.array(split, ignored_column(box)))
         if is_lacking.any():
             row = int(np.searchsorted(prepared.offsets(split), int(is_lacking.argmax()), side="right")) - 1
             raise DataError(
