@@ -21,6 +21,7 @@ from sightline.contract.types import SampleKey
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
+from tests.data.boxes.people_writers import write_widerperson
 from tests.data.boxes.test_crowdhuman import CROWD, write_set
 from tests.data.boxes.test_people import written
 from tests.data.preparing import prepare_set
@@ -229,6 +230,8 @@ def test_lines_become_coco_as_recorded(shared: Path, tmp_path: Path) -> None:
             if is_whole or not row["ignore"]
         ]
         assert sorted(ours) == sorted(theirs)
+    counts = np.load(shared / "golden" / "detect" / "odgt_to_coco.npz", allow_pickle=False)
+    assert len(found["annotations"]) == counts["annotation_count"]
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
     loaded = coco.COCO(str(tmp_path / "a" / "instances.json"))
     assert (len(loaded.getAnnIds(iscrowd=1)), len(loaded.getAnnIds(iscrowd=0))) == (4, 7)
@@ -413,6 +416,15 @@ def test_sets_of_no_split(tmp_path: Path) -> None:
         is_held = "undivided" in row.holds
         assert report["images"] == {"all" if is_held else "train": 1}
         assert (f"images of no split: {name} calls them train" in report["lost"]) == (not is_held)
+
+
+def test_an_image_that_is_listed_twice_is_written_once(tmp_path: Path) -> None:
+    source = write_widerperson(tmp_path / "in", train={"a": [[1, 1, 1, 5, 5]], "b": []})
+    (source / "train.txt").write_text("a\nb\na\n")
+    report = convert("widerperson", source, "widerperson", tmp_path / "out")
+    assert report["lost"] == {"images that are listed more than once: they are written once": 1}
+    assert (tmp_path / "out/train.txt").read_text() == "a\nb\n"
+    assert (tmp_path / "out/Annotations/a.jpg.txt").read_text() == "1\n1 1 1 5 5\n"
 
 
 def test_photos_that_are_stored_turned(tmp_path: Path) -> None:

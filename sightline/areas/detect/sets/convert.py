@@ -69,7 +69,9 @@ def convert_labels(
     fitting = _Fitting(new_name, writer, box, labels.faults, lost)
     images = [fitting.fit(item) for item in checked]
     notes = [*labels.notes, *labels.faults.raise_or_note(faulty, root=labels.root, target=target)]
-    placed = _place(images, labels.root, writer)
+    unique = {(image.path, image.split): image for image in images}
+    lost["images that are listed more than once: they are written once"] = len(images) - len(unique)
+    placed = _place([*unique.values()], labels.root, writer)
     with whole_folder(target) as folder:
         for path, image_path in {image.name: image.path for image in placed}.items():
             _claim(folder, path).symlink_to(image_path.resolve())

@@ -180,6 +180,7 @@ BOX_COLUMNS = ("boxes", "label", "area", "is_ignored")
 
 
 _HELD = frozenset({*LabelledBox._fields, "part", "size", "undivided", "suffix"})
+"""What a format may hold."""
 Files = Iterator[tuple[str, bytes]]
 """Files of labels to write: path below the folder of the set, and content."""
 
