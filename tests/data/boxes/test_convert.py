@@ -449,6 +449,52 @@ def test_photos_that_are_stored_turned(tmp_path: Path) -> None:
     }
 
 
+ODD_NAMES = (
+    *(
+        "v1.0/im0.png",
+        "a.b.png",
+        "c d.png",
+        "ü.png",
+        "u\u0308x.png",
+        "😀.png",
+        "images/g.png",
+        "g/images/h.png",
+        "#.png",
+    ),
+    *("labels/i.png", "CON.PNG", "-.jpeg", "1e5.png", "0001.png", "%20.png", "'\".png", "k/k/k/k.png", "img/l.png"),
+    *("image_2/m.png", " /o.png", "p /q.png", "train/r.png/s.png", "val/t.png", "test_u.png", "day/img/val/x/y.png"),
+)
+
+
+@run_each("name", FORMATS)
+def test_no_label_is_lost_whatever_images_are_called(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The n-th image has a box n pixels wide, and it is a training image, whatever words its path has."""
+    folder = tmp_path_factory.mktemp("odd")
+    for image in ODD_NAMES:
+        write_image(folder / "in" / image, pattern(16, 64))
+    images = [(number, image, 64, 16) for number, image in enumerate(ODD_NAMES, start=1)]
+    rows = [{"image_id": number, "category_id": 3, "bbox": [2, 3, number, 7]} for number, *_ in images]
+    write_coco(folder / "in" / "instances_train.json", images, rows)
+    convert("coco", folder / "in", name, folder / "out")
+    found = read(name, folder / "out")
+    widths = {
+        stem: [round(box.box[2] - box.box[0], 6) for box in boxes if box.box] for stem, (_, boxes) in found.items()
+    }
+    assert widths == {Path(image).stem: [number] for number, image, *_ in images}
+    assert {split for split, _ in found.values()} == {"train"}
+
+
+def test_boxes_of_a_pixel_keep_an_extent_in_whole_pixels(tmp_path: Path) -> None:
+    """11.5 and 12.5 are both rounded to 12, and a box without a width is refused by its reader."""
+    boxes = [[11.5, 5, 1, 1], [10.1, 5, 0.3, 9], [2, 3, 4, 0.2], [4, 4, 2.6, 2.4]]
+    write_image(tmp_path / "in/a.png", pattern(32, 64))
+    rows = [{"image_id": 1, "category_id": 3, "bbox": box} for box in boxes]
+    write_coco(tmp_path / "in/instances_train.json", [(1, "a.png", 64, 32)], rows)
+    convert("coco", tmp_path / "in", "widerperson", tmp_path / "out")
+    rows_written = (tmp_path / "out/Annotations/a.jpg.txt").read_text().splitlines()[1:]
+    assert rows_written == ["1 12 5 13 6", "1 10 5 11 14", "1 2 3 6 4", "1 4 4 7 6"]
+
+
 def two_images(first: str, second: str) -> Any:
     def write(root: Path) -> Path:
         for name in (first, second):
