@@ -82,7 +82,7 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     good = [{"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}]
     source = coco_of(tmp_path / "in", [*bad, *other, *good])
     report, words = tmp_path / "set.faults.txt", ("--from", source, "--to", tmp_path / "set")
-    assert f"prepare with faulty=leave_out; {report} lists all" in refuse("data", "prepare", "coco", *words)
+    assert f"leave them out by faulty=leave_out; {report} lists all" in refuse("data", "prepare", "coco", *words)
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         *["impossible boxes"] * 4,
