@@ -128,7 +128,8 @@ class AnnotationFaults:
         reported = [f"{len(faults)} {kind}, first: {faults[0]}" for kind, faults in self._faults.items()]
         listed = "" if target is None else self._list_all(target.with_name(f"{target.name}.faults.txt"))
         if reported and faulty == "refuse":
-            raise DataError(f"{root}: {'; '.join(reported)}; correct them, or leave them out by faulty=leave_out{listed}")
+            advice = f"correct them, or leave them out by faulty=leave_out{listed}"
+            raise DataError(f"{root}: {'; '.join(reported)}; {advice}")
         more = "; a file called as the set, and .faults.txt, lists all" if listed else ""
         return [f"left out: {note}{more}" for note in reported]
 
