@@ -1,0 +1,126 @@
+"""Pascal VOC: images with an XML file each, and lists that state their splits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from sightline.areas.detect.sets.image_listing import guess_split
+from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.tool_boxes import BAD_BOX, make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tool_folders import BAD_IMAGE, UNLISTED, Tool, ToolFolder, ToolImage, ToolReport
+from sightline.contract import registry
+from sightline.store.files.image_files import IMAGE_SUFFIXES
+from sightline.store.files.input_files import list_files, read_file
+from sightline.store.files.xml_files import XmlElement, read_xml
+from sightline.store.prepared.prepared_data import SetSpec
+
+_VOC = Tool("voc", ".xml", "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg")
+
+
+def read_voc(source: Path, *, first_pixel: Literal[0, 1] = 1) -> LabelledSet:
+    """Read Pascal VOC: an XML file for each image, anywhere below a folder; ImageSets/Main states splits, else folders.
+
+    `first_pixel` is 0 if corners are to be taken as they are. Raises DataError for a folder without such files.
+    """
+    folder = ToolFolder(source, _VOC)
+    return folder.read(partial(_read_file, first_pixel=first_pixel), _read_splits(folder))
+
+
+def _read_splits(folder: ToolFolder) -> dict[Path, str]:
+    """Read the splits of annotation files from the lists beside them; `UNLISTED` for files in none of them."""
+    named: defaultdict[Path, dict[str, Path]] = defaultdict(dict)
+    for file in folder.files:
+        inside = file.relative_to(folder.root).parents
+        for parent in [folder.root / parent for parent in inside if parent.name == "Annotations"][:1]:
+            named[parent.parent / "ImageSets" / "Main"][file.relative_to(parent).with_suffix("").as_posix()] = file
+    splits: dict[Path, str] = {}
+    for main, file_by_name in named.items():
+        path_by_word = {path.stem.lower(): path for path in sorted(main.glob("*.txt"))}
+        words = ["train", "val", "validation", "test"]  # the order in which an image of two lists counts
+        words += [] if {"train", "val"} & path_by_word.keys() else ["trainval"]
+        lists = [path_by_word[word] for word in words if word in path_by_word]
+        folder.lists += lists
+        for path in lists:
+            _read_list(path, file_by_name, splits, folder.report)
+        for file in file_by_name.values() if lists else ():
+            splits.setdefault(file, UNLISTED)
+    others = folder.report.habits["lists are not read; put them into ImageSets/Main beside Annotations"]
+    for path in list_files(folder.root, {".txt"}) if not splits else ():
+        if path.stem in ("train", "val", "trainval", "test"):
+            others.append(str(path))
+    return splits
+
+
+def _read_list(path: Path, file_by_name: Mapping[str, Path], splits: dict[Path, str], report: ToolReport) -> None:
+    """Add the split of a list for the files that it names and that have none."""
+    split = guess_split(Path(path.name))
+    for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
+        row = line.strip().strip('"')
+        stem = row.removesuffix(next((end for end in IMAGE_SUFFIXES if row.lower().endswith(end)), ""))
+        names = [name for name in (row, stem, *row.split()[:1]) if name in file_by_name]
+        if row and not names:
+            report.faults.add(BAD_IMAGE, f"{path}:{number}: '{row[:60]}' has no file in Annotations")
+        elif row and splits.setdefault(file_by_name[names[0]], split) != split:
+            report.habits["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
+
+
+def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[ToolImage]:
+    """Yield the image of a VOC file: none for XML of another kind.
+
+    With a `first_pixel` of 1, as VOC counts, `xmin` and `xmax` are the first and last pixel: 1 and 3 are 0 and 3 here.
+    With 0, corners are taken as they are. Difficult objects are ignored, as VOC's evaluation does; a part called `head`
+    is the head's box. Raises DataError for damaged XML, ValueError for an impossible size. Source: Everingham and Winn
+    2012, The PASCAL VOC Challenge 2012 Development Kit, on annotation files and on the evaluation of detection.
+    """
+    document = read_xml(file)
+    if document.tag != "annotation":
+        report.habits["XML files are not of Pascal VOC and are passed over"].append(str(file))
+        return
+    size_px = parse_size(document.text("size", "height"), document.text("size", "width"))
+    boxes = tuple(_read_objects(document, file, report, first_pixel))
+    yield ToolImage(document.text("filename"), size_px, boxes)
+
+
+def _read_objects(document: XmlElement, file: Path, report: ToolReport, first_pixel: int) -> Iterator[LabelledBox]:
+    for each in document.find_all("object"):
+        where = f"{file}:{each.line}"
+        try:
+            parts = {part.text("name").lower(): part for part in each.find_all("part")}
+            head = _read_corners(parts.pop("head"), first_pixel) if "head" in parts else None
+            corners, marks = _read_corners(each, first_pixel), {"difficult": each.text("difficult")}
+            yield make_box(each.text("name"), corners, marks, line=each.line, head=head)
+        except ValueError as error:
+            report.faults.add(BAD_BOX, f"{where}: object '{each.text('name')[:40]}' ({error})")
+            continue
+        stated = {name for name in ("pose", "truncated", "occluded") if each.text(name) not in ("", "0", "Unspecified")}
+        report.unread.update(stated | ({"part"} if parts else set()))
+        if first_pixel and 0 in (corners[0] + first_pixel, corners[1] + first_pixel):
+            report.habits[
+                "boxes begin at 0, and VOC counts pixels from 1; if the tool counts from 0, first_pixel=0 says so"
+            ].append(where)
+
+
+def _read_corners(element: XmlElement, first_pixel: int) -> BoxCorners:
+    if not element.find_all("bndbox"):
+        raise ValueError(f"it has no bndbox, but {', '.join(child.tag for child in element.children)[:160]}")
+    texts = {key: element.text("bndbox", key) for key in ("xmin", "ymin", "xmax", "ymax")}
+    left, top, right, bottom = parse_numbers(texts)
+    return left - first_pixel, top - first_pixel, right, bottom
+
+
+@registry.data.add("voc")
+class Voc(LabelledImages):
+    """Images with boxes in Pascal VOC's XML, prepared by `sightline data prepare voc`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Difficult objects are
+    ignored, and boxes narrower or lower than `ignore_below_px` pixels of the file. Where neither ImageSets/Main nor
+    folders state a test part, `tested` are beginnings of names, or `test_share` is tested. Source: Everingham et al.
+    2010, The PASCAL Visual Object Classes (VOC) Challenge.
+    """
+
+    spec, label_format = SetSpec(name="voc"), LabelFormat(read=read_voc)
