@@ -24,6 +24,12 @@ from sightline.areas.detect.sets.label_table import (
     LabelledSet,
     Values,
 )
+from sightline.areas.detect.sets.photo_orientation import (
+    OrientationRule,
+    agrees_with_size,
+    assume_turned,
+    leave_out_beyond,
+)
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
@@ -115,19 +121,21 @@ def plan_image_set(
     *,
     set_name: str,
     faulty: FaultPolicy,
+    orientation: OrientationRule,
     options: Mapping[str, Any],
     progress: Progress,
     target: Path,
 ) -> PreparationPlan:
     """Build the preparation plan of a set of images with boxes; every image is decoded once to check it.
 
-    Boxes are about the pixels whose size the annotations state, else about upright images.
+    `orientation` states which pixels boxes are about; by default those whose size the annotations state, else turned
+    photos.
     Faults of headers and annotations are reported before images are decoded. Raises DataError with the first image
     that is missing, damaged or not of the stated size, the first invalid box, and their counts; they are left out if
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
     listed = _assign_splits(listed)
-    headers = check_headers(listed, progress=progress)
+    headers = check_headers(listed, progress=progress, orientation=orientation)
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
     checked = _decode(listed, _stack(listed, label_format, headers), progress=progress)
     shown = label_format.columns[0]
@@ -172,10 +180,12 @@ def plan_image_set(
     )
 
 
-def survey_images(listed: LabelledSet, label_format: LabelFormat) -> dict[str, Any]:
+def survey_images(
+    listed: LabelledSet, label_format: LabelFormat, *, orientation: OrientationRule = "sizes"
+) -> dict[str, Any]:
     """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
     listed = _assign_splits(listed)
-    checked = _stack(listed, label_format, check_headers(listed, progress=lambda *_: None))
+    checked = _stack(listed, label_format, check_headers(listed, progress=lambda *_: None, orientation=orientation))
     shown = label_format.columns[0]
     notes = [
         *listed.notes,
@@ -191,8 +201,10 @@ def survey_images(listed: LabelledSet, label_format: LabelFormat) -> dict[str, A
     }
 
 
-def check_headers(listed: LabelledSet, *, progress: Progress) -> list[CheckedImage]:
-    """Read the header of every image and express its boxes in pixels; add faults.
+def check_headers(
+    listed: LabelledSet, *, progress: Progress, orientation: OrientationRule = "sizes"
+) -> list[CheckedImage]:
+    """Read the header of every image and express its boxes in pixels of the orientation they are about; add faults.
 
     Raises DataError if no image is usable.
     """
@@ -203,16 +215,12 @@ def check_headers(listed: LabelledSet, *, progress: Progress) -> list[CheckedIma
         except DataError as error:
             listed.faults.add("images that are missing or damaged", str(error))
         progress(done, 2 * len(listed.images), f"looking at {image.name}")
-    stored_px = {
-        header.size_px(upright=False) == image.size_px != header.size_px(upright=True) for image, header in headers
-    }
     checked = []
-    for image, header in headers:
-        is_turned = header.orientation > 1 and _is_upright(image, header, otherwise=True not in stored_px)
+    for (image, header), is_turned in zip(headers, assume_turned(headers, orientation), strict=True):
         size_px = header.size_px(upright=is_turned)
-        if image.size_px in (None, size_px):
-            orientation = header.orientation if is_turned else 1
-            checked.append(CheckedImage(_scale(image, size_px), header, orientation, size_px))
+        if agrees_with_size(image, header, orientation, is_turned=is_turned):
+            inside = leave_out_beyond(_scale(image, size_px), header, listed.faults, is_turned=is_turned)
+            checked.append(CheckedImage(inside, header, header.orientation if is_turned else 1, size_px))
         else:
             (rows, columns), (height, width) = image.size_px or (0, 0), size_px
             listed.faults.add(
@@ -264,12 +272,6 @@ def _refuse_none(listed: LabelledSet) -> NoReturn:
     """Raise DataError for a set without a usable image: its faults, where it has some."""
     listed.faults.raise_or_note("refuse", root=listed.root)
     raise DataError(f"{listed.root}: the annotations name no image; give the folder of another set")
-
-
-def _is_upright(image: LabelledImage, header: ImageHeader, *, otherwise: bool) -> bool:
-    """Return True if boxes refer to the EXIF-rotated image, judged by the stated size; else `otherwise`."""
-    is_stored, is_upright = (header.size_px(upright=upright) == image.size_px for upright in (False, True))
-    return is_upright if is_stored != is_upright else otherwise
 
 
 def _assign_splits(listed: LabelledSet) -> LabelledSet:
@@ -340,6 +342,7 @@ def _collect_notes(checked: Sequence[_StoredImage], shown: str) -> list[str]:
     non_rgb = [item for item in checked if item.header.mode != "RGB"]
     rotated = [item for item in checked if item.orientation > 1]
     not_rotated = [item for item in checked if item.header.orientation > 1 and item.orientation == 1]
+    overruled = [item for item in checked if item.image.size_px not in (None, item.size_px)]
     split_by_path: dict[Path, str] = {}
     in_two_splits = [
         item for item in checked if split_by_path.setdefault(item.image.path, item.image.split) != item.image.split
@@ -356,8 +359,9 @@ def _collect_notes(checked: Sequence[_StoredImage], shown: str) -> list[str]:
             f"of 16 bits are dark: their upper 8 bits, which are used, are {deep_max} at most; if the camera has fewer "
             "bits, scale the values to 65535",
         ),
-        (rotated, "are turned as their EXIF orientation says"),
+        (rotated, "are turned as their EXIF orientation says (orientation=ignore, if labels are about stored pixels)"),
         (not_rotated, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
+        (overruled, "have labels that state the size of the other orientation, which is overruled"),
         (in_two_splits, "are in two splits"),
         (repeated, "are listed more than once in one split"),
     )

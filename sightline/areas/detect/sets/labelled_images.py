@@ -16,6 +16,7 @@ import numpy as np
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
 from sightline.areas.detect.sets.image_listing import plan_image_set, survey_images
 from sightline.areas.detect.sets.label_table import CategoryIds, FaultPolicy, LabelFormat
+from sightline.areas.detect.sets.photo_orientation import OrientationRule
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
@@ -90,11 +91,14 @@ def hold_out_images(
     return is_held.tolist()
 
 
-_FAULTY = inspect.Parameter("faulty", inspect.Parameter.KEYWORD_ONLY, default="refuse", annotation=FaultPolicy)
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_FAULTY = inspect.Parameter("faulty", _KEYWORD, default="refuse", annotation=FaultPolicy)
+_ORIENTATION = inspect.Parameter("orientation", _KEYWORD, default="sizes", annotation=OrientationRule)
 
 
 def _make_plan(label_format: LabelFormat) -> Callable[..., PreparationPlan]:
-    """Make the class method `plan` of a set of images: its options are those of the reader, and `faulty`."""
+    """Make the class method `plan` of a set of images, by the options of its reader, of photos, and `faulty`."""
+    parameters = [*label_format.options, _ORIENTATION, _FAULTY]
 
     def plan(
         cls: type[LabelledImages], root: Path, *, target: Path, progress: Progress, **options: Any
@@ -103,28 +107,31 @@ def _make_plan(label_format: LabelFormat) -> Callable[..., PreparationPlan]:
 
         Raises DataError as the reader, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
         """
-        stated = {item.name: options.get(item.name, item.default) for item in [*label_format.options, _FAULTY]}
+        stated = {item.name: options.pop(item.name, item.default) for item in (_ORIENTATION, _FAULTY)}
+        stated |= {item.name: options.get(item.name, item.default) for item in label_format.options}
         return plan_image_set(
-            label_format.read(root, **{name: value for name, value in options.items() if name != "faulty"}),
+            label_format.read(root, **options),
             label_format,
             set_name=cls.set_name,
             faulty=stated["faulty"],
+            orientation=stated["orientation"],
             options={name: list(value) if isinstance(value, tuple) else value for name, value in stated.items()},
             progress=progress,
             target=target,
         )
 
-    return with_options(plan, [*label_format.options, _FAULTY])
+    return with_options(plan, parameters)
 
 
 def _make_survey(label_format: LabelFormat) -> Callable[..., dict[str, Any]]:
-    """Make the class method `survey` of a set of images, by the options of its reader."""
+    """Make the class method `survey` of a set of images, by the options of its reader and of photos."""
 
     def survey(cls: type[LabelledImages], source: Path, **options: Any) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises DataError as the reader."""
-        return survey_images(label_format.read(source, **options), label_format)
+        orientation = options.pop(_ORIENTATION.name, _ORIENTATION.default)
+        return survey_images(label_format.read(source, **options), label_format, orientation=orientation)
 
-    return with_options(survey, label_format.options)
+    return with_options(survey, [*label_format.options, _ORIENTATION])
 
 
 OtherClasses = Literal["left_out", "ignored"]
