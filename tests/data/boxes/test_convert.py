@@ -32,7 +32,7 @@ FORMATS: dict[str, LabelFormat] = {
     for name, builder in BUILDERS.items()
     if getattr(builder, "label_format", None) is not None and builder.label_format.write is not None
 }
-WHOLE = {"widerperson": 0.5}
+WHOLE = {"voc": 0.5, "widerperson": 0.5}
 """Formats of whole pixels, and how far a corner may move."""
 Table = Mapping[str, tuple[str, Sequence[LabelledBox]]]
 """Name without a suffix → split and boxes in pixels."""
@@ -104,11 +104,12 @@ def differences(before: Table, after: Table) -> Counter[str]:
         for old, new in pairs:
             assert old.is_ignored == new.is_ignored
             found["renamed"] += old.class_name != new.class_name
-            found["moved"] += is_apart(old.box, new.box, 1e-6)
+            pairs_of_boxes = ((old.box, new.box), (old.visible, new.visible), (old.head, new.head))
+            found["moved"] += any(a and b and is_apart(a, b, 1e-6) for a, b in pairs_of_boxes)
             found["crowd"] += old.is_crowd != new.is_crowd
             found["ignore marks of heads"] += old.is_head_ignored != new.is_head_ignored
-            found["visible boxes"] += is_apart(old.visible, new.visible, 1e-6)
-            found["head boxes"] += is_apart(old.head, new.head, 1e-6)
+            found["visible boxes"] += (old.visible is None) != (new.visible is None)
+            found["head boxes"] += (old.head is None) != (new.head is None)
             areas = (area_of(box.box) if box.area is None else box.area for box in (old, new))
             found["areas of masks"] += is_apart(*areas, 1e-4) and not is_apart(old.box, new.box, 1e-6)
             if (old.visible is None) == (new.visible is None):
@@ -439,6 +440,7 @@ def test_photos_that_are_stored_turned(tmp_path: Path) -> None:
     assert document["annotations"][0]["bbox"] == [5, 4, 10, 2]
     assert convert("coco", tmp_path / "coco", "yolo_txt", tmp_path / "back")["lost"] == {}
     document["images"][0] |= {"width": 10, "height": 20}
+    document["annotations"][0] |= {"bbox": [2, 4, 6, 2], "area": 12}
     file.write_text(json.dumps(document))
     lost = convert("coco", tmp_path / "coco", "yolo_txt", tmp_path / "stored")["lost"]
     assert [*lost][-1] == "images with boxes of their pixels as stored: yolo_txt is about upright images"

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     area_of,
 )
+from sightline.areas.detect.sets.photo_orientation import OrientationRule
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
 from sightline.contract.schema import suggest
@@ -51,6 +53,7 @@ def convert_labels(
     progress: Progress,
     box: BoxChoice = "full",
     faulty: FaultPolicy = "refuse",
+    orientation: OrientationRule = "sizes",
     **options: Any,
 ) -> dict[str, Any]:
     """Write the labels of the set `name` as the set `new_name` reads them, and return what was written and lost.
@@ -64,7 +67,7 @@ def convert_labels(
     _check_target(target, source)
     labels = reader.read(source, **options)
     check_splits([(image.split, image.name) for image in labels.images], root=labels.root)
-    checked = check_headers(labels, progress=progress)
+    checked = check_headers(labels, progress=progress, orientation=orientation)
     lost = Counter({f"{what}: not read": count for what, count in labels.unread.items()})
     fitting = _Fitting(new_name, writer, box, labels.faults, lost)
     images = [fitting.fit(item) for item in checked]
@@ -176,9 +179,10 @@ def _compare(new: LabelledBox, old: LabelledBox, name: str, rounds: str) -> Iter
 
 
 def _is_moved(box: LabelledBox, before: LabelledBox) -> bool:
-    """Return True if corners differ by more than rounding leaves."""
-    corners = zip(box.box or (), before.box or (), strict=True)
-    return any(abs(new - old) > _ROUNDING_PX for new, old in corners)
+    """Return True if corners differ by more than rounding leaves, those of the visible box or the head, too."""
+    pairs = ((box.box, before.box), (box.visible, before.visible), (box.head, before.head))
+    corners = (zip(new or (), old or (), strict=True) for new, old in pairs)
+    return any(abs(new - old) > _ROUNDING_PX for new, old in chain.from_iterable(corners))
 
 
 def _choose(box: LabelledBox, choice: BoxChoice) -> LabelledBox:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet
+from sightline.areas.detect.sets.label_table import (
+    BoxCorners,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+)
+from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, plain
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.tool_boxes import (
     BAD_BOX,
     MARKS,
     NO_BOX,
     find_bounds,
+    fit_label,
     make_box,
     parse_numbers,
     parse_points,
     parse_size,
+    state_marks,
 )
-from sightline.areas.detect.sets.tool_folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport
+from sightline.areas.detect.sets.tool_folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, place_by_split
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.xml_files import XmlElement, iterate_xml
@@ -101,6 +112,47 @@ def _read_corners(shape: XmlElement) -> BoxCorners:
     return compute_corners(*parse_numbers({name: shape.attributes.get(name, "") for name in names}))
 
 
+def write_cvat(labels: LabelledSet) -> Files:
+    """Yield one XML file: subsets are the splits, attributes of boxes say what is ignored, or a crowd."""
+    names = dict.fromkeys(" ".join(name.split()) for name in labels.classes.names)
+    parts = [_render_label(name) for name in names if name]
+    images = [_render_image(number, image) for number, image in enumerate(labels.images)]
+    head = f"<version>1.1</version>\n<meta>\n<task>\n<labels>\n{''.join(parts)}</labels>\n</task>\n</meta>\n"
+    text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n{head}{"".join(images)}</annotations>\n'
+    yield "annotations.xml", text.encode()
+
+
+def _place(image: LabelledImage) -> str:
+    return f"images/{place_by_split(image.name, image.split)}"
+
+
+def _render_label(name: str) -> str:
+    attributes = [
+        f"<attribute><name>{mark}</name><mutable>False</mutable><input_type>checkbox</input_type>"
+        "<default_value>false</default_value><values>false</values></attribute>\n"
+        for mark in state_marks(LabelledBox(name, None))
+    ]
+    return f"<label>\n<name>{escape(name)}</name>\n<attributes>\n{''.join(attributes)}</attributes>\n</label>\n"
+
+
+def _render_image(number: int, image: LabelledImage) -> str:
+    assert image.size_px is not None
+    height, width = image.size_px
+    word = SPLIT_WORDS[image.split]
+    name = image.name.removeprefix(f"images/{word}/".replace("//", "/"))
+    subset = f' subset="{word}"' if word else ""
+    head = f'id="{number}" name={quoteattr(name)}{subset} width="{width}" height="{height}"'
+    return f"<image {head}>\n{''.join(map(_render_box, image.boxes))}</image>\n"
+
+
+def _render_box(box: LabelledBox) -> str:
+    assert box.box is not None
+    corners = " ".join(f'{key}="{plain(value)}"' for key, value in zip(_SHAPES["box"][0], box.box, strict=True))
+    marks = [f'<attribute name="{name}">{str(is_set).lower()}</attribute>' for name, is_set in state_marks(box).items()]
+    head = f'label={quoteattr(box.class_name)} source="manual" occluded="0" {corners} z_order="0"'
+    return f"<box {head}>{''.join(marks)}</box>\n"
+
+
 @registry.data.add("cvat")
 class Cvat(LabelledImages):
     """Images with boxes in the XML of 'CVAT for images 1.1', prepared by `sightline data prepare cvat`.
@@ -111,4 +163,11 @@ class Cvat(LabelledImages):
     Source: the user's files; the format is that of CVAT (Sekachev et al.).
     """
 
-    spec, label_format = SetSpec(name="cvat"), LabelFormat(read=read_cvat)
+    spec = SetSpec(name="cvat")
+    label_format = LabelFormat(
+        read=read_cvat,
+        write=write_cvat,
+        place=_place,
+        holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),
+        fit=lambda box, _: fit_label(box),
+    )

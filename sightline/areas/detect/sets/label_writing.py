@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelledImage
+from sightline.areas.detect.sets.label_table import BoxCorners, LabelledImage, is_valid_box
 
 SPLIT_WORDS = {"train": "train", "validation": "val", "test": "test", "all": ""}
 """Split → the word for it in names of files and folders; empty for images of no split."""
@@ -26,6 +26,14 @@ def xyxy_to_xywh(box: BoxCorners) -> list[int | float]:
     """Return left, top, width and height of a box, as they are written."""
     left, top, right, bottom = box
     return [plain(left), plain(top), plain(right - left), plain(bottom - top)]
+
+
+def round_box(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
+    """Round a box to whole pixels, at least one wide and high; ignored boxes may stay empty."""
+    left, top, right, bottom = (float(round(number)) for number in box)
+    if not is_valid_box((left, top, right, bottom), is_ignored=is_ignored):
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+    return left, top, right, bottom
 
 
 def group_by_split(images: Sequence[LabelledImage]) -> dict[str, list[LabelledImage]]:

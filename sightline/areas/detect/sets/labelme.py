@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
+from sightline.areas.detect.sets.label_table import (
+    BoxCorners,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledSet,
+    parse_number,
+)
+from sightline.areas.detect.sets.label_writing import json_bytes, plain
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.tool_boxes import (
     BAD_BOX,
     MARKS,
     NO_BOX,
     find_bounds,
+    fit_label,
     make_box,
     parse_points,
     parse_size,
+    state_marks,
 )
-from sightline.areas.detect.sets.tool_folders import Tool, ToolFolder, ToolImage, ToolReport
+from sightline.areas.detect.sets.tool_folders import Tool, ToolFolder, ToolImage, ToolReport, place_by_split
 from sightline.contract import registry
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
 _LABELME = Tool("labelme", ".json", "LabelMe has NAME.json with shapes and imagePath beside NAME.jpg")
+_VERSION = "5.2.1"
+"""Version of LabelMe whose files are written."""
 
 
 def read_labelme(source: Path) -> LabelledSet:
@@ -88,10 +101,34 @@ def _read_shapes(shapes: Sequence[Any], file: Path, report: ToolReport) -> Itera
             report.habits["shapes are parts of an object by their group_id, in the box about all"].append(where)
             corners = find_bounds(np.reshape([box.box, first.box], (4, 2)))
             is_ignored, is_crowd = box.is_ignored and first.is_ignored, box.is_crowd and first.is_crowd
-            marks = {"is_ignored": is_ignored, "is_head_ignored": is_ignored, "is_crowd": is_crowd}
-            box = first._replace(box=corners, **marks)
+            box = first._replace(box=corners, is_ignored=is_ignored, is_crowd=is_crowd)
         groups[key] = box
     yield from groups.values()
+
+
+def write_labelme(labels: LabelledSet) -> Files:
+    """Yield a JSON file beside each image, whose rectangles have flags where they are ignored, or crowds."""
+    for image in labels.images:
+        assert image.size_px is not None
+        height, width = image.size_px
+        document: dict[str, Any] = {
+            "version": _VERSION,
+            "flags": {},
+            "shapes": [_state_shape(box) for box in image.boxes],
+            "imagePath": PurePosixPath(image.name).name,
+            "imageData": None,
+            "imageHeight": height,
+            "imageWidth": width,
+        }
+        yield f"{os.path.splitext(image.name)[0]}.json", json_bytes(document)
+
+
+def _state_shape(box: LabelledBox) -> dict[str, Any]:
+    assert box.box is not None
+    left, top, right, bottom = map(plain, box.box)
+    flags = {name: True for name, is_set in state_marks(box).items() if is_set}
+    points = [[left, top], [right, bottom]]
+    return {"label": box.class_name, "points": points, "group_id": None, "shape_type": "rectangle", "flags": flags}
 
 
 @registry.data.add("labelme")
@@ -104,4 +141,11 @@ class LabelMe(LabelledImages):
     files; the format is that of LabelMe (Wada).
     """
 
-    spec, label_format = SetSpec(name="labelme"), LabelFormat(read=read_labelme)
+    spec = SetSpec(name="labelme")
+    label_format = LabelFormat(
+        read=read_labelme,
+        write=write_labelme,
+        place=lambda image: place_by_split(image.name, image.split),
+        holds=frozenset({"is_ignored", "is_crowd", "size", "undivided"}),
+        fit=lambda box, _: fit_label(box),
+    )

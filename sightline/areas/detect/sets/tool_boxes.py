@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,19 @@ def make_box(
     is_ignored, is_crowd = bool(is_set), not is_set.isdisjoint(_CROWD_MARKS)
     if not all(is_valid_box(box, is_ignored=is_ignored) for box in (corners, head or corners)):
         raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
-    return LabelledBox(label.strip(), corners, None, head, is_ignored, is_ignored, is_crowd, line=line)
+    return LabelledBox(label.strip(), corners, None, head, is_ignored, is_crowd=is_crowd, line=line)
+
+
+_BEYOND_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 cannot hold."""
+
+
+def fit_label(box: LabelledBox) -> LabelledBox | str:
+    """Return a box whose class name is text in one line, as files of tools hold it; or why there is none."""
+    name = " ".join(box.class_name.split())
+    if not name or _BEYOND_XML.search(name):
+        return "boxes of a class whose name is no text"
+    return box._replace(class_name=name)
 
 
 def state_marks(box: LabelledBox) -> dict[str, bool]:

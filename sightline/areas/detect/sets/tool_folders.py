@@ -17,6 +17,7 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     LabelledSet,
 )
+from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
 from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, list_files
@@ -152,6 +153,17 @@ class ToolFolder:
         if len(best) > 1:
             raise ValueError(f"states the image '{stated.name}', which {best[0]} and {best[1]} may be; rename one")
         return best[0]
+
+
+def place_by_split(name: str, split: str) -> str:
+    """Return SPLIT/NAME, or NAME for images of no split, as a path whose folders are read as that split again.
+
+    A folder `images`, and one of the split, that the name already has, are not repeated.
+    """
+    folder = f"{SPLIT_WORDS[split]}/".lstrip("/")
+    rest = name.removeprefix("images/").removeprefix(folder)
+    placed = f"{folder}{rest}"
+    return placed if guess_image_split(Path(placed).parent) == split else f"{folder}{rest.replace('/', '_')}"
 
 
 def _count_between(first: Sequence[str], second: Sequence[str]) -> int:

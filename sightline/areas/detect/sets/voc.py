@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from xml.sax.saxutils import escape
 
 from sightline.areas.detect.sets.image_listing import guess_split
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet
+from sightline.areas.detect.sets.label_table import (
+    BoxCorners,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+)
+from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tool_boxes import BAD_BOX, make_box, parse_numbers, parse_size
-from sightline.areas.detect.sets.tool_folders import BAD_IMAGE, UNLISTED, Tool, ToolFolder, ToolImage, ToolReport
+from sightline.areas.detect.sets.tool_boxes import BAD_BOX, fit_label, make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tool_folders import (
+    BAD_IMAGE,
+    UNLISTED,
+    Tool,
+    ToolFolder,
+    ToolImage,
+    ToolReport,
+    place_by_split,
+)
 from sightline.contract import registry
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import list_files, read_file
@@ -113,6 +131,65 @@ def _read_corners(element: XmlElement, first_pixel: int) -> BoxCorners:
     return left - first_pixel, top - first_pixel, right, bottom
 
 
+def write_voc(labels: LabelledSet) -> Files:
+    """Yield an XML file for each image, and the lists of splits; pixels count from 1, ignored boxes are difficult.
+
+    Every photo is stated with three channels, as it is trained on.
+    """
+    for image in labels.images:
+        yield f"Annotations/{_list_name(image)}.xml", _render_image(image).encode()
+    for word, images in group_by_split(labels.images).items():
+        if word:
+            yield f"ImageSets/Main/{word}.txt", "".join(f"{_list_name(image)}\n" for image in images).encode()
+
+
+def _place(image: LabelledImage) -> str:
+    name = image.name.removeprefix("JPEGImages/").removeprefix("images/")
+    return f"JPEGImages/{place_by_split(name, 'all') if image.split == 'all' else name}"
+
+
+def _list_name(image: LabelledImage) -> str:
+    """Return the name of an image in lists: below its folder, without suffix."""
+    return os.path.splitext(image.name.removeprefix("JPEGImages/"))[0]
+
+
+def _render_image(image: LabelledImage) -> str:
+    assert image.size_px is not None
+    height, width = image.size_px
+    objects = [
+        f"  <object>\n    <name>{escape(box.class_name)}</name>\n    <pose>Unspecified</pose>\n"
+        f"    <truncated>0</truncated>\n    <difficult>{int(box.is_ignored)}</difficult>\n"
+        f"    {_render_corners(box.box)}\n{_render_head(box.head)}  </object>\n"
+        for box in image.boxes
+    ]
+    folder, _, name = image.name.rpartition("/")
+    return (
+        f"<annotation>\n  <folder>{escape(folder)}</folder>\n  <filename>{escape(name)}</filename>\n"
+        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+        f"  <segmented>0</segmented>\n{''.join(objects)}</annotation>\n"
+    )
+
+
+def _render_head(head: BoxCorners | None) -> str:
+    return "" if head is None else f"    <part><name>head</name>{_render_corners(head)}</part>\n"
+
+
+def _render_corners(box: BoxCorners | None) -> str:
+    assert box is not None
+    left, top, right, bottom = box
+    corners = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
+    return f"<bndbox>{''.join(f'<{key}>{plain(value)}</{key}>' for key, value in corners.items())}</bndbox>"
+
+
+def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
+    """Round a box and its head to whole pixels, in which VOC counts."""
+    fitted = fit_label(box)
+    if isinstance(fitted, str) or fitted.box is None:
+        return fitted
+    head = fitted.head and round_box(fitted.head, is_ignored=fitted.is_ignored)
+    return fitted._replace(box=round_box(fitted.box, is_ignored=fitted.is_ignored), head=head)
+
+
 @registry.data.add("voc")
 class Voc(LabelledImages):
     """Images with boxes in Pascal VOC's XML, prepared by `sightline data prepare voc`.
@@ -123,4 +200,12 @@ class Voc(LabelledImages):
     2010, The PASCAL Visual Object Classes (VOC) Challenge.
     """
 
-    spec, label_format = SetSpec(name="voc"), LabelFormat(read=read_voc)
+    spec = SetSpec(name="voc")
+    label_format = LabelFormat(
+        read=read_voc,
+        write=write_voc,
+        place=_place,
+        holds=frozenset({"head", "is_ignored", "size", "undivided"}),
+        fit=_fit,
+        rounds="has whole pixels",
+    )

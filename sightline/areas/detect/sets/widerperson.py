@@ -13,9 +13,8 @@ from sightline.areas.detect.sets.label_table import (
     LabelledBox,
     LabelledImage,
     LabelledSet,
-    is_valid_box,
 )
-from sightline.areas.detect.sets.label_writing import group_by_split, plain
+from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
 from sightline.areas.detect.sets.people import (
     BAD_BOX,
     BAD_FILE,
@@ -122,10 +121,7 @@ def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
     person = fit_person(box, KINDS)
     if isinstance(person, str) or person.box is None:
         return person
-    left, top, right, bottom = (float(round(number)) for number in person.box)
-    if not is_valid_box((left, top, right, bottom), is_ignored=person.is_ignored):
-        right, bottom = max(right, left + 1), max(bottom, top + 1)
-    return person._replace(box=(left, top, right, bottom))
+    return person._replace(box=round_box(person.box, is_ignored=person.is_ignored))
 
 
 @registry.data.add("widerperson")
