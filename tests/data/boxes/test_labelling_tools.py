@@ -16,7 +16,7 @@ from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import verify
-from tests.data.boxes.box_writers import pattern, write_image
+from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.preparing import prepare_set
 from tests.long.mutations import mutated
 
@@ -311,6 +311,16 @@ def test_faults_are_named_with_file_and_line(kind: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
     prepare_set(name, root, tmp_path / "set", faulty="leave_out")
     assert all_of(name, tmp_path / "set")["b"] == EXPECTED["b"]
+
+
+def test_the_set_of_another_one_names_the_one_that_reads_the_files(tmp_path: Path) -> None:
+    sources = {name: write(tmp_path / name) for name, write in WRITERS.items()}
+    write_coco(write_image(tmp_path / "coco/a.png", pattern(6, 8)).with_name("all.json"), [(1, "a.png", 8, 6)], [])
+    for name, source in [*sources.items(), ("coco", tmp_path / "coco")]:
+        for other in ("coco", "cvat", "labelme", "voc", "yolo_txt"):
+            if other != name:
+                with pytest.raises(DataError, match=rf"a file of {name}: 'sightline data prepare {name}' reads it$"):
+                    registry.data.get_entry(other).builder.survey(source)
 
 
 def write_listed_voc(root: Path) -> Path:

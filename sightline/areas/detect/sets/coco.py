@@ -29,6 +29,7 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, plain, xyxy_to_xywh
 from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -318,9 +319,8 @@ def _find_documents(root: Path, annotations: Sequence[str] | None) -> list[_Docu
     documents = [document for document in read.values() if named or document.is_instances]
     if not documents:
         raise DataError(
-            f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a "
-            "folder of it; give the "
-            "file itself"
+            f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a folder of it; "
+            f"give the file itself{name_other_set(root, 'coco')}"
         )
     splits = [guess_split(document.path.relative_to(root)) for document in documents]
     if len(set(splits)) < len(splits):

@@ -18,6 +18,7 @@ from sightline.areas.detect.sets.label_table import (
     LabelledSet,
 )
 from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
+from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, list_files
@@ -87,7 +88,8 @@ class ToolFolder:
         if not images:
             report.faults.raise_or_note("refuse", root=self.root)
             contents = describe_contents(self.root)
-            raise DataError(f"{self.root}: {contents}; {self._tool.needs}: give the folder with them")
+            other = name_other_set(self.root, self._tool.layout)
+            raise DataError(f"{self.root}: {contents}; {self._tool.needs}: give the folder with them{other}")
         for name in self._names if self.is_folder else ():
             if name not in images:
                 report.faults.add("images that no annotation file is about", name)

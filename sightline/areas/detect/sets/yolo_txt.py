@@ -28,6 +28,7 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, group_by_split
 from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, list_files, parsed_yaml, read_file
@@ -78,6 +79,7 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
     unused = _find_unused_label_files(root, label_paths)
     if len(unlabelled) == len(images):
         advice = f"{unused[0]} is elsewhere, or named otherwise" if unused else "give their folder"
+        advice += name_other_set(root, "yolo_txt")
         raise DataError(
             f"{root}: none of {len(images)} images has a text file beside it, or in labels/ beside images/; {advice}"
         )
@@ -162,6 +164,7 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
         return CategoryIds.from_ids(dict(enumerate(lines)), where=str(list_path))
     raise DataError(
         f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
+        f"{name_other_set(root, 'yolo_txt')}"
     )
 
 
