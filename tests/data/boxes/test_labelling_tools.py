@@ -253,7 +253,7 @@ def test_shapes_of_cvat_are_boxes_or_named(tmp_path: Path) -> None:
     for text in (
         f"2 shapes that are no boxes, first: {file}:15: points 'car'",
         f"1 turned shapes, which are not read, first: {file}:16: box 'car' by 30.5 degrees",
-        f"2 impossible boxes, first: {file}:17: box 'car' (width and height above 0, and numbers of pixels",
+        f"2 impossible boxes, first: {file}:17: box 'car' (its sides are at 1, 1, nan, 9 (left, top, right, bottom)",
     ):
         assert text in str(refused.value)
     manifest = prepare_set("cvat", root, tmp_path / "set", faulty="leave_out")
@@ -284,7 +284,11 @@ FAULTS = {
     "no number": ("voc", ("<xmin>5<", "<xmin>four<"), "a.xml:1: object 'car' (xmin is 'four', a number is needed)"),
     "no name": ("voc", (" dog ", " "), "a.xml:3: object '' (it has no label)"),
     "no mark": ("voc", ("<difficult>1", "<difficult>x"), "difficult is 'x'; it is 0 or 1, false or true"),
-    "upside down": ("voc", ("<xmin>5<", "<xmin>40<"), "object 'car' (width and height above 0"),
+    "upside down": (
+        "voc",
+        ("<xmin>5<", "<xmin>40<"),
+        "object 'car' (its sides are at 39, 6, 24, 36 (left, top, right, bottom); width and",
+    ),
     "another size": ("voc", ("64.0", "65.0"), "1 images of another size than stated"),
     "half a pixel": ("voc", ("64.0", "64.5"), "a.xml: the size 64.5 x 48 is not one of whole pixels"),
     "no size": ("voc", ("64.0", "wide"), "a.xml: width is 'wide', a number is needed"),

@@ -31,8 +31,11 @@ def make_box(
         raise ValueError(f"{unknown[0]} is '{stated[unknown[0]][:40]}'; it is 0 or 1, false or true")
     is_set = {name for name, mark in stated.items() if mark in ("1", "true")}
     is_ignored, is_crowd = bool(is_set), not is_set.isdisjoint(_CROWD_MARKS)
-    if not all(is_valid_box(box, is_ignored=is_ignored) for box in (corners, head or corners)):
-        raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
+    for box in (corners, head or corners):
+        if not is_valid_box(box, is_ignored=is_ignored):
+            stated_corners = ", ".join(f"{corner:g}" for corner in box)
+            needed = f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed"
+            raise ValueError(f"its sides are at {stated_corners} (left, top, right, bottom); {needed}")
     return LabelledBox(label.strip(), corners, None, head, is_ignored, is_crowd=is_crowd, line=line)
 
 
