@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from sightline.areas.detect.sets.cvat import read_cvat
 from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.labelme import read_labelme
+from sightline.areas.detect.sets.voc import read_voc
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import verify
@@ -140,6 +143,7 @@ def test_voc_counts_pixels_from_1_unless_stated(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "in")
     path = root / "Annotations" / "c.xml"
     path.write_text(path.read_text().replace("</annotation>", text).replace("c.png", "another.jpg"))
+    assert read_voc(root).unread == {"pose": 3}
     manifest = prepare_set("voc", root, tmp_path / "set")
     assert all_of("voc", tmp_path / "set")["c"] == [("car", [0, 0, 1, 1], False)]
     renamed = "1 files state another name than that of the image called as they are"
@@ -228,6 +232,9 @@ def test_shapes_of_labelme_become_the_boxes_about_them(tmp_path: Path) -> None:
     refused = r"2 shapes that are no boxes, first: .*a\.json: shapes\[7\]: 'cell ' is a point; 6 imp"
     with pytest.raises(DataError, match=refused):
         prepare_set("labelme", tmp_path / "in", tmp_path / "set")
+    counts = {"polygons": 3, "circles": 1, "masks": 1}
+    unread = read_labelme(tmp_path / "in").unread
+    assert unread == {f"{kind}, but the boxes about them": n for kind, n in counts.items()}
     manifest = prepare_set("labelme", tmp_path / "in", tmp_path / "set", faulty="leave_out")
     boxes = [[2, 3, 9, 8], [1, 1, 5, 4], [15, 15, 25, 25], [30, 10, 40, 20], [40, 4, 60, 20]]
     expected = [("cell", [*map(float, box)], False) for box in boxes] + [("other", [0.0, 0.0, 1.0, 1.0], False)]
@@ -256,6 +263,8 @@ def test_shapes_of_cvat_are_boxes_or_named(tmp_path: Path) -> None:
         f"2 impossible boxes, first: {file}:17: box 'car' (its sides are at 1, 1, nan, 9 (left, top, right, bottom)",
     ):
         assert text in str(refused.value)
+    counts = {"polygons": 1, "ellipses": 1, "masks": 1}
+    assert read_cvat(root).unread == {f"{kind}, but the boxes about them": n for kind, n in counts.items()}
     manifest = prepare_set("cvat", root, tmp_path / "set", faulty="leave_out")
     boxes = [box for _, box, _ in all_of("cvat", tmp_path / "set")["a"][2:]]
     assert boxes == [[1, 2, 5, 7], [15, 16, 25, 24], [3, 4, 13, 24]]

@@ -96,6 +96,7 @@ def _read_shapes(shapes: Sequence[Any], file: Path, report: ToolReport) -> Itera
             continue
         report.unread.update(f"flag {name}"[:80] for name in flags.keys() - {*MARKS} if flags[name])
         report.unread.update(["description"] if shape.get("description") else [])
+        report.unread.update([f"{kind}s, but the boxes about them"] if kind != "rectangle" else [])
         key = number if group is None else (box.class_name, str(group))
         if (first := groups.get(key)) is not None:
             report.habits["shapes are parts of an object by their group_id, in the box about all"].append(where)

@@ -38,6 +38,8 @@ from sightline.store.files.xml_files import XmlElement, read_xml
 from sightline.store.prepared.prepared_data import SetSpec
 
 _VOC = Tool("voc", ".xml", "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg")
+_UNSTATED = ("", "0", "Unspecified")
+"""Texts of elements of an object that state nothing."""
 
 
 def read_voc(source: Path, *, first_pixel: Literal[0, 1] = 1) -> LabelledSet:
@@ -108,19 +110,24 @@ def _read_objects(document: XmlElement, file: Path, report: ToolReport, first_pi
     for each in document.find_all("object"):
         where = f"{file}:{each.line}"
         try:
-            parts = {part.text("name").lower(): part for part in each.find_all("part")}
+            parts = {part.text("name").lower()[:40]: part for part in each.find_all("part")}
             head = _read_corners(parts.pop("head"), first_pixel) if "head" in parts else None
             corners, marks = _read_corners(each, first_pixel), {"difficult": each.text("difficult")}
             yield make_box(each.text("name"), corners, marks, line=each.line, head=head)
         except ValueError as error:
             report.faults.add(BAD_BOX, f"{where}: object '{each.text('name')[:40]}' ({error})")
             continue
-        stated = {name for name in ("pose", "truncated", "occluded") if each.text(name) not in ("", "0", "Unspecified")}
-        report.unread.update(stated | ({"part"} if parts else set()))
+        report.unread.update({child.tag[:40] for child in each.children if _is_unread(child)} | {*parts})
         if first_pixel and 0 in (corners[0] + first_pixel, corners[1] + first_pixel):
             report.habits[
                 "boxes begin at 0, and VOC counts pixels from 1; if the tool counts from 0, first_pixel=0 says so"
             ].append(where)
+
+
+def _is_unread(element: XmlElement) -> bool:
+    """Return True if an element of an object states something, such as a pose, that is not read."""
+    is_read = element.tag in ("name", "difficult", "bndbox", "part")
+    return not is_read and bool(element.children or element.content.strip() not in _UNSTATED)
 
 
 def _read_corners(element: XmlElement, first_pixel: int) -> BoxCorners:
