@@ -124,7 +124,10 @@ def write_cvat(labels: LabelledSet) -> Files:
 
 
 def _place(image: LabelledImage) -> str:
-    return f"images/{place_by_split(image.name, image.split)}"
+    if image.split == "all":
+        return f"images/{place_by_split(image.name, image.split)}"
+    word = SPLIT_WORDS[image.split]  # which the subset states, whatever other folders are called
+    return f"images/{word}/{image.name.removeprefix('images/').removeprefix(f'{word}/')}"
 
 
 def _render_label(name: str) -> str:

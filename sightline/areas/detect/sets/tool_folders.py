@@ -160,12 +160,16 @@ class ToolFolder:
 def place_by_split(name: str, split: str) -> str:
     """Return SPLIT/NAME, or NAME for images of no split, as a path whose folders are read as that split again.
 
-    A folder `images`, and one of the split, that the name already has, are not repeated.
+    A folder `images`, and one of the split, that the name already has, are not repeated. Where other folders of the
+    name are called as a split, its own comes last; images of no split then lie in one folder.
     """
-    folder = f"{SPLIT_WORDS[split]}/".lstrip("/")
-    rest = name.removeprefix("images/").removeprefix(folder)
-    placed = f"{folder}{rest}"
-    return placed if guess_image_split(Path(placed).parent) == split else f"{folder}{rest.replace('/', '_')}"
+    word = SPLIT_WORDS[split]
+    rest = name.removeprefix("images/").removeprefix(f"{word}/")
+    placed = f"{word}/{rest}" if word else rest
+    if guess_image_split(Path(placed).parent) == split:
+        return placed
+    parent, _, file = rest.rpartition("/")
+    return f"{parent}/{word}/{file}" if word else rest.replace("/", "_")
 
 
 def _count_between(first: Sequence[str], second: Sequence[str]) -> int:

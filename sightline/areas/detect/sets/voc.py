@@ -79,13 +79,13 @@ def _read_splits(folder: ToolFolder) -> dict[Path, str]:
 def _read_list(path: Path, file_by_name: Mapping[str, Path], splits: dict[Path, str], report: ToolReport) -> None:
     """Add the split of a list for the files that it names and that have none."""
     split = guess_split(Path(path.name))
-    for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
+    for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").split("\n"), start=1):
         row = line.strip().strip('"')
         stem = row.removesuffix(next((end for end in IMAGE_SUFFIXES if row.lower().endswith(end)), ""))
-        names = [name for name in (row, stem, *row.split()[:1]) if name in file_by_name]
+        names = [name for name in (line.rstrip("\r"), row, stem, *row.split()[:1]) if name in file_by_name]
         if row and not names:
             report.faults.add(BAD_IMAGE, f"{path}:{number}: '{row[:60]}' has no file in Annotations")
-        elif row and splits.setdefault(file_by_name[names[0]], split) != split:
+        elif names and splits.setdefault(file_by_name[names[0]], split) != split:
             report.habits["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
 
 
