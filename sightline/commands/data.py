@@ -36,6 +36,36 @@ class PrepareOptions(
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the preparation: num_points=2048", default=())
 
 
+class ConvertOptions(
+    PluginCommand,
+    name="data convert",
+    run="data.convert",
+    help_rows="data.list_options",
+    examples=(
+        "data convert crowdhuman --from CrowdHuman --as coco --to crowdhuman_coco",
+        "data convert coco --from photos --as yolo_txt --to photos_yolo faulty=leave_out",
+    ),
+):
+    """Convert labels of boxes to another format.
+
+    Formats are called as the data sets that read them. What the new format cannot hold is printed with its count.
+    Images are linked, not copied, so that 'sightline data prepare' reads the new folder at once. The options of NAME
+    are those of 'data prepare NAME'.
+    """
+
+    dataset: str = argument("NAME", "the data set that reads the labels: coco, yolo_txt, crowdhuman")
+    options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of reading: faulty=leave_out", default=())
+    source: Path | None = option("--from", "PATH", "folder or file of the labels, with their images below it")
+    as_format: str | None = option("--as", "NAME", "the data set that will read the new labels")
+    target: Path | None = option("--to", "DIR", "folder for the new labels, new or empty")
+    box: Literal["full", "visible", "head"] = option(
+        "--box",
+        None,
+        "of people: the box that is converted; visible boxes and heads go along with full ones",
+        default="full",
+    )
+
+
 class RenderOptions(
     DocumentCommand,
     name="data render",
@@ -94,4 +124,4 @@ class VerifyOptions(DocumentCommand, name="data verify", run="data.verify", exam
     folder: Path = argument("DIR", "a prepared folder")
 
 
-DATA_COMMANDS = (InfoOptions, PrepareOptions, VerifyOptions, RenderOptions)
+DATA_COMMANDS = (InfoOptions, PrepareOptions, ConvertOptions, VerifyOptions, RenderOptions)

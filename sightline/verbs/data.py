@@ -23,6 +23,7 @@ from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note, print_tree, show_progress
+from sightline.verbs.weights import refuse_weights
 
 _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
@@ -66,6 +67,33 @@ def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
 def _describe_option(parameter: Parameter) -> str:
     default = "required" if parameter.is_required else f"default: {json.dumps(parameter.default, default=str)}"
     return f"{describe_type(parameter.annotation)}  [{default}]"
+
+
+def convert(options: ConvertOptions) -> int:
+    """Convert labels of boxes to another format; print what was written, and what the format cannot hold."""
+    load_plugins(options.plugins)
+    name = options.dataset
+    for path in (Path(name), *filter(None, [options.source])):
+        refuse_weights(path, command="data convert")
+    stated = {"--from PATH": options.source, "--as NAME": options.as_format, "--to DIR": options.target}
+    if missing := [flag for flag, value in stated.items() if value is None]:
+        raise UserError(
+            f"data convert: {', '.join(missing)} missing: say what is read, as what and where it is written"
+        )
+    arguments = {}
+    if name in list_preparable():
+        reader = _builder(name).prepare
+        arguments = read_key_values(name, reader, options.options, command="data convert", exclude=_SET_BY_PREPARE)
+    with _counting(name) as progress:
+        report = load_member("tools", "convert_labels")(
+            name, options.source, options.as_format, options.target, box=options.box, progress=progress, **arguments
+        )
+    print_tree({key: value for key, value in report.items() if key not in ("lost", "differences")})
+    _print_differences(report)
+    for what, count in report["lost"].items():
+        print_note(escape_to_one_line(f"{count} {what}"))
+    write_document(options.json, report)
+    return 0
 
 
 def render(options: RenderOptions) -> int:

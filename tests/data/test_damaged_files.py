@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets.modelnet_files import ClassSubset, text_contents
-from sightline.areas.detect.sets.people import read_citypersons, read_crowdhuman
-from sightline.areas.detect.sets.yolo_txt import find_yolo
+from sightline.areas.detect.sets.citypersons import read_citypersons
+from sightline.areas.detect.sets.crowdhuman import read_crowdhuman
+from sightline.areas.detect.sets.yolo_txt import read_yolo
 from sightline.contract.errors import DataError
 from sightline.store.files.scan_reading import read_range_image
 from tests.data.boxes.box_writers import pattern, write_image
@@ -68,4 +69,4 @@ def test_a_part_of_a_name_too_long_for_the_disk_lists_nothing(tmp_path: Path) ->
     (tmp_path / "labels/train").mkdir(parents=True)
     (tmp_path / "labels/train/a.txt").write_text("0 .5 .5 .5 .5\n")
     (tmp_path / "data.yaml").write_text(f"train: {'x' * 300}\nnames: [car]\n")
-    assert len(find_yolo(tmp_path, names=None).images) == 1
+    assert len(read_yolo(tmp_path, names=None).images) == 1

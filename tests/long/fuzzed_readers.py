@@ -116,7 +116,7 @@ def _images(folder: Path) -> Iterator[Reader]:
 
 def _documents(folder: Path) -> Iterator[Reader]:
     from sightline.areas.detect.sets.detections import read_results
-    from sightline.areas.detect.sets.image_listing import CategoryIds
+    from sightline.areas.detect.sets.label_table import CategoryIds
     from sightline.config import read_config
     from sightline.workbench.compress.policy import WeightFormat, policy_to_dict, read_policy
     from tests.runs.broken_off import CONFIG

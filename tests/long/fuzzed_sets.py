@@ -86,7 +86,7 @@ def _own_frames() -> tuple[Callable[[Path], object], Prepare]:
 
 
 def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
-    from tests.data.boxes import test_crowdhuman, test_people
+    from tests.data.boxes import test_convert, test_crowdhuman, test_labelling_tools, test_people
     from tests.data.boxes.box_writers import pattern, write_coco, write_image
 
     common = {"image_id": 1, "category_id": 3, "bbox": [1.0, 2, 3, 3], "area": 9.0, "iscrowd": 0}
@@ -112,12 +112,25 @@ def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
     people = {
         name: (lambda root, name=name: test_people.written(name, root), _opened(name)) for name in test_people.PEOPLE
     }
+    tools = {name: (write, _opened(name)) for name, write in test_labelling_tools.WRITERS.items()}
     return {
         "coco": (write_boxes, _opened("coco", ("train",))),
         "yolo_txt": (write_texts, _opened("yolo_txt")),
         "crowdhuman": (write_crowd, _opened("crowdhuman")),
         **people,
+        **tools,
+        **{f"converted {name}": _converted(name) for name in test_convert.FORMATS},
     }
+
+
+def _converted(name: str) -> tuple[Callable[[Path], object], Prepare]:
+    """A set that was converted to a format, and its conversion to COCO."""
+    from tests.data.boxes.test_convert import convert, write_street
+
+    def write(root: Path) -> None:
+        convert("coco", write_street(root.with_name(f"{root.name} street")), name, root)
+
+    return write, lambda source, target: convert(name, source, "coco", target, faulty="leave_out")
 
 
 def _scan_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:

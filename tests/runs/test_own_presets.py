@@ -76,14 +76,17 @@ def test_boxes_of_the_photos_presets_stay_on_what_they_are_about(photos: Path) -
 
 
 def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_path: Path) -> None:
+    """The published one has learnt from labels in Pascal VOC's form."""
     narrow = ["train.batch_size=2", *SMALL_CANVAS, "model.backbone.width=8", "model.neck.width=16"]
     others = tmp_path / "others"
     files = _write_photos(tmp_path / "files", ("cat", "dog"), count=8)
-    succeed("data", "prepare", "yolo_txt", "--from", files, "--to", others)
+    succeed("data", "convert", "yolo_txt", "--from", files, "--as", "voc", "--to", tmp_path / "voc")
+    succeed("data", "prepare", "voc", "--from", tmp_path / "voc", "--to", others)
+    assert "files are as they were written" in succeed("data", "verify", others).out
     _train(
         "detect/photos_finetune.yaml",
         tmp_path / "published",
-        *("data.name=yolo_txt", f"data.root={others}", *narrow, "init=null"),
+        *("data.name=voc", f"data.root={others}", *narrow, "init=null"),
     )
     words = ["data.name=yolo_txt", f"data.root={photos}", *narrow, f"init.from={tmp_path / 'published'}"]
     assert "ap50" in _train("detect/photos_finetune.yaml", tmp_path / "tuned", *words)

@@ -12,6 +12,9 @@ NOT_OURS = r"is not a run directory \(config\.yaml, environment\.json, facts\.js
 NO_NAME = "names a Python file: use small letters, digits and _, a letter first"
 HIDES = "is another Python file or package, which it would hide; give another name"
 
+LABELS = ("--from", "empty", "--as", "yolo_txt", "--to", "new")
+WEIGHTS = "run/checkpoints/step_00000008/model.safetensors"
+
 _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
     "report": {
         (): r"Missing argument 'RUN\.\.\.': run directories.*; usage: .*report \[OPTIONS\] \{RUN\.\.\.\}",
@@ -133,6 +136,26 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("file.txt", "--to", "empty", "--layout", "pointnt"): "--layout pointnt: no such layout is known",
         ("file.txt", "--to", "new", "--config", "config.yaml", "--data", "modelnet40"): r"file\.txt: was not written",
     },
+    "data convert": {
+        (): "Missing argument 'NAME'",
+        ("coco",): "data convert: --from PATH, --as NAME, --to DIR missing: say what is read, as what and where",
+        ("coco", *LABELS[:4]): "data convert: --to DIR missing",
+        ("kitti", *LABELS): "data convert: kitti: is no set that reads labels of boxes; did you mean 'kitti_boxes'",
+        ("modelnet40", *LABELS): "modelnet40: is no set that reads labels of boxes; there are citypersons, coco",
+        ("coco", *LABELS[:3], "yolo", "--to", "new"): "--as yolo: is no set that writes .*; did you mean 'yolo_txt'",
+        ("coco", *LABELS): "empty: holds nothing, no JSON file with images, annotations, categories",
+        ("coco", "--from", "nothing", *LABELS[2:]): "nothing: there is no such file or folder",
+        ("coco", *LABELS[:5], "run"): "data convert: run is there and not empty; give another folder by --to",
+        (
+            "coco",
+            *LABELS,
+            "names=[a]",
+        ): "data convert: names: is not an option; 'coco' takes annotations, images, faulty",
+        ("coco", *LABELS, "faulty=yes"): "data convert: faulty: .*'refuse'",
+        ("coco", *LABELS, "--box", "torso"): "'torso' is not one of 'full', 'visible', 'head'",
+        (WEIGHTS, "--to", "new"): f"{WEIGHTS} holds weights; make a run of them: sightline weights {WEIGHTS} --to DIR",
+        ("coco", "--from", WEIGHTS, *LABELS[2:]): f"{WEIGHTS} holds weights; make a run of them: sightline weights",
+    },
     "init": {
         (): "Missing argument 'NAME'",
         **{(name,): f"'{name}' {NO_NAME}" for name in ("River", "class", "my lake", "größe", "", "1lake", "lake-2")},
@@ -153,4 +176,4 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
 
 PORT is one on which something listens.
 """
-MISTAKES = [((verb, *words), said) for verb, mistakes in _MISTAKES.items() for words, said in mistakes.items()]
+MISTAKES = [((*verb.split(), *words), said) for verb, mistakes in _MISTAKES.items() for words, said in mistakes.items()]

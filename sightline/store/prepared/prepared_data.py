@@ -206,7 +206,7 @@ def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[st
         assert planned.set_name == name, f"{cls.__name__}.plan is about '{planned.set_name}', not '{name}'"
         return write_prepared_set(planned, target, progress=progress)
 
-    return _with_options(prepare, _list_options(plan))
+    return with_options(prepare, _list_options(plan))
 
 
 def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str, Any]]:
@@ -225,7 +225,7 @@ def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str
         return {**_describe_plan(planned), **({"assumed": added} if added else {})}
 
     defaults = [item.replace(default=assumed.get(item.name, item.default)) for item in options]
-    return _with_options(survey, defaults)
+    return with_options(survey, defaults)
 
 
 def _list_options(plan: Callable[..., PreparationPlan]) -> list[inspect.Parameter]:
@@ -233,10 +233,12 @@ def _list_options(plan: Callable[..., PreparationPlan]) -> list[inspect.Paramete
     return [item for item in named if item.kind is item.KEYWORD_ONLY and item.name not in ("target", "progress")]
 
 
-def _with_options(function: Callable[..., T], options: Sequence[inspect.Parameter]) -> Callable[..., T]:
-    """Set the signature of a function to its own parameters, without its last, and these options."""
+def with_options(function: Callable[..., T], options: Sequence[inspect.Parameter]) -> Callable[..., T]:
+    """Set the signature of a function to its own parameters, without its last, and these options; return it."""
+    vars(function).pop("__signature__", None)  # of a function that it wraps
     own = list(inspect.signature(function, follow_wrapped=False).parameters.values())[:-1]
     function.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    function.__annotations__ |= {item.name: item.annotation for item in options}
     return function
 
 

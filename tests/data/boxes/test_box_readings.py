@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.image_listing import AnnotationFaults, ListedImageSet
-from sightline.areas.detect.sets.people import WiderPerson, read_crowdhuman, read_ecp
+from sightline.areas.detect.sets.crowdhuman import read_crowdhuman
+from sightline.areas.detect.sets.ecp import read_ecp
+from sightline.areas.detect.sets.label_table import AnnotationFaults, LabelledSet
+from sightline.areas.detect.sets.widerperson import WiderPerson
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
 from tests.command import refuse, succeed
@@ -54,7 +56,7 @@ def test_labels_of_several_images_and_images_listed_twice_are_noted(tmp_path: Pa
     ]
 
 
-def faults_of(read: Callable[[Path], ListedImageSet], root: Path) -> str:
+def faults_of(read: Callable[[Path], LabelledSet], root: Path) -> str:
     with pytest.raises(DataError) as caught:
         read(root).faults.raise_or_note("refuse", root=root)
     return str(caught.value)
@@ -80,7 +82,7 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     good = [{"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4]}]
     source = coco_of(tmp_path / "in", [*bad, *other, *good])
     report, words = tmp_path / "set.faults.txt", ("--from", source, "--to", tmp_path / "set")
-    assert f"prepare with faulty=leave_out; {report} lists all" in refuse("data", "prepare", "coco", *words)
+    assert f"leave them out by faulty=leave_out; {report} lists all" in refuse("data", "prepare", "coco", *words)
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         *["impossible boxes"] * 4,

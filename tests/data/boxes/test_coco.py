@@ -277,7 +277,7 @@ def test_faulty_annotations_are_named_or_left_out(tmp_path: Path, kind: str) -> 
         write_image(tmp_path / "in" / f"{name}.png", pattern(6, 8))
     faulty = {"image_id": 2, "category_id": 3, **fault}
     write_coco(tmp_path / "in" / "all.json", [*ONE, (2, "b.png", 8, 6)], [BOX, faulty, BOX | {"image_id": 2}])
-    with pytest.raises(DataError, match=f"{message}.*correct them, or prepare with faulty=leave_out"):
+    with pytest.raises(DataError, match=f"{message}.*correct them, or leave them out by faulty=leave_out"):
         prepare(tmp_path / "in", tmp_path / "set")
     manifest = prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
     assert "left out: 1 " in manifest["differences"][0]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.coco import find_coco
-from sightline.areas.detect.sets.image_listing import ListedImageSet
+from sightline.areas.detect.sets.coco import read_coco
+from sightline.areas.detect.sets.label_table import LabelledSet
 from sightline.contract.errors import DataError
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.test_coco import BOX, ONE, prepare
@@ -19,9 +19,9 @@ CAR = {"id": 1, "name": "cars", "supercategory": "cars"}
 TRUCK = {"id": 2, "name": "truck", "supercategory": "cars"}
 
 
-def both(source: Path, target: Path, **options: Any) -> tuple[dict[str, Any], ListedImageSet]:
+def both(source: Path, target: Path, **options: Any) -> tuple[dict[str, Any], LabelledSet]:
     """What `data prepare` makes of a source, and the images that are listed for it."""
-    return prepare(source, target, **options), find_coco(source, **{"annotations": None, "images": None, **options})
+    return prepare(source, target, **options), read_coco(source, **{"annotations": None, "images": None, **options})
 
 
 def test_a_category_that_only_groups_others_is_no_class(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
         write_coco(tmp_path / "in" / file, [(n, name, 8, 6) for n, name in enumerate(names, start=1)], [BOX])
         with pytest.raises(DataError, match=message):
             prepare(tmp_path / "in", tmp_path / "set", annotations=(file,))
-        assert not find_coco(tmp_path / "in", annotations=(file,), images=None).images
+        assert not read_coco(tmp_path / "in", annotations=(file,), images=None).images
     write_coco(tmp_path / "in/x.json", [(1, "k/a.png", 8, 6)], [BOX])
     _, labelled = both(tmp_path / "in", tmp_path / "set", annotations=("x.json",), images="two")
     assert [each.name for each in labelled.images] == ["two/a.png"]

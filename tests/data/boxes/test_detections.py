@@ -13,7 +13,7 @@ import torch
 from sightline.areas.detect.output import to_file_pixels
 from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.detect.sets.detections import DetectionResults, Detections, ImageRef, SetIndex, read_results
-from sightline.areas.detect.sets.image_listing import CategoryIds
+from sightline.areas.detect.sets.label_table import CategoryIds
 from sightline.areas.detect.transforms import FitImage
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sightline.areas.detect.sets.citypersons import CityPersons
 from sightline.areas.detect.sets.detections import BoxImages, Detections, read_results
-from sightline.areas.detect.sets.people import CityPersons, EuroCityPersons, WiderPerson, ecp_visible_share
+from sightline.areas.detect.sets.ecp import EuroCityPersons, ecp_visible_share
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.areas.detect.sets.widerperson import WiderPerson
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey

@@ -140,7 +140,7 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
     test = "list.txt" if listed else "images/two"
     (root / "data.yaml").write_text(f"path: ../datasets/mine\ntrain: ../images/one\ntest: {test}\nnames: [person]\n")
     left_out = f"1 images in none of the splits that {root / 'data.yaml'} states, first: images/three/c.png"
-    with pytest.raises(DataError, match=re.escape(f"{root}: {left_out}; correct them, or prepare with faulty=leave_")):
+    with pytest.raises(DataError, match=re.escape(f"{root}: {left_out}; correct them, or leave them out by")):
         prepare(root, tmp_path / "set")
     manifest = prepare(root, tmp_path / "set", faulty="leave_out")
     assert manifest["statistics"]["images"] == {"train": 1, "test": 1}
@@ -194,7 +194,7 @@ def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None
         f"2 stated splits that are not there, first: {root / 'data.yaml'} states test: 7, which is not below {root}"
     )
     with pytest.raises(
-        DataError, match=re.escape(f"{root}: {missing}; correct them, or prepare with faulty=leave_out;")
+        DataError, match=re.escape(f"{root}: {missing}; correct them, or leave them out by faulty=leave_out;")
     ):
         prepare(root, tmp_path / "set")
     assert "states val: gone, which" in (tmp_path / "set.faults.txt").read_text()

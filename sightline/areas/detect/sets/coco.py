@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from sightline.areas.detect.sets.image_listing import (
-    BOX_COLUMNS,
+from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
+from sightline.areas.detect.sets.label_table import (
     MAX_PX,
     AnnotationFaults,
     BoxCorners,
     CategoryIds,
-    FaultPolicy,
-    ListedImage,
-    ListedImageSet,
-    NameEnds,
-    Values,
-    guess_split,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+    area_of,
     is_valid_box,
-    list_images,
     parse_number,
-    plan_image_set,
-    survey_images,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
+from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, plain, xyxy_to_xywh
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -42,17 +39,20 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.input_files import expand_home, list_folders, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
+_PART_KEYS = frozenset({"vbox", "hbox", "vis_ratio", "head_attr"})
+_ANNOTATION_KEYS = _PART_KEYS | {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "fbox", "height"}
+_SAME_SHARE = 1e-9
+"""Largest difference of a visible share from that of the boxes, which are written with nine decimals."""
 _SPLITS = ("train", "validation", "test", "all")
 _UNPLACED = "annotations of images that are not in the file"
 _UNKNOWN, _IMPOSSIBLE = "boxes of unknown categories", "impossible boxes"
 
 
-def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
-    """List the images of a JSON file of COCO instances, or of a folder with such files.
+def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, images: str | None = None) -> LabelledSet:
+    """Read the images of a JSON file of COCO instances, or of a folder with such files.
 
     `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Images that no file
     names are faults beside those that one names, and noted in other folders. Raises DataError for a
@@ -65,8 +65,9 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     documents = _find_documents(root, annotations)
     faults = AnnotationFaults()
     classes, notes = _read_classes(documents)
-    listed: list[ListedImage] = []
+    listed: list[LabelledImage] = []
     missing: list[str] = []
+    unread = Counter[str]()
     num_root = len(os.path.join(root, ""))
     for document in documents:
         entries, file = document.index_images(), document.path
@@ -76,10 +77,11 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
         notes += note
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
-        make_columns = document.boxes.assign(names, classes, faults)
+        boxes = document.boxes.assign(names, classes, faults)
+        unread += document.boxes.unread
         listed += [
-            ListedImage(
-                *(split, str(paths[key])[num_root:], paths[key], partial(make_columns, key)),
+            LabelledImage(
+                *(split, str(paths[key])[num_root:], paths[key], boxes.get(key, ())),
                 *(key, sizes[key], (file,)),
             )
             for key in entries
@@ -96,18 +98,15 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     for fault in missing:
         faults.add("images that are missing or damaged", fault)
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
-    return ListedImageSet(root, layout, classes, listed, BOX_COLUMNS, "boxes", faults, notes)
+    return LabelledSet(root, layout, classes, listed, faults, notes, unread)
 
 
-class _Box(NamedTuple):
-    """Box of the annotation at a place of its list, which has an id, or -1: left, top, right, bottom, in pixels."""
+class _Annotation(NamedTuple):
+    """Annotation with a category, and an id or -1; the line of its box is its place in the list."""
 
-    corners: BoxCorners
-    area: float
     category: int
-    is_ignored: bool
-    place: int
     number: int
+    box: LabelledBox
 
 
 class _Boxes:
@@ -115,8 +114,9 @@ class _Boxes:
 
     def __init__(self) -> None:
         self.categories: set[int] = set()
+        self.unread = Counter[str]()
         self._num_annotations = 0
-        self._boxes: defaultdict[int, list[_Box]] = defaultdict(list)
+        self._boxes: defaultdict[int, list[_Annotation]] = defaultdict(list)
         self._faults: list[tuple[int, int, str, str]] = []  # place, id of the image, kind, text
 
     def add(self, annotation: Any) -> None:
@@ -125,51 +125,63 @@ class _Boxes:
         image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
         place, self._num_annotations = self._num_annotations, self._num_annotations + 1
         self.categories.add(category)
+        for key in stated.keys() - _ANNOTATION_KEYS:
+            self.unread[key] += bool(stated[key])
         if image_id < 0 or category < 0:
             kind = _UNPLACED if image_id < 0 else _UNKNOWN
             self._faults.append((place, image_id, kind, f"{_name_annotation(place, number)} is {str(annotation)[:80]}"))
             return
         try:
-            corners = _read_box(stated)
-            is_ignored, area = _is_marked(stated), stated.get("area")
-            area = (corners[2] - corners[0]) * (corners[3] - corners[1]) if area is None else parse_number(area)
+            corners, is_ignored = _read_box(stated), _is_marked(stated)
+            area = area_of(corners) if stated.get("area") is None else parse_number(stated["area"])
             if not (is_valid_box(corners, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
-            self._boxes[image_id].append(_Box(corners, area, category, is_ignored, place, number))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             bbox = str(stated.get("bbox", "missing"))[:160]
             text = f"{_name_annotation(place, number)}: bbox is {bbox} ({error})"
             self._faults.append((place, image_id, _IMPOSSIBLE, text))
+            return
+        is_crowd = is_ignored and bool(stated.get("iscrowd")) and not stated.get("ignore")
+        stated_area = None if area == area_of(corners) else area
+        box = LabelledBox("", corners, is_ignored=is_ignored, is_crowd=is_crowd, area=stated_area, line=place)
+        box = box if stated.keys().isdisjoint(_PART_KEYS) else _add_parts(box, stated)
+        self._boxes[image_id].append(_Annotation(category, number, box))
 
     def assign(
         self, names: Mapping[int, str], classes: CategoryIds, faults: AnnotationFaults
-    ) -> Callable[[int, tuple[int, int], AnnotationFaults], Values]:
-        """Add faults, and return a function that reads the boxes of an image by its id, in their order.
-
-        `names` are those of images by id.
-        """
-        label_by_id = {number: label for label, number in enumerate(classes.ids)}
-        for image_id, boxes in self._boxes.items():
-            for box in boxes:
-                if image_id not in names or box.category not in label_by_id:
-                    is_placed = image_id in names
-                    text = f"has the category {box.category}" if is_placed else f"has the image_id {image_id}"
-                    text = f"{_name_annotation(box.place, box.number)} {text}"
-                    self._faults.append((box.place, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
+    ) -> dict[int, list[LabelledBox]]:
+        """Add faults, and return the boxes of every image by its id, in their order. `names` are those of images."""
+        class_names = dict(zip(classes.ids, classes.names, strict=True))
+        for image_id, rows in self._boxes.items():
+            for annotation in rows:
+                if image_id not in names or annotation.category not in class_names:
+                    is_placed, place = image_id in names, annotation.box.line
+                    text = f"has the category {annotation.category}" if is_placed else f"has the image_id {image_id}"
+                    text = f"{_name_annotation(place, annotation.number)} {text}"
+                    self._faults.append((place, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
         for _, image_id, kind, text in sorted(self._faults):
             where = f"{names[image_id]}: " if image_id in names else ""
             faults.add(kind if where else _UNPLACED, where + text)
+        return {
+            image_id: [
+                LabelledBox(class_names[annotation.category], *annotation.box[1:])
+                for annotation in rows
+                if annotation.category in class_names
+            ]
+            for image_id, rows in self._boxes.items()
+        }
 
-        def make_columns(image_id: int, size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
-            boxes = [box for box in self._boxes.get(image_id, ()) if box.category in label_by_id]
-            return {
-                "boxes": np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4),
-                "label": np.array([label_by_id[box.category] for box in boxes], dtype=np.int64),
-                "area": np.array([box.area for box in boxes], dtype=np.float64),
-                "is_ignored": np.array([box.is_ignored for box in boxes], dtype=bool),
-            }
 
-        return make_columns
+def _add_parts(box: LabelledBox, stated: Mapping[str, Any]) -> LabelledBox:
+    """Add the visible box, head and visible share that an annotation may state; what is no box is left out."""
+    with contextlib.suppress(AttributeError, ArithmeticError, TypeError, ValueError):
+        visible, head = (None if stated.get(key) is None else xywh_to_xyxy(stated[key]) for key in ("vbox", "hbox"))
+        is_head_ignored = (stated.get("head_attr") or {}).get("ignore", 0) != 0
+        box = box._replace(visible=visible, head=head, is_head_ignored=is_head_ignored)
+        share = stated.get("vis_ratio")
+        if share is not None and (box.share is None or abs(box.share - parse_number(share)) > _SAME_SHARE):
+            box = box._replace(visible_share=min(max(parse_number(share), 0.0), 1.0))
+    return box
 
 
 def _name_annotation(place: int, number: int) -> str:
@@ -307,9 +319,8 @@ def _find_documents(root: Path, annotations: Sequence[str] | None) -> list[_Docu
     documents = [document for document in read.values() if named or document.is_instances]
     if not documents:
         raise DataError(
-            f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a "
-            "folder of it; give the "
-            "file itself"
+            f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a folder of it; "
+            f"give the file itself{name_other_set(root, 'coco')}"
         )
     splits = [guess_split(document.path.relative_to(root)) for document in documents]
     if len(set(splits)) < len(splits):
@@ -371,18 +382,17 @@ def _find_images(
 ) -> tuple[dict[int, Path], list[str], list[str]]:
     """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
-    They are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns what
-    is missing, and a note on images that are in other folders than those that their names state.
+    Others are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns
+    what is missing, and a note on images that are in other folders than those that their names state.
     """
     base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
     if images is not None:
         base, splits = root / images, {*_SPLITS}
+    files = [file for file in list_images(base, may_lack=True) if file.is_relative_to(root)]
     listed = {
-        file.relative_to(base).as_posix(): file
-        for file in list_images(base, may_lack=True)
-        if file.is_relative_to(root) and guess_split(file.relative_to(root)) in splits
+        file.relative_to(base).as_posix(): file for file in files if guess_split(file.relative_to(root)) in splits
     }
-    start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, listed.values())}
+    start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, files)}
     stated = {key: os.path.normpath(start / name) for key, name in names.items()}
     found = {key: Path(file) for key, file in stated.items() if file in by_path}
     matches = {key: ends.find(name) for key, name in names.items() if key not in found}
@@ -411,6 +421,48 @@ def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return (_parse_id(height), _parse_id(width)) if height and width else None
 
 
+def write_coco(labels: LabelledSet) -> Files:
+    """Yield a JSON file of instances for each split.
+
+    Ids of images are kept where no two are equal. Ids of annotations count from 1, those of categories not from 0,
+    which several readers refuse. An ignored box has `iscrowd`, too, because pycocotools reads no other mark; a crowd
+    has `iscrowd` alone.
+    """
+    are_ids = len({image.image_id for image in labels.images}) == len(labels.images)
+    numbers = [image.image_id if are_ids else place for place, image in enumerate(labels.images, start=1)]
+    number_by_image = {id(image): number for image, number in zip(labels.images, numbers, strict=True)}
+    first = int(min(labels.classes.ids) == 0)
+    ids = {name: number + first for name, number in zip(*labels.classes, strict=True)}
+    for word, images in group_by_split(labels.images).items():
+        entries, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+        for image in images:
+            height, width = image.size_px or (0, 0)
+            number = number_by_image[id(image)]
+            entries.append({"id": number, "file_name": image.name, "width": width, "height": height})
+            for box in image.boxes:
+                head = {"id": len(annotations) + 1, "image_id": number, "category_id": ids[box.class_name]}
+                annotations.append({**head, **_state_box(box)})
+        categories = [{"id": number, "name": name} for name, number in ids.items()]
+        document = {"images": entries, "annotations": annotations, "categories": categories}
+        yield name_file("instances", word, ".json"), json_bytes(document, indent=None)
+
+
+def _state_box(box: LabelledBox) -> dict[str, Any]:
+    """Return the keys of an annotation about its box; people with other boxes also have CrowdHuman's keys."""
+    assert box.box is not None
+    bbox, area = xyxy_to_xywh(box.box), area_of(box.box) if box.area is None else box.area
+    flags = {"iscrowd": int(box.is_ignored), "ignore": int(box.is_ignored and not box.is_crowd)}
+    stated: dict[str, Any] = {"bbox": bbox, "area": plain(area), **flags, "height": bbox[3]}
+    if box.visible is not None or box.head is not None:
+        boxes = {"fbox": box.box, "vbox": box.visible, "hbox": box.head}
+        stated |= {key: xyxy_to_xywh(corners) for key, corners in boxes.items() if corners is not None}
+    if box.share is not None:
+        stated["vis_ratio"] = box.share
+    if box.is_head_ignored:
+        stated["head_attr"] = {"ignore": 1}
+    return stated
+
+
 @registry.data.add("coco")
 class Coco(LabelledImages):
     """Images with boxes of COCO instances, prepared by `sightline data prepare coco`.
@@ -422,42 +474,15 @@ class Coco(LabelledImages):
     """
 
     spec = SetSpec(name="coco")
+    label_format = LabelFormat(
+        read=read_coco,
+        write=write_coco,
+        holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "is_crowd", "visible_share", "area"})
+        | {"size", "undivided", "suffix"},
+    )
 
     @classmethod
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
         """Return the DataInfo expected before preparation, without counts."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
-        return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
-
-    @classmethod
-    def plan(
-        cls,
-        root: Path,
-        *,
-        target: Path,
-        progress: Progress,
-        annotations: tuple[str, ...] | None = None,
-        images: str | None = None,
-        faulty: FaultPolicy = "refuse",
-    ) -> PreparationPlan:
-        """Plan to list the images of a JSON file, or of a folder with some, and to keep their boxes.
-
-        `annotations` (files) and `images` (a folder) are paths below the source, for other than the usual names. Raises
-        DataError as `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
-        """
-        listed = find_coco(root, annotations=annotations, images=images)
-        options = {"annotations": None if annotations is None else list(annotations), "images": images}
-        return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
-        )
-
-    @classmethod
-    def survey(
-        cls,
-        source: Path,
-        *,
-        annotations: tuple[str, ...] | None = None,
-        images: str | None = None,
-    ) -> dict[str, Any]:
-        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
-        return survey_images(find_coco(source, annotations=annotations, images=images))
+        return DataInfo(box_facts(classes or tuple(published["classes"].values()), "annotated"), BOX_FIELDS)

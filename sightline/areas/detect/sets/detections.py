@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from sightline.areas.detect.sets.image_listing import MAX_PX, CategoryIds, NameEnds
+from sightline.areas.detect.sets.image_listing import NameEnds
+from sightline.areas.detect.sets.label_table import MAX_PX, CategoryIds
 from sightline.areas.detect.sets.records import BoxRecord
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import parse_json_content, read_file

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from sightline.areas.detect.sets.label_table import (
+    BoxCorners,
+    CategoryIds,
+    FaultPolicy,
+    LabelFormat,
+    LabelledImage,
+    LabelledSet,
+    Values,
+)
+from sightline.areas.detect.sets.photo_orientation import (
+    OrientationRule,
+    agrees_with_size,
+    assume_turned,
+    leave_out_beyond,
+)
 from sightline.areas.detect.sets.records import propose_canvas
-from sightline.contract.errors import DataError, escape_to_one_line
+from sightline.contract.errors import DataError
 from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
 from sightline.store.files.input_files import list_files
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
-
-FaultPolicy = Literal["refuse", "leave_out"]
-"""Treatment of unusable images and boxes: an error that counts them (`refuse`), or a note (`leave_out`)."""
-BoxCorners = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels."""
-MAX_PX = 2**24
-"""Largest absolute box coordinate: beyond it float32 cannot distinguish pixels, and no image is as wide."""
-Values = Mapping[str, np.ndarray]
-"""Columns of the boxes of an image: name → array."""
 
 _IMAGES_PER_SHARD = 1000
 _COLUMNS = {
@@ -46,124 +51,25 @@ _DARK = 63
 """Highest value, of 255, of images of 10, 12 or 14 bits that are stored in 16."""
 
 
-class CategoryIds(NamedTuple):
-    """Class names and the category ids that the files use, in ascending order of the ids."""
+class CheckedImage(NamedTuple):
+    """Labelled image with boxes in pixels, its header, the orientation to apply, and the size that results."""
 
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
-
-    @classmethod
-    def from_ids(cls, names: Mapping[int, str], *, where: str) -> CategoryIds:
-        """Sort a mapping of id → name. Raises DataError, led by `where`, for no class and for a repeated name."""
-        ids = tuple(sorted(names))
-        counts = Counter(names.values())
-        repeated = [name for name, count in counts.items() if count > 1]
-        if not ids or repeated:
-            fault = f"'{repeated[0]}' is the name of two classes" if repeated else "names no class"
-            raise DataError(f"{where}: {fault}; give every class a name of its own there")
-        return cls(tuple(names[number] for number in ids), ids)
+    image: LabelledImage
+    header: ImageHeader
+    orientation: int
+    size_px: tuple[int, int]
 
 
-class AnnotationFaults:
-    """Unusable images and boxes: kind of fault → descriptions."""
+class _StoredImage(NamedTuple):
+    """Checked image, whose boxes are columns."""
 
-    def __init__(self) -> None:
-        self._faults: defaultdict[str, list[str]] = defaultdict(list)
-
-    def add(self, kind: str, fault: str) -> None:
-        self._faults[kind].append(fault)
-
-    def raise_or_note(self, faulty: FaultPolicy, *, root: Path, target: Path | None = None) -> list[str]:
-        """Return a note for each kind of fault, or raise DataError with the same text if faults are refused.
-
-        A note states the count and the first fault. If several are of one kind, `<target>.faults.txt` lists all, if a
-        `target` is given.
-        """
-        reported = [f"{len(faults)} {kind}, first: {faults[0]}" for kind, faults in self._faults.items()]
-        listed = "" if target is None else self._list_all(target.with_name(f"{target.name}.faults.txt"))
-        if reported and faulty == "refuse":
-            raise DataError(f"{root}: {'; '.join(reported)}; correct them, or prepare with faulty=leave_out{listed}")
-        more = "; a file called as the set, and .faults.txt, lists all" if listed else ""
-        return [f"left out: {note}{more}" for note in reported]
-
-    def _list_all(self, report: Path) -> str:
-        """Write all faults to `report` if several are of one kind; return the text that refers to it, else ""."""
-        with contextlib.suppress(OSError):
-            report.unlink(missing_ok=True)
-            if any(len(faults) > 1 for faults in self._faults.values()):
-                lines = [f"{kind}: {fault}" for kind, faults in self._faults.items() for fault in faults]
-                report.parent.mkdir(parents=True, exist_ok=True)
-                report.write_bytes("".join(f"{escape_to_one_line(line)}\n" for line in lines).encode(errors="replace"))
-                return f"; {report} lists all"
-        return ""
-
-
-@dataclass(frozen=True)
-class ListedImage:
-    """Image that annotations name; `read` returns its boxes for a height and width, and adds faults.
-
-    `size_px` is the height and width that the annotations state. `files` are the annotation files of its boxes.
-    """
-
-    split: str
-    name: str
-    path: Path
-    read: Callable[[tuple[int, int], AnnotationFaults], Values]
-    image_id: int = 0
-    size_px: tuple[int, int] | None = None
-    files: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
-class ListedImageSet:
-    """Images listed below `root`, the columns of their boxes, and notes.
-
-    `shown` is the column of boxes that statistics are about. `faults` are the faults found so far.
-    """
-
-    root: Path
-    layout: str
-    classes: CategoryIds
-    images: Sequence[ListedImage]
-    columns: Mapping[str, ColumnSpec]
-    shown: str
-    faults: AnnotationFaults
-    notes: Sequence[str] = field(default_factory=list)
-
-
-class _CheckedImage(NamedTuple):
-    image: ListedImage
+    image: LabelledImage
     header: ImageHeader
     orientation: int
     size_px: tuple[int, int]
     values: Values
     deep_max: int | None = None
     """Highest value of the RGB pixels of an image of more than 8 bits."""
-
-
-def box_column(shape: tuple[int, ...], dtype: str) -> ColumnSpec:
-    """Return the spec of a ragged column with one entry for each box of an image (possibly none)."""
-    return ColumnSpec(shape, dtype, is_ragged=True, can_be_empty=True)
-
-
-BOX_COLUMNS = {
-    "boxes": box_column((4,), "float64"),
-    "label": box_column((), "int64"),
-    "area": box_column((), "float64"),
-    "is_ignored": box_column((), "bool"),
-}
-"""Stored columns of a box: left, top, right, bottom; class; area as stated in the file; is ignored."""
-
-
-def box_values(corners: Sequence[Any], labels: Sequence[int]) -> Values:
-    """Return the columns `BOX_COLUMNS` of boxes, left, top, right, bottom, whose files state no areas or marks."""
-    boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
-    return {
-        "boxes": boxes,
-        "label": np.array(labels, dtype=np.int64),
-        "area": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
-        "is_ignored": np.zeros(len(boxes), dtype=bool),
-    }
 
 
 def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
@@ -209,55 +115,34 @@ def guess_split(path: Path) -> str:
     return "all"
 
 
-def xywh_to_xyxy(bbox: Any) -> BoxCorners:
-    """Convert a box from left, top, width, height to left, top, right, bottom.
-
-    Raises ValueError, TypeError or OverflowError for anything but four numbers, and for coordinates beyond `MAX_PX`.
-    """
-    left, top, width, height = map(parse_number, bbox)
-    corners = left, top, left + width, top + height
-    if not is_valid_box(corners, is_ignored=True):
-        raise ValueError(f"finite numbers, of pixels at most {MAX_PX:,} from the corner, are needed")
-    return corners
-
-
-def parse_number(value: Any) -> float:
-    """Convert a number to float. Raises TypeError for text and booleans, which `float` would accept."""
-    if type(value) is not float and isinstance(value, (bool, str, bytes)):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
-
-
-def is_valid_box(box: BoxCorners, *, is_ignored: bool) -> bool:
-    """Return True if a box lies within `MAX_PX` pixels and is not empty; ignored boxes may be empty."""
-    left, top, right, bottom = box
-    is_near = -MAX_PX <= left <= MAX_PX and -MAX_PX <= top <= MAX_PX and abs(right) <= MAX_PX and abs(bottom) <= MAX_PX
-    return is_near and (is_ignored or (left < right and top < bottom))
-
-
 def plan_image_set(
-    listed: ListedImageSet,
+    listed: LabelledSet,
+    label_format: LabelFormat,
     *,
     set_name: str,
     faulty: FaultPolicy,
+    orientation: OrientationRule,
     options: Mapping[str, Any],
     progress: Progress,
     target: Path,
 ) -> PreparationPlan:
     """Build the preparation plan of a set of images with boxes; every image is decoded once to check it.
 
-    Boxes are about the pixels whose size the annotations state, else about upright images.
+    `orientation` states which pixels boxes are about; by default those whose size the annotations state, else turned
+    photos.
     Faults of headers and annotations are reported before images are decoded. Raises DataError with the first image
     that is missing, damaged or not of the stated size, the first invalid box, and their counts; they are left out if
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
-    checked = _read_headers(listed, progress=progress)
+    listed = _assign_splits(listed)
+    headers = check_headers(listed, progress=progress, orientation=orientation)
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
-    checked = _decode(listed, checked, progress=progress)
+    checked = _decode(listed, _stack(listed, label_format, headers), progress=progress)
+    shown = label_format.columns[0]
     notes = [
         *listed.notes,
         *listed.faults.raise_or_note(faulty, root=listed.root, target=target),
-        *_collect_notes(checked, listed),
+        *_collect_notes(checked, shown),
     ]
     shards = []
     order = ("train", "validation", "test", "all")
@@ -285,64 +170,91 @@ def plan_image_set(
             )
     about = {
         "classes": {"names": list(listed.classes.names), "ids": list(listed.classes.ids)},
-        "statistics": _compute_statistics(listed, checked),
-        "proposed_canvas": _propose_canvas(listed, checked),
+        "statistics": _compute_statistics(listed.classes, checked, shown),
+        "proposed_canvas": _propose_canvas(checked, shown),
         "differences": notes,
     }
-    columns = {**_COLUMNS, **listed.columns}
-    options = {**options, "faulty": faulty}
+    columns = {**_COLUMNS, **label_format.column_specs}
     return PreparationPlan(
         set_name, listed.layout, listed.root, columns, tuple(shards), about, lambda _: {}, options, True
     )
 
 
-def survey_images(listed: ListedImageSet) -> dict[str, Any]:
+def survey_images(
+    listed: LabelledSet, label_format: LabelFormat, *, orientation: OrientationRule = "sizes"
+) -> dict[str, Any]:
     """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
-    checked = _read_headers(listed, progress=lambda *_: None)
+    listed = _assign_splits(listed)
+    checked = _stack(listed, label_format, check_headers(listed, progress=lambda *_: None, orientation=orientation))
+    shown = label_format.columns[0]
     notes = [
         *listed.notes,
         *listed.faults.raise_or_note("leave_out", root=listed.root),
-        *_collect_notes(checked, listed),
+        *_collect_notes(checked, shown),
     ]
     return {
         "source": str(listed.root),
         "layout": listed.layout,
-        **_compute_statistics(listed, checked),
-        "proposed_canvas": _propose_canvas(listed, checked),
+        **_compute_statistics(listed.classes, checked, shown),
+        "proposed_canvas": _propose_canvas(checked, shown),
         "differences": notes,
     }
 
 
-def _read_headers(listed: ListedImageSet, *, progress: Progress) -> list[_CheckedImage]:
-    """Read the header and the boxes of every image; add faults. Raises DataError if no image is usable."""
-    headers: list[tuple[ListedImage, ImageHeader]] = []
-    images = _assign_splits(listed)
-    for done, image in enumerate(images, start=1):
+def check_headers(
+    listed: LabelledSet, *, progress: Progress, orientation: OrientationRule = "sizes"
+) -> list[CheckedImage]:
+    """Read the header of every image and express its boxes in pixels of the orientation they are about; add faults.
+
+    Raises DataError if no image is usable.
+    """
+    headers: list[tuple[LabelledImage, ImageHeader]] = []
+    for done, image in enumerate(listed.images, start=1):
         try:
             headers.append((image, read_header(image.path)))
         except DataError as error:
             listed.faults.add("images that are missing or damaged", str(error))
-        progress(done, 2 * len(images), f"looking at {image.name}")
-    stored_px = {
-        header.size_px(upright=False) == image.size_px != header.size_px(upright=True) for image, header in headers
-    }
+        progress(done, 2 * len(listed.images), f"looking at {image.name}")
     checked = []
-    for image, header in headers:
-        is_turned = header.orientation > 1 and _is_upright(image, header, otherwise=True not in stored_px)
+    for (image, header), is_turned in zip(headers, assume_turned(headers, orientation), strict=True):
         size_px = header.size_px(upright=is_turned)
-        if image.size_px in (None, size_px):
-            orientation = header.orientation if is_turned else 1
-            checked.append(_CheckedImage(image, header, orientation, size_px, image.read(size_px, listed.faults)))
+        if agrees_with_size(image, header, orientation, is_turned=is_turned):
+            inside = leave_out_beyond(_scale(image, size_px), header, listed.faults, is_turned=is_turned)
+            checked.append(CheckedImage(inside, header, header.orientation if is_turned else 1, size_px))
         else:
             (rows, columns), (height, width) = image.size_px or (0, 0), size_px
             listed.faults.add(
                 "images of another size than stated",
                 f"{image.path} is {width} wide and {height} high, the annotations state {columns} and {rows}",
             )
-    return _require_images(listed, checked)
+    if not checked:
+        _refuse_none(listed)
+    return checked
 
 
-def _decode(listed: ListedImageSet, checked: Sequence[_CheckedImage], *, progress: Progress) -> list[_CheckedImage]:
+def _scale(image: LabelledImage, size_px: tuple[int, int]) -> LabelledImage:
+    """Return an image whose boxes are in pixels of its size."""
+    if not image.relative:
+        return image
+    height, width = size_px
+
+    def scale(box: BoxCorners | None) -> BoxCorners | None:
+        return box and (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+
+    boxes = [row._replace(box=scale(row.box), visible=scale(row.visible), head=scale(row.head)) for row in image.boxes]
+    return replace(image, boxes=boxes, relative=False)
+
+
+def _stack(listed: LabelledSet, label_format: LabelFormat, checked: Sequence[CheckedImage]) -> list[_StoredImage]:
+    """Return the images with the stored columns of their boxes."""
+    stacked = [(item, label_format.stack(item.image.boxes, listed.classes)) for item in checked]
+    return [
+        _StoredImage(replace(item.image, boxes=()), item.header, item.orientation, item.size_px, values)
+        for item, values in stacked
+    ]
+
+
+def _decode(listed: LabelledSet, checked: Sequence[_StoredImage], *, progress: Progress) -> list[_StoredImage]:
     """Return the images that can be decoded; add faults. Raises DataError if there are none."""
     decodable = []
     for done, item in enumerate(checked, start=1):
@@ -351,28 +263,24 @@ def _decode(listed: ListedImageSet, checked: Sequence[_CheckedImage], *, progres
         except DataError as error:
             listed.faults.add("images that are missing or damaged", str(error))
         progress(len(checked) + done, 2 * len(checked), f"decoding {item.image.name}")
-    return _require_images(listed, decodable)
+    if not decodable:
+        _refuse_none(listed)
+    return decodable
 
 
-def _require_images(listed: ListedImageSet, checked: list[_CheckedImage]) -> list[_CheckedImage]:
-    if not checked:
-        listed.faults.raise_or_note("refuse", root=listed.root)
-        raise DataError(f"{listed.root}: the annotations name no image; give the folder of another set")
-    return checked
+def _refuse_none(listed: LabelledSet) -> NoReturn:
+    """Raise DataError for a set without a usable image: its faults, where it has some."""
+    listed.faults.raise_or_note("refuse", root=listed.root)
+    raise DataError(f"{listed.root}: the annotations name no image; give the folder of another set")
 
 
-def _is_upright(image: ListedImage, header: ImageHeader, *, otherwise: bool) -> bool:
-    """Return True if boxes refer to the EXIF-rotated image, judged by the stated size; else `otherwise`."""
-    is_stored, is_upright = (header.size_px(upright=upright) == image.size_px for upright in (False, True))
-    return is_upright if is_stored != is_upright else otherwise
-
-
-def _assign_splits(listed: ListedImageSet) -> list[ListedImage]:
-    """Return the images in their final splits: validation images are the test split if there is no other."""
+def _assign_splits(listed: LabelledSet) -> LabelledSet:
+    """Return the set with its final splits: validation images are the test split if there is no other."""
     counts = check_splits([(image.split, image.name) for image in listed.images], root=listed.root)
-    if "validation" in counts and "test" not in counts:
-        return [replace(image, split="test") if image.split == "validation" else image for image in listed.images]
-    return list(listed.images)
+    if "validation" not in counts or "test" in counts:
+        return listed
+    images = [replace(image, split="test") if image.split == "validation" else image for image in listed.images]
+    return replace(listed, images=images)
 
 
 def check_splits(images: Sequence[tuple[str, str]], *, root: Path) -> Counter[str]:
@@ -390,7 +298,7 @@ def check_splits(images: Sequence[tuple[str, str]], *, root: Path) -> Counter[st
     return counts
 
 
-def _iterate_rows(part: Sequence[_CheckedImage], first_use: Mapping[Path, ListedImage]) -> Iterator[SampleRow]:
+def _iterate_rows(part: Sequence[_StoredImage], first_use: Mapping[Path, LabelledImage]) -> Iterator[SampleRow]:
     """Yield the rows of images; each lists its file, and the annotation files that no image before it has."""
     for item in part:
         image = item.image
@@ -399,12 +307,12 @@ def _iterate_rows(part: Sequence[_CheckedImage], first_use: Mapping[Path, Listed
         yield SampleRow(image.name, str(image.path), {**image_columns, **item.values}, tuple(files))
 
 
-def _compute_statistics(listed: ListedImageSet, checked: Sequence[_CheckedImage]) -> dict[str, Any]:
+def _compute_statistics(classes: CategoryIds, checked: Sequence[_StoredImage], shown: str) -> dict[str, Any]:
     label, is_ignored, boxes = (
-        np.concatenate([item.values[name] for item in checked]) for name in ("label", "is_ignored", listed.shown)
+        np.concatenate([item.values[name] for item in checked]) for name in ("label", "is_ignored", shown)
     )
     sizes, modes = (Counter(values) for values in ([i.size_px for i in checked], [i.header.mode for i in checked]))
-    counts = np.bincount(label[~is_ignored], minlength=len(listed.classes.names)).tolist()
+    counts = np.bincount(label[~is_ignored], minlength=len(classes.names)).tolist()
     heights = np.sort((boxes[:, 3] - boxes[:, 1])[~is_ignored])
     limits = np.concatenate([np.tile(item.size_px[::-1], (len(item.values["label"]), 1)) for item in checked])
     is_outside = (boxes[:, :2] >= limits).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
@@ -421,19 +329,20 @@ def _compute_statistics(listed: ListedImageSet, checked: Sequence[_CheckedImage]
         "ignored_share": round(float(is_ignored.mean()), 4) if len(label) else 0.0,
         "boxes_outside": int(is_outside.sum()),
         "box_heights_px": heights[[0, len(heights) // 2, -1]].round(2).tolist() if len(heights) else [],
-        "boxes_per_class": dict(zip(listed.classes.names, counts, strict=True)),
+        "boxes_per_class": dict(zip(classes.names, counts, strict=True)),
     }
 
 
-def _propose_canvas(listed: ListedImageSet, checked: Sequence[_CheckedImage]) -> dict[str, Any]:
-    boxes = np.concatenate([item.values[listed.shown][~item.values["is_ignored"]] for item in checked])
+def _propose_canvas(checked: Sequence[_StoredImage], shown: str) -> dict[str, Any]:
+    boxes = np.concatenate([item.values[shown][~item.values["is_ignored"]] for item in checked])
     return propose_canvas(np.array([item.size_px for item in checked]), boxes)
 
 
-def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> list[str]:
+def _collect_notes(checked: Sequence[_StoredImage], shown: str) -> list[str]:
     non_rgb = [item for item in checked if item.header.mode != "RGB"]
     rotated = [item for item in checked if item.orientation > 1]
     not_rotated = [item for item in checked if item.header.orientation > 1 and item.orientation == 1]
+    overruled = [item for item in checked if item.image.size_px not in (None, item.size_px)]
     split_by_path: dict[Path, str] = {}
     in_two_splits = [
         item for item in checked if split_by_path.setdefault(item.image.path, item.image.split) != item.image.split
@@ -450,23 +359,24 @@ def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> 
             f"of 16 bits are dark: their upper 8 bits, which are used, are {deep_max} at most; if the camera has fewer "
             "bits, scale the values to 65535",
         ),
-        (rotated, "are turned as their EXIF orientation says"),
+        (rotated, "are turned as their EXIF orientation says (orientation=ignore, if labels are about stored pixels)"),
         (not_rotated, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
+        (overruled, "have labels that state the size of the other orientation, which is overruled"),
         (in_two_splits, "are in two splits"),
         (repeated, "are listed more than once in one split"),
     )
     lines = [
         f"{len(images)} images {description}, first: {images[0].image.name}" for images, description in notes if images
     ]
-    return [*lines, *_note_repeated(checked, listed.shown)]
+    return [*lines, *_note_repeated(checked, shown)]
 
 
-def _note_repeated(checked: Sequence[_CheckedImage], column: str) -> list[str]:
+def _note_repeated(checked: Sequence[_StoredImage], shown: str) -> list[str]:
     """Return a note on boxes, but the ignored, that are there more than once with the same class, if there are any."""
     counts: Counter[tuple[int, int, tuple[float, ...]]] = Counter()
     for index, item in enumerate(checked):
         is_shown = ~item.values["is_ignored"]
-        labels, boxes = (item.values[name][is_shown].tolist() for name in ("label", column))
+        labels, boxes = (item.values[name][is_shown].tolist() for name in ("label", shown))
         counts.update((index, label, tuple(box)) for label, box in zip(labels, boxes, strict=True))
     repeated = [key for key, count in counts.items() if count > 1]
     if not repeated:

@@ -5,22 +5,18 @@ Seeded splits of a set of images with boxes, stratified by class and folder, if 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
-from sightline.areas.detect.sets.image_listing import (
-    CategoryIds,
-    FaultPolicy,
-    ListedImageSet,
-    plan_image_set,
-    survey_images,
-)
+from sightline.areas.detect.sets.image_listing import plan_image_set, survey_images
+from sightline.areas.detect.sets.label_table import CategoryIds, FaultPolicy, LabelFormat
+from sightline.areas.detect.sets.photo_orientation import OrientationRule
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
@@ -29,7 +25,7 @@ from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
-from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_data import PreparedData, with_options
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 from sightline.store.prepared.splits import RowRefs, check_part, count_held, make_splits
@@ -95,25 +91,51 @@ def hold_out_images(
     return is_held.tolist()
 
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_FAULTY = inspect.Parameter("faulty", _KEYWORD, default="refuse", annotation=FaultPolicy)
+_ORIENTATION = inspect.Parameter("orientation", _KEYWORD, default="sizes", annotation=OrientationRule)
+
+
+def _make_plan(label_format: LabelFormat) -> Callable[..., PreparationPlan]:
+    """Make the class method `plan` of a set of images, by the options of its reader, of photos, and `faulty`."""
+    parameters = [*label_format.options, _ORIENTATION, _FAULTY]
+
+    def plan(
+        cls: type[LabelledImages], root: Path, *, target: Path, progress: Progress, **options: Any
+    ) -> PreparationPlan:
+        """Plan to list the images that labels name, and to keep their boxes.
+
+        Raises DataError as the reader, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
+        """
+        stated = {item.name: options.pop(item.name, item.default) for item in (_ORIENTATION, _FAULTY)}
+        stated |= {item.name: options.get(item.name, item.default) for item in label_format.options}
+        return plan_image_set(
+            label_format.read(root, **options),
+            label_format,
+            set_name=cls.set_name,
+            faulty=stated["faulty"],
+            orientation=stated["orientation"],
+            options={name: list(value) if isinstance(value, tuple) else value for name, value in stated.items()},
+            progress=progress,
+            target=target,
+        )
+
+    return with_options(plan, parameters)
+
+
+def _make_survey(label_format: LabelFormat) -> Callable[..., dict[str, Any]]:
+    """Make the class method `survey` of a set of images, by the options of its reader and of photos."""
+
+    def survey(cls: type[LabelledImages], source: Path, **options: Any) -> dict[str, Any]:
+        """Survey images, sizes, classes and faults of unprepared files. Raises DataError as the reader."""
+        orientation = options.pop(_ORIENTATION.name, _ORIENTATION.default)
+        return survey_images(label_format.read(source, **options), label_format, orientation=orientation)
+
+    return with_options(survey, [*label_format.options, _ORIENTATION])
+
+
 OtherClasses = Literal["left_out", "ignored"]
 """Treatment of boxes of classes that a config does not choose."""
-
-
-@dataclass(frozen=True)
-class BoxColumns:
-    """Names of the stored columns: boxes to train on, boxes to score, their ignore marks and areas."""
-
-    boxes: str = "boxes"
-    scored: str = "boxes"
-    is_ignored: str = "is_ignored"
-    is_scored_ignored: str = "is_ignored"
-    area: str | None = "area"
-    clip: bool = False
-
-    @property
-    def box_type(self) -> str:
-        """Name of the scored boxes, for reports; `annotated` if a set has one kind of boxes."""
-        return "annotated" if self.scored == "boxes" else self.scored
 
 
 class LabelledImages(PreparedData):
@@ -125,7 +147,19 @@ class LabelledImages(PreparedData):
     Pure: the same key gives the same sample, and changes to a sample do not reach the stored arrays.
     """
 
+    label_format: ClassVar[LabelFormat]
+    regions: ClassVar[tuple[str, ...]] = ()
+    """Classes that are no objects: their boxes are ignored, whatever classes are chosen."""
     printed = ("layout", "differences")
+    _stored_boxes: tuple[str, str] = ("boxes", "boxes")
+    """Stored columns of the boxes to train on and of those to score."""
+    _clip = False
+
+    def __init_subclass__(cls) -> None:
+        if "label_format" in vars(cls):
+            cls.plan = classmethod(_make_plan(cls.label_format))  # type: ignore[assignment]
+            cls.survey = classmethod(_make_survey(cls.label_format))  # type: ignore[assignment]
+        super().__init_subclass__()
 
     def __init__(
         self,
@@ -141,7 +175,6 @@ class LabelledImages(PreparedData):
         split_seed: Seed = 0,
     ) -> None:
         prepared = self.open_root(root)
-        self._columns = self._columns_in(prepared)
         parts = make_splits(
             prepared,
             test_names=tested,
@@ -157,16 +190,22 @@ class LabelledImages(PreparedData):
         self._names = tuple(names[stored][row] for stored, row in self._rows)
         self._keeps_others = other_classes == "ignored"
         self._min_px = ignore_below_px
-        self.classes = _select_classes(prepared, classes)
+        self.classes = _select_classes(prepared, classes, self.regions)
         chosen = {name: label for label, name in enumerate(self.classes.names)}
+        self._is_region = np.isin(prepared.manifest["classes"]["names"], self.regions)
         self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
-        facts = box_facts(self.classes.names, self._columns.box_type)
+        facts = box_facts(self.classes.names, self.box_type)
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         dealing = Dealing("seeded", split_seed, parts.dealt)
         self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds, dealing=dealing)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def box_type(self) -> str:
+        """Name of the scored boxes, for reports; `annotated` if a set has one kind of boxes."""
+        return "annotated" if self._stored_boxes[1] == "boxes" else self._stored_boxes[1]
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Read one image at its original size with its boxes, as new tensors.
@@ -186,19 +225,18 @@ class LabelledImages(PreparedData):
 
     def record(self, index: int) -> BoxRecord:
         """Return the boxes of an image as read-only arrays, without its pixels."""
-        columns = self._columns
-        label = self._class_of[self._read_column(index, "label")]
+        stored = self._read_column(index, "label")
+        label = self._class_of[stored]
         is_other = label < 0
-        selected = np.ones_like(is_other) if self._keeps_others else ~is_other
-        boxes, scored = (self._read_column(index, name)[selected] for name in (columns.boxes, columns.scored))
+        selected = np.ones_like(is_other) if self._keeps_others else ~is_other | self._is_region[stored]
+        boxes, scored = (self._read_column(index, name)[selected] for name in self._stored_boxes)
         is_ignored, is_scored_ignored = (
-            (self._read_column(index, name) | is_other)[selected]
-            for name in (columns.is_ignored, columns.is_scored_ignored)
+            (self._read_column(index, ignored_column(name)) | is_other)[selected] for name in self._stored_boxes
         )
         area = (scored[:, 2:] - scored[:, :2]).prod(axis=1)
-        if columns.area is not None:
-            area = self._read_column(index, columns.area)[selected]
-        if columns.clip:
+        if "area" in self.label_format.columns:
+            area = self._read_column(index, "area")[selected]
+        if self._clip:
             height, width = self._read_column(index, "size_px")
             boxes = np.clip(boxes, 0, [width, height, width, height])
         is_ignored |= _shorter_side(boxes) < self._min_px
@@ -224,27 +262,6 @@ class LabelledImages(PreparedData):
         return self._names[index]
 
     @classmethod
-    def list_images(cls, source: Path) -> ListedImageSet:
-        """List the images that the labels of a source name. Raises DataError for a folder in another layout."""
-        raise NotImplementedError
-
-    @classmethod
-    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
-        """Plan to list the images that the labels of a folder name, and to keep their boxes.
-
-        Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
-        `leave_out`.
-        """
-        return plan_image_set(
-            cls.list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
-        )
-
-    @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
-        return survey_images(cls.list_images(source))
-
-    @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
         described = super().describe(root)
@@ -266,22 +283,23 @@ class LabelledImages(PreparedData):
         """Return the visible share (G,) of the stored boxes, NaN if unknown; None for sets without that label."""
         return None
 
-    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
-        """Return the names of the columns to read; sets with several kinds of boxes choose by the config."""
-        return BoxColumns()
+
+def ignored_column(boxes: str) -> str:
+    """Return the name of the stored column of the ignore marks of boxes."""
+    return "is_head_ignored" if boxes == "head" else "is_ignored"
 
 
 def _shorter_side(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
 
 
-def _select_classes(prepared: PreparedSet, names: tuple[str, ...]) -> CategoryIds:
-    """Select classes by name, in the order of the config; all if it names none. Raises ConfigError."""
+def _select_classes(prepared: PreparedSet, names: tuple[str, ...], regions: Sequence[str]) -> CategoryIds:
+    """Select classes by name, in the order of the config; all but `regions` if it names none. Raises ConfigError."""
     stored = CategoryIds(*(tuple(prepared.manifest["classes"][key]) for key in ("names", "ids")))
     unknown = [name for name in names if name not in stored.names]
     if unknown:
         raise ConfigError(f"classes: {prepared.root} has no class '{unknown[0]}'{suggest(unknown[0], stored.names)}")
     if len(set(names)) < len(names):
         raise ConfigError("classes: names a class twice; name each once")
-    chosen = names or stored.names
+    chosen = names or tuple(name for name in stored.names if name not in regions)
     return CategoryIds(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))

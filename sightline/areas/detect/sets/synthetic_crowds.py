@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
-from sightline.areas.detect.sets.image_listing import CategoryIds
+from sightline.areas.detect.sets.label_table import CategoryIds
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Seed

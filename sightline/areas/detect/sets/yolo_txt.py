@@ -5,47 +5,47 @@ Reader of YOLO text files: one row per box, in relative coordinates, next to the
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.detect.sets.image_listing import (
-    BOX_COLUMNS,
+from sightline.areas.detect.sets.image_listing import guess_split, list_images
+from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     CategoryIds,
-    FaultPolicy,
-    ListedImage,
-    ListedImageSet,
-    Values,
-    box_values,
-    guess_split,
-    list_images,
-    plan_image_set,
-    survey_images,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
 )
+from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, group_by_split
 from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, list_files, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
+_BOX_WORDS = 5
+"""Words of a row of class, centre and size."""
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
 
-def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
-    """List the images below a folder with their text files; `names` are the classes if no file names them.
+def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> LabelledSet:
+    """Read the images below a folder with their text files; `names` are the classes if no file names them.
 
     Raises DataError for a folder without images or without any text file of theirs, and for classes without names.
     """
@@ -56,12 +56,14 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     stated = _read_splits(root, config_path, config)
     split_by = stated.split_by
     label_paths = {path: _find_label_file(root, path) for path in paths}
-    make_columns = partial(_make_columns, classes=classes, has_key_points=config.get("kpt_shape") is not None)
     faults, numbers = AnnotationFaults(), assign_image_ids(paths)
+    has_key_points = config.get("kpt_shape") is not None
+    unread = Counter[str]()
+    read_rows = partial(_read_rows, classes=classes, faults=faults, unread=unread, has_key_points=has_key_points)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
     shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
-    images: list[ListedImage] = []
+    images: list[LabelledImage] = []
     unlabelled: list[Path] = []
     for path, labels in label_paths.items():
         split = guess_image_split(path.relative_to(root).parent) if split_by is None else split_by.get(path)
@@ -70,13 +72,14 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
             continue
         unlabelled += [path] if labels is None else []
         files = tuple(shared if labels is None else [labels, *shared])
-        name = path.relative_to(root).as_posix()
-        images.append(ListedImage(split, name, path, partial(make_columns, labels), numbers[path], None, files))
+        name, boxes = path.relative_to(root).as_posix(), () if labels is None else read_rows(labels)
+        images.append(LabelledImage(split, name, path, boxes, numbers[path], None, files, relative=True))
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
     unused = _find_unused_label_files(root, label_paths)
     if len(unlabelled) == len(images):
         advice = f"{unused[0]} is elsewhere, or named otherwise" if unused else "give their folder"
+        advice += name_other_set(root, "yolo_txt")
         raise DataError(
             f"{root}: none of {len(images)} images has a text file beside it, or in labels/ beside images/; {advice}"
         )
@@ -91,7 +94,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in unused:
         faults.add("text files without an image", str(text))
-    return ListedImageSet(root, "yolo_txt", classes, images, BOX_COLUMNS, "boxes", faults, notes)
+    return LabelledSet(root, "yolo_txt", classes, images, faults, notes, unread)
 
 
 def count_note(places: Sequence[object], text: str) -> list[str]:
@@ -161,6 +164,7 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
         return CategoryIds.from_ids(dict(enumerate(lines)), where=str(list_path))
     raise DataError(
         f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
+        f"{name_other_set(root, 'yolo_txt')}"
     )
 
 
@@ -274,35 +278,29 @@ def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]
     return [text for text in texts if text not in used and text.name not in _NAME_LISTS]
 
 
-def _make_columns(
-    path: Path | None,
-    size_px: tuple[int, int],
-    faults: AnnotationFaults,
-    *,
-    classes: CategoryIds,
-    has_key_points: bool,
-) -> Values:
-    """Read the boxes of a text file as columns, in pixels of an image with `size_px` (height, width)."""
-    text = "" if path is None else read_file(path).decode("utf-8-sig", "replace")
-    label_by_class = {number: label for label, number in enumerate(classes.ids)}
-    scale = np.array(size_px[::-1] * 2, dtype=np.float64)
-    boxes, labels = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
+def _read_rows(
+    path: Path, *, classes: CategoryIds, faults: AnnotationFaults, unread: Counter[str], has_key_points: bool
+) -> list[LabelledBox]:
+    """Read the boxes of a text file, in shares of width and height."""
+    names = dict(zip(classes.ids, classes.names, strict=True))
+    boxes = []
+    for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
         if not line.split():
             continue
         try:
-            label, box = _parse_row(line, has_key_points=has_key_points)
-            if label not in label_by_class:
-                raise ValueError(f"class {label} of {len(label_by_class)}")
+            label, (left, top, right, bottom) = _parse_row(line, has_key_points=has_key_points)
+            if label not in names:
+                raise ValueError(f"class {label} of {len(names)}")
         except ValueError as error:
             faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
             continue
-        boxes.append(box * scale)
-        labels.append(label_by_class[label])
-    return box_values(boxes, labels)
+        if len(line.split()) > _BOX_WORDS:
+            unread["key points" if has_key_points else "polygons, but the boxes about them"] += 1
+        boxes.append(LabelledBox(names[label], (left, top, right, bottom), line=number))
+    return boxes
 
 
-def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
+def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, list[float]]:
     """Parse a row into class and relative box (4,) xyxy: from centre and size, or from the corners of a polygon.
 
     With key points, centre and size come first, and the rest is left out.
@@ -325,7 +323,53 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
     )
     if not (box[2:] > box[:2]).all():
         raise ValueError("width and height above 0 are needed")
-    return int(values[0]), box
+    return int(values[0]), box.tolist()
+
+
+def write_yolo(labels: LabelledSet) -> Files:
+    """Yield a text file for each image, in shares of its sides, and data.yaml with the classes and the splits.
+
+    Trainers need the keys `train` and `val`: where a set has no such part, they state another one's folder.
+    """
+    for image in labels.images:
+        assert image.size_px is not None
+        height, width = image.size_px
+        rows = []
+        for box in image.boxes:
+            assert box.box is not None
+            left, top, right, bottom = box.box
+            shares = (left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width
+            texts = [f"{share:.12g}" for share in (*shares, (bottom - top) / height)]
+            rows.append(f"{labels.classes.names.index(box.class_name)} {' '.join(texts)}\n")
+        yield _label_path(image.name), "".join(rows).encode()
+    folders = {word: f"images/{word}".rstrip("/") for word in group_by_split(labels.images)}
+    first = folders.get("train", next(iter(folders.values())))
+    stated = {"train": first, "val": first, **{word: folder for word, folder in folders.items() if word}}
+    names = (
+        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(labels.classes.names)
+    )
+    lines = [*(f"{key}: {folder}\n" for key, folder in stated.items()), "names:\n", *names]
+    yield "data.yaml", "".join(lines).encode()
+
+
+def _place(image: LabelledImage) -> str:
+    """Return images/[SPLIT/]NAME, without a folder `images` or one of the split that the name already has."""
+    folder = f"{SPLIT_WORDS[image.split]}/".lstrip("/")
+    return f"images/{folder}{image.name.removeprefix('images/').removeprefix(folder)}"
+
+
+def _label_path(name: str) -> str:
+    """Return the path of the text file of an image, as `_find_label_file` looks for it."""
+    parts = PurePosixPath(name).with_suffix(".txt").parts
+    index = max(place for place, part in enumerate(parts[:-1]) if part == "images")
+    return "/".join((*parts[:index], "labels", *parts[index + 1 :]))
+
+
+def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
+    """Cut a box at the border of its image."""
+    (left, top, right, bottom), (height, width) = box.box or (0.0,) * 4, size_px
+    cut = max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))
+    return box._replace(box=cut) if cut[0] < cut[2] and cut[1] < cut[3] else "boxes outside of their image"
 
 
 @registry.data.add("yolo_txt")
@@ -339,29 +383,11 @@ class YoloTxt(LabelledImages):
     """
 
     spec = SetSpec(name="yolo_txt")
-
-    @classmethod
-    def plan(
-        cls,
-        root: Path,
-        *,
-        target: Path,
-        progress: Progress,
-        names: tuple[str, ...] | None = None,
-        faulty: FaultPolicy = "refuse",
-    ) -> PreparationPlan:
-        """Plan to list the images below a folder, and to keep the boxes of their text files.
-
-        `names` are the classes where no YAML file, classes.txt, obj.names or names.txt names them. Raises DataError as
-        `find_yolo`, and for images and rows that cannot be used unless `faulty` is `leave_out`.
-        """
-        listed = find_yolo(root, names=names)
-        options = {"names": None if names is None else list(names)}
-        return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
-        )
-
-    @classmethod
-    def survey(cls, source: Path, *, names: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_yolo`."""
-        return survey_images(find_yolo(source, names=names))
+    label_format = LabelFormat(
+        read=read_yolo,
+        write=write_yolo,
+        place=_place,
+        holds=frozenset({"undivided"}),
+        fit=_fit,
+        rounds="cuts them at the border of the image",
+    )

@@ -1,0 +1,178 @@
+"""CrowdHuman: images of crowds, with full, visible and head boxes of people in .odgt files."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sightline.areas.detect.sets.image_listing import guess_split, list_images
+from sightline.areas.detect.sets.label_table import (
+    AnnotationFaults,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+    is_valid_box,
+    xywh_to_xyxy,
+)
+from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, xyxy_to_xywh
+from sightline.areas.detect.sets.people import (
+    BAD_BOX,
+    BAD_IMAGE,
+    BOX_KEYS,
+    BoxType,
+    PeopleImages,
+    PeopleKinds,
+    fit_person,
+)
+from sightline.areas.detect.sets.records import box_facts
+from sightline.contract import registry
+from sightline.contract.errors import DataError
+from sightline.contract.regular_files import parse_json
+from sightline.contract.types import DataInfo
+from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.files.input_files import expand_home, read_file
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import describe_contents
+
+_KINDS = PeopleKinds({"person": 1})
+_UNREAD = ("occ", "unsure")
+"""Published marks of people and heads that no box holds."""
+
+
+def read_crowdhuman(source: Path) -> LabelledSet:
+    """Read CrowdHuman's .odgt files with all boxes of every person, and images in any folders beside them.
+
+    Ids count the sorted names of a file from 1. Raises DataError for a folder without such files, for a file in another
+    format, and for a name that two images below it have.
+    """
+    root = expand_home(source).resolve()
+    files = [root] if root.is_file() else sorted([*root.glob("*.odgt"), *root.glob("annotations/*.odgt")])
+    root = root.parent if root.is_file() else root
+    if not files:
+        raise DataError(f"{root}: {describe_contents(root)}, no .odgt file; give the folder with annotation_train.odgt")
+    paths: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in list_images(root, may_lack=True):
+        paths[path.stem].append(path)
+    images: list[LabelledImage] = []
+    faults, unread = AnnotationFaults(), Counter[str]()
+    for file in files:
+        split = guess_split(file.relative_to(root))
+        lines = sorted(_read_lines(file).items(), key=lambda line: f"{line[0]}.jpg")
+        for number, (name, people) in enumerate(lines, start=1):
+            boxes = [*_read_people(people, name, faults, unread)]
+            if name not in paths:
+                faults.add(BAD_IMAGE, f"there is no image '{name}' below {root}")
+                continue
+            path, *duplicates = paths[name]
+            if duplicates:
+                raise DataError(
+                    f"{path}: {duplicates[0]} has the same name, and the boxes of '{name}' fit either; keep one"
+                )
+            images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
+    return LabelledSet(root, "crowdhuman", _KINDS.classes, images, faults, unread=unread)
+
+
+def _read_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the people of each ID of a file. Raises DataError with the line for bad JSON, no ID, or a repeated ID."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for number, text in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = parse_json(text)
+            key, people = str(line["ID"]), line["gtboxes"]
+            marks = [person.get(mark) or {} for person in people for mark in ("extra", "head_attr")]
+            if key.startswith("/") or ".." in key.split("/"):
+                raise ValueError(f"the ID '{key[:80]}' leads out of the folder")
+            if not all(isinstance(mark, dict) and not isinstance(mark.get("ignore"), str) for mark in marks):
+                raise TypeError("extra and head_attr must be objects, and their ignore a number")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}:{number}: is not a line of .odgt with ID and gtboxes ({error}); get it again"
+            ) from error
+        if key in lines:
+            raise DataError(f"{path}:{number}: the image '{key}' appears twice; keep one of the lines")
+        lines[key] = people
+    if not lines:
+        raise DataError(f"{path}: contains no lines; the file is empty or damaged")
+    return lines
+
+
+def _read_people(
+    people: Sequence[Mapping[str, Any]], name: str, faults: AnnotationFaults, unread: Counter[str]
+) -> Iterator[LabelledBox]:
+    """Yield people, ignored if no person or marked so."""
+    for index, person in enumerate(people):
+        is_ignored = person.get("tag") != "person" or (person.get("extra") or {}).get("ignore", 0) != 0
+        is_head_ignored = (person.get("head_attr") or {}).get("ignore", 0) != 0
+        try:
+            stated = {kind: xywh_to_xyxy(person[key]) for kind, key in BOX_KEYS.items() if person.get(key) is not None}
+            marks = {"full": is_ignored, "visible": is_ignored, "head": is_ignored or is_head_ignored}
+            if not stated or not all(is_valid_box(box, is_ignored=marks[kind]) for kind, box in stated.items()):
+                raise ValueError("a box of finite numbers, with width and height above 0, is needed")
+        except (ArithmeticError, TypeError, ValueError) as error:
+            faults.add(BAD_BOX, f"{name}: box {index} is {str(dict(person))[:160]} ({error})")
+            continue
+        for mark in ("extra", "head_attr"):
+            unread.update(f"{mark}.{key}" for key in _UNREAD if (person.get(mark) or {}).get(key))
+        boxes = (stated.get("full"), stated.get("visible"), stated.get("head"))
+        yield LabelledBox("person", *boxes, is_ignored, is_head_ignored, line=index)
+
+
+def write_crowdhuman(labels: LabelledSet) -> Files:
+    """Yield an .odgt file for each split, a line for each image."""
+    for word, images in group_by_split(labels.images).items():
+        lines = [
+            {"ID": PurePosixPath(image.name).stem, "gtboxes": [*map(_state_person, image.boxes)]} for image in images
+        ]
+        yield name_file("annotation", word, ".odgt"), b"".join(json_bytes(line, indent=None) for line in lines)
+
+
+def _state_person(box: LabelledBox) -> dict[str, Any]:
+    corners = zip(BOX_KEYS.values(), (box.box, box.visible, box.head), strict=True)
+    person: dict[str, Any] = {"tag": "person"}
+    person |= {key: xyxy_to_xywh(stated) for key, stated in corners if stated is not None}
+    if box.is_head_ignored:
+        person["head_attr"] = {"ignore": 1}
+    return {**person, "extra": {"ignore": 1} if box.is_ignored else {}}
+
+
+@registry.data.add("crowdhuman")
+class CrowdHuman(PeopleImages):
+    """Images of crowds, prepared by `sightline data prepare crowdhuman`.
+
+    `box` are the boxes that are trained on, `scored_box` those that are scored. What is not a person, or is marked so,
+    is ignored; a head also by its own mark; boxes narrower or lower than `ignore_below_px` pixels, too. Full boxes
+    reach beyond the image and may have negative corners: they are kept as they are, unless `clip` cuts those that are
+    trained on. The published validation images are the test part. Source: Shao et al. 2018, CrowdHuman.
+    """
+
+    spec = SetSpec(name="crowdhuman")
+    label_format = LabelFormat(
+        read=read_crowdhuman,
+        columns=("full", "visible", "head", "label", "is_ignored", "is_head_ignored"),
+        write=write_crowdhuman,
+        place=lambda image: f"Images/{PurePosixPath(image.name).name}",
+        holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "part", "undivided"}),
+        fit=lambda box, _: fit_person(box, _KINDS),
+    )
+    kinds = _KINDS
+    usual = ("person",)
+
+    def _visible(self, index: int) -> np.ndarray:
+        """Return the visible share (G,) float64 of each person: area of the visible over the full box, at most 1."""
+        boxes = (self._read_column(index, name) for name in ("visible", "full"))
+        visible, full = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in boxes)
+        has_share = (visible > 0) & (full > 0) & ~self._read_column(index, "is_ignored")
+        return np.divide(visible, full, out=np.full(len(full), np.nan), where=has_share).clip(max=1)
+
+    @classmethod
+    def expected_info(cls, *, scored_box: BoxType = "full") -> DataInfo:
+        """Return the DataInfo expected before preparation, without counts."""
+        return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)

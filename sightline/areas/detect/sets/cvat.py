@@ -1,0 +1,177 @@
+"""CVAT for images: XML files about many images each, with their labels and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+from sightline.areas.detect.sets.label_table import (
+    BoxCorners,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+)
+from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, plain
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.tool_boxes import (
+    BAD_BOX,
+    MARKS,
+    NO_BOX,
+    find_bounds,
+    fit_label,
+    make_box,
+    parse_numbers,
+    parse_points,
+    parse_size,
+    state_marks,
+)
+from sightline.areas.detect.sets.tool_folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, place_by_split
+from sightline.contract import registry
+from sightline.contract.errors import DataError
+from sightline.store.files.xml_files import XmlElement, iterate_xml
+from sightline.store.prepared.prepared_data import SetSpec
+
+_CVAT = Tool("cvat", ".xml", "'CVAT for images 1.1' has annotations.xml with images/", is_alone=False)
+_SHAPES: Mapping[str, tuple[tuple[str, ...], Callable[..., BoxCorners]]] = {
+    "box": (("xtl", "ytl", "xbr", "ybr"), lambda left, top, right, bottom: (left, top, right, bottom)),
+    "ellipse": (("cx", "cy", "rx", "ry"), lambda x, y, rx, ry: (x - rx, y - ry, x + rx, y + ry)),
+    "mask": (("left", "top", "width", "height"), lambda x, y, width, height: (x, y, x + width, y + height)),
+}
+"""Element of an image → its attributes of numbers, and the box about it; polygons have points."""
+
+
+def read_cvat(source: Path) -> LabelledSet:
+    """Read 'CVAT for images': XML files about images anywhere below a folder; subsets state the splits, else folders.
+
+    Raises DataError for a folder without such files.
+    """
+    return ToolFolder(source, _CVAT).read(_read_file, {})
+
+
+def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
+    """Yield the images of a file of CVAT for images; the labels that it declares are classes.
+
+    Boxes, polygons, masks and ellipses become the boxes about them. An attribute that is called as one of `MARKS` is
+    that mark. Turned boxes and other shapes are faults. Raises DataError for damaged XML, and for tracks of a video.
+    Source: CVAT's manual, XML annotation format, version 1.1.
+    """
+    elements = iterate_xml(file)
+    if next(elements).tag != "annotations":
+        report.habits["XML files are not of CVAT and are passed over"].append(str(file))
+        return
+    for each in elements:
+        where = f"{file}:{each.line}"
+        if each.tag == "track":
+            raise DataError(f"{where}: is a track of a video, which is not read; export it as 'CVAT for images 1.1'")
+        if each.tag == "meta":
+            labels = [label for job in each.children for part in job.find_all("labels") for label in part.children]
+            names = [label.text("name") for label in labels if not label.text("parent")]
+            report.class_names += [name for name in names if name]
+        if each.tag != "image":
+            continue
+        try:
+            size_px = parse_size(each.attributes.get("height"), each.attributes.get("width"))
+        except ValueError as error:
+            report.faults.add(BAD_IMAGE, f"{where}: {error}")
+            continue
+        boxes = tuple(_read_shapes(each, file, report))
+        yield ToolImage(each.attributes.get("name", ""), size_px, boxes, each.attributes.get("subset", ""), each.line)
+
+
+def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[LabelledBox]:
+    for shape in image.children:
+        label = shape.attributes.get("label", "")
+        where = f"{file}:{shape.line}: {shape.tag[:40]} '{label[:40]}'"
+        if shape.tag == "tag":
+            report.habits["tags of whole images are not read"].append(where)
+            continue
+        if shape.tag not in (*_SHAPES, "polygon"):
+            report.faults.add(NO_BOX, where)
+            continue
+        try:
+            [turn] = parse_numbers({"rotation": shape.attributes.get("rotation") or 0})
+            if turn % 360:
+                report.faults.add("turned shapes, which are not read", f"{where} by {turn:g} degrees")
+                continue
+            marks = {each.attributes.get("name", ""): each.content.strip() for each in shape.find_all("attribute")}
+            yield make_box(label, _read_corners(shape), marks, line=shape.line)
+        except (LookupError, ValueError) as error:
+            report.faults.add(BAD_BOX, f"{where} ({error})")
+            continue
+        report.unread.update(f"attribute {name}"[:80] for name in marks.keys() - {*MARKS} if marks[name])
+        report.unread.update([f"{shape.tag}s, but the boxes about them"] if shape.tag != "box" else [])
+        report.unread.update(["occluded"] if shape.attributes.get("occluded") == "1" else [])
+
+
+def _read_corners(shape: XmlElement) -> BoxCorners:
+    if shape.tag == "polygon":
+        return find_bounds(parse_points([pair.split(",") for pair in shape.attributes["points"].split(";")]))
+    names, compute_corners = _SHAPES[shape.tag]
+    return compute_corners(*parse_numbers({name: shape.attributes.get(name, "") for name in names}))
+
+
+def write_cvat(labels: LabelledSet) -> Files:
+    """Yield one XML file: subsets are the splits, attributes of boxes say what is ignored, or a crowd."""
+    names = dict.fromkeys(" ".join(name.split()) for name in labels.classes.names)
+    parts = [_render_label(name) for name in names if name]
+    images = [_render_image(number, image) for number, image in enumerate(labels.images)]
+    head = f"<version>1.1</version>\n<meta>\n<task>\n<labels>\n{''.join(parts)}</labels>\n</task>\n</meta>\n"
+    text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n{head}{"".join(images)}</annotations>\n'
+    yield "annotations.xml", text.encode()
+
+
+def _place(image: LabelledImage) -> str:
+    if image.split == "all":
+        return f"images/{place_by_split(image.name, image.split)}"
+    word = SPLIT_WORDS[image.split]  # which the subset states, whatever other folders are called
+    return f"images/{word}/{image.name.removeprefix('images/').removeprefix(f'{word}/')}"
+
+
+def _render_label(name: str) -> str:
+    attributes = [
+        f"<attribute><name>{mark}</name><mutable>False</mutable><input_type>checkbox</input_type>"
+        "<default_value>false</default_value><values>false</values></attribute>\n"
+        for mark in state_marks(LabelledBox(name, None))
+    ]
+    return f"<label>\n<name>{escape(name)}</name>\n<attributes>\n{''.join(attributes)}</attributes>\n</label>\n"
+
+
+def _render_image(number: int, image: LabelledImage) -> str:
+    assert image.size_px is not None
+    height, width = image.size_px
+    word = SPLIT_WORDS[image.split]
+    name = image.name.removeprefix(f"images/{word}/".replace("//", "/"))
+    subset = f' subset="{word}"' if word else ""
+    head = f'id="{number}" name={quoteattr(name)}{subset} width="{width}" height="{height}"'
+    return f"<image {head}>\n{''.join(map(_render_box, image.boxes))}</image>\n"
+
+
+def _render_box(box: LabelledBox) -> str:
+    assert box.box is not None
+    corners = " ".join(f'{key}="{plain(value)}"' for key, value in zip(_SHAPES["box"][0], box.box, strict=True))
+    marks = [f'<attribute name="{name}">{str(is_set).lower()}</attribute>' for name, is_set in state_marks(box).items()]
+    head = f'label={quoteattr(box.class_name)} source="manual" occluded="0" {corners} z_order="0"'
+    return f"<box {head}>{''.join(marks)}</box>\n"
+
+
+@registry.data.add("cvat")
+class Cvat(LabelledImages):
+    """Images with boxes in the XML of 'CVAT for images 1.1', prepared by `sightline data prepare cvat`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons, ellipses and
+    masks become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored.
+    Where neither subsets nor folders state a test part, `tested` are beginnings of names, or `test_share` is tested.
+    Source: the user's files; the format is that of CVAT (Sekachev et al.).
+    """
+
+    spec = SetSpec(name="cvat")
+    label_format = LabelFormat(
+        read=read_cvat,
+        write=write_cvat,
+        place=_place,
+        holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),
+        fit=lambda box, _: fit_label(box),
+    )

@@ -1,0 +1,135 @@
+"""KITTI's 2D boxes: images with a text file of label_2 each, a row of type, box and 3D box for each object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from sightline.areas.detect.sets.image_listing import guess_split, list_images
+from sightline.areas.detect.sets.label_table import (
+    AnnotationFaults,
+    CategoryIds,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+    is_valid_box,
+)
+from sightline.areas.detect.sets.label_writing import plain
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.contract import registry
+from sightline.contract.errors import DataError
+from sightline.store.files.input_files import expand_home, read_file
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import describe_contents
+
+_TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
+_REGION = "DontCare"
+_COLUMNS = (15, 16)
+"""Words of a labelled object, and of a detection, which has a score, too."""
+_UNSTATED = "-1 -1 -10"
+_UNSTATED_3D = "-1 -1 -1 -1000 -1000 -1000 -10"
+"""Truncation, occlusion and angle, and the 3D box, of an object that has none of them, as the devkit writes them."""
+_FOLDERS = {"train": "training/", "validation": "validation/", "test": "testing/", "all": ""}
+
+
+def read_kitti(source: Path) -> LabelledSet:
+    """Read the 2D boxes of label_2/NAME.txt beside image_2/NAME.png, in training/ or not.
+
+    DontCare regions are ignored. Types beyond KITTI's are classes, too; ids count from 1. An image without a text file
+    is a fault. Raises DataError for a folder without text files.
+    """
+    root = expand_home(source).resolve()
+    folders = [path for form in ("label_2", "*/label_2") for path in sorted(root.glob(form))]
+    files = [file for folder in folders for file in sorted(folder.glob("*.txt"))]
+    if not files:
+        raise DataError(
+            f"{root}: {describe_contents(root)}; KITTI has training/label_2/000000.txt with training/image_2/: give "
+            "the folder with them"
+        )
+    faults, unread = AnnotationFaults(), Counter[str]()
+    paths = {(path.parents[1], path.stem): path for path in list_images(root, may_lack=True) if _is_image_2(path)}
+    images = []
+    for number, file in enumerate(files, start=1):
+        path = paths.pop((file.parents[1], file.stem), file.parents[1] / "image_2" / f"{file.stem}.png")
+        boxes = [*_read_rows(file, faults, unread)]
+        split, name = guess_split(file.parents[1].relative_to(root)), path.relative_to(root).as_posix()
+        images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
+    for (folder, _), path in sorted(paths.items()):
+        if folder / "label_2" in folders:
+            faults.add("images without a text file in label_2", str(path))
+    names = {box.class_name for image in images for box in image.boxes}
+    ordered = [*(name for name in _TYPES if name in names), *sorted(names - {*_TYPES, _REGION}), _REGION]
+    classes = CategoryIds(tuple(ordered), tuple(range(1, len(ordered) + 1)))
+    return LabelledSet(root, "kitti_boxes", classes, images, faults, unread=unread)
+
+
+def _is_image_2(path: Path) -> bool:
+    return path.parent.name == "image_2"
+
+
+def _read_rows(path: Path, faults: AnnotationFaults, unread: Counter[str]) -> Iterator[LabelledBox]:
+    for number, line in enumerate(read_file(path).decode("utf-8", "replace").splitlines(), start=1):
+        name, *words = line.split() or [""]
+        if not name:
+            continue
+        try:
+            if len(words) + 1 not in _COLUMNS:
+                raise ValueError("a type and 14 numbers are needed")
+            values = [float(word) for word in words]
+            box = values[3], values[4], values[5], values[6]
+            if not is_valid_box(box, is_ignored=name == _REGION):
+                raise ValueError("left, top, right and bottom in pixels are needed, width and height above 0")
+        except ValueError as error:
+            faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
+            continue
+        unread["3D boxes"] += values[7] > 0
+        unread["marks of occlusion or truncation"] += values[0] > 0 or values[1] > 0
+        yield LabelledBox(name, box, is_ignored=name == _REGION, line=number)
+
+
+def write_kitti(labels: LabelledSet) -> Files:
+    """Yield a text file for each image, without 3D boxes."""
+    for image in labels.images:
+        corners = [" ".join(str(plain(number)) for number in box.box or ()) for box in image.boxes]
+        rows = [
+            f"{box.class_name} {_UNSTATED} {text} {_UNSTATED_3D}\n"
+            for box, text in zip(image.boxes, corners, strict=True)
+        ]
+        path = PurePosixPath(image.name)
+        yield f"{path.parents[1] / 'label_2' / path.stem}.txt", "".join(rows).encode()
+
+
+def _place(image: LabelledImage) -> str:
+    return f"{_FOLDERS[image.split]}image_2/{PurePosixPath(image.name).name}"
+
+
+def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
+    """Return a box whose type is one word; ignored ones are DontCare."""
+    if box.is_ignored:
+        return box._replace(class_name=_REGION)
+    name = "_".join(box.class_name.split()) or "Misc"
+    return f"boxes of the class {name}" if name == _REGION else box._replace(class_name=name)
+
+
+@registry.data.add("kitti_boxes")
+class KittiBoxes(LabelledImages):
+    """Images with the 2D boxes of KITTI, prepared by `sightline data prepare kitti_boxes`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. DontCare regions are
+    ignored, and boxes narrower or lower than `ignore_below_px` pixels of the file. Where no folder is called after a
+    test part, `tested` are beginnings of names, or the last `test_share` is tested. Source: Geiger et al. 2012, Are we
+    ready for autonomous driving?
+    """
+
+    spec = SetSpec(name="kitti_boxes")
+    label_format = LabelFormat(
+        read=read_kitti,
+        write=write_kitti,
+        place=_place,
+        holds=frozenset({"is_ignored", "undivided"}),
+        fit=_fit,
+    )
+    regions = (_REGION,)

@@ -1,0 +1,89 @@
+"""Objects in the files of labelling tools: their shapes, marks and numbers, as boxes of the table of labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sightline.areas.detect.sets.label_table import MAX_PX, BoxCorners, LabelledBox, is_valid_box
+
+BAD_BOX, NO_BOX = "impossible boxes", "shapes that are no boxes"
+"""Kinds of faults: of a box, and of a shape that has none."""
+_CROWD_MARKS = ("iscrowd", "is_crowd")
+MARKS = ("difficult", "ignore", *_CROWD_MARKS)
+"""Names of a mark of an object that is neither a target nor background; those of crowds are among them."""
+
+
+def make_box(
+    label: Any, corners: BoxCorners, marks: Mapping[str, Any], *, line: int, head: BoxCorners | None = None
+) -> LabelledBox:
+    """Return a box, ignored by those of its marks that are known.
+
+    Raises ValueError without a label, for an impossible box, and for a mark but 0 and 1, false and true.
+    """
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError("it has no label")
+    stated = {name: str(marks.get(name) or 0).strip().lower() for name in MARKS}
+    if unknown := [name for name, mark in stated.items() if mark not in ("0", "1", "false", "true")]:
+        raise ValueError(f"{unknown[0]} is '{stated[unknown[0]][:40]}'; it is 0 or 1, false or true")
+    is_set = {name for name, mark in stated.items() if mark in ("1", "true")}
+    is_ignored, is_crowd = bool(is_set), not is_set.isdisjoint(_CROWD_MARKS)
+    for box in (corners, head or corners):
+        if not is_valid_box(box, is_ignored=is_ignored):
+            stated_corners = ", ".join(f"{corner:g}" for corner in box)
+            needed = f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed"
+            raise ValueError(f"its sides are at {stated_corners} (left, top, right, bottom); {needed}")
+    return LabelledBox(label.strip(), corners, None, head, is_ignored, is_crowd=is_crowd, line=line)
+
+
+_BEYOND_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 cannot hold."""
+
+
+def fit_label(box: LabelledBox) -> LabelledBox | str:
+    """Return a box whose class name is text in one line, as files of tools hold it; or why there is none."""
+    name = " ".join(box.class_name.split())
+    if not name or _BEYOND_XML.search(name):
+        return "boxes of a class whose name is no text"
+    return box._replace(class_name=name)
+
+
+def state_marks(box: LabelledBox) -> dict[str, bool]:
+    """Return the marks by which `make_box` reads whether a box is ignored or a crowd."""
+    return {"ignore": box.is_ignored and not box.is_crowd, "iscrowd": box.is_crowd}
+
+
+def find_bounds(points: np.ndarray) -> BoxCorners:
+    """Return the box about points (P, 2)."""
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return left, top, right, bottom
+
+
+def parse_points(points: Sequence[Sequence[Any]]) -> np.ndarray:
+    """Return points (P, 2) float64. Raises ValueError for fewer than two, and for coordinates beyond `MAX_PX`."""
+    parsed = np.array(points, dtype=np.float64)
+    if parsed.ndim != 2 or parsed.shape[1] != 2 or len(parsed) < 2 or not (abs(parsed) <= MAX_PX).all():
+        raise ValueError("two or more points of x and y are needed, in pixels")
+    return parsed
+
+
+def parse_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """Return the stated height and width; None if they are missing or 0. Raises ValueError for no whole numbers."""
+    sides = parse_numbers({"height": height or 0, "width": width or 0})
+    if not all(side.is_integer() and 0 <= side <= MAX_PX for side in sides):
+        raise ValueError(f"the size {str(width)[:40]} x {str(height)[:40]} is not one of whole pixels")
+    return (int(sides[0]), int(sides[1])) if min(sides) > 0 else None
+
+
+def parse_numbers(values: Mapping[str, Any]) -> list[float]:
+    """Parse numbers by their name. Raises ValueError with the name for anything else."""
+    numbers = []
+    for name, value in values.items():
+        try:
+            numbers.append(float(value))
+        except (OverflowError, TypeError, ValueError):
+            raise ValueError(f"{name} is '{str(value)[:40]}', a number is needed") from None
+    return numbers

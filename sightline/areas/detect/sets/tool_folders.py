@@ -1,0 +1,187 @@
+"""Folders with files of a labelling tool: each file states the names of its images, which may be of another machine."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
+from sightline.areas.detect.sets.label_table import (
+    AnnotationFaults,
+    CategoryIds,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+)
+from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
+from sightline.areas.detect.sets.other_formats import name_other_set
+from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split
+from sightline.contract.errors import DataError
+from sightline.store.files.input_files import expand_home, list_files
+from sightline.store.prepared.prepared_set import describe_contents
+
+BAD_IMAGE = "images that are missing or damaged"
+UNLISTED = ""
+"""Split of an image that is in none of the lists that state splits."""
+_MASK_FOLDERS = frozenset({"SegmentationClass", "SegmentationObject"})
+"""Folders of Pascal VOC whose images are masks, not photos."""
+
+
+class ToolImage(NamedTuple):
+    """Image as a file states it: name or path, height and width (or None), boxes, subset, and the line of its entry."""
+
+    name: str
+    size_px: tuple[int, int] | None
+    boxes: Sequence[LabelledBox]
+    subset: str = ""
+    line: int = 0
+
+
+@dataclass
+class ToolReport:
+    """What files declare and lack: class names, faults by kind, habits with their places, counts of fields not read."""
+
+    class_names: list[str] = field(default_factory=list)
+    faults: AnnotationFaults = field(default_factory=AnnotationFaults)
+    habits: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def list_notes(self) -> list[str]:
+        """Return a note for each habit, with its count and first place."""
+        return [f"{len(places)} {text}, first: {places[0]}" for text, places in self.habits.items() if places]
+
+
+class Tool(NamedTuple):
+    """Kind of label files: their suffix, what a folder needs, and whether a file is about one image, called alike."""
+
+    layout: str
+    suffix: str
+    needs: str
+    is_alone: bool = True
+
+
+class ToolFolder:
+    """Label files and images below a folder (or one label file, and the images below its folder), and what is wrong."""
+
+    def __init__(self, source: Path, tool: Tool) -> None:
+        path = expand_home(source).resolve()
+        self.is_folder = not path.is_file()
+        self.root = path if self.is_folder else path.parent
+        self.files = list_files(path, {tool.suffix}) if self.is_folder else [path]
+        self.lists: list[Path] = []
+        self.report = ToolReport()
+        images = [path for path in list_images(self.root, may_lack=True) if _MASK_FOLDERS.isdisjoint(path.parts)]
+        self._tool, self._names = tool, [path.relative_to(self.root).as_posix() for path in images]
+        self._ends = NameEnds(self._names)
+
+    def read(self, read_file: ReadFile, splits: Mapping[Path, str]) -> LabelledSet:
+        """Read all label files to a set in the order of the images' names; `splits` are those of files in lists.
+
+        Images that no file is about, or that are in no list, are faults. Raises DataError for a folder without such
+        files, or whose files name no class.
+        """
+        report, images = self.report, dict(sorted(self._read_files(read_file, splits).items()))
+        if not images:
+            report.faults.raise_or_note("refuse", root=self.root)
+            contents = describe_contents(self.root)
+            other = name_other_set(self.root, self._tool.layout)
+            raise DataError(f"{self.root}: {contents}; {self._tool.needs}: give the folder with them{other}")
+        for name in self._names if self.is_folder else ():
+            if name not in images:
+                report.faults.add("images that no annotation file is about", name)
+        names = dict.fromkeys([*report.class_names, *sorted({b.class_name for i in images.values() for b in i.boxes})])
+        if not names:
+            report.faults.raise_or_note("refuse", root=self.root)
+        classes = CategoryIds.from_ids(dict(enumerate(names, start=1)), where=str(self.root))
+        ids = assign_image_ids([Path(name) for name in images])
+        listed = []
+        for name, image in images.items():
+            if image.split == UNLISTED:
+                report.faults.add("images in none of the lists that state splits", name)
+                continue
+            listed.append(replace(image, image_id=ids[Path(name)], files=(*image.files, *self.lists)))
+        layout, notes = self._tool.layout, report.list_notes()
+        return LabelledSet(self.root, layout, classes, listed, report.faults, notes, report.unread)
+
+    def _read_files(self, read_file: ReadFile, splits: Mapping[Path, str]) -> dict[str, LabelledImage]:
+        images: dict[str, LabelledImage] = {}
+        for file in self.files:
+            try:
+                for stated in read_file(file, self.report):
+                    image = self._place(stated, file, splits.get(file, "all"))
+                    if image is not None and (other := images.setdefault(image.name, image)) is not image:
+                        text = f"{image.name}: {other.files[0]}, {file}"
+                        self.report.faults.add("images that two files, or two entries of a file, are about", text)
+            except (OverflowError, TypeError, ValueError) as error:
+                text = str(error) if isinstance(error, DataError) else f"{file}: {error}"
+                self.report.faults.add("annotation files that are missing or damaged", text)
+        return images
+
+    def _place(self, stated: ToolImage, file: Path, split: str) -> LabelledImage | None:
+        """Return the image that a file states; a fault and None if it is not there, or if two may be meant."""
+        where = f"{file}:{stated.line}" if stated.line else f"{file}"
+        try:
+            name = self._find(stated, file)
+            if name is None:
+                raise ValueError(f"there is no image '{stated.name[:200] or file.stem}' below {self.root}")
+        except ValueError as error:
+            self.report.faults.add(BAD_IMAGE, f"{where}: {error}")
+            return None
+        split = guess_split(Path(stated.subset)) if split == "all" else split
+        split = guess_image_split(Path(name).parent) if split == "all" else split
+        return LabelledImage(split, name, self.root / name, stated.boxes, 0, stated.size_px, (file,))
+
+    def _find(self, stated: ToolImage, file: Path) -> str | None:
+        """Return the name of an image: of those with the longest end in common with what is stated, the nearest one.
+
+        A file about one image can be called as it is. Raises ValueError if two images fit as well.
+        """
+        named = self._ends.find(f"{stated.subset}/{stated.name}") if stated.name else []
+        alike = self._ends.find(file.stem) if self._tool.is_alone else []
+        if named and alike and {*named}.isdisjoint(alike):
+            raise ValueError(f"states the image '{stated.name}', and is called as {alike[0]}; rename one of them")
+        if not (fitting := named or alike):
+            return None
+        if stated.name and not named:
+            text = "files state another name than that of the image called as they are"
+            self.report.habits[text].append(f"{file}: {stated.name}")
+        folder = file.parent.relative_to(self.root).parts
+        far = [_count_between(Path(name).parent.parts, folder) for name in fitting]
+        best = [name for name, distance in zip(fitting, far, strict=True) if distance == min(far)]
+        if len(best) > 1:
+            raise ValueError(f"states the image '{stated.name}', which {best[0]} and {best[1]} may be; rename one")
+        return best[0]
+
+
+def place_by_split(name: str, split: str) -> str:
+    """Return SPLIT/NAME, or NAME for images of no split, as a path whose folders are read as that split again.
+
+    A folder `images`, and one of the split, that the name already has, are not repeated. Where other folders of the
+    name are called as a split, its own comes last; images of no split then lie in one folder.
+    """
+    word = SPLIT_WORDS[split]
+    rest = name.removeprefix("images/").removeprefix(f"{word}/")
+    placed = f"{word}/{rest}" if word else rest
+    if guess_image_split(Path(placed).parent) == split:
+        return placed
+    parent, _, file = rest.rpartition("/")
+    return f"{parent}/{word}/{file}" if word else rest.replace("/", "_")
+
+
+def _count_between(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the folders of two paths that are not those of the other one, from the root or from the end."""
+    common = _count_equal(first, second) + _count_equal(first[::-1], second[::-1])
+    return len(first) + len(second) - 2 * min(common, len(first), len(second))
+
+
+def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
+    pairs = zip(first, second, strict=False)
+    return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
+
+
+ReadFile = Callable[[Path, ToolReport], Iterator[ToolImage]]
+"""Reader of one file: yields its images, and reports faults, habits and class names."""

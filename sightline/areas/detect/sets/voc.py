@@ -1,0 +1,218 @@
+"""Pascal VOC: images with an XML file each, and lists that state their splits."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+from xml.sax.saxutils import escape
+
+from sightline.areas.detect.sets.image_listing import guess_split
+from sightline.areas.detect.sets.label_table import (
+    BoxCorners,
+    Files,
+    LabelFormat,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+)
+from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.tool_boxes import BAD_BOX, fit_label, make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tool_folders import (
+    BAD_IMAGE,
+    UNLISTED,
+    Tool,
+    ToolFolder,
+    ToolImage,
+    ToolReport,
+    place_by_split,
+)
+from sightline.contract import registry
+from sightline.store.files.image_files import IMAGE_SUFFIXES
+from sightline.store.files.input_files import list_files, read_file
+from sightline.store.files.xml_files import XmlElement, read_xml
+from sightline.store.prepared.prepared_data import SetSpec
+
+_VOC = Tool("voc", ".xml", "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg")
+_UNSTATED = ("", "0", "Unspecified")
+"""Texts of elements of an object that state nothing."""
+
+
+def read_voc(source: Path, *, first_pixel: Literal[0, 1] = 1) -> LabelledSet:
+    """Read Pascal VOC: an XML file for each image, anywhere below a folder; ImageSets/Main states splits, else folders.
+
+    `first_pixel` is 0 if corners are to be taken as they are. Raises DataError for a folder without such files.
+    """
+    folder = ToolFolder(source, _VOC)
+    return folder.read(partial(_read_file, first_pixel=first_pixel), _read_splits(folder))
+
+
+def _read_splits(folder: ToolFolder) -> dict[Path, str]:
+    """Read the splits of annotation files from the lists beside them; `UNLISTED` for files in none of them."""
+    named: defaultdict[Path, dict[str, Path]] = defaultdict(dict)
+    for file in folder.files:
+        inside = file.relative_to(folder.root).parents
+        for parent in [folder.root / parent for parent in inside if parent.name == "Annotations"][:1]:
+            named[parent.parent / "ImageSets" / "Main"][file.relative_to(parent).with_suffix("").as_posix()] = file
+    splits: dict[Path, str] = {}
+    for main, file_by_name in named.items():
+        path_by_word = {path.stem.lower(): path for path in sorted(main.glob("*.txt"))}
+        words = ["train", "val", "validation", "test"]  # the order in which an image of two lists counts
+        words += [] if {"train", "val"} & path_by_word.keys() else ["trainval"]
+        lists = [path_by_word[word] for word in words if word in path_by_word]
+        folder.lists += lists
+        for path in lists:
+            _read_list(path, file_by_name, splits, folder.report)
+        for file in file_by_name.values() if lists else ():
+            splits.setdefault(file, UNLISTED)
+    others = folder.report.habits["lists are not read; put them into ImageSets/Main beside Annotations"]
+    for path in list_files(folder.root, {".txt"}) if not splits else ():
+        if path.stem in ("train", "val", "trainval", "test"):
+            others.append(str(path))
+    return splits
+
+
+def _read_list(path: Path, file_by_name: Mapping[str, Path], splits: dict[Path, str], report: ToolReport) -> None:
+    """Add the split of a list for the files that it names and that have none."""
+    split = guess_split(Path(path.name))
+    for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").split("\n"), start=1):
+        row = line.strip().strip('"')
+        stem = row.removesuffix(next((end for end in IMAGE_SUFFIXES if row.lower().endswith(end)), ""))
+        names = [name for name in (line.rstrip("\r"), row, stem, *row.split()[:1]) if name in file_by_name]
+        if row and not names:
+            report.faults.add(BAD_IMAGE, f"{path}:{number}: '{row[:60]}' has no file in Annotations")
+        elif names and splits.setdefault(file_by_name[names[0]], split) != split:
+            report.habits["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
+
+
+def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[ToolImage]:
+    """Yield the image of a VOC file: none for XML of another kind.
+
+    With a `first_pixel` of 1, as VOC counts, `xmin` and `xmax` are the first and last pixel: 1 and 3 are 0 and 3 here.
+    With 0, corners are taken as they are. Difficult objects are ignored, as VOC's evaluation does; a part called `head`
+    is the head's box. Raises DataError for damaged XML, ValueError for an impossible size. Source: Everingham and Winn
+    2012, The PASCAL VOC Challenge 2012 Development Kit, on annotation files and on the evaluation of detection.
+    """
+    document = read_xml(file)
+    if document.tag != "annotation":
+        report.habits["XML files are not of Pascal VOC and are passed over"].append(str(file))
+        return
+    size_px = parse_size(document.text("size", "height"), document.text("size", "width"))
+    boxes = tuple(_read_objects(document, file, report, first_pixel))
+    yield ToolImage(document.text("filename"), size_px, boxes)
+
+
+def _read_objects(document: XmlElement, file: Path, report: ToolReport, first_pixel: int) -> Iterator[LabelledBox]:
+    for each in document.find_all("object"):
+        where = f"{file}:{each.line}"
+        try:
+            parts = {part.text("name").lower()[:40]: part for part in each.find_all("part")}
+            head = _read_corners(parts.pop("head"), first_pixel) if "head" in parts else None
+            corners, marks = _read_corners(each, first_pixel), {"difficult": each.text("difficult")}
+            yield make_box(each.text("name"), corners, marks, line=each.line, head=head)
+        except ValueError as error:
+            report.faults.add(BAD_BOX, f"{where}: object '{each.text('name')[:40]}' ({error})")
+            continue
+        report.unread.update({child.tag[:40] for child in each.children if _is_unread(child)} | {*parts})
+        if first_pixel and 0 in (corners[0] + first_pixel, corners[1] + first_pixel):
+            report.habits[
+                "boxes begin at 0, and VOC counts pixels from 1; if the tool counts from 0, first_pixel=0 says so"
+            ].append(where)
+
+
+def _is_unread(element: XmlElement) -> bool:
+    """Return True if an element of an object states something, such as a pose, that is not read."""
+    is_read = element.tag in ("name", "difficult", "bndbox", "part")
+    return not is_read and bool(element.children or element.content.strip() not in _UNSTATED)
+
+
+def _read_corners(element: XmlElement, first_pixel: int) -> BoxCorners:
+    if not element.find_all("bndbox"):
+        raise ValueError(f"it has no bndbox, but {', '.join(child.tag for child in element.children)[:160]}")
+    texts = {key: element.text("bndbox", key) for key in ("xmin", "ymin", "xmax", "ymax")}
+    left, top, right, bottom = parse_numbers(texts)
+    return left - first_pixel, top - first_pixel, right, bottom
+
+
+def write_voc(labels: LabelledSet) -> Files:
+    """Yield an XML file for each image, and the lists of splits; pixels count from 1, ignored boxes are difficult.
+
+    Every photo is stated with three channels, as it is trained on.
+    """
+    for image in labels.images:
+        yield f"Annotations/{_list_name(image)}.xml", _render_image(image).encode()
+    for word, images in group_by_split(labels.images).items():
+        if word:
+            yield f"ImageSets/Main/{word}.txt", "".join(f"{_list_name(image)}\n" for image in images).encode()
+
+
+def _place(image: LabelledImage) -> str:
+    name = image.name.removeprefix("JPEGImages/").removeprefix("images/")
+    return f"JPEGImages/{place_by_split(name, 'all') if image.split == 'all' else name}"
+
+
+def _list_name(image: LabelledImage) -> str:
+    """Return the name of an image in lists: below its folder, without suffix."""
+    return os.path.splitext(image.name.removeprefix("JPEGImages/"))[0]
+
+
+def _render_image(image: LabelledImage) -> str:
+    assert image.size_px is not None
+    height, width = image.size_px
+    objects = [
+        f"  <object>\n    <name>{escape(box.class_name)}</name>\n    <pose>Unspecified</pose>\n"
+        f"    <truncated>0</truncated>\n    <difficult>{int(box.is_ignored)}</difficult>\n"
+        f"    {_render_corners(box.box)}\n{_render_head(box.head)}  </object>\n"
+        for box in image.boxes
+    ]
+    folder, _, name = image.name.rpartition("/")
+    return (
+        f"<annotation>\n  <folder>{escape(folder)}</folder>\n  <filename>{escape(name)}</filename>\n"
+        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n"
+        f"  <segmented>0</segmented>\n{''.join(objects)}</annotation>\n"
+    )
+
+
+def _render_head(head: BoxCorners | None) -> str:
+    return "" if head is None else f"    <part><name>head</name>{_render_corners(head)}</part>\n"
+
+
+def _render_corners(box: BoxCorners | None) -> str:
+    assert box is not None
+    left, top, right, bottom = box
+    corners = {"xmin": left + 1, "ymin": top + 1, "xmax": right, "ymax": bottom}
+    return f"<bndbox>{''.join(f'<{key}>{plain(value)}</{key}>' for key, value in corners.items())}</bndbox>"
+
+
+def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
+    """Round a box and its head to whole pixels, in which VOC counts."""
+    fitted = fit_label(box)
+    if isinstance(fitted, str) or fitted.box is None:
+        return fitted
+    head = fitted.head and round_box(fitted.head, is_ignored=fitted.is_ignored)
+    return fitted._replace(box=round_box(fitted.box, is_ignored=fitted.is_ignored), head=head)
+
+
+@registry.data.add("voc")
+class Voc(LabelledImages):
+    """Images with boxes in Pascal VOC's XML, prepared by `sightline data prepare voc`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Difficult objects are
+    ignored, and boxes narrower or lower than `ignore_below_px` pixels of the file. Where neither ImageSets/Main nor
+    folders state a test part, `tested` are beginnings of names, or `test_share` is tested. Source: Everingham et al.
+    2010, The PASCAL Visual Object Classes (VOC) Challenge.
+    """
+
+    spec = SetSpec(name="voc")
+    label_format = LabelFormat(
+        read=read_voc,
+        write=write_voc,
+        place=_place,
+        holds=frozenset({"head", "is_ignored", "size", "undivided"}),
+        fit=_fit,
+        rounds="has whole pixels",
+    )
