@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.commands.data import InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
+from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
