@@ -44,6 +44,8 @@ _EXPLODED = 100.0
 """A loss this many times the way above the floor ends an attempt: a later low loss by chance is not a fit."""
 _MAX_WAIT = 10
 """A loss still falls if, falling on as in its last half, it reaches the goal within this many times as many steps."""
+_ALIKE = 0.05
+"""Share of the way by which two attempts that have come to rest may differ for both to be at one level."""
 _MIN_WAY = 1e-9
 """Smallest way to the floor, as a share of the losses at its ends, that counts."""
 
@@ -194,9 +196,7 @@ def fit_samples(
         bounds = attempt("the first step", measure_bounds, {"built": built, "batch": samples.batch})
         if isinstance(bounds, MissingError):
             causes = "cfg.contract data.corrupt_sample"
-            return FitResult(
-                samples, None, (), (_find("no step can be taken on these samples", causes, bounds.reason),)
-            )
+            return FitResult(samples, None, (), (find("no step can be taken on these samples", causes, bounds.reason),))
         note(bounds.describe())
         fitter = Fitter(built, samples, bounds, steps, time.process_time() + seconds, note, look)
         own = fitter.try_rates(fitter.recipe, _FACTORS) if bounds.floor is not None else []
@@ -242,6 +242,11 @@ class Fitter:
         """The recipe's optimiser, at its rates."""
         config = self.built.config
         return Candidate(OWN, registry.optimizers.build(config.optimizer, facts=self.built.data.facts))
+
+    @property
+    def recipe_rate(self) -> float:
+        """The highest rate of the recipe's optimiser, before its schedule."""
+        return max(float(group["base_lr"]) for group in self.built.job.optimizer.param_groups)
 
     def try_rates(
         self, candidate: Candidate, factors: Sequence[float], precision: Precision | None = None, *, every: bool = False
@@ -347,9 +352,10 @@ def _mean(values: Sequence[float]) -> float:
 # --- findings --------------------------------------------------------------------------------------------------------
 
 
-def _find(
+def find(
     summary: str, causes: str, measured: str, do: str = "", *, path: str = "model", severity: Severity = "error"
 ) -> Finding:
+    """Build a finding of `check --fit`."""
     holds = f"at most {FITTED:g} of the way from constants to the lowest loss is left"
     fault = Fault(summary, measured=measured, where=FindingLocation(config_path=path))
     do = do or "see the other findings of this check"
@@ -357,17 +363,21 @@ def _find(
 
 
 def _find_falling(bounds: LossBounds, own: Sequence[Attempt]) -> Attempt | None:
-    """Find the attempt whose loss still falls and would be fitted first; None if the samples do not get fitted.
+    """Find the attempt whose loss still falls and that would be fitted first; None if the samples do not get fitted.
 
-    A loss above that of constants, which falls towards it, counts only if no attempt has come to rest there.
+    A fall counts only below the level at which attempts have come to rest: one at what constants reach, or two alike.
     """
-    at_rest = any(bounds.is_stuck(each.final_loss) and not each.still_falls for each in own)
-    falling = [each for each in own if each.still_falls and (each.final_loss < bounds.constant or not at_rest)]
+    at_rest = [each.final_loss for each in own if each.stop == "steps" and not each.still_falls]
+    near = _ALIKE * abs(bounds.start - (bounds.floor or 0.0))
+    plateaus = [loss for loss in at_rest if bounds.is_stuck(loss) or sum(abs(o - loss) < near for o in at_rest) > 1]
+    level = min(plateaus, default=math.inf)
+    level = min(level, bounds.constant) if bounds.is_stuck(level) else level
+    falling = [each for each in own if each.still_falls and each.final_loss < level]
     return min(falling, key=lambda each: each.expected_steps, default=None)
 
 
 def _describe_falling(slow: Attempt) -> Finding:
-    return _find(
+    return find(
         "these samples are not fitted yet, and the loss still falls",
         "optim.lr model.init",
         f"{slow.shares[-1]:.3g} of the way left after {slow.num_steps} steps at rate {slow.rate:g}; falling on like "
@@ -381,7 +391,7 @@ def _describe_falling(slow: Attempt) -> Finding:
 def _describe_time(own: Sequence[Attempt], steps: int) -> Finding:
     cut = next(each for each in own if each.stop == "time")
     left = "" if math.isnan(cut.lowest_share) else f", {max(cut.lowest_share, 0):.3g} of the way left"
-    return _find(
+    return find(
         "stopped by time: whether these samples can be fitted is not decided",
         "sys.resource",
         f"rate {cut.rate:g}: {cut.num_steps} of {steps} steps{left}",
@@ -397,7 +407,7 @@ def _judge_rate(own: Sequence[Attempt]) -> Iterator[Finding]:
         return
     first = missed[0]
     state = f"; the loss still falls, for some {first.expected_steps:.0f} steps" if first.still_falls else ""
-    yield _find(
+    yield find(
         "only another rate than the recipe's fits these samples",
         "optim.lr",
         f"rate {first.rate:g}: {max(first.lowest_share, 0):.3g} of the way left after {first.num_steps} steps "
@@ -412,7 +422,7 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
     """Name the likeliest cause of samples that were not fitted."""
     fitting = next((each for each in others if each.is_fitted), None)
     if not own:
-        return _find(
+        return find(
             "no lower bound of the loss is known: the samples were not fitted",
             "loss.sign loss.form loss.detached",
             f"initial loss {bounds.start:.4g}, and a loss that falls without bound, or reads no output",
@@ -422,7 +432,7 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
         return _blame_optimizer(built, own, best, fitting)
     left = f"{best.lowest_share:.3g} of the way left after {best.num_steps} steps"
     if bounds.is_stuck(min(best.losses)):
-        return _find(
+        return find(
             "the network reaches what constants reach: its outputs do not follow its inputs",
             "model.constant_output data.duplicate_randomness data.missing_modality",
             f"a loss of {min(best.losses):.4g}; the best constants {bounds.constant:.4g}",
@@ -432,12 +442,12 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
     summary = "these samples were not fitted, by the recipe or by Adam"
     if any(each.stop == "time" for each in others):
         summary = "these samples were not fitted by the recipe; Adam was stopped by time (--seconds)"
-    return _find(summary, causes, left)
+    return find(summary, causes, left)
 
 
 def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt, fitting: Attempt) -> Finding:
     tried = ", ".join(f"{each.rate:g}" for each in own)
-    return _find(
+    return find(
         "the recipe's optimiser does not fit these samples, Adam does",
         "optim.lr optim.hyper optim.param_coverage" + ("" if built.job.clip_norm is None else " optim.clip"),
         f"{max(best.lowest_share, 0):.3g} of the way left at rates {tried}; Adam needs {fitting.fitted_after} steps at "
@@ -450,7 +460,7 @@ def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt
 def _judge_constants(bounds: LossBounds) -> Iterator[Finding]:
     if bounds.is_question:
         return
-    yield _find(
+    yield find(
         "constants fit these samples as well: that they are fitted proves nothing",
         "data.target_encoding data.sampling",
         f"the best constants reach {bounds.constant:.4g}, the best outputs {bounds.floor:.4g}",
