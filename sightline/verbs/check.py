@@ -10,6 +10,7 @@ from typing import Any
 from sightline.commands.prove import CheckOptions
 from sightline.config import RunConfig
 from sightline.contract.errors import UserError
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import start_world
@@ -74,9 +75,13 @@ def _limits(options: CheckOptions) -> dict[str, Any]:
 
 
 def _judge_first_step(options: CheckOptions, config: RunConfig) -> list[Finding]:
-    """Compare the layers of the initial weights with what the config expects of them."""
+    """Compare the layers of the initial weights with what the config expects of them.
+
+    Where no step can be taken, the check says so itself.
+    """
     with _built(options, config) as built:
-        return judge_expectations(config, {"first": look_once(built)})
+        snapshot = attempt("the first step", look_once, {"built": built})
+    return [] if isinstance(snapshot, MissingError) else judge_expectations(config, {"first": snapshot})
 
 
 def _fit(options: CheckOptions, config: RunConfig) -> tuple[list[Finding], dict[str, Any]]:

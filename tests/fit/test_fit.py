@@ -83,7 +83,9 @@ def test_augmentation_is_off_and_named(tmp_path: Path) -> None:
 def test_the_time_is_bounded(tmp_path: Path) -> None:
     result = fitted(run(tmp_path, "optimizer.lr=1e-7", model=nets.Net()), seconds=0.0)
     assert {(each.stop, len(each.losses)) for each in result.attempts} == {("time", 1)}
-    assert not result.is_fitted
+    assert result.verdict == "stopped by time"
+    assert [(each.severity, each.cause) for each in result.findings] == [("warning", "sys.resource")]
+    assert "rate 1e-07: 0 of 30 steps" in result.findings[0].measured
 
 
 class Normed(nets.Net):
@@ -190,6 +192,69 @@ def test_the_cause_of_a_planted_fault_is_named(name: str, tmp_path: Path) -> Non
     assert cause in (finding.cause, *finding.alternatives), str(finding)
     assert_complete(finding)
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+# --- slow, or stuck --------------------------------------------------------------------------------------------------
+
+ADAM = "optimizer={name: adam, lr: 1e-4}"
+VOLUMES = (
+    "data.train_size=40",
+    "data.test_size=8",
+    "transforms.train=[{name: place_cube, size: 16}, {name: voxelize}, {name: draw_heatmaps}]",
+    "transforms.evaluate=[{name: place_cube, size: 16}, {name: voxelize}, {name: draw_heatmaps}]",
+    "optimizer={name: adam, lr: 1e-4}",
+)
+
+
+def volumes(folder: Path, *overrides: str) -> TrainingSetup:
+    return build(read_config(ROOT / "configs/pose/synthetic_hands_v2v_small.yaml", [*VOLUMES, *overrides]), World())
+
+
+Make = Callable[..., TrainingSetup]
+PACES: dict[str, tuple[str, int, Make]] = {
+    "classes": ("not yet", 60, lambda p, *o: run(p, "optimizer.lr=1e-3", *o, model=nets.Net())),
+    "classes, few steps": ("not yet", 20, lambda p, *o: run(p, "optimizer.lr=1e-3", *o, model=nets.Net())),
+    "vectors": ("not yet", 30, lambda p, *o: nets.regression(p, ADAM, *o)),
+    "batch norms": ("not yet", 30, lambda p, *o: run(p, "optimizer={name: adam, lr: 3e-6}", *o)),
+    "volumes": ("not yet", 6, volumes),
+    "constant": ("not fitted", 60, lambda p, *o: run(p, *o, model=nets.Constant())),
+    "dead": ("not fitted", 60, lambda p, *o: nets.regression(p, *o, model=nets.Dead())),
+    "bounded": ("not fitted", 100, lambda p, *o: nets.regression(p, *o, model=nets.Bounded())),
+    "probabilities": ("not fitted", 100, lambda p, *o: run(p, *o, model=nets.Probabilities())),
+    "low rate": ("not fitted", 60, lambda p, *o: run(p, "optimizer.lr=1e-6", *o, model=nets.Net())),
+    "clip": ("not fitted", 60, lambda p, *o: run(p, "train.clip_norm=1e-6", *o, model=nets.Net())),
+}
+"""Verdict after so many steps, on three seeds, and the run."""
+
+
+@run_each("name", PACES)
+def test_a_network_that_needs_more_steps_is_told_from_one_that_is_stuck(name: str, tmp_path: Path) -> None:
+    verdict, steps, make = PACES[name]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        result = fitted(make(tmp_path, f"seed={seed}"), samples=4, steps=steps)
+        assert result.verdict == verdict, [(each.rate, each.lowest_share) for each in result.attempts]
+        assert [each.severity for each in result.findings] == ["warning" if verdict == "not yet" else "error"]
+
+
+def test_the_steps_that_are_named_suffice(tmp_path: Path) -> None:
+    make = lambda: run(tmp_path, "optimizer.lr=1e-2", model=nets.Net())  # noqa: E731
+    torch.manual_seed(0)
+    first = fitted(make(), samples=4, steps=20)
+    assert "the loss still falls" in first.findings[0].summary
+    steps = int(first.findings[0].action.rpartition(" ")[2])
+    torch.manual_seed(0)
+    assert fitted(make(), samples=4, steps=steps).is_fitted
+
+
+def test_another_rate_than_the_recipes_is_noted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = fitted(run(tmp_path, "optimizer.lr=1e-2", model=nets.Net()), samples=4, steps=60)
+    assert [each.is_fitted for each in result.attempts] == [False, False, True]
+    (finding,) = result.findings
+    assert (finding.severity, finding.cause) == ("note", "optim.lr")
+    assert "rate 0.1: fitted after" in finding.measured
+    assert "10 times the recipe's" in finding.action
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
