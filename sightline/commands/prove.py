@@ -20,8 +20,6 @@ class CheckOptions(
     examples=(
         "check configs/classify/synthetic_shapes_pointnet.yaml",
         "check runs/a --verbose",
-        "check CONFIG --fit",
-        "check CONFIG --fit --grid",
         "check CONFIG --fit --grow 1,8,64,all",
     ),
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,14 +214,13 @@ def volumes(folder: Path, *overrides: str) -> TrainingSetup:
 Make = Callable[..., TrainingSetup]
 PACES: dict[str, tuple[str, int, Make]] = {
     "classes": ("not yet", 60, lambda p, *o: run(p, "optimizer.lr=1e-3", *o, model=nets.Net())),
-    "classes, few steps": ("not yet", 20, lambda p, *o: run(p, "optimizer.lr=1e-3", *o, model=nets.Net())),
     "vectors": ("not yet", 30, lambda p, *o: nets.regression(p, ADAM, *o)),
-    "batch norms": ("not yet", 30, lambda p, *o: run(p, "optimizer={name: adam, lr: 3e-6}", *o)),
+    "batch norms": ("not yet", 12, lambda p, *o: run(p, "optimizer={name: adam, lr: 1e-5}", "model.embedding=8", *o)),
     "volumes": ("not yet", 6, volumes),
     "constant": ("not fitted", 60, lambda p, *o: run(p, *o, model=nets.Constant())),
     "dead": ("not fitted", 60, lambda p, *o: nets.regression(p, *o, model=nets.Dead())),
-    "bounded": ("not fitted", 100, lambda p, *o: nets.regression(p, *o, model=nets.Bounded())),
-    "probabilities": ("not fitted", 100, lambda p, *o: run(p, *o, model=nets.Probabilities())),
+    "bounded": ("not fitted", 60, lambda p, *o: nets.regression(p, *o, model=nets.Bounded())),
+    "probabilities": ("not fitted", 60, lambda p, *o: run(p, *o, model=nets.Probabilities())),
     "low rate": ("not fitted", 60, lambda p, *o: run(p, "optimizer.lr=1e-6", *o, model=nets.Net())),
     "clip": ("not fitted", 60, lambda p, *o: run(p, "train.clip_norm=1e-6", *o, model=nets.Net())),
 }
@@ -281,15 +281,58 @@ def test_what_is_not_fitted_is_an_error_and_names_the_cause(tmp_path: Path) -> N
     assert "adam" in out
 
 
+def test_a_grid_and_the_layers_are_shown_and_written(tmp_path: Path) -> None:
+    expected = "expect=[{layer: head, at: last, zeros: [0.5, null]}, {layer: head, shape: [null, 12]}]"
+    words = (*SMALL, "--grid", "--trace", expected, "--json", tmp_path / "found.json")
+    code, out, err = run_here("check", CONFIG, *words)
+    assert code == 1
+    assert "[expect error model.init] head: zeros is not as expected after" in err
+    assert "expected: zeros at least 0.5" in err
+    assert out.count("float32") == out.count("float64") == 3
+    assert out.count("encode.0.linear") == 2
+    found = json.loads((tmp_path / "found.json").read_text())["fit"]
+    assert len(found["grid"]) == 6
+    assert found["trace"][0]["step"] == 0
+
+
+def test_a_ladder_is_told_and_written(tmp_path: Path) -> None:
+    words = ("model.embedding=8", "--fit", "--steps", "12", "--grow", "1,8", "--json", tmp_path / "found.json")
+    _, _, err = succeed("check", CONFIG, *words)
+    assert "rung 1: not judged; batch norm takes two samples or more" in err
+    assert "rung 8: passed; fitted after" in err
+    rungs = json.loads((tmp_path / "found.json").read_text())["ladder"]["rungs"]
+    assert [(each["rung"], each["verdict"]) for each in rungs] == [(1, "not judged"), (8, "passed")]
+
+
+def test_expectations_of_the_initial_weights_are_judged_without_a_fit() -> None:
+    entries = "expect=[{layer: head, at: first, std: [0, 0.01]}, {layer: head, at: last, std: [0, 0.01]}]"
+    code, _, err = run_here("check", CONFIG, "model.embedding=8", entries)
+    assert code == 1
+    assert err.count("[expect error") == 1
+
+
 @run_each(
     "words, told",
     [
         (("--fit", "--samples", "5000"), "the training part has 48 samples"),
         (("--steps", "3"), "--steps: belongs to --fit; give --fit, too"),
+        (("--grid",), "--grid: belongs to --fit; give --fit, too"),
+        (("--trace",), "--trace: belongs to --fit; give --fit, too"),
+        (("--grow", "1,8"), "--grow: belongs to --fit; give --fit, too"),
+        (("--fit", "--grow", "8,1"), "--grow 8,1: rungs must rise, as 1,8,64,all"),
+        (("--fit", "--grow", "8,8"), "--grow 8,8: rungs must rise"),
+        (("--fit", "--grow", "all,64"), "--grow all,64: rungs must rise"),
+        (("--fit", "--grow", "0"), "--grow 0: '0' is no rung; give numbers of samples from 1, and all for the task"),
+        (("--fit", "--grow", "1,,8"), "--grow 1,,8: '' is no rung"),
+        (("--fit", "--grow", ""), "--grow : '' is no rung"),
+        (("--fit", "--grow", "8,5000"), "--grow: rung 5000: the training part has 48 samples; give at most as many"),
+        (("--fit", "--grow", "1,8", "--grid"), "--grid: is not taken with --grow, whose rungs are numbers of samples"),
+        (("--fit", "--grow", "1,8", "--samples", "2"), "--samples: is not taken with --grow"),
+        (("expect=[{layer: haed, std: [0, 1]}]",), "expect.0.layer: no layer 'haed' is called .*did you mean 'head'"),
     ],
 )
 def test_mistakes_are_one_line_and_two(words: tuple[str, ...], told: str) -> None:
     code, _, err = run_here("check", CONFIG, *words)
     assert code == 2, err
-    assert told in err
+    assert re.search(told.replace("(", r"\(").replace(")", r"\)"), err), err
     assert "Traceback" not in err
