@@ -42,8 +42,11 @@ _END = 0.01
 """Remaining share of the way to the floor at which an attempt ends."""
 _EXPLODED = 100.0
 """A loss this many times the way above the floor ends an attempt: a later low loss by chance is not a fit."""
-_MAX_WAIT = 10
-"""A loss still falls if, falling on as in its last half, it reaches the goal within this many times as many steps."""
+_FALLS, _RESTS, _STANDS = 10, 40, 1000
+"""A loss still falls if, falling on as in its last half, it reaches the goal within so many times as many steps.
+
+If that takes more than `_RESTS` times as many, it has come to rest, of more than `_STANDS` times it is as good as flat.
+"""
 _ALIKE = 0.05
 """Share of the way by which two attempts that have come to rest may differ for both to be at one level."""
 _MIN_WAY = 1e-9
@@ -115,7 +118,7 @@ class Attempt:
 
     @property
     def still_falls(self) -> bool:
-        return self.expected_steps <= _MAX_WAIT * self.num_steps
+        return self.expected_steps <= _FALLS * self.num_steps
 
     @property
     def _quarter(self) -> int:
@@ -365,14 +368,16 @@ def find(
 def _find_falling(bounds: LossBounds, own: Sequence[Attempt]) -> Attempt | None:
     """Find the attempt whose loss still falls and that would be fitted first; None if the samples do not get fitted.
 
-    A fall counts only below the level at which attempts have come to rest: one at what constants reach, or two alike.
+    A fall counts only below the level at which attempts have come to rest: two alike, one that is flat, or one that
+    hardly falls any more shortly above the best constants, which only outputs that follow the inputs pass.
     """
-    at_rest = [each.final_loss for each in own if each.stop == "steps" and not each.still_falls]
-    near = _ALIKE * abs(bounds.start - (bounds.floor or 0.0))
-    plateaus = [loss for loss in at_rest if bounds.is_stuck(loss) or sum(abs(o - loss) < near for o in at_rest) > 1]
-    level = min(plateaus, default=math.inf)
-    level = min(level, bounds.constant) if bounds.is_stuck(level) else level
-    falling = [each for each in own if each.still_falls and each.final_loss < level]
+    waits = [(each.final_loss, each.expected_steps / each.num_steps) for each in own if each.stop == "steps"]
+    at_rest, near = [loss for loss, wait in waits if wait > _RESTS], _ALIKE * abs(bounds.start - (bounds.floor or 0.0))
+    levels = [loss for loss in at_rest if sum(abs(other - loss) < near for other in at_rest) > 1]
+    levels += [loss for loss, wait in waits if _STANDS < wait < math.inf]
+    slow = [loss for loss, wait in waits if wait > _FALLS and bounds.is_stuck(loss) and loss >= bounds.constant]
+    levels += [bounds.constant] if slow else []
+    falling = [each for each in own if each.still_falls and each.final_loss < min(levels, default=math.inf)]
     return min(falling, key=lambda each: each.expected_steps, default=None)
 
 
