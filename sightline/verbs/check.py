@@ -102,7 +102,8 @@ def _fit(options: CheckOptions, config: RunConfig) -> tuple[list[Finding], dict[
     if options.trace:
         for snapshot in snapshots.values():
             _show_layers(config, snapshot)
-    findings = [*result.findings, *(judge_expectations(config, snapshots) if snapshots else ())]
+    judged = {name: each for name, each in snapshots.items() if name == "first" or result.verdict != "stopped by time"}
+    findings = [*result.findings, *(judge_expectations(config, judged) if judged else ())]
     document = result.to_dict()
     document |= {"grid": [row.to_dict() for row in grid]} if grid else {}
     document |= {"trace": [each.to_dict() for each in snapshots.values()]} if options.trace else {}
