@@ -14,6 +14,7 @@ from sightline.contract.types import Batch
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
+from sightline.instrument import record
 from sightline.workbench.check.dry_run import isolated_copy
 from sightline.workbench.check.sample_statistics import class_axis
 from sightline.workbench.fit.samples import evaluation_reader, move_batch
@@ -32,28 +33,29 @@ class ConstantPredictor(nn.Module):
         self.model = model
         self.values: dict[str, Tensor] = {}
         self.class_axis: int | None = None
-        self._calls: list[dict[str, Any]] = []
+        self._calls: list[dict[str, Any]] | None = []
         self._replayed: Iterator[dict[str, Any]] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self._replayed is None:
             with torch.no_grad():
-                outputs = self.model(*args, **kwargs)
-            self._calls.append(outputs)
+                outputs = {name: _keep_form(value) for name, value in self.model(*args, **kwargs).items()}
+            if self._calls is not None:
+                self._calls.append(outputs)
         else:
             outputs = next(self._replayed)
         return {name: self._make_constant(name, value) for name, value in outputs.items()}
 
     def replay(self) -> None:
         """Return to the first of the calls so far: their outputs need not be computed again."""
-        self._replayed = iter(self._calls)
+        self._replayed = iter(self._calls or ())
 
-    def forget(self) -> None:
-        """Forget the calls: what follows are others."""
-        self._calls, self._replayed = [], None
+    def end_replay(self) -> None:
+        """Forget the calls, and keep none from now on: those of other samples are computed."""
+        self._calls = self._replayed = None
 
     def _make_constant(self, name: str, value: Any) -> Any:
-        if not (isinstance(value, Tensor) and value.is_floating_point() and value.ndim):
+        if not _is_replaced(value):
             return value
         if name not in self.values:
             axes = range(1, value.ndim) if name != "logits" or self.class_axis is None else (self.class_axis,)
@@ -69,7 +71,7 @@ def fit_constant(built: TrainingSetup, indices: np.ndarray) -> tuple[ConstantPre
     reader = evaluation_reader(built)
     keys = evaluation_keys(indices, built.config.evaluate.batch_size, epoch=0, seed=built.config.seed)
     batches = [move_batch(reader(some), job, job.precision) for some in keys]
-    model.class_axis = _find_class_axis(built, model, batches[0])
+    model.class_axis = _find_class_axis(built, model.model, batches[0])
     weights = job.loss_weights_at(job.num_steps)
 
     def total() -> Tensor:
@@ -99,16 +101,23 @@ def fit_constant(built: TrainingSetup, indices: np.ndarray) -> tuple[ConstantPre
         with torch.enable_grad():
             optimizer.step(closure)
     model.values = {name: value.detach() for name, value in model.values.items()}
-    model.forget()
+    model.end_replay()
     return model, min(filter(math.isfinite, seen), default=math.nan)
 
 
-def _find_class_axis(built: TrainingSetup, model: ConstantPredictor, batch: Batch) -> int | None:
+def _find_class_axis(built: TrainingSetup, model: nn.Module, batch: Batch) -> int | None:
     """Find the axis of logits that has one number for each class; None if there is none."""
     job = built.job
-    with torch.no_grad(), job.losses.preserve_state():
+    with torch.no_grad(), job.losses.preserve_state(), record({"": model}, keep=("outputs",), each=None) as tape:
         compute_batch_losses(job.task, model, batch, job.device, job.precision)
-    logits, label = model._calls[-1].get("logits"), batch.get("label")
-    model.values.clear()
-    model.forget()
+    logits, label = tape.outputs[-1].get("logits"), batch.get("label")
     return class_axis(logits, label) if isinstance(logits, Tensor) and isinstance(label, Tensor) else None
+
+
+def _is_replaced(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+
+
+def _keep_form(value: Any) -> Any:
+    """Return a value that is not replaced, and of others one number in their shape: the rest is not needed."""
+    return value.new_zeros(()).expand(value.shape) if _is_replaced(value) else value

@@ -131,8 +131,7 @@ def _memorise(built: TrainingSetup, size: int, note: Note, *, steps: int, second
     measured = f"fitted after {fitted_after} steps at rate {best.rate:g}"
     figures = {"fitted_after": float(fitted_after), "rate": best.rate, "way_left": best.lowest_share}
     if scores:
-        constant = attempt("constant", _score_constant, {"built": built, "indices": np.array(result.samples.indices)})
-        scores["best_constant"] = math.nan if isinstance(constant, MissingError) else constant[0]
+        scores["best_constant"], _ = _score_constant(built, np.array(result.samples.indices))
         num = min(_SCORED, len(built.data.selection.indices))
         measured += (
             f"; {built.config.evaluate.metric} of {num} held-out samples {scores['held_out']:.4g}, "
@@ -156,9 +155,17 @@ def _score(built: TrainingSetup, model: nn.Module, indices: np.ndarray, *, of_tr
 
 
 def _score_constant(built: TrainingSetup, indices: np.ndarray) -> tuple[float, float]:
-    """Return the held-out score of the constant that is best on these training samples, and its loss on them."""
-    constant, loss = fit_constant(built, np.sort(indices))
-    return _score(built, constant, built.data.selection.evenly_spaced_indices(_SCORED)), loss
+    """Return the held-out score of the constant that is best on these training samples, and its loss on them.
+
+    NaN where outputs are of a form that no constant has, such as maps of unequal sizes.
+    """
+
+    def measure() -> tuple[float, float]:
+        constant, loss = fit_constant(built, np.sort(indices))
+        return _score(built, constant, built.data.selection.evenly_spaced_indices(_SCORED)), loss
+
+    found = attempt("the best constant", measure, {})
+    return (math.nan, math.nan) if isinstance(found, MissingError) else found
 
 
 # --- the task --------------------------------------------------------------------------------------------------------
@@ -229,6 +236,9 @@ def _train_task(built: TrainingSetup, note: Note, seconds: float) -> Rung:
         learnt = _measure(built, model, clock)
     steps = f"after {len(clock.losses)} of {built.job.num_steps} steps"
     position, metric = learnt.closeness(learnt.held_out), config.evaluate.metric
+    if math.isnan(position):
+        measured = f"{metric} of held-out samples {learnt.held_out:.4g} {steps}; no constant can be compared with it"
+        return Rung(ALL, "not judged", measured, {"held_out": learnt.held_out})
     measured = (
         f"{metric} of held-out samples {learnt.held_out:.4g} {steps}, of the best constant {learnt.constant:.4g}: "
         f"{position:.2f} of the way from this to the perfect one, {_REQUIRED:g} needed"
