@@ -81,6 +81,7 @@ MEANING = {
     "log.gradients": "also write and draw the norm of each layer's gradient",
     "log.curves": "draw losses and metrics over the steps as `results.svg` when the training ends",
     "checks.skip": "codes of checks that this run declares it does not want",
+    "expect": "what must hold of layers, see [a few samples](../prove/fit.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",
     "distributed.timeout_s": "seconds after which a collective that other processes do not join ends the run",
 }

@@ -36,9 +36,8 @@ workbench.describe view workbench.probe workbench.compare
 workbench.compress workbench.export
 workbench.weights
 workbench.check workbench.serve
-workbench.fit
 training
-workbench.study
+workbench.fit workbench.study
 areas.clouds
 areas.contrast areas.detect areas.pose areas.scans areas.scenes
 verbs

@@ -20,14 +20,15 @@ class CheckOptions(
     examples=(
         "check configs/classify/synthetic_shapes_pointnet.yaml",
         "check runs/a --verbose",
-        "check CONFIG --fit",
+        "check CONFIG --fit --grow 1,8,64,all",
     ),
 ):
     """Look for silent bugs in a config or run.
 
     Checks config, data, model and one training step before a run, and the files of a finished run. With --fit, it also
     trains the network on a few fixed samples, without augmentation and dropout: at the recipe's rate, a tenth and ten
-    times of it, then by Adam. If the recipe does not fit them, this is an error.
+    times of it, then by Adam. If the recipe does not fit them, this is an error; a loss that still falls, or a stop by
+    time, is a warning.
     """
 
     config: Path = CONFIG
@@ -39,6 +40,9 @@ class CheckOptions(
     samples: int | None = option("--samples", "K", "of --fit: number of samples [4]", min=1)
     steps: int | None = option("--steps", "N", "of --fit: steps of each attempt [100]", min=1)
     seconds: float | None = option("--seconds", "S", "of --fit: processor time for all steps [120]", min=0)
+    grid: bool = switch("--grid", "of --fit: rates by optimisers by float32 and float64, in a table")
+    grow: str | None = option("--grow", "1,8,64,all", "of --fit: from few samples to the task, up to the first failure")
+    trace: bool = switch("--trace", "of --fit: statistics of every layer, before the first step and after the last")
 
 
 class CompareOptions(

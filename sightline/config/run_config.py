@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from annotated_types import Ge, Le, Lt
 
+from sightline.config.expectations import Expectation, find_fault
 from sightline.config.yaml_tree import ConfigFaults
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Seed, WeightQuantisation
@@ -203,6 +204,7 @@ class RunConfig:
     log: Log = field(default_factory=Log)
     checks: Checks = field(default_factory=Checks)
     distributed: Distributed = field(default_factory=Distributed)
+    expect: tuple[Expectation, ...] = ()
     origins: Mapping[str, SourceLocation] = field(
         default_factory=dict, compare=False, repr=False, metadata={"key": None}
     )
@@ -318,6 +320,10 @@ def check_consistency(values: Mapping[str, Any], origins: Mapping[str, SourceLoc
     name = values.get("name")
     if name is not None and not _is_folder_name(name):
         add("name", f"found {name!r}, allowed is what can name a folder: no '/' or '\\', no dot first")
+    for index, expectation in enumerate(values.get("expect") or ()):
+        if fault := find_fault(expectation):
+            where = dataclasses.replace(origins.get("expect", SourceLocation("default")), path=f"expect.{index}")
+            faults.add(where, fault)
     for component in _list_components(values):
         _try_build(component, train, faults)
 

@@ -24,7 +24,7 @@ from sightline.runs.run_directory import create_numbered_folder, load_document
 from sightline.runs.run_files import RunFiles
 
 # None of these changes a number of the run.
-_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from")
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from", "expect")
 
 # A run may go on for longer; neither may become less.
 _LENGTH = ("train.epochs", "train.steps")

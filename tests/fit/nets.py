@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -63,6 +62,29 @@ class Regressor(nn.Module):
         return {"heat": heat, "logits": heat.new_zeros(len(heat), NUM_CLASSES)}  # these for the metric of the run alone
 
 
+class Dead(Regressor):
+    """All of its outputs are zeros, without a gradient."""
+
+    def forward(self, *, points: Tensor) -> Map:
+        outputs = super().forward(points=points)
+        return {**outputs, "heat": torch.relu(outputs["heat"] - 2.0)}
+
+
+class Bounded(Regressor):
+    """Its outputs cannot reach the targets."""
+
+    def forward(self, *, points: Tensor) -> Map:
+        outputs = super().forward(points=points)
+        return {**outputs, "heat": 0.3 * torch.tanh(outputs["heat"]) - 0.3}
+
+
+class Probabilities(Net):
+    """It returns probabilities in place of logits."""
+
+    def forward(self, *, points: Tensor) -> Logits:
+        return {"logits": super().forward(points=points)["logits"].softmax(1)}
+
+
 class Squared(Loss):
     """The squared distance to a target."""
 
@@ -89,7 +111,7 @@ def run(folder: Path, *overrides: str, model: nn.Module | None = None) -> Traini
     return built if model is None else with_model(built, model)
 
 
-def regression(folder: Path) -> TrainingSetup:
+def regression(folder: Path, *overrides: str, model: nn.Module | None = None) -> TrainingSetup:
     """A run that fits vectors: the cloud's mean and spread."""
 
     def edit(batch: dict[str, Any], keys: Sequence[SampleKey]) -> dict[str, Any]:
@@ -99,6 +121,5 @@ def regression(folder: Path) -> TrainingSetup:
     def wrap(inner: Any) -> Wrapped:
         return Wrapped(inner, edit, fields={**inner.info.fields, "target": Field("6", "float32")})
 
-    built = with_data(make(folder), wrap)
-    built = dataclasses.replace(built, job=dataclasses.replace(built.job, model=Regressor()))
+    built = with_model(with_data(make(folder, *overrides), wrap), model or Regressor())
     return with_losses(built, {"cross_entropy": Squared()})

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sightline.contract import registry
-from sightline.contract.types import ComponentConfig
+from sightline.contract.types import Batch, ComponentConfig
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import Fault, Finding, FindingLocation, Severity
 from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import seed_everything
+from sightline.engine.device import Precision, seed_everything
+from sightline.engine.learnt_losses import LearntLosses
+from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.train import TrainState
 from sightline.workbench.check.first_step_rules import missing_keys_explained
 from sightline.workbench.compare.steps import train_on_batch
@@ -25,6 +28,8 @@ from sightline.workbench.fit.samples import Samples, choose_samples, move_batch,
 
 Note = Callable[[str], None]
 Stop = Literal["reached", "steps", "not finite", "exploded", "time"]
+Verdict = Literal["fitted", "not yet", "stopped by time", "not fitted"]
+"""`not yet`: the loss still falls at the last step; neither that nor a stop by time is an error."""
 
 STEPS, SECONDS = 100, 120.0
 """Steps of an attempt, and processor time after which no further step is taken."""
@@ -37,6 +42,13 @@ _END = 0.01
 """Remaining share of the way to the floor at which an attempt ends."""
 _EXPLODED = 100.0
 """A loss this many times the way above the floor ends an attempt: a later low loss by chance is not a fit."""
+_FALLS, _RESTS, _STANDS = 10, 40, 1000
+"""A loss still falls if, falling on as in its last half, it reaches the goal within so many times as many steps.
+
+If that takes more than `_RESTS` times as many, it has come to rest, of more than `_STANDS` times it is as good as flat.
+"""
+_ALIKE = 0.05
+"""Share of the way by which two attempts that have come to rest may differ for both to be at one level."""
 _MIN_WAY = 1e-9
 """Smallest way to the floor, as a share of the losses at its ends, that counts."""
 
@@ -45,7 +57,8 @@ _MIN_WAY = 1e-9
 class Attempt:
     """One training on the samples: the loss before each step and after the last, and the way to the floor.
 
-    `stop` is the reason for its end, `score` the run's metric on the samples, if they were fitted.
+    `stop` is the reason for its end, `score` the run's metric on the samples, if they were fitted. `factor` is that of
+    the recipe's own rates. `looks` are what `Fitter.look` returned before the first step and after the last.
     """
 
     optimizer: str
@@ -54,6 +67,13 @@ class Attempt:
     losses: tuple[float, ...]
     stop: Stop = "steps"
     score: float = math.nan
+    precision: str = "float32"
+    factor: float = 1.0
+    looks: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.losses) - 1
 
     @property
     def shares(self) -> list[float]:
@@ -77,6 +97,34 @@ class Attempt:
         return self.fitted_after is not None
 
     @property
+    def final_loss(self) -> float:
+        """Mean loss of the last quarter of the steps."""
+        return _mean(self.losses[-self._quarter :])
+
+    @property
+    def expected_steps(self) -> float:
+        """Number of steps to the goal if the loss falls on as in the last half of the steps; infinite if it does not.
+
+        The distance to the floor is taken to shrink by the same factor as from the third to the last quarter.
+        """
+        floor, size = self.bounds.floor, self._quarter
+        if floor is None or self.stop not in ("steps", "time") or len(self.losses) < 2 * size:
+            return math.inf
+        before, last = _mean(self.losses[-2 * size : -size]) - floor, self.final_loss - floor
+        goal = self.bounds.goal - floor
+        if not 0 < goal < last < min(before, self.losses[0] - floor):
+            return math.inf
+        return self.num_steps + size * math.log(last / goal) / math.log(before / last)
+
+    @property
+    def still_falls(self) -> bool:
+        return self.expected_steps <= _FALLS * self.num_steps
+
+    @property
+    def _quarter(self) -> int:
+        return max(1, len(self.losses) // 4)
+
+    @property
     def rank(self) -> tuple[bool, float]:
         """Key that sorts the best attempt first."""
         return not self.is_fitted, math.inf if math.isnan(self.lowest_share) else self.lowest_share
@@ -86,6 +134,7 @@ class Attempt:
         return {
             "optimizer": self.optimizer,
             "rate": self.rate,
+            "precision": self.precision,
             "fitted_after": self.fitted_after,
             "lowest_share": None if math.isnan(self.lowest_share) else self.lowest_share,
             "score": None if math.isnan(self.score) else self.score,
@@ -105,23 +154,40 @@ class FitResult:
     bounds: LossBounds | None
     attempts: tuple[Attempt, ...]
     findings: tuple[Finding, ...] = ()
+    verdict: Verdict = "not fitted"
 
     @property
     def is_fitted(self) -> bool:
-        return any(each.optimizer == OWN and each.is_fitted for each in self.attempts)
+        return self.verdict == "fitted"
+
+    @property
+    def best(self) -> Attempt | None:
+        """The recipe's best attempt; None if there is none."""
+        return min((each for each in self.attempts if each.optimizer == OWN), key=lambda each: each.rank, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
         return {
             "fitted": self.is_fitted,
+            "verdict": self.verdict,
             "samples": {"indices": self.samples.indices, "left_out": list(self.samples.left_out)},
             "loss": None if self.bounds is None else self.bounds.to_dict(),
             "attempts": [each.to_dict() for each in self.attempts],
         }
 
 
+Look = Callable[[TrainState, Batch, Attempt | None], Any]
+"""Look at a job and its batch, before its first step, and after its last with the attempt; it changes nothing."""
+
+
 def fit_samples(
-    built: TrainingSetup, num_samples: int | None, note: Note, *, steps: int = STEPS, seconds: float = SECONDS
+    built: TrainingSetup,
+    num_samples: int | None,
+    note: Note,
+    *,
+    steps: int = STEPS,
+    seconds: float = SECONDS,
+    look: Look | None = None,
 ) -> FitResult:
     """Memorise a few samples of a run, and find the cause if that fails. Run and global random states do not change.
 
@@ -133,20 +199,37 @@ def fit_samples(
         bounds = attempt("the first step", measure_bounds, {"built": built, "batch": samples.batch})
         if isinstance(bounds, MissingError):
             causes = "cfg.contract data.corrupt_sample"
-            return FitResult(
-                samples, None, (), (_find("no step can be taken on these samples", causes, bounds.reason),)
-            )
+            return FitResult(samples, None, (), (find("no step can be taken on these samples", causes, bounds.reason),))
         note(bounds.describe())
-        fitter = _Fitter(built, samples, bounds, steps, time.process_time() + seconds, note)
-        own = fitter.try_recipe() if bounds.floor is not None else []
-        if any(each.is_fitted for each in own):
-            return FitResult(samples, bounds, tuple(own), () if bounds.is_question else (_judge_constants(bounds),))
-        others = fitter.try_adam() if own else []
+        fitter = Fitter(built, samples, bounds, steps, time.process_time() + seconds, note, look)
+        own = fitter.try_rates(fitter.recipe, _FACTORS) if bounds.floor is not None else []
+        if own and own[-1].is_fitted:
+            notes = (*_judge_constants(bounds), *_judge_rate(own))
+            return FitResult(samples, bounds, tuple(own), notes, "fitted")
+        if any(each.stop == "time" for each in own):
+            return FitResult(samples, bounds, tuple(own), (_describe_time(own, steps),), "stopped by time")
+        if (slow := _find_falling(bounds, own)) is not None:
+            return FitResult(samples, bounds, tuple(own), (_describe_falling(slow),), "not yet")
+        others = dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES) if own else []
         return FitResult(samples, bounds, (*own, *others), (_explain(built, bounds, own, others),))
 
 
 @dataclass(frozen=True)
-class _Fitter:
+class Candidate:
+    """Optimiser to try; the recipe's own (`OWN`) comes with its clipping and freezing, others without."""
+
+    name: str
+    spec: OptimizerSpec
+
+
+def make_candidate(name: str) -> Candidate:
+    """Make an optimiser of rate 1, which the factors of its attempts are multiplied with, without weight decay."""
+    block = ComponentConfig(name, {"lr": 1.0, "weight_decay": 0.0})
+    return Candidate(name, registry.optimizers.build(block, facts={}))
+
+
+@dataclass(frozen=True)
+class Fitter:
     """Trainer of copies of a run on the samples; no step is taken after `ends_s` of the process's time."""
 
     built: TrainingSetup
@@ -155,36 +238,42 @@ class _Fitter:
     steps: int
     ends_s: float
     note: Note
+    look: Look | None = None
 
-    def try_recipe(self) -> list[Attempt]:
-        """Try the recipe's optimiser at a few rates, up to the first that fits."""
-        config, facts = self.built.config, self.built.data.facts
-        recipe = registry.optimizers.build(config.optimizer, facts=facts)
-        tried: list[Attempt] = []
-        for factor in _FACTORS:
-            tried.append(self._train(OWN, recipe, factor))
-            if tried[-1].is_fitted:
-                return tried
-        return tried
+    @property
+    def recipe(self) -> Candidate:
+        """The recipe's optimiser, at its rates."""
+        config = self.built.config
+        return Candidate(OWN, registry.optimizers.build(config.optimizer, facts=self.built.data.facts))
 
-    def try_adam(self) -> list[Attempt]:
-        """Try Adam at a few rates, up to the first that fits, without clipping and freezing."""
+    @property
+    def recipe_rate(self) -> float:
+        """The highest rate of the recipe's optimiser, before its schedule."""
+        return max(float(group["base_lr"]) for group in self.built.job.optimizer.param_groups)
+
+    def try_rates(
+        self, candidate: Candidate, factors: Sequence[float], precision: Precision | None = None, *, every: bool = False
+    ) -> list[Attempt]:
+        """Try an optimiser with its rates times each factor, up to the first that fits; with `every`, with all of them.
+
+        The number format is the run's own if none is named.
+        """
         tried: list[Attempt] = []
-        for rate in _ADAM_RATES:
-            adam = ComponentConfig("adam", {"lr": rate, "weight_decay": 0.0})
-            tried.append(self._train("adam", registry.optimizers.build(adam, facts={}), 1.0))
-            if tried[-1].is_fitted:
+        for factor in factors:
+            tried.append(self._train(candidate, factor, precision or self.built.job.precision))
+            if tried[-1].is_fitted and not every:
                 break
         return tried
 
-    def _train(self, name: str, recipe: Any, factor: float) -> Attempt:
+    def _train(self, candidate: Candidate, factor: float, precision: Precision) -> Attempt:
         """Train a copy until a hundredth of the way is left; each from the same weights and random state."""
         built = self.built
-        with built.job.losses.preserve_state():
+        with _converted(built.job.losses, precision, built.job.precision), built.job.losses.preserve_state():
             seed_everything(built.config.seed, 1)
-            job = self._make_job(recipe, factor, is_own=name == OWN)
+            job = self._make_job(candidate, factor, precision)
             rate = factor * max((float(group["base_lr"]) for group in job.optimizer.param_groups), default=0.0)
-            batch = move_batch(self.samples.batch, job, job.precision)
+            batch = move_batch(self.samples.batch, job, precision)
+            looks = [] if self.look is None else [self.look(job, batch, None)]
             losses: list[float] = []
             stop: Stop | None = None
             for loss in train_on_batch(job, job.model, batch, num_steps=self.steps + 1):
@@ -193,23 +282,34 @@ class _Fitter:
                 if stop is not None:
                     break
             stop = stop or ("steps" if len(losses) > self.steps else "not finite")
-            found = Attempt(name, rate, self.bounds, tuple(losses) or (math.nan,), stop)
+            found = Attempt(
+                candidate.name,
+                rate,
+                self.bounds,
+                tuple(losses) or (math.nan,),
+                stop,
+                precision=precision.name,
+                factor=factor,
+            )
             if found.is_fitted:
                 with missing_keys_explained(built.config, job.model):
                     found = dataclasses.replace(found, score=training_score(built, job, batch, self.samples.indices))
+            if self.look is not None:
+                found = dataclasses.replace(found, looks=(*looks, self.look(job, batch, found)))
         self._describe(found)
         return found
 
-    def _make_job(self, recipe: Any, factor: float, *, is_own: bool) -> TrainState:
+    def _make_job(self, candidate: Candidate, factor: float, precision: Precision) -> TrainState:
         """Copy the run's job with another model, a constant rate, and the loss weights after their ramps."""
-        job = self.built.job
-        model = copy_without_dropout(job)
+        job, is_own = self.built.job, candidate.name == OWN
+        model = copy_without_dropout(job).to(dtype=precision.parameter_dtype)
         return dataclasses.replace(
             job,
             model=model,
-            optimizer=recipe.build(model, job.losses),
+            optimizer=candidate.spec.build(model, job.losses),
             schedule=lambda step: factor,
             loss_weights=job.loss_weights_at(job.num_steps),
+            precision=precision,
             clip_norm=job.clip_norm if is_own else None,
             frozen=job.frozen if is_own else (),
             ema_decay=None,
@@ -229,28 +329,105 @@ class _Fitter:
     def _describe(self, found: Attempt) -> None:
         steps, share = found.fitted_after, found.lowest_share
         left = "no loss" if math.isnan(share) else f"{max(share, 0):.3g} of the way left at best"
-        ended = f"fitted after {steps} steps" if steps is not None else f"not fitted in {len(found.losses) - 1} steps"
+        ended = f"fitted after {steps} steps" if steps is not None else f"not fitted in {found.num_steps} steps"
         time_over = "; out of time (--seconds)" if found.stop == "time" else ""
-        self.note(f"{found.optimizer} at rate {found.rate:g}: {ended}; {left}{time_over}")
+        kind = "" if found.precision == self.built.job.precision.name else f" in {found.precision}"
+        self.note(f"{found.optimizer} at rate {found.rate:g}{kind}: {ended}; {left}{time_over}")
+
+
+@contextmanager
+def _converted(losses: LearntLosses, precision: Precision, usual: Precision) -> Iterator[None]:
+    """Context in which losses with parameters have those of a number format; they are converted back at its end."""
+    if precision.parameter_dtype == usual.parameter_dtype:
+        yield
+        return
+    losses.to(dtype=precision.parameter_dtype)
+    try:
+        yield
+    finally:
+        losses.to(dtype=usual.parameter_dtype)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 # --- findings --------------------------------------------------------------------------------------------------------
 
 
-def _find(
+def find(
     summary: str, causes: str, measured: str, do: str = "", *, path: str = "model", severity: Severity = "error"
 ) -> Finding:
+    """Build a finding of `check --fit`."""
     holds = f"at most {FITTED:g} of the way from constants to the lowest loss is left"
     fault = Fault(summary, measured=measured, where=FindingLocation(config_path=path))
     do = do or "see the other findings of this check"
     return next(Rule("fit", severity, tuple(causes.split()), holds, do, lambda: fault, ()).find())
 
 
+def _find_falling(bounds: LossBounds, own: Sequence[Attempt]) -> Attempt | None:
+    """Find the attempt whose loss still falls and that would be fitted first; None if the samples do not get fitted.
+
+    A fall counts only below the level at which attempts have come to rest: two alike, one that is flat, or one that
+    hardly falls any more shortly above the best constants, which only outputs that follow the inputs pass.
+    """
+    waits = [(each.final_loss, each.expected_steps / each.num_steps) for each in own if each.stop == "steps"]
+    at_rest, near = [loss for loss, wait in waits if wait > _RESTS], _ALIKE * abs(bounds.start - (bounds.floor or 0.0))
+    levels = [loss for loss in at_rest if sum(abs(other - loss) < near for other in at_rest) > 1]
+    levels += [loss for loss, wait in waits if _STANDS < wait < math.inf]
+    slow = [loss for loss, wait in waits if wait > _FALLS and bounds.is_stuck(loss) and loss >= bounds.constant]
+    levels += [bounds.constant] if slow else []
+    falling = [each for each in own if each.still_falls and each.final_loss < min(levels, default=math.inf)]
+    return min(falling, key=lambda each: each.expected_steps, default=None)
+
+
+def _describe_falling(slow: Attempt) -> Finding:
+    return find(
+        "these samples are not fitted yet, and the loss still falls",
+        "optim.lr model.init",
+        f"{slow.shares[-1]:.3g} of the way left after {slow.num_steps} steps at rate {slow.rate:g}; falling on like "
+        f"this, it takes some {slow.expected_steps:.0f}",
+        f"give more steps, as --steps {math.ceil(1.5 * slow.expected_steps)}",
+        path="optimizer.lr",
+        severity="warning",
+    )
+
+
+def _describe_time(own: Sequence[Attempt], steps: int) -> Finding:
+    cut = next(each for each in own if each.stop == "time")
+    left = "" if math.isnan(cut.lowest_share) else f", {max(cut.lowest_share, 0):.3g} of the way left"
+    return find(
+        "stopped by time: whether these samples can be fitted is not decided",
+        "sys.resource",
+        f"rate {cut.rate:g}: {cut.num_steps} of {steps} steps{left}",
+        "give more --seconds, fewer --steps, or a smaller network",
+        severity="warning",
+    )
+
+
+def _judge_rate(own: Sequence[Attempt]) -> Iterator[Finding]:
+    """Note that another rate than the recipe's fitted."""
+    *missed, fitting = own
+    if not missed:
+        return
+    first = missed[0]
+    state = f"; the loss still falls, for some {first.expected_steps:.0f} steps" if first.still_falls else ""
+    yield find(
+        "only another rate than the recipe's fits these samples",
+        "optim.lr",
+        f"rate {first.rate:g}: {max(first.lowest_share, 0):.3g} of the way left after {first.num_steps} steps "
+        f"({first.stop}){state}; rate {fitting.rate:g}: fitted after {fitting.fitted_after}",
+        f"try a rate {fitting.factor:g} times the recipe's, unless its schedule or batch size is made for this one",
+        path="optimizer.lr",
+        severity="note",
+    )
+
+
 def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], others: Sequence[Attempt]) -> Finding:
     """Name the likeliest cause of samples that were not fitted."""
     fitting = next((each for each in others if each.is_fitted), None)
     if not own:
-        return _find(
+        return find(
             "no lower bound of the loss is known: the samples were not fitted",
             "loss.sign loss.form loss.detached",
             f"initial loss {bounds.start:.4g}, and a loss that falls without bound, or reads no output",
@@ -258,22 +435,24 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
     best = min(own, key=lambda each: each.rank)
     if fitting is not None:
         return _blame_optimizer(built, own, best, fitting)
-    left = f"{best.lowest_share:.3g} of the way left after {len(best.losses) - 1} steps"
+    left = f"{best.lowest_share:.3g} of the way left after {best.num_steps} steps"
     if bounds.is_stuck(min(best.losses)):
-        return _find(
+        return find(
             "the network reaches what constants reach: its outputs do not follow its inputs",
             "model.constant_output data.duplicate_randomness data.missing_modality",
             f"a loss of {min(best.losses):.4g}; the best constants {bounds.constant:.4g}",
             "see by `sightline view` that the samples differ, and that every input reaches the output",
         )
     causes = "model.structure model.init model.geometry"
-    do = "give more --steps or --seconds if the losses in --json still fall; see the other findings of this check"
-    return _find("these samples were not fitted, by the recipe or by Adam", causes, left, do)
+    summary = "these samples were not fitted, by the recipe or by Adam"
+    if any(each.stop == "time" for each in others):
+        summary = "these samples were not fitted by the recipe; Adam was stopped by time (--seconds)"
+    return find(summary, causes, left)
 
 
 def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt, fitting: Attempt) -> Finding:
     tried = ", ".join(f"{each.rate:g}" for each in own)
-    return _find(
+    return find(
         "the recipe's optimiser does not fit these samples, Adam does",
         "optim.lr optim.hyper optim.param_coverage" + ("" if built.job.clip_norm is None else " optim.clip"),
         f"{max(best.lowest_share, 0):.3g} of the way left at rates {tried}; Adam needs {fitting.fitted_after} steps at "
@@ -283,8 +462,10 @@ def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt
     )
 
 
-def _judge_constants(bounds: LossBounds) -> Finding:
-    return _find(
+def _judge_constants(bounds: LossBounds) -> Iterator[Finding]:
+    if bounds.is_question:
+        return
+    yield find(
         "constants fit these samples as well: that they are fitted proves nothing",
         "data.target_encoding data.sampling",
         f"the best constants reach {bounds.constant:.4g}, the best outputs {bounds.floor:.4g}",

@@ -91,6 +91,12 @@ def _describe_transform(block: ComponentConfig, facts: Mapping[str, Any]) -> tup
     return frozenset(TransformMembers.adds.get(transform)), TransformMembers.chooses_points.get(transform)
 
 
+def evaluation_reader(built: TrainingSetup) -> BatchReader:
+    """Build a reader of training samples with the transforms of evaluation."""
+    transforms = build_transforms(built.config.transforms.evaluate, built.data.facts)
+    return BatchReader(built.data.train.dataset, transforms)
+
+
 def training_score(built: TrainingSetup, job: TrainState, batch: Batch, indices: Sequence[int]) -> float:
     """Compute `evaluate.metric` on the fitted training samples, read as in evaluation, with the job's model.
 
@@ -98,10 +104,9 @@ def training_score(built: TrainingSetup, job: TrainState, batch: Batch, indices:
     model is changed.
     """
     _set_batch_statistics(job, batch)
-    transforms = build_transforms(built.config.transforms.evaluate, built.data.facts)
     evaluator = dataclasses.replace(
         built.selection_evaluator,
-        reader=BatchReader(built.data.train.dataset, transforms),
+        reader=evaluation_reader(built),
         indices=np.sort(np.array(indices, dtype=np.int64)),
         batch_size=len(indices),
         precision=job.precision,
