@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.config import read_config
+from sightline.doctor.evidence.levels import LossBounds
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.fit.fit import OWN, FitResult, fit_samples
-from sightline.workbench.fit.loss_bounds import LossBounds, measure_bounds
-from sightline.workbench.fit.samples import choose_samples, move_batch, training_score
+from sightline.workbench.fit.samples import choose_samples, measure_bounds, move_batch, training_score
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.doctor.planting import Wrapped, assert_complete, with_data, with_losses

@@ -78,6 +78,11 @@ class RecordedOutputs(nn.Module):
         return {key: value * self.scale.to(value) if is_float(value) else value for key, value in recorded.items()}
 
 
+def make_subject_of_outputs(loss: RunLoss, outputs: Mapping[str, Any], batch: RunBatch) -> Subject:
+    """Make the subject of a run's losses and of outputs that its network has given for a batch."""
+    return Subject(RecordedOutputs(), loss, [Batch(dict(outputs), batch)])
+
+
 @dataclasses.dataclass
 class LossAlone:
     """Loss as a function of its arguments, which are outputs and all else that it reads."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sightline.contract import registry
 from sightline.contract.types import Batch, ComponentConfig
 from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.evidence.levels import FITTED, LossBounds
 from sightline.doctor.finding import Fault, Finding, FindingLocation, Severity
 from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
@@ -23,8 +24,14 @@ from sightline.engine.train import TrainState
 from sightline.workbench.check.first_step_rules import missing_keys_explained
 from sightline.workbench.compare.steps import train_on_batch
 from sightline.workbench.describe.trace import preserve_all_rng_states
-from sightline.workbench.fit.loss_bounds import FITTED, LossBounds, copy_without_dropout, measure_bounds
-from sightline.workbench.fit.samples import Samples, choose_samples, move_batch, training_score
+from sightline.workbench.fit.samples import (
+    Samples,
+    choose_samples,
+    copy_without_dropout,
+    measure_bounds,
+    move_batch,
+    training_score,
+)
 
 Note = Callable[[str], None]
 Stop = Literal["reached", "steps", "not finite", "exploded", "time"]
