@@ -166,7 +166,9 @@ def _make(
         is_of_batch="second_match" in values,
         is_split=max(context.config.train.micro_batches, context.world.size) > 1,
     )
-    subject = Subject(RecordedOutputs(), loss, [Batch(*form.split(values))], form=form)
+    count = attempt(name, loss.compute, {"outputs": values, "target": {}})
+    divisor = 1.0 if isinstance(count, MissingError) else count[1] or 1.0
+    subject = Subject(RecordedOutputs(), loss, [Batch(*form.split(values))], form=form, divisor=divisor)
     return LossSubject(name, subject, term)
 
 
