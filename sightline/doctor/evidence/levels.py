@@ -104,10 +104,11 @@ def levels(free_loss: FreeLoss, passed: Pass) -> Levels:
     targets = {t.squeeze().shape for _, t in dense_leaves(passed.batch.target) if t.is_floating_point()}
     if not any(t.numel() > 1 and t.squeeze().shape in targets for t in free_loss.outputs.values()):
         raise NotApplicableError("no target of numbers")
-    return _find_levels(free_loss)
+    return find_levels(free_loss)
 
 
-def _find_levels(free_loss: FreeLoss) -> Levels:
+def find_levels(free_loss: FreeLoss) -> Levels:
+    """Find the losses of outputs, zeros and constants. Raises NotApplicableError for a loss of no outputs, or NaN."""
     compute, outputs, axes = free_loss
     if not outputs:
         raise NotApplicableError("the loss is not a function of outputs")
@@ -169,7 +170,7 @@ class LossBounds:
 def bounds(free_loss: FreeLoss) -> LossBounds:
     """Minimise the loss over free outputs, beside that of zeros and constants."""
     compute, outputs, _ = free_loss
-    known = attempt("levels", _find_levels, {"free_loss": free_loss})
+    known = attempt("levels", find_levels, {"free_loss": free_loss})
     if isinstance(known, MissingError):
         with torch.no_grad():
             start = float(compute(outputs))
