@@ -133,14 +133,16 @@ class Plateau(NamedTuple):
 
 @measure()
 def plateau(loss_curve: Sequence[tuple[int, float]]) -> Plateau:
-    """Find where the last two thirds of a training leave the loss where it was: their halves have one mean."""
+    """Find where the last two thirds of a training leave the loss where it was: it falls by no more than its noise."""
     last = loss_curve[-1][0] if loss_curve else 0
     late = [(step, value) for step, value in loss_curve if step >= last / 3]
-    means = [statistics.fmean(v for _, v in part) for part in (late[: len(late) // 2], late[len(late) // 2 :]) if part]
-    if last < _MIN_STILL or len(late) < _MIN_POINTS or not all(map(math.isfinite, means)):
-        raise NotApplicableError(f"fewer than {_MIN_STILL} losses")
-    if abs(means[0] - means[1]) > _MAX_FALL * abs(means[0]):
-        raise NotApplicableError("a loss that moves")
+    if last < _MIN_STILL or len(late) < _MIN_POINTS or not all(math.isfinite(value) for _, value in late):
+        raise NotApplicableError(f"fewer than {_MIN_STILL} finite losses")
+    halves = [[value for _, value in part] for part in (late[: len(late) // 2], late[len(late) // 2 :])]
+    means = [statistics.fmean(half) for half in halves]
+    noise = math.hypot(*(statistics.pstdev(half) / math.sqrt(len(half)) for half in halves))
+    if means[0] - means[1] > max(_MAX_FALL * abs(means[0]), 2 * noise):
+        raise NotApplicableError("a loss that falls")
     return Plateau(late[0][0], last, statistics.fmean(means))
 
 

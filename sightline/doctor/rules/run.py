@@ -152,10 +152,9 @@ def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
         return None
     is_zero = abs(level.start - level.zero) <= _NEAR * level.zero
     name, value = ("all-zero outputs", level.zero) if is_zero else ("the best constants", level.constant)
-    if level.start > (1 + _NEAR) * max(level.zero, level.constant):
-        return None
+    side = "at" if level.start <= (1 + _NEAR) * value else "above"
     return Fault(
-        f"the loss stays at the level of {name}, while training goes on",
+        f"the loss stays {side} the level of {name}, while training goes on",
         measured=f"{plateau.mean:.4g} from step {plateau.first} to {plateau.last}; on the same samples the trained "
         f"network has {level.start:.4g}, {name} {value:.4g}",
     )

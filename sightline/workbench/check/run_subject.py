@@ -22,7 +22,8 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import SEVERITIES, Finding
-from sightline.doctor.rules import Rule
+from sightline.doctor.rules import Rule, find_by
+from sightline.doctor.rules.model import rectified_outputs
 from sightline.doctor.subject import Batch, Subject
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
@@ -146,6 +147,19 @@ def measure_run_levels(built: TrainingSetup, model: nn.Module) -> Levels:
     """Measure the losses of a run's trained network, of zeros, and of the best constants, on a few training samples."""
     subject = dataclasses.replace(make_run_subject(built, num_samples=_NUM_SAMPLES), model=model)
     return find_levels(Evidence({"subject": subject}, math.inf).get("free_loss"))
+
+
+def _ask(subject: Subject, name: str) -> Any:
+    """Make a measurement of a subject, or return why it is missing."""
+    return attempt(name, Evidence({"subject": subject}, math.inf).get, {"name": name})
+
+
+def find_rectified(built: TrainingSetup) -> list[Finding]:
+    """List the outputs of a run that a ReLU at the end of its network keeps from their targets."""
+    subject = attempt("subject", make_run_subject, {"built": built, "num_samples": 2})
+    found = MissingError("failed", "") if isinstance(subject, MissingError) else _ask(subject, "rectified")
+    findings = [] if isinstance(found, MissingError) else find_by(rectified_outputs, rectified=found)
+    return [dataclasses.replace(each, where=dataclasses.replace(each.where, config_path="model")) for each in findings]
 
 
 def _find_targets(loss: RunLoss, model: nn.Module, batch: RunBatch, inputs: Sequence[str]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.train import TrainState
 from sightline.workbench.check.first_step_rules import missing_keys_explained
+from sightline.workbench.check.run_subject import find_rectified
 from sightline.workbench.compare.steps import train_on_batch
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.samples import (
@@ -440,6 +441,8 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
             f"initial loss {bounds.start:.4g}, and a loss that falls without bound, or reads no output",
         )
     best = min(own, key=lambda each: each.rank)
+    if rectified := find_rectified(built):
+        return dataclasses.replace(rectified[0], code="fit", severity="error")
     if fitting is not None:
         return _blame_optimizer(built, own, best, fitting)
     left = f"{best.lowest_share:.3g} of the way left after {best.num_steps} steps"
