@@ -22,7 +22,7 @@ from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.run import Plateau, plateau
 from sightline.doctor.finding import Finding
 from sightline.doctor.rules import find_by, get_rule
-from sightline.doctor.rules.loss import explained_start, loud_start
+from sightline.doctor.rules.loss import begins_at_zeros, loss_begins_high
 from sightline.doctor.rules.model import rectified_outputs
 from sightline.doctor.rules.run import trivial_plateau
 from sightline.engine.build import TrainingSetup, build
@@ -194,7 +194,7 @@ def judge(built: TrainingSetup) -> list[Finding]:
     findings = find_rectified(built)
     for _, subject, term in make_loss_subjects(Context(built, World())):
         evidence = Evidence({"subject": subject, "term": term}, math.inf)
-        for row in map(get_rule, (loud_start, explained_start)):
+        for row in map(get_rule, (loss_begins_high, begins_at_zeros)):
             findings += row.find(**{name: evidence.get(name) for name in row.reads})
     return findings
 

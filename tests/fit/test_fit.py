@@ -178,6 +178,7 @@ PLANTED: dict[str, tuple[str, Callable[[Path], TrainingSetup]]] = {
     "low rate": ("optim.lr", lambda p: run(p, "optimizer.lr=1e-8", model=nets.Net())),
     "clip": ("optim.clip", lambda p: run(p, "train.clip_norm=1e-6", model=nets.Net())),
     "shape": ("cfg.contract", lambda p: run(p, model=nets.Narrow())),
+    "relu": ("model.activation", lambda p: nets.regression(p, model=nets.Dead())),
     "decay": ("optim.hyper", lambda p: run(p, DECAYING, model=nets.Net())),
 }
 """Cause that is named, and the run."""

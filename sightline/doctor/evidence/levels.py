@@ -44,10 +44,10 @@ def free_loss(subject: Subject, passed: Pass) -> FreeLoss:
     """Take the network away from its loss, and find the outputs that the loss reads."""
     leaves = {path: t.detach() for path, t in dense_leaves(passed.outputs) if is_float(t) and t.requires_grad}
     promoted = _promote(subject, passed), {path: t.double().contiguous() for path, t in leaves.items()}
-    for (own, kept), outputs in (promoted, ((subject, passed), leaves)):
+    for (judged, recorded), outputs in (promoted, ((subject, passed), leaves)):
 
-        def compute(given: Mapping[str, Tensor], own: Subject = own, kept: Pass = kept) -> Tensor:
-            return value_of(own, kept, dict(given)) / subject.divisor
+        def compute(given: Mapping[str, Tensor], judged: Subject = judged, recorded: Pass = recorded) -> Tensor:
+            return value_of(judged, recorded, dict(given)) / subject.divisor
 
         read = attempt("the loss", _find_read, {"compute": compute, "outputs": outputs})
         if not isinstance(read, MissingError):

@@ -61,14 +61,14 @@ def rectified(subject: Subject, passed: Pass) -> list[Rectified]:
     Only the loss is computed again; where outputs are blocked, so is the network, once.
     """
     found = []
-    for each in _list_compared(passed):
-        blocked, number = _measure_blocked(passed, each)
-        is_blocked = blocked >= ENOUGH and not _is_drawn(subject, passed, each.path)
-        below = _measure_below(subject, passed, each)
-        if (is_blocked or below >= ENOUGH) and _compares(subject, passed, each):
-            layer = _find_layer(passed, each.node)
+    for compared in _list_compared(passed):
+        blocked, number = _measure_blocked(passed, compared)
+        is_blocked = blocked >= ENOUGH and not _is_drawn(subject, passed, compared.path)
+        below = _measure_below(subject, passed, compared)
+        if (is_blocked or below >= ENOUGH) and _compares(subject, passed, compared):
+            layer = _find_layer(passed, compared.node)
             shares = blocked if is_blocked else 0.0, number, below
-            found.append(Rectified(each.path, get_node_name(each.node), layer, *shares))
+            found.append(Rectified(compared.path, get_node_name(compared.node), layer, *shares))
     return found
 
 
@@ -106,20 +106,20 @@ def _is_bound(node: Any) -> bool:
     return name in ("Relu", "Threshold", "ClampMin", "Maximum") or (name == "Clamp" and is_one_sided)
 
 
-def _measure_blocked(passed: Pass, each: _Compared) -> tuple[float, int]:
+def _measure_blocked(passed: Pass, compared: _Compared) -> tuple[float, int]:
     """Return the share of outputs at targets, and at high ones, that is 0 and passes no gradient, and their number.
 
     It is 0 where outputs that are not 0 are larger than the targets: these are then nearer to 0.
     """
-    output = each.output
-    target = dict(dense_leaves(passed.batch.target))[each.name].reshape(output.shape)
+    output = compared.output
+    target = dict(dense_leaves(passed.batch.target))[compared.name].reshape(output.shape)
     (slope,) = torch.autograd.grad(passed.value, [output], retain_graph=True, allow_unused=True)
     counted = (target != 0) & (slope != 0) if slope is not None else torch.zeros_like(target, dtype=torch.bool)
     high = counted & _is_high(target)
     still = counted & (output == 0)
     alive = output[output > 0].double()
     size = float(alive.detach().square().mean().sqrt()) if alive.numel() else 0.0
-    if not bool(still.any()) or size > float(target.detach().max()) or _passes(each, still):
+    if not bool(still.any()) or size > float(target.detach().max()) or _passes(compared, still):
         return 0.0, int(counted.sum())
     return min(_divide(still & mask, mask) for mask in (counted, high)), int(counted.sum())
 
@@ -129,10 +129,10 @@ def _is_high(target: Tensor) -> Tensor:
     return (size > 0) & (size >= _HIGH * size.max())
 
 
-def _passes(each: _Compared, still: Tensor) -> bool:
+def _passes(compared: _Compared, still: Tensor) -> bool:
     """Return True if a gradient at some places of an output arrives before its bound."""
-    edge = GradientEdge(*next(parent for parent in each.node.next_functions if parent[0] is not None))
-    (gradient,) = torch.autograd.grad([each.output], [edge], [still.to(each.output)], retain_graph=True)
+    edge = GradientEdge(*next(parent for parent in compared.node.next_functions if parent[0] is not None))
+    (gradient,) = torch.autograd.grad([compared.output], [edge], [still.to(compared.output)], retain_graph=True)
     return bool(gradient.any())
 
 
@@ -143,30 +143,30 @@ def _divide(part: Tensor, whole: Tensor) -> float:
 def _find_layer(passed: Pass, node: Any) -> str:
     """Find the nearest layer with parameters that an operation reads from."""
     names = {id(parameter): name for name, parameter in passed.parameters.items()}
-    variables = (id(getattr(each, "variable", None)) for each in iter_nodes([node]))
-    return next((names[each].rpartition(".")[0] for each in variables if each in names), "")
+    variables = (id(getattr(node, "variable", None)) for node in iter_nodes([node]))
+    return next((names[key].rpartition(".")[0] for key in variables if key in names), "")
 
 
-def _measure_below(subject: Subject, passed: Pass, each: _Compared) -> float:
+def _measure_below(subject: Subject, passed: Pass, compared: _Compared) -> float:
     """Return the share of places at which the loss rises at 0, if it is finite, and lower, below 0 there."""
-    zeros = torch.zeros_like(each.output)
-    value, slope = _differentiate(subject, passed, each.path, zeros, passed.batch.target)
+    zeros = torch.zeros_like(compared.output)
+    value, slope = _differentiate(subject, passed, compared.path, zeros, passed.batch.target)
     rises = slope > 0
-    lower, _ = _differentiate(subject, passed, each.path, zeros - _BELOW * rises, passed.batch.target)
+    lower, _ = _differentiate(subject, passed, compared.path, zeros - _BELOW * rises, passed.batch.target)
     return float(rises.double().mean()) if math.isfinite(lower) and lower < value else 0.0
 
 
-def _compares(subject: Subject, passed: Pass, each: _Compared) -> bool:
+def _compares(subject: Subject, passed: Pass, compared: _Compared) -> bool:
     """Return True if the gradient at a place moves with its own target, and with no other."""
-    target = dict(dense_leaves(passed.batch.target))[each.name]
-    zeros = torch.zeros_like(each.output)
+    target = dict(dense_leaves(passed.batch.target))[compared.name]
+    zeros = torch.zeros_like(compared.output)
     counted = _is_high(target).reshape(zeros.shape)
     drawn = torch.rand(zeros.shape, generator=torch.Generator().manual_seed(0)).to(zeros.device)
     moved, others = counted & (drawn < 0.5), counted & (drawn >= 0.5)
-    _, before = _differentiate(subject, passed, each.path, zeros, passed.batch.target)
+    _, before = _differentiate(subject, passed, compared.path, zeros, passed.batch.target)
     for changed in _list_changed(target, moved.reshape(target.shape)):
         _, after = _differentiate(
-            subject, passed, each.path, zeros, replace_leaf(passed.batch.target, each.name, changed)
+            subject, passed, compared.path, zeros, replace_leaf(passed.batch.target, compared.name, changed)
         )
         change = (after - before).abs() / before.abs().clamp(min=1e-30)
         if _divide((change > _CHANGED) & moved, moved) > 0.9 and _divide((change > _UNCHANGED) & others, others) < 0.05:

@@ -353,7 +353,7 @@ def uphill_gradient(descents: list[Descent]) -> Iterator[Fault]:
     holds="a first loss of at most ten times that of all-zero outputs, or of the best constants",
     do="start the last layer smaller, as the paper does, or bring the targets to the size of the outputs",
 )
-def loud_start(levels: Levels, term: LossTerm) -> Fault | None:
+def loss_begins_high(levels: Levels, term: LossTerm) -> Fault | None:
     """Compare the first value of a loss of maps, volumes or coordinates with that of outputs that need no network."""
     return compare_start(levels)
 
@@ -376,7 +376,7 @@ def compare_start(levels: Levels) -> Fault | None:
     holds="a loss that leaves the level of all-zero maps as the maps get their peaks",
     do="follow the metric: this loss hardly moves at first, while the peaks move to their places",
 )
-def explained_start(levels: Levels, free_loss: FreeLoss, passed: Pass) -> Fault | None:
+def begins_at_zeros(levels: Levels, free_loss: FreeLoss, passed: Pass) -> Fault | None:
     """Explain the first loss of maps and volumes that begin near 0 by the loss of zeros, which is that of the data."""
     maps = {t.shape for t in free_loss.outputs.values() if t.ndim > 3}
     targets = [t for _, t in dense_leaves(passed.batch.target) if t.is_floating_point() and t.shape in maps]

@@ -477,6 +477,6 @@ def rectified_outputs(rectified: list[Rectified]) -> Iterator[Fault]:
     holds="a first loss of at most ten times that of all-zero outputs, or of the best constants",
     do="start the last layer smaller, or bring the targets to the size of the outputs, unless a few steps do it",
 )
-def loud_network(levels: Levels) -> Fault | None:
+def network_begins_high(levels: Levels) -> Fault | None:
     """Compare the first loss of a network with that of outputs that need none."""
     return compare_start(levels)
