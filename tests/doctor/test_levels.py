@@ -74,6 +74,13 @@ def test_the_loss_of_all_zero_heat_maps_of_the_paper_is_known() -> None:
     assert found.zero == pytest.approx(3.2115e-4, rel=1e-4)
 
 
+def test_there_are_no_levels_of_a_teacher_s_scores() -> None:
+    """What a constant added to all scores does not change is of classes, not of numbers."""
+    teach = lambda out, scores: F.kl_div(out.log_softmax(1), scores.softmax(1), reduction="batchmean")  # noqa: E731
+    with pytest.raises(MissingError, match="targets of scores"):
+        measure("levels", nn.Linear(5, 3), teach, (torch.rand(8, 5), torch.rand(8, 3)))
+
+
 def test_there_are_no_levels_without_targets_of_numbers() -> None:
     with pytest.raises(MissingError, match="no target of numbers"):
         measure("levels", nn.Linear(5, 3), nn.CrossEntropyLoss(), (torch.rand(8, 5), torch.arange(8) % 3))

@@ -104,6 +104,10 @@ def levels(free_loss: FreeLoss, passed: Pass) -> Levels:
     targets = {t.squeeze().shape for _, t in dense_leaves(passed.batch.target) if t.is_floating_point()}
     if not any(t.numel() > 1 and t.squeeze().shape in targets for t in free_loss.outputs.values()):
         raise NotApplicableError("no target of numbers")
+    with torch.no_grad():
+        first, moved = (float(free_loss.compute({p: t + by for p, t in free_loss.outputs.items()})) for by in (0, 1))
+    if math.isclose(first, moved, rel_tol=1e-6):
+        raise NotApplicableError("targets of scores, whose differences alone count")
     return find_levels(free_loss)
 
 
