@@ -216,6 +216,9 @@ def fit_samples(
             return FitResult(samples, bounds, tuple(own), notes, "fitted")
         if any(each.stop == "time" for each in own):
             return FitResult(samples, bounds, tuple(own), (_describe_time(own, steps),), "stopped by time")
+        if own and (rectified := find_rectified(built)):
+            cause = dataclasses.replace(rectified[0], code="fit", severity="error")
+            return FitResult(samples, bounds, tuple(own), (cause,))
         if (slow := _find_falling(bounds, own)) is not None:
             return FitResult(samples, bounds, tuple(own), (_describe_falling(slow),), "not yet")
         others = dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES) if own else []
@@ -441,8 +444,6 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
             f"initial loss {bounds.start:.4g}, and a loss that falls without bound, or reads no output",
         )
     best = min(own, key=lambda each: each.rank)
-    if rectified := find_rectified(built):
-        return dataclasses.replace(rectified[0], code="fit", severity="error")
     if fitting is not None:
         return _blame_optimizer(built, own, best, fitting)
     left = f"{best.lowest_share:.3g} of the way left after {best.num_steps} steps"
