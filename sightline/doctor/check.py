@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm, find_form, read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import Report, write_verdict
@@ -52,6 +54,14 @@ def check_module(
         subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s)
     return Report(type(model).__name__, merge_findings(examination.findings), write_verdict(examination))
+
+
+def measure_levels(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_or_loader: Any) -> Levels:
+    """Measure the losses of a module as it is, of zeros, and of the best constants, on the first batch."""
+    generators = find_read_generators(batch_or_loader)
+    with preserve_random_state(), preserve_generators(generators):
+        subject = make_subject(model, loss, read_batches(list_batches(batch_or_loader)), None)
+        return find_levels(Evidence({"subject": subject}, math.inf).get("free_loss"))
 
 
 def examine_subject(

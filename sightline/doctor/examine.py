@@ -19,7 +19,7 @@ Outcome = Literal["held", "broken", "apply", "failed", "cost", "declared"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of a rule: it held or is broken, by which findings, or why it did not judge, with the reason."""
+    """What became of a rule: it held, if with a note, or is broken, by which findings, or why it did not judge."""
 
     rule: Rule
     outcome: Outcome
@@ -113,4 +113,5 @@ def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:
     if isinstance(found, MissingError):
         examination.judgements.append(Judgement(rule, found.kind, found.reason))
     else:
-        examination.judgements.append(Judgement(rule, "broken" if found else "held", findings=found))
+        is_broken = any(finding.severity != "note" for finding in found)
+        examination.judgements.append(Judgement(rule, "broken" if is_broken else "held", findings=found))

@@ -42,7 +42,8 @@ class Subject:
 
     `loss(outputs, target)` returns a tensor of one number; of batches that are mappings, its target is one.
     `loader` and `evaluation_loader` are what the user gave, None where it was batches; `evaluation` are the first
-    batches of the second. `form` divides a sample, or a batch, of the loader into inputs and target.
+    batches of the second. `form` divides a sample, or a batch, of the loader into inputs and target. A loss that is a
+    sum is divided by `divisor` where its level is said.
     """
 
     model: nn.Module
@@ -53,6 +54,7 @@ class Subject:
     loader: Any = None
     evaluation_loader: Any = None
     form: BatchForm = PAIRS
+    divisor: float = 1.0
 
     def copy(self, mode: str) -> nn.Module:
         """Copy the model, in the mode `train` or `eval`."""

@@ -52,6 +52,7 @@ from sightline.training.mean_pose import pose_baselines
 from sightline.training.published_results import list_published
 
 if TYPE_CHECKING:
+    from sightline.doctor.evidence.levels import Levels
     from sightline.doctor.finding import Finding
     from sightline.doctor.watch.watch import Watch
 
@@ -425,7 +426,7 @@ class _TrainRun:
         from sightline.doctor.watch.watch import EVERY, Watch
 
         job = session.job
-        return Watch(
+        watch = Watch(
             {"": job.model},
             optimizers=[job.optimizer],
             averages=[] if job.ema is None else [job.ema],
@@ -435,6 +436,9 @@ class _TrainRun:
             first_step=job.step,
             receive=partial(_add_findings, session.directory),
         )
+        if self._world.size == 1:
+            watch.level_source = partial(_measure_levels, session.built)
+        return watch
 
     @contextlib.contextmanager
     def _errors_explained(self, session: TrainingSession) -> Iterator[None]:
@@ -496,6 +500,13 @@ class _TrainRun:
         reporter.note(f"a page with its curves, tables and pictures: {command}")
         reporter.note(f"run directory: {directory.path}")
         return document
+
+
+def _measure_levels(built: TrainingSetup) -> Levels:
+    """Measure the losses of the trained network, of zeros, and of the best constants."""
+    from sightline.workbench.check.run_subject import measure_run_levels
+
+    return measure_run_levels(built, built.job.model)
 
 
 def _add_findings(directory: RunDirectory, *findings: Finding) -> None:

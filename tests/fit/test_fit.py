@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.config import read_config
+from sightline.doctor.evidence.levels import LossBounds
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.fit.fit import OWN, FitResult, fit_samples
-from sightline.workbench.fit.loss_bounds import LossBounds, measure_bounds
-from sightline.workbench.fit.samples import choose_samples, move_batch, training_score
+from sightline.workbench.fit.samples import choose_samples, measure_bounds, move_batch, training_score
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.doctor.planting import Wrapped, assert_complete, with_data, with_losses
@@ -178,6 +178,7 @@ PLANTED: dict[str, tuple[str, Callable[[Path], TrainingSetup]]] = {
     "low rate": ("optim.lr", lambda p: run(p, "optimizer.lr=1e-8", model=nets.Net())),
     "clip": ("optim.clip", lambda p: run(p, "train.clip_norm=1e-6", model=nets.Net())),
     "shape": ("cfg.contract", lambda p: run(p, model=nets.Narrow())),
+    "relu": ("model.activation", lambda p: nets.regression(p, model=nets.Dead())),
     "decay": ("optim.hyper", lambda p: run(p, DECAYING, model=nets.Net())),
 }
 """Cause that is named, and the run."""

@@ -14,8 +14,9 @@ from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.v2v import DrawHeatmaps, V2VSmall, Voxelize
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
+from sightline.engine.build import TrainingSetup
 from sightline.ops.voxels import CubePlacement
-from tests.planted.planting import Plant, Planter, change_arguments, change_result, wrap
+from tests.planted.planting import Plant, Planter, change_arguments, change_result, edit, wrap
 
 
 def _edit_frames(change: Callable[[Batch], Batch]) -> Plant:
@@ -80,10 +81,17 @@ def add_map_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Plan
     return lambda planter: planter.add_loss(OwnMaps)
 
 
+def _enlarge_last_layer(built: TrainingSetup) -> None:
+    with torch.no_grad():
+        built.job.model.output.weight *= 1000  # type: ignore[operator, union-attr]
+
+
 _MM_A_VOXEL = 200 / 44
 
 POSE_PLANTS: dict[str, Plant] = {
     "O42": change_result(V2VSmall, "likelihood", lambda maps: (maps - 0.1).relu()),
+    "N14": change_result(V2VSmall, "likelihood", torch.relu),
+    "N15": edit(_enlarge_last_layer),
     "O43": change_result(
         DrawHeatmaps, "__call__", lambda f: {"heatmaps": f["heatmaps"].transpose(-1, -3).contiguous()}
     ),

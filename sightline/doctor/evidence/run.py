@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.trace import Inputs, Trace, read_numbers
 
 _MIN_BATCHES, _MIN_CURVE, _MIN_PULLS, _MIN_ROWS = 4, 20, 6, 16
 _MIN_RATIO, _MIN_SHIFT, _MIN_Z = 2.0, 1.5, 8.0
 _LOW, _HIGH = 0.05, 0.9
+_MIN_STILL, _MIN_POINTS, _MAX_FALL = 100, 6, 0.02
+"""Steps, and points of a curve, over which a loss that falls by less is still."""
 _MIN_UNLIKE_COUNTS, _MIN_UNIQUE, _MIN_REPEATED = 1.5, 0.9, 0.9
 
 
@@ -108,6 +112,44 @@ def curves(trace: Trace) -> list[list[float]]:
     if not finite:
         raise NotApplicableError(f"fewer than {_MIN_CURVE} losses of a line")
     return finite
+
+
+@measure()
+def loss_curve(trace: Trace) -> list[tuple[int, float]]:
+    """Losses of the line that calls backward most often, with the number of each."""
+    series = max(trace.losses.values(), key=lambda each: each.num_seen, default=None)
+    if series is None or not trace.is_over:
+        raise NotApplicableError("no losses of a whole loop")
+    return [(place * series.stride, value) for place, value in enumerate(series.read())]
+
+
+class Plateau(NamedTuple):
+    """Steps between which a loss stays where it is until the end, and its mean."""
+
+    first: int
+    last: int
+    mean: float
+
+
+@measure()
+def plateau(loss_curve: Sequence[tuple[int, float]]) -> Plateau:
+    """Find where the last two thirds of a training leave the loss where it was: it falls by no more than its noise."""
+    last = loss_curve[-1][0] if loss_curve else 0
+    late = [(step, value) for step, value in loss_curve if step >= last / 3]
+    if last < _MIN_STILL or len(late) < _MIN_POINTS or not all(math.isfinite(value) for _, value in late):
+        raise NotApplicableError(f"fewer than {_MIN_STILL} finite losses")
+    halves = [[value for _, value in part] for part in (late[: len(late) // 2], late[len(late) // 2 :])]
+    means = [statistics.fmean(half) for half in halves]
+    noise = math.hypot(*(statistics.pstdev(half) / math.sqrt(len(half)) for half in halves))
+    if means[0] - means[1] > max(_MAX_FALL * abs(means[0]), 2 * noise):
+        raise NotApplicableError("a loss that falls")
+    return Plateau(late[0][0], last, statistics.fmean(means))
+
+
+@measure()
+def trained_levels(level_source: Callable[[], Levels]) -> Levels:
+    """Measure what losses the trained network, and outputs that need none, have on the same samples."""
+    return level_source()
 
 
 @measure()

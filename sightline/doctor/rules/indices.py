@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence.boxes import Sides
 from sightline.doctor.evidence.indices import Farthest, LostSums, Merged, UsedIndices
-from sightline.doctor.evidence.sides import Sides
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence.levels import FreeLoss, Levels
 from sightline.doctor.evidence.losses import SHARES, Addend, Certain, Free, Labelled, Shares
 from sightline.doctor.evidence.numerics import Descent
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
-from sightline.doctor.subject import Pass
+from sightline.doctor.subject import LossTerm, Pass
 
 _MIN_SPREAD, _MAX_SORTED = 8.0, 2.0
+_MAX_START, _NEAR = 10.0, 0.2
+"""First loss in those of trivial outputs: far above them, and explained by them."""
 _SMOOTH = 1e-3
 """Share by which slopes at two steps may differ where a loss is smooth."""
 
@@ -341,3 +344,46 @@ def uphill_gradient(descents: list[Descent]) -> Iterator[Fault]:
                 measured=f"backward gives a slope of {descent.given:.4g}, finite differences {descent.near:.4g}"
                 + (f" at the output {descent.path}" if descent.path else ""),
             )
+
+
+@rule(
+    "initial-loss",
+    "warning",
+    "model.init data.target_encoding data.normalisation",
+    holds="a first loss of at most ten times that of all-zero outputs, or of the best constants",
+    do="start the last layer smaller, as the paper does, or bring the targets to the size of the outputs",
+)
+def loss_begins_high(levels: Levels, term: LossTerm) -> Fault | None:
+    """Compare the first value of a loss of maps, volumes or coordinates with that of outputs that need no network."""
+    return compare_start(levels)
+
+
+def compare_start(levels: Levels) -> Fault | None:
+    """Return the fault of a first loss that is far above those of trivial outputs."""
+    trivial = max(levels.zero, levels.constant)
+    if levels.constant < 0 or not trivial > 0 or levels.start <= _MAX_START * trivial:
+        return None
+    return Fault(
+        f"the network begins {levels.start / trivial:.3g} times worse than outputs that need no network",
+        measured=_describe_levels(levels, "outputs"),
+    )
+
+
+@rule(
+    "initial-squares",
+    "note",
+    "model.init",
+    holds="a loss that leaves the level of all-zero maps as the maps get their peaks",
+    do="follow the metric: this loss hardly moves at first, while the peaks move to their places",
+)
+def begins_at_zeros(levels: Levels, free_loss: FreeLoss, passed: Pass) -> Fault | None:
+    """Explain the first loss of maps and volumes that begin near 0 by the loss of zeros, which is that of the data."""
+    maps = {t.shape for t in free_loss.outputs.values() if t.ndim > 3}
+    targets = [t for _, t in dense_leaves(passed.batch.target) if t.is_floating_point() and t.shape in maps]
+    if not targets or not abs(levels.start - levels.zero) <= _NEAR * levels.zero:
+        return None
+    return Fault(_describe_levels(levels, "maps"), measured=_describe_levels(levels, "maps"))
+
+
+def _describe_levels(levels: Levels, what: str) -> str:
+    return f"first loss {levels.start:.5g}, all-zero {what} {levels.zero:.5g}, best constants {levels.constant:.5g}"

@@ -15,10 +15,13 @@ from sightline.contract.pytree import is_float
 from sightline.doctor.evidence.backward import WrongSlope
 from sightline.doctor.evidence.coverage import Gradients
 from sightline.doctor.evidence.graph import Reshape, Softmax
+from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.evidence.positions import PaddedSteps, Reach
+from sightline.doctor.evidence.rectified import ENOUGH, Rectified
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
+from sightline.doctor.rules.loss import compare_start
 from sightline.doctor.subject import Pass, Subject
 
 
@@ -447,3 +450,33 @@ def repeated_norm(subject: Subject) -> Iterator[Fault]:
             measured=f"one module under {len(names)} names",
             where=FindingLocation(layer=names[0]),
         )
+
+
+@rule(
+    "final-activation",
+    "warning",
+    "model.activation model.init",
+    holds="outputs that a loss compares with numbers can be these numbers, and pass a gradient where they are 0",
+    do="end the network with a layer without a ReLU or clamp behind it; or with softplus, for targets above 0",
+)
+def rectified_outputs(rectified: list[Rectified]) -> Iterator[Fault]:
+    """Name the layer behind which a ReLU keeps a third of the outputs from their targets."""
+    for each in rectified:
+        name, where = f" '{each.path}'" if each.path else "", FindingLocation(layer=each.layer or None)
+        summary = f"a {each.operation.lower()} ends the network: it keeps outputs{name} from their targets"
+        blocked = f"at {each.blocked:.0%} of {each.number:,} targets that are not 0 the output is exactly 0, with a "
+        blocked += "gradient of exactly 0 before it"
+        below = f"the loss asks for outputs below 0 at {each.below:.0%} of all places"
+        yield Fault(summary, measured=blocked if each.blocked >= ENOUGH else below, where=where)
+
+
+@rule(
+    "initial-loss",
+    "note",
+    "model.init data.target_encoding data.normalisation",
+    holds="a first loss of at most ten times that of all-zero outputs, or of the best constants",
+    do="start the last layer smaller, or bring the targets to the size of the outputs, unless a few steps do it",
+)
+def network_begins_high(levels: Levels) -> Fault | None:
+    """Compare the first loss of a network with that of outputs that need none."""
+    return compare_start(levels)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence.run import Cycle, InputShift, MixedBatches
+from sightline.doctor.evidence.levels import Levels
+from sightline.doctor.evidence.run import Cycle, InputShift, MixedBatches, Plateau
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 from sightline.doctor.trace import Trace
@@ -21,6 +22,8 @@ _MIN_FALL, _MIN_ACCELERATION = 1e3, 1.5
 _MAX_SLOPE, _MIN_Z = -0.6, 4.0
 _MAX_COLLAPSE, _MIN_LEFT = 0.01, 0.5
 _MIN_ADDENDS = 3
+_NEAR = 0.02
+"""Share by which a loss at a trivial level may differ from it."""
 _MIN_MIXED, _MIN_SEEN, _MIN_BATCHES = 0.9, 5, 1.5
 
 
@@ -133,6 +136,28 @@ def unbounded_loss(curves: list[list[float]]) -> Iterator[Fault]:
                 measured=f"{curve[0]:.3g} at first, then {', '.join(f'{value:.3g}' for value in now)} by quarters",
             )
             return
+
+
+@rule(
+    "trivial-plateau",
+    "warning",
+    "model.constant_output model.activation model.init optim.lr data.target_encoding",
+    holds="a loss that leaves the level of outputs that need no network, while training goes on",
+    do="check the network before training (sightline check, --fit): last activation, gradients, learning rate, targets",
+)
+def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
+    """Compare a loss that stays where it is with that of zeros and of the best constants, on the same samples."""
+    level = trained_levels
+    if not level.constant > 0 or level.start < (1 - _NEAR) * level.constant:
+        return None
+    is_zero = abs(level.start - level.zero) <= _NEAR * level.zero
+    name, value = ("all-zero outputs", level.zero) if is_zero else ("the best constants", level.constant)
+    side = "at" if level.start <= (1 + _NEAR) * value else "above"
+    return Fault(
+        f"the loss stays {side} the level of {name}, while training goes on",
+        measured=f"{plateau.mean:.4g} from step {plateau.first} to {plateau.last}; on the same samples the trained "
+        f"network has {level.start:.4g}, {name} {value:.4g}",
+    )
 
 
 @rule(

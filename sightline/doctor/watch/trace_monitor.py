@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import attempt
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.reading import count_remainder
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
@@ -53,6 +54,7 @@ class TraceMonitor(Monitor):
 
     def __init__(self, averages: Sequence[nn.Module], known: Sequence[Finding]) -> None:
         self.trace = Trace()
+        self.level_source: Callable[[], Levels] | None = None
         self._known = known
         self.examination: Examination | None = None
         self._averages = averages
@@ -273,6 +275,8 @@ class TraceMonitor(Monitor):
         given: dict[str, Any] = {"trace": self.trace}
         if self.trace.remainder:
             given["evaluation_remainder"] = self.trace.remainder
+        if self.level_source is not None and self.trace.is_over:
+            given["level_source"] = self.level_source
         if self.trace.answers:
             given["confusion"] = count_answers(self.trace)
         self.examination = examine(Evidence(given, 1.0))

@@ -17,7 +17,8 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import check_module
+from sightline.doctor.check import check_module, measure_levels
+from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import assert_codes
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import Report
@@ -142,6 +143,7 @@ class Watch:
         self._lock = threading.RLock()
         self.compares_ranks = False
         self.check: Callable[[], Report] | None = None
+        self.level_source: Callable[[], Levels] | None = None
 
     def _list_judges(self, event: str, *forms: str) -> list[Any]:
         names = [f"{event}{form}" for form in ("", *forms)]
@@ -210,12 +212,14 @@ class Watch:
                 for judges in (self._always, self._measured):
                     judges["on_forward"].append(monitor.on_forward)
                 stack.enter_context(monitor.follow())
+                self.level_source = None  # a pass of one process alone would wait for the others
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stop_recording()
         self._stack.__exit__(*error)
         self._loop.is_over = True
+        self._tracing.level_source = self.level_source
         self._judge("on_end")
         self._finish_search()
         self._loop.call, self._loop.model_inputs = None, []
@@ -446,6 +450,7 @@ def watch(
         watched.check = partial(
             check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
         )
+        watched.level_source = partial(measure_levels, model, loss, loader)
     elif not (loss is None and loader is None and evaluation is None):
         lacking = "loss" if loss is None else "loader"
         watched._loop.failures[f"the model before its first step: `{lacking}` is not given"] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -36,6 +36,13 @@ _QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
 
 
+class TrainedRecords(NamedTuple):
+    """Records of a trained run: reads its training losses by step, and loads its trained network."""
+
+    read_curve: Callable[[], list[tuple[int, float]]]
+    load: Callable[[], nn.Module]
+
+
 @dataclass(frozen=True)
 class Context:
     """Model, data and cached measurements that a rule may read, but not change: it must copy what it modifies."""
@@ -44,6 +51,7 @@ class Context:
     world: World
     is_quick: bool = False
     examination: RunExamination = field(default_factory=RunExamination, compare=False)
+    trained: TrainedRecords | None = None
 
     @property
     def config(self) -> RunConfig:

@@ -78,6 +78,11 @@ class RecordedOutputs(nn.Module):
         return {key: value * self.scale.to(value) if is_float(value) else value for key, value in recorded.items()}
 
 
+def make_subject_of_outputs(loss: RunLoss, outputs: Mapping[str, Any], batch: RunBatch) -> Subject:
+    """Make the subject of a run's losses and of outputs that its network has given for a batch."""
+    return Subject(RecordedOutputs(), loss, [Batch(dict(outputs), batch)])
+
+
 @dataclasses.dataclass
 class LossAlone:
     """Loss as a function of its arguments, which are outputs and all else that it reads."""
@@ -161,7 +166,9 @@ def _make(
         is_of_batch="second_match" in values,
         is_split=max(context.config.train.micro_batches, context.world.size) > 1,
     )
-    subject = Subject(RecordedOutputs(), loss, [Batch(*form.split(values))], form=form)
+    count = attempt(name, loss.compute, {"outputs": values, "target": {}})
+    divisor = 1.0 if isinstance(count, MissingError) else count[1] or 1.0
+    subject = Subject(RecordedOutputs(), loss, [Batch(*form.split(values))], form=form, divisor=divisor)
     return LossSubject(name, subject, term)
 
 

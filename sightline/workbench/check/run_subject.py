@@ -6,6 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm, call_model, find_form
 from sightline.doctor.check import examine_subject
 from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import SEVERITIES, Finding
-from sightline.doctor.rules import Rule
+from sightline.doctor.rules import Rule, find_by
+from sightline.doctor.rules.model import rectified_outputs
 from sightline.doctor.subject import Batch, Subject
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
@@ -46,14 +49,19 @@ _PLACES = {
     "symmetry": "model",
     "indices": "model",
     "counted": "losses",
+    "run": "model",
     "non_finite": "",
 }
 """Key of the config that the rules of a module judge, where a finding has none."""
 
 
 def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination, list[Finding]]:
-    """Judge a run by the rules of what a run alone has: its config, its data, its area; if asked for, its layers."""
-    given = {"run": context, **({"deep": context} if is_deep else {})}
+    """Judge a run by the rules of what a run alone has: config, data, area, records, and if asked for layers."""
+    given: dict[str, Any] = {"run": context, **({"deep": context} if is_deep else {})}
+    if context.trained is not None and context.world.size == 1:
+        read_curve, load = context.trained
+        given["loss_curve"] = read_curve()
+        given["level_source"] = lambda: measure_run_levels(context.built, load())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         examination = examine(Evidence(given, math.inf), declared=context.config.checks.skip)
@@ -133,6 +141,25 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
         others = None  # evaluation on all that is trained on is meant
     training = [Batch(*form.split(batch)) for batch in batches]
     return Subject(model, loss, training, evaluation, optimizers, loader, others, form)
+
+
+def measure_run_levels(built: TrainingSetup, model: nn.Module) -> Levels:
+    """Measure the losses of a run's trained network, of zeros, and of the best constants, on a few training samples."""
+    subject = dataclasses.replace(make_run_subject(built, num_samples=_NUM_SAMPLES), model=model)
+    return find_levels(Evidence({"subject": subject}, math.inf).get("free_loss"))
+
+
+def _ask(subject: Subject, name: str) -> Any:
+    """Make a measurement of a subject, or return why it is missing."""
+    return attempt(name, Evidence({"subject": subject}, math.inf).get, {"name": name})
+
+
+def find_rectified(built: TrainingSetup) -> list[Finding]:
+    """List the outputs of a run that a ReLU at the end of its network keeps from their targets."""
+    subject = attempt("subject", make_run_subject, {"built": built, "num_samples": 2})
+    found = MissingError("failed", "") if isinstance(subject, MissingError) else _ask(subject, "rectified")
+    findings = [] if isinstance(found, MissingError) else find_by(rectified_outputs, rectified=found)
+    return [dataclasses.replace(each, where=dataclasses.replace(each.where, config_path="model")) for each in findings]
 
 
 def _find_targets(loss: RunLoss, model: nn.Module, batch: RunBatch, inputs: Sequence[str]) -> tuple[str, ...]:

@@ -26,9 +26,11 @@ from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World, start_world
 from sightline.engine.process_inputs import describe_command
-from sightline.engine.run_loading import open_run
+from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.random_state import preserve_random_state
-from sightline.workbench.check.context import Context
+from sightline.runs.checkpoint import list_checkpoints
+from sightline.runs.run_directory import read_lines
+from sightline.workbench.check.context import Context, TrainedRecords
 from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.run_subject import examine_relations, examine_run
 
@@ -58,13 +60,14 @@ def run_all(
     *,
     deep: bool = False,
     examination: RunExamination | None = None,
+    trained: TrainedRecords | None = None,
 ) -> list[Finding]:
     """Judge a run by all rules.
 
     `deep` includes the oracles, which compare every layer with references and finite differences. The `examination`
-    receives what was judged.
+    receives what was judged. `trained` are the records of a run that has been trained.
     """
-    return _run(Context(built, world, examination=examination or RunExamination()), is_deep=deep)
+    return _run(Context(built, world, examination=examination or RunExamination(), trained=trained), is_deep=deep)
 
 
 def check_path(
@@ -79,7 +82,21 @@ def check_path(
     describe = partial(describe_command, "check", config, deep=deep)
     with start_world(device=device, timeout_s=config.distributed.timeout_s, describe=describe) as world:
         opened = open_run(path, config=config, world=world)
-        return run_all(opened.training_setup, world, deep=deep, examination=examination)
+        trained = _open_records(opened)
+        return run_all(opened.training_setup, world, deep=deep, examination=examination, trained=trained)
+
+
+def _open_records(opened: OpenRun) -> TrainedRecords | None:
+    """Open the records of a run directory; None for a config, and before the first checkpoint."""
+    file = opened.path / "metrics.jsonl"
+    if opened.files is None or not file.is_file() or not list_checkpoints(opened.path):
+        return None
+
+    def read_curve() -> list[tuple[int, float]]:
+        lines = [line for line in read_lines(file) if line.get("split") == "train"]
+        return [(line["step"], line["loss/total"]) for line in lines if line.get("loss/total") is not None]
+
+    return TrainedRecords(read_curve, lambda: opened.model)
 
 
 def _run(context: Context, *, is_deep: bool = False) -> list[Finding]:

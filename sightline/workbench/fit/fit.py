@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sightline.contract import registry
 from sightline.contract.types import Batch, ComponentConfig
 from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.evidence.levels import FITTED, LossBounds
 from sightline.doctor.finding import Fault, Finding, FindingLocation, Severity
 from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
@@ -21,10 +22,17 @@ from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.train import TrainState
 from sightline.workbench.check.first_step_rules import missing_keys_explained
+from sightline.workbench.check.run_subject import find_rectified
 from sightline.workbench.compare.steps import train_on_batch
 from sightline.workbench.describe.trace import preserve_all_rng_states
-from sightline.workbench.fit.loss_bounds import FITTED, LossBounds, copy_without_dropout, measure_bounds
-from sightline.workbench.fit.samples import Samples, choose_samples, move_batch, training_score
+from sightline.workbench.fit.samples import (
+    Samples,
+    choose_samples,
+    copy_without_dropout,
+    measure_bounds,
+    move_batch,
+    training_score,
+)
 
 Note = Callable[[str], None]
 Stop = Literal["reached", "steps", "not finite", "exploded", "time"]
@@ -208,6 +216,9 @@ def fit_samples(
             return FitResult(samples, bounds, tuple(own), notes, "fitted")
         if any(each.stop == "time" for each in own):
             return FitResult(samples, bounds, tuple(own), (_describe_time(own, steps),), "stopped by time")
+        if own and (rectified := find_rectified(built)):
+            cause = dataclasses.replace(rectified[0], code="fit", severity="error")
+            return FitResult(samples, bounds, tuple(own), (cause,))
         if (slow := _find_falling(bounds, own)) is not None:
             return FitResult(samples, bounds, tuple(own), (_describe_falling(slow),), "not yet")
         others = dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES) if own else []

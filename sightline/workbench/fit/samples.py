@@ -1,8 +1,9 @@
-"""Samples to fit: the first of the training split, fixed, without augmentation, and scored by the run's own metric."""
+"""Samples to fit: the first of the training split, without augmentation, the losses they can have, and their score."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.members import TransformMembers
 from sightline.contract.types import Batch, ComponentConfig
+from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.levels import LossBounds
 from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.build import TrainingSetup, build_transforms
 from sightline.engine.device import Precision, to_device
@@ -24,6 +27,8 @@ from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import Inputs, ModuleCall, record
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.workbench.check.dry_run import isolated_copy
+from sightline.workbench.check.loss_subjects import RunLoss, make_subject_of_outputs
 
 FEW = 4
 """Default number of samples; one would show too little: batch norm over two rows gives +-1 for any input."""
@@ -61,6 +66,29 @@ def move_batch(batch: Batch, job: TrainState, precision: Precision) -> Batch:
     """Move a batch to the device of a job, in a number format."""
     moved: Batch = to_device(batch, job.device, float_dtype=precision.parameter_dtype)
     return moved
+
+
+def copy_without_dropout(job: TrainState) -> nn.Module:
+    """Copy a job's model without dropout, and without collectives of processes."""
+    model = isolated_copy(job.model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return model
+
+
+def measure_bounds(built: TrainingSetup, batch: Batch) -> LossBounds:
+    """Measure the losses of a run on a batch that need no network, at the weights of losses after their ramps."""
+    job = built.job
+    model = copy_without_dropout(job).train()
+    apply_freezing(model, job.frozen, 0)
+    with torch.no_grad(), record({"": model}, keep=("outputs",), each=None) as tape:
+        compute_batch_losses(job.task, model, move_batch(batch, job, job.precision), job.device, job.precision)
+    precision = Precision("float64")
+    loss = RunLoss(job, step=job.num_steps, precision=precision)
+    subject = make_subject_of_outputs(loss, tape.outputs[-1], move_batch(batch, job, precision))
+    found: LossBounds = Evidence({"subject": subject}, math.inf).get("bounds")
+    return found
 
 
 def _without_augmentation(built: TrainingSetup) -> tuple[BatchReader, tuple[str, ...]]:

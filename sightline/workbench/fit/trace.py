@@ -23,8 +23,7 @@ from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.workbench.check.dry_run import forward_backward, isolated_copy
 from sightline.workbench.describe.trace import preserve_all_rng_states
-from sightline.workbench.fit.loss_bounds import copy_without_dropout
-from sightline.workbench.fit.samples import choose_samples, move_batch
+from sightline.workbench.fit.samples import choose_samples, copy_without_dropout, move_batch
 
 MODEL = "(model)"
 """Name of the model itself among its layers."""

@@ -248,7 +248,29 @@ def summed_at_a_huge_rate(bug: bool) -> tuple[Any, ...]:
     return optimise(model, optimizer, nn.MSELoss(reduction="sum" if bug else "mean"), 20)
 
 
+def ends_in_a_relu(kind: str, bug: bool) -> tuple[Any, ...]:
+    """Maps or masks of bright squares in images, or their corners."""
+    size, num = 12, 16
+    corners = torch.randint(0, size - 4, (num, 2))
+    cells = torch.arange(size)
+    inside = [(cells >= corner[:, None]) & (cells < corner[:, None] + 4) for corner in corners.T]
+    masks = (inside[0][:, :, None] & inside[1][:, None]).float()[:, None]
+    images = masks + 0.1 * torch.randn(num, 1, size, size)
+    widths = range(1, 13, 2) if kind == "maps" else [1]
+    last = nn.Conv2d(8, len(widths), 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), last)
+    target = torch.cat([F.avg_pool2d(masks, width, 1, width // 2) for width in widths], dim=1)
+    if kind == "corners":
+        model.append(nn.Flatten()).append(nn.Linear(size * size, 4))
+        target = torch.cat([corners, corners + 4], dim=1) / size
+    loss = {"masks": nn.BCEWithLogitsLoss(), "maps": nn.MSELoss(), "corners": nn.SmoothL1Loss()}[kind]
+    nn.init.zeros_(model[-1].bias)  # type: ignore[arg-type]
+    return model.append(nn.ReLU()) if bug else model, loss, (images, target)
+
+
 CASES: Cases = {
+    **{f"a ReLU behind {kind}": ("model.activation", partial(ends_in_a_relu, kind)) for kind in ("masks", "maps")},
+    "a ReLU behind corners": ("model.activation", partial(ends_in_a_relu, "corners")),
     "dropout in evaluation": ("eval.mode", partial(of_images, "dropout")),
     "a tensor that is no parameter": ("model.unregistered", partial(of_images, "tensor")),
     "pooled features detached": ("loss.detached", partial(of_images, "detached")),
