@@ -69,6 +69,16 @@ def pack_plain(folder: Path) -> Path:
     return folder / "packed"
 
 
+def search_plain(folder: Path) -> Path:
+    """The run `plain`, its bits searched by DDPG: 2 or 4 in each layer but 8 in the first and last, and no more."""
+    search = ("--method", "ddpg", "--bits", "2,4", "--ratio", 0.15, "--on", "weights", "--protect-ends", 1)
+    words = (*search, "--calibration", 8, "max_evaluations=40", "episodes=60", "--epochs", 1, "train.steps=2", "--device", "cpu")
+    float_run = copy_run("plain", folder / "float")
+    (folder / "words").write_text("\n".join(map(str, words)))
+    succeed("compress", float_run, *words, "--stop-after", "search", "--out", folder / "run")
+    return folder / "run"
+
+
 def train_detect(folder: Path) -> Path:
     """RetinaNet after three epochs on eight crowds, with pictures in tensorboard; in float32 on every machine."""
     words = (*DETECT, "train.epochs=3", "log.tensorboard=true", "train.precision=float32", "model.channels_last=false")
@@ -89,6 +99,12 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 
+_rectify = lambda values: values.relu()  # private, and nothing that can be pickled
+
+
+class _Layers(nn.Sequential):
+    forward = lambda self, values: _rectify(nn.Sequential.forward(self, values))
+
 
 @registry.point_encoders.add("own_encoder")
 class OwnEncoder(nn.Module):
@@ -96,7 +112,7 @@ class OwnEncoder(nn.Module):
 
     def __init__(self, *, in_channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(in_channels, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.layers = nn.Sequential(_Layers(nn.Linear(in_channels, 16)), nn.Linear(16, 16))
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         return self.layers(points).amax(dim=1)
@@ -107,9 +123,9 @@ def train_pair(folder: Path) -> Path:
     """An encoder of a plugin, pre-trained for an epoch by two processes; `log` beside it is what they print."""
     (folder / "own.py").write_text(OWN_ENCODER)
     (folder / "own.yaml").write_text(
-        THIN.replace("{name: dgcnn, num_neighbours: 8, embedding: 16}", "{name: own_encoder}")
+        THIN.replace("{name: dgcnn, num_neighbours: 8, embedding: 16}", "{name: own_encoder}").replace("log:", "#")
     )
-    words = ("--plugin", folder / "own.py", "distributed.sync_batch_norm=true", "--processes", 2)
+    words = ("--plugin", folder / "own.py", "log.tensorboard=true", "--processes", 2)
     with launched_as_forks(folder / "log"):
         succeed("train", folder / "own.yaml", *words, *_NO_CHECK, folder / "run")
     return folder / "run"
@@ -154,6 +170,7 @@ RUNS: dict[str, Callable[[Path], Path]] = {
     "pose": lambda folder: train_pose(folder / "run"),
     "rounded": train_rounded,
     "scenes": make_scenes,
+    "searched": search_plain,
 }
 """Makes a run and what it needs, a plugin for example, in an empty folder; returns the run."""
 
