@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.mission")
-
 from tests.cases import FAILURES
 from tests.mission.__main__ import PAGE, write_page
 from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows

@@ -72,7 +72,18 @@ def pack_plain(folder: Path) -> Path:
 def search_plain(folder: Path) -> Path:
     """The run `plain`, its bits searched by DDPG: 2 or 4 in each layer but 8 in the first and last, and no more."""
     search = ("--method", "ddpg", "--bits", "2,4", "--ratio", 0.15, "--on", "weights", "--protect-ends", 1)
-    words = (*search, "--calibration", 8, "max_evaluations=40", "episodes=60", "--epochs", 1, "train.steps=2", "--device", "cpu")
+    words = (
+        *search,
+        "--calibration",
+        8,
+        "max_evaluations=40",
+        "episodes=60",
+        "--epochs",
+        1,
+        "train.steps=2",
+        "--device",
+        "cpu",
+    )
     float_run = copy_run("plain", folder / "float")
     (folder / "words").write_text("\n".join(map(str, words)))
     succeed("compress", float_run, *words, "--stop-after", "search", "--out", folder / "run")

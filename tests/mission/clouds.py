@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import sightline
 from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
 from sightline.contract import registry
-from sightline.runs import checkpoint
 from tests.command import document_of, refuse, run_here, succeed
 from tests.data.clouds import modelnet_writers, shapenet_part_writers, shapenet_render_writers
 from tests.data.preparing import flip_bit
@@ -56,7 +55,11 @@ _SOLIDS = CONFIGS / "classify/synthetic_shapes_pointnet.yaml"
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
-@row("S0.1", "train on ModelNet40, from text files with normals or packed", "`sightline data prepare modelnet40 --from PATH --to DIR`")
+@row(
+    "S0.1",
+    "train on ModelNet40, from text files with normals or packed",
+    "`sightline data prepare modelnet40 --from PATH --to DIR`",
+)
 def _modelnet40(work: Path) -> None:
     run = trained_run("modelnet")
     assert document(run)["data"] == {"name": "modelnet40", "split": "test", "num_samples": 2}
@@ -66,7 +69,11 @@ def _modelnet40(work: Path) -> None:
     assert (made["layout"], made["splits"]["train"]["num_rows"]) == ("npz", 6)
 
 
-@row("S0.2", "train on the 16 kinds and 50 parts of ShapeNetPart, six columns and a label a point", "`sightline data prepare shapenet_part --from PATH --to DIR`")
+@row(
+    "S0.2",
+    "train on the 16 kinds and 50 parts of ShapeNetPart, six columns and a label a point",
+    "`sightline data prepare shapenet_part --from PATH --to DIR`",
+)
 def _shapenet_part(work: Path) -> None:
     root = prepare_parts(work)
     run = learn("segment/shapenet_part_dgcnn", work / "run", f"data.root={root}", "data.normals=file", *_PARTS)
@@ -98,7 +105,11 @@ def learn_rooms(work: Path, *words: str) -> Path:
     return learn("segment/s3dis_point_transformer", work / "run", *few, *words)
 
 
-@row("S0.4", "pair clouds with rendered images, and be told which half is missing", "`sightline data prepare shapenet_render --from PATH --to DIR`")
+@row(
+    "S0.4",
+    "pair clouds with rendered images, and be told which half is missing",
+    "`sightline data prepare shapenet_render --from PATH --to DIR`",
+)
 def _shapenet_render(work: Path) -> None:
     source = shapenet_render_writers.write_release(work / "release")
     shutil.rmtree(source / "ShapeNetRendering/02691156/10155/rendering")
@@ -126,7 +137,11 @@ def _counts(work: Path) -> None:
     assert "points_per_shape: 6" in text
 
 
-@row("S0.7", "know the axis order that a network expects", "`sightline describe CONFIG`, finding `exchanged-axes` of `sightline check CONFIG`")
+@row(
+    "S0.7",
+    "know the axis order that a network expects",
+    "`sightline describe CONFIG`, finding `exchanged-axes` of `sightline check CONFIG`",
+)
 def _axis_order(work: Path) -> None:
     rows = document_of("describe", _SOLIDS, *SOLIDS, *NETWORK)["modules"]
     assert rows[0]["inputs"][0][1:] == [32, 3]  # points, then coordinates
@@ -136,7 +151,11 @@ def _axis_order(work: Path) -> None:
 # --- pre-training and what follows it ---------------------------------------------------------------------------------
 
 
-@row("S0.8", "pre-train CrossPoint with DGCNN", "`sightline train configs/contrast/shapenet_render_crosspoint_dgcnn.yaml`")
+@row(
+    "S0.8",
+    "pre-train CrossPoint with DGCNN",
+    "`sightline train configs/contrast/shapenet_render_crosspoint_dgcnn.yaml`",
+)
 def _crosspoint(work: Path) -> None:
     small = step("contrast/shapenet_render_crosspoint_dgcnn", work)
     names = [type(module).__name__ for module in small.job.model.modules()]
@@ -144,7 +163,11 @@ def _crosspoint(work: Path) -> None:
     assert set(small.job.loss_weights) == {"intra_modal", "cross_modal"}
 
 
-@row("S0.9", "pre-train the per-point branch, then fine-tune it on parts", "`sightline train configs/segment/shapenet_part_dgcnn_from_crosspoint.yaml init.from=RUN`")
+@row(
+    "S0.9",
+    "pre-train the per-point branch, then fine-tune it on parts",
+    "`sightline train configs/segment/shapenet_part_dgcnn_from_crosspoint.yaml init.from=RUN`",
+)
 def _fine_tune(work: Path) -> None:
     words = (f"data.root={prepare_parts(work)}", *_PARTS, f"init.from={trained_run('crosspoint')}")
     run = learn("segment/shapenet_part_dgcnn_from_crosspoint", work / "run", *words)
@@ -153,7 +176,11 @@ def _fine_tune(work: Path) -> None:
     assert (lineage["from"], lineage["match"]["matched"]) == (str(trained_run("crosspoint")), 68)
 
 
-@row("S0.10", "see how many weights matched; unmatched names are refused", "`sightline train CONFIG init.from=RUN init.may_be_missing=[head]`")
+@row(
+    "S0.10",
+    "see how many weights matched; unmatched names are refused",
+    "`sightline train CONFIG init.from=RUN init.may_be_missing=[head]`",
+)
 def _matched(work: Path) -> None:
     words = (f"data.root={prepare_parts(work)}", *_PARTS, f"init.from={trained_run('crosspoint')}")
     config = CONFIGS / "segment/shapenet_part_dgcnn_from_crosspoint.yaml"
@@ -197,7 +224,11 @@ def _external(work: Path) -> None:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-@row("S0.14", "print and log by one process alone, and not hang in the evaluation", "`sightline train CONFIG --processes 2`")
+@row(
+    "S0.14",
+    "print and log by one process alone, and not hang in the evaluation",
+    "`sightline train CONFIG --processes 2`",
+)
 def _one_voice(work: Path) -> None:
     run = trained_run("pair")
     text = (run.parent / "log").read_text()
@@ -221,11 +252,14 @@ def _over_all(work: Path) -> None:
 def _empty_loader(work: Path) -> None:
     words = (*SOLIDS[:3], *NETWORK, "train.batch_size=64", "train.tail=drop", "evaluate.select=test")
     error = refuse("train", _SOLIDS, *words, "--out", work / "run")
-    print(error)
     assert "24" in error
 
 
-@row("S0.17", "have outputs that no loss uses named before a parallel training", "`sightline check CONFIG`, finding `unused-parameters` or `no-gradient`")
+@row(
+    "S0.17",
+    "have outputs that no loss uses named before a parallel training",
+    "`sightline check CONFIG`, finding `unused-parameters` or `no-gradient`",
+)
 def _unused(work: Path) -> None:
     class TwoHeads(PointNetPlain):
         def __init__(self, *, num_classes: int, in_channels: int) -> None:
@@ -242,24 +276,36 @@ def _unused(work: Path) -> None:
     assert "second_head.weight" in found[code]["summary"]
 
 
-@row("S0.18", "share one evaluation between training and test, with a batch size of its own", "`sightline evaluate RUN evaluate.batch_size=128`")
+@row(
+    "S0.18",
+    "share one evaluation between training and test, with a batch size of its own",
+    "`sightline evaluate RUN evaluate.batch_size=128`",
+)
 def _one_evaluation(work: Path) -> None:
     once = document_of("evaluate", trained_run("plain"), *CPU, "evaluate.batch_size=5")
     assert once["metrics"] == document(trained_run("plain"))["metrics"]
     assert once["overrides"] == ["evaluate.batch_size=5"]
 
 
-@row("S0.19", "install the same environment on another server", "`make install`, with the versions of `constraints.txt`")
+@row(
+    "S0.19", "install the same environment on another server", "`make install`, with the versions of `constraints.txt`"
+)
 def _same_environment(work: Path) -> None:
     words = ["make", "-n", "-B", "install"]
     planned = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.search(r"pip .*install .*-c constraints\.txt", planned)
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-    needed = [re.split(r"[<>=;\[ ]", need)[0] for need in importlib.metadata.requires("sightline") or () if "extra" not in need]
+    needed = [
+        re.split(r"[<>=;\[ ]", need)[0]
+        for need in importlib.metadata.requires("sightline") or ()
+        if "extra" not in need
+    ]
     assert {name for name in needed if name.lower() not in {pin.lower() for pin in pins}} == set()
 
 
-@row("S0.20", "load the weights of a parallel run on one process; damaged files are refused", "`sightline evaluate RUN`")
+@row(
+    "S0.20", "load the weights of a parallel run on one process; damaged files are refused", "`sightline evaluate RUN`"
+)
 def _parallel_weights(work: Path) -> None:
     run = copy_run("pair", work)
     words = (run, "--plugin", work / "own.py", *CPU)
@@ -294,14 +340,23 @@ def _few_shot(work: Path) -> None:
     assert found["fewshot_2w2s_std"] > 0
 
 
-@row("S0.23", "rate features by their neighbours and by logistic regression, too", "`sightline evaluate RUN --probe knn,linear`", letter="A")
+@row(
+    "S0.23",
+    "rate features by their neighbours and by logistic regression, too",
+    "`sightline evaluate RUN --probe knn,linear`",
+    letter="A",
+)
 def _neighbours(work: Path) -> None:
     found = probe(trained_run("contrast"), "knn,linear")
     assert 1 / 12 < found["probe_knn_accuracy"] <= 1
     assert 1 / 12 < found["probe_linear_accuracy"] <= 1
 
 
-@row("S0.24", "see why a small C wins: the accuracy of every C, and the scale of the features", "`sightline evaluate RUN --probe svm`")
+@row(
+    "S0.24",
+    "see why a small C wins: the accuracy of every C, and the scale of the features",
+    "`sightline evaluate RUN --probe svm`",
+)
 def _by_c(work: Path) -> None:
     text = said("evaluate", trained_run("contrast"), "--probe", "svm", "C=[0.001, 100]", *CPU)
     first, last = (re.search(rf"│ {c} │ (\d\.\d+) │", text) for c in (r"0\.001", "100"))
@@ -317,7 +372,12 @@ def _by_c_and_scale(work: Path) -> None:
     assert "C x variance" in text
 
 
-@row("S0.25", "save features once, and load them the next time", "`sightline evaluate RUN --probe svm`, twice", letter="C")
+@row(
+    "S0.25",
+    "save features once, and load them the next time",
+    "`sightline evaluate RUN --probe svm`, twice",
+    letter="C",
+)
 def _saved_features(work: Path) -> None:
     run = copy_run("contrast", work)
     first = probe(run, "svm", "C=100")
@@ -326,7 +386,12 @@ def _saved_features(work: Path) -> None:
     assert json.loads((work / "again.json").read_text())["runs"][0]["metrics"] == first
 
 
-@row("S0.26", "use a pre-trained Point-BERT as a frozen extractor", "`sightline weights FILE --to DIR`, then `sightline train configs/classify/modelnet40_point_bert_frozen_cpu.yaml init.from=DIR`")
+@row(
+    "S0.26",
+    "use a pre-trained Point-BERT as a frozen extractor",
+    "`sightline weights FILE --to DIR`, then `sightline train configs/classify/modelnet40_point_bert_frozen_cpu.yaml "
+    "init.from=DIR`",
+)
 def _extractor(work: Path) -> None:
     small = step("classify/modelnet40_point_bert_frozen_cpu", work)
     frozen = [name for name, value in small.job.model.named_parameters() if not value.requires_grad]
@@ -354,7 +419,11 @@ def _extractor_of_the_hub(work: Path) -> None:
 # --- networks, studies, figures ---------------------------------------------------------------------------------------
 
 
-@row("S0.27", "use both public forms of the Point Transformer: dense with one-hot, and offsets", "`model.name=point_transformer_dense`, `model.name=point_transformer`")
+@row(
+    "S0.27",
+    "use both public forms of the Point Transformer: dense with one-hot, and offsets",
+    "`model.name=point_transformer_dense`, `model.name=point_transformer`",
+)
 def _both_transformers(work: Path) -> None:
     dense = step("segment/shapenet_part_point_transformer_dense", work)
     assert "category" in dense.micro_batches[0]
@@ -363,7 +432,11 @@ def _both_transformers(work: Path) -> None:
     assert "offsets" in ragged.micro_batches[0]
 
 
-@row("S0.28", "train with or without normals; the width of the input follows", "`sightline train CONFIG data.normals=file`")
+@row(
+    "S0.28",
+    "train with or without normals; the width of the input follows",
+    "`sightline train CONFIG data.normals=file`",
+)
 def _normals(work: Path) -> None:
     widths = []
     for normals in ("none", "file"):
@@ -372,11 +445,16 @@ def _normals(work: Path) -> None:
     assert widths == [3, 6]
 
 
-@row("S0.29", "compare Point Transformer and PCT at several sizes of data", "`sightline study A B --arm '10%=data.fraction=0.1' --arm 100%=`")
+@row(
+    "S0.29",
+    "compare Point Transformer and PCT at several sizes of data",
+    "`sightline study A B --arm '10%=data.fraction=0.1' --arm 100%=`",
+)
 def _compared(work: Path) -> None:
     (work / "transformer.yaml").write_text(
         f"base: {CONFIGS / 'classify/synthetic_shapes_pct.yaml'}\n"
-        "model: {name: point_transformer, per: cloud, widths: [16, 32], strides: [1, 4], num_blocks: [1, 1], num_neighbours: [8, 8]}\n"
+        "model: {name: point_transformer, per: cloud, widths: [16, 32], strides: [1, 4], num_blocks: [1, 1], "
+        "num_neighbours: [8, 8]}\n"
     )
     (work / "pct.yaml").write_text(
         f"base: {CONFIGS / 'classify/synthetic_shapes_pct.yaml'}\n"
@@ -399,7 +477,11 @@ def _per_kind(work: Path) -> None:
     assert re.search(rf"│ {worst} │ \S+ │ 2 │ {other['class']} {other['share']:.0%} │", text)
 
 
-@row("S0.31", "check augmentation by eye, and tune hyper-parameters", "`sightline view CONFIG`, `sightline sweep CONFIG --space KEY=A,B`")
+@row(
+    "S0.31",
+    "check augmentation by eye, and tune hyper-parameters",
+    "`sightline view CONFIG`, `sightline sweep CONFIG --space KEY=A,B`",
+)
 def _augmentation(work: Path) -> None:
     few = (*SOLIDS, *NETWORK, "log.tensorboard=false")
     for epoch in (0, 1):
@@ -419,14 +501,22 @@ def _drawing(work: Path) -> None:
     assert [name for name in drawn if name.endswith(".linear")][:2] == ["encode.0.linear", "encode.1.linear"]
 
 
-@row("S0.33", "use a vision transformer as the branch of images", "`sightline train configs/contrast/shapenet_render_crosspoint_dgcnn_vit.yaml`")
+@row(
+    "S0.33",
+    "use a vision transformer as the branch of images",
+    "`sightline train configs/contrast/shapenet_render_crosspoint_dgcnn_vit.yaml`",
+)
 def _vision_transformer(work: Path) -> None:
     small = step("contrast/shapenet_render_crosspoint_dgcnn_vit", work)
     names = [type(module).__name__ for module in small.job.model.get_submodule("images").modules()]
     assert (names[0], names.count("MultiHeadAttention")) == ("ViTSmallEncoder", 12)
 
 
-@row("S0.34", "put an own encoder into a training of several processes", "`sightline train CONFIG --plugin FILE.py --processes 2`")
+@row(
+    "S0.34",
+    "put an own encoder into a training of several processes",
+    "`sightline train CONFIG --plugin FILE.py --processes 2`",
+)
 def _own_encoder(work: Path) -> None:
     run = trained_run("pair")
     assert document(run, "environment.json")["num_processes"] == 2
@@ -435,16 +525,21 @@ def _own_encoder(work: Path) -> None:
     assert document(run)["metrics"]["probe_svm_accuracy"] > 2 / 12
 
 
-@row("S0.35", "stand beside published figures, and reach them", "`sightline evaluate RUN --against published`, at published lengths")
+@row(
+    "S0.35",
+    "stand beside published figures, and reach them",
+    "`sightline evaluate RUN --against published`, at published lengths",
+)
 def _published(work: Path) -> None:
     random = np.random.default_rng(0)
     whole = {"X_test": random.normal(size=(2468, 6, 3)).astype(np.float16) / 4, "y_test": np.arange(2468) % 40}
-    packed = modelnet_writers.write_npz(work / "packed.npz", **whole, name_test=np.array([f"c{n}" for n in range(2468)]))
+    packed = modelnet_writers.write_npz(
+        work / "packed.npz", **whole, name_test=np.array([f"c{n}" for n in range(2468)])
+    )
     succeed("data", "prepare", "modelnet40", "--from", packed, "--to", work / "set")
     words = (f"data.root={work / 'set'}", "data.num_points=6", "train.batch_size=3", *NETWORK, "evaluate.select=test")
     run = learn("classify/modelnet40_pointnet", work / "run", *words)
     found = document_of("evaluate", run, "--against", "published", *CPU)["published"]
-    print(found[:2], len(found))
     assert len(found) > 5
 
 

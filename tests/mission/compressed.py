@@ -22,7 +22,11 @@ from tests.runtime.planted_loops import PLANTS
 from tests.trained import copy_run, trained_run
 
 
-@row("S2.1", "read ShapeNet's text archive as it is unpacked", "`sightline data prepare shapenet_part --from PATH --to DIR`")
+@row(
+    "S2.1",
+    "read ShapeNet's text archive as it is unpacked",
+    "`sightline data prepare shapenet_part --from PATH --to DIR`",
+)
 def _archive(work: Path) -> None:
     parts = ShapeNetPart(split="test", root=str(prepare_parts(work)), normals="file")
     assert len(parts) == len(NAMES)
@@ -33,7 +37,11 @@ def _archive(work: Path) -> None:
         assert sample["label"].tolist() == shape.parts.tolist()
 
 
-@row("S2.2", "segment parts with the Point Transformer", "`sightline train configs/segment/shapenet_part_point_transformer.yaml`")
+@row(
+    "S2.2",
+    "segment parts with the Point Transformer",
+    "`sightline train configs/segment/shapenet_part_point_transformer.yaml`",
+)
 def _transformer(work: Path) -> None:
     narrow = "{name: point_transformer, widths: [16, 32], strides: [1, 4], num_blocks: [1, 1], num_neighbours: [8, 8]}"
     points = [f"transforms.{when}.0.num_points=24" for when in ("train", "evaluate")]
@@ -46,9 +54,25 @@ def _transformer(work: Path) -> None:
 # --- compression ------------------------------------------------------------------------------------------------------
 
 
-@row("S2.3", "run the stages apart: pre-train, search, fine-tune", "`sightline compress RUN --stop-after search`, `--stop-after finetune`, and without it")
+@row(
+    "S2.3",
+    "run the stages apart: pre-train, search, fine-tune",
+    "`sightline compress RUN --stop-after search`, `--stop-after finetune`, and without it",
+)
 def _stages(work: Path) -> None:
-    search = ("--method", "uniform", "--bits", "2,4", "--ratio", 0.2, "--calibration", 8, "--epochs", 1, "train.steps=2")
+    search = (
+        "--method",
+        "uniform",
+        "--bits",
+        "2,4",
+        "--ratio",
+        0.2,
+        "--calibration",
+        8,
+        "--epochs",
+        1,
+        "train.steps=2",
+    )
     words = (copy_run("plain", work / "float"), *search, *CPU, "--out", work / "run")
     succeed("compress", *words, "--stop-after", "search")
     searched = (work / "run/work/policy.json").read_bytes()
@@ -109,7 +133,19 @@ def _distilled(work: Path) -> None:
 
 @row("S2.9", "tabulate float, mix, preserved, fine-tuned and distilled", "`sightline compress RUN --report steps`")
 def _table(work: Path) -> None:
-    words = ("--method", "uniform", "--bits", "2,4", "--ratio", 0.15, "--calibration", 8, "--epochs", 1, "train.steps=1")
+    words = (
+        "--method",
+        "uniform",
+        "--bits",
+        "2,4",
+        "--ratio",
+        0.15,
+        "--calibration",
+        8,
+        "--epochs",
+        1,
+        "train.steps=1",
+    )
     succeed("compress", copy_run("plain", work / "float"), "--report", "steps", *words, *CPU, "--out", work / "table")
     table = (work / "table/compression.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
@@ -120,7 +156,11 @@ def _table(work: Path) -> None:
     ]
 
 
-@row("S2.10", "report accuracy and mIoU of categories and of instances together", "`sightline evaluate RUN` of a segmentation")
+@row(
+    "S2.10",
+    "report accuracy and mIoU of categories and of instances together",
+    "`sightline evaluate RUN` of a segmentation",
+)
 def _three_figures(work: Path) -> None:
     text = said("evaluate", trained_run("parts"), "--plugin", trained_run("parts").parent / "plugin.py", *CPU)
     for name in ("point_accuracy", "class_miou", "instance_miou"):
@@ -130,7 +170,11 @@ def _three_figures(work: Path) -> None:
 # --- silent bugs ------------------------------------------------------------------------------------------------------
 
 
-@row("S2.11", "report mIoU by category, pooled and never averaged over batches", "`sightline check CONFIG`, finding `per-batch-metric`")
+@row(
+    "S2.11",
+    "report mIoU by category, pooled and never averaged over batches",
+    "`sightline check CONFIG`, finding `per-batch-metric`",
+)
 def _pooled(work: Path) -> None:
     assert find_fault("E1", "per-batch-metric")["severity"] == "error"
 
@@ -141,14 +185,20 @@ def _kept(work: Path) -> None:
     assert [(finding.code, finding.cause) for finding in found] == [("gradients-kept", "optim.grad_accumulation")]
 
 
-@row("S2.13", "catch empty clusters, and the NaN that comes of them", "`sightline check CONFIG`, findings `broken-codebook`, `non-finite`")
+@row(
+    "S2.13",
+    "catch empty clusters, and the NaN that comes of them",
+    "`sightline check CONFIG`, findings `broken-codebook`, `non-finite`",
+)
 def _empty_clusters(work: Path) -> None:
     assert find_fault("O61", "broken-codebook")["severity"] == "error"
     assert find_fault("K1", "broken-codebook")["severity"] == "error"
     assert [finding.code for finding in PLANTS["NaN in the data"].run().findings] == ["non-finite"]
 
 
-@row("S2.14", "catch outputs that are frozen after quantisation", "`sightline check CONFIG`, finding `quantised-outputs`")
+@row(
+    "S2.14", "catch outputs that are frozen after quantisation", "`sightline check CONFIG`, finding `quantised-outputs`"
+)
 def _frozen(work: Path) -> None:
     assert find_fault("K17", "quantised-outputs")["severity"] == "error"
 
@@ -156,7 +206,11 @@ def _frozen(work: Path) -> None:
 # --- other sets, and lengths ------------------------------------------------------------------------------------------
 
 
-@row("S2.15", "segment S3DIS, also for a few epochs alone", "`sightline train configs/segment/s3dis_point_transformer.yaml train.epochs=4`")
+@row(
+    "S2.15",
+    "segment S3DIS, also for a few epochs alone",
+    "`sightline train configs/segment/s3dis_point_transformer.yaml train.epochs=4`",
+)
 def _few_epochs(work: Path) -> None:
     run = learn_rooms(work, "train.steps=null", "train.epochs=4", "evaluate.every=4")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -164,7 +218,11 @@ def _few_epochs(work: Path) -> None:
     assert document(run)["data"]["num_samples"] == 2
 
 
-@row("S2.16", "classify ModelNet40 by PCT, also in a notebook", "`sightline train configs/classify/modelnet40_pct.yaml`, `sightline.train_run(CONFIG)`")
+@row(
+    "S2.16",
+    "classify ModelNet40 by PCT, also in a notebook",
+    "`sightline train configs/classify/modelnet40_pct.yaml`, `sightline.train_run(CONFIG)`",
+)
 def _pct(work: Path) -> None:
     step("classify/modelnet40_pct", work)
     words = [*SOLIDS, "model={num_centres: [16, 8], num_neighbours: 4}", "train.steps=1", "log.tensorboard=false"]
@@ -174,7 +232,12 @@ def _pct(work: Path) -> None:
     assert result.document["metrics"] == figures(work / "run")
 
 
-@row("S2.17", "stand beside the papers' figures of ShapeNet, S3DIS and ModelNet40 at full length", "`sightline evaluate RUN --against published`, docs/results/gpu.md", letter="E")
+@row(
+    "S2.17",
+    "stand beside the papers' figures of ShapeNet, S3DIS and ModelNet40 at full length",
+    "`sightline evaluate RUN --against published`, docs/results/gpu.md",
+    letter="E",
+)
 def _full_length(work: Path) -> None:
     page = (ROOT / "docs/results/gpu.md").read_text()
     reached = re.findall(r"\| `?(modelnet40|shapenet_part|s3dis)\w*`? \| [\d.]+ \| ([\d.]+) of ([\d.]+) epochs", page)

@@ -24,7 +24,7 @@ from tests.mission.rows import part, row
 from tests.mission.small import CONFIGS, CPU, document, figures, find_fault, learn, said, step
 from tests.processes import ROOT
 from tests.published_weights import write_weights
-from tests.trained import DETECT, copy_run, trained_run
+from tests.trained import DETECT, trained_run
 
 _CROWDS = CONFIGS / "detect/synthetic_crowds_retinanet.yaml"
 
@@ -32,7 +32,11 @@ _CROWDS = CONFIGS / "detect/synthetic_crowds_retinanet.yaml"
 # --- networks and weights ---------------------------------------------------------------------------------------------
 
 
-@row("S3.1", "build Darknet-53, ResNet, YOLOv3, RetinaNet and FCOS", "`model: {name: detector, backbone: {name: darknet53}, neck: {name: yolov3}, head: {name: yolov3}}`, and others")
+@row(
+    "S3.1",
+    "build Darknet-53, ResNet, YOLOv3, RetinaNet and FCOS",
+    "`model: {name: detector, backbone: {name: darknet53}, neck: {name: yolov3}, head: {name: yolov3}}`, and others",
+)
 def _networks(work: Path) -> None:
     yolo = step("detect/synthetic_crowds_yolov3", work, "model.backbone={name: darknet53, width: 4}")
     kinds = [type(module).__name__ for module in yolo.job.model.modules()]
@@ -43,7 +47,9 @@ def _networks(work: Path) -> None:
         assert head.lower() in type(model.get_submodule("head")).__name__.lower()
 
 
-@row("S3.2", "start from Darknet's weight files", "`sightline weights FILE --layout darknet_yolov3 --to DIR`", letter="P")
+@row(
+    "S3.2", "start from Darknet's weight files", "`sightline weights FILE --layout darknet_yolov3 --to DIR`", letter="P"
+)
 def _darknet(work: Path) -> None:
     header = struct.pack("<iiiq", 0, 2, 5, 32013312)
     (work / "yolov3.weights").write_bytes(header + bytes(4 * 1000))
@@ -70,7 +76,11 @@ def prepare_crowd(work: Path) -> tuple[Path, Path]:
     return source, work / "set"
 
 
-@row("S3.3", "read CrowdHuman's line format, with people that are ignored", "`sightline data prepare crowdhuman --from PATH --to DIR`")
+@row(
+    "S3.3",
+    "read CrowdHuman's line format, with people that are ignored",
+    "`sightline data prepare crowdhuman --from PATH --to DIR`",
+)
 def _crowdhuman(work: Path) -> None:
     images = CrowdHuman(split="train", root=str(prepare_crowd(work)[1]), validation_share=0.0)
     sample = images[SampleKey(0, 0, 0)]
@@ -98,7 +108,11 @@ def _coco(work: Path) -> None:
     assert "boxes_per_class: person 4, car 0, hat 0" in text
 
 
-@row("S3.5", "read EuroCity Persons, CityPersons and WiderPerson", "`sightline data prepare ecp --from PATH --to DIR`, and `citypersons`, `widerperson`")
+@row(
+    "S3.5",
+    "read EuroCity Persons, CityPersons and WiderPerson",
+    "`sightline data prepare ecp --from PATH --to DIR`, and `citypersons`, `widerperson`",
+)
 def _people(work: Path) -> None:
     for name in PEOPLE:
         words = ("data", "prepare", name, "--from", written(name, work / "in" / name), "--to", work / name)
@@ -106,7 +120,12 @@ def _people(work: Path) -> None:
         assert counts["train"]["num_rows"] == 2, (name, counts)
 
 
-@row("S3.6", "write the line format or EuroCity labels as COCO, and back", "`sightline data convert NAME --from PATH --as coco --to DIR`", letter="Q")
+@row(
+    "S3.6",
+    "write the line format or EuroCity labels as COCO, and back",
+    "`sightline data convert NAME --from PATH --as coco --to DIR`",
+    letter="Q",
+)
 def _converted(work: Path) -> None:
     source, _ = prepare_crowd(work)
     text = said("data", "convert", "crowdhuman", "--from", source, "--as", "coco", "--to", work / "coco")
@@ -125,7 +144,12 @@ _VOC = """<annotation><filename>0.png</filename><size><width>64</width><height>4
 <bndbox><xmin>1</xmin><ymin>1</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>"""
 
 
-@row("S3.7", "read the XML and JSON of labelling tools", "`sightline data prepare voc --from PATH --to DIR`, and `labelme`, `cvat`", letter="R")
+@row(
+    "S3.7",
+    "read the XML and JSON of labelling tools",
+    "`sightline data prepare voc --from PATH --to DIR`, and `labelme`, `cvat`",
+    letter="R",
+)
 def _tools(work: Path) -> None:
     for number in range(4):
         write_image(work / f"voc/JPEGImages/{number}.png", pattern(48, 64, number))
@@ -140,7 +164,11 @@ def _tools(work: Path) -> None:
         assert "person 4" in text or "person 3" in text, name
 
 
-@row("S3.8", "overrule what a photo says about its orientation", "`sightline data prepare coco --from PATH --to DIR orientation=ignore`")
+@row(
+    "S3.8",
+    "overrule what a photo says about its orientation",
+    "`sightline data prepare coco --from PATH --to DIR orientation=ignore`",
+)
 def _orientation(work: Path) -> None:
     """Photos that say that they lie on their side, with labels of the stored sizes: these decide."""
     made = document_of("data", "prepare", "coco", "--from", write_photos(work, orientation=6), "--to", work / "set")
@@ -233,13 +261,26 @@ def _detached(work: Path) -> None:
     raw = sightline.load_data(_CROWDS, "train", overrides=words, transforms="none")[0]
     ready = sightline.load_data(_CROWDS, "train", overrides=words)[0]
     assert (raw["image"].dtype, ready["image"].dtype) == (torch.uint8, torch.float32)
-    other = sightline.load_data(_CROWDS, "train", overrides=[*words, "transforms={train: [{name: normalize_image}], evaluate: [{name: normalize_image}]}"])[0]
+    other = sightline.load_data(
+        _CROWDS,
+        "train",
+        overrides=[*words, "transforms={train: [{name: normalize_image}], evaluate: [{name: normalize_image}]}"],
+    )[0]
     assert torch.equal(other["boxes"], raw["boxes"])
 
 
 @row("S3.21", "configure by YAML, extend by decorators, override by options", "`sightline show CONFIG KEY=VALUE`")
 def _configured(work: Path) -> None:
-    text = said("show", ROOT / "examples/my_plugin.yaml", "--plugin", ROOT / "examples/my_plugin.py", "--plugin", ROOT / "examples/my_transform.py", "optimizer.lr=0.02", "model.width=8")
+    text = said(
+        "show",
+        ROOT / "examples/my_plugin.yaml",
+        "--plugin",
+        ROOT / "examples/my_plugin.py",
+        "--plugin",
+        ROOT / "examples/my_transform.py",
+        "optimizer.lr=0.02",
+        "model.width=8",
+    )
     assert re.search(r"lr: 0\.02 # command line", text)
     assert re.search(r'name: "offset_net" # \S*my_plugin\.yaml:3', text)
     assert re.search(r"width: 8 # command line", text)
@@ -254,7 +295,9 @@ def _coco_metrics(work: Path) -> None:
     assert {"ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10"} <= found["metrics"].keys()
     words = [word for word in DETECT if word.startswith("data")]
     fitted = "[{name: fit_image, height: 384, width: 512}]"
-    larger = sightline.load_data(_CROWDS, "test", overrides=[*words, f"transforms={{train: {fitted}, evaluate: {fitted}}}"])[0]
+    larger = sightline.load_data(
+        _CROWDS, "test", overrides=[*words, f"transforms={{train: {fitted}, evaluate: {fitted}}}"]
+    )[0]
     raw = sightline.load_data(_CROWDS, "test", overrides=words, transforms="none")[0]
     assert torch.allclose(larger["boxes"], 2 * raw["boxes"], atol=1e-3)
     assert torch.equal(larger["truth"], raw["truth"])  # boxes and areas that are scored
@@ -263,7 +306,11 @@ def _coco_metrics(work: Path) -> None:
 @row("S3.23", "build pyramids of three or five levels, and finer ones", "`model.backbone.finest_stride=4`")
 def _pyramids(work: Path) -> None:
     strides = {}
-    for recipe, words in {"synthetic_crowds_retinanet": ("model.backbone.finest_stride=4",), "crowdhuman_fcos": (), "synthetic_crowds_yolov3": ()}.items():
+    for recipe, words in {
+        "synthetic_crowds_retinanet": ("model.backbone.finest_stride=4",),
+        "crowdhuman_fcos": (),
+        "synthetic_crowds_yolov3": (),
+    }.items():
         strides[recipe] = step(f"detect/{recipe}", work, *words).job.model.get_submodule("neck").strides
     assert strides["synthetic_crowds_retinanet"][0] == 4
     assert list(strides.values())[1:] == [(8, 16, 32, 64, 128), (8, 16, 32)]
@@ -275,7 +322,12 @@ def _softly(work: Path) -> None:
     assert found["ap50"] > figures(trained_run("detect"))["ap50"]  # neighbours that greedy suppression would drop
 
 
-@row("S3.25", "suppress adaptively, by the density that is predicted", "`sightline evaluate RUN task.suppression.name=adaptive`", letter="S")
+@row(
+    "S3.25",
+    "suppress adaptively, by the density that is predicted",
+    "`sightline evaluate RUN task.suppression.name=adaptive`",
+    letter="S",
+)
 def _adaptively(work: Path) -> None:
     run = learn("detect/crowdhuman_retinanet_adaptive", work / "run", *_own_crowds(work))
     found = document_of("evaluate", run, "task.suppression.name=adaptive", *CPU)["metrics"]
@@ -303,7 +355,9 @@ def _attention(work: Path) -> None:
     step("detect/synthetic_crowds_retinanet", work, "model.backbone.attention=se")
 
 
-@row("S3.29", "augment as modern YOLO does: mosaic and mix-up", "`transforms: {train: [{name: mosaic}, {name: mix_up}]}`")
+@row(
+    "S3.29", "augment as modern YOLO does: mosaic and mix-up", "`transforms: {train: [{name: mosaic}, {name: mix_up}]}`"
+)
 def _mosaic(work: Path) -> None:
     words = [word for word in DETECT if word.startswith("data")]
     plain = sightline.load_data(_CROWDS, "train", overrides=words, transforms="none")
@@ -318,7 +372,11 @@ def _mosaic(work: Path) -> None:
 # --- scores, logs, speed ----------------------------------------------------------------------------------------------
 
 
-@row("S3.30", "learn why predictions are wrong: confusions, and AP lost by each kind of error", "`sightline evaluate RUN 'metrics=[{name: box_errors}]'`")
+@row(
+    "S3.30",
+    "learn why predictions are wrong: confusions, and AP lost by each kind of error",
+    "`sightline evaluate RUN 'metrics=[{name: box_errors}]'`",
+)
 def _why(work: Path) -> None:
     table = document(trained_run("detect"))["confusion"]
     assert table["classes"] == ["person", "background"]
@@ -358,7 +416,12 @@ def _at_scale(work: Path) -> None:
     assert next(line for line in steps if line["split"] == "train")["num_samples"] == 60  # of both processes
 
 
-@row("S3.34", "run somebody's detector as a baseline", "`sightline weights FILE --to DIR`, then `sightline evaluate DIR --data CONFIG`", letter="W")
+@row(
+    "S3.34",
+    "run somebody's detector as a baseline",
+    "`sightline weights FILE --to DIR`, then `sightline evaluate DIR --data CONFIG`",
+    letter="W",
+)
 def _baseline(work: Path) -> None:
     write_weights(work / "file", "torchvision_retinanet_resnet50_fpn")
     succeed("weights", work / "file/weights.pth", "--to", work / "run")
@@ -367,15 +430,20 @@ def _baseline(work: Path) -> None:
     assert "boxes" in json.dumps(found)
 
 
-@row("S3.35", "stand beside the published figures of CrowdHuman, and come near them", "`sightline evaluate RUN --against published`")
+@row(
+    "S3.35",
+    "stand beside the published figures of CrowdHuman, and come near them",
+    "`sightline evaluate RUN --against published`",
+)
 def _published(work: Path) -> None:
     _, root = prepare_crowd(work)
     words = (f"data={{name: crowdhuman, root: '{root}', validation_share: 0.0}}", *_own_crowds(work)[1:4])
     fitted = "[{name: fit_image, height: 64, width: 64}, {name: normalize_image}]"
     sizes = (f"transforms.train={fitted}", f"transforms.evaluate={fitted}", "init=null", "train.precision=float32")
-    run = learn("detect/crowdhuman_retinanet", work / "run", *words, *sizes, "evaluate.select=test", "train.batch_size=2")
+    run = learn(
+        "detect/crowdhuman_retinanet", work / "run", *words, *sizes, "evaluate.select=test", "train.batch_size=2"
+    )
     done = said("evaluate", run, "--against", "published", *CPU)
-    print(done)
     assert "4,370 there" in done  # images; ours is one
 
 
@@ -386,7 +454,11 @@ def _near(work: Path) -> None:
     assert any(done == full for done, full in reached)
 
 
-@row("S3.36", "convert predicted boxes to the form that the evaluation reads", "`sightline evaluate RUN --save-predictions`, `sightline score FILE --data RUN`; finding `box-corners`")
+@row(
+    "S3.36",
+    "convert predicted boxes to the form that the evaluation reads",
+    "`sightline evaluate RUN --save-predictions`, `sightline score FILE --data RUN`; finding `box-corners`",
+)
 def _saved(work: Path) -> None:
     run = trained_run("detect")
     succeed("evaluate", run, "--save-predictions", "--out", work / "saved", *CPU)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,11 @@ from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.store.loading.batch_reader import BatchReader
-from tests.command import document_of, refuse, succeed
+from tests.command import refuse, succeed
 from tests.data.scans.lidar_writers import write_semantic_kitti
 from tests.engine.published_weights import registered
 from tests.mission.rows import row
-from tests.mission.small import CONFIGS, CPU, NETWORK, SOLIDS, document, figures, find_fault, learn, said, step
+from tests.mission.small import CONFIGS, CPU, NETWORK, SOLIDS, document, figures, find_fault, learn, step
 from tests.processes import ROOT
 from tests.trained import trained_run
 
@@ -75,10 +73,16 @@ def _own_classes(work: Path) -> None:
     assert "top_1_accuracy" in figures(work / "run")
 
 
-@row("S4.4", "batch samples of unequal length, by an own collation or by padding", "`Field(collate='pad')`, or a method `collate`")
+@row(
+    "S4.4",
+    "batch samples of unequal length, by an own collation or by padding",
+    "`Field(collate='pad')`, or a method `collate`",
+)
 def _collation(work: Path) -> None:
     succeed("train", *_PEBBLES, "--out", work / "run")  # by `Pebbles.collate`
-    data = sightline.load_data(work / "run", "test", plugins=[ROOT / "examples/my_plugin.py", ROOT / "examples/my_transform.py"])
+    data = sightline.load_data(
+        work / "run", "test", plugins=[ROOT / "examples/my_plugin.py", ROOT / "examples/my_transform.py"]
+    )
     lengths = [len(data[index]["points"]) for index in range(12)]
     assert len(set(lengths)) > 3
     assert document(work / "run")["data"]["num_samples"] == 12
@@ -101,7 +105,11 @@ class Padded:
         return {"points": torch.ones(key.index + 1, 3), "label": torch.tensor(0)}
 
 
-@row("S4.5", "leave moving tensors to the device and its format to the framework", "`sightline train CONFIG --device cuda train.precision=float64`")
+@row(
+    "S4.5",
+    "leave moving tensors to the device and its format to the framework",
+    "`sightline train CONFIG --device cuda train.precision=float64`",
+)
 def _moved(work: Path) -> None:
     """No line of the plugin converts anything: its float32 points meet float64 weights."""
     succeed("train", *_PEBBLES, "train.precision=float64", "--out", work / "run")
@@ -148,14 +156,22 @@ def _pictures(work: Path) -> None:
     assert (run / "predictions/own_picture.png").exists()
 
 
-@row("S4.8", "have loggers opened after the start, by the first process alone", "`sightline train CONFIG --processes 2 log.tensorboard=true`")
+@row(
+    "S4.8",
+    "have loggers opened after the start, by the first process alone",
+    "`sightline train CONFIG --processes 2 log.tensorboard=true`",
+)
 def _loggers(work: Path) -> None:
     run = trained_run("pair")
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     assert (run / "train.log").read_text().count("validation at step 4") == 1
 
 
-@row("S4.9", "use private names and unpicklable parts without breaking the start", "`sightline train CONFIG --plugin FILE.py --processes 2`")
+@row(
+    "S4.9",
+    "use private names and unpicklable parts without breaking the start",
+    "`sightline train CONFIG --plugin FILE.py --processes 2`",
+)
 def _private_names(work: Path) -> None:
     run = trained_run("pair")
     (plugin,) = (run / "plugins").glob("*.py")
@@ -167,7 +183,11 @@ def _private_names(work: Path) -> None:
 # --- scans ------------------------------------------------------------------------------------------------------------
 
 
-@row("S4.10", "map sparse ids of labels, up to 255, to classes", "`sightline data prepare semantic_kitti --from PATH --to DIR`, `data.label_map=FILE`")
+@row(
+    "S4.10",
+    "map sparse ids of labels, up to 255, to classes",
+    "`sightline data prepare semantic_kitti --from PATH --to DIR`, `data.label_map=FILE`",
+)
 def _sparse_ids(work: Path) -> None:
     scans = write_semantic_kitti(work / "in", {"00": 2, "08": 1})
     succeed("data", "prepare", "semantic_kitti", "--from", work / "in", "--to", work / "set")
@@ -180,12 +200,18 @@ def _sparse_ids(work: Path) -> None:
     assert int(sample["label"].max()) < len(names)
 
 
-@row("S4.11", "catch labels beyond the classes before the GPU asserts", "`sightline check CONFIG`, finding `label-range`")
+@row(
+    "S4.11", "catch labels beyond the classes before the GPU asserts", "`sightline check CONFIG`, finding `label-range`"
+)
 def _label_range(work: Path) -> None:
     assert find_fault("D6", "label-range")["severity"] == "error"
 
 
-@row("S4.12", "weigh classes by their counts, whatever their number", "`losses: [{name: cross_entropy, class_weights: inverse}]`")
+@row(
+    "S4.12",
+    "weigh classes by their counts, whatever their number",
+    "`losses: [{name: cross_entropy, class_weights: inverse}]`",
+)
 def _weights(work: Path) -> None:
     for recipe in ("segment/semantic_kitti_salsanext", "segment/squeezeseg_npy_squeezeseg"):
         step(recipe, work, "losses=[{name: cross_entropy, class_weights: inverse}]")
@@ -193,7 +219,6 @@ def _weights(work: Path) -> None:
         loss = CrossEntropy(class_weights="inverse", num_classes=len(counts), class_counts=counts)
         expected = [1 / (count / sum(counts) + 0.001) for count in counts]
         label = torch.arange(len(counts))
-        print(vars(loss).keys(), loss.count(label=label))
         assert float(loss.count(label=label)) == pytest.approx(sum(expected), rel=1e-5)
 
 
@@ -205,7 +230,11 @@ def _channels(work: Path) -> None:
     assert outputs == {"plain": 12, "modelnet": 40}
 
 
-@row("S4.14", "share one loss between KITTI's objects and SemanticKITTI", "`losses: [{name: lovasz_softmax}]` in both recipes")
+@row(
+    "S4.14",
+    "share one loss between KITTI's objects and SemanticKITTI",
+    "`losses: [{name: lovasz_softmax}]` in both recipes",
+)
 def _shared_loss(work: Path) -> None:
     weights = []
     for recipe in ("segment/kitti_object_squeezeseg", "segment/semantic_kitti_squeezesegv2"):

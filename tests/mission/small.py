@@ -35,7 +35,7 @@ def learn(config: str, out: Path, *words: object) -> Path:
 
 
 def said(*words: object) -> str:
-    """Run a command that ends in 0; return all that it prints, on one line, so that tables may break where they like."""
+    """Run a command that ends in 0; return what it prints on one line, however tables are broken."""
     done = succeed(*words)
     return " ".join(f"{done.out} {done.err}".split())
 
@@ -80,7 +80,7 @@ def _codes() -> tuple[str, ...]:
 
 
 def find_fault(case: str, code: str, *words: object, cause: str | None = None) -> dict[str, Any]:
-    """Check a bench with a planted fault by the rules of one code alone; return the finding, whose cause is the fault's."""
+    """Check a bench with a planted fault by the rules of one code; return the finding, which names its cause."""
     fault = next(each for each in FAULTS if each.id == case)
     with Planter() as planter:
         fault.plant_into(planter)
