@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from tests.cases import FAILURES
 from tests.mission.__main__ import PAGE, write_page
 from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows
+from tests.processes import ROOT
+from tests.test_docs import parsed
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -39,6 +43,15 @@ def test_nine_of_ten_rows_run_on_every_change() -> None:
 
 def test_no_letter_is_pending_without_a_check() -> None:
     assert {check.letter for _, check in collect_checks() if check.letter} >= PENDING
+
+
+def test_commands_of_the_page_exist() -> None:
+    for row in (row for row in collect_rows() if not row.is_pending):
+        for command in re.findall(r"`sightline ([^`]*)`", row.command):
+            words = shlex.split(command)
+            parsed(words)
+            shipped = [word for word in words if word.startswith("configs/")]
+            assert [word for word in shipped if not (ROOT / word).exists()] == [], row.id
 
 
 def test_the_page_is_the_list() -> None:

@@ -21,9 +21,9 @@ _HEAD = """\
 # What sightline must do
 
 The project exists for these {count} things. Nothing of this list is removed: a command may change its form, and then
-its row changes in the same commit. [tests/test_mission.py](../../tests/test_mission.py) runs each row in a small form, on
-every change, and looks at its effect. `CONFIG` is a config, `RUN` the folder of a run. A row with ° has a part that is
-not there yet: its test must fail until then.
+its row changes in the same commit. [tests/test_mission.py](../../tests/test_mission.py) runs each row in a small form,
+on every change, and looks at its effect. `CONFIG` is a config, `RUN` the folder of a run. A row with ° has a part that
+is not there yet: its test must fail until then.
 
 This page is written from the rows of those tests (`tests/mission`) by `python -m tests.mission`.
 """

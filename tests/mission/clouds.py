@@ -201,7 +201,11 @@ def _losses_apart(work: Path) -> None:
     assert all(f">{curve}<" in page for curve in ("loss/intra_modal", "loss/cross_modal", "train, chance"))
 
 
-@row("S0.12", "weigh the cross-modal loss more, and compare", "`sightline study CONFIG --vary losses.1.weight=1,3`")
+@row(
+    "S0.12",
+    "weigh the cross-modal loss more, and compare",
+    "`sightline study CONFIG --vary losses.1.weight=1,3 --out DIR`",
+)
 def _weighted(work: Path) -> None:
     config = CONFIGS / "contrast/synthetic_shapes_crosspoint.yaml"
     succeed("study", config, *_PAIRS, "--vary", "losses.1.weight=1,3", "--seeds", 1, *CPU, "--out", work)
@@ -448,7 +452,7 @@ def _normals(work: Path) -> None:
 @row(
     "S0.29",
     "compare Point Transformer and PCT at several sizes of data",
-    "`sightline study A B --arm '10%=data.fraction=0.1' --arm 100%=`",
+    "`sightline study A B --arm '10%=data.fraction=0.1' --arm 100%= --out DIR`",
 )
 def _compared(work: Path) -> None:
     (work / "transformer.yaml").write_text(
@@ -480,7 +484,7 @@ def _per_kind(work: Path) -> None:
 @row(
     "S0.31",
     "check augmentation by eye, and tune hyper-parameters",
-    "`sightline view CONFIG`, `sightline sweep CONFIG --space KEY=A,B`",
+    "`sightline view CONFIG --out DIR`, `sightline sweep CONFIG --space KEY=A,B --out DIR`",
 )
 def _augmentation(work: Path) -> None:
     few = (*SOLIDS, *NETWORK, "log.tensorboard=false")

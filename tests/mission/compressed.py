@@ -57,7 +57,7 @@ def _transformer(work: Path) -> None:
 @row(
     "S2.3",
     "run the stages apart: pre-train, search, fine-tune",
-    "`sightline compress RUN --stop-after search`, `--stop-after finetune`, and without it",
+    "`sightline compress RUN --stop-after search --out DIR`, `--stop-after finetune`, and without it",
 )
 def _stages(work: Path) -> None:
     search = (
@@ -91,7 +91,7 @@ def bits_of(run: Path) -> dict[str, int]:
     return {name: layer["bits"] for name, layer in policy.items()}
 
 
-@row("S2.4", "search the bits by reinforcement learning", "`sightline compress RUN --method ddpg`")
+@row("S2.4", "search the bits by reinforcement learning", "`sightline compress RUN --method ddpg --out DIR`")
 def _ddpg(work: Path) -> None:
     run = trained_run("searched")
     lines = [json.loads(line) for line in (run / "work/evaluations.jsonl").read_text().splitlines()]
@@ -102,12 +102,14 @@ def _ddpg(work: Path) -> None:
     assert losses.get(chosen, min(tried)) == min(tried)
 
 
-@row("S2.5", "restrict the bits to 2 and 4", "`sightline compress RUN --bits 2,4`")
+@row("S2.5", "restrict the bits to 2 and 4", "`sightline compress RUN --bits 2,4 --out DIR`")
 def _two_and_four(work: Path) -> None:
     assert set(list(bits_of(trained_run("searched")).values())[1:-1]) <= {2, 4}
 
 
-@row("S2.6", "preserve a tenth of the size of the weights", "`sightline compress RUN --ratio 0.1 --on weights`")
+@row(
+    "S2.6", "preserve a tenth of the size of the weights", "`sightline compress RUN --ratio 0.1 --on weights --out DIR`"
+)
 def _tenth(work: Path) -> None:
     words = ("--method", "uniform", "--ratio", 0.1, "--on", "weights", "--calibration", 8, "--epochs", 0)
     succeed("compress", trained_run("plain"), *words, *CPU, "--out", work / "run")
@@ -116,14 +118,14 @@ def _tenth(work: Path) -> None:
     assert (work / "run/model.slq").stat().st_size == made["file_bytes"] < made["float_bytes"] / 4
 
 
-@row("S2.7", "give the first and the last layer more bits", "`sightline compress RUN --protect-ends 1`")
+@row("S2.7", "give the first and the last layer more bits", "`sightline compress RUN --protect-ends 1 --out DIR`")
 def _ends(work: Path) -> None:
     first, *between, last = bits_of(trained_run("searched")).values()
     assert (first, last) == (8, 8)
     assert max(between) < 8
 
 
-@row("S2.8", "distil from the float model", "`sightline compress RUN --distil`")
+@row("S2.8", "distil from the float model", "`sightline compress RUN --distil --out DIR`")
 def _distilled(work: Path) -> None:
     run = trained_run("packed") / "work/finetuned"
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
@@ -131,7 +133,11 @@ def _distilled(work: Path) -> None:
     assert line["loss/total"] == pytest.approx(expected, rel=1e-6)
 
 
-@row("S2.9", "tabulate float, mix, preserved, fine-tuned and distilled", "`sightline compress RUN --report steps`")
+@row(
+    "S2.9",
+    "tabulate float, mix, preserved, fine-tuned and distilled",
+    "`sightline compress RUN --report steps --out DIR`",
+)
 def _table(work: Path) -> None:
     words = (
         "--method",

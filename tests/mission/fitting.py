@@ -246,7 +246,7 @@ def _trace(work: Path) -> None:
 @row(
     "S1.19",
     "compare a small network with the full one",
-    "`sightline study CONFIG --arm small= --arm 'published=model={name: v2v}'`",
+    "`sightline study CONFIG --arm small= --arm 'published=model={name: v2v}' --out DIR`",
 )
 def _two_sizes(work: Path) -> None:
     size = CUBE.replace("16", "32")

@@ -186,7 +186,7 @@ def _orientation_said(work: Path) -> None:
 # --- pictures, boxes, priors ------------------------------------------------------------------------------------------
 
 
-@row("S3.9", "see the ground truth drawn", "`sightline view CONFIG`")
+@row("S3.9", "see the ground truth drawn", "`sightline view CONFIG --out DIR`")
 def _ground_truth(work: Path) -> None:
     text = said("view", _CROWDS, *DETECT, "--num", 1, *CPU, "--out", work / "a")
     assert re.search(r"train/train_00000 │ raw │ 0 │ 256 x 192 pixels, \S+ to \S+, 8 boxes", text)
@@ -194,7 +194,7 @@ def _ground_truth(work: Path) -> None:
     assert picture.stat().st_size > 20_000
 
 
-@row("S3.10", "see anchors, and what is assigned to them, at every level", "`sightline view CONFIG`")
+@row("S3.10", "see anchors, and what is assigned to them, at every level", "`sightline view CONFIG --out DIR`")
 def _assignment(work: Path) -> None:
     text = said("view", _CROWDS, *DETECT, "--num", 1, *CPU, "--out", work / "a")
     assert "stride 8: 24 x 32 cells, 9 anchors" in text
