@@ -491,7 +491,8 @@ def _augmentation(work: Path) -> None:
     for epoch in (0, 1):
         succeed("view", _SOLIDS, *few, "--num", 1, "--epoch", epoch, "--out", work / str(epoch))
     first, second = ((work / f"{epoch}/train_train_00000.png").read_bytes() for epoch in (0, 1))
-    assert first != second
+    is_same = first == second
+    assert not is_same, "both epochs have the same picture"
     words = ("train.steps=1", "evaluate.every=1", "--space", "optimizer.lr=0.001,0.1", "--trials", 2)
     text = said("sweep", _SOLIDS, *few, *words, *CPU, "--out", work / "sweep")
     best = json.loads((work / "sweep/sweep.json").read_text())["best"]

@@ -341,12 +341,13 @@ def _strict(work: Path) -> None:
     "`sightline compare RUN --against FILE.py`, `--against RECORD`",
 )
 def _another_program(work: Path) -> None:
-    text = (ROOT / "examples/their_pointnet.py").read_text()
-    (work / "theirs.py").write_text(text)
+    theirs = ROOT / "examples/their_pointnet.py"
     few = (*SOLIDS, "model={name: pointnet_plain, embedding: 64}", "losses=[{name: cross_entropy}]")
-    found = run_here("compare", CLOUDS, *few, "--against", work / "theirs.py", "--steps", 0, *CPU)
-    assert found.code == 1
-    assert "they diverge first at encode.2.norm" in found.err  # whose epsilon is another
+    words = (*few, "--against", theirs, "--steps", 0, *CPU, "--json", work / "found.json")
+    assert run_here("compare", CLOUDS, *words).code == 1
+    found = json.loads((work / "found.json").read_text())
+    assert (found["first"]["layer"], found["first"]["what"]) == ("encode.2.norm", "result")
+    assert found["settings"] == ["eps is 1e-05 and in the reference 0.001"]
 
 
 @part("S1.25", "M")

@@ -120,7 +120,8 @@ def _stages(work: Path) -> None:
         assert all(stage in text for stage in ("train 1: place_cube", "train 2: voxelize", "train 3: draw_heatmaps"))
         assert "21 of 21 joints inside" in text
     (first,), (second,) = ([p.read_bytes() for p in (work / str(epoch)).glob("*.png")] for epoch in (0, 1))
-    assert first != second
+    is_same = first == second
+    assert not is_same, "both epochs have the same picture"
 
 
 @row("S1.5", "catch augmentation that changes the stored samples", "`sightline check CONFIG`, finding `data-mutation`")
