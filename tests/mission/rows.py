@@ -13,7 +13,7 @@ IDS = tuple(f"S{area}.{number}" for area, size in enumerate((35, 32, 17, 36, 15)
 """Numbers of all things: of point clouds without labels, of volumes and joints, of compression, of boxes, of scans."""
 
 PENDING: frozenset[str] = frozenset("DEGHIJKLMNP")
-"""Features that are not there yet. A check with such a letter must fail: strike the letter when its feature lands."""
+"""Letters of features that are not there yet. A check of such a letter must fail: strike it when its feature lands."""
 
 Function = Callable[[Path], None]
 """Runs the thing in a small form in an empty folder; raises AssertionError where its effect is missing."""
