@@ -11,8 +11,9 @@ from pathlib import Path
 from unittest import mock
 
 from tests.command import succeed
-from tests.probe.contrast import train_thin
-from tests.processes import ROOT
+from tests.data.clouds import modelnet_writers, shapenet_render_writers
+from tests.probe.contrast import THIN, train_thin
+from tests.processes import ROOT, launched_as_forks
 from tests.runs.poses import train_pose
 from tests.runs.segments import make_parts, make_scenes
 from tests.runs.small import SMALL
@@ -68,6 +69,27 @@ def pack_plain(folder: Path) -> Path:
     return folder / "packed"
 
 
+def search_plain(folder: Path) -> Path:
+    """The run `plain`, its bits searched by DDPG: 2 or 4 in each layer but 8 in the first and last, and no more."""
+    search = ("--method", "ddpg", "--bits", "2,4", "--ratio", 0.15, "--on", "weights", "--protect-ends", 1)
+    words = (
+        *search,
+        "--calibration",
+        8,
+        "max_evaluations=40",
+        "episodes=60",
+        "--epochs",
+        1,
+        "train.steps=2",
+        "--device",
+        "cpu",
+    )
+    float_run = copy_run("plain", folder / "float")
+    (folder / "words").write_text("\n".join(map(str, words)))
+    succeed("compress", float_run, *words, "--stop-after", "search", "--out", folder / "run")
+    return folder / "run"
+
+
 def train_detect(folder: Path) -> Path:
     """RetinaNet after three epochs on eight crowds, with pictures in tensorboard; in float32 on every machine."""
     words = (*DETECT, "train.epochs=3", "log.tensorboard=true", "train.precision=float32", "model.channels_last=false")
@@ -83,17 +105,83 @@ def train_lidar(folder: Path) -> Path:
     return folder / "run"
 
 
+OWN_ENCODER = """
+from torch import Tensor, nn
+
+from sightline.contract import registry
+
+_rectify = lambda values: values.relu()  # private, and nothing that can be pickled
+
+
+class _Layers(nn.Sequential):
+    forward = lambda self, values: _rectify(nn.Sequential.forward(self, values))
+
+
+@registry.point_encoders.add("own_encoder")
+class OwnEncoder(nn.Module):
+    feature_width = 16
+
+    def __init__(self, *, in_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(_Layers(nn.Linear(in_channels, 16)), nn.Linear(16, 16))
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
+        return self.layers(points).amax(dim=1)
+"""
+
+
+def train_pair(folder: Path) -> Path:
+    """An encoder of a plugin, pre-trained for an epoch by two processes; `log` beside it is what they print."""
+    (folder / "own.py").write_text(OWN_ENCODER)
+    (folder / "own.yaml").write_text(
+        THIN.replace("{name: dgcnn, num_neighbours: 8, embedding: 16}", "{name: own_encoder}").replace("log:", "#")
+    )
+    words = ("--plugin", folder / "own.py", "log.tensorboard=true", "--processes", 2)
+    with launched_as_forks(folder / "log"):
+        succeed("train", folder / "own.yaml", *words, *_NO_CHECK, folder / "run")
+    return folder / "run"
+
+
+def train_modelnet(folder: Path) -> Path:
+    """The smallest network after a step on eight clouds of ModelNet40's text form, which lie in `set`."""
+    source = modelnet_writers.write_layout("text", folder / "source")
+    succeed("data", "prepare", "modelnet40", "--from", source, "--to", folder / "set")
+    data = (f"data.root={folder / 'set'}", "data.num_points=6", "data.normals=file", "evaluate.select=test")
+    network = ("model={name: pointnet_plain, embedding: 16}", "losses=[{name: cross_entropy}]")
+    steps = ("train.batch_size=3", "train.steps=1", "loader.workers=0", "log.tensorboard=false")
+    config = CONFIGS / "classify/modelnet40_pointnet.yaml"
+    succeed("train", config, *data, *network, *steps, *_NO_CHECK, folder / "run")
+    return folder / "run"
+
+
+def train_crosspoint(folder: Path) -> Path:
+    """CrossPoint, its branch for parts, after a step on six pairs of clouds and images of 12 pixels a side."""
+    source = shapenet_render_writers.write_release(folder / "source")
+    succeed("data", "prepare", "shapenet_render", "--from", source, "--to", folder / "set", "size_px=12")
+    points = "{name: dgcnn_parts, num_neighbours: 4, embedding: 16}"
+    model = f"model={{name: crosspoint, embedding: 16, points: {points}, images: {{name: resnet18}}}}"
+    sizes = ("transforms.train.1.size_px=16", "transforms.evaluate.1.size_px=16", "train.batch_size=3")
+    steps = ("train.steps=1", "loader.workers=0", "log.tensorboard=false", f"data.root={folder / 'set'}")
+    config = CONFIGS / "contrast/shapenet_render_crosspoint_dgcnn_seg.yaml"
+    succeed("train", config, model, *sizes, *steps, *_NO_CHECK, folder / "run")
+    return folder / "run"
+
+
 RUNS: dict[str, Callable[[Path], Path]] = {
     "classify": train_classify,
     "contrast": train_thin,
+    "crosspoint": train_crosspoint,
     "detect": train_detect,
     "lidar": train_lidar,
+    "modelnet": train_modelnet,
     "packed": pack_plain,
+    "pair": train_pair,
     "parts": make_parts,
     "plain": train_plain,
     "pose": lambda folder: train_pose(folder / "run"),
     "rounded": train_rounded,
     "scenes": make_scenes,
+    "searched": search_plain,
 }
 """Makes a run and what it needs, a plugin for example, in an empty folder; returns the run."""
 

@@ -1,0 +1,10 @@
+"""The rows of what the project must do, by area; their assertions say what was missing."""
+
+import pytest
+
+pytest.register_assert_rewrite(
+    *(
+        f"tests.mission.{name}"
+        for name in ("clouds", "compressed", "fitting", "pedestrians", "scans", "small", "volumes")
+    )
+)

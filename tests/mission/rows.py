@@ -1,0 +1,88 @@
+"""The rows of what the project must do: a number, the thing, the user's command, and functions that see it happen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["IDS", "PENDING", "Check", "Row", "collect_rows", "part", "row"]
+
+IDS = tuple(f"S{area}.{number}" for area, size in enumerate((35, 32, 17, 36, 15)) for number in range(1, size + 1))
+"""Numbers of all things: of point clouds without labels, of volumes and joints, of compression, of boxes, of scans."""
+
+PENDING: frozenset[str] = frozenset("DEGJLMNP")
+"""Letters of features that are not there yet. A check of such a letter must fail: strike it when its feature lands."""
+
+Function = Callable[[Path], None]
+"""Runs the thing in a small form in an empty folder; raises AssertionError where its effect is missing."""
+
+
+class Check(NamedTuple):
+    """One test of a row; with a letter in `PENDING` it must fail."""
+
+    id: str
+    function: Function
+    letter: str | None
+    is_long: bool
+
+    @property
+    def name(self) -> str:
+        return self.id + (f"-{self.letter}" if self.letter else "") + ("-long" if self.is_long else "")
+
+    @property
+    def is_pending(self) -> bool:
+        return self.letter in PENDING
+
+
+class Row(NamedTuple):
+    """A thing that a user must be able to do, and how."""
+
+    id: str
+    thing: str
+    command: str
+    checks: list[Check]
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a part of it is not there yet."""
+        return any(check.is_pending for check in self.checks)
+
+
+_ROWS: dict[str, Row] = {}
+
+
+def row(id: str, thing: str, command: str, *, letter: str | None = None) -> Callable[[Function], Function]:
+    """Make a function the first check of a row; `command` is what the page of the list prints, in Markdown."""
+
+    def add(function: Function) -> Function:
+        assert id not in _ROWS, f"{id} has two rows"
+        _ROWS[id] = Row(id, thing, command, [Check(id, function, letter, is_long=False)])
+        return function
+
+    return add
+
+
+def part(id: str, letter: str | None = None, *, is_long: bool = False) -> Callable[[Function], Function]:
+    """Make a function a further check of a row: a part that came later, or one of the long suite."""
+
+    def add(function: Function) -> Function:
+        _ROWS[id].checks.append(Check(id, function, letter, is_long))
+        return function
+
+    return add
+
+
+def collect_rows() -> list[Row]:
+    """Return all rows, in the order of their numbers; those of a number that is none are last."""
+    from tests.mission import clouds, compressed, fitting, pedestrians, scans, volumes
+
+    assert all((clouds, compressed, fitting, pedestrians, scans, volumes))
+    places = {id: place for place, id in enumerate(IDS)}
+    return sorted(_ROWS.values(), key=lambda row: places.get(row.id, len(IDS)))
+
+
+def collect_checks() -> Iterator[tuple[Row, Check]]:
+    """Yield each check beside its row."""
+    return itertools.chain.from_iterable(((row, check) for check in row.checks) for row in collect_rows())
