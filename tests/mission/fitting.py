@@ -24,7 +24,6 @@ from tests.mission.small import (
     CPU,
     NETWORK,
     SOLIDS,
-    document,
     find_fault,
     findings,
     learn,
