@@ -11,11 +11,9 @@ from tests.processes import ROOT
 
 UNREAD = {
     "border_mask": "sightline has no mask of the borders between classes",
-    "odtask_retina_resnet50": "a larger variant of odtask_retina_resnet18, which is tested",
     "panoptic_eval": "sightline has no panoptic metric",
     "pt_nico": "sightline has no such network",
     "salsanext_adf": "sightline has no SalsaNext that states uncertainties",
-    "v2v_integral_s16_j5": "sightline has no integral variant of V2V",
 }
 """Files that no test reads."""
 

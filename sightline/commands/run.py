@@ -166,6 +166,7 @@ class WeightsOptions(
     examples=(
         "weights model.1024.t7 --to runs/antao97",
         "weights pct.pth --layout strawberry_pct_cls --to runs/pct",
+        "weights yolov3.weights --layout darknet_yolov3 --to runs/yolov3",
     ),
 ):
     """Convert published weights to a run.
@@ -176,7 +177,7 @@ class WeightsOptions(
     overrides them: model.num_neighbours=40, data.root=PATH.
     """
 
-    file: Path = argument("FILE", "published weights (.pth or similar, or a folder of its parts)")
+    file: Path = argument("FILE", "published weights (.pth, .safetensors, .weights or similar, or a folder of parts)")
     target: Path = option("--to", "DIR", "folder to write, new or empty", default=MISSING)
     words: tuple[str, ...] = argument("[KEY=VALUE]...", "overrides of the run's config", default=())
     layout: str | None = option(

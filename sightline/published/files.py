@@ -1,4 +1,4 @@
-"""Files of published weights: `.pth` and `.safetensors` files, and folders of parts. The one caller of torch.load.
+"""Files of published weights: `.pth`, `.safetensors` and Darknet files, folders of parts. The one caller of torch.load.
 
 Published weights come as pickles, and a pickle is a program. torch's weights-only reader runs none of it: it knows
 tensors and plain containers, and stops at the name of anything else. NumPy's scalars are allowed, too, because
@@ -8,11 +8,13 @@ training scripts store accuracies as such with the weights; a scalar is a type a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import re
+import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the error of torch's weights-only reader; nothing here unpickles
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, escape_to_one_line, join_some
-from sightline.contract.regular_files import read_regular_file
+from sightline.contract.regular_files import check_regular_file, read_regular_file
 from sightline.contract.types import ComponentConfig
 from sightline.instrument.random_state import preserve_random_state
 from sightline.published.rows import PublishedLayout, list_layouts, model_arguments, nest_paths, read_layout
@@ -42,6 +44,12 @@ _MAX_BYTES = 1 << 36
 _MAX_DEPTH = 10
 """Highest depth of nested containers; training scripts have one or two."""
 _GLOBAL = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class)[: ]+(?:GLOBAL )?)\s*([\w.]+)")
+_DARKNET_NAME = re.compile(r"\.(weights|conv\.\d+)$", re.IGNORECASE)
+"""Pattern of the names of Darknet files: of a whole network, or of its first convolutions."""
+_DARKNET_ORDER = ("norm.bias", "conv.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight")
+_DARKNET_SEEN = {(0, 1): "<i", (0, 2): "<q"}
+"""Number of images seen, the last entry of the header, by version: 32 or 64 bits."""
+_MAX_CLASSES = 10_000
 _SCALAR_TYPES = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
 
 
@@ -59,6 +67,8 @@ def read_source(file: Path, layout: PublishedLayout | None = None) -> PublishedF
     The parts are those of `layout`, without one those of the layout that has the most of them, all in the folder.
     Raises CheckpointError for unreadable files and for a folder with a part that the layout would leave out.
     """
+    if layout is not None and layout.convolutions:
+        return PublishedFile(_load_darknet(file), (), ())
     parts = find_parts(file) if layout is None else layout.parts
     if not parts or not file.is_dir():
         return read_published(file)
@@ -85,7 +95,7 @@ def find_parts(folder: Path) -> Mapping[str, str]:
 
 
 def read_published(path: Path) -> PublishedFile:
-    """Read the weights in a `.pth` or `.safetensors` file, on the CPU, without `CONTAINERS` and a leading `module.`.
+    """Read the weights in a file, on the CPU, without `CONTAINERS` and a leading `module.`.
 
     Raises CheckpointError for a file that is missing, truncated or of another format, that contains any object but
     tensors, numbers, text and containers of them, and that contains no weights or more than one set of them.
@@ -145,6 +155,8 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path}: {problem}")
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
+    if is_darknet(path):
+        return _load_darknet(path)
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
@@ -248,3 +260,82 @@ def _is_plain(tensor: Tensor) -> bool:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+# --- Darknet files: a header and numbers, without names; source: pjreddie/darknet, src/parser.c -----------------------
+
+
+def is_darknet(path: Path) -> bool:
+    """Return True if a file has a name of Darknet's and is no archive or pickle, which some have under such a name."""
+    if _DARKNET_NAME.search(path.name) is None or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return not file.read(2).startswith((b"PK", b"\x80"))
+    except OSError:  # reading it says why
+        return True
+
+
+def _load_darknet(path: Path) -> dict[str, Tensor]:
+    """Read a Darknet file, whose layout and number of classes follow from its size, under names by convolution."""
+    try:
+        num_bytes = check_regular_file(path)
+        start = _read_darknet_header(path)
+        layout, num_classes = _choose_darknet_layout(path, max(0, num_bytes - start))
+        content = read_regular_file(path, max_bytes=_MAX_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path") from None
+    shapes = dict(_list_darknet_shapes(layout, num_classes))
+    sizes = [shape.numel() for shape in shapes.values()]
+    numbers = torch.from_numpy(np.frombuffer(content, "<f4", sum(sizes), start).astype(np.float32))
+    return {name: part.view(shapes[name]) for name, part in zip(shapes, numbers.split(sizes), strict=True)}
+
+
+def _choose_darknet_layout(path: Path, num_bytes: int) -> tuple[PublishedLayout, int]:
+    """Choose the layout with as many numbers, and the number of its classes."""
+    count, odd = divmod(num_bytes, 4)
+    known = []
+    for layout in list_layouts():
+        if not layout.convolutions:
+            continue
+        one, two = (_count_darknet(layout.name, classes) for classes in (1, 2))
+        more, rest = divmod(count - one, two - one) if two > one else (0, count - one)
+        if not rest and not odd and 0 <= more < _MAX_CLASSES:
+            return layout, 1 + more
+        known.append(f"{layout.name} has {one:,}" + (f", {two - one:,} more for each further class" * (two > one)))
+    raise CheckpointError(
+        f"{path}: holds {count:,} numbers{f' and {odd} bytes' if odd else ''} after its header; {'; '.join(known)}; "
+        "get the whole file of such a network"
+    )
+
+
+def _read_darknet_header(path: Path) -> int:
+    """Return the size in bytes of the header: three numbers of the version, and the number of images seen."""
+    with path.open("rb") as file:
+        start = file.read(12)
+    if len(start) < 12:
+        raise CheckpointError(f"{path}: has {len(start)} bytes, fewer than Darknet's header; get the whole file")
+    version = struct.unpack("<2i", start[:8])
+    if version not in _DARKNET_SEEN:
+        known = " and ".join(f"{major}.{minor}" for major, minor in _DARKNET_SEEN)
+        raise CheckpointError(
+            f"{path}: its header states version {version[0]}.{version[1]} of Darknet's files, {known} are known; is it "
+            "a file of Darknet?"
+        )
+    return 12 + struct.calcsize(_DARKNET_SEEN[version])
+
+
+@functools.cache
+def _count_darknet(name: str, num_classes: int) -> int:
+    return sum(shape.numel() for _, shape in _list_darknet_shapes(read_layout(name), num_classes))
+
+
+def _list_darknet_shapes(layout: PublishedLayout, num_classes: int) -> Iterator[tuple[str, torch.Size]]:
+    """Iterate over the names and shapes of a layout's tensors in the order of its file."""
+    state = make_meta_model(layout, num_classes=num_classes, in_channels=3).state_dict()
+    for index in dict.fromkeys(name.partition(".")[0] for name in layout.names):
+        for leaf in _DARKNET_ORDER:
+            module, _, part = leaf.partition(".")
+            ours = f"{layout.names.get(f'{index}.{module}')}.{part}"
+            if ours in state:
+                yield f"{index}.{leaf}", state[ours].shape

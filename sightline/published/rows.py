@@ -89,7 +89,8 @@ class PublishedLayout:
     `takes_first_points`: their clouds are a set's first points. `keeps_head`: a head for other classes than the data
     set's is an error; else it is left out. `class_indices` are the indices of the classes of `protocol` among those of
     the file, if these have gaps. `parts` are the files of a folder that contains the network in parts, and the prefix
-    of the names in each.
+    of the names in each. `convolutions` are ours in the order of a Darknet file, which has no names: the index of the
+    convolution is the name, in `names`.
     """
 
     name: str
@@ -107,6 +108,7 @@ class PublishedLayout:
     changes: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
     unused: Sequence[str] = ()
+    convolutions: Sequence[str] = ()
     class_indices: Sequence[int] = ()
     optional: str | None = None
     up_axis: str | None = None
@@ -153,7 +155,7 @@ def read_layout(name: str) -> PublishedLayout:
     arguments = {int(count): value for count, value in protocol["arguments"].items()}
     return PublishedLayout(
         name=name,
-        names=_read_names(name),
+        names=_number_convolutions(row["convolutions"]) if "convolutions" in row else _read_names(name),
         sizes={key: _make_size(size) for key, size in row.pop("sizes").items()},
         protocol=PublishedProtocol(**protocol | {"arguments": arguments}),
         **{key: value for key, value in row.items() if key not in ("base", "names")},
@@ -232,6 +234,13 @@ def _read_names(name: str) -> Mapping[str, str]:
     """Read the pairs of names of a layout, or of a row that is a part of others."""
     row = _read_row(name if name in _find_rows() else f"_{name}")
     return dict(pair for theirs, ours in row["names"].items() for pair in expand_names(theirs, ours))
+
+
+def _number_convolutions(convolutions: Sequence[str]) -> dict[str, str]:
+    """Name our convolutions and their norms by the index of the convolution: `0.conv`, `0.norm`, `1.conv`."""
+    parts = [ours.rpartition(".") for group in convolutions for _, ours in expand_names(group, group)]
+    index_of = {unit: index for index, unit in enumerate(dict.fromkeys(unit for unit, _, _ in parts))}
+    return {f"{index_of[unit]}.{leaf}": f"{unit}.{leaf}" for unit, _, leaf in parts}
 
 
 def _list_words(text: str) -> list[str]:

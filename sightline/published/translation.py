@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,12 +50,13 @@ def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Te
         translated[ours], origin[ours] = value, key
     for change, argument in row.changes.items():
         try:
-            translated |= CHANGES[change](translated, argument)
+            changed = {**translated, **CHANGES[change](translated, argument)}
         except (RuntimeError, IndexError) as error:
             raise CheckpointError(
                 f"the shapes of its tensors do not allow '{change}', which the layout '{layout}' needs "
                 f"({escape_to_one_line(str(error))[:160]}); is it a variant of it?"
             ) from None
+        translated = {name: value for name, value in changed.items() if value is not None}
     return translated
 
 
@@ -111,11 +113,11 @@ def _without_wrapper(state: Mapping[str, Tensor]) -> list[str]:
     return list(state)
 
 
-# --- changes of tensors under our names, each with the argument of its row; absent tensors are skipped ----------------
+# --- changes of tensors under our names, each with the argument of its row: absent tensors are skipped, None is dropped
 
 
 def _add_norm_counts(weights: Mapping[str, Tensor], _: bool) -> dict[str, Tensor]:
-    """Add a count of 0 to batch norms without one, as frozen ones."""
+    """Add a count of 0 to batch norms without one, as frozen ones and those of Darknet."""
     counts = {
         f"{name.removesuffix('running_var')}num_batches_tracked" for name in weights if name.endswith(".running_var")
     }
@@ -147,10 +149,62 @@ def _reverse_axes(weights: Mapping[str, Tensor], _: bool) -> dict[str, Tensor]:
     return {name: value.transpose(-1, -3).contiguous() for name, value in weights.items() if value.ndim == 5}
 
 
-CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]] = {
+def _roll_inputs(weights: Mapping[str, Tensor], counts: Mapping[str, str | int]) -> dict[str, Tensor]:
+    """Move the first input channels of a layer to the end, or the last to the front if their number is negative.
+
+    A name stands for the number of outputs of that layer.
+    """
+    return {
+        name: weights[name].roll(-count if isinstance(count, int) else -len(weights[count]), dims=1)
+        for name, count in counts.items()
+        if name in weights
+    }
+
+
+def _swap_halves(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Exchange the first and the second half of the input channels of layers."""
+    return {name: torch.cat(weights[name].chunk(2, dim=1)[::-1], dim=1) for name in names if name in weights}
+
+
+def _fold_biases(weights: Mapping[str, Tensor], means: Sequence[str]) -> dict[str, Tensor | None]:
+    """Subtract the biases of layers from the running means of the norms behind them, and drop the biases.
+
+    In training a norm removes the bias anyway.
+    """
+    bias_of = {mean: mean.replace("norm.running_mean", "linear.bias") for mean in means}
+    folded = {mean: weights[mean] - weights[bias] for mean, bias in bias_of.items() if bias in weights}
+    return {**folded, **dict.fromkeys(bias_of.values())}
+
+
+def _add_identity(weights: Mapping[str, Tensor], biases: Sequence[str]) -> dict[str, Tensor]:
+    """Add the identity to biases that are the numbers of a square matrix, which the file's code adds to the output."""
+    return {
+        name: weights[name] + torch.eye(math.isqrt(len(weights[name])), dtype=weights[name].dtype).flatten()
+        for name in biases
+        if name in weights
+    }
+
+
+def _drop_zero_biases(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, None]:
+    """Drop the biases of layers that have none here. Raises CheckpointError for one that is not zero."""
+    biases = [name.replace("weight", "bias") for name in names]
+    for bias in biases:
+        if bias in weights and weights[bias].any():
+            raise CheckpointError(
+                f"the bias '{bias}', which our model does not have, is not zero; is it a variant of the layout?"
+            )
+    return dict.fromkeys(biases)
+
+
+CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor | None]]] = {
     "add_norm_counts": _add_norm_counts,
     "epsilon": _set_epsilon,
     "swap_groups": _swap_groups,
     "reverse_colours": _reverse_colours,
     "reverse_axes": _reverse_axes,
+    "roll_inputs": _roll_inputs,
+    "swap_halves": _swap_halves,
+    "fold_biases": _fold_biases,
+    "drop_zero_biases": _drop_zero_biases,
+    "add_identity": _add_identity,
 }

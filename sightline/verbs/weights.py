@@ -8,11 +8,11 @@ from pathlib import Path
 from sightline.commands.run import WeightsOptions
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.published.files import find_parts
+from sightline.published.files import find_parts, is_darknet
 from sightline.runs.run_directory import write_document
 from sightline.verbs.output import print_note, print_tree
 
-_ENDINGS = frozenset({".ckpt", ".pt", ".pth", ".safetensors", ".t7", ".weights"})
+_ENDINGS = frozenset({".ckpt", ".pt", ".pth", ".safetensors", ".t7"})
 """Endings of files of weights."""
 
 
@@ -43,7 +43,8 @@ def weights(options: WeightsOptions) -> int:
 
 def refuse_weights(path: Path, *, command: str) -> None:
     """Raise UserError, which names `sightline weights`, if a path that `command` was given holds published weights."""
-    if (path.is_file() and path.suffix.lower() in _ENDINGS) or (path.is_dir() and find_parts(path)):
+    is_file = path.is_file() and (path.suffix.lower() in _ENDINGS or is_darknet(path))
+    if is_file or (path.is_dir() and find_parts(path)):
         raise UserError(
             f"{command}: {path} holds weights; make a run of them: sightline weights {shlex.quote(str(path))} --to DIR"
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.areas.pose.refiner import ScaleNet
 from sightline.areas.pose.v2v import V2V, HeatmapMSE, ResidualBlock3d, UpsampleBlock3d, V2VSmall
+from sightline.ops.heat_maps import soft_cells
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
@@ -19,6 +20,7 @@ from tests.golden_parity import (
     assert_outputs,
     each_mode,
     load_golden,
+    rule_made_state,
     stored_part,
 )
 from tests.marks import long_but
@@ -112,6 +114,24 @@ def test_agrees_with_the_port(shared: Path, name: str) -> None:
     for label in golden.info["eval_mids"]:
         value = seen[label.removeprefix("eval.mid.")]
         assert_near_largest(stored_part(golden, label, value), golden.tensor(label), 1e-10, label)
+
+
+@pytest.mark.shared
+def test_soft_argmax_agrees_with_the_integral_port(shared: Path) -> None:
+    """V2V under a soft-argmax: coordinates, and gradients of the port's loss of maps and coordinates."""
+    golden = load_golden(shared, "v2v_integral_s16_j5", area="pose")
+    entries = [entry for entry in golden.info["state"] if entry["kind"] != "constant"]  # all but the grids of cells
+    state = {key.removeprefix("basic_model."): value for key, value in rule_made_state(entries).items()}
+    model = V2V(num_joints=5).double()
+    model.load_state_dict(convert_state_dict(state, LAYOUT))
+    for mode in each_mode(model):
+        maps = model(volume=golden.tensor("in.x"))["likelihood"]
+        cells, log_shares = soft_cells(maps), maps.flatten(2).log_softmax(dim=2)
+        of_maps = -(golden.tensor("in.target_heat").flatten(2) * log_shares).sum(dim=2).mean()
+        loss = 0.5 * of_maps + 0.5 * (cells - golden.tensor("in.target_coord")).abs().mean()
+        assert_outputs(golden, mode, {"heatmap": maps, "coord": cells}, loss)
+    loss.backward()
+    assert_gradients_and_buffers(golden, model, lambda key: translate_key(key.removeprefix("basic_model."), LAYOUT))
 
 
 @pytest.mark.shared

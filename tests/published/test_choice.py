@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
-from sightline.published.files import choose_layout, make_meta_model, read_source
+from sightline.published.files import choose_layout, read_source
 from sightline.published.rows import PublishedLayout, list_layouts, read_layout
 from sightline.published.translation import published_name
 from sightline.runs.weight_sources import open_source
-from tests.published.test_rows import FACTS
+from tests.published.test_rows import list_expected
 
 SAME_RUN = {"wangyueft_dgcnn_cls": "antao97_dgcnn_cls", "crosspoint_parts": "antao97_dgcnn_parts"}
 """Layouts that another one stands for: the network, its arguments and its recipe are the same."""
@@ -22,8 +22,7 @@ ALIKE = (("dragonbook_v2v", "dragonbook_v2v_zyx"), ("qq456cvb_pct_cls", "strawbe
 
 
 def published_state(layout: PublishedLayout) -> dict[str, Tensor]:
-    state = make_meta_model(layout, **FACTS).state_dict()
-    return {published_name(name, layout.name): value for name, value in state.items()}
+    return {published_name(name, layout.name): value for name, value in list_expected(layout).items()}
 
 
 @pytest.mark.parametrize("layout", [row for row in list_layouts() if row.name != "yolox"], ids=lambda row: row.name)

@@ -12,7 +12,15 @@ from tests.command import run_here
 
 
 def test_a_file_of_weights_is_sent_to_its_own_command(tmp_path: Path) -> None:
-    for name in ("net.pth", "NET.PT", "net.safetensors", "model.1024.t7", "yolov3.weights", "my net.pth"):
+    for name in (
+        "net.pth",
+        "NET.PT",
+        "net.safetensors",
+        "model.1024.t7",
+        "yolov3.weights",
+        "darknet53.conv.74",
+        "my net.pth",
+    ):
         path = tmp_path / name
         path.write_bytes(b"")
         with pytest.raises(UserError) as refusal:

@@ -85,13 +85,16 @@ def both_modes(golden: Golden, model: nn.Module, names: dict[str, str], *, split
 
 
 @pytest.mark.parametrize(
-    ("backbone", "depths", "count"),
-    long_but([("resnet18", (2, 2, 2, 2), 2)], [("resnet18", (2, 2, 2, 2), 2), ("resnet50", (3, 4, 6, 3), 3)]),
+    ("file", "depths", "count"),
+    long_but(
+        [("odtask_retina_resnet18", (2, 2, 2, 2), 2)],
+        [("odtask_retina_resnet18", (2, 2, 2, 2), 2), ("odtask_retina_resnet50", (3, 4, 6, 3), 3)],
+    ),
 )
-def test_retinanet_is_that_of_odtask(shared: Path, backbone: str, depths: tuple[int, ...], count: int) -> None:
+def test_retinanet_is_that_of_odtask(shared: Path, file: str, depths: tuple[int, ...], count: int) -> None:
     """P6 of C5; its classes are logits, though it defines a sigmoid."""
-    golden = load_detect_golden(shared, f"odtask_retina_{backbone}")
-    model = detector(backbone, "retina", 1, neck={"p6_source": "c5"}, head={"num_anchors": 4})
+    golden = load_detect_golden(shared, file)
+    model = detector(file.rpartition("_")[2], "retina", 1, neck={"p6_source": "c5"}, head={"num_anchors": 4})
     towers = {
         **tower_names("classification", "head.class_tower", [f"conv{i + 1}" for i in range(4)]),
         **tower_names("regression", "head.box_tower", [f"conv{i + 1}" for i in range(4)]),

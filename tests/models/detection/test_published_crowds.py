@@ -1,4 +1,4 @@
-"""Published detectors of crowds: tables of names, what files mean beside their numbers, darknet's own files."""
+"""Published detectors of crowds: tables of names, what files mean beside their numbers."""
 
 from __future__ import annotations
 

@@ -77,20 +77,30 @@ class PatchEmbedding(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: int, width: int, num_groups: int, group_size: int, min_squared_norm: float | None
+        self,
+        *,
+        in_channels: int,
+        width: int,
+        num_groups: int,
+        group_size: int,
+        min_squared_norm: float | None,
+        patch_width: int | None = None,
     ) -> None:
         super().__init__()
         self.num_groups = num_groups
         self.group_size = group_size
         self.min_squared_norm = min_squared_norm
-        patch_width = max(1, 2 * width // 3)
+        patch_width = patch_width or max(1, 2 * width // 3)
         self.patches = MiniPointNet(in_channels=in_channels, out_channels=patch_width)
-        self.reduce = nn.Linear(patch_width, width)
+        self.reduce: nn.Module = nn.Identity()
+        if patch_width != width:
+            self.reduce = nn.Linear(patch_width, width)
+            init_trunc_normal(self.reduce)
         hidden, out = nn.Linear(3, _POSITION_HIDDEN), nn.Linear(_POSITION_HIDDEN, width)
         self.position = nn.Sequential(hidden, nn.GELU(), out)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.class_position = nn.Parameter(torch.empty(1, 1, width))
-        for linear in (self.reduce, hidden, out):
+        for linear in (hidden, out):
             init_trunc_normal(linear)
         for parameter in (self.class_token, self.class_position):
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -125,9 +135,11 @@ class PointBERTEncoder(nn.Module):
     `encode` returns (B, 2 * width). Each of `num_groups` tokens represents the `group_size` points about a centre; the
     positions of the centres are added before every block. The authors take 64 groups of 32 for 1,024 points and 512 of
     32 for 8,192. Sampling starts at the first point, in training and in evaluation; else the order of the points does
-    not matter. Published weights need `min_squared_norm: 1e-3`: the sampling that they were trained with skips
-    points nearer to the origin. Channels beyond the coordinates are an addition of ours: the members of a group have
-    them. `drop_path` drops branches at random in training. `embed` makes tokens, `trunk` is the transformer.
+    not matter. The vector of a group has `patch_width` numbers, by default two thirds of `width`, and is mapped to a
+    token; one of `width` is the token itself, as in Point-MAE. Weights of the authors need `min_squared_norm: 1e-3`:
+    the sampling that they were trained with skips points nearer to the origin. Channels beyond the coordinates are an
+    addition of ours: the members of a group have them. `drop_path` drops branches at random in training. `embed` makes
+    tokens, `trunk` is the transformer.
     Source: Yu et al. 2022, section 3.1, the feature and positions as in its code; layout of lulutang0608/Point-BERT.
     """
 
@@ -142,6 +154,7 @@ class PointBERTEncoder(nn.Module):
         group_size: Count = 32,
         drop_path: Probability = 0.1,
         min_squared_norm: NonNegativeFloat | None = None,
+        patch_width: Width | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
@@ -152,6 +165,7 @@ class PointBERTEncoder(nn.Module):
             num_groups=num_groups,
             group_size=group_size,
             min_squared_norm=min_squared_norm,
+            patch_width=patch_width,
         )
         self.trunk = TransformerEncoder(width=width, depth=depth, num_heads=num_heads, drop_path=drop_path)
 
@@ -187,6 +201,7 @@ class PointBERT(PointBERTEncoder):
         drop_path: Probability = 0.1,
         dropout: Probability = 0.5,
         min_squared_norm: NonNegativeFloat | None = None,
+        patch_width: Width | None = None,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -197,6 +212,7 @@ class PointBERT(PointBERTEncoder):
             group_size=group_size,
             drop_path=drop_path,
             min_squared_norm=min_squared_norm,
+            patch_width=patch_width,
         )
         self.head = nn.Sequential(
             nn.Linear(self.feature_width, _HEAD_WIDTH),
