@@ -14,8 +14,8 @@ from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import TrainingSetup
+from sightline.engine.device import Cudnn
 from sightline.engine.optimizers import OptimizerSpec
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.workbench.compare.external_model import (
     Bridge,
     ExternalModel,
@@ -146,10 +146,8 @@ def _make_pair(subject: ComparisonSubject, against: str) -> tuple[ModelVariant, 
     precision = min((name for name in formats if name in _PRECISIONS), key=_PRECISIONS.index)
     ours, theirs = (torch.device(name) for name in ("cuda", "cpu")) if against == "cuda" else (subject.device,) * 2
     variant = make_variant(model, precision, ours, cudnn="off" if train.cudnn == "off" else "on")
-    reference = make_variant(model, "float64", theirs, cudnn="off" if against == "no-cudnn" else "on")
-    if against == "native-batch-norm":
-        disable_cudnn_batch_norm(reference.model)
-    return variant, reference
+    kernels: dict[str, Cudnn] = {"no-cudnn": "off", "native-batch-norm": "all_but_batch_norm"}
+    return variant, make_variant(model, "float64", theirs, cudnn=kernels.get(against, "on"))
 
 
 def _compare_with_file(

@@ -58,7 +58,7 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
             profiler.stop()
     if trace is not None:
         world.rank_zero_only(_write_trace)(profiler, trace)
-    rise = _peak_rise(profiler.profiler.kineto_results.events(), world.device)  # type: ignore[union-attr]
+    rise = peak_rise(profiler.profiler.kineto_results.events(), world.device)  # type: ignore[union-attr]
     costs = compute_costs(profiler.events() or (), num_steps=num_steps, on_gpu=on_gpu)
     classes = {path: type(module).__name__ for path, module in job.model.named_modules()}
     for row in costs["modules"]:
@@ -120,7 +120,7 @@ def _is_inside(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(f"{path}.")
 
 
-def _peak_rise(events: Iterable[Any], device: torch.device) -> int:
+def peak_rise(events: Iterable[Any], device: torch.device) -> int:
     """Sum the changes of a device's memory in the order of time, and return the largest rise, in bytes."""
     kind = device.type.upper()
     changes = [event for event in events if event.name() == "[memory]" and event.device_type().name == kind]
