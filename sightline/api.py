@@ -217,8 +217,8 @@ def compare(
 ) -> VariantComparison:
     """Compare the network of a config or a run with a variant of itself or a reference, layer by layer.
 
-    `against` is as for `sightline compare --against`: `float64`, `bfloat16`, ..., or a Python file. The result
-    has `is_equal`, `guilty_rows`, `verdict`, `notes` and `to_dict()`.
+    `against` is as for `sightline compare --against`: `float64`, `bfloat16`, ..., a Python file, or a record of
+    a step. The result has `is_equal`, `guilty_rows`, `verdict`, `notes` and `to_dict()`.
 
     >>> import sightline
     >>> sightline.compare("configs/classify/synthetic_shapes_pointnet.yaml", samples=2, steps=0).is_equal

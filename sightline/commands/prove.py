@@ -53,6 +53,7 @@ class CompareOptions(
     examples=(
         "compare CONFIG --against float64",
         "compare CONFIG --against other_network.py",
+        "compare CONFIG --against folder_of_npy_files",
         "compare CONFIG --matrix",
     ),
 ):
@@ -72,10 +73,12 @@ class CompareOptions(
     against: str = option(
         "--against",
         "VARIANT",
-        "float64 float32 bfloat16 cuda no-cudnn native-batch-norm, or a FILE.py with build()",
+        "float64 float32 bfloat16 cuda no-cudnn native-batch-norm, a FILE.py with build(), or a record of a step",
         default="float64",
     )
-    keys: Path | None = option("--keys", "MAP.json", "JSON map from our names of weights to those of FILE.py")
+    keys: Path | None = option(
+        "--keys", "MAP.json", "JSON map from our names of weights to those of FILE.py or the record"
+    )
     steps: int | None = option(
         "--steps", "K", "optimiser steps of both variants [5; 2 for large samples; 51 with --matrix]", min=0
     )

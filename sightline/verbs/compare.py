@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 from sightline.commands.prove import CompareOptions
 from sightline.contract import registry
@@ -16,12 +17,12 @@ from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.runs.run_directory import write_document
 from sightline.verbs.output import load_config, print_note, show_table
-from sightline.workbench.compare.comparison import ComparisonSubject, VariantComparison, compare_networks
+from sightline.workbench.compare.comparison import AGAINST, ComparisonSubject, VariantComparison, compare_networks
 from sightline.workbench.compare.layerwise import LayerComparison
 from sightline.workbench.compare.matrix import SHOWN_STEPS, Matrix, run_matrix
+from sightline.workbench.compare.records import is_record
 from sightline.workbench.describe.report import first_samples
 
-_COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
 _LOSSES = tuple(f"loss at {step}" for step in SHOWN_STEPS)
 _MATRIX_COLUMNS = ("format", "device", "cuDNN", "TF32", "diverges first", *_LOSSES, "s/step", "MiB")
 _MAX_NUMBERS = 2**18
@@ -32,6 +33,8 @@ def compare_variants(options: CompareOptions) -> int:
     """Compare variants, print what differs, and return 1 where they diverge."""
     if options.matrix:
         _assert_alone(options, "--matrix", against="float64", keys=None)
+    if options.against not in AGAINST and is_record(Path(options.against)):
+        _assert_alone(options, "--against with a record", steps=None, samples=None)
     config = load_config(options.config, options.overrides, options.plugins)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(options.config, config=config, world=world)
@@ -122,9 +125,10 @@ def _show_comparison(comparison: VariantComparison) -> None:
     rows: dict[str, dict[str, LayerComparison]] = {}
     for row in comparison.rows:
         worst_by_pass = rows.setdefault(row.layer, {})
-        pass_name = "backward" if row.which == "backward" else "forward"
+        pass_name = row.which if row.which in ("backward", "update") else "forward"
         if pass_name not in worst_by_pass or row.deviation.ratio > worst_by_pass[pass_name].deviation.ratio:
             worst_by_pass[pass_name] = row
+    passes = ["forward", "backward", *(["update"] if any("update" in row for row in rows.values()) else [])]
     lines = []
     for layer, worst_by_pass in rows.items():
         worst = max(worst_by_pass.values(), key=lambda row: row.deviation.ratio)
@@ -133,7 +137,7 @@ def _show_comparison(comparison: VariantComparison) -> None:
             [
                 layer,
                 worst.class_name,
-                *(_format_ratio(worst_by_pass.get(pass_name)) for pass_name in ("forward", "backward")),
+                *(_format_ratio(worst_by_pass.get(pass_name)) for pass_name in passes),
                 worst_tensor,
             ]
         )
@@ -141,7 +145,10 @@ def _show_comparison(comparison: VariantComparison) -> None:
         f"{comparison.variant}, against {comparison.reference}: "
         f"rounding units, up to {MAX_ROUNDING_UNITS:g} are explained"
     )
-    show_table(title, _COLUMNS, lines, unbroken="layer", droppable=("farthest off", "class"))
+    columns = ("layer", "class", *passes, "farthest off")
+    show_table(title, columns, lines, unbroken="layer", droppable=("farthest off", "class"))
+    if comparison.is_record:
+        show_table("stages of the recorded step", ("stage", "compared", "differ"), comparison.stages)
     if comparison.trace is not None:
         steps = zip(comparison.trace.losses, comparison.trace.expected, comparison.trace.tolerated, strict=True)
         lines = [[str(n), f"{a:.7g}", f"{b:.7g}", f"{abs(a - b):.2g}", f"{c:.2g}"] for n, (a, b, c) in enumerate(steps)]

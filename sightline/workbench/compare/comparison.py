@@ -24,7 +24,9 @@ from sightline.workbench.compare.external_model import (
     translate_recording,
 )
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise, differing_settings, find_module
+from sightline.workbench.compare.recorded_step import STAGES, compare_step
 from sightline.workbench.compare.recording import StepRecording
+from sightline.workbench.compare.records import is_record, read_record
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
@@ -61,6 +63,7 @@ class VariantComparison:
     trace: LossTrace | None = None
     notes: tuple[str, ...] = ()
     models: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False, compare=False)
+    is_record: bool = False
 
     def __repr__(self) -> str:
         return f"VariantComparison({self.variant} against {self.reference}, {len(self.rows)} rows: {self.verdict})"
@@ -96,8 +99,15 @@ class VariantComparison:
         if self.trace is not None and self.trace.is_none_from is not None:
             parted += f"; from step {self.trace.is_none_from} on both have losses or gradients that are NaN or infinite"
         if self.guilty_rows:
-            return f"they diverge first at {self.guilty_rows[0].describe()}{parted}"
+            stage = f"the first stage that differs: {STAGES[self.guilty_rows[0].which]}; " if self.is_record else ""
+            return f"{stage}they diverge first at {self.guilty_rows[0].describe()}{parted}"
         return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"
+
+    @property
+    def stages(self) -> list[tuple[str, int, int]]:
+        """Stages of a record in order: name, number of tensors that were compared, and of those that differ."""
+        rows = {which: [row.is_guilty for row in self.rows if row.which == which] for which in STAGES}
+        return [(STAGES[which], len(found), sum(found)) for which, found in rows.items() if self.is_record]
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
@@ -112,6 +122,7 @@ class VariantComparison:
             "variant": self.variant,
             "reference": self.reference,
             "settings": self.settings,
+            "stages": [{"stage": name, "compared": num, "differ": differ} for name, num, differ in self.stages],
             "notes": list(self.notes),
         }
 
@@ -119,17 +130,22 @@ class VariantComparison:
 def compare_networks(
     subject: ComparisonSubject, against: str, *, keys: Path | None = None, num_steps: int = 0
 ) -> VariantComparison:
-    """Compare a run's network with another variant of itself, or with the network that a file builds.
+    """Compare a run's network with another variant of itself, with a file's network, or with a record of a step.
 
     Raises UserError for an unknown variant, or one that this machine cannot run.
     """
     path = Path(against)
-    if keys is not None and path.suffix != ".py":
-        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py")
-    if path.suffix == ".py":
+    if against not in AGAINST and path.suffix == ".py":
         return _compare_with_file(subject, path, _read_key_map(keys), num_steps)
+    if against not in AGAINST and is_record(path):
+        return _compare_with_record(subject, path, _read_key_map(keys))
     if against not in AGAINST:
-        raise UserError(f"--against {against}: must be one of {', '.join(AGAINST)}, or a Python file (FILE.py)")
+        names = ", ".join(AGAINST)
+        raise UserError(
+            f"--against {against}: must be one of {names}, a Python file (FILE.py), or the folder of a record"
+        )
+    if keys is not None:
+        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py or a record")
     variant, reference = _make_pair(subject, against)
     recording = record_step(subject.built.job, variant, variant.batch(subject.batch))
     return _compare(subject, (variant, reference), recording, num_steps)
@@ -168,6 +184,22 @@ def _compare_with_file(
     trained = replace(ours, name=str(path), on=lambda model: Bridge(model, foreign, mapping.pairs))
     notes = [*(f"guess: {guess}" for guess in mapping.guesses), *notes]
     return _compare(subject, (variant, layers), recording, num_steps, trained=trained, notes=notes)
+
+
+def _compare_with_record(
+    subject: ComparisonSubject, path: Path, keys: Mapping[str, str | None] | None
+) -> VariantComparison:
+    """Compare the step that another program recorded with our network in float64, on its inputs and weights."""
+    built = subject.built
+    step_record = read_record(path)
+
+    def read_batch(indices: Sequence[int] | None) -> Batch:
+        keys = subject.keys if indices is None else [replace(subject.keys[0], index=index) for index in indices]
+        return built.job.stream.reader(list(keys))
+
+    rows, notes = compare_step(built, subject.recipe, step_record, read_batch, keys)
+    name = f"{path} ({step_record.format.name})"
+    return VariantComparison(name, "float64 on cpu", tuple(rows), None, tuple(notes), is_record=True)
 
 
 def _compare(

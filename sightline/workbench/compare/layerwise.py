@@ -36,7 +36,8 @@ from sightline.workbench.compare.variants import (
     variant_step,
 )
 
-Pass = Literal["forward", "loss", "backward"]
+Pass = Literal["inputs", "forward", "loss", "backward", "update"]
+"""Passes of a step; data and weights after it are compared with records alone."""
 LOSS = "(loss)"
 TARGETS = "(targets)"
 
@@ -73,7 +74,8 @@ class LayerComparison:
             f"off by {deviation.relative_error:.2g} of its largest value, "
             f"rounding explains {deviation.relative_bound:.2g}"
         )
-        return f"{self.layer}{kind}{place}, {self.which} pass, {self.what}: {text}"
+        which = f"{self.which} pass" if self.which in ("forward", "loss", "backward") else self.which
+        return f"{self.layer}{kind}{place}, {which}, {self.what}: {text}"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""

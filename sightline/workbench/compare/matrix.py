@@ -188,7 +188,7 @@ def _measure_peak(run: Callable[[], object], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    return peak_rise(profiler.profiler.kineto_results.events(), device)  # type: ignore[union-attr]
+    return peak_rise(profiler.profiler.kineto_results.events(), device)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +157,7 @@ def iterate_losses(
     *,
     num_steps: int,
     noise: _Noise | None = None,
-) -> Iterator[float]:
+) -> Generator[float]:
     """Yield the losses of `losses_over_steps` one by one; switches of the backend are set until it is closed."""
     model = copy_module(variant.model)
     replica: Any = model if variant.on is None else variant.on(model)
@@ -200,14 +200,19 @@ def train_on_batch(job: TrainState, replica: Any, batch: Batch, *, num_steps: in
 
     `replica` is what computes, the job's model or its replacement. Training ends at a gradient that is not finite.
     """
-    world, first = World(device=job.device), job.step
+    first = job.step
     for step in range(first, first + num_steps):
         job.step = step
         try:
-            means = train_step(job, replica, [batch], world, _NoClock()).losses
+            yield take_step(job, replica, batch)["total"]
         except NonFiniteGradientError:
             return
-        yield sum(weight * means[name] for name, weight in job.loss_weights_at(step).items())
+
+
+def take_step(job: TrainState, replica: Any, batch: Batch) -> dict[str, float]:
+    """Take one step of the run's own loop; return the mean of each loss before it, and `total`, their weighted sum."""
+    means = train_step(job, replica, [batch], World(device=job.device), _NoClock()).losses
+    return {**means, "total": sum(weight * means[name] for name, weight in job.loss_weights_at(job.step).items())}
 
 
 class _Noise:
