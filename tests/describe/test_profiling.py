@@ -18,7 +18,8 @@ from sightline.config import read_config
 from sightline.contract.errors import RunError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.workbench.describe.profiling import NUM_WARM, compute_costs, peak_rise, profile_steps, run_steps
+from sightline.instrument.memory import peak_rise
+from sightline.workbench.describe.profiling import NUM_WARM, compute_costs, profile_steps, run_steps
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ("data.num_points=64", "data.train_size=96", "data.test_size=24", "train.batch_size=8")

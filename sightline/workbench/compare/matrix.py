@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from sightline.config.run_config import Cudnn
 from sightline.contract.errors import RunError, summarise_error
 from sightline.instrument.formats import get_tf32_switch
+from sightline.instrument.memory import measure_peak
 from sightline.workbench.compare.comparison import ComparisonSubject
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.workbench.compare.steps import iterate_losses, losses_over_steps
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
-from sightline.workbench.describe.profiling import peak_rise
 
 SHOWN_STEPS = (0, 1, 10, 50)
 """Optimiser steps, counted from 0, whose losses are shown."""
@@ -146,7 +145,7 @@ def run_cell(
         batch = variant.batch(subject.batch)
         try:
             first = _first_diverging(subject, variant)
-            peak_bytes = _measure_peak(
+            peak_bytes = measure_peak(
                 lambda: losses_over_steps(variant, job, subject.recipe, batch, num_steps=min(2, num_steps)), device
             )
             losses, seconds = _train(subject, variant, num_steps, max_seconds)
@@ -176,19 +175,6 @@ def _train(
                 return tuple(losses), time.perf_counter() - started
     seconds = time.perf_counter() - started
     return (*losses, *[math.nan] * (num_steps - len(losses))), seconds
-
-
-def _measure_peak(run: Callable[[], object], device: torch.device) -> int:
-    """Measure by how many bytes of tensors the memory of a device rises while something runs."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    return peak_rise(profiler.profiler.kineto_results.events(), device)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from sightline.contract.errors import UserError, join_some
 from sightline.contract.pytree import tree_leaves
 from sightline.contract.types import Batch
 from sightline.instrument import ModuleCall, copy_module
-from sightline.workbench.compare.external_model import layouts_between, match_keys, nearest_layout
+from sightline.workbench.compare.external_model import TensorLayout, layouts_between, match_keys, nearest_layout
 from sightline.workbench.compare.records import RecordedTensor, StepRecord
 
 _MAX_SHOWN = 6
@@ -26,6 +26,7 @@ class RecordedCall(NamedTuple):
     recorded: RecordedTensor
     call: ModuleCall
     key: Key
+    layout: TensorLayout | None
     values: Tensor | None
 
 
@@ -44,6 +45,13 @@ def load_weights(
         else {k: v for k, v in key_map.items() if k not in modules or any(n.startswith(f"{k}.") for n in state)}
     )
     mapping = match_keys(state, step_record.weights, tensor_keys)
+    for stage, tensors in (("gradients", step_record.gradients), ("after", step_record.after)):
+        unknown = [name for name in tensors if name not in mapping.pairs.values()]
+        if unknown:
+            raise UserError(
+                f"{step_record.path}: {stage}.{unknown[0]}: no tensor of the weights before the step has this name; "
+                f"write weights.{unknown[0]} as well"
+            )
     notes += [f"guess: {guess}" for guess in mapping.guesses]
     if left:
         notes.append(f"the record has no {join_some(left, most=_MAX_SHOWN)}: they are this network's")
@@ -109,10 +117,10 @@ def pair_calls(
         raise UserError(f"{step_record.path}: no layer here is called {names_of_layers}; name ours in a file, --keys")
     if unknown:
         notes.append(f"not compared, no layer here corresponds: {join_some(unknown, most=_MAX_SHOWN)}")
-    pairs = []
+    pairs: list[RecordedCall] = []
     for tensor in recorded:
-        if (tensor.layer, tensor.call_index) in found:
-            pairs += _pair_tensor(tensor, calls[found[tensor.layer, tensor.call_index]], step_record, notes)
+        call = calls[found[at]] if (at := (tensor.layer, tensor.call_index)) in found else None
+        pairs += [] if call is None else _pair_tensor(tensor, call, pairs, notes)
     _note_left_out(calls, pairs, model, notes)
     return pairs
 
@@ -154,17 +162,19 @@ def _fits(call: ModuleCall, shape: torch.Size) -> bool:
 
 
 def _pair_tensor(
-    tensor: RecordedTensor, call: ModuleCall, step_record: StepRecord, notes: list[str]
+    tensor: RecordedTensor, call: ModuleCall, pairs: Sequence[RecordedCall], notes: list[str]
 ) -> list[RecordedCall]:
+    """Pair a tensor with ours in the layout that agrees best; a gradient takes that of its result."""
     ours = [t for _, t in tree_leaves(call.inputs if tensor.side == "in" else call.outputs) if t.is_floating_point()]
     if len(ours) != 1 or not tensor.values.is_floating_point():
         notes.append(f"not compared, {call.name} has {len(ours)} tensors of numbers there: {tensor.name}")
         return []
-    is_gradient = any(tensor is other for other in step_record.output_gradients)
-    layout = nearest_layout(tensor.values, ours[0])
+    side = "gradient" if tensor.is_gradient else tensor.side
+    result = next((pair for pair in pairs if pair.key == (call.path, call.call_index, "out")), None)
+    same = result is not None and tensor.is_gradient and result.recorded.values.shape == tensor.values.shape
+    layout = result.layout if result is not None and same else nearest_layout(tensor.values, ours[0])
     values = None if layout is None else layout(tensor.values)
-    side = "gradient" if is_gradient else tensor.side
-    return [RecordedCall(tensor, call, (call.path, call.call_index, side), values)]
+    return [RecordedCall(tensor, call, (call.path, call.call_index, side), layout, values)]
 
 
 def _note_left_out(

@@ -228,7 +228,7 @@ def compare_step(
     step.format = step_record.format
     plain = _run_first(step, step_record)
     pairs = pair_calls(step_record, plain.calls, names, model, key_map or {}, notes)
-    step.substitutes = _make_substitutes(pairs, step_record, names)
+    step.substitutes = _make_substitutes(pairs, step_record, names, model)
     comparison = _Comparison(step, step_record, names, pairs)
     rows: dict[Pass, list[LayerComparison]] = {
         "inputs": [] if claimed is None else _compare_inputs(step_record, batch, ours),
@@ -244,19 +244,20 @@ def compare_step(
 
 def _run_first(step: _RecordedStep, step_record: StepRecord) -> StepResult:
     """Compute the step without substitutes. Raises UserError if our network cannot, or if it reads other inputs."""
+    plain, failure = StepResult(), None
     try:
         plain = step.run()
-    except Exception as error:
-        reason = summarise_error(error, max_length=200)
+    except Exception as error:  # noqa: BLE001 - of the network, the losses or the optimiser, on tensors of others
+        failure = error
+    missing = sorted(step.batch.read - step_record.inputs.keys() - _OPTIONAL_INPUTS)
+    if missing:
+        raise UserError(f"{step_record.path}: the record has no inputs.{missing[0]}, which the step reads; write it")
+    if failure is not None:
+        reason = summarise_error(failure, max_length=200)
         raise UserError(
             f"{step_record.path}: this network cannot compute the step on the record's inputs: {reason}; check their "
             "shapes, and that labels count from 0"
-        ) from error
-    missing = sorted(step.batch.read - step_record.inputs.keys() - _OPTIONAL_INPUTS)
-    if missing:
-        raise UserError(
-            f"{step_record.path}: the record has no inputs.{missing[0]}, which the step reads; write it too"
-        )
+        ) from failure
     unknown = sorted(step_record.losses.keys() - plain.losses.keys())
     if unknown:
         known = ", ".join(sorted(plain.losses))
@@ -264,11 +265,14 @@ def _run_first(step: _RecordedStep, step_record: StepRecord) -> StepResult:
     return plain
 
 
-def _make_substitutes(pairs: Sequence[RecordedCall], step_record: StepRecord, names: Mapping[str, str]) -> _Substitutes:
+def _make_substitutes(
+    pairs: Sequence[RecordedCall], step_record: StepRecord, names: Mapping[str, str], model: nn.Module
+) -> _Substitutes:
     """Collect the record's finite tensors: those that are not would spoil all that follows."""
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     calls = {p.key: p.values.double() for p in pairs if p.values is not None and bool(p.values.isfinite().all())}
     gradients = {
-        name: step_record.gradients[other].double()
+        name: step_record.gradients[other].reshape(shapes[name]).double()
         for name, other in names.items()
         if other in step_record.gradients and bool(step_record.gradients[other].isfinite().all())
     }

@@ -33,6 +33,7 @@ class RecordedTensor:
     call_index: int
     side: str
     values: Tensor
+    is_gradient: bool = False
 
     @property
     def name(self) -> str:
@@ -90,8 +91,8 @@ def read_record(path: Path) -> StepRecord:
         if not by_stage[stage]:
             raise UserError(f"{path}: the record has no {stage}; write them as NUMBER.{stage}.NAME")
     weights = _to_dict(path, "weights", by_stage["weights"])
-    of_weights = [(name, tensor) for name, tensor in by_stage["gradients"] if name in weights]
-    of_results = [(name, tensor) for name, tensor in by_stage["gradients"] if name not in weights]
+    of_results = [entry for entry in by_stage["gradients"] if entry[0].endswith(".out") and entry[0] not in weights]
+    of_weights = [entry for entry in by_stage["gradients"] if not any(entry is other for other in of_results)]
     return StepRecord(
         path,
         inputs=_to_dict(path, "inputs", by_stage["inputs"]),
@@ -154,8 +155,7 @@ def _count_calls(
     for name, values in tensors:
         layer, _, side = name.rpartition(".")
         if not layer or side not in sides:
-            known = " or ".join(f"LAYER.{side}" for side in sides)
-            weights = ", or the name of one of its weights" if stage == "gradients" else ""
-            raise UserError(f"{path}: {stage}.{name} names no tensor; write {stage}.{known}{weights}")
-        yield RecordedTensor(layer, counts.get(name, 0), side, values)
+            known = f" or {stage}.".join(f"LAYER.{side}" for side in sides)
+            raise UserError(f"{path}: {stage}.{name} names no tensor; write {stage}.{known}")
+        yield RecordedTensor(layer, counts.get(name, 0), side, values, is_gradient=stage == "gradients")
         counts[name] = counts.get(name, 0) + 1
