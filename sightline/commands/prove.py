@@ -54,6 +54,7 @@ class CompareOptions(
         "compare CONFIG --against float64",
         "compare CONFIG --against other_network.py",
         "compare CONFIG --against folder_of_npy_files",
+        "compare CONFIG --against float64 --repro DIR",
         "compare CONFIG --matrix",
     ),
 ):
@@ -83,4 +84,5 @@ class CompareOptions(
         "--steps", "K", "optimiser steps of both variants [5; 2 for large samples; 51 with --matrix]", min=0
     )
     samples: int | None = option("--samples", "N", "samples in the batch [4; 1 for large samples]", min=1)
+    repro: Path | None = option("--repro", "DIR", "write the first diverging layer alone, as a script for torch")
     matrix: bool = switch("--matrix", "one table of all number formats, devices and kernels")

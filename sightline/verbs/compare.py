@@ -21,6 +21,7 @@ from sightline.workbench.compare.comparison import AGAINST, ComparisonSubject, V
 from sightline.workbench.compare.layerwise import LayerComparison
 from sightline.workbench.compare.matrix import SHOWN_STEPS, Matrix, run_matrix
 from sightline.workbench.compare.records import is_record
+from sightline.workbench.compare.repro import assert_empty_folder, write_repro
 from sightline.workbench.describe.report import first_samples
 
 _LOSSES = tuple(f"loss at {step}" for step in SHOWN_STEPS)
@@ -32,9 +33,11 @@ _MAX_NUMBERS = 2**18
 def compare_variants(options: CompareOptions) -> int:
     """Compare variants, print what differs, and return 1 where they diverge."""
     if options.matrix:
-        _assert_alone(options, "--matrix", against="float64", keys=None)
+        _assert_alone(options, "--matrix", against="float64", keys=None, repro=None)
     if options.against not in AGAINST and is_record(Path(options.against)):
-        _assert_alone(options, "--against with a record", steps=None, samples=None)
+        _assert_alone(options, "--against with a record", steps=None, samples=None, repro=None)
+    if options.repro is not None:
+        assert_empty_folder(options.repro)
     config = load_config(options.config, options.overrides, options.plugins)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(options.config, config=config, world=world)
@@ -49,6 +52,8 @@ def compare_variants(options: CompareOptions) -> int:
     print_note(comparison.verdict)
     for line in comparison.settings:
         print_note(f"{comparison.guilty_rows[0].layer}: {line}")
+    if options.repro is not None:
+        print_note(write_repro(options.repro, comparison))
     return 0 if comparison.is_equal else 1
 
 

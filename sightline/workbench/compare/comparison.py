@@ -54,7 +54,7 @@ class ComparisonSubject:
 class VariantComparison:
     """Result of a comparison: rows in the order of execution, losses over some steps, and notes.
 
-    `variant` ran unchanged; `reference`, in float64, is what its layers were compared with.
+    `variant` ran unchanged; `reference`, in float64, is what its layers were compared with. A record has no `variants`.
     """
 
     variant: str
@@ -62,8 +62,7 @@ class VariantComparison:
     rows: tuple[LayerComparison, ...]
     trace: LossTrace | None = None
     notes: tuple[str, ...] = ()
-    models: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False, compare=False)
-    is_record: bool = False
+    variants: tuple[ModelVariant, ModelVariant] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"VariantComparison({self.variant} against {self.reference}, {len(self.rows)} rows: {self.verdict})"
@@ -74,11 +73,16 @@ class VariantComparison:
         return [row for row in self.rows if row.is_guilty]
 
     @property
+    def is_record(self) -> bool:
+        """True if the variant is a step that another program recorded."""
+        return self.variants is None
+
+    @property
     def settings(self) -> list[str]:
         """Attributes that differ between the variant and the reference in the first guilty layer."""
-        if not self.guilty_rows or self.models is None:
+        if not self.guilty_rows or self.variants is None:
             return []
-        first, second = (find_module(model, self.guilty_rows[0]) for model in self.models)
+        first, second = (find_module(_network_of(variant), self.guilty_rows[0]) for variant in self.variants)
         return [] if first is None or second is None else differing_settings(first, second)
 
     @property
@@ -199,7 +203,7 @@ def _compare_with_record(
 
     rows, notes = compare_step(built, subject.recipe, step_record, read_batch, keys)
     name = f"{path} ({step_record.format.name})"
-    return VariantComparison(name, "float64 on cpu", tuple(rows), None, tuple(notes), is_record=True)
+    return VariantComparison(name, "float64 on cpu", tuple(rows), None, tuple(notes))
 
 
 def _compare(
@@ -222,8 +226,11 @@ def _compare(
         trace = trace_losses(losses, trained, variant.coarsest_format, job, recipe, trained.batch(batch))
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in job.model.modules()):
         notes = ["dropout and stochastic depth are off in both variants: they draw random numbers", *notes]
-    models = variant.model, reference.model.network if isinstance(reference.model, ExternalModel) else reference.model
-    return VariantComparison(variant.name, reference.name, tuple(rows), trace, tuple(notes), models)
+    return VariantComparison(variant.name, reference.name, tuple(rows), trace, tuple(notes), variants)
+
+
+def _network_of(variant: ModelVariant) -> nn.Module:
+    return variant.model.network if isinstance(variant.model, ExternalModel) else variant.model
 
 
 def _read_key_map(path: Path | None) -> dict[str, str | None] | None:

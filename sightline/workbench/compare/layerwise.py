@@ -59,6 +59,9 @@ class LayerComparison:
     inside: str = ""
     paths: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Paths under which either network may have the module that was called."""
+    unit: LayerUnit | None = field(default=None, repr=False, compare=False)
+    name: str = field(default="", repr=False, compare=False)
+    """What was judged, and the tensor's name in `ReferenceResult.items`; None for tensors of a record."""
 
     @property
     def is_guilty(self) -> bool:
@@ -347,7 +350,8 @@ def _make_row(unit: LayerUnit, name: str, deviation: Deviation) -> LayerComparis
     layer, class_name, inside = _locate_layer(unit, name.removeprefix("to "))
     what, path = _describe_tensor(unit, name), unit.call.path
     paths = path, path.removeprefix("network."), unit.call.name.partition(" (call")[0]
-    return LayerComparison(layer, class_name, which, what, deviation, unit.call.format.name, inside, paths)
+    format_name = unit.call.format.name
+    return LayerComparison(layer, class_name, which, what, deviation, format_name, inside, paths, unit, name)
 
 
 def _locate_layer(unit: LayerUnit, name: str) -> tuple[str, str, str]:
