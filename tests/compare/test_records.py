@@ -152,7 +152,7 @@ PLAIN_STEP = ("optimizer={name: sgd, lr: 0.1, momentum: 0, weight_decay: 0}", "s
             [
                 ("encode.2.norm", "result"),
                 ("encode.2.norm", "gradient of weight"),  # a sum of normalised values
-                ("encode.2.linear", "gradient of result, passed back by encode.2.norm"),
+                ("encode.2.norm", "gradient of input"),
             ],
         ),
     ],

@@ -10,6 +10,7 @@ from sightline.contract.errors import RunError
 from sightline.contract.plugins import read_module_source
 
 _MAX_DEFINITIONS = 60
+_OPERATORS = "sightline.ops"
 
 
 class NotWritableError(RunError):
@@ -25,7 +26,8 @@ class SourceCollector:
 
     def __init__(self) -> None:
         self._imports: dict[str, str] = {}
-        self._definitions: dict[str, tuple[str, str]] = {}
+        self._definitions: dict[str, str] = {}
+        self._owners: dict[str, str] = {}
         self._open: set[str] = set()
 
     @property
@@ -36,7 +38,7 @@ class SourceCollector:
     @property
     def text(self) -> str:
         """The imports and definitions as Python text."""
-        return "\n\n".join(["\n".join(self._imports.values()), *(text for _, text in self._definitions.values())])
+        return "\n\n".join(["\n".join(self._imports.values()), *self._definitions.values()])
 
     def add(self, kind: type) -> str:
         """Add a class and what it uses; return its name. Raises NotWritableError if that cannot be done."""
@@ -46,12 +48,6 @@ class SourceCollector:
         return kind.__name__
 
     def _add_name(self, module_name: str, name: str, *, needed: bool = False) -> None:
-        if name in self._open:
-            return
-        if name in self._definitions:
-            if self._definitions[name][0] != module_name:
-                raise NotWritableError(f"two files, {module_name} and {self._definitions[name][0]}, define a '{name}'")
-            return
         node = _find_binding(_parse(module_name), name)
         if node is None:
             if needed:
@@ -60,6 +56,13 @@ class SourceCollector:
         if isinstance(node, ast.Import | ast.ImportFrom):
             self._add_import(module_name, node, name)
             return
+        owner = self._owners.setdefault(name, module_name)
+        if owner != module_name:
+            raise NotWritableError(f"two files, {module_name} and {owner}, define a '{name}'")
+        if name in self._definitions or name in self._open:
+            return
+        if module_name.startswith(_OPERATORS):
+            raise NotWritableError(f"it calls {module_name}.{name}, which is no operator of torch")
         if len(self._definitions) >= _MAX_DEFINITIONS:
             raise NotWritableError(f"it uses more than {_MAX_DEFINITIONS} functions and classes of other files")
         node = _Stripped().visit(node)
@@ -68,7 +71,7 @@ class SourceCollector:
         for other in dict.fromkeys(used):
             self._add_name(module_name, other)
         self._open.discard(name)
-        self._definitions[name] = module_name, ast.unparse(ast.fix_missing_locations(node))
+        self._definitions[name] = ast.unparse(ast.fix_missing_locations(node))
 
     def _add_import(self, module_name: str, node: ast.Import | ast.ImportFrom, name: str) -> None:
         alias = next(alias for alias in node.names if _bound_name(alias) == name)
@@ -76,7 +79,8 @@ class SourceCollector:
         root = source.partition(".")[0]
         if root == "torch" or root in sys.stdlib_module_names:
             kept = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(source, [alias], 0)
-            self._imports.setdefault(name, ast.unparse(kept))
+            if self._imports.setdefault(name, ast.unparse(kept)) != ast.unparse(kept):
+                raise NotWritableError(f"'{name}' is imported twice, as other things")
             return
         if isinstance(node, ast.Import) or alias.asname not in (None, alias.name):
             raise NotWritableError(f"{module_name} uses '{name}' of {root}, and a script has torch alone")

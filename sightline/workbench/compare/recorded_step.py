@@ -22,7 +22,7 @@ from sightline.contract.types import Batch
 from sightline.engine.build import TrainingSetup
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.instrument import ModuleCall, copy_module, record, watch_gradient
-from sightline.instrument.formats import FORMATS
+from sightline.instrument.formats import FORMATS, Format
 from sightline.instrument.judge import MAX_ROUNDING_UNITS, Deviation, judge, max_abs_difference
 from sightline.instrument.replay import (
     LayerUnit,
@@ -30,6 +30,7 @@ from sightline.instrument.replay import (
     PerturbedOperations,
     ReferenceResult,
     perturb_with_gradient,
+    replay,
 )
 from sightline.workbench.compare.layerwise import LOSS, LayerComparison, Pass
 from sightline.workbench.compare.record_matching import Key, RecordedCall, load_weights, make_batch, pair_calls
@@ -38,8 +39,10 @@ from sightline.workbench.compare.steps import copy_job, step_settings, take_step
 from sightline.workbench.compare.variants import ModelVariant, make_variant
 
 _CPU = torch.device("cpu")
-_MAX_BYTES_KEPT = 1 << 30
+_MAX_BYTES_KEPT = 3 << 30
 """Size of results up to which perturbed steps are not repeated for the next tensor."""
+_MAX_DRAWS, _MAX_STEPS = 24, 120
+"""Different perturbations of a step, and steps in all, after which further draws show nothing: time is bounded."""
 _NUM_UPDATE_DRAWS = 4
 _OPTIONAL_INPUTS = frozenset(("sample_index",))
 STAGES: dict[Pass, str] = {
@@ -109,12 +112,21 @@ class _RecordedStep:
         self.format = FORMATS[torch.float32]
         self._job, self._recipe = setup.job, recipe
         self._results: dict[Perturbation, StepResult] = {}
-        self._num_bytes = 0
+        self._draws: dict[Perturbation, None] = {}
+        self._num_bytes = self._num_steps = 0
 
     def run(self, nudge: Perturbation | None = None) -> StepResult:
-        """Compute the step, perturbed by `nudge`; results that memory has room for are computed once."""
+        """Compute the step, perturbed by `nudge`; results that memory has room for are computed once.
+
+        The result is empty for a perturbation beyond `_MAX_DRAWS`.
+        """
         if nudge is not None and nudge in self._results:
             return self._results[nudge]
+        if nudge is not None:
+            self._draws.setdefault(nudge)
+            if list(self._draws).index(nudge) >= _MAX_DRAWS or self._num_steps >= _MAX_STEPS:
+                return StepResult()
+        self._num_steps += 1
         result = self._compute(nudge)
         if nudge is not None and self._num_bytes + result.num_bytes <= _MAX_BYTES_KEPT:
             self._results[nudge], self._num_bytes = result, self._num_bytes + result.num_bytes
@@ -123,7 +135,7 @@ class _RecordedStep:
     def _compute(self, nudge: Perturbation | None) -> StepResult:
         model = copy_module(self.variant.model)
         job = copy_job(self._job, self._recipe, self.variant, model)
-        observer = _StepObserver(self.substitutes, nudge)
+        observer = _StepObserver(self.substitutes, nudge, self.format)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 watch_gradient(parameter, partial(observer.receive_gradient, name))
@@ -144,8 +156,9 @@ class _RecordedStep:
 class _StepObserver:
     """Hooks of one step: they collect what the network computes, and hand on the substitutes, perturbed."""
 
-    def __init__(self, substitutes: _Substitutes, nudge: Perturbation | None) -> None:
+    def __init__(self, substitutes: _Substitutes, nudge: Perturbation | None, format_: Format) -> None:
         self.result = StepResult()
+        self._dtype = next(dtype for dtype, other in FORMATS.items() if other == format_)
         self._substitutes, self._nudge = substitutes, nudge
         self._generator = torch.Generator().manual_seed(0 if nudge is None else nudge.seed)
         self._is_inside = nudge is not None and nudge.inside
@@ -157,15 +170,14 @@ class _StepObserver:
 
     def enter(self, call: ModuleCall, module: nn.Module, inputs: Any) -> Any:
         key = call.path, call.call_index, "in"
-        if key not in self._substitutes.recorded:
-            return None
-        replaced = self._replace(key, inputs)
+        replaced = self._replace(key, inputs) if key in self._substitutes.recorded else tree_map(inputs, self._round)
         call.inputs = tree_map(replaced, lambda _, tensor: tensor.detach())
         return replaced
 
     def leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
         key = call.path, call.call_index, "out"
-        if not self._substitutes.recorded.isdisjoint((key, (*key[:2], "gradient"))):
+        is_recorded = not self._substitutes.recorded.isdisjoint((key, (*key[:2], "gradient")))
+        if is_recorded or (self._nudge is None and isinstance(outputs, Tensor)):
             return self._replace(key, outputs)
         if self._nudge is None or list(module.children()):
             return None
@@ -191,6 +203,13 @@ class _StepObserver:
             return values
 
         return tree_map(tree, replace)
+
+    def _round(self, path: str, values: Tensor) -> Tensor:
+        """Round what a layer reads as the program's own code does: its ties between equal numbers are ours, too."""
+        if values.dtype != torch.float64:
+            return values
+        rounded = values.detach().to(self._dtype).double()
+        return values if torch.equal(rounded, values) else values + (rounded - values.detach())
 
     def _receive(self, key: Key, gradient: Tensor) -> Tensor:
         self.result.tensors[key] = gradient.detach().clone()
@@ -300,8 +319,12 @@ def _get_gradient(name: str, result: StepResult) -> Tensor:
     return result.gradients[name]
 
 
-def _get_tensor(key: Key, result: StepResult) -> Tensor:
-    return result.tensors[key]
+def _get_after(name: str, result: StepResult) -> Tensor:
+    return result.after[name]
+
+
+def _get_tensor(key: Key, shape: torch.Size, result: StepResult) -> Tensor:
+    return result.tensors[key].reshape(shape)
 
 
 class _Comparison:
@@ -346,9 +369,8 @@ class _Comparison:
         rows = []
         for pair in self._pairs:
             if pair.key[2] == "gradient":
-                later = [p.call for p in self._pairs if p.key[2] == "out" and p.call.began > pair.call.ended]
-                back = f", passed back by {min(later, key=lambda call: call.began).name}" if later else ""
-                row = self._judge_call(pair, "backward", f"gradient of result{back}", "to out.")
+                row = self._judge_input_gradient(pair)
+                row = row or self._judge_call(pair, "backward", "gradient of result", "to out.")
                 rows.append((-pair.call.ended, 0, row))
         for name, other in self._names.items():
             if other in self._record.gradients and name in self._clean.gradients:
@@ -358,18 +380,48 @@ class _Comparison:
                 rows.append((-unit.call.ended, 1, row))
         return [row for *_, row in sorted(rows, key=lambda item: item[:2])]
 
+    def _judge_input_gradient(self, pair: RecordedCall) -> LayerComparison | None:
+        """Judge the gradient of a result as that of the input of the one layer that reads it; None if there is none."""
+        made = self._step.substitutes.calls.get((*pair.key[:2], "out"))
+        if made is None or pair.values is None or pair.key not in self._clean.tensors:
+            return None
+        for call in self._clean.calls:
+            inputs = [(path, t) for path, t in tree_leaves(call.inputs) if t.is_floating_point()]
+            is_innermost = not list(self._modules[call.path].children())
+            if not is_innermost or call.began < pair.call.ended or len(inputs) != 1:
+                continue
+            if inputs[0][1].numel() == made.numel() and torch.equal(inputs[0][1].flatten(), made.flatten()):
+                return self._judge_as_reader(pair, call, *inputs[0])
+        return None
+
+    def _judge_as_reader(self, pair: RecordedCall, call: ModuleCall, path: str, made: Tensor) -> LayerComparison | None:
+        """Judge the gradient as one that a call passes back, if that is all of it: others may read the tensor, too."""
+        unit = self._make_unit(call)
+        unit.call.input_gradients = {path: made}
+        alone = replay(unit).gradients.get(f"given.{path}")
+        whole = self._clean.tensors[pair.key]
+        if alone is None or max_abs_difference(alone.reshape(whole.shape), whole) > 1e-9 * float(whole.abs().max()):
+            return None
+        assert pair.values is not None
+        theirs, select = pair.values.reshape(made.shape), partial(_get_tensor, pair.key, made.shape)
+        return self._judge(unit, "backward", f"to given.{path}", theirs, select, what="gradient of input")
+
     def judge_update(self) -> list[LayerComparison]:
-        """Judge weights and buffers after the step, by the step that they took."""
+        """Judge weights and buffers after the step, weights by the step that they took."""
+        state, buffers = self._step.variant.model.state_dict(), dict(self._step.variant.model.named_buffers())
         rows = []
         for name, other in self._names.items():
             if other in self._record.after:
-                unit = self._unit_of(name)
-                before = self._step.variant.model.state_dict()[name]
-                after = self._clean.after[name]
-                theirs = self._record.after[other].reshape(after.shape)
-                deviation = self._judge_change(name, theirs.to(after.dtype), before, after)
+                unit, after = self._unit_of(name), self._clean.after[name]
+                before = state[name]
+                theirs = self._record.after[other].reshape(after.shape).to(after.dtype)
                 what = f"{name.rpartition('.')[2]} after the step"
-                rows.append((unit.call.began, self._make_row(unit, "update", what, deviation)))
+                if name in buffers and after.is_floating_point():
+                    unit.call.buffers = {name: (before, after)}
+                    row = self._judge(unit, "update", f"buffer.{name}", theirs, partial(_get_after, name), what=what)
+                else:
+                    row = self._make_row(unit, "update", what, self._judge_change(name, theirs, before, after))
+                rows.append((unit.call.began, row))
         return [row for _, row in sorted(rows, key=lambda item: item[0])]
 
     def _judge_change(self, name: str, theirs: Tensor, before: Tensor, after: Tensor) -> Deviation:
@@ -385,7 +437,7 @@ class _Comparison:
         error = torch.where(theirs == after, 0.0, (theirs - after).abs()).nan_to_num(nan=torch.inf)
         if bool((error > MAX_ROUNDING_UNITS / 2 * units).any()):
             for seed in range(_NUM_UPDATE_DRAWS):
-                moved = self._step.run(Perturbation(format_, seed, inside=seed % 2 == 1)).after[name]
+                moved = self._step.run(Perturbation(format_, seed, inside=seed % 2 == 1)).after.get(name, after)
                 units = torch.maximum(units, (moved - after).abs())
         worst = int((error / units).flatten().argmax()) if error.numel() else 0
         picked = [float(t.flatten()[worst]) if t.numel() else 0.0 for t in (error, units)]
@@ -399,7 +451,7 @@ class _Comparison:
             note = f"shape {tuple(pair.recorded.values.shape)}, here {shape}"
             deviation = Deviation(float("inf"), 1.0, 1.0, pair.recorded.values.numel(), note=note)
             return self._make_row(unit, which, what, deviation)
-        return self._judge(unit, which, name, pair.values, partial(_get_tensor, pair.key), what=what)
+        return self._judge(unit, which, name, pair.values, partial(_get_tensor, pair.key, ours.shape), what=what)
 
     def _judge(
         self,
@@ -419,7 +471,8 @@ class _Comparison:
             return ReferenceResult({}, values) if gradient else ReferenceResult(values)
 
         def run(nudge: Perturbation | None) -> ReferenceResult:
-            return wrap(self._step.run(nudge))
+            result = self._step.run(nudge)
+            return wrap(result) if result.after else ReferenceResult()
 
         judgement = judge(unit, {name: theirs.double()}, wrap(self._clean), run, seed=0)
         short = name.removeprefix("to parameter.").rpartition(".")[2]
