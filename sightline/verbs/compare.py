@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 
 from sightline.commands.prove import CompareOptions
 from sightline.contract import registry
@@ -17,10 +16,14 @@ from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.runs.run_directory import write_document
 from sightline.verbs.output import load_config, print_note, show_table
-from sightline.workbench.compare.comparison import AGAINST, ComparisonSubject, VariantComparison, compare_networks
+from sightline.workbench.compare.comparison import (
+    ComparisonSubject,
+    VariantComparison,
+    compare_networks,
+    read_reference,
+)
 from sightline.workbench.compare.layerwise import LayerComparison
 from sightline.workbench.compare.matrix import SHOWN_STEPS, Matrix, run_matrix
-from sightline.workbench.compare.records import is_record
 from sightline.workbench.compare.repro import assert_empty_folder, write_repro
 from sightline.workbench.describe.report import first_samples
 
@@ -34,17 +37,18 @@ def compare_variants(options: CompareOptions) -> int:
     """Compare variants, print what differs, and return 1 where they diverge."""
     if options.matrix:
         _assert_alone(options, "--matrix", against="float64", keys=None, repro=None)
-    if options.against not in AGAINST and is_record(Path(options.against)):
+    config = load_config(options.config, options.overrides, options.plugins)
+    reference = read_reference(options.against, options.keys)
+    if reference.record is not None:
         _assert_alone(options, "--against with a record", steps=None, samples=None, repro=None)
     if options.repro is not None:
         assert_empty_folder(options.repro)
-    config = load_config(options.config, options.overrides, options.plugins)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(options.config, config=config, world=world)
         subject, num_steps = make_subject(opened, options.samples, options.steps, note=print_note)
         if options.matrix:
             return _compare_all(subject, options)
-        comparison = compare_networks(subject, options.against, keys=options.keys, num_steps=num_steps)
+        comparison = compare_networks(subject, reference, num_steps=num_steps)
     for line in comparison.notes:
         print_note(line)
     _show_comparison(comparison)

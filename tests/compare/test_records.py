@@ -240,6 +240,13 @@ def test_a_damaged_record_is_one_line(
     assert said in outcome.err.splitlines()[-1], outcome.err
 
 
+@pytest.mark.parametrize(("word", "value"), [("--steps", "2"), ("--samples", "2"), ("--repro", "new")])
+def test_options_that_say_nothing_beside_a_record(word: str, value: str, record: Path, tmp_path: Path) -> None:
+    outcome, _ = compare_with(record, tmp_path, word, value)
+    assert outcome.code == 2
+    assert outcome.err.endswith(f"--against with a record: does not go with {word}; leave one of them out\n")
+
+
 def test_an_archive_that_is_none_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "record.npz"
     path.write_bytes(b"PK\3\4 no archive")

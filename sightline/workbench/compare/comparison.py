@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from sightline.workbench.compare.external_model import (
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise, differing_settings, find_module
 from sightline.workbench.compare.recorded_step import STAGES, compare_step
 from sightline.workbench.compare.recording import StepRecording
-from sightline.workbench.compare.records import is_record, read_record
+from sightline.workbench.compare.records import StepRecord, is_record, read_record
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
@@ -131,28 +131,44 @@ class VariantComparison:
         }
 
 
-def compare_networks(
-    subject: ComparisonSubject, against: str, *, keys: Path | None = None, num_steps: int = 0
-) -> VariantComparison:
-    """Compare a run's network with another variant of itself, with a file's network, or with a record of a step.
+class Reference(NamedTuple):
+    """What a network is compared with: a variant of itself or a file by name, or a record; and a map of names."""
 
-    Raises UserError for an unknown variant, or one that this machine cannot run.
+    name: str
+    keys: Mapping[str, str | None] | None = None
+    record: StepRecord | None = None
+
+
+def read_reference(against: str, keys: Path | None = None) -> Reference:
+    """Read what `against` names, with the map of names in the file `keys`; the network is not needed.
+
+    Raises UserError for an unknown variant, and for a map or a record that cannot be read.
     """
     path = Path(against)
-    if against not in AGAINST and path.suffix == ".py":
-        return _compare_with_file(subject, path, _read_key_map(keys), num_steps)
-    if against not in AGAINST and is_record(path):
-        return _compare_with_record(subject, path, _read_key_map(keys))
-    if against not in AGAINST:
+    is_variant, is_file = against in AGAINST, path.suffix == ".py"
+    if is_variant and keys is not None:
+        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py or a record")
+    if not is_variant and not is_file and not is_record(path):
         names = ", ".join(AGAINST)
         raise UserError(
             f"--against {against}: must be one of {names}, a Python file (FILE.py), or the folder of a record"
         )
-    if keys is not None:
-        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py or a record")
-    variant, reference = _make_pair(subject, against)
+    record = None if is_variant or is_file else read_record(path)
+    return Reference(against, _read_key_map(keys), record)
+
+
+def compare_networks(subject: ComparisonSubject, reference: Reference, *, num_steps: int = 0) -> VariantComparison:
+    """Compare a run's network with another variant of itself, with a file's network, or with a record of a step.
+
+    Raises UserError for a variant that this machine cannot run.
+    """
+    if reference.record is not None:
+        return _compare_with_record(subject, reference.record, reference.keys)
+    if reference.name not in AGAINST:
+        return _compare_with_file(subject, Path(reference.name), reference.keys, num_steps)
+    variant, exact = _make_pair(subject, reference.name)
     recording = record_step(subject.built.job, variant, variant.batch(subject.batch))
-    return _compare(subject, (variant, reference), recording, num_steps)
+    return _compare(subject, (variant, exact), recording, num_steps)
 
 
 def _make_pair(subject: ComparisonSubject, against: str) -> tuple[ModelVariant, ModelVariant]:
@@ -191,18 +207,17 @@ def _compare_with_file(
 
 
 def _compare_with_record(
-    subject: ComparisonSubject, path: Path, keys: Mapping[str, str | None] | None
+    subject: ComparisonSubject, step_record: StepRecord, keys: Mapping[str, str | None] | None
 ) -> VariantComparison:
     """Compare the step that another program recorded with our network in float64, on its inputs and weights."""
     built = subject.built
-    step_record = read_record(path)
 
     def read_batch(indices: Sequence[int] | None) -> Batch:
         keys = subject.keys if indices is None else [replace(subject.keys[0], index=index) for index in indices]
         return built.job.stream.reader(list(keys))
 
     rows, notes = compare_step(built, subject.recipe, step_record, read_batch, keys)
-    name = f"{path} ({step_record.format.name})"
+    name = f"{step_record.path} ({step_record.format.name})"
     return VariantComparison(name, "float64 on cpu", tuple(rows), None, tuple(notes))
 
 
