@@ -51,10 +51,8 @@ class CompareOptions(
     run="compare.compare_variants",
     environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
     examples=(
-        "compare CONFIG --against float64",
-        "compare CONFIG --against other_network.py",
-        "compare CONFIG --against folder_of_npy_files",
         "compare CONFIG --against float64 --repro DIR",
+        "compare CONFIG --against other_network.py",
         "compare CONFIG --matrix",
     ),
 ):
@@ -65,6 +63,7 @@ class CompareOptions(
     inputs: forward, in the loss, and backward; then some optimiser steps are compared. Exit code 0 if rounding explains
     all differences, 1 if the variants diverge.
 
+    A record is a folder of NPY files, in which a program in any language wrote down one training step.
     --matrix compares every number format, device and choice of kernels with float64 on the CPU instead, and prints the
     loss at steps 0, 1, 10 and 50, the time and the memory of each.
     """

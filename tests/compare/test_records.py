@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,20 @@ def test_a_bug_in_the_other_program_is_named(bug: str, tmp_path: Path, monkeypat
     assert (first["layer"], first["pass"], first["what"]) == named
     assert f"the first stage that differs: {STAGE_NAMES[named[1]]}; they diverge first at {named[0]}" in outcome.err
     assert {row["pass"] for row in found["guilty"]} == {named[1]}, "the other stages follow from the record"
+
+
+@pytest.mark.parametrize("has_input", [True, False])
+def test_code_between_layers_shows_in_what_the_next_one_reads(
+    has_input: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PROGRAM.text.replace("pooled = np.maximum(", "pooled = 1.001 * np.maximum(")
+    if has_input:
+        text = text.replace('("forward.head.2.out"', '("forward.head.2.in", pooled), ("forward.head.2.out"')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "pooled", "exec"), {"__name__": "__main__"})
+    _, found = compare_with(tmp_path / "record", tmp_path)
+    guilty = [(row["layer"], row["pass"], row["what"]) for row in found["guilty"] if row["pass"] == "forward"]
+    assert guilty == [("head.2", "forward", "input" if has_input else "result")]
 
 
 RENAMED = {"encode.0": "inner", "encode.1": "relu1", "encode.2": "outer", "head.2": "classes"}
@@ -221,6 +236,8 @@ HOSTILE: list[tuple[Callable[[Path], Any], str]] = [
     (_save("0002.inputs.label", np.array([0, 1, 0.5])), "inputs.label: holds fractions, and the batch has torch.int64"),
     (_cut, "encode.2.weight.npy: the array claims to be float32 (32, 32), 4096 bytes, and 4088 follow"),
     (_huge, "bytes, more than the memory that is free"),
+    (lambda folder: (folder / "notes.txt").touch(), "notes.txt: is no array of a record; move it elsewhere"),
+    (lambda folder: os.mkfifo(folder / "0098.after.more.npy"), "0098.after.more.npy: is not a regular file"),
     (_remove("*.inputs.*"), "the record has no inputs; write them as NUMBER.inputs.NAME"),
     (_remove("*.inputs.label.npy"), "the record has no inputs.label, which the step reads; write it"),
     (_remove("*.weights.head.2.bias.npy"), "head.2.bias (3,) of the model"),

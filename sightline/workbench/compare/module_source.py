@@ -78,8 +78,8 @@ class SourceCollector:
         source = _absolute_name(module_name, node) if isinstance(node, ast.ImportFrom) else alias.name
         root = source.partition(".")[0]
         if root == "torch" or root in sys.stdlib_module_names:
-            kept = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(source, [alias], 0)
-            if self._imports.setdefault(name, ast.unparse(kept)) != ast.unparse(kept):
+            statement = ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(source, [alias], 0)
+            if self._imports.setdefault(name, ast.unparse(statement)) != ast.unparse(statement):
                 raise NotWritableError(f"'{name}' is imported twice, as other things")
             return
         if isinstance(node, ast.Import) or alias.asname not in (None, alias.name):
@@ -93,8 +93,8 @@ class _Stripped(ast.NodeTransformer):
     """Definitions without annotations, constructors and decorators of classes."""
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        kept = [item for item in node.body if not (isinstance(item, ast.FunctionDef) and item.name == "__init__")]
-        node.body, node.decorator_list = kept or [ast.Pass()], []
+        body = [item for item in node.body if not (isinstance(item, ast.FunctionDef) and item.name == "__init__")]
+        node.body, node.decorator_list = body or [ast.Pass()], []
         return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:

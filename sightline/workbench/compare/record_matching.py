@@ -108,18 +108,20 @@ def pair_calls(
     position = {(call.path, call.call_index): index for index, call in enumerate(calls)}
     recorded = [*step_record.forward, *step_record.output_gradients]
     order = list(dict.fromkeys((tensor.layer, tensor.call_index) for tensor in recorded))
-    found = {at: position[paths[at[0]], at[1]] for at in order if at[0] in paths and (paths[at[0]], at[1]) in position}
+    indices = {
+        at: position[paths[at[0]], at[1]] for at in order if at[0] in paths and (paths[at[0]], at[1]) in position
+    }
     shapes = {(t.layer, t.call_index): t.values.shape for t in recorded if t.side == "out"}
-    _pair_by_shape(order, found, shapes, calls, model, notes)
-    unknown = [layer for layer, index in order if (layer, index) not in found]
-    if unknown and not found:
+    _pair_by_shape(order, indices, shapes, calls, model, notes)
+    unknown = [layer for layer, index in order if (layer, index) not in indices]
+    if unknown and not indices:
         names_of_layers = join_some(unknown, most=3)
         raise UserError(f"{step_record.path}: no layer here is called {names_of_layers}; name ours in a file, --keys")
     if unknown:
         notes.append(f"not compared, no layer here corresponds: {join_some(unknown, most=_MAX_SHOWN)}")
     pairs: list[RecordedCall] = []
     for tensor in recorded:
-        call = calls[found[at]] if (at := (tensor.layer, tensor.call_index)) in found else None
+        call = calls[indices[at]] if (at := (tensor.layer, tensor.call_index)) in indices else None
         pairs += [] if call is None else _pair_tensor(tensor, call, pairs, notes)
     _note_left_out(calls, pairs, model, notes)
     return pairs
@@ -127,7 +129,7 @@ def pair_calls(
 
 def _pair_by_shape(
     order: Sequence[tuple[str, int]],
-    found: dict[tuple[str, int], int],
+    indices: dict[tuple[str, int], int],
     shapes: Mapping[tuple[str, int], torch.Size],
     calls: Sequence[ModuleCall],
     model: nn.Module,
@@ -136,10 +138,10 @@ def _pair_by_shape(
     """Pair layers without weights, between those that are paired, with calls whose result has the same sizes."""
     modules = dict(model.named_modules())
     for number, at in enumerate(order):
-        if at in found or at not in shapes:
+        if at in indices or at not in shapes:
             continue
-        start = max((found[other] for other in order[:number] if other in found), default=-1)
-        stop = min((found[other] for other in order[number:] if other in found), default=len(calls))
+        start = max((indices[other] for other in order[:number] if other in indices), default=-1)
+        stop = min((indices[other] for other in order[number:] if other in indices), default=len(calls))
         candidates = [
             index
             for index in range(start + 1, stop)
@@ -147,8 +149,8 @@ def _pair_by_shape(
         ]
         if candidates:
             named = [i for i in candidates if calls[i].class_name.lower() in at[0].lower()]
-            found[at] = (named or candidates)[0]
-            call = calls[found[at]]
+            indices[at] = (named or candidates)[0]
+            call = calls[indices[at]]
             notes.append(f"guess: {call.name} ({call.class_name}) = {at[0]}, by order and shape")
 
 

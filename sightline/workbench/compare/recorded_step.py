@@ -230,18 +230,18 @@ def compare_step(
     setup: TrainingSetup,
     recipe: OptimizerSpec,
     step_record: StepRecord,
-    own_batch: Callable[[Sequence[int] | None], Batch],
+    read_batch: Callable[[Sequence[int] | None], Batch],
     key_map: Mapping[str, str | None] | None,
 ) -> tuple[list[LayerComparison], list[str]]:
     """Compare each tensor of a record with what our network computes in its place; return rows, and notes about names.
 
-    `own_batch` reads the training samples of these numbers, or the first ones. Raises UserError if names of weights,
+    `read_batch` reads the training samples of these numbers, or the first ones. Raises UserError if names of weights,
     inputs or losses do not correspond, and if our network cannot compute the step.
     """
     notes: list[str] = []
     model, names = load_weights(setup.job.model, step_record, key_map, notes)
     claimed = step_record.inputs.get("sample_index")
-    ours = own_batch(None if claimed is None else claimed.flatten().tolist())
+    ours = read_batch(None if claimed is None else claimed.flatten().tolist())
     batch = make_batch(step_record, ours, notes)
     step = _RecordedStep(setup, recipe, make_variant(model, "float64", _CPU), batch)
     step.format = step_record.format
@@ -488,14 +488,14 @@ class _Comparison:
 
     def _make_unit(self, call: ModuleCall) -> LayerUnit:
         module = nn.Module() if call.path == LOSS else self._modules[call.path]
-        placed = dataclasses.replace(call, format=self._step.format)
+        copied = dataclasses.replace(call, format=self._step.format)
         gradient = self._clean.tensors.get((call.path, call.call_index, "gradient"))
         if gradient is not None:
-            placed.output_gradients = {
+            copied.output_gradients = {
                 "": self._step.substitutes.calls.get((call.path, call.call_index, "gradient"), gradient)
             }
         is_whole = bool(list(module.children()))
-        return LayerUnit(placed, (), module, (), module, call.path, _CPU, is_whole=is_whole)
+        return LayerUnit(copied, (), module, (), module, call.path, _CPU, is_whole=is_whole)
 
     def _make_row(self, unit: LayerUnit, which: Pass, what: str, deviation: Deviation) -> LayerComparison:
         call = unit.call

@@ -83,8 +83,8 @@ def _run_script(path: Path, writer: _Writer) -> tuple[int, str]:
 def _insert_sources(sources: SourceCollector) -> str:
     """Return the script with the layer's classes. Raises NotWritableError for a name that the script has, too."""
     text = inspect.getsource(repro_script)
-    own = {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    if both := sorted(own & sources.names):
+    taken = {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    if both := sorted(taken & sources.names):
         raise NotWritableError(f"it uses something called '{both[0]}', as the script does")
     assert _MARK in text
     return text.replace(_MARK, f"{sources.text}\n\n\n" if sources.names else "")
@@ -218,9 +218,9 @@ class _Writer:
 
 
 def _is_of_torch(value: Any) -> bool:
-    """Return True for a class or function that is found below `torch` under its own name."""
+    """Return True for a class or function that is to be reached below `torch` under its own name."""
     names = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', None)}".split(".")
-    found: Any = torch
+    reached: Any = torch
     for name in names[1:]:
-        found = getattr(found, name, None)
-    return names[0] == "torch" and found is value
+        reached = getattr(reached, name, None)
+    return names[0] == "torch" and reached is value

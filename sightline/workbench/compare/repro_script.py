@@ -56,14 +56,14 @@ def run(record: Mapping[str, Any], side: Mapping[str, Any], tensors: list[torch.
     dtype, device, sources = getattr(torch, side["dtype"]), torch.device(side["device"]), Sources()
 
     def load(value: Any, prefix: str, receivers: list[str]) -> Any:
-        return decode(value, tensors, lambda path, t: place(t, f"{prefix}.{path}", path in receivers))
+        return decode(value, tensors, lambda path, t: move(t, f"{prefix}.{path}", path in receivers))
 
-    def place(tensor: torch.Tensor, name: str, receives: bool) -> torch.Tensor:
-        placed = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+    def move(tensor: torch.Tensor, name: str, receives: bool) -> torch.Tensor:
+        moved = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
         if receives:
-            sources[name] = placed.clone().requires_grad_()
+            sources[name] = moved.clone().requires_grad_()
             return sources[name].clone()
-        return placed.clone()
+        return moved.clone()
 
     module = build(side["layer"], tensors).to(device=device, dtype=dtype)
     results: Sources = {}
