@@ -217,8 +217,8 @@ def compare(
 ) -> VariantComparison:
     """Compare the network of a config or a run with a variant of itself or a reference, layer by layer.
 
-    `against` is as for `sightline compare --against`: `float64`, `bfloat16`, ..., or a Python file. The result
-    has `is_equal`, `guilty_rows`, `verdict`, `notes` and `to_dict()`.
+    `against` is as for `sightline compare --against`: `float64`, `bfloat16`, ..., a Python file, or a record of
+    a step. The result has `is_equal`, `guilty_rows`, `verdict`, `notes` and `to_dict()`.
 
     >>> import sightline
     >>> sightline.compare("configs/classify/synthetic_shapes_pointnet.yaml", samples=2, steps=0).is_equal
@@ -227,17 +227,18 @@ def compare(
     from sightline.engine.run_loading import open_run
     from sightline.training.train_run import read_source
     from sightline.verbs.compare import make_subject
-    from sightline.workbench.compare.comparison import compare_networks
+    from sightline.workbench.compare.comparison import compare_networks, read_reference
 
     read = read_source(config, overrides, plugins).config
     path = Path(config) if isinstance(config, str | Path) else Path(read.name)
     map_path = None if keys is None else to_path(keys, name="keys", what="a JSON map of names of weights")
     samples = None if samples is None else to_count(samples, name="compare: samples", least=1)
     steps = None if steps is None else to_count(steps, name="compare: steps", least=0)
+    reference = read_reference(str(against), map_path)
     with start_world(device=device) as world:
         opened = open_run(path, config=read, world=world)
         subject, num_steps = make_subject(opened, samples, steps, note=logger.info)
-        return compare_networks(subject, str(against), keys=map_path, num_steps=num_steps)
+        return compare_networks(subject, reference, num_steps=num_steps)
 
 
 def export(

@@ -49,9 +49,11 @@ class CompareOptions(
     DeviceCommand,
     name="compare",
     run="compare.compare_variants",
+    environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
     examples=(
-        "compare CONFIG --against float64",
+        "compare CONFIG --against float64 --repro DIR",
         "compare CONFIG --against other_network.py",
+        "compare CONFIG --matrix",
     ),
 ):
     """Find the first layer in which two variants diverge.
@@ -60,6 +62,10 @@ class CompareOptions(
     one thing differs. A training step is run in one variant, and every layer is compared with float64 on exactly its
     inputs: forward, in the loss, and backward; then some optimiser steps are compared. Exit code 0 if rounding explains
     all differences, 1 if the variants diverge.
+
+    A record is a folder of NPY files, in which a program in any language wrote down one training step.
+    --matrix compares every number format, device and choice of kernels with float64 on the CPU instead, and prints the
+    loss at steps 0, 1, 10 and 50, the time and the memory of each.
     """
 
     config: Path = CONFIG
@@ -67,9 +73,15 @@ class CompareOptions(
     against: str = option(
         "--against",
         "VARIANT",
-        "float64 float32 bfloat16 cuda no-cudnn native-batch-norm, or a FILE.py with build()",
+        "float64 float32 bfloat16 cuda no-cudnn native-batch-norm, a FILE.py with build(), or a record of a step",
         default="float64",
     )
-    keys: Path | None = option("--keys", "MAP.json", "JSON map from our names of weights to those of FILE.py")
-    steps: int | None = option("--steps", "K", "optimiser steps of both variants [5; 2 for large samples]", min=0)
+    keys: Path | None = option(
+        "--keys", "MAP.json", "JSON map from our names of weights to those of FILE.py or the record"
+    )
+    steps: int | None = option(
+        "--steps", "K", "optimiser steps of both variants [5; 2 for large samples; 51 with --matrix]", min=0
+    )
     samples: int | None = option("--samples", "N", "samples in the batch [4; 1 for large samples]", min=1)
+    repro: Path | None = option("--repro", "DIR", "write the first diverging layer alone, as a script for torch")
+    matrix: bool = switch("--matrix", "one table of all number formats, devices and kernels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import os
 import shlex
 import sys
@@ -229,6 +230,12 @@ def run_file(plugin: Plugin) -> ModuleType:
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # a message of the registry
         raise PluginError(f"{plugin.option} {_locate_error(plugin, error)}: {kind}{what}") from error
     return module
+
+
+def read_module_source(module: ModuleType) -> str:
+    """Return the text of a module: of a plugin, that which was run. Raises OSError or TypeError if it has none."""
+    plugin = getattr(module, _PLUGIN_ATTRIBUTE, None)
+    return inspect.getsource(module) if plugin is None else plugin.text
 
 
 def _compile(plugin: Plugin) -> CodeType:

@@ -285,9 +285,13 @@ _EXACT_OPERATIONS = frozenset(
     "maximum min minimum nan_to_num neg new_empty new_full new_ones new_zeros ones ones_like permute rand randint "
     "relu repeat roll round scatter select_scatter sign slice_backward select_backward slice_scatter sort split "
     "squeeze stack threshold_backward topk transpose tril triu unfold unfold_backward where zero zeros zeros_like "
-    "_to_copy _unsafe_view index_copy value_selecting_reduction_backward".split()
+    "_to_copy _unsafe_view index_copy value_selecting_reduction_backward "
+    "segment_reduce scatter_reduce index_reduce".split()
 )
-"""Operations without rounding: their results are values of their inputs, or the negated values."""
+"""Operations without rounding: their results are values of their inputs, or the negated values.
+
+The last three round sums, but not maxima: their backward passes look for the input that equals the result.
+"""
 
 
 @contextlib.contextmanager

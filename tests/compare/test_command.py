@@ -110,6 +110,7 @@ def test_a_bug_in_a_stranger_is_named(tmp_path: Path, change: dict[str, Any], la
             ("--against", "float64", "--keys", "map.json"),
             "--keys map.json: needs a reference of another implementation",
         ),
+        (("--matrix", "--against", "float32"), "--matrix: does not go with --against; leave one of them out"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], told: str) -> None:

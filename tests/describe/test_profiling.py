@@ -18,7 +18,8 @@ from sightline.config import read_config
 from sightline.contract.errors import RunError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.workbench.describe.profiling import NUM_WARM, _peak_rise, compute_costs, profile_steps, run_steps
+from sightline.instrument.memory import peak_rise
+from sightline.workbench.describe.profiling import NUM_WARM, compute_costs, profile_steps, run_steps
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ("data.num_points=64", "data.train_size=96", "data.test_size=24", "train.batch_size=8")
@@ -166,8 +167,8 @@ def test_the_peak_is_the_largest_rise_in_the_order_of_time() -> None:
         )
 
     changes = [change(3, 300), change(1, 100), change(2, -50), change(4, -200), change(2, 9000, "CUDA")]
-    assert _peak_rise(changes, torch.device("cpu")) == 350
-    assert _peak_rise([], torch.device("cpu")) == 0
+    assert peak_rise(changes, torch.device("cpu")) == 350
+    assert peak_rise([], torch.device("cpu")) == 0
 
 
 def test_a_step_that_fails_before_the_trace_ends_the_profiler_unheard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import sightline
 from sightline.areas.pose.v2v import V2VSmall
 from sightline.contract import registry
 from tests.command import document_of, refuse, run_here
+from tests.doc_blocks import blocks_of
 from tests.engine.published_weights import registered
 from tests.mission.rows import part, row
 from tests.mission.small import (
@@ -317,8 +318,8 @@ def _one_pair(work: Path) -> None:
 @part("S1.23", "L")
 def _matrix(work: Path) -> None:
     text = said("compare", HANDS, *FEW, "--matrix", "--steps", 1, "--samples", 1, *CPU)
-    assert all(name in text for name in ("float64", "float32", "bfloat16"))
-    assert "no CUDA device" in text
+    assert all(name in text for name in ("float64", "float32", "bf16"))
+    assert text.count("no GPU here") == 12
 
 
 @row("S1.24", "forbid randomness", "`sightline train CONFIG train.determinism=strict`")
@@ -349,14 +350,35 @@ def _another_program(work: Path) -> None:
 
 @part("S1.25", "M")
 def _record(work: Path) -> None:
-    """Of our own network, written by hand as another program would: the first stage differs."""
-    import numpy as np
+    """By the NumPy program of the page, in a process of its own, with a weight in the wrong layout."""
+    program, command = blocks_of(ROOT / "docs/prove/compare_records.md")
+    text = program.text.replace('active @ w["encode.2.weight"].T', 'active @ w["encode.2.weight"]')
+    subprocess.run([sys.executable, "-I", "-c", text], cwd=work, check=True)
+    words = [ROOT / w if w.startswith("examples/") else work / w if w == "record" else w for w in command.commands()[0]]
+    done = run_here(*words[1:], *CPU)
+    assert done.code == 1, done.err
+    assert "the first stage that differs: forward; they diverge first at encode.2 (Linear)" in done.err
 
-    (work / "record").mkdir()
-    np.save(work / "record/0001.forward.encode.0.linear.out.npy", np.ones((8, 32, 64), dtype=np.float32))
-    done = run_here("compare", CLOUDS, *SOLIDS, *NETWORK, "--against", work / "record", *CPU)
-    assert done.code == 1
-    assert "encode.0.linear" in done.err
+
+_WRONG = """
+import torch
+
+from sightline.areas.clouds.models.pointnet import PointNetPlain
+from sightline.contract import registry
+
+
+class Wrong(torch.nn.Linear):
+    def forward(self, values):
+        made = super().forward(values)
+        return made * 1.001 if made.dtype == torch.float32 else made
+
+
+@registry.models.add("wrong")
+class Net(PointNetPlain):
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, embedding=16)
+        self.head[0].linear.__class__ = Wrong
+"""
 
 
 @row(
@@ -366,12 +388,12 @@ def _record(work: Path) -> None:
     letter="N",
 )
 def _repro(work: Path) -> None:
-    (work / "rough.py").write_text(
-        _ROUGH + '\n\nfrom sightline.contract import registry\n\nregistry.models.add("rough")(Rough)\n'
-    )
-    model = ("model={name: rough}", "losses=[{name: cross_entropy}]", "--plugin", work / "rough.py")
+    (work / "wrong.py").write_text(_WRONG)
+    model = ("model={name: wrong}", "losses=[{name: cross_entropy}]", "--plugin", work / "wrong.py")
     words = ("--against", "float64", "--steps", 0, "--repro", work / "repro")
     assert run_here("compare", CLOUDS, *SOLIDS, *model, *words, *CPU).code == 1
-    done = subprocess.run([sys.executable, work / "repro/repro.py"], capture_output=True, text=True, check=False)
+    script = [sys.executable, "-I", work / "repro/repro.py"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
+    assert re.search(r"measured \S+, expected \S+", done.stdout)
     assert "sightline" not in (work / "repro/repro.py").read_text()

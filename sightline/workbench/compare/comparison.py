@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import TrainingSetup
+from sightline.engine.device import Cudnn
 from sightline.engine.optimizers import OptimizerSpec
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.workbench.compare.external_model import (
     Bridge,
     ExternalModel,
@@ -24,7 +24,9 @@ from sightline.workbench.compare.external_model import (
     translate_recording,
 )
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise, differing_settings, find_module
+from sightline.workbench.compare.recorded_step import STAGES, compare_step
 from sightline.workbench.compare.recording import StepRecording
+from sightline.workbench.compare.records import StepRecord, is_record, read_record
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
@@ -52,7 +54,7 @@ class ComparisonSubject:
 class VariantComparison:
     """Result of a comparison: rows in the order of execution, losses over some steps, and notes.
 
-    `variant` ran unchanged; `reference`, in float64, is what its layers were compared with.
+    `variant` ran unchanged; `reference`, in float64, is what its layers were compared with. A record has no `variants`.
     """
 
     variant: str
@@ -60,7 +62,7 @@ class VariantComparison:
     rows: tuple[LayerComparison, ...]
     trace: LossTrace | None = None
     notes: tuple[str, ...] = ()
-    models: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False, compare=False)
+    variants: tuple[ModelVariant, ModelVariant] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"VariantComparison({self.variant} against {self.reference}, {len(self.rows)} rows: {self.verdict})"
@@ -71,11 +73,16 @@ class VariantComparison:
         return [row for row in self.rows if row.is_guilty]
 
     @property
+    def is_record(self) -> bool:
+        """True if the variant is a step that another program recorded."""
+        return self.variants is None
+
+    @property
     def settings(self) -> list[str]:
         """Attributes that differ between the variant and the reference in the first guilty layer."""
-        if not self.guilty_rows or self.models is None:
+        if not self.guilty_rows or self.variants is None:
             return []
-        first, second = (find_module(model, self.guilty_rows[0]) for model in self.models)
+        first, second = (find_module(_network_of(variant), self.guilty_rows[0]) for variant in self.variants)
         return [] if first is None or second is None else differing_settings(first, second)
 
     @property
@@ -96,8 +103,15 @@ class VariantComparison:
         if self.trace is not None and self.trace.is_none_from is not None:
             parted += f"; from step {self.trace.is_none_from} on both have losses or gradients that are NaN or infinite"
         if self.guilty_rows:
-            return f"they diverge first at {self.guilty_rows[0].describe()}{parted}"
+            stage = f"the first stage that differs: {STAGES[self.guilty_rows[0].which]}; " if self.is_record else ""
+            return f"{stage}they diverge first at {self.guilty_rows[0].describe()}{parted}"
         return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"
+
+    @property
+    def stages(self) -> list[tuple[str, int, int]]:
+        """Stages of a record in order: name, number of tensors that were compared, and of those that differ."""
+        rows = {which: [row.is_guilty for row in self.rows if row.which == which] for which in STAGES}
+        return [(STAGES[which], len(found), sum(found)) for which, found in rows.items() if self.is_record]
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
@@ -112,27 +126,49 @@ class VariantComparison:
             "variant": self.variant,
             "reference": self.reference,
             "settings": self.settings,
+            "stages": [{"stage": name, "compared": num, "differ": differ} for name, num, differ in self.stages],
             "notes": list(self.notes),
         }
 
 
-def compare_networks(
-    subject: ComparisonSubject, against: str, *, keys: Path | None = None, num_steps: int = 0
-) -> VariantComparison:
-    """Compare a run's network with another variant of itself, or with the network that a file builds.
+class Reference(NamedTuple):
+    """What a network is compared with: a variant of itself or a file by name, or a record; and a map of names."""
 
-    Raises UserError for an unknown variant, or one that this machine cannot run.
+    name: str
+    keys: Mapping[str, str | None] | None = None
+    record: StepRecord | None = None
+
+
+def read_reference(against: str, keys: Path | None = None) -> Reference:
+    """Read what `against` names, with the map of names in the file `keys`; the network is not needed.
+
+    Raises UserError for an unknown variant, and for a map or a record that cannot be read.
     """
     path = Path(against)
-    if keys is not None and path.suffix != ".py":
-        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py")
-    if path.suffix == ".py":
-        return _compare_with_file(subject, path, _read_key_map(keys), num_steps)
-    if against not in AGAINST:
-        raise UserError(f"--against {against}: must be one of {', '.join(AGAINST)}, or a Python file (FILE.py)")
-    variant, reference = _make_pair(subject, against)
+    is_variant, is_file = against in AGAINST, path.suffix == ".py"
+    if is_variant and keys is not None:
+        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py or a record")
+    if not is_variant and not is_file and not is_record(path):
+        names = ", ".join(AGAINST)
+        raise UserError(
+            f"--against {against}: must be one of {names}, a Python file (FILE.py), or the folder of a record"
+        )
+    record = None if is_variant or is_file else read_record(path)
+    return Reference(against, _read_key_map(keys), record)
+
+
+def compare_networks(subject: ComparisonSubject, reference: Reference, *, num_steps: int = 0) -> VariantComparison:
+    """Compare a run's network with another variant of itself, with a file's network, or with a record of a step.
+
+    Raises UserError for a variant that this machine cannot run.
+    """
+    if reference.record is not None:
+        return _compare_with_record(subject, reference.record, reference.keys)
+    if reference.name not in AGAINST:
+        return _compare_with_file(subject, Path(reference.name), reference.keys, num_steps)
+    variant, exact = _make_pair(subject, reference.name)
     recording = record_step(subject.built.job, variant, variant.batch(subject.batch))
-    return _compare(subject, (variant, reference), recording, num_steps)
+    return _compare(subject, (variant, exact), recording, num_steps)
 
 
 def _make_pair(subject: ComparisonSubject, against: str) -> tuple[ModelVariant, ModelVariant]:
@@ -146,10 +182,8 @@ def _make_pair(subject: ComparisonSubject, against: str) -> tuple[ModelVariant, 
     precision = min((name for name in formats if name in _PRECISIONS), key=_PRECISIONS.index)
     ours, theirs = (torch.device(name) for name in ("cuda", "cpu")) if against == "cuda" else (subject.device,) * 2
     variant = make_variant(model, precision, ours, cudnn="off" if train.cudnn == "off" else "on")
-    reference = make_variant(model, "float64", theirs, cudnn="off" if against == "no-cudnn" else "on")
-    if against == "native-batch-norm":
-        disable_cudnn_batch_norm(reference.model)
-    return variant, reference
+    kernels: dict[str, Cudnn] = {"no-cudnn": "off", "native-batch-norm": "all_but_batch_norm"}
+    return variant, make_variant(model, "float64", theirs, cudnn=kernels.get(against, "on"))
 
 
 def _compare_with_file(
@@ -172,6 +206,21 @@ def _compare_with_file(
     return _compare(subject, (variant, layers), recording, num_steps, trained=trained, notes=notes)
 
 
+def _compare_with_record(
+    subject: ComparisonSubject, step_record: StepRecord, keys: Mapping[str, str | None] | None
+) -> VariantComparison:
+    """Compare the step that another program recorded with our network in float64, on its inputs and weights."""
+    built = subject.built
+
+    def read_batch(indices: Sequence[int] | None) -> Batch:
+        keys = subject.keys if indices is None else [replace(subject.keys[0], index=index) for index in indices]
+        return built.job.stream.reader(list(keys))
+
+    rows, notes = compare_step(built, subject.recipe, step_record, read_batch, keys)
+    name = f"{step_record.path} ({step_record.format.name})"
+    return VariantComparison(name, "float64 on cpu", tuple(rows), None, tuple(notes))
+
+
 def _compare(
     subject: ComparisonSubject,
     variants: tuple[ModelVariant, ModelVariant],
@@ -192,8 +241,11 @@ def _compare(
         trace = trace_losses(losses, trained, variant.coarsest_format, job, recipe, trained.batch(batch))
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in job.model.modules()):
         notes = ["dropout and stochastic depth are off in both variants: they draw random numbers", *notes]
-    models = variant.model, reference.model.network if isinstance(reference.model, ExternalModel) else reference.model
-    return VariantComparison(variant.name, reference.name, tuple(rows), trace, tuple(notes), models)
+    return VariantComparison(variant.name, reference.name, tuple(rows), trace, tuple(notes), variants)
+
+
+def _network_of(variant: ModelVariant) -> nn.Module:
+    return variant.model.network if isinstance(variant.model, ExternalModel) else variant.model
 
 
 def _read_key_map(path: Path | None) -> dict[str, str | None] | None:

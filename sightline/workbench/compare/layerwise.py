@@ -36,7 +36,8 @@ from sightline.workbench.compare.variants import (
     variant_step,
 )
 
-Pass = Literal["forward", "loss", "backward"]
+Pass = Literal["inputs", "forward", "loss", "backward", "update"]
+"""Passes of a step; data and weights after it are compared with records alone."""
 LOSS = "(loss)"
 TARGETS = "(targets)"
 
@@ -58,6 +59,9 @@ class LayerComparison:
     inside: str = ""
     paths: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Paths under which either network may have the module that was called."""
+    unit: LayerUnit | None = field(default=None, repr=False, compare=False)
+    name: str = field(default="", repr=False, compare=False)
+    """What was judged, and the tensor's name in `ReferenceResult.items`; None for tensors of a record."""
 
     @property
     def is_guilty(self) -> bool:
@@ -73,7 +77,8 @@ class LayerComparison:
             f"off by {deviation.relative_error:.2g} of its largest value, "
             f"rounding explains {deviation.relative_bound:.2g}"
         )
-        return f"{self.layer}{kind}{place}, {self.which} pass, {self.what}: {text}"
+        which = f"{self.which} pass" if self.which in ("forward", "loss", "backward") else self.which
+        return f"{self.layer}{kind}{place}, {which}, {self.what}: {text}"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
@@ -345,7 +350,8 @@ def _make_row(unit: LayerUnit, name: str, deviation: Deviation) -> LayerComparis
     layer, class_name, inside = _locate_layer(unit, name.removeprefix("to "))
     what, path = _describe_tensor(unit, name), unit.call.path
     paths = path, path.removeprefix("network."), unit.call.name.partition(" (call")[0]
-    return LayerComparison(layer, class_name, which, what, deviation, unit.call.format.name, inside, paths)
+    format_name = unit.call.format.name
+    return LayerComparison(layer, class_name, which, what, deviation, format_name, inside, paths, unit, name)
 
 
 def _locate_layer(unit: LayerUnit, name: str) -> tuple[str, str, str]:

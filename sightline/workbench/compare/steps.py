@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,14 +145,40 @@ def losses_over_steps(
 
     The variant's weights are not changed. Training ends at a gradient that is not finite; later losses are NaN.
     """
+    losses = tuple(iterate_losses(variant, job, recipe, batch, num_steps=num_steps, noise=noise))
+    return losses + (math.nan,) * (num_steps - len(losses))
+
+
+def iterate_losses(
+    variant: ModelVariant,
+    job: TrainState,
+    recipe: OptimizerSpec,
+    batch: Batch,
+    *,
+    num_steps: int,
+    noise: _Noise | None = None,
+) -> Generator[float]:
+    """Yield the losses of `losses_over_steps` one by one; switches of the backend are set until it is closed."""
     model = copy_module(variant.model)
     replica: Any = model if variant.on is None else variant.on(model)
     network = model if variant.on is None else replica.network
     if noise is not None and noise.sums_in_order:
         use_sequential_batch_norm(network)
-    replica_job = dataclasses.replace(
+    replica_job = copy_job(job, recipe, variant, model)
+    if noise is not None and noise.decides:
+        replica_job.task = noise.perturb_preparation(job.task)
+        batch = tree_map(batch, noise.move)
+    with step_settings(variant, job), _perturb_outputs(network, noise):
+        for loss in train_on_batch(replica_job, replica, batch, num_steps=num_steps):
+            yield loss
+            if noise is not None:
+                noise.move_weights(model)
+
+
+def copy_job(job: TrainState, recipe: OptimizerSpec, variant: ModelVariant, model: nn.Module) -> TrainState:
+    """Return a job that trains a copy of a variant's model by the same recipe."""
+    return dataclasses.replace(
         job,
-        task=noise.perturb_preparation(job.task) if noise is not None and noise.decides else job.task,
         model=model,
         optimizer=recipe.build(model, job.losses),
         precision=variant.precision,
@@ -160,21 +186,13 @@ def losses_over_steps(
         ema=None,
         ema_decay=None,
     )
-    losses: list[float] = []
-    if noise is not None and noise.decides:
-        batch = tree_map(batch, noise.move)
-    with (
-        backend_settings(variant, job),
-        job.losses.preserve_state(),
-        Float32Draws(),
-        Float64Convolutions(),
-        _perturb_outputs(network, noise),
-    ):
-        for loss in train_on_batch(replica_job, replica, batch, num_steps=num_steps):
-            losses.append(loss)
-            if noise is not None:
-                noise.move_weights(model)
-    return tuple(losses + [math.nan] * (num_steps - len(losses)))
+
+
+@contextmanager
+def step_settings(variant: ModelVariant, job: TrainState) -> Iterator[None]:
+    """Set what a training step of a variant needs beside its weights; what it changes is restored afterwards."""
+    with backend_settings(variant, job), job.losses.preserve_state(), Float32Draws(), Float64Convolutions():
+        yield
 
 
 def train_on_batch(job: TrainState, replica: Any, batch: Batch, *, num_steps: int) -> Iterator[float]:
@@ -182,14 +200,19 @@ def train_on_batch(job: TrainState, replica: Any, batch: Batch, *, num_steps: in
 
     `replica` is what computes, the job's model or its replacement. Training ends at a gradient that is not finite.
     """
-    world, first = World(device=job.device), job.step
+    first = job.step
     for step in range(first, first + num_steps):
         job.step = step
         try:
-            means = train_step(job, replica, [batch], world, _NoClock()).losses
+            yield take_step(job, replica, batch)["total"]
         except NonFiniteGradientError:
             return
-        yield sum(weight * means[name] for name, weight in job.loss_weights_at(step).items())
+
+
+def take_step(job: TrainState, replica: Any, batch: Batch) -> dict[str, float]:
+    """Take one step of the run's own loop; return the mean of each loss before it, and `total`, their weighted sum."""
+    means = train_step(job, replica, [batch], World(device=job.device), _NoClock()).losses
+    return {**means, "total": sum(weight * means[name] for name, weight in job.loss_weights_at(job.step).items())}
 
 
 class _Noise:

@@ -21,6 +21,7 @@ from sightline.engine.train import TrainState
 from sightline.instrument import copy_module, preserve_buffers
 from sightline.instrument.formats import TF32, Format, get_format, is_tf32_allowed
 from sightline.instrument.random_state import preserve_random_state
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
 
 
@@ -84,9 +85,11 @@ def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.de
 
 
 def make_variant(model: nn.Module, precision: str, device: torch.device, *, cudnn: Cudnn = "on") -> ModelVariant:
-    """Make a variant of a network: a deterministic copy in a number format, on a device."""
+    """Make a variant of a network: a deterministic copy in a number format, on a device, with or without cuDNN."""
     wanted = Precision(precision)
     copied = deterministic_copy(model, dtype=wanted.parameter_dtype, device=device)
+    if cudnn == "all_but_batch_norm":
+        disable_cudnn_batch_norm(copied)
     return ModelVariant(f"{precision} on {device.type}", copied, wanted, device, cudnn)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import statistics
 import tempfile
@@ -13,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function, schedule
 
@@ -24,6 +22,7 @@ from sightline.engine.loop import train
 from sightline.engine.records import StepRecord
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
+from sightline.instrument.memory import peak_rise
 from sightline.runs.run_directory import write_file
 
 NUM_WARM = 2
@@ -58,7 +57,7 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
             profiler.stop()
     if trace is not None:
         world.rank_zero_only(_write_trace)(profiler, trace)
-    rise = _peak_rise(profiler.profiler.kineto_results.events(), world.device)  # type: ignore[union-attr]
+    rise = peak_rise(profiler.profiler.kineto_results.events(), world.device)  # type: ignore[union-attr]
     costs = compute_costs(profiler.events() or (), num_steps=num_steps, on_gpu=on_gpu)
     classes = {path: type(module).__name__ for path, module in job.model.named_modules()}
     for row in costs["modules"]:
@@ -118,14 +117,6 @@ def compute_costs(events: Iterable[Any], *, num_steps: int, on_gpu: bool) -> dic
 
 def _is_inside(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(f"{path}.")
-
-
-def _peak_rise(events: Iterable[Any], device: torch.device) -> int:
-    """Sum the changes of a device's memory in the order of time, and return the largest rise, in bytes."""
-    kind = device.type.upper()
-    changes = [event for event in events if event.name() == "[memory]" and event.device_type().name == kind]
-    changes.sort(key=lambda event: event.start_ns())
-    return max(0, *itertools.accumulate((event.nbytes() for event in changes), initial=0))
 
 
 def _persistent_bytes(job: TrainState) -> int:
