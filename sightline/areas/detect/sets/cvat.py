@@ -116,7 +116,7 @@ def _read_corners(shape: XmlElement) -> BoxCorners:
 def write_cvat(labels: LabelledSet) -> Files:
     """Yield one XML file: subsets are the splits, attributes of boxes say what is ignored, or a crowd."""
     names = dict.fromkeys(" ".join(name.split()) for name in labels.classes.names)
-    parts = [_render_label(name) for name in names if name]
+    parts = [_render_label(name) for name in names if not isinstance(fit_label(LabelledBox(name, None)), str)]
     images = [_render_image(number, image) for number, image in enumerate(labels.images)]
     head = f"<version>1.1</version>\n<meta>\n<task>\n<labels>\n{''.join(parts)}</labels>\n</task>\n</meta>\n"
     text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n{head}{"".join(images)}</annotations>\n'

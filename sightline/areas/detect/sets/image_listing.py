@@ -135,7 +135,11 @@ def plan_image_set(
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
     listed = _assign_splits(listed)
-    headers = check_headers(listed, progress=progress, orientation=orientation)
+    headers = check_headers(
+        listed,
+        progress=lambda done, total, what: progress(done, 2 * total, what),  # the other half is decoding
+        orientation=orientation,
+    )
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
     checked = _decode(listed, _stack(listed, label_format, headers), progress=progress)
     shown = label_format.columns[0]
@@ -214,7 +218,7 @@ def check_headers(
             headers.append((image, read_header(image.path)))
         except DataError as error:
             listed.faults.add("images that are missing or damaged", str(error))
-        progress(done, 2 * len(listed.images), f"looking at {image.name}")
+        progress(done, len(listed.images), f"looking at {image.name}")
     checked = []
     for (image, header), is_turned in zip(headers, assume_turned(headers, orientation), strict=True):
         size_px = header.size_px(upright=is_turned)
