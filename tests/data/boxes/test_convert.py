@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -268,6 +269,17 @@ def test_kitti_goes_out_and_comes_back(shared: Path, tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match=r"1 images without a text file in label_2, first: .*000008\.png; correct them"):
         convert("kitti_boxes", source, "coco", tmp_path / "coco")
+    shared_text, lone = tmp_path / "shared/image_2", tmp_path / "shared/testing/image_2"
+    for path in (shared_text / "000001.png", shared_text / "000001.jpg", shared_text / "2.png", lone / "3.png"):
+        write_image(path, pattern(8, 8))
+    (tmp_path / "shared/label_2").mkdir()
+    for stem in ("000001", "2"):
+        (tmp_path / "shared/label_2" / f"{stem}.txt").touch()
+    labels = FORMATS["kitti_boxes"].read(tmp_path / "shared")
+    assert [image.path.name for image in labels.images] == ["2.png"]
+    [fault] = labels.faults.raise_or_note("leave_out", root=labels.root)
+    assert fault.startswith("left out: 1 images that share a text file in label_2, first: ")
+    assert labels.notes == [f"1 images are in folders without label_2 and are left out, first: {lone / '3.png'}"]
     report = convert("kitti_boxes", source, "coco", tmp_path / "coco", faulty="leave_out")
     objects = [row for file in rows.values() for row in file]
     assert report["boxes"] == len(objects)
@@ -601,6 +613,9 @@ def test_the_command_prints_what_was_lost(tmp_path: Path) -> None:
     again = run_here(*words)
     assert again.code == 2
     assert "out is there and not empty; give another folder by --to" in again.err
+    (tmp_path / "empty").mkdir()
+    with contextlib.chdir(tmp_path / "empty"):
+        assert "empty: is the current folder, which cannot be replaced; give" in run_here(*words[:-1], ".").err
     (source / "s/a.png").unlink()
     missing = run_here(*words[:-1], tmp_path / "other")
     assert "1 images that are missing or damaged, first: 's/a.png'" in missing.err

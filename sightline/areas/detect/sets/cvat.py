@@ -104,6 +104,7 @@ def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[
         report.unread.update(f"attribute {name}"[:80] for name in marks.keys() - {*MARKS} if marks[name])
         report.unread.update([f"{shape.tag}s, but the boxes about them"] if shape.tag != "box" else [])
         report.unread.update(["occluded"] if shape.attributes.get("occluded") == "1" else [])
+        report.unread.update(["group_id"] if shape.attributes.get("group_id", "0") != "0" else [])
 
 
 def _read_corners(shape: XmlElement) -> BoxCorners:
