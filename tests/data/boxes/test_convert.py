@@ -486,6 +486,7 @@ ODD_NAMES = (
         "images/g.png",
         "g/images/h.png",
         "#.png",
+        "w/Annotations/w.png",
     ),
     *("labels/i.png", "CON.PNG", "-.jpeg", "1e5.png", "0001.png", "%20.png", "'\".png", "k/k/k/k.png", "img/l.png"),
     *("image_2/m.png", " /o.png", "p /q.png", "train/r.png/s.png", "val/t.png", "test_u.png", "day/img/val/x/y.png"),
