@@ -425,6 +425,24 @@ def test_what_no_field_holds_is_counted_as_not_read(
     assert lost == {f"{what}: not read": count for what, count in unread.items()}
 
 
+@run_each(
+    "name, write",
+    [
+        ("crowdhuman", lambda root: write_set(root, train={"a": CROWD})),
+        ("citypersons", lambda root: written("citypersons", root)),
+        ("ecp", lambda root: written("ecp", root)),
+    ],
+)
+def test_published_images_without_labels_are_noted(
+    name: str, write: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = write(tmp_path_factory.mktemp("more") / "in")
+    before = FORMATS[name].read(root).notes
+    image = write_image(root / "leftImg8bit/test/x/more.png", pattern(8, 8))
+    note = f"1 images are in no annotation file and are left out, first: {image}"
+    assert FORMATS[name].read(root).notes == [*before, note]
+
+
 def test_sets_of_no_split(tmp_path: Path) -> None:
     source = write_three(tmp_path / "in")
     (source / "instances_train.json").rename(source / "labels.json")

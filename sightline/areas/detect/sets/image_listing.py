@@ -84,6 +84,12 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
     return images
 
 
+def note_unlabelled(root: Path, labelled: Iterable[Path]) -> list[str]:
+    """Return a note on the images below a folder that are not among those that its labels name, if there are any."""
+    left = sorted({*list_images(root, may_lack=True)} - {*labelled})
+    return [f"{len(left)} images are in no annotation file and are left out, first: {left[0]}"] if left else []
+
+
 class NameEnds:
     """Index of images by every end of their paths, with and without suffix: other tools name them from any folder."""
 
