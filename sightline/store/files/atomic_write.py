@@ -61,12 +61,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     It is `<target>.partial/content` meanwhile; the partial folder is locked (flock) until the process ends, and what a
     failed or killed process left there is removed. Raises DataError for a target or a partial folder that contains
-    something else, and RunError if another process writes it, if it is moved meanwhile, or if the disk fails.
+    something else, and for the current folder; RunError if another process writes it, if it is moved meanwhile, or if
+    the disk fails.
     """
     target = target.resolve()
     work = target.with_name(f"{target.name}.partial")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: exists and is not empty; give another folder with --to")
+    if target == Path.cwd():
+        raise DataError(f"{target}: is the current folder, which cannot be replaced; give another with --to")
     with contextlib.ExitStack() as stack:
         try:
             descriptor = _claim(work, target, stack)

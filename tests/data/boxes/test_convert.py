@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -123,6 +124,7 @@ def reported(lost: Mapping[str, int], name: str) -> Counter[str]:
         rf"(ignored|boxes of the class .*|boxes outside .*).*: {name} has none": "gone",
         rf"boxes of the class .*: {name} calls them .*": "renamed",
         rf"boxes: {name} .*": "moved",
+        rf"(classes without boxes): {name} has none": r"\1",
         rf"crowd marks: {name} has none|ignored boxes that are no crowds: .*": "crowd",
         rf"(visible shares): {name} .*": r"\1",
         rf"(.*): {name} has none": r"\1",
@@ -163,6 +165,9 @@ def test_every_pair_of_formats(
         ]
         assert {new for _, new in shares} <= {None, 1.0, 0.9, 0.6, 0.2}
         del counted["visible shares"], found["visible shares"]
+    declared = [FORMATS[name].read(streets[name]).classes.names, FORMATS[new_name].read(target).classes.names]
+    boxed = {box.class_name for _, boxes in before.values() for box in boxes}
+    found["classes without boxes"] = len({*declared[0]} - {*declared[1]} - boxed)
     assert +found == +counted
     moved = max(
         float(np.abs(np.subtract(old.box, new.box)).max())
@@ -264,6 +269,17 @@ def test_kitti_goes_out_and_comes_back(shared: Path, tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match=r"1 images without a text file in label_2, first: .*000008\.png; correct them"):
         convert("kitti_boxes", source, "coco", tmp_path / "coco")
+    shared_text, lone = tmp_path / "shared/image_2", tmp_path / "shared/testing/image_2"
+    for path in (shared_text / "000001.png", shared_text / "000001.jpg", shared_text / "2.png", lone / "3.png"):
+        write_image(path, pattern(8, 8))
+    (tmp_path / "shared/label_2").mkdir()
+    for stem in ("000001", "2"):
+        (tmp_path / "shared/label_2" / f"{stem}.txt").touch()
+    labels = FORMATS["kitti_boxes"].read(tmp_path / "shared")
+    assert [image.path.name for image in labels.images] == ["2.png"]
+    [fault] = labels.faults.raise_or_note("leave_out", root=labels.root)
+    assert fault.startswith("left out: 1 images that share a text file in label_2, first: ")
+    assert labels.notes == [f"1 images are in folders without label_2 and are left out, first: {lone / '3.png'}"]
     report = convert("kitti_boxes", source, "coco", tmp_path / "coco", faulty="leave_out")
     objects = [row for file in rows.values() for row in file]
     assert report["boxes"] == len(objects)
@@ -409,6 +425,24 @@ def test_what_no_field_holds_is_counted_as_not_read(
     assert lost == {f"{what}: not read": count for what, count in unread.items()}
 
 
+@run_each(
+    "name, write",
+    [
+        ("crowdhuman", lambda root: write_set(root, train={"a": CROWD})),
+        ("citypersons", lambda root: written("citypersons", root)),
+        ("ecp", lambda root: written("ecp", root)),
+    ],
+)
+def test_published_images_without_labels_are_noted(
+    name: str, write: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = write(tmp_path_factory.mktemp("more") / "in")
+    before = FORMATS[name].read(root).notes
+    image = write_image(root / "leftImg8bit/test/x/more.png", pattern(8, 8))
+    note = f"1 images are in no annotation file and are left out, first: {image}"
+    assert FORMATS[name].read(root).notes == [*before, note]
+
+
 def test_sets_of_no_split(tmp_path: Path) -> None:
     source = write_three(tmp_path / "in")
     (source / "instances_train.json").rename(source / "labels.json")
@@ -428,6 +462,9 @@ def test_an_image_that_is_listed_twice_is_written_once(tmp_path: Path) -> None:
     assert (tmp_path / "out/Annotations/a.jpg.txt").read_text() == "1\n1 1 1 5 5\n"
 
 
+STORED = "unless orientation=ignore is stated"
+
+
 def test_photos_that_are_stored_turned(tmp_path: Path) -> None:
     """Boxes of an upright picture come back; those of its stored pixels are counted, where no size shows it."""
     image = write_image(tmp_path / "in/a.png", pattern(20, 10), orientation=6)
@@ -443,7 +480,12 @@ def test_photos_that_are_stored_turned(tmp_path: Path) -> None:
     document["annotations"][0] |= {"bbox": [2, 4, 6, 2], "area": 12}
     file.write_text(json.dumps(document))
     lost = convert("coco", tmp_path / "coco", "yolo_txt", tmp_path / "stored")["lost"]
-    assert [*lost][-1] == "images with boxes of their pixels as stored: yolo_txt is about upright images"
+    assert [*lost][-1] == "images with boxes of their pixels as stored: yolo_txt is about upright images, " + STORED
+    square = write_image(tmp_path / "square/a.png", pattern(20, 20), orientation=6).parent
+    box = {"image_id": 1, "category_id": 1, "bbox": [2, 4, 6, 2]}
+    write_coco(square / "instances.json", [(1, "a.png", 20, 20)], [box], categories=CATEGORIES[:1])
+    [line] = convert("coco", square, "coco", tmp_path / "same", orientation="ignore")["lost"]
+    assert line == "images with boxes of their pixels as stored: coco is about upright images, " + STORED
     assert convert("coco", tmp_path / "coco", "ecp", tmp_path / "ecp")["lost"].keys() == {
         "boxes of the class person: ecp calls them pedestrian",
         "images of no split: ecp calls them train",
@@ -462,10 +504,37 @@ ODD_NAMES = (
         "images/g.png",
         "g/images/h.png",
         "#.png",
+        "w/Annotations/w.png",
     ),
     *("labels/i.png", "CON.PNG", "-.jpeg", "1e5.png", "0001.png", "%20.png", "'\".png", "k/k/k/k.png", "img/l.png"),
     *("image_2/m.png", " /o.png", "p /q.png", "train/r.png/s.png", "val/t.png", "test_u.png", "day/img/val/x/y.png"),
 )
+
+
+ODD_CLASSES = ("a\u2028b", "c\x85d", "e\x7ff", "😀: #", 'g"\\u', "yes", "h, i", "Car", "car", "\x01")
+
+
+def write_odd_classes(root: Path) -> Path:
+    """A box of every class but the last, which no XML file can name."""
+    write_image(root / "a.png", pattern(16, 32))
+    rows = [{"image_id": 1, "category_id": n, "bbox": [n, 1, 3, 4]} for n in range(1, len(ODD_CLASSES))]
+    categories = [{"id": number, "name": name} for number, name in enumerate(ODD_CLASSES, start=1)]
+    return write_coco(root / "instances_train.json", [(1, "a.png", 32, 16)], rows, categories=categories).parent
+
+
+@run_each(
+    "name, num_renamed, is_last_lost",
+    [("coco", 0, 0), ("yolo_txt", 0, 0), ("cvat", 2, 1), ("labelme", 2, 1), ("kitti_boxes", 4, 1)],
+)
+def test_classes_keep_their_names_or_are_counted(
+    name: str, num_renamed: int, is_last_lost: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("classes")
+    lost = convert("coco", write_odd_classes(folder / "in"), name, folder / "out")["lost"]
+    found = [box.class_name for box in read(name, folder / "out")["a"][1]]
+    assert sum(new != old for new, old in zip(found, ODD_CLASSES, strict=False)) == num_renamed
+    assert sum(count for line, count in lost.items() if " calls them " in line) == num_renamed
+    assert lost.get(f"classes without boxes: {name} has none", 0) == is_last_lost
 
 
 @run_each("name", FORMATS)
@@ -497,6 +566,21 @@ def test_boxes_of_a_pixel_keep_an_extent_in_whole_pixels(tmp_path: Path) -> None
     assert rows_written == ["1 12 5 13 6", "1 10 5 11 14", "1 2 3 6 4", "1 4 4 7 6"]
 
 
+def annotated(*names: str, splits: Sequence[str] = ("train",)) -> Any:
+    """Images under these names, each with another box, in each of some splits."""
+
+    def write(root: Path) -> Path:
+        for name in names:
+            write_image(root / name, pattern(8, 8))
+        images = [(number, name, 8, 8) for number, name in enumerate(names, start=1)]
+        rows = [{"image_id": number, "category_id": 3, "bbox": [1, 1, number, 2]} for number, *_ in images]
+        for split in splits:
+            write_coco(root / f"instances_{split}.json", images, rows)
+        return root
+
+    return write
+
+
 def two_images(first: str, second: str) -> Any:
     def write(root: Path) -> Path:
         for name in (first, second):
@@ -518,6 +602,17 @@ def two_images(first: str, second: str) -> Any:
         ),
         (two_images("a\nb.png", "c.png"), "ecp", "is no path for a file of labels; rename the image"),
         (two_images("011765.png", "c.png"), "widerperson", r"011765\.png: widerperson does not read its labels again"),
+        (
+            annotated("a.png", "./a.png"),
+            "coco",
+            r"1 images that are labelled twice, with other boxes, first: .*/a\.png",
+        ),
+        (annotated("a.png", splits=("train", "val")), "voc", "or an image in two splits, .* or keep it in one split"),
+        (
+            two_images("a.png", "b.png"),
+            "voc",
+            "names no class; .*; rename the images, or, as no box is left, choose another --as",
+        ),
     ],
 )
 def test_names_without_a_place(write: Any, name: str, words: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -537,6 +632,9 @@ def test_the_command_prints_what_was_lost(tmp_path: Path) -> None:
     again = run_here(*words)
     assert again.code == 2
     assert "out is there and not empty; give another folder by --to" in again.err
+    (tmp_path / "empty").mkdir()
+    with contextlib.chdir(tmp_path / "empty"):
+        assert "empty: is the current folder, which cannot be replaced; give" in run_here(*words[:-1], ".").err
     (source / "s/a.png").unlink()
     missing = run_here(*words[:-1], tmp_path / "other")
     assert "1 images that are missing or damaged, first: 's/a.png'" in missing.err

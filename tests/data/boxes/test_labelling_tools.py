@@ -227,14 +227,19 @@ def test_shapes_of_labelme_become_the_boxes_about_them(tmp_path: Path) -> None:
         shape("rectangle", [[5, 10**400], [6, 7]]),
         None,
     ]
-    write_labelme(tmp_path / "in", {"a": []}, shapes=shapes, imageHeight=None, imageWidth=0)
+    write_labelme(
+        tmp_path / "in", {"a": []}, shapes=shapes, imageHeight=None, imageWidth=0, flags={"night": True, "day": False}
+    )
     (tmp_path / "in" / "package.json").write_text("{}")
     refused = r"2 shapes that are no boxes, first: .*a\.json: shapes\[7\]: 'cell ' is a point; 6 imp"
     with pytest.raises(DataError, match=refused):
         prepare_set("labelme", tmp_path / "in", tmp_path / "set")
     counts = {"polygons": 3, "circles": 1, "masks": 1}
     unread = read_labelme(tmp_path / "in").unread
-    assert unread == {f"{kind}, but the boxes about them": n for kind, n in counts.items()}
+    assert unread == {
+        **{f"{kind}, but the boxes about them": n for kind, n in counts.items()},
+        "flag night of an image": 1,
+    }
     manifest = prepare_set("labelme", tmp_path / "in", tmp_path / "set", faulty="leave_out")
     boxes = [[2, 3, 9, 8], [1, 1, 5, 4], [15, 15, 25, 25], [30, 10, 40, 20], [40, 4, 60, 20]]
     expected = [("cell", [*map(float, box)], False) for box in boxes] + [("other", [0.0, 0.0, 1.0, 1.0], False)]
@@ -248,7 +253,7 @@ def test_shapes_of_labelme_become_the_boxes_about_them(tmp_path: Path) -> None:
 def test_shapes_of_cvat_are_boxes_or_named(tmp_path: Path) -> None:
     more = (
         '<polygon label="car" points="1.0,2.0;5,2;3,7"/>\n<ellipse label="car" cx="20" cy="20" rx="5" ry="4"/>\n'
-        '<mask label="car" rle="1,2" left="3" top="4" width="10" height="20"/>\n<tag label="car"/>\n'
+        '<mask label="car" group_id="4" rle="1,2" left="3" top="4" width="10" height="20"/>\n<tag label="car"/>\n'
         '<points label="car" points="1,1"/>\n<box label="car" xtl="1" ytl="1" xbr="9" ybr="9" rotation="30.5"/>\n'
         '<box label="car" xtl="1" ytl="1" xbr="nan" ybr="9"/>\n<polygon label="car" points="1"/>\n'
         '<cuboid label="car"/>\n'
@@ -264,7 +269,8 @@ def test_shapes_of_cvat_are_boxes_or_named(tmp_path: Path) -> None:
     ):
         assert text in str(refused.value)
     counts = {"polygons": 1, "ellipses": 1, "masks": 1}
-    assert read_cvat(root).unread == {f"{kind}, but the boxes about them": n for kind, n in counts.items()}
+    unread = {**{f"{kind}, but the boxes about them": n for kind, n in counts.items()}, "group_id": 1}
+    assert read_cvat(root).unread == unread
     manifest = prepare_set("cvat", root, tmp_path / "set", faulty="leave_out")
     boxes = [box for _, box, _ in all_of("cvat", tmp_path / "set")["a"][2:]]
     assert boxes == [[1, 2, 5, 7], [15, 16, 25, 24], [3, 4, 13, 24]]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.areas.detect.sets.yolo_txt import YoloTxt
+from sightline.areas.detect.sets.yolo_txt import YoloTxt, read_yolo
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.store.prepared.prepared_set import verify
@@ -337,10 +337,14 @@ def test_one_folder_for_two_splits_is_never_tested_on(tmp_path: Path) -> None:
     (root / "data.yaml").write_text("train: images/train\nval: images/train\ntest:\nnames: [person]\n")
     manifest = prepare(root, tmp_path / "set")
     assert manifest["differences"] == [
-        f"5 images are stated for two splits and count for the first, first: {root}/images/train/a.png"
+        f"5 images are stated for two splits and count for the one that their folder is called as, else the first, "
+        f"first: {root}/images/train/a.png"
     ]
     split_sizes = YoloTxt(split="train", root=str(tmp_path / "set")).info.split_sizes
     assert split_sizes == {"train": 3, "validation": 1, "test": 1}
+    labelled(root / "images" / "valid" / "f.png")  # a key that trainers need names the folder of another one
+    (root / "data.yaml").write_text("train: images/valid\nval: images/valid\ntest: images/train\nnames: [person]\n")
+    assert {image.split for image in read_yolo(root).images} == {"validation", "test"}
 
 
 def test_photographs_are_turned_as_viewers_turn_them(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sightline.areas.detect.sets.image_listing import guess_split, list_images
+from sightline.areas.detect.sets.image_listing import guess_split, list_images, note_unlabelled
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     Files,
@@ -81,7 +81,8 @@ def read_citypersons(source: Path) -> LabelledSet:
             else:
                 count = f"there are {len(matches)} images" if matches else "there is no image"
                 faults.add(BAD_IMAGE, f"{where}: {count} '{name}' below {image_root}")
-    return LabelledSet(root, "citypersons", KINDS.classes, images, faults, unread=unread)
+    notes = note_unlabelled(image_root if image_root.is_dir() else root, (image.path for image in images))
+    return LabelledSet(root, "citypersons", KINDS.classes, images, faults, notes, unread)
 
 
 def _read_people(rows: np.ndarray, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:

@@ -19,7 +19,7 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     area_of,
 )
-from sightline.areas.detect.sets.photo_orientation import OrientationRule
+from sightline.areas.detect.sets.photo_orientation import OrientationRule, assume_turned
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
 from sightline.contract.schema import suggest
@@ -71,17 +71,20 @@ def convert_labels(
     lost = Counter({f"{what}: not read": count for what, count in labels.unread.items()})
     fitting = _Fitting(new_name, writer, box, labels.faults, lost)
     images = [fitting.fit(item) for item in checked]
+    unique = _join_repeated(images, labels.faults)
     notes = [*labels.notes, *labels.faults.raise_or_note(faulty, root=labels.root, target=target)]
-    unique = {(image.path, image.split): image for image in images}
     lost["images that are listed more than once: they are written once"] = len(images) - len(unique)
-    placed = _place([*unique.values()], labels.root, writer)
+    fitting.count_turned(checked)
+    placed = _place(unique, labels.root, writer)
     with whole_folder(target) as folder:
         for path, image_path in {image.name: image.path for image in placed}.items():
             _claim(folder, path).symlink_to(image_path.resolve())
         assert writer.write is not None
         for path, content in writer.write(replace(labels, images=placed)):
             _claim(folder, path).write_bytes(content)
-        _read_back(new_name, writer, folder, placed)
+        names = _read_back(new_name, writer, folder, placed)
+        boxed = {box.class_name for image in labels.images for box in image.boxes}
+        lost[f"classes without boxes: {new_name} has none"] = len({*labels.classes.names} - boxed - {*names})
         os.sync()  # once: a file for each of 100,000 images would take minutes
     return {
         "labels": name,
@@ -135,12 +138,19 @@ class _Fitting:
     def fit(self, item: CheckedImage) -> LabelledImage:
         """Return an image with its size, and with its boxes as the format can state them."""
         image = replace(item.image, boxes=[*self._fit_boxes(item.image, item.size_px)], size_px=item.size_px)
-        if "size" not in self.writer.holds and item.header.orientation > 1 and item.orientation == 1:
-            self.lost[f"images with boxes of their pixels as stored: {self.name} is about upright images"] += 1
         if image.split != "all" or "undivided" in self.writer.holds:
             return image
         self.lost[f"images of no split: {self.name} calls them train"] += 1
         return replace(image, split="train")
+
+    def count_turned(self, checked: Sequence[CheckedImage]) -> None:
+        """Count images that a reader of the new files, who sees no size, or two equal ones, takes for turned."""
+        holds_size = "size" in self.writer.holds
+        pairs = [(replace(item.image, size_px=item.size_px if holds_size else None), item.header) for item in checked]
+        for item, is_turned in zip(checked, assume_turned(pairs, "sizes"), strict=True):
+            if is_turned and item.orientation == 1:
+                about = f"{self.name} is about upright images, unless orientation=ignore is stated"
+                self.lost[f"images with boxes of their pixels as stored: {about}"] += 1
 
     def _fit_boxes(self, image: LabelledImage, size_px: tuple[int, int]) -> Iterator[LabelledBox]:
         for stated in image.boxes:
@@ -207,6 +217,16 @@ def _restrict(box: LabelledBox, writer: LabelFormat) -> tuple[LabelledBox, list[
     return box._replace(**changed), [_WORDS[name] for name in lost]
 
 
+def _join_repeated(images: Sequence[LabelledImage], faults: AnnotationFaults) -> list[LabelledImage]:
+    """Return images once for each split; an image that is labelled again with other boxes is a fault."""
+    unique: dict[tuple[Path, str], LabelledImage] = {}
+    for image in images:
+        first = unique.setdefault((image.path, image.split), image)
+        if [box._replace(line=0) for box in first.boxes] != [box._replace(line=0) for box in image.boxes]:
+            faults.add("images that are labelled twice, with other boxes", str(image.path))
+    return [*unique.values()]
+
+
 def _place(images: Sequence[LabelledImage], root: Path, writer: LabelFormat) -> list[LabelledImage]:
     """Return images under their paths in the new format. Raises DataError for two that would have one name."""
     owners: dict[str, Path] = {}
@@ -231,18 +251,23 @@ def _claim(folder: Path, path: str) -> Path:
     except (FileExistsError, NotADirectoryError):
         is_taken = True
     if is_taken:
-        raise DataError(f"'{path}': an image and another file would have this path in the new format; rename the image")
+        raise DataError(
+            f"'{path}': an image and another file, or an image in two splits, would have this path in the new "
+            "format; rename the image, or keep it in one split"
+        )
     return file
 
 
-def _read_back(name: str, writer: LabelFormat, folder: Path, placed: Sequence[LabelledImage]) -> None:
-    """Raise DataError if the images that were written are not read again, with as many boxes each."""
+def _read_back(name: str, writer: LabelFormat, folder: Path, placed: Sequence[LabelledImage]) -> Sequence[str]:
+    """Return the classes that are read again. Raises DataError if images are not, with as many boxes each."""
     try:
         back = writer.read(folder)
         back.faults.raise_or_note("refuse", root=folder)
         found = {(image.path.relative_to(back.root).as_posix(), image.split, len(image.boxes)) for image in back.images}
     except DataError as error:
-        raise DataError(f"{name} does not read what was written: {error}; rename the images") from error
+        advice = "" if any(image.boxes for image in placed) else ", or, as no box is left, choose another --as"
+        raise DataError(f"{name} does not read what was written: {error}; rename the images{advice}") from error
     for image in placed:
         if (image.name, image.split, len(image.boxes)) not in found:
             raise DataError(f"{image.path}: {name} does not read its labels again from '{image.name}'; rename it")
+    return back.classes.names

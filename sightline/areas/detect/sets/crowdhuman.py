@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.sets.image_listing import guess_split, list_images
+from sightline.areas.detect.sets.image_listing import guess_split, list_images, note_unlabelled
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     Files,
@@ -75,7 +75,8 @@ def read_crowdhuman(source: Path) -> LabelledSet:
                     f"{path}: {duplicates[0]} has the same name, and the boxes of '{name}' fit either; keep one"
                 )
             images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
-    return LabelledSet(root, "crowdhuman", _KINDS.classes, images, faults, unread=unread)
+    notes = note_unlabelled(root, (image.path for image in images))
+    return LabelledSet(root, "crowdhuman", _KINDS.classes, images, faults, notes, unread)
 
 
 def _read_lines(path: Path) -> dict[str, list[dict[str, Any]]]:

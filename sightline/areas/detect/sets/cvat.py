@@ -104,6 +104,7 @@ def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[
         report.unread.update(f"attribute {name}"[:80] for name in marks.keys() - {*MARKS} if marks[name])
         report.unread.update([f"{shape.tag}s, but the boxes about them"] if shape.tag != "box" else [])
         report.unread.update(["occluded"] if shape.attributes.get("occluded") == "1" else [])
+        report.unread.update(["group_id"] if shape.attributes.get("group_id", "0") != "0" else [])
 
 
 def _read_corners(shape: XmlElement) -> BoxCorners:
@@ -116,7 +117,7 @@ def _read_corners(shape: XmlElement) -> BoxCorners:
 def write_cvat(labels: LabelledSet) -> Files:
     """Yield one XML file: subsets are the splits, attributes of boxes say what is ignored, or a crowd."""
     names = dict.fromkeys(" ".join(name.split()) for name in labels.classes.names)
-    parts = [_render_label(name) for name in names if name]
+    parts = [_render_label(name) for name in names if not isinstance(fit_label(LabelledBox(name, None)), str)]
     images = [_render_image(number, image) for number, image in enumerate(labels.images)]
     head = f"<version>1.1</version>\n<meta>\n<task>\n<labels>\n{''.join(parts)}</labels>\n</task>\n</meta>\n"
     text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n{head}{"".join(images)}</annotations>\n'

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sightline.areas.detect.sets.image_listing import guess_split
+from sightline.areas.detect.sets.image_listing import guess_split, note_unlabelled
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     Files,
@@ -82,6 +82,7 @@ def read_ecp(source: Path) -> LabelledSet:
         name = path.relative_to(root).as_posix()
         images.append(LabelledImage(split, name, path, boxes, numbers[split], size_px, (file,)))
     notes = [f"{num_vehicles} boxes of vehicles are left out"] if num_vehicles else []
+    notes += note_unlabelled(root, (image.path for image in images))
     return LabelledSet(root, "ecp", KINDS.classes, images, faults, notes, unread)
 
 

@@ -84,6 +84,12 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
     return images
 
 
+def note_unlabelled(root: Path, labelled: Iterable[Path]) -> list[str]:
+    """Return a note on the images below a folder that are not among those that its labels name, if there are any."""
+    left = sorted({*list_images(root, may_lack=True)} - {*labelled})
+    return [f"{len(left)} images are in no annotation file and are left out, first: {left[0]}"] if left else []
+
+
 class NameEnds:
     """Index of images by every end of their paths, with and without suffix: other tools name them from any folder."""
 
@@ -135,7 +141,11 @@ def plan_image_set(
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
     listed = _assign_splits(listed)
-    headers = check_headers(listed, progress=progress, orientation=orientation)
+    headers = check_headers(
+        listed,
+        progress=lambda done, total, what: progress(done, 2 * total, what),  # the other half is decoding
+        orientation=orientation,
+    )
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
     checked = _decode(listed, _stack(listed, label_format, headers), progress=progress)
     shown = label_format.columns[0]
@@ -214,7 +224,7 @@ def check_headers(
             headers.append((image, read_header(image.path)))
         except DataError as error:
             listed.faults.add("images that are missing or damaged", str(error))
-        progress(done, 2 * len(listed.images), f"looking at {image.name}")
+        progress(done, len(listed.images), f"looking at {image.name}")
     checked = []
     for (image, header), is_turned in zip(headers, assume_turned(headers, orientation), strict=True):
         size_px = header.size_px(upright=is_turned)

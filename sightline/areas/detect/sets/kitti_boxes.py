@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +19,7 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import plain
 from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.yolo_txt import count_note
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, read_file
@@ -50,20 +51,30 @@ def read_kitti(source: Path) -> LabelledSet:
             "the folder with them"
         )
     faults, unread = AnnotationFaults(), Counter[str]()
-    paths = {(path.parents[1], path.stem): path for path in list_images(root, may_lack=True) if _is_image_2(path)}
+    paths: defaultdict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for path in filter(_is_image_2, list_images(root, may_lack=True)):
+        paths[path.parents[1], path.stem].append(path)
     images = []
     for number, file in enumerate(files, start=1):
-        path = paths.pop((file.parents[1], file.stem), file.parents[1] / "image_2" / f"{file.stem}.png")
+        path, *others = paths.pop((file.parents[1], file.stem), [file.parents[1] / "image_2" / f"{file.stem}.png"])
         boxes = [*_read_rows(file, faults, unread)]
+        if others:
+            faults.add("images that share a text file in label_2", f"{path} and {others[0].name}")
+            continue
         split, name = guess_split(file.parents[1].relative_to(root)), path.relative_to(root).as_posix()
         images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
-    for (folder, _), path in sorted(paths.items()):
-        if folder / "label_2" in folders:
+    left = sorted(path for alike in paths.values() for path in alike)
+    for path in left:
+        if path.parents[1] / "label_2" in folders:
             faults.add("images without a text file in label_2", str(path))
+    notes = count_note(
+        [path for path in left if path.parents[1] / "label_2" not in folders],
+        "images are in folders without label_2 and are left out",
+    )
     names = {box.class_name for image in images for box in image.boxes}
     ordered = [*(name for name in _TYPES if name in names), *sorted(names - {*_TYPES, _REGION}), _REGION]
     classes = CategoryIds(tuple(ordered), tuple(range(1, len(ordered) + 1)))
-    return LabelledSet(root, "kitti_boxes", classes, images, faults, unread=unread)
+    return LabelledSet(root, "kitti_boxes", classes, images, faults, notes, unread)
 
 
 def _is_image_2(path: Path) -> bool:

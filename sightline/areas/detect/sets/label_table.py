@@ -126,15 +126,16 @@ class AnnotationFaults:
         `target` is given.
         """
         reported = [f"{len(faults)} {kind}, first: {faults[0]}" for kind, faults in self._faults.items()]
-        listed = "" if target is None else self._list_all(target.with_name(f"{target.name}.faults.txt"))
+        listed = "" if target is None else self._list_all(target.absolute())
         if reported and faulty == "refuse":
             advice = f"correct them, or leave them out by faulty=leave_out{listed}"
             raise DataError(f"{root}: {'; '.join(reported)}; {advice}")
         more = "; a file called as the set, and .faults.txt, lists all" if listed else ""
         return [f"left out: {note}{more}" for note in reported]
 
-    def _list_all(self, report: Path) -> str:
-        """Write all faults to `report` if several are of one kind; return the text that refers to it, else ""."""
+    def _list_all(self, target: Path) -> str:
+        """Write all faults beside `target` if several are of one kind; return the text that refers to it, else ""."""
+        report = target.with_name(f"{target.name}.faults.txt")
         with contextlib.suppress(OSError):
             report.unlink(missing_ok=True)
             if any(len(faults) > 1 for faults in self._faults.values()):

@@ -75,6 +75,9 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
         return
     size_px = parse_size(document.get("imageHeight"), document.get("imageWidth"))
     boxes = tuple(_read_shapes(document["shapes"], file, report))
+    flags = document.get("flags")
+    if isinstance(flags, dict):
+        report.unread.update(f"flag {name} of an image"[:80] for name, is_set in flags.items() if is_set)
     yield ToolImage(str(document.get("imagePath") or ""), size_px, boxes)
 
 

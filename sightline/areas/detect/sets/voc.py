@@ -56,7 +56,7 @@ def _read_splits(folder: ToolFolder) -> dict[Path, str]:
     named: defaultdict[Path, dict[str, Path]] = defaultdict(dict)
     for file in folder.files:
         inside = file.relative_to(folder.root).parents
-        for parent in [folder.root / parent for parent in inside if parent.name == "Annotations"][:1]:
+        for parent in [folder.root / parent for parent in inside if parent.name == "Annotations"]:
             named[parent.parent / "ImageSets" / "Main"][file.relative_to(parent).with_suffix("").as_posix()] = file
     splits: dict[Path, str] = {}
     for main, file_by_name in named.items():

@@ -40,6 +40,8 @@ _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
 _BOX_WORDS = 5
 """Words of a row of class, centre and size."""
+_ESCAPED = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
+"""Characters that JSON holds as they are, and YAML does not."""
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
@@ -83,7 +85,9 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
         raise DataError(
             f"{root}: none of {len(images)} images has a text file beside it, or in labels/ beside images/; {advice}"
         )
-    counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
+    counts = (
+        "none" if {*(split_by or {}).values()} == {"all"} else "the one that their folder is called as, else the first"
+    )
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
     notes = count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
@@ -186,13 +190,14 @@ def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -
     """Read the splits of images from the folders or lists that the YAML file states.
 
     Images stated for two splits are training images that would be tested. If all images are in two splits, as with one
-    folder for everything, the folder's name decides the split.
+    folder for everything, or one folder is stated for both, the folder's name decides the split.
     """
     splits: dict[Path, str] = {}
     stated = _StatedSplits(None, [], [], [], [])
     base = "".join(_read_texts(config, "path", config_path)[:1])
     entries = [(key, entry) for key in _SPLIT_KEYS for entry in _read_texts(config, key, config_path)]
     entry_by_path: dict[Path, str] = {}
+    key_by_path: dict[Path, str] = {}
     for key, entry in entries:
         path, is_moved = _find_stated_path(root, base, entry)
         if path is None or (is_moved and entry_by_path.setdefault(path, entry) != entry):
@@ -202,9 +207,14 @@ def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -
         if is_moved:
             stated.notes.append(f"{config_path} states {key}: {entry}; {path.relative_to(root)} is read for it")
         stated.lists.extend([] if path.is_dir() else [path])
+        key_by_path.setdefault(path, key)
+        is_of_key = (
+            key_by_path[path] != key and path.is_dir() and guess_split(path.relative_to(root)) == _SPLIT_KEYS[key]
+        )
         for image in list_images(path) if path.is_dir() else _read_list(root, path, stated.notes):
             if splits.setdefault(image, _SPLIT_KEYS[key]) != _SPLIT_KEYS[key]:
                 stated.shared.append(str(image))
+                splits[image] = _SPLIT_KEYS[key] if is_of_key else splits[image]
     if {*splits} == {*map(Path, stated.shared)} and isinstance(folder := config.get("train"), str):
         splits = dict.fromkeys(splits, guess_split(Path(folder)))
     return stated._replace(split_by=splits or None)
@@ -345,11 +355,14 @@ def write_yolo(labels: LabelledSet) -> Files:
     folders = {word: f"images/{word}".rstrip("/") for word in group_by_split(labels.images)}
     first = folders.get("train", next(iter(folders.values())))
     stated = {"train": first, "val": first, **{word: folder for word, folder in folders.items() if word}}
-    names = (
-        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(labels.classes.names)
-    )
+    names = (f"  {number}: {_quote(name)}\n" for number, name in enumerate(labels.classes.names))
     lines = [*(f"{key}: {folder}\n" for key, folder in stated.items()), "names:\n", *names]
     yield "data.yaml", "".join(lines).encode()
+
+
+def _quote(name: str) -> str:
+    """Return a name in quotes, as YAML reads it; what it would take for a line break, or refuse, is escaped."""
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(name, ensure_ascii=False))
 
 
 def _place(image: LabelledImage) -> str:
