@@ -91,8 +91,9 @@ SHIPPED: dict[str, Any] = {
         read_config(ROOT / "configs/pose/synthetic_hands_scale_net.yaml", ["data.train_size=16", "data.test_size=4"]),
         World(),
     ),
-    "sigmoid_focal box_smooth_l1 box_overlap": lambda folder: _crowds(
-        *("sigmoid_focal", "box_smooth_l1", "box_overlap, overlap: ciou"),
+    "sigmoid_focal box_smooth_l1 box_overlap box_density": lambda folder: _crowds(
+        *("sigmoid_focal", "box_smooth_l1", "box_overlap, overlap: ciou", "box_density"),
+        more=("model.head.density=true",),
     ),
     "objectness class_bce box_overlap": lambda folder: _crowds(
         "objectness", "class_bce, quality: iou", "box_overlap, overlap: iou, form: square", name="yolox"
