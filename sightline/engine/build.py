@@ -26,7 +26,7 @@ from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, mod
 from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
 from sightline.contract.facts import check_data_facts
 from sightline.contract.loss import Loss
-from sightline.contract.members import DataMembers, TaskMembers, TransformMembers, get_data_digest
+from sightline.contract.members import DataMembers, ModelMembers, TaskMembers, TransformMembers, get_data_digest
 from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset
@@ -169,7 +169,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         if config.train.batch_size == "auto":
             config = _resolve_batch_size(config, data, world)
         model = _build_unchanged_model(config, data.facts, world)
-        config, source, report = (config, None, None) if is_resumed else _load_initial_weights(model, config)
+        config, source, report = (config, None, None) if is_resumed else _load_initial_weights(model, config, world)
         model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
@@ -243,7 +243,7 @@ def log_unused_validation(config: RunConfig, data: Data, world: World) -> None:
 
 
 def _load_initial_weights(
-    model: nn.Module, config: RunConfig
+    model: nn.Module, config: RunConfig, world: World
 ) -> tuple[RunConfig, WeightSource | None, WeightLoadReport | None]:
     """Load the weights that `init` names: the EMA of a run's weights, if it has one.
 
@@ -258,9 +258,13 @@ def _load_initial_weights(
         return config, None, None
     try:
         source = open_source(config.init.source)
+        weights, fit = source.read(), ModelMembers.fit_weights.get(model)
+        if fit is not None and source.config is not None:
+            weights, note = fit(weights, source.config)
+            world.rank_zero_only(logger.info)("init: %s", note)
         report = load_weights(
             model,
-            source.read(),
+            weights,
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
             into=config.init.into,

@@ -6,7 +6,7 @@ the engine divides by the boxes of the whole step, as it does for every other lo
 
 from __future__ import annotations
 
-import logging
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.errors import ConfigError, assert_installed, escape_to_one_line, join_some
+from sightline.contract.errors import CheckpointError, ConfigError, assert_installed, escape_to_one_line, join_some
 from sightline.contract.loss import Loss
 from sightline.contract.schema import suggest
 from sightline.layers.images import assert_images
 from sightline.ops.waits import read_list
-
-logger = logging.getLogger(__name__)
 
 
 class _Family(NamedTuple):
@@ -38,6 +36,15 @@ _FAMILIES = {
 }
 _BY_US = ("num_labels", "id2label", "label2id", "num_channels", "return_dict", "use_pretrained_backbone")
 """Values of the library's config that follow from the data, or that this model sets itself."""
+_OF_TRAINING = ("weight_loss_", "matcher_", "focal_loss_")
+_NOT_OF_NETWORK = frozenset(
+    "_name_or_path activation_dropout anchor_image_size architectures attention_dropout auxiliary_loss box_noise_scale "
+    "chunk_size_feed_forward dropout dtype eos_coefficient eval_size freeze_backbone_batch_norms head_dim id2label "
+    "initializer_bias_prior_prob initializer_range is_encoder_decoder label2id label_noise_ratio num_channels "
+    "num_denoising num_labels out_indices output_attentions output_hidden_states problem_type return_dict stage_names "
+    "tie_word_embeddings transformers_version use_focal_loss".split()
+)
+"""Values of the library's config that two networks may differ in, and the same weights fit both."""
 _MULTIPLE = 32
 """Stride of the coarsest map."""
 _CLASS_LAYERS = ("class_embed.", "enc_score_head.", "denoising_class_embed.")
@@ -117,17 +124,21 @@ class TransformersDetector(nn.Module):
         queries = slice(-self.network.config.num_queries, None)  # denoising queries come first
         return {"logits": predicted.logits[:, queries], "set_boxes": predicted.pred_boxes[:, queries]}
 
-    def fit_weights(self, weights: Mapping[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
-        """Fit the weights of a detector of other classes to this one's: rows of classes are chosen by class name.
+    def fit_weights(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+        """Fit weights of a detector of other classes to this one: rows of classes are chosen by class name.
 
-        Classes that `class_names` lack start with the rows that this model has. All other tensors stay as they are.
+        Classes that the config's `id2label` lacks start with the rows that this model has. All other tensors stay as
+        they are. Returns the weights and a sentence on the classes. Raises CheckpointError for a network of other
+        `settings`.
         """
-        found = {name.casefold(): index for index, name in enumerate(class_names)}
+        _assert_same_network(self.network.config, config)
+        labels = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+        found = {name.casefold(): index for index, name in labels.items()}
         source = [found.get(name.casefold()) for name in self.class_names]
         copied = [(row, index) for row, index in enumerate(source) if index is not None]
         own, fitted = self.state_dict(), dict(weights)
         for name, value in weights.items():
-            if name not in own or not _is_of_classes(name):
+            if name not in own or not any(f".{layer}" in name for layer in _CLASS_LAYERS):
                 continue
             rows = own[name].detach().clone()
             if len(rows) == len(source) + 1:  # the last one is of no class
@@ -136,13 +147,8 @@ class TransformersDetector(nn.Module):
                 rows[row] = value[index]
             fitted[name] = rows
         new = [name for name, index in zip(self.class_names, source, strict=True) if index is None]
-        logger.info(
-            "heads: %d of %d classes start with the weights of the file's class of this name%s",
-            len(copied),
-            len(source),
-            f"; new: {escape_to_one_line(join_some(new, most=8))}" if new else "",
-        )
-        return fitted
+        note = f"{len(copied)} of {len(source)} classes start with the file's weights of the class of the same name"
+        return fitted, note + (f"; new: {escape_to_one_line(join_some(new, most=8))}" if new else "")
 
 
 def make_targets(
@@ -200,8 +206,36 @@ def _add_up(loss_terms: Mapping[str, Tensor], name: str) -> Tensor:
     return torch.stack(parts).sum() if parts else next(iter(loss_terms.values())).new_zeros(())
 
 
-def _is_of_classes(name: str) -> bool:
-    return any(f".{layer}" in name for layer in _CLASS_LAYERS)
+def _assert_same_network(own: Any, theirs: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, with the settings to take, if a file's config describes another network."""
+    config_class = type(own)
+    if theirs["model_type"] != own.model_type:
+        raise CheckpointError(
+            f"is of the family {theirs['model_type']}, this model is {own.model_type}; set model.family="
+            f"{theirs['model_type']}, and the losses that this family has"
+        )
+    default, ours, made = (
+        _list_settings(config, own) for config in (config_class(), own, config_class.from_dict(dict(theirs)))
+    )
+    differing = [name for name in ours if made.get(name) != ours[name]]
+    if differing:
+        settings = {name: value for name, value in made.items() if name in ours and value != default.get(name)}
+        raise CheckpointError(
+            f"is of a network with other {', '.join(differing)}; set model.settings to those of its config: "
+            f"{json.dumps(settings)}"
+        )
+
+
+def _list_settings(config: Any, own: Any) -> dict[str, Any]:
+    """List the values of a config that decide on the network's weights and predictions.
+
+    Of its backbone, those that the backbone of `own` has: files of earlier versions have names without a meaning.
+    """
+    known = own.backbone_config.to_dict().keys() - _NOT_OF_NETWORK
+    values = {name: value for name, value in config.to_dict().items() if not name.startswith(_OF_TRAINING)}
+    values["backbone_config"] = {name: value for name, value in values["backbone_config"].items() if name in known}
+    plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples
+    return {name: value for name, value in plain.items() if name not in {*_NOT_OF_NETWORK, "model_type"}}
 
 
 # --- the terms as losses ----------------------------------------------------------------------------------------------
