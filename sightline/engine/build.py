@@ -169,7 +169,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         if config.train.batch_size == "auto":
             config = _resolve_batch_size(config, data, world)
         model = _build_unchanged_model(config, data.facts, world)
-        config, source, report = (config, None, None) if is_resumed else _load_initial_weights(model, config, world)
+        config, source, report = (config, None, None) if is_resumed else _load_initial_weights(model, config)
         model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
@@ -243,7 +243,7 @@ def log_unused_validation(config: RunConfig, data: Data, world: World) -> None:
 
 
 def _load_initial_weights(
-    model: nn.Module, config: RunConfig, world: World
+    model: nn.Module, config: RunConfig
 ) -> tuple[RunConfig, WeightSource | None, WeightLoadReport | None]:
     """Load the weights that `init` names: the EMA of a run's weights, if it has one.
 
@@ -258,10 +258,9 @@ def _load_initial_weights(
         return config, None, None
     try:
         source = open_source(config.init.source)
-        weights, fit = source.read(), ModelMembers.fit_weights.get(model)
+        weights, note, fit = source.read(), "", ModelMembers.fit_weights.get(model)
         if fit is not None and source.config is not None:
             weights, note = fit(weights, source.config)
-            world.rank_zero_only(logger.info)("init: %s", note)
         report = load_weights(
             model,
             weights,
@@ -273,6 +272,7 @@ def _load_initial_weights(
         where = config.origins.get("init.from", "init.from")
         prefix = "" if config.init.source in str(error) else f"{config.init.source}: "
         raise CheckpointError(f"{where}: {prefix}{error}") from None
+    report = dataclasses.replace(report, note=note)
     return dataclasses.replace(config, init=dataclasses.replace(config.init, source=source.name)), source, report
 
 
@@ -496,6 +496,11 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
     """Build an evaluator of one split with the config's settings."""
     voting = None
     if config.evaluate.votes > 1:
+        if TaskMembers.vote.get(task) is None:
+            raise ConfigError(
+                f"{config.origins.get('evaluate.votes', 'evaluate.votes')}: the task '{config.task.name}' does not "
+                "merge the predictions of several passes; set evaluate.votes=1"
+            )
         voting = _build_reader(
             part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
         )

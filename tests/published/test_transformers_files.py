@@ -75,10 +75,10 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     path, _ = write_theirs(tmp_path / "a")
     source = open_source(str(path))
     with pytest.raises(
-        CheckpointError, match=r"other decoder_layers; set model.settings to those of its config: \{"
+        CheckpointError, match=r"other decoder_layers; set these as in its config: model.settings=\{"
     ) as told:
         make_set_network("d_fine", "car", decoder_layers=3).fit_weights({}, source.config)
-    block = json.loads(str(told.value).partition("its config: ")[2])
+    block = json.loads(str(told.value).partition("model.settings=")[2])
     make_set_network("d_fine", "car", **block).fit_weights({}, source.config)  # what it says to take does
     with pytest.raises(
         CheckpointError, match=r"is of the family d_fine, this model is rt_detr_v2; set model.family=d_fine"

@@ -214,15 +214,11 @@ def _assert_same_network(own: Any, theirs: Mapping[str, Any]) -> None:
             f"is of the family {theirs['model_type']}, this model is {own.model_type}; set model.family="
             f"{theirs['model_type']}, and the losses that this family has"
         )
-    default, ours, made = (
-        _list_settings(config, own) for config in (config_class(), own, config_class.from_dict(dict(theirs)))
-    )
-    differing = [name for name in ours if made.get(name) != ours[name]]
-    if differing:
-        settings = {name: value for name, value in made.items() if name in ours and value != default.get(name)}
+    ours, made = (_list_settings(config, own) for config in (own, config_class.from_dict(dict(theirs))))
+    if settings := {name: made.get(name) for name in ours if made.get(name) != ours[name]}:
         raise CheckpointError(
-            f"is of a network with other {', '.join(differing)}; set model.settings to those of its config: "
-            f"{json.dumps(settings)}"
+            f"is of a network with other {', '.join(settings)}; set these as in its config: "
+            f"model.settings={json.dumps(settings)}"
         )
 
 
