@@ -2,7 +2,8 @@
 
 A paper is its own file, with its head and its assignment of boxes: `retinanet.py`, `fcos.py` (with ATSS), `yolo.py`
 (YOLOv3 and YOLOX with SimOTA: the backbones and necks, too), `ota.py`, `free_anchor.py`; then `losses.py`, and
-`output.py`, which decodes. ResNets and the feature pyramid of RetinaNet and FCOS are in `networks.py`.
+`output.py`, which decodes. `transformers_detector.py` wraps the detectors of a library, which have no priors, and
+`set_task.py` is their task. ResNets and the feature pyramid of RetinaNet and FCOS are in `networks.py`.
 
 The way from a config to detections, for a reader of this folder (B images, P priors, K classes). Names of other rooms
 come with their guarantee, so that their files need not be opened.
