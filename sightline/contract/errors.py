@@ -112,6 +112,7 @@ _EXTRAS = {
     "mlflow": "mlflow",
     "sklearn": "probe",
     "scipy": "detect",
+    "transformers": "transformers",
     "optuna": "search",
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),

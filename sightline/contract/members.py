@@ -84,6 +84,11 @@ class ModelMembers:
 
     encode: Member[Function] = Member("`encode(*, ...)`: the features of each sample, for probes", absent=None)
     feature_width: Member[int | None] = Member("how many features `encode` returns", absent=None)
+    fit_weights: Member[Function] = Member(
+        "`fit_weights(weights, config)`: weights for `init` with a library's config beside them, fitted to this model, "
+        "and a sentence on what was fitted",
+        absent=None,
+    )
     output_keys: Member[frozenset[str] | None] = Member(
         "the keys that `forward` returns, where they depend on a block that the model is made of", absent=None
     )

@@ -26,7 +26,7 @@ from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, mod
 from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
 from sightline.contract.facts import check_data_facts
 from sightline.contract.loss import Loss
-from sightline.contract.members import DataMembers, TaskMembers, TransformMembers, get_data_digest
+from sightline.contract.members import DataMembers, ModelMembers, TaskMembers, TransformMembers, get_data_digest
 from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset
@@ -258,9 +258,12 @@ def _load_initial_weights(
         return config, None, None
     try:
         source = open_source(config.init.source)
+        weights, note, fit = source.read(), "", ModelMembers.fit_weights.get(model)
+        if fit is not None and source.config is not None:
+            weights, note = fit(weights, source.config)
         report = load_weights(
             model,
-            source.read(),
+            weights,
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
             into=config.init.into,
@@ -269,6 +272,7 @@ def _load_initial_weights(
         where = config.origins.get("init.from", "init.from")
         prefix = "" if config.init.source in str(error) else f"{config.init.source}: "
         raise CheckpointError(f"{where}: {prefix}{error}") from None
+    report = dataclasses.replace(report, note=note)
     return dataclasses.replace(config, init=dataclasses.replace(config.init, source=source.name)), source, report
 
 
@@ -492,6 +496,11 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
     """Build an evaluator of one split with the config's settings."""
     voting = None
     if config.evaluate.votes > 1:
+        if TaskMembers.vote.get(task) is None:
+            raise ConfigError(
+                f"{config.origins.get('evaluate.votes', 'evaluate.votes')}: the task '{config.task.name}' does not "
+                "merge the predictions of several passes; set evaluate.votes=1"
+            )
         voting = _build_reader(
             part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
         )

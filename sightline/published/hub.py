@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sightline.contract.errors import CheckpointError, UserError, assert_installed, escape_to_one_line, join_some
 from sightline.contract.schema import suggest
+from sightline.published.transformers_files import CONFIG_FILE
 
 PREFIX = "hf://"
 RUN_MARKS = ("config.yaml", "model.slq")
@@ -77,9 +78,10 @@ def parse_name(text: str) -> HubName:
 def fetch_weights(text: str) -> HubFile:
     """Fetch the file that `text` names, or the weights of the repository, and verify it against the hub's digest.
 
-    Of a pushed run, its other documents come along. What is in the cache is not fetched again, and found without a
-    network. Raises MissingExtraError without huggingface_hub; CheckpointError for what is not there, is no safetensors
-    file, is larger than 8 GiB or damaged, and for a hub that does not answer about files that the cache lacks.
+    Of a pushed run, its other documents come along, and the `config.json` beside a file of weights. What is in the
+    cache is not fetched again, and found without a network. Raises MissingExtraError without huggingface_hub;
+    CheckpointError for what is not there, is no safetensors file, is larger than 8 GiB or damaged, and for a hub that
+    does not answer about files that the cache lacks.
     """
     name = parse_name(text)
     _assert_extra(text)
@@ -94,6 +96,8 @@ def fetch_weights(text: str) -> HubFile:
         peers = [file for file in files if file.endswith(_SUFFIX)]
         raise CheckpointError(f"{name}: has no such file{suggest(str(name.file), peers, otherwise=_list_some(peers))}")
     wanted = [str(name.file)]
+    if (config := str(PurePosixPath(wanted[0]).with_name(CONFIG_FILE))) in files and wanted[0].endswith(_SUFFIX):
+        wanted.append(config)
     if is_run := name.file == RUN_MARKS[-1] and RUN_MARKS[0] in files:
         wanted += [file for file in files if file.endswith((".json", ".yaml")) and "/" not in file]
     paths = _fetch(name, listing, wanted)

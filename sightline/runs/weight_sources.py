@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
+from sightline.published import transformers_files
 from sightline.published.files import choose_layout, find_parts, read_published
 from sightline.published.hub import PREFIX, fetch_weights, is_hub_name
 from sightline.published.translation import convert_state_dict
@@ -22,13 +24,15 @@ _ADVICE = "convert it: sightline weights FILE --layout NAME --to RUN, then init.
 class WeightSource:
     """Weights on this disk: a checkpoint folder, a packed file or a published one at `path`, of `run` if of any.
 
-    `name` is what the config says, of a hub with the commit that was fetched; `layout` is that of a published file.
+    `name` is what the config says, of a hub with the commit that was fetched; `layout` is that of a published file, and
+    `config` is the config of the library that it is made for, of a file that has one beside it.
     """
 
     name: str
     path: Path
     run: Path | None
     layout: str | None = None
+    config: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def compute_sha256(self) -> str:
         """Compute the SHA-256 of the weights."""
@@ -39,7 +43,10 @@ class WeightSource:
         if self.layout is None:
             return checkpoint.load_trained_state(self.path)
         try:
-            return convert_state_dict(read_published(self.path).state, self.layout)
+            state = read_published(self.path).state
+            if self.config is not None:
+                return transformers_files.convert_names(state, self.config)
+            return convert_state_dict(state, self.layout)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path}: {error}") from None
 
@@ -63,5 +70,7 @@ def open_source(name: str) -> WeightSource:
         run = checkpoint.enclosing_run(path)
     if path.is_dir() or path.suffix == ".slq":
         return WeightSource(name, path, run)
+    if (config := transformers_files.read_config(path)) is not None:
+        return WeightSource(name, path, run, transformers_files.LAYOUT, config)
     layout = choose_layout(read_published(path).state, name, is_for_weights=True, advice=_ADVICE)
     return WeightSource(name, path, run, layout)

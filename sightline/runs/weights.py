@@ -33,7 +33,7 @@ _MAX_LISTED = 5
 class WeightLoadReport:
     """Numbers of loaded tensors and elements of a model, or of its sub-module `filled`.
 
-    `missing` kept their values, `unexpected` are not in the model.
+    `missing` kept their values, `unexpected` are not in the model. `note` says what the model has fitted of them.
     """
 
     matched: int
@@ -43,6 +43,7 @@ class WeightLoadReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     filled: str | None = None
+    note: str = ""
 
     def __str__(self) -> str:
         text = (
@@ -52,7 +53,7 @@ class WeightLoadReport:
             text += f"; left as they were: {_summarise_names(self.missing)}"
         if self.unexpected:
             text += f"; not in the model: {_summarise_names(self.unexpected)}"
-        return text
+        return f"{text}; {self.note}" if self.note else text
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the report to plain values, with every name."""

@@ -26,6 +26,7 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import NamedTransform
 from sightline.store.loading.concat import Concat
 from tests.contract.toy import NUM_SAMPLES, Made, Toy
+from tests.models.set_networks import make_set_network, normalise_by_image
 
 CLASSES = ("light", "dark")
 
@@ -62,7 +63,15 @@ def _detector(head: dict[str, Any]) -> nn.Module:
     return registry.models.build(ComponentConfig("detector", blocks), facts={"in_channels": 3, "num_classes": 2})
 
 
-def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module, frozenset[str]], Any]:
+def _set_detector() -> nn.Module:
+    """Without denoising queries, whose noise is drawn for a whole micro-batch."""
+    settings = {"num_denoising": 0, "freeze_backbone_batch_norms": False}
+    return normalise_by_image(make_set_network("rt_detr_v2", *CLASSES, **settings))
+
+
+def _detect(
+    weights: dict[str, float], task: str = "detect", **arguments: Any
+) -> Callable[[nn.Module, frozenset[str]], Any]:
     def make(model: nn.Module, keys: frozenset[str]) -> Any:
         bags = {name: {"bag_size": 5} if name.startswith("free_anchor") else {} for name in weights}
         losses = {name: registry.losses.build(ComponentConfig(name, bags[name]), facts={}) for name in weights}
@@ -72,8 +81,8 @@ def _detect(weights: dict[str, float], **arguments: Any) -> Callable[[nn.Module,
             "batch_keys": AvailableKeys("the toy", keys),
             "output_keys": AvailableKeys("the toy's model", model.output_keys),
         }
-        block = {"score": 0.0, "per_level": 20, **arguments}
-        return registry.tasks.build(ComponentConfig("detect", block), facts=facts)
+        block = {"score": 0.0, **({"per_level": 20} if task == "detect" else {}), **arguments}
+        return registry.tasks.build(ComponentConfig(task, block), facts=facts)
 
     return make
 
@@ -104,13 +113,17 @@ def toy(
     **how: Any,
 ) -> Toy:
     """The detector of a head on images made in some way, evaluated in some way."""
+    return _toy(partial(_detector, head), _detect(losses, **task, **(evaluation or {})), losses, _STEPS, **how)
+
+
+def _toy(model: Any, task: Any, losses: dict[str, float], steps: dict[str, Any], **how: Any) -> Toy:
     return Toy(
-        partial(_detector, head),
-        _detect(losses, **task, **(evaluation or {})),
+        model,
+        task,
         _joined(**how),
         losses,
         tuple(partial(metric, class_names=CLASSES) for metric in (BoxAp, BoxErrors, CrowdAp)),
-        tuple(NamedTransform(name, step) for name, step in _STEPS.items()),
+        tuple(NamedTransform(name, step) for name, step in steps.items()),
         registry.tasks.get_entry("detect").builder.predicts,
     )
 
@@ -128,6 +141,12 @@ ASSIGNED = {
     "detector_free_anchor": toy({"name": "retina", "num_convs": 1}, _FREE_ANCHOR, _FREE_LOSSES),
 }
 """By other rules."""
+_SET_LOSSES = {"set_class": 0.01, "set_l1": 0.05, "set_giou": 0.02}
+_SET_STEPS = _STEPS | {"fit": FitImage(height=32, width=64), "scale": ScaleSteps(low=1.0, high=2.0)}
+SETS = {
+    "detector_set": _toy(_set_detector, _detect(_SET_LOSSES, "detect_set", most=20), _SET_LOSSES, _SET_STEPS),
+}
+"""Boxes without priors, matched by the losses of another library; those of D-FINE do not run in float64."""
 FEW_BOXES = {
     "detector_few": toy(share=0.08),
     "detector_none": toy(share=0.0),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.contract.boxes import BOXES
 from tests.contract.clouds import CLOUDS
 from tests.contract.grids import GRIDS
-from tests.contract.images import ASSIGNED, FEW_BOXES, IMAGES
+from tests.contract.images import ASSIGNED, FEW_BOXES, IMAGES, SETS
 from tests.contract.pairs import PAIRS
 from tests.contract.toy import Toy
 
 __all__ = ["ALL", "TOYS"]
 
 TOYS: dict[str, Toy] = {**CLOUDS, **PAIRS, **GRIDS, **BOXES, **IMAGES}
-ALL: dict[str, Toy] = {**TOYS, **ASSIGNED, **FEW_BOXES}
+ALL: dict[str, Toy] = {**TOYS, **ASSIGNED, **SETS, **FEW_BOXES}
 """With those that differ in an assigner alone, or that have little or nothing to learn from."""

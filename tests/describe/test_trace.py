@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
-from sightline.contract import registry
 from sightline.contract.errors import RunError
 from sightline.workbench.describe.trace import BATCH, Trace, trace
 from tests.cases import run_each
 from tests.marks import long_but
-from tests.models.small_models import make_inputs, small_model
+from tests.models.small_models import OURS, make_inputs, small_model
 
 
 class Twice(nn.Module):
@@ -136,7 +135,7 @@ def test_writing_into_a_part_counts_as_a_source() -> None:
     assert [found.calls[source].path for source in found.calls[2].sources] == ["one"]
 
 
-@pytest.mark.parametrize("name", long_but({*registry.models.names()} - {"rangenet53"}, registry.models.names()))
+@pytest.mark.parametrize("name", long_but({*OURS} - {"rangenet53"}, OURS))
 def test_every_model(name: str) -> None:
     """Every parameter once, and every call fed by something, as are the outputs; torch's counter agrees."""
     model = small_model(name)

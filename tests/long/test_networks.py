@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sightline.areas.pose.v2v import V2V
-from sightline.contract import registry
 from sightline.engine.distributed import World
 from sightline.published.translation import convert_state_dict
 from tests.compare import test_planted
@@ -21,6 +20,7 @@ from tests.doctor.oracles.test_examine import MODELS, assert_nothing_wrong
 from tests.engine import test_range_image_conversion as range_images
 from tests.engine.test_range_image_conversion import _components  # noqa: F401  the data set that these runs name
 from tests.golden_parity import assert_near_largest, load_golden
+from tests.models.small_models import OURS
 from tests.models.test_cloud_parity import GOLDEN, LARGEST, assert_agrees
 from tests.models.test_v2v import LAYOUT
 
@@ -85,11 +85,11 @@ def test_compiling_changes_no_result_beyond_rounding() -> None:
 # --- The models that the suite leaves out: no oracle finds a layer wrong, and none differs from itself ---
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.models.names()) - set(MODELS)))
+@pytest.mark.parametrize("name", sorted(set(OURS) - set(MODELS)))
 def test_nothing_of_the_other_models_is_wrong(name: str) -> None:
     assert_nothing_wrong(name)
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.models.names()) - set(test_planted.MODELS)))
+@pytest.mark.parametrize("name", sorted(set(OURS) - set(test_planted.MODELS)))
 def test_the_other_models_equal_themselves(name: str) -> None:
     test_planted.assert_equals_itself(name)

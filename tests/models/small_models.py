@@ -13,7 +13,7 @@ from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
 
-__all__ = ["FACTS", "INPUTS", "LARGER", "make_inputs", "small_model", "without_dropout"]
+__all__ = ["FACTS", "INPUTS", "LARGER", "OURS", "make_inputs", "small_model", "without_dropout"]
 
 FACTS = {
     "num_classes": 5,
@@ -31,6 +31,8 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {
     "volume": lambda batch: (torch.rand(batch, 1, 16, 16, 16) > 0.9).double(),
 }
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
+OURS = [name for name in registry.models.names() if name != "transformers_detector"]
+"""Models whose layers are of this project; tests/models/detection/test_transformers_detector.py has the other one."""
 LARGER = frozenset({"rangenet53", "v2v"})
 """More of the blocks that `rangenet21` and `v2v_small` are made of; what every model is asked takes them longest."""
 _DGCNN = {"name": "dgcnn", "num_neighbours": 8, "embedding": 32}

@@ -16,10 +16,10 @@ from sightline.engine.learnt_losses import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD
 from tests.marks import long_but
 from tests.memory_order import ORDERS
-from tests.models.small_models import LARGER, make_inputs, small_model, without_dropout
+from tests.models.small_models import LARGER, OURS, make_inputs, small_model, without_dropout
 
 
-@pytest.fixture(params=long_but({*registry.models.names()} - LARGER, registry.models.names()))
+@pytest.fixture(params=long_but({*OURS} - LARGER, OURS))
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return small_model(request.param)
 
@@ -44,7 +44,7 @@ def test_every_argument_has_a_default_or_is_a_fact_or_an_encoder(model: nn.Modul
     assert all(get_block_marker(parameter.annotation) is not None for parameter in required)
 
 
-@pytest.mark.parametrize("name", [name for name in registry.models.names() if name.endswith(("_parts", "_scenes"))])
+@pytest.mark.parametrize("name", [name for name in OURS if name.endswith(("_parts", "_scenes"))])
 def test_no_clouds_have_no_logits(name: str) -> None:
     model = small_model(name)
     inputs = {name: value[:0] for name, value in make_inputs(model, 1).items()}

@@ -41,14 +41,14 @@ NOWHERE = "http://127.0.0.1:9"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """An empty hub, which the client in this process asks, with an empty cache."""
     with serve_hub() as served:
-        _ask(served.url, monkeypatch)
+        ask(served.url, monkeypatch)
         monkeypatch.setattr(client, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(client, "HF_HUB_DISABLE_XET", True)  # a store beside the hub, which it would ask first
         monkeypatch.setenv("HF_TOKEN", "hf_test")
         yield served
 
 
-def _ask(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def ask(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "ENDPOINT", url)
     monkeypatch.setattr(client, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
@@ -214,7 +214,7 @@ def test_too_large_damaged_and_silent_hubs_are_refused(hub: Hub, monkeypatch: py
     open_source("hf://me/a")  # what is in the cache does not need it
     with pytest.raises(CheckpointError, match=r"hf://me/b: http\S+ answered 503: .*; try again later"):
         open_source("hf://me/b")
-    _ask(NOWHERE, monkeypatch)
+    ask(NOWHERE, monkeypatch)
     open_source("hf://me/a")
     with pytest.raises(
         CheckpointError, match=r"9 cannot be reached \(.*refused\), and \S+cache has no copy; connect, or"
@@ -228,7 +228,7 @@ def test_a_cached_file_that_changed_is_found_without_a_network(hub: Hub, monkeyp
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    _ask(NOWHERE, monkeypatch)
+    ask(NOWHERE, monkeypatch)
     with pytest.raises(CheckpointError, match="was damaged on its way or since"):
         open_source("hf://me/a")
 

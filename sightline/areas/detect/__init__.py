@@ -2,7 +2,8 @@
 
 A paper is its own file, with its head and its assignment of boxes: `retinanet.py`, `fcos.py` (with ATSS), `yolo.py`
 (YOLOv3 and YOLOX with SimOTA: the backbones and necks, too), `ota.py`, `free_anchor.py`; then `losses.py`, and
-`output.py`, which decodes. ResNets and the feature pyramid of RetinaNet and FCOS are in `networks.py`.
+`output.py`, which decodes. `transformers_detector.py` wraps the detectors of a library, which have no priors, and
+`set_task.py` is their task. ResNets and the feature pyramid of RetinaNet and FCOS are in `networks.py`.
 
 The way from a config to detections, for a reader of this folder (B images, P priors, K classes). Names of other rooms
 come with their guarantee, so that their files need not be opened.
@@ -76,13 +77,14 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "free_anchor": "free_anchor_negative free_anchor_positive",
         "losses": "box_density box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness "
         "sigmoid_focal",
+        "transformers_detector": "set_class set_corners set_distillation set_giou set_l1",
     },
     "metrics": {
         "metrics.box_ap": "box_ap",
         "metrics.box_errors": "box_errors",
         "metrics.crowds": "crowd_ap miss_rate",
     },
-    "models": {"networks": "detector"},
+    "models": {"networks": "detector", "transformers_detector": "transformers_detector"},
     "necks": {"networks": "fpn", "yolo": "pafpn yolov3"},
     "prediction_writers": {"scoring": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
@@ -93,7 +95,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "scorings": {"scoring": "BoxScoring"},
     "suppressions": {"output": "adaptive greedy set soft_gaussian soft_linear"},
-    "tasks": {"task": "detect"},
+    "tasks": {"set_task": "detect_set", "task": "detect"},
     "tools": {"sets.convert": "convert_labels"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
     "view_summaries": {"pictures": "summarise_assigners"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from sightline.ops.box_overlaps import clip_boxes_to_image, promote_to_float32
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import Priors, invert_affine, warp_boxes
 from sightline.ops.suppression import SuppressionResult, batched_nms, soft_nms
-from sightline.ops.waits import fetch, send_list
+from sightline.ops.waits import fetch, send, send_list
 
 
 class Suppression(ABC):
@@ -308,3 +308,9 @@ def clip_boxes(detections: Tensor, file_px: Tensor) -> Tensor:
     """Clip the boxes of detections (D, 6) to the border of the file, `file_px` (height, width)."""
     height, width = file_px.tolist()
     return torch.cat([clip_boxes_to_image(detections[:, :4], (height, width)), detections[:, 4:]], dim=1)
+
+
+def concatenate_detections(detections: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
+    offsets = [0, *accumulate(map(len, detections))]
+    return {"detections": send(torch.cat([*detections]), device), "detection_offsets": send_list(offsets, device)}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,14 @@ from torch.nn import functional
 from typing_extensions import TypedDict
 
 from sightline.areas.detect.assigner import Assigner, Assignment, PriorPredictions
-from sightline.areas.detect.output import DetectionFilter, GreedyNMS, UnsuppressedDetections, clip_boxes, to_file_pixels
+from sightline.areas.detect.output import (
+    DetectionFilter,
+    GreedyNMS,
+    UnsuppressedDetections,
+    clip_boxes,
+    concatenate_detections,
+    to_file_pixels,
+)
 from sightline.areas.detect.pictures import (
     MIN_DRAWN_SCORE,
     get_image_pixels,
@@ -52,7 +59,7 @@ from sightline.ops.priors import (
     make_anchors,
     make_points,
 )
-from sightline.ops.waits import POSITIVE, fetch, is_free_to_read, read_list, recall, remember, send, send_list
+from sightline.ops.waits import POSITIVE, fetch, is_free_to_read, read_list, recall, remember, send_list
 from sightline.parts.tasks.supervised import AllReduce, Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
@@ -298,7 +305,7 @@ class Detect(Supervised):
             to_file_pixels(self._select.suppress(each), *maps, clip=self._clip)
             for each, maps in zip(decoded, zip(*fetch(canvas_maps), strict=True), strict=True)
         ]
-        return {**outputs, **about, **_concatenate_detections(detections, outputs["codes"].device)}
+        return {**outputs, **about, **concatenate_detections(detections, outputs["codes"].device)}
 
     @property
     def left_to_caller(self) -> tuple[str, ...]:
@@ -341,7 +348,7 @@ class Detect(Supervised):
         for file_px, *of_image in zip(fetch(passes[0]["file_px"]), *decoded, strict=True):
             survivors = self._select.suppress(UnsuppressedDetections.concatenate(of_image))
             detections.append(clip_boxes(survivors, file_px) if self._clip else survivors)
-        return {**passes[0], **_concatenate_detections(detections, passes[0]["codes"].device)}
+        return {**passes[0], **concatenate_detections(detections, passes[0]["codes"].device)}
 
     def _decode_in_files(self, predictions: Mapping[str, Any]) -> list[UnsuppressedDetections]:
         """Decode the detections of one pass in each image before suppression, in pixels of its file."""
@@ -420,12 +427,6 @@ def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
     """Compute the highest IoU (G,) of each box (G, 4) with another one that is not ignored, 0 without any."""
     overlap = torch.where(is_ignored, 0.0, box_iou(boxes, boxes)).fill_diagonal_(0.0)
     return functional.pad(overlap, (0, 1)).amax(dim=1)
-
-
-def _concatenate_detections(detections: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
-    offsets = [0, *accumulate(map(len, detections))]
-    return {"detections": send(torch.cat([*detections]), device), "detection_offsets": send_list(offsets, device)}
 
 
 def _image_slices(offsets: Tensor) -> list[slice]:

@@ -1,0 +1,335 @@
+"""Detectors of the library transformers (D-FINE, RT-DETR v2), with its networks, its matching and its losses.
+
+The library divides its losses by the number of boxes of a batch. Here each is multiplied by that number again, so that
+the engine divides by the boxes of the whole step, as it does for every other loss.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError, ConfigError, assert_installed, escape_to_one_line, join_some
+from sightline.contract.loss import Loss
+from sightline.contract.schema import suggest
+from sightline.layers.images import assert_images
+from sightline.ops.waits import read_list
+
+
+class _Family(NamedTuple):
+    """Name of a detector's classes in transformers, and the terms of its loss: key of ours -> theirs."""
+
+    prefix: str
+    terms: Mapping[str, str]
+
+
+_TERMS = {"class_term": "loss_vfl", "l1_term": "loss_bbox", "giou_term": "loss_giou"}
+_FAMILIES = {
+    "d_fine": _Family("DFine", {**_TERMS, "corner_term": "loss_fgl", "distillation_term": "loss_ddf"}),
+    "rt_detr_v2": _Family("RTDetrV2", _TERMS),
+}
+_BY_US = ("num_labels", "id2label", "label2id", "num_channels", "return_dict", "use_pretrained_backbone")
+"""Values of the library's config that follow from the data, or that this model sets itself."""
+_OF_TRAINING = ("weight_loss_", "matcher_", "focal_loss_")
+_NOT_OF_NETWORK = frozenset(
+    "_name_or_path activation_dropout anchor_image_size architectures attention_dropout auxiliary_loss box_noise_scale "
+    "chunk_size_feed_forward dropout dtype eos_coefficient eval_size freeze_backbone_batch_norms head_dim id2label "
+    "initializer_bias_prior_prob initializer_range is_encoder_decoder label2id label_noise_ratio num_channels "
+    "num_denoising num_labels out_indices output_attentions output_hidden_states problem_type return_dict stage_names "
+    "tie_word_embeddings transformers_version use_focal_loss".split()
+)
+"""Values of the library's config that two networks may differ in, and the same weights fit both."""
+_MULTIPLE = 32
+"""Stride of the coarsest map."""
+_CLASS_LAYERS = ("class_embed.", "enc_score_head.", "denoising_class_embed.")
+"""Beginnings of the names, within their module, of layers with a row for each class."""
+
+
+class SetOutput(TypedDict):
+    """Boxes of Q queries: `logits` (B, Q, K), before the sigmoid, and `set_boxes` (B, Q, 4).
+
+    `set_boxes` are centre x, centre y, width and height, in shares of the canvas.
+    """
+
+    logits: Tensor
+    set_boxes: Tensor
+
+
+@registry.models.add("transformers_detector")
+class TransformersDetector(nn.Module):
+    """Detector of the library transformers, D-FINE or RT-DETR v2, for the task `detect_set`.
+
+    `settings` are values of the library's own config (`DFineConfig`, `RTDetrV2Config`) where they differ from its
+    defaults, under its names; the number of classes is that of the data. Weights are random, or those of
+    `init.from`: a safetensors file of such a detector next to its `config.json`, or a repository of a hub. With
+    boxes, outputs include the library's loss terms, each multiplied by its weight in `settings` and by the number of
+    boxes that are not ignored (1 without any). Needs the extra `transformers`, and images whose sides are multiples
+    of 32. Raises ConfigError for settings that the library does not have or refuses.
+    Source: Peng et al. 2024, D-FINE; Lv et al. 2024, RT-DETRv2; networks and losses are those of Hugging Face's
+    transformers.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_names: tuple[str, ...] = (),
+        family: Literal["d_fine", "rt_detr_v2"] = "d_fine",
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        assert_installed("transformers", "scipy", needed_by="model transformers_detector")
+        self.class_names = class_names or tuple(map(str, range(num_classes)))
+        self._terms = _FAMILIES[family].terms
+        self.network = _make_network(family, dict(settings or {}), self.class_names)
+        self.output_keys = frozenset({"logits", "set_boxes", *self._terms})
+
+    def forward(
+        self,
+        *,
+        image: Tensor,
+        boxes: Tensor | None = None,
+        label: Tensor | None = None,
+        is_ignored: Tensor | None = None,
+        box_offsets: Tensor | None = None,
+    ) -> SetOutput:
+        """Predict from `image` (B, 3, H, W); with the boxes of a batch also the loss terms, each a scalar ().
+
+        In training mode the library's denoising queries are made of the boxes; in evaluation nothing of a prediction
+        depends on them, and D-FINE has its last layer alone: `corner_term` and `distillation_term`, of the layers
+        before it, are 0. Ignored boxes are left out, so that their regions count as background.
+        """
+        assert_images(image, channels=3)
+        if any(side % _MULTIPLE for side in image.shape[2:]):
+            raise ValueError(
+                f"image: found {image.shape[2]} x {image.shape[3]} pixels, transformers_detector takes multiples of "
+                f"{_MULTIPLE}; set height and width of fit_image"
+            )
+        if boxes is None or label is None or is_ignored is None or box_offsets is None:
+            return self._to_outputs(self.network(pixel_values=image))
+        targets = make_targets(image, boxes, label, is_ignored, box_offsets)
+        predicted = self.network(pixel_values=image, labels=targets)
+        num_boxes = max(1, sum(len(target["boxes"]) for target in targets))
+        terms = {ours: num_boxes * _add_up(predicted.loss_dict, theirs) for ours, theirs in self._terms.items()}
+        outputs: Any = {**self._to_outputs(predicted), **terms}
+        return outputs
+
+    def _to_outputs(self, predicted: Any) -> SetOutput:
+        queries = slice(-self.network.config.num_queries, None)  # denoising queries come first
+        return {"logits": predicted.logits[:, queries], "set_boxes": predicted.pred_boxes[:, queries]}
+
+    def fit_weights(self, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+        """Fit weights of a detector of other classes to this one: rows of classes are chosen by class name.
+
+        Classes that the config's `id2label` lacks start with the rows that this model has. All other tensors stay as
+        they are. Returns the weights and a sentence on the classes. Raises CheckpointError for a network of other
+        `settings`.
+        """
+        _assert_same_network(self.network.config, config)
+        labels = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+        found = {name.casefold(): index for index, name in labels.items()}
+        source = [found.get(name.casefold()) for name in self.class_names]
+        copied = [(row, index) for row, index in enumerate(source) if index is not None]
+        own, fitted = self.state_dict(), dict(weights)
+        for name, value in weights.items():
+            if name not in own or not any(f".{layer}" in name for layer in _CLASS_LAYERS):
+                continue
+            rows = own[name].detach().clone()
+            if len(rows) == len(source) + 1:  # the last one is of no class
+                rows[-1] = value[-1]
+            for row, index in copied:
+                rows[row] = value[index]
+            fitted[name] = rows
+        new = [name for name, index in zip(self.class_names, source, strict=True) if index is None]
+        note = f"{len(copied)} of {len(source)} classes start with the file's weights of the class of the same name"
+        return fitted, note + (f"; new: {escape_to_one_line(join_some(new, most=8))}" if new else "")
+
+
+def make_targets(
+    image: Tensor, boxes: Tensor, label: Tensor, is_ignored: Tensor, box_offsets: Tensor
+) -> list[dict[str, Tensor]]:
+    """Make the library's labels of each image (B, 3, H, W): `class_labels` (G,), and `boxes` (G, 4) in shares of it.
+
+    `boxes` (T, 4) are left, top, right, bottom in pixels of the canvas; ignored ones are left out.
+    """
+    height, width = image.shape[2:]
+    corners = boxes.to(torch.promote_types(image.dtype, torch.float32)) / boxes.new_tensor([width, height] * 2)
+    first, last = corners.split(2, dim=1)
+    centred, is_counted = torch.cat([(first + last) / 2, last - first], dim=1), ~is_ignored
+    targets = []
+    for start, end in pairwise(read_list(box_offsets)):
+        counted = is_counted[start:end]
+        targets.append({"class_labels": label[start:end][counted].long(), "boxes": centred[start:end][counted]})
+    return targets
+
+
+def _make_network(family: str, settings: dict[str, Any], class_names: Sequence[str]) -> Any:
+    import transformers
+
+    prefix = _FAMILIES[family].prefix
+    config_class = getattr(transformers, f"{prefix}Config")
+    known = config_class().to_dict()
+    for name in settings:
+        if name in _BY_US:
+            raise ConfigError(f"settings: {name} follows from the data or is set by the model; leave it out")
+        if name not in known:
+            raise ConfigError(f"settings: {config_class.__name__} has no value '{name}'{suggest(name, sorted(known))}")
+    labels = dict(enumerate(class_names))
+    try:
+        config = config_class(**settings, id2label=labels, label2id={name: index for index, name in labels.items()})
+        network = getattr(transformers, f"{prefix}ForObjectDetection")(config)
+    except Exception as error:  # of the library, which checks what it reads in many ways
+        text = escape_to_one_line(str(error))[:200]
+        raise ConfigError(f"settings: transformers refuses them ({type(error).__name__}: {text})") from error
+    _turn_constants_into_buffers(network)
+    return network
+
+
+def _turn_constants_into_buffers(network: nn.Module) -> None:
+    """Turn parameters that the library never trains into buffers of the same names."""
+    for module in network.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            if not parameter.requires_grad:
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+
+
+def _add_up(loss_terms: Mapping[str, Tensor], name: str) -> Tensor:
+    """Add up a term over the layers of the decoder, the encoder, and the denoising queries."""
+    parts = [value for key, value in loss_terms.items() if key == name or key.startswith(f"{name}_")]
+    return torch.stack(parts).sum() if parts else next(iter(loss_terms.values())).new_zeros(())
+
+
+def _assert_same_network(own: Any, theirs: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, with the settings to take, if a file's config describes another network."""
+    config_class = type(own)
+    if theirs["model_type"] != own.model_type:
+        raise CheckpointError(
+            f"is of the family {theirs['model_type']}, this model is {own.model_type}; set model.family="
+            f"{theirs['model_type']}, and the losses that this family has"
+        )
+    ours, made = (_list_settings(config, own) for config in (own, config_class.from_dict(dict(theirs))))
+    if settings := {name: made.get(name) for name in ours if made.get(name) != ours[name]}:
+        raise CheckpointError(
+            f"is of a network with other {', '.join(settings)}; set these as in its config: "
+            f"model.settings={json.dumps(settings)}"
+        )
+
+
+def _list_settings(config: Any, own: Any) -> dict[str, Any]:
+    """List the values of a config that decide on the network's weights and predictions.
+
+    Of its backbone, those that the backbone of `own` has: files of earlier versions have names without a meaning.
+    """
+    known = own.backbone_config.to_dict().keys() - _NOT_OF_NETWORK
+    values = {name: value for name, value in config.to_dict().items() if not name.startswith(_OF_TRAINING)}
+    values["backbone_config"] = {name: value for name, value in values["backbone_config"].items() if name in known}
+    plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples
+    return {name: value for name, value in plain.items() if name not in {*_NOT_OF_NETWORK, "model_type"}}
+
+
+# --- the terms as losses ----------------------------------------------------------------------------------------------
+
+
+class _SetLoss(Loss):
+    """Base of losses that the network has computed with its library, over all boxes that are not ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def count(self, *, is_ignored: Tensor) -> Tensor:
+        """Count the boxes; `is_ignored` (G,) are left out."""
+        return (~is_ignored).sum()
+
+
+@registry.losses.add("set_class")
+class SetClass(_SetLoss):
+    """Varifocal loss of the classes of matched queries, whose target is the IoU of their box, and of all others, 0.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transformers_detector import SetClass
+    >>> SetClass()(class_term=torch.tensor(3.0)), SetClass().count(is_ignored=torch.tensor([False, True, False]))
+    (tensor(3.), tensor(2))
+
+    Source: Zhang et al. 2021, VarifocalNet; matching of Carion et al. 2020, DETR.
+    """
+
+    def forward(self, *, class_term: Tensor) -> Tensor:
+        """Return the sum that the network has computed, ()."""
+        return class_term
+
+
+@registry.losses.add("set_l1")
+class SetL1(_SetLoss):
+    """L1 of centre and size of the boxes of matched queries, in shares of the canvas.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transformers_detector import SetL1
+    >>> SetL1()(l1_term=torch.tensor(0.5))
+    tensor(0.5000)
+
+    Source: Carion et al. 2020, DETR, section 3.1.
+    """
+
+    def forward(self, *, l1_term: Tensor) -> Tensor:
+        """Return the sum that the network has computed, ()."""
+        return l1_term
+
+
+@registry.losses.add("set_giou")
+class SetGIoU(_SetLoss):
+    """GIoU loss of the boxes of matched queries.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transformers_detector import SetGIoU
+    >>> SetGIoU()(giou_term=torch.tensor(0.5))
+    tensor(0.5000)
+
+    Source: Rezatofighi et al. 2019; Carion et al. 2020, DETR, section 3.1.
+    """
+
+    def forward(self, *, giou_term: Tensor) -> Tensor:
+        """Return the sum that the network has computed, ()."""
+        return giou_term
+
+
+@registry.losses.add("set_corners")
+class SetCorners(_SetLoss):
+    """Fine-grained localisation loss of D-FINE: cross entropy of the distributions of the four sides.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transformers_detector import SetCorners
+    >>> SetCorners()(corner_term=torch.tensor(0.5))
+    tensor(0.5000)
+
+    Source: Peng et al. 2024, D-FINE, section 4.1.
+    """
+
+    def forward(self, *, corner_term: Tensor) -> Tensor:
+        """Return the sum that the network has computed, ()."""
+        return corner_term
+
+
+@registry.losses.add("set_distillation")
+class SetDistillation(_SetLoss):
+    """Decoupled distillation loss of D-FINE: layers of the decoder learn the distributions of the last one.
+
+    The library averages it over queries, so that its sum over micro-batches is weighted by their boxes.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transformers_detector import SetDistillation
+    >>> SetDistillation()(distillation_term=torch.tensor(0.5))
+    tensor(0.5000)
+
+    Source: Peng et al. 2024, D-FINE, section 4.2.
+    """
+
+    def forward(self, *, distillation_term: Tensor) -> Tensor:
+        """Return the sum that the network has computed, ()."""
+        return distillation_term

@@ -1,0 +1,97 @@
+"""Runs of detectors of transformers: from a hub to predictions, resumed to the same bits, and by two processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sightline.runs.checkpoint import load_trained_state
+from sightline.runs.lineage import read_lineage
+from tests.command import refuse, succeed
+from tests.hub_server import Hub
+from tests.processes import ROOT
+from tests.published.test_transformers_files import write_theirs
+from tests.runs.test_hub import NOWHERE, ask, hub
+
+__all__ = ["hub"]
+
+CONFIG = ROOT / "configs/detect/photos_dfine.yaml"
+WORDS = (
+    *("data={name: synthetic_crowds, train_size: 8, validation_size: 4, test_size: 4}",),
+    *("transforms.train.0.canvas=[64, 96]", "transforms.evaluate.0.height=64", "transforms.evaluate.0.width=96"),
+    *("train.batch_size=4", "train.epochs=2", "evaluate.every=1", "optimizer.lr=1e-3", "schedule={name: constant}"),
+)
+CALM = ("--no-check", "--device", "cpu", "--out")
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client
+
+
+def test_from_a_hub_to_predictions_killed_and_offline(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = write_theirs(tmp_path / "theirs")
+    files = {name: (path.parent / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    hub.repos["ustc/dfine"] = {**files, "README.md": b"a card", "pytorch_model.bin": b"\x80"}
+    words = [*WORDS, "init.from=hf://ustc/dfine"]
+    said = refuse("train", CONFIG, *words, *CALM, tmp_path / "straight")
+    assert "is of a network with other backbone_config, encoder_hidden_dim, " in said
+    words.append(said.partition("its config: ")[2].strip())  # what it says to take does
+    succeed("train", CONFIG, *words, *CALM, tmp_path / "straight")
+    log = (tmp_path / "straight/train.log").read_text()
+    assert "matched; 1 of 1 classes start with the file's weights of the class of the same name" in log
+    name = f"hf://ustc/dfine/model.safetensors@{hub.commit('ustc/dfine')}"
+    assert yaml.safe_load((tmp_path / "straight/config.yaml").read_text())["init"]["from"] == name
+    lineage = read_lineage(tmp_path / "straight")
+    assert lineage is not None
+    assert lineage["lineage"] == {"file": name, "sha256": lineage["sha256"], "layout": "transformers"}
+
+    ask(NOWHERE, monkeypatch)  # from the cache, in two parts
+    succeed("train", CONFIG, *words, "train.steps=3", *CALM, tmp_path / "parts")
+    succeed("train", tmp_path / "parts", "train.steps=4", "--resume", tmp_path / "parts")
+    assert_same(load_trained_state(tmp_path / "straight"), load_trained_state(tmp_path / "parts"))
+    figures = [json.loads((tmp_path / run / "final.json").read_text())["metrics"] for run in ("straight", "parts")]
+    assert figures[0] == figures[1] | {name: value for name, value in figures[0].items() if value is None}
+
+    succeed("evaluate", tmp_path / "straight", "task.most=50", "--save-predictions", "--out", tmp_path / "evaluation")
+    succeed("report", tmp_path / "straight")
+    succeed("view", tmp_path / "straight", "--num", "1", "--out", tmp_path / "pictures")
+    said = refuse("evaluate", tmp_path / "straight", "evaluate.votes=2", "transforms.vote=[{name: flip_image}]")
+    assert "the task 'detect_set' does not merge the predictions of several passes; set evaluate.votes=1" in said
+    picture = next((tmp_path / "pictures").glob("*.png"))
+    documents = [tmp_path / f"{number}.json" for number in (1, 2)]
+    for document in documents:
+        succeed("predict", tmp_path / "straight", picture, "score=0.001", "--json", document)
+    assert documents[0].read_bytes() == documents[1].read_bytes()
+    assert json.loads(documents[0].read_text())["predictions"][0]["num_boxes"] > 0
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "transformers" else find(name, *rest)
+    )
+
+
+def test_the_missing_extra_is_named_before_anything_is_written(without_transformers: None, tmp_path: Path) -> None:
+    said = refuse("train", CONFIG, *WORDS, "init=null", *CALM, tmp_path / "run")
+    assert "model transformers_detector needs the package 'transformers': pip install 'sightline[transformers]'" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_pickles_of_a_repository_are_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["you/pickle"] = {"pytorch_model.bin": b"\x80", "config.json": b"{}"}
+    said = refuse("train", CONFIG, *WORDS, "init.from=hf://you/pickle", *CALM, tmp_path / "run")
+    assert "a pickle is a program" in said
+    assert not (tmp_path / "run").exists()
