@@ -150,7 +150,9 @@ CASES: dict[str, Case] = {
     "masks": Case(lambda: Maps(torch.relu), BINARY, True),
     "masks, all above 0 at first": Case(lambda: Maps(torch.relu, bias=3.0), BINARY, True),
     "masks by a clamp": Case(lambda: Maps(lambda maps: maps.clamp(min=0), bias=-1.0), F.l1_loss, True),
-    "boxes": Case(lambda: rows(nn.ReLU()), F.smooth_l1_loss, True),
+    "masks, all 0 at first": Case(lambda: Maps(torch.relu, bias=-3.0), F.mse_loss, True),
+    "boxes": Case(lambda: rows(nn.ReLU()), F.smooth_l1_loss, False),  # as good as plain ones after 500 steps
+    "depths": Case(lambda: Maps(torch.relu), F.l1_loss, False),
     "heat maps, plain": Case(lambda: Maps(lambda maps: maps, 3), F.mse_loss, False),
     "masks, plain": Case(lambda: Maps(lambda maps: maps), BINARY, False),
     "masks by an overlap": Case(lambda: Maps(torch.relu), overlap, False),
@@ -167,12 +169,14 @@ CASES: dict[str, Case] = {
 
 
 def make_batch(name: str, case: Case) -> tuple[Tensor, Tensor]:
-    """Draw inputs and targets: boxes, masks, images, or maps of some scale."""
+    """Draw inputs and targets: boxes, masks, images, depths, or maps of some scale."""
     if name.startswith("boxes"):
         return torch.randn(64, 16), torch.rand(64, 24) + 0.1
     images = torch.rand(4, 3, 16, 16)
     if name.startswith("images"):
         return images, images
+    if name == "depths":
+        return images, 1 + 9 * torch.rand(4, 1, 16, 16)
     maps = draw_maps(joints=1 if name.startswith(("masks", "densities")) else 3)
     return images, (maps > 0.3).float() if name.startswith("masks") else case.scale * maps
 
@@ -222,6 +226,16 @@ def test_volumes_behind_a_relu_and_with_large_weights_are_named(name: str, found
         config = read_config(BENCHES / "POSE.yaml", ("seed=1", *small, *planter.overrides))
         findings = judge(planter.change(build(config, World())))
     assert [f"{each.code} {each.severity} {each.where.layer}" for each in findings] == found
+
+
+@run_each("constant, named", [(0.95, True), (0.4, False)])
+def test_a_first_loss_near_that_of_zeros_is_explained_where_constants_do_not_lower_it(
+    constant: float, named: bool
+) -> None:
+    subject = make_subject(nn.Conv2d(3, 1, 1), F.mse_loss, [(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8))], None)
+    evidence = Evidence({"subject": subject}, math.inf)
+    of_batch = {name: evidence.get(name) for name in ("free_loss", "passed")}
+    assert len(find_by(begins_at_zeros, levels=Levels(1.0, zero=1.0, constant=constant), **of_batch)) == named
 
 
 # --- a loss that stays ------------------------------------------------------------------------------------------------
