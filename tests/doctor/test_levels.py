@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sightline
 from sightline.config import read_config
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.check import make_subject
+from sightline.doctor.check import make_subject, measure_levels
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.run import Plateau, plateau
@@ -84,6 +84,14 @@ def test_there_are_no_levels_of_a_teacher_s_scores() -> None:
 def test_there_are_no_levels_without_targets_of_numbers() -> None:
     with pytest.raises(MissingError, match="no target of numbers"):
         measure("levels", nn.Linear(5, 3), nn.CrossEntropyLoss(), (torch.rand(8, 5), torch.arange(8) % 3))
+
+
+def test_levels_of_a_loader_are_those_of_64_samples_in_batches_of_any_size() -> None:
+    inputs, rows, model = torch.randn(64, 5), torch.randn(64, 2) + 3, nn.Linear(5, 2)
+    expected = pytest.approx([float(rows.double().square().mean()), float(rows.double().var(0, correction=0).mean())])
+    for size in (1, 2, 64):
+        found = measure_levels(model, F.mse_loss, DataLoader(TensorDataset(inputs, rows), batch_size=size))
+        assert [found.zero, found.constant] == expected
 
 
 # --- a ReLU that ends a network ---------------------------------------------------------------------------------------
@@ -265,17 +273,18 @@ def test_a_loss_that_stays_at_a_trivial_level_is_named() -> None:
 
 
 @run_each(
-    "start, named",
+    "start, constant, named",
     [
-        (0.0321, "at the level of all-zero outputs"),
-        (0.0299, "at the level of the best constants"),
-        (0.031, "above the level of the best constants"),
-        (0.029, ""),
-        (0.0, ""),
+        (0.0321, 0.03, "at the level of all-zero outputs"),
+        (0.0299, 0.03, "at the level of the best constants"),
+        (0.031, 0.03, "above the level of the best constants"),
+        (0.029, 0.03, ""),
+        (0.0, 0.03, ""),
+        (0.01, 1e-7, ""),  # labels of the same class
     ],
 )
-def test_the_level_at_which_a_trained_network_stays_is_named(start: float, named: str) -> None:
-    levels = Levels(start, zero=0.032, constant=0.030)
+def test_the_level_at_which_a_trained_network_stays_is_named(start: float, constant: float, named: str) -> None:
+    levels = Levels(start, zero=0.032, constant=constant)
     found = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.031), trained_levels=levels)
     assert [each.summary for each in found] == ([f"the loss stays {named}, while training goes on"] if named else [])
 
