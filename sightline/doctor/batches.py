@@ -18,7 +18,7 @@ from sightline.contract.pytree import ReadTrackingDict, dense_leaves, is_dense, 
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.instrument import copy_module
 
-_MAX_BATCHES = 4
+_MAX_BATCHES, _MAX_SMALL_BATCHES = 4, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +55,16 @@ PAIRS = BatchForm()
 """Form of batches that are `(inputs, target)`."""
 
 
-def read_batches(batches: Iterable[Any]) -> list[Any]:
-    """Read the first four batches, of which those without samples are left out. Raises UserError if there is none."""
-    first = list(itertools.islice(batches, _MAX_BATCHES))
+def read_batches(batches: Iterable[Any], *, num_samples: int | None = None) -> list[Any]:
+    """Read the first four batches, or up to 64 until they have `num_samples`; those without samples are left out.
+
+    Raises UserError if there is none.
+    """
+    first: list[Any] = []
+    for batch in itertools.islice(batches, _MAX_BATCHES if num_samples is None else _MAX_SMALL_BATCHES):
+        first.append(batch)
+        if num_samples is not None and sum(map(_count_samples, first)) >= num_samples:
+            break
     if not first:
         raise UserError("check: the loader has no batch")
     return [batch for batch in first if not _is_empty(batch)] or first
@@ -67,6 +74,10 @@ def _is_empty(batch: Any) -> bool:
     """Return True for a batch of no samples: none of its tensors has a row."""
     tensors = [tensor for _, tensor in dense_leaves(batch)]
     return bool(tensors) and not any(map(count_rows, tensors))
+
+
+def _count_samples(batch: Any) -> int:
+    return max((count_rows(tensor) for _, tensor in dense_leaves(batch)), default=0)
 
 
 def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, device: torch.device) -> BatchForm:

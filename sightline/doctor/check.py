@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from sightline.instrument.random_state import preserve_random_state
 
 BUDGET_S = 4.0
 """Processor time for the measurements of one check."""
+_NUM_SAMPLES = 64
 
 
 def check_module(
@@ -57,11 +59,20 @@ def check_module(
 
 
 def measure_levels(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_or_loader: Any) -> Levels:
-    """Measure the losses of a module as it is, of zeros, and of the best constants, on the first batch."""
+    """Measure the losses of a module as it is, of zeros, and of the best constants, on the first batches.
+
+    These have 64 samples or more, if there are as many: some constants fit few samples well by chance.
+    """
     generators = find_read_generators(batch_or_loader)
     with preserve_random_state(), preserve_generators(generators):
-        subject = make_subject(model, loss, read_batches(list_batches(batch_or_loader)), None)
-        return find_levels(Evidence({"subject": subject}, math.inf).get("free_loss"))
+        batches = read_batches(list_batches(batch_or_loader), num_samples=_NUM_SAMPLES)
+        return measure_subject_levels(make_subject(model, loss, batches, None))
+
+
+def measure_subject_levels(subject: Subject) -> Levels:
+    """Measure the losses of a subject's network, of zeros, and of the best constants, over all of its batches."""
+    alone = [dataclasses.replace(subject, batches=[batch]) for batch in subject.batches]
+    return find_levels(*(Evidence({"subject": each}, math.inf).get("free_loss") for each in alone))
 
 
 def examine_subject(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import sightline
 from sightline.config import read_config
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.check import make_subject
+from sightline.doctor.check import make_subject, measure_levels
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.run import Plateau, plateau
@@ -86,6 +86,14 @@ def test_there_are_no_levels_without_targets_of_numbers() -> None:
         measure("levels", nn.Linear(5, 3), nn.CrossEntropyLoss(), (torch.rand(8, 5), torch.arange(8) % 3))
 
 
+def test_levels_of_a_loader_are_those_of_64_samples_in_batches_of_any_size() -> None:
+    inputs, rows, model = torch.randn(64, 5), torch.randn(64, 2) + 3, nn.Linear(5, 2)
+    expected = pytest.approx([float(rows.double().square().mean()), float(rows.double().var(0, correction=0).mean())])
+    for size in (1, 2, 64):
+        found = measure_levels(model, F.mse_loss, DataLoader(TensorDataset(inputs, rows), batch_size=size))
+        assert [found.zero, found.constant] == expected
+
+
 # --- a ReLU that ends a network ---------------------------------------------------------------------------------------
 
 
@@ -150,7 +158,9 @@ CASES: dict[str, Case] = {
     "masks": Case(lambda: Maps(torch.relu), BINARY, True),
     "masks, all above 0 at first": Case(lambda: Maps(torch.relu, bias=3.0), BINARY, True),
     "masks by a clamp": Case(lambda: Maps(lambda maps: maps.clamp(min=0), bias=-1.0), F.l1_loss, True),
-    "boxes": Case(lambda: rows(nn.ReLU()), F.smooth_l1_loss, True),
+    "masks, all 0 at first": Case(lambda: Maps(torch.relu, bias=-3.0), F.mse_loss, True),
+    "boxes": Case(lambda: rows(nn.ReLU()), F.smooth_l1_loss, False),  # as good as plain ones after 500 steps
+    "depths": Case(lambda: Maps(torch.relu), F.l1_loss, False),
     "heat maps, plain": Case(lambda: Maps(lambda maps: maps, 3), F.mse_loss, False),
     "masks, plain": Case(lambda: Maps(lambda maps: maps), BINARY, False),
     "masks by an overlap": Case(lambda: Maps(torch.relu), overlap, False),
@@ -167,12 +177,14 @@ CASES: dict[str, Case] = {
 
 
 def make_batch(name: str, case: Case) -> tuple[Tensor, Tensor]:
-    """Draw inputs and targets: boxes, masks, images, or maps of some scale."""
+    """Draw inputs and targets: boxes, masks, images, depths, or maps of some scale."""
     if name.startswith("boxes"):
         return torch.randn(64, 16), torch.rand(64, 24) + 0.1
     images = torch.rand(4, 3, 16, 16)
     if name.startswith("images"):
         return images, images
+    if name == "depths":
+        return images, 1 + 9 * torch.rand(4, 1, 16, 16)
     maps = draw_maps(joints=1 if name.startswith(("masks", "densities")) else 3)
     return images, (maps > 0.3).float() if name.startswith("masks") else case.scale * maps
 
@@ -224,6 +236,16 @@ def test_volumes_behind_a_relu_and_with_large_weights_are_named(name: str, found
     assert [f"{each.code} {each.severity} {each.where.layer}" for each in findings] == found
 
 
+@run_each("constant, named", [(0.95, True), (0.4, False)])
+def test_a_first_loss_near_that_of_zeros_is_explained_where_constants_do_not_lower_it(
+    constant: float, named: bool
+) -> None:
+    subject = make_subject(nn.Conv2d(3, 1, 1), F.mse_loss, [(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8))], None)
+    evidence = Evidence({"subject": subject}, math.inf)
+    of_batch = {name: evidence.get(name) for name in ("free_loss", "passed")}
+    assert len(find_by(begins_at_zeros, levels=Levels(1.0, zero=1.0, constant=constant), **of_batch)) == named
+
+
 # --- a loss that stays ------------------------------------------------------------------------------------------------
 
 
@@ -251,17 +273,18 @@ def test_a_loss_that_stays_at_a_trivial_level_is_named() -> None:
 
 
 @run_each(
-    "start, named",
+    "start, constant, named",
     [
-        (0.0321, "at the level of all-zero outputs"),
-        (0.0299, "at the level of the best constants"),
-        (0.031, "above the level of the best constants"),
-        (0.029, ""),
-        (0.0, ""),
+        (0.0321, 0.03, "at the level of all-zero outputs"),
+        (0.0299, 0.03, "at the level of the best constants"),
+        (0.031, 0.03, "above the level of the best constants"),
+        (0.029, 0.03, ""),
+        (0.0, 0.03, ""),
+        (0.01, 1e-7, ""),  # labels of the same class
     ],
 )
-def test_the_level_at_which_a_trained_network_stays_is_named(start: float, named: str) -> None:
-    levels = Levels(start, zero=0.032, constant=0.030)
+def test_the_level_at_which_a_trained_network_stays_is_named(start: float, constant: float, named: str) -> None:
+    levels = Levels(start, zero=0.032, constant=constant)
     found = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.031), trained_levels=levels)
     assert [each.summary for each in found] == ([f"the loss stays {named}, while training goes on"] if named else [])
 

@@ -88,7 +88,7 @@ def _find_axis(output: Tensor, labels: list[Tensor]) -> int:
 
 
 class Levels(NamedTuple):
-    """Losses of the first batch: of the network's outputs, of zeros, and of the best constants.
+    """Losses of the first batches: of the network's outputs, of zeros, and of the best constants.
 
     A constant has one number for each class or channel, at all places of all samples; NaN if its loss has no minimum.
     """
@@ -111,18 +111,39 @@ def levels(free_loss: FreeLoss, passed: Pass) -> Levels:
     return find_levels(free_loss)
 
 
-def find_levels(free_loss: FreeLoss) -> Levels:
-    """Find the losses of outputs, zeros and constants. Raises NotApplicableError for a loss of no outputs, or NaN."""
-    compute, outputs, axes = free_loss
-    if not outputs:
+def find_levels(free_loss: FreeLoss, *others: FreeLoss) -> Levels:
+    """Find the losses of outputs, zeros, and constants that are the same for all batches, as means over the batches.
+
+    Raises NotApplicableError for a loss of no outputs, a loss that is not finite, and batches of other channels.
+    """
+    batches = (free_loss, *others)
+    if not free_loss.outputs:
         raise NotApplicableError("the loss is not a function of outputs")
     with torch.no_grad():
-        start, zero = (float(compute({p: by * t for p, t in outputs.items()})) for by in (1.0, 0.0))
+        start, zero = (
+            math.fsum(float(b.compute({p: by * t for p, t in b.outputs.items()})) for b in batches) / len(batches)
+            for by in (1.0, 0.0)
+        )
     if not math.isfinite(start):
         raise NotApplicableError("a loss that is not finite")
-    means = {p: t.mean([a for a in range(t.ndim) if a != axes[p]] or None, keepdim=True) for p, t in outputs.items()}
-    constant = minimise(lambda given: compute({p: t.expand(outputs[p].shape) for p, t in given.items()}), means)
+    of_batches = [_average_channels(each) for each in batches]
+    if any({p: t.shape for p, t in m.items()} != {p: t.shape for p, t in of_batches[0].items()} for m in of_batches):
+        raise NotApplicableError("batches of other channels")
+    means = {p: torch.stack([each[p] for each in of_batches]).mean(0) for p in of_batches[0]}
+
+    def compute_constant(given: Mapping[str, Tensor]) -> Tensor:
+        losses = [b.compute({p: t.expand(b.outputs[p].shape) for p, t in given.items()}) for b in batches]
+        return torch.stack(losses).mean()
+
+    constant = minimise(compute_constant, means)
     return Levels(start, zero, math.nan if constant is None else min(constant, zero) if zero == zero else constant)
+
+
+def _average_channels(free_loss: FreeLoss) -> dict[str, Tensor]:
+    return {
+        path: t.mean([axis for axis in range(t.ndim) if axis != free_loss.axes[path]] or None, keepdim=True)
+        for path, t in free_loss.outputs.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,15 @@ _CHANGED, _UNCHANGED = 0.2, 0.01
 _FACTORS = (0.0, 0.5)
 """Factors of some targets: the first moves the gradient of any error, the second leaves counts of positives."""
 _BELOW = 0.1
+_MAX_LEFT = 0.8
+"""Largest share of the loss of zeros that mean targets leave where outputs of a channel that is raised come back."""
 
 
 class Rectified(NamedTuple):
     """Output that ends in an `operation` whose results are at least 0, behind the weights of a `layer`.
 
-    `blocked` is the share of its `number` places with a target that is not 0 where it is exactly 0, and passes no
-    gradient; `below` the share of all where the loss falls as it goes below 0.
+    `blocked` is the share of its `number` places with a target that is not 0 where it is exactly 0, passes no gradient,
+    and does not come back with its channel; `below` the share of all where the loss falls as it goes below 0.
     """
 
     path: str
@@ -62,7 +64,7 @@ def rectified(subject: Subject, passed: Pass) -> list[Rectified]:
     """
     found = []
     for compared in _list_compared(passed):
-        blocked, number = _measure_blocked(passed, compared)
+        blocked, number = _measure_blocked(subject, passed, compared)
         is_blocked = blocked >= ENOUGH and not _is_drawn(subject, passed, compared.path)
         below = _measure_below(subject, passed, compared)
         if (is_blocked or below >= ENOUGH) and _compares(subject, passed, compared):
@@ -106,7 +108,7 @@ def _is_bound(node: Any) -> bool:
     return name in ("Relu", "Threshold", "ClampMin", "Maximum") or (name == "Clamp" and is_one_sided)
 
 
-def _measure_blocked(passed: Pass, compared: _Compared) -> tuple[float, int]:
+def _measure_blocked(subject: Subject, passed: Pass, compared: _Compared) -> tuple[float, int]:
     """Return the share of outputs at targets, and at high ones, that is 0 and passes no gradient, and their number.
 
     It is 0 where outputs that are not 0 are larger than the targets: these are then nearer to 0.
@@ -116,12 +118,36 @@ def _measure_blocked(passed: Pass, compared: _Compared) -> tuple[float, int]:
     (slope,) = torch.autograd.grad(passed.value, [output], retain_graph=True, allow_unused=True)
     counted = (target != 0) & (slope != 0) if slope is not None else torch.zeros_like(target, dtype=torch.bool)
     high = counted & _is_high(target)
-    still = counted & (output == 0)
+    still = counted & (output == 0) & ~_is_raised(subject, passed, compared)
     alive = output[output > 0].double()
     size = float(alive.detach().square().mean().sqrt()) if alive.numel() else 0.0
     if not bool(still.any()) or size > float(target.detach().max()) or _passes(compared, still):
         return 0.0, int(counted.sum())
     return min(_divide(still & mask, mask) for mask in (counted, high)), int(counted.sum())
+
+
+def _is_raised(subject: Subject, passed: Pass, compared: _Compared) -> Tensor:
+    """Return which places come back: the loss raises their channel, and constants take a good part of it away.
+
+    Sparse maps are raised at first, too, but little: all but their peaks stay at 0.
+    """
+    target = dict(dense_leaves(passed.batch.target))[compared.name].reshape(compared.output.shape)
+    means = _sum_channels(target.nan_to_num()) / _sum_channels(~target.isnan())
+    zeros = torch.zeros_like(compared.output)
+    with torch.no_grad():
+        zero, constant = (
+            float(value_of(subject, passed, {compared.path: output})) for output in (zeros, zeros + means)
+        )
+    (pull,) = torch.autograd.grad(passed.value, [_edge_before(compared)], retain_graph=True)
+    channels = _sum_channels(pull) if pull.shape == target.shape else pull.sum()
+    return (channels < 0).expand(target.shape) & (constant < _MAX_LEFT * zero)
+
+
+def _sum_channels(values: Tensor) -> Tensor:
+    """Sum over all but the channels: the axis 1 of maps and volumes, else the last one."""
+    axis = 1 if values.ndim > 3 else values.ndim - 1
+    others = [each for each in range(values.ndim) if each != axis]
+    return values.sum(others, keepdim=True) if others else values
 
 
 def _is_high(target: Tensor) -> Tensor:
@@ -131,9 +157,13 @@ def _is_high(target: Tensor) -> Tensor:
 
 def _passes(compared: _Compared, still: Tensor) -> bool:
     """Return True if a gradient at some places of an output arrives before its bound."""
-    edge = GradientEdge(*next(parent for parent in compared.node.next_functions if parent[0] is not None))
-    (gradient,) = torch.autograd.grad([compared.output], [edge], [still.to(compared.output)], retain_graph=True)
+    seed = still.to(compared.output)
+    (gradient,) = torch.autograd.grad([compared.output], [_edge_before(compared)], [seed], retain_graph=True)
     return bool(gradient.any())
+
+
+def _edge_before(compared: _Compared) -> GradientEdge:
+    return GradientEdge(*next(parent for parent in compared.node.next_functions if parent[0] is not None))
 
 
 def _divide(part: Tensor, whole: Tensor) -> float:

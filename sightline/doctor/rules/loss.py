@@ -382,6 +382,8 @@ def begins_at_zeros(levels: Levels, free_loss: FreeLoss, passed: Pass) -> Fault 
     targets = [t for _, t in dense_leaves(passed.batch.target) if t.is_floating_point() and t.shape in maps]
     if not targets or not abs(levels.start - levels.zero) <= _NEAR * levels.zero:
         return None
+    if levels.constant < (1 - _NEAR) * levels.zero:  # as of depth: the loss falls at once
+        return None
     return Fault(_describe_levels(levels, "maps"), measured=_describe_levels(levels, "maps"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator
 
@@ -24,6 +25,8 @@ _MAX_COLLAPSE, _MIN_LEFT = 0.01, 0.5
 _MIN_ADDENDS = 3
 _NEAR = 0.02
 """Share by which a loss at a trivial level may differ from it."""
+_MIN_LEFT_BY_CONSTANTS = 1e-4
+"""Share of the loss of zeros that constants leave of targets that are not alike, as labels of the same class are."""
 _MIN_MIXED, _MIN_SEEN, _MIN_BATCHES = 0.9, 5, 1.5
 
 
@@ -148,7 +151,8 @@ def unbounded_loss(curves: list[list[float]]) -> Iterator[Fault]:
 def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
     """Compare a loss that stays where it is with that of zeros and of the best constants, on the same samples."""
     level = trained_levels
-    if not level.constant > 0 or level.start < (1 - _NEAR) * level.constant:
+    least = _MIN_LEFT_BY_CONSTANTS * level.zero if 0 < level.zero < math.inf else 0.0
+    if not level.constant > least or level.start < (1 - _NEAR) * level.constant:
         return None
     is_zero = abs(level.start - level.zero) <= _NEAR * level.zero
     name, value = ("all-zero outputs", level.zero) if is_zero else ("the best constants", level.constant)

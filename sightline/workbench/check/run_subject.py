@@ -17,9 +17,9 @@ from sightline.contract.types import Batch as RunBatch
 from sightline.contract.types import SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm, call_model, find_form
-from sightline.doctor.check import examine_subject
+from sightline.doctor.check import examine_subject, measure_subject_levels
 from sightline.doctor.evidence import Evidence
-from sightline.doctor.evidence.levels import Levels, find_levels
+from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.rules import Rule, find_by
@@ -146,7 +146,7 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
 def measure_run_levels(built: TrainingSetup, model: nn.Module) -> Levels:
     """Measure the losses of a run's trained network, of zeros, and of the best constants, on a few training samples."""
     subject = dataclasses.replace(make_run_subject(built, num_samples=_NUM_SAMPLES), model=model)
-    return find_levels(Evidence({"subject": subject}, math.inf).get("free_loss"))
+    return measure_subject_levels(subject)
 
 
 def _ask(subject: Subject, name: str) -> Any:
