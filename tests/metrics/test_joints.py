@@ -54,11 +54,13 @@ def test_agrees_with_the_evaluations_that_papers_use(shared: Path, number: int) 
     assert curve["joints"][10] == pytest.approx(of("pck10_le").item(), rel=1e-12)
 
 
-def test_no_answer_is_refused() -> None:
-    found = torch.zeros(2, 1, 3)
-    found[1, 0, 1] = torch.nan
-    with pytest.raises(ValueError, match="1 joints are not finite, first in sample 1"):
-        scored(joint_error(1), found, torch.zeros(2, 1, 3))
+def test_predictions_and_labels_that_are_not_finite_are_refused() -> None:
+    broken = torch.zeros(2, 1, 3)
+    broken[1, 0, 1] = torch.nan
+    with pytest.raises(ValueError, match="joints_mm: 1 joints are not finite, first in sample 1"):
+        scored(joint_error(1), broken, torch.zeros(2, 1, 3))
+    with pytest.raises(ValueError, match="joints: 1 joints are not finite, first in sample 1"):
+        scored(joint_error(1), torch.zeros(2, 1, 3), broken)
 
 
 def test_joints_in_another_shape_are_refused() -> None:

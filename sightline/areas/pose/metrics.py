@@ -24,20 +24,21 @@ _OKS_LEVELS = [twentieths / 20 for twentieths in range(10, 20)]
 def measure_distances(joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> Tensor:
     """Measure the distances (B, J) float64 of predicted and true joints (B, J, D); 0 where `visible` (B, J) is False.
 
-    Raises ValueError for shapes that differ, and for visible joints whose prediction is not finite.
+    Raises ValueError for shapes that differ, and for visible joints whose prediction or label is not finite.
     """
     if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
         raise ValueError(
             f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
             f"{tuple(visible.shape)} are the flags of visible ones; all are (B, J, 3) and (B, J)"
         )
-    bad = ~torch.isfinite(joints_mm).all(dim=-1) & visible
-    if bool(bad.any()):
-        sample = int(sample_index[bad.any(dim=1)][0])
-        raise ValueError(
-            f"joints_mm: {int(bad.sum())} joints are not finite, first in sample {sample}; find where with "
-            "`sightline check`"
-        )
+    for name, positions in (("joints_mm", joints_mm), ("joints", joints)):
+        bad = ~torch.isfinite(positions).all(dim=-1) & visible
+        if bool(bad.any()):
+            sample = int(sample_index[bad.any(dim=1)][0])
+            raise ValueError(
+                f"{name}: {int(bad.sum())} joints are not finite, first in sample {sample}; find where with "
+                "`sightline check`"
+            )
     return torch.where(visible, (joints_mm.double() - joints.double()).norm(dim=-1), 0.0)
 
 
