@@ -160,6 +160,7 @@ CASES: dict[str, Case] = {
     "masks by a clamp": Case(lambda: Maps(lambda maps: maps.clamp(min=0), bias=-1.0), F.l1_loss, True),
     "masks, all 0 at first": Case(lambda: Maps(torch.relu, bias=-3.0), F.mse_loss, True),
     "boxes": Case(lambda: rows(nn.ReLU()), F.smooth_l1_loss, False),  # as good as plain ones after 500 steps
+    "boxes by deltas": Case(lambda: rows(nn.ReLU()), F.smooth_l1_loss, True),
     "depths": Case(lambda: Maps(torch.relu), F.l1_loss, False),
     "heat maps, plain": Case(lambda: Maps(lambda maps: maps, 3), F.mse_loss, False),
     "masks, plain": Case(lambda: Maps(lambda maps: maps), BINARY, False),
@@ -177,9 +178,10 @@ CASES: dict[str, Case] = {
 
 
 def make_batch(name: str, case: Case) -> tuple[Tensor, Tensor]:
-    """Draw inputs and targets: boxes, masks, images, depths, or maps of some scale."""
+    """Draw inputs and targets: positive boxes or signed deltas, masks, images, depths, or maps of some scale."""
     if name.startswith("boxes"):
-        return torch.randn(64, 16), torch.rand(64, 24) + 0.1
+        inputs = torch.randn(64, 16)
+        return inputs, torch.randn(64, 24) if name == "boxes by deltas" else torch.rand(64, 24) + 0.1
     images = torch.rand(4, 3, 16, 16)
     if name.startswith("images"):
         return images, images
