@@ -38,6 +38,7 @@ from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, make
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import Edited, make_parts, make_rooms
+from tests.models.set_networks import SMALL_DFINE
 from tests.planted.planting import BENCHES
 
 WHOLE = (
@@ -101,6 +102,9 @@ SHIPPED: dict[str, Any] = {
     "sigmoid_focal box_overlap centreness box_iou_bce": lambda folder: _crowds("sigmoid_focal", *_FCOS, name="fcos"),
     "free_anchor_positive free_anchor_negative": lambda folder: _crowds(
         "free_anchor_positive", "free_anchor_negative", more=("task.assigner={name: free_anchor}",)
+    ),
+    "set_class set_l1 set_giou set_corners set_distillation": lambda folder: build(
+        read_config(ROOT / "configs/detect/photos_dfine.yaml", SMALL_DFINE), World()
     ),
     "earth_mover": lambda folder: _crowds(
         "earth_mover",

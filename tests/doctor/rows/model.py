@@ -249,7 +249,7 @@ def summed_at_a_huge_rate(bug: bool) -> tuple[Any, ...]:
 
 
 def ends_in_a_relu(kind: str, bug: bool) -> tuple[Any, ...]:
-    """Maps or masks of bright squares in images, or their corners."""
+    """Maps or masks of bright squares in images, or their corners, from the middle of the image on."""
     size, num = 12, 16
     corners = torch.randint(0, size - 4, (num, 2))
     cells = torch.arange(size)
@@ -262,7 +262,7 @@ def ends_in_a_relu(kind: str, bug: bool) -> tuple[Any, ...]:
     target = torch.cat([F.avg_pool2d(masks, width, 1, width // 2) for width in widths], dim=1)
     if kind == "corners":
         model.append(nn.Flatten()).append(nn.Linear(size * size, 4))
-        target = torch.cat([corners, corners + 4], dim=1) / size
+        target = torch.cat([corners, corners + 4], dim=1) / size - 0.5
     loss = {"masks": nn.BCEWithLogitsLoss(), "maps": nn.MSELoss(), "corners": nn.SmoothL1Loss()}[kind]
     nn.init.zeros_(model[-1].bias)  # type: ignore[arg-type]
     return model.append(nn.ReLU()) if bug else model, loss, (images, target)
