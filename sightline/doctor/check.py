@@ -23,7 +23,8 @@ from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import Report
-from sightline.doctor.subject import LossTerm, Subject
+from sightline.doctor.score import make_score
+from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
 from sightline.doctor.verdict import write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
@@ -41,6 +42,7 @@ def check_module(
     *,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
     declared: Sequence[str] = (),
     budget_s: float = BUDGET_S,
 ) -> Report:
@@ -48,7 +50,8 @@ def check_module(
 
     `loss(outputs, target)` takes what the module returns for the inputs of a batch `(inputs, target)`; of a loader the
     first four batches are read. A batch that is a mapping goes to the model whole, or by the keys that `forward` names,
-    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on. `declared`
+    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on, `score` the
+    function of the model and such a loader that returns its figure, or figures by name. `declared`
     names codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError
     for what cannot be read.
     """
@@ -58,7 +61,8 @@ def check_module(
     with preserve_random_state(), preserve_generators(generators):
         batches = read_batches(list_batches(batch_or_loader))
         subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+        scored = None if score is None else make_score(score, model, evaluation)
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
     verdict = write_verdict(examination, budget_s=budget_s)
     return Report(type(model).__name__, merge_findings(examination.findings), verdict)
 
@@ -81,10 +85,13 @@ def measure_subject_levels(subject: Subject) -> Levels:
 
 
 def examine_subject(
-    subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S, term: LossTerm | None = None
+    subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S, **more: Any
 ) -> Examination:
-    """Judge a subject by all rules, within a budget of processor time; `term` is given for a loss alone."""
-    given = {"subject": subject} if term is None else {"subject": subject, "term": term}
+    """Judge a subject by all rules, within a budget of processor time.
+
+    `more` is what measurements read beside it: the `term` of a loss alone, the `score` of a module.
+    """
+    given = {"subject": subject, **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         return examine(Evidence(given, budget_s), declared=declared)

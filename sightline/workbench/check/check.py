@@ -29,6 +29,7 @@ def check(
     *,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     declared: Sequence[str] = (),
@@ -59,12 +60,13 @@ def check(
             batch_or_loader,
             optimizer=optimizer,
             evaluation=evaluation,
+            score=score,
             declared=declared,
             budget_s=BUDGET_S if budget_s is None else budget_s,
         )
-    if any(each is not None for each in (loss, batch_or_loader, optimizer, evaluation)) or declared:
+    if any(each is not None for each in (loss, batch_or_loader, optimizer, evaluation, score)) or declared:
         raise UserError(
-            "check: loss, batch, optimizer, evaluation and declared belong to a module; a config names its own"
+            "check: loss, batch, optimizer, evaluation, score and declared belong to a module; a config names its own"
         )
     source: Path | Mapping[str, Any] | RunConfig
     if isinstance(subject, Mapping | RunConfig):
