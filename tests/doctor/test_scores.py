@@ -12,6 +12,7 @@ from torch import nn
 
 import sightline
 from sightline.contract.errors import UserError
+from sightline.doctor.evidence import reading
 from sightline.doctor.examine import list_rules
 from sightline.doctor.score import read_figures
 from sightline.doctor.snapshots import Snapshot
@@ -34,6 +35,13 @@ def remember(model: nn.Module, loader: Any, kept: list[int] = []) -> float:  # n
 
 OTHERS = tuple({rule.code for rule in list_rules() if not any("scor" in name for name in rule.reads)})
 """Codes of rules that read no score."""
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples may take long to read, as they do beside other processes."""
+    monkeypatch.setattr(reading, "_MAX_READ_S", 60.0)
+    monkeypatch.setattr(reading, "_MAX_READING_S", 60.0)
 
 
 def judge(score: Any) -> Any:
