@@ -59,7 +59,8 @@ def check_module(
         batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s)
-    return Report(type(model).__name__, merge_findings(examination.findings), write_verdict(examination))
+    verdict = write_verdict(examination, form=subject.form.words)
+    return Report(type(model).__name__, merge_findings(examination.findings), verdict)
 
 
 def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> Levels:
@@ -129,7 +130,7 @@ def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> l
 
 def list_batches(value: Any) -> Iterable[Any]:
     """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
-    is_batch = isinstance(value, tuple | Mapping)
+    is_batch = isinstance(value, tuple | Mapping | Tensor)
     if isinstance(value, list) and value:
         is_batch = isinstance(value[0], Tensor | Mapping) and not all(isinstance(each, Mapping) for each in value)
     if not is_batch and not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
@@ -140,7 +141,7 @@ def list_batches(value: Any) -> Iterable[Any]:
 
 
 def _get_loader(value: Any) -> Any:
-    return None if value is None or isinstance(value, list | tuple | Mapping) else value
+    return None if value is None or isinstance(value, list | tuple | Mapping | Tensor) else value
 
 
 def assert_copied(model: nn.Module) -> None:

@@ -104,10 +104,12 @@ def _remove_infinities(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_verdict(examination: Examination, unwatched: Iterable[str] = (), *, num_seen: int = 0) -> list[str]:
-    """Say in at most three lines how many relations held, which could not be asked and why, and what was not judged.
+def write_verdict(
+    examination: Examination, unwatched: Iterable[str] = (), *, num_seen: int = 0, form: str = ""
+) -> list[str]:
+    """Say in at most four lines how many relations held, which could not be asked and why, and what was not judged.
 
-    `num_seen` others were seen to be broken while a loop ran.
+    `num_seen` others were seen to be broken while a loop ran. `form` is how the program was called, or why it was not.
     """
     held, broken = examination.count("held"), examination.count("broken") + num_seen
     lines = [f"verdict: of {held + broken} relations that could be asked, {held} held and {broken} did not"]
@@ -121,4 +123,4 @@ def write_verdict(examination: Examination, unwatched: Iterable[str] = (), *, nu
     ]
     if unjudged:
         lines.append(f"  nobody judged: {join_some(unjudged, most=_MAX_REASONS, separator='; ')}")
-    return lines
+    return lines + ([f"  form: {form}"] if form else [])

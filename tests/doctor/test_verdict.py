@@ -32,13 +32,21 @@ def test_what_is_not_afforded_is_named_with_its_cost() -> None:
     assert " s of processor time, 0.0 left" in report.verdict[-1]
 
 
-def test_a_loss_that_fails_is_a_finding_and_no_exception() -> None:
-    def fail(outputs: Tensor, target: Tensor) -> Tensor:
-        raise ValueError("no such unit")
+def fail(outputs: Tensor, target: Tensor) -> Tensor:
+    raise ValueError("no such unit")
 
+
+def test_a_loss_that_fails_is_a_line_of_the_verdict_and_no_finding() -> None:
     report = check_module(nn.Linear(6, 3), fail, BATCH)
+    assert report.findings == []
+    assert "fails (ValueError: no such unit); write the step as the loop has it" in report.verdict[-1]
+
+
+def test_a_step_that_fails_is_an_error() -> None:
+    model = nn.Linear(6, 3)
+    report = check_module(model, loader=BATCH, step=lambda batch: fail(model(batch[0]), batch[1]))
     assert [finding.code for finding in report.findings] == ["first-step"]
-    assert "passed: ValueError: no such unit" in report.verdict[-1]
+    assert any("passed: ValueError: no such unit" in line for line in report.verdict)
 
 
 def test_one_cause_is_one_finding() -> None:
