@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -73,7 +74,7 @@ def lost_sums(used_indices: UsedIndices) -> Iterator[Fault]:
             )
 
 
-_BOXES = {
+_BOXES: dict[str, Any] = {
     "causes": "assign.box_format data.target_encoding",
     "holds": "left <= right and top <= bottom in boxes that an intersection reads as corners",
     "do": "convert all boxes to corners before the intersection",

@@ -81,7 +81,8 @@ def examine_relations(context: Context) -> list[Finding]:
         return []
     skipped = {*context.config.checks.skip}
     declared, budget_s = skipped | _JUDGED_OTHERWISE, _BUDGETS_S[context.is_quick]
-    examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+    is_patient = not context.is_quick
+    examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient)
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged
     alone = examine_losses(context)
@@ -97,7 +98,8 @@ def examine_losses(context: Context) -> list[Finding]:
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
         budget_s = _BUDGETS_S[context.is_quick] / 2
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
+        is_patient = not context.is_quick
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient, term=term)
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
         context.examination.judgements += [e for e in examination.judgements if e.outcome in ("held", "broken")]
