@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from unittest import mock
 
 import sightline
 from sightline.contract.errors import UserError
+from sightline.doctor import examine
 from tests.planted.trial import Alarm, make_alarms
 
 CRASHED = "crashed"
@@ -17,11 +18,14 @@ CRASHED = "crashed"
 
 
 @contextmanager
-def observed() -> Iterator[list[Alarm]]:
-    """Context in which both are recorded; the list is complete after it. A check that fails returns no findings."""
+def observed(without: Collection[str] = ()) -> Iterator[list[Alarm]]:
+    """Context in which both are recorded; the list is complete after it. A check that fails returns no findings.
+
+    Arguments of `watch` that are named in `without` do not reach it. Measurements that fail are recorded, too.
+    """
     alarms: list[Alarm] = []
     watches: list[Any] = []
-    real_check, real_watch = sightline.check, sightline.watch
+    real_check, real_watch, real_judgement = sightline.check, sightline.watch, examine.Judgement
 
     def check(*arguments: Any, **options: Any) -> Any:
         try:
@@ -32,28 +36,40 @@ def observed() -> Iterator[list[Alarm]]:
             text = f"{type(error).__name__}: {error}"
             alarms.append(Alarm("check", text, CRASHED, "error", summary=text))
         else:
-            alarms.extend(make_alarms("check", report.findings))
+            alarms.extend(make_alarms("check", report.findings, with_notes=True))
             return report
         return SimpleNamespace(findings=[])
 
     def watch(*arguments: Any, **options: Any) -> Any:
-        watches.append(real_watch(*arguments, **options))
+        passed = {name: value for name, value in options.items() if name not in without}
+        watches.append(real_watch(*arguments, **passed))
         return watches[-1]
 
-    with mock.patch.object(sightline, "check", check), mock.patch.object(sightline, "watch", watch):
+    def judge(rule: Any, outcome: str, reason: str = "", **more: Any) -> Any:
+        if outcome == "failed":
+            alarms.append(Alarm("failed", reason, reason.partition(":")[0], "failed", summary=rule.code))
+        return real_judgement(rule, outcome, reason, **more)
+
+    with (
+        mock.patch.object(sightline, "check", check),
+        mock.patch.object(sightline, "watch", watch),
+        mock.patch.object(examine, "Judgement", judge),
+    ):
         try:
             yield alarms
         finally:
             for each in watches:
-                alarms.extend(make_alarms("training", each.findings))
+                alarms.extend(make_alarms("training", each.findings, with_notes=True))
 
 
-def observe(subject: Callable[[], object]) -> tuple[Alarm, ...]:
-    """Run a subject; return each alarm once, those of `check` first."""
-    with observed() as alarms:
+def observe(subject: Callable[[], object], without: Collection[str] = ()) -> tuple[Alarm, ...]:
+    """Run a subject; return each alarm, note and failed measurement once, those of `check` first."""
+    with observed(without) as alarms:
         try:
             subject()
         except Exception as error:  # noqa: BLE001 - what was found before it counts
             text = f"{type(error).__name__}: {error}"
             alarms.append(Alarm("subject", text, CRASHED, "error", summary=text))
-    return tuple({alarm.key: alarm for alarm in reversed(alarms)}.values())[::-1]
+    kinds = {"note": "note", "failed": "failed"}
+    first = {(kinds.get(alarm.severity, ""), alarm.key): alarm for alarm in reversed(alarms)}
+    return tuple(first.values())[::-1]
