@@ -22,9 +22,10 @@ from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, preserve_generators
-from sightline.doctor.report import Report, write_verdict
+from sightline.doctor.report import Report
 from sightline.doctor.subject import LossTerm, Subject
 from sightline.doctor.tried_forms import find_form
+from sightline.doctor.verdict import write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -48,7 +49,8 @@ def check_module(
     `loss(outputs, target)` takes what the module returns for the inputs of a batch `(inputs, target)`; of a loader the
     first four batches are read. A batch that is a mapping goes to the model whole, or by the keys that `forward` names,
     and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on. `declared`
-    names codes of findings that are intended. Raises UserError for what cannot be read.
+    names codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError
+    for what cannot be read.
     """
     assert_codes(declared, name="check: declared")
     assert_copied(model)
@@ -57,7 +59,8 @@ def check_module(
         batches = read_batches(list_batches(batch_or_loader))
         subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s)
-    return Report(type(model).__name__, merge_findings(examination.findings), write_verdict(examination))
+    verdict = write_verdict(examination, budget_s=budget_s)
+    return Report(type(model).__name__, merge_findings(examination.findings), verdict)
 
 
 def measure_levels(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_or_loader: Any) -> Levels:

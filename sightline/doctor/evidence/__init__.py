@@ -144,8 +144,8 @@ class Evidence:
             return missing
         if not self.affords((measurement.name,)):
             cost_s = measurement.passes * self._pass_s
-            words = f"some {cost_s:.1f} s of processor time, {self._left_s:.1f} left"
-            return MissingError("cost", f"{measurement.name}: {words}")
+            words = f"it would take some {cost_s:.1f} s of processor time, and {self._left_s:.1f} s are left"
+            return MissingError("cost", words, source=measurement.name, cost_s=cost_s)
         started = time.process_time()
         value = attempt(measurement.name, measurement.run, read)
         self.seconds[measurement.name] = time.process_time() - started

@@ -89,8 +89,13 @@ def to_bytes(tree: Any) -> bytes:
     )
 
 
-def open_source(loader: Any, form: Form) -> Source:
-    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one."""
+def open_source(loader: Any, form: Form, *, lacks: str) -> Source:
+    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one.
+
+    `lacks` names the argument that is the loader.
+    """
+    if loader is None:
+        raise NotApplicableError(f"no {lacks} was given whose samples can be read", lacks=lacks)
     data = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise NotApplicableError("no data set with an index")
@@ -106,13 +111,13 @@ def open_source(loader: Any, form: Form) -> Source:
 @measure()
 def source(subject: Subject) -> Source:
     """Open the data set of the training's loader."""
-    return open_source(subject.loader, subject.form)
+    return open_source(subject.loader, subject.form, lacks="loader")
 
 
 @measure()
 def evaluation_source(subject: Subject) -> Source:
     """Open the data set of the evaluation's loader."""
-    return open_source(subject.evaluation_loader, subject.form)
+    return open_source(subject.evaluation_loader, subject.form, lacks="evaluation")
 
 
 class Reads(NamedTuple):

@@ -75,7 +75,7 @@ class Gap(NamedTuple):
 def input_gaps(subject: Subject) -> list[Gap]:
     """Compare statistics of each sample, channel by channel: training against evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
     parts = [dict(_describe(batches)) for batches in (subject.batches, subject.evaluation)]
     gaps = []
     for (path, channel), first in parts[0].items():
@@ -127,7 +127,7 @@ class Confusion(NamedTuple):
 def confusion(subject: Subject) -> Confusion:
     """Train a copy for a second, and count its answers for each class of batches kept back and of evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
     training = list(_read(subject, subject.loader, subject.batches))
     evaluation = list(_read(subject, subject.evaluation_loader, subject.evaluation))
     if len(training) < 4 or not _is_classified(subject, training[0]):

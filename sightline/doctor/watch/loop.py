@@ -248,9 +248,9 @@ class Loop:
 
         After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
         """
-        self.failures[missing.reason] = None
+        self.failures[str(missing)] = None
         level = logging.DEBUG if "device-side assert" in missing.reason else logging.WARNING
-        logger.log(level, "watch-failed: %s: %s", what, missing.reason, extra={"code": "watch-failed"})
+        logger.log(level, "watch-failed: %s: %s", what, missing, extra={"code": "watch-failed"})
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over all modules of the models, by name."""

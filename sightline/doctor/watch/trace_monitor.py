@@ -23,7 +23,6 @@ from sightline.doctor.evidence.reading import count_remainder
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
-from sightline.doctor.report import write_verdict
 from sightline.doctor.trace import (
     Answers,
     BackwardAddends,
@@ -37,6 +36,7 @@ from sightline.doctor.trace import (
     Trace,
     describe_still_loss,
 )
+from sightline.doctor.verdict import WATCH_REMEDIES, Verdict, write_verdict
 from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
 from sightline.doctor.watch.loss_graph import list_variables
 from sightline.instrument import replace_function
@@ -285,13 +285,18 @@ class TraceMonitor(Monitor):
             if finding.causes[0] not in explained:  # else a monitor has said it, or an earlier examination
                 yield finding
 
-    def write_verdict(self, failures: Iterable[str]) -> list[str]:
-        """Write the verdict of the last examination and failures, and say of a loss that has not fallen so."""
+    def write_verdict(self, gaps: Sequence[str], lacks: Iterable[str]) -> Verdict:
+        """Write the verdict of the last examination, with what was not seen, and say of a loss that has not fallen so.
+
+        `lacks` names what a caller has not given.
+        """
         examination = self.examination or Examination()
         seen = {finding.code for finding in self._known if finding.severity != "note"}
         num_seen = len(seen - {finding.code for finding in examination.findings})
-        lines = write_verdict(examination, failures, num_seen=num_seen)
-        return lines + ([still] if lines and (still := describe_still_loss(self.trace)) else [])
+        remark = describe_still_loss(self.trace)
+        return write_verdict(
+            examination, remedies=WATCH_REMEDIES, lacks=lacks, gaps=gaps, num_seen=num_seen, remark=remark
+        )
 
 
 def _find_scores(call: ForwardCall) -> Tensor:

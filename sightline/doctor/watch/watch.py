@@ -143,6 +143,7 @@ class Watch:
         self._lock = threading.RLock()
         self.compares_ranks = False
         self.check: Callable[[], Report] | None = None
+        self._lacks = {"check"} if len(models) == 1 else set[str]()
         self.level_source: Callable[[], Levels] | None = None
 
     def _list_judges(self, event: str, *forms: str) -> list[Any]:
@@ -159,7 +160,7 @@ class Watch:
         """Report of the loop so far."""
         loop = self._loop
         passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
-        verdict = self._tracing.write_verdict([*loop.failures, *passed])
+        verdict = self._tracing.write_verdict([*loop.failures, *passed], self._lacks)
         return Report("watch", self.findings, verdict, {"updates": loop.step})
 
     @property
@@ -191,6 +192,7 @@ class Watch:
     def __enter__(self) -> Self:
         if self.check is not None:
             checked, self.check = self.check(), None
+            self._lacks.clear()
             for finding in checked.findings:
                 if finding.code not in self._declared:
                     self._publish(finding)
@@ -426,8 +428,7 @@ def watch(
 
     `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
     `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
-    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader. With
-    one of these alone the verdict says that this was not done.
+    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
@@ -451,9 +452,6 @@ def watch(
             check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
         )
         watched.level_source = partial(measure_levels, model, loss, loader)
-    elif not (loss is None and loader is None and evaluation is None):
-        lacking = "loss" if loss is None else "loader"
-        watched._loop.failures[f"the model before its first step: `{lacking}` is not given"] = None
     return watched
 
 
