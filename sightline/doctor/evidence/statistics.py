@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.form import Batch
+from sightline.doctor.loaders import iterate
 from sightline.doctor.subject import Subject, count_samples
 
 _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
@@ -146,13 +147,13 @@ def confusion(subject: Subject) -> Confusion:
     return Confusion(*(_count(subject, model, part) for part in (training[:kept], evaluation)))
 
 
-def _read(subject: Subject, loader: object, first: Sequence[Batch]) -> Iterator[Batch]:
+def _read(subject: Subject, loader: Any, first: Sequence[Batch]) -> Iterator[Batch]:
     if loader is None:
         yield from first
         return
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
     end = time.perf_counter() + _MAX_READ_S
-    for batch in itertools.islice(loader, _MAX_BATCHES):  # type: ignore[call-overload]
+    for batch in itertools.islice(iterate(loader), _MAX_BATCHES):
         yield subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device)))
         if time.perf_counter() > end:
             return

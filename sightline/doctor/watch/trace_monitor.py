@@ -76,28 +76,39 @@ class TraceMonitor(Monitor):
     def follow(self, loop: Loop) -> Iterator[None]:
         """Context in which the loaders that the loop iterates are seen."""
 
-        def begin(run: Any, loader: Any) -> Any:
-            if loop.runs_here:
-                self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
-                is_evaluation = not any(model.training for model in loop.models.values())
-                self._remainder = attempt("remainder", count_remainder, {"loader": loader}) if is_evaluation else None
-                if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
-                    self.trace.epochs.append(self.trace.num_updates)
-                    loop.first_of_epoch = loop.num_forwards + 1
+        begin = Hook(loop, partial(self._begin_epoch, loop), what="epochs")
+        keep = Hook(loop, partial(self._keep_classes, loop), what="batches of loaders")
+
+        def iterate(run: Any, loader: Any) -> Any:
+            begin(loader)
             return run(loader)
 
         def read(run: Any, batches: Any) -> Any:
             batch = run(batches)
-            if loop.runs_here:
-                leaves = [leaf for _, leaf in dense_leaves(batch) if leaf.device.type == "cpu"]  # no waiting
-                self._classes = [leaf for leaf in leaves if leaf.dtype == torch.int64 and leaf.ndim == 1]
+            keep(batch)
             return batch
 
         with (
-            replace_function(DataLoader, "__iter__", begin),
+            replace_function(DataLoader, "__iter__", iterate),
             replace_function(_BaseDataLoaderIter, "__next__", read),
         ):
             yield
+
+    def _begin_epoch(self, loop: Loop, loader: Any) -> None:
+        """Note the set of a loader that is iterated anew, and what it leaves out."""
+        if loop.runs_here:
+            self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
+            is_evaluation = not any(model.training for model in loop.models.values())
+            self._remainder = attempt("remainder", count_remainder, {"loader": loader}) if is_evaluation else None
+            if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
+                self.trace.epochs.append(self.trace.num_updates)
+                loop.first_of_epoch = loop.num_forwards + 1
+
+    def _keep_classes(self, loop: Loop, batch: Any) -> None:
+        """Keep the classes of a batch that a loader has read."""
+        if loop.runs_here:
+            leaves = [leaf for _, leaf in dense_leaves(batch) if leaf.device.type == "cpu"]  # no waiting
+            self._classes = [leaf for leaf in leaves if leaf.dtype == torch.int64 and leaf.ndim == 1]
 
     @property
     def reads_evaluation(self) -> bool:
@@ -163,7 +174,9 @@ class TraceMonitor(Monitor):
         leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
         self._outputs += [(tensor.grad_fn, tensor.detach()) for tensor in leaves[:1]]
         if leaves and loop.call is not None:
-            max(leaves, key=Tensor.numel).register_hook(Hook(loop, partial(self._keep_pull, loop, id(loop.call.model))))
+            max(leaves, key=Tensor.numel).register_hook(
+                Hook(loop, partial(self._keep_pull, loop, id(loop.call.model)), what="gradients of outputs")
+            )
 
     def _keep_pull(self, loop: Loop, model: int, gradient: Tensor) -> None:
         """Keep the pull beside those of the same line and model: losses of other lines count other things."""
