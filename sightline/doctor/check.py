@@ -84,13 +84,21 @@ def measure_subject_levels(subject: Subject) -> Levels:
 
 
 def examine_subject(
-    subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S, term: LossTerm | None = None
+    subject: Subject,
+    *,
+    declared: Collection[str] = (),
+    budget_s: float = BUDGET_S,
+    is_patient: bool = True,
+    term: LossTerm | None = None,
 ) -> Examination:
-    """Judge a subject by all rules, within a budget of processor time; `term` is given for a loss alone."""
+    """Judge a subject by all rules, within a budget of processor time; `term` is given for a loss alone.
+
+    With `is_patient`, slow networks get as many passes as those of 20 ms do.
+    """
     given = {"subject": subject} if term is None else {"subject": subject, "term": term}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        return examine(Evidence(given, budget_s), declared=declared)
+        return examine(Evidence(given, budget_s, is_patient), declared=declared)
 
 
 def make_subject(

@@ -18,6 +18,18 @@ MAX_RATE = 0.005
 _CERTAINTY = 0.95
 
 
+def sum_binomial(total: int, most: int, share: float) -> float:
+    """Compute the probability of at most so many events among independent ones, each of the same share (0 to 1)."""
+    if most >= total or share in (0.0, 1.0):
+        return float(most >= total * share)
+    logs = (
+        math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
+        + k * math.log(share) + (total - k) * math.log1p(-share)
+        for k in range(most + 1)
+    )  # fmt: skip
+    return min(math.fsum(map(math.exp, logs)), 1.0)
+
+
 class Rate(NamedTuple):
     """Healthy programs in which a rule was asked, and those among them in which it gave an error or a warning."""
 
@@ -30,10 +42,8 @@ class Rate(NamedTuple):
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
-            terms = (
-                math.comb(self.asked, k) * middle**k * (1 - middle) ** (self.asked - k) for k in range(self.alarms + 1)
-            )
-            low, high = (middle, high) if math.fsum(terms) > 1 - _CERTAINTY else (low, middle)
+            is_likely = sum_binomial(self.asked, self.alarms, middle) > 1 - _CERTAINTY
+            low, high = (middle, high) if is_likely else (low, middle)
         return high
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -75,6 +76,7 @@ def run_rows(
     rows: Iterable[Row], seeds: Sequence[int], done: dict[Key, Line], *, commit: str, jobs: int
 ) -> Iterator[Line]:
     """Run rows that are not `done`, a twin before its bug; yield each line as it ends, and add it to `done`."""
+    importlib.import_module("torch._dynamo")  # optimisers do; once here, and not for a second in each process
     waiting = deque((row, seed) for row in rows for seed in seeds if (row.id, seed) not in done)
     running: dict[Any, _Running] = {}
     while waiting or running:

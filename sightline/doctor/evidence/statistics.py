@@ -39,10 +39,14 @@ def byte_steps(subject: Subject) -> dict[str, float]:
 
 @measure()
 def same_views(subject: Subject) -> list[str]:
-    """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch."""
+    """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch.
+
+    Not those that are the target too: what is to be given back may be among the inputs, as in an autoencoder.
+    """
     found: list[set[str]] = []
     for batch in subject.batches:
-        views = dict(dense_leaves(batch.inputs))
+        targets = [tensor for _, tensor in dense_leaves(batch.target)]
+        views = {p: t for p, t in dense_leaves(batch.inputs) if not any(_is_equal(t, target) for target in targets)}
         for path, tensor in [*views.items()]:
             if tensor.ndim > 4 and tensor.shape[1] == 2:  # axes of images; two channels may be equal
                 views |= {f"{path}[:, {place}]": part for place, part in enumerate(tensor.unbind(1))}
@@ -56,6 +60,10 @@ def same_views(subject: Subject) -> list[str]:
         found.append({" and ".join(pair) for pair in equal})
     common = set.intersection(*found)
     return sorted(common)[0].split(" and ") if common else []
+
+
+def _is_equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 class Gap(NamedTuple):
