@@ -95,8 +95,10 @@ def _record(line: Line, path: Path | None, *, is_verbose: bool) -> None:
             file.write(json.dumps(line) + "\n")
     print_note(describe_line(line))
     if is_verbose:
-        for alarm in line["alarms"]:
+        for alarm in [*line["alarms"], *line["notes"]]:
             print_note("\n".join(f"  {text}" for text in alarm["text"].split("\n")))
+        for failure in line["failed"]:
+            print_note(f"  failed: {failure}")
 
 
 if __name__ == "__main__":

@@ -66,8 +66,10 @@ def read_lines(path: Path, commit: str | None = None) -> dict[Key, Line]:
 
 
 def list_keys(line: Mapping[str, Any] | None) -> frozenset[tuple[str, str]]:
-    """Return codes and first causes of a line's alarms."""
-    return frozenset((each["code"], next(iter(each["causes"]), "")) for each in (line or {}).get("alarms", ()))
+    """Return codes and first causes of a line's alarms and notes."""
+    line = line or {}
+    alarms = [*line.get("alarms", ()), *line.get("notes", ())]
+    return frozenset((alarm["code"], next(iter(alarm["causes"]), "")) for alarm in alarms)
 
 
 def run_rows(
@@ -129,11 +131,11 @@ def make_line(
     cpu_s: float | None = None,
     asked: Asked | None = None,
 ) -> Line:
-    """Build the line of a row: a bug counts as found by an error or a warning that its twin does not raise, too.
+    """Build the line of a row: a bug counts as found by a finding that the row accepts and its twin does not raise.
 
     Of a correct subject the line has the rules that were `asked`, and whether each gave an alarm.
     """
-    new = [alarm for alarm in alarms if row.has_bug and alarm.key not in known and alarm.code != CRASHED]
+    new = [a for a in alarms if row.has_bug and row.accepts(a) and a.key not in known and a.code != CRASHED]
     return {
         "id": row.id,
         "seed": seed,
@@ -143,7 +145,9 @@ def make_line(
         "has_causes": bool(row.causes),
         "found": bool(new),
         "rank": rank_cause(new, row.causes, names=row.names),
-        "alarms": [asdict(alarm) for alarm in alarms],
+        "alarms": [asdict(alarm) for alarm in alarms if alarm.severity not in ("note", "failed")],
+        "notes": [asdict(alarm) for alarm in alarms if alarm.severity == "note"],
+        "failed": [alarm.text for alarm in alarms if alarm.severity == "failed"],
         "crash": crash,
         "cpu_s": cpu_s,
         **({"asked": asked} if asked and not row.has_bug else {}),

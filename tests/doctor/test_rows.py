@@ -57,7 +57,7 @@ def test_a_row_has_its_result(name: str, caplog: pytest.LogCaptureFixture) -> No
     row = CASES[name]
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(0)
-    alarms = [alarm for alarm in row.run(0, frozenset()) if alarm.severity != "note"]
+    alarms = [alarm for alarm in row.run(0, frozenset()) if alarm.severity in ("error", "warning")]
     is_named = bool({cause for alarm in alarms for cause in alarm.causes} & set(row.causes))
     assert is_named == (row.has_bug and name not in MISSED), alarms
     if not row.has_bug and name not in FLAGGED:

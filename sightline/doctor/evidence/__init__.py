@@ -85,7 +85,6 @@ class Evidence:
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
     _priced: tuple[int, float] = (-1, 0.0)
-    _spent: MissingError | None = None
 
     def __post_init__(self) -> None:
         import_all(__name__)
@@ -158,9 +157,9 @@ class Evidence:
         except MissingError as missing:
             return missing
         if not self.affords((measurement.name,)):
-            words = f"what is beyond {self.budget_s:.3g} s of processor time; a pass takes {self._pass_s:.2g} s"
-            self._spent = self._spent or MissingError("cost", words)
-            return self._spent
+            cost_s = measurement.passes * self._pass_s
+            words = f"it would take some {cost_s:.1f} s of processor time, and {self._left_s:.1f} s are left"
+            return MissingError("cost", words, source=measurement.name, cost_s=cost_s)
         started = time.process_time()
         value = attempt(measurement.name, measurement.run, read)
         self.seconds[measurement.name] = time.process_time() - started

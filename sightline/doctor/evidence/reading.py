@@ -18,11 +18,11 @@ from torch.utils.data._utils import worker as torch_worker
 
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.batches import BatchForm
 from sightline.doctor.evidence import measure
+from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
 from sightline.doctor.rates import sum_binomial
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.subject import Subject
 from sightline.instrument import record
 from sightline.instrument.random_state import seed_all
 
@@ -38,7 +38,7 @@ class Source:
     """Data set with an index behind a loader, read in this process."""
 
     loader: Any
-    form: BatchForm
+    form: Form
 
     @property
     def size(self) -> int:
@@ -48,7 +48,7 @@ class Source:
     def read(self, index: int, seed: int) -> Batch:
         """Read a sample after the global random generators have been seeded."""
         seed_all(seed)
-        return Batch(*self.form.split(self.loader.dataset[index]))
+        return self.form.split_sample(self.loader.dataset[index])
 
     def spread(self, count: int) -> list[int]:
         """List up to `count` indices that lie evenly over the data set."""
@@ -90,8 +90,13 @@ def to_bytes(tree: Any) -> bytes:
     )
 
 
-def open_source(loader: Any, form: BatchForm) -> Source:
-    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one."""
+def open_source(loader: Any, form: Form, *, lacks: str) -> Source:
+    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one.
+
+    `lacks` names the argument that is the loader.
+    """
+    if loader is None:
+        raise NotApplicableError(f"no {lacks} was given whose samples can be read", lacks=lacks)
     data = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise NotApplicableError("no data set with an index")
@@ -107,13 +112,13 @@ def open_source(loader: Any, form: BatchForm) -> Source:
 @measure()
 def source(subject: Subject) -> Source:
     """Open the data set of the training's loader."""
-    return open_source(subject.loader, subject.form)
+    return open_source(subject.loader, subject.form, lacks="loader")
 
 
 @measure()
 def evaluation_source(subject: Subject) -> Source:
     """Open the data set of the evaluation's loader."""
-    return open_source(subject.evaluation_loader, subject.form)
+    return open_source(subject.evaluation_loader, subject.form, lacks="evaluation")
 
 
 class Reads(NamedTuple):
@@ -264,7 +269,7 @@ def collations(source: Source) -> list[dict[bytes, bytes]]:
         samples = source.list_samples(_NUM_COLLATED)
         for order, seed in ((samples, 0), (samples, 1), (samples[::-1], 1), ([*samples[5:], *samples[:5]], 1)):
             seed_all(_SEED + seed)
-            batch = Batch(*source.form.split(collate(copy.deepcopy(order))))
+            batch = source.form.split(collate(copy.deepcopy(order)))
             tables.append(_list_pairs(batch, len(samples)))
     return tables
 
@@ -293,8 +298,8 @@ def padded(source: Source, subject: Subject) -> Padded:
     """Collate samples of several lengths; find the places that no sample has filled, and that the loss counts."""
     with preserve_generators(source.generators()):
         samples = source.list_samples(_NUM_COLLATED)
-        leaves = [list_leaves(source.form.split(sample)[1]) for sample in samples]
-        batch = Batch(*source.form.split(source.loader.collate_fn(copy.deepcopy(samples))))
+        leaves = [list_leaves(source.form.split_sample(sample).target) for sample in samples]
+        batch = source.form.split(source.loader.collate_fn(copy.deepcopy(samples)))
     targets = [tensor for _, tensor in tree_leaves(batch.target)]
     if len(targets) != 1 or any(len(each) != 1 or each[0].ndim != 1 for each in leaves):
         raise NotApplicableError("no targets of a length of their own")

@@ -42,7 +42,7 @@ def restored(subject: Subject, repeats: dict[str, Repeat]) -> Restored:
             subject.call(used, batch.inputs)
     refusal = attempt("load_state_dict", other.load_state_dict, {"state_dict": copy.deepcopy(used.state_dict())})
     if isinstance(refusal, MissingError):
-        return Restored("", 0.0, 0.0, refusal.reason)
+        return Restored("", 0.0, 0.0, str(refusal))
     first, second = _evaluate(subject, used), _evaluate(subject, other)
     changes = {p: float((t.double() - second[p].double()).abs().max()) for p, t in first.items() if t.numel()}
     path = max(changes, key=lambda each: changes[each], default="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.subject import Batch, Subject, count_samples
+from sightline.doctor.form import Batch
+from sightline.doctor.loaders import iterate
+from sightline.doctor.subject import Subject, count_samples
 
 _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
 _MIN_SAMPLES = 16
@@ -82,7 +84,7 @@ class Gap(NamedTuple):
 def input_gaps(subject: Subject) -> list[Gap]:
     """Compare statistics of each sample, channel by channel: training against evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
     parts = [dict(_describe(batches)) for batches in (subject.batches, subject.evaluation)]
     gaps = []
     for (path, channel), first in parts[0].items():
@@ -134,7 +136,7 @@ class Confusion(NamedTuple):
 def confusion(subject: Subject) -> Confusion:
     """Train a copy for a second, and count its answers for each class of batches kept back and of evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
     training = list(_read(subject, subject.loader, subject.batches))
     evaluation = list(_read(subject, subject.evaluation_loader, subject.evaluation))
     if len(training) < 4 or not _is_classified(subject, training[0]):
@@ -153,14 +155,14 @@ def confusion(subject: Subject) -> Confusion:
     return Confusion(*(_count(subject, model, part) for part in (training[:kept], evaluation)))
 
 
-def _read(subject: Subject, loader: object, first: Sequence[Batch]) -> Iterator[Batch]:
+def _read(subject: Subject, loader: Any, first: Sequence[Batch]) -> Iterator[Batch]:
     if loader is None:
         yield from first
         return
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
     end = time.perf_counter() + _MAX_READ_S
-    for batch in itertools.islice(loader, _MAX_BATCHES):  # type: ignore[call-overload]
-        yield Batch(*subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device))))
+    for batch in itertools.islice(iterate(loader), _MAX_BATCHES):
+        yield subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device)))
         if time.perf_counter() > end:
             return
 
