@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
