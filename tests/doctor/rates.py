@@ -36,9 +36,13 @@ def count_asked(lines: Iterable[Line]) -> dict[str, Rate]:
 
 
 def count_checks(lines: Iterable[Line]) -> Rate:
-    """Count drawn programs, and those of which anything was said."""
+    """Count drawn programs, and those with an error, a warning or a crash."""
     drawn = [line for line in lines if line["kind"] == "healthy"]
-    return Rate(len(drawn), sum(bool(line["alarms"] or line["crash"]) for line in drawn))
+    return Rate(len(drawn), sum(bool(line["crash"]) or any(map(_is_alarm, line["alarms"])) for line in drawn))
+
+
+def _is_alarm(alarm: Mapping[str, str]) -> bool:
+    return alarm["severity"] in ("error", "warning")
 
 
 def list_rates(counts: Mapping[str, Rate]) -> list[tuple[str, ...]]:

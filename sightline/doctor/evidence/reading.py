@@ -64,6 +64,19 @@ class Source:
         """Return the random generators of the loader and of what the data set reads; not the global ones."""
         return find_read_generators(self.loader)
 
+    def draw(self, count: int) -> list[int]:
+        """List up to `count` indices that lie evenly over the data set, in a drawn order: its start is of all parts."""
+        spread = self.spread(count)
+        order = torch.randperm(len(spread), generator=torch.Generator().manual_seed(_SEED)).tolist()
+        return [spread[number] for number in order]
+
+    def collate(self, count: int) -> Batch:
+        """Collate up to `count` drawn samples, as the loader does; fewer, where the time for reading is over."""
+        with preserve_generators(self.generators()):
+            seed_all(_SEED)
+            samples = [self.loader.dataset[index] for index in self.iter_timed(self.draw(count))]
+            return self.form.split(self.loader.collate_fn(samples))
+
     def list_samples(self, count: int) -> list[Any]:
         """List up to `count` samples as `collate_fn` gets them, each after the same seed."""
         samples = []
@@ -235,10 +248,8 @@ def read_labels(source: Source) -> dict[int, int]:
     They are read in a drawn order: where the time ends first, those that were read are of the whole set.
     """
     labels: dict[int, int] = {}
-    spread = source.spread(_NUM_LABELS)
-    order = torch.randperm(len(spread), generator=torch.Generator().manual_seed(_SEED)).tolist()
     with preserve_generators(source.generators()):
-        for index in source.iter_timed([spread[number] for number in order]):
+        for index in source.iter_timed(source.draw(_NUM_LABELS)):
             leaves = list_leaves(source.read(index, _SEED).target)
             if len(leaves) != 1 or leaves[0].numel() != 1 or leaves[0].is_floating_point():
                 raise NotApplicableError("no class for each sample")
