@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
+from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack, take_local
 from sightline.doctor.watch.loss_graph import (
     UNBOUNDED,
     list_counted,
@@ -44,7 +44,7 @@ class UnitMonitor(Monitor):
     def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         for name, module in loop.modules():
             weight = track.parameters.get(f"{name}.weight")  # an attribute may compute, as a spectral norm does
-            gradient = None if weight is None else weight.grad
+            gradient = None if weight is None or weight.grad is None else take_local(weight.grad)
             is_counted = (self._counted is None or id(weight) in self._counted) and id(weight) not in self._last
             if isinstance(module, _LAYERS) and gradient is not None and is_counted:
                 by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient
