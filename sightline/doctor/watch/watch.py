@@ -22,6 +22,7 @@ from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
 from sightline.doctor.loaders import find_obstacle
+from sightline.doctor.processes import is_one_of_several, refuse_collectives
 from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.verdict import write_verdict
@@ -30,6 +31,7 @@ from sightline.doctor.watch.gradients import LeakMonitor, OrderMonitor, ReachMon
 from sightline.doctor.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.doctor.watch.loop import (
     EVENTS,
+    OBSERVING,
     ForwardCall,
     Found,
     Hook,
@@ -250,6 +252,8 @@ class Watch:
     def _begin(self) -> None:
         """Track the named optimisers, and hang all hooks."""
         loop, stack = self._loop, self._stack
+        if is_one_of_several():
+            stack.enter_context(refuse_collectives(lambda: OBSERVING.is_on))
         for optimizer in self.optimizers:
             loop.track(optimizer, is_named=True)
         self._hang(loop.models.values())
