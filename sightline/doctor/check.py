@@ -23,6 +23,7 @@ from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import Report, write_verdict
+from sightline.doctor.step_form import observe_step
 from sightline.doctor.subject import LossTerm, Subject
 from sightline.doctor.tried_forms import find_form
 from sightline.instrument import copy_module, leave_out_checkpoints
@@ -35,9 +36,10 @@ _NUM_SAMPLES = 64
 
 def check_module(
     model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
-    batch_or_loader: Any,
+    loss: Callable[..., Any] | None = None,
+    loader: Any = None,
     *,
+    step: Callable[[Any], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
     declared: Sequence[str] = (),
@@ -52,22 +54,22 @@ def check_module(
     """
     assert_codes(declared, name="check: declared")
     assert_copied(model)
-    generators = [*find_read_generators(batch_or_loader), *find_read_generators(evaluation)]
+    generators = [*find_read_generators(loader), *find_read_generators(evaluation)]
     with preserve_random_state(), preserve_generators(generators):
-        batches = read_batches(list_batches(batch_or_loader))
-        subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
+        batches = read_batches(list_batches(loader))
+        subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s)
     return Report(type(model).__name__, merge_findings(examination.findings), write_verdict(examination))
 
 
-def measure_levels(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_or_loader: Any) -> Levels:
+def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> Levels:
     """Measure the losses of a module as it is, of zeros, and of the best constants, on the first batches.
 
     These have 64 samples or more, if there are as many: some constants fit few samples well by chance.
     """
-    generators = find_read_generators(batch_or_loader)
+    generators = find_read_generators(loader)
     with preserve_random_state(), preserve_generators(generators):
-        batches = read_batches(list_batches(batch_or_loader), num_samples=_NUM_SAMPLES)
+        batches = read_batches(list_batches(loader), num_samples=_NUM_SAMPLES)
         return measure_subject_levels(make_subject(model, loss, batches, None))
 
 
@@ -88,26 +90,41 @@ def examine_subject(
 
 
 def make_subject(
-    model: nn.Module, loss: Any, batches: Sequence[Any], optimizer: Any, *, loader: Any = None, evaluation: Any = None
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    batches: Sequence[Any],
+    optimizer: Any,
+    *,
+    step: Callable[[Any], Tensor] | None = None,
+    loader: Any = None,
+    evaluation: Any = None,
 ) -> Subject:
     """Make the subject of the first batches of a loader. Raises UserError for what is no batch."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    form = find_form(model, loss, batches[0], device)
+    first = tree_map(batches[0], lambda _, tensor: tensor.to(device))
+    form = find_form(model, loss, first) if step is None else observe_step(model, step, first)
+    others = [] if evaluation is None else _split_others(read_batches(list_batches(evaluation)), form, device)
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     return Subject(
         model,
         form,
         _split(batches, form, device),
-        [] if evaluation is None else _split(read_batches(list_batches(evaluation)), form, device),
+        others,
         optimizers,
         _get_loader(loader),
-        _get_loader(evaluation),
+        _get_loader(evaluation) if others else None,
     )
 
 
 def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
     moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
     return [form.split(batch) for batch in moved]
+
+
+def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
+    """Divide the batches of evaluation; none of them if they have not the form of training's."""
+    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
+    return [] if isinstance(divided, MissingError) else divided
 
 
 def list_batches(value: Any) -> Iterable[Any]:

@@ -27,12 +27,14 @@ class Form(abc.ABC):
     """How a program uses a batch: what its model is called with, and how its loss is computed.
 
     `words` are the calls in one line, `model(x, lengths), loss(outputs, y)`; `loss` is what the user gave to compute
-    the loss by. Without `is_divided`, parts of a batch are input and target because nobody knows which they are.
+    the loss by. Without `is_divided`, parts of a batch are input and target because nobody knows which they are. A
+    form that `takes_samples` divides one sample as it does a batch.
     """
 
-    words: str = ""
-    loss: Any = None
-    is_divided: bool = True
+    words: str
+    loss: Any
+    is_divided: bool
+    takes_samples = True
 
     @abc.abstractmethod
     def split(self, batch: Any) -> Batch:
@@ -49,10 +51,6 @@ class Form(abc.ABC):
         The loss finds `model`, a copy whose last call is that of the outputs, where it reads the program's model.
         Nothing that the program holds is changed.
         """
-
-    def split_sample(self, sample: Any) -> Batch:
-        """Divide a sample of a data set, as `split` does a batch."""
-        return self.split(sample)
 
     def to_double(self) -> Form:
         """Return the form whose loss takes outputs and targets in float64, as far as that is known."""
@@ -194,7 +192,9 @@ class UnknownForm(Form):
     """Form of a program that is not known: its batches are read, and its model is not called; `advice` says why."""
 
     advice: str
+    loss: Any = None
     words: str = ""
+    is_divided: bool = False
 
     def split(self, batch: Any) -> Batch:
         """Divide a batch `(inputs, target)`; of others, all is taken for inputs."""

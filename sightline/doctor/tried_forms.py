@@ -9,24 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.contract.pytree import ReadTrackingDict, tree_map
+from sightline.contract.pytree import ReadTrackingDict
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.form import CalledForm, Form, Part, get_forward, list_named, make_keyed_form
 from sightline.instrument import copy_module
 
 
-def find_form(model: nn.Module, loss: Callable[..., Any], batch: Any, device: torch.device) -> Form:
-    """Find how a program uses its batches, by a forward pass of a copy; nothing of it changes.
+def find_form(model: nn.Module, loss: Callable[..., Any] | None, batch: Any) -> Form:
+    """Find how a program uses a batch on the device of its model, by a forward pass of a copy; nothing of it changes.
 
     `loss(outputs, batch)` gets the whole of a mapping. A `forward` with the names of keys reads these; one that fails,
     and a loss that fails, read all.
     """
+    assert loss is not None
     if not isinstance(batch, Mapping):
         num = len(batch) if isinstance(batch, list | tuple) else 2
         return CalledForm(model, loss, target=Part(tuple(range(1, max(2, num))), is_single=True))
-    moved = tree_map(dict(batch), lambda _, tensor: tensor.to(device))
-    everything, targets = tuple(moved), ReadTrackingDict(moved)
-    inputs, outputs = find_read_keys(model, moved)
+    everything, targets = tuple(batch), ReadTrackingDict(batch)
+    inputs, outputs = find_read_keys(model, batch)
     if isinstance(outputs, MissingError):  # the first pass says why
         return make_keyed_form(model, loss, everything, everything)
     own = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss

@@ -57,7 +57,7 @@ def test_a_model_that_torch_fuses_is_asked_what_it_ends_in(fuse: Callable[[nn.Mo
     assert "loss.double_softmax" in causes
 
 
-@pytest.mark.parametrize("words", [{"batch_or_loader": 5}, {"batch_or_loader": BATCH, "evaluation": 5}])
+@pytest.mark.parametrize("words", [{"loader": 5}, {"loader": BATCH, "evaluation": 5}])
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
         sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)

@@ -137,18 +137,18 @@ def test_a_batch_may_be_a_mapping(model: nn.Module) -> None:
     loader = DataLoader(Items(read, 400), 32, shuffle=True)
     for given in (loader, list(loader), next(iter(loader)))[slice(None if isinstance(model, WholeBatch) else 1)]:
         assert list_codes(model, entropy, given, optimizer=torch.optim.Adam(model.parameters(), 1e-3)) == []
-    form = find_form(model, entropy, next(iter(loader)), torch.device("cpu"))
+    form = find_form(model, entropy, next(iter(loader)))
     assert form.target.keys == ("label",)
     assert set(form.inputs.keys) == ({"points", "weight"} if isinstance(model, Named) else {"points"})
 
 
 def test_what_neither_reads_all_is_left_whole() -> None:
     """A model or a loss that fails reads all, and the failure is reported; a pair has no keys."""
-    batch, cpu = {"points": torch.randn(4, 10), "label": torch.zeros(4, dtype=torch.int64)}, torch.device("cpu")
-    form = find_form(WholeBatch(reads="none"), entropy, batch, cpu)
+    batch = {"points": torch.randn(4, 10), "label": torch.zeros(4, dtype=torch.int64)}
+    form = find_form(WholeBatch(reads="none"), entropy, batch)
     assert form.inputs.keys == form.target.keys == ("points", "label")
     assert not form.is_divided
-    assert find_form(WholeBatch(), entropy, (batch["points"], batch["label"]), cpu).is_divided
+    assert find_form(WholeBatch(), entropy, (batch["points"], batch["label"])).is_divided
     assert list_codes(WholeBatch(reads="none"), entropy, batch) == ["first-step"]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.levels import promote
 from sightline.doctor.evidence.losses import value_of
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.objects import read_rate
@@ -120,6 +121,7 @@ class Descent(NamedTuple):
 def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descent]:
     """Follow the gradient at each output, in float64, by two small steps."""
     found, outputs = [], {slope.path: slope.output.double() for slope in slopes}
+    doubled = promote(subject, passed)
     is_still = not any(bool(slope.gradient.any()) for slope in slopes)
     for slope in slopes:
         output, way = outputs[slope.path], slope.gradient.double()
@@ -132,7 +134,7 @@ def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descen
         for step in _STEPS:
             ends = [output + sign * step * (1 + float(output.norm())) * unit for sign in (1, -1)]
             with torch.no_grad():
-                high, low = (float(value_of(subject, passed, {**outputs, slope.path: end})) for end in ends)
+                high, low = (float(value_of(*doubled, {**outputs, slope.path: end})) for end in ends)
             values.append((high - low) / (2 * step * (1 + float(output.norm()))))
         found.append(Descent(slope.path, size, *values))
     if not found:
