@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import check_module, measure_levels
+from sightline.doctor.check import BUDGET_S, check_module, measure_levels
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import assert_codes
 from sightline.doctor.finding import Finding
@@ -47,6 +48,7 @@ from sightline.doctor.watch.numbers import (
     UpdateNumbers,
     locate_non_finite,
 )
+from sightline.doctor.watch.observed import OBSERVED, Observation, examine_step
 from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
@@ -143,7 +145,14 @@ class Watch:
         self._lock = threading.RLock()
         self.compares_ranks = False
         self.check: Callable[[], Report] | None = None
+        self.observation: Observation | None = None
+        self._unsure: list[Finding] = []
         self.level_source: Callable[[], Levels] | None = None
+
+    def observe(self, loss: Callable[..., Any] | None, *, budget_s: float) -> None:
+        """Have the first step examined in the form that it shows, within a budget of processor time."""
+        examine = partial(examine_step, loop=self._loop, declared=self._declared, budget_s=budget_s)
+        self.observation = Observation(self._loop, loss, examine)
 
     def _list_judges(self, event: str, *forms: str) -> list[Any]:
         names = [f"{event}{form}" for form in ("", *forms)]
@@ -189,13 +198,20 @@ class Watch:
         loop.choose_step()
 
     def __enter__(self) -> Self:
-        if self.check is not None:
-            checked, self.check = self.check(), None
-            for finding in checked.findings:
-                if finding.code not in self._declared:
-                    self._publish(finding)
         loop, stack = self._loop, self._stack
         loop.is_over = False
+        if self.check is not None:
+            checked, self.check = self.check(), None
+            found = [finding for finding in checked.findings if finding.code not in self._declared]
+            if self.observation is not None and any(finding.code == "first-step" for finding in found):
+                self._unsure = found  # the loop may call model and loss in another way
+            else:
+                self._publish_all(found)
+                self.observation = None
+        if (observation := self.observation) is not None and not observation.is_begun:
+            for event, judges in itertools.product(OBSERVED, (self._always, self._measured)):
+                judges[event].insert(0, getattr(observation, event))
+            stack.enter_context(observation.follow())
         for optimizer in self.optimizers:
             loop.track(optimizer, is_named=True)
         self._hang(loop.models.values())
@@ -221,6 +237,9 @@ class Watch:
         self._loop.is_over = True
         self._tracing.level_source = self.level_source
         self._judge("on_end")
+        if self.observation is not None and self.observation.examined is None:
+            self._publish_all(self._unsure)
+            self._unsure = []
         self._finish_search()
         self._loop.call, self._loop.model_inputs = None, []
 
@@ -372,6 +391,10 @@ class Watch:
                 place = dataclasses.replace(self._loop.place(), **stated)
                 self._publish(dataclasses.replace(finding, where=place, phase="runtime"))
 
+    def _publish_all(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self._publish(finding)
+
     def _publish(self, finding: Finding) -> None:
         self._findings.append(finding)
         place, line = str(finding.where), str(finding).partition("\n")[0]
@@ -421,6 +444,7 @@ def watch(
     every: int = EVERY,
     declared: Sequence[str] = (),
     bisect: bool = False,
+    check: bool = True,
 ) -> Watch:
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
@@ -431,6 +455,9 @@ def watch(
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
+    The first step shows how the loop calls its model and its loss. By these calls copies are then examined, as by
+    `sightline.check`: the first step takes up to 2 s of processor time longer, up to 4 s where `loss` or `loader` is
+    given; what is found is said at the second step. With `check` False nothing is examined so.
     Raises UserError for an argument of another type.
     """
     assert_codes(declared, name="watch: declared")
@@ -444,14 +471,16 @@ def watch(
         bisects=bisect,
     )
     watched.compares_ranks = True
-    if loss is not None and loader is not None:
+    if check:
+        watched.observe(loss, budget_s=BUDGET_S if loss is not None or loader is not None else BUDGET_S / 2)
+    if check and loss is not None and loader is not None:
         if not isinstance(model, nn.Module):
             raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
         watched.check = partial(
             check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
         )
         watched.level_source = partial(measure_levels, model, loss, loader)
-    elif not (loss is None and loader is None and evaluation is None):
+    elif check and not (loss is None and loader is None and evaluation is None):
         lacking = "loss" if loss is None else "loader"
         watched._loop.failures[f"the model before its first step: `{lacking}` is not given"] = None
     return watched
