@@ -15,14 +15,16 @@ from torch.nn.parameter import is_lazy
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.batches import BatchForm, find_form, read_batches
+from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
+from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import Report, write_verdict
-from sightline.doctor.subject import Batch, LossTerm, Subject
+from sightline.doctor.subject import LossTerm, Subject
+from sightline.doctor.tried_forms import find_form
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -94,19 +96,18 @@ def make_subject(
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     return Subject(
         model,
-        loss,
+        form,
         _split(batches, form, device),
         [] if evaluation is None else _split(read_batches(list_batches(evaluation)), form, device),
         optimizers,
         _get_loader(loader),
         _get_loader(evaluation),
-        form,
     )
 
 
-def _split(batches: Iterable[Any], form: BatchForm, device: torch.device) -> list[Batch]:
+def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
     moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
-    return [Batch(*form.split(batch)) for batch in moved]
+    return [form.split(batch) for batch in moved]
 
 
 def list_batches(value: Any) -> Iterable[Any]:

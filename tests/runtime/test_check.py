@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.doctor.batches import BatchForm, find_form
+from sightline.doctor.tried_forms import find_form
 from tests.runtime.blind_loaders import Items
 from tests.runtime.healthy_loops import batches, net
 from tests.runtime.odd_healthy_loops import classes, mlp
@@ -138,16 +138,17 @@ def test_a_batch_may_be_a_mapping(model: nn.Module) -> None:
     for given in (loader, list(loader), next(iter(loader)))[slice(None if isinstance(model, WholeBatch) else 1)]:
         assert list_codes(model, entropy, given, optimizer=torch.optim.Adam(model.parameters(), 1e-3)) == []
     form = find_form(model, entropy, next(iter(loader)), torch.device("cpu"))
-    assert form.targets == ("label",)
-    assert set(form.inputs) == ({"points", "weight"} if isinstance(model, Named) else {"points"})
+    assert form.target.keys == ("label",)
+    assert set(form.inputs.keys) == ({"points", "weight"} if isinstance(model, Named) else {"points"})
 
 
 def test_what_neither_reads_all_is_left_whole() -> None:
     """A model or a loss that fails reads all, and the failure is reported; a pair has no keys."""
     batch, cpu = {"points": torch.randn(4, 10), "label": torch.zeros(4, dtype=torch.int64)}, torch.device("cpu")
-    everything = BatchForm(("points", "label"), ("points", "label"))
-    assert find_form(WholeBatch(reads="none"), entropy, batch, cpu) == everything
-    assert find_form(WholeBatch(), entropy, (batch["points"], batch["label"]), cpu) == BatchForm()
+    form = find_form(WholeBatch(reads="none"), entropy, batch, cpu)
+    assert form.inputs.keys == form.target.keys == ("points", "label")
+    assert not form.is_divided
+    assert find_form(WholeBatch(), entropy, (batch["points"], batch["label"]), cpu).is_divided
     assert list_codes(WholeBatch(reads="none"), entropy, batch) == ["first-step"]
 
 

@@ -39,7 +39,7 @@ def sides_in_pass(subject: Subject) -> list[Sides]:
     model, batch = subject.copy("train"), subject.batches[0]
     observer = _SidesObserver(batch)
     with record(model, operators=observer.note):
-        subject.evaluate(subject.call(model, batch.inputs), batch.target)
+        subject.evaluate(model, subject.call(model, batch.inputs), batch.target)
     return observer.join()
 
 

@@ -55,7 +55,7 @@ def silent_classes(subject: Subject, labelled: list[Labelled]) -> list[Silent]:
 
 def _is_weighted_away(subject: Subject, label: int, number: int) -> bool:
     """Return True if the loss reaches weights of classes of which that of the label is 0."""
-    tensors = (tensor for _, tensor in iter_reachable(subject.loss, Tensor))
+    tensors = (tensor for _, tensor in iter_reachable(subject.form.loss, Tensor))
     return any(t.shape == (number,) and t.is_floating_point() and float(t[label]) == 0 for t in tensors)
 
 
@@ -155,7 +155,7 @@ def hidden_places(subject: Subject) -> HiddenPlaces:
         moving = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad]
         parts = [(tensor * torch.randn(tensor.shape, generator=noise).to(tensor)).sum() for tensor in moving]
         (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True)
-        value = subject.evaluate(outputs, replace_leaf(batch.target, path, wanted))
+        value = subject.evaluate(model, outputs, replace_leaf(batch.target, path, wanted))
         (pull,) = torch.autograd.grad(value, [wanted])
         hidden, counted = reach == 0, pull != 0
         return HiddenPlaces(hidden.numel(), int(hidden.sum()), int(counted.sum()), int((hidden & counted).sum()))

@@ -116,7 +116,7 @@ def _moves(subject: Subject, names: list[str]) -> bool:
         seed_all(0)
         with torch.no_grad():
             _move(other, subject.model, without)
-            moved = subject.evaluate(subject.call(other, batch.inputs), batch.target).double()
+            moved = subject.evaluate(other, subject.call(other, batch.inputs), batch.target).double()
         value = passed.value.detach().double()
         if bool((value - moved).abs() > 1e-5 * value.abs() + 1e-9):
             return True

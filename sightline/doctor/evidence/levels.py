@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -10,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, is_float, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import value_of
-from sightline.doctor.subject import Batch, Pass, Subject
+from sightline.doctor.form import Batch
+from sightline.doctor.subject import Pass, Subject
 
 _STEPS = 150
 _NOISE = 0.1
@@ -63,10 +63,9 @@ def _promote(subject: Subject, passed: Pass) -> tuple[Subject, Pass]:
         tensor = tensor.detach()
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    loss = copy.deepcopy(subject.loss).double() if isinstance(subject.loss, nn.Module) else subject.loss
     batch = Batch(passed.batch.inputs, tree_map(passed.batch.target, promote))
     outputs = tree_map(passed.outputs, promote)
-    return dataclasses.replace(subject, loss=loss), passed._replace(batch=batch, outputs=outputs)
+    return dataclasses.replace(subject, form=subject.form.to_double()), passed._replace(batch=batch, outputs=outputs)
 
 
 def _find_read(compute: Callable[[Mapping[str, Tensor]], Tensor], outputs: dict[str, Tensor]) -> dict[str, Tensor]:

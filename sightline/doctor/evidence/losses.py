@@ -28,7 +28,7 @@ def value_of(subject: Subject, passed: Pass, outputs: dict[str, Tensor], target:
     """Compute the loss with some outputs, by path, in place of the network's."""
     seed_all(0)
     replaced = tree_map(passed.outputs, lambda path, t: outputs.get(path, t.detach()))
-    return subject.evaluate(replaced, passed.batch.target if target is None else target)
+    return subject.evaluate(passed.model, replaced, passed.batch.target if target is None else target)
 
 
 @measure(passes=0.5)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.subject import Batch, Subject, count_samples, replace_leaf, take_rows
+from sightline.doctor.form import Batch
+from sightline.doctor.subject import Subject, count_samples, replace_leaf, take_rows
 from sightline.instrument.random_state import seed_all
 
 _BOUND, _MAX_COMPARED = 1e-3, 4096
@@ -53,7 +54,7 @@ def neighbours(subject: Subject) -> list[Reach]:
         raise NotApplicableError("no row for each sample")
     if any(t.ndim > 1 and t.shape[1] == count for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes or steps")
-    if set(subject.form.inputs) & set(subject.form.targets):
+    if not subject.form.is_divided:
         raise NotApplicableError("inputs and target are not divided")
     if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes of one graph")
@@ -261,7 +262,7 @@ def _is_prefix(is_true: Tensor) -> bool:
 @measure()
 def label_columns(subject: Subject) -> list[str]:
     """List the columns, or channels, of inputs that tell the target: one number for each class, in every batch."""
-    if len(list(dense_leaves(subject.batches[0].target))) != 1 or set(subject.form.inputs) & set(subject.form.targets):
+    if len(list(dense_leaves(subject.batches[0].target))) != 1 or not subject.form.is_divided:
         raise NotApplicableError("several targets")
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for batch in subject.batches:

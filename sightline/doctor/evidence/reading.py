@@ -18,10 +18,10 @@ from torch.utils.data._utils import worker as torch_worker
 
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.batches import BatchForm
 from sightline.doctor.evidence import measure
+from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.subject import Subject
 from sightline.instrument import record
 from sightline.instrument.random_state import seed_all
 
@@ -37,7 +37,7 @@ class Source:
     """Data set with an index behind a loader, read in this process."""
 
     loader: Any
-    form: BatchForm
+    form: Form
 
     @property
     def size(self) -> int:
@@ -47,7 +47,7 @@ class Source:
     def read(self, index: int, seed: int) -> Batch:
         """Read a sample after the global random generators have been seeded."""
         seed_all(seed)
-        return Batch(*self.form.split(self.loader.dataset[index]))
+        return self.form.split_sample(self.loader.dataset[index])
 
     def spread(self, count: int) -> list[int]:
         """List up to `count` indices that lie evenly over the data set."""
@@ -89,7 +89,7 @@ def to_bytes(tree: Any) -> bytes:
     )
 
 
-def open_source(loader: Any, form: BatchForm) -> Source:
+def open_source(loader: Any, form: Form) -> Source:
     """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one."""
     data = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
@@ -258,7 +258,7 @@ def collations(source: Source) -> list[dict[bytes, bytes]]:
         samples = source.list_samples(_NUM_COLLATED)
         for order, seed in ((samples, 0), (samples, 1), (samples[::-1], 1), ([*samples[5:], *samples[:5]], 1)):
             seed_all(_SEED + seed)
-            batch = Batch(*source.form.split(collate(copy.deepcopy(order))))
+            batch = source.form.split(collate(copy.deepcopy(order)))
             tables.append(_list_pairs(batch, len(samples)))
     return tables
 
@@ -287,8 +287,8 @@ def padded(source: Source, subject: Subject) -> Padded:
     """Collate samples of several lengths; find the places that no sample has filled, and that the loss counts."""
     with preserve_generators(source.generators()):
         samples = source.list_samples(_NUM_COLLATED)
-        leaves = [list_leaves(source.form.split(sample)[1]) for sample in samples]
-        batch = Batch(*source.form.split(source.loader.collate_fn(copy.deepcopy(samples))))
+        leaves = [list_leaves(source.form.split_sample(sample).target) for sample in samples]
+        batch = source.form.split(source.loader.collate_fn(copy.deepcopy(samples)))
     targets = [tensor for _, tensor in tree_leaves(batch.target)]
     if len(targets) != 1 or any(len(each) != 1 or each[0].ndim != 1 for each in leaves):
         raise NotApplicableError("no targets of a length of their own")

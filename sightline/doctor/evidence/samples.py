@@ -15,7 +15,8 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.passes import Slope
-from sightline.doctor.subject import Batch, Pass, Subject, count_samples, replace_leaf, take_rows
+from sightline.doctor.form import Batch
+from sightline.doctor.subject import Pass, Subject, count_samples, replace_leaf, take_rows
 from sightline.instrument import InterceptedOperators
 from sightline.instrument.random_state import seed_all
 
@@ -148,7 +149,7 @@ def doubled(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope
         ),
     )
     seed_all(0)
-    value = subject.evaluate(rest, take_rows(passed.batch.target, twice))
+    value = subject.evaluate(passed.model, rest, take_rows(passed.batch.target, twice))
     gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
     found = []
     for slope, gradient in zip(slopes, gradients, strict=True):
@@ -259,7 +260,7 @@ def _tell(subject: Subject, model: nn.Module, batch: Batch) -> Told:
     with torch.no_grad():
         outputs = subject.call(model.eval(), batch.inputs)
         targets = _exchange(batch.target, count_samples(batch))
-        own, *exchanged = (float(subject.evaluate(outputs, target)) for target in targets)
+        own, *exchanged = (float(subject.evaluate(model, outputs, target)) for target in targets)
     if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
         raise NotApplicableError("the loss reads no order of targets")
     spread = torch.tensor(exchanged).double()
@@ -283,7 +284,7 @@ def _teach(subject: Subject, batches: Sequence[Batch], most: int) -> tuple[nn.Mo
             break
         batch = batches[step % len(batches)]
         optimizer.zero_grad()
-        value = subject.evaluate(subject.call(model, batch.inputs), batch.target)
+        value = subject.evaluate(model, subject.call(model, batch.inputs), batch.target)
         value.backward()
         optimizer.step()
         values.append(float(value))

@@ -14,7 +14,8 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.subject import Batch, Subject, count_samples
+from sightline.doctor.form import Batch
+from sightline.doctor.subject import Subject, count_samples
 
 _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
 _MIN_SAMPLES = 16
@@ -152,7 +153,7 @@ def _read(subject: Subject, loader: object, first: Sequence[Batch]) -> Iterator[
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
     end = time.perf_counter() + _MAX_READ_S
     for batch in itertools.islice(loader, _MAX_BATCHES):  # type: ignore[call-overload]
-        yield Batch(*subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device))))
+        yield subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device)))
         if time.perf_counter() > end:
             return
 

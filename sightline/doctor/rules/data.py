@@ -14,8 +14,8 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.reading import Padded, Reads, Source, Split, WorkerSeeds, list_leaves, to_bytes
 from sightline.doctor.evidence.statistics import Confusion, Gap, Seams
 from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.form import Batch
 from sightline.doctor.rules import rule
-from sightline.doctor.subject import Batch
 
 _TORCHS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
 _MIN_DRAWN, _MIN_DISTINCT, _MIN_LABELS, _MIN_SHARED_ROWS = 200, 0.05, 48, 8

@@ -16,15 +16,16 @@ from torch.utils.data import DataLoader, Dataset
 from sightline.contract.types import Batch as RunBatch
 from sightline.contract.types import SampleKey
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.batches import BatchForm, call_model, find_form
 from sightline.doctor.check import examine_subject, measure_subject_levels
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import SEVERITIES, Finding
+from sightline.doctor.form import call_model, make_keyed_form
 from sightline.doctor.rules import Rule, find_by
 from sightline.doctor.rules.model import rectified_outputs
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.subject import Subject
+from sightline.doctor.tried_forms import find_read_keys
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
@@ -132,15 +133,15 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     keys = [key for step in range(_NUM_BATCHES) for key in step_keys(job, step=step % max(1, job.num_steps))]
     batches = [read_batch(job, chunk, job.device) for chunk in _divide(keys, num_samples)]
     loss, optimizers = RunLoss(job, step=job.step, precision=job.precision), [] if job.frozen else [job.optimizer]
-    inputs = find_form(model, loss, batches[0], job.device).inputs
-    form = BatchForm(inputs, _find_targets(loss, model, batches[0], inputs))
-    evaluation = [Batch(*form.split(batch)) for batch in _read_evaluation(built, num_samples)]
+    inputs, _ = find_read_keys(model, batches[0])
+    form = make_keyed_form(model, loss, inputs, _find_targets(loss, model, batches[0], inputs))
+    evaluation = [form.split(batch) for batch in _read_evaluation(built, num_samples)]
     train, selection = built.data.train, built.data.selection
     loader, others = (_make_loader(part, built, num_samples) for part in (train, selection))
     if selection.dataset is train.dataset and np.array_equal(selection.indices, train.indices):
         others = None  # evaluation on all that is trained on is meant
-    training = [Batch(*form.split(batch)) for batch in batches]
-    return Subject(model, loss, training, evaluation, optimizers, loader, others, form)
+    training = [form.split(batch) for batch in batches]
+    return Subject(model, form, training, evaluation, optimizers, loader, others)
 
 
 def measure_run_levels(built: TrainingSetup, model: nn.Module) -> Levels:
