@@ -22,6 +22,10 @@ _BY_ROWS = frozenset("__getitem__ unbind split chunk select narrow tensor_split"
 """Functions that take samples one by one, if the first axis is meant."""
 
 
+_LEAVES_TORCH = frozenset("numpy tolist __array__ __reduce_ex__".split())
+"""Functions after which others may compute, such as NumPy's: what comes back is no function of the outputs here."""
+
+
 class TapeError(Exception):
     """A tape that cannot be replayed, with the reason in a few words."""
 
@@ -53,7 +57,8 @@ class FunctionCall:
     def name(self) -> str:
         """Name of the function, as messages have it."""
         owner = getattr(self.function, "__self__", None)  # of a property of tensors
-        return getattr(owner, "__name__", None) or getattr(self.function, "__name__", type(self.function).__name__)
+        known = (getattr(each, "__name__", "") for each in (owner, self.function, type(self.function)))
+        return next(name for name in known if name)
 
 
 class FunctionTape(TorchFunctionMode):
@@ -304,6 +309,8 @@ def _assert_repeatable(calls: Sequence[FunctionCall], needed: set[int], makers: 
         if isinstance(t, Tensor) and t.layout is torch.strided and id(t) in read
     }
     for place, call in enumerate(calls):
+        if call.name in _LEAVES_TORCH and any(id(item) in makers or id(item) in read for item in iter_items(call.args)):
+            raise TapeError(f"'{call.name}' reads numbers from outside of torch")
         for tensor in call.written if place not in needed else ():
             if tensor.layout is torch.strided and tensor.untyped_storage()._cdata in memory:
                 raise TapeError(f"'{call.name}' writes to a tensor that the loss reads")

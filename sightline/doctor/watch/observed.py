@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, is_dense, is_float, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, observe
-from sightline.doctor.check import examine_subject
+from sightline.doctor.check import assert_copied, examine_subject
 from sightline.doctor.finding import Finding
+from sightline.doctor.form import Batch, Form, get_forward, get_signature, standing_in
 from sightline.doctor.objects import find_generators, preserve_generators
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.subject import Subject
 from sightline.doctor.watch.loop import ForwardCall, Hook, Loop, Monitor, OptimizerTrack
-from sightline.instrument import hang, replace_function
+from sightline.instrument import hang, look_away, replace_function
 from sightline.instrument.functions import FunctionTape, FunctionTemplate, TapeError, iter_items
 from sightline.instrument.random_state import preserve_random_state
 
@@ -57,17 +58,13 @@ class ObservedStep:
     is_running: bool = False
 
 
-class ObservedForm:
+class ObservedForm(Form):
     """Form of a program as one of its steps showed it: the calls of the model, and the functions that lead to its loss.
 
     `inputs` of a batch are the arguments of the model: one alone by itself, several by position or by name; of several
     calls, a tuple of these. The target is what the loss reads beside the outputs: one tensor by itself, or a tuple.
     Raises TapeError for a step that cannot be repeated.
     """
-
-    inputs: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
-    is_divided = True
 
     def __init__(self, step: ObservedStep, template: FunctionTemplate) -> None:
         self._template = template
@@ -83,8 +80,9 @@ class ObservedForm:
         self._targets = rows or [slot for slot, t in open_leaves.items() if t.ndim]
         self._constants = {s: t.detach().clone() for s, t in open_leaves.items() if s not in self._targets}
         self._shapes = _list_shapes(self.join_outputs(step))
-        names = [call.name for call in template.calls]
-        self.words = f"model({self._forms[0]}), then {', '.join(names[-_NUM_NAMES:]) or 'the loss that it returns'}"
+        names = [call.name for call in template.calls][-_NUM_NAMES:] or ["its own loss"]
+        self.words = f"model({', '.join(_name_arguments(step))}), then {', '.join(names)}"
+        self._model = step.model
 
     def join_outputs(self, step: ObservedStep) -> Any:
         """Return the outputs of a step: those of its only call, or a tuple."""
@@ -99,10 +97,6 @@ class ObservedForm:
     def split(self, batch: Any) -> Batch:
         """Refuse to divide what a loader yields: it is not known how its parts become inputs and target."""
         raise NotApplicableError("how the loader's batches become inputs is not known")
-
-    def wrap(self, loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-        """Return the loss itself."""
-        return loss
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Call a copy of the model as the loop does."""
@@ -126,15 +120,12 @@ class ObservedForm:
         if is_double:
             values = {s: v.double() if is_float(v) and s not in self._targets else v for s, v in values.items()}
         try:
-            return self._template.replay(values, partial(_prepare_part, is_double=is_double)).reshape(())
+            with standing_in(self._model, model):
+                return self._template.replay(values, partial(_prepare_part, is_double=is_double)).reshape(())
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             if is_known and not is_double:
                 raise
             raise NotApplicableError("the loss, as it was seen, does not take other sizes or formats") from error
-
-    def to_double(self) -> ObservedForm:
-        """Return the form itself: its constants follow the outputs."""
-        return self
 
     def find_difference(self, step: ObservedStep, template: FunctionTemplate) -> str:
         """Say in what a step of the loop differs from the form; "" where the form has the same loss."""
@@ -202,12 +193,15 @@ class _CallForm:
     def is_single(self) -> bool:
         return self.num_args + len(self.names) == 1
 
-    def __str__(self) -> str:
-        return ", ".join([*(f"argument {place + 1}" for place in range(self.num_args)), *self.names])
-
 
 def _get_form(call: ObservedCall) -> _CallForm:
     return _CallForm(len(call.args), tuple(call.kwargs))
+
+
+def _name_arguments(step: ObservedStep) -> list[str]:
+    call = step.calls[0]
+    known = list(get_signature(get_forward(step.model)).parameters)
+    return [*(known[: len(call.args)] or ["..."]), *call.kwargs]
 
 
 def _join(call: ObservedCall) -> Any:
@@ -400,11 +394,18 @@ class Examined:
 class Observation(Monitor):
     """Examination of a loop's first step in the form that it showed; published once a second step has the same form.
 
-    `examine` judges what the first step has shown, before its update, and returns the findings.
+    `examine` judges what the first step has shown, before its update, and returns the findings; a code that is among
+    the `known` ones of the loop is not said again.
     """
 
-    def __init__(self, loop: Loop, loss: Any, examine: Callable[[Examined], Sequence[Finding]]) -> None:
-        self._loop, self._examine = loop, examine
+    def __init__(
+        self,
+        loop: Loop,
+        loss: Any,
+        examine: Callable[[Examined], Sequence[Finding]],
+        known: Sequence[Finding],
+    ) -> None:
+        self._loop, self._examine, self._known = loop, examine, known
         self._recorder = StepRecorder(loop, loss)
         self._waiting: Examined | None = None
         self.examined: Examined | None = None
@@ -477,7 +478,8 @@ class Observation(Monitor):
     def _finish(self) -> Sequence[Finding]:
         assert self.examined is not None
         self._end("")
-        return self.examined.findings
+        known = {finding.code for finding in self._known}
+        return [finding for finding in self.examined.findings if finding.code not in known]
 
     def _end(self, reason: str) -> None:
         self.is_over, self._waiting = True, None
@@ -490,28 +492,28 @@ OBSERVED = ("on_forward", "before_backward", "after_backward", "before_update", 
 """Events that an observation sees, before all monitors do: what they compute is no part of the loss."""
 
 
-class _ObservedSubject(Subject):
-    """Subject of a step that has been observed."""
-
-    def call(self, model: nn.Module, inputs: Any) -> Any:
-        return self.form.call(model, inputs)
-
-    def evaluate(self, outputs: Any, target: Any) -> Tensor:
-        return self.form.evaluate(self.model, outputs, target)
+_OF_LOOPS = frozenset(("unused-parameters", "not-optimised", "no-update", "large-update", "shared-weights"))
+"""Codes of what a loop shows as it goes on, of its parts, optimisers and rates, or what it may intend."""
 
 
 def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], budget_s: float) -> Sequence[Finding]:
     """Judge a step by all rules that apply to one batch; nothing of the loop is changed."""
     optimizers = [track.optimizer for track in loop.tracks.values()]
     form, model = examined.form, examined.model
-    subject = _ObservedSubject(model, partial(form.evaluate, model), [examined.batch], [], optimizers, None, None, form)
+    assert_copied(model)
+    subject = Subject(model, form, [examined.batch], [], optimizers)
     kind = next((parameter.device.type for parameter in model.parameters()), "cpu")
     with (
+        look_away(),
         preserve_random_state(),
         preserve_generators(find_generators(model, form)),
         torch.autocast(kind, enabled=False),
     ):
-        return examine_subject(subject, declared=declared, budget_s=budget_s).findings
+        findings = examine_subject(subject, declared={*declared, *_OF_LOOPS}, budget_s=budget_s).findings
+    failures = [finding.measured for finding in findings if finding.code == "first-step"]
+    if failures:  # the loop's own step has not failed
+        raise NotApplicableError(f"a copy does not repeat it: {failures[0]}")
+    return findings
 
 
 def find_obstacle(models: Mapping[str, nn.Module]) -> str:

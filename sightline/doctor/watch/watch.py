@@ -152,7 +152,7 @@ class Watch:
     def observe(self, loss: Callable[..., Any] | None, *, budget_s: float) -> None:
         """Have the first step examined in the form that it shows, within a budget of processor time."""
         examine = partial(examine_step, loop=self._loop, declared=self._declared, budget_s=budget_s)
-        self.observation = Observation(self._loop, loss, examine)
+        self.observation = Observation(self._loop, loss, examine, self._findings)
 
     def _list_judges(self, event: str, *forms: str) -> list[Any]:
         names = [f"{event}{form}" for form in ("", *forms)]
@@ -208,13 +208,13 @@ class Watch:
             else:
                 self._publish_all(found)
                 self.observation = None
+        for optimizer in self.optimizers:
+            loop.track(optimizer, is_named=True)
+        self._hang(loop.models.values())
         if (observation := self.observation) is not None and not observation.is_begun:
             for event, judges in itertools.product(OBSERVED, (self._always, self._measured)):
                 judges[event].insert(0, getattr(observation, event))
             stack.enter_context(observation.follow())
-        for optimizer in self.optimizers:
-            loop.track(optimizer, is_named=True)
-        self._hang(loop.models.values())
         stack.enter_context(observe_backward(self._before_backward, self._after_backward))
         stack.enter_context(observe_unscaling(self._before_unscaling))
         stack.enter_context(self._tracing.follow(loop))
@@ -450,14 +450,13 @@ def watch(
 
     `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
     `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
-    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader. With
-    one of these alone the verdict says that this was not done.
+    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
-    The first step shows how the loop calls its model and its loss. By these calls copies are then examined, as by
-    `sightline.check`: the first step takes up to 2 s of processor time longer, up to 4 s where `loss` or `loader` is
-    given; what is found is said at the second step. With `check` False nothing is examined so.
+    Without these, the first step shows how the loop calls its model and its loss, and copies are examined so, by its
+    batch alone: that step takes up to 2 s of processor time longer, up to 4 s where `loss` or `loader` is given. What
+    is found is said at the second step, if that calls them in the same way. With `check` False no copies are examined.
     Raises UserError for an argument of another type.
     """
     assert_codes(declared, name="watch: declared")
@@ -480,9 +479,9 @@ def watch(
             check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
         )
         watched.level_source = partial(measure_levels, model, loss, loader)
-    elif check and not (loss is None and loader is None and evaluation is None):
+    elif check and evaluation is not None:
         lacking = "loss" if loss is None else "loader"
-        watched._loop.failures[f"the model before its first step: `{lacking}` is not given"] = None
+        watched._loop.failures[f"batches of the evaluation: `{lacking}` is not given"] = None
     return watched
 
 
