@@ -205,11 +205,11 @@ class UnknownForm(Form):
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Raise NotApplicableError."""
-        raise NotApplicableError(self.advice)
+        raise NotApplicableError(self.advice, lacks="step")
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Raise NotApplicableError."""
-        raise NotApplicableError(self.advice)
+        raise NotApplicableError(self.advice, lacks="step")
 
 
 def get_forward(model: nn.Module) -> Callable[..., Any]:

@@ -169,14 +169,6 @@ def record(
         yield tape
 
 
-def hang_on_load(module: nn.Module, before: Callable[..., Any]) -> list[RemovableHandle]:
-    """Hang `before(module, state_dict, prefix, ...)` on a module, for each `load_state_dict` of it or around it.
-
-    Scripted modules take no hooks.
-    """
-    return [] if is_scripted(module) else [module.register_load_state_dict_pre_hook(before)]
-
-
 def is_scripted(module: nn.Module) -> bool:
     """Return True for a module that torch runs without Python: it takes no hooks, and no code sees its parts."""
     return isinstance(module, torch.jit.RecursiveScriptModule)
@@ -294,7 +286,8 @@ class _ObservedFunction:
 
     def __init__(self, owner: Any, name: str) -> None:
         self._owner, self._name, self._is_own = owner, name, name in vars(owner)
-        self._original = original = getattr(owner, name)
+        self._attribute = vars(owner).get(name)  # of a class it may be a descriptor, which binds the function
+        original = getattr(owner, name)
         self.observers: tuple[Callable[..., Any], ...] = ()
 
         @functools.wraps(original)
@@ -314,7 +307,7 @@ class _ObservedFunction:
         if getattr(self._owner, self._name) is not self._call:
             return
         if self._is_own:
-            setattr(self._owner, self._name, self._original)
+            setattr(self._owner, self._name, self._attribute)
         else:  # of a base class
             delattr(self._owner, self._name)
 
@@ -390,6 +383,18 @@ def observe_saves(receive: Callable[[Any], None]) -> Iterator[None]:
         original(obj, f, *args, **kwargs)
 
     with replace_function(torch, "save", run):
+        yield
+
+
+@contextmanager
+def observe_loads(before: Callable[[nn.Module, Mapping[str, Any]], None]) -> Iterator[None]:
+    """Call `before` with every module of the process that loads a state dict, and with that."""
+
+    def run(original: Any, module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        before(module, state_dict)
+        return original(module, state_dict, *args, **kwargs)
+
+    with replace_function(nn.Module, "load_state_dict", run):
         yield
 
 

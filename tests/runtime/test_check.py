@@ -228,7 +228,7 @@ def test_a_finding_about_a_module_can_be_declared() -> None:
     assert list_codes(*subject)[:1] == ["input-statistics"]
     report = sightline.check(*subject, declared=("input-statistics",))
     assert all(each.code != "input-statistics" for each in report.findings)
-    assert "nobody judged: declared: input-statistics" in str(report)
+    assert "what is declared (input-statistics)" in report.verdict[1]
     with pytest.raises(UserError, match=r"no finding has the code 'input-statistic'; did you mean 'input-statistics'"):
         sightline.check(*subject, declared=("input-statistic",))
 

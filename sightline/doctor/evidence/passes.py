@@ -25,7 +25,7 @@ def passed(subject: Subject) -> Pass:
 def first_failure(subject: Subject) -> str:
     """Run the first batch once more; return the error that ends the pass, or ""."""
     failed = attempt("the first batch", passed, {"subject": subject})
-    return failed.reason if isinstance(failed, MissingError) and failed.kind == "failed" else ""
+    return str(failed) if isinstance(failed, MissingError) and failed.kind == "failed" else ""
 
 
 class Slope(NamedTuple):

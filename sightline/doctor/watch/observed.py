@@ -21,6 +21,7 @@ from sightline.doctor.check import assert_copied, examine_subject
 from sightline.doctor.finding import Finding
 from sightline.doctor.form import Batch, Form, get_forward, get_signature, standing_in
 from sightline.doctor.objects import find_generators, preserve_generators
+from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.subject import Subject
 from sightline.doctor.watch.loop import ForwardCall, Hook, Loop, Monitor, OptimizerTrack
 from sightline.instrument import hang, look_away, replace_function
@@ -29,6 +30,7 @@ from sightline.instrument.random_state import preserve_random_state
 
 _TOLERANCE, _TOLERANCE_OF_AUTOCAST = 1e-5, 0.02
 """Shares by which a repeated loss may differ from that of the loop."""
+_WHAT = "the first step"
 _NUM_NAMES = 4
 """Functions that the words of a form name, the last ones."""
 _MAX_NUMBERS = 100_000_000
@@ -242,9 +244,9 @@ class StepRecorder:
         loop, hooks = self._loop, self._hooks
         handles = []
         for model in loop.models.values():
-            handles += hang(model, Hook(loop, self._begin_call), Hook(loop, self._end_call))
+            handles += hang(model, *(Hook(loop, run, what=_WHAT) for run in (self._begin_call, self._end_call)))
         if isinstance(self._loss, nn.Module):
-            handles += hang(self._loss, Hook(loop, self._begin_loss), Hook(loop, self._end_loss))
+            handles += hang(self._loss, *(Hook(loop, run, what=_WHAT) for run in (self._begin_loss, self._end_loss)))
         for handle in handles:
             hooks.callback(handle.remove)
         hooks.enter_context(replace_function(torch.amp.GradScaler, "scale", self._note_scale))
@@ -426,7 +428,7 @@ class Observation(Monitor):
         """Read the form of the first step, or compare the second with it."""
         if self.is_over or (step := self._recorder.take(root)) is None:
             return ()
-        seen = observe("the first step", self._read, step)
+        seen = observe(_WHAT, self._read, step)
         if isinstance(seen, MissingError):
             self._end(seen.reason)
         elif self.examined is None:
@@ -454,7 +456,7 @@ class Observation(Monitor):
         self.examined, self._waiting = self._waiting, None
         loop.is_suspended = True
         try:
-            found = observe("the first step", self._examine, self.examined)
+            found = observe(_WHAT, self._examine, self.examined)
         finally:
             loop.is_suspended = False
         if isinstance(found, MissingError):
@@ -485,7 +487,7 @@ class Observation(Monitor):
         self.is_over, self._waiting = True, None
         self._recorder.close()
         if reason:
-            self._loop.failures[f"the first step: {reason.removeprefix('the first step: ')}"] = None
+            self._loop.failures[f"{_WHAT}: {reason.removeprefix(f'{_WHAT}: ')}"] = None
 
 
 OBSERVED = ("on_forward", "before_backward", "after_backward", "before_update", "on_end")
@@ -509,7 +511,9 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
         preserve_generators(find_generators(model, form)),
         torch.autocast(kind, enabled=False),
     ):
-        findings = examine_subject(subject, declared={*declared, *_OF_LOOPS}, budget_s=budget_s).findings
+        findings = examine_subject(
+            subject, declared={*declared, *_OF_LOOPS}, budget_s=budget_s, is_patient=False
+        ).findings
     failures = [finding.measured for finding in findings if finding.code == "first-step"]
     if failures:  # the loop's own step has not failed
         raise NotApplicableError(f"a copy does not repeat it: {failures[0]}")
@@ -521,7 +525,7 @@ def find_obstacle(models: Mapping[str, nn.Module]) -> str:
     if len(models) != 1:
         return "several models are watched"
     (model,) = models.values()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_one_of_several():
         return "the loop has several processes"
     if "_orig_mod" in model._modules or model._compiled_call_impl is not None:
         return "the model is compiled"
