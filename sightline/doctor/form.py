@@ -138,8 +138,11 @@ class Part:
     def write_into(self, call: str, name: str) -> str:
         """Write the part in the place of its name in a call, `model(*inputs)`."""
         values = ["batch"] if self.keys is None else [f"batch[{key!r}]" for key in self.keys]
+        is_mapping = isinstance(next(iter(self.keys or ()), 0), str)
         if len(values) == 1 and (self.is_single or self.keys is None):
             return call.replace(name, values[0])
+        if is_mapping and f"*{name}" not in call:  # all of it, of which these keys are read
+            return call.replace(name, "batch")
         if f"**{name}" in call:
             named = zip(self.keys or (), values, strict=True)
             return call.replace(f"**{name}", ", ".join(f"{key}={value}" for key, value in named))
@@ -279,9 +282,13 @@ def find_loss_inside(outputs: Any) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class UnknownForm(Form):
-    """Form of a program that is not known: its batches are read, and its model is not called; `words` say why."""
+    """Form of a program that is not known: its batches are read, and its model is not called.
+
+    `words` say which call has failed, `step` is the function that the user may write.
+    """
 
     words: str
+    step: str
     inputs: Part = Part()
     target: Part = Part(())
     loss: Any = None
@@ -293,11 +300,11 @@ class UnknownForm(Form):
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Raise NotApplicableError."""
-        raise NotApplicableError("how the program calls its model is not known")
+        raise NotApplicableError("how the program calls its model is not known", lacks="step")
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Raise NotApplicableError."""
-        raise NotApplicableError("how the program calls its model is not known")
+        raise NotApplicableError("how the program calls its model is not known", lacks="step")
 
 
 def get_forward(model: nn.Module) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,11 +59,14 @@ def find_form(model: nn.Module, loss: Callable[..., Any] | None, batch: Any) -> 
     """
     trial = _Trial(model, loss, batch)
     candidates = sorted(_list_candidates(model, loss, batch), key=lambda pair: pair[0].cost + pair[1].cost)
-    for place, (call, evaluation) in enumerate(candidates):
-        form = trial.run(call, evaluation, is_plain=place == 0 and call.cost + evaluation.cost <= 0.2)
-        if form is not None:
-            return form
-    return UnknownForm(_advise(model, batch, trial.first_error), *_find_label(batch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what torch says of arguments that do not fit
+        for place, (call, evaluation) in enumerate(candidates):
+            form = trial.run(call, evaluation, is_plain=place == 0 and call.cost + evaluation.cost <= 0.2)
+            if form is not None:
+                return form
+    words = f"no call of the model was found that runs{trial.first_error}"
+    return UnknownForm(words, _write_step(model, batch), *_find_label(batch))
 
 
 @dataclasses.dataclass
@@ -112,7 +116,7 @@ class _Trial:
 
     def _keep(self, form: CalledForm, missing: MissingError) -> None:
         if missing.kind == "failed":
-            self.first_error = self.first_error or f"{form.describe()} fails ({missing.reason.partition(': ')[2]})"
+            self.first_error = self.first_error or f": {form.describe()} ends in {missing.reason}"
 
     def _finish(self, form: CalledForm) -> CalledForm:
         """Say which form it is, unless it is `(inputs, target)`."""
@@ -260,8 +264,8 @@ def _count_optional(function: Callable[..., Any], num: int) -> int | None:
     return sum(parameter.default is not inspect.Parameter.empty for parameter in _get_parameters(function)[:num])
 
 
-def _advise(model: nn.Module, batch: Any, error: str) -> str:
-    """Say in one line which call fails, and which `step=` to write."""
+def _write_step(model: nn.Module, batch: Any) -> str:
+    """Write the step that a program of this batch and model is likely to have."""
     names = [parameter.name for parameter in _get_parameters(get_forward(model))] or ["x"]
     if isinstance(batch, Mapping):
         inputs = [key for key in batch if key not in _LABELS][: len(names)]
@@ -277,9 +281,7 @@ def _advise(model: nn.Module, batch: Any, error: str) -> str:
         head = f"{', '.join([*values, *others])} = batch; "
     else:
         values, others, head = ["batch"], ["batch"], ""
-    step = f"def step(batch): {head}return loss(model({', '.join(values)}), {', '.join(others)})"
-    failed = f"not found, {error}; " if error else "not found; "
-    return f"{failed}write the step as the loop has it, `{step}`, and sightline.check(model, loader=loader, step=step)"
+    return f"`def step(batch): {head}return loss(model({', '.join(values)}), {', '.join(others)})`"
 
 
 def _find_label(batch: Any) -> tuple[Part, Part]:

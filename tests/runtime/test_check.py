@@ -147,9 +147,11 @@ def test_a_form_that_is_not_found_is_no_error() -> None:
     batch = {"points": torch.randn(4, 10), "label": torch.zeros(4, dtype=torch.int64)}
     report = sightline.check(WholeBatch(reads="none"), entropy, batch)
     assert report.findings == []
-    assert report.verdict[-1].startswith("  form: not found, model(batch)")
-    assert "KeyError: 'none'" in report.verdict[-1]
-    assert "`def step(batch): return loss(model(batch['points']), batch['label'])`" in report.verdict[-1]
+    first, _, action = report.verdict
+    assert (
+        "no call of the model was found that runs: model(batch), loss(outputs, batch) ends in KeyError: 'none'" in first
+    )
+    assert "`def step(batch): return loss(model(batch['points']), batch['label'])`" in action
 
 
 class Keeps(nn.Linear):
@@ -228,7 +230,7 @@ def test_a_finding_about_a_module_can_be_declared() -> None:
     assert list_codes(*subject)[:1] == ["input-statistics"]
     report = sightline.check(*subject, declared=("input-statistics",))
     assert all(each.code != "input-statistics" for each in report.findings)
-    assert "nobody judged: declared: input-statistics" in str(report)
+    assert "what is declared (input-statistics)" in report.verdict[1]
     with pytest.raises(UserError, match=r"no finding has the code 'input-statistic'; did you mean 'input-statistics'"):
         sightline.check(*subject, declared=("input-statistic",))
 

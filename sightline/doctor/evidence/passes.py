@@ -30,7 +30,7 @@ def first_failure(subject: Subject) -> str:
     failed = attempt("the first batch", passed, {"subject": subject})
     if isinstance(failed, MissingError) and failed.kind == "apply":
         raise failed
-    return failed.reason if isinstance(failed, MissingError) else ""
+    return str(failed) if isinstance(failed, MissingError) else ""
 
 
 class Slope(NamedTuple):

@@ -13,10 +13,12 @@ from sightline.config import RunConfig, read_config
 from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.doctor.check import check_module
+from sightline.doctor.check import BUDGET_S, check_module
 from sightline.doctor.report import Report
+from sightline.doctor.verdict import Verdict
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
-from sightline.workbench.check.examination import CheckReport, RunExamination, describe_examination
+from sightline.workbench.check.examination import BUDGET_S as RUN_BUDGET_S
+from sightline.workbench.check.examination import CheckReport, RunExamination
 from sightline.workbench.check.suite import check_path
 
 
@@ -31,6 +33,7 @@ def check(
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     declared: Sequence[str] = (),
+    budget_s: float | None = None,
 ) -> Report:
     """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
 
@@ -40,8 +43,9 @@ def check(
     mapping goes to the model whole, or by the keys that `forward` names, and to `loss(outputs, batch)`. Samples of a
     DataLoader's data set are read several times, by this process: a set that edits what it stores when it is read does
     so here, too. `evaluation` is a loader, or batches, of what the module is evaluated on. `declared` names codes of
-    findings about a module that are intended; a config has `checks.skip`. Raises UserError or ConfigError for a
-    subject that cannot be read.
+    findings about a module that are intended; a config has `checks.skip`. `budget_s` is the processor time for
+    relations of the model in seconds, 4 of a module and 3 of a config if it is None. Raises UserError or ConfigError
+    for a subject that cannot be read.
 
     >>> import sightline
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
@@ -54,7 +58,7 @@ def check(
                 "step, check(model, loader=loader, step=step)"
             )
         more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "declared": declared}
-        return check_module(subject, loss, loader, **more)
+        return check_module(subject, loss, loader, budget_s=BUDGET_S if budget_s is None else budget_s, **more)
     if any(each is not None for each in (loss, loader, step, optimizer, evaluation)) or declared:
         raise UserError(
             "check: loss, loader, step, optimizer, evaluation and declared belong to a module; a config names its own"
@@ -71,7 +75,8 @@ def check(
         RunFiles(source).check_plugins(loaded)
         source = config_path_of_run(source)
     config = read_config(source, overrides)
-    examination = RunExamination()
+    examination = RunExamination(budget_s=RUN_BUDGET_S if budget_s is None else budget_s)
     findings = check_path(path, config, examination=examination)
     document = examination.to_dict()
-    return CheckReport(config.name, findings, describe_examination(document), examination=document)
+    verdict = Verdict(document["verdict"], document["judged"], document["not_judged"])
+    return CheckReport(config.name, findings, verdict, examination=document)
