@@ -20,14 +20,15 @@ from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
-from sightline.doctor.form import Batch, Form
-from sightline.doctor.objects import find_read_generators, preserve_generators
+from sightline.doctor.form import Batch, Form, UnknownForm
+from sightline.doctor.loaders import assert_readable, iterate, preserve_loaders
+from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.score import make_score
 from sightline.doctor.step_form import observe_step
 from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
-from sightline.doctor.verdict import write_verdict
+from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -58,16 +59,27 @@ def check_module(
     for what cannot be read.
     """
     assert_codes(declared, name="check: declared")
+    model = take_alone(model)
     assert_copied(model)
-    generators = [*find_read_generators(loader), *find_read_generators(evaluation)]
-    with preserve_random_state(), preserve_generators(generators):
+    assert_readable(loader, name="check: the loader")
+    assert_readable(evaluation, name="check: evaluation")
+    with preserve_random_state(), preserve_loaders(loader, evaluation), leave_others_alone():
         batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
         scored = None if score is None else make_score(score, model, evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
-    remark = f"the program is taken to be {subject.form.words}" if subject.form.words else ""
-    verdict = write_verdict(examination, remark=remark, budget_s=budget_s)
+    verdict = write_verdict(
+        examination, remark=subject.form.words, remedies=_list_remedies(subject.form), budget_s=budget_s
+    )
     return Report(type(model).__name__, merge_findings(examination.findings), verdict)
+
+
+def _list_remedies(form: Form) -> Mapping[str, Remedy]:
+    """List what the caller can give; of a form that is not known, the step to write."""
+    if not isinstance(form, UnknownForm):
+        return CHECK_REMEDIES
+    topic, _ = CHECK_REMEDIES["step"]
+    return {**CHECK_REMEDIES, "step": Remedy(topic, f"step=step, as your loop has it: {form.step}")}
 
 
 def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> Levels:
@@ -75,8 +87,8 @@ def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> L
 
     These have 64 samples or more, if there are as many: some constants fit few samples well by chance.
     """
-    generators = find_read_generators(loader)
-    with preserve_random_state(), preserve_generators(generators):
+    model = take_alone(model)
+    with preserve_random_state(), preserve_loaders(loader), leave_others_alone():
         batches = read_batches(list_batches(loader), num_samples=_NUM_SAMPLES)
         return measure_subject_levels(make_subject(model, loss, batches, None))
 
@@ -88,16 +100,22 @@ def measure_subject_levels(subject: Subject) -> Levels:
 
 
 def examine_subject(
-    subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S, **more: Any
+    subject: Subject,
+    *,
+    declared: Collection[str] = (),
+    budget_s: float = BUDGET_S,
+    is_patient: bool = True,
+    **more: Any,
 ) -> Examination:
     """Judge a subject by all rules, within a budget of processor time.
 
-    `more` is what measurements read beside it: the `term` of a loss alone, the `score` of a module.
+    With `is_patient`, slow networks get as many passes as those of 20 ms do. `more` is what measurements read beside
+    the subject: the `term` of a loss alone, the `score` of a module.
     """
     given = {"subject": subject, **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        return examine(Evidence(given, budget_s), declared=declared)
+        return examine(Evidence(given, budget_s, is_patient), declared=declared)
 
 
 def make_subject(
@@ -140,18 +158,31 @@ def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> l
 
 def list_batches(value: Any) -> Iterable[Any]:
     """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
-    is_batch = isinstance(value, tuple | Mapping)
+    assert_batches(value, name="check")
+    is_batch = isinstance(value, tuple | Mapping | Tensor)
     if isinstance(value, list) and value:
         is_batch = isinstance(value[0], Tensor | Mapping) and not all(isinstance(each, Mapping) for each in value)
-    if not is_batch and not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+    return [value] if is_batch else iterate(value)
+
+
+def assert_batches(value: Any, *, name: str) -> None:
+    """Raise UserError for what is neither a batch nor a loader of batches."""
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
         raise UserError(
-            f"check: a batch is (inputs, target) or a mapping, a loader yields batches; found {value!r:.40}"
+            f"{name}: a batch is (inputs, target) or a mapping, a loader yields batches; found {value!r:.40}"
         )
-    return [value] if is_batch else value
 
 
 def _get_loader(value: Any) -> Any:
-    return None if value is None or isinstance(value, list | tuple | Mapping) else value
+    return None if value is None or isinstance(value, list | tuple | Mapping | Tensor) else value
+
+
+def take_alone(model: nn.Module) -> nn.Module:
+    """Return a model without its parallel wrapper. Raises UserError for one that no process of several has whole."""
+    model = unwrap(model)
+    if is_one_of_several() and (reason := describe_spread(model)):
+        raise UserError(f"check: one process cannot judge the model alone: {reason}; check it before it is spread")
+    return model
 
 
 def assert_copied(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import random
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,24 +19,32 @@ Kind = TypeVar("Kind")
 
 _MAX_OBJECTS = 20_000
 _MAX_ELEMENTS = 4_096
-_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 _HELD = ("_parameters", "_buffers", "_modules")
-_LEAVES = (Tensor, np.ndarray, str, bytes, bytearray, int, float, complex, type, types.ModuleType, type(None))
+_LEAVES = (
+    *(Tensor, np.ndarray, str, bytes, bytearray, int, float, complex, type, types.ModuleType, type(None)),
+    logging.Logger,
+)
 
 
 def iter_reachable(
-    root: object, kind: type[Kind] | tuple[type[Kind], ...], *, skips: Callable[[object], bool] = lambda value: False
+    root: object,
+    kind: type[Kind] | tuple[type[Kind], ...],
+    *,
+    stops_at: tuple[type, ...] = (),
+    skips: Callable[[object], bool] = lambda value: False,
 ) -> Iterator[tuple[str, Kind]]:
     """Yield the path and the object for every object of a kind reachable from `root`, once; evaluates no property.
 
     Follows attributes, slots, lists, tuples, sets, mappings, closures, partial functions and bound methods, up to the
-    first 4,096 elements of a container and 20,000 objects in total. What `skips` is true of is not looked at.
+    first 4,096 elements of a container and 20,000 objects in total. Objects of the types `stops_at`, and those of which
+    `skips` is true, are not entered.
     """
     visited: dict[int, object] = {}  # keeps what is visited alive, so that no id is used twice
     stack: list[tuple[str, object]] = [("", root)]
     while stack and len(visited) < _MAX_OBJECTS:
         path, value = stack.pop()
-        if id(value) in visited or skips(value):
+        if id(value) in visited or isinstance(value, stops_at) or skips(value):
             continue
         visited[id(value)] = value
         if isinstance(value, kind):
@@ -45,7 +54,7 @@ def iter_reachable(
 
 def find_generators(*roots: object) -> list[Any]:
     """Return the random generators that are reachable from these objects."""
-    return [generator for _, generator in iter_reachable(roots, _GENERATORS)]
+    return [generator for _, generator in iter_reachable(roots, GENERATORS)]
 
 
 def get_python_function(function: Any) -> types.FunctionType | None:
@@ -143,6 +152,11 @@ def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
         held = [attributes.pop(name) for name in _HELD if isinstance(attributes.get(name), dict)]
         attributes = {name: item for members in held for name, item in members.items()} | attributes
     yield from attributes.items()
+    yield from iter_slots(value)
+
+
+def iter_slots(value: object) -> Iterator[tuple[str, object]]:
+    """Yield the name and the object of each slot that has one."""
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:

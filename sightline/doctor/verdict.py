@@ -35,7 +35,10 @@ CHECK_REMEDIES = {
     "loader": Remedy("how samples are read", "a DataLoader in place of its batches"),
 }
 """Arguments of `sightline.check` that measurements lack, by their names; in the order in which a verdict lists them."""
-WATCH_REMEDIES = {"check": Remedy("the model before its first step", "loss=loss, loader=train_loader")}
+WATCH_REMEDIES = {
+    "check": Remedy("the model before its first step", "loss=loss, loader=train_loader"),
+    "reads": Remedy("how samples are read", "loss=loss, loader=train_loader"),
+}
 """The same of `sightline.watch`."""
 
 

@@ -18,6 +18,20 @@ CRASHED = "crashed"
 
 
 @contextmanager
+def judged() -> Iterator[list[Any]]:
+    """Context in which the judgement of each rule is recorded, whoever asks for it."""
+    judgements: list[Any] = []
+    real = examine.Judgement
+
+    def record(*arguments: Any, **more: Any) -> Any:
+        judgements.append(real(*arguments, **more))
+        return judgements[-1]
+
+    with mock.patch.object(examine, "Judgement", record):
+        yield judgements
+
+
+@contextmanager
 def observed(without: Collection[str] = ()) -> Iterator[list[Alarm]]:
     """Context in which both are recorded; the list is complete after it. A check that fails returns no findings.
 
@@ -25,7 +39,7 @@ def observed(without: Collection[str] = ()) -> Iterator[list[Alarm]]:
     """
     alarms: list[Alarm] = []
     watches: list[Any] = []
-    real_check, real_watch, real_judgement = sightline.check, sightline.watch, examine.Judgement
+    real_check, real_watch = sightline.check, sightline.watch
 
     def check(*arguments: Any, **options: Any) -> Any:
         try:
@@ -45,19 +59,18 @@ def observed(without: Collection[str] = ()) -> Iterator[list[Alarm]]:
         watches.append(real_watch(*arguments, **passed))
         return watches[-1]
 
-    def judge(rule: Any, outcome: str, reason: str = "", **more: Any) -> Any:
-        if outcome == "failed":
-            alarms.append(Alarm("failed", reason, reason.partition(":")[0], "failed", summary=rule.code))
-        return real_judgement(rule, outcome, reason, **more)
-
     with (
         mock.patch.object(sightline, "check", check),
         mock.patch.object(sightline, "watch", watch),
-        mock.patch.object(examine, "Judgement", judge),
+        judged() as judgements,
     ):
         try:
             yield alarms
         finally:
+            for judgement in judgements:
+                if judgement.outcome == "failed":
+                    name = judgement.reason.partition(":")[0]
+                    alarms.append(Alarm("failed", judgement.reason, name, "failed", summary=judgement.rule.code))
             for each in watches:
                 alarms.extend(make_alarms("training", each.findings, with_notes=True))
 

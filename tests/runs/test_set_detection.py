@@ -13,8 +13,9 @@ import yaml
 
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.lineage import read_lineage
-from tests.command import refuse, succeed
+from tests.command import document_of, refuse, succeed
 from tests.hub_server import Hub
+from tests.models.set_networks import SETTINGS, make_small_words
 from tests.processes import ROOT
 from tests.published.test_transformers_files import write_theirs
 from tests.runs.test_hub import NOWHERE, ask, hub
@@ -68,6 +69,37 @@ def test_from_a_hub_to_predictions_killed_and_offline(
         succeed("predict", tmp_path / "straight", picture, "score=0.001", "--json", document)
     assert documents[0].read_bytes() == documents[1].read_bytes()
     assert json.loads(documents[0].read_text())["predictions"][0]["num_boxes"] > 0
+
+
+ANSWERS = [
+    (
+        ["model.from=hf://you/dfine"],
+        "model.from: 'transformers_detector' has no such argument; did you mean 'init.from'",
+    ),
+    (["task={name: detect}"], "'detect' is no task of the model 'transformers_detector'; set task={name: detect_set}"),
+    (["model.network.name=detr"], "network: found the name 'detr', allowed are d_fine and rt_detr_v2"),
+    (["model.network={name: rt_detr_v2}"], "losses.set_corners needs 'corner_term'"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), ANSWERS)
+def test_what_a_user_may_type_is_answered_by_what_to_type(words: list[str], told: str, tmp_path: Path) -> None:
+    said = refuse("train", CONFIG, *WORDS, "init=null", *words, *CALM, tmp_path / "run")
+    assert told in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("against", ["float64", pytest.param("bfloat16", marks=pytest.mark.long)])
+def test_rounding_explains_what_number_formats_change(family: str, against: str, tmp_path: Path) -> None:
+    """A family by an override of the preset of D-FINE, whose values are dropped."""
+    words = [*make_small_words(family), "--samples", "4", "--steps", "2", "--against", against]
+    compared = document_of("compare", CONFIG, *words)
+    assert compared["equal"], compared["first"]
+    inside = {row["layer"] for row in compared["layers"]}
+    assert {"network", "network.model", "network.model.decoder", "(loss)"} <= inside
+    assert compared["steps"]["losses"][0] == pytest.approx(compared["steps"]["expected"][0], rel=1e-2)
 
 
 def assert_same(one: Any, other: Any) -> None:

@@ -167,6 +167,8 @@ def pulls(passed: Pass, term: LossTerm, recorded: dict[str, Any], labelled: list
         flat[mask] = (torch.arange(int(mask.sum())) % num).to(flat)
         plain, target = target, replace_leaf(target, item.target_path, label)
         drawn = {**outputs, item.slope.path: draw(outputs[item.slope.path])}
+        for path in _list_other_labels(term, drawn, plain, item, num):
+            target = replace_leaf(target, path, label)
         if sum_at(term, drawn, target) == sum_at(term, drawn, plain):
             continue  # labels that say what counts, beside a teacher
         shape = [1] * outputs[item.slope.path].ndim
@@ -184,6 +186,22 @@ def pulls(passed: Pass, term: LossTerm, recorded: dict[str, Any], labelled: list
     if not found:
         raise NotApplicableError("no scores of three classes")
     return found
+
+
+def _list_other_labels(term: LossTerm, drawn: Outputs, target: Any, item: Labelled, num: int) -> list[str]:
+    """List the leaves of a target that are labels of the same places, as the second ones of mixed samples are.
+
+    They get the classes that the first ones get: what a class pulls up is asked of samples of this class alone.
+    """
+    leaves = dict(dense_leaves(target))
+    label, value = leaves[item.target_path], sum_at(term, drawn, target)
+    return [
+        path
+        for path, other in leaves.items()
+        if path != item.target_path and other.shape == label.shape and other.dtype == label.dtype
+        if not bool(((other < 0) | (other >= num)).any())
+        and sum_at(term, drawn, replace_leaf(target, path, (other + 1) % num)) != value
+    ]
 
 
 def is_ordinal(raised: Tensor, lowered: Tensor) -> bool:

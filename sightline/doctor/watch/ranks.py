@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
 from sightline.instrument import observe_saves
@@ -65,11 +66,6 @@ class RankBoard:
         written = [other for other in self.others if self._store.check([f"note/{other}"])]
         notes = {other: RankRecord(**json.loads(self._store.get(f"note/{other}"))) for other in written}
         return {self.rank: own, **notes}
-
-
-def is_one_of_several() -> bool:
-    """Return True if torch joins this process with others."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def open_board(name: str) -> RankBoard | None:

@@ -82,8 +82,9 @@ def examine_relations(context: Context) -> list[Finding]:
         context.examination.gaps.append(f"relations: {subject.reason}")
         return []
     skipped = {*context.config.checks.skip}
-    declared = skipped | _JUDGED_OTHERWISE
-    examination = examine_subject(subject, declared=declared, budget_s=_get_budget_s(context))
+    declared, is_patient = skipped | _JUDGED_OTHERWISE, not context.is_quick
+    budget_s = _get_budget_s(context)
+    examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient)
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged
     alone = examine_losses(context)
@@ -98,8 +99,8 @@ def examine_losses(context: Context) -> list[Finding]:
     declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
-        budget_s = _get_budget_s(context) / 2
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
+        budget_s, is_patient = _get_budget_s(context) / 2, not context.is_quick
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient, term=term)
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
         context.examination.judgements += [e for e in examination.judgements if e.outcome in ("held", "broken")]
@@ -140,7 +141,7 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     keys = [key for step in range(_NUM_BATCHES) for key in step_keys(job, step=step % max(1, job.num_steps))]
     batches = [read_batch(job, chunk, job.device) for chunk in _divide(keys, num_samples)]
     loss, optimizers = RunLoss(job, step=job.step, precision=job.precision), [] if job.frozen else [job.optimizer]
-    inputs, _ = find_read_keys(model, batches[0])
+    inputs = find_read_keys(model, batches[0])
     form = make_keyed_form(model, loss, inputs, _find_targets(loss, model, batches[0], inputs))
     evaluation = [form.split(batch) for batch in _read_evaluation(built, num_samples)]
     train, selection = built.data.train, built.data.selection
