@@ -114,7 +114,7 @@ def repeated_layer(subject: Subject, passed: Pass) -> Iterator[Fault]:
         for names in places.values():
             if len(names) > 1:
                 yield Fault(
-                    f"{join_some(names, most=4)} are one and the same layer, with one set of weights",
+                    f"the layers {join_some(names, most=4)} are one and the same, with one set of weights",
                     measured=f"one module at {len(names)} places of a list",
                     where=FindingLocation(layer=names[0]),
                 )
