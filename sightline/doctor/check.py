@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from torch.nn.parameter import is_lazy
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.form import Batch, Form
-from sightline.doctor.loaders import assert_readable, iterate, preserve_loaders
+from sightline.doctor.loaders import assert_readable, iterate, list_hooks, preserve_state
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.step_form import observe_step
@@ -60,12 +61,20 @@ def check_module(
     assert_copied(model)
     assert_readable(loader, name="check: the loader")
     assert_readable(evaluation, name="check: evaluation")
-    with preserve_random_state(), preserve_loaders(loader, evaluation), leave_others_alone():
+    with _leave_as_it_is(model, loss, step, loader, evaluation):
         batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s)
     verdict = write_verdict(examination, budget_s=budget_s)
     return Report(type(model).__name__, merge_findings(examination.findings), verdict)
+
+
+@contextmanager
+def _leave_as_it_is(model: nn.Module, *objects: Any) -> Iterator[None]:
+    """Context that changes nothing of a program: neither its objects, nor random numbers, nor what watches it."""
+    state = preserve_state(*objects, *list_hooks(model))
+    with preserve_random_state(), state, leave_others_alone(), own_work():
+        yield
 
 
 def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> Levels:
@@ -74,7 +83,7 @@ def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> L
     These have 64 samples or more, if there are as many: some constants fit few samples well by chance.
     """
     model = take_alone(model)
-    with preserve_random_state(), preserve_loaders(loader), leave_others_alone():
+    with _leave_as_it_is(model, loss, loader):
         batches = read_batches(list_batches(loader), num_samples=_NUM_SAMPLES)
         return measure_subject_levels(make_subject(model, loss, batches, None))
 

@@ -59,7 +59,7 @@ def find_read_values(function: Any, *, depth: int = 3) -> Iterator[tuple[str, An
         return
     code, outer = function.__code__, function.__closure__ or ()
     values = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
-    values |= {name: _get_contents(cell) for name, cell in zip(code.co_freevars, outer, strict=True)}
+    values |= {name: get_contents(cell) for name, cell in zip(code.co_freevars, outer, strict=True)}
     for name, value in values.items():
         if not isinstance(value, types.FunctionType):
             yield name, value
@@ -98,7 +98,7 @@ def _iter_members(value: object, path: str) -> Iterator[tuple[str, object]]:
         yield f"{path}.args", (value.args, value.keywords)
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():
-            contents = _get_contents(cell)
+            contents = get_contents(cell)
             if contents is not None:
                 yield f"{path}()", contents
     for name, item in _iter_attributes(value):
@@ -109,10 +109,11 @@ def _limit(items: Any) -> Iterator[Any]:
     return (item for _, item in zip(range(_MAX_ELEMENTS), items, strict=False))
 
 
-def _get_contents(cell: types.CellType) -> object | None:
+def get_contents(cell: types.CellType) -> object | None:
+    """Return the value of a closure's variable; None for one that has no value yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # a closure variable that has no value yet
+    except ValueError:
         return None
 
 
