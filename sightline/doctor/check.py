@@ -21,14 +21,14 @@ from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
-from sightline.doctor.form import Batch, Form
+from sightline.doctor.form import Batch, Form, UnknownForm
 from sightline.doctor.loaders import assert_readable, iterate, list_hooks, preserve_state
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.step_form import observe_step
 from sightline.doctor.subject import LossTerm, Subject
 from sightline.doctor.tried_forms import find_form
-from sightline.doctor.verdict import write_verdict
+from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -65,8 +65,18 @@ def check_module(
         batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s)
-    verdict = write_verdict(examination, budget_s=budget_s)
+    verdict = write_verdict(
+        examination, remark=subject.form.words, remedies=_list_remedies(subject.form), budget_s=budget_s
+    )
     return Report(type(model).__name__, merge_findings(examination.findings), verdict)
+
+
+def _list_remedies(form: Form) -> Mapping[str, Remedy]:
+    """List what the caller can give; of a form that is not known, the step to write."""
+    if not isinstance(form, UnknownForm):
+        return CHECK_REMEDIES
+    topic, _ = CHECK_REMEDIES["step"]
+    return {**CHECK_REMEDIES, "step": Remedy(topic, f"step=step, as your loop has it: {form.step}")}
 
 
 @contextmanager
@@ -153,7 +163,7 @@ def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> l
 def list_batches(value: Any) -> Iterable[Any]:
     """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
     assert_batches(value, name="check")
-    is_batch = isinstance(value, tuple | Mapping)
+    is_batch = isinstance(value, tuple | Mapping | Tensor)
     if isinstance(value, list) and value:
         is_batch = isinstance(value[0], Tensor | Mapping) and not all(isinstance(each, Mapping) for each in value)
     return [value] if is_batch else iterate(value)
@@ -168,7 +178,7 @@ def assert_batches(value: Any, *, name: str) -> None:
 
 
 def _get_loader(value: Any) -> Any:
-    return None if value is None or isinstance(value, list | tuple | Mapping) else value
+    return None if value is None or isinstance(value, list | tuple | Mapping | Tensor) else value
 
 
 def take_alone(model: nn.Module) -> nn.Module:

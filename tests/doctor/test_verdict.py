@@ -124,11 +124,20 @@ def test_no_report_says_the_name_of_an_internal(model: nn.Module, loss: Any, wor
     assert list_internal(report.to_text(verbose=True)) == set()
 
 
-def test_a_loss_that_fails_is_a_finding_and_no_exception() -> None:
-    def fail(outputs: Tensor, target: Tensor) -> Tensor:
-        raise ValueError("no such unit")
+def fail(outputs: Tensor, target: Tensor) -> Tensor:
+    raise ValueError("no such unit")
 
+
+def test_a_loss_that_fails_is_a_line_of_the_verdict_and_no_finding() -> None:
     report = check_module(nn.Linear(6, 3), fail, BATCH)
+    assert report.findings == []
+    assert report.verdict[0].endswith("loss(outputs, batch[1]) ends in ValueError: no such unit")
+    assert "step=step, as your loop has it: `def step(batch): input, target = batch; return " in report.verdict[2]
+
+
+def test_a_step_that_fails_is_an_error() -> None:
+    model = nn.Linear(6, 3)
+    report = check_module(model, loader=BATCH, step=lambda batch: fail(model(batch[0]), batch[1]))
     assert [finding.code for finding in report.findings] == ["first-step"]
     assert "ended in ValueError: no such unit" in report.verdict[1]
     assert report.verdict[2] == "  mend the first step, and check again"

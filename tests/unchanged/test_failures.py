@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -170,7 +170,7 @@ class OfObjects(Net):
 class Counted(Net):
     """A model that counts its own passes in a list outside."""
 
-    passes: list[int] = []
+    passes: ClassVar[list[int]] = []
 
     def forward(self, rows: Tensor) -> Tensor:
         return super().forward(rows)
@@ -223,5 +223,5 @@ def test_a_program_that_cannot_be_read_goes_on(name: str) -> None:
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="^watch: "):
+    with pytest.raises(UserError, match=r"^watch: "):
         sightline.watch(Net(), **options)

@@ -52,10 +52,10 @@ def check(
     CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
     if isinstance(subject, nn.Module):
-        if loader is None or (loss is None and step is None):
+        if loader is None:
             raise UserError(
-                "check: a module needs its loss and a batch, or a step: check(model, loss, (inputs, target)), or "
-                "check(model, loader=loader, step=step)"
+                "check: a module needs its loss and a batch, check(model, loss, (inputs, target)), or a loader and a "
+                "step, check(model, loader=loader, step=step)"
             )
         more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "declared": declared}
         return check_module(subject, loss, loader, budget_s=BUDGET_S if budget_s is None else budget_s, **more)
