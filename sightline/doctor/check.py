@@ -25,8 +25,9 @@ from sightline.doctor.form import Batch, Form, UnknownForm
 from sightline.doctor.loaders import assert_readable, iterate, list_hooks, preserve_state
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
+from sightline.doctor.score import make_score
 from sightline.doctor.step_form import observe_step
-from sightline.doctor.subject import LossTerm, Subject
+from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
 from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
@@ -45,6 +46,7 @@ def check_module(
     step: Callable[[Any], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
     declared: Sequence[str] = (),
     budget_s: float = BUDGET_S,
 ) -> Report:
@@ -52,7 +54,8 @@ def check_module(
 
     `loss(outputs, target)` takes what the module returns for the inputs of a batch `(inputs, target)`; of a loader the
     first four batches are read. A batch that is a mapping goes to the model whole, or by the keys that `forward` names,
-    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on. `declared`
+    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on, `score` the
+    function of the model and such a loader that returns its figure, or figures by name. `declared`
     names codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError
     for what cannot be read.
     """
@@ -64,7 +67,8 @@ def check_module(
     with _leave_as_it_is(model, loss, step, loader, evaluation):
         batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+        scored = None if score is None else make_score(score, model, evaluation)
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
     verdict = write_verdict(
         examination, remark=subject.form.words, remedies=_list_remedies(subject.form), budget_s=budget_s
     )
@@ -110,13 +114,14 @@ def examine_subject(
     declared: Collection[str] = (),
     budget_s: float = BUDGET_S,
     is_patient: bool = True,
-    term: LossTerm | None = None,
+    **more: Any,
 ) -> Examination:
-    """Judge a subject by all rules, within a budget of processor time; `term` is given for a loss alone.
+    """Judge a subject by all rules, within a budget of processor time.
 
-    With `is_patient`, slow networks get as many passes as those of 20 ms do.
+    With `is_patient`, slow networks get as many passes as those of 20 ms do. `more` is what measurements read beside
+    the subject: the `term` of a loss alone, the `score` of a module.
     """
-    given = {"subject": subject} if term is None else {"subject": subject, "term": term}
+    given = {"subject": subject, **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         return examine(Evidence(given, budget_s, is_patient), declared=declared)

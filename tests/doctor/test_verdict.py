@@ -31,8 +31,8 @@ def test_it_counts_what_held_and_says_which_arguments_are_missing() -> None:
     counts, not_judged, action = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH).verdict
     assert counts.startswith("verdict: of ")
     assert counts.endswith(" held and 0 did not")
-    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, how samples are read, ")
-    assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, a DataLoader ")
+    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, the score of your evaluation, how ")
+    assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, score=score, ")
 
 
 def test_what_is_given_is_not_asked_for() -> None:

@@ -30,6 +30,7 @@ def check(
     step: Callable[[Any], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     declared: Sequence[str] = (),
@@ -57,11 +58,13 @@ def check(
                 "check: a module needs its loss and a batch, check(model, loss, (inputs, target)), or a loader and a "
                 "step, check(model, loader=loader, step=step)"
             )
-        more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "declared": declared}
-        return check_module(subject, loss, loader, budget_s=BUDGET_S if budget_s is None else budget_s, **more)
-    if any(each is not None for each in (loss, loader, step, optimizer, evaluation)) or declared:
+        more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
+        budget_s = BUDGET_S if budget_s is None else budget_s
+        return check_module(subject, loss, loader, declared=declared, budget_s=budget_s, **more)
+    if any(each is not None for each in (loss, loader, step, optimizer, evaluation, score)) or declared:
         raise UserError(
-            "check: loss, loader, step, optimizer, evaluation and declared belong to a module; a config names its own"
+            "check: loss, loader, step, optimizer, evaluation, score and declared belong to a module; a config names "
+            "its own"
         )
     source: Path | Mapping[str, Any] | RunConfig
     if isinstance(subject, Mapping | RunConfig):
