@@ -15,7 +15,7 @@ import yaml
 
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.lineage import read_lineage
-from tests.command import document_of, refuse, succeed
+from tests.command import document_of, refuse, run_here, succeed
 from tests.hub_server import Hub
 from tests.models.set_networks import SETTINGS, make_small_words
 from tests.processes import ROOT
@@ -96,6 +96,21 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(family: str, tmp_path: Pa
     assert code == 0, said
     assert "resumed at step" in said
     assert differences(killed, whole) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", SETTINGS)
+def test_a_file_of_onnx_is_refused_before_anything_is_written(family: str, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "file.onnx"
+    words = [*make_small_words(family), "train.batch_size=4", "train.epochs=1"]
+    succeed("train", CONFIG, *words, *CALM, run)
+    for more in ([], ["--int8"]):
+        done = run_here("export", run, "--out", file, *more)
+        assert done.code != 0
+        assert "error: export: ONNX cannot hold this network: " in done.err
+        assert "'sightline predict' and 'sightline serve' run it" in done.err
+        assert done.err.count("\n") == 1
+        assert not file.exists()
 
 
 ANSWERS = [
