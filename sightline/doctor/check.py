@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,18 +15,21 @@ from torch.nn.parameter import is_lazy
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
-from sightline.doctor.form import Batch, Form
-from sightline.doctor.objects import find_read_generators, preserve_generators
-from sightline.doctor.report import Report, write_verdict
+from sightline.doctor.form import Batch, Form, UnknownForm
+from sightline.doctor.loaders import assert_readable, iterate, list_hooks, preserve_state
+from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
+from sightline.doctor.report import Report
+from sightline.doctor.score import make_score
 from sightline.doctor.step_form import observe_step
-from sightline.doctor.subject import LossTerm, Subject
+from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
+from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -42,6 +46,7 @@ def check_module(
     step: Callable[[Any], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
     declared: Sequence[str] = (),
     budget_s: float = BUDGET_S,
 ) -> Report:
@@ -49,17 +54,41 @@ def check_module(
 
     `loss(outputs, target)` takes what the module returns for the inputs of a batch `(inputs, target)`; of a loader the
     first four batches are read. A batch that is a mapping goes to the model whole, or by the keys that `forward` names,
-    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on. `declared`
-    names codes of findings that are intended. Raises UserError for what cannot be read.
+    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on, `score` the
+    function of the model and such a loader that returns its figure, or figures by name. `declared`
+    names codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError
+    for what cannot be read.
     """
     assert_codes(declared, name="check: declared")
+    model = take_alone(model)
     assert_copied(model)
-    generators = [*find_read_generators(loader), *find_read_generators(evaluation)]
-    with preserve_random_state(), preserve_generators(generators):
+    assert_readable(loader, name="check: the loader")
+    assert_readable(evaluation, name="check: evaluation")
+    with _leave_as_it_is(model, loss, step, loader, evaluation):
         batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s)
-    return Report(type(model).__name__, merge_findings(examination.findings), write_verdict(examination))
+        scored = None if score is None else make_score(score, model, evaluation)
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
+    verdict = write_verdict(
+        examination, remark=subject.form.words, remedies=_list_remedies(subject.form), budget_s=budget_s
+    )
+    return Report(type(model).__name__, merge_findings(examination.findings), verdict)
+
+
+def _list_remedies(form: Form) -> Mapping[str, Remedy]:
+    """List what the caller can give; of a form that is not known, the step to write."""
+    if not isinstance(form, UnknownForm):
+        return CHECK_REMEDIES
+    topic, _ = CHECK_REMEDIES["step"]
+    return {**CHECK_REMEDIES, "step": Remedy(topic, f"step=step, as your loop has it: {form.step}")}
+
+
+@contextmanager
+def _leave_as_it_is(model: nn.Module, *objects: Any) -> Iterator[None]:
+    """Context that changes nothing of a program: neither its objects, nor random numbers, nor what watches it."""
+    state = preserve_state(*objects, *list_hooks(model))
+    with preserve_random_state(), state, leave_others_alone(), own_work():
+        yield
 
 
 def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> Levels:
@@ -67,8 +96,8 @@ def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> L
 
     These have 64 samples or more, if there are as many: some constants fit few samples well by chance.
     """
-    generators = find_read_generators(loader)
-    with preserve_random_state(), preserve_generators(generators):
+    model = take_alone(model)
+    with _leave_as_it_is(model, loss, loader):
         batches = read_batches(list_batches(loader), num_samples=_NUM_SAMPLES)
         return measure_subject_levels(make_subject(model, loss, batches, None))
 
@@ -80,13 +109,22 @@ def measure_subject_levels(subject: Subject) -> Levels:
 
 
 def examine_subject(
-    subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S, term: LossTerm | None = None
+    subject: Subject,
+    *,
+    declared: Collection[str] = (),
+    budget_s: float = BUDGET_S,
+    is_patient: bool = True,
+    **more: Any,
 ) -> Examination:
-    """Judge a subject by all rules, within a budget of processor time; `term` is given for a loss alone."""
-    given = {"subject": subject} if term is None else {"subject": subject, "term": term}
+    """Judge a subject by all rules, within a budget of processor time.
+
+    With `is_patient`, slow networks get as many passes as those of 20 ms do. `more` is what measurements read beside
+    the subject: the `term` of a loss alone, the `score` of a module.
+    """
+    given = {"subject": subject, **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        return examine(Evidence(given, budget_s), declared=declared)
+        return examine(Evidence(given, budget_s, is_patient), declared=declared)
 
 
 def make_subject(
@@ -129,18 +167,31 @@ def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> l
 
 def list_batches(value: Any) -> Iterable[Any]:
     """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
-    is_batch = isinstance(value, tuple | Mapping)
+    assert_batches(value, name="check")
+    is_batch = isinstance(value, tuple | Mapping | Tensor)
     if isinstance(value, list) and value:
         is_batch = isinstance(value[0], Tensor | Mapping) and not all(isinstance(each, Mapping) for each in value)
-    if not is_batch and not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+    return [value] if is_batch else iterate(value)
+
+
+def assert_batches(value: Any, *, name: str) -> None:
+    """Raise UserError for what is neither a batch nor a loader of batches."""
+    if not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
         raise UserError(
-            f"check: a batch is (inputs, target) or a mapping, a loader yields batches; found {value!r:.40}"
+            f"{name}: a batch is (inputs, target) or a mapping, a loader yields batches; found {value!r:.40}"
         )
-    return [value] if is_batch else value
 
 
 def _get_loader(value: Any) -> Any:
-    return None if value is None or isinstance(value, list | tuple | Mapping) else value
+    return None if value is None or isinstance(value, list | tuple | Mapping | Tensor) else value
+
+
+def take_alone(model: nn.Module) -> nn.Module:
+    """Return a model without its parallel wrapper. Raises UserError for one that no process of several has whole."""
+    model = unwrap(model)
+    if is_one_of_several() and (reason := describe_spread(model)):
+        raise UserError(f"check: one process cannot judge the model alone: {reason}; check it before it is spread")
+    return model
 
 
 def assert_copied(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.batches import count_rows
-from sightline.doctor.form import Batch, Form, describe, standing_in
+from sightline.doctor.form import Batch, Form, Held, describe, hold, map_held, release, standing_in
 from sightline.doctor.objects import (
     find_generators,
     find_read_values,
@@ -49,13 +49,6 @@ class ModelCall(NamedTuple):
 
 class _EndOfCalls(BaseException):
     """Ends a step whose last call of the model is known; no handler of `Exception` in the step takes it."""
-
-
-class Held:
-    """Number that a model returns and that is no output to be changed: a part of the loss, with its graph."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
 
 
 class Whole(NamedTuple):
@@ -385,26 +378,6 @@ def _fit_rows(tree: Any, num: int, rows: int) -> Any:
     return tree_map(tree, lambda _, tensor: _fit_rows(tensor, num, rows))
 
 
-def _map_held(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """Replace what is held inside of a tree, and the tensors beside it."""
-    if isinstance(tree, Held | Tensor):
-        return function(tree)
-    changed = {name: _map_held(item, function) for name, item in tree_children(tree)}
-    if isinstance(tree, Mapping):
-        return type(tree)(zip(tree, changed.values(), strict=True))  # type: ignore[call-arg]
-    if isinstance(tree, list | tuple):
-        return type(tree)(*changed.values()) if hasattr(tree, "_fields") else type(tree)(changed.values())
-    return dataclasses.replace(tree, **changed) if changed else tree
-
-
-def _hold(value: Any) -> Any:
-    return Held(value) if isinstance(value, Tensor) and not value.ndim and value.requires_grad else value
-
-
-def _release(value: Any) -> Any:
-    return value.value if isinstance(value, Held) else value
-
-
 @dataclasses.dataclass(frozen=True)
 class StepForm(Form):
     """Form of a step that divides at the calls of its model.
@@ -429,7 +402,7 @@ class StepForm(Form):
     @property
     def recorded(self) -> Any:
         """Outputs of the first batch's calls, as `call` returns them."""
-        return _join([_map_held(call.outputs, _hold) for call in self.calls])
+        return _join([map_held(call.outputs, hold) for call in self.calls])
 
     def split(self, batch: Any) -> Batch:
         """Divide a batch: run the step up to its last call of the model, which a copy answers by known outputs."""
@@ -472,12 +445,12 @@ class StepForm(Form):
                 else:
                     with torch.autocast(kind, dtype=call.autocast):
                         made = model(*args, **kwargs)
-            outputs.append(_map_held(made, _hold))
+            outputs.append(map_held(made, hold))
         return _join(outputs)
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Run the step with outputs and a target of one's own: calls of the model are answered by the outputs."""
-        answers = [_map_held(made, _release) for made in (outputs if len(self.calls) > 1 else (outputs,))]
+        answers = [map_held(made, release) for made in (outputs if len(self.calls) > 1 else (outputs,))]
         num_answered = 0
 
         def answer(*args: Any, **kwargs: Any) -> Any:

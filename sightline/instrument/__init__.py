@@ -169,14 +169,6 @@ def record(
         yield tape
 
 
-def hang_on_load(module: nn.Module, before: Callable[..., Any]) -> list[RemovableHandle]:
-    """Hang `before(module, state_dict, prefix, ...)` on a module, for each `load_state_dict` of it or around it.
-
-    Scripted modules take no hooks.
-    """
-    return [] if is_scripted(module) else [module.register_load_state_dict_pre_hook(before)]
-
-
 def is_scripted(module: nn.Module) -> bool:
     """Return True for a module that torch runs without Python: it takes no hooks, and no code sees its parts."""
     return isinstance(module, torch.jit.RecursiveScriptModule)
@@ -239,7 +231,7 @@ def observe_updates(
         return run
 
     def begin(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _AWAY.number:
             return None
         depth.number += 1
         if depth.number > 1:
@@ -253,7 +245,7 @@ def observe_updates(
         return None
 
     def end(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _AWAY.number:
             return
         depth.number = max(depth.number - 1, 0)  # the hooks may have been hung inside of a step
         if depth.number == 0:
@@ -273,6 +265,19 @@ class _Depth(threading.local):
     number = 0
 
 
+_AWAY = _Depth()
+
+
+@contextmanager
+def look_away() -> Iterator[None]:
+    """Context in which the updates of this thread are not observed: those of copies, which may fail half-way."""
+    _AWAY.number += 1
+    try:
+        yield
+    finally:
+        _AWAY.number -= 1
+
+
 class _ObservedFunction:
     """Function that torch has no hook for, in whose place another one stands as long as it has observers.
 
@@ -281,7 +286,8 @@ class _ObservedFunction:
 
     def __init__(self, owner: Any, name: str) -> None:
         self._owner, self._name, self._is_own = owner, name, name in vars(owner)
-        self._original = original = getattr(owner, name)
+        self._attribute = vars(owner).get(name)  # of a class it may be a descriptor, which binds the function
+        original = getattr(owner, name)
         self.observers: tuple[Callable[..., Any], ...] = ()
 
         @functools.wraps(original)
@@ -301,7 +307,7 @@ class _ObservedFunction:
         if getattr(self._owner, self._name) is not self._call:
             return
         if self._is_own:
-            setattr(self._owner, self._name, self._original)
+            setattr(self._owner, self._name, self._attribute)
         else:  # of a base class
             delattr(self._owner, self._name)
 
@@ -377,6 +383,18 @@ def observe_saves(receive: Callable[[Any], None]) -> Iterator[None]:
         original(obj, f, *args, **kwargs)
 
     with replace_function(torch, "save", run):
+        yield
+
+
+@contextmanager
+def observe_loads(before: Callable[[nn.Module, Mapping[str, Any]], None]) -> Iterator[None]:
+    """Call `before` with every module of the process that loads a state dict, and with that."""
+
+    def run(original: Any, module: nn.Module, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        before(module, state_dict)
+        return original(module, state_dict, *args, **kwargs)
+
+    with replace_function(nn.Module, "load_state_dict", run):
         yield
 
 

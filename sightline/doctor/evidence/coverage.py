@@ -16,6 +16,8 @@ from sightline.doctor.subject import Pass, Subject
 from sightline.instrument.random_state import seed_all
 
 _MAX_ASKED = 8
+_FAR = 3.0
+"""Noise in the spread of weights, beside which what they have learnt is nothing."""
 
 
 @measure(passes=0.2)
@@ -54,7 +56,8 @@ class Gradients(NamedTuple):
 def gradients(subject: Subject, passed: Pass) -> Gradients:
     """Differentiate the loss of each batch at the model's weights, in passes of one copy, and of two at jittered ones.
 
-    A layer that rests in every other pass runs in one of them.
+    A layer that rests in every other pass runs in one of them. Where all is 0, the weights are moved far: a margin that
+    training has satisfied stays so beside them.
     """
     if not any(parameter.requires_grad for parameter in passed.parameters.values()):
         raise NotApplicableError("no parameter wants a gradient")
@@ -64,6 +67,9 @@ def gradients(subject: Subject, passed: Pass) -> Gradients:
     own = [_read(subject.run(copied, batch)) for batch in subject.batches]
     jittered = [subject.jitter(subject.copy("train"), seed=seed) for seed in (1, 2)]
     moved = [_read(subject.run(model, batch)) for model, batch in zip(jittered, [*subject.batches] * 2, strict=False)]
+    if not any("some" in state.values() or "bad" in state.values() for state in (*own, *moved)):
+        far = [subject.jitter(subject.copy("train"), seed=seed, share=_FAR) for seed in (3, 4)]
+        moved += [_read(subject.run(model, batch)) for model, batch in zip(far, [*subject.batches] * 2, strict=False)]
     return Gradients(_merge(own), _merge(moved))
 
 

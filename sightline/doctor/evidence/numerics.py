@@ -57,7 +57,9 @@ class Trial(NamedTuple):
 def copy_with_optimizer(subject: Subject) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Copy the model and its only optimiser, which steps the copy."""
     if len(subject.optimizers) != 1:
-        raise NotApplicableError("several optimizers" if subject.optimizers else "no optimizer was given")
+        if subject.optimizers:
+            raise NotApplicableError("several optimizers")
+        raise NotApplicableError("no optimizer was given", lacks="optimizer")
     if isinstance(subject.optimizers[0], torch.optim.LBFGS):
         raise NotApplicableError("an optimizer that asks for a closure")
     if not hasattr(subject.optimizers[0], "_optimizer_step_pre_hooks"):  # a copy would patch the step of its class

@@ -28,7 +28,9 @@ def passed(subject: Subject) -> Pass:
 def first_failure(subject: Subject) -> str:
     """Run the first batch once more; return the error that ends the pass, or ""."""
     failed = attempt("the first batch", passed, {"subject": subject})
-    return failed.reason if isinstance(failed, MissingError) and failed.kind == "failed" else ""
+    if isinstance(failed, MissingError) and failed.kind == "apply":
+        raise failed
+    return str(failed) if isinstance(failed, MissingError) else ""
 
 
 class Slope(NamedTuple):

@@ -21,6 +21,7 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
+from sightline.doctor.rates import sum_binomial
 from sightline.doctor.subject import Subject
 from sightline.instrument import record
 from sightline.instrument.random_state import seed_all
@@ -74,6 +75,19 @@ class Source:
         """Return the random generators of the loader and of what the data set reads; not the global ones."""
         return find_read_generators(self.loader)
 
+    def draw(self, count: int) -> list[int]:
+        """List up to `count` indices that lie evenly over the data set, in a drawn order: its start is of all parts."""
+        spread = self.spread(count)
+        order = torch.randperm(len(spread), generator=torch.Generator().manual_seed(_SEED)).tolist()
+        return [spread[number] for number in order]
+
+    def collate(self, count: int) -> Batch:
+        """Collate up to `count` drawn samples, as the loader does; fewer, where the time for reading is over."""
+        with preserve_generators(self.generators()):
+            seed_all(_SEED)
+            samples = [self.loader.dataset[index] for index in self.iter_timed(self.draw(count))]
+            return self.form.split(self.loader.collate_fn(samples))
+
     def list_samples(self, count: int) -> list[Any]:
         """List up to `count` samples as `collate_fn` gets them, each after the same seed."""
         samples = []
@@ -100,8 +114,13 @@ def to_bytes(tree: Any) -> bytes:
     )
 
 
-def open_source(loader: Any, form: Form) -> Source:
-    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one."""
+def open_source(loader: Any, form: Form, *, lacks: str) -> Source:
+    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one.
+
+    `lacks` names the argument that is the loader.
+    """
+    if loader is None:
+        raise NotApplicableError(f"no {lacks} was given whose samples can be read", lacks=lacks)
     data = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise NotApplicableError("no data set with an index")
@@ -117,13 +136,13 @@ def open_source(loader: Any, form: Form) -> Source:
 @measure()
 def source(subject: Subject) -> Source:
     """Open the data set of the training's loader."""
-    return open_source(subject.loader, subject.form)
+    return open_source(subject.loader, subject.form, lacks="loader")
 
 
 @measure()
 def evaluation_source(subject: Subject) -> Source:
     """Open the data set of the evaluation's loader."""
-    return open_source(subject.evaluation_loader, subject.form)
+    return open_source(subject.evaluation_loader, subject.form, lacks="evaluation")
 
 
 class Reads(NamedTuple):
@@ -235,10 +254,13 @@ def epochs(source: Source) -> list[list[int]]:
 
 
 def read_labels(source: Source) -> dict[int, int]:
-    """Read the classes of samples. Raises NotApplicableError for targets that are no class."""
+    """Read the classes of samples. Raises NotApplicableError for targets that are no class.
+
+    They are read in a drawn order: where the time ends first, those that were read are of the whole set.
+    """
     labels: dict[int, int] = {}
     with preserve_generators(source.generators()):
-        for index in source.iter_timed(source.spread(_NUM_LABELS)):
+        for index in source.iter_timed(source.draw(_NUM_LABELS)):
             leaves = list_leaves(source.read(index, _SEED).target)
             if len(leaves) != 1 or leaves[0].numel() != 1 or leaves[0].is_floating_point():
                 raise NotApplicableError("no class for each sample")
@@ -354,13 +376,25 @@ def _holds_classes(values: Tensor) -> bool:
 
 
 class Split(NamedTuple):
-    """Samples that both parts hold: by their index in a common set, or by the bits of their inputs."""
+    """Samples that both parts hold: by their index in a common set, or by the bits of their inputs.
+
+    `repeated` are those among them that repeat in training, too; `num_repeats` all samples of training that were there
+    before. Inputs of whole numbers, as words are, may be equal by chance (`is_coarse`).
+    """
 
     kind: str
     common: int
     training: int
     evaluation: int
     repeated: int
+    num_repeats: int = 0
+    is_coarse: bool = False
+
+    @property
+    def chance(self) -> float:
+        """Probability of so many common samples, or more, if all equal pairs are spread over both parts by chance."""
+        share = self.evaluation / max(self.evaluation + self.training / 2, 1)
+        return 1 - sum_binomial(self.common + self.num_repeats, self.common - 1, share)
 
 
 @measure()
@@ -377,7 +411,10 @@ def split(source: Source, evaluation_source: Source) -> Split:
     first, second = set(keys[0]), set(keys[1])
     common = first & second
     repeated = sum(keys[0].count(key) > 1 for key in itertools.islice(common, 50))
-    return Split("inputs of equal bits", len(common), len(keys[0]), len(keys[1]), repeated)
+    leaves = list_leaves(source.read(0, _SEED).inputs)
+    is_coarse = not any(leaf.is_floating_point() for leaf in leaves)
+    sizes = len(keys[0]), len(keys[1])
+    return Split("inputs of equal bits", len(common), *sizes, repeated, sizes[0] - len(first), is_coarse)
 
 
 def _hash(inputs: Any) -> int:

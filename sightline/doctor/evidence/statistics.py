@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.reading import open_source
 from sightline.doctor.form import Batch
+from sightline.doctor.loaders import iterate
 from sightline.doctor.subject import Subject, count_samples
 
 _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
@@ -38,10 +40,14 @@ def byte_steps(subject: Subject) -> dict[str, float]:
 
 @measure()
 def same_views(subject: Subject) -> list[str]:
-    """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch."""
+    """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch.
+
+    Not those that are the target too: what is to be given back may be among the inputs, as in an autoencoder.
+    """
     found: list[set[str]] = []
     for batch in subject.batches:
-        views = dict(dense_leaves(batch.inputs))
+        targets = [tensor for _, tensor in dense_leaves(batch.target)]
+        views = {p: t for p, t in dense_leaves(batch.inputs) if not any(_is_equal(t, target) for target in targets)}
         for path, tensor in [*views.items()]:
             if tensor.ndim > 4 and tensor.shape[1] == 2:  # axes of images; two channels may be equal
                 views |= {f"{path}[:, {place}]": part for place, part in enumerate(tensor.unbind(1))}
@@ -55,6 +61,10 @@ def same_views(subject: Subject) -> list[str]:
         found.append({" and ".join(pair) for pair in equal})
     common = set.intersection(*found)
     return sorted(common)[0].split(" and ") if common else []
+
+
+def _is_equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 class Gap(NamedTuple):
@@ -75,8 +85,8 @@ class Gap(NamedTuple):
 def input_gaps(subject: Subject) -> list[Gap]:
     """Compare statistics of each sample, channel by channel: training against evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
-    parts = [dict(_describe(batches)) for batches in (subject.batches, subject.evaluation)]
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
+    parts = [dict(_describe(batches)) for batches in (subject.batches, _spread_evaluation(subject))]
     gaps = []
     for (path, channel), first in parts[0].items():
         second = parts[1].get((path, channel))
@@ -86,6 +96,20 @@ def input_gaps(subject: Subject) -> list[Gap]:
     if not gaps:
         raise NotApplicableError("too few samples in evaluation")
     return gaps
+
+
+def _spread_evaluation(subject: Subject) -> Sequence[Batch]:
+    """Return batches of samples of all parts of the evaluation's set: the first of a sorted one are of one class.
+
+    They are as many as its first batches hold, which are returned where the set has no index.
+    """
+    count = sum(map(count_samples, subject.evaluation))
+    given = {"loader": subject.evaluation_loader, "form": subject.form, "lacks": "evaluation"}
+    source = attempt("evaluation", open_source, given)
+    if isinstance(source, MissingError) or getattr(source.loader, "batch_size", None) is None:
+        return subject.evaluation
+    batch = attempt("evaluation", source.collate, {"count": count})
+    return subject.evaluation if isinstance(batch, MissingError) or not count_samples(batch) else [batch]
 
 
 def _compare(path: str, channel: int, first: Tensor, second: Tensor) -> Gap:
@@ -127,7 +151,7 @@ class Confusion(NamedTuple):
 def confusion(subject: Subject) -> Confusion:
     """Train a copy for a second, and count its answers for each class of batches kept back and of evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
     training = list(_read(subject, subject.loader, subject.batches))
     evaluation = list(_read(subject, subject.evaluation_loader, subject.evaluation))
     if len(training) < 4 or not _is_classified(subject, training[0]):
@@ -146,13 +170,13 @@ def confusion(subject: Subject) -> Confusion:
     return Confusion(*(_count(subject, model, part) for part in (training[:kept], evaluation)))
 
 
-def _read(subject: Subject, loader: object, first: Sequence[Batch]) -> Iterator[Batch]:
+def _read(subject: Subject, loader: Any, first: Sequence[Batch]) -> Iterator[Batch]:
     if loader is None:
         yield from first
         return
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
     end = time.perf_counter() + _MAX_READ_S
-    for batch in itertools.islice(loader, _MAX_BATCHES):  # type: ignore[call-overload]
+    for batch in itertools.islice(iterate(loader), _MAX_BATCHES):
         yield subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device)))
         if time.perf_counter() > end:
             return

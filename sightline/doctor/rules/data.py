@@ -19,6 +19,7 @@ from sightline.doctor.rules import rule
 
 _TORCHS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
 _MIN_DRAWN, _MIN_DISTINCT, _MIN_LABELS, _MIN_SHARED_ROWS = 200, 0.05, 48, 8
+_MAX_CHANCE = 1e-4
 
 
 @rule(
@@ -327,6 +328,8 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 def overlapping_split(split: Split) -> Fault | None:
     """No sample is in both parts; inputs that repeat within training itself are no evidence."""
     if not split.common or split.repeated > 0.2 * min(split.common, 50):
+        return None
+    if (split.is_coarse or split.num_repeats) and split.chance > _MAX_CHANCE:
         return None
     share = split.common / max(1, split.evaluation)
     if split.common < 3 and share < 0.02:

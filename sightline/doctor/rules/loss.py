@@ -54,12 +54,13 @@ def loss_direction(certain: list[Certain]) -> Iterator[Fault]:
 )
 def addend_direction(addends: list[Addend]) -> Iterator[Fault]:
     """Compare the addends of a loss: one that lowers the labelled class everywhere beside one that raises it."""
-    items = [(addend.place, item) for addend in addends for item in addend.items]
-    for place, item in items:
+    items = [(addend, item) for addend in addends for item in addend.items]
+    for addend, item in items:
         others = [other for _, other in items if other.slope.path == item.slope.path and other.agreement[0] >= 0.95]
-        if item.agreement[1] >= 0.95 and others:
+        even = [e for e in addend.even if e.slope.path == item.slope.path and e.agreement[1] >= 0.95]
+        if item.agreement[1] >= 0.95 and others and even:
             yield Fault(
-                f"addend {place + 1} of the loss leads away from the labels that another leads to",
+                f"addend {addend.place + 1} of the loss leads away from the labels that another leads to",
                 measured=f"it lowers the labelled class at {item.agreement[1]:.0%} of {len(item.labels)} places",
             )
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves, tree_cast
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.finding import Finding
+from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import ForwardCall
-from sightline.doctor.watch.ranks import is_one_of_several
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.instrument.random_state import preserve_random_state
 
@@ -37,15 +37,17 @@ def prepare_search(call: ForwardCall) -> Search:
 
     The pass is repeated in its own number format, then in float64, which tells an overflow from a wrong formula.
     """
-    if is_one_of_several():  # a pass of one process alone may wait for the others for ever
+    alone = unwrap(call.model)
+    if is_one_of_several() and describe_spread(alone):
         return lambda: None
-    inputs, model = call.inputs, observe("non-finite: the model cannot be copied", copy_module, call.model)
+    inputs, model = call.inputs, observe("non-finite: the model cannot be copied", copy_module, alone)
     if isinstance(model, MissingError):
         return lambda: model
     return partial(observe, "non-finite: the forward pass cannot be run again", _search, model, inputs)
 
 
 @preserve_random_state()
+@leave_others_alone()
 @torch.no_grad()
 def _search(model: nn.Module, inputs: Inputs) -> Finding | None:
     event = _run(model, inputs)

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
-from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.objects import read_rate
 from sightline.doctor.trace import RowDigest, RowDigests
 from sightline.instrument import Inputs
+from sightline.instrument.unseen import is_recorded, run_unseen
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +115,12 @@ class OptimizerTrack:
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Gradients of all parameters that have one, by name."""
-        return {name: g for name, p in self.parameters.items() if (g := p.grad) is not None}
+        """Gradients of all parameters that have one, by name; the parts of this process."""
+        return {name: take_local(g) for name, p in self.parameters.items() if (g := p.grad) is not None}
 
     def measure_small(self) -> Tensor | None:
         """Compute the largest norm of the gradients of small parameters; None without one in the common form."""
-        gradients = [g for p in self.small if (g := p.grad) is not None and g.layout is torch.strided]
+        gradients = [take_local(g) for p in self.small if (g := p.grad) is not None and g.layout is torch.strided]
         return stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max() if gradients else None
 
 
@@ -129,8 +131,13 @@ def take_local(tensor: Tensor) -> Tensor:
 
 
 def has_slices(parameter: Tensor) -> bool:
-    """Return True for a parameter of which a part can be read: not a sparse one, nor that of a lazy module."""
-    return parameter.layout is torch.strided and is_dense(take_local(parameter))
+    """Return True for a parameter of which a part can be read: not a sparse one, nor that of a lazy module.
+
+    Nor one that FSDP has gathered for a pass, and whose memory it has freed since.
+    """
+    local = take_local(parameter)
+    is_read = parameter.layout is torch.strided and is_dense(local)
+    return is_read and (local.untyped_storage().nbytes() > 0 or not local.numel())
 
 
 def stack_numbers(values: Sequence[Tensor]) -> Tensor:
@@ -219,7 +226,8 @@ class Loop:
     `loss_value` is its number, if it is on the host. `failures` are the reasons why some of the loop is not judged.
     `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
     ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
-    `thread` is that of the loop. `first_of_epoch` is the training pass before which a loader began anew.
+    `thread` is that of the loop, which `is_broken` where an event could not be followed. `first_of_epoch` is the
+    training pass before which a loader began anew.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -229,7 +237,7 @@ class Loop:
         self.tracks: dict[int, OptimizerTrack] = {}
         self.step = self.first_step = first_step
         self.thread = threading.get_ident()
-        self.is_over = self.is_in_backward = self.is_suspended = False
+        self.is_over = self.is_broken = self.is_in_backward = self.is_suspended = False
         self.num_forwards = self.first_of_epoch = 0
         self.call: ForwardCall | None = None
         self.call_site: CallSite = ()
@@ -248,9 +256,10 @@ class Loop:
 
         After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
         """
-        self.failures[missing.reason] = None
+        self.failures[str(missing)] = None
         level = logging.DEBUG if "device-side assert" in missing.reason else logging.WARNING
-        logger.log(level, "watch-failed: %s: %s", what, missing.reason, extra={"code": "watch-failed"})
+        words = level, "watch-failed: %s: %s", what, missing
+        observe("log", partial(logger.log, extra={"code": "watch-failed"}), *words)
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over all modules of the models, by name."""
@@ -361,21 +370,40 @@ class LastPollMonitor(Monitor):
 
 
 class Hook:
-    """Hook of a model or tensor of a watched loop; its copies, and those saved with a model, do nothing."""
+    """Entry of a watched loop's event; what fails inside is kept as the reason why the event is not watched any more.
+
+    It neither runs nor leaves an operation where torch records the program for a graph, nor after the loop, nor in what
+    the doctor itself runs. `what` it
+    watches is named where it fails; with `ends_watch` nothing is watched from there on, as what follows would compare
+    with what was not seen. Copies of it do nothing.
+    """
 
     can_be_suspended = True
     """`Watch.pass_over` does it: a step with hooks of others alone is not replayed."""
 
-    def __init__(self, loop: Loop | None, run: Callable[..., None] | None) -> None:
-        self._loop, self._run = loop, run
+    def __init__(
+        self,
+        loop: Loop | None,
+        run: Callable[..., object] | None,
+        *,
+        what: str = "forward passes",
+        ends_watch: bool = False,
+    ) -> None:
+        self._loop, self._run, self._what, self._ends_watch = loop, run, what, ends_watch
 
     def __call__(self, *arguments: Any) -> None:
-        if self._run is None or self._loop is None or torch.compiler.is_compiling():  # torch would trace what follows
+        loop, run = self._loop, self._run
+        if run is None or loop is None or loop.is_over or loop.is_broken or OWN_WORK.is_on or is_recorded():
             return
-        missing = observe("a hook of forward passes", self._run, *arguments)
-        if isinstance(missing, MissingError):
-            self._loop.fail(missing, "forward passes are not watched from here on")
+        OWN_WORK.is_on = True
+        try:
+            failure = observe(self._what, run_unseen, run, *arguments)
+        finally:
+            OWN_WORK.is_on = False
+        if isinstance(failure, MissingError):
+            loop.is_broken = loop.is_broken or self._ends_watch
             self._run = None
+            loop.fail(failure, f"{'the loop is' if self._ends_watch else f'{self._what} are'} not watched from here on")
 
     def __reduce__(self) -> Any:
         return Hook, (None, None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Loop, Monitor
+from sightline.doctor.watch.loop import Found, Hook, Loop, Monitor
 from sightline.doctor.watch.loss_graph import LossGraph, get_axis, get_saved, list_parents
 from sightline.instrument import watch_gradient
 
@@ -30,14 +30,14 @@ class OverlapMonitor(Monitor):
         if self._num_graphs < _NUM_GRAPHS and root.grad_fn is not None:
             self._num_graphs += 1
             for node, is_apart in list_products(LossGraph(root.grad_fn, _MAX_NODES)):
-                self._follow(node, is_apart)
+                self._follow(loop, node, is_apart)
 
-    def _follow(self, node: Any, is_apart: Tensor) -> None:
+    def _follow(self, loop: Loop, node: Any, is_apart: Tensor) -> None:
         def receive(_: Any, gradients: tuple[Tensor | None, ...]) -> None:
             if gradients[0] is not None:
                 self._counts.append((_count(gradients[0], is_apart), is_apart.numel()))
 
-        watch_gradient(node, receive)
+        watch_gradient(node, Hook(loop, receive, what="overlaps of boxes"))
 
     def after_backward_measured(self, loop: Loop) -> Iterator[Found]:
         for count, size in self._counts:

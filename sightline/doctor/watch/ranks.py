@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
 from sightline.instrument import observe_saves
@@ -65,11 +66,6 @@ class RankBoard:
         written = [other for other in self.others if self._store.check([f"note/{other}"])]
         notes = {other: RankRecord(**json.loads(self._store.get(f"note/{other}"))) for other in written}
         return {self.rank: own, **notes}
-
-
-def is_one_of_several() -> bool:
-    """Return True if torch joins this process with others."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def open_board(name: str) -> RankBoard | None:
@@ -127,8 +123,8 @@ class RankMonitor(Monitor):
         missing = None if self._has_ended else observe("comparison of processes", run, *arguments)
         if isinstance(missing, MissingError):
             self._has_ended = True
-            self._loop.failures[missing.reason] = None
-            logger.info("watch-ranks: %s", missing.reason)
+            self._loop.failures[str(missing)] = None
+            logger.info("watch-ranks: %s", missing)
 
     def _compare(self) -> bool:
         """Write the own record, and judge it beside those of the others; return True if all loops are over."""

@@ -23,7 +23,6 @@ from sightline.doctor.evidence.reading import count_remainder
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
-from sightline.doctor.report import write_verdict
 from sightline.doctor.trace import (
     Answers,
     BackwardAddends,
@@ -37,7 +36,8 @@ from sightline.doctor.trace import (
     Trace,
     describe_still_loss,
 )
-from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
+from sightline.doctor.verdict import WATCH_REMEDIES, Verdict, write_verdict
+from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices, take_local
 from sightline.doctor.watch.loss_graph import list_variables
 from sightline.instrument import replace_function
 
@@ -76,28 +76,39 @@ class TraceMonitor(Monitor):
     def follow(self, loop: Loop) -> Iterator[None]:
         """Context in which the loaders that the loop iterates are seen."""
 
-        def begin(run: Any, loader: Any) -> Any:
-            if loop.runs_here:
-                self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
-                is_evaluation = not any(model.training for model in loop.models.values())
-                self._remainder = attempt("remainder", count_remainder, {"loader": loader}) if is_evaluation else None
-                if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
-                    self.trace.epochs.append(self.trace.num_updates)
-                    loop.first_of_epoch = loop.num_forwards + 1
+        begin = Hook(loop, partial(self._begin_epoch, loop), what="epochs")
+        keep = Hook(loop, partial(self._keep_classes, loop), what="batches of loaders")
+
+        def iterate(run: Any, loader: Any) -> Any:
+            begin(loader)
             return run(loader)
 
         def read(run: Any, batches: Any) -> Any:
             batch = run(batches)
-            if loop.runs_here:
-                leaves = [leaf for _, leaf in dense_leaves(batch) if leaf.device.type == "cpu"]  # no waiting
-                self._classes = [leaf for leaf in leaves if leaf.dtype == torch.int64 and leaf.ndim == 1]
+            keep(batch)
             return batch
 
         with (
-            replace_function(DataLoader, "__iter__", begin),
+            replace_function(DataLoader, "__iter__", iterate),
             replace_function(_BaseDataLoaderIter, "__next__", read),
         ):
             yield
+
+    def _begin_epoch(self, loop: Loop, loader: Any) -> None:
+        """Note the set of a loader that is iterated anew, and what it leaves out."""
+        if loop.runs_here:
+            self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
+            is_evaluation = not any(model.training for model in loop.models.values())
+            self._remainder = attempt("remainder", count_remainder, {"loader": loader}) if is_evaluation else None
+            if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
+                self.trace.epochs.append(self.trace.num_updates)
+                loop.first_of_epoch = loop.num_forwards + 1
+
+    def _keep_classes(self, loop: Loop, batch: Any) -> None:
+        """Keep the classes of a batch that a loader has read."""
+        if loop.runs_here:
+            leaves = [leaf for _, leaf in dense_leaves(batch) if leaf.device.type == "cpu"]  # no waiting
+            self._classes = [leaf for leaf in leaves if leaf.dtype == torch.int64 and leaf.ndim == 1]
 
     @property
     def reads_evaluation(self) -> bool:
@@ -163,7 +174,9 @@ class TraceMonitor(Monitor):
         leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
         self._outputs += [(tensor.grad_fn, tensor.detach()) for tensor in leaves[:1]]
         if leaves and loop.call is not None:
-            max(leaves, key=Tensor.numel).register_hook(Hook(loop, partial(self._keep_pull, loop, id(loop.call.model))))
+            max(leaves, key=Tensor.numel).register_hook(
+                Hook(loop, partial(self._keep_pull, loop, id(loop.call.model)), what="gradients of outputs")
+            )
 
     def _keep_pull(self, loop: Loop, model: int, gradient: Tensor) -> None:
         """Keep the pull beside those of the same line and model: losses of other lines count other things."""
@@ -264,7 +277,7 @@ class TraceMonitor(Monitor):
         """Judge the whole trace."""
         trace = self.trace
         trace.is_over = True
-        trace.changed = [(_take_few(p) != old).any() for p, old in self._weights]
+        trace.changed = [(_take_few(p) != old).any() for p, old in self._weights if has_slices(p)]
         if loop.call is not None and loop.call.model.training:
             self._keep_spreads(loop.call)
         self._keep_average_norms(loop)
@@ -285,13 +298,18 @@ class TraceMonitor(Monitor):
             if finding.causes[0] not in explained:  # else a monitor has said it, or an earlier examination
                 yield finding
 
-    def write_verdict(self, failures: Iterable[str]) -> list[str]:
-        """Write the verdict of the last examination and failures, and say of a loss that has not fallen so."""
+    def write_verdict(self, gaps: Sequence[str], lacks: Iterable[str]) -> Verdict:
+        """Write the verdict of the last examination, with what was not seen, and say of a loss that has not fallen so.
+
+        `lacks` names what a caller has not given.
+        """
         examination = self.examination or Examination()
         seen = {finding.code for finding in self._known if finding.severity != "note"}
         num_seen = len(seen - {finding.code for finding in examination.findings})
-        lines = write_verdict(examination, failures, num_seen=num_seen)
-        return lines + ([still] if lines and (still := describe_still_loss(self.trace)) else [])
+        remark = describe_still_loss(self.trace)
+        return write_verdict(
+            examination, remedies=WATCH_REMEDIES, lacks=lacks, gaps=gaps, num_seen=num_seen, remark=remark
+        )
 
 
 def _find_scores(call: ForwardCall) -> Tensor:
@@ -352,7 +370,7 @@ def _describe_inputs(tensor: Tensor) -> Inputs:
 
 def _compute_norm(tensors: list[Tensor]) -> Tensor:
     """Compute the norm of all numbers of the tensors that lie on the first one's device: no copy between devices."""
-    dense = [tensor.detach() for tensor in tensors if tensor.layout is torch.strided]
+    dense = [take_local(tensor.detach()) for tensor in tensors if tensor.layout is torch.strided]
     if not dense:
         return torch.zeros(())
     near = [tensor for tensor in dense if tensor.device == dense[0].device]
@@ -366,7 +384,7 @@ def _list_few(track: OptimizerTrack, *, copies: bool = False) -> list[Tensor]:
 
 def _take_few(parameter: Tensor) -> Tensor:
     """Take the first numbers of a parameter."""
-    return parameter.detach().flatten()[:_NUM_DIGITS]
+    return take_local(parameter.detach()).flatten()[:_NUM_DIGITS]
 
 
 def _list_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,14 +16,17 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
-from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import check_module, measure_levels
+from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels
 from sightline.doctor.evidence.levels import Levels
-from sightline.doctor.examine import assert_codes
+from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
+from sightline.doctor.loaders import find_obstacle
+from sightline.doctor.processes import is_one_of_several, refuse_collectives
 from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
+from sightline.doctor.verdict import write_verdict
 from sightline.doctor.watch.bisection import Search, prepare_search
 from sightline.doctor.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
 from sightline.doctor.watch.kept_weights import CopyMonitor, PruneMonitor
@@ -47,6 +51,7 @@ from sightline.doctor.watch.numbers import (
     UpdateNumbers,
     locate_non_finite,
 )
+from sightline.doctor.watch.observed import OBSERVED, Observation, examine_step
 from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
@@ -56,16 +61,19 @@ from sightline.doctor.watch.trace_monitor import TraceMonitor
 from sightline.doctor.watch.units import UnitMonitor
 from sightline.instrument import (
     hang,
-    hang_on_load,
     observe_backward,
+    observe_loads,
     observe_unscaling,
     observe_updates,
 )
+from sightline.instrument.unseen import hide_hooks
 
 logger = logging.getLogger(__name__)
 
 EVERY = 50
 """Steps between statistics of gradients, updates and outputs."""
+BEFORE_FIRST_STEP = "the model before its first step"
+"""What `loss` and `loader` are for."""
 _MAX_INPUTS = 4
 _FORMS = ((), ("_measured",))
 """Forms of events that are judged at each step, and beside them at those that are measured."""
@@ -143,7 +151,15 @@ class Watch:
         self._lock = threading.RLock()
         self.compares_ranks = False
         self.check: Callable[[], Report] | None = None
+        self.observation: Observation | None = None
+        self._unsure: list[Finding] = []
+        self._lacks = {"check"} if len(models) == 1 else set[str]()
         self.level_source: Callable[[], Levels] | None = None
+
+    def observe(self, loss: Callable[..., Any] | None, *, budget_s: float) -> None:
+        """Have the first step examined in the form that it shows, within a budget of processor time."""
+        examine = partial(examine_step, loop=self._loop, declared=self._declared, budget_s=budget_s)
+        self.observation = Observation(self._loop, loss, examine, self._findings)
 
     def _list_judges(self, event: str, *forms: str) -> list[Any]:
         names = [f"{event}{form}" for form in ("", *forms)]
@@ -159,7 +175,10 @@ class Watch:
         """Report of the loop so far."""
         loop = self._loop
         passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
-        verdict = self._tracing.write_verdict([*loop.failures, *passed])
+        gaps = [*loop.failures, *passed]
+        verdict = observe("verdict", self._tracing.write_verdict, gaps, self._lacks)
+        if isinstance(verdict, MissingError):
+            verdict = write_verdict(Examination(), gaps=[str(verdict), *gaps])
         return Report("watch", self.findings, verdict, {"updates": loop.step})
 
     @property
@@ -189,49 +208,107 @@ class Watch:
         loop.choose_step()
 
     def __enter__(self) -> Self:
+        loop = self._loop
         if self.check is not None:
-            checked, self.check = self.check(), None
-            for finding in checked.findings:
-                if finding.code not in self._declared:
-                    self._publish(finding)
-        loop, stack = self._loop, self._stack
+            check, self.check = self.check, None
+            self._lacks.clear()
+            self._observe(BEFORE_FIRST_STEP, self._check, check)
         loop.is_over = False
-        for optimizer in self.optimizers:
-            loop.track(optimizer, is_named=True)
-        self._hang(loop.models.values())
-        stack.enter_context(observe_backward(self._before_backward, self._after_backward))
-        stack.enter_context(observe_unscaling(self._before_unscaling))
-        stack.enter_context(self._tracing.follow(loop))
-        for average in self._averages:
-            for handle in hang(average, None, Hook(loop, lambda average, *_: self._judge("on_average", average))):
-                stack.callback(handle.remove)
-        stack.enter_context(observe_updates(self._before_update, self._after_update))
-        if self.compares_ranks:
-            place = loop.place()
-            if (monitor := start_monitor(loop, f"watch/{place.file}:{place.line}", self._take)) is not None:
-                for judges in (self._always, self._measured):
-                    judges["on_forward"].append(monitor.on_forward)
-                stack.enter_context(monitor.follow())
-                self.level_source = None  # a pass of one process alone would wait for the others
+        loop.is_broken = not self._observe("the loop", self._begin)
+        if loop.is_broken:
+            self._observe("hooks", self._stack.close)
+        elif self.compares_ranks:
+            self._observe("the processes", self._compare_ranks)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stop_recording()
-        self._stack.__exit__(*error)
-        self._loop.is_over = True
+        loop = self._loop
+        for close in (self._stop_recording, self._stack.close):
+            self._observe("hooks", close)
+        loop.is_over = True
         self._tracing.level_source = self.level_source
-        self._judge("on_end")
-        self._finish_search()
-        self._loop.call, self._loop.model_inputs = None, []
+        if not loop.is_broken:
+            self._judge("on_end")
+            self._observe("the layer", self._finish_search)
+        if self.observation is None or self.observation.examined is None:
+            self._publish_all(self._unsure)
+        elif "check" in self._lacks:
+            self._lacks = {"reads"}
+        self._unsure = []
+        loop.call, loop.model_inputs = None, []
+
+    def can_read(self, loader: Any, what: str) -> bool:
+        """Return True for a loader whose reading can be undone; else keep why `what` is not judged."""
+        reason = observe(what, find_obstacle, loader)
+        reason = str(reason.reason) if isinstance(reason, MissingError) else reason
+        if reason:
+            self._loop.failures[f"{what}: {reason}"] = None
+        return not reason
+
+    def _observe(self, what: str, run: Callable[..., object], *arguments: Any) -> bool:
+        """Run what the user's loop must not end by; return True unless it failed, which is kept and logged."""
+        failure = observe(what, run, *arguments)
+        if isinstance(failure, MissingError):
+            self._loop.fail(failure, "not judged")
+        return not isinstance(failure, MissingError)
+
+    def _check(self, check: Callable[[], Report]) -> None:
+        try:
+            findings = check().findings
+        except UserError as error:  # what cannot be judged is no failure
+            self._loop.failures[f"{BEFORE_FIRST_STEP}: {str(error).removeprefix('check: ')}"] = None
+            return
+        findings = [finding for finding in findings if finding.code not in self._declared]
+        if self.observation is not None and any(finding.code == "first-step" for finding in findings):
+            self._unsure = findings  # the loop may call model and loss in another way
+        else:
+            self._publish_all(findings)
+            self.observation = None
+
+    def _publish_all(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self._publish(finding)
+
+    def _begin(self) -> None:
+        """Track the named optimisers, and hang all hooks."""
+        loop, stack = self._loop, self._stack
+        if is_one_of_several():
+            stack.enter_context(refuse_collectives(lambda: OWN_WORK.is_on))
+        for optimizer in self.optimizers:
+            loop.track(optimizer, is_named=True)
+        self._hang(loop.models.values())
+        if (observation := self.observation) is not None and not observation.is_begun:
+            for event, judges in itertools.product(OBSERVED, (self._always, self._measured)):
+                judges[event].insert(0, getattr(observation, event))
+            stack.enter_context(observation.follow())
+        stack.enter_context(hide_hooks(lambda hook: isinstance(hook, Hook)))
+        entry = partial(Hook, loop)
+        fact = partial(Hook, loop, ends_watch=True)  # without it, the other events would say what is not so
+        stack.enter_context(observe_loads(entry(self._before_load, what="loads of weights")))
+        passes = (fact(run, what="backward passes") for run in (self._before_backward, self._after_backward))
+        stack.enter_context(observe_backward(*passes))
+        stack.enter_context(observe_unscaling(fact(self._before_unscaling, what="scales of gradients")))
+        stack.enter_context(self._tracing.follow(loop))
+        for average in self._averages:
+            judge = entry(lambda average, *_: self._judge("on_average", average), what="averages")
+            for handle in hang(average, None, judge):
+                stack.callback(handle.remove)
+        updates = (fact(run, what="updates") for run in (self._before_update, self._after_update))
+        stack.enter_context(observe_updates(*updates))
+
+    def _compare_ranks(self) -> None:
+        place = self._loop.place()
+        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self._take)
+        if monitor is not None:
+            for judges in (self._always, self._measured):
+                judges["on_forward"].append(monitor.on_forward)
+            self._stack.enter_context(monitor.follow())
 
     def _hang(self, models: Collection[nn.Module]) -> None:
         for model in models if self._watches_passes else ():
             if model._compiled_call_impl is not None:  # `model.compile()`: torch would trace the hooks
                 continue
             for handle in hang(model, Hook(self._loop, self._begin_forward), Hook(self._loop, self._end_forward)):
-                self._stack.callback(handle.remove)
-        for module in (module for model in models for module in model.modules()):
-            for handle in hang_on_load(module, Hook(self._loop, self._before_load)):
                 self._stack.callback(handle.remove)
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -291,8 +368,8 @@ class Watch:
         with torch.no_grad():
             return self._loop.digest(tensors) if devices == {"cpu"} or self._loop.is_measured else None
 
-    def _before_load(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-        if not prefix:
+    def _before_load(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        if any(module is model for _, module in self._loop.modules()):
             self._judge("on_load", model, state)
 
     def _before_backward(self, roots: list[Tensor]) -> None:
@@ -421,22 +498,29 @@ def watch(
     every: int = EVERY,
     declared: Sequence[str] = (),
     bisect: bool = False,
+    check: bool = True,
 ) -> Watch:
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
     `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
     `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
-    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader. With
-    one of these alone the verdict says that this was not done.
+    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
+    Without these, the first step shows how the loop calls its model and its loss, and copies are examined so, by its
+    batch alone: that step takes up to 2 s of processor time longer, up to 4 s where `loss` or `loader` is given. What
+    is found is said at the second step, if that calls them in the same way. With `check` False no copies are examined.
     Raises UserError for an argument of another type.
     """
     assert_codes(declared, name="watch: declared")
+    optimizers = [getattr(one, "optimizer", one) for one in _list(optimizer)]  # of Accelerate and Lightning
+    for one in optimizers:
+        if not hasattr(one, "param_groups"):
+            raise UserError(f"watch: an optimizer has groups of parameters; found {type(one).__name__}")
     watched = Watch(
         _name_models(model),
-        optimizers=[getattr(one, "optimizer", one) for one in _list(optimizer)],  # of Accelerate and Lightning
+        optimizers=optimizers,
         schedulers=[getattr(one, "scheduler", one) for one in _list(scheduler)],
         averages=_list(ema),
         every=every,
@@ -444,16 +528,22 @@ def watch(
         bisects=bisect,
     )
     watched.compares_ranks = True
-    if loss is not None and loader is not None:
+    if check:
+        watched.observe(loss, budget_s=BUDGET_S if loss is not None or loader is not None else BUDGET_S / 2)
+    for name, value in (("loader", loader), ("evaluation", evaluation)):
+        if value is not None:
+            assert_batches(value, name=f"watch: {name}")
+    if check and loss is not None and loader is not None:
         if not isinstance(model, nn.Module):
             raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
-        watched.check = partial(
-            check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
-        )
-        watched.level_source = partial(measure_levels, model, loss, loader)
-    elif not (loss is None and loader is None and evaluation is None):
+        if watched.can_read(loader, BEFORE_FIRST_STEP):
+            is_read = evaluation is None or watched.can_read(evaluation, "the batches of `evaluation`")
+            judge = partial(check_module, model, loss, loader, evaluation=evaluation if is_read else None)
+            watched.check = partial(judge, optimizer=watched.optimizers or None)
+            watched.level_source = partial(measure_levels, model, loss, loader)
+    elif check and evaluation is not None:
         lacking = "loss" if loss is None else "loader"
-        watched._loop.failures[f"the model before its first step: `{lacking}` is not given"] = None
+        watched._loop.failures[f"the batches of `evaluation`: `{lacking}` is not given"] = None
     return watched
 
 

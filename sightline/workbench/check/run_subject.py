@@ -31,10 +31,11 @@ from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
+from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
 
-_BUDGETS_S = {False: 3.0, True: 1.0}
-"""Processor time of the relations, by whether a check is the quick one with which a training starts."""
+_QUICK_BUDGET_S = 1.0
+"""Processor time of the relations with which a training starts."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
 """Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
@@ -81,8 +82,9 @@ def examine_relations(context: Context) -> list[Finding]:
         context.examination.gaps.append(f"relations: {subject.reason}")
         return []
     skipped = {*context.config.checks.skip}
-    declared, budget_s = skipped | _JUDGED_OTHERWISE, _BUDGETS_S[context.is_quick]
-    examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+    declared, is_patient = skipped | _JUDGED_OTHERWISE, not context.is_quick
+    budget_s = _get_budget_s(context)
+    examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient)
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged
     alone = examine_losses(context)
@@ -97,13 +99,19 @@ def examine_losses(context: Context) -> list[Finding]:
     declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
-        budget_s = _BUDGETS_S[context.is_quick] / 2
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
+        budget_s, is_patient = _get_budget_s(context) / 2, not context.is_quick
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient, term=term)
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
         context.examination.judgements += [e for e in examination.judgements if e.outcome in ("held", "broken")]
     context.examination.gaps += [f"the loss '{c.name}', alone" for c in context.config.losses if c.name not in judged]
     return found
+
+
+def _get_budget_s(context: Context) -> float:
+    """Return the processor time that the caller allows, or that of the kind of check."""
+    allowed_s = context.examination.budget_s
+    return (_QUICK_BUDGET_S if context.is_quick else BUDGET_S) if allowed_s is None else allowed_s
 
 
 def _get_module(rule: Rule) -> str:
@@ -133,7 +141,7 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     keys = [key for step in range(_NUM_BATCHES) for key in step_keys(job, step=step % max(1, job.num_steps))]
     batches = [read_batch(job, chunk, job.device) for chunk in _divide(keys, num_samples)]
     loss, optimizers = RunLoss(job, step=job.step, precision=job.precision), [] if job.frozen else [job.optimizer]
-    inputs, _ = find_read_keys(model, batches[0])
+    inputs = find_read_keys(model, batches[0])
     form = make_keyed_form(model, loss, inputs, _find_targets(loss, model, batches[0], inputs))
     evaluation = [form.split(batch) for batch in _read_evaluation(built, num_samples)]
     train, selection = built.data.train, built.data.selection

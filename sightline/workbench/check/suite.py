@@ -123,7 +123,7 @@ def _list_failed(examination: Examination) -> list[Finding]:
     return [
         each.rule.build(
             Fault(
-                f"check could not run: {each.reason}",
+                f"a rule of this code failed itself: {each.reason}",
                 measured=each.reason,
                 expected="every rule to finish",
                 action="mend the rule, or leave it out with checks.skip",
@@ -132,7 +132,7 @@ def _list_failed(examination: Examination) -> list[Finding]:
             )
         )
         for each in failed
-        if each.reason.startswith(f"{each.rule.judge.__name__}: ")
+        if each.missing is not None and each.missing.source == each.rule.judge.__name__
     ]
 
 
