@@ -31,6 +31,8 @@ from tests.doctor.own_networks import HEALTHY as OWN_NETWORKS
 from tests.doctor.own_networks import findings_of
 from tests.doctor.plain_slips import LOOPS as SLIPS
 from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
+from tests.doctor.programs import PROGRAMS
+from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
 from tests.doctor.rows import data, losses, run, scores
 from tests.doctor.rows import model as models
@@ -384,5 +386,21 @@ def _list_plain_scripts(answers: Mapping[str, Answer]) -> Iterator[Row]:
             yield _make_row("script", f"public2/{path.stem}", partial(_run_public, path), **more)
 
 
-ROWS: tuple[Row, ...] = (*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts())
+# --- correct programs as projects write them --------------------------------------------------------------------------
+
+
+def _ask_program(name: str, way: str, seed: int) -> None:
+    WAYS[way](PROGRAMS[name]())
+
+
+def _list_programs() -> Iterator[Row]:
+    for name, make in PROGRAMS.items():
+        program = make()
+        for way in (way for way in WAYS if is_asked(way, program)):
+            yield _make_row("program", f"{name}/{way}", partial(_ask_program, name, way), family="run")
+
+
+ROWS: tuple[Row, ...] = (
+    *(*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts(), *_list_programs()),
+)
 BY_ID: Mapping[str, Row] = {row.id: row for row in ROWS}
