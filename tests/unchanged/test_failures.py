@@ -105,9 +105,6 @@ def plain() -> str:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(watch_room, "check_module", partial(watch_room.check_module, budget_s=0.0))
-    logging.getLogger("sightline").setLevel(logging.CRITICAL)
-    yield
-    logging.getLogger("sightline").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize(("owner", "name"), PARTS, ids=[name for _, name in PARTS])
