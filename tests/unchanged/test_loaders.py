@@ -222,7 +222,6 @@ def watch_with_both(model: nn.Module, loader: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sightline.doctor.watch.watch.check_module", partial(check_module, budget_s=0.0))
-    logging.getLogger("sightline").setLevel(logging.CRITICAL)
 
 
 @pytest.mark.parametrize("name", READABLE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import logging
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -230,18 +229,16 @@ def train(use: Tool, *, is_watched: bool) -> tuple[str, Any]:
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_a_tool_gives_what_it_gives_in_a_plain_loop(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tool_gives_what_it_gives_in_a_plain_loop(name: str) -> None:
     plain, _ = train(TOOLS[name], is_watched=False)
     watched, watch = train(TOOLS[name], is_watched=True)
     assert watched == plain
     if name != "exchanged_module_with_its_hooks":
         assert list(watch._loop.failures) == []
-        assert [record.message for record in caplog.records if "watch-failed" in record.message] == []
 
 
 def test_what_was_made_inside_of_a_loop_is_scripted_after_it() -> None:
     model = Net()
-    logging.getLogger("sightline").setLevel(logging.CRITICAL)
     with sightline.watch(model):
         copied, saved = copy.deepcopy(model), pickle.dumps(model)
     for each in (model, copied, pickle.loads(saved)):
