@@ -108,15 +108,26 @@ def make_subject(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     form = find_form(model, loss, batches[0], device)
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, device)
     return Subject(
         model,
         form,
         _split(batches, form, device),
-        [] if evaluation is None else _split(read_batches(list_batches(evaluation)), form, device),
+        evaluated,
         optimizers,
         _get_loader(loader),
-        _get_loader(evaluation),
+        _get_loader(evaluation) if evaluated else None,
     )
+
+
+def _split_evaluation(evaluation: Any, form: Form, device: torch.device) -> list[Batch]:
+    """Divide the first batches of an evaluation; none, where they have not all that those of training have.
+
+    Batches of training alone may be mixed, and have a second label and a share.
+    """
+    batches = read_batches(list_batches(evaluation))
+    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
+    return [] if isinstance(divided, MissingError) else divided
 
 
 def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
