@@ -32,7 +32,7 @@ from tests.doctor.own_networks import findings_of
 from tests.doctor.plain_slips import LOOPS as SLIPS
 from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
 from tests.doctor.row import Row
-from tests.doctor.rows import data, losses, run
+from tests.doctor.rows import data, losses, run, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -169,10 +169,11 @@ def _list_modules() -> Iterator[Row]:
         "odd": odd_modules.HEALTHY,
         "reviewed": reviewed_programs.PROGRAMS,
         "robust": robust_modules.PROGRAMS,
+        "sound": sound.MODULES,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
-            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust"))
+            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust", "sound"))
             yield _make_row("module", f"{source}/{name}", subject, family="predictions")
 
 
@@ -264,6 +265,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "blind": blind_loops.HEALTHY_LOOPS,
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
+        "sound": sound.LOOPS,
     }
     subjects: dict[str, Subject] = {
         f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]
