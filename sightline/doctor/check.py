@@ -141,28 +141,32 @@ def make_subject(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     first = tree_map(batches[0], lambda _, tensor: tensor.to(device))
     form = find_form(model, loss, first) if step is None else observe_step(model, step, first)
-    others = [] if evaluation is None else _split_others(read_batches(list_batches(evaluation)), form, device)
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, device)
     return Subject(
         model,
         form,
         _split(batches, form, device),
-        others,
+        evaluated,
         optimizers,
         _get_loader(loader),
-        _get_loader(evaluation) if others else None,
+        _get_loader(evaluation) if evaluated else None,
     )
+
+
+def _split_evaluation(evaluation: Any, form: Form, device: torch.device) -> list[Batch]:
+    """Divide the first batches of an evaluation; none, where they have not all that those of training have.
+
+    Batches of training alone may be mixed, and have a second label and a share.
+    """
+    batches = read_batches(list_batches(evaluation))
+    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
+    return [] if isinstance(divided, MissingError) else divided
 
 
 def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
     moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
     return [form.split(batch) for batch in moved]
-
-
-def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
-    """Divide the batches of evaluation; none of them if they have not the form of training's."""
-    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
-    return [] if isinstance(divided, MissingError) else divided
 
 
 def list_batches(value: Any) -> Iterable[Any]:

@@ -34,7 +34,7 @@ from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
 from tests.doctor.programs import PROGRAMS
 from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import data, losses, run, scores
+from tests.doctor.rows import data, losses, run, scores, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -172,10 +172,11 @@ def _list_modules() -> Iterator[Row]:
         "reviewed": reviewed_programs.PROGRAMS,
         "robust": robust_modules.PROGRAMS,
         "scored": scores.HEALTHY,
+        "sound": sound.MODULES,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
-            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust"))
+            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust", "sound"))
             yield _make_row("module", f"{source}/{name}", subject, family="predictions")
 
 
@@ -267,6 +268,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "blind": blind_loops.HEALTHY_LOOPS,
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
+        "sound": sound.LOOPS,
     }
     subjects: dict[str, Subject] = {
         f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]
