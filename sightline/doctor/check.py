@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,14 +15,14 @@ from torch.nn.parameter import is_lazy
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.form import Batch, Form, UnknownForm
-from sightline.doctor.loaders import assert_readable, iterate, preserve_loaders
+from sightline.doctor.loaders import assert_readable, iterate, list_hooks, preserve_state
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.score import make_score
@@ -64,7 +65,7 @@ def check_module(
     assert_copied(model)
     assert_readable(loader, name="check: the loader")
     assert_readable(evaluation, name="check: evaluation")
-    with preserve_random_state(), preserve_loaders(loader, evaluation), leave_others_alone():
+    with _leave_as_it_is(model, loss, step, loader, evaluation):
         batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
         scored = None if score is None else make_score(score, model, evaluation)
@@ -83,13 +84,21 @@ def _list_remedies(form: Form) -> Mapping[str, Remedy]:
     return {**CHECK_REMEDIES, "step": Remedy(topic, f"step=step, as your loop has it: {form.step}")}
 
 
+@contextmanager
+def _leave_as_it_is(model: nn.Module, *objects: Any) -> Iterator[None]:
+    """Context that changes nothing of a program: neither its objects, nor random numbers, nor what watches it."""
+    state = preserve_state(*objects, *list_hooks(model))
+    with preserve_random_state(), state, leave_others_alone(), own_work():
+        yield
+
+
 def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> Levels:
     """Measure the losses of a module as it is, of zeros, and of the best constants, on the first batches.
 
     These have 64 samples or more, if there are as many: some constants fit few samples well by chance.
     """
     model = take_alone(model)
-    with preserve_random_state(), preserve_loaders(loader), leave_others_alone():
+    with _leave_as_it_is(model, loss, loader):
         batches = read_batches(list_batches(loader), num_samples=_NUM_SAMPLES)
         return measure_subject_levels(make_subject(model, loss, batches, None))
 
@@ -133,28 +142,32 @@ def make_subject(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     first = tree_map(batches[0], lambda _, tensor: tensor.to(device))
     form = find_form(model, loss, first) if step is None else observe_step(model, step, first)
-    others = [] if evaluation is None else _split_others(read_batches(list_batches(evaluation)), form, device)
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, device)
     return Subject(
         model,
         form,
         _split(batches, form, device),
-        others,
+        evaluated,
         optimizers,
         _get_loader(loader),
-        _get_loader(evaluation) if others else None,
+        _get_loader(evaluation) if evaluated else None,
     )
+
+
+def _split_evaluation(evaluation: Any, form: Form, device: torch.device) -> list[Batch]:
+    """Divide the first batches of an evaluation; none, where they have not all that those of training have.
+
+    Batches of training alone may be mixed, and have a second label and a share.
+    """
+    batches = read_batches(list_batches(evaluation))
+    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
+    return [] if isinstance(divided, MissingError) else divided
 
 
 def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
     moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
     return [form.split(batch) for batch in moved]
-
-
-def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
-    """Divide the batches of evaluation; none of them if they have not the form of training's."""
-    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
-    return [] if isinstance(divided, MissingError) else divided
 
 
 def list_batches(value: Any) -> Iterable[Any]:

@@ -69,8 +69,8 @@ def get_python_function(function: Any) -> types.FunctionType | None:
 
 def iter_called_functions(function: Any, *, depth: int = 3) -> Iterator[types.FunctionType]:
     """Yield a function of Python, and those that its code reads by a global or outer name; of other kinds nothing."""
-    function = inspect.unwrap(getattr(function, "__func__", function))
-    if not isinstance(function, types.FunctionType):
+    function = get_python_function(function)
+    if function is None:
         return
     yield function
     for _, value in list_variables(function) if depth > 1 else ():
@@ -137,7 +137,7 @@ def _limit(items: Any) -> Iterator[Any]:
 
 
 def get_contents(cell: types.CellType) -> object | None:
-    """Return what a closure variable holds; None if it has no value yet."""
+    """Return the value of a closure's variable; None for one that has no value yet."""
     try:
         return cell.cell_contents
     except ValueError:

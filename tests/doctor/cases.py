@@ -31,8 +31,10 @@ from tests.doctor.own_networks import HEALTHY as OWN_NETWORKS
 from tests.doctor.own_networks import findings_of
 from tests.doctor.plain_slips import LOOPS as SLIPS
 from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
+from tests.doctor.programs import PROGRAMS
+from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import data, losses, run, scores
+from tests.doctor.rows import data, losses, run, scores, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -170,10 +172,11 @@ def _list_modules() -> Iterator[Row]:
         "reviewed": reviewed_programs.PROGRAMS,
         "robust": robust_modules.PROGRAMS,
         "scored": scores.HEALTHY,
+        "sound": sound.MODULES,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
-            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust"))
+            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust", "sound"))
             yield _make_row("module", f"{source}/{name}", subject, family="predictions")
 
 
@@ -265,6 +268,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "blind": blind_loops.HEALTHY_LOOPS,
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
+        "sound": sound.LOOPS,
     }
     subjects: dict[str, Subject] = {
         f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]
@@ -384,5 +388,21 @@ def _list_plain_scripts(answers: Mapping[str, Answer]) -> Iterator[Row]:
             yield _make_row("script", f"public2/{path.stem}", partial(_run_public, path), **more)
 
 
-ROWS: tuple[Row, ...] = (*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts())
+# --- correct programs as projects write them --------------------------------------------------------------------------
+
+
+def _ask_program(name: str, way: str, seed: int) -> None:
+    WAYS[way](PROGRAMS[name]())
+
+
+def _list_programs() -> Iterator[Row]:
+    for name, make in PROGRAMS.items():
+        program = make()
+        for way in (way for way in WAYS if is_asked(way, program)):
+            yield _make_row("program", f"{name}/{way}", partial(_ask_program, name, way), family="run")
+
+
+ROWS: tuple[Row, ...] = (
+    *(*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts(), *_list_programs()),
+)
 BY_ID: Mapping[str, Row] = {row.id: row for row in ROWS}

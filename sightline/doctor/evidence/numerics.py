@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.levels import promote
 from sightline.doctor.evidence.losses import value_of
@@ -125,6 +126,10 @@ def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descen
     found, outputs = [], {slope.path: slope.output.double() for slope in slopes}
     doubled = promote(subject, passed)
     is_still = not any(bool(slope.gradient.any()) for slope in slopes)
+    subject = dataclasses.replace(subject, form=subject.form.to_double())
+    given = {"subject": subject, "passed": passed, "outputs": dict(outputs)}
+    if isinstance(attempt("float64", value_of, given), MissingError):
+        raise NotApplicableError("a loss that does not take float64")
     for slope in slopes:
         output, way = outputs[slope.path], slope.gradient.double()
         size = float(way.norm())

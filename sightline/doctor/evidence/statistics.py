@@ -86,7 +86,8 @@ def input_gaps(subject: Subject) -> list[Gap]:
     """Compare statistics of each sample, channel by channel: training against evaluation."""
     if not subject.evaluation:
         raise NotApplicableError("no evaluation given", lacks="evaluation")
-    parts = [dict(_describe(batches)) for batches in (subject.batches, _spread_evaluation(subject))]
+    pairs = (subject.loader, subject.batches), (subject.evaluation_loader, subject.evaluation)
+    parts = [dict(_describe(_spread(subject, *pair))) for pair in pairs]
     gaps = []
     for (path, channel), first in parts[0].items():
         second = parts[1].get((path, channel))
@@ -98,18 +99,16 @@ def input_gaps(subject: Subject) -> list[Gap]:
     return gaps
 
 
-def _spread_evaluation(subject: Subject) -> Sequence[Batch]:
-    """Return batches of samples of all parts of the evaluation's set: the first of a sorted one are of one class.
+def _spread(subject: Subject, loader: Any, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Return samples of all parts of a loader's set: the first of a sorted one are of one class, a sampler may balance.
 
     They are as many as its first batches hold, which are returned where the set has no index.
     """
-    count = sum(map(count_samples, subject.evaluation))
-    given = {"loader": subject.evaluation_loader, "form": subject.form, "lacks": "evaluation"}
-    source = attempt("evaluation", open_source, given)
+    source = attempt("source", open_source, {"loader": loader, "form": subject.form, "lacks": "loader"})
     if isinstance(source, MissingError) or getattr(source.loader, "batch_size", None) is None:
-        return subject.evaluation
-    batch = attempt("evaluation", source.collate, {"count": count})
-    return subject.evaluation if isinstance(batch, MissingError) or not count_samples(batch) else [batch]
+        return batches
+    batch = attempt("source", source.collate, {"count": sum(map(count_samples, batches))})
+    return batches if isinstance(batch, MissingError) or not count_samples(batch) else [batch]
 
 
 def _compare(path: str, channel: int, first: Tensor, second: Tensor) -> Gap:

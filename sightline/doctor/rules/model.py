@@ -482,6 +482,7 @@ def repeated_norm(subject: Subject) -> Iterator[Fault]:
     "model.activation model.init",
     holds="outputs that a loss compares with numbers can be these numbers, and pass a gradient where they are 0",
     do="end the network with a layer without a ReLU or clamp behind it; or with softplus, for targets above 0",
+    is_statistical=True,
 )
 def rectified_outputs(rectified: list[Rectified]) -> Iterator[Fault]:
     """Name the layer behind which a ReLU keeps a third of the outputs from their targets."""
@@ -500,6 +501,7 @@ def rectified_outputs(rectified: list[Rectified]) -> Iterator[Fault]:
     "model.init data.target_encoding data.normalisation",
     holds="a first loss of at most ten times that of all-zero outputs, or of the best constants",
     do="start the last layer smaller, or bring the targets to the size of the outputs, unless a few steps do it",
+    is_statistical=True,
 )
 def network_begins_high(levels: Levels) -> Fault | None:
     """Compare the first loss of a network with that of outputs that need none."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
-from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.objects import read_rate
 from sightline.doctor.trace import RowDigest, RowDigests
@@ -369,19 +369,11 @@ class LastPollMonitor(Monitor):
         return (set_step(finding, None) for finding in loop.reader.poll(waits=True))
 
 
-class _Observing(threading.local):
-    """True in a thread in which an event of a loop is observed."""
-
-    is_on = False
-
-
-OBSERVING = _Observing()
-
-
 class Hook:
     """Entry of a watched loop's event; what fails inside is kept as the reason why the event is not watched any more.
 
-    It neither runs nor leaves an operation where torch records the program for a graph, nor after the loop. `what` it
+    It neither runs nor leaves an operation where torch records the program for a graph, nor after the loop, nor in what
+    the doctor itself runs. `what` it
     watches is named where it fails; with `ends_watch` nothing is watched from there on, as what follows would compare
     with what was not seen. Copies of it do nothing.
     """
@@ -401,11 +393,13 @@ class Hook:
 
     def __call__(self, *arguments: Any) -> None:
         loop, run = self._loop, self._run
-        if run is None or loop is None or loop.is_over or loop.is_broken or is_recorded():
+        if run is None or loop is None or loop.is_over or loop.is_broken or OWN_WORK.is_on or is_recorded():
             return
-        OBSERVING.is_on = True
-        failure = observe(self._what, run_unseen, run, *arguments)
-        OBSERVING.is_on = False
+        OWN_WORK.is_on = True
+        try:
+            failure = observe(self._what, run_unseen, run, *arguments)
+        finally:
+            OWN_WORK.is_on = False
         if isinstance(failure, MissingError):
             loop.is_broken = loop.is_broken or self._ends_watch
             self._run = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
-from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels
 from sightline.doctor.evidence.levels import Levels
@@ -32,7 +32,6 @@ from sightline.doctor.watch.gradients import LeakMonitor, OrderMonitor, ReachMon
 from sightline.doctor.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.doctor.watch.loop import (
     EVENTS,
-    OBSERVING,
     ForwardCall,
     Found,
     Hook,
@@ -274,7 +273,7 @@ class Watch:
         """Track the named optimisers, and hang all hooks."""
         loop, stack = self._loop, self._stack
         if is_one_of_several():
-            stack.enter_context(refuse_collectives(lambda: OBSERVING.is_on))
+            stack.enter_context(refuse_collectives(lambda: OWN_WORK.is_on))
         for optimizer in self.optimizers:
             loop.track(optimizer, is_named=True)
         self._hang(loop.models.values())
