@@ -68,6 +68,9 @@ class ObservedForm(Form):
     Raises TapeError for a step that cannot be repeated.
     """
 
+    loss = None
+    is_divided = True
+
     def __init__(self, step: ObservedStep, template: FunctionTemplate) -> None:
         self._template = template
         self._forms = [_get_form(call) for call in step.calls]
