@@ -91,7 +91,7 @@ def refuse_collectives(is_refused: Callable[[], bool]) -> Iterator[None]:
         return original(*args, **kwargs)
 
     functional = getattr(dist, "_functional_collectives", None)
-    functions = [(dist.ProcessGroup, name) for name in _COLLECTIVES]
+    functions: list[tuple[Any, str]] = [(dist.ProcessGroup, name) for name in _COLLECTIVES]
     functions += [(functional, name) for name in ("_resolve_group", "_resolve_group_name")]
     with ExitStack() as stack:
         for owner, name in functions:
