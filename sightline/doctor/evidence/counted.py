@@ -156,7 +156,9 @@ def hidden_places(subject: Subject) -> HiddenPlaces:
         parts = [(tensor * torch.randn(tensor.shape, generator=noise).to(tensor)).sum() for tensor in moving]
         (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True)
         value = subject.evaluate(model, outputs, replace_leaf(batch.target, path, wanted))
-        (pull,) = torch.autograd.grad(value, [wanted])
+        (pull,) = torch.autograd.grad(value, [wanted], allow_unused=True) if value.requires_grad else (None,)
+        if pull is None:  # what the loss reads of it has no slope, as that of labels and masks
+            continue
         hidden, counted = reach == 0, pull != 0
         return HiddenPlaces(hidden.numel(), int(hidden.sum()), int(counted.sum()), int((hidden & counted).sum()))
     raise NotApplicableError("no input that is the target")
