@@ -103,6 +103,8 @@ class TraceMonitor(Monitor):
             if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
                 self.trace.epochs.append(self.trace.num_updates)
                 loop.first_of_epoch = loop.num_forwards + 1
+                loop.num_epochs += 1
+                loop.loader = weakref.ref(loader)
 
     def _keep_classes(self, loop: Loop, batch: Any) -> None:
         """Keep the classes of a batch that a loader has read."""
@@ -137,7 +139,7 @@ class TraceMonitor(Monitor):
             if tensor.ndim > 1 and tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.uint8):
                 self.trace.inputs[phase].setdefault(path, []).append(_describe_inputs(tensor.detach()))
         if is_training and loop.is_measured:
-            self._keep_spreads(call)
+            self._keep_spreads(loop, call)
 
     def _keep_evaluation(self, loop: Loop, call: ForwardCall) -> None:
         """Keep what the loader of an evaluation leaves out, and the answers to the classes of its first batches."""
@@ -163,11 +165,14 @@ class TraceMonitor(Monitor):
             trace.evaluated.append(EvaluatedBatch(rows, 0 if data is None else id(data)))
         trace.is_rich = trace.is_rich and digests.is_rich and trace.num_trained < _MAX_TRAINED
 
-    def _keep_spreads(self, call: ForwardCall) -> None:
+    def _keep_spreads(self, loop: Loop, call: ForwardCall) -> None:
+        prefix = next((name for name, model in loop.models.items() if model is call.model), "")
         for path, tensor in call.outputs.items():
             if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) > 1:
                 spread = tensor.flatten(1)[:, : _NUM_DIGITS * _NUM_DIGITS].float().std(0).mean()
-                self.trace.spreads.setdefault(path, []).append((self.trace.num_updates, spread))
+                self.trace.spreads.setdefault(f"{prefix}{path}".rstrip("."), []).append(
+                    (self.trace.num_updates, spread)
+                )
 
     def on_outputs_measured(self, loop: Loop, outputs: Any) -> None:
         """Read how the loss pulls at the outputs of a measured micro-batch."""
@@ -279,7 +284,7 @@ class TraceMonitor(Monitor):
         trace.is_over = True
         trace.changed = [(_take_few(p) != old).any() for p, old in self._weights if has_slices(p)]
         if loop.call is not None and loop.call.model.training:
-            self._keep_spreads(loop.call)
+            self._keep_spreads(loop, loop.call)
         self._keep_average_norms(loop)
         if trace.num_backward:
             yield from self._examine()

@@ -92,7 +92,7 @@ class Watch:
     first steps and in each `every`-th; between these the loss, one gradient, modes and learning rates are looked at,
     and one hook hangs on the model. On a GPU nothing is waited for. The loop is that of one thread: the one in which a
     model trains first. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is
-    compared with theirs.
+    compared with theirs. With `finds`, schedulers and averages of weights that are not named are looked for.
     Made by `watch`.
     """
 
@@ -108,6 +108,7 @@ class Watch:
         bisects: bool = False,
         watches_passes: bool = True,
         first_step: int = 0,
+        finds: bool = False,
         receive: Callable[[Finding], None] | None = None,
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
@@ -135,9 +136,9 @@ class Watch:
             ScalerMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
-            ScheduleMonitor(schedulers),
+            ScheduleMonitor(schedulers, finds=finds),
             LoadMonitor(),
-            AverageMonitor(averages),
+            AverageMonitor(averages, self._follow_average if finds else None),
             CopyMonitor(),
             PruneMonitor(),
             self._tracing,
@@ -290,11 +291,15 @@ class Watch:
         stack.enter_context(observe_unscaling(fact(self._before_unscaling, what="scales of gradients")))
         stack.enter_context(self._tracing.follow(loop))
         for average in self._averages:
-            judge = entry(lambda average, *_: self._judge("on_average", average), what="averages")
-            for handle in hang(average, None, judge):
-                stack.callback(handle.remove)
+            self._follow_average(average)
         updates = (fact(run, what="updates") for run in (self._before_update, self._after_update))
         stack.enter_context(observe_updates(*updates))
+
+    def _follow_average(self, average: nn.Module) -> None:
+        run = lambda average, *_: self._judge("on_average", average, torch.is_grad_enabled())  # noqa: E731
+        judge = Hook(self._loop, run, what="averages")
+        for handle in hang(average, None, judge):
+            self._stack.callback(handle.remove)
 
     def _compare_ranks(self) -> None:
         place = self._loop.place()
@@ -502,8 +507,8 @@ def watch(
 ) -> Watch:
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
-    `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
-    `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
+    `optimizer` and `scheduler` are one, or a list; those that are not named are found as the loop uses them, and so is
+    `ema`, a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
     one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
@@ -526,6 +531,7 @@ def watch(
         every=every,
         declared=frozenset(declared),
         bisects=bisect,
+        finds=True,
     )
     watched.compares_ranks = True
     if check:
