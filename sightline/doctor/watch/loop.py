@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Found = Finding
 """Finding of an event; where nothing else is said, it is at the step and the line of the loop that run."""
-Judge = Callable[[float], Iterable[Found]]
+Judge = Callable[[Any], Iterable[Found]]
 Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
 CallSite = tuple[tuple[int, int], ...]
@@ -187,10 +187,10 @@ class Reader:
         return value.device.type != "cpu"
 
     def read(self, value: Tensor, judge: Judge) -> Iterable[Found]:
-        """Judge a number (0-d) now, or let `poll` do it later."""
+        """Judge a number (0-d), or a list of a few (n,), now, or let `poll` do it later."""
         value = value.detach()
         if not self.is_late(value):
-            return judge(float(value))
+            return judge(value.tolist())
         copied = value.to("cpu", non_blocking=True)
         self._waiting.append((copied, record_event(value.device), judge, self._loop.step + 1))
         return ()
@@ -205,7 +205,7 @@ class Reader:
         while self._waiting and (waits or self._waiting[0][1].query()):
             copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
-            found += (set_step(finding, step) for finding in judge(float(copied)))
+            found += (set_step(finding, finding.where.step or step) for finding in judge(copied.tolist()))
         return found
 
 

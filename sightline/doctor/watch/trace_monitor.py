@@ -23,6 +23,7 @@ from sightline.doctor.evidence.reading import count_remainder
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
+from sightline.doctor.record import Record
 from sightline.doctor.trace import (
     Answers,
     BackwardAddends,
@@ -52,8 +53,9 @@ _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
 class TraceMonitor(Monitor):
     """Trace of the loop: plain numbers at each step, statistics at measured ones, judged a few times and at the end."""
 
-    def __init__(self, averages: Sequence[nn.Module], known: Sequence[Finding]) -> None:
+    def __init__(self, averages: Sequence[nn.Module], known: Sequence[Finding], record: Record) -> None:
         self.trace = Trace()
+        self._record = record
         self.level_source: Callable[[], Levels] | None = None
         self._known = known
         self.examination: Examination | None = None
@@ -225,7 +227,7 @@ class TraceMonitor(Monitor):
     def after_backward_measured(self, loop: Loop) -> None:
         """Keep the norm of the gradients of each optimiser."""
         for key, track in loop.tracks.items():
-            self._norms[key] = _compute_norm(list(track.gradients.values()))
+            self._norms[key] = compute_norm(list(track.gradients.values()))
 
     def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> None:
         """Leave out the norms of an optimiser whose gradients a GradScaler divides."""
@@ -246,14 +248,14 @@ class TraceMonitor(Monitor):
         self._clip = None
         few = _list_few(track, copies=True) if norm is not None and not self._is_unscaled else []
         if norm is not None and few:
-            self._clip = norm, _compute_norm([*track.gradients.values()]), few
+            self._clip = norm, compute_norm([*track.gradients.values()]), few
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         """Keep how far the weights have moved."""
         if self._clip is not None:
             norm, used, before = self._clip
             moves = [*torch._foreach_sub(_list_few(track), before)]
-            share = _compute_norm(moves) / _compute_norm(before).clamp(min=1e-12)
+            share = compute_norm(moves) / compute_norm(before).clamp(min=1e-12)
             self.trace.clips.setdefault(_name(loop, track), []).append(Clip(norm, used, share))
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
@@ -290,7 +292,7 @@ class TraceMonitor(Monitor):
             yield from self._examine()
 
     def _examine(self) -> Iterator[Found]:
-        given: dict[str, Any] = {"trace": self.trace}
+        given: dict[str, Any] = {"trace": self.trace, "record": self._record}
         if self.trace.remainder:
             given["evaluation_remainder"] = self.trace.remainder
         if self.level_source is not None and self.trace.is_over:
@@ -373,7 +375,7 @@ def _describe_inputs(tensor: Tensor) -> Inputs:
     return Inputs(flat.mean(0), flat.std(0, correction=0), len(tensor))
 
 
-def _compute_norm(tensors: list[Tensor]) -> Tensor:
+def compute_norm(tensors: list[Tensor]) -> Tensor:
     """Compute the norm of all numbers of the tensors that lie on the first one's device: no copy between devices."""
     dense = [take_local(tensor.detach()) for tensor in tensors if tensor.layout is torch.strided]
     if not dense:

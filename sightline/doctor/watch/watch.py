@@ -55,6 +55,7 @@ from sightline.doctor.watch.observed import OBSERVED, Observation, examine_step
 from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
+from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.doctor.watch.restarts import RestartMonitor
 from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
@@ -107,6 +108,9 @@ class Watch:
         declared: frozenset[str] = frozenset(),
         bisects: bool = False,
         watches_passes: bool = True,
+        takes_losses: bool = True,
+        keeps_record_alone: bool = False,
+        name_sample: Callable[[int, int, int], int | None] | None = None,
         first_step: int = 0,
         finds: bool = False,
         receive: Callable[[Finding], None] | None = None,
@@ -119,7 +123,9 @@ class Watch:
         self._watches_passes = watches_passes
         self._receive = receive
         self._findings: list[Finding] = []
-        self._tracing = TraceMonitor(averages, self._findings)
+        self.recording = RecordMonitor(takes_losses=takes_losses, name_sample=name_sample)
+        self._keeps_record_alone = keeps_record_alone
+        self._tracing = TraceMonitor(averages, self._findings, self.recording.record)
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
@@ -141,9 +147,12 @@ class Watch:
             AverageMonitor(averages, self._follow_average if finds else None),
             CopyMonitor(),
             PruneMonitor(),
+            self.recording,
             self._tracing,
             LastPollMonitor(),
         ]
+        if keeps_record_alone:
+            self._monitors = [PollMonitor(), self.recording, LastPollMonitor()]
         self._always, self._measured = ({event: self._list_judges(event, *more) for event in EVENTS} for more in _FORMS)
         self._stack, self._calls = ExitStack(), ExitStack()
         self._recorded: set[nn.Module] = set()
@@ -185,7 +194,11 @@ class Watch:
     @property
     def is_asked(self) -> bool:
         """True if the next step is to be measured."""
-        return self._loop.is_measured
+        return self._loop.is_measured and not self._keeps_record_alone
+
+    def compare_modes(self, model: nn.Module) -> None:
+        """Compare both modes of a network that is evaluated now, such as an average of the weights."""
+        self.take(self.recording.compare(self._loop, model, is_asked=True))
 
     def ask(self, step: int) -> None:
         """Have the step that follows `step` finished ones measured: one that failed unseen is computed again."""
@@ -303,7 +316,7 @@ class Watch:
 
     def _compare_ranks(self) -> None:
         place = self._loop.place()
-        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self._take)
+        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self.take)
         if monitor is not None:
             for judges in (self._always, self._measured):
                 judges["on_forward"].append(monitor.on_forward)
@@ -439,9 +452,9 @@ class Watch:
     def _ask_all(self, judges: Iterator[Any], subject: tuple[Any, ...]) -> None:
         for self._asked in judges:
             if found := self._asked(self._loop, *subject):
-                self._take(found)
+                self.take(found)
 
-    def _take(self, found: Iterable[Found]) -> None:
+    def take(self, found: Iterable[Found]) -> None:
         """Keep and log each finding that is new and not declared."""
         for finding in found:
             where = finding.where
