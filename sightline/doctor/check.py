@@ -53,12 +53,12 @@ def check_module(
 ) -> Report:
     """Judge a module, its loss and its batches by all rules that apply; nothing of them changes.
 
-    `loss(outputs, target)` takes what the module returns for the inputs of a batch `(inputs, target)`; of a loader the
-    first four batches are read. A batch that is a mapping goes to the model whole, or by the keys that `forward` names,
-    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on, `score` the
-    function of the model and such a loader that returns its figure, or figures by name. `declared`
-    names codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError
-    for what cannot be read.
+    `step(batch)` returns the loss as the training loop computes it: how the program calls the module is observed on a
+    copy that stands in for it. Without it calls of the module and of `loss` that their signatures allow are tried. Of a
+    loader the first four batches are read. `evaluation` is a loader, or batches, of what the model is evaluated on,
+    `score` the function of the model and such a loader that returns its figure, or figures by name. `declared` names
+    codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError for
+    what cannot be read.
     """
     assert_codes(declared, name="check: declared")
     model = take_alone(model)

@@ -66,10 +66,11 @@ def standing_in(original: nn.Module, copied: nn.Module) -> Iterator[None]:
     what its last pass has stored. Modules of the copy are paired by their names; one without a counterpart stays as it
     is. At the end, also after an error, all objects of the program have the attributes that they had before.
     """
+    originals = list(original.named_modules(remove_duplicate=False))  # all of them, before the first has other layers
     counterparts = dict(copied.named_modules(remove_duplicate=False))
     lent: dict[int, tuple[nn.Module, dict[str, Any]]] = {}
     try:
-        for name, module in original.named_modules(remove_duplicate=False):
+        for name, module in originals:
             other = counterparts.get(name)
             if other is not None and other is not module and id(module) not in lent and type(other) is type(module):
                 lent[id(module)] = module, vars(module)

@@ -122,7 +122,7 @@ class _Trial:
         """Say which form it is, unless it is `(inputs, target)`."""
         sets = [set(part.keys or ()) for part in (form.inputs, form.target)]
         is_whole = not isinstance(self.batch, Tensor) and form.inputs.keys is None
-        is_pair = form.inputs.keys == (0,) and form.evaluates == "outputs, target" and 0 not in sets[1]
+        is_pair = sets[0] == {0} and form.evaluates == "outputs, target" and sets[1] == {*range(1, len(self.batch))}
         is_divided = not sets[0] & sets[1] and not (is_whole and form.target.keys)
         is_divided = is_divided or form.inputs == form.target  # an input that is its own target
         return dataclasses.replace(form, is_divided=is_divided, words="" if is_pair else form.describe())

@@ -38,15 +38,17 @@ def check(
 ) -> Report:
     """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
 
-    Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs
-    `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are
-    read; a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. A batch that is itself a
-    mapping goes to the model whole, or by the keys that `forward` names, and to `loss(outputs, batch)`. Samples of a
-    DataLoader's data set are read several times, by this process: a set that edits what it stores when it is read does
-    so here, too. `evaluation` is a loader, or batches, of what the module is evaluated on. `declared` names codes of
-    findings about a module that are intended; a config has `checks.skip`. `budget_s` is the processor time for
-    relations of the model in seconds, 4 of a module and 3 of a config if it is None. Raises UserError or ConfigError
-    for a subject that cannot be read.
+    Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs a
+    `loader`, which is a batch or an iterable of batches, of which the first four are read, and one of two: `step`, the
+    function of one batch that returns its loss, as the training loop has it up to `backward()`; or `loss`, of outputs
+    and target. The step is run on a copy of the module, wherever it reads the module, and what it calls it with is
+    observed. With a loss, calls that the signatures allow are tried: `(inputs, target)`, further values of a batch for
+    either, mappings by names or whole, with `loss(outputs, batch)`. The verdict says which was taken; where none runs,
+    what needs no call of the module is judged. Samples of a DataLoader's data set are read several times, by this
+    process: a set that edits what it stores when it is read does so here, too. `evaluation` is a loader, or batches, of
+    what the module is evaluated on. `declared` names codes of findings about a module that are intended; a config has
+    `checks.skip`. `budget_s` is the processor time for relations of the model in seconds, 4 of a module and 3 of a
+    config if it is None. Raises UserError or ConfigError for a subject that cannot be read.
 
     >>> import sightline
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
