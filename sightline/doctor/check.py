@@ -155,8 +155,13 @@ def make_subject(
 
 
 def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
+    """Divide batches; those in which a step calls its model otherwise are left out."""
     moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
-    return [form.split(batch) for batch in moved]
+    divided = [attempt("batch", form.split, {"batch": batch}) for batch in moved]
+    for each in divided:
+        if isinstance(each, MissingError) and each.kind != "apply":
+            raise each.__cause__ or each
+    return [each for each in divided if not isinstance(each, MissingError)]
 
 
 def _split_others(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
