@@ -166,8 +166,13 @@ def _split_evaluation(evaluation: Any, form: Form, device: torch.device) -> list
 
 
 def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
+    """Divide batches; those in which a step calls its model otherwise are left out."""
     moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
-    return [form.split(batch) for batch in moved]
+    divided = [attempt("batch", form.split, {"batch": batch}) for batch in moved]
+    for each in divided:
+        if isinstance(each, MissingError) and each.kind != "apply":
+            raise each.__cause__ or each
+    return [each for each in divided if not isinstance(each, MissingError)]
 
 
 def list_batches(value: Any) -> Iterable[Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -82,6 +83,12 @@ def _keeping_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, is_training in modes:
             module.training = is_training
+
+
+def _running_eagerly() -> AbstractContextManager[Any]:
+    """Return a context in which what torch has compiled runs as Python: its code has the model inside."""
+    is_compiled = "torch._dynamo.eval_frame" in sys.modules
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
 
 
 def _refuse_update(_: torch.optim.Optimizer) -> None:
@@ -199,7 +206,7 @@ def _in_place_of(model: nn.Module, copied: nn.Module, company: Company) -> Itera
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         updates = observe_updates(_refuse_update, lambda _: None)
-        with company.standing_in(), standing_in(model, copied), _keeping_modes(copied), updates:
+        with company.standing_in(), standing_in(model, copied), _keeping_modes(copied), updates, _running_eagerly():
             yield
     finally:
         for parameter, gradient in gradients:
@@ -290,6 +297,7 @@ def _divide(
         other = attempt("loss", changed.evaluate, {"model": copied, "outputs": form.recorded, "target": target})
         if not isinstance(other, MissingError) and float(other) == again:
             form = dataclasses.replace(form, places=others)
+    form.split(batch)  # raises where the calls of the model are others the second time
     return dataclasses.replace(form, words=_write_words(form))
 
 

@@ -44,7 +44,7 @@ class Net(nn.Module):
 
 
 class Two(Net):
-    def forward(self, rows: Tensor, more: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, more: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(rows + more)
 
 
@@ -161,7 +161,8 @@ def test_inputs_are_what_the_model_gets_and_targets_what_the_loss_reads() -> Non
         rows, more = batch["rows"] / 255, batch["more"].flip(1)
         return F.cross_entropy(model(rows, more=more), batch["nested"]["label"].to("cpu").long())
 
-    batch = {"rows": ROWS, "more": OTHERS, "nested": {"label": LABELS.int(), "name": "a"}, "file": ["a"] * 32}
+    nested = {"label": LABELS.int(), "name": "a"}
+    batch: dict[str, Any] = {"rows": ROWS, "more": OTHERS, "nested": nested, "file": ["a"] * 32}
     form = observe_step(model, step, batch)
     inputs, target = form.split(batch)
     assert torch.equal(inputs[0], ROWS / 255)
