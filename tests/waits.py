@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.doctor.watch import loop as watch_loop
+from sightline.doctor.watch import loop
 from sightline.ops import numba_kernels
 from sightline.ops import waits as device_waits
 from sightline.ops.numba_kernels import can_use_numba
@@ -53,14 +53,11 @@ def counted_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Count
 
 @contextlib.contextmanager
 def device_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute as on a GPU: without compiled kernels, and with no tensor that is free to read.
-
-    A watch's operations are counted, too, which modes do not see else.
-    """
+    """Compute as on a GPU: without compiled kernels, and with no tensor that is free to read."""
     with monkeypatch.context() as patch:
-        patch.setattr(watch_loop, "run_unseen", lambda run, *arguments: run(*arguments))
         patch.setattr(numba_kernels, "_has_numba", lambda: False)
         patch.setattr(device_waits, "_FREE_DEVICES", _NoDevice())
+        patch.setattr(loop, "run_unseen", lambda run, *arguments: run(*arguments))  # the modes here are to see it
         yield
 
 

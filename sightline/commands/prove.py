@@ -35,7 +35,8 @@ class CheckOptions(
     overrides: tuple[str, ...] = OVERRIDES
     deep: bool = switch("--deep", "compare every layer and loss with a reference implementation")
     strict: bool = switch("--strict", "treat warnings as errors")
-    verbose: bool = switch("--verbose", "print notes, and why checks do not apply, in full")
+    verbose: bool = switch("--verbose", "print notes in full, and each relation: judged, or why not")
+    budget: float | None = option("--budget", "S", "processor time for relations of the model [3]", min=0)
     fit: bool = switch("--fit", "also over-fit a few samples, to see if the recipe can learn")
     samples: int | None = option("--samples", "K", "of --fit: number of samples [4]", min=1)
     steps: int | None = option("--steps", "N", "of --fit: steps of each attempt [100]", min=1)

@@ -25,6 +25,7 @@ from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read
 from sightline.contract import registry, schema
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError
+from sightline.contract.members import ModelMembers
 from sightline.contract.registry import Registry
 from sightline.contract.types import ComponentConfig, LinearRamp, SourceLocation
 
@@ -233,6 +234,8 @@ class _SectionReader:
         self.origins: dict[str, SourceLocation] = {}
         self._paths: Mapping[str, str] = {}
         """Dotted paths by key: those of sections, and of the arguments that the config's components take."""
+        self._model: str | None = None
+        """Name of the config's model."""
 
     def section(self, cls: type, tree: LocatedValue, path: str, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Read the constructor arguments of a config section, those of `names` if given.
@@ -247,6 +250,7 @@ class _SectionReader:
         values: dict[str, Any] = {}
         if not path:
             self._paths = _list_arguments(tree.value) | _section_keys()
+            self._model = _get_name(tree.value.get("model"))
         for key, child in tree.value.items():
             if key not in fields:
                 hint = _suggest_key(key, fields, self._paths, is_top=not path)
@@ -320,6 +324,9 @@ class _SectionReader:
             self._refuse(name, f"the name of a {kind.noun}")
             return None
         self.origins[f"{path}.name"] = name.where
+        if kind is registry.tasks and (refusal := _refuse_task(name.value, self._model)):
+            self.faults.add(name.where, refusal)
+            return None
         weight = self._read_weight(block, path) if kind is registry.losses else 1.0
         arguments = {key: child.plain() for key, child in block.items()}
         locations = dict(_iterate_locations(block, ""))
@@ -455,16 +462,38 @@ def _list_arguments(sections: Mapping[str, LocatedValue]) -> dict[str, str]:
     """Map the arguments of the components that sections name to their dotted paths; the optimizer's win."""
     paths: dict[str, str] = {}
     for section in ("data", "model", "task", "schedule", "optimizer"):
-        block = sections[section].plain() if section in sections else None
-        name = block.get("name") if isinstance(block, dict) else None
+        name = _get_name(sections.get(section))
         kind = registry.REGISTRIES[_KIND_OF_SECTION[section]]
-        if isinstance(name, str) and name in kind.names():
+        if name is not None and name in kind.names():
             paths |= {argument: f"{section}.{argument}" for argument in kind.get_entry(name).arguments}
     return paths
+
+
+def _get_name(block: LocatedValue | None) -> str | None:
+    """Return the name of a component block, if it has one."""
+    plain = None if block is None else block.plain()
+    name = plain.get("name") if isinstance(plain, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _refuse_task(task: str, model: str | None) -> str | None:
+    """Describe why a model cannot have a task, before that task's arguments are missed."""
+    if model is None or model not in registry.models.names():
+        return None
+    tasks = ModelMembers.tasks.get(registry.models.get_entry(model).builder)
+    if tasks is None or task in tasks:
+        return None
+    instead = " or ".join(f"task={{name: {name}}}" for name in sorted(tasks))
+    return f"'{task}' is no task of the model '{model}'; set {instead}"
 
 
 @lru_cache
 def _section_keys() -> dict[str, str]:
     """Map the keys of all sections to their dotted paths; the first section that has a key gets it."""
-    hints = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    hints = {
+        name: section
+        for name, hint in typing.get_type_hints(RunConfig).items()
+        for section in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+        if dataclasses.is_dataclass(section)
+    }
     return {key: f"{name}.{key}" for name in reversed(hints) for key in _section_fields(typing.cast(type, hints[name]))}

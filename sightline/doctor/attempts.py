@@ -14,16 +14,37 @@ from sightline.instrument.random_state import preserve_random_state, seed_all
 
 
 class NotApplicableError(Exception):
-    """A question that this subject does not have, with the reason in a few words: `no labels of classes`."""
+    """A question that this subject does not have, with the reason in a few words: `no labels of classes`.
+
+    `lacks` names the argument by which a caller would have it, such as `optimizer`; a verdict asks for it.
+    """
+
+    def __init__(self, reason: str, *, lacks: str = "") -> None:
+        super().__init__(reason)
+        self.lacks = lacks
 
 
 class MissingError(Exception):
-    """Evidence that is missing: it does not `apply`, it `failed`, or it would have `cost` more than the budget."""
+    """Evidence that is missing: it does not `apply`, it `failed`, or it would have `cost` more than the budget.
 
-    def __init__(self, kind: Literal["apply", "failed", "cost"], reason: str) -> None:
-        super().__init__(reason)
+    `reason` says why in words of the user, `source` is what was asked; as text, both. `cost_s` is what was too much.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["apply", "failed", "cost"],
+        reason: str,
+        *,
+        source: str = "",
+        lacks: str = "",
+        cost_s: float = 0.0,
+    ) -> None:
+        super().__init__(f"{source}: {reason}" if source else reason)
         self.kind = kind
         self.reason = reason
+        self.source = source
+        self.lacks = lacks
+        self.cost_s = cost_s
 
 
 class _OwnWork(threading.local):
@@ -62,11 +83,11 @@ def observe(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return run(*arguments)
     except NotApplicableError as reason:
-        return MissingError("apply", str(reason))
+        return MissingError("apply", str(reason), lacks=reason.lacks)
     except MissingError as known:
         return known
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
-        missing = MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
+        missing = MissingError("failed", summarise_error(error, max_length=160), source=name)
         missing.__cause__ = error
         return missing
 

@@ -19,12 +19,17 @@ Outcome = Literal["held", "broken", "apply", "failed", "cost", "declared"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of a rule: it held, if with a note, or is broken, by which findings, or why it did not judge."""
+    """What became of a rule: it held, if with a note, or is broken, by which findings, or what it did not judge by."""
 
     rule: Rule
     outcome: Outcome
-    reason: str = ""
     findings: Sequence[Finding] = ()
+    missing: MissingError | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why the rule did not judge; empty if it did."""
+        return self.outcome * (self.outcome == "declared") if self.missing is None else self.missing.reason
 
 
 @dataclass
@@ -79,7 +84,7 @@ def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examinatio
         needs.pop(place)
         rule = open_rules.pop(place)
         if rule.code in declared:
-            examination.judgements.append(Judgement(rule, "declared", rule.code))
+            examination.judgements.append(Judgement(rule, "declared"))
         else:
             _judge(rule, evidence, examination)
     # In the order of the rules, however long each took: of two findings of one error, the first explains the other.
@@ -107,11 +112,11 @@ def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:
     try:
         read = {name: evidence.get(name) for name in rule.reads}
     except MissingError as missing:
-        examination.judgements.append(Judgement(rule, missing.kind, missing.reason))
+        examination.judgements.append(Judgement(rule, missing.kind, missing=missing))
         return
     found = attempt(rule.judge.__name__, lambda **read: list(rule.find(**read)), read)
     if isinstance(found, MissingError):
-        examination.judgements.append(Judgement(rule, found.kind, found.reason))
+        examination.judgements.append(Judgement(rule, found.kind, missing=found))
     else:
         is_broken = any(finding.severity != "note" for finding in found)
         examination.judgements.append(Judgement(rule, "broken" if is_broken else "held", findings=found))

@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from sightline.contract.errors import escape_to_one_line
+from sightline.contract.errors import escape_to_one_line, join_some
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[str, ...] = get_args(Severity)
+_MAX_SYMPTOMS = 3
 
 # Controlled vocabulary of causes, by stage in the order in which faults arise; scripts compare the first cause.
 CAUSES = frozenset(
@@ -119,6 +120,9 @@ class Finding:
         document["evidence"] = dict(self.evidence)
         return document
 
+    def _list_symptoms(self) -> str:
+        return join_some([*self.evidence.get("explains", ())], most=_MAX_SYMPTOMS, separator="; ")
+
     def __str__(self) -> str:
         return (
             f"[{self.code} {self.severity} {self.cause}] {escape_to_one_line(self.summary)}\n"
@@ -126,7 +130,7 @@ class Finding:
             + f"  measured: {escape_to_one_line(self.measured)}\n"
             f"  expected: {self.expected}\n"
             + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
-            + "".join(f"  with it: {escape_to_one_line(text)}\n" for text in self.evidence.get("explains", ()))
+            + (f"  with it: {escape_to_one_line(symptoms)}\n" if (symptoms := self._list_symptoms()) else "")
             + f"  do: {self.action}"
         )
 

@@ -1,34 +1,38 @@
-"""Report of a checked module or a watched loop: findings, and a verdict that says what nobody judged."""
+"""Report of a checked module or a watched loop: findings, and a verdict in three lines; its files have all of it."""
 
 from __future__ import annotations
 
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightline.contract.errors import UserError, join_some
-from sightline.doctor.examine import Examination
+from sightline.contract.errors import UserError
 from sightline.doctor.finding import Finding
+from sightline.doctor.verdict import Verdict, add_hint, describe_relations
 
-_MAX_REASONS = 4
 _STYLE = "<style>body{font-family:sans-serif;max-width:60em}th{text-align:left;vertical-align:top;width:7em}</style>"
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """Findings, the gravest first, and the verdict; `str` prints them.
+    """Findings, the gravest first, and the verdict; `print` shows them, files have all that was judged and was not.
 
     `figures` are what was measured of the whole, by name.
     """
 
     title: str
     findings: Sequence[Finding]
-    verdict: Sequence[str] = ()
+    examined: Verdict = field(default_factory=Verdict)
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Sequence[str]:
+        """Three lines: how many relations held, what was not judged, and what to do about it."""
+        return self.examined.lines
 
     @property
     def num_errors(self) -> int:
@@ -56,7 +60,15 @@ class Report:
         return f"{type(self).__name__}({self.summary})"
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.findings), *self.verdict, self.summary])
+        return self.to_text()
+
+    def to_text(self, *, verbose: bool = False) -> str:
+        """Format findings, verdict and summary as lines; with `verbose` also each relation, judged or why not."""
+        if verbose:
+            lines = [*self.verdict, *describe_relations(self.examined.judged, self.examined.not_judged)]
+        else:
+            lines = add_hint(self.verdict, "report.to_text(verbose=True)")
+        return "\n".join([*map(str, self.findings), *lines, self.summary])
 
     def to_html(self) -> str:
         """Render the page: one self-contained HTML file."""
@@ -70,15 +82,22 @@ class Report:
                 f"<h2>{html.escape(f'{finding.severity}: {finding.summary}')}</h2><table>{''.join(cells)}</table>"
             )
         parts += [f"<p>{html.escape(line)}</p>" for line in self.verdict]
+        if self.verdict:
+            relations = describe_relations(self.examined.judged, self.examined.not_judged)
+            lines = "".join(f"<p>{html.escape(line)}</p>" for line in relations)
+            parts.append(f"<details><summary>Relations</summary>{lines}</details>")
         return f"<!doctype html><meta charset=utf-8><title>{html.escape(self.title)}</title>{_STYLE}{''.join(parts)}\n"
 
     def save(self, path: str | Path) -> None:
         """Write the report to a file that ends in .json, .html or .txt. Raises UserError for another ending."""
-        path, texts = Path(path), {".json": self._to_json, ".html": self.to_html, ".txt": lambda: f"{self}\n"}
+        path, texts = Path(path), {".json": self._to_json, ".html": self.to_html, ".txt": self._to_whole_text}
         if path.suffix not in texts:
             raise UserError(f"{path}: a report ends in {', '.join(texts)}; found '{path.suffix}'")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(texts[path.suffix](), encoding="utf-8")
+
+    def _to_whole_text(self) -> str:
+        return f"{self.to_text(verbose=True)}\n"
 
     def _to_json(self) -> str:
         return json.dumps(_remove_infinities(self.to_dict()), indent=2) + "\n"
@@ -89,6 +108,8 @@ class Report:
             "title": self.title,
             "findings": [finding.to_dict() for finding in self.findings],
             "verdict": list(self.verdict),
+            "judged": list(self.examined.judged),
+            "not_judged": dict(self.examined.not_judged),
             "errors": self.num_errors,
             "warnings": self.num_warnings,
             "figures": dict(self.figures),
@@ -102,23 +123,3 @@ def _remove_infinities(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_remove_infinities(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_verdict(examination: Examination, unwatched: Iterable[str] = (), *, num_seen: int = 0) -> list[str]:
-    """Say in at most three lines how many relations held, which could not be asked and why, and what was not judged.
-
-    `num_seen` others were seen to be broken while a loop ran.
-    """
-    held, broken = examination.count("held"), examination.count("broken") + num_seen
-    lines = [f"verdict: of {held + broken} relations that could be asked, {held} held and {broken} did not"]
-    lines = lines if examination.judgements else []
-    if reasons := examination.list_reasons("apply"):
-        count = examination.count("apply")
-        lines.append(f"  {count} do not apply: {join_some(reasons, most=_MAX_REASONS, separator='; ')}")
-    failures = {reason.partition(": ")[2]: reason for reason in reversed(examination.list_reasons("failed"))}
-    unjudged = [*unwatched, *examination.list_reasons("cost"), *reversed(failures.values())] + [  # one error ends many
-        f"declared: {code}" for code in examination.list_reasons("declared")
-    ]
-    if unjudged:
-        lines.append(f"  nobody judged: {join_some(unjudged, most=_MAX_REASONS, separator='; ')}")
-    return lines

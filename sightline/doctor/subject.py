@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,16 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.pytree import is_dense, tree_leaves, tree_map
-from sightline.doctor.batches import PAIRS, BatchForm, call_model, count_rows
+from sightline.doctor.attempts import MissingError, NotApplicableError
+from sightline.doctor.batches import count_rows
+from sightline.doctor.form import Batch, Form
 from sightline.instrument import copy_module
-
-
-class Batch(NamedTuple):
-    """Inputs of the model and target of the loss, trees of tensors on the device of the model."""
-
-    inputs: Any
-    target: Any
 
 
 class Pass(NamedTuple):
@@ -38,22 +33,20 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """Model with the loss that trains it, and the first batches of its loaders; nothing of it is ever changed.
+    """Model with the form of its program, and the first batches of its loaders; nothing of it is ever changed.
 
-    `loss(outputs, target)` returns a tensor of one number; of batches that are mappings, its target is one.
-    `loader` and `evaluation_loader` are what the user gave, None where it was batches; `evaluation` are the first
-    batches of the second. `form` divides a sample, or a batch, of the loader into inputs and target. A loss that is a
-    sum is divided by `divisor` where its level is said.
+    `form` tells how the program calls its model and its loss, and divides a sample, or a batch, of the loader into
+    inputs and target. `loader` and `evaluation_loader` are what the user gave, None where it was batches; `evaluation`
+    are the first batches of the second. A loss that is a sum is divided by `divisor` where its level is said.
     """
 
     model: nn.Module
-    loss: Callable[[Any, Any], Tensor]
+    form: Form
     batches: Sequence[Batch]
     evaluation: Sequence[Batch] = ()
     optimizers: Sequence[torch.optim.Optimizer] = ()
     loader: Any = None
     evaluation_loader: Any = None
-    form: BatchForm = PAIRS
     divisor: float = 1.0
 
     def copy(self, mode: str) -> nn.Module:
@@ -74,7 +67,7 @@ class Subject:
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Call a copy of the model with the inputs of a batch."""
-        return call_model(model, inputs)
+        return _ask(self.form.call, model, inputs)
 
     def run(self, model: nn.Module, batch: Batch) -> Pass:
         """Compute the loss of a batch with a copy of the model, its graph kept, from inputs that want gradients."""
@@ -82,12 +75,26 @@ class Subject:
         outputs = self.call(model, tree_map(inputs, lambda _, t: t + 0 if t.requires_grad else t))
         names = [name for name, _ in self.model.named_parameters()]
         parameters = dict(zip(names, model.parameters(), strict=True))
-        return Pass(model, batch, inputs, outputs, self.evaluate(outputs, batch.target), parameters)
+        return Pass(model, batch, inputs, outputs, self.evaluate(model, outputs, batch.target), parameters)
 
-    def evaluate(self, outputs: Any, target: Any) -> Tensor:
-        """Compute the loss; one with a state of its own is copied first."""
-        loss = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
-        return self.form.wrap(loss)(outputs, target).reshape(())
+    def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
+        """Compute the loss of outputs that a copy of the model has given; the loss may read that copy."""
+        return _ask(self.form.evaluate, model, outputs, target)
+
+
+class RefusedError(NotApplicableError):
+    """The user's model or loss raises an error; of other inputs than those of its loader, that is its right."""
+
+
+def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the user's model or loss. Raises RefusedError for an error of theirs."""
+    try:
+        return function(*arguments)
+    except (NotApplicableError, MissingError, UserError):
+        raise
+    except Exception as error:
+        words = {"call": "the model", "evaluate": "the loss"}[function.__name__]
+        raise RefusedError(f"{words} refuses: {summarise_error(error, max_length=120)}") from error
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""Float64 arithmetic of a reference: draws as in float32, and fast convolutions.
+"""Float64 arithmetic of a reference: draws as in float32, fast convolutions, and masks of attention in float64.
 
-Fast float64 conv3d on the CPU: im2col of one slice at a time, and one matrix product.
+Fast float64 conv3d on the CPU: im2col of one slice at a time, and one matrix product. Torch's own kernel takes ten
+times as long in float64 as in float32. The results are equal except for the order of sums.
 
-The reference computes in float64, where torch's own kernel takes ten times as long as in float32. The results are equal
-except for the order of sums.
+A float mask of attention takes the format of the queries. Torch's kernel for the CPU (2.13) reads the bytes of a
+float32 mask as float64 where 16 or more keys meet float64 queries, and tells nobody.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -50,16 +52,31 @@ def _draw_in_float32(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return tree_map(result, lambda _, t: wide_by_id.get(id(t), t.double() if t.dtype == torch.float32 else t))
 
 
-def _convolve_in_slices(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if function is torch.conv3d and (arguments := _match_arguments(*args, **kwargs)) is not None:
-        return convolve(*arguments)
-    return function(*args, **kwargs)
+def _convolve_in_slices(*args: Any, **kwargs: Any) -> Any:
+    arguments = _match_arguments(*args, **kwargs)
+    return torch.conv3d(*args, **kwargs) if arguments is None else convolve(*arguments)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any) -> Any:
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.to(torch.promote_types(query.dtype, attn_mask.dtype))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kw)
+
+
+_FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
+    torch.conv3d: _convolve_in_slices,
+    F.scaled_dot_product_attention: _attend,
+}
+
+
+def _compute(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _FUNCTIONS.get(function, function)(*args, **kwargs)
 
 
 Float32Draws = partial(InterceptedOperators, _draw_in_float32)
 """Mode that draws float64 random numbers in float32, so that they equal those of a float32 model."""
-Float64Convolutions = partial(InterceptedFunctions, _convolve_in_slices)
-"""Mode that replaces `torch.conv3d` by `convolve` where it applies, and leaves all other calls to torch."""
+Float64Functions = partial(InterceptedFunctions, _compute)
+"""Mode in which `torch.conv3d` is `convolve` where that applies, and masks of attention have its queries' format."""
 
 
 def convolve(values: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.instrument import InterceptedOperators, ModuleCall, preserve_buffers, record, watch_gradient
-from sightline.instrument.float64 import Float32Draws, Float64Convolutions
+from sightline.instrument.float64 import Float32Draws, Float64Functions
 from sightline.instrument.formats import FORMATS, Format, coarser, result_format
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -161,7 +161,7 @@ def replay(
         torch.enable_grad(),
         convert.inside(),
         format_watch,
-        Float64Convolutions(),
+        Float64Functions(),
     ):
         with forced.replacing():
             args, kwargs = inputs
@@ -276,6 +276,13 @@ class PerturbedOperations(InterceptedOperators):
             return self._format.perturb(tensor, self._generator)
 
         return tree_map(result, perturb)
+
+
+class PerturbedDecisions(PerturbedOperations):
+    """Mode that perturbs the results of operations without gradients alone: those of decisions, not of layers."""
+
+    def _perturb(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return operator(*args, **kwargs) if torch.is_grad_enabled() else super()._perturb(operator, args, kwargs)
 
 
 _EXACT_OPERATIONS = frozenset(

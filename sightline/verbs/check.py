@@ -16,7 +16,7 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import start_world
 from sightline.runs.run_directory import write_document
 from sightline.verbs.output import load_config, print_note, show_findings, show_progress, show_table
-from sightline.workbench.check.examination import RunExamination, describe_examination
+from sightline.workbench.check.examination import BUDGET_S, RunExamination, describe_examination
 from sightline.workbench.check.suite import check_path
 from sightline.workbench.fit.fit import SECONDS, STEPS, Attempt, fit_samples
 from sightline.workbench.fit.grid import GridRow, fit_grid
@@ -33,7 +33,7 @@ def check(options: CheckOptions) -> int:
     _check_options(options)
     config = load_config(options.config, options.overrides, options.plugins)
     rungs = None if options.grow is None else parse_rungs(options.grow)
-    examination = RunExamination()
+    examination = RunExamination(budget_s=BUDGET_S if options.budget is None else options.budget)
     with show_progress("check", lambda: examination.doing):
         findings = check_path(options.config, config, device=options.device, deep=options.deep, examination=examination)
     document: dict[str, Any] = {"examination": examination.to_dict()}

@@ -2,7 +2,9 @@
 
 A row is named by its id, or by how ids begin (O6, script/first, loop/M). Without rows and kinds they are listed. Each
 row runs in a process of its own, of which one over 120 s counts as missed. Rows that the file of --out has for this
-state of the package are not run again. Exit code 0 if every bug was found and no alarm was false.
+state of the package are not run again. `--kind healthy --draws N` runs N drawn programs without a bug; of all correct
+rows it is said how often each rule was asked, and gave an alarm. Exit code 0 if every bug was found and no alarm was
+false.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import torch
 from sightline.contract.schema import suggest
 from sightline.doctor import causes
 from sightline.verbs.output import print_note, show_table
+from tests.doctor.healthy.program import list_draws
+from tests.doctor.rates import RATE_COLUMNS, count_asked, list_rates
 from tests.doctor.row import KINDS, Row
 from tests.doctor.running import Line, describe_doctor, read_lines, run_rows
 from tests.doctor.scores import COLUMNS, compare, describe_line, is_good, summarise
@@ -31,6 +35,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         "--kind", choices=KINDS, action="append", default=[], help="all rows of a kind; may be repeated"
     )
     parser.add_argument("--seeds", metavar="N", type=int, default=1, help="seeds of each row")
+    parser.add_argument("--draws", metavar="N", type=int, default=20, help="drawn programs of the kind healthy")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that run rows side by side")
     parser.add_argument("--out", metavar="FILE.jsonl", type=Path, help="append a line for each row and seed as it ends")
     parser.add_argument(
@@ -63,7 +68,7 @@ def main() -> None:
     from tests.doctor.cases import ROWS  # takes seconds
 
     torch.set_num_threads(1)
-    rows = choose(ROWS, options.rows, options.kind)
+    rows = choose((*ROWS, *list_draws(options.draws)), options.rows, options.kind)
     if not rows:
         cells = [(row.id, row.family, "bug" if row.has_bug else "", row.title or " ".join(row.causes)) for row in ROWS]
         show_table("rows", ("row", "family", "", "what it is, or causes that name it"), cells)
@@ -76,6 +81,8 @@ def main() -> None:
         _record(line, options.out, is_verbose=line["id"] in options.rows)
     lines = [done[row.id, seed] for row in rows for seed in range(options.seeds)]
     show_table(f"the doctor at {commit}", COLUMNS, summarise(lines))
+    if "healthy" in options.kind:
+        show_table("rules asked of correct programs", RATE_COLUMNS, list_rates(count_asked(lines)))
     if options.compare is not None:
         print_note("\n".join(compare(read_lines(options.compare), lines)))
     sys.exit(0 if is_good(lines) else 1)
@@ -88,8 +95,10 @@ def _record(line: Line, path: Path | None, *, is_verbose: bool) -> None:
             file.write(json.dumps(line) + "\n")
     print_note(describe_line(line))
     if is_verbose:
-        for alarm in line["alarms"]:
+        for alarm in [*line["alarms"], *line["notes"]]:
             print_note("\n".join(f"  {text}" for text in alarm["text"].split("\n")))
+        for failure in line["failed"]:
+            print_note(f"  failed: {failure}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -31,8 +31,10 @@ from tests.doctor.own_networks import HEALTHY as OWN_NETWORKS
 from tests.doctor.own_networks import findings_of
 from tests.doctor.plain_slips import LOOPS as SLIPS
 from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
+from tests.doctor.programs import PROGRAMS
+from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import data, losses, run
+from tests.doctor.rows import data, losses, run, scores, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -60,9 +62,14 @@ Subject = Callable[[int], object]
 """Runs with a seed, and calls `sightline.check` and `sightline.watch` as a user would."""
 
 
+_UNNAMED = ("ema", "scheduler")
+"""Arguments of `watch` that scripts of others do not get: it finds an average and a schedule in the program itself."""
+
+
 def _make_row(kind: str, name: str, subject: Subject, **more: Any) -> Row:
     name = re.sub(r"[^\w:/]+", "_", name).strip("_")
-    return Row(id=f"{kind}/{name}", kind=kind, run=lambda seed, known: observe(lambda: subject(seed)), **more)
+    without = _UNNAMED if kind == "script" else ()
+    return Row(id=f"{kind}/{name}", kind=kind, run=lambda seed, known: observe(lambda: subject(seed), without), **more)
 
 
 def _make_pair(
@@ -143,7 +150,7 @@ def _check_pair(make: Callable[[bool], Any], bug: bool, seed: int) -> None:
 
 
 def _list_modules() -> Iterator[Row]:
-    for family in (data, losses, models):
+    for family in (data, losses, models, scores):
         for name, (causes, make) in family.CASES.items():
             name = f"{family.__name__.rpartition('.')[2]}/{name}"
             yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
@@ -164,10 +171,12 @@ def _list_modules() -> Iterator[Row]:
         "odd": odd_modules.HEALTHY,
         "reviewed": reviewed_programs.PROGRAMS,
         "robust": robust_modules.PROGRAMS,
+        "scored": scores.HEALTHY,
+        "sound": sound.MODULES,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
-            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust"))
+            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust", "sound"))
             yield _make_row("module", f"{source}/{name}", subject, family="predictions")
 
 
@@ -259,6 +268,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "blind": blind_loops.HEALTHY_LOOPS,
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
+        "sound": sound.LOOPS,
     }
     subjects: dict[str, Subject] = {
         f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]
@@ -294,22 +304,14 @@ def _list_oracles() -> Iterator[Row]:
 
 
 def _run_main(path: Path, has_bug: bool, seed: int) -> None:
-    """Run a form of a script; the first exam leaves to its runner what a user names: an average, a schedule."""
-    is_first = path.parent.name == "first"
-
-    def watch(model: Any, **options: Any) -> Any:
-        frame = inspect.currentframe()
-        names = frame.f_back.f_locals if is_first and frame and frame.f_back else {}
-        options |= {"ema": names["ema"].model} if "ema" in names else {}
-        options |= {"scheduler": names["sched"]} if "sched" in names else {}
-        return sightline.watch(model, **options)
-
+    """Run a form of a script."""
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    getattr(script, "run" if is_first else "main")(has_bug, watch, sightline.check)
+    run = script.run if path.parent.name == "first" else script.main
+    run(has_bug, sightline.watch, sightline.check)
 
 
 def _run_public(path: Path, seed: int) -> None:
@@ -317,34 +319,90 @@ def _run_public(path: Path, seed: int) -> None:
         runpy.run_path(str(path), run_name="__main__")
 
 
-def read_causes() -> dict[str, tuple[str, ...]]:
+def _ask_script(path: Path, seed: int) -> None:
+    """Check the names that a script without a call of the package has, then train it watched."""
+    script = runpy.run_path(str(path))
+    model, loss, loader = (script.get(name) for name in ("model", "loss_fn", "train_loader"))
+    optimizer = {"optimizer": script["optimizer"]} if "optimizer" in script else {}
+    sightline.check(model, loss, loader, **optimizer, evaluation=script.get("test_loader"))
+    with sightline.watch(model, **optimizer):
+        script["train"]()
+
+
+class Answer(NamedTuple):
+    """What counts as named of a script: any of the causes; with words, a finding must have one of these."""
+
+    causes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+def read_answers() -> dict[str, Answer]:
     """Read what counts as named of each script, by its exam and the word before the first underscore."""
     lines = (Path(__file__).parent / "scripts.txt").read_text(encoding="utf-8").splitlines()
-    words = [line.split() for line in lines if line and not line.startswith("#")]
-    return {name: tuple(causes) for name, *causes in words}
+    answers = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            head, _, words = line.partition(" | ")
+            name, *causes = head.split()
+            answers[name] = Answer(tuple(causes), tuple(words.split(", ")) if words else ())
+    return answers
 
 
 def _list_scripts() -> Iterator[Row]:
-    causes = read_causes()
+    answers = read_answers()
     for path in sorted((EXAMS / "blind").glob("*/*.py")):
         name = f"{path.parent.name}/{path.stem}"
         if path.stem.startswith("b"):
             yield _make_row("script", name, partial(_run_main, path, False), family="run")
         else:
-            known = causes.get(f"{path.parent.name}/{path.stem.partition('_')[0]}", ())
+            known = answers.get(f"{path.parent.name}/{path.stem.partition('_')[0]}", Answer()).causes
             yield from _make_pair("script", name, partial(_run_main, path), known, "" if known else "run")
     for path in sorted((EXAMS / "public").glob("*_ok.py")):
         yield _make_row("script", f"public/{path.stem}", partial(_run_public, path), family="run")
     for path in sorted((EXAMS / "public").glob("*_bug.py")):
         number = path.stem.partition("_")[0]
         twin = {"23": "22"}.get(number, number)
-        more: dict[str, Any] = {"causes": causes[f"public/{number}"], "has_bug": True}
+        more: dict[str, Any] = {"causes": answers[f"public/{number}"].causes, "has_bug": True}
         yield _make_row(
             "script", f"public/{path.stem}", partial(_run_public, path), twin=f"script/public/{twin}_ok", **more
         )
+    yield from _list_plain_scripts(answers)
     for path in sorted(REPORTS.glob("[!_]*.py")):
         yield from _make_pair("script", f"reports/{path.stem}", partial(_run_main, path), (), "run")
 
 
-ROWS: tuple[Row, ...] = (*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts())
+def _list_plain_scripts(answers: Mapping[str, Answer]) -> Iterator[Row]:
+    """List the scripts without a call of the package, and three that end with one."""
+    for path in sorted((EXAMS / "public2").glob("*_ok.py")):
+        yield _make_row("script", f"public2/{path.stem}", partial(_ask_script, path), family="run")
+    for path in sorted((EXAMS / "public2").glob("*_bug.py")):
+        number = path.stem.partition("_")[0]
+        more: dict[str, Any] = {**answers[f"public2/{number}"]._asdict(), "has_bug": True}
+        twin = f"script/public2/{number}_ok"
+        yield _make_row("script", f"public2/{path.stem}", partial(_ask_script, path), twin=twin, **more)
+    for path in sorted((EXAMS / "public2").glob("r*_*.py")):
+        number = path.stem.partition("_")[0]
+        if number.removeprefix("r").isdecimal():
+            answer = answers.get(f"public2/{number}")
+            more = {"family": "run"} if answer is None else {**answer._asdict(), "has_bug": True}
+            yield _make_row("script", f"public2/{path.stem}", partial(_run_public, path), **more)
+
+
+# --- correct programs as projects write them --------------------------------------------------------------------------
+
+
+def _ask_program(name: str, way: str, seed: int) -> None:
+    WAYS[way](PROGRAMS[name]())
+
+
+def _list_programs() -> Iterator[Row]:
+    for name, make in PROGRAMS.items():
+        program = make()
+        for way in (way for way in WAYS if is_asked(way, program)):
+            yield _make_row("program", f"{name}/{way}", partial(_ask_program, name, way), family="run")
+
+
+ROWS: tuple[Row, ...] = (
+    *(*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts(), *_list_programs()),
+)
 BY_ID: Mapping[str, Row] = {row.id: row for row in ROWS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from unittest import mock
 
 import sightline
 from sightline.contract.errors import UserError
+from sightline.doctor import examine
 from tests.planted.trial import Alarm, make_alarms
 
 CRASHED = "crashed"
@@ -17,8 +18,25 @@ CRASHED = "crashed"
 
 
 @contextmanager
-def observed() -> Iterator[list[Alarm]]:
-    """Context in which both are recorded; the list is complete after it. A check that fails returns no findings."""
+def judged() -> Iterator[list[Any]]:
+    """Context in which the judgement of each rule is recorded, whoever asks for it."""
+    judgements: list[Any] = []
+    real = examine.Judgement
+
+    def record(*arguments: Any, **more: Any) -> Any:
+        judgements.append(real(*arguments, **more))
+        return judgements[-1]
+
+    with mock.patch.object(examine, "Judgement", record):
+        yield judgements
+
+
+@contextmanager
+def observed(without: Collection[str] = ()) -> Iterator[list[Alarm]]:
+    """Context in which both are recorded; the list is complete after it. A check that fails returns no findings.
+
+    Arguments of `watch` that are named in `without` do not reach it. Measurements that fail are recorded, too.
+    """
     alarms: list[Alarm] = []
     watches: list[Any] = []
     real_check, real_watch = sightline.check, sightline.watch
@@ -32,28 +50,39 @@ def observed() -> Iterator[list[Alarm]]:
             text = f"{type(error).__name__}: {error}"
             alarms.append(Alarm("check", text, CRASHED, "error", summary=text))
         else:
-            alarms.extend(make_alarms("check", report.findings))
+            alarms.extend(make_alarms("check", report.findings, with_notes=True))
             return report
         return SimpleNamespace(findings=[])
 
     def watch(*arguments: Any, **options: Any) -> Any:
-        watches.append(real_watch(*arguments, **options))
+        passed = {name: value for name, value in options.items() if name not in without}
+        watches.append(real_watch(*arguments, **passed))
         return watches[-1]
 
-    with mock.patch.object(sightline, "check", check), mock.patch.object(sightline, "watch", watch):
+    with (
+        mock.patch.object(sightline, "check", check),
+        mock.patch.object(sightline, "watch", watch),
+        judged() as judgements,
+    ):
         try:
             yield alarms
         finally:
+            for judgement in judgements:
+                if judgement.outcome == "failed":
+                    name = judgement.reason.partition(":")[0]
+                    alarms.append(Alarm("failed", judgement.reason, name, "failed", summary=judgement.rule.code))
             for each in watches:
-                alarms.extend(make_alarms("training", each.findings))
+                alarms.extend(make_alarms("training", each.findings, with_notes=True))
 
 
-def observe(subject: Callable[[], object]) -> tuple[Alarm, ...]:
-    """Run a subject; return each alarm once, those of `check` first."""
-    with observed() as alarms:
+def observe(subject: Callable[[], object], without: Collection[str] = ()) -> tuple[Alarm, ...]:
+    """Run a subject; return each alarm, note and failed measurement once, those of `check` first."""
+    with observed(without) as alarms:
         try:
             subject()
         except Exception as error:  # noqa: BLE001 - what was found before it counts
             text = f"{type(error).__name__}: {error}"
             alarms.append(Alarm("subject", text, CRASHED, "error", summary=text))
-    return tuple({alarm.key: alarm for alarm in reversed(alarms)}.values())[::-1]
+    kinds = {"note": "note", "failed": "failed"}
+    first = {(kinds.get(alarm.severity, ""), alarm.key): alarm for alarm in reversed(alarms)}
+    return tuple(first.values())[::-1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from tests.planted.trial import Alarm
 
-KINDS = ("run", "module", "loop", "oracle", "script")
+KINDS = ("run", "module", "loop", "oracle", "script", "healthy", "program")
 _CAUSES = {
     "predictions": "loss.sign loss.form loss.double_softmax loss.negatives loss.collapse data.target_encoding "
     "data.label_mapping model.constant_output eval.decode eval.absent_class",
@@ -39,9 +40,10 @@ FAMILY_BY_CAUSE = {cause: family for family, causes in _CAUSES.items() for cause
 class Row:
     """Case of the table.
 
-    `run` gets a seed and the keys of its twin's alarms, and returns the alarms. Of a bug any of `causes` counts as
-    named; none: it is not known what would. `names` is a regular expression for messages without a cause. `twin` is the
-    id of the same subject without the bug.
+    `run` gets a seed and the keys of its twin's alarms, and returns alarms, notes and failed measurements. Of a bug any
+    of `causes` counts as named; none: it is not known what would. `names` is a regular expression for messages without
+    a cause. With `words` a finding counts only if it has one of them: a tensor, a call or a setting of the bug's line;
+    a note with one counts, too. `twin` is the id of the same subject without the bug.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Row:
     causes: tuple[str, ...] = ()
     family: str = ""
     names: str = ""
+    words: tuple[str, ...] = ()
     twin: str = ""
     title: str = ""
 
@@ -59,3 +62,10 @@ class Row:
         assert self.kind in KINDS, f"row {self.id} has the kind {self.kind}"
         assert family in FAMILIES, f"row {self.id} has the family {family}"
         object.__setattr__(self, "family", family)
+
+    def accepts(self, alarm: Alarm) -> bool:
+        """Return True for a finding that counts, if the twin does not have it, too."""
+        if not self.words:
+            return alarm.severity not in ("note", "failed")
+        is_named = any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", alarm.text, re.IGNORECASE) for word in self.words)
+        return is_named and alarm.severity != "failed"

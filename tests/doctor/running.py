@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from tests.conftest import ROOT
+from tests.doctor.asking import Asked, recorded
 from tests.doctor.observing import CRASHED
 from tests.doctor.row import Row
 from tests.planted.trial import Alarm, rank_cause
@@ -64,14 +66,17 @@ def read_lines(path: Path, commit: str | None = None) -> dict[Key, Line]:
 
 
 def list_keys(line: Mapping[str, Any] | None) -> frozenset[tuple[str, str]]:
-    """Return codes and first causes of a line's alarms."""
-    return frozenset((each["code"], next(iter(each["causes"]), "")) for each in (line or {}).get("alarms", ()))
+    """Return codes and first causes of a line's alarms and notes."""
+    line = line or {}
+    alarms = [*line.get("alarms", ()), *line.get("notes", ())]
+    return frozenset((alarm["code"], next(iter(alarm["causes"]), "")) for alarm in alarms)
 
 
 def run_rows(
     rows: Iterable[Row], seeds: Sequence[int], done: dict[Key, Line], *, commit: str, jobs: int
 ) -> Iterator[Line]:
     """Run rows that are not `done`, a twin before its bug; yield each line as it ends, and add it to `done`."""
+    importlib.import_module("torch._dynamo")  # optimisers do; once here, and not for a second in each process
     waiting = deque((row, seed) for row in rows for seed in seeds if (row.id, seed) not in done)
     running: dict[Any, _Running] = {}
     while waiting or running:
@@ -124,9 +129,13 @@ def make_line(
     known: frozenset[tuple[str, str]] = frozenset(),
     crash: str = "",
     cpu_s: float | None = None,
+    asked: Asked | None = None,
 ) -> Line:
-    """Build the line of a row: a bug counts as found by an error or a warning that its twin does not raise, too."""
-    new = [alarm for alarm in alarms if row.has_bug and alarm.key not in known and alarm.code != CRASHED]
+    """Build the line of a row: a bug counts as found by a finding that the row accepts and its twin does not raise.
+
+    Of a correct subject the line has the rules that were `asked`, and whether each gave an alarm.
+    """
+    new = [a for a in alarms if row.has_bug and row.accepts(a) and a.key not in known and a.code != CRASHED]
     return {
         "id": row.id,
         "seed": seed,
@@ -136,9 +145,12 @@ def make_line(
         "has_causes": bool(row.causes),
         "found": bool(new),
         "rank": rank_cause(new, row.causes, names=row.names),
-        "alarms": [asdict(alarm) for alarm in alarms],
+        "alarms": [asdict(alarm) for alarm in alarms if alarm.severity not in ("note", "failed")],
+        "notes": [asdict(alarm) for alarm in alarms if alarm.severity == "note"],
+        "failed": [alarm.text for alarm in alarms if alarm.severity == "failed"],
         "crash": crash,
         "cpu_s": cpu_s,
+        **({"asked": asked} if asked and not row.has_bug else {}),
     }
 
 
@@ -151,7 +163,8 @@ def _work(row: Row, seed: int, known: frozenset[tuple[str, str]], end: Any) -> N
         seeded(seed)
     result: Line = {"known": known}
     try:
-        result["alarms"] = row.run(seed, known)
+        with recorded() as result["asked"]:
+            result["alarms"] = row.run(seed, known)
     except Exception as error:  # noqa: BLE001 - a crash of the subject is a result
         result["crash"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     times = os.times()

@@ -10,14 +10,14 @@ from tests.doctor.running import Key, Line
 
 COLUMNS = (
     *("kind", "family", "bugs", "any alarm", "found", "with causes", "cause first", "in three"),
-    *("healthy", "false errors", "false warnings", "crashed", "median s", "max s"),
+    *("healthy", "false errors", "false warnings", "failed", "crashed", "median s", "max s"),
 )
 
 
 def summarise(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     """Build the rows of the table: each kind and family that has lines, and the sum of each kind.
 
-    A bug with an alarm is not found if its twin raises the same.
+    A bug with an alarm is not found if its twin raises the same. `failed` counts measurements that ended in an error.
     """
     rows = []
     for kind in KINDS:
@@ -37,6 +37,7 @@ def _count(lines: Sequence[Line]) -> Iterator[str]:
     yield from map(str, (sum(line["found"] for line in bugs), len(named)))
     yield from (str(sum((line["rank"] or 99) <= last for line in named)) for last in (1, 3))
     yield from map(str, (len(healthy), alarms.count("error"), len(alarms) - alarms.count("error")))
+    yield str(sum(len(line.get("failed", ())) for line in lines))
     yield str(sum(bool(line["crash"]) for line in lines))
     yield from (f"{seconds_of(seconds):.1f}" for seconds_of in (statistics.median, max))
 
@@ -52,7 +53,9 @@ def describe_line(line: Line) -> str:
     place = "" if line["rank"] is None else f", the cause is number {line['rank']}"
     result = (f"found{place}" if line["found"] else "MISSED") if line["has_bug"] else "FALSE" if codes else "silent"
     crash = f" {line['crash']}" if line["crash"] else ""
-    return f"{line['id']} seed {line['seed']}: {result}{crash} [{codes}] {line['cpu_s'] or line['wall_s']:.1f} s"
+    failed = f" {len(line['failed'])} failed" if line.get("failed") else ""
+    seconds = line["cpu_s"] or line["wall_s"]
+    return f"{line['id']} seed {line['seed']}: {result}{crash} [{codes}]{failed} {seconds:.1f} s"
 
 
 def compare(before: Mapping[Key, Line], lines: Iterable[Line]) -> Iterator[str]:

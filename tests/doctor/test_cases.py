@@ -7,15 +7,17 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import sightline
 from sightline.doctor.finding import CAUSES
 from tests.command import Outcome, run_here
 from tests.doctor import __main__ as command
 from tests.doctor import running
-from tests.doctor.cases import BY_ID, EXAMS, ROWS, read_causes
+from tests.doctor.cases import BY_ID, EXAMS, ROWS, read_answers
 from tests.doctor.observing import CRASHED, observe
 from tests.doctor.row import FAMILY_BY_CAUSE, KINDS, Row
 from tests.doctor.running import list_keys, make_line, read_lines, run_rows
@@ -40,7 +42,7 @@ def make_row(name: str, run: Callable[[], tuple[Alarm, ...]] = lambda: (), **mor
 def test_rows_have_ids_families_and_twins_of_their_own() -> None:
     assert len(BY_ID) == len(ROWS)
     assert set(FAMILY_BY_CAUSE) == CAUSES
-    assert {row.kind for row in ROWS} >= {*KINDS} - {"script"}
+    assert {row.kind for row in ROWS} >= {*KINDS} - {"healthy", "script"}  # drawn, and not everywhere
     for row in ROWS:
         assert set(row.causes) <= CAUSES, row.id
         assert not row.twin or (row.has_bug and not BY_ID[row.twin].has_bug), row.id
@@ -51,8 +53,10 @@ def test_rows_have_ids_families_and_twins_of_their_own() -> None:
 def test_every_script_with_a_bug_has_causes() -> None:
     scripts = [row for row in ROWS if row.id.startswith("script/") and "/reports/" not in row.id]
     assert [row.id for row in scripts if row.has_bug and not row.causes] == []
-    assert (sum(row.has_bug for row in scripts), len(scripts)) == (170 + 18, 170 + 328 + 18 + 17)
-    assert len(read_causes()) == 188
+    bugs, correct = 170 + 18 + 15 + 1, 328 + 17 + 15 + 2
+    assert (sum(row.has_bug for row in scripts), len(scripts)) == (bugs, bugs + correct)
+    assert len(read_answers()) == bugs
+    assert all(row.words for row in scripts if row.has_bug and "/public2/" in row.id)
 
 
 EXPECTED = {
@@ -115,6 +119,44 @@ def test_a_crash_of_a_check_is_no_finding_and_a_false_alarm() -> None:
     assert not is_good([make_line(make_row("b"), 0, alarms=[crash])])
 
 
+@pytest.mark.parametrize(
+    ("text", "severity", "known", "is_found"),
+    [
+        ("'body.fc_out' is random", "error", False, True),
+        ("FC_OUT is random", "note", False, True),
+        ("FC_OUT is random", "note", True, False),
+        ("'fc_out2' is random", "error", False, False),
+        ("fc_out", "failed", False, False),
+    ],
+)
+def test_with_words_a_finding_counts_that_names_one(text: str, severity: str, known: bool, is_found: bool) -> None:
+    row = make_row("a", has_bug=True, causes=("eval.mode",), words=("fc_out", "dropout"))
+    alarm = Alarm("check", text, "own", severity, ("eval.mode",))
+    twin = make_line(make_row("a:ok"), 0, alarms=[alarm] if known else [])
+    line = make_line(row, 0, alarms=[alarm], known=list_keys(twin))
+    assert (line["found"], line["rank"]) == (is_found, 1 if is_found else None)
+    assert (len(line["alarms"]), len(line["notes"]), len(line["failed"])) == (
+        *(severity == "error", severity == "note", severity == "failed"),
+    )
+
+
+def test_measurements_that_fail_are_recorded() -> None:
+    class OwnLoss(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, outputs: torch.Tensor) -> torch.Tensor:
+            return outputs.square().mean()
+
+        @staticmethod
+        def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+            raise KeyError("no such gradient")
+
+    x = torch.randn(16, 3)
+    alarms = observe(lambda: sightline.check(torch.nn.Linear(3, 2), lambda y, _: OwnLoss.apply(y), (x, x[:, 0])))
+    failed = [alarm for alarm in alarms if alarm.severity == "failed"]
+    assert failed != []
+    assert all("no such gradient" in alarm.text for alarm in failed), failed
+
+
 def test_what_was_found_before_a_subject_ends_badly_counts() -> None:
     def subject() -> None:
         sightline.check("no module", None, None)  # type: ignore[arg-type]
@@ -128,12 +170,13 @@ def test_scores_and_comparisons_by_hand() -> None:
     before = [make_line(make_row("a", **bug), 0, alarms=[NAMED]), make_line(make_row("b", **bug), 0)]
     after = [make_line(make_row("a", **bug), 0), make_line(make_row("b", **bug), 0, alarms=[NAMED])]
     before += [make_line(make_row("c"), 0, alarms=[NAMED])]
-    after += [make_line(make_row("c"), 0, alarms=[Alarm("check", "", "other", "warning")])]
+    failures = [Alarm("failed", f"{name}: KeyError", name, "failed") for name in ("first", "second")]
+    after += [make_line(make_row("c"), 0, alarms=[Alarm("check", "", "other", "warning"), *failures])]
     for line in (*before, *after):
         line["wall_s"] = 1.0
     table = summarise(after)
     assert [row[:2] for row in table] == [("loop", "run"), ("loop", "all")]
-    assert table[0][2:] == ("2", "1", "1", "1", "0", "1", "1", "0", "1", "0", "1.0", "1.0")
+    assert table[0][2:] == ("2", "1", "1", "1", "0", "1", "1", "0", "1", "2", "0", "1.0", "1.0")
     told = list(compare({(line["id"], line["seed"]): line for line in before}, after))
     assert [text.partition(" seed")[0] for text in told] == [
         "3 rows are in both",

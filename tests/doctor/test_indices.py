@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sightline.doctor.evidence.indices import used_indices
 from sightline.doctor.examine import list_rules
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.form import Batch, CalledForm
+from sightline.doctor.subject import Subject
 
 HEIGHT, WIDTH, DEPTH, K = 8, 20, 5, 4
 
@@ -28,7 +29,9 @@ class Network(nn.Module):
 
 def judge(run: Callable[[Tensor], Tensor], seed: int = 0, num: int = 64) -> list[str]:
     torch.manual_seed(seed)
-    used = used_indices(Subject(Network(run), nn.MSELoss(), [Batch({"points": torch.rand(4, num, 3)}, None)]))
+    network = Network(run)
+    batch = Batch({"points": torch.rand(4, num, 3)}, None)
+    used = used_indices(Subject(network, CalledForm(network, nn.MSELoss()), [batch]))
     rules = [rule for rule in list_rules() if rule.code == "indices"]
     return [found.summary for rule in rules for found in rule.find(used_indices=used)]
 

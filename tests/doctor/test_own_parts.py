@@ -48,7 +48,7 @@ def test_a_rule_of_a_plugin_that_fails_is_told(tmp_path: Path, own_rule: Any, re
     own_rule(lambda run: returned)
     (finding,) = [each for each in run_quick(make(tmp_path), World()) if each.code == "own-x"]
     assert finding.severity == "warning"
-    assert finding.summary.startswith("check could not run: own: ")
+    assert finding.summary.startswith("a rule of this code failed itself: ")
 
 
 def test_numbers_of_numpy_and_torch_in_a_finding_are_written_as_json(tmp_path: Path, own_rule: Any) -> None:

@@ -21,7 +21,7 @@ from tests.doctor.planting import make, with_model
 
 def test_inputs_and_targets_are_the_keys_that_model_and_loss_need(tmp_path: Path) -> None:
     subject = make_run_subject(make(tmp_path), num_samples=4)
-    assert (subject.form.inputs, subject.form.targets) == (("points",), ("label",))
+    assert (subject.form.inputs.keys, subject.form.target.keys) == (("points",), ("label",))
     assert [len(batch.target) for batch in subject.batches] == [4] * 4
     assert len(subject.loader.dataset) == 216  # of 240, a tenth chooses the checkpoint
 

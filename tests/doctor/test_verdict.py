@@ -1,44 +1,206 @@
-"""The verdict of a check says what held, and what nobody judged; nothing of the user's changes."""
+"""The verdict of a check says in three lines what held, what was not judged, and what to do; nothing changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
 from sightline.doctor.check import check_module
+from sightline.doctor.evidence import MEASUREMENTS
+from sightline.doctor.finding import Finding, FindingLocation
+from sightline.workbench.check.suite import all_rules
+from tests.processes import ROOT
 
 ROWS, LABELS = torch.randn(32, 6, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
 BATCH = ROWS, LABELS
 
 
-def test_it_counts_what_held_and_names_what_could_not_be_asked() -> None:
-    first, second = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH).verdict
-    assert first.startswith("verdict: of ")
-    assert first.endswith(" held and 0 did not")
-    assert "no optimizer was given" in second
-    assert "no evaluation given" in second
+def test_it_counts_what_held_and_says_which_arguments_are_missing() -> None:
+    counts, not_judged, action = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH).verdict
+    assert counts.startswith("verdict: of ")
+    assert counts.endswith(" held and 0 did not")
+    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, the score of your evaluation, how ")
+    assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, score=score, ")
 
 
-def test_what_is_not_afforded_is_named_with_its_cost() -> None:
-    report = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH, budget_s=0.0)
-    assert "nobody judged: " in report.verdict[-1]
-    assert " s of processor time, 0.0 left" in report.verdict[-1]
+def test_what_is_given_is_not_asked_for() -> None:
+    model = nn.Linear(6, 3)
+    data = TensorDataset(ROWS, LABELS)
+    loaders = [DataLoader(data, 8, shuffle=True), DataLoader(TensorDataset(ROWS + 1, LABELS), 8)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = nn.CrossEntropyLoss()
+    verdict = sightline.check(model, loss, loaders[0], optimizer=optimizer, evaluation=loaders[1]).verdict
+    assert not any(word in "".join(verdict) for word in ("optimizer", "evaluation data", "DataLoader")), verdict
 
 
-def test_a_loss_that_fails_is_a_finding_and_no_exception() -> None:
-    def fail(outputs: Tensor, target: Tensor) -> Tensor:
-        raise ValueError("no such unit")
+def test_a_budget_that_is_spent_is_said_in_numbers_of_relations_and_one_that_affords_all_is_named() -> None:
+    spent = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH, budget_s=0.0)
+    assert re.search(r" \d+ relations for want of time", spent.verdict[1])
+    (seconds,) = re.findall(r"budget_s=(\d+)", spent.verdict[2])
+    whole = sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH, budget_s=float(seconds))
+    assert "for want of time" not in whole.verdict[1]
+    assert len(whole.examined.judged) > len(spent.examined.judged)
 
+
+def test_each_relation_is_listed_where_that_is_asked_for_and_in_files(tmp_path: Path) -> None:
+    report = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH)
+    short, whole = str(report), report.to_text(verbose=True)
+    assert "report.to_text(verbose=True) lists all relations" in short
+    assert "no-update" not in short
+    assert "  no-update was not judged: no optimizer was given" in whole
+    for ending in ("json", "html", "txt"):
+        report.save(tmp_path / f"report.{ending}")
+        text = (tmp_path / f"report.{ending}").read_text()
+        assert "no-update" in text
+        assert "no optimizer was given" in text
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["verdict"] == [*report.verdict]
+    assert not {*document["judged"]} & {*document["not_judged"]}
+
+
+def test_symptoms_stand_in_one_line_under_their_cause() -> None:
+    texts = [f"[code-{number}] what {number}" for number in range(5)]
+    finding = Finding("c", "error", "s", "model.init", FindingLocation(), "1", "2", "3", evidence={"explains": texts})
+    (line,) = [line for line in str(finding).split("\n") if line.startswith("  with it: ")]
+    assert line == f"  with it: {'; '.join(texts[:3])} and 2 more"
+
+
+INTERNAL = {
+    name
+    for name in {*MEASUREMENTS} | {rule.judge.__name__ for rule in all_rules()}
+    if "_" in name.strip("_") or name in ("taught", "aims", "addends", "<lambda>")
+}
+"""Names of measurements and of functions of rules that are no words of English which a sentence may need."""
+
+
+SPEAKING = {"Fault", "Finding", "NotApplicableError", "rule"}
+
+
+def list_internal(text: str) -> set[str]:
+    return INTERNAL & {*re.findall(r"<lambda>|(?<![\w.])[A-Za-z]\w+", text)}
+
+
+def list_texts(path: Path) -> Iterator[str]:
+    """List the texts of a module from which findings and reasons are made."""
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in SPEAKING:
+            words = {keyword.value for keyword in call.keywords if keyword.arg not in ("evidence", "where")}
+            for node in (node for part in (*call.args, *words) for node in ast.walk(part)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_no_text_of_a_rule_or_reason_says_the_name_of_an_internal() -> None:
+    assert len(INTERNAL) > 150
+    texts = {text for path in (ROOT / "sightline").rglob("*.py") for text in list_texts(path)}
+    assert len(texts) > 1000
+    assert not {text: names for text in texts if (names := list_internal(text))}
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "words"),
+    [
+        (nn.Linear(6, 3), nn.CrossEntropyLoss(), {}),
+        (nn.Linear(6, 3), nn.CrossEntropyLoss(), {"budget_s": 0.0}),
+        (nn.Linear(5, 3), nn.CrossEntropyLoss(), {}),
+        (nn.Linear(6, 3), nn.MSELoss(), {}),
+    ],
+)
+def test_no_report_says_the_name_of_an_internal(model: nn.Module, loss: Any, words: dict[str, Any]) -> None:
+    report = check_module(model, loss, BATCH, **words)
+    assert len(report.verdict) == 3
+    assert list_internal(report.to_text(verbose=True)) == set()
+
+
+def fail(outputs: Tensor, target: Tensor) -> Tensor:
+    raise ValueError("no such unit")
+
+
+def test_a_loss_that_fails_is_a_line_of_the_verdict_and_no_finding() -> None:
     report = check_module(nn.Linear(6, 3), fail, BATCH)
+    assert report.findings == []
+    assert report.verdict[0].endswith("loss(outputs, batch[1]) ends in ValueError: no such unit")
+    assert "step=step, as your loop has it: `def step(batch): input, target = batch; return " in report.verdict[2]
+
+
+def test_a_step_that_fails_is_an_error() -> None:
+    model = nn.Linear(6, 3)
+    report = check_module(model, loader=BATCH, step=lambda batch: fail(model(batch[0]), batch[1]))
     assert [finding.code for finding in report.findings] == ["first-step"]
-    assert "passed: ValueError: no such unit" in report.verdict[-1]
+    assert "ended in ValueError: no such unit" in report.verdict[1]
+    assert report.verdict[2] == "  mend the first step, and check again"
+
+
+class Leaking(nn.Module):
+    """Network whose layers are in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = [nn.Linear(6, 8)], nn.Linear(8, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.last(self.layers[0](rows).relu())
+
+
+def mean_of_columns(outputs: Tensor, target: Tensor) -> Tensor:
+    return ((outputs.mean(1, keepdim=True) - target.float()) ** 2).mean()
+
+
+class Edited(Dataset[Any]):
+    """Data set that changes what it stores where it is read."""
+
+    def __init__(self) -> None:
+        self.rows = ROWS.clone()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.rows[index]
+        row *= 0.5
+        return row, LABELS[index]
+
+
+@pytest.mark.parametrize(
+    ("code", "model", "loss", "data", "function"),
+    [
+        ("unregistered", Leaking(), nn.CrossEntropyLoss(), BATCH, Leaking.forward),
+        ("loss-form", nn.Linear(6, 3), mean_of_columns, BATCH, mean_of_columns),
+        ("data-mutation", nn.Linear(6, 3), nn.CrossEntropyLoss(), DataLoader(Edited(), 8), Edited.__getitem__),
+        (
+            "data-mutation",
+            nn.Linear(6, 3),
+            nn.CrossEntropyLoss(),
+            DataLoader(Subset(Edited(), range(24)), 8),
+            Edited.__getitem__,
+        ),
+        (
+            "double-softmax",
+            nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1)),
+            nn.CrossEntropyLoss(),
+            BATCH,
+            None,
+        ),
+    ],
+)
+def test_a_finding_names_the_lines_of_the_program_that_it_is_about(
+    code: str, model: nn.Module, loss: Any, data: Any, function: Any
+) -> None:
+    (finding, *_) = [each for each in check_module(model, loss, data).findings if each.code == code]
+    expected = (None, None) if function is None else (__file__, function.__code__.co_firstlineno)
+    assert (finding.where.file, finding.where.line) == expected, finding
 
 
 def test_one_cause_is_one_finding() -> None:
@@ -57,7 +219,7 @@ def test_a_model_that_torch_fuses_is_asked_what_it_ends_in(fuse: Callable[[nn.Mo
     assert "loss.double_softmax" in causes
 
 
-@pytest.mark.parametrize("words", [{"batch_or_loader": 5}, {"batch_or_loader": BATCH, "evaluation": 5}])
+@pytest.mark.parametrize("words", [{"loader": 5}, {"loader": BATCH, "evaluation": 5}])
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
         sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)
@@ -95,6 +257,6 @@ def test_layers_that_nobody_registers_are_asked_in_float64_too() -> None:
     report = sightline.check(model, nn.CrossEntropyLoss(), (clouds, LABELS))
     assert {"unregistered", "point-order"} <= {finding.code for finding in report.findings}, report
     assert "hidden[0].weight, hidden[0].bias" in str(report)
-    assert not any("permuted_points" in line for line in report.verdict)
+    assert "ended in" not in report.verdict[1]
     assert scale.dtype == torch.float32
     assert torch.equal(model.hidden[0].weight, before)

@@ -51,7 +51,7 @@ def built() -> TrainingSetup:
     settings = json.dumps(
         SIZES | {"backbone_config": {**SIZES["backbone_config"], "use_learnable_affine_block": False}}
     )
-    return build(read_config(path, [*WORDS, f"model.settings={settings}"]), World())
+    return build(read_config(path, [*WORDS, f"model.network={settings}"]), World())
 
 
 def train_theirs(setup: TrainingSetup, losses: list[float]) -> Any:

@@ -11,7 +11,7 @@ from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
 from sightline.layers.images import make_group_norm
 
-__all__ = ["SETTINGS", "SMALL_DFINE", "make_set_network", "normalise_by_image"]
+__all__ = ["SETTINGS", "SMALL_DFINE", "make_set_network", "make_small_words", "normalise_by_image"]
 
 _SIZES = {
     "encoder_in_channels": [16, 16, 32],
@@ -42,17 +42,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rt_detr_v2": {**_SIZES, "backbone_config": _RESNET, "decoder_n_points": 2},
 }
 """By family: values of the library's config."""
-SMALL_DFINE = (
-    *("data={name: synthetic_crowds, train_size: 8, validation_size: 4, test_size: 4}", "init=null"),
-    *("transforms.train.0.canvas=[64, 96]", "transforms.evaluate.0.height=64", "transforms.evaluate.0.width=96"),
-    f"model={json.dumps({'name': 'transformers_detector', 'family': 'd_fine', 'settings': SETTINGS['d_fine']})}",
-)
-"""Overrides of the preset of photos: such a detector from nothing, on a few drawn crowds."""
+_THREE = "losses=[{name: set_class}, {name: set_l1}, {name: set_giou}]"
+
+
+def make_small_words(family: str) -> tuple[str, ...]:
+    """Return overrides of the preset of photos: such a detector from nothing, on a few drawn crowds."""
+    block = {"name": "transformers_detector", "network": {"name": family, **SETTINGS[family]}}
+    return (
+        *("data={name: synthetic_crowds, train_size: 8, validation_size: 4, test_size: 4}", "init=null"),
+        *("transforms.train.0.canvas=[64, 96]", "transforms.evaluate.0.height=64", "transforms.evaluate.0.width=96"),
+        *(f"model={json.dumps(block)}", *((_THREE,) if family == "rt_detr_v2" else ())),
+    )
+
+
+SMALL_DFINE = make_small_words("d_fine")
 
 
 def make_set_network(family: str, *class_names: str, **settings: Any) -> Any:
     """Build the small detector of a family for some classes, with these settings replaced."""
-    block = {"family": family, "settings": SETTINGS[family] | settings}
+    block = {"network": {"name": family, **SETTINGS[family], **settings}}
     facts = {"num_classes": len(class_names), "class_names": class_names}
     return registry.models.build(ComponentConfig("transformers_detector", block), facts=facts)
 

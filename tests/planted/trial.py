@@ -35,7 +35,10 @@ _LOGGED_CODE = re.compile(r"([a-z]+(?:-[a-z]+)+): ")
 
 @dataclass(frozen=True)
 class Alarm:
-    """Message of the doctor at a moment: a finding, a refusal of the config, or a warning with a code in the log."""
+    """Message of the doctor at a moment: a finding, a refusal of the config, or a warning with a code in the log.
+
+    `severity` is that of the finding; `failed` is a measurement that ended in an error, whose name is the code.
+    """
 
     moment: str
     text: str
@@ -165,12 +168,12 @@ def _train(
     return make_alarms("training", while_training), make_alarms("end", at_end)
 
 
-def make_alarms(moment: str, findings: Iterable[Finding]) -> list[Alarm]:
-    """Convert findings to alarms, notes aside."""
+def make_alarms(moment: str, findings: Iterable[Finding], *, with_notes: bool = False) -> list[Alarm]:
+    """Convert findings to alarms, notes aside unless they are asked for."""
     return [
         Alarm(moment, str(f), f.code, f.severity, (f.cause, *f.alternatives), f.where.step, f.summary)
         for f in findings
-        if f.severity != "note"
+        if with_notes or f.severity != "note"
     ]
 
 

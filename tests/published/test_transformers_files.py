@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, MissingExtraError
+from sightline.contract.types import ComponentConfig
 from sightline.published import transformers_files
 from sightline.runs.weight_sources import open_source
 from sightline.runs.weights import load_weights
@@ -75,15 +77,17 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     path, _ = write_theirs(tmp_path / "a")
     source = open_source(str(path))
     with pytest.raises(
-        CheckpointError, match=r"other decoder_layers; set these as in its config: model.settings=\{"
+        CheckpointError, match=r"other decoder_layers; set these as in its config: model.network=\{"
     ) as told:
         make_set_network("d_fine", "car", decoder_layers=3).fit_weights({}, source.config)
-    block = json.loads(str(told.value).partition("model.settings=")[2])
+    block = json.loads(str(told.value).partition("model.network=")[2])
     make_set_network("d_fine", "car", **block).fit_weights({}, source.config)  # what it says to take does
-    with pytest.raises(
-        CheckpointError, match=r"is of the family d_fine, this model is rt_detr_v2; set model.family=d_fine"
-    ):
+    with pytest.raises(CheckpointError, match=r"is a d_fine, this model is a rt_detr_v2; set losses=\[.*,") as told:
         make_set_network("rt_detr_v2", "car").fit_weights({}, source.config)
+    block = json.loads(str(told.value).partition("model.network=")[2])
+    facts = {"num_classes": 1, "class_names": ("car",)}
+    other = registry.models.build(ComponentConfig("transformers_detector", {"network": block}), facts=facts)
+    other.fit_weights({}, source.config)  # and of this, no value of the old network is left
     (tmp_path / "a/config.json").write_text(
         (tmp_path / "a/config.json").read_text().replace('"encoder_ffn_dim": 16', '"encoder_ffn_dim": 8')
     )

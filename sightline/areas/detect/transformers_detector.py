@@ -6,10 +6,13 @@ the engine divides by the boxes of the whole step, as it does for every other lo
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +21,29 @@ from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError, assert_installed, escape_to_one_line, join_some
 from sightline.contract.loss import Loss
 from sightline.contract.schema import suggest
+from sightline.instrument import InterceptedFunctions
+from sightline.instrument.float64 import Float64Functions
 from sightline.layers.images import assert_images
 from sightline.ops.waits import read_list
 
 
 class _Family(NamedTuple):
-    """Name of a detector's classes in transformers, and the terms of its loss: key of ours -> theirs."""
+    """Name of a detector's classes in transformers, and the terms of its loss: key of ours -> theirs; our losses."""
 
     prefix: str
     terms: Mapping[str, str]
+    losses: tuple[str, ...]
 
 
 _TERMS = {"class_term": "loss_vfl", "l1_term": "loss_bbox", "giou_term": "loss_giou"}
+_LOSSES = ("set_class", "set_l1", "set_giou")
 _FAMILIES = {
-    "d_fine": _Family("DFine", {**_TERMS, "corner_term": "loss_fgl", "distillation_term": "loss_ddf"}),
-    "rt_detr_v2": _Family("RTDetrV2", _TERMS),
+    "d_fine": _Family(
+        "DFine",
+        {**_TERMS, "corner_term": "loss_fgl", "distillation_term": "loss_ddf"},
+        (*_LOSSES, "set_corners", "set_distillation"),
+    ),
+    "rt_detr_v2": _Family("RTDetrV2", _TERMS, _LOSSES),
 }
 _BY_US = ("num_labels", "id2label", "label2id", "num_channels", "return_dict", "use_pretrained_backbone")
 """Values of the library's config that follow from the data, or that this model sets itself."""
@@ -65,29 +76,28 @@ class SetOutput(TypedDict):
 class TransformersDetector(nn.Module):
     """Detector of the library transformers, D-FINE or RT-DETR v2, for the task `detect_set`.
 
-    `settings` are values of the library's own config (`DFineConfig`, `RTDetrV2Config`) where they differ from its
-    defaults, under its names; the number of classes is that of the data. Weights are random, or those of
-    `init.from`: a safetensors file of such a detector next to its `config.json`, or a repository of a hub. With
-    boxes, outputs include the library's loss terms, each multiplied by its weight in `settings` and by the number of
-    boxes that are not ignored (1 without any). Needs the extra `transformers`, and images whose sides are multiples
-    of 32. Raises ConfigError for settings that the library does not have or refuses.
+    `network` has the name `d_fine` or `rt_detr_v2`, and values of the library's own config (`DFineConfig`,
+    `RTDetrV2Config`) where they differ from its defaults, under its names; the number of classes is that of the data.
+    Weights are random, or those of `init.from`: a safetensors file of such a detector next to its `config.json`, or a
+    repository of a hub. With boxes, outputs include the library's loss terms, each multiplied by its weight in
+    `network` and by the number of boxes that are not ignored (1 without any). Needs the extra `transformers`, and
+    images whose sides are multiples of 32. Raises ConfigError for values that the library does not have or refuses.
     Source: Peng et al. 2024, D-FINE; Lv et al. 2024, RT-DETRv2; networks and losses are those of Hugging Face's
     transformers.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        class_names: tuple[str, ...] = (),
-        family: Literal["d_fine", "rt_detr_v2"] = "d_fine",
-        settings: dict[str, Any] | None = None,
-    ) -> None:
+    tasks = frozenset({"detect_set"})
+    targets = frozenset({"boxes", "label", "is_ignored", "box_offsets"})
+
+    def __init__(self, *, num_classes: int, class_names: tuple[str, ...] = (), network: dict[str, Any]) -> None:
         super().__init__()
+        settings = dict(network)
+        if (name := settings.pop("name", None)) not in _FAMILIES:
+            raise ConfigError(f"network: found the name {name!r}, allowed are {' and '.join(_FAMILIES)}")
         assert_installed("transformers", "scipy", needed_by="model transformers_detector")
         self.class_names = class_names or tuple(map(str, range(num_classes)))
-        self._terms = _FAMILIES[family].terms
-        self.network = _make_network(family, dict(settings or {}), self.class_names)
+        self._terms = _FAMILIES[name].terms
+        self.network = _make_network(name, settings, self.class_names)
         self.output_keys = frozenset({"logits", "set_boxes", *self._terms})
 
     def forward(
@@ -111,14 +121,26 @@ class TransformersDetector(nn.Module):
                 f"image: found {image.shape[2]} x {image.shape[3]} pixels, transformers_detector takes multiples of "
                 f"{_MULTIPLE}; set height and width of fit_image"
             )
+        config = self.network.config
+        if (num_positions := sum(math.prod(side // s for side in image.shape[2:]) for s in config.feat_strides)) < (
+            config.num_queries
+        ):
+            raise ValueError(
+                f"image: {image.shape[2]} x {image.shape[3]} pixels have {num_positions} positions of queries, fewer "
+                f"than the {config.num_queries} queries; take a larger canvas, or set model.network.num_queries"
+            )
         if boxes is None or label is None or is_ignored is None or box_offsets is None:
-            return self._to_outputs(self.network(pixel_values=image))
+            return self._to_outputs(self._call(image))
         targets = make_targets(image, boxes, label, is_ignored, box_offsets)
-        predicted = self.network(pixel_values=image, labels=targets)
+        predicted = self._call(image, labels=targets)
         num_boxes = max(1, sum(len(target["boxes"]) for target in targets))
         terms = {ours: num_boxes * _add_up(predicted.loss_dict, theirs) for ours, theirs in self._terms.items()}
         outputs: Any = {**self._to_outputs(predicted), **terms}
         return outputs
+
+    def _call(self, image: Tensor, **named: Any) -> Any:
+        with Float64Functions() if image.dtype == torch.float64 else nullcontext():
+            return self.network(pixel_values=image, **named)
 
     def _to_outputs(self, predicted: Any) -> SetOutput:
         queries = slice(-self.network.config.num_queries, None)  # denoising queries come first
@@ -128,8 +150,8 @@ class TransformersDetector(nn.Module):
         """Fit weights of a detector of other classes to this one: rows of classes are chosen by class name.
 
         Classes that the config's `id2label` lacks start with the rows that this model has. All other tensors stay as
-        they are. Returns the weights and a sentence on the classes. Raises CheckpointError for a network of other
-        `settings`.
+        they are. Returns the weights and a sentence on the classes. Raises CheckpointError, with the `network` to
+        take, for weights of another one.
         """
         _assert_same_network(self.network.config, config)
         labels = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
@@ -169,26 +191,57 @@ def make_targets(
     return targets
 
 
-def _make_network(family: str, settings: dict[str, Any], class_names: Sequence[str]) -> Any:
+def _make_network(name: str, settings: dict[str, Any], class_names: Sequence[str]) -> Any:
     import transformers
 
-    prefix = _FAMILIES[family].prefix
-    config_class = getattr(transformers, f"{prefix}Config")
+    config_class = _config_class(name)
     known = config_class().to_dict()
-    for name in settings:
-        if name in _BY_US:
-            raise ConfigError(f"settings: {name} follows from the data or is set by the model; leave it out")
-        if name not in known:
-            raise ConfigError(f"settings: {config_class.__name__} has no value '{name}'{suggest(name, sorted(known))}")
+    for key in settings:
+        if key in _BY_US:
+            raise ConfigError(f"network: {key} follows from the data or is set by the model; leave it out")
+        if key not in known:
+            raise ConfigError(f"network: {config_class.__name__} has no value '{key}'{suggest(key, sorted(known))}")
     labels = dict(enumerate(class_names))
-    try:
+    with _describe_refusals():
         config = config_class(**settings, id2label=labels, label2id={name: index for index, name in labels.items()})
-        network = getattr(transformers, f"{prefix}ForObjectDetection")(config)
-    except Exception as error:  # of the library, which checks what it reads in many ways
-        text = escape_to_one_line(str(error))[:200]
-        raise ConfigError(f"settings: transformers refuses them ({type(error).__name__}: {text})") from error
+    backbone = sorted(type(config.backbone_config)().to_dict())
+    for key in settings.get("backbone_config") or ():
+        if key not in backbone:
+            raise ConfigError(f"network.backbone_config: has no value '{key}'{suggest(key, backbone)}")
+    with _describe_refusals():
+        network = getattr(transformers, f"{_FAMILIES[name].prefix}ForObjectDetection")(config)
     _turn_constants_into_buffers(network)
+    network.loss_function = _support_float64(network.loss_function)
     return network
+
+
+@contextmanager
+def _describe_refusals() -> Iterator[None]:
+    """Turn the library's errors, which checks what it reads in many ways, into ConfigErrors of one line."""
+    try:
+        yield
+    except Exception as error:
+        text = escape_to_one_line(str(error))[:200]
+        raise ConfigError(f"network: transformers refuses it ({type(error).__name__}: {text})") from error
+
+
+def _support_float64(loss_function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the library's losses so that those of float64 logits are computed in float64."""
+
+    @functools.wraps(loss_function)
+    def compute(logits: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with InterceptedFunctions(_keep_float64) if logits.dtype == torch.float64 else nullcontext():
+            return loss_function(logits, *args, **kwargs)
+
+    return compute
+
+
+def _keep_float64(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Convert to float64 where the library writes `.float()`, and its constants of float32."""
+    if function is Tensor.float:
+        return args[0].double()
+    result = function(*args, **kwargs)
+    return result.double() if function is torch.tensor and result.dtype == torch.float32 else result
 
 
 def _turn_constants_into_buffers(network: nn.Module) -> None:
@@ -208,17 +261,17 @@ def _add_up(loss_terms: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _assert_same_network(own: Any, theirs: Mapping[str, Any]) -> None:
     """Raise CheckpointError, with the settings to take, if a file's config describes another network."""
-    config_class = type(own)
-    if theirs["model_type"] != own.model_type:
+    if (name := theirs["model_type"]) != own.model_type:
+        losses = ", ".join(f"{{name: {loss}}}" for loss in _FAMILIES[name].losses)
+        network = json.dumps({"name": name, **_list_changed_settings(name, theirs)})
         raise CheckpointError(
-            f"is of the family {theirs['model_type']}, this model is {own.model_type}; set model.family="
-            f"{theirs['model_type']}, and the losses that this family has"
+            f"is a {name}, this model is a {own.model_type}; set losses=[{losses}] and model.network={network}"
         )
-    ours, made = (_list_settings(config, own) for config in (own, config_class.from_dict(dict(theirs))))
+    ours, made = (_list_settings(config, own) for config in (own, type(own).from_dict(dict(theirs))))
     if settings := {name: made.get(name) for name in ours if made.get(name) != ours[name]}:
         raise CheckpointError(
             f"is of a network with other {', '.join(settings)}; set these as in its config: "
-            f"model.settings={json.dumps(settings)}"
+            f"model.network={json.dumps(settings)}"
         )
 
 
@@ -232,6 +285,26 @@ def _list_settings(config: Any, own: Any) -> dict[str, Any]:
     values["backbone_config"] = {name: value for name, value in values["backbone_config"].items() if name in known}
     plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples
     return {name: value for name, value in plain.items() if name not in {*_NOT_OF_NETWORK, "model_type"}}
+
+
+def _list_changed_settings(name: str, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """List those of a file's config that differ from the library's defaults; of a backbone, also its kind."""
+    config_class = _config_class(name)
+    config, default = config_class.from_dict(dict(theirs)), config_class()
+    backbone = config.backbone_config
+    settings, usual = _list_settings(config, config), _list_settings(default, default)
+    changed = {key: value for key, value in settings.items() if value != usual[key]}
+    if "backbone_config" in changed:
+        usual = json.loads(json.dumps(type(backbone)().to_dict()))
+        kept = {key: value for key, value in changed["backbone_config"].items() if value != usual.get(key)}
+        changed["backbone_config"] = {"model_type": backbone.model_type, **kept}
+    return changed
+
+
+def _config_class(name: str) -> Any:
+    import transformers
+
+    return getattr(transformers, f"{_FAMILIES[name].prefix}Config")
 
 
 # --- the terms as losses ----------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
+import math
 import pkgutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +20,12 @@ from typing import Any, TypeVar
 
 from sightline.doctor.attempts import MissingError, attempt
 
+logger = logging.getLogger(__name__)
+
+SLOW_S = 0.02
+"""Processor time of a pass forward and backward that is slow: slower networks get as many passes as those of it do."""
+_LONG_S = 10.0
+"""Time of a check of which the user is told, unasked."""
 _FIRST = "passed"
 """Measurement that runs the first batch; those that cost passes are afforded by its time."""
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -59,16 +67,21 @@ def list_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def import_all(package: str) -> None:
     """Import the modules of a package, whose declarations fill the tables."""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         importlib.import_module(module.name)
 
 
 @dataclass
 class Evidence:
-    """Measurements of what is `given`, by name, made on first use, within a budget of processor time."""
+    """Measurements of what is `given`, by name, made on first use, within a budget of processor time.
+
+    The budget counts passes where one is slow: with `is_patient`, they are as many as fit into it at 20 ms each, so
+    that what is asked does not depend on the size of a network. The time that this takes is logged beforehand.
+    """
 
     given: Mapping[str, Any]
     budget_s: float
+    is_patient: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
     _priced: tuple[int, float] = (-1, 0.0)
@@ -108,7 +121,8 @@ class Evidence:
 
     @property
     def _left_s(self) -> float:
-        return max(self.budget_s - sum(self.seconds.values()), 0.0)
+        factor = max(1.0, self._pass_s / SLOW_S) if self.is_patient and self.budget_s < math.inf else 1.0
+        return max(factor * self.budget_s - sum(self.seconds.values()), 0.0)
 
     @property
     def _pass_s(self) -> float:
@@ -144,9 +158,24 @@ class Evidence:
             return missing
         if not self.affords((measurement.name,)):
             cost_s = measurement.passes * self._pass_s
-            words = f"some {cost_s:.1f} s of processor time, {self._left_s:.1f} left"
-            return MissingError("cost", f"{measurement.name}: {words}")
+            words = f"it would take some {cost_s:.1f} s of processor time, and {self._left_s:.1f} s are left"
+            return MissingError("cost", words, source=measurement.name, cost_s=cost_s)
         started = time.process_time()
         value = attempt(measurement.name, measurement.run, read)
         self.seconds[measurement.name] = time.process_time() - started
+        if measurement.name == _FIRST and self.is_patient and self.budget_s < math.inf:
+            self._say_time(measurement, read)
         return value
+
+    def _say_time(self, first: Measurement, read: Mapping[str, Any]) -> None:
+        """Log how long a patient examination may take, where the first pass is slow the second time, too."""
+        if 3 * self.seconds[_FIRST] > SLOW_S:
+            started = time.process_time()
+            attempt(first.name, first.run, read)
+            self.seconds[_FIRST] = min(self.seconds[_FIRST], time.process_time() - started)
+        pass_s = 3 * self.seconds[_FIRST]
+        if pass_s > SLOW_S:
+            most_s = self.budget_s * pass_s / SLOW_S
+            level = logging.WARNING if most_s > _LONG_S else logging.INFO
+            words = "a pass of the model takes some %.2g s: its check may take up to %.0f s of processor time"
+            logger.log(level, words, pass_s, most_s)

@@ -13,7 +13,8 @@ from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.evidence import measure
-from sightline.doctor.subject import Batch, Pass, Subject
+from sightline.doctor.form import Batch
+from sightline.doctor.subject import Pass, Subject
 from sightline.instrument.random_state import seed_all
 
 _MAX_CLASSES, _NUM_DRAWS = 4, 2

@@ -55,7 +55,7 @@ def silent_classes(subject: Subject, labelled: list[Labelled]) -> list[Silent]:
 
 def _is_weighted_away(subject: Subject, label: int, number: int) -> bool:
     """Return True if the loss reaches weights of classes of which that of the label is 0."""
-    tensors = (tensor for _, tensor in iter_reachable(subject.loss, Tensor))
+    tensors = (tensor for _, tensor in iter_reachable(subject.form.loss, Tensor))
     return any(t.shape == (number,) and t.is_floating_point() and float(t[label]) == 0 for t in tensors)
 
 
@@ -154,9 +154,11 @@ def hidden_places(subject: Subject) -> HiddenPlaces:
         noise = torch.Generator().manual_seed(0)
         moving = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad]
         parts = [(tensor * torch.randn(tensor.shape, generator=noise).to(tensor)).sum() for tensor in moving]
-        (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True)
-        value = subject.evaluate(outputs, replace_leaf(batch.target, path, wanted))
-        (pull,) = torch.autograd.grad(value, [wanted])
+        (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True, allow_unused=True)
+        value = subject.evaluate(model, outputs, replace_leaf(batch.target, path, wanted))
+        (pull,) = torch.autograd.grad(value, [wanted], allow_unused=True) if value.requires_grad else (None,)
+        if reach is None or pull is None:  # what the loss reads of it has no slope, as that of labels and masks
+            continue
         hidden, counted = reach == 0, pull != 0
         return HiddenPlaces(hidden.numel(), int(hidden.sum()), int(counted.sum()), int((hidden & counted).sum()))
     raise NotApplicableError("no input that is the target")

@@ -7,9 +7,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import measure
-from sightline.doctor.subject import Pass
+from sightline.doctor.subject import Batch, Pass, Subject, count_samples, take_rows
 
 _VIEWS = ("View", "UnsafeView", "ReshapeAlias")
 _KEEPS = (*_VIEWS, "Expand", "NativeDropout", "Mul", "Clone", "ToCopy", "MaskedFill")
@@ -24,10 +27,24 @@ class Reshape(NamedTuple):
 
 
 @measure()
-def reshapes(passed: Pass) -> list[Reshape]:
-    """List the views of the loss's graph whose sizes are those before in another order, merged or split."""
+def reshapes(subject: Subject, passed: Pass) -> list[Reshape]:
+    """List the views of the loss's graph whose sizes are those before in another order, merged or split.
+
+    Sizes may be equal by chance, as the samples of a batch and the width of a head are: where a batch of one sample
+    less has no such view, there is none.
+    """
+    found, size = list_reshapes(passed.value), count_samples(passed.batch)
+    if not found or size < 3:
+        return found
+    fewer = Batch(*take_rows(tuple(passed.batch), range(size - 1)))
+    again = attempt("fewer samples", subject.run, {"model": subject.copy("train"), "batch": fewer})
+    return found if isinstance(again, MissingError) or list_reshapes(again.value) else []
+
+
+def list_reshapes(value: Tensor) -> list[Reshape]:
+    """List the views of a graph whose sizes are those before in another order, merged or split."""
     found = []
-    for node in iter_nodes([passed.value.grad_fn]):
+    for node in iter_nodes([value.grad_fn]):
         if get_node_name(node) in _VIEWS and hasattr(node, "_saved_self_sym_sizes"):
             before = tuple(map(int, node._saved_self_sym_sizes))
             after = tuple(map(int, node._input_metadata[0].shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,16 @@ def value_of(subject: Subject, passed: Pass, outputs: dict[str, Tensor], target:
     """Compute the loss with some outputs, by path, in place of the network's."""
     seed_all(0)
     replaced = tree_map(passed.outputs, lambda path, t: outputs.get(path, t.detach()))
-    return subject.evaluate(replaced, passed.batch.target if target is None else target)
+    return subject.evaluate(passed.model, replaced, passed.batch.target if target is None else target)
+
+
+def set_gradients(value: Tensor, leaves: Iterable[Tensor]) -> None:
+    """Set the gradients of a loss at leaves alone: what else it comes from, such as a kept pass, stays as it is."""
+    leaves = [*leaves]
+    if value.requires_grad:
+        found = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
+        for leaf, gradient in zip(leaves, found, strict=True):
+            leaf.grad = gradient
 
 
 @measure(passes=0.5)
@@ -193,8 +202,7 @@ def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Ce
     for item in labelled:
         if max(item.agreement) < 0.95:
             continue
-        name = _name_range(outputs[item.slope.path], item.axis)
-        link = _RANGES.get(name, lambda scores, axis: scores)
+        name, link = _name_range(outputs[item.slope.path], item.axis), _link(outputs[item.slope.path], item)
 
         def compute(size: float, item: Labelled = item, link: Callable[..., Tensor] = link, **options: bool) -> float:
             others = -size if item.axis is None else 0.0
@@ -245,11 +253,16 @@ def free(subject: Subject, passed: Pass, slopes: list[Slope]) -> Free:
     ends = time.process_time() + _MAX_S
     for _ in range(_MAX_STEPS):
         optimizer.zero_grad()
-        value = value_of(subject, passed, dict(outputs))
+        try:
+            value = value_of(subject, passed, dict(outputs))
+        except (RuntimeError, ValueError) as error:
+            if not values:
+                raise
+            raise NotApplicableError("the loss refuses outputs beyond their range, as of shares") from error
         values.append(float(value))
         if not value.requires_grad or not math.isfinite(values[-1]) or time.process_time() > ends:
             break
-        value.backward()
+        set_gradients(value, outputs.values())
         optimizer.step()
     found = {path: tensor.detach() for path, tensor in outputs.items()}
     span = max(values[0] - values[-1], 1e-12)
@@ -272,22 +285,47 @@ def _measure_growth(subject: Subject, passed: Pass, slopes: list[Slope], found: 
 
 
 class Addend(NamedTuple):
-    """Addend of the loss, by the number of its place, and its gradient at each labelled output."""
+    """Addend of the loss, by the number of its place, and its gradient at each labelled output.
+
+    `even` are the same where all classes have equal scores: an addend that draws scores to one another, as that of
+    label smoothing, lowers no class there.
+    """
 
     place: int
     items: list[Labelled]
+    even: list[Labelled]
 
 
-@measure(passes=1)
-def addends(passed: Pass, labelled: list[Labelled]) -> list[Addend]:
+@measure(passes=2)
+def addends(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Addend]:
     """Split the loss at its outermost sums, and find which class each addend raises and lowers."""
-    edges = [*_list_edges(passed.value.grad_fn, 1.0)]
-    if len(edges) < 2:
-        raise NotApplicableError("the loss is no sum of several")
     outputs = dict(dense_leaves(passed.outputs))
+    even = {
+        item.slope.path: _link(outputs[item.slope.path], item)(item.place(0.0, 0.0), item.axis or 0).requires_grad_()
+        for item in labelled
+    }
+    at_outputs = _split_addends(passed.value, outputs, labelled)
+    at_even = _split_addends(value_of(subject, passed, dict(even)), even, labelled)
+    if len(at_outputs) < 2 or len(at_even) != len(at_outputs):
+        raise NotApplicableError("the loss is no sum of several")
+    pairs = zip(at_outputs, at_even, strict=True)
+    return [Addend(place, _list_counted(own), other) for place, (own, other) in enumerate(pairs)]
+
+
+def _list_counted(items: list[Labelled]) -> list[Labelled]:
+    return [item for item in items if item.is_counted.sum() >= _MIN_PLACES]
+
+
+def _link(output: Tensor, item: Labelled) -> Callable[[Tensor, int], Tensor]:
+    """Return the function of scores that an output ends in."""
+    return _RANGES.get(_name_range(output, item.axis), lambda scores, axis: scores)
+
+
+def _split_addends(value: Tensor, outputs: Mapping[str, Tensor], labelled: list[Labelled]) -> list[list[Labelled]]:
+    """Differentiate each addend of a loss at the labelled outputs."""
     found = []
-    for place, (edge, sign) in enumerate(edges):
-        one = torch.full((), sign, dtype=passed.value.dtype, device=passed.value.device)
+    for edge, sign in _list_edges(value.grad_fn, 1.0):
+        one = torch.full((), sign, dtype=value.dtype, device=value.device)
         tensors = [outputs[item.slope.path] for item in labelled]
         gradients = torch.autograd.grad([edge], tensors, [one], retain_graph=True, allow_unused=True)
         items = []
@@ -298,7 +336,7 @@ def addends(passed: Pass, labelled: list[Labelled]) -> list[Addend]:
                 torch.stack((-gradient, gradient), -1) if item.axis is None else gradient.movedim(item.axis, -1)
             ).reshape(item.gradient.shape)
             items.append(item._replace(gradient=moved))
-        found.append(Addend(place, [item for item in items if item.is_counted.sum() >= _MIN_PLACES]))
+        found.append(items)
     return found
 
 

@@ -14,8 +14,8 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.mirrors import Correction, InputReducer, MirroredSamples, Reduced, find_correction
 from sightline.doctor.evidence.reading import Source, list_leaves, to_bytes
+from sightline.doctor.form import Batch
 from sightline.doctor.objects import get_state, preserve_generators, set_state
-from sightline.doctor.subject import Batch
 
 _NUM_DRAWS, _NUM_PAIRS, _NUM_FITTED_PAIRS = 8, 24, 300
 _MAX_CPU_S, _MIN_READ_PAIRS = 0.4, 4

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset, default_collate
 from torch.utils.data._utils import worker as torch_worker
 
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.batches import BatchForm
 from sightline.doctor.evidence import measure
+from sightline.doctor.form import Batch, Form
 from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.rates import sum_binomial
+from sightline.doctor.subject import Subject
 from sightline.instrument import record
 from sightline.instrument.random_state import seed_all
 
@@ -37,7 +38,7 @@ class Source:
     """Data set with an index behind a loader, read in this process."""
 
     loader: Any
-    form: BatchForm
+    form: Form
 
     @property
     def size(self) -> int:
@@ -47,7 +48,18 @@ class Source:
     def read(self, index: int, seed: int) -> Batch:
         """Read a sample after the global random generators have been seeded."""
         seed_all(seed)
-        return Batch(*self.form.split(self.loader.dataset[index]))
+        return self.divide(self.loader.dataset[index])
+
+    def divide(self, sample: Any) -> Batch:
+        """Divide a sample into inputs and target: as a batch of one, where a form is of what `collate_fn` returns.
+
+        Tensors of one row are without that axis then.
+        """
+        collate = getattr(self.loader, "collate_fn", None)
+        is_batch = getattr(self.loader, "batch_size", None) is None
+        if collate is None or is_batch or (self.form.takes_samples and collate is default_collate):
+            return self.form.split(sample)
+        return tree_map(self.form.split(collate([sample])), lambda _, t: t[0] if t.ndim and len(t) == 1 else t)
 
     def spread(self, count: int) -> list[int]:
         """List up to `count` indices that lie evenly over the data set."""
@@ -62,6 +74,19 @@ class Source:
     def generators(self) -> list[Any]:
         """Return the random generators of the loader and of what the data set reads; not the global ones."""
         return find_read_generators(self.loader)
+
+    def draw(self, count: int) -> list[int]:
+        """List up to `count` indices that lie evenly over the data set, in a drawn order: its start is of all parts."""
+        spread = self.spread(count)
+        order = torch.randperm(len(spread), generator=torch.Generator().manual_seed(_SEED)).tolist()
+        return [spread[number] for number in order]
+
+    def collate(self, count: int) -> Batch:
+        """Collate up to `count` drawn samples, as the loader does; fewer, where the time for reading is over."""
+        with preserve_generators(self.generators()):
+            seed_all(_SEED)
+            samples = [self.loader.dataset[index] for index in self.iter_timed(self.draw(count))]
+            return self.form.split(self.loader.collate_fn(samples))
 
     def list_samples(self, count: int) -> list[Any]:
         """List up to `count` samples as `collate_fn` gets them, each after the same seed."""
@@ -89,8 +114,13 @@ def to_bytes(tree: Any) -> bytes:
     )
 
 
-def open_source(loader: Any, form: BatchForm) -> Source:
-    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one."""
+def open_source(loader: Any, form: Form, *, lacks: str) -> Source:
+    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one.
+
+    `lacks` names the argument that is the loader.
+    """
+    if loader is None:
+        raise NotApplicableError(f"no {lacks} was given whose samples can be read", lacks=lacks)
     data = getattr(loader, "dataset", None)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise NotApplicableError("no data set with an index")
@@ -106,13 +136,13 @@ def open_source(loader: Any, form: BatchForm) -> Source:
 @measure()
 def source(subject: Subject) -> Source:
     """Open the data set of the training's loader."""
-    return open_source(subject.loader, subject.form)
+    return open_source(subject.loader, subject.form, lacks="loader")
 
 
 @measure()
 def evaluation_source(subject: Subject) -> Source:
     """Open the data set of the evaluation's loader."""
-    return open_source(subject.evaluation_loader, subject.form)
+    return open_source(subject.evaluation_loader, subject.form, lacks="evaluation")
 
 
 class Reads(NamedTuple):
@@ -224,10 +254,13 @@ def epochs(source: Source) -> list[list[int]]:
 
 
 def read_labels(source: Source) -> dict[int, int]:
-    """Read the classes of samples. Raises NotApplicableError for targets that are no class."""
+    """Read the classes of samples. Raises NotApplicableError for targets that are no class.
+
+    They are read in a drawn order: where the time ends first, those that were read are of the whole set.
+    """
     labels: dict[int, int] = {}
     with preserve_generators(source.generators()):
-        for index in source.iter_timed(source.spread(_NUM_LABELS)):
+        for index in source.iter_timed(source.draw(_NUM_LABELS)):
             leaves = list_leaves(source.read(index, _SEED).target)
             if len(leaves) != 1 or leaves[0].numel() != 1 or leaves[0].is_floating_point():
                 raise NotApplicableError("no class for each sample")
@@ -258,7 +291,7 @@ def collations(source: Source) -> list[dict[bytes, bytes]]:
         samples = source.list_samples(_NUM_COLLATED)
         for order, seed in ((samples, 0), (samples, 1), (samples[::-1], 1), ([*samples[5:], *samples[:5]], 1)):
             seed_all(_SEED + seed)
-            batch = Batch(*source.form.split(collate(copy.deepcopy(order))))
+            batch = source.form.split(collate(copy.deepcopy(order)))
             tables.append(_list_pairs(batch, len(samples)))
     return tables
 
@@ -287,8 +320,8 @@ def padded(source: Source, subject: Subject) -> Padded:
     """Collate samples of several lengths; find the places that no sample has filled, and that the loss counts."""
     with preserve_generators(source.generators()):
         samples = source.list_samples(_NUM_COLLATED)
-        leaves = [list_leaves(source.form.split(sample)[1]) for sample in samples]
-        batch = Batch(*source.form.split(source.loader.collate_fn(copy.deepcopy(samples))))
+        leaves = [list_leaves(source.divide(sample).target) for sample in samples]
+        batch = source.form.split(source.loader.collate_fn(copy.deepcopy(samples)))
     targets = [tensor for _, tensor in tree_leaves(batch.target)]
     if len(targets) != 1 or any(len(each) != 1 or each[0].ndim != 1 for each in leaves):
         raise NotApplicableError("no targets of a length of their own")
@@ -343,13 +376,25 @@ def _holds_classes(values: Tensor) -> bool:
 
 
 class Split(NamedTuple):
-    """Samples that both parts hold: by their index in a common set, or by the bits of their inputs."""
+    """Samples that both parts hold: by their index in a common set, or by the bits of their inputs.
+
+    `repeated` are those among them that repeat in training, too; `num_repeats` all samples of training that were there
+    before. Inputs of whole numbers, as words are, may be equal by chance (`is_coarse`).
+    """
 
     kind: str
     common: int
     training: int
     evaluation: int
     repeated: int
+    num_repeats: int = 0
+    is_coarse: bool = False
+
+    @property
+    def chance(self) -> float:
+        """Probability of so many common samples, or more, if all equal pairs are spread over both parts by chance."""
+        share = self.evaluation / max(self.evaluation + self.training / 2, 1)
+        return 1 - sum_binomial(self.common + self.num_repeats, self.common - 1, share)
 
 
 @measure()
@@ -366,7 +411,10 @@ def split(source: Source, evaluation_source: Source) -> Split:
     first, second = set(keys[0]), set(keys[1])
     common = first & second
     repeated = sum(keys[0].count(key) > 1 for key in itertools.islice(common, 50))
-    return Split("inputs of equal bits", len(common), len(keys[0]), len(keys[1]), repeated)
+    leaves = list_leaves(source.read(0, _SEED).inputs)
+    is_coarse = not any(leaf.is_floating_point() for leaf in leaves)
+    sizes = len(keys[0]), len(keys[1])
+    return Split("inputs of equal bits", len(common), *sizes, repeated, sizes[0] - len(first), is_coarse)
 
 
 def _hash(inputs: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.passes import Slope
-from sightline.doctor.subject import Batch, Pass, Subject, count_samples, replace_leaf, take_rows
+from sightline.doctor.form import Batch
+from sightline.doctor.subject import Pass, Subject, count_samples, replace_leaf, take_rows
 from sightline.instrument import InterceptedOperators
 from sightline.instrument.random_state import seed_all
 
-_MAX_S, _MIN_STEPS, _MAX_STEPS = 1.0, 20, 400
-_NUM_EXCHANGES = 40
+NUM_TAUGHT, _NUM_EXCHANGES = 120, 40
+"""Steps of a copy that is trained, whatever the speed of the machine; exchanges of targets."""
 MIN_Z = 2.5
 """Spreads below the mean loss of exchanged targets at which a copy has learnt which are a sample's own."""
 
@@ -148,7 +148,7 @@ def doubled(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope
         ),
     )
     seed_all(0)
-    value = subject.evaluate(rest, take_rows(passed.batch.target, twice))
+    value = subject.evaluate(passed.model, rest, take_rows(passed.batch.target, twice))
     gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
     found = []
     for slope, gradient in zip(slopes, gradients, strict=True):
@@ -172,14 +172,14 @@ class Padding(NamedTuple):
 
 
 @measure()
-def padding(passed: Pass, num_samples: int, slopes: list[Slope]) -> list[Padding]:
+def padding(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope]) -> list[Padding]:
     """Find inputs whose rows end in one token, or in zeros, at different lengths, and what of the outputs counts."""
     found = []
     for path, leaf in dense_leaves(passed.batch.inputs):
         lengths = _find_lengths(leaf)
         for slope in slopes if lengths is not None else ():
             axis = next((a for a in (1, 2) if slope.output.ndim > a and slope.output.shape[a] == leaf.shape[1]), None)
-            if lengths is None or axis is None:
+            if lengths is None or axis is None or not _is_of_steps(subject, passed, slope, axis, leaf.shape[1]):
                 continue
             counted = slope.gradient.movedim(axis, 1).reshape(num_samples, leaf.shape[1], -1).abs().sum(-1) > 0
             places = torch.arange(leaf.shape[1], device=leaf.device)
@@ -189,6 +189,21 @@ def padding(passed: Pass, num_samples: int, slopes: list[Slope]) -> list[Padding
     if not found:
         raise NotApplicableError("no padded inputs")
     return found
+
+
+def _is_of_steps(subject: Subject, passed: Pass, slope: Slope, axis: int, num_steps: int) -> bool:
+    """Return True unless the axis of an output stays as it is with a step less: one of as many classes."""
+
+    def cut(_: str, tensor: Tensor) -> Tensor:
+        if tensor.ndim == 1 and not tensor.is_floating_point():
+            return tensor.clamp(max=num_steps - 1)  # lengths
+        return tensor[:, :-1] if tensor.ndim > 1 and tensor.shape[1] == num_steps else tensor
+
+    shorter = {"model": subject.copy("train"), "inputs": tree_map(passed.batch.inputs, cut)}
+    with torch.no_grad():
+        outputs = attempt("a step less", subject.call, shorter)
+    found = {} if isinstance(outputs, MissingError) else dict(dense_leaves(outputs))
+    return slope.path not in found or found[slope.path].shape[axis] != num_steps
 
 
 def _find_lengths(leaf: Tensor) -> Tensor | None:
@@ -223,35 +238,51 @@ class Told(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """A trained copy on a batch kept back, the fall of its loss, and its steps.
+    """A trained copy on a batch kept back, and the fall of its loss.
 
     `by_heart` is the mean z of the batches that it was trained on, less that of the batch kept back; `ease` the mean
-    loss while it was trained, as a share of that of a copy trained with exchanged targets. Both are NaN where the loss
-    on the batch kept back tells enough.
+    loss while it was trained, as a share of that of a copy trained with exchanged targets. `control` is the mean z of
+    samples of these very batches, which a copy trained on their other half has not seen. All three are NaN where the
+    loss on the batch kept back tells enough.
     """
 
     kept: Told
     fell: float
-    steps: int
-    by_heart: float
-    ease: float
+    by_heart: float = math.nan
+    ease: float = math.nan
+    control: float = math.nan
 
 
-@measure(passes=120)
+@measure(passes=NUM_TAUGHT)
 def taught(subject: Subject, num_samples: int) -> Taught:
-    """Train a copy for about a second on all batches but one; compare its loss there with that of exchanged targets."""
+    """Train a copy on all batches but one; compare its loss there with that of exchanged targets.
+
+    Where it does not tell them apart, a second copy is trained on halves of the same batches, and asked of the others.
+    """
     *others, kept = subject.batches
-    if not others or count_samples(kept) < 16:
+    if not others or min(map(count_samples, subject.batches)) < 16:
         raise NotApplicableError("fewer than two batches of 16 samples")
-    model, values = _teach(subject, others, _MAX_STEPS)
+    model, values = _teach(subject, others)
     told = _tell(subject, model, kept)
     near = len(others) * 2
     first, last = (sum(part) / len(part) for part in (values[:near], values[-near:]))
     fell = 1 - last / first if first > 0 else 0.0
     if told.z >= MIN_Z:
-        return Taught(told, fell, len(values), math.nan, math.nan)
-    by_heart = sum(_tell(subject, model, batch).z for batch in others) / len(others) - told.z
-    return Taught(told, fell, len(values), by_heart, _measure_ease(subject, others, values))
+        return Taught(told, fell)
+    by_heart = _mean([_tell(subject, model, batch).z for batch in others]) - told.z
+    halves = [[_take_half(batch, place) for batch in others] for place in range(2)]
+    half_taught, _ = _teach(subject, halves[0])
+    control = _mean([_tell(subject, half_taught, batch).z for batch in halves[1]])
+    return Taught(told, fell, by_heart, _measure_ease(subject, others, values), control)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _take_half(batch: Batch, place: int) -> Batch:
+    """Take each second sample."""
+    return Batch(*take_rows(tuple(batch), range(place, count_samples(batch), 2)))
 
 
 def _tell(subject: Subject, model: nn.Module, batch: Batch) -> Told:
@@ -259,7 +290,7 @@ def _tell(subject: Subject, model: nn.Module, batch: Batch) -> Told:
     with torch.no_grad():
         outputs = subject.call(model.eval(), batch.inputs)
         targets = _exchange(batch.target, count_samples(batch))
-        own, *exchanged = (float(subject.evaluate(outputs, target)) for target in targets)
+        own, *exchanged = (float(subject.evaluate(model, outputs, target)) for target in targets)
     if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
         raise NotApplicableError("the loss reads no order of targets")
     spread = torch.tensor(exchanged).double()
@@ -269,21 +300,19 @@ def _tell(subject: Subject, model: nn.Module, batch: Batch) -> Told:
 def _measure_ease(subject: Subject, batches: Sequence[Batch], values: Sequence[float]) -> float:
     """Compare the losses of a training with those of one from exchanged targets, over as many steps."""
     turned = [Batch(each.inputs, [*_exchange(each.target, count_samples(each))][1]) for each in batches]
-    _, others = _teach(subject, turned, len(values))
-    return sum(values[: len(others)]) / (sum(others) or 1.0)
+    _, others = _teach(subject, turned)
+    return sum(values) / (sum(others) or 1.0)
 
 
-def _teach(subject: Subject, batches: Sequence[Batch], most: int) -> tuple[nn.Module, list[float]]:
-    """Train a copy for so many steps, or about a second; return it and its losses."""
+def _teach(subject: Subject, batches: Sequence[Batch]) -> tuple[nn.Module, list[float]]:
+    """Train a copy; return it and its losses."""
     model = subject.copy("train")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    values, ends = [], time.process_time() + _MAX_S
-    for step in range(most):
-        if step >= _MIN_STEPS and time.process_time() > ends:
-            break
+    values = []
+    for step in range(NUM_TAUGHT):
         batch = batches[step % len(batches)]
         optimizer.zero_grad()
-        value = subject.evaluate(subject.call(model, batch.inputs), batch.target)
+        value = subject.evaluate(model, subject.call(model, batch.inputs), batch.target)
         value.backward()
         optimizer.step()
         values.append(float(value))

@@ -42,7 +42,7 @@ def restored(subject: Subject, repeats: dict[str, Repeat]) -> Restored:
             subject.call(used, batch.inputs)
     refusal = attempt("load_state_dict", other.load_state_dict, {"state_dict": copy.deepcopy(used.state_dict())})
     if isinstance(refusal, MissingError):
-        return Restored("", 0.0, 0.0, refusal.reason)
+        return Restored("", 0.0, 0.0, str(refusal))
     first, second = _evaluate(subject, used), _evaluate(subject, other)
     changes = {p: float((t.double() - second[p].double()).abs().max()) for p, t in first.items() if t.numel()}
     path = max(changes, key=lambda each: changes[each], default="")
@@ -112,6 +112,8 @@ def idle_buffers(subject: Subject, repeats: dict[str, Repeat]) -> list[str]:
         if buffer.is_floating_point() and buffer.numel() > 1 and len(buffer.unique()) == 1
     ]
     names = [name for name in names if name not in repeats["train"].changed]
+    if names:
+        names = _leave_skipped(subject, names)
     if not names:
         raise NotApplicableError("no buffers that training leaves as they are")
     plain = {mode: _call_with(subject, subject.copy(mode)) for mode in ("eval", "train")}
@@ -122,6 +124,21 @@ def idle_buffers(subject: Subject, repeats: dict[str, Repeat]) -> list[str]:
                 return []  # as all of frozen statistics are
             read.append(name)
     return [] if not read or _is_read(subject, read, "train", plain) else read
+
+
+def _leave_skipped(subject: Subject, names: list[str]) -> list[str]:
+    """Leave out the buffers of layers that evaluation calls, and the pass in training has skipped, as drawn depth."""
+    called = {mode: _list_called(subject, mode) for mode in ("eval", "train")}
+    skipped = called["eval"] - called["train"]
+    return [name for name in names if name.rpartition(".")[0] not in skipped]
+
+
+def _list_called(subject: Subject, mode: str) -> set[str]:
+    called, model = set[str](), subject.copy(mode)
+    for path, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, path=path: called.add(path))
+    _call_with(subject, model)
+    return called
 
 
 def _is_read(subject: Subject, names: list[str], mode: str, plain: Mapping[str, list[Tensor]]) -> bool:

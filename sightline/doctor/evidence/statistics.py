@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.reading import open_source
+from sightline.doctor.form import Batch
 from sightline.doctor.loaders import iterate
-from sightline.doctor.subject import Batch, Subject, count_samples
+from sightline.doctor.subject import Subject, count_samples
 
 _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
 _MIN_SAMPLES = 16
@@ -38,10 +40,14 @@ def byte_steps(subject: Subject) -> dict[str, float]:
 
 @measure()
 def same_views(subject: Subject) -> list[str]:
-    """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch."""
+    """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch.
+
+    Not those that are the target too: what is to be given back may be among the inputs, as in an autoencoder.
+    """
     found: list[set[str]] = []
     for batch in subject.batches:
-        views = dict(dense_leaves(batch.inputs))
+        targets = [tensor for _, tensor in dense_leaves(batch.target)]
+        views = {p: t for p, t in dense_leaves(batch.inputs) if not any(_is_equal(t, target) for target in targets)}
         for path, tensor in [*views.items()]:
             if tensor.ndim > 4 and tensor.shape[1] == 2:  # axes of images; two channels may be equal
                 views |= {f"{path}[:, {place}]": part for place, part in enumerate(tensor.unbind(1))}
@@ -55,6 +61,10 @@ def same_views(subject: Subject) -> list[str]:
         found.append({" and ".join(pair) for pair in equal})
     common = set.intersection(*found)
     return sorted(common)[0].split(" and ") if common else []
+
+
+def _is_equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 class Gap(NamedTuple):
@@ -75,8 +85,9 @@ class Gap(NamedTuple):
 def input_gaps(subject: Subject) -> list[Gap]:
     """Compare statistics of each sample, channel by channel: training against evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
-    parts = [dict(_describe(batches)) for batches in (subject.batches, subject.evaluation)]
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
+    pairs = (subject.loader, subject.batches), (subject.evaluation_loader, subject.evaluation)
+    parts = [dict(_describe(_spread(subject, *pair))) for pair in pairs]
     gaps = []
     for (path, channel), first in parts[0].items():
         second = parts[1].get((path, channel))
@@ -86,6 +97,18 @@ def input_gaps(subject: Subject) -> list[Gap]:
     if not gaps:
         raise NotApplicableError("too few samples in evaluation")
     return gaps
+
+
+def _spread(subject: Subject, loader: Any, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Return samples of all parts of a loader's set: the first of a sorted one are of one class, a sampler may balance.
+
+    They are as many as its first batches hold, which are returned where the set has no index.
+    """
+    source = attempt("source", open_source, {"loader": loader, "form": subject.form, "lacks": "loader"})
+    if isinstance(source, MissingError) or getattr(source.loader, "batch_size", None) is None:
+        return batches
+    batch = attempt("source", source.collate, {"count": sum(map(count_samples, batches))})
+    return batches if isinstance(batch, MissingError) or not count_samples(batch) else [batch]
 
 
 def _compare(path: str, channel: int, first: Tensor, second: Tensor) -> Gap:
@@ -127,7 +150,7 @@ class Confusion(NamedTuple):
 def confusion(subject: Subject) -> Confusion:
     """Train a copy for a second, and count its answers for each class of batches kept back and of evaluation."""
     if not subject.evaluation:
-        raise NotApplicableError("no evaluation given")
+        raise NotApplicableError("no evaluation given", lacks="evaluation")
     training = list(_read(subject, subject.loader, subject.batches))
     evaluation = list(_read(subject, subject.evaluation_loader, subject.evaluation))
     if len(training) < 4 or not _is_classified(subject, training[0]):
@@ -153,7 +176,7 @@ def _read(subject: Subject, loader: Any, first: Sequence[Batch]) -> Iterator[Bat
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
     end = time.perf_counter() + _MAX_READ_S
     for batch in itertools.islice(iterate(loader), _MAX_BATCHES):
-        yield Batch(*subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device))))
+        yield subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device)))
         if time.perf_counter() > end:
             return
 

@@ -1,7 +1,9 @@
 """Rules: each a predicate over evidence, with its row: code, severity, causes, what holds, what to do.
 
 A rule's arguments name the measurements that it reads. It returns or yields its faults; none, where the relation holds;
-it raises `NotApplicableError` where it cannot judge: a relation that did not judge has not run.
+it raises `NotApplicableError` where it cannot judge: a relation that did not judge has not run. A rule is an exact
+event, which no correct program has, or it is statistical: correct programs have the number too, and chance may carry it
+beyond the rule's threshold. Then its rate of false alarms is measured; until it is known to be low, it gives notes.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 from sightline.doctor.evidence import list_arguments
 from sightline.doctor.finding import CAUSES, SEVERITIES, Fault, Finding, Severity
+from sightline.doctor.rates import may_alarm
 
 Faults = Iterable[Fault] | Fault | None
 
@@ -27,6 +30,13 @@ class Rule:
     action: str
     judge: Callable[..., Faults]
     reads: tuple[str, ...]
+    is_statistical: bool = False
+
+    @property
+    def name(self) -> str:
+        """Module and function of the rule, or its code where the event is seen while a loop runs."""
+        module, function = self.judge.__module__.removeprefix("sightline."), self.judge.__name__
+        return f"{module}.{self.code if function == '<lambda>' else function}"
 
     def find(self, **evidence: Any) -> Iterator[Finding]:
         """Yield the findings of the rule."""
@@ -35,11 +45,12 @@ class Rule:
             yield self.build(fault)
 
     def build(self, fault: Fault) -> Finding:
-        """Build the finding of a fault."""
+        """Build the finding of a fault; a note, where the rule's rate of false alarms is not known to be low."""
         cause, *others = dict.fromkeys(fault.causes or self.causes)
+        is_known = not self.is_statistical or may_alarm(self.name)
         return Finding(
             code=self.code,
-            severity=fault.severity or self.severity,
+            severity=fault.severity or self.severity if is_known else "note",
             summary=fault.summary,
             cause=cause,
             alternatives=tuple(others),
@@ -65,7 +76,9 @@ def find_by(judge: Callable[..., Faults], **evidence: Any) -> list[Finding]:
     return list(get_rule(judge).find(**evidence))
 
 
-def rule(code: str, severity: Severity, causes: str, *, holds: str, do: str) -> Callable[[Callable[..., Faults]], Any]:
+def rule(
+    code: str, severity: Severity, causes: str, *, holds: str, do: str, is_statistical: bool = False
+) -> Callable[[Callable[..., Faults]], Any]:
     """Declare a rule; `causes` are words of `CAUSES`, the most likely first, `holds` and `do` parts of each finding."""
     names = tuple(causes.split())
     assert severity in SEVERITIES, f"rule '{code}': there is no severity '{severity}'"
@@ -76,7 +89,7 @@ def rule(code: str, severity: Severity, causes: str, *, holds: str, do: str) -> 
         # A plugin may be read again, and then declares its rules anew.
         key = judge.__module__, judge.__qualname__
         RULES[:] = [known for known in RULES if (known.judge.__module__, known.judge.__qualname__) != key]
-        RULES.append(Rule(code, severity, names, holds, do, judge, list_arguments(judge)))
+        RULES.append(Rule(code, severity, names, holds, do, judge, list_arguments(judge), is_statistical))
         return judge
 
     return declare

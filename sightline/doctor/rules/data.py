@@ -14,11 +14,12 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.reading import Padded, Reads, Source, Split, WorkerSeeds, list_leaves, to_bytes
 from sightline.doctor.evidence.statistics import Confusion, Gap, Seams
 from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.form import Batch
 from sightline.doctor.rules import rule
-from sightline.doctor.subject import Batch
 
 _TORCHS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
 _MIN_DRAWN, _MIN_DISTINCT, _MIN_LABELS, _MIN_SHARED_ROWS = 200, 0.05, 48, 8
+_MAX_CHANCE = 1e-4
 
 
 @rule(
@@ -134,6 +135,7 @@ def same_order(source: Source, epochs: list[list[int]]) -> Fault | None:
     "data.pairing data.sampling data.imbalance",
     holds="one weight for all samples of a class",
     do="take the labels in the order of the set that is loaded, also of a Subset: labels[subset.indices]",
+    is_statistical=True,
 )
 def sampler_weights(source: Source, labels: dict[int, int]) -> Fault | None:
     """Weights that balance as many groups as there are classes have to do with the classes."""
@@ -328,6 +330,8 @@ def overlapping_split(split: Split) -> Fault | None:
     """No sample is in both parts; inputs that repeat within training itself are no evidence."""
     if not split.common or split.repeated > 0.2 * min(split.common, 50):
         return None
+    if (split.is_coarse or split.num_repeats) and split.chance > _MAX_CHANCE:
+        return None
     share = split.common / max(1, split.evaluation)
     if split.common < 3 and share < 0.02:
         return None
@@ -363,6 +367,7 @@ def dropped_remainder(evaluation_remainder: Mapping[str, int]) -> Fault | None:
     "data.normalisation data.layout",
     holds="inputs of evaluation as those of training",
     do="apply the same scaling, order of channels and unit in both",
+    is_statistical=True,
 )
 def input_statistics(input_gaps: list[Gap]) -> Fault | None:
     """Compare inputs of training and evaluation, channel by channel, with what samples differ by."""
@@ -384,6 +389,7 @@ def input_statistics(input_gaps: list[Gap]) -> Fault | None:
     "data.label_mapping data.split",
     holds="the classes of evaluation numbered as those of training",
     do="number the classes by one table of names for both parts",
+    is_statistical=True,
 )
 def permuted_labels(confusion: Confusion) -> Fault | None:
     """Ask whether the answers to the classes of evaluation are a permutation of those to the classes of training."""
@@ -418,6 +424,7 @@ def permuted_labels(confusion: Confusion) -> Fault | None:
     "data.split data.label_mapping",
     holds="each class of evaluation in training",
     do="divide the samples class by class, and number the classes by one table",
+    is_statistical=True,
 )
 def missing_classes(labels: dict[int, int], evaluation_labels: dict[int, int]) -> Fault | None:
     """Look for classes that are common in evaluation and absent from training."""
@@ -440,6 +447,7 @@ def missing_classes(labels: dict[int, int], evaluation_labels: dict[int, int]) -
     "data.target_encoding data.label_mapping",
     holds="labels that occur in the label map, also inside of a region",
     do="resize and turn label maps with mode='nearest'",
+    is_statistical=True,
 )
 def interpolated_labels(seams: list[Seams]) -> Fault | None:
     """Two or more classes that exist only on seams between a lower and a higher one come from an interpolation."""

@@ -23,6 +23,7 @@ _EVENTS = {
         row["action"],
         lambda **evidence: None,
         _READS,
+        row.get("is_statistical", False),
     )
     for row in _ROWS
 }

@@ -73,20 +73,18 @@ def lost_sums(used_indices: UsedIndices) -> Iterator[Fault]:
             )
 
 
-_BOXES = {
-    "causes": "assign.box_format data.target_encoding",
-    "holds": "left <= right and top <= bottom in boxes that an intersection reads as corners",
-    "do": "convert all boxes to corners before the intersection",
-}
+_CAUSES = "assign.box_format data.target_encoding"
+_HOLDS = "left <= right and top <= bottom in boxes that an intersection reads as corners"
+_DO = "convert all boxes to corners before the intersection"
 
 
-@rule("box-corners", "error", **_BOXES)
+@rule("box-corners", "error", _CAUSES, holds=_HOLDS, do=_DO)
 def corners_in_pass(sides_in_pass: list[Sides]) -> Fault | None:
     """Expect ends beyond starts in what the loss or the model intersects, beside predictions."""
     return _judge_sides(sides_in_pass)
 
 
-@rule("box-corners", "error", **_BOXES)
+@rule("box-corners", "error", _CAUSES, holds=_HOLDS, do=_DO)
 def corners_in_reads(sides_in_reads: list[Sides]) -> Fault | None:
     """Expect ends beyond starts in what reads of the data set intersect."""
     return _judge_sides(sides_in_reads)

@@ -26,7 +26,7 @@ _HUGE_SHARE, _RISE, _MOST = 1.0, 3.0, 0.8
 def not_optimised(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
     """Compare the parameters that get a gradient with those of the optimizers."""
     if not subject.optimizers:
-        raise NotApplicableError("no optimizer was given")
+        raise NotApplicableError("no optimizer was given", lacks="optimizer")
     held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
     own = dict(subject.model.named_parameters())
     if own and not any(id(parameter) in held for parameter in own.values()):
@@ -78,6 +78,7 @@ def no_update(trial: Trial) -> Iterator[Fault]:
     "optim.lr loss.normaliser",
     holds="steps on one batch do not raise its loss while they move weights by as much as their norm",
     do="lower the learning rate, or average the loss instead of summing it",
+    is_statistical=True,
 )
 def large_update(trial: Trial) -> Iterator[Fault]:
     """Compare the first step with the weights, and the loss after the steps with that before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from sightline.doctor.evidence.pairs import LONG, NUM, Pairs
+from sightline.doctor.evidence.terms import LONG, NUM, Pairs
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 
@@ -90,10 +90,15 @@ def similarities_are_scaled(pairs: Pairs) -> Iterator[Fault]:
     do="add the other direction: each view's rows against the other's",
 )
 def both_views_are_anchors(pairs: Pairs) -> Fault | None:
-    """Exchange two views of one object, which one network embeds."""
+    """Exchange two views of one object, which one network embeds.
+
+    A softmax over rows of the other view alone may look from one side: a note. One over rows of both views has each
+    row for an anchor.
+    """
     if not pairs.is_of_views or pairs.softmax is None or math.isclose(pairs.drawn, pairs.exchanged, rel_tol=_ROUNDING):
         return None
     return Fault(
         "the loss of pairs looks from one side only",
+        severity="note" if math.isclose(pairs.alike, math.log(NUM), rel_tol=_ROUNDING) else None,
         measured=f"{pairs.drawn:.6g} for drawn rows, {pairs.exchanged:.6g} with the views exchanged",
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence.samples import MIN_Z, Doubled, Ends, Padding, Pairing, Taught
+from sightline.doctor.evidence.samples import MIN_Z, NUM_TAUGHT, Doubled, Ends, Padding, Pairing, Taught
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 
 _MEMORISED, _LEARNT = 0.9, 0.8
 """Fall of a copy's loss beyond which it may know its few batches by heart, and says nothing of others; its loss on the
 way, as a share of that with exchanged targets, below which it learnt (0.15 to 0.55; 0.94 to 1.12 for other labels)."""
+_SURE_Z = 6.0
+"""Spreads at which unseen samples of its own batches leave no doubt that a copy learnt what a target follows from."""
 
 
 @rule(
@@ -95,20 +97,38 @@ def padding_counts(padding: list[Padding]) -> Iterator[Fault]:
     "data.pairing data.label_mapping data.ordering",
     holds="what a copy learns from some batches predicts targets of another better than those of other samples",
     do="look for a shuffle, sort or filter of inputs or targets alone, and for labels of another file",
+    is_statistical=True,
 )
 def labels_of_others(taught: Taught) -> Fault | None:
-    """Find a copy that tells whose targets are whose in the batches it was trained on, and not in one kept back."""
-    if taught.fell > _MEMORISED:
-        raise NotApplicableError("a copy memorises its batches")
+    """Find a copy that tells whose targets are whose among samples of its own batches, and not in one kept back.
+
+    Where it does so in neither, targets may be those of other samples everywhere, or too weak a signal: a note.
+    """
     kept = taught.kept
-    if kept.z >= MIN_Z or taught.fell < 0.1 or not taught.by_heart >= MIN_Z or taught.ease < _LEARNT:
+    if kept.z >= MIN_Z or taught.fell < 0.1 or not taught.by_heart >= MIN_Z:
         return None
+    if taught.control >= _SURE_Z:
+        return Fault(
+            "what a copy learns from some batches does not tell a sample's target from those of others in another one",
+            measured=f"{_describe(taught)}; samples of its own batches that it has not seen have a z of "
+            f"{taught.control:.1f}",
+        )
+    if taught.fell > _MEMORISED or taught.ease < _LEARNT:
+        raise NotApplicableError("a copy that few samples teach nothing")
     return Fault(
         "what a copy learns does not tell a sample's target from those of others",
-        measured=f"loss {kept.own:.4g} on a batch kept back, {kept.mean:.4g} ± {kept.spread:.2g} with targets "
-        f"exchanged (z {kept.z:.1f}, and {kept.z + taught.by_heart:.1f} on the batches it learnt from), after "
-        f"{taught.steps} steps that lowered it by {taught.fell:.0%}; learnt from exchanged ones, it was "
-        f"{1 / taught.ease:.2f} times as high on the way",
+        severity="note",
+        measured=f"{_describe(taught)}; learnt from exchanged targets, its loss was {1 / taught.ease:.2f} times as "
+        "high on the way",
+    )
+
+
+def _describe(taught: Taught) -> str:
+    kept = taught.kept
+    return (
+        f"loss {kept.own:.4g} on a batch kept back, {kept.mean:.4g} ± {kept.spread:.2g} with targets exchanged (z "
+        f"{kept.z:.1f}, and {kept.z + taught.by_heart:.1f} on the batches it learnt from), after {NUM_TAUGHT} steps "
+        f"that lowered it by {taught.fell:.0%}"
     )
 
 
@@ -118,6 +138,7 @@ def labels_of_others(taught: Taught) -> Fault | None:
     "data.padding data.ignore_handling",
     holds="rows of a language model end in a token that is counted once",
     do="pad with a token of its own, or mask the labels by the lengths of the rows instead of by the token",
+    is_statistical=True,
 )
 def end_is_not_learnt(ends: Ends) -> Fault | None:
     """Find the token that follows all counted labels and is never one, where rows end in different ones before it."""

@@ -24,7 +24,7 @@ def boxes_apart(apart: list[Apart]) -> Iterator[Fault]:
             yield Fault(
                 f"boxes{_name(each.path)} that lie apart along two axes have a smaller loss than along one: extents of "
                 "intersections are not clamped",
-                measured=f"{each.along_one:.4g} 1.3 sizes away along one axis, {each.along_two:.4g} along two",
+                measured=f"1.3 sizes apart along one axis it is {each.along_one:.4g}, along two {each.along_two:.4g}",
             )
 
 
@@ -164,6 +164,7 @@ def one_direction(sides: list[Sides]) -> Iterator[Fault]:
     "data.layout data.pairing data.augment_target_mismatch",
     holds="the loss looks for what is in an image at its own place of the outputs",
     do="look at meshgrid (indexing='ij' for rows first), at x and y of places, and at flips of targets",
+    is_statistical=True,
 )
 def other_places(orders: list[Order]) -> Iterator[Fault]:
     """Find gradients that follow the image in another order of places, and not in that of the outputs."""

@@ -123,8 +123,8 @@ class RankMonitor(Monitor):
         missing = None if self._has_ended else observe("comparison of processes", run, *arguments)
         if isinstance(missing, MissingError):
             self._has_ended = True
-            self._loop.failures[missing.reason] = None
-            logger.info("watch-ranks: %s", missing.reason)
+            self._loop.failures[str(missing)] = None
+            logger.info("watch-ranks: %s", missing)
 
     def _compare(self) -> bool:
         """Write the own record, and judge it beside those of the others; return True if all loops are over."""

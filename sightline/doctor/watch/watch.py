@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +18,15 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import assert_batches, check_module, measure_levels
+from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
 from sightline.doctor.loaders import find_obstacle
 from sightline.doctor.processes import is_one_of_several, refuse_collectives
-from sightline.doctor.report import Report, write_verdict
+from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
+from sightline.doctor.verdict import write_verdict
 from sightline.doctor.watch.bisection import Search, prepare_search
 from sightline.doctor.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
 from sightline.doctor.watch.kept_weights import CopyMonitor, PruneMonitor
@@ -49,9 +51,11 @@ from sightline.doctor.watch.numbers import (
     UpdateNumbers,
     locate_non_finite,
 )
+from sightline.doctor.watch.observed import OBSERVED, Observation, examine_step
 from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
+from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.doctor.watch.restarts import RestartMonitor
 from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
@@ -89,7 +93,7 @@ class Watch:
     first steps and in each `every`-th; between these the loss, one gradient, modes and learning rates are looked at,
     and one hook hangs on the model. On a GPU nothing is waited for. The loop is that of one thread: the one in which a
     model trains first. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is
-    compared with theirs.
+    compared with theirs. With `finds`, schedulers and averages of weights that are not named are looked for.
     Made by `watch`.
     """
 
@@ -104,7 +108,11 @@ class Watch:
         declared: frozenset[str] = frozenset(),
         bisects: bool = False,
         watches_passes: bool = True,
+        takes_losses: bool = True,
+        keeps_record_alone: bool = False,
+        name_sample: Callable[[int, int, int], int | None] | None = None,
         first_step: int = 0,
+        finds: bool = False,
         receive: Callable[[Finding], None] | None = None,
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
@@ -115,7 +123,9 @@ class Watch:
         self._watches_passes = watches_passes
         self._receive = receive
         self._findings: list[Finding] = []
-        self._tracing = TraceMonitor(averages, self._findings)
+        self.recording = RecordMonitor(takes_losses=takes_losses, name_sample=name_sample)
+        self._keeps_record_alone = keeps_record_alone
+        self._tracing = TraceMonitor(averages, self._findings, self.recording.record)
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
@@ -132,14 +142,17 @@ class Watch:
             ScalerMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
-            ScheduleMonitor(schedulers),
+            ScheduleMonitor(schedulers, finds=finds),
             LoadMonitor(),
-            AverageMonitor(averages),
+            AverageMonitor(averages, self._follow_average if finds else None),
             CopyMonitor(),
             PruneMonitor(),
+            self.recording,
             self._tracing,
             LastPollMonitor(),
         ]
+        if keeps_record_alone:
+            self._monitors = [PollMonitor(), self.recording, LastPollMonitor()]
         self._always, self._measured = ({event: self._list_judges(event, *more) for event in EVENTS} for more in _FORMS)
         self._stack, self._calls = ExitStack(), ExitStack()
         self._recorded: set[nn.Module] = set()
@@ -148,7 +161,15 @@ class Watch:
         self._lock = threading.RLock()
         self.compares_ranks = False
         self.check: Callable[[], Report] | None = None
+        self.observation: Observation | None = None
+        self._unsure: list[Finding] = []
+        self._lacks = {"check"} if len(models) == 1 else set[str]()
         self.level_source: Callable[[], Levels] | None = None
+
+    def observe(self, loss: Callable[..., Any] | None, *, budget_s: float) -> None:
+        """Have the first step examined in the form that it shows, within a budget of processor time."""
+        examine = partial(examine_step, loop=self._loop, declared=self._declared, budget_s=budget_s)
+        self.observation = Observation(self._loop, loss, examine, self._findings)
 
     def _list_judges(self, event: str, *forms: str) -> list[Any]:
         names = [f"{event}{form}" for form in ("", *forms)]
@@ -164,16 +185,20 @@ class Watch:
         """Report of the loop so far."""
         loop = self._loop
         passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
-        reasons = [*loop.failures, *passed]
-        verdict = observe("verdict", self._tracing.write_verdict, reasons)
+        gaps = [*loop.failures, *passed]
+        verdict = observe("verdict", self._tracing.write_verdict, gaps, self._lacks)
         if isinstance(verdict, MissingError):
-            verdict = write_verdict(Examination(), [verdict.reason, *reasons])
+            verdict = write_verdict(Examination(), gaps=[str(verdict), *gaps])
         return Report("watch", self.findings, verdict, {"updates": loop.step})
 
     @property
     def is_asked(self) -> bool:
         """True if the next step is to be measured."""
-        return self._loop.is_measured
+        return self._loop.is_measured and not self._keeps_record_alone
+
+    def compare_modes(self, model: nn.Module) -> None:
+        """Compare both modes of a network that is evaluated now, such as an average of the weights."""
+        self.take(self.recording.compare(self._loop, model, is_asked=True))
 
     def ask(self, step: int) -> None:
         """Have the step that follows `step` finished ones measured: one that failed unseen is computed again."""
@@ -200,6 +225,7 @@ class Watch:
         loop = self._loop
         if self.check is not None:
             check, self.check = self.check, None
+            self._lacks.clear()
             self._observe(BEFORE_FIRST_STEP, self._check, check)
         loop.is_over = False
         loop.is_broken = not self._observe("the loop", self._begin)
@@ -218,6 +244,11 @@ class Watch:
         if not loop.is_broken:
             self._judge("on_end")
             self._observe("the layer", self._finish_search)
+        if self.observation is None or self.observation.examined is None:
+            self._publish_all(self._unsure)
+        elif "check" in self._lacks:
+            self._lacks = {"reads"}
+        self._unsure = []
         loop.call, loop.model_inputs = None, []
 
     def can_read(self, loader: Any, what: str) -> bool:
@@ -241,9 +272,16 @@ class Watch:
         except UserError as error:  # what cannot be judged is no failure
             self._loop.failures[f"{BEFORE_FIRST_STEP}: {str(error).removeprefix('check: ')}"] = None
             return
+        findings = [finding for finding in findings if finding.code not in self._declared]
+        if self.observation is not None and any(finding.code == "first-step" for finding in findings):
+            self._unsure = findings  # the loop may call model and loss in another way
+        else:
+            self._publish_all(findings)
+            self.observation = None
+
+    def _publish_all(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
-            if finding.code not in self._declared:
-                self._publish(finding)
+            self._publish(finding)
 
     def _begin(self) -> None:
         """Track the named optimisers, and hang all hooks."""
@@ -253,6 +291,10 @@ class Watch:
         for optimizer in self.optimizers:
             loop.track(optimizer, is_named=True)
         self._hang(loop.models.values())
+        if (observation := self.observation) is not None and not observation.is_begun:
+            for event, judges in itertools.product(OBSERVED, (self._always, self._measured)):
+                judges[event].insert(0, getattr(observation, event))
+            stack.enter_context(observation.follow())
         stack.enter_context(hide_hooks(lambda hook: isinstance(hook, Hook)))
         entry = partial(Hook, loop)
         fact = partial(Hook, loop, ends_watch=True)  # without it, the other events would say what is not so
@@ -262,15 +304,19 @@ class Watch:
         stack.enter_context(observe_unscaling(fact(self._before_unscaling, what="scales of gradients")))
         stack.enter_context(self._tracing.follow(loop))
         for average in self._averages:
-            judge = entry(lambda average, *_: self._judge("on_average", average), what="averages")
-            for handle in hang(average, None, judge):
-                stack.callback(handle.remove)
+            self._follow_average(average)
         updates = (fact(run, what="updates") for run in (self._before_update, self._after_update))
         stack.enter_context(observe_updates(*updates))
 
+    def _follow_average(self, average: nn.Module) -> None:
+        run = lambda average, *_: self._judge("on_average", average, torch.is_grad_enabled())  # noqa: E731
+        judge = Hook(self._loop, run, what="averages")
+        for handle in hang(average, None, judge):
+            self._stack.callback(handle.remove)
+
     def _compare_ranks(self) -> None:
         place = self._loop.place()
-        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self._take)
+        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self.take)
         if monitor is not None:
             for judges in (self._always, self._measured):
                 judges["on_forward"].append(monitor.on_forward)
@@ -406,9 +452,9 @@ class Watch:
     def _ask_all(self, judges: Iterator[Any], subject: tuple[Any, ...]) -> None:
         for self._asked in judges:
             if found := self._asked(self._loop, *subject):
-                self._take(found)
+                self.take(found)
 
-    def _take(self, found: Iterable[Found]) -> None:
+    def take(self, found: Iterable[Found]) -> None:
         """Keep and log each finding that is new and not declared."""
         for finding in found:
             where = finding.where
@@ -470,16 +516,19 @@ def watch(
     every: int = EVERY,
     declared: Sequence[str] = (),
     bisect: bool = False,
+    check: bool = True,
 ) -> Watch:
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
-    `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
-    `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
-    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader. With
-    one of these alone the verdict says that this was not done.
+    `optimizer` and `scheduler` are one, or a list; those that are not named are found as the loop uses them, and so is
+    `ema`, a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
+    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
+    Without these, the first step shows how the loop calls its model and its loss, and copies are examined so, by its
+    batch alone: that step takes up to 2 s of processor time longer, up to 4 s where `loss` or `loader` is given. What
+    is found is said at the second step, if that calls them in the same way. With `check` False no copies are examined.
     Raises UserError for an argument of another type.
     """
     assert_codes(declared, name="watch: declared")
@@ -495,12 +544,15 @@ def watch(
         every=every,
         declared=frozenset(declared),
         bisects=bisect,
+        finds=True,
     )
     watched.compares_ranks = True
+    if check:
+        watched.observe(loss, budget_s=BUDGET_S if loss is not None or loader is not None else BUDGET_S / 2)
     for name, value in (("loader", loader), ("evaluation", evaluation)):
         if value is not None:
             assert_batches(value, name=f"watch: {name}")
-    if loss is not None and loader is not None:
+    if check and loss is not None and loader is not None:
         if not isinstance(model, nn.Module):
             raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
         if watched.can_read(loader, BEFORE_FIRST_STEP):
@@ -508,9 +560,9 @@ def watch(
             judge = partial(check_module, model, loss, loader, evaluation=evaluation if is_read else None)
             watched.check = partial(judge, optimizer=watched.optimizers or None)
             watched.level_source = partial(measure_levels, model, loss, loader)
-    elif not (loss is None and loader is None and evaluation is None):
+    elif check and evaluation is not None:
         lacking = "loss" if loss is None else "loader"
-        watched._loop.failures[f"{BEFORE_FIRST_STEP}: `{lacking}` is not given"] = None
+        watched._loop.failures[f"the batches of `evaluation`: `{lacking}` is not given"] = None
     return watched
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
-from sightline.doctor.report import Report, write_verdict
+from sightline.doctor.report import Report
+from sightline.doctor.verdict import add_hint, describe_relations, write_verdict
 
+BUDGET_S = 3.0
+"""Processor time for the relations of a run's model."""
 UNCOVERED = ("whether labels are true, the network fits the task, and the learning rate is a good one",)
 """Questions that no rule answers, of any run."""
 
@@ -18,32 +21,40 @@ UNCOVERED = ("whether labels are true, the network fits the task, and the learni
 class RunExamination(Examination):
     """Findings on a run and judgements of rules, in the `seconds` of processor time that they took.
 
-    `gaps` are sentences on what of this run no rule covered. `doing` says what is being examined now.
+    `gaps` are sentences on what of this run no rule covered. `doing` says what is being examined now. `budget_s` is the
+    processor time for relations of the model; None is that of the kind of check, which nobody can change.
     """
 
     gaps: list[str] = field(default_factory=list)
     seconds: float = 0.0
     doing: str = "reads the data and builds the model"
+    budget_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; of a code with several rules, one that judged counts."""
-        judged = {each.rule.code for each in self.judgements if each.outcome in ("held", "broken")}
-        others = {each.rule.code: each.reason for each in self.judgements if each.rule.code not in judged}
+        gaps = [*dict.fromkeys(self.gaps)]
+        verdict = write_verdict(self, remedies={}, gaps=gaps, budget_s=self.budget_s, budget="--budget ")
         return {
             "seconds": round(self.seconds, 3),
-            "verdict": write_verdict(self),
-            "judged": sorted(judged),
-            "not_judged": dict(sorted(others.items())),
-            "not_covered": [*dict.fromkeys(self.gaps), *UNCOVERED],
+            "verdict": verdict.lines,
+            "judged": verdict.judged,
+            "not_judged": verdict.not_judged,
+            "not_covered": [*gaps, *UNCOVERED],
         }
 
 
-def describe_examination(document: Mapping[str, Any], *, is_verbose: bool = False) -> list[str]:
-    """Format a document of `RunExamination.to_dict` as lines; with `is_verbose`, with each code that did not judge."""
-    unjudged = [f"  {code} did not judge: {reason}" for code, reason in document["not_judged"].items()]
+def describe_examination(
+    document: Mapping[str, Any], *, call: str = "--verbose", is_verbose: bool = False
+) -> list[str]:
+    """Format a document of `RunExamination.to_dict`: the verdict; with `is_verbose` all relations, and what none is.
+
+    `call` is what lists them.
+    """
+    if not is_verbose:
+        return add_hint(document["verdict"], call)
     return [
         *document["verdict"],
-        *(unjudged if is_verbose else ()),
+        *describe_relations(document["judged"], document["not_judged"]),
         f"in {document['seconds']:.1f} s of processor time; not covered:",
         *(f"  {gap}" for gap in document["not_covered"]),
     ]
@@ -55,8 +66,10 @@ class CheckReport(Report):
 
     examination: Mapping[str, Any] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        return "\n".join([*describe_findings(self.findings), *self.verdict, self.summary])
+    def to_text(self, *, verbose: bool = False) -> str:
+        """Format findings, verdict and summary; with `verbose` notes in full, each relation, and what none covers."""
+        lines = describe_examination(self.examination, call="report.to_text(verbose=True)", is_verbose=verbose)
+        return "\n".join([*describe_findings(self.findings, is_verbose=verbose), *lines, self.summary])
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""

@@ -200,7 +200,7 @@ def _compare_calls(module: nn.Module, calls: Sequence[ModuleCall], row: LayerRes
     for call in calls[:_NUM_CALLS]:
         found = attempt("layer", compare_gradients, {"module": module, "call": call, "row": row})
         if isinstance(found, MissingError):
-            found = row._replace(note="; ".join(filter(None, [row.note, found.reason])))
+            found = row._replace(note="; ".join(filter(None, [row.note, str(found)])))
         results.append(found)
         if results[-1].is_wrong_backward:
             return results[-1]

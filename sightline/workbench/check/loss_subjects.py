@@ -16,9 +16,9 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch as RunBatch
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.batches import BatchForm
+from sightline.doctor.form import Batch, CalledForm, make_keyed_form
 from sightline.doctor.objects import find_read_values
-from sightline.doctor.subject import Batch, LossTerm, Subject
+from sightline.doctor.subject import LossTerm, Subject
 from sightline.engine.device import Precision
 from sightline.engine.step import single_batch_step, weighted_sum
 from sightline.engine.train import TrainState
@@ -80,7 +80,8 @@ class RecordedOutputs(nn.Module):
 
 def make_subject_of_outputs(loss: RunLoss, outputs: Mapping[str, Any], batch: RunBatch) -> Subject:
     """Make the subject of a run's losses and of outputs that its network has given for a batch."""
-    return Subject(RecordedOutputs(), loss, [Batch(dict(outputs), batch)])
+    model = RecordedOutputs()
+    return Subject(model, CalledForm(model, loss), [Batch(dict(outputs), batch)])
 
 
 @dataclasses.dataclass
@@ -146,14 +147,15 @@ def _make(
     doubled = {key: value.double() if is_float(value) else value for key, value in values.items()}
     if not isinstance(attempt(name, loss.compute, {"outputs": doubled, "target": {}}), MissingError):
         values = doubled
-    form = BatchForm(tuple(keys), tuple(key for key in values if key not in keys))
+    model, others = RecordedOutputs(), tuple(key for key in values if key not in keys)
+    form = make_keyed_form(model, loss, keys, others)
 
     def take(outputs: Any, target: Any, rows: Sequence[int]) -> tuple[Any, Any]:
-        named = {form.targets[0]: target} if len(form.targets) == 1 else target
+        named = {others[0]: target} if len(others) == 1 else target
         return form.split(take_samples({**outputs, **named}, division, rows))
 
     term = LossTerm(
-        compute=form.wrap(loss.compute),  # type: ignore[arg-type]
+        compute=make_keyed_form(model, loss.compute, keys, others).compute,
         take=take,
         num=len(chosen),
         module=_find_module(loss.forward.function),
@@ -168,7 +170,7 @@ def _make(
     )
     count = attempt(name, loss.compute, {"outputs": values, "target": {}})
     divisor = 1.0 if isinstance(count, MissingError) else count[1] or 1.0
-    subject = Subject(RecordedOutputs(), loss, [Batch(*form.split(values))], form=form, divisor=divisor)
+    subject = Subject(model, form, [form.split(values)], divisor=divisor)
     return LossSubject(name, subject, term)
 
 

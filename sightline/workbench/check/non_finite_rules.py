@@ -65,7 +65,7 @@ def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, wor
     with error.job.losses.preserve_state():
         asked = {"job": error.job, "micro_batches": error.micro_batches, "device": world.device}
         found = attempt("the step could not be run again on a copy", _locate, asked)
-    fault = _diagnose("unknown", found.reason) if isinstance(found, MissingError) else found
+    fault = _diagnose("unknown", str(found)) if isinstance(found, MissingError) else found
     if fault.evidence["stage"] == "unknown" and (spoiled := _list_spoiled(error)):
         fault = replace(fault, measured=f"{fault.measured}; in the run {spoiled}")
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")

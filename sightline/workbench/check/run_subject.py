@@ -16,24 +16,27 @@ from torch.utils.data import DataLoader, Dataset
 from sightline.contract.types import Batch as RunBatch
 from sightline.contract.types import SampleKey
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.batches import BatchForm, call_model, find_form
 from sightline.doctor.check import examine_subject, measure_subject_levels
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import SEVERITIES, Finding
+from sightline.doctor.form import call_model, make_keyed_form
 from sightline.doctor.rules import Rule, find_by
 from sightline.doctor.rules.model import rectified_outputs
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.subject import Subject
+from sightline.doctor.tried_forms import find_read_keys
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
+from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
+from sightline.workbench.check.trained_record import make_trained_record
 
-_BUDGETS_S = {False: 3.0, True: 1.0}
-"""Processor time of the relations, by whether a check is the quick one with which a training starts."""
+_QUICK_BUDGET_S = 1.0
+"""Processor time of the relations with which a training starts."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
 """Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
@@ -50,6 +53,7 @@ _PLACES = {
     "indices": "model",
     "counted": "losses",
     "run": "model",
+    "outcomes": "model",
     "non_finite": "",
 }
 """Key of the config that the rules of a module judge, where a finding has none."""
@@ -59,9 +63,11 @@ def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination
     """Judge a run by the rules of what a run alone has: config, data, area, records, and if asked for layers."""
     given: dict[str, Any] = {"run": context, **({"deep": context} if is_deep else {})}
     if context.trained is not None and context.world.size == 1:
-        read_curve, load = context.trained
-        given["loss_curve"] = read_curve()
-        given["level_source"] = lambda: measure_run_levels(context.built, load())
+        trained = context.trained
+        given["record"] = make_trained_record(context, trained)
+        curve = [(line["step"], line.get("loss/total")) for line in trained.read_lines() if line["split"] == "train"]
+        given["loss_curve"] = [(step, loss) for step, loss in curve if loss is not None]
+        given["level_source"] = lambda: measure_run_levels(context.built, trained.load())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         examination = examine(Evidence(given, math.inf), declared=context.config.checks.skip)
@@ -80,8 +86,9 @@ def examine_relations(context: Context) -> list[Finding]:
         context.examination.gaps.append(f"relations: {subject.reason}")
         return []
     skipped = {*context.config.checks.skip}
-    declared, budget_s = skipped | _JUDGED_OTHERWISE, _BUDGETS_S[context.is_quick]
-    examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+    declared, is_patient = skipped | _JUDGED_OTHERWISE, not context.is_quick
+    budget_s = _get_budget_s(context)
+    examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient)
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged
     alone = examine_losses(context)
@@ -96,13 +103,19 @@ def examine_losses(context: Context) -> list[Finding]:
     declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
-        budget_s = _BUDGETS_S[context.is_quick] / 2
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
+        budget_s, is_patient = _get_budget_s(context) / 2, not context.is_quick
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient, term=term)
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
         context.examination.judgements += [e for e in examination.judgements if e.outcome in ("held", "broken")]
     context.examination.gaps += [f"the loss '{c.name}', alone" for c in context.config.losses if c.name not in judged]
     return found
+
+
+def _get_budget_s(context: Context) -> float:
+    """Return the processor time that the caller allows, or that of the kind of check."""
+    allowed_s = context.examination.budget_s
+    return (_QUICK_BUDGET_S if context.is_quick else BUDGET_S) if allowed_s is None else allowed_s
 
 
 def _get_module(rule: Rule) -> str:
@@ -132,15 +145,15 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     keys = [key for step in range(_NUM_BATCHES) for key in step_keys(job, step=step % max(1, job.num_steps))]
     batches = [read_batch(job, chunk, job.device) for chunk in _divide(keys, num_samples)]
     loss, optimizers = RunLoss(job, step=job.step, precision=job.precision), [] if job.frozen else [job.optimizer]
-    inputs = find_form(model, loss, batches[0], job.device).inputs
-    form = BatchForm(inputs, _find_targets(loss, model, batches[0], inputs))
-    evaluation = [Batch(*form.split(batch)) for batch in _read_evaluation(built, num_samples)]
+    inputs = find_read_keys(model, batches[0])
+    form = make_keyed_form(model, loss, inputs, _find_targets(loss, model, batches[0], inputs))
+    evaluation = [form.split(batch) for batch in _read_evaluation(built, num_samples)]
     train, selection = built.data.train, built.data.selection
     loader, others = (_make_loader(part, built, num_samples) for part in (train, selection))
     if selection.dataset is train.dataset and np.array_equal(selection.indices, train.indices):
         others = None  # evaluation on all that is trained on is meant
-    training = [Batch(*form.split(batch)) for batch in batches]
-    return Subject(model, loss, training, evaluation, optimizers, loader, others, form)
+    training = [form.split(batch) for batch in batches]
+    return Subject(model, form, training, evaluation, optimizers, loader, others)
 
 
 def measure_run_levels(built: TrainingSetup, model: nn.Module) -> Levels:

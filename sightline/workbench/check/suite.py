@@ -91,12 +91,7 @@ def _open_records(opened: OpenRun) -> TrainedRecords | None:
     file = opened.path / "metrics.jsonl"
     if opened.files is None or not file.is_file() or not list_checkpoints(opened.path):
         return None
-
-    def read_curve() -> list[tuple[int, float]]:
-        lines = [line for line in read_lines(file) if line.get("split") == "train"]
-        return [(line["step"], line["loss/total"]) for line in lines if line.get("loss/total") is not None]
-
-    return TrainedRecords(read_curve, lambda: opened.model)
+    return TrainedRecords(lambda: read_lines(file), lambda: opened.model)
 
 
 def _run(context: Context, *, is_deep: bool = False) -> list[Finding]:
@@ -123,7 +118,7 @@ def _list_failed(examination: Examination) -> list[Finding]:
     return [
         each.rule.build(
             Fault(
-                f"check could not run: {each.reason}",
+                f"a rule of this code failed itself: {each.reason}",
                 measured=each.reason,
                 expected="every rule to finish",
                 action="mend the rule, or leave it out with checks.skip",
@@ -132,7 +127,7 @@ def _list_failed(examination: Examination) -> list[Finding]:
             )
         )
         for each in failed
-        if each.reason.startswith(f"{each.rule.judge.__name__}: ")
+        if each.missing is not None and each.missing.source == each.rule.judge.__name__
     ]
 
 

@@ -9,7 +9,8 @@ the bound. Source: Parker 1997, Monte Carlo Arithmetic, layer by layer.
 The task's decisions before the forward pass, such as which prior belongs to which box, are computed here in the
 variant's format: `layerwise.py` judges them separately. If the first two perturbed runs do not explain everything, the
 decisions are computed in float64, with perturbed batches and operations: of two priors that overlap a box equally
-either is right.
+either is right. So are the decisions that a network takes itself, without gradients, such as which of its queries
+belongs to which box.
 
 Perturbed values do not show the error of long sums: torch's float32 batch norm on a CPU adds row by row if channels
 come last, and over 340,000 rows, layer after layer, the first gradient of a V2V network deviates by 1 %. So the later
@@ -21,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,11 @@ from sightline.engine.distributed import World
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.step import with_prepare
 from sightline.engine.train import NonFiniteGradientError, TrainState, train_step
-from sightline.instrument import copy_module, record
-from sightline.instrument.float64 import Float32Draws, Float64Convolutions
+from sightline.instrument import ModuleCall, copy_module, record
+from sightline.instrument.float64 import Float32Draws, Float64Functions
 from sightline.instrument.formats import Format, get_format
 from sightline.instrument.judge import MAX_ROUNDING_UNITS, use_sequential_batch_norm
-from sightline.instrument.replay import PerturbedOperations, perturb_with_gradient
+from sightline.instrument.replay import PerturbedDecisions, PerturbedOperations, perturb_with_gradient
 from sightline.workbench.compare.variants import ModelVariant, backend_settings, prepare_in_format
 
 _NUM_FIRST_DRAWS, _NUM_NEAR_DRAWS, _NUM_FAR_DRAWS = 2, 4, 8
@@ -191,7 +192,7 @@ def copy_job(job: TrainState, recipe: OptimizerSpec, variant: ModelVariant, mode
 @contextmanager
 def step_settings(variant: ModelVariant, job: TrainState) -> Iterator[None]:
     """Set what a training step of a variant needs beside its weights; what it changes is restored afterwards."""
-    with backend_settings(variant, job), job.losses.preserve_state(), Float32Draws(), Float64Convolutions():
+    with backend_settings(variant, job), job.losses.preserve_state(), Float32Draws(), Float64Functions():
         yield
 
 
@@ -218,7 +219,8 @@ def take_step(job: TrainState, replica: Any, batch: Batch) -> dict[str, float]:
 class _Noise:
     """Perturbation of layer outputs by units of `output_format`, and of weights by units of `weights`.
 
-    `seed` gives the directions. With `decides` it also perturbs batches and the operations before the forward pass.
+    `seed` gives the directions. With `decides` it also perturbs batches, the operations before the forward pass, and
+    those of the network that it computes without gradients, as the matching of a set of boxes.
     """
 
     def __init__(
@@ -243,6 +245,12 @@ class _Noise:
 
         return with_prepare(task, prepare)
 
+    def make_decisions(self) -> PerturbedOperations:
+        """Make the mode that perturbs a network's operations without gradients; it is suspended at first."""
+        decisions = PerturbedDecisions(self._output_format, self._generator)
+        decisions.is_suspended = True
+        return decisions
+
     def perturb_output(self, tensor: torch.Tensor) -> torch.Tensor:
         return perturb_with_gradient(
             tensor, lambda values: self._output_format.perturb(values, self._generator, units=self.units)
@@ -261,13 +269,25 @@ class _NoClock:
         return
 
 
-def _perturb_outputs(model: nn.Module, noise: _Noise | None) -> AbstractContextManager[Any]:
+@contextmanager
+def _perturb_outputs(model: nn.Module, noise: _Noise | None) -> Iterator[None]:
     if noise is None:
-        return nullcontext()
+        yield
+        return
     innermost = {
         path: module for path, module in model.named_modules() if module is model or not list(module.children())
     }
-    return record(innermost, leave=lambda *called: tree_map(called[-1], lambda _, tensor: noise.perturb_output(tensor)))
+    decisions = noise.make_decisions()
+
+    def enter(call: ModuleCall, module: nn.Module, inputs: Any) -> None:
+        decisions.is_suspended &= module is not model
+
+    def leave(call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        decisions.is_suspended |= module is model
+        return tree_map(outputs, lambda _, tensor: noise.perturb_output(tensor))
+
+    with record(innermost, enter=enter, leave=leave), decisions if noise.decides else nullcontext():
+        yield
 
 
 def _is_beyond(difference: float, bound: float) -> bool:

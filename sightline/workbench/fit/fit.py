@@ -207,7 +207,7 @@ def fit_samples(
         bounds = attempt("the first step", measure_bounds, {"built": built, "batch": samples.batch})
         if isinstance(bounds, MissingError):
             causes = "cfg.contract data.corrupt_sample"
-            return FitResult(samples, None, (), (find("no step can be taken on these samples", causes, bounds.reason),))
+            return FitResult(samples, None, (), (find("no step can be taken on these samples", causes, str(bounds)),))
         note(bounds.describe())
         fitter = Fitter(built, samples, bounds, steps, time.process_time() + seconds, note, look)
         own = fitter.try_rates(fitter.recipe, _FACTORS) if bounds.floor is not None else []

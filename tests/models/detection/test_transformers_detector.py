@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,6 +116,21 @@ def test_every_weight_gets_a_gradient_and_a_prediction_knows_no_box(family: str)
     assert set(labelled) == model.output_keys
 
 
+@run_each("family", CLASSES)
+def test_float64_computes_the_same_terms_with_a_smaller_error(family: str) -> None:
+    model, batch = make_set_network(family, "car", "person").train(), make_batch()
+    precise = copy.deepcopy(model).double()
+    torch.manual_seed(5)
+    outputs = model(**batch)
+    torch.manual_seed(5)
+    exact = precise(**{name: value.double() if value.is_floating_point() else value for name, value in batch.items()})
+    assert {value.dtype for value in exact.values()} == {torch.float64}
+    for name, value in exact.items():
+        torch.testing.assert_close(outputs[name].double(), value, rtol=1e-4, atol=1e-5)
+    sum(value.sum() for value in exact.values()).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in precise.parameters())
+
+
 def test_boxes_come_back_in_pixels_of_the_file_as_the_library_states_them() -> None:
     """An image of 100 x 300 pixels on a canvas of 64 x 96 is scaled by 0.32, and fills 32 of its rows."""
     model = make_set_network("d_fine", "car", "person").eval()
@@ -153,9 +169,11 @@ def test_a_score_that_is_no_number_is_detected() -> None:
 
 
 REFUSALS = [
-    ({"num_labels": 3}, "settings: num_labels follows from the data"),
-    ({"d_modell": 3}, "settings: DFineConfig has no value 'd_modell'; did you mean 'd_model'"),
-    ({"backbone_config": {"model_type": "nothing"}}, "settings: transformers refuses them"),
+    ({"num_labels": 3}, "network: num_labels follows from the data"),
+    ({"d_modell": 3}, "network: DFineConfig has no value 'd_modell'; did you mean 'd_model'"),
+    ({"name": "detr"}, "network: found the name 'detr', allowed are d_fine and rt_detr_v2"),
+    ({"backbone_config": {"model_type": "hgnet_v2", "embeding_size": 8}}, "has no value 'embeding_size'; did you mean"),
+    ({"backbone_config": {"model_type": "nothing"}}, "network: transformers refuses it"),
 ]
 
 
@@ -170,6 +188,8 @@ def test_another_canvas_or_model_is_refused() -> None:
     model = make_set_network("d_fine", "car")
     with pytest.raises(ValueError, match="found 64 x 40 pixels, transformers_detector takes multiples of 32"):
         model(image=torch.rand(1, 3, 64, 40))
+    with pytest.raises(ValueError, match="32 x 32 pixels have 21 positions of queries, fewer than the 22 queries"):
+        make_set_network("d_fine", "car", num_queries=22)(image=torch.rand(1, 3, 32, 32))
     model.output_keys = frozenset({"logits", "codes"})
     with pytest.raises(ConfigError, match="detect_set needs a model that returns set_boxes, such as transformers_dete"):
         make_task(model, ())

@@ -1,0 +1,75 @@
+"""Rates of false alarms: in how many healthy programs a rule was asked, and in how many of these it gave an alarm.
+
+`rates.json` is measured, by `python -m tests.doctor --kind healthy --draws N`, over programs that are sound by
+construction. A rule that compares a statistic with a threshold has an error or a warning only where it was asked so
+often, and was silent, that its rate is at most 0.5 % with 95 % certainty. Rules that wait for this, of which planted
+bugs need the alarm, and that were silent so far, are listed by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_RATE = 0.005
+"""Largest upper bound of the rate of a statistical rule that gives errors and warnings."""
+_CERTAINTY = 0.95
+
+
+def sum_binomial(total: int, most: int, share: float) -> float:
+    """Compute the probability of at most so many events among independent ones, each of the same share (0 to 1)."""
+    if most >= total or share in (0.0, 1.0):
+        return float(most >= total * share)
+    logs = (
+        math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
+        + k * math.log(share) + (total - k) * math.log1p(-share)
+        for k in range(most + 1)
+    )  # fmt: skip
+    return min(math.fsum(map(math.exp, logs)), 1.0)
+
+
+class Rate(NamedTuple):
+    """Healthy programs in which a rule was asked, and those among them in which it gave an error or a warning."""
+
+    asked: int
+    alarms: int
+
+    @property
+    def bound(self) -> float:
+        """Upper bound of the rate, which is exceeded in one of twenty measurements at most (Clopper and Pearson)."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            is_likely = sum_binomial(self.asked, self.alarms, middle) > 1 - _CERTAINTY
+            low, high = (middle, high) if is_likely else (low, middle)
+        return high
+
+    @property
+    def is_low(self) -> bool:
+        """True where the rate is known to be low."""
+        return self.asked > self.alarms and self.bound <= MAX_RATE
+
+
+@functools.cache
+def _read() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return document
+
+
+def get_rate(name: str) -> Rate:
+    """Return the measured rate of a rule, by its name; of one that was not asked 0 of 0."""
+    return Rate(*_read()["rules"].get(name, (0, 0)))
+
+
+def is_waiting(name: str) -> bool:
+    """Return True for a rule that was silent, too few times, and keeps its alarms until it was asked more often."""
+    return name in _read()["waiting"]
+
+
+@functools.cache
+def may_alarm(name: str) -> bool:
+    """Return True for a statistical rule that gives errors and warnings."""
+    return get_rate(name).is_low or is_waiting(name)

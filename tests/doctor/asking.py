@@ -1,0 +1,57 @@
+"""Which rules of the doctor were asked while a program ran, and which of them gave an error or a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from sightline.doctor import examine
+from sightline.doctor.finding import Fault, Finding
+from sightline.doctor.rules import Rule
+from sightline.doctor.rules.events import _EVENTS
+from sightline.doctor.watch.watch import Watch
+
+Asked = dict[str, bool]
+"""By the name of a rule that was asked: whether it gave an alarm, also one that was turned into a note since."""
+
+
+@contextmanager
+def recorded() -> Iterator[Asked]:
+    """Context in which the rules that judge are kept; events of a loop are asked in each that has an update."""
+    asked: Asked = {}
+    grave: list[tuple[str, str, str]] = []
+    judge, build, publish, leave = examine._judge, Rule.build, Watch._publish, Watch.__exit__
+
+    def judge_and_keep(rule: Rule, evidence: Any, examination: Any) -> None:
+        first = len(grave)
+        judge(rule, evidence, examination)
+        if examination.judgements[-1].outcome in ("held", "broken"):
+            is_broken = any(name == rule.name for name, *_ in grave[first:])
+            asked[rule.name] = asked.get(rule.name, False) or is_broken
+
+    def build_and_keep(rule: Rule, fault: Fault) -> Finding:
+        finding = build(rule, fault)
+        if (fault.severity or rule.severity) != "note":
+            grave.append((rule.name, finding.code, finding.summary))
+        return finding
+
+    def publish_and_keep(watch: Watch, finding: Finding) -> None:
+        publish(watch, finding)
+        for name, code, summary in grave:
+            if name.startswith("doctor.rules.events.") and (code, summary) == (finding.code, finding.summary):
+                asked[name] = True
+
+    def leave_and_keep(watch: Watch, *error: Any) -> None:
+        leave(watch, *error)
+        for each in _EVENTS.values() if watch._loop.step else ():
+            asked.setdefault(each.name, False)
+
+    with (
+        mock.patch.object(examine, "_judge", judge_and_keep),
+        mock.patch.object(Rule, "build", build_and_keep),
+        mock.patch.object(Watch, "_publish", publish_and_keep),
+        mock.patch.object(Watch, "__exit__", leave_and_keep),
+    ):
+        yield asked

@@ -1,0 +1,1 @@
+"""Healthy programs, each drawn from one seed: sound by construction, over what ordinary projects have."""
