@@ -117,8 +117,15 @@ def _find_storage(tensor: Tensor) -> StorageWeakRef:
 
 
 def _is_one_graph(inputs: Sequence[Tensor]) -> bool:
-    """Return True for numbers of nodes (N, C) with edges (2, E) or (N, N), and nothing that tells graphs apart."""
-    sizes = {len(t) for t in inputs if is_dense(t) and t.ndim == 2 and t.is_floating_point() and len(t) != t.shape[1]}
+    """Return True for numbers of nodes (N, C) with edges (2, E) or (N, N), and nothing that tells graphs apart.
+
+    Nodes without numbers of their own have a row of the identity (N, N), beside edges of this size.
+    """
+    matrices = [t for t in inputs if is_dense(t) and t.ndim == 2 and t.is_floating_point()]
+    sizes = {len(t) for t in matrices if len(t) != t.shape[1]}
+    squares = [t for t in matrices if len(t) == t.shape[1] > 1]
+    if len({t.shape for t in squares}) < len(squares):
+        sizes |= {len(t) for t in squares if torch.equal(t, torch.eye(len(t), dtype=t.dtype, device=t.device))}
     if len(sizes) != 1:
         return False
     (num,) = sizes
