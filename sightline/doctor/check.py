@@ -26,6 +26,7 @@ from sightline.doctor.loaders import assert_readable, iterate, list_hooks, prese
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.score import make_score
+from sightline.doctor.sources import locate_findings
 from sightline.doctor.step_form import observe_step
 from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
@@ -72,7 +73,7 @@ def check_module(
     verdict = write_verdict(
         examination, remark=subject.form.words, remedies=_list_remedies(subject.form), budget_s=budget_s
     )
-    return Report(type(model).__name__, merge_findings(examination.findings), verdict)
+    return Report(type(model).__name__, merge_findings(locate_findings(examination, subject)), verdict)
 
 
 def _list_remedies(form: Form) -> Mapping[str, Remedy]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.pytree import is_dense
 from sightline.doctor.attempts import observe
 from sightline.doctor.objects import (
@@ -87,13 +87,19 @@ def preserve_state(*objects: Any) -> Iterator[None]:
 
 
 def iterate(loader: Iterable[Any]) -> Iterator[Any]:
-    """Iterate over a loader's batches by workers of this reading alone: persistent ones stay as they are."""
-    inside = [loader] if isinstance(loader, DataLoader) else [each for _, each in iter_reachable(loader, DataLoader)]
-    held = [(vars(each), {name: vars(each)[name] for name in _PERSISTENT}) for each in inside]
+    """Iterate over a loader's batches by workers of this reading alone: persistent ones stay as they are.
+
+    Raises UserError for an error of the loader.
+    """
+    inside = (each for _, each in iter_reachable(loader, DataLoader, stops_at=(_BaseDataLoaderIter,)))
+    own = [vars(each) for each in ([loader] if _is_torchs(loader) else inside) if _is_torchs(each)]
+    held = [(attributes, {name: attributes[name] for name in _PERSISTENT}) for attributes in own]
     for attributes, _ in held:
         attributes.update(_PERSISTENT)
     try:
         yield from loader
+    except Exception as error:
+        raise UserError(f"check: the loader cannot be read: {summarise_error(error)}") from error
     finally:
         for attributes, saved in held:
             attributes.update(saved)
@@ -104,6 +110,11 @@ def list_hooks(model: nn.Module) -> list[Any]:
     attributes = [value for module in model.modules() for name, value in vars(module).items() if "_hooks" in name]
     hooks = [hook for each in attributes if isinstance(each, dict) for hook in each.values()]
     return [hook for hook in hooks if not getattr(hook, "can_be_suspended", False)]  # not those of `watch`
+
+
+def _is_torchs(loader: Any) -> bool:
+    """Return True for a loader of torch with workers of its own; accelerate's only derive from its class."""
+    return isinstance(loader, DataLoader) and _PERSISTENT.keys() <= vars(loader).keys()
 
 
 def _iter_state(*objects: Any) -> Iterator[tuple[str, Any]]:

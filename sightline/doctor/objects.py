@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import logging
 import random
@@ -50,6 +51,11 @@ def iter_reachable(
         if isinstance(value, kind):
             yield path, value
         stack.extend(reversed(list(_iter_members(value, path))))
+
+
+def find_alive(kind: type[Kind]) -> list[Kind]:
+    """Return the objects of a kind that this process has, wherever they are; the search looks at each object once."""
+    return [value for value in gc.get_objects() if issubclass(type(value), kind)]
 
 
 def find_generators(*roots: object) -> list[Any]:

@@ -273,9 +273,9 @@ def _divide(
     form = StepForm(model, step, company, copied, batch, tuple(observed.calls), tuple(places))
 
     def evaluate(target: Any) -> float:
-        return float(form.evaluate(copied, form.recorded, target))
+        return float(form.evaluate(copied, form.recorded, target).detach())
 
-    value = float(observed.value)
+    value = float(observed.value.detach())
     again = evaluate(form.split_target(batch))
     if abs(again - value) > _ROUNDING * max(abs(value), 1e-6):
         raise NotApplicableError("a step that reads more than the model's outputs")
@@ -305,8 +305,8 @@ def _write_words(form: StepForm) -> str:
         ", ".join([*(_describe_argument(each) for each in call.args), *(f"{k}=..." for k in call.kwargs)])
         for call in form.calls
     )
-    read = ", ".join(place or "the batch" for place in form.places) or "outputs alone"
-    return f"step(batch) calls model({inputs}); its loss reads {read}"
+    read = ", ".join(place or "all" for place in form.places) or "nothing"
+    return f"step(batch) calls model({inputs}); its loss reads {read} of the batch"
 
 
 def _describe_argument(value: Any) -> str:

@@ -9,6 +9,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import (
     Count,
     FractionBelowOne,
+    Index,
     NonNegativeFloat,
     PositiveFloat,
     PositiveFraction,
@@ -26,13 +27,17 @@ class Schedule(Protocol):
 class _WithWarmUp:
     """Base class of schedules with a linear warm-up from 0 over the first epochs.
 
-    The warm-up is a number of epochs, or a share of the whole run, which fits a run of any length.
+    The warm-up is a number of epochs, or a share of the whole run, which fits a run of any length: of a short one it is
+    at least `warmup_min_steps`, as far as these are a fifth of the run. Nothing warms up without either.
     """
 
-    def __init__(self, *, warmup_epochs: float, warmup_share: float, num_steps: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, *, warmup_epochs: float, warmup_share: float, warmup_min_steps: int, num_steps: int, steps_per_epoch: int
+    ) -> None:
         if warmup_epochs and warmup_share:
             raise ConfigError("warmup_share: warmup_epochs is given as well; give one of them")
-        self.warmup_steps = round(warmup_epochs * steps_per_epoch + warmup_share * num_steps)
+        floor = min(warmup_min_steps, num_steps // 5) if warmup_share else 0
+        self.warmup_steps = max(round(warmup_epochs * steps_per_epoch + warmup_share * num_steps), floor)
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
         if self.warmup_steps >= num_steps:
@@ -64,9 +69,14 @@ class Constant(_WithWarmUp):
         steps_per_epoch: int,
         warmup_epochs: NonNegativeFloat = 0.0,
         warmup_share: FractionBelowOne = 0.0,
+        warmup_min_steps: Index = 100,
     ) -> None:
         super().__init__(
-            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+            warmup_min_steps=warmup_min_steps,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
         )
 
     def after_warmup(self, step: int) -> float:
@@ -85,9 +95,14 @@ class Cosine(_WithWarmUp):
         final_factor: Probability = 0.0,
         warmup_epochs: NonNegativeFloat = 0.0,
         warmup_share: FractionBelowOne = 0.0,
+        warmup_min_steps: Index = 100,
     ) -> None:
         super().__init__(
-            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+            warmup_min_steps=warmup_min_steps,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
         )
         self.final_factor = final_factor
 
@@ -114,9 +129,14 @@ class Steps(_WithWarmUp):
         floor: Probability = 0.0,
         warmup_epochs: NonNegativeFloat = 0.0,
         warmup_share: FractionBelowOne = 0.0,
+        warmup_min_steps: Index = 100,
     ) -> None:
         super().__init__(
-            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+            warmup_min_steps=warmup_min_steps,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
         )
         if (every_epochs is None) == (not milestones):
             raise ConfigError("give either every_epochs or milestones, one of the two")
@@ -148,9 +168,14 @@ class Exponential(_WithWarmUp):
         decay: PositiveFraction = 0.99,
         warmup_epochs: NonNegativeFloat = 0.0,
         warmup_share: FractionBelowOne = 0.0,
+        warmup_min_steps: Index = 100,
     ) -> None:
         super().__init__(
-            warmup_epochs=warmup_epochs, warmup_share=warmup_share, num_steps=num_steps, steps_per_epoch=steps_per_epoch
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+            warmup_min_steps=warmup_min_steps,
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
         )
         self.decay_per_step = decay ** (1 / steps_per_epoch)
 

@@ -181,7 +181,7 @@ class TrainingSession:
         self._finite_state = FiniteState(built.job)
         self.metrics_log = MetricsLog(directory, every=self.config.log.every)
         self.observers = Observers([])
-        self._extra = tuple(extra_observers)
+        self.extra_observers = tuple(extra_observers)
         self._final_metrics = final_metrics
         self._is_quiet = is_quiet
         self._is_new_best = False
@@ -389,7 +389,7 @@ class TrainingSession:
                     assert_own=assert_own,
                 )
             )
-        return [*observers, *self._extra]
+        return [*observers, *self.extra_observers]
 
     def _on_step_end(self, record: StepRecord, stop_asked: bool) -> bool:
         self.observers.on_step(record)
@@ -527,7 +527,7 @@ class TrainingSession:
         may_be_last = job.step == job.num_steps or self.config.train.early_stopping is not None
         is_kept = may_be_last and self._is_selected_on_test()
         is_logged = log.tensorboard or log.wandb != "off" or log.mlflow is not None
-        return is_kept or is_logged or bool(self._extra)
+        return is_kept or is_logged or any(getattr(each, "reads_pictures", True) for each in self.extra_observers)
 
     def _is_selected_on_test(self) -> bool:
         part, selection = self.built.data.test, self.built.data.selection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ _MAX_CALLS = 4_096
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 """Modules that compute in another way, and round differently, while functions are observed: they are left alone."""
 _TOLERANCE = 1e-6
+_PARTS = frozenset("__getitem__ narrow contiguous clone".split())
 _BY_ROWS = frozenset("__getitem__ unbind split chunk select narrow tensor_split".split())
 """Functions that take samples one by one, if the first axis is meant."""
 
@@ -170,11 +171,12 @@ def _read_versions(tree: Any) -> list[tuple[Tensor, int]]:
 class FunctionTemplate:
     """Calls that lead to a value, with slots in place of tensors; `leaves` are the tensors that none of them has made.
 
-    `root` is the slot of the value. Raises TapeError where the calls cannot be repeated with other tensors.
+    `root` is the slot of the value. Of other tensors than those that are `given`, the parts of their rows that are read
+    are leaves. Raises TapeError where the calls cannot be repeated with other tensors.
     """
 
-    def __init__(self, tape: FunctionTape, root: Tensor) -> None:
-        calls = tape.calls
+    def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = ()) -> None:
+        calls = _leave_out_parts(tape.calls, given)
         if tape.failure:  # what is left are named parts
             calls = [call for call in calls if call.is_whole and any(root is item for item in iter_items(call.result))]
         if tape.failure and not calls:
@@ -248,6 +250,19 @@ class FunctionTemplate:
         sizes = [c if abs(c) >= 1 else 1 / c for c in constants]
         is_counted = any(abs(size) > 1 and abs(size / number - round(size / number)) < _TOLERANCE for size in sizes)
         return number < 2 or is_counted or any(map(_takes_rows, self.calls))
+
+
+def _leave_out_parts(calls: Sequence[FunctionCall], given: Iterable[Tensor]) -> list[FunctionCall]:
+    """Leave out calls that take parts of rows of tensors which are not given, nor made of such."""
+    made, kept = {id(tensor) for tensor in given}, list[FunctionCall]()
+    for call in calls:
+        read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
+        is_part = call.name in _PARTS and len(read) == 1 and id(read[0]) not in made and not call.written
+        if is_part and isinstance(call.result, Tensor) and call.result.shape[:1] == read[0].shape[:1] != ():
+            continue
+        kept.append(call)
+        made |= {id(item) for item in iter_items(call.result) if isinstance(item, Tensor)}
+    return kept
 
 
 def _takes_rows(call: FunctionCall) -> bool:

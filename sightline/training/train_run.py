@@ -46,7 +46,7 @@ from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, remove_dead_lock
+from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, read_lines, remove_dead_lock
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.published_results import list_published
@@ -292,6 +292,7 @@ class _TrainRun:
         self._has_checks = has_checks
         self._is_quiet = is_quiet
         self._examined: dict[str, Any] = {}
+        self._earlier: tuple[Finding, ...] = ()
 
     def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
         config, world = self._config, self._world
@@ -377,14 +378,15 @@ class _TrainRun:
             for name, content in plugin.files().items():
                 directory.write_bytes(f"plugins/{name}", content)
         directory.append_line("sessions.jsonl", {**session.record, "resumed": location.checkpoint})
-        directory.write_json("findings.json", [finding.to_dict() for finding in findings])
         if self._examined:
             directory.write_json("checks.json", self._examined)
         if location.checkpoint:
             self._world.rank_zero_only(self._warn_of_changes)(session)
             session.resume(Path(location.checkpoint))
+            self._earlier = _read_findings(directory, session.job.step)
         else:
             session.start()
+        directory.write_json("findings.json", [finding.to_dict() for finding in (*findings, *self._earlier)])
         if location.is_longer:
             self._note(session.describe_extension())
         if location.checkpoint or location.is_longer:
@@ -411,21 +413,24 @@ class _TrainRun:
         with self._errors_explained(session), self._watch(session) as watch:
             job.watch = watch
             document = session.run()
-        findings = (*findings, *watch.findings) if watch is not None else findings
+        during = (*self._earlier, *watch.findings)
+        findings = (*findings, *during)
         if document is None:
             done = f"{job.step} of {job.num_steps}"
             out = shlex.quote(str(path))
             self._note(f"stopped after step {done}, state saved; go on with --resume auto --out {out}")
             return TrainResult(path, findings, stopped_by=self._stop.signal or signal.SIGTERM)
-        return TrainResult(path, findings, self._world.rank_zero_only(self._report)(session, document))
+        return TrainResult(path, findings, self._world.rank_zero_only(self._report)(session, document, during))
 
-    def _watch(self, session: TrainingSession) -> contextlib.AbstractContextManager[Watch | None]:
-        """Watch the steps of the session; each finding is logged, and added to findings.json, at its step."""
-        if not self._has_checks:
-            return contextlib.nullcontext()
+    def _watch(self, session: TrainingSession) -> Watch:
+        """Watch the steps of the session; each finding is logged, and added to findings.json, at its step.
+
+        Without checks, the record of sizes, losses and figures alone is kept: it costs next to nothing.
+        """
         from sightline.doctor.watch.watch import EVERY, Watch
+        from sightline.training.outcomes import OutcomeObserver, name_sample
 
-        job = session.job
+        job, directory = session.job, session.directory
         watch = Watch(
             {"": job.model},
             optimizers=[job.optimizer],
@@ -433,10 +438,15 @@ class _TrainRun:
             every=max(EVERY, job.num_steps // _MAX_MEASURED),  # a GPU computes such a step anew, ten times as slow
             declared=frozenset(session.config.checks.skip),
             watches_passes=not job.compile,  # torch.compile would trace hooks: losses, gradients and updates are left
+            takes_losses=False,
+            keeps_record_alone=not self._has_checks,
+            name_sample=partial(name_sample, session),
             first_step=job.step,
-            receive=partial(_add_findings, session.directory),
+            receive=partial(_add_findings, directory),
         )
-        if self._world.size == 1:
+        lines = read_lines(directory.path / "metrics.jsonl") if job.step else ()
+        session.extra_observers += (OutcomeObserver(watch, session, lines),)
+        if self._world.size == 1 and self._has_checks:
             watch.level_source = partial(_measure_levels, session.built)
         return watch
 
@@ -479,8 +489,10 @@ class _TrainRun:
                 raise
             raise named from error
 
-    def _report(self, session: TrainingSession, document: dict[str, Any]) -> dict[str, Any]:
-        """Report the metrics of the last weights."""
+    def _report(
+        self, session: TrainingSession, document: dict[str, Any], findings: Sequence[Finding]
+    ) -> dict[str, Any]:
+        """Report the metrics of the last weights, and what was found in training."""
         built, directory, reporter = session.built, session.directory, self._reporter
         if early := session.describe_early_end():
             reporter.note(f"early-stopping: {early}")
@@ -494,6 +506,7 @@ class _TrainRun:
             directory.write_json("published.json", {"rows": rows})
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)
+        reporter.findings(findings)
         directory.assert_lock_held()
         reporter.final_document(document)
         command = shlex.join(["sightline", "report", str(directory.path)])
@@ -514,6 +527,16 @@ def _add_findings(directory: RunDirectory, *findings: Finding) -> None:
         return
     earlier_findings = parse_json(read_regular_file(directory.path / "findings.json"))
     directory.write_json("findings.json", [*earlier_findings, *(finding.to_dict() for finding in findings)])
+
+
+def _read_findings(directory: RunDirectory, step: int) -> tuple[Finding, ...]:
+    """Read what earlier sessions of a run found in training up to a step."""
+    from sightline.doctor.finding import finding_from_dict
+
+    path = directory.path / "findings.json"
+    documents = parse_json(read_regular_file(path)) if path.exists() else []
+    kept = [each for each in documents if each["phase"] == "runtime" and each["where"].get("step", 0) <= step]
+    return tuple(map(finding_from_dict, kept))
 
 
 def sample_counts(data: Data) -> str:

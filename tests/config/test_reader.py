@@ -48,7 +48,7 @@ def test_values_defaults_and_the_name() -> None:
     assert config.optimizer.arguments["lr"] == 0.1
     assert config.optimizer.arguments["momentum"] == 0.9, "a default of the signature is written out"
     assert config.schedule.name == "constant"
-    assert config.schedule.arguments == {"warmup_epochs": 0.0, "warmup_share": 0.0}
+    assert config.schedule.arguments == {"warmup_epochs": 0.0, "warmup_share": 0.0, "warmup_min_steps": 100}
     assert [loss.weight for loss in config.losses] == [1.0]
     assert config.init is None
 

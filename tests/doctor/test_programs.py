@@ -6,9 +6,7 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-import sightline
 from tests.doctor.cases import ROWS
 from tests.doctor.observing import judged, observe
 from tests.doctor.programs import FORMS, PROGRAMS
@@ -79,33 +77,6 @@ def test_the_step_of_a_program_is_asked_what_its_plain_form_is(name: str) -> Non
     expected = [rule for rule, reason in plain.items() if not reason]
     lacking = {rule: step.get(rule, "no such rule") for rule in expected if step.get(rule, "no such rule")}
     assert len(lacking) <= (1 - ENOUGH) * len(expected), lacking
-
-
-class Convolution(nn.Module):
-    """Sum over the neighbours of each node."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 4)
-
-    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        return edges @ self.linear(x)
-
-
-@pytest.mark.parametrize(("nodes", "is_graph"), [("one-hot", True), ("numbers", True), ("square", False)])
-def test_a_graph_that_each_update_sees_whole_is_no_repeated_batch(nodes: str, is_graph: bool) -> None:
-    x = {"one-hot": torch.eye(20), "numbers": torch.randn(20, 8), "square": torch.randn(20, 20)}[nodes]
-    edges = (torch.rand(20, 20) < 0.3).float()
-    model = Convolution(x.shape[1])
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for _ in range(8):
-            optimizer.zero_grad()
-            model(x, edges).square().mean().backward()
-            optimizer.step()
-    assert [finding.code for finding in watch.findings if finding.code == "same-batch"] == ["same-batch"] * (
-        not is_graph
-    )
 
 
 @pytest.mark.long

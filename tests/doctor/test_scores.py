@@ -33,8 +33,9 @@ def remember(model: nn.Module, loader: Any, kept: list[int] = []) -> float:  # n
     return COUNT + scores.accuracy(*scores.join(scores.predict(model, loader)))
 
 
-OTHERS = tuple({rule.code for rule in list_rules() if not any("scor" in name for name in rule.reads)})
-"""Codes of rules that read no score."""
+OF_SCORES = {rule.code for rule in list_rules() if any("scor" in name for name in rule.reads)}
+OTHERS = tuple({rule.code for rule in list_rules()} - OF_SCORES)
+"""Codes without a rule that reads a score."""
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
@@ -141,6 +141,66 @@ def test_a_step_that_fails_is_an_error() -> None:
     assert [finding.code for finding in report.findings] == ["first-step"]
     assert "ended in ValueError: no such unit" in report.verdict[1]
     assert report.verdict[2] == "  mend the first step, and check again"
+
+
+class Leaking(nn.Module):
+    """Network whose layers are in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = [nn.Linear(6, 8)], nn.Linear(8, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.last(self.layers[0](rows).relu())
+
+
+def mean_of_columns(outputs: Tensor, target: Tensor) -> Tensor:
+    return ((outputs.mean(1, keepdim=True) - target.float()) ** 2).mean()
+
+
+class Edited(Dataset[Any]):
+    """Data set that changes what it stores where it is read."""
+
+    def __init__(self) -> None:
+        self.rows = ROWS.clone()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.rows[index]
+        row *= 0.5
+        return row, LABELS[index]
+
+
+@pytest.mark.parametrize(
+    ("code", "model", "loss", "data", "function"),
+    [
+        ("unregistered", Leaking(), nn.CrossEntropyLoss(), BATCH, Leaking.forward),
+        ("loss-form", nn.Linear(6, 3), mean_of_columns, BATCH, mean_of_columns),
+        ("data-mutation", nn.Linear(6, 3), nn.CrossEntropyLoss(), DataLoader(Edited(), 8), Edited.__getitem__),
+        (
+            "data-mutation",
+            nn.Linear(6, 3),
+            nn.CrossEntropyLoss(),
+            DataLoader(Subset(Edited(), range(24)), 8),
+            Edited.__getitem__,
+        ),
+        (
+            "double-softmax",
+            nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1)),
+            nn.CrossEntropyLoss(),
+            BATCH,
+            None,
+        ),
+    ],
+)
+def test_a_finding_names_the_lines_of_the_program_that_it_is_about(
+    code: str, model: nn.Module, loss: Any, data: Any, function: Any
+) -> None:
+    (finding, *_) = [each for each in check_module(model, loss, data).findings if each.code == code]
+    expected = (None, None) if function is None else (__file__, function.__code__.co_firstlineno)
+    assert (finding.where.file, finding.where.line) == expected, finding
 
 
 def test_one_cause_is_one_finding() -> None:

@@ -85,12 +85,20 @@ def test_cosine_after_warm_up_spans_what_remains() -> None:
 
 
 def test_a_share_of_the_run_warms_up_a_run_of_any_length() -> None:
-    """A tenth of 100 steps, and of 10: the rise has ten steps, and one."""
-    for num_steps, expected in ((100, 10), (10, 1), (4, 0)):
-        factor = Cosine(num_steps=num_steps, steps_per_epoch=num_steps, warmup_share=0.1)
+    """A tenth of 100 steps, and of 10: the rise has ten steps, and one; by default a hundred, or a fifth of few."""
+    for num_steps, floor, expected in (
+        *((100, 0, 10), (10, 0, 1), (4, 0, 0)),
+        *((100, 100, 20), (10, 100, 2), (4, 100, 0), (400, 100, 80), (800, 100, 100), (2000, 100, 200), (100, 15, 15)),
+    ):
+        factor = Cosine(num_steps=num_steps, steps_per_epoch=num_steps, warmup_share=0.1, warmup_min_steps=floor)
         assert factor.warmup_steps == expected
         assert [factor(step) for step in range(expected)] == [(s + 1) / (expected + 1) for s in range(expected)]
         assert factor(expected) == 1.0
+    for schedule in (Cosine, Constant, Exponential):
+        given = {"num_steps": 200, "steps_per_epoch": 10}
+        assert schedule(**given, warmup_share=0.02).warmup_steps == 40
+        assert schedule(**given).warmup_steps == 0, "no warm-up is none"
+        assert schedule(**given, warmup_epochs=0.4).warmup_steps == 4, "epochs are as they are stated"
     with pytest.raises(ConfigError, match=r"warmup_share: found 0\.9, which is every step of a run of 1; .*=0$"):
         Cosine(num_steps=1, steps_per_epoch=10, warmup_share=0.9)
     with pytest.raises(ConfigError, match="warmup_share: warmup_epochs is given as well"):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.runtime.blind_losses import Call
 from tests.runtime.healthy_loops import SGD, STEPS, Adam, Scaled, Watch, batches, net, plain_net, train
@@ -187,6 +188,15 @@ def constant_labels() -> Any:
 
 exponential = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
 cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=10)
+
+
+def one_batch() -> Watch:
+    """The first batch of a loader that has others, read once before the loop."""
+    points, label = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    loader = DataLoader(TensorDataset(points, label), 16)
+    return train(data=[next(iter(loader))] * len(loader))
+
+
 PLANTS = {
     "zero_grad is missing": Plant("gradients-kept", "optim.grad_accumulation", 2, lambda: train(clear=None)),
     "zero_grad between backward and step": Plant(
@@ -251,7 +261,7 @@ PLANTS = {
     "NLL of probabilities": Plant(
         "double-softmax", "loss.form", 1, lambda: train(loss=lambda o, y: F.nll_loss(o.softmax(dim=1), y))
     ),
-    "one batch for ever": Plant("same-batch", "data.ordering", 5, lambda: train(data=[next(batches())] * STEPS)),
+    "one batch for ever": Plant("same-batch", "data.ordering", 5, one_batch),
     "one order in every epoch": Plant("same-order", "data.ordering", 16, lambda: train(data=[*batches(10)] * 3)),
     "a generator made anew in every epoch": Plant(
         "same-order", "data.ordering", 14, lambda: train(data=[each for _ in range(3) for each in reloaded()])

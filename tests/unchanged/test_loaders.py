@@ -140,6 +140,11 @@ def persistent(data: Dataset[Any]) -> DataLoader[Any]:
     return DataLoader(data, 16, num_workers=1, persistent_workers=True, shuffle=is_indexed)
 
 
+def accelerated() -> Any:
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.Accelerator(cpu=True).prepare_data_loader(DataLoader(Augmented(1), 16, shuffle=True))
+
+
 class InThread(Own):
     """Loader whose batches another thread reads."""
 
@@ -169,6 +174,7 @@ READABLE: dict[str, Callable[[Path], Any]] = {
     "a sampler of batches": lambda _: DataLoader(TensorDataset(ROWS, LABEL), batch_sampler=Growing()),
     "another library": lambda _: Own(),
     "another library with a length": lambda _: Sized(),
+    "accelerate": lambda _: accelerated(),
     "a list": lambda _: list(batches()),
 }
 UNREADABLE: dict[str, Callable[[], Any]] = {

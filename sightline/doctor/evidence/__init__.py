@@ -67,7 +67,7 @@ def list_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def import_all(package: str) -> None:
     """Import the modules of a package, whose declarations fill the tables."""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         importlib.import_module(module.name)
 
 

@@ -156,8 +156,8 @@ def hidden_places(subject: Subject) -> HiddenPlaces:
         parts = [(tensor * torch.randn(tensor.shape, generator=noise).to(tensor)).sum() for tensor in moving]
         (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True, allow_unused=True)
         value = subject.evaluate(model, outputs, replace_leaf(batch.target, path, wanted))
-        (pull,) = torch.autograd.grad(value, [wanted], allow_unused=True)
-        if reach is None or pull is None:
+        (pull,) = torch.autograd.grad(value, [wanted], allow_unused=True) if value.requires_grad else (None,)
+        if reach is None or pull is None:  # what the loss reads of it has no slope, as that of labels and masks
             continue
         hidden, counted = reach == 0, pull != 0
         return HiddenPlaces(hidden.numel(), int(hidden.sum()), int(counted.sum()), int((hidden & counted).sum()))

@@ -253,7 +253,12 @@ def free(subject: Subject, passed: Pass, slopes: list[Slope]) -> Free:
     ends = time.process_time() + _MAX_S
     for _ in range(_MAX_STEPS):
         optimizer.zero_grad()
-        value = value_of(subject, passed, dict(outputs))
+        try:
+            value = value_of(subject, passed, dict(outputs))
+        except (RuntimeError, ValueError) as error:
+            if not values:
+                raise
+            raise NotApplicableError("the loss refuses outputs beyond their range, as of shares") from error
         values.append(float(value))
         if not value.requires_grad or not math.isfinite(values[-1]) or time.process_time() > ends:
             break

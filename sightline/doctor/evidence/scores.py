@@ -191,9 +191,9 @@ def score_modes(scoring: Scoring) -> Modes:
     """Call the score with a model that is in training mode, as a loop leaves it."""
     calls = [scoring.ask(scoring.load(), share, training=True) for share in _SHARES[:2]]
     pairs = zip((scoring.first, scoring.ask(scoring.load(), _SHARES[1])), calls, strict=True)
-    found = [each for one, other in pairs for each in list_differences(one, other, scoring.names)]
+    found = {each.name: each for one, other in pairs for each in list_differences(one, other, scoring.names)}
     changed = [name for name in calls[0].changed if name not in scoring.first.changed]
-    return Modes(found, changed, any(scoring.first.modes))
+    return Modes([*found.values()], changed, any(scoring.first.modes))
 
 
 @measure(passes=2)

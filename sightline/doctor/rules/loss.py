@@ -119,7 +119,7 @@ def unbounded_loss(free: Free) -> Fault | None:
         return None
     return Fault(
         "the loss has no least value: it falls faster than the outputs grow",
-        measured=f"three times the way, {free.growth:.1f} times the gain",
+        measured=f"outputs that move three times as far lower the loss {free.growth:.1f} times as much",
     )
 
 
@@ -182,7 +182,7 @@ def softmax_axis(labelled: list[Labelled]) -> Iterator[Fault]:
         for axis in (a for a in range(output.ndim) if a != item.axis and output.shape[a] not in (1, num)):
             pairs = [(gradient, 0.0)] + [(s, 1.0) for s in (output, output.exp()) if bool((s >= 0).all())]
             for values, total in pairs:
-                size = float(values.abs().max())
+                size = float(values.abs().max()) or 1.0  # a head that begins at zero
                 here, there = (float((values.sum(a) - total).abs().max()) / size for a in (axis, item.axis))
                 if here < 1e-5 and there > 1e-2:
                     yield Fault(

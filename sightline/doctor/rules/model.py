@@ -40,6 +40,9 @@ def first_step(first_failure: str) -> Iterator[Fault]:
             "the first batch cannot be run",
             measured=first_failure.removeprefix("the first batch: "),
             causes=("data.label_mapping", "cfg.class_count") if is_label else (),
+            action="compare labels with the model's outputs: a label is 0 at least, and less than the number of classes"
+            if is_label
+            else "",
         )
 
 
@@ -111,7 +114,7 @@ def repeated_layer(subject: Subject, passed: Pass) -> Iterator[Fault]:
         for names in places.values():
             if len(names) > 1:
                 yield Fault(
-                    f"{join_some(names, most=4)} are one and the same layer, with one set of weights",
+                    f"the layers {join_some(names, most=4)} are one and the same, with one set of weights",
                     measured=f"one module at {len(names)} places of a list",
                     where=FindingLocation(layer=names[0]),
                 )
@@ -156,7 +159,7 @@ def unregistered(loose_leaves: dict[str, Tensor]) -> Iterator[Fault]:
         yield Fault(
             f"outputs depend on {len(loose_leaves)} tensor(s) that want gradients and are not registered: "
             f"{join_some(list(loose_leaves), most=4)}",
-            measured=f"{len(loose_leaves)} leaves of the graph are in no parameters()",
+            measured=f"{len(loose_leaves)} tensor(s) with a gradient are in no parameters()",
         )
 
 

@@ -155,7 +155,10 @@ class ReachMonitor(Monitor):
         self._chosen_kinds: set[str] = set()
         """Parameters, without their numbers, that have a gradient at some updates and none at others: experts."""
         self._reached: set[int] = set()
-        self._is_covered = self._is_unfrozen = False
+        self._is_covered = self._is_unfrozen = self._is_begun = False
+        self._seen: set[int] = set()
+        self._left_out: set[str] = set()
+        """Parameters that have had gradients, by identity, and those of them that no optimiser held at the time."""
         self._num_trained = 0
         self._num_zero: dict[int, int] = {}
         self._learnt: set[int] = set()
@@ -175,7 +178,7 @@ class ReachMonitor(Monitor):
                 self._reached |= {id(p) for p in track.parameters.values() if p.grad is not None}
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
-        is_watched = loop.is_measured or not self._is_covered or track.num_updates == _NUM_JOINED
+        is_watched = loop.is_measured or not self._is_begun or track.num_updates == _NUM_JOINED
         return self._judge(loop, track) if is_watched else None
 
     def _judge(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
@@ -191,9 +194,9 @@ class ReachMonitor(Monitor):
         if track.num_updates == _NUM_JOINED:
             yield from self._idle_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
-            self._is_covered = True
             self._num_trained = _count_trained(loop)
-            yield from self._coverage_faults(loop)
+            yield from self._coverage_faults(loop, is_sure=not self._is_begun)
+            self._is_begun = True
         elif self._is_covered and loop.is_measured:
             if self._is_unfrozen:
                 yield from self._coverage_faults(loop)
@@ -255,11 +258,12 @@ class ReachMonitor(Monitor):
             names = ("gradients-cleared", "zero") if is_written else ("zero-gradients", "")
             yield report(*names, optimizer=track.name, **words)
 
-    def _coverage_faults(self, loop: Loop) -> Iterator[Found]:
+    def _coverage_faults(self, loop: Loop, *, is_sure: bool = True) -> Iterator[Found]:
         """Yield a fault for trainable parameters of the models that get gradients, and that no known optimiser holds.
 
         What gets none, as a teacher whose outputs are detached, is not to be trained; gradients may be older than the
-        loop. Nor what is trained through the model: a latent, an image or a prompt.
+        loop. Nor what is trained through the model: a latent, an image or a prompt. Those of a second model have
+        theirs later: each is judged until it was seen, and again unless it `is_sure`, as an optimiser may come next.
         """
         held = [p for track in loop.tracks.values() for group in track.optimizer.param_groups for p in group["params"]]
         own, held_ids, old_marks = loop.parameters(), {*map(id, held)}, self._old_marks or {}
@@ -270,10 +274,17 @@ class ReachMonitor(Monitor):
             if p.requires_grad and id(p) not in held_ids and (g := p.grad) is not None
             if (id(g), g._version) != old_marks.get(id(p))
         ]
+        self._seen |= held_ids | {id(p) for p in own.values() if p.grad is not None or not p.requires_grad}
+        self._is_covered = own_ids <= self._seen
+        before, self._left_out = self._left_out, {*names}
+        if not is_sure and names:
+            self._is_covered = False
+            names = [name for name in names if name in before]
         shapes = [p.shape for p in held if id(p) not in own_ids]
         is_replaced = bool(shapes) and all(own[name].shape in shapes for name in names)
         if not names or (not is_replaced and not held_ids & own_ids and needs_inputs(loop)):
             return
+        self._is_covered = True
         words = {"number": len(names), "names": list_names(names), "foreign": len(shapes)}
         yield report("not-optimised", "replaced" if is_replaced else "left out", param=names[0], **words)
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import sysconfig
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Found = Finding
 """Finding of an event; where nothing else is said, it is at the step and the line of the loop that run."""
-Judge = Callable[[float], Iterable[Found]]
+Judge = Callable[[Any], Iterable[Found]]
 Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
 CallSite = tuple[tuple[int, int], ...]
@@ -186,10 +187,10 @@ class Reader:
         return value.device.type != "cpu"
 
     def read(self, value: Tensor, judge: Judge) -> Iterable[Found]:
-        """Judge a number (0-d) now, or let `poll` do it later."""
+        """Judge a number (0-d), or a list of a few (n,), now, or let `poll` do it later."""
         value = value.detach()
         if not self.is_late(value):
-            return judge(float(value))
+            return judge(value.tolist())
         copied = value.to("cpu", non_blocking=True)
         self._waiting.append((copied, record_event(value.device), judge, self._loop.step + 1))
         return ()
@@ -204,7 +205,7 @@ class Reader:
         while self._waiting and (waits or self._waiting[0][1].query()):
             copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
-            found += (set_step(finding, step) for finding in judge(float(copied)))
+            found += (set_step(finding, finding.where.step or step) for finding in judge(copied.tolist()))
         return found
 
 
@@ -227,7 +228,7 @@ class Loop:
     `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
     ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
     `thread` is that of the loop, which `is_broken` where an event could not be followed. `first_of_epoch` is the
-    training pass before which a loader began anew.
+    training pass before which `loader`, a weak reference, began anew, for the `num_epochs`-th time.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -238,7 +239,8 @@ class Loop:
         self.step = self.first_step = first_step
         self.thread = threading.get_ident()
         self.is_over = self.is_broken = self.is_in_backward = self.is_suspended = False
-        self.num_forwards = self.first_of_epoch = 0
+        self.num_forwards = self.first_of_epoch = self.num_epochs = 0
+        self.loader: weakref.ref[Any] | None = None
         self.call: ForwardCall | None = None
         self.call_site: CallSite = ()
         self.model_inputs: list[Tensor] = []
@@ -340,8 +342,8 @@ class Monitor:
     `on_forward` a pass of a whole model, `on_outputs` its outputs with their history, of which none may be kept,
     `before_backward` the loss, whose graph still exists, `after_backward`, `before_update` and `after_update` the track
     of the optimiser, `before_unscaling` that whose gradients a GradScaler is about to divide, `on_average` a moving
-    average of the weights that has computed outputs, `on_module` what a part is called with in the first training
-    passes, `on_load` weights that a model is about to load, `on_end` the whole loop.
+    average of the weights that has computed outputs, and if these are recorded, `on_module` what a part is called with
+    in the first training passes, `on_load` weights that a model is about to load, `on_end` the whole loop.
     """
 
 

@@ -445,7 +445,8 @@ class Observation(Monitor):
         if step.failure or step.root is None or step.root.numel() != 1:
             raise NotApplicableError(step.failure or "the backward pass does not begin at one number")
         try:
-            template = FunctionTemplate(step.tape, step.root)
+            outputs = [tensor for call in step.calls for _, tensor in tree_leaves(call.outputs)]
+            template = FunctionTemplate(step.tape, step.root, outputs)
             form = ObservedForm(step, template) if self.examined is None else self.examined.form
         except TapeError as error:
             raise NotApplicableError(str(error)) from error

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.data import DataLoader
 
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
+from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.objects import find_alive
 from sightline.doctor.rules.events import report
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
@@ -36,6 +39,7 @@ class OutputMonitor(Monitor):
         self._last_step = -1
         self._order = _BatchOrder()
         self._last_outputs: list[StorageWeakRef] = []
+        self._last_inputs: list[StorageWeakRef] = []
         self._is_recurrent, self._num_noted = False, 0
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found] | None:
@@ -59,12 +63,13 @@ class OutputMonitor(Monitor):
         self._digests[id(call.model)] = digests
         if last is not None and last.key != number:
             self._num_same = 0
-        elif _is_one_graph([*map(itemgetter(1), tree_leaves(call.inputs))]):
-            return  # the set is one sample, which each update sees whole
         elif last is not None and last.values.shape == digests.values.shape and self._num_same < _NUM_SAME:
             values = digests.values
             is_varied = digests.is_varied.any() | (values != values[0]).any()  # a sparse volume may look empty twice
-            yield from loop.reader.read(((last.values == values).all() & is_varied).float(), self._judge_same)
+            inputs = [tensor for _, tensor in tree_leaves(call.inputs)]
+            judge = partial(self._judge_same, loop, len(digests.values), self._is_held(inputs))
+            if not any(tensor.requires_grad for tensor in inputs):  # points at which slopes are wanted stay
+                yield from loop.reader.read(((last.values == values).all() & is_varied).float(), judge)
         if number is not None and not self._is_recurrent:
             yield from self._order.add(number, loop.num_forwards)
 
@@ -80,9 +85,15 @@ class OutputMonitor(Monitor):
         if isinstance(track.optimizer, torch.optim.LBFGS):  # its line search needs one function: the whole set
             self._num_same = _NUM_SAME
 
-    def _judge_same(self, value: float) -> Iterator[Found]:
+    def _is_held(self, inputs: Sequence[Tensor]) -> bool:
+        """Return True for inputs that the loop itself has held since the last pass."""
+        held, self._last_inputs = self._last_inputs, [*map(_find_storage, filter(is_dense, inputs))]
+        now = {storage.cdata for storage in self._last_inputs}
+        return bool(now) and now == {last.cdata for last in held}
+
+    def _judge_same(self, loop: Loop, num_samples: int, is_held: bool, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
-        if self._num_same == _NUM_SAME - 1:
+        if self._num_same == _NUM_SAME - 1 and not _is_whole_set(loop, num_samples, is_held):
             yield report("same-batch", "", number=_NUM_SAME)
 
     def _constant_faults(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterator[Found]:
@@ -116,23 +127,21 @@ def _find_storage(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())
 
 
-def _is_one_graph(inputs: Sequence[Tensor]) -> bool:
-    """Return True for numbers of nodes (N, C) with edges (2, E) or (N, N), and nothing that tells graphs apart.
+def _is_whole_set(loop: Loop, num_samples: int, is_held: bool) -> bool:
+    """Return True if a batch is all that there is: that of a loader of one batch, or tensors that the loop holds.
 
-    Nodes without numbers of their own have a row of the identity (N, N), beside edges of this size.
+    Held tensors are a batch of more where a loader with batches of this size has others.
     """
-    matrices = [t for t in inputs if is_dense(t) and t.ndim == 2 and t.is_floating_point()]
-    sizes = {len(t) for t in matrices if len(t) != t.shape[1]}
-    squares = [t for t in matrices if len(t) == t.shape[1] > 1]
-    if len({t.shape for t in squares}) < len(squares):
-        sizes |= {len(t) for t in squares if torch.equal(t, torch.eye(len(t), dtype=t.dtype, device=t.device))}
-    if len(sizes) != 1:
-        return False
-    (num,) = sizes
-    is_pairs = [t.ndim == 2 and t.dtype == torch.int64 and t.shape[0] == 2 != num for t in inputs]
-    is_square = [t.ndim == 2 and t.shape == (num, num) for t in inputs]
-    has_graphs = any(t.ndim == 1 and len(t) == num and t.dtype == torch.int64 for t in inputs)
-    return (any(is_pairs) or any(is_square)) and not has_graphs
+    loader = None if loop.loader is None else loop.loader()
+    if loader is not None:
+        return _count(loader) == 1
+    return is_held and not any(each.batch_size == num_samples and _count(each) > 1 for each in find_alive(DataLoader))
+
+
+def _count(loader: Any) -> float:
+    """Count the batches of a loader; infinity for one that does not say."""
+    number = observe("length", len, loader)
+    return math.inf if isinstance(number, MissingError) else number
 
 
 class _BatchOrder:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import SWALR
 
+from sightline.doctor.objects import find_alive
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import (
     Found,
@@ -32,6 +35,8 @@ _MAX_EPOCHS_OF_RISE = 30
 _NUM_MOVED, _MANY = 5, 10
 _NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 2000
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
+_NUM_EPOCHS, _NUM_IDLE_UNKNOWN = 2, 200
+"""Epochs after which a schedule has been stepped, and updates where epochs are not known."""
 
 
 @dataclass
@@ -62,10 +67,11 @@ class _Rates:
 
 
 class ScheduleMonitor(Monitor):
-    """Learning rates of the updates, and the steps of schedulers that are named."""
+    """Learning rates of the updates, and the steps of schedulers that are named, or that it `finds`."""
 
-    def __init__(self, schedulers: Sequence[Any]) -> None:
+    def __init__(self, schedulers: Sequence[Any], *, finds: bool = False) -> None:
         self._schedulers = list(schedulers)
+        self._finds = finds and not schedulers
         self._first_steps = [_count(scheduler) for scheduler in schedulers]
         self._rates: dict[int, _Rates] = {}
         self._num_still: dict[int, int] = {}
@@ -108,6 +114,23 @@ class ScheduleMonitor(Monitor):
             is_idle = loop.step >= _NUM_IDLE and _count(scheduler) == first and hasattr(scheduler, "last_epoch")
             if is_idle and not self._is_later(scheduler):
                 yield report("schedule", "never", scheduler=type(scheduler).__name__, updates=loop.step)
+        if self._finds:
+            yield from self._idle_faults(loop)
+
+    def _idle_faults(self, loop: Loop) -> Iterator[Found]:
+        """Yield a fault for schedules of an optimiser of which none has been stepped; a loop may step after its end."""
+        still = {
+            key: track
+            for key, track in loop.tracks.items()
+            if track.num_updates >= _NUM_IDLE and _has_schedule(track) and len(self._rates[id(track)].rises) == 1
+        }
+        if not still or (loop.num_epochs <= _NUM_EPOCHS if loop.num_epochs else loop.step < _NUM_IDLE_UNKNOWN):
+            return
+        known = [each for each in find_alive(LRScheduler) if id(getattr(each, "optimizer", None)) in still]
+        for key, track in still.items():
+            own = [each for each in known if id(each.optimizer) == key]
+            if own and not any(_count(each) or isinstance(each, SWALR) for each in own):
+                yield report("schedule", "never", scheduler=type(own[0]).__name__, updates=track.num_updates)
 
     def _rise_faults(self, track: OptimizerTrack, rates: _Rates) -> Iterator[Found]:
         base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
@@ -133,6 +156,14 @@ class ScheduleMonitor(Monitor):
         )
 
 
+def _has_schedule(track: OptimizerTrack) -> bool:
+    """Return True for an optimiser that a schedule has been made for, whose rates are those of its start."""
+    groups = track.optimizer.param_groups
+    return any("initial_lr" in group for group in groups) and all(
+        float(group["lr"]) == float(group.get("initial_lr", group["lr"])) for group in groups
+    )
+
+
 def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
     """Yield a fault for a cosine that is stepped past its end, after which the learning rate rises again."""
     length, steps = getattr(scheduler, "T_max", None), _count(scheduler)
@@ -153,31 +184,58 @@ def _count(scheduler: Any) -> int:
     return int(getattr(scheduler, "last_epoch", 0))
 
 
+class _Kept:
+    """Slices of the weights of an average, and its running statistics, as they are at first."""
+
+    def __init__(self, average: nn.Module, *, is_named: bool) -> None:
+        self.weights, self.statistics, self.is_named = take_slices(average), _copy_statistics(average), is_named
+
+
 class AverageMonitor(Monitor):
-    """Moving averages of weights (EMA) that the loop keeps: something writes to them as the model trains."""
+    """Moving averages of weights (EMA) that the loop keeps: something writes to them as the model trains.
 
-    def __init__(self, averages: Sequence[nn.Module]) -> None:
+    Those that nobody has named are found, and `follow` is called with each: it is to see what they compute.
+    """
+
+    def __init__(self, averages: Sequence[nn.Module], follow: Callable[[nn.Module], None] | None = None) -> None:
         self._averages = [(average, take_slices(average)) for average in averages]
-        self._weights = {id(average): weights for average, weights in self._averages}
-        self._buffers = {id(average): _copy_statistics(average) for average in averages}
+        self._kept = {id(average): _Kept(average, is_named=True) for average in averages}
+        self._follow = None if averages else follow
 
-    def on_average(self, loop: Loop, average: nn.Module) -> Iterator[Found]:
+    def on_average(self, loop: Loop, average: nn.Module, has_gradient: bool) -> Iterator[Found]:
         """Judge the running statistics of an average that is evaluated: those of its start fit no weights but those.
 
-        An average that has not begun has the weights of its start, too.
+        An average that has not begun has the weights of its start, too; one that has gradients is trained by itself.
         """
-        first, now = self._buffers[id(average)], _copy_statistics(average)
+        kept = self._kept[id(average)]
+        first, now = kept.statistics, _copy_statistics(average)
         own = {name: buffer for model in loop.models.values() for name, buffer in _copy_statistics(model).items()}
         common = [name for name in first if name in own and own[name].shape == first[name].shape]
-        if average.training or not common or loop.step < _NUM_MOVED:
+        is_trained = not kept.is_named and _is_trained(average, has_gradient)
+        if average.training or is_trained or not common or loop.step < _NUM_MOVED:
             return
         is_still = stack_numbers([(now[name] == first[name]).all() for name in common]).all()
         moves = [(own[name] != send(first[name], own[name].device)).any() for name in common]
-        weights = zip(take_slices(average), self._weights[id(average)], strict=True)
+        weights = zip(take_slices(average), kept.weights, strict=True)
         has_begun = stack_numbers([(own != first).any() for own, first in weights]).any()
         is_stale = stack_numbers([is_still, stack_numbers(moves).any(), has_begun]).all()
         found = report("ema", "statistics", name=common[0], number=len(common))
         yield from loop.reader.read_if(is_stale.float(), found)
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
+        """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays one.
+
+        Without running statistics there is nothing to judge of them.
+        """
+        follow, self._follow = self._follow, None
+        if follow is None:
+            return
+        for model in filter(_copy_statistics, loop.models.values()):
+            keys, own = model.state_dict().keys(), set(model.modules())
+            for other in find_alive(type(model)):
+                if other not in own and id(other) not in self._kept and other.state_dict().keys() == keys:
+                    self._kept[id(other)] = _Kept(other, is_named=False)
+                    follow(other)
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
         if loop.step != _NUM_IDLE_OF_AVERAGE:  # some are updated after each epoch, or begin after a warm-up
@@ -220,6 +278,11 @@ class LoadMonitor(Monitor):
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:
     return isinstance(value, Tensor) and value.device == own.device and value.data_ptr() == own.data_ptr()
+
+
+def _is_trained(model: nn.Module, has_gradient: bool) -> bool:
+    """Return True for a model that has gradients, or whose pass was recorded for a backward pass."""
+    return any(p.grad is not None or (has_gradient and p.requires_grad) for p in model.parameters())
 
 
 def _copy_statistics(model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from sightline.doctor.evidence.reading import count_remainder
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
+from sightline.doctor.record import Record
 from sightline.doctor.trace import (
     Answers,
     BackwardAddends,
@@ -52,8 +53,9 @@ _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
 class TraceMonitor(Monitor):
     """Trace of the loop: plain numbers at each step, statistics at measured ones, judged a few times and at the end."""
 
-    def __init__(self, averages: Sequence[nn.Module], known: Sequence[Finding]) -> None:
+    def __init__(self, averages: Sequence[nn.Module], known: Sequence[Finding], record: Record) -> None:
         self.trace = Trace()
+        self._record = record
         self.level_source: Callable[[], Levels] | None = None
         self._known = known
         self.examination: Examination | None = None
@@ -103,6 +105,8 @@ class TraceMonitor(Monitor):
             if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
                 self.trace.epochs.append(self.trace.num_updates)
                 loop.first_of_epoch = loop.num_forwards + 1
+                loop.num_epochs += 1
+                loop.loader = weakref.ref(loader)
 
     def _keep_classes(self, loop: Loop, batch: Any) -> None:
         """Keep the classes of a batch that a loader has read."""
@@ -137,7 +141,7 @@ class TraceMonitor(Monitor):
             if tensor.ndim > 1 and tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.uint8):
                 self.trace.inputs[phase].setdefault(path, []).append(_describe_inputs(tensor.detach()))
         if is_training and loop.is_measured:
-            self._keep_spreads(call)
+            self._keep_spreads(loop, call)
 
     def _keep_evaluation(self, loop: Loop, call: ForwardCall) -> None:
         """Keep what the loader of an evaluation leaves out, and the answers to the classes of its first batches."""
@@ -163,11 +167,14 @@ class TraceMonitor(Monitor):
             trace.evaluated.append(EvaluatedBatch(rows, 0 if data is None else id(data)))
         trace.is_rich = trace.is_rich and digests.is_rich and trace.num_trained < _MAX_TRAINED
 
-    def _keep_spreads(self, call: ForwardCall) -> None:
+    def _keep_spreads(self, loop: Loop, call: ForwardCall) -> None:
+        prefix = next((name for name, model in loop.models.items() if model is call.model), "")
         for path, tensor in call.outputs.items():
             if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) > 1:
                 spread = tensor.flatten(1)[:, : _NUM_DIGITS * _NUM_DIGITS].float().std(0).mean()
-                self.trace.spreads.setdefault(path, []).append((self.trace.num_updates, spread))
+                self.trace.spreads.setdefault(f"{prefix}{path}".rstrip("."), []).append(
+                    (self.trace.num_updates, spread)
+                )
 
     def on_outputs_measured(self, loop: Loop, outputs: Any) -> None:
         """Read how the loss pulls at the outputs of a measured micro-batch."""
@@ -220,7 +227,7 @@ class TraceMonitor(Monitor):
     def after_backward_measured(self, loop: Loop) -> None:
         """Keep the norm of the gradients of each optimiser."""
         for key, track in loop.tracks.items():
-            self._norms[key] = _compute_norm(list(track.gradients.values()))
+            self._norms[key] = compute_norm(list(track.gradients.values()))
 
     def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> None:
         """Leave out the norms of an optimiser whose gradients a GradScaler divides."""
@@ -241,14 +248,14 @@ class TraceMonitor(Monitor):
         self._clip = None
         few = _list_few(track, copies=True) if norm is not None and not self._is_unscaled else []
         if norm is not None and few:
-            self._clip = norm, _compute_norm([*track.gradients.values()]), few
+            self._clip = norm, compute_norm([*track.gradients.values()]), few
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         """Keep how far the weights have moved."""
         if self._clip is not None:
             norm, used, before = self._clip
             moves = [*torch._foreach_sub(_list_few(track), before)]
-            share = _compute_norm(moves) / _compute_norm(before).clamp(min=1e-12)
+            share = compute_norm(moves) / compute_norm(before).clamp(min=1e-12)
             self.trace.clips.setdefault(_name(loop, track), []).append(Clip(norm, used, share))
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
@@ -279,13 +286,13 @@ class TraceMonitor(Monitor):
         trace.is_over = True
         trace.changed = [(_take_few(p) != old).any() for p, old in self._weights if has_slices(p)]
         if loop.call is not None and loop.call.model.training:
-            self._keep_spreads(loop.call)
+            self._keep_spreads(loop, loop.call)
         self._keep_average_norms(loop)
         if trace.num_backward:
             yield from self._examine()
 
     def _examine(self) -> Iterator[Found]:
-        given: dict[str, Any] = {"trace": self.trace}
+        given: dict[str, Any] = {"trace": self.trace, "record": self._record}
         if self.trace.remainder:
             given["evaluation_remainder"] = self.trace.remainder
         if self.level_source is not None and self.trace.is_over:
@@ -368,7 +375,7 @@ def _describe_inputs(tensor: Tensor) -> Inputs:
     return Inputs(flat.mean(0), flat.std(0, correction=0), len(tensor))
 
 
-def _compute_norm(tensors: list[Tensor]) -> Tensor:
+def compute_norm(tensors: list[Tensor]) -> Tensor:
     """Compute the norm of all numbers of the tensors that lie on the first one's device: no copy between devices."""
     dense = [take_local(tensor.detach()) for tensor in tensors if tensor.layout is torch.strided]
     if not dense:

@@ -55,6 +55,7 @@ from sightline.doctor.watch.observed import OBSERVED, Observation, examine_step
 from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
+from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.doctor.watch.restarts import RestartMonitor
 from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
@@ -92,7 +93,7 @@ class Watch:
     first steps and in each `every`-th; between these the loss, one gradient, modes and learning rates are looked at,
     and one hook hangs on the model. On a GPU nothing is waited for. The loop is that of one thread: the one in which a
     model trains first. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is
-    compared with theirs.
+    compared with theirs. With `finds`, schedulers and averages of weights that are not named are looked for.
     Made by `watch`.
     """
 
@@ -107,7 +108,11 @@ class Watch:
         declared: frozenset[str] = frozenset(),
         bisects: bool = False,
         watches_passes: bool = True,
+        takes_losses: bool = True,
+        keeps_record_alone: bool = False,
+        name_sample: Callable[[int, int, int], int | None] | None = None,
         first_step: int = 0,
+        finds: bool = False,
         receive: Callable[[Finding], None] | None = None,
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
@@ -118,7 +123,9 @@ class Watch:
         self._watches_passes = watches_passes
         self._receive = receive
         self._findings: list[Finding] = []
-        self._tracing = TraceMonitor(averages, self._findings)
+        self.recording = RecordMonitor(takes_losses=takes_losses, name_sample=name_sample)
+        self._keeps_record_alone = keeps_record_alone
+        self._tracing = TraceMonitor(averages, self._findings, self.recording.record)
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
@@ -135,14 +142,17 @@ class Watch:
             ScalerMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
-            ScheduleMonitor(schedulers),
+            ScheduleMonitor(schedulers, finds=finds),
             LoadMonitor(),
-            AverageMonitor(averages),
+            AverageMonitor(averages, self._follow_average if finds else None),
             CopyMonitor(),
             PruneMonitor(),
+            self.recording,
             self._tracing,
             LastPollMonitor(),
         ]
+        if keeps_record_alone:
+            self._monitors = [PollMonitor(), self.recording, LastPollMonitor()]
         self._always, self._measured = ({event: self._list_judges(event, *more) for event in EVENTS} for more in _FORMS)
         self._stack, self._calls = ExitStack(), ExitStack()
         self._recorded: set[nn.Module] = set()
@@ -184,7 +194,11 @@ class Watch:
     @property
     def is_asked(self) -> bool:
         """True if the next step is to be measured."""
-        return self._loop.is_measured
+        return self._loop.is_measured and not self._keeps_record_alone
+
+    def compare_modes(self, model: nn.Module) -> None:
+        """Compare both modes of a network that is evaluated now, such as an average of the weights."""
+        self.take(self.recording.compare(self._loop, model, is_asked=True))
 
     def ask(self, step: int) -> None:
         """Have the step that follows `step` finished ones measured: one that failed unseen is computed again."""
@@ -290,15 +304,19 @@ class Watch:
         stack.enter_context(observe_unscaling(fact(self._before_unscaling, what="scales of gradients")))
         stack.enter_context(self._tracing.follow(loop))
         for average in self._averages:
-            judge = entry(lambda average, *_: self._judge("on_average", average), what="averages")
-            for handle in hang(average, None, judge):
-                stack.callback(handle.remove)
+            self._follow_average(average)
         updates = (fact(run, what="updates") for run in (self._before_update, self._after_update))
         stack.enter_context(observe_updates(*updates))
 
+    def _follow_average(self, average: nn.Module) -> None:
+        run = lambda average, *_: self._judge("on_average", average, torch.is_grad_enabled())  # noqa: E731
+        judge = Hook(self._loop, run, what="averages")
+        for handle in hang(average, None, judge):
+            self._stack.callback(handle.remove)
+
     def _compare_ranks(self) -> None:
         place = self._loop.place()
-        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self._take)
+        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self.take)
         if monitor is not None:
             for judges in (self._always, self._measured):
                 judges["on_forward"].append(monitor.on_forward)
@@ -434,9 +452,9 @@ class Watch:
     def _ask_all(self, judges: Iterator[Any], subject: tuple[Any, ...]) -> None:
         for self._asked in judges:
             if found := self._asked(self._loop, *subject):
-                self._take(found)
+                self.take(found)
 
-    def _take(self, found: Iterable[Found]) -> None:
+    def take(self, found: Iterable[Found]) -> None:
         """Keep and log each finding that is new and not declared."""
         for finding in found:
             where = finding.where
@@ -502,8 +520,8 @@ def watch(
 ) -> Watch:
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
-    `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
-    `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
+    `optimizer` and `scheduler` are one, or a list; those that are not named are found as the loop uses them, and so is
+    `ema`, a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
     one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
@@ -526,6 +544,7 @@ def watch(
         every=every,
         declared=frozenset(declared),
         bisects=bisect,
+        finds=True,
     )
     watched.compares_ranks = True
     if check:

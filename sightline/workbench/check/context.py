@@ -37,9 +37,9 @@ _READING_S, _QUICK_READING_S = 0.5, 0.125
 
 
 class TrainedRecords(NamedTuple):
-    """Records of a trained run: reads its training losses by step, and loads its trained network."""
+    """Records of a trained run: reads the lines of its metrics.jsonl, and loads its trained network."""
 
-    read_curve: Callable[[], list[tuple[int, float]]]
+    read_lines: Callable[[], list[dict[str, Any]]]
     load: Callable[[], nn.Module]
 
 

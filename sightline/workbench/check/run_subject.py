@@ -33,6 +33,7 @@ from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
 from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
+from sightline.workbench.check.trained_record import make_trained_record
 
 _QUICK_BUDGET_S = 1.0
 """Processor time of the relations with which a training starts."""
@@ -52,6 +53,7 @@ _PLACES = {
     "indices": "model",
     "counted": "losses",
     "run": "model",
+    "outcomes": "model",
     "non_finite": "",
 }
 """Key of the config that the rules of a module judge, where a finding has none."""
@@ -61,9 +63,11 @@ def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination
     """Judge a run by the rules of what a run alone has: config, data, area, records, and if asked for layers."""
     given: dict[str, Any] = {"run": context, **({"deep": context} if is_deep else {})}
     if context.trained is not None and context.world.size == 1:
-        read_curve, load = context.trained
-        given["loss_curve"] = read_curve()
-        given["level_source"] = lambda: measure_run_levels(context.built, load())
+        trained = context.trained
+        given["record"] = make_trained_record(context, trained)
+        curve = [(line["step"], line.get("loss/total")) for line in trained.read_lines() if line["split"] == "train"]
+        given["loss_curve"] = [(step, loss) for step, loss in curve if loss is not None]
+        given["level_source"] = lambda: measure_run_levels(context.built, trained.load())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         examination = examine(Evidence(given, math.inf), declared=context.config.checks.skip)

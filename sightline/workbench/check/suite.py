@@ -91,12 +91,7 @@ def _open_records(opened: OpenRun) -> TrainedRecords | None:
     file = opened.path / "metrics.jsonl"
     if opened.files is None or not file.is_file() or not list_checkpoints(opened.path):
         return None
-
-    def read_curve() -> list[tuple[int, float]]:
-        lines = [line for line in read_lines(file) if line.get("split") == "train"]
-        return [(line["step"], line["loss/total"]) for line in lines if line.get("loss/total") is not None]
-
-    return TrainedRecords(read_curve, lambda: opened.model)
+    return TrainedRecords(lambda: read_lines(file), lambda: opened.model)
 
 
 def _run(context: Context, *, is_deep: bool = False) -> list[Finding]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import sightline
 
@@ -161,6 +163,114 @@ def checked_before_the_loop(bug: bool) -> None:
         pass
 
 
+def two_models(bug: bool, *, is_first: bool = False, replaces: bool = False) -> None:
+    """Part of a critic is in no optimiser; each of the two has its gradients in the other's turn."""
+    maker = table_model()
+    judge = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    held = judge[0] if bug and not replaces else judge
+    optimizers = [torch.optim.Adam(each.parameters(), 1e-3) for each in (maker, held)]
+    if bug and replaces:
+        judge[2] = nn.Linear(8, 1)
+    values, labels = tables(1)[0]
+    with sightline.watch({"maker": maker, "judge": judge}, optimizer=optimizers):
+        for values, labels in tables(24):
+            real = F.one_hot(labels, 3).float()
+            for turn in (1, 0) if is_first else (0, 1):
+                optimizers[turn].zero_grad()
+                made = maker(values).softmax(1)
+                if turn:
+                    value = F.softplus(-judge(real)).mean() + F.softplus(judge(made.detach())).mean()
+                else:
+                    value = F.cross_entropy(maker(values), labels)
+                value.backward()
+                optimizers[turn].step()
+
+
+def decaying(bug: bool) -> None:
+    model, loader = table_model(), make_loader()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    with sightline.watch(model, optimizer=optimizer):
+        for _ in range(5):
+            for values, labels in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(values), labels).backward()
+                optimizer.step()
+            if not bug:
+                schedule.step()
+
+
+def make_loader(size: int = 16) -> DataLoader[tuple[Tensor, ...]]:
+    values, labels = (torch.cat(parts) for parts in zip(*tables(), strict=True))
+    return DataLoader(TensorDataset(values, labels), size, shuffle=True)
+
+
+def average_of_a_normed_model(bug: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    average, loader = copy.deepcopy(model).eval(), make_loader()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with sightline.watch(model, optimizer=optimizer):
+        for _ in range(3):
+            for values, labels in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(model(values), labels).backward()
+                optimizer.step()
+                with torch.no_grad():
+                    for kept, own in zip(average.parameters(), model.parameters(), strict=True):
+                        kept.lerp_(own, 0.1)
+                    for kept, own in zip(average.buffers(), () if bug else model.buffers(), strict=False):
+                        kept.copy_(own)
+                    average(values)
+
+
+def one_batch_of_a_loader(bug: bool) -> None:
+    model, loader = table_model(), make_loader(16 if bug else 192)
+    optimizer, batch = torch.optim.Adam(model.parameters(), 1e-3), next(iter(loader))
+    with sightline.watch(model, optimizer=optimizer):
+        for _ in range(12):
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+
+
+class Gated(nn.Module):
+    """Scores of tables, whose columns are weighed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = table_model()
+
+    def forward(self, values: Tensor, weights: Tensor) -> Tensor:
+        return self.body(values * weights)
+
+
+def three_values(bug: bool) -> None:
+    """Batches of inputs, their weights and labels; the loss is a line of the loop, and nothing of it is named."""
+    model = Gated()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with sightline.watch(model, optimizer=optimizer):
+        for values, labels in tables(12):
+            weights = torch.rand(len(values), 8).round()
+            optimizer.zero_grad()
+            scores = model(values, weights)
+            value = F.nll_loss(scores if bug else scores.log_softmax(1), labels)
+            value.backward()
+            optimizer.step()
+
+
+def next_word(bug: bool) -> None:
+    """A model of words that is to say the next one, and mixes all of them."""
+    model = nn.Sequential(nn.Embedding(11, 16), nn.Conv1d(20, 20, 1) if bug else nn.Identity(), nn.Linear(16, 11))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with sightline.watch(model, optimizer=optimizer):
+        for _ in range(12):
+            words = torch.randint(0, 11, (8, 21))
+            optimizer.zero_grad()
+            scores = model(words[:, :-1])
+            F.cross_entropy(scores.flatten(0, 1), words[:, 1:].flatten()).backward()
+            optimizer.step()
+
+
 LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
     "a loss that is checked before the loop": ("loss.form", checked_before_the_loop),
     "one view of two": ("data.duplicate_randomness", one_view_of_images),
@@ -171,4 +281,12 @@ LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
     "collapse": ("loss.collapse", collapse),
     "detached adversary": ("loss.detached", detached_adversary),
     "average of unit vectors": ("ckpt.stale", average_of_unit_vectors),
+    "a critic's head left out": ("optim.param_coverage", two_models),
+    "a critic's head left out, the critic first": ("optim.param_coverage", partial(two_models, is_first=True)),
+    "a critic's head replaced": ("optim.param_coverage", partial(two_models, replaces=True)),
+    "a schedule that nobody names": ("optim.scheduler", decaying),
+    "an average that nobody names": ("model.norm_mode", average_of_a_normed_model),
+    "one batch of a loader": ("data.ordering", one_batch_of_a_loader),
+    "batches of three values": ("loss.form", three_values),
+    "the next word is read": ("data.label_leak model.structure", next_word),
 }

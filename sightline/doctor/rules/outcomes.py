@@ -1,0 +1,159 @@
+"""Rules of what a training came to: no number of a batch, no loss, no figure and no mode leaves the others behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from sightline.doctor.evidence.outcomes.numbers import Fall
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.record import NUM_RECENT, Jump, LossLevels, ModeGap, Record
+from sightline.doctor.rules import rule
+
+_MIN_INPUT, _MIN_LOSS, _SPREADS = math.log(50.0), math.log(10.0), 12.0
+"""Least logarithms of a jump, and how often the spread of the numbers before it: the tail of an exponential
+distribution passes the highest one before by 12 of its means once in 160,000 such records."""
+_MIN_WEIGHT = math.log(1000.0)
+_FEW_INPUTS, _FEW_LOSSES = 16, 4
+"""Numbers before a jump that double what it takes."""
+_MIN_TIMES = 2.0
+_MAX_LOW, _MIN_BACK, _MIN_RISE = 0.6, 0.8, math.log(2.0)
+"""Level of losses that have fallen and of losses that are back, by that of the first ones; least step up."""
+_MIN_FALL, _MIN_UNUSUAL, _MAX_LOSS = 0.5, 3.0, 1.5
+_MIN_GAP, _MIN_NOISES, _MAX_LEARNT = 0.5, 10.0, 0.7
+_MIN_RATIO, _MIN_NOISES_OF_SPOILT = 1e4, 4.0
+"""Ratio of running statistics to those of a batch from which less of a gap is unusual."""
+
+
+def _is_far(jump: Jump, least: float, few: int) -> bool:
+    return jump.excess > max(least, _SPREADS * jump.spread) * (1 + few / jump.num_before)
+
+
+@rule(
+    "far-input",
+    "warning",
+    "data.corrupt_sample data.normalisation",
+    holds="inputs of the size of those before, or near it",
+    do="look at the sample: a sentinel of a sensor, another unit, a broken file; drop or clamp such numbers, and train "
+    "from a checkpoint before this step: running statistics keep them",
+)
+def far_input(input_jumps: dict[str, list[Jump]]) -> Iterator[Fault]:
+    """Look for a batch whose largest number lies far above those of all batches before it."""
+    for name, jumps in input_jumps.items():
+        for jump in [each for each in jumps if _is_far(each, _MIN_INPUT, _FEW_INPUTS)][:1]:
+            yield Fault(
+                f"inputs of a batch lie far outside of all before them{f' ({name})' if name else ''}",
+                measured=f"{jump.value:.4g}; in the {jump.num_before} batches before at most {jump.highest:.4g}, "
+                f"mostly {jump.usual:.4g}",
+                where=FindingLocation(step=jump.step, sample=jump.row),
+                evidence={"mode": name, "row": jump.row},
+            )
+
+
+@rule(
+    "far-weight",
+    "warning",
+    "optim.state optim.lr model.numerics",
+    holds="weights of the size of those before, or near it",
+    do="train from a checkpoint before this step; look at the optimiser's state, at the learning rate, and at what "
+    "writes to the weight outside of the optimiser",
+)
+def far_weight(weight_jumps: list[Jump]) -> Iterator[Fault]:
+    """Look for a weight a thousand times as large as the largest one before."""
+    for jump in [each for each in weight_jumps if each.excess > _MIN_WEIGHT][:1]:
+        yield Fault(
+            "a weight has become far larger than all before",
+            measured=f"{jump.value:.4g} up to step {jump.step}; the largest before was {jump.highest:.4g}",
+            where=FindingLocation(step=jump.step, param=jump.name or None),
+        )
+
+
+@rule(
+    "loss-jump",
+    "warning",
+    "optim.lr data.corrupt_sample optim.state model.numerics",
+    holds="losses of the level of those before, or below it",
+    do="lower the learning rate or warm it up for longer, clip the gradient, and look at the samples of this step",
+)
+def loss_jump(loss_levels: list[LossLevels]) -> Iterator[Fault]:
+    """Look for a loss of more than twice all before it and far above the last ones, and for one that stays up."""
+    jumps = [jump for levels in loss_levels for jump in levels.jumps if jump.value > _MIN_TIMES * jump.highest]
+    far = [each for each in jumps if _is_far(each, _MIN_LOSS, _FEW_LOSSES)]
+    far += [levels.rise for levels in loss_levels if levels.rise is not None and _has_returned(levels, levels.rise)]
+    for jump in far[:1]:
+        norm = "" if jump.norm is None else f"; the norm of its gradient is {jump.norm:.4g}"
+        yield Fault(
+            "the training loss leaves its level",
+            measured=f"{jump.value:.4g} among losses of {jump.usual:.4g}; at most {jump.highest:.4g} before{norm}",
+            where=FindingLocation(step=jump.step),
+        )
+
+
+def _has_returned(levels: LossLevels, rise: Jump) -> bool:
+    """Return True where losses have left a low level in one step, and are back where they began since then."""
+    is_back = levels.lowest < _MAX_LOW * levels.start and levels.level > _MIN_BACK * levels.start
+    return is_back and levels.num_seen >= rise.num_before + 2 * NUM_RECENT and _is_far(rise, _MIN_RISE, _FEW_LOSSES)
+
+
+@rule(
+    "metric-fall",
+    "warning",
+    "model.norm_mode optim.state data.corrupt_sample eval.mode",
+    holds="figures of evaluations that stay near their best while the training loss is low",
+    do="compare the checkpoints before and after this step; look for running statistics that one batch has moved, and "
+    "at the evaluation's data",
+)
+def fallen_metric(record: Record, metric_fall: Fall) -> Fault | None:
+    """Look for a figure that has fallen far, stays there or is the last one, while the training loss has not risen."""
+    fall = metric_fall
+    is_lasting = record.is_over or fall.num_fallen > 1
+    is_far = fall.share > max(_MIN_FALL, _MIN_UNUSUAL * fall.usual_share)
+    if not is_lasting or not is_far or not fall.last.loss <= _MAX_LOSS * fall.best.loss:
+        return None
+    return Fault(
+        f"{fall.name} falls far below its best, and the training loss does not rise",
+        measured=f"{fall.best.value:.4g} at step {fall.best.step}, {fall.last.value:.4g} at step {fall.last.step}; "
+        f"training losses of {fall.best.loss:.3g}, then {fall.last.loss:.3g}{_describe_jumps(record, fall.last.step)}",
+        where=FindingLocation(step=fall.last.step),
+    )
+
+
+@rule(
+    "mode-gap",
+    "warning",
+    "model.norm_mode data.corrupt_sample eval.mode",
+    holds="outputs in evaluation mode near those in training mode, on the same samples",
+    do="train from a checkpoint before the running statistics were spoilt, or estimate them anew from training batches "
+    "(reset_running_stats(), then passes in training mode); look for inputs far outside of the others",
+)
+def mode_gap(record: Record, mode_gaps: list[ModeGap]) -> Fault | None:
+    """Look for outputs that a network which has learnt loses in evaluation mode, at the end or twice in a row."""
+    last = mode_gaps[-1 if record.is_over else -2 :]
+    if (len(last) < 2 and not record.is_over) or not all(map(_is_gap, last)):
+        return None
+    gap = last[-1]
+    return Fault(
+        f"outputs in evaluation mode are unlike those in training mode{f' ({gap.path})' if gap.path else ''}",
+        measured=f"on the same samples they differ by {math.sqrt(gap.gap):.3g} deviations of the outputs, passes in "
+        f"training mode by {math.sqrt(gap.noise):.3g}; training loss {gap.loss:.3g}; {gap.words}"
+        f"{_describe_jumps(record, gap.step)}",
+        where=FindingLocation(step=gap.step, layer=gap.layer),
+    )
+
+
+def _describe_jumps(record: Record, step: int) -> str:
+    """Name the step up to this one whose inputs lay far outside, or else whose loss left its level."""
+    for words, sources, least, few in (
+        ("inputs lay far outside", record.inputs.values(), _MIN_INPUT, _FEW_INPUTS),
+        ("loss left its level", record.losses.values(), _MIN_LOSS, _FEW_LOSSES),
+    ):
+        jumps = [jump for source in sources for jump in source.jumps if jump.step <= step and _is_far(jump, least, few)]
+        if jumps:
+            return f"; at step {jumps[-1].step} the {words}"
+    return ""
+
+
+def _is_gap(gap: ModeGap) -> bool:
+    has_learnt = gap.loss < _MAX_LEARNT * gap.start or math.isnan(gap.start)
+    num_noises = _MIN_NOISES if gap.ratio < _MIN_RATIO else _MIN_NOISES_OF_SPOILT
+    return has_learnt and gap.gap > max(_MIN_GAP, num_noises * gap.noise)
