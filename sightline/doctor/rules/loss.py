@@ -182,7 +182,7 @@ def softmax_axis(labelled: list[Labelled]) -> Iterator[Fault]:
         for axis in (a for a in range(output.ndim) if a != item.axis and output.shape[a] not in (1, num)):
             pairs = [(gradient, 0.0)] + [(s, 1.0) for s in (output, output.exp()) if bool((s >= 0).all())]
             for values, total in pairs:
-                size = float(values.abs().max())
+                size = float(values.abs().max()) or 1.0
                 here, there = (float((values.sum(a) - total).abs().max()) / size for a in (axis, item.axis))
                 if here < 1e-5 and there > 1e-2:
                     yield Fault(
