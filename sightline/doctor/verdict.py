@@ -35,7 +35,10 @@ CHECK_REMEDIES = {
     "loader": Remedy("how samples are read", "a DataLoader in place of its batches"),
 }
 """Arguments of `sightline.check` that measurements lack, by their names; in the order in which a verdict lists them."""
-WATCH_REMEDIES = {"check": Remedy("the model before its first step", "loss=loss, loader=train_loader")}
+WATCH_REMEDIES = {
+    "check": Remedy("the model before its first step", "loss=loss, loader=train_loader"),
+    "reads": Remedy("how samples are read", "loss=loss, loader=train_loader"),
+}
 """The same of `sightline.watch`."""
 
 
@@ -80,7 +83,7 @@ def write_verdict(
         *((f"{_count(len(late))} for want of time",) if late else ()),
         *(f"{_count(number)} that ended in {reason.rstrip('.')}" for reason, number in failed.most_common(1)),
         *((f"{_count(sum(failed.values()) - max(failed.values()))} that ended otherwise",) if len(failed) > 1 else ()),
-        *((f"what is declared ({', '.join(declared)})",) if declared else ()),
+        *((f"what is declared ({join_some([*declared], most=_MAX_GAPS)})",) if declared else ()),
         *((f"{_count(unlike)} of other kinds of programs",) if unlike else ()),
     ]
     actions = [remedy.argument for remedy in wanted]

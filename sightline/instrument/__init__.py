@@ -231,7 +231,7 @@ def observe_updates(
         return run
 
     def begin(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _AWAY.number:
             return None
         depth.number += 1
         if depth.number > 1:
@@ -245,7 +245,7 @@ def observe_updates(
         return None
 
     def end(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _AWAY.number:
             return
         depth.number = max(depth.number - 1, 0)  # the hooks may have been hung inside of a step
         if depth.number == 0:
@@ -263,6 +263,19 @@ class _Depth(threading.local):
     """Number of calls inside of one another, of each thread."""
 
     number = 0
+
+
+_AWAY = _Depth()
+
+
+@contextmanager
+def look_away() -> Iterator[None]:
+    """Context in which the updates of this thread are not observed: those of copies, which may fail half-way."""
+    _AWAY.number += 1
+    try:
+        yield
+    finally:
+        _AWAY.number -= 1
 
 
 class _ObservedFunction:

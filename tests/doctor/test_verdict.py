@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
@@ -31,8 +31,8 @@ def test_it_counts_what_held_and_says_which_arguments_are_missing() -> None:
     counts, not_judged, action = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH).verdict
     assert counts.startswith("verdict: of ")
     assert counts.endswith(" held and 0 did not")
-    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, how samples are read, ")
-    assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, a DataLoader ")
+    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, the score of your evaluation, how ")
+    assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, score=score, ")
 
 
 def test_what_is_given_is_not_asked_for() -> None:
@@ -124,14 +124,83 @@ def test_no_report_says_the_name_of_an_internal(model: nn.Module, loss: Any, wor
     assert list_internal(report.to_text(verbose=True)) == set()
 
 
-def test_a_loss_that_fails_is_a_finding_and_no_exception() -> None:
-    def fail(outputs: Tensor, target: Tensor) -> Tensor:
-        raise ValueError("no such unit")
+def fail(outputs: Tensor, target: Tensor) -> Tensor:
+    raise ValueError("no such unit")
 
+
+def test_a_loss_that_fails_is_a_line_of_the_verdict_and_no_finding() -> None:
     report = check_module(nn.Linear(6, 3), fail, BATCH)
+    assert report.findings == []
+    assert report.verdict[0].endswith("loss(outputs, batch[1]) ends in ValueError: no such unit")
+    assert "step=step, as your loop has it: `def step(batch): input, target = batch; return " in report.verdict[2]
+
+
+def test_a_step_that_fails_is_an_error() -> None:
+    model = nn.Linear(6, 3)
+    report = check_module(model, loader=BATCH, step=lambda batch: fail(model(batch[0]), batch[1]))
     assert [finding.code for finding in report.findings] == ["first-step"]
     assert "ended in ValueError: no such unit" in report.verdict[1]
     assert report.verdict[2] == "  mend the first step, and check again"
+
+
+class Leaking(nn.Module):
+    """Network whose layers are in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = [nn.Linear(6, 8)], nn.Linear(8, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.last(self.layers[0](rows).relu())
+
+
+def mean_of_columns(outputs: Tensor, target: Tensor) -> Tensor:
+    return ((outputs.mean(1, keepdim=True) - target.float()) ** 2).mean()
+
+
+class Edited(Dataset[Any]):
+    """Data set that changes what it stores where it is read."""
+
+    def __init__(self) -> None:
+        self.rows = ROWS.clone()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.rows[index]
+        row *= 0.5
+        return row, LABELS[index]
+
+
+@pytest.mark.parametrize(
+    ("code", "model", "loss", "data", "function"),
+    [
+        ("unregistered", Leaking(), nn.CrossEntropyLoss(), BATCH, Leaking.forward),
+        ("loss-form", nn.Linear(6, 3), mean_of_columns, BATCH, mean_of_columns),
+        ("data-mutation", nn.Linear(6, 3), nn.CrossEntropyLoss(), DataLoader(Edited(), 8), Edited.__getitem__),
+        (
+            "data-mutation",
+            nn.Linear(6, 3),
+            nn.CrossEntropyLoss(),
+            DataLoader(Subset(Edited(), range(24)), 8),
+            Edited.__getitem__,
+        ),
+        (
+            "double-softmax",
+            nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1)),
+            nn.CrossEntropyLoss(),
+            BATCH,
+            None,
+        ),
+    ],
+)
+def test_a_finding_names_the_lines_of_the_program_that_it_is_about(
+    code: str, model: nn.Module, loss: Any, data: Any, function: Any
+) -> None:
+    (finding, *_) = [each for each in check_module(model, loss, data).findings if each.code == code]
+    expected = (None, None) if function is None else (__file__, function.__code__.co_firstlineno)
+    assert (finding.where.file, finding.where.line) == expected, finding
 
 
 def test_one_cause_is_one_finding() -> None:
@@ -150,7 +219,7 @@ def test_a_model_that_torch_fuses_is_asked_what_it_ends_in(fuse: Callable[[nn.Mo
     assert "loss.double_softmax" in causes
 
 
-@pytest.mark.parametrize("words", [{"batch_or_loader": 5}, {"batch_or_loader": BATCH, "evaluation": 5}])
+@pytest.mark.parametrize("words", [{"loader": 5}, {"loader": BATCH, "evaluation": 5}])
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
         sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)

@@ -106,7 +106,8 @@ class Scenes(nn.Module):
     def forward(self, rows: Tensor, is_there: Tensor) -> Tensor:
         hidden, ignored = self.embed(rows), is_there if self.bug else ~is_there
         if self.is_encoder:
-            return self.head(self.part(hidden, src_key_padding_mask=ignored).amax(dim=1))
+            hidden = self.part(hidden, src_key_padding_mask=ignored)
+            return self.head(hidden.masked_fill(~is_there[..., None], -1e4).amax(dim=1))
         keys = hidden.transpose(0, 1)
         return self.head(self.part(keys[:1], keys, keys, key_padding_mask=ignored)[0][0])
 

@@ -95,6 +95,33 @@ def _merge(states: list[dict[str, str]]) -> dict[str, str]:
     return {name: max((state[name] for state in states), key=order.index) for name in states[0]}
 
 
+@measure(passes=3)
+def saddles(subject: Subject, gradients: Gradients) -> list[str]:
+    """Name parameters that are all zero, and whose gradient is zero as long as they are: factors of one product.
+
+    Their gradient is exactly 0 in each batch, also after a step of the others; with noise in these parameters alone
+    there is one. One factor of zeros, as adapters and gates begin with, gets a gradient by the other.
+    """
+    zeros = [name for name, own in subject.model.named_parameters() if own.numel() and not bool(own.any())]
+    names = [name for name in zeros if gradients.own.get(name) == "zero"]
+    if len(names) < 2:
+        return []
+    stepped, noisy = subject.copy("train"), subject.copy("train")
+    passed = subject.run(stepped, subject.batches[0])
+    trained = [parameter for parameter in passed.parameters.values() if parameter.requires_grad]
+    found = torch.autograd.grad(passed.value, trained, allow_unused=True)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter, gradient in zip(trained, found, strict=True):
+            if gradient is not None and bool(gradient.any()):
+                parameter.sub_(gradient / gradient.norm() * 1e-2 * (1 + parameter.norm()))
+        by_name = dict(zip((name for name, _ in subject.model.named_parameters()), noisy.parameters(), strict=True))
+        for name in names:
+            by_name[name].add_(1e-2 * torch.randn(by_name[name].shape, generator=generator).to(by_name[name]))
+    after, beside = (_merge([_read(subject.run(model, b)) for b in subject.batches[:2]]) for model in (stepped, noisy))
+    return [name for name in names if after[name] == "zero" and beside[name] == "some"]
+
+
 @measure(passes=8)
 def silent(subject: Subject, gradients: Gradients) -> dict[str, bool]:
     """Parameters without a gradient at any weights: whether the loss of some batch moves as they do."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.levels import promote
 from sightline.doctor.evidence.losses import value_of
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.objects import read_rate
@@ -123,6 +124,7 @@ class Descent(NamedTuple):
 def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descent]:
     """Follow the gradient at each output, in float64, by two small steps."""
     found, outputs = [], {slope.path: slope.output.double() for slope in slopes}
+    doubled = promote(subject, passed)
     is_still = not any(bool(slope.gradient.any()) for slope in slopes)
     subject = dataclasses.replace(subject, form=subject.form.to_double())
     given = {"subject": subject, "passed": passed, "outputs": dict(outputs)}
@@ -139,7 +141,7 @@ def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descen
         for step in _STEPS:
             ends = [output + sign * step * (1 + float(output.norm())) * unit for sign in (1, -1)]
             with torch.no_grad():
-                high, low = (float(value_of(subject, passed, {**outputs, slope.path: end})) for end in ends)
+                high, low = (float(value_of(*doubled, {**outputs, slope.path: end})) for end in ends)
             values.append((high - low) / (2 * step * (1 + float(output.norm()))))
         found.append(Descent(slope.path, size, *values))
     if not found:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset, default_collate
 from torch.utils.data._utils import worker as torch_worker
 
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
@@ -48,7 +48,18 @@ class Source:
     def read(self, index: int, seed: int) -> Batch:
         """Read a sample after the global random generators have been seeded."""
         seed_all(seed)
-        return self.form.split_sample(self.loader.dataset[index])
+        return self.divide(self.loader.dataset[index])
+
+    def divide(self, sample: Any) -> Batch:
+        """Divide a sample into inputs and target: as a batch of one, where a form is of what `collate_fn` returns.
+
+        Tensors of one row are without that axis then.
+        """
+        collate = getattr(self.loader, "collate_fn", None)
+        is_batch = getattr(self.loader, "batch_size", None) is None
+        if collate is None or is_batch or (self.form.takes_samples and collate is default_collate):
+            return self.form.split(sample)
+        return tree_map(self.form.split(collate([sample])), lambda _, t: t[0] if t.ndim and len(t) == 1 else t)
 
     def spread(self, count: int) -> list[int]:
         """List up to `count` indices that lie evenly over the data set."""
@@ -309,7 +320,7 @@ def padded(source: Source, subject: Subject) -> Padded:
     """Collate samples of several lengths; find the places that no sample has filled, and that the loss counts."""
     with preserve_generators(source.generators()):
         samples = source.list_samples(_NUM_COLLATED)
-        leaves = [list_leaves(source.form.split_sample(sample).target) for sample in samples]
+        leaves = [list_leaves(source.divide(sample).target) for sample in samples]
         batch = source.form.split(source.loader.collate_fn(copy.deepcopy(samples)))
     targets = [tensor for _, tensor in tree_leaves(batch.target)]
     if len(targets) != 1 or any(len(each) != 1 or each[0].ndim != 1 for each in leaves):

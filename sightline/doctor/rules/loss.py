@@ -119,7 +119,7 @@ def unbounded_loss(free: Free) -> Fault | None:
         return None
     return Fault(
         "the loss has no least value: it falls faster than the outputs grow",
-        measured=f"three times the way, {free.growth:.1f} times the gain",
+        measured=f"outputs that move three times as far lower the loss {free.growth:.1f} times as much",
     )
 
 

@@ -40,6 +40,9 @@ def first_step(first_failure: str) -> Iterator[Fault]:
             "the first batch cannot be run",
             measured=first_failure.removeprefix("the first batch: "),
             causes=("data.label_mapping", "cfg.class_count") if is_label else (),
+            action="compare labels with the model's outputs: a label is 0 at least, and less than the number of classes"
+            if is_label
+            else "",
         )
 
 
@@ -111,7 +114,7 @@ def repeated_layer(subject: Subject, passed: Pass) -> Iterator[Fault]:
         for names in places.values():
             if len(names) > 1:
                 yield Fault(
-                    f"{join_some(names, most=4)} are one and the same layer, with one set of weights",
+                    f"the layers {join_some(names, most=4)} are one and the same, with one set of weights",
                     measured=f"one module at {len(names)} places of a list",
                     where=FindingLocation(layer=names[0]),
                 )
@@ -156,7 +159,7 @@ def unregistered(loose_leaves: dict[str, Tensor]) -> Iterator[Fault]:
         yield Fault(
             f"outputs depend on {len(loose_leaves)} tensor(s) that want gradients and are not registered: "
             f"{join_some(list(loose_leaves), most=4)}",
-            measured=f"{len(loose_leaves)} leaves of the graph are in no parameters()",
+            measured=f"{len(loose_leaves)} tensor(s) with a gradient are in no parameters()",
         )
 
 
@@ -184,6 +187,24 @@ def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool])
             f"{len(names)} parameter(s) move the loss and get no gradient: {join_some(names, most=4)}",
             measured="at the model's weights and at jittered ones, in each batch, the gradient is exactly 0 or None",
             where=FindingLocation(param=names[0]),
+        )
+
+
+@rule(
+    "no-gradient",
+    "error",
+    "model.init model.structure",
+    holds="parameters that want gradients get one at the weights that training starts from, or after the first steps",
+    do="initialise one factor of each product at random, and the other one with zeros; call what initialises adapters "
+    "before it is put aside, or after they are put in",
+)
+def factors_of_zero(saddles: list[str]) -> Iterator[Fault]:
+    """Name the parameters that are zero and are multiplied with one another: none of them ever gets a gradient."""
+    if len(saddles) > 1:
+        yield Fault(
+            f"{len(saddles)} parameters are zero and keep one another from being trained: {join_some(saddles, most=4)}",
+            measured="their gradients are exactly 0 in each batch, also after a step; with noise in them they are not",
+            where=FindingLocation(param=saddles[0]),
         )
 
 
@@ -344,10 +365,13 @@ def cross_sample_leak(subject: Subject, neighbours: list[Reach]) -> Iterator[Fau
     """Name the outputs of samples that move as other samples do; norms without running statistics are meant to."""
     norms = [module for module in subject.model.modules() if isinstance(module, _BatchNorm)]
     is_meant = any(module.running_mean is None for module in norms)
-    for path, size in neighbours[:1]:
+    for path, size, module in neighbours[:1]:
+        inside = f"; inside of the model, '{module}' is the first that mixes them" if module else ""
         yield Fault(
             f"what the model returns for a sample depends on the other samples{f': {path}' if path else ''}",
-            measured=f"with other samples beside it, it moves by {size:.3g} of its spread; with the same ones by 0",
+            measured=f"with other samples beside it, it moves by {size:.3g} of its spread; with the same ones by 0"
+            + inside,
+            where=FindingLocation(layer=module or None),
             severity="note" if is_meant else None,
         )
 
@@ -361,7 +385,7 @@ def cross_sample_leak(subject: Subject, neighbours: list[Reach]) -> Iterator[Fau
 )
 def sees_ahead(later_steps: list[Reach]) -> Iterator[Fault]:
     """Name the outputs that move as later steps do."""
-    for path, size in later_steps[:1]:
+    for path, size, _ in later_steps[:1]:
         yield Fault(
             f"the model sees what comes next{f': {path}' if path else ''}",
             measured=f"with other later steps, outputs of earlier ones move by {size:.3g} of their spread",
@@ -401,10 +425,10 @@ def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
 )
 def padding_counts(longer_padding: list[Reach]) -> Iterator[Fault]:
     """Find outputs that depend on how long the longest sample of the batch is, though lengths are given."""
-    for path, size in longer_padding[:1]:
+    for path, size, _ in longer_padding[:1]:
         yield Fault(
             f"lengths are given, and what the model returns depends on the padding{f': {path}' if path else ''}",
-            measured=f"padded to twice the length, outputs of the samples move by {size:.3g} of their spread",
+            measured=f"with other padding, outputs of the samples move by {size:.3g} of their spread",
         )
 
 

@@ -24,7 +24,7 @@ def boxes_apart(apart: list[Apart]) -> Iterator[Fault]:
             yield Fault(
                 f"boxes{_name(each.path)} that lie apart along two axes have a smaller loss than along one: extents of "
                 "intersections are not clamped",
-                measured=f"{each.along_one:.4g} 1.3 sizes away along one axis, {each.along_two:.4g} along two",
+                measured=f"1.3 sizes apart along one axis it is {each.along_one:.4g}, along two {each.along_two:.4g}",
             )
 
 

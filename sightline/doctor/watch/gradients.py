@@ -14,7 +14,7 @@ from sightline.contract.pytree import tree_leaves
 from sightline.doctor.finding import Severity
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack
+from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5
@@ -56,7 +56,7 @@ class OrderMonitor(Monitor):
             ]
             first = next((p.grad for kept, p in zip(track.is_kept, track.probes, strict=True) if kept), None)
             if first is not None and not track.num_backward:  # `grad.data.zero_()` leaves no mark
-                track.kept_values = first.detach().any().float()
+                track.kept_values = take_local(first.detach()).any().float()
 
     def after_backward_measured(self, loop: Loop) -> None:
         for track in loop.tracks.values():
@@ -139,7 +139,9 @@ class LeakMonitor(Monitor):
 def is_cleared(track: OptimizerTrack) -> bool:
     """Return True if the gradients of the last backward pass are None, or (on a CPU, where it is known) all zero."""
     had = [p for p, mark in zip(track.probes, track.after_backward, strict=True) if mark is not None]
-    return bool(had) and all(p.grad is None or (p.grad.device.type == "cpu" and not bool(p.grad.any())) for p in had)
+    return bool(had) and all(
+        p.grad is None or (p.grad.device.type == "cpu" and not bool(take_local(p.grad).any())) for p in had
+    )
 
 
 class ReachMonitor(Monitor):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack, stack_numbers
+from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack, stack_numbers, take_local
 from sightline.doctor.watch.loss_graph import (
     UNBOUNDED,
     list_counted,
@@ -44,11 +44,11 @@ class UnitMonitor(Monitor):
             self._last |= list_last(root.grad_fn)
 
     def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        gradients = [gradient.any() for gradient in track.gradients.values() if gradient.layout is torch.strided]
+        gradients = [take_local(g).any() for g in track.gradients.values() if g.layout is torch.strided]
         is_nothing = ~stack_numbers(gradients).any() if len({each.device for each in gradients}) == 1 else None
         for name, module in loop.modules():
             weight = track.parameters.get(f"{name}.weight")  # an attribute may compute, as a spectral norm does
-            gradient = None if weight is None else weight.grad
+            gradient = None if weight is None or weight.grad is None else take_local(weight.grad)
             is_counted = (self._counted is None or id(weight) in self._counted) and id(weight) not in self._last
             if isinstance(module, _LAYERS) and gradient is not None and is_counted:
                 by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient

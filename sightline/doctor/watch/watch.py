@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
-from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import assert_batches, check_module, measure_levels
+from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
 from sightline.doctor.loaders import find_obstacle
+from sightline.doctor.processes import is_one_of_several, refuse_collectives
 from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.verdict import write_verdict
@@ -49,6 +51,7 @@ from sightline.doctor.watch.numbers import (
     UpdateNumbers,
     locate_non_finite,
 )
+from sightline.doctor.watch.observed import OBSERVED, Observation, examine_step
 from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
@@ -148,8 +151,15 @@ class Watch:
         self._lock = threading.RLock()
         self.compares_ranks = False
         self.check: Callable[[], Report] | None = None
+        self.observation: Observation | None = None
+        self._unsure: list[Finding] = []
         self._lacks = {"check"} if len(models) == 1 else set[str]()
         self.level_source: Callable[[], Levels] | None = None
+
+    def observe(self, loss: Callable[..., Any] | None, *, budget_s: float) -> None:
+        """Have the first step examined in the form that it shows, within a budget of processor time."""
+        examine = partial(examine_step, loop=self._loop, declared=self._declared, budget_s=budget_s)
+        self.observation = Observation(self._loop, loss, examine, self._findings)
 
     def _list_judges(self, event: str, *forms: str) -> list[Any]:
         names = [f"{event}{form}" for form in ("", *forms)]
@@ -220,6 +230,11 @@ class Watch:
         if not loop.is_broken:
             self._judge("on_end")
             self._observe("the layer", self._finish_search)
+        if self.observation is None or self.observation.examined is None:
+            self._publish_all(self._unsure)
+        elif "check" in self._lacks:
+            self._lacks = {"reads"}
+        self._unsure = []
         loop.call, loop.model_inputs = None, []
 
     def can_read(self, loader: Any, what: str) -> bool:
@@ -243,16 +258,29 @@ class Watch:
         except UserError as error:  # what cannot be judged is no failure
             self._loop.failures[f"{BEFORE_FIRST_STEP}: {str(error).removeprefix('check: ')}"] = None
             return
+        findings = [finding for finding in findings if finding.code not in self._declared]
+        if self.observation is not None and any(finding.code == "first-step" for finding in findings):
+            self._unsure = findings  # the loop may call model and loss in another way
+        else:
+            self._publish_all(findings)
+            self.observation = None
+
+    def _publish_all(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
-            if finding.code not in self._declared:
-                self._publish(finding)
+            self._publish(finding)
 
     def _begin(self) -> None:
         """Track the named optimisers, and hang all hooks."""
         loop, stack = self._loop, self._stack
+        if is_one_of_several():
+            stack.enter_context(refuse_collectives(lambda: OWN_WORK.is_on))
         for optimizer in self.optimizers:
             loop.track(optimizer, is_named=True)
         self._hang(loop.models.values())
+        if (observation := self.observation) is not None and not observation.is_begun:
+            for event, judges in itertools.product(OBSERVED, (self._always, self._measured)):
+                judges[event].insert(0, getattr(observation, event))
+            stack.enter_context(observation.follow())
         stack.enter_context(hide_hooks(lambda hook: isinstance(hook, Hook)))
         entry = partial(Hook, loop)
         fact = partial(Hook, loop, ends_watch=True)  # without it, the other events would say what is not so
@@ -470,6 +498,7 @@ def watch(
     every: int = EVERY,
     declared: Sequence[str] = (),
     bisect: bool = False,
+    check: bool = True,
 ) -> Watch:
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
@@ -479,6 +508,9 @@ def watch(
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
+    Without these, the first step shows how the loop calls its model and its loss, and copies are examined so, by its
+    batch alone: that step takes up to 2 s of processor time longer, up to 4 s where `loss` or `loader` is given. What
+    is found is said at the second step, if that calls them in the same way. With `check` False no copies are examined.
     Raises UserError for an argument of another type.
     """
     assert_codes(declared, name="watch: declared")
@@ -496,10 +528,12 @@ def watch(
         bisects=bisect,
     )
     watched.compares_ranks = True
+    if check:
+        watched.observe(loss, budget_s=BUDGET_S if loss is not None or loader is not None else BUDGET_S / 2)
     for name, value in (("loader", loader), ("evaluation", evaluation)):
         if value is not None:
             assert_batches(value, name=f"watch: {name}")
-    if loss is not None and loader is not None:
+    if check and loss is not None and loader is not None:
         if not isinstance(model, nn.Module):
             raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
         if watched.can_read(loader, BEFORE_FIRST_STEP):
@@ -507,9 +541,9 @@ def watch(
             judge = partial(check_module, model, loss, loader, evaluation=evaluation if is_read else None)
             watched.check = partial(judge, optimizer=watched.optimizers or None)
             watched.level_source = partial(measure_levels, model, loss, loader)
-    elif not (loss is None and loader is None and evaluation is None):
+    elif check and evaluation is not None:
         lacking = "loss" if loss is None else "loader"
-        watched._loop.failures[f"{BEFORE_FIRST_STEP}: `{lacking}` is not given"] = None
+        watched._loop.failures[f"the batches of `evaluation`: `{lacking}` is not given"] = None
     return watched
 
 

@@ -1,0 +1,316 @@
+"""Tape of torch's functions between two moments of a program, and its replay from other tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn, overrides
+from torch.overrides import TorchFunctionMode
+
+from sightline.instrument import replace_function
+
+_MAX_CALLS = 4_096
+_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+"""Modules that compute in another way, and round differently, while functions are observed: they are left alone."""
+_TOLERANCE = 1e-6
+_BY_ROWS = frozenset("__getitem__ unbind split chunk select narrow tensor_split".split())
+"""Functions that take samples one by one, if the first axis is meant."""
+
+
+_LEAVES_TORCH = frozenset("numpy tolist __array__ __reduce_ex__".split())
+"""Functions after which others may compute, such as NumPy's: what comes back is no function of the outputs here."""
+
+
+class TapeError(Exception):
+    """A tape that cannot be replayed, with the reason in a few words."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Tensor of a template, or a number that was read of one, by its number."""
+
+    number: int
+
+
+@dataclass
+class FunctionCall:
+    """Call of a function of torch, or of a part that is taken whole; in a template, tensors are slots.
+
+    `written` are tensors that the call has changed; `has_gradient` is True where autograd recorded it, `is_whole` for
+    a part that was named.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+    written: Sequence[Tensor] = ()
+    has_gradient: bool = True
+    is_whole: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the function, as messages have it."""
+        owner = getattr(self.function, "__self__", None)  # of a property of tensors
+        known = (getattr(each, "__name__", "") for each in (owner, self.function, type(self.function)))
+        return next(name for name in known if name)
+
+
+class FunctionTape(TorchFunctionMode):
+    """Mode that records the calls of torch's functions, in this thread, from `start` until `stop`; results are theirs.
+
+    Contexts of the program may begin and end in between. While it `is_paused`, nothing is recorded. `failure` says why
+    the tape is not whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[FunctionCall] = []
+        self.is_paused = self.is_over = False
+        self.failure = ""
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """Begin to record; not inside of another mode, whose end would be taken for the end of this one.
+
+        Nor where torch compiles: it would compile functions once more for the mode.
+        """
+        compiler = sys.modules.get("torch._dynamo.eval_frame")
+        if any(backend is not None for backend in getattr(compiler, "cached_backends", {}).values()):
+            self.failure, self.is_over = "torch compiles parts of the program", True
+        elif overrides._get_current_function_mode_stack():
+            self.failure, self.is_over = "another mode of torch's functions is on", True
+        if self.is_over:
+            return
+        for kind in _FUSED:
+            self._stack.enter_context(replace_function(kind, "forward", self._run_apart))
+        overrides._push_mode(self)
+
+    def stop(self) -> None:
+        """End the record; inside of a function that is observed, the mode stays until the next call of this."""
+        self.is_over = True
+        stack = overrides._get_current_function_mode_stack()
+        if not any(mode is self for mode in stack):
+            return
+        above = []
+        while (mode := overrides._pop_mode()) is not self:
+            above.append(mode)
+        for mode in reversed(above):
+            overrides._push_mode(mode)
+        self._stack.close()
+
+    def _run_apart(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        stack = overrides._get_current_function_mode_stack()
+        if not stack or stack[-1] is not self:
+            return original(*args, **kwargs)
+        overrides._pop_mode()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            overrides._push_mode(self)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.is_paused or self.is_over:
+            return func(*args, **kwargs)
+        before = _read_versions((args, kwargs))
+        result = func(*args, **kwargs)
+        written = [tensor for tensor, version in before if _read_version(tensor) != version]
+        if not self.is_over:  # a backward pass ends the tape inside of its own call
+            self.calls.append(FunctionCall(func, tuple(args), dict(kwargs), result, written, torch.is_grad_enabled()))
+        if len(self.calls) > _MAX_CALLS:
+            self.failure, self.is_over = f"the loss calls more than {_MAX_CALLS:,} functions", True
+        return result
+
+    def add(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Add the call of a part that is taken whole, whose own calls were not recorded."""
+        has_gradient = torch.is_grad_enabled()
+        self.calls.append(FunctionCall(function, tuple(args), dict(kwargs), result, (), has_gradient, is_whole=True))
+
+
+def iter_items(value: Any) -> Iterator[Any]:
+    """Iterate over what a tree of lists, tuples, mappings and slices holds."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from iter_items(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from iter_items(item)
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def map_items(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Replace what a tree of lists, tuples, mappings and slices holds; these become plain ones."""
+    if isinstance(value, list | tuple):
+        items = [map_items(item, function) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, Mapping):
+        return {key: map_items(item, function) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(map_items(item, function) for item in (value.start, value.stop, value.step)))
+    return function(value)
+
+
+def _read_version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _read_versions(tree: Any) -> list[tuple[Tensor, int]]:
+    return [(item, _read_version(item)) for item in iter_items(tree) if isinstance(item, Tensor)]
+
+
+class FunctionTemplate:
+    """Calls that lead to a value, with slots in place of tensors; `leaves` are the tensors that none of them has made.
+
+    `root` is the slot of the value. Raises TapeError where the calls cannot be repeated with other tensors.
+    """
+
+    def __init__(self, tape: FunctionTape, root: Tensor) -> None:
+        calls = tape.calls
+        if tape.failure:  # what is left are named parts
+            calls = [call for call in calls if call.is_whole and any(root is item for item in iter_items(call.result))]
+        if tape.failure and not calls:
+            raise TapeError(tape.failure)
+        self._slots: dict[int, Slot] = {}
+        self._items: list[Any] = []
+        makers, needed = _list_makers(calls), _list_needed(calls, root)
+        _assert_repeatable(calls, needed, makers)
+        made = {key for key, places in makers.items() if any(place in needed for place in places)}
+        self._numbers = {id(n) for place in needed for n in iter_items(calls[place].result) if type(n) is float}
+        self.root = self._take(root)
+        self.calls = [self._convert(calls[place]) for place in sorted(needed)]
+        self.leaves: dict[int, Tensor] = {
+            slot.number: self._items[slot.number]
+            for key, slot in self._slots.items()
+            if key not in made and isinstance(self._items[slot.number], Tensor)
+        }
+        self._slots, self._items = {}, []
+
+    def _convert(self, call: FunctionCall) -> FunctionCall:
+        args, kwargs, result = (map_items(each, self._take) for each in (call.args, call.kwargs, call.result))
+        return FunctionCall(call.function, args, kwargs, result, (), call.has_gradient, call.is_whole)
+
+    def _take(self, item: Any) -> Any:
+        if not isinstance(item, Tensor) and id(item) not in self._numbers:
+            return item
+        if id(item) not in self._slots:
+            self._slots[id(item)] = Slot(len(self._items))
+            self._items.append(item)
+        return self._slots[id(item)]
+
+    def replay(self, leaves: Mapping[int, Any], convert: Callable[[Any], Any] = lambda part: part) -> Any:
+        """Repeat the calls with other tensors in place of the leaves, by their slots, and return the value.
+
+        `convert` is applied to parts that are taken whole, such as modules, before they are called.
+        """
+        values = dict(leaves)
+
+        def read(item: Any) -> Any:
+            return values[item.number] if isinstance(item, Slot) else item
+
+        for call in self.calls:
+            with torch.set_grad_enabled(call.has_gradient and torch.is_grad_enabled()):
+                function = convert(call.function) if call.is_whole else call.function
+                result = function(*map_items(call.args, read), **map_items(call.kwargs, read))
+            for slot, item in zip(iter_items(call.result), iter_items(result), strict=True):
+                if isinstance(slot, Slot):
+                    values[slot.number] = item
+        return values[self.root.number]
+
+    def find_difference(self, other: FunctionTemplate) -> str:
+        """Say in what the calls of another template differ; "" where they are the same."""
+        names = [[call.name for call in each.calls] for each in (self, other)]
+        if names[0] != names[1]:
+            return "it calls other functions in the next step"
+        for call, twin in zip(self.calls, other.calls, strict=True):
+            pairs = [[*iter_items((each.args, each.kwargs))] for each in (call, twin)]
+            if not _are_equal(*pairs):
+                return f"'{call.name}' is called with other constants in the next step"
+        return "" if self.leaves.keys() == other.leaves.keys() else "it reads other tensors in the next step"
+
+    def is_sized(self, number: int) -> bool:
+        """Return True if constants may count so many samples, or the calls take them one by one."""
+        constants = [
+            item
+            for call in self.calls
+            if not call.is_whole
+            for item in iter_items((call.args, call.kwargs))
+            if type(item) in (int, float) and item
+        ]
+        sizes = [c if abs(c) >= 1 else 1 / c for c in constants]
+        is_counted = any(abs(size) > 1 and abs(size / number - round(size / number)) < _TOLERANCE for size in sizes)
+        return number < 2 or is_counted or any(map(_takes_rows, self.calls))
+
+
+def _takes_rows(call: FunctionCall) -> bool:
+    if call.is_whole or call.name not in _BY_ROWS:
+        return False
+    index = call.args[1] if len(call.args) > 1 else None
+    first = index[0] if isinstance(index, tuple) and index else index
+    is_whole = first is None or first is Ellipsis or isinstance(first, Slot) or first == slice(None)
+    return call.name != "__getitem__" or not is_whole
+
+
+def _are_equal(first: Sequence[Any], other: Sequence[Any]) -> bool:
+    if len(first) != len(other):
+        return False
+    plain = (int, float, str, bool, complex, type(None), Slot, torch.dtype, torch.device)
+    return all(type(a) is type(b) and (not isinstance(a, plain) or a == b) for a, b in zip(first, other, strict=True))
+
+
+def _list_makers(calls: Sequence[FunctionCall]) -> dict[int, list[int]]:
+    """List the calls that have made a tensor, or read a number, by its identity: those whose result it is."""
+    makers: dict[int, list[int]] = {}
+    for place, call in enumerate(calls):
+        known = {id(item) for item in iter_items((call.args, call.kwargs))}
+        for item in iter_items(call.result):
+            if isinstance(item, Tensor | float) and id(item) not in known:
+                makers.setdefault(id(item), []).append(place)
+    return makers
+
+
+def _list_needed(calls: Sequence[FunctionCall], root: Tensor) -> set[int]:
+    """List the calls on which a value depends, by their places."""
+    makers = _list_makers(calls)
+    for place, call in enumerate(calls):
+        for tensor in call.written:
+            makers.setdefault(id(tensor), []).append(place)
+    needed, waiting = set[int](), [id(root)]
+    while waiting:
+        for place in makers.pop(waiting.pop(), ()):
+            if place not in needed:
+                needed.add(place)
+                waiting += [id(item) for item in iter_items((calls[place].args, calls[place].kwargs))]
+                waiting += [id(item) for item in iter_items(calls[place].result)]
+    return needed
+
+
+def _assert_repeatable(calls: Sequence[FunctionCall], needed: set[int], makers: Mapping[int, Sequence[int]]) -> None:
+    for place in needed:
+        call = calls[place]
+        outside = [t for t in call.written if id(t) not in makers or t._is_view()]
+        if outside:
+            raise TapeError(f"'{call.name}' writes to a tensor that it has not made")
+        if getattr(call.function, "__module__", None) == "torch.autograd":
+            raise TapeError(f"'{call.name}' reads a graph")
+    read = {id(item) for place in needed for item in iter_items((calls[place].args, calls[place].kwargs))}
+    memory = {
+        t.untyped_storage()._cdata
+        for place in needed
+        for t in iter_items((calls[place].args, calls[place].kwargs))
+        if isinstance(t, Tensor) and t.layout is torch.strided and id(t) in read
+    }
+    for place, call in enumerate(calls):
+        if call.name in _LEAVES_TORCH and any(id(item) in makers or id(item) in read for item in iter_items(call.args)):
+            raise TapeError(f"'{call.name}' reads numbers from outside of torch")
+        for tensor in call.written if place not in needed else ():
+            if tensor.layout is torch.strided and tensor.untyped_storage()._cdata in memory:
+                raise TapeError(f"'{call.name}' writes to a tensor that the loss reads")
