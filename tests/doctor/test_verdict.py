@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.doctor.check import check_module
-from sightline.doctor.evidence import MEASUREMENTS
+from sightline.doctor.check import check_module, make_subject
+from sightline.doctor.evidence import MEASUREMENTS, Evidence
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.workbench.check.suite import all_rules
 from tests.processes import ROOT
@@ -260,3 +261,30 @@ def test_layers_that_nobody_registers_are_asked_in_float64_too() -> None:
     assert "ended in" not in report.verdict[1]
     assert scale.dtype == torch.float32
     assert torch.equal(model.hidden[0].weight, before)
+
+
+class Slow(nn.Module):
+    """Layer whose forward pass takes 20 ms of processor time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+        return self.layer(values)
+
+
+def test_a_slow_network_is_asked_as_much_as_one_of_fifteen_milliseconds(caplog: pytest.LogCaptureFixture) -> None:
+    """Of 0.3 s: 20 passes in any case, which is said beforehand; counted by their time these would be 5."""
+    subject = make_subject(Slow(), nn.CrossEntropyLoss(), [BATCH], None)
+    with caplog.at_level("INFO", logger="sightline"):
+        hasty, patient = (Evidence({"subject": subject}, 0.3, each) for each in (False, True))
+        for evidence in (hasty, patient):
+            evidence.get("passed")
+            evidence.seconds["gradients"] = 6 * 0.06  # of six passes: the budget is spent
+    assert [evidence.affords(["trial"]) for evidence in (hasty, patient)] == [False, True]  # seven passes
+    assert not patient.affords(["free"])  # thirty
+    assert [record.getMessage() for record in caplog.records if "may take up to" in record.getMessage()]

@@ -250,9 +250,19 @@ def unused_parameters(
     holds="the loss has a gradient at the model's weights",
     do="look for a loss of counts, argmax or comparisons, a detach(), or a clamp that all values are beyond",
 )
-def nothing_learnt(gradients: Gradients) -> Iterator[Fault]:
-    """Report a loss whose gradient is exactly 0 at all weights and batches."""
-    states = {*gradients.own.values(), *gradients.moved.values()}
+def nothing_learnt(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
+    """Report a loss whose gradient is exactly 0 at all weights and batches, or at those of two factors that are 0."""
+    own, states = {*gradients.own.values()}, {*gradients.own.values(), *gradients.moved.values()}
+    trained = [p.detach() for name, p in subject.model.named_parameters() if name in gradients.own]
+    if "some" in states and own <= {"none", "zero"} and len(trained) > 1 and not any(bool(p.any()) for p in trained):
+        yield Fault(
+            f"every gradient is exactly 0, and so is all that is trained: {join_some(list(gradients.own), most=4)}",
+            measured=f"gradients and values of {len(trained)} parameters are 0; at other values there are gradients",
+            causes=("model.init",),
+            expected="one of two factors that is not 0: the gradient of each is a product with the other",
+            action="draw one factor of an adapter at random, also where layers are initialised after it is put in",
+            where=FindingLocation(param=next(iter(gradients.own))),
+        )
     if states and states <= {"none", "zero"}:
         yield Fault(
             "every gradient of the loss is exactly 0: nothing can be learnt",

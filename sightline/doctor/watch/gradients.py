@@ -253,9 +253,13 @@ class ReachMonitor(Monitor):
             is_zero = False  # a margin that all samples keep
         number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
         if number >= _NUM_ZERO:
-            norm, words = track.norm_after_backward, {"number": number, "parameters": len(track.gradients)}
+            norm = track.norm_after_backward
+            words: dict[str, object] = {"number": number, "parameters": len(track.gradients)}
             is_written = is_marked and norm is not None and float(norm) > 0
             names = ("gradients-cleared", "zero") if is_written else ("zero-gradients", "")
+            if not is_written and len(track.gradients) > 1 and _are_all_zero(track.parameters.values()):
+                names = "zero-gradients", "factors"
+                words |= {"names": list_names([*track.parameters])}
             yield report(*names, optimizer=track.name, **words)
 
     def _coverage_faults(self, loop: Loop, *, is_sure: bool = True) -> Iterator[Found]:
@@ -287,6 +291,10 @@ class ReachMonitor(Monitor):
         self._is_covered = True
         words = {"number": len(names), "names": list_names(names), "foreign": len(shapes)}
         yield report("not-optimised", "replaced" if is_replaced else "left out", param=names[0], **words)
+
+
+def _are_all_zero(parameters: Iterable[Tensor]) -> bool:
+    return all(not bool(parameter.detach().any()) for parameter in parameters if parameter.requires_grad)
 
 
 def _report_silent(names: Sequence[str], detail: str, *causes: str, severity: Severity | None = None) -> Found:

@@ -205,7 +205,7 @@ def draw_schedule(
 
     def rate(step: int) -> float:
         rise = min(1.0, (step + 1) / first) if "warm-up" in name else 1.0
-        return rise * (0.5 + 0.5 * math.cos(math.pi * min(step / whole, 1.0)) if "cosine" in name else 1.0)
+        return rise * (0.55 + 0.45 * math.cos(math.pi * min(step / whole, 1.0)) if "cosine" in name else 1.0)
 
     return (
         f"{name} by {'epochs' if is_by_epoch else 'steps'}",

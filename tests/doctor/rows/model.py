@@ -268,7 +268,36 @@ def ends_in_a_relu(kind: str, bug: bool) -> tuple[Any, ...]:
     return model.append(nn.ReLU()) if bug else model, loss, (images, target)
 
 
+class Adapted(nn.Module):
+    """Frozen layer with a product of two trained factors beside it; one of them is 0 at the start, or both are."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, has_bug: bool) -> None:
+        super().__init__()
+        self.base = nn.Linear(num_inputs, num_outputs).requires_grad_(False)
+        self.down = nn.Parameter((not has_bug) * 0.1 * torch.randn(2, num_inputs))
+        self.up = nn.Parameter(torch.zeros(num_outputs, 2))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.base(values) + values @ self.down.T @ self.up.T
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """Set all parameters of a layer to 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def adapted(bug: bool) -> nn.Sequential:
+    return nn.Sequential(Adapted(6, 16, bug), nn.ReLU(), Adapted(16, 3, bug))
+
+
 CASES: Cases = {
+    "adapters of two zeros": ("model.init", lambda bug: (adapted(bug), nn.CrossEntropyLoss(), table())),
+    "a layer that begins at zero": (
+        "model.init",
+        lambda bug: (adapted(True) if bug else zeroed(nn.Linear(6, 3)), nn.CrossEntropyLoss(), table()),
+    ),
     **{f"a ReLU behind {kind}": ("model.activation", partial(ends_in_a_relu, kind)) for kind in ("masks", "maps")},
     "a ReLU behind corners": ("model.activation", partial(ends_in_a_relu, "corners")),
     "dropout in evaluation": ("eval.mode", partial(of_images, "dropout")),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sightline
+from tests.doctor.rows.model import adapted
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -271,8 +272,16 @@ def next_word(bug: bool) -> None:
             optimizer.step()
 
 
+def adapters_of_two_zeros(bug: bool) -> None:
+    model = adapted(bug)
+    batches = [(values[:, :6], labels) for values, labels in tables()]
+    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], 1e-2)
+    train_points(model, optimizer, batches, F.cross_entropy)
+
+
 LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
     "a loss that is checked before the loop": ("loss.form", checked_before_the_loop),
+    "adapters of two zeros": ("model.init", adapters_of_two_zeros),
     "one view of two": ("data.duplicate_randomness", one_view_of_images),
     "no step by hand": ("optim.step_order", steps_by_hand),
     "rate restarts": ("optim.scheduler", rate_restarts),
