@@ -92,6 +92,10 @@ class ModelMembers:
     tasks: Member[Collection[str] | None] = Member(
         "of the class: names of the only tasks that it is for; by default all that take its outputs", absent=None
     )
+    targets: Member[frozenset[str]] = Member(
+        "optional arguments of `forward` that it computes losses of: an exported file has none of them",
+        absent=frozenset(),
+    )
     output_keys: Member[frozenset[str] | None] = Member(
         "the keys that `forward` returns, where they depend on a block that the model is made of", absent=None
     )

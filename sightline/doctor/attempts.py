@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -43,6 +45,25 @@ class MissingError(Exception):
         self.source = source
         self.lacks = lacks
         self.cost_s = cost_s
+
+
+class _OwnWork(threading.local):
+    """True in a thread that runs the doctor's own work, which is none of the program that it watches."""
+
+    is_on = False
+
+
+OWN_WORK = _OwnWork()
+
+
+@contextmanager
+def own_work() -> Iterator[None]:
+    """Context of the doctor's own work in this thread."""
+    before, OWN_WORK.is_on = OWN_WORK.is_on, True
+    try:
+        yield
+    finally:
+        OWN_WORK.is_on = before
 
 
 def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:

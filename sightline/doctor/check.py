@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,19 +15,21 @@ from torch.nn.parameter import is_lazy
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
-from sightline.doctor.form import Batch, Form
-from sightline.doctor.loaders import assert_readable, iterate, preserve_loaders
+from sightline.doctor.form import Batch, Form, UnknownForm
+from sightline.doctor.loaders import assert_readable, iterate, list_hooks, preserve_state
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
-from sightline.doctor.subject import LossTerm, Subject
+from sightline.doctor.score import make_score
+from sightline.doctor.step_form import observe_step
+from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
-from sightline.doctor.verdict import write_verdict
+from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -37,11 +40,13 @@ _NUM_SAMPLES = 64
 
 def check_module(
     model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
-    batch_or_loader: Any,
+    loss: Callable[..., Any] | None = None,
+    loader: Any = None,
     *,
+    step: Callable[[Any], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
     declared: Sequence[str] = (),
     budget_s: float = BUDGET_S,
 ) -> Report:
@@ -49,31 +54,51 @@ def check_module(
 
     `loss(outputs, target)` takes what the module returns for the inputs of a batch `(inputs, target)`; of a loader the
     first four batches are read. A batch that is a mapping goes to the model whole, or by the keys that `forward` names,
-    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on. `declared`
+    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on, `score` the
+    function of the model and such a loader that returns its figure, or figures by name. `declared`
     names codes of findings that are intended, `budget_s` is the processor time for all measurements. Raises UserError
     for what cannot be read.
     """
     assert_codes(declared, name="check: declared")
     model = take_alone(model)
     assert_copied(model)
-    assert_readable(batch_or_loader, name="check: the loader")
+    assert_readable(loader, name="check: the loader")
     assert_readable(evaluation, name="check: evaluation")
-    with preserve_random_state(), preserve_loaders(batch_or_loader, evaluation), leave_others_alone():
-        batches = read_batches(list_batches(batch_or_loader))
-        subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s)
-    verdict = write_verdict(examination, budget_s=budget_s)
+    with _leave_as_it_is(model, loss, step, loader, evaluation):
+        batches = read_batches(list_batches(loader))
+        subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
+        scored = None if score is None else make_score(score, model, evaluation)
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
+    verdict = write_verdict(
+        examination, remark=subject.form.words, remedies=_list_remedies(subject.form), budget_s=budget_s
+    )
     return Report(type(model).__name__, merge_findings(examination.findings), verdict)
 
 
-def measure_levels(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_or_loader: Any) -> Levels:
+def _list_remedies(form: Form) -> Mapping[str, Remedy]:
+    """List what the caller can give; of a form that is not known, the step to write."""
+    if not isinstance(form, UnknownForm):
+        return CHECK_REMEDIES
+    topic, _ = CHECK_REMEDIES["step"]
+    return {**CHECK_REMEDIES, "step": Remedy(topic, f"step=step, as your loop has it: {form.step}")}
+
+
+@contextmanager
+def _leave_as_it_is(model: nn.Module, *objects: Any) -> Iterator[None]:
+    """Context that changes nothing of a program: neither its objects, nor random numbers, nor what watches it."""
+    state = preserve_state(*objects, *list_hooks(model))
+    with preserve_random_state(), state, leave_others_alone(), own_work():
+        yield
+
+
+def measure_levels(model: nn.Module, loss: Callable[..., Any], loader: Any) -> Levels:
     """Measure the losses of a module as it is, of zeros, and of the best constants, on the first batches.
 
     These have 64 samples or more, if there are as many: some constants fit few samples well by chance.
     """
     model = take_alone(model)
-    with preserve_random_state(), preserve_loaders(batch_or_loader), leave_others_alone():
-        batches = read_batches(list_batches(batch_or_loader), num_samples=_NUM_SAMPLES)
+    with _leave_as_it_is(model, loss, loader):
+        batches = read_batches(list_batches(loader), num_samples=_NUM_SAMPLES)
         return measure_subject_levels(make_subject(model, loss, batches, None))
 
 
@@ -89,34 +114,54 @@ def examine_subject(
     declared: Collection[str] = (),
     budget_s: float = BUDGET_S,
     is_patient: bool = True,
-    term: LossTerm | None = None,
+    **more: Any,
 ) -> Examination:
-    """Judge a subject by all rules, within a budget of processor time; `term` is given for a loss alone.
+    """Judge a subject by all rules, within a budget of processor time.
 
-    With `is_patient`, slow networks get as many passes as those of 20 ms do.
+    With `is_patient`, slow networks get as many passes as those of 20 ms do. `more` is what measurements read beside
+    the subject: the `term` of a loss alone, the `score` of a module.
     """
-    given = {"subject": subject} if term is None else {"subject": subject, "term": term}
+    given = {"subject": subject, **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         return examine(Evidence(given, budget_s, is_patient), declared=declared)
 
 
 def make_subject(
-    model: nn.Module, loss: Any, batches: Sequence[Any], optimizer: Any, *, loader: Any = None, evaluation: Any = None
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    batches: Sequence[Any],
+    optimizer: Any,
+    *,
+    step: Callable[[Any], Tensor] | None = None,
+    loader: Any = None,
+    evaluation: Any = None,
 ) -> Subject:
     """Make the subject of the first batches of a loader. Raises UserError for what is no batch."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    form = find_form(model, loss, batches[0], device)
+    first = tree_map(batches[0], lambda _, tensor: tensor.to(device))
+    form = find_form(model, loss, first) if step is None else observe_step(model, step, first)
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, device)
     return Subject(
         model,
         form,
         _split(batches, form, device),
-        [] if evaluation is None else _split(read_batches(list_batches(evaluation)), form, device),
+        evaluated,
         optimizers,
         _get_loader(loader),
-        _get_loader(evaluation),
+        _get_loader(evaluation) if evaluated else None,
     )
+
+
+def _split_evaluation(evaluation: Any, form: Form, device: torch.device) -> list[Batch]:
+    """Divide the first batches of an evaluation; none, where they have not all that those of training have.
+
+    Batches of training alone may be mixed, and have a second label and a share.
+    """
+    batches = read_batches(list_batches(evaluation))
+    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
+    return [] if isinstance(divided, MissingError) else divided
 
 
 def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
@@ -127,7 +172,7 @@ def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Bat
 def list_batches(value: Any) -> Iterable[Any]:
     """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
     assert_batches(value, name="check")
-    is_batch = isinstance(value, tuple | Mapping)
+    is_batch = isinstance(value, tuple | Mapping | Tensor)
     if isinstance(value, list) and value:
         is_batch = isinstance(value[0], Tensor | Mapping) and not all(isinstance(each, Mapping) for each in value)
     return [value] if is_batch else iterate(value)
@@ -142,7 +187,7 @@ def assert_batches(value: Any, *, name: str) -> None:
 
 
 def _get_loader(value: Any) -> Any:
-    return None if value is None or isinstance(value, list | tuple | Mapping) else value
+    return None if value is None or isinstance(value, list | tuple | Mapping | Tensor) else value
 
 
 def take_alone(model: nn.Module) -> nn.Module:

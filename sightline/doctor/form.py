@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
+from sightline.contract.pytree import tree_children
 from sightline.doctor.attempts import NotApplicableError
 
 
@@ -27,12 +28,14 @@ class Form(abc.ABC):
     """How a program uses a batch: what its model is called with, and how its loss is computed.
 
     `words` are the calls in one line, `model(x, lengths), loss(outputs, y)`; `loss` is what the user gave to compute
-    the loss by. Without `is_divided`, parts of a batch are input and target because nobody knows which they are.
+    the loss by. Without `is_divided`, parts of a batch are input and target because nobody knows which they are. A
+    form that `takes_samples` divides one sample as it does a batch.
     """
 
-    words: str = ""
-    loss: Any = None
-    is_divided: bool = True
+    words: str
+    loss: Any
+    is_divided: bool
+    takes_samples = True
 
     @abc.abstractmethod
     def split(self, batch: Any) -> Batch:
@@ -49,10 +52,6 @@ class Form(abc.ABC):
         The loss finds `model`, a copy whose last call is that of the outputs, where it reads the program's model.
         Nothing that the program holds is changed.
         """
-
-    def split_sample(self, sample: Any) -> Batch:
-        """Divide a sample of a data set, as `split` does a batch."""
-        return self.split(sample)
 
     def to_double(self) -> Form:
         """Return the form whose loss takes outputs and targets in float64, as far as that is known."""
@@ -81,6 +80,35 @@ def standing_in(original: nn.Module, copied: nn.Module) -> Iterator[None]:
             object.__setattr__(module, "__dict__", attributes)
 
 
+class Held:
+    """Number that a model returns and that is no output to be changed: a part of the loss, with its graph."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def hold(value: Any) -> Any:
+    """Hold a number with a gradient; other values stay as they are."""
+    return Held(value) if isinstance(value, Tensor) and not value.ndim and value.requires_grad else value
+
+
+def release(value: Any) -> Any:
+    """Return what is held; other values stay as they are."""
+    return value.value if isinstance(value, Held) else value
+
+
+def map_held(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """Replace what is held inside of a tree, and the tensors beside it."""
+    if isinstance(tree, Held | Tensor):
+        return function(tree)
+    changed = {name: map_held(item, function) for name, item in tree_children(tree)}
+    if isinstance(tree, Mapping):
+        return type(tree)(zip(tree, changed.values(), strict=True))  # type: ignore[call-arg]
+    if isinstance(tree, list | tuple):
+        return type(tree)(*changed.values()) if hasattr(tree, "_fields") else type(tree)(changed.values())
+    return dataclasses.replace(tree, **changed) if changed else tree
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """Part of a batch by keys of a mapping, or by numbers of a tuple or list; the whole batch without keys.
@@ -96,6 +124,8 @@ class Part:
         if self.keys is None:
             return batch
         try:
+            if isinstance(batch, str | bytes | Tensor) and self.keys:
+                raise TypeError("no batch of parts")
             if self.is_single and len(self.keys) == 1:
                 return batch[self.keys[0]]
             if isinstance(batch, Mapping):
@@ -105,11 +135,19 @@ class Part:
             names = ", ".join(map(repr, self.keys))
             raise UserError(f"check: a batch has {names} as the first one; found {describe(batch)}") from error
 
-    def describe(self) -> str:
-        """Describe the part as an expression of the batch."""
-        if self.keys is None:
-            return "batch"
-        return ", ".join(f"batch[{key!r}]" for key in self.keys)
+    def write_into(self, call: str, name: str) -> str:
+        """Write the part in the place of its name in a call, `model(*inputs)`."""
+        values = ["batch"] if self.keys is None else [f"batch[{key!r}]" for key in self.keys]
+        is_mapping = isinstance(next(iter(self.keys or ()), 0), str)
+        if len(values) == 1 and (self.is_single or self.keys is None):
+            return call.replace(name, values[0])
+        if is_mapping and f"*{name}" not in call:  # all of it, of which these keys are read
+            return call.replace(name, "batch")
+        if f"**{name}" in call:
+            named = zip(self.keys or (), values, strict=True)
+            return call.replace(f"**{name}", ", ".join(f"{key}={value}" for key, value in named))
+        parts = ", ".join(values)
+        return call.replace(f"*{name}", parts).replace(name, parts if f"*{name}" in call else f"({parts})")
 
 
 FIRST = Part((0,), is_single=True)
@@ -132,7 +170,7 @@ class CalledForm(Form):
     """
 
     model: nn.Module
-    loss: Callable[..., Any]
+    loss: Callable[..., Any] | None
     inputs: Part = FIRST
     target: Part = Part((1,), is_single=True)
     calls: str = ""
@@ -142,13 +180,12 @@ class CalledForm(Form):
 
     def split(self, batch: Any) -> Batch:
         """Divide a batch, or a sample, by its keys or numbers."""
-        if self.inputs is FIRST and (not isinstance(batch, list | tuple) or len(batch) < 2):
-            raise UserError(f"check: a batch is (inputs, target) or a mapping; found {describe(batch)}")
         return Batch(self.inputs.take(batch), self.target.take(batch))
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Call the model with the inputs of a batch."""
-        return CALLS[self.calls](model, inputs)
+        made = CALLS[self.calls](model, inputs)
+        return map_held(made, hold) if self.calls else made
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Compute the loss; one with a state of its own is copied first."""
@@ -157,10 +194,23 @@ class CalledForm(Form):
 
     def compute(self, outputs: Any, target: Any) -> Any:
         """Return what the loss does, for outputs and a target as `split` gives it."""
+        outputs = map_held(outputs, release) if self.calls else outputs
+        if self.evaluates == INSIDE or self.loss is None:
+            return find_loss_inside(outputs)
         loss = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
-        if self.evaluates == "outputs, batch" and self.target.keys is not None and len(self.target.keys) == 1:
+        is_named = self.evaluates in ("outputs, batch", "outputs, **target")
+        if is_named and self.target.is_single and self.target.keys is not None and len(self.target.keys) == 1:
             target = {self.target.keys[0]: target}
+        if self.evaluates == "outputs, **target":
+            return loss(outputs, **target)
         return loss(*EVALUATIONS[self.evaluates](outputs, target))
+
+    def describe(self) -> str:
+        """Describe the calls of model and loss in one line."""
+        called = self.inputs.write_into(self.calls or "model(inputs)", "inputs")
+        if self.evaluates == INSIDE:
+            return f"{called}, whose outputs hold the loss"
+        return f"{called}, loss({self.target.write_into(self.evaluates, 'target')})"
 
     def to_double(self) -> CalledForm:
         """Return the form whose loss has its own numbers in float64."""
@@ -180,36 +230,81 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
-CALLS: dict[str, Callable[[nn.Module, Any], Any]] = {"": call_model}
+CALLS: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "": call_model,
+    "model(inputs)": lambda model, inputs: model(inputs),
+    "model(*inputs)": lambda model, inputs: model(*inputs),
+    "model(**inputs)": lambda model, inputs: model(**inputs),
+    "model(input) of each": lambda model, inputs: tuple(model(each) for each in inputs),
+}
 """Ways in which a model is called with the inputs of a batch."""
+INSIDE = "the loss inside of outputs"
 EVALUATIONS: dict[str, Callable[[Any, Any], tuple[Any, ...]]] = {
     "outputs, target": lambda outputs, target: (outputs, target),
     "outputs, batch": lambda outputs, target: (outputs, target),
+    "outputs, *target": lambda outputs, target: (outputs, *target),
+    "*outputs, target": lambda outputs, target: (*_list_values(outputs), target),
+    "*outputs, *target": lambda outputs, target: (*_list_values(outputs), *target),
+    "outputs[0], target": lambda outputs, target: (_list_values(outputs)[0], target),
+    "outputs[0], target, *outputs[1:]": lambda outputs, target: (
+        _list_values(outputs)[0],
+        target,
+        *_list_values(outputs)[1:],
+    ),
+    "outputs": lambda outputs, target: (outputs,),
+    "*outputs": lambda outputs, target: tuple(_list_values(outputs)),
 }
 """Arguments of a loss, of outputs and a target."""
 
 
+def _list_values(outputs: Any) -> list[Any]:
+    """List the values of a tuple or list of outputs. Raises NotApplicableError for outputs of another kind."""
+    if not isinstance(outputs, list | tuple):
+        raise NotApplicableError("outputs that are no tuple")
+    return list(outputs)
+
+
+def find_loss_inside(outputs: Any) -> Tensor:
+    """Find the loss that a model returns: alone, as `loss` beside others, first in a tuple, or as the sum of losses.
+
+    Raises NotApplicableError for outputs without one.
+    """
+    value = outputs
+    if isinstance(outputs, Mapping):
+        parts = [part for part in outputs.values() if isinstance(part, Tensor) and not part.ndim]
+        value = outputs.get("loss", sum(parts) if parts and len(parts) == len(outputs) else None)
+    elif not isinstance(outputs, Tensor):
+        value = getattr(outputs, "loss", outputs[0] if isinstance(outputs, list | tuple) and outputs else None)
+    if not isinstance(value, Tensor) or value.ndim:
+        raise NotApplicableError("outputs that hold no loss")
+    return value
+
+
 @dataclasses.dataclass(frozen=True)
 class UnknownForm(Form):
-    """Form of a program that is not known: its batches are read, and its model is not called; `advice` says why."""
+    """Form of a program that is not known: its batches are read, and its model is not called.
 
-    advice: str
-    words: str = ""
+    `words` say which call has failed, `step` is the function that the user may write.
+    """
+
+    words: str
+    step: str
+    inputs: Part = Part()
+    target: Part = Part(())
+    loss: Any = None
+    is_divided: bool = False
 
     def split(self, batch: Any) -> Batch:
-        """Divide a batch `(inputs, target)`; of others, all is taken for inputs."""
-        if isinstance(batch, list | tuple) and len(batch) > 1:
-            first, *others = batch
-            return Batch(first, others[0] if len(others) == 1 else tuple(others))
-        return Batch(batch, ())
+        """Divide a batch, or a sample, by its keys or numbers."""
+        return Batch(self.inputs.take(batch), self.target.take(batch))
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Raise NotApplicableError."""
-        raise NotApplicableError(self.advice, lacks="step")
+        raise NotApplicableError("how the program calls its model is not known", lacks="step")
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Raise NotApplicableError."""
-        raise NotApplicableError(self.advice, lacks="step")
+        raise NotApplicableError("how the program calls its model is not known", lacks="step")
 
 
 def get_forward(model: nn.Module) -> Callable[..., Any]:

@@ -27,6 +27,7 @@ from sightline.doctor.attempts import observe
 from sightline.doctor.objects import (
     GENERATORS,
     find_read_values,
+    get_contents,
     get_state,
     iter_reachable,
     iter_slots,
@@ -71,18 +72,18 @@ def _find_obstacle(path: str, value: Any) -> str:
 
 
 @contextmanager
-def preserve_loaders(*loaders: Any) -> Iterator[None]:
-    """Context in which loaders are read; at its end they, their samplers, sets and random generators are as before.
+def preserve_state(*objects: Any) -> Iterator[None]:
+    """Context in which loaders are read, or functions run; at its end all that can be reached from them is as before.
 
-    Put back are attributes, containers, positions of files, and arrays of up to 16 MiB in all; `find_obstacle` names
-    what cannot be.
+    Put back are attributes, variables of closures, containers, random generators, positions of files, and arrays of up
+    to 16 MiB in all; `find_obstacle` names what cannot be.
     """
-    restores = list(_list_restores(loaders))
+    restores = list(_list_restores(objects))
     try:
         yield
     finally:
         for restore in reversed(restores):
-            observe("state of a loader", restore)
+            observe("state", restore)
 
 
 def iterate(loader: Iterable[Any]) -> Iterator[Any]:
@@ -98,18 +99,25 @@ def iterate(loader: Iterable[Any]) -> Iterator[Any]:
             attributes.update(saved)
 
 
-def _iter_state(*loaders: Any) -> Iterator[tuple[str, Any]]:
-    """Iterate over all that can be reached from loaders, and from what the code of their sets reads beside them."""
-    sets = [type(getattr(loader, "dataset", None)) for loader in loaders]
+def list_hooks(model: nn.Module) -> list[Any]:
+    """List the hooks of a model's modules, which its copies call, too."""
+    attributes = [value for module in model.modules() for name, value in vars(module).items() if "_hooks" in name]
+    hooks = [hook for each in attributes if isinstance(each, dict) for hook in each.values()]
+    return [hook for hook in hooks if not getattr(hook, "can_be_suspended", False)]  # not those of `watch`
+
+
+def _iter_state(*objects: Any) -> Iterator[tuple[str, Any]]:
+    """Iterate over all that can be reached from objects, and from what the code of loaders' sets reads beside them."""
+    sets = [type(getattr(each, "dataset", None)) for each in objects]
     code = [getattr(kind, name, None) for kind in sets for name in ("__getitem__", "__iter__")]
     outside = dict(pair for each in code for pair in find_read_values(each))
-    return iter_reachable((*loaders, outside), object, stops_at=(_BaseDataLoaderIter,))
+    return iter_reachable((*objects, outside), object, stops_at=(_BaseDataLoaderIter,))
 
 
-def _list_restores(loaders: Iterable[Any]) -> Iterator[Restore]:
-    """Yield, for all that can be reached from loaders, what puts it back."""
+def _list_restores(objects: Iterable[Any]) -> Iterator[Restore]:
+    """Yield, for all that can be reached from objects, what puts it back."""
     bytes_left = _MAX_BYTES
-    for _, value in _iter_state(*loaders):
+    for _, value in _iter_state(*objects):
         if isinstance(value, np.ndarray | Tensor):
             size = value.nbytes if _is_copied(value) else 0
             if 0 < size <= bytes_left:
@@ -131,6 +139,10 @@ def _list_restores_of_members(value: Any) -> Iterator[Restore]:
         yield partial(_restore_items, value, list(value))
     elif isinstance(value, bytearray) and len(value) <= _MAX_BYTES:
         yield partial(operator.setitem, value, slice(None), bytes(value))
+    if isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            if (contents := get_contents(cell)) is not None:
+                yield partial(setattr, cell, "cell_contents", contents)
     attributes = getattr(value, "__dict__", None)
     if isinstance(attributes, dict) and not isinstance(value, types.FunctionType | types.MethodType):
         yield partial(_restore_mapping, attributes, dict(attributes))

@@ -8,7 +8,7 @@ import inspect
 import logging
 import random
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -29,18 +29,23 @@ _LEAVES = (
 
 
 def iter_reachable(
-    root: object, kind: type[Kind] | tuple[type[Kind], ...], *, stops_at: tuple[type, ...] = ()
+    root: object,
+    kind: type[Kind] | tuple[type[Kind], ...],
+    *,
+    stops_at: tuple[type, ...] = (),
+    skips: Callable[[object], bool] = lambda value: False,
 ) -> Iterator[tuple[str, Kind]]:
     """Yield the path and the object for every object of a kind reachable from `root`, once; evaluates no property.
 
     Follows attributes, slots, lists, tuples, sets, mappings, closures, partial functions and bound methods, up to the
-    first 4,096 elements of a container and 20,000 objects in total. Objects of the types `stops_at` are not entered.
+    first 4,096 elements of a container and 20,000 objects in total. Objects of the types `stops_at`, and those of which
+    `skips` is true, are not entered.
     """
     visited: dict[int, object] = {}  # keeps what is visited alive, so that no id is used twice
     stack: list[tuple[str, object]] = [("", root)]
     while stack and len(visited) < _MAX_OBJECTS:
         path, value = stack.pop()
-        if id(value) in visited or isinstance(value, stops_at):
+        if id(value) in visited or isinstance(value, stops_at) or skips(value):
             continue
         visited[id(value)] = value
         if isinstance(value, kind):
@@ -58,19 +63,41 @@ def find_generators(*roots: object) -> list[Any]:
     return [generator for _, generator in iter_reachable(roots, GENERATORS)]
 
 
-def find_read_values(function: Any, *, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yield the name and value of each global and outer variable that a function's code reads, and those it calls."""
+def get_python_function(function: Any) -> types.FunctionType | None:
+    """Return the function of Python behind a method, a partial function, a wrapper, or an object that is called."""
+    while isinstance(function, functools.partial):
+        function = function.func
     function = inspect.unwrap(getattr(function, "__func__", function))
     if not isinstance(function, types.FunctionType):
+        function = inspect.getattr_static(type(function), "__call__", None)
+    return function if isinstance(function, types.FunctionType) else None
+
+
+def iter_called_functions(function: Any, *, depth: int = 3) -> Iterator[types.FunctionType]:
+    """Yield a function of Python, and those that its code reads by a global or outer name; of other kinds nothing."""
+    function = get_python_function(function)
+    if function is None:
         return
+    yield function
+    for _, value in list_variables(function) if depth > 1 else ():
+        if isinstance(value, types.FunctionType):
+            yield from iter_called_functions(value, depth=depth - 1)
+
+
+def list_variables(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """List the name and value of each global and outer variable that the code of a function reads."""
     code, outer = function.__code__, function.__closure__ or ()
     values = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
-    values |= {name: _get_contents(cell) for name, cell in zip(code.co_freevars, outer, strict=True)}
-    for name, value in values.items():
-        if not isinstance(value, types.FunctionType):
-            yield name, value
-        elif depth > 1:
-            yield from find_read_values(value, depth=depth - 1)
+    values |= {name: get_contents(cell) for name, cell in zip(code.co_freevars, outer, strict=True)}
+    return [*values.items()]
+
+
+def find_read_values(function: Any, *, depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Yield the name and value of each global and outer variable that a function's code reads, and those it calls."""
+    for called in iter_called_functions(function, depth=depth):
+        yield from (
+            (name, value) for name, value in list_variables(called) if not isinstance(value, types.FunctionType)
+        )
 
 
 def find_read_generators(loader: Any) -> list[Any]:
@@ -104,7 +131,7 @@ def _iter_members(value: object, path: str) -> Iterator[tuple[str, object]]:
         yield f"{path}.args", (value.args, value.keywords)
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():
-            contents = _get_contents(cell)
+            contents = get_contents(cell)
             if contents is not None:
                 yield f"{path}()", contents
     for name, item in _iter_attributes(value):
@@ -115,10 +142,11 @@ def _limit(items: Any) -> Iterator[Any]:
     return (item for _, item in zip(range(_MAX_ELEMENTS), items, strict=False))
 
 
-def _get_contents(cell: types.CellType) -> object | None:
+def get_contents(cell: types.CellType) -> object | None:
+    """Return the value of a closure's variable; None for one that has no value yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # a closure variable that has no value yet
+    except ValueError:
         return None
 
 

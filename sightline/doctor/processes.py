@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -71,21 +71,30 @@ def leave_others_alone() -> Iterator[None]:
     others = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
     others.discard(threading.get_ident())
 
-    def is_initialized(original: Any) -> bool:
-        return threading.get_ident() in others and bool(original())
+    def is_here() -> bool:
+        return threading.get_ident() not in others
 
-    def refuse(original: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() in others:
-            return original(*args, **kwargs)
-        raise NotApplicableError("it starts a collective, which would wait for the other processes")
+    def is_initialized(original: Any) -> bool:
+        return not is_here() and bool(original())
+
+    with replace_function(dist, "is_initialized", is_initialized), refuse_collectives(is_here):
+        yield
+
+
+@contextmanager
+def refuse_collectives(is_refused: Callable[[], bool]) -> Iterator[None]:
+    """Context in which a collective raises NotApplicableError where `is_refused()`, and else runs as before."""
+
+    def run(original: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_refused():
+            raise NotApplicableError("a collective, which waits for the other processes")
+        return original(*args, **kwargs)
 
     functional = getattr(dist, "_functional_collectives", None)
+    functions: list[tuple[Any, str]] = [(dist.ProcessGroup, name) for name in _COLLECTIVES]
+    functions += [(functional, name) for name in ("_resolve_group", "_resolve_group_name")]
     with ExitStack() as stack:
-        stack.enter_context(replace_function(dist, "is_initialized", is_initialized))
-        for name in _COLLECTIVES:
-            if hasattr(dist.ProcessGroup, name):
-                stack.enter_context(replace_function(dist.ProcessGroup, name, refuse))
-        for name in ("_resolve_group", "_resolve_group_name"):
-            if hasattr(functional, name):
-                stack.enter_context(replace_function(functional, name, refuse))
+        for owner, name in functions:
+            if hasattr(owner, name):
+                stack.enter_context(replace_function(owner, name, run))
         yield

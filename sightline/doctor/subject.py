@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.pytree import is_dense, tree_leaves, tree_map
+from sightline.doctor.attempts import MissingError, NotApplicableError
 from sightline.doctor.batches import count_rows
 from sightline.doctor.form import Batch, Form
 from sightline.instrument import copy_module
@@ -65,7 +67,7 @@ class Subject:
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Call a copy of the model with the inputs of a batch."""
-        return self.form.call(model, inputs)
+        return _ask(self.form.call, model, inputs)
 
     def run(self, model: nn.Module, batch: Batch) -> Pass:
         """Compute the loss of a batch with a copy of the model, its graph kept, from inputs that want gradients."""
@@ -77,7 +79,22 @@ class Subject:
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Compute the loss of outputs that a copy of the model has given; the loss may read that copy."""
-        return self.form.evaluate(model, outputs, target)
+        return _ask(self.form.evaluate, model, outputs, target)
+
+
+class RefusedError(NotApplicableError):
+    """The user's model or loss raises an error; of other inputs than those of its loader, that is its right."""
+
+
+def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the user's model or loss. Raises RefusedError for an error of theirs."""
+    try:
+        return function(*arguments)
+    except (NotApplicableError, MissingError, UserError):
+        raise
+    except Exception as error:
+        words = {"call": "the model", "evaluate": "the loss"}[function.__name__]
+        raise RefusedError(f"{words} refuses: {summarise_error(error, max_length=120)}") from error
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def write_verdict(
         *((f"{_count(len(late))} for want of time",) if late else ()),
         *(f"{_count(number)} that ended in {reason.rstrip('.')}" for reason, number in failed.most_common(1)),
         *((f"{_count(sum(failed.values()) - max(failed.values()))} that ended otherwise",) if len(failed) > 1 else ()),
-        *((f"what is declared ({', '.join(declared)})",) if declared else ()),
+        *((f"what is declared ({join_some([*declared], most=_MAX_GAPS)})",) if declared else ()),
         *((f"{_count(unlike)} of other kinds of programs",) if unlike else ()),
     ]
     actions = [remedy.argument for remedy in wanted]

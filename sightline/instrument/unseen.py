@@ -18,8 +18,11 @@ _HOOKS = {
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
 }
 """Attributes of a module that hold its hooks of forward passes by number, and those that hold flags of the same."""
-_KEYS = torch._C._TorchDispatchModeKey
+_KEYS = getattr(torch._C, "_TorchDispatchModeKey", None)
 _RECORDERS = tuple(getattr(_KEYS, name) for name in ("FAKE", "PROXY", "FUNCTIONAL") if hasattr(_KEYS, name))
+
+
+_count_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 
 def is_recorded() -> bool:
@@ -31,7 +34,7 @@ def is_recorded() -> bool:
 
 def has_modes() -> bool:
     """Return True inside of modes that take the place of torch's operators, as those that count operations do."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    return _count_modes() > 0
 
 
 def run_unseen(run: Callable[..., Any], *arguments: Any) -> Any:

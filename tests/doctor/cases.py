@@ -31,8 +31,10 @@ from tests.doctor.own_networks import HEALTHY as OWN_NETWORKS
 from tests.doctor.own_networks import findings_of
 from tests.doctor.plain_slips import LOOPS as SLIPS
 from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
+from tests.doctor.programs import PROGRAMS
+from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import data, losses, run
+from tests.doctor.rows import data, losses, run, scores, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -148,7 +150,7 @@ def _check_pair(make: Callable[[bool], Any], bug: bool, seed: int) -> None:
 
 
 def _list_modules() -> Iterator[Row]:
-    for family in (data, losses, models):
+    for family in (data, losses, models, scores):
         for name, (causes, make) in family.CASES.items():
             name = f"{family.__name__.rpartition('.')[2]}/{name}"
             yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
@@ -169,10 +171,12 @@ def _list_modules() -> Iterator[Row]:
         "odd": odd_modules.HEALTHY,
         "reviewed": reviewed_programs.PROGRAMS,
         "robust": robust_modules.PROGRAMS,
+        "scored": scores.HEALTHY,
+        "sound": sound.MODULES,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
-            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust"))
+            subject = partial(_check, make, has_optimizer=source in ("reviewed", "robust", "sound"))
             yield _make_row("module", f"{source}/{name}", subject, family="predictions")
 
 
@@ -264,6 +268,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "blind": blind_loops.HEALTHY_LOOPS,
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
+        "sound": sound.LOOPS,
     }
     subjects: dict[str, Subject] = {
         f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]
@@ -383,5 +388,21 @@ def _list_plain_scripts(answers: Mapping[str, Answer]) -> Iterator[Row]:
             yield _make_row("script", f"public2/{path.stem}", partial(_run_public, path), **more)
 
 
-ROWS: tuple[Row, ...] = (*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts())
+# --- correct programs as projects write them --------------------------------------------------------------------------
+
+
+def _ask_program(name: str, way: str, seed: int) -> None:
+    WAYS[way](PROGRAMS[name]())
+
+
+def _list_programs() -> Iterator[Row]:
+    for name, make in PROGRAMS.items():
+        program = make()
+        for way in (way for way in WAYS if is_asked(way, program)):
+            yield _make_row("program", f"{name}/{way}", partial(_ask_program, name, way), family="run")
+
+
+ROWS: tuple[Row, ...] = (
+    *(*_list_runs(), *_list_modules(), *_list_loops(), *_list_oracles(), *_list_scripts(), *_list_programs()),
+)
 BY_ID: Mapping[str, Row] = {row.id: row for row in ROWS}

@@ -292,7 +292,6 @@ PAIR_FAULTS: Faults = {
         "products divided by the width's root": lambda a, b: _products(a, b, 0.25),
         "a temperature of 10": lambda a, b: _both_sides(a, b, temperature=10.0),
         "a temperature of 4, of each side in turn": lambda a, b: _each_side(a, b, 4.0),
-        "one side alone": _one_sided,
         "anchors of one view among both": lambda a, b: _both_sides(a, b, is_of_first=True),
     },
 }
@@ -301,6 +300,7 @@ PAIR_HEALTHY: Losses = {
     "negative cosine with a stopped gradient": _stopped,
     "NT-Xent": _both_sides,
     "CLIP, both sides": _each_side,
+    "one side alone": _one_sided,
     "one side, with a stopped gradient": lambda a, b: _one_sided(a, b.detach()),
     "a temperature of 1": lambda a, b: _both_sides(a, b, temperature=1.0),
     "products at temperature 1": lambda a, b: _products(a, b, 1.0),

@@ -31,8 +31,8 @@ def test_it_counts_what_held_and_says_which_arguments_are_missing() -> None:
     counts, not_judged, action = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH).verdict
     assert counts.startswith("verdict: of ")
     assert counts.endswith(" held and 0 did not")
-    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, how samples are read, ")
-    assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, a DataLoader ")
+    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, the score of your evaluation, how ")
+    assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, score=score, ")
 
 
 def test_what_is_given_is_not_asked_for() -> None:
@@ -124,11 +124,20 @@ def test_no_report_says_the_name_of_an_internal(model: nn.Module, loss: Any, wor
     assert list_internal(report.to_text(verbose=True)) == set()
 
 
-def test_a_loss_that_fails_is_a_finding_and_no_exception() -> None:
-    def fail(outputs: Tensor, target: Tensor) -> Tensor:
-        raise ValueError("no such unit")
+def fail(outputs: Tensor, target: Tensor) -> Tensor:
+    raise ValueError("no such unit")
 
+
+def test_a_loss_that_fails_is_a_line_of_the_verdict_and_no_finding() -> None:
     report = check_module(nn.Linear(6, 3), fail, BATCH)
+    assert report.findings == []
+    assert report.verdict[0].endswith("loss(outputs, batch[1]) ends in ValueError: no such unit")
+    assert "step=step, as your loop has it: `def step(batch): input, target = batch; return " in report.verdict[2]
+
+
+def test_a_step_that_fails_is_an_error() -> None:
+    model = nn.Linear(6, 3)
+    report = check_module(model, loader=BATCH, step=lambda batch: fail(model(batch[0]), batch[1]))
     assert [finding.code for finding in report.findings] == ["first-step"]
     assert "ended in ValueError: no such unit" in report.verdict[1]
     assert report.verdict[2] == "  mend the first step, and check again"
@@ -150,7 +159,7 @@ def test_a_model_that_torch_fuses_is_asked_what_it_ends_in(fuse: Callable[[nn.Mo
     assert "loss.double_softmax" in causes
 
 
-@pytest.mark.parametrize("words", [{"batch_or_loader": 5}, {"batch_or_loader": BATCH, "evaluation": 5}])
+@pytest.mark.parametrize("words", [{"loader": 5}, {"loader": BATCH, "evaluation": 5}])
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
         sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)

@@ -19,7 +19,7 @@ from tests.models.small_models import make_inputs, small_model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/run/export.md"
 SHIPPED = sorted({*find_modules("models")} - {"transformers_detector"})
-"""All but those of a library, which torch.export cannot record."""
+"""All but those of a library, whose checks of values ONNX has no operator for."""
 DAILY = ("scale_net", "v2v_small")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import yaml
 
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.lineage import read_lineage
-from tests.command import document_of, refuse, succeed
+from tests.command import document_of, refuse, run_here, succeed
 from tests.hub_server import Hub
 from tests.models.set_networks import SETTINGS, make_small_words
 from tests.processes import ROOT
 from tests.published.test_transformers_files import write_theirs
+from tests.runs.broken_off import Forked, differences, last_step, wait_for
 from tests.runs.test_hub import NOWHERE, ask, hub
 
 __all__ = ["hub"]
@@ -69,6 +72,45 @@ def test_from_a_hub_to_predictions_killed_and_offline(
         succeed("predict", tmp_path / "straight", picture, "score=0.001", "--json", document)
     assert documents[0].read_bytes() == documents[1].read_bytes()
     assert json.loads(documents[0].read_text())["predictions"][0]["num_boxes"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.processes
+@pytest.mark.parametrize("family", SETTINGS)
+def test_a_run_that_is_killed_goes_on_to_the_same_bits(family: str, tmp_path: Path) -> None:
+    """Weights, averages, states of the optimiser and of random generators, metrics and the best checkpoint."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = [*make_small_words(family), "train.batch_size=4", "train.epochs=10", "checkpoint.every_steps=1"]
+
+    def train(out: Path, log: str, *more: str) -> Forked:
+        return Forked(["train", str(CONFIG), *words, *CALM, str(out), *more], tmp_path / log)
+
+    assert train(whole, "whole.log").wait(300)[0] == 0
+    child, last = train(killed, "killed.log"), killed / "checkpoints/last"
+    saved = lambda: last.exists() and int(last.resolve().name.removeprefix("step_")) >= 3  # noqa: E731
+    wait_for(lambda: saved() or not child.is_alive(), timeout_s=300, otherwise=child.log.read_text)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait()[0] == -signal.SIGKILL
+    assert last_step(killed) < last_step(whole) == 20
+    code, said = train(killed, "resumed.log", "--resume", "auto").wait(300)
+    assert code == 0, said
+    assert "resumed at step" in said
+    assert differences(killed, whole) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", SETTINGS)
+def test_a_file_of_onnx_is_refused_before_anything_is_written(family: str, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "file.onnx"
+    words = [*make_small_words(family), "train.batch_size=4", "train.epochs=1"]
+    succeed("train", CONFIG, *words, *CALM, run)
+    for more in ([], ["--int8"]):
+        done = run_here("export", run, "--out", file, *more)
+        assert done.code != 0
+        assert "error: export: ONNX cannot hold this network: " in done.err
+        assert "'sightline predict' and 'sightline serve' run it" in done.err
+        assert done.err.count("\n") == 1
+        assert not file.exists()
 
 
 ANSWERS = [

@@ -137,19 +137,21 @@ def test_a_batch_may_be_a_mapping(model: nn.Module) -> None:
     loader = DataLoader(Items(read, 400), 32, shuffle=True)
     for given in (loader, list(loader), next(iter(loader)))[slice(None if isinstance(model, WholeBatch) else 1)]:
         assert list_codes(model, entropy, given, optimizer=torch.optim.Adam(model.parameters(), 1e-3)) == []
-    form = find_form(model, entropy, next(iter(loader)), torch.device("cpu"))
+    form = find_form(model, entropy, next(iter(loader)))
     assert form.target.keys == ("label",)
     assert set(form.inputs.keys) == ({"points", "weight"} if isinstance(model, Named) else {"points"})
 
 
-def test_what_neither_reads_all_is_left_whole() -> None:
-    """A model or a loss that fails reads all, and the failure is reported; a pair has no keys."""
-    batch, cpu = {"points": torch.randn(4, 10), "label": torch.zeros(4, dtype=torch.int64)}, torch.device("cpu")
-    form = find_form(WholeBatch(reads="none"), entropy, batch, cpu)
-    assert form.inputs.keys == form.target.keys == ("points", "label")
-    assert not form.is_divided
-    assert find_form(WholeBatch(), entropy, (batch["points"], batch["label"]), cpu).is_divided
-    assert list_codes(WholeBatch(reads="none"), entropy, batch) == ["first-step"]
+def test_a_form_that_is_not_found_is_no_error() -> None:
+    """The verdict names the call that failed, and the step to write."""
+    batch = {"points": torch.randn(4, 10), "label": torch.zeros(4, dtype=torch.int64)}
+    report = sightline.check(WholeBatch(reads="none"), entropy, batch)
+    assert report.findings == []
+    first, _, action = report.verdict
+    assert (
+        "no call of the model was found that runs: model(batch), loss(outputs, batch) ends in KeyError: 'none'" in first
+    )
+    assert "`def step(batch): return loss(model(batch['points']), batch['label'])`" in action
 
 
 class Keeps(nn.Linear):
@@ -179,7 +181,7 @@ def test_a_module_that_keeps_a_result_is_checked() -> None:
     [
         ((net(),), {}, "needs its loss and a batch"),
         ((CONFIG, F.cross_entropy), {}, "belong to a module"),
-        ((net(), F.cross_entropy, torch.randn(4, 10)), {}, r"a batch is \(inputs, target\)"),
+        ((net(), F.cross_entropy, 5), {}, r"a batch is \(inputs, target\)"),
         ((net(), F.cross_entropy, []), {}, "the loader has no batch"),
         ((CONFIG,), {"plugins": "mine.py"}, r"plugins: found the text 'mine.py', allowed is a list: \['mine.py'\]"),
         ((CONFIG,), {"overrides": "seed=1"}, r"overrides: found the text 'seed=1', allowed is a list: \['seed=1'\]"),

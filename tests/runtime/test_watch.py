@@ -17,7 +17,6 @@ from torch import nn
 import sightline
 from sightline.contract.errors import UserError
 from sightline.doctor.watch.gradients import OrderMonitor
-from tests.processes import run_ranks
 from tests.runtime.healthy_loops import batches, net
 from tests.runtime.planted_loops import PLANTS, Overflow, train
 
@@ -52,45 +51,6 @@ def weights_after(*, is_watched: bool, steps: int = 12) -> list[torch.Tensor]:
 def test_watching_changes_no_bit() -> None:
     bare, watched = weights_after(is_watched=False), weights_after(is_watched=True)
     assert all(map(torch.equal, bare, watched))
-
-
-TWO_PROCESSES = """
-import contextlib, io
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
-import sightline
-from tests.runtime.healthy_loops import batches, net
-
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-
-def train(is_watched):
-    torch.manual_seed(0)
-    model = DistributedDataParallel(net())
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
-    with sightline.watch(model, optimizer=optimizer) if is_watched else contextlib.nullcontext() as watch:
-        for points, label in batches(8, seed=rank):
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-        total = label.sum()
-        dist.all_reduce(total)
-        if rank == 0:
-            torch.save(model.state_dict(), io.BytesIO())
-        drawn = torch.rand(4)
-    assert not is_watched or watch.findings == [], watch.findings
-    return [*model.state_dict().values(), total, drawn]
-
-assert all(map(torch.equal, train(False), train(True)))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.processes
-def test_watching_changes_no_bit_of_two_processes() -> None:
-    run_ranks(["-c", TWO_PROCESSES], 2)
 
 
 def test_nothing_hangs_on_the_model_or_on_torch_afterwards() -> None:

@@ -87,6 +87,7 @@ class TransformersDetector(nn.Module):
     """
 
     tasks = frozenset({"detect_set"})
+    targets = frozenset({"boxes", "label", "is_ignored", "box_offsets"})
 
     def __init__(self, *, num_classes: int, class_names: tuple[str, ...] = (), network: dict[str, Any]) -> None:
         super().__init__()

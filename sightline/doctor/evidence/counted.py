@@ -154,10 +154,10 @@ def hidden_places(subject: Subject) -> HiddenPlaces:
         noise = torch.Generator().manual_seed(0)
         moving = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad]
         parts = [(tensor * torch.randn(tensor.shape, generator=noise).to(tensor)).sum() for tensor in moving]
-        (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True)
+        (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True, allow_unused=True)
         value = subject.evaluate(model, outputs, replace_leaf(batch.target, path, wanted))
         (pull,) = torch.autograd.grad(value, [wanted], allow_unused=True) if value.requires_grad else (None,)
-        if pull is None:  # what the loss reads of it has no slope, as that of labels and masks
+        if reach is None or pull is None:  # what the loss reads of it has no slope, as that of labels and masks
             continue
         hidden, counted = reach == 0, pull != 0
         return HiddenPlaces(hidden.numel(), int(hidden.sum()), int(counted.sum()), int((hidden & counted).sum()))

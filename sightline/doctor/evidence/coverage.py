@@ -16,6 +16,8 @@ from sightline.doctor.subject import Pass, Subject
 from sightline.instrument.random_state import seed_all
 
 _MAX_ASKED = 8
+_FAR = 3.0
+"""Noise in the spread of weights, beside which what they have learnt is nothing."""
 
 
 @measure(passes=0.2)
@@ -54,7 +56,8 @@ class Gradients(NamedTuple):
 def gradients(subject: Subject, passed: Pass) -> Gradients:
     """Differentiate the loss of each batch at the model's weights, in passes of one copy, and of two at jittered ones.
 
-    A layer that rests in every other pass runs in one of them.
+    A layer that rests in every other pass runs in one of them. Where all is 0, the weights are moved far: a margin that
+    training has satisfied stays so beside them.
     """
     if not any(parameter.requires_grad for parameter in passed.parameters.values()):
         raise NotApplicableError("no parameter wants a gradient")
@@ -64,6 +67,9 @@ def gradients(subject: Subject, passed: Pass) -> Gradients:
     own = [_read(subject.run(copied, batch)) for batch in subject.batches]
     jittered = [subject.jitter(subject.copy("train"), seed=seed) for seed in (1, 2)]
     moved = [_read(subject.run(model, batch)) for model, batch in zip(jittered, [*subject.batches] * 2, strict=False)]
+    if not any("some" in state.values() or "bad" in state.values() for state in (*own, *moved)):
+        far = [subject.jitter(subject.copy("train"), seed=seed, share=_FAR) for seed in (3, 4)]
+        moved += [_read(subject.run(model, batch)) for model, batch in zip(far, [*subject.batches] * 2, strict=False)]
     return Gradients(_merge(own), _merge(moved))
 
 
@@ -87,6 +93,33 @@ def _name_state(gradient: Tensor | None) -> str:
 def _merge(states: list[dict[str, str]]) -> dict[str, str]:
     order = ("none", "zero", "some", "bad")
     return {name: max((state[name] for state in states), key=order.index) for name in states[0]}
+
+
+@measure(passes=3)
+def saddles(subject: Subject, gradients: Gradients) -> list[str]:
+    """Name parameters that are all zero, and whose gradient is zero as long as they are: factors of one product.
+
+    Their gradient is exactly 0 in each batch, also after a step of the others; with noise in these parameters alone
+    there is one. One factor of zeros, as adapters and gates begin with, gets a gradient by the other.
+    """
+    zeros = [name for name, own in subject.model.named_parameters() if own.numel() and not bool(own.any())]
+    names = [name for name in zeros if gradients.own.get(name) == "zero"]
+    if len(names) < 2:
+        return []
+    stepped, noisy = subject.copy("train"), subject.copy("train")
+    passed = subject.run(stepped, subject.batches[0])
+    trained = [parameter for parameter in passed.parameters.values() if parameter.requires_grad]
+    found = torch.autograd.grad(passed.value, trained, allow_unused=True)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter, gradient in zip(trained, found, strict=True):
+            if gradient is not None and bool(gradient.any()):
+                parameter.sub_(gradient / gradient.norm() * 1e-2 * (1 + parameter.norm()))
+        by_name = dict(zip((name for name, _ in subject.model.named_parameters()), noisy.parameters(), strict=True))
+        for name in names:
+            by_name[name].add_(1e-2 * torch.randn(by_name[name].shape, generator=generator).to(by_name[name]))
+    after, beside = (_merge([_read(subject.run(model, b)) for b in subject.batches[:2]]) for model in (stepped, noisy))
+    return [name for name in names if after[name] == "zero" and beside[name] == "some"]
 
 
 @measure(passes=8)

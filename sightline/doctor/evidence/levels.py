@@ -14,7 +14,7 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves, is_float, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
-from sightline.doctor.evidence.losses import value_of
+from sightline.doctor.evidence.losses import set_gradients, value_of
 from sightline.doctor.form import Batch
 from sightline.doctor.subject import Pass, Subject
 
@@ -43,7 +43,7 @@ class FreeLoss(NamedTuple):
 def free_loss(subject: Subject, passed: Pass) -> FreeLoss:
     """Take the network away from its loss, and find the outputs that the loss reads."""
     leaves = {path: t.detach() for path, t in dense_leaves(passed.outputs) if is_float(t) and t.requires_grad}
-    promoted = _promote(subject, passed), {path: t.double().contiguous() for path, t in leaves.items()}
+    promoted = promote(subject, passed), {path: t.double().contiguous() for path, t in leaves.items()}
     for (judged, recorded), outputs in (promoted, ((subject, passed), leaves)):
 
         def compute(given: Mapping[str, Tensor], judged: Subject = judged, recorded: Pass = recorded) -> Tensor:
@@ -56,15 +56,15 @@ def free_loss(subject: Subject, passed: Pass) -> FreeLoss:
     raise read
 
 
-def _promote(subject: Subject, passed: Pass) -> tuple[Subject, Pass]:
+def promote(subject: Subject, passed: Pass) -> tuple[Subject, Pass]:
     """Return a subject and its pass in float64, without a graph."""
 
-    def promote(_: str, tensor: Tensor) -> Tensor:
+    def convert(_: str, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    batch = Batch(passed.batch.inputs, tree_map(passed.batch.target, promote))
-    outputs = tree_map(passed.outputs, promote)
+    batch = Batch(passed.batch.inputs, tree_map(passed.batch.target, convert))
+    outputs = tree_map(passed.outputs, convert)
     return dataclasses.replace(subject, form=subject.form.to_double()), passed._replace(batch=batch, outputs=outputs)
 
 
@@ -227,8 +227,7 @@ def minimise(compute: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = compute(leaves)
-        if value.requires_grad:
-            value.backward()
+        set_gradients(value, leaves.values())
         seen.append(float(value.detach()))
         return value.detach()
 

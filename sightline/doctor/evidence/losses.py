@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,15 @@ def value_of(subject: Subject, passed: Pass, outputs: dict[str, Tensor], target:
     seed_all(0)
     replaced = tree_map(passed.outputs, lambda path, t: outputs.get(path, t.detach()))
     return subject.evaluate(passed.model, replaced, passed.batch.target if target is None else target)
+
+
+def set_gradients(value: Tensor, leaves: Iterable[Tensor]) -> None:
+    """Set the gradients of a loss at leaves alone: what else it comes from, such as a kept pass, stays as it is."""
+    leaves = [*leaves]
+    if value.requires_grad:
+        found = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
+        for leaf, gradient in zip(leaves, found, strict=True):
+            leaf.grad = gradient
 
 
 @measure(passes=0.5)
@@ -253,7 +262,7 @@ def free(subject: Subject, passed: Pass, slopes: list[Slope]) -> Free:
         values.append(float(value))
         if not value.requires_grad or not math.isfinite(values[-1]) or time.process_time() > ends:
             break
-        value.backward()
+        set_gradients(value, outputs.values())
         optimizer.step()
     found = {path: tensor.detach() for path, tensor in outputs.items()}
     span = max(values[0] - values[-1], 1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.levels import promote
 from sightline.doctor.evidence.losses import value_of
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.objects import read_rate
@@ -122,7 +124,12 @@ class Descent(NamedTuple):
 def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descent]:
     """Follow the gradient at each output, in float64, by two small steps."""
     found, outputs = [], {slope.path: slope.output.double() for slope in slopes}
+    doubled = promote(subject, passed)
     is_still = not any(bool(slope.gradient.any()) for slope in slopes)
+    subject = dataclasses.replace(subject, form=subject.form.to_double())
+    given = {"subject": subject, "passed": passed, "outputs": dict(outputs)}
+    if isinstance(attempt("float64", value_of, given), MissingError):
+        raise NotApplicableError("a loss that does not take float64")
     for slope in slopes:
         output, way = outputs[slope.path], slope.gradient.double()
         size = float(way.norm())
@@ -134,7 +141,7 @@ def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descen
         for step in _STEPS:
             ends = [output + sign * step * (1 + float(output.norm())) * unit for sign in (1, -1)]
             with torch.no_grad():
-                high, low = (float(value_of(subject, passed, {**outputs, slope.path: end})) for end in ends)
+                high, low = (float(value_of(*doubled, {**outputs, slope.path: end})) for end in ends)
             values.append((high - low) / (2 * step * (1 + float(output.norm()))))
         found.append(Descent(slope.path, size, *values))
     if not found:

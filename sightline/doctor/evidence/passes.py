@@ -10,7 +10,7 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence import measure
-from sightline.doctor.subject import Pass, Subject
+from sightline.doctor.subject import Pass, RefusedError, Subject
 from sightline.instrument import InterceptedOperators
 from sightline.instrument.random_state import seed_all
 
@@ -18,14 +18,19 @@ from sightline.instrument.random_state import seed_all
 @measure()
 def passed(subject: Subject) -> Pass:
     """Run the first batch through a copy in training mode; its graph is kept."""
-    return subject.run(subject.copy("train"), subject.batches[0])
+    try:
+        return subject.run(subject.copy("train"), subject.batches[0])
+    except RefusedError as refused:
+        raise refused.__cause__ or refused from None  # the user's own error, of the user's own batch
 
 
 @measure()
 def first_failure(subject: Subject) -> str:
     """Run the first batch once more; return the error that ends the pass, or ""."""
     failed = attempt("the first batch", passed, {"subject": subject})
-    return str(failed) if isinstance(failed, MissingError) and failed.kind == "failed" else ""
+    if isinstance(failed, MissingError) and failed.kind == "apply":
+        raise failed
+    return str(failed) if isinstance(failed, MissingError) else ""
 
 
 class Slope(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,10 +22,14 @@ _BOUND, _MAX_COMPARED = 1e-3, 4096
 
 
 class Reach(NamedTuple):
-    """Output that moves as a part of the inputs does that should not reach it: how far, in its spread."""
+    """Output that moves as a part of the inputs does that should not reach it: how far, in its spread.
+
+    `module` is the innermost one that is given equal inputs, and returns others; "" where none is.
+    """
 
     path: str
     size: float
+    module: str = ""
 
 
 def _probe(subject: Subject) -> nn.Module:
@@ -66,13 +71,65 @@ def neighbours(subject: Subject) -> list[Reach]:
     for kept in (torch.arange(half), torch.arange(count - half, count)):
         rows = torch.arange(count) % half + int(kept[0])
         rows[kept] = kept
-        found += _compare(first, again, _answer(subject, model, take_rows(batch.inputs, rows)), kept)
-    turned = _answer(subject, model, take_rows(batch.inputs, torch.arange(count).roll(1)))
+        reached = list(_compare(first, again, _answer(subject, model, take_rows(batch.inputs, rows)), kept))
+        if reached and _reach_by_lengths(subject, model):
+            raise NotApplicableError("padding reaches samples, which is judged by itself")
+        name = _find_mixing(subject, model, rows, kept) if reached and not found else ""
+        found += [reach._replace(module=name) for reach in reached]
+    order = torch.arange(count).roll(1)
+    turned = _answer(subject, model, take_rows(batch.inputs, order))
     back = {path: t.roll(-1, 0) if t.ndim and len(t) == count else t for path, t in turned.items()}
-    found += _compare(first, again, back, torch.arange(count))
+    reached = list(_compare(first, again, back, torch.arange(count)))
+    name = _find_mixing(subject, model, order, torch.arange(count)) if reached and not found else ""
+    found += [reach._replace(module=name) for reach in reached]
     if found and subject.loader is None and _is_by_columns(subject, model, batch):
         raise NotApplicableError("samples lie along axis 1")
     return found
+
+
+def _find_mixing(subject: Subject, model: nn.Module, rows: Tensor, kept: Tensor) -> str:
+    """Name the innermost module that is given the same for the kept rows, and returns other numbers for them.
+
+    `rows` are the samples of a second pass by their rows in the first.
+    """
+    inputs = subject.batches[0].inputs
+    first = _record_modules(subject, model, inputs, len(rows), rows[kept])
+    second = _record_modules(subject, model, take_rows(inputs, rows), len(rows), kept)
+    for (name, *before), (other, *after) in zip(first, second, strict=False):
+        is_given, is_returned = (all(map(_is_alike, *pair)) for pair in zip(before, after, strict=True))
+        if name == other and is_given and not is_returned:
+            return name
+    return ""
+
+
+def _is_alike(first: Tensor, other: Tensor) -> bool:
+    return first.shape == other.shape and _measure(first, other, first) <= _BOUND
+
+
+def _record_modules(
+    subject: Subject, model: nn.Module, inputs: Any, count: int, rows: Tensor
+) -> list[tuple[str, list[Tensor], list[Tensor]]]:
+    """List what each inner module is given, and returns, for some samples, in the order in which the calls end."""
+    calls: list[tuple[str, list[Tensor], list[Tensor]]] = []
+
+    def take(values: Any) -> list[Tensor]:
+        leaves = [t for _, t in dense_leaves(values) if t.numel() and t.ndim and len(t) % count == 0]
+        return [t.detach().reshape(count, -1)[rows].double() for t in leaves]
+
+    def record(name: str, _: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+        calls.append((name, take((args, kwargs)), take(outputs)))
+
+    handles = [
+        module.register_forward_hook(functools.partial(record, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if module is not model
+    ]
+    try:
+        _answer(subject, model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
 
 
 def _compare(
@@ -192,13 +249,52 @@ def longer_padding(subject: Subject) -> list[Reach]:
     path, longer = _pad_further(inputs)
     model = _probe(subject)
     first, other = (_answer(subject, model, each) for each in (inputs, replace_leaf(inputs, path, longer)))
+    return _list_moved(first, other) or _reach_by_lengths(subject, model)
+
+
+def _list_moved(first: dict[str, Tensor], other: dict[str, Tensor], kept: Tensor | None = None) -> list[Reach]:
+    """List the outputs of equal shape that differ; with `kept`, those rows of the first are the other's."""
+    first = first if kept is None else {name: t[kept] for name, t in first.items() if t.ndim and len(t) > int(kept[-1])}
     alike = [name for name, value in first.items() if name in other and other[name].shape == value.shape]
     sizes = {name: _measure(first[name], other[name], first[name]) for name in alike}
     return [Reach(name, size) for name, size in sizes.items() if size > _BOUND]
 
 
+def _reach_by_lengths(subject: Subject, model: nn.Module) -> list[Reach]:
+    """List the outputs of samples that move where the longest ones leave the batch, whatever is in these."""
+    inputs = subject.batches[0].inputs
+    padded = _find_lengths(inputs)
+    if padded is None:
+        return []
+    path, axis, lengths = padded
+    is_long = lengths == lengths.max()
+    kept = (~is_long).nonzero().flatten()
+    if len(kept) < 2:
+        return []
+    leaf, size = _get_leaf(inputs, path), int(lengths[kept].max())
+    fewer = tree_map(take_rows(inputs, kept), lambda name, t: t.narrow(axis, 0, size) if name == path else t)
+    changed = leaf.clone()
+    changed[is_long] = leaf[is_long].roll(1, axis)
+    first, alone, beside = (
+        _answer(subject, model, each) for each in (inputs, fewer, replace_leaf(inputs, path, changed))
+    )
+    same = {name: t[kept] for name, t in beside.items() if t.ndim and len(t) == len(lengths)}
+    return [] if _list_moved(first, same, kept) else _list_moved(first, alone, kept)
+
+
 def _pad_further(inputs: Any) -> tuple[str, Tensor]:
-    """Find an input whose samples are shorter than the longest, as other numbers of them say, and pad it further."""
+    """Pad the input whose samples are shorter than the longest, as other numbers of them say, to twice its length."""
+    padded = _find_lengths(inputs)
+    if padded is None:
+        raise NotApplicableError("no lengths of padded inputs")
+    path, axis, lengths = padded
+    rows = _get_leaf(inputs, path).movedim(axis, 1)
+    pad = rows[int(lengths.argmin()), -1].flatten()[0]
+    return path, torch.cat((rows, pad.expand_as(rows)), 1).movedim(1, axis)
+
+
+def _find_lengths(inputs: Any) -> tuple[str, int, Tensor] | None:
+    """Find an input that is filled up with one number, the axis, and the lengths of its samples among the inputs."""
     leaves = dict(dense_leaves(inputs))
     for lengths in (t for t in leaves.values() if t.ndim == 1 and len(t) > 1 and not t.is_floating_point()):
         least, size = int(lengths.min()), int(lengths.max())
@@ -209,8 +305,8 @@ def _pad_further(inputs: Any) -> tuple[str, Tensor]:
         rows = leaves[path].movedim(axis, 1)
         pads = torch.cat([row[int(length) :].flatten() for row, length in zip(rows, lengths, strict=True)]).unique()
         if len(pads) == 1:
-            return path, torch.cat((rows, pads[0].expand_as(rows)), 1).movedim(1, axis)
-    raise NotApplicableError("no lengths of padded inputs")
+            return path, axis, lengths
+    return None
 
 
 def _get_leaf(inputs: Any, path: str) -> Tensor:

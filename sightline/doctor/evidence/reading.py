@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import IterableDataset, Subset, default_collate
 from torch.utils.data._utils import worker as torch_worker
 
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
@@ -48,7 +48,18 @@ class Source:
     def read(self, index: int, seed: int) -> Batch:
         """Read a sample after the global random generators have been seeded."""
         seed_all(seed)
-        return self.form.split_sample(self.loader.dataset[index])
+        return self.divide(self.loader.dataset[index])
+
+    def divide(self, sample: Any) -> Batch:
+        """Divide a sample into inputs and target: as a batch of one, where a form is of what `collate_fn` returns.
+
+        Tensors of one row are without that axis then.
+        """
+        collate = getattr(self.loader, "collate_fn", None)
+        is_batch = getattr(self.loader, "batch_size", None) is None
+        if collate is None or is_batch or (self.form.takes_samples and collate is default_collate):
+            return self.form.split(sample)
+        return tree_map(self.form.split(collate([sample])), lambda _, t: t[0] if t.ndim and len(t) == 1 else t)
 
     def spread(self, count: int) -> list[int]:
         """List up to `count` indices that lie evenly over the data set."""
@@ -63,6 +74,19 @@ class Source:
     def generators(self) -> list[Any]:
         """Return the random generators of the loader and of what the data set reads; not the global ones."""
         return find_read_generators(self.loader)
+
+    def draw(self, count: int) -> list[int]:
+        """List up to `count` indices that lie evenly over the data set, in a drawn order: its start is of all parts."""
+        spread = self.spread(count)
+        order = torch.randperm(len(spread), generator=torch.Generator().manual_seed(_SEED)).tolist()
+        return [spread[number] for number in order]
+
+    def collate(self, count: int) -> Batch:
+        """Collate up to `count` drawn samples, as the loader does; fewer, where the time for reading is over."""
+        with preserve_generators(self.generators()):
+            seed_all(_SEED)
+            samples = [self.loader.dataset[index] for index in self.iter_timed(self.draw(count))]
+            return self.form.split(self.loader.collate_fn(samples))
 
     def list_samples(self, count: int) -> list[Any]:
         """List up to `count` samples as `collate_fn` gets them, each after the same seed."""
@@ -235,10 +259,8 @@ def read_labels(source: Source) -> dict[int, int]:
     They are read in a drawn order: where the time ends first, those that were read are of the whole set.
     """
     labels: dict[int, int] = {}
-    spread = source.spread(_NUM_LABELS)
-    order = torch.randperm(len(spread), generator=torch.Generator().manual_seed(_SEED)).tolist()
     with preserve_generators(source.generators()):
-        for index in source.iter_timed([spread[number] for number in order]):
+        for index in source.iter_timed(source.draw(_NUM_LABELS)):
             leaves = list_leaves(source.read(index, _SEED).target)
             if len(leaves) != 1 or leaves[0].numel() != 1 or leaves[0].is_floating_point():
                 raise NotApplicableError("no class for each sample")
@@ -298,7 +320,7 @@ def padded(source: Source, subject: Subject) -> Padded:
     """Collate samples of several lengths; find the places that no sample has filled, and that the loss counts."""
     with preserve_generators(source.generators()):
         samples = source.list_samples(_NUM_COLLATED)
-        leaves = [list_leaves(source.form.split_sample(sample).target) for sample in samples]
+        leaves = [list_leaves(source.divide(sample).target) for sample in samples]
         batch = source.form.split(source.loader.collate_fn(copy.deepcopy(samples)))
     targets = [tensor for _, tensor in tree_leaves(batch.target)]
     if len(targets) != 1 or any(len(each) != 1 or each[0].ndim != 1 for each in leaves):

@@ -28,8 +28,10 @@ _CHANGED, _UNCHANGED = 0.2, 0.01
 _FACTORS = (0.0, 0.5)
 """Factors of some targets: the first moves the gradient of any error, the second leaves counts of positives."""
 _BELOW = 0.1
-_MAX_LEFT = 0.8
-"""Largest share of the loss of zeros that mean targets leave where outputs of a channel that is raised come back."""
+_MAX_LEFT, _MAX_LEFT_OF_NUMBERS = 0.8, 0.98
+"""Largest share of the loss of zeros that constants leave where outputs of a channel that is raised come back: of maps,
+whose places share one constant, and of numbers."""
+_SHARES_OF_MEANS = (0.0, 1.0, 0.5, 0.25, 0.1)
 
 
 class Rectified(NamedTuple):
@@ -129,18 +131,20 @@ def _measure_blocked(subject: Subject, passed: Pass, compared: _Compared) -> tup
 def _is_raised(subject: Subject, passed: Pass, compared: _Compared) -> Tensor:
     """Return which places come back: the loss raises their channel, and constants take a good part of it away.
 
-    Sparse maps are raised at first, too, but little: all but their peaks stay at 0.
+    Sparse maps are raised at first, too, but little: all but their peaks stay at 0. Numbers of heavy tails have no mean
+    that a robust loss asks for: the best of several constants counts.
     """
     target = dict(dense_leaves(passed.batch.target))[compared.name].reshape(compared.output.shape)
     means = _sum_channels(target.nan_to_num()) / _sum_channels(~target.isnan())
     zeros = torch.zeros_like(compared.output)
     with torch.no_grad():
-        zero, constant = (
-            float(value_of(subject, passed, {compared.path: output})) for output in (zeros, zeros + means)
+        zero, *constants = (
+            float(value_of(subject, passed, {compared.path: zeros + share * means})) for share in _SHARES_OF_MEANS
         )
+    most = _MAX_LEFT if target.ndim > 2 else _MAX_LEFT_OF_NUMBERS
     (pull,) = torch.autograd.grad(passed.value, [_edge_before(compared)], retain_graph=True)
     channels = _sum_channels(pull) if pull.shape == target.shape else pull.sum()
-    return (channels < 0).expand(target.shape) & (constant < _MAX_LEFT * zero)
+    return (channels < 0).expand(target.shape) & (min(constants) < most * zero)
 
 
 def _sum_channels(values: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.reading import open_source
 from sightline.doctor.form import Batch
 from sightline.doctor.loaders import iterate
 from sightline.doctor.subject import Subject, count_samples
@@ -85,7 +86,8 @@ def input_gaps(subject: Subject) -> list[Gap]:
     """Compare statistics of each sample, channel by channel: training against evaluation."""
     if not subject.evaluation:
         raise NotApplicableError("no evaluation given", lacks="evaluation")
-    parts = [dict(_describe(batches)) for batches in (subject.batches, subject.evaluation)]
+    pairs = (subject.loader, subject.batches), (subject.evaluation_loader, subject.evaluation)
+    parts = [dict(_describe(_spread(subject, *pair))) for pair in pairs]
     gaps = []
     for (path, channel), first in parts[0].items():
         second = parts[1].get((path, channel))
@@ -95,6 +97,18 @@ def input_gaps(subject: Subject) -> list[Gap]:
     if not gaps:
         raise NotApplicableError("too few samples in evaluation")
     return gaps
+
+
+def _spread(subject: Subject, loader: Any, batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Return samples of all parts of a loader's set: the first of a sorted one are of one class, a sampler may balance.
+
+    They are as many as its first batches hold, which are returned where the set has no index.
+    """
+    source = attempt("source", open_source, {"loader": loader, "form": subject.form, "lacks": "loader"})
+    if isinstance(source, MissingError) or getattr(source.loader, "batch_size", None) is None:
+        return batches
+    batch = attempt("source", source.collate, {"count": sum(map(count_samples, batches))})
+    return batches if isinstance(batch, MissingError) or not count_samples(batch) else [batch]
 
 
 def _compare(path: str, channel: int, first: Tensor, second: Tensor) -> Gap:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sightline.doctor.evidence import list_arguments
 from sightline.doctor.finding import CAUSES, SEVERITIES, Fault, Finding, Severity
-from sightline.doctor.rates import is_measured
+from sightline.doctor.rates import may_alarm
 
 Faults = Iterable[Fault] | Fault | None
 
@@ -47,7 +47,7 @@ class Rule:
     def build(self, fault: Fault) -> Finding:
         """Build the finding of a fault; a note, where the rule's rate of false alarms is not known to be low."""
         cause, *others = dict.fromkeys(fault.causes or self.causes)
-        is_known = not self.is_statistical or is_measured(self.name)
+        is_known = not self.is_statistical or may_alarm(self.name)
         return Finding(
             code=self.code,
             severity=fault.severity or self.severity if is_known else "note",

@@ -35,6 +35,7 @@ def silent_class(silent_classes: list[Silent]) -> Iterator[Fault]:
     "data.ignore_handling data.normalisation loss.form",
     holds="a mask of what has a target, at a gap of the targets",
     do="take the mask (target > 0) before the target is standardised",
+    is_statistical=True,
 )
 def masked_range(thresholds: list[Threshold]) -> Iterator[Fault]:
     """Expect what is left out to be holes, not all below a bound; one at 0 or the mean was taken of standardised."""
@@ -90,6 +91,7 @@ def idle_statistics(idle_buffers: list[str]) -> Fault | None:
     "data.pairing loss.form",
     holds="a loss that counts what is hidden from the model, if some of its target is",
     do="bring mask and outputs into the order of the inputs: argsort of the order in which they were shuffled",
+    is_statistical=True,
 )
 def counts_visible(hidden_places: HiddenPlaces) -> Fault | None:
     """Expect what is counted to be what is hidden, or all."""

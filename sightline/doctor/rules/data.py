@@ -135,6 +135,7 @@ def same_order(source: Source, epochs: list[list[int]]) -> Fault | None:
     "data.pairing data.sampling data.imbalance",
     holds="one weight for all samples of a class",
     do="take the labels in the order of the set that is loaded, also of a Subset: labels[subset.indices]",
+    is_statistical=True,
 )
 def sampler_weights(source: Source, labels: dict[int, int]) -> Fault | None:
     """Weights that balance as many groups as there are classes have to do with the classes."""
@@ -366,6 +367,7 @@ def dropped_remainder(evaluation_remainder: Mapping[str, int]) -> Fault | None:
     "data.normalisation data.layout",
     holds="inputs of evaluation as those of training",
     do="apply the same scaling, order of channels and unit in both",
+    is_statistical=True,
 )
 def input_statistics(input_gaps: list[Gap]) -> Fault | None:
     """Compare inputs of training and evaluation, channel by channel, with what samples differ by."""
@@ -387,6 +389,7 @@ def input_statistics(input_gaps: list[Gap]) -> Fault | None:
     "data.label_mapping data.split",
     holds="the classes of evaluation numbered as those of training",
     do="number the classes by one table of names for both parts",
+    is_statistical=True,
 )
 def permuted_labels(confusion: Confusion) -> Fault | None:
     """Ask whether the answers to the classes of evaluation are a permutation of those to the classes of training."""
@@ -421,6 +424,7 @@ def permuted_labels(confusion: Confusion) -> Fault | None:
     "data.split data.label_mapping",
     holds="each class of evaluation in training",
     do="divide the samples class by class, and number the classes by one table",
+    is_statistical=True,
 )
 def missing_classes(labels: dict[int, int], evaluation_labels: dict[int, int]) -> Fault | None:
     """Look for classes that are common in evaluation and absent from training."""
@@ -443,6 +447,7 @@ def missing_classes(labels: dict[int, int], evaluation_labels: dict[int, int]) -
     "data.target_encoding data.label_mapping",
     holds="labels that occur in the label map, also inside of a region",
     do="resize and turn label maps with mode='nearest'",
+    is_statistical=True,
 )
 def interpolated_labels(seams: list[Seams]) -> Fault | None:
     """Two or more classes that exist only on seams between a lower and a higher one come from an interpolation."""

@@ -73,6 +73,7 @@ def mirrored_sizes(sizes_as_corners: list[InsideOut]) -> Iterator[Fault]:
     "data.augment_target_mismatch data.target_encoding data.pairing",
     holds="targets that follow from mirrored inputs as they do from plain ones",
     do="mirror or exchange these numbers where the inputs are mirrored, or do not mirror them",
+    is_statistical=True,
 )
 def mirrored_numbers(unfollowed_numbers: list[Unfollowed]) -> Iterator[Fault]:
     """Expect numbers of the target, that a fit to plain reads explains, to follow mirrored inputs, too."""
@@ -95,6 +96,7 @@ def mirrored_numbers(unfollowed_numbers: list[Unfollowed]) -> Iterator[Fault]:
     "data.augment_target_mismatch data.pairing",
     holds="boxes within what is not padding",
     do="add the left and the top band to the boxes after they are scaled",
+    is_statistical=True,
 )
 def boxes_within_content(boxes_on_bands: OnBands) -> Fault | None:
     """Expect boxes off the bands of padded images, unless they would lie there when they are moved by these, too."""

@@ -51,6 +51,7 @@ def loss_direction(certain: list[Certain]) -> Iterator[Fault]:
     "loss.sign loss.form",
     holds="each addend of a loss that follows labels leads towards them",
     do="change the sign of this addend",
+    is_statistical=True,
 )
 def addend_direction(addends: list[Addend]) -> Iterator[Fault]:
     """Compare the addends of a loss: one that lowers the labelled class everywhere beside one that raises it."""
@@ -110,6 +111,7 @@ def linear_loss(certain: list[Certain]) -> Iterator[Fault]:
     "loss.sign loss.form",
     holds="a loss has a least value",
     do="look for a term with a wrong sign: a squared error or a divergence that is rewarded",
+    is_statistical=True,
 )
 def unbounded_loss(free: Free) -> Fault | None:
     """Find free outputs along which the loss falls faster than in proportion, as no score of a critic does."""
@@ -127,6 +129,7 @@ def unbounded_loss(free: Free) -> Fault | None:
     "loss.form model.activation loss.sign",
     holds="a loss that compares numbers or shares with targets has a least value",
     do="give the loss what it asks for: logarithms of shares (kl_div), shares instead of scores (Dice)",
+    is_statistical=True,
 )
 def endless_comparison(free: Free, slopes: list[Slope], passed: Pass) -> Iterator[Fault]:
     """Find a loss of outputs against a target of their shape that falls in proportion to the outputs."""
@@ -150,6 +153,7 @@ def endless_comparison(free: Free, slopes: list[Slope], passed: Pass) -> Iterato
     "loss.form",
     holds="a loss of shares has its least value where the outputs give these shares",
     do="give kl_div log_softmax(outputs) first and shares as target, with one temperature for both",
+    is_statistical=True,
 )
 def shares_are_no_best(soft_targets: list[Shares]) -> Iterator[Fault]:
     """Find an addend that reads shares, and has a slope at the outputs that give them, whatever the temperature."""
@@ -195,6 +199,7 @@ def softmax_axis(labelled: list[Labelled]) -> Iterator[Fault]:
     "data.pairing cfg.axis_swap loss.form",
     holds="the loss compares each place with its own label",
     do="look for a reshape, view, roll, flip or sort between outputs and targets, and exchange axes by permute",
+    is_statistical=True,
 )
 def misplaced_labels(labelled: list[Labelled], certain_places: dict[str, tuple[float, float]]) -> Iterator[Fault]:
     """Find the classes that the loss pulls up to be the labels, one for one, but of other places."""
@@ -218,6 +223,7 @@ def misplaced_labels(labelled: list[Labelled], certain_places: dict[str, tuple[f
     "data.pairing cfg.axis_swap loss.form",
     holds="the best outputs are the targets, each at its place",
     do="look for a reshape, view, roll, flip or sort between outputs and targets",
+    is_statistical=True,
 )
 def misplaced_numbers(best_numbers: list[tuple[str, Tensor, Tensor, float, float]]) -> Iterator[Fault]:
     """Find best outputs that are the targets' numbers, one for one, at other places, and the targets no best."""
@@ -238,6 +244,7 @@ def misplaced_numbers(best_numbers: list[tuple[str, Tensor, Tensor, float, float
     "data.target_encoding data.normalisation loss.form",
     holds="the outputs that a normalised target asks for are of its own size",
     do="normalise both or none: compare the output with the target before either is turned into its unit",
+    is_statistical=True,
 )
 def target_units(best_numbers: list[tuple[str, Tensor, Tensor, float, float]]) -> Iterator[Fault]:
     """Find best outputs that are a multiple of the target, shifted, where the target is normalised."""
@@ -289,6 +296,7 @@ def label_is_input(labelled: list[Labelled], sees_ahead: dict[str, bool], passed
     "loss.weights data.imbalance",
     holds="classes with few labels do not weigh less than those with many",
     do="weigh classes by the inverse of their frequency",
+    is_statistical=True,
 )
 def weights_upside_down(class_weights: list[tuple[Labelled, Tensor, Tensor]]) -> Iterator[Fault]:
     """Find weights of classes that rise with the numbers of labels."""
@@ -311,6 +319,7 @@ def weights_upside_down(class_weights: list[tuple[Labelled, Tensor, Tensor]]) ->
     "loss.weights data.label_mapping",
     holds="the weight of class c at place c",
     do="count by class: torch.bincount(labels, minlength=C); Counter.most_common() sorts by count",
+    is_statistical=True,
 )
 def weights_of_others(class_weights: list[tuple[Labelled, Tensor, Tensor]]) -> Iterator[Fault]:
     """Find weights that are the inverse of counts in another order than that of the classes."""
@@ -353,6 +362,7 @@ def uphill_gradient(descents: list[Descent]) -> Iterator[Fault]:
     "model.init data.target_encoding data.normalisation",
     holds="a first loss of at most ten times that of all-zero outputs, or of the best constants",
     do="start the last layer smaller, as the paper does, or bring the targets to the size of the outputs",
+    is_statistical=True,
 )
 def loss_begins_high(levels: Levels, term: LossTerm) -> Fault | None:
     """Compare the first value of a loss of maps, volumes or coordinates with that of outputs that need no network."""
@@ -376,6 +386,7 @@ def compare_start(levels: Levels) -> Fault | None:
     "model.init",
     holds="a loss that leaves the level of all-zero maps as the maps get their peaks",
     do="follow the metric: this loss hardly moves at first, while the peaks move to their places",
+    is_statistical=True,
 )
 def begins_at_zeros(levels: Levels, free_loss: FreeLoss, passed: Pass) -> Fault | None:
     """Explain the first loss of maps and volumes that begin near 0 by the loss of zeros, which is that of the data."""

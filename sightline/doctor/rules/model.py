@@ -188,6 +188,24 @@ def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool])
 
 
 @rule(
+    "no-gradient",
+    "error",
+    "model.init model.structure",
+    holds="parameters that want gradients get one at the weights that training starts from, or after the first steps",
+    do="initialise one factor of each product at random, and the other one with zeros; call what initialises adapters "
+    "before it is put aside, or after they are put in",
+)
+def factors_of_zero(saddles: list[str]) -> Iterator[Fault]:
+    """Name the parameters that are zero and are multiplied with one another: none of them ever gets a gradient."""
+    if len(saddles) > 1:
+        yield Fault(
+            f"{len(saddles)} parameters are zero and keep one another from being trained: {join_some(saddles, most=4)}",
+            measured="their gradients are exactly 0 in each batch, also after a step; with noise in them they are not",
+            where=FindingLocation(param=saddles[0]),
+        )
+
+
+@rule(
     "unused-parameters",
     "warning",
     "model.structure dist.unused_params",
@@ -334,10 +352,13 @@ def cross_sample_leak(subject: Subject, neighbours: list[Reach]) -> Iterator[Fau
     """Name the outputs of samples that move as other samples do; norms without running statistics are meant to."""
     norms = [module for module in subject.model.modules() if isinstance(module, _BatchNorm)]
     is_meant = any(module.running_mean is None for module in norms)
-    for path, size in neighbours[:1]:
+    for path, size, module in neighbours[:1]:
+        inside = f"; inside of the model, '{module}' is the first that mixes them" if module else ""
         yield Fault(
             f"what the model returns for a sample depends on the other samples{f': {path}' if path else ''}",
-            measured=f"with other samples beside it, it moves by {size:.3g} of its spread; with the same ones by 0",
+            measured=f"with other samples beside it, it moves by {size:.3g} of its spread; with the same ones by 0"
+            + inside,
+            where=FindingLocation(layer=module or None),
             severity="note" if is_meant else None,
         )
 
@@ -351,7 +372,7 @@ def cross_sample_leak(subject: Subject, neighbours: list[Reach]) -> Iterator[Fau
 )
 def sees_ahead(later_steps: list[Reach]) -> Iterator[Fault]:
     """Name the outputs that move as later steps do."""
-    for path, size in later_steps[:1]:
+    for path, size, _ in later_steps[:1]:
         yield Fault(
             f"the model sees what comes next{f': {path}' if path else ''}",
             measured=f"with other later steps, outputs of earlier ones move by {size:.3g} of their spread",
@@ -391,10 +412,10 @@ def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
 )
 def padding_counts(longer_padding: list[Reach]) -> Iterator[Fault]:
     """Find outputs that depend on how long the longest sample of the batch is, though lengths are given."""
-    for path, size in longer_padding[:1]:
+    for path, size, _ in longer_padding[:1]:
         yield Fault(
             f"lengths are given, and what the model returns depends on the padding{f': {path}' if path else ''}",
-            measured=f"padded to twice the length, outputs of the samples move by {size:.3g} of their spread",
+            measured=f"with other padding, outputs of the samples move by {size:.3g} of their spread",
         )
 
 
@@ -458,6 +479,7 @@ def repeated_norm(subject: Subject) -> Iterator[Fault]:
     "model.activation model.init",
     holds="outputs that a loss compares with numbers can be these numbers, and pass a gradient where they are 0",
     do="end the network with a layer without a ReLU or clamp behind it; or with softplus, for targets above 0",
+    is_statistical=True,
 )
 def rectified_outputs(rectified: list[Rectified]) -> Iterator[Fault]:
     """Name the layer behind which a ReLU keeps a third of the outputs from their targets."""
@@ -476,6 +498,7 @@ def rectified_outputs(rectified: list[Rectified]) -> Iterator[Fault]:
     "model.init data.target_encoding data.normalisation",
     holds="a first loss of at most ten times that of all-zero outputs, or of the best constants",
     do="start the last layer smaller, or bring the targets to the size of the outputs, unless a few steps do it",
+    is_statistical=True,
 )
 def network_begins_high(levels: Levels) -> Fault | None:
     """Compare the first loss of a network with that of outputs that need none."""

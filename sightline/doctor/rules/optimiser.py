@@ -78,6 +78,7 @@ def no_update(trial: Trial) -> Iterator[Fault]:
     "optim.lr loss.normaliser",
     holds="steps on one batch do not raise its loss while they move weights by as much as their norm",
     do="lower the learning rate, or average the loss instead of summing it",
+    is_statistical=True,
 )
 def large_update(trial: Trial) -> Iterator[Fault]:
     """Compare the first step with the weights, and the loss after the steps with that before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from sightline.doctor.evidence.pairs import LONG, NUM, Pairs
+from sightline.doctor.evidence.terms import LONG, NUM, Pairs
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 

@@ -63,6 +63,7 @@ def no_update(trace: Trace) -> Fault | None:
     "data.normalisation eval.protocol",
     holds="a model is evaluated on inputs of the range that it is trained on",
     do="give the evaluation's transform the normalisation that the training's has, and the same order of channels",
+    is_statistical=True,
 )
 def evaluation_inputs(input_shifts: list[InputShift]) -> Iterator[Fault]:
     """Compare inputs of both phases by channel; the null is what one training batch differs from the others."""
@@ -100,6 +101,7 @@ def restarted_rate(rate_cycles: dict[str, Cycle]) -> Iterator[Fault]:
     "optim.clip",
     holds="clipping bounds rare large gradients, and leaves others as they are",
     do="raise the bound of clip_grad_norm_ to the usual norm of the gradients",
+    is_statistical=True,
 )
 def clipped_away(trace: Trace) -> Iterator[Fault]:
     """Look for updates that each use a hundredth of their gradient, and move the weights by next to nothing."""
@@ -125,6 +127,7 @@ def clipped_away(trace: Trace) -> Iterator[Fault]:
     "loss.sign loss.form",
     holds="a loss that is minimised has a lower bound",
     do="look for a term with the wrong sign: a divergence, a penalty or an entropy that should be added",
+    is_statistical=True,
 )
 def unbounded_loss(curves: list[list[float]]) -> Iterator[Fault]:
     """Look for a loss below any constant that falls ever faster."""
@@ -147,6 +150,7 @@ def unbounded_loss(curves: list[list[float]]) -> Iterator[Fault]:
     "model.constant_output model.activation model.init optim.lr data.target_encoding",
     holds="a loss that leaves the level of outputs that need no network, while training goes on",
     do="check the network before training (sightline check, --fit): last activation, gradients, learning rate, targets",
+    is_statistical=True,
 )
 def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
     """Compare a loss that stays where it is with that of zeros and of the best constants, on the same samples."""
@@ -170,6 +174,7 @@ def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
     "optim.grad_accumulation loss.normaliser",
     holds="each label of an accumulated batch weighs the same, whichever micro-batch it is in",
     do="sum the losses of the micro-batches, and divide by the number of labels of all of them",
+    is_statistical=True,
 )
 def averaged_means(pull_slope: tuple[float, float, int, int]) -> Fault | None:
     """Ask whether pulls at single outputs shrink as a micro-batch has more of them, as those of a mean do."""
@@ -189,6 +194,7 @@ def averaged_means(pull_slope: tuple[float, float, int, int]) -> Fault | None:
     "loss.collapse model.constant_output",
     holds="outputs of unlike samples stay apart while the loss is high",
     do="lower the learning rate, mine less hard pairs at first, or normalise the embeddings",
+    is_statistical=True,
 )
 def collapsed_outputs(trace: Trace, curves: list[list[float]]) -> Iterator[Fault]:
     """Look for a spread over samples that vanishes while the loss stays where it was."""

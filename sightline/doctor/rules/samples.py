@@ -138,6 +138,7 @@ def _describe(taught: Taught) -> str:
     "data.padding data.ignore_handling",
     holds="rows of a language model end in a token that is counted once",
     do="pad with a token of its own, or mask the labels by the lengths of the rows instead of by the token",
+    is_statistical=True,
 )
 def end_is_not_learnt(ends: Ends) -> Fault | None:
     """Find the token that follows all counted labels and is never one, where rows end in different ones before it."""

@@ -164,6 +164,7 @@ def one_direction(sides: list[Sides]) -> Iterator[Fault]:
     "data.layout data.pairing data.augment_target_mismatch",
     holds="the loss looks for what is in an image at its own place of the outputs",
     do="look at meshgrid (indexing='ij' for rows first), at x and y of places, and at flips of targets",
+    is_statistical=True,
 )
 def other_places(orders: list[Order]) -> Iterator[Fault]:
     """Find gradients that follow the image in another order of places, and not in that of the outputs."""

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
 from sightline.doctor.finding import Severity
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack
+from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5
@@ -56,7 +56,7 @@ class OrderMonitor(Monitor):
             ]
             first = next((p.grad for kept, p in zip(track.is_kept, track.probes, strict=True) if kept), None)
             if first is not None and not track.num_backward:  # `grad.data.zero_()` leaves no mark
-                track.kept_values = first.detach().any().float()
+                track.kept_values = take_local(first.detach()).any().float()
 
     def after_backward_measured(self, loop: Loop) -> None:
         for track in loop.tracks.values():
@@ -139,7 +139,9 @@ class LeakMonitor(Monitor):
 def is_cleared(track: OptimizerTrack) -> bool:
     """Return True if the gradients of the last backward pass are None, or (on a CPU, where it is known) all zero."""
     had = [p for p, mark in zip(track.probes, track.after_backward, strict=True) if mark is not None]
-    return bool(had) and all(p.grad is None or (p.grad.device.type == "cpu" and not bool(p.grad.any())) for p in had)
+    return bool(had) and all(
+        p.grad is None or (p.grad.device.type == "cpu" and not bool(take_local(p.grad).any())) for p in had
+    )
 
 
 class ReachMonitor(Monitor):
@@ -159,6 +161,8 @@ class ReachMonitor(Monitor):
         """Parameters that have had gradients, by identity, and those of them that no optimiser held at the time."""
         self._num_trained = 0
         self._num_zero: dict[int, int] = {}
+        self._learnt: set[int] = set()
+        """Optimisers that have had a gradient, here or before: their loss may be 0 because it is satisfied."""
         self._old_marks: dict[int, Mark] | None = None
 
     def before_backward_measured(self, loop: Loop, root: object) -> None:
@@ -179,6 +183,7 @@ class ReachMonitor(Monitor):
 
     def _judge(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0:
+            self._learnt |= {id(track)} if track.optimizer.state else set()
             for model in loop.models.values():
                 yield from _registration_faults(model)
             yield from _frozen_faults(loop)
@@ -199,7 +204,7 @@ class ReachMonitor(Monitor):
             self._num_trained = _count_trained(loop)
         if loop.is_measured and track.norm is not None:
             is_marked = track.marks() != track.after_backward
-            yield from loop.reader.read(track.norm, partial(self._judge_zero, track, is_marked))
+            yield from loop.reader.read(track.norm, partial(self._judge_zero, track, is_marked, loop.loss))
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if (self._is_unfrozen or not self._is_covered) and loop.tracks:
@@ -241,8 +246,11 @@ class ReachMonitor(Monitor):
         if len(idle) > len(unchosen):
             yield _report_silent([n for n in idle if n not in unchosen], "their modules never run", "model.structure")
 
-    def _judge_zero(self, track: OptimizerTrack, is_marked: bool, value: float) -> Iterator[Found]:
+    def _judge_zero(self, track: OptimizerTrack, is_marked: bool, loss: Tensor | None, value: float) -> Iterator[Found]:
         is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
+        self._learnt |= set() if is_zero else {id(track)}
+        if is_zero and id(track) in self._learnt and loss is not None and not bool(loss.any()):
+            is_zero = False  # a margin that all samples keep
         number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
         if number >= _NUM_ZERO:
             norm, words = track.norm_after_backward, {"number": number, "parameters": len(track.gradients)}

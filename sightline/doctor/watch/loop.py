@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
-from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.objects import read_rate
 from sightline.doctor.trace import RowDigest, RowDigests
@@ -116,12 +116,12 @@ class OptimizerTrack:
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Gradients of all parameters that have one, by name."""
-        return {name: g for name, p in self.parameters.items() if (g := p.grad) is not None}
+        """Gradients of all parameters that have one, by name; the parts of this process."""
+        return {name: take_local(g) for name, p in self.parameters.items() if (g := p.grad) is not None}
 
     def measure_small(self) -> Tensor | None:
         """Compute the largest norm of the gradients of small parameters; None without one in the common form."""
-        gradients = [g for p in self.small if (g := p.grad) is not None and g.layout is torch.strided]
+        gradients = [take_local(g) for p in self.small if (g := p.grad) is not None and g.layout is torch.strided]
         return stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max() if gradients else None
 
 
@@ -132,8 +132,13 @@ def take_local(tensor: Tensor) -> Tensor:
 
 
 def has_slices(parameter: Tensor) -> bool:
-    """Return True for a parameter of which a part can be read: not a sparse one, nor that of a lazy module."""
-    return parameter.layout is torch.strided and is_dense(take_local(parameter))
+    """Return True for a parameter of which a part can be read: not a sparse one, nor that of a lazy module.
+
+    Nor one that FSDP has gathered for a pass, and whose memory it has freed since.
+    """
+    local = take_local(parameter)
+    is_read = parameter.layout is torch.strided and is_dense(local)
+    return is_read and (local.untyped_storage().nbytes() > 0 or not local.numel())
 
 
 def stack_numbers(values: Sequence[Tensor]) -> Tensor:
@@ -369,7 +374,8 @@ class LastPollMonitor(Monitor):
 class Hook:
     """Entry of a watched loop's event; what fails inside is kept as the reason why the event is not watched any more.
 
-    It neither runs nor leaves an operation where torch records the program for a graph, nor after the loop. `what` it
+    It neither runs nor leaves an operation where torch records the program for a graph, nor after the loop, nor in what
+    the doctor itself runs. `what` it
     watches is named where it fails; with `ends_watch` nothing is watched from there on, as what follows would compare
     with what was not seen. Copies of it do nothing.
     """
@@ -389,9 +395,13 @@ class Hook:
 
     def __call__(self, *arguments: Any) -> None:
         loop, run = self._loop, self._run
-        if run is None or loop is None or loop.is_over or loop.is_broken or is_recorded():
+        if run is None or loop is None or loop.is_over or loop.is_broken or OWN_WORK.is_on or is_recorded():
             return
-        failure = observe(self._what, run_unseen, run, *arguments)
+        OWN_WORK.is_on = True
+        try:
+            failure = observe(self._what, run_unseen, run, *arguments)
+        finally:
+            OWN_WORK.is_on = False
         if isinstance(failure, MissingError):
             loop.is_broken = loop.is_broken or self._ends_watch
             self._run = None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.gradients import NUM_LOST, is_cleared, needs_inputs
-from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack
+from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack, take_local
 
 _NUM_COMPARED, _MAX_CALLS = 256, 16
 _LIBRARIES = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
@@ -129,7 +129,7 @@ def _list_dense(track: OptimizerTrack) -> list[Tensor]:
 
 def _take_gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
-    return parameter.grad.detach().flatten()[:_NUM_COMPARED].float()
+    return take_local(parameter.grad.detach()).flatten()[:_NUM_COMPARED].float()
 
 
 def _list_versions(loop: Loop) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import (
     ForwardCall,
@@ -23,7 +24,6 @@ from sightline.doctor.watch.loop import (
     stack_numbers,
     take_local,
 )
-from sightline.doctor.watch.ranks import is_one_of_several
 
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _LEAST_RMS = 2e-3
@@ -70,7 +70,7 @@ class FiniteMonitor(Monitor):
             return None
         read = track.parameters.values() if loop.is_measured else track.small[:1]
         judged = [p for p in read if p.grad is not None and p.grad.layout is torch.strided]
-        gradients = [g for p in judged if (g := p.grad) is not None]
+        gradients = [take_local(g) for p in judged if (g := p.grad) is not None]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
         norms = stack_numbers(values) if values else None
         track.norm = None if norms is None else norms.max()
@@ -141,6 +141,7 @@ def _is_sound(parameters: Sequence[nn.Parameter], loop: Loop) -> bool:
     gradient = parameters[0].grad if parameters else None
     if gradient is None:
         return True
+    gradient = take_local(gradient)
     return gradient.is_cpu and gradient.layout is torch.strided and math.isfinite(gradient.sum().item())
 
 

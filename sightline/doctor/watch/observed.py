@@ -350,7 +350,8 @@ class StepRecorder:
 
 def _get_autocast(model: nn.Module) -> torch.autocast | None:
     kind = next((parameter.device.type for parameter in model.parameters()), "cpu")
-    return torch.autocast(kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, torch.get_autocast_dtype(kind)) if is_on else None
 
 
 def _copy_input(_: str, tensor: Tensor) -> Tensor:
@@ -510,7 +511,7 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
         look_away(),
         preserve_random_state(),
         preserve_generators(find_generators(model, form)),
-        torch.autocast(kind, enabled=False),
+        torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext(),
     ):
         findings = examine_subject(
             subject, declared={*declared, *_OF_LOOPS}, budget_s=budget_s, is_patient=False
@@ -530,6 +531,8 @@ def find_obstacle(models: Mapping[str, nn.Module]) -> str:
         return "the loop has several processes"
     if "_orig_mod" in model._modules or model._compiled_call_impl is not None:
         return "the model is compiled"
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return "a part is traced or scripted, which is compiled anew after some passes"
     number = sum(parameter.numel() for parameter in model.parameters())
     if number > _MAX_NUMBERS:
         return f"a copy of {number / 1e6:.0f} million numbers would be needed: sightline.check makes it"

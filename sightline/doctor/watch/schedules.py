@@ -31,6 +31,7 @@ _NUM_STILL = 10
 _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
+_MAX_EPOCHS_OF_RISE = 30
 _NUM_MOVED, _MANY = 5, 10
 _NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 2000
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
@@ -141,8 +142,9 @@ class ScheduleMonitor(Monitor):
             yield report("schedule", "rate as factor", share=rates.highest / base, highest=rates.highest, **words)
         is_slow = num_rises >= _MIN_RISES and _UPDATES_A_RISE * len(rates.rises) <= track.num_updates
         is_slow &= all(getattr(each, "total_iters", math.inf) > _MANY * _count(each) for each in self._schedulers)
-        if is_slow and rates.rises[-1] < _LOW_RISE * base:
-            rate = rates.rises[-1]
+        rate = rates.rises[-1] if rates.rises else base
+        length = len(rates.rises) * base / max(rate, 1e-30)  # in rises; one of epochs may be longer than a short loop
+        if is_slow and rate < _LOW_RISE * base and length > _MAX_EPOCHS_OF_RISE:
             yield report("schedule", "warm-up", share=rate / base, rises=num_rises, rate=rate, **words)
 
     def _is_later(self, scheduler: Any) -> bool:

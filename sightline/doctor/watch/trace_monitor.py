@@ -37,7 +37,7 @@ from sightline.doctor.trace import (
     describe_still_loss,
 )
 from sightline.doctor.verdict import WATCH_REMEDIES, Verdict, write_verdict
-from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
+from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices, take_local
 from sightline.doctor.watch.loss_graph import list_variables
 from sightline.instrument import replace_function
 
@@ -282,7 +282,7 @@ class TraceMonitor(Monitor):
         """Judge the whole trace."""
         trace = self.trace
         trace.is_over = True
-        trace.changed = [(_take_few(p) != old).any() for p, old in self._weights]
+        trace.changed = [(_take_few(p) != old).any() for p, old in self._weights if has_slices(p)]
         if loop.call is not None and loop.call.model.training:
             self._keep_spreads(loop, loop.call)
         self._keep_average_norms(loop)
@@ -375,7 +375,7 @@ def _describe_inputs(tensor: Tensor) -> Inputs:
 
 def _compute_norm(tensors: list[Tensor]) -> Tensor:
     """Compute the norm of all numbers of the tensors that lie on the first one's device: no copy between devices."""
-    dense = [tensor.detach() for tensor in tensors if tensor.layout is torch.strided]
+    dense = [take_local(tensor.detach()) for tensor in tensors if tensor.layout is torch.strided]
     if not dense:
         return torch.zeros(())
     near = [tensor for tensor in dense if tensor.device == dense[0].device]
@@ -389,7 +389,7 @@ def _list_few(track: OptimizerTrack, *, copies: bool = False) -> list[Tensor]:
 
 def _take_few(parameter: Tensor) -> Tensor:
     """Take the first numbers of a parameter."""
-    return parameter.detach().flatten()[:_NUM_DIGITS]
+    return take_local(parameter.detach()).flatten()[:_NUM_DIGITS]
 
 
 def _list_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

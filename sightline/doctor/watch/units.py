@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
+from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack, stack_numbers, take_local
 from sightline.doctor.watch.loss_graph import (
     UNBOUNDED,
     list_counted,
@@ -27,7 +28,8 @@ _RECTIFIERS = frozenset("Relu Threshold Clamp ClampMin ClampMax Hardtanh Hardswi
 class UnitMonitor(Monitor):
     """Units of linear layers and convolutions that no sample gives a gradient, over several sampled updates.
 
-    Not those of outputs, of which a loss may take some: the value of an action, the box or the mask of a class.
+    Not those of outputs, of which a loss may take some: the value of an action, the box or the mask of a class. Updates
+    at which all gradients are 0, as where a margin is kept by all samples, say nothing of units.
     """
 
     def __init__(self) -> None:
@@ -42,13 +44,16 @@ class UnitMonitor(Monitor):
             self._last |= list_last(root.grad_fn)
 
     def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        gradients = [take_local(g).any() for g in track.gradients.values() if g.layout is torch.strided]
+        is_nothing = ~stack_numbers(gradients).any() if len({each.device for each in gradients}) == 1 else None
         for name, module in loop.modules():
             weight = track.parameters.get(f"{name}.weight")  # an attribute may compute, as a spectral norm does
-            gradient = None if weight is None else weight.grad
+            gradient = None if weight is None or weight.grad is None else take_local(weight.grad)
             is_counted = (self._counted is None or id(weight) in self._counted) and id(weight) not in self._last
             if isinstance(module, _LAYERS) and gradient is not None and is_counted:
                 by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient
                 alive = by_unit.flatten(1).any(dim=1)
+                alive = alive if is_nothing is None else alive | is_nothing.to(alive.device)
                 self._is_alive[name] = alive | self._is_alive[name] if name in self._is_alive else alive
         self._num_seen += 1
         if self._num_seen % _NUM_DEAD == 0:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
-from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
 from sightline.doctor.loaders import find_obstacle
+from sightline.doctor.processes import is_one_of_several, refuse_collectives
 from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.verdict import write_verdict
@@ -272,6 +273,8 @@ class Watch:
     def _begin(self) -> None:
         """Track the named optimisers, and hang all hooks."""
         loop, stack = self._loop, self._stack
+        if is_one_of_several():
+            stack.enter_context(refuse_collectives(lambda: OWN_WORK.is_on))
         for optimizer in self.optimizers:
             loop.track(optimizer, is_named=True)
         self._hang(loop.models.values())

@@ -24,11 +24,13 @@ from sightline.workbench.check.suite import check_path
 
 def check(
     subject: str | Path | Mapping[str, Any] | RunConfig | nn.Module,
-    loss: Callable[[Any, Any], Tensor] | None = None,
-    batch_or_loader: Any = None,
+    loss: Callable[..., Any] | None = None,
+    loader: Any = None,
     *,
+    step: Callable[[Any], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
+    score: Callable[..., Any] | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     declared: Sequence[str] = (),
@@ -51,20 +53,18 @@ def check(
     CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
     if isinstance(subject, nn.Module):
-        if loss is None or batch_or_loader is None:
-            raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
-        return check_module(
-            subject,
-            loss,
-            batch_or_loader,
-            optimizer=optimizer,
-            evaluation=evaluation,
-            declared=declared,
-            budget_s=BUDGET_S if budget_s is None else budget_s,
-        )
-    if any(each is not None for each in (loss, batch_or_loader, optimizer, evaluation)) or declared:
+        if loader is None:
+            raise UserError(
+                "check: a module needs its loss and a batch, check(model, loss, (inputs, target)), or a loader and a "
+                "step, check(model, loader=loader, step=step)"
+            )
+        more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
+        budget_s = BUDGET_S if budget_s is None else budget_s
+        return check_module(subject, loss, loader, declared=declared, budget_s=budget_s, **more)
+    if any(each is not None for each in (loss, loader, step, optimizer, evaluation, score)) or declared:
         raise UserError(
-            "check: loss, batch, optimizer, evaluation and declared belong to a module; a config names its own"
+            "check: loss, loader, step, optimizer, evaluation, score and declared belong to a module; a config names "
+            "its own"
         )
     source: Path | Mapping[str, Any] | RunConfig
     if isinstance(subject, Mapping | RunConfig):

@@ -141,7 +141,7 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     keys = [key for step in range(_NUM_BATCHES) for key in step_keys(job, step=step % max(1, job.num_steps))]
     batches = [read_batch(job, chunk, job.device) for chunk in _divide(keys, num_samples)]
     loss, optimizers = RunLoss(job, step=job.step, precision=job.precision), [] if job.frozen else [job.optimizer]
-    inputs, _ = find_read_keys(model, batches[0])
+    inputs = find_read_keys(model, batches[0])
     form = make_keyed_form(model, loss, inputs, _find_targets(loss, model, batches[0], inputs))
     evaluation = [form.split(batch) for batch in _read_evaluation(built, num_samples)]
     train, selection = built.data.train, built.data.selection

@@ -31,7 +31,9 @@ def write_onnx(recorded: RecordedGraph, outputs: Sequence[str], *, suppression: 
                 input_names=list(recorded.names), output_names=list(outputs),
             )  # fmt: skip
     except Exception as error:
-        raise RunError(f"export: ONNX cannot hold this network: {explain(error)}") from error
+        raise RunError(
+            f"export: ONNX cannot hold this network: {explain(error)}; 'sightline predict' and 'sightline serve' run it"
+        ) from error
     assert made is not None
     model = made.model_proto
     _name_free_axes(model, recorded)

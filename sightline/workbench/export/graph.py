@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import RunError, summarise_error
-from sightline.contract.members import TaskMembers, TransformMembers
+from sightline.contract.members import ModelMembers, TaskMembers, TransformMembers
 from sightline.contract.types import Batch
 from sightline.store.loading.batch_reader import NamedTransform
 from sightline.workbench.compare.variants import deterministic_copy
@@ -73,7 +73,8 @@ class GraphNetwork(nn.Module):
         make_decoding = TaskMembers.make_decoding.get(task)
         self._decode = None if self.is_encoder or make_decoding is None else make_decoding(example)
         call = self._find_call()
-        keys = bind(call, AvailableKeys("the batch", frozenset(example)), owner=type(model).__name__).names
+        inputs = frozenset(example) - ModelMembers.targets.get(model)
+        keys = bind(call, AvailableKeys("the batch", inputs), owner=type(model).__name__).names
         self._inputs = tuple(name for name in keys if name != "offsets")
         more = ("placement",) if "placement" in example and self._decode is not None else ()
         self.names = (*self._inputs, *more)

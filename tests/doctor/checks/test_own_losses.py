@@ -184,6 +184,6 @@ def test_a_loss_keeps_its_state(tmp_path: Path) -> None:
         before = float(forward.function.__self__.calls)
         [loss] = make_loss_subjects(context)
         at_first = float(forward.function.__self__.calls)
-        loss.subject.evaluate(*loss.subject.batches[0])
+        loss.subject.evaluate(loss.subject.model, *loss.subject.batches[0])
         loss.term.compute(*loss.subject.batches[0])
         assert (before, float(forward.function.__self__.calls)) == (at_first - 1, at_first)

@@ -201,7 +201,7 @@ def draw_schedule(
         return name, None, False
     is_by_epoch = choose.random() < 0.5
     whole = choose.choice([20, 50]) if is_by_epoch else max(num_steps * 10, 400)
-    first = choose.choice([3, 5]) if is_by_epoch else whole // 10
+    first = choose.choice([3, 5, 10, 20]) if is_by_epoch else whole // 10
 
     def rate(step: int) -> float:
         rise = min(1.0, (step + 1) / first) if "warm-up" in name else 1.0

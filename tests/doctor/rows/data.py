@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from tests.doctor.rows import Cases, load
+from tests.doctor.rows.sound import slow_folder
 from tests.runtime.blind_loaders import Items
 
 
@@ -220,4 +221,5 @@ CASES: Cases = {
     "events that all belong to one recording": ("data.pairing", events_of_one_recording),
     "labels of other samples": ("data.pairing", rows_of_others),
     "numbers of other samples": ("data.pairing", numbers_of_others),
+    "a class that a slow folder lacks": ("data.split", slow_folder),
 }

@@ -1,0 +1,52 @@
+"""Ways in which a user asks the doctor about a program, and which relations each of them asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import sightline
+from tests.doctor.programs.program import Program
+
+
+def check_plainly(program: Program) -> None:
+    """Check the plain form: batches `(inputs, target)` and `loss(outputs, target)`."""
+    assert program.plain_form is not None
+    model, loss, loader = program.plain_form()
+    sightline.check(model, loss, loader, optimizer=program.optimizer)
+
+
+def check_loss(program: Program) -> None:
+    """Check the loss that the script has by name, with its loaders."""
+    sightline.check(
+        program.model, program.loss, program.loader, optimizer=program.optimizer, evaluation=program.evaluation
+    )
+
+
+def check_step(program: Program) -> None:
+    """Check the step of the loop, with its loaders."""
+    sightline.check(
+        program.model,
+        loader=program.loader,
+        step=program.step,
+        optimizer=program.optimizer,
+        evaluation=program.evaluation,
+    )
+
+
+def watch_training(program: Program) -> None:
+    """Watch the training."""
+    with sightline.watch(program.watched or program.model, optimizer=program.optimizers or program.optimizer):
+        program.train()
+
+
+WAYS: Mapping[str, Callable[[Program], None]] = {
+    "plain": check_plainly,
+    "loss": check_loss,
+    "step": check_step,
+    "watch": watch_training,
+}
+
+
+def is_asked(way: str, program: Program) -> bool:
+    """Return True if a program can be asked in this way: some have no plain form, others no loss by name."""
+    return {"plain": program.plain_form, "loss": program.loss}.get(way, way) is not None

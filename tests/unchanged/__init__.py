@@ -1,0 +1,1 @@
+"""Programs whose bits neither `check` nor `watch` changes."""
