@@ -68,6 +68,9 @@ class ObservedForm(Form):
     Raises TapeError for a step that cannot be repeated.
     """
 
+    is_divided = True
+    takes_samples = False
+
     def __init__(self, step: ObservedStep, template: FunctionTemplate) -> None:
         self._template = template
         self._forms = [_get_form(call) for call in step.calls]
@@ -81,6 +84,7 @@ class ObservedForm(Form):
         rows = [slot for slot, t in open_leaves.items() if t.ndim and len(t) == self._num_samples]
         self._targets = rows or [slot for slot, t in open_leaves.items() if t.ndim]
         self._constants = {s: t.detach().clone() for s, t in open_leaves.items() if s not in self._targets}
+        self.loss = [*(call.function for call in template.calls if call.is_whole), *self._constants.values()]
         self._shapes = _list_shapes(self.join_outputs(step))
         names = [call.name for call in template.calls][-_NUM_NAMES:] or ["its own loss"]
         self.words = f"model({', '.join(_name_arguments(step))}), then {', '.join(names)}"
