@@ -7,7 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor, Optimize
 _NUM_COMPARED, _MAX_CALLS = 256, 16
 _LIBRARIES = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _IGNORED_CODE = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
+_OBSERVERS = tuple(str(Path(_IGNORED_CODE[0], name)) for name in ("doctor", "instrument")) + _IGNORED_CODE[1:]
 _NOT_READING = re.compile(
     r"(zero|no|enable|requires|is|set|clip|unscale|retain)_grad|retain_graph|scaler|accum|checkpoint|(^|_)graph", re.I
 )
@@ -90,12 +91,14 @@ class LostMonitor(Monitor):
 
 
 def trace_calls() -> CallSite:
-    """Trace the last calls that lead to the caller."""
-    frame = sys._getframe(1)
+    """Trace the last calls that lead to the caller, without those of torch and of what observes it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OBSERVERS):
+        frame = frame.f_back
     calls: list[tuple[int, int]] = []
     while frame is not None and len(calls) < _MAX_CALLS:
         calls.append((id(frame.f_code), frame.f_lasti))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return tuple(calls)
 
 

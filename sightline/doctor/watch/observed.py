@@ -70,6 +70,7 @@ class ObservedForm(Form):
 
     loss = None
     is_divided = True
+    takes_samples = False
 
     def __init__(self, step: ObservedStep, template: FunctionTemplate) -> None:
         self._template = template
@@ -84,6 +85,7 @@ class ObservedForm(Form):
         rows = [slot for slot, t in open_leaves.items() if t.ndim and len(t) == self._num_samples]
         self._targets = rows or [slot for slot, t in open_leaves.items() if t.ndim]
         self._constants = {s: t.detach().clone() for s, t in open_leaves.items() if s not in self._targets}
+        self.loss = [*(call.function for call in template.calls if call.is_whole), *self._constants.values()]
         self._shapes = _list_shapes(self.join_outputs(step))
         names = [call.name for call in template.calls][-_NUM_NAMES:] or ["its own loss"]
         self.words = f"model({', '.join(_name_arguments(step))}), then {', '.join(names)}"
