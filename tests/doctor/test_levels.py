@@ -312,7 +312,8 @@ def test_the_records_of_a_run_are_judged() -> None:
         config = read_config(BENCHES / "POSE.yaml", [f"transforms.{part}.0.size=16" for part in ("train", "evaluate")])
         built = build(config, World())
     for curve, codes in (([(step, 0.05) for step in range(0, 200, 10)], ["trivial-plateau"]), ([(10, 0.05)], [])):
-        trained = TrainedRecords(lambda curve=curve: curve, lambda: built.job.model)  # type: ignore[misc]
+        lines = [{"split": "train", "step": step, "loss/total": loss} for step, loss in curve]
+        trained = TrainedRecords(lambda lines=lines: lines, lambda: built.job.model)  # type: ignore[misc]
         _, findings = examine_run(Context(built, World(), is_quick=True, trained=trained))
         assert [each.code for each in findings] == codes
         assert {each.where.config_path for each in findings} <= {"model"}
