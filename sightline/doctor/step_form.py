@@ -120,7 +120,7 @@ class Company:
                 copied = attempt("copy", copy.deepcopy, {"x": module, "memo": dict(self._shared)})
                 copied = module if isinstance(copied, MissingError) else copied
                 if self.is_double and copied is not module:
-                    copied = copied.double()
+                    self._to_double(copied)
                 known = copied, _mark(copied)
             copies.append(known)
         self._copies = copies
@@ -128,6 +128,12 @@ class Company:
             for module, (copied, _) in zip(self._modules, copies, strict=True):
                 stack.enter_context(standing_in(module, copied))
             yield
+
+    def _to_double(self, copied: nn.Module) -> None:
+        """Convert a copy to float64, without the model of the step where that is inside of it."""
+        for part in copied.modules():
+            if id(part) not in self._shared:
+                part._apply(lambda t: t.double() if t.is_floating_point() else t, recurse=False)
 
     @contextmanager
     def drawing_again(self) -> Iterator[None]:

@@ -290,6 +290,14 @@ def test_nothing_of_the_program_changes(fails: bool) -> None:
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
+def test_a_model_inside_of_a_wrapper_stays_in_float32() -> None:
+    model = Net()
+    wrapper = nn.Sequential(model, nn.CrossEntropyLoss(weight=torch.ones(3)))
+    _, examination = examine(model, lambda batch: wrapper[1](wrapper[0](batch[0]), batch[1]), [(ROWS, LABELS)])
+    assert {tensor.dtype for tensor in wrapper.state_dict().values()} == {torch.float32}
+    assert not any("refuses" in reason for reason in examination.list_reasons("apply", "failed"))
+
+
 def test_standing_in_ends_with_an_error_too() -> None:
     model, other = Net(), Net()
     known = {id(part): vars(part) for part in model.modules()}
