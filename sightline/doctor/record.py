@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -96,44 +96,49 @@ class LossLevels:
     @property
     def level(self) -> float:
         """Median of the last losses."""
-        return statistics.median(self.recent) if self.recent else math.nan
+        return _median(self.recent)
 
     @property
     def start(self) -> float:
         """Median of the first losses."""
-        return statistics.median(self.first) if self.first else math.nan
+        return _median(self.first)
 
     def add(self, step: int, loss: float) -> bool:
         """Add the loss of a step; return True if it is above all before it, and far above the last ones."""
         if not math.isfinite(loss):
             return False
         self._is_positive = self._is_positive and loss > 0
-        has_jumped = self._compare(step, loss) if self._is_positive and self.num_seen >= MIN_LOSSES else False
+        level = self.level
+        has_jumped = self._compare(step, loss, level) if self._is_positive and self.num_seen >= MIN_LOSSES else False
         self.highest = max(self.highest, loss)
         self.recent.append(loss)
         if len(self.first) < NUM_RECENT:
             self.first.append(loss)
-        elif (level := self.level) < self.lowest:
+        elif level < self.lowest:
             self.lowest = level
             self.rise = self.rise if loss > level else None
         self.num_seen += 1
         return has_jumped
 
-    def _compare(self, step: int, loss: float) -> bool:
-        usual = self.level
+    def _compare(self, step: int, loss: float, usual: float) -> bool:
         excess, spread = math.log(loss / usual), self._sum / max(self.num_seen - MIN_LOSSES, 1)
-        jump = Jump(step, loss, self.highest, usual, excess, spread, self.num_seen)
-        if self.rise is None or excess > self.rise.excess:
-            self.rise = jump
         self._sum += max(excess, 0.0)
         has_jumped = excess > _MIN_JUMP and loss > self.highest and len(self.jumps) < _MAX_JUMPS
-        if has_jumped:
-            self.jumps.append(jump)
+        has_risen = excess > (0.0 if self.rise is None else self.rise.excess)
+        if has_jumped or has_risen:
+            jump = Jump(step, loss, self.highest, usual, excess, spread, self.num_seen)
+            self.rise = jump if has_risen else self.rise
+            self.jumps += [jump] * has_jumped
         return has_jumped
 
     def set_norm(self, norm: float) -> None:
         """Set the norm of the gradient of the last jump."""
         self.jumps[-1] = self.jumps[-1]._replace(norm=norm)
+
+
+def _median(values: Collection[float]) -> float:
+    """Compute the upper median of a few numbers; NaN without any."""
+    return sorted(values)[len(values) // 2] if values else math.nan
 
 
 class Scored(NamedTuple):

@@ -232,7 +232,7 @@ def cudnn_enabled(level: Cudnn) -> Iterator[None]:
         torch.backends.cudnn.enabled = previous
 
 
-def describe_nondeterminism(error: RuntimeError) -> RunError | None:
+def describe_nondeterminism(error: Exception) -> RunError | None:
     """Convert torch's error under `strict` to one that names the operation; None for any other error."""
     text = str(error)
     if "does not have a deterministic implementation" not in text:

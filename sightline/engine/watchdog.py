@@ -91,7 +91,7 @@ def worker_exit_message(error: Exception) -> str:
     return f"a worker that reads data ended (out of memory?): {why}; set loader.workers lower: 0 reads without any"
 
 
-def describe_failed_kernel(error: RuntimeError) -> RunError | None:
+def describe_failed_kernel(error: Exception) -> RunError | None:
     """Convert torch's error after a failed assertion on a GPU, raised wherever the host next waits; None for others."""
     if "device-side assert" not in str(error):
         return None

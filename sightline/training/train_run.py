@@ -464,7 +464,7 @@ class _TrainRun:
             from sightline.workbench.check.non_finite_rules import diagnose_non_finite
 
             finding = diagnose_non_finite(error, self._world)
-            session.directory.write_json("findings.json", [finding.to_dict()])
+            _end_findings(session, finding)
             raise RunError(str(finding)) from error
         except ValueError as error:
             from sightline.workbench.check.first_step_rules import explain_failure
@@ -475,14 +475,19 @@ class _TrainRun:
             diagnosis = None if isinstance(error, UserError) else explain_fault(error, session.job)
             if diagnosis is None:
                 raise
-            session.directory.write_json("findings.json", [diagnosis.to_dict()])
+            _end_findings(session, diagnosis)
             raise RunError(str(diagnosis)) from error
         except torch.OutOfMemoryError as error:
             step = session.job.step
             raise RunError(
                 f"step {step}: the GPU's memory is full; raise train.micro_batches, which keeps the results"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
+            from sightline.workbench.check.failed_steps import explain_index
+
+            if (out_of_range := explain_index(error, session.job.step)) is not None:
+                _end_findings(session, out_of_range)
+                raise RunError(str(out_of_range)) from error
             failed = describe_failed_kernel(error)
             named = describe_nondeterminism(error) if failed is None else RunError(f"step {session.job.step}: {failed}")
             if named is None:
@@ -527,6 +532,12 @@ def _add_findings(directory: RunDirectory, *findings: Finding) -> None:
         return
     earlier_findings = parse_json(read_regular_file(directory.path / "findings.json"))
     directory.write_json("findings.json", [*earlier_findings, *(finding.to_dict() for finding in findings)])
+
+
+def _end_findings(session: TrainingSession, finding: Finding) -> None:
+    """Write what ends a run before what was found in its training."""
+    before = _read_findings(session.directory, session.job.step + 1)
+    session.directory.write_json("findings.json", [each.to_dict() for each in (finding, *before)])
 
 
 def _read_findings(directory: RunDirectory, step: int) -> tuple[Finding, ...]:
