@@ -201,7 +201,7 @@ def _list_numbers(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
     args, kwargs = inputs
     named = {"argument " * (len(args) > 1) + str(place): value for place, value in enumerate(args)} | kwargs
     leaves = dense_leaves(args[0] if len(named) == len(args) == 1 else named)
-    return ((path, t) for path, t in leaves if t.is_floating_point() and t.ndim and t.numel())
+    return ((path, t) for path, t in leaves if t.is_floating_point() and t.itemsize > 1 and t.ndim and t.numel())
 
 
 def _find_offsets(call: ForwardCall | None, tensor: Tensor) -> Tensor | None:
