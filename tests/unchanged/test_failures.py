@@ -112,6 +112,7 @@ def test_a_part_that_fails_is_said(owner: Any, name: str, plain: str, monkeypatc
     monkeypatch.setattr(owner, name, fail)
     watched, watch = train(watch_with_all if name in _OF_CHECKS else watch_alone)
     assert watched == plain
+    assert torch._C._len_torch_function_stack() == 0
     text = str(watch.report)
     if name not in ("prepare_search", "take", "find_user_line", "place"):  # of findings alone
         assert "ZeroDivisionError: planted" in text
