@@ -99,8 +99,8 @@ for name, (make, reason) in KINDS.items():
     assert all(map(torch.equal, plain, watched)), name
     assert num_watched == num_plain > 0, (name, num_plain, num_watched)
     assert [each for each in watch.findings if each.severity != "note"] == [], (name, watch.findings)
-    assert all(reason in line for line in watch._loop.failures), (name, watch._loop.failures)
-    assert bool(reason) == bool(watch._loop.failures), name
+    gaps = [line for line in watch._loop.failures if "the model before its first step" in line]
+    assert len(gaps) == bool(reason) and all(reason in line for line in gaps), (name, gaps)
     assert (refused > 0) == (name == "DDP that needs the others"), (name, refused)
     refused = 0
 with leave_others_alone():

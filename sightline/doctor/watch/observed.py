@@ -259,6 +259,7 @@ class StepRecorder:
             yield
         finally:
             self.close()
+            self.sweep()  # the event that does it may have failed
 
     def close(self) -> None:
         """Record no more."""
