@@ -286,7 +286,7 @@ def _divide(
     form = StepForm(model, step, company, copied, batch, tuple(observed.calls), tuple(places))
 
     def evaluate(target: Any) -> float:
-        return float(form.evaluate(copied, form.recorded, target))
+        return float(form.evaluate(copied, form.recorded, target).detach())
 
     value = float(observed.value.detach())
     again = evaluate(form.split_target(batch))
