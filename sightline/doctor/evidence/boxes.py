@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import is_dense, tree_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.reading import Source, list_leaves
@@ -129,8 +129,8 @@ def _is_of_one(start: Tensor, end: Tensor) -> bool:
 
 
 def _get_place(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory; 0 for none."""
-    return tensor.untyped_storage().data_ptr()
+    """Return the address of a tensor's memory; 0 for none, as of a sparse one."""
+    return tensor.untyped_storage().data_ptr() if is_dense(tensor) else 0
 
 
 class Content(NamedTuple):
