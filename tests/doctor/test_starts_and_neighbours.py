@@ -1,8 +1,9 @@
-"""Weights that hold one another at zero, modules that mix samples, lengths of others that reach a sample."""
+"""Weights that hold one another at zero, modules that mix samples, passes that change what they should not."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.check import make_subject
 from sightline.doctor.evidence import Evidence
-from sightline.doctor.rules.model import factors_of_zero
+from sightline.doctor.rules.model import evaluation_state, factors_of_zero
 from sightline.doctor.subject import take_rows
 
 
@@ -125,6 +126,34 @@ def test_the_innermost_module_that_mixes_samples_is_named(kind: str) -> None:
     reached = measure("neighbours", Mixing(OfRows(kind)), torch.randn(32, 6))
     assert {reach.module for reach in reached} <= {"middle.1", ""}
     assert [reach.module for reach in reached[:1]] == (["middle.1"] if kind != "none" else [])
+
+
+class Following(nn.Module):
+    """A layer, and one that follows it by a tenth in each pass; `is_buffer`: a mean of outputs does."""
+
+    def __init__(self, is_buffer: bool) -> None:
+        super().__init__()
+        self.trained, self.slow = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False)
+        self.register_buffer("mean", torch.zeros(3))
+        self.is_buffer = is_buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.trained(x)
+        with torch.no_grad():
+            if self.is_buffer:
+                self.mean.lerp_(outputs.mean(0), 0.1)
+            else:
+                self.slow.weight.lerp_(self.trained.weight, 0.1)
+        return outputs + self.slow(x)
+
+
+@pytest.mark.parametrize("is_buffer", [True, False])
+def test_statistics_that_evaluation_changes_are_an_error_and_averages_of_weights_are_not(is_buffer: bool) -> None:
+    torch.manual_seed(0)
+    model = Following(is_buffer)
+    repeats = measure("repeats", model, torch.randn(32, 6))
+    faults = list(evaluation_state(SimpleNamespace(model=model), repeats))
+    assert [fault.severity for fault in faults] == ([None] if is_buffer else ["note"])
 
 
 class Frames(nn.Module):

@@ -298,13 +298,19 @@ def non_finite(is_finite: bool, gradients: Gradients, passed: Pass) -> Iterator[
     do="change statistics only where self.training is true",
 )
 def evaluation_state(subject: Subject, repeats: dict[str, Repeat]) -> Iterator[Fault]:
-    """Name the floating-point buffers and parameters that a pass in evaluation mode changes."""
+    """Name the floating-point buffers and parameters that a pass in evaluation mode changes.
+
+    A forward pass that moves frozen parameters keeps an average of the trained ones: it is a step of training, and
+    nobody may call it to evaluate.
+    """
     state = subject.model.state_dict()
     names = [name for name in repeats["eval"].changed if is_float(state.get(name))]
+    frozen = {name for name, parameter in subject.model.named_parameters() if not parameter.requires_grad}
     if names:
         yield Fault(
             f"a pass in evaluation mode changes {join_some(names, most=4)}",
             measured=f"{len(names)} tensors of the state differ afterwards",
+            severity="note" if frozen.intersection(names) else None,
         )
 
 
