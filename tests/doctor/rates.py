@@ -30,8 +30,8 @@ WAITING = {
     "data": "input_statistics interpolated_labels missing_classes permuted_labels sampler_weights",
     "events": "dead-units large-update same-label",
     "geometry": "boxes_within_content mirrored_numbers",
-    "loss": "addend_direction endless_comparison loss_begins_high misplaced_labels misplaced_numbers shares_are_no_best "
-    "target_units unbounded_loss weights_of_others weights_upside_down",
+    "loss": "addend_direction endless_comparison loss_begins_high misplaced_labels misplaced_numbers "
+    "shares_are_no_best target_units unbounded_loss weights_of_others weights_upside_down",
     "model": "rectified_outputs",
     "optimiser": "large_update",
     "run": "averaged_means clipped_away collapsed_outputs evaluation_inputs trivial_plateau unbounded_loss",
