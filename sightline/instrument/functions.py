@@ -18,7 +18,6 @@ _MAX_CALLS = 4_096
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 """Modules that compute in another way, and round differently, while functions are observed: they are left alone."""
 _TOLERANCE = 1e-6
-_PARTS = frozenset("__getitem__ narrow contiguous clone".split())
 _BY_ROWS = frozenset("__getitem__ unbind split chunk select narrow tensor_split".split())
 """Functions that take samples one by one, if the first axis is meant."""
 
@@ -171,8 +170,8 @@ def _read_versions(tree: Any) -> list[tuple[Tensor, int]]:
 class FunctionTemplate:
     """Calls that lead to a value, with slots in place of tensors; `leaves` are the tensors that none of them has made.
 
-    `root` is the slot of the value. Of other tensors than those that are `given`, the parts of their rows that are read
-    are leaves. Raises TapeError where the calls cannot be repeated with other tensors.
+    `root` is the slot of the value. Of other tensors than those that are `given`, what is made of each row is
+    a leaf. Raises TapeError where the calls cannot be repeated with other tensors.
     """
 
     def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = ()) -> None:
@@ -253,12 +252,13 @@ class FunctionTemplate:
 
 
 def _leave_out_parts(calls: Sequence[FunctionCall], given: Iterable[Tensor]) -> list[FunctionCall]:
-    """Leave out calls that take parts of rows of tensors which are not given, nor made of such."""
+    """Leave out calls that make rows of those of a tensor which is not given, nor made of such, and are no larger."""
     made, kept = {id(tensor) for tensor in given}, list[FunctionCall]()
     for call in calls:
         read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
-        is_part = call.name in _PARTS and len(read) == 1 and id(read[0]) not in made and not call.written
-        if is_part and isinstance(call.result, Tensor) and call.result.shape[:1] == read[0].shape[:1] != ():
+        is_single = len(read) == 1 and id(read[0]) not in made and not (call.written or call.is_whole)
+        is_single = is_single and isinstance(call.result, Tensor) and not call.result.requires_grad
+        if is_single and call.result.ndim <= read[0].ndim and call.result.shape[:1] == read[0].shape[:1] != ():
             continue
         kept.append(call)
         made |= {id(item) for item in iter_items(call.result) if isinstance(item, Tensor)}

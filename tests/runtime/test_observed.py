@@ -115,7 +115,7 @@ CASES = {
     ),
     "a mapping": Case(lambda m, b: F.cross_entropy(m(b[0])["scores"], b[1]), lambda b: (b[0], b[1]), Named),
     "in place": Case(add_in_place, lambda b: (b[0], b[1])),
-    "a number that is read": Case(weigh, lambda b: (b[0], (b[2], b[1]))),
+    "a number that is read": Case(weigh, lambda b: (b[0], ((b[2] > 0.3).float(), b[1]))),
     "what the model keeps": Case(lambda m, b: F.cross_entropy(m(b[0]), b[1]) + m.size, lambda b: (b[0], b[1])),
     "a penalty of weights": Case(
         lambda m, b: F.cross_entropy(m(b[0]), b[1]) + 0.1 * sum(p.square().sum() for p in m.parameters()),

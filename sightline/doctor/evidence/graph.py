@@ -43,14 +43,26 @@ def reshapes(subject: Subject, passed: Pass) -> list[Reshape]:
 
 def list_reshapes(value: Tensor) -> list[Reshape]:
     """List the views of a graph whose sizes are those before in another order, merged or split."""
-    found = []
-    for node in iter_nodes([value.grad_fn]):
+    found, nodes = [], list(iter_nodes([value.grad_fn]))
+    turned = {
+        parent
+        for node in nodes
+        if get_node_name(node) == "Transpose" and {node._saved_dim0, node._saved_dim1} == {0, 1}
+        for parent, _ in node.next_functions
+    }
+    for node in nodes:
         if get_node_name(node) in _VIEWS and hasattr(node, "_saved_self_sym_sizes"):
             before = tuple(map(int, node._saved_self_sym_sizes))
             after = tuple(map(int, node._input_metadata[0].shape))
-            if exchanges_axes(before, after):
+            if exchanges_axes(before, after) and not (node in turned and _divides_heads(before, after)):
                 found.append(Reshape(before, after))
     return list(dict.fromkeys(found))
+
+
+def _divides_heads(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Return True for (T, B, E) read as (T, B heads, E / heads), as torch's attention does before it transposes."""
+    is_like = len(before) == len(after) == 3 and before[0] == after[0]
+    return is_like and before[2] % after[2] == 0 and after[1] == before[1] * (before[2] // after[2])
 
 
 def exchanges_axes(before: tuple[int, ...], after: tuple[int, ...]) -> bool:

@@ -502,8 +502,11 @@ OBSERVED = ("on_forward", "before_backward", "after_backward", "before_update", 
 """Events that an observation sees, before all monitors do: what they compute is no part of the loss."""
 
 
-_OF_LOOPS = frozenset(("unused-parameters", "not-optimised", "no-update", "large-update", "shared-weights"))
-"""Codes of what a loop shows as it goes on, of its parts, optimisers and rates, or what it may intend."""
+_OF_LOOPS = frozenset(
+    ("unused-parameters", "not-optimised", "no-update", "large-update", "shared-weights", "label-input")
+)
+"""Codes of what a loop shows as it goes on, of its parts, optimisers and rates, or what it may intend: some take their
+targets from the inputs."""
 
 
 def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], budget_s: float) -> Sequence[Finding]:

@@ -259,19 +259,6 @@ def three_values(bug: bool) -> None:
             optimizer.step()
 
 
-def next_word(bug: bool) -> None:
-    """A model of words that is to say the next one, and mixes all of them."""
-    model = nn.Sequential(nn.Embedding(11, 16), nn.Conv1d(20, 20, 1) if bug else nn.Identity(), nn.Linear(16, 11))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    with sightline.watch(model, optimizer=optimizer):
-        for _ in range(12):
-            words = torch.randint(0, 11, (8, 21))
-            optimizer.zero_grad()
-            scores = model(words[:, :-1])
-            F.cross_entropy(scores.flatten(0, 1), words[:, 1:].flatten()).backward()
-            optimizer.step()
-
-
 def adapters_of_two_zeros(bug: bool) -> None:
     model = adapted(bug)
     batches = [(values[:, :6], labels) for values, labels in tables()]
@@ -297,5 +284,4 @@ LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
     "an average that nobody names": ("model.norm_mode", average_of_a_normed_model),
     "one batch of a loader": ("data.ordering", one_batch_of_a_loader),
     "batches of three values": ("loss.form", three_values),
-    "the next word is read": ("data.label_leak model.structure", next_word),
 }
