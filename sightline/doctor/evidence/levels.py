@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -231,7 +232,8 @@ def minimise(compute: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping
         seen.append(float(value.detach()))
         return value.detach()
 
-    with torch.enable_grad():
+    # torch's search along a line has no bracket where the loss becomes infinite or no number: the search ends there.
+    with torch.enable_grad(), suppress(IndexError):
         optimizer.step(closure)
     best, size = min(filter(math.isfinite, seen), default=math.nan), max(1.0, abs(seen[0]))
     ways = {path: leaf.detach() - outputs[path] for path, leaf in leaves.items()}

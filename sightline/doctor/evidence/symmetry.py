@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Repeat
+from sightline.doctor.form import get_signature
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.subject import Subject, replace_leaf
 from sightline.instrument import ModuleCall, record
@@ -94,7 +94,7 @@ def permuted_points(subject: Subject, repeats: dict[str, Repeat]) -> list[Place]
 
 def _find_cloud(subject: Subject) -> Tensor:
     leaves = dict(dense_leaves(subject.batches[0].inputs))
-    forward = inspect.signature(subject.model.forward).parameters
+    forward = get_signature(subject.model.forward).parameters
     names = {path: path.rpartition(".")[2] for path in leaves} | ({"": next(iter(forward), "")} if "" in leaves else {})
     for path, name in names.items():
         points = leaves[path]
