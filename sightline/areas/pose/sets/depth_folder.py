@@ -72,6 +72,7 @@ class DepthFolder(PreparedFrames):
     """
 
     spec = SetSpec(  # type: ignore[assignment]  # camera and joints are the user's
+        is_own=True,
         name="depth_folder",
         what=f"frames and {LABEL_FILE}",
         entries=lambda: {"files": ", ".join(f"{suffix} ({DEPTH_KINDS[suffix]})" for suffix in _KINDS)},
