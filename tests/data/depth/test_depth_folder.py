@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,6 +232,25 @@ def test_a_camera_of_images_of_another_size_is_refused_and_distortion_is_noted(t
     (tmp_path / "frames" / "camera.json").write_text('{"fx": 1.25, "fy": 1.6, "cx": 0.5, "cy": 0.5}')
     with pytest.raises(DataError, match=r"one above 4: they are no shares of the image's sides"):
         prepare_set("depth_folder", tmp_path / "frames", tmp_path / "shares")
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"k": [475, 0, 320, 0, 476, 240, 0, 0, 1], "width": 640, "height": 480},
+        {"camera_matrix": {"data": [475, 0, 320, 0, 476, 240, 0, 0, 1]}, "image_width": 640, "image_height": 480},
+        {"intrinsic_matrix": [475, 0, 0, 0, 476, 0, 320, 240, 1], "width": 640, "height": 480},
+        {"K": [[475, 0, 320], [0, 476, 240], [0, 0, 1]], "width": 640, "height": 480},
+    ],
+)
+def test_matrices_of_ros_opencv_and_open3d_are_read(tmp_path: Path, stated: dict[str, Any]) -> None:
+    (tmp_path / "camera.json").write_text(json.dumps(stated))
+    camera = read_camera(tmp_path)
+    assert camera.intrinsics == {"fx": 475, "fy": 476, "u0": 320, "v0": 240}
+    assert camera.size_px == (640, 480)
+    (tmp_path / "camera.json").write_text(json.dumps({next(iter(stated)): [1, 2]}))
+    with pytest.raises(DataError, match="a matrix of nine numbers is needed"):
+        read_camera(tmp_path)
 
 
 @run_each("suffix, far", [(".png", 65535), (".tif", 65535), (".npy", 65535), (".npy", -1.0)])
