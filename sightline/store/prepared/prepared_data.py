@@ -27,7 +27,7 @@ from sightline.store.prepared.prepared_set import (
     summarise_folder,
     verify,
 )
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, T, write_prepared_set
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, T, find_prepared, write_prepared_set
 
 STATED = "stated_options"
 """Manifest entry of the options that the user stated."""
@@ -145,7 +145,11 @@ class PreparedData:
     def _describe_leaving_out(self) -> str:
         """Return the command that prepares this set, with the options of its folder, without shared samples."""
         manifest = self._prepared.manifest
-        stated = [shlex.quote(f"{name}={_format_option(value)}") for name, value in manifest.get(STATED, {}).items()]
+        stated = [
+            shlex.quote(f"{name}={_format_option(value)}")
+            for name, value in manifest.get(STATED, {}).items()
+            if name != SHARED.name
+        ]
         source, target = manifest["source"]["path"], f"{self._prepared.root}_unshared"
         words = ["sightline", "data", "prepare", manifest["set"], "--from", shlex.quote(source)]
         return " ".join([*words, "--to", shlex.quote(target), *stated, f"{SHARED.name}={LEAVE_OUT}"])
@@ -245,8 +249,12 @@ def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[st
     ) -> dict[str, Any]:
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         shared = options.pop(SHARED.name, SHARED.default)
+        stated = {**options, **({} if shared == SHARED.default else {SHARED.name: shared})}
+        existing = find_prepared(cls.spec.find(source), target, set_name=name, stated=stated)
+        if existing is not None:
+            return existing
         planned = _call_plan(cls, source, target=target, progress=progress, options=options)
-        planned = dataclasses.replace(planned, manifest_extra={**planned.manifest_extra, STATED: options})
+        planned = dataclasses.replace(planned, manifest_extra={**planned.manifest_extra, STATED: stated})
         assert planned.set_name == name, f"{cls.__name__}.plan is about '{planned.set_name}', not '{name}'"
         if shared != SHARED.default:
             planned = dataclasses.replace(planned, options={**planned.options, SHARED.name: shared})

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
 from sightline.store.files.atomic_write import replace_atomic, sync_folder, whole_folder
-from sightline.store.files.input_files import damaged, download_again, file_size
+from sightline.store.files.input_files import damaged, download_again, file_size, list_files
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.copies import describe_copies, digest_content, group_copies, name_copies
 from sightline.store.prepared.prepared_set import (
@@ -123,6 +123,28 @@ def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progres
         if manifest["source"]["fingerprint"] != fingerprint:
             raise DataError(f"{plan.source}: its files changed while they were read; prepare the set again")
     return _make_report(manifest, target, "prepared")
+
+
+def digest_tree(source: Path, files: Collection[Path] = ()) -> str | None:
+    """Return the SHA-256 of all files below a folder with their sizes and times; None if `files` are not all below."""
+    paths = list_files(source) if source.is_dir() else []
+    if not paths or not {*files} <= {*paths}:
+        return None
+    stated = [(str(path), path.stat()) for path in paths]
+    return digest_json(sorted([path, status.st_size, status.st_mtime_ns] for path, status in stated))
+
+
+def find_prepared(source: Path, target: Path, *, set_name: str, stated: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the report of a set that was prepared from the same files with the same options; None if it may not be."""
+    target = target.resolve()
+    with contextlib.suppress(DataError, OSError):
+        manifest = read_manifest(target)
+        origin = (manifest["set"], manifest["source"]["path"], manifest.get("stated_options"))
+        tree = manifest["source"].get("tree")
+        if origin == (set_name, str(source), json.loads(json.dumps(stated))) and tree and tree == digest_tree(source):
+            check_sizes(target, manifest)
+            return _make_report(manifest, target, "already there")
+    return None
 
 
 def _make_report(manifest: Mapping[str, Any], target: Path, outcome: str) -> dict[str, Any]:
@@ -333,7 +355,11 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         "format": FORMAT_VERSION,
         "set": plan.set_name,
         "layout": plan.layout,
-        "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
+        "source": {
+            "path": str(plan.source),
+            "fingerprint": plan.fingerprint,
+            "tree": digest_tree(plan.source, plan.files),
+        },
         "columns": _columns_json(plan),
         "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
         **({"num_elements": filled.num_elements} if any(array.is_ragged for array in plan.columns.values()) else {}),

@@ -275,6 +275,20 @@ def test_text_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     assert Coco.survey(tmp_path)["images"] == {"all": 1}
 
 
+def test_the_same_preparation_again_decodes_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "in" / "a.png", pattern(6, 8))
+    path = write_coco(tmp_path / "in" / "all.json", ONE, [BOX])
+    prepare(tmp_path / "in", tmp_path / "set")
+    with monkeypatch.context() as patched:
+        patched.setattr("sightline.areas.detect.sets.image_listing.check_image", lambda _: pytest.fail("decodes"))
+        assert prepare(tmp_path / "in", tmp_path / "set")["outcome"] == "already there"
+    status = path.stat()
+    path.write_text(path.read_text().replace('"category_id": 3', '"category_id": 7'))  # of equal size
+    assert path.stat().st_size == status.st_size
+    with pytest.raises(DataError, match=r"before its files changed \(size or time\)"):
+        prepare(tmp_path / "in", tmp_path / "set")
+
+
 def test_ids_that_are_digits_in_text_are_numbers(tmp_path: Path) -> None:
     write_image(tmp_path / "in" / "a.png", pattern(6, 8))
     box = {"image_id": "1", "category_id": "3", "bbox": [1, 2, 3, 4]}
