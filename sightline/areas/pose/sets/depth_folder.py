@@ -475,7 +475,7 @@ def _expand_matrix(path: Path, document: Mapping[str, Any]) -> Mapping[str, Any]
     stated = [key for key in _MATRICES if key in document]
     if not stated:
         return document
-    values = document[stated[0]]
+    values: Any = document[stated[0]]
     values = values.get("data") if isinstance(values, dict) else values
     is_nested = isinstance(values, list) and all(isinstance(row, list) for row in values)
     if is_nested:
