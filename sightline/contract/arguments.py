@@ -29,8 +29,8 @@ NonNegativeFloat = Annotated[float, Ge(0.0), Le(1e9)]
 """A quantity that may be zero: a weight, a decay, a margin."""
 UpAxis: TypeAlias = Literal["x", "y", "z"]
 """The axis that points up."""
-LengthUnit: TypeAlias = Literal["m", "cm", "mm"]
-"""The unit of coordinates in files."""
+LengthUnit: TypeAlias = Literal["m", "cm", "mm", "ft", "us_ft"] | PositiveFloat
+"""The unit of coordinates in files, or its length in metres."""
 PointEncoder = Annotated[Any, Block("point_encoders")]
 """A network from clouds to vectors: `feature_width`, and `encode(*, points, features) -> (B, feature_width)`."""
 ImageEncoder = Annotated[Any, Block("image_encoders")]

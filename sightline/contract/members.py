@@ -59,6 +59,9 @@ class DataMembers:
         "SHA-256 of all that its files hold, wherever they are; runs and processes compare it, or `fingerprint`",
         absent=None,
     )
+    copies: Member[Any] = Member(
+        "digests of every sample, `Copies`: the same sample in two splits is reported", absent=None
+    )
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
         "metric → {simple prediction: its figure}, shown next to the metrics of a run", absent=MappingProxyType({})
     )

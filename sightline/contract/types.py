@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -124,6 +124,20 @@ class Dealing:
     rule: str
     seed: int | None
     parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Digest of each sample of a data set: samples of one digest are the same, "" is like no other.
+
+    The same sample in training and evaluation is an error, or else a warning (`is_error`), unless it is left out of
+    training (`are_left_out`). `advice` is what to do.
+    """
+
+    digests: Sequence[str]
+    is_error: bool
+    are_left_out: bool
+    advice: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from sightline.runs.run_files import RunFiles
 from sightline.runs.weight_sources import WeightSource, open_source
 from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
+from sightline.store.loading.divided_copies import divide_copies
 from sightline.store.prepared.columns import prepared_root
 
 Change = Callable[[nn.Module], nn.Module]
@@ -305,6 +306,7 @@ def build_data(config: RunConfig) -> Data:
                 f"evaluate.select: a tenth of {size} training samples held out for validation is empty; "
                 "use evaluate.select=test or more data"
             )
+    train_indices, held_out = divide_copies(train_set, train_indices, selection_set, held_out, test_set)
     train_reader = BatchReader(
         train_set,
         build_transforms(transforms.train, {**facts, "num_epochs": config.train.epochs}),
@@ -314,9 +316,8 @@ def build_data(config: RunConfig) -> Data:
     selection = DataSubset(selection_set, held_out, _build_reader(selection_set, transforms.evaluate, facts), split)
     test = selection
     if test_set is not None:
-        test = DataSubset(
-            test_set, np.arange(len(test_set)), _build_reader(test_set, transforms.evaluate, facts), "test"
-        )
+        test_reader = _build_reader(test_set, transforms.evaluate, facts)
+        test = DataSubset(test_set, np.arange(len(test_set)), test_reader, "test")
     _check_transform_facts(config, train_reader.facts, selection.reader.facts)
     return Data(train, selection, test, {**facts, **train_reader.facts})
 

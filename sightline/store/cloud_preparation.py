@@ -18,6 +18,8 @@ from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.input_files import damaged, download_again
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 
+Zeros: TypeAlias = Literal["keep", "drop"]
+"""What becomes of points at exactly (0, 0, 0), where sensors put those without a return."""
 Normals: TypeAlias = Literal["none", "file", "estimated"]
 """Source of the normals of a cloud: none, the stored file, or planes fitted to neighbouring points."""
 
@@ -113,6 +115,21 @@ _MAX_FLOAT32_STEP = 1e-3
 """Largest accepted step of float32 coordinates, as a fraction of the cloud's size."""
 
 
+def find_kept(cloud: PointCloud) -> np.ndarray:
+    """Return the mask (N,) of points elsewhere than at (0, 0, 0); all of a mesh."""
+    is_mesh = cloud.faces is not None and len(cloud.faces) > 0
+    is_kept: np.ndarray = np.ones(len(cloud.points), dtype=bool) if is_mesh else (cloud.points != 0).any(axis=1)
+    return is_kept
+
+
+def drop_zeros(cloud: PointCloud, *, where: str) -> PointCloud:
+    """Leave out the points at exactly (0, 0, 0); a mesh stays. Raises DataError, led by `where`, if none is left."""
+    is_kept = find_kept(cloud)
+    if not is_kept.any():
+        raise DataError(f"{where}: all points are at (0, 0, 0); leave the file out")
+    return cloud.rows(is_kept)
+
+
 def prepare_cloud(
     cloud: PointCloud,
     *,
@@ -122,6 +139,7 @@ def prepare_cloud(
     normalisation: Literal["unit_sphere", "none"] = "unit_sphere",
     with_normals: bool = False,
     channels: Sequence[str] = (),
+    zeros: Zeros = "keep",
     where: str = "cloud",
 ) -> dict[str, np.ndarray]:
     """Sample and scale a cloud: `points`, optional `normals` (num_points, 3), `channels` (num_points, C); float32.
@@ -131,9 +149,12 @@ def prepare_cloud(
     `random` samples without replacement and `farthest` by farthest point sampling; if it has fewer than `num_points`
     points, all are taken and some are repeated. `unit_sphere` moves the mean of the sampled points to the origin and
     scales the largest distance to 1. Normals are scaled to length 1; a normal of length 0 stays.
+    `zeros="drop"` leaves out points at exactly (0, 0, 0), but of a mesh.
     Raises DataError, beginning with `where`, if the cloud lacks required values or has no extent.
     Source: Qi et al. 2017 (PointNet), section 5.1; Eldar et al. 1997 (farthest point).
     """
+    if zeros == "drop":
+        cloud = drop_zeros(cloud, where=where)
     if np.abs(cloud.points).max() > _MAX_COORDINATE:
         raise damaged(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}")
     if cloud.faces is None or not len(cloud.faces):

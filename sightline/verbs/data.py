@@ -20,6 +20,7 @@ from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.run_directory import write_document
 from sightline.store.prepared import prepared_set
+from sightline.store.prepared.prepared_data import SHARED
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note, print_tree, show_progress
@@ -83,7 +84,8 @@ def convert(options: ConvertOptions) -> int:
     arguments = {}
     if name in list_preparable():
         reader = _builder(name).prepare
-        arguments = read_key_values(name, reader, options.options, command="data convert", exclude=_SET_BY_PREPARE)
+        exclude = (*_SET_BY_PREPARE, SHARED.name)
+        arguments = read_key_values(name, reader, options.options, command="data convert", exclude=exclude)
     with _counting(name) as progress:
         report = load_member("tools", "convert_labels")(
             name, options.source, options.as_format, options.target, box=options.box, progress=progress, **arguments

@@ -86,3 +86,9 @@ def set_key(key: str, value: Any = None) -> Callable[[h5py.File], None]:
             file[key] = new
 
     return change
+
+
+def list_other_notes(manifest: Any) -> list[str]:
+    """The notes of a preparation, but those on copies: tests of other matters write one image or cloud many times."""
+    copies = ("is not one of unseen", " more than once (")
+    return [note for note in manifest["differences"] if not any(words in note for words in copies)]

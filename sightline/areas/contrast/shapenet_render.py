@@ -33,7 +33,6 @@ from sightline.store.prepared.prepared_writer import (
     Progress,
     SampleRow,
     Shard,
-    find_duplicates,
     normalize_to_unit_sphere,
 )
 from sightline.store.prepared.views import IMAGE, StoredViews, Views, image_field
@@ -387,5 +386,4 @@ def _summary(prepared: PreparedSet, pairing: Pairing) -> dict[str, Any]:
     return {
         "splits": {"train": {"num_rows": sum(counts), "class_counts": counts}},
         "differences": [*pairing.describe(), *differences],
-        "duplicates": find_duplicates(prepared, "points"),
     }

@@ -27,6 +27,10 @@ _MAX_LISTED = 5
 _STRAY_RATIO = 1e3
 _MIN_POINTS_FOR_STRAYS = 100
 """Minimum number of points of the check: of fewer, 99 % are all."""
+_MIN_ZEROS = 3
+"""Least number of points at (0, 0, 0) that no measurement explains."""
+_MAX_STEP = 1e-3
+"""Largest step of coordinates that is accepted without a note, as a share of the extent."""
 _SAMPLE_SIZE = 10_000
 _MIN_UNIT_GAP = 20.0
 """Least factor between neighbouring sizes at which they may be of two units."""
@@ -235,10 +239,18 @@ def _read_pcd(path: Path) -> _Content:
     return _Content(fields.named, notes=(extra,) if fields.num_extra_bytes else ())
 
 
+def _read_las(path: Path) -> _Content:
+    content = read_las(path)
+    extra = f"{content.num_extra_bytes} bytes behind the points that its header counts are not read"
+    return _Content(content.columns, notes=(extra,) if content.num_extra_bytes else ())
+
+
 def _read_text(path: Path) -> _Content:
     rows = read_rows(path)
     columns = rows.table if rows.names is None else dict(zip(rows.names, rows.table.T, strict=True))
-    notes = (f"line {rows.first_line - 1} is read as the number of points",) if rows.has_count else ()
+    if rows.num_counts > 1:
+        return _Content(columns, None, (f"its {rows.num_counts} scans are read as one cloud",))
+    notes = (f"line {rows.first_line - 1} is read as the number of points",) if rows.num_counts else ()
     return _Content(columns, None, notes if path.suffix.lower() != ".pts" else (), rows.first_line)
 
 
@@ -338,8 +350,37 @@ def _make_cloud(
         channels={name: _as_float64(array) for name, array in arrays.items() if name not in (*POINTS, *NORMALS)},
         column_names=tuple(named),
         colour_max=_COLOUR_MAX.get(colour_types.pop()) if len(colour_types) == 1 else None,
-        notes=(*content.notes, *named.notes(arrays)),
+        notes=(
+            *content.notes,
+            *named.notes(arrays),
+            *_note_values(arrays, is_mesh=bool(faces is not None and len(faces))),
+        ),
     )
+
+
+def _note_values(arrays: Mapping[str, np.ndarray], *, is_mesh: bool) -> list[str]:
+    """Return notes on values that are finite and yet none: zeros for missing ones, and steps of a short format."""
+    notes = []
+    axes = [arrays[name] for name in POINTS]
+    num_zeros = 0 if is_mesh else int(np.logical_and.reduce([axis == 0 for axis in axes]).sum())
+    if num_zeros >= _MIN_ZEROS:
+        share = num_zeros / len(axes[0])
+        notes.append(
+            f"{share:.1%} of the points are exactly at (0, 0, 0), where sensors put those without a return: zeros=drop "
+            "leaves them out"
+        )
+    if set(NORMALS) <= set(arrays) and not any(arrays[name].any() for name in NORMALS):
+        notes.append("normals are all 0: leave them out by columns=[x, y, z], or set data.normals=estimated")
+    finite = [axis[np.isfinite(axis)] for axis in axes if axis.dtype.kind == "f" and axis.dtype.itemsize < 8]
+    if finite and all(map(len, finite)):
+        step = max(float(np.spacing(np.abs(axis).max())) for axis in finite)
+        extent = max(float(np.ptp(axis.astype(np.float64))) for axis in finite)
+        if 0 < _MAX_STEP * extent < step:
+            notes.append(
+                f"coordinates are {axes[0].dtype} and so far from 0 that they have steps of {step:.2g}, of an extent "
+                f"of {extent:.3g}: subtract an offset before they are written, or write float64"
+            )
+    return notes
 
 
 def _as_float64(values: np.ndarray) -> np.ndarray:
@@ -389,7 +430,7 @@ _READERS: Mapping[str, Callable[[Path], _Content]] = {
     **dict.fromkeys((".h5", ".hdf5"), lambda path: _join_arrays(path, read_hdf5_arrays(path))),
     ".ply": lambda path: _Content(*read_ply(path)),
     ".pcd": _read_pcd,
-    **dict.fromkeys((".las", ".laz"), lambda path: _Content(read_las(path))),
+    **dict.fromkeys((".las", ".laz"), _read_las),
     ".e57": lambda path: _Content(read_e57(path)),
     ".off": lambda path: _Content(*read_off(path)),
     ".obj": lambda path: _Content(*read_obj(path)),

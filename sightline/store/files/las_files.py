@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,14 @@ _MAX_CHUNK_BYTES = 2**30
 _IS_COMPRESSED = 0x80
 
 
-def read_las(path: Path) -> dict[str, np.ndarray]:
+class LasContent(NamedTuple):
+    """Columns of a file, (N,) each, and the number of bytes behind its points that no record explains."""
+
+    columns: dict[str, np.ndarray]
+    num_extra_bytes: int
+
+
+def read_las(path: Path) -> LasContent:
     """Read the columns of a file by name, (N,) each: x, y, z float64 in the file's unit, and every other dimension.
 
     Names are those of the specification in lower case, such as intensity, classification, return_number, gps_time, red;
@@ -31,6 +38,7 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
     """
     with open_regular(path) as file:
         is_compressed = _check_header(path, file)
+        num_extra_bytes = 0 if is_compressed else _count_extra_bytes(file)
     assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
     import laspy
 
@@ -46,7 +54,7 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
                 columns |= {f"{name}_{index:04d}": part for index, part in enumerate(values.T)}
             elif dimension.name not in ("X", "Y", "Z"):
                 columns[name] = values
-    return columns
+    return LasContent(columns, num_extra_bytes)
 
 
 def _check_header(path: Path, file: IO[bytes]) -> bool:
@@ -68,6 +76,23 @@ def _check_header(path: Path, file: IO[bytes]) -> bool:
     if is_compressed:
         _check_chunks(path, file, head, num_points)
     return is_compressed
+
+
+def _count_extra_bytes(file: IO[bytes]) -> int:
+    """Count the bytes behind the points, of a file without extended records and waveforms there; less than a point: 0.
+
+    Source: LAS specification 1.4, table 3 (227: start of waveforms; 235, 243: start and number of extended records).
+    """
+    file.seek(0)
+    head, size = file.read(_HEADER_BYTES_1_4).ljust(_HEADER_BYTES_1_4, b"\0"), file.seek(0, 2)
+    start, _, _, row_bytes, num_points = struct.unpack_from("<IIBHI", head, 96)
+    version, header_bytes = (head[24], head[25]), struct.unpack_from("<H", head, 94)[0]
+    if version >= (1, 4):
+        num_points = max(num_points, *struct.unpack_from("<Q", head, 247))
+    has_waveforms = version >= (1, 3) and header_bytes >= 235 and struct.unpack_from("<Q", head, 227)[0] > 0
+    has_records = version >= (1, 4) and struct.unpack_from("<I", head, 243)[0] > 0
+    extra = size - start - num_points * row_bytes
+    return 0 if has_waveforms or has_records or extra < max(row_bytes, 1) else extra
 
 
 def _check_chunks(path: Path, file: IO[bytes], head: bytes, num_points: int) -> None:

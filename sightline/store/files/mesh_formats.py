@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def read_obj(path: Path) -> Mesh:
     """
     vertices: dict[int, str] = {}
     polygons: dict[int, list[int]] = {}
-    for number, line in enumerate(split_lines(read_text(path)), start=1):
+    for number, line in _join_continued(split_lines(read_text(path))):
         keyword, *tokens = line.partition("#")[0].split() or ["o"]
         if keyword == "v":
             vertices[number] = " ".join(tokens)
@@ -86,6 +87,16 @@ def read_obj(path: Path) -> Mesh:
     lines = [*polygons]
     faces = split_into_triangles([*polygons.values()], len(vertices), lambda index: f"{path}:{lines[index]}")
     return Mesh(columns, faces)
+
+
+def _join_continued(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield each line with its number; one that ends in a backslash goes on in the next."""
+    parts: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        parts.append(line.removesuffix("\\"))
+        if not line.endswith("\\") or number == len(lines):
+            yield number - len(parts) + 1, " ".join(parts)
+            parts = []
 
 
 def _parse_corner(token: str, num_vertices: int, where: str) -> int:

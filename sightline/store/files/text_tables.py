@@ -50,13 +50,13 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
 class TextRows(NamedTuple):
     """Rows of a text file (rows, columns) float64, the names of its columns, and the line number of the first row.
 
-    `has_count` is True if the line above the rows announces their number.
+    `num_counts` lines above rows announce their number: a file of several scans has one above each.
     """
 
     table: np.ndarray
     names: tuple[str, ...] | None
     first_line: int
-    has_count: bool
+    num_counts: int
 
 
 def read_rows(path: Path) -> TextRows:
@@ -64,7 +64,8 @@ def read_rows(path: Path) -> TextRows:
 
     Every row has the width of the first. Columns are separated by commas or blanks; rows may end with a comma. Names,
     in lower case, are read from the line directly above the rows, after `#` or `//` or without; None if there are none.
-    Lines of `#` or `//` above them are comments. A single whole number above rows of several columns is their number.
+    Lines of `#` or `//` above them are comments. A single whole number above rows of several columns is their number;
+    after as many rows another number may announce the rows of another scan.
     Raises DataError with path and line for a row of another width, an empty row, a token that is not a number, and for
     a wrong number of names or rows.
     """
@@ -79,8 +80,11 @@ def read_rows(path: Path) -> TextRows:
     head, head_line, announced = lines[start - 1] if start else "", start, None
     if lines[start:] and lines[start].strip().isdecimal() and all(map(_is_row, lines[start + 1 : start + 2])):
         announced, start = lines[start].strip(), start + 1
-    rows = lines[start:]
-    if announced not in (None, str(len(rows))):
+    rows, numbers, num_counts = lines[start:], [*range(start + 1, len(lines) + 1)], int(announced is not None)
+    if announced not in (None, str(len(rows))) and (scans := _find_scans(lines, start - 1)):
+        numbers, num_counts = [index + 1 for scan in scans for index in scan], len(scans)
+        rows = [lines[number - 1] for number in numbers]
+    elif announced not in (None, str(len(rows))):
         raise copy_again(
             f"{path}:{start}: announces {announced[:40]} points, {len(rows)} rows follow; the file is cut short or "
             "its first line is wrong"
@@ -91,9 +95,20 @@ def read_rows(path: Path) -> TextRows:
     if rows[0].rstrip().endswith(","):
         rows = [row.rstrip().removesuffix(",") for row in rows]
     width = len(rows[0].split(delimiter))
-    numbers = range(start + 1, len(lines) + 1)
     table = parse_rows(rows, numbers, path=path, num_columns=width, delimiter=delimiter, is_finite=False)
-    return TextRows(table, _parse_column_names(head, width, f"{path}:{head_line}"), start + 1, announced is not None)
+    return TextRows(table, _parse_column_names(head, width, f"{path}:{head_line}"), start + 1, num_counts)
+
+
+def _find_scans(lines: Sequence[str], at: int) -> list[range]:
+    """Return the lines of each scan of a file, whose counts begin with line `at`; none if they do not fit the lines."""
+    scans = []
+    while at < len(lines):
+        count = parse_count(lines[at].strip())
+        if not count or at + 1 + count > len(lines):
+            return []
+        scans.append(range(at + 1, at + 1 + count))
+        at += 1 + count
+    return scans
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -49,6 +49,7 @@ class SampleRow(NamedTuple):
     """One sample to be written: name, location for errors, a value per column, and the files to list in place.
 
     `notes` state how its file was read where that is not plain; they are among the `differences` of the manifest.
+    `content` is a digest of what identifies the sample, "" if nothing does; by default of a column, or of its file.
     """
 
     name: str
@@ -56,6 +57,7 @@ class SampleRow(NamedTuple):
     values: Mapping[str, Any]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    content: str | None = None
 
 
 class SplitWriter:
@@ -66,7 +68,7 @@ class SplitWriter:
         self._is_ragged = any(column.is_ragged for column in columns.values())
         self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
         self._offsets_path = folder / f"{split}.{OFFSETS}.npy"
-        self._columns = dict(columns)
+        self.columns = dict(columns)
         self._files = {name: (folder / f"{split}.{name}.npy").open("xb") for name in columns}
         for name, file in self._files.items():
             file.write(_make_header(columns[name], 0))
@@ -81,8 +83,8 @@ class SplitWriter:
 
     def put(self, row: SampleRow) -> None:
         """Write the next row. Raises DataError for values of another shape or not finite."""
-        values = {name: _check_value(row, name, column) for name, column in self._columns.items()}
-        lengths = {len(values[name]) for name, column in self._columns.items() if column.is_ragged}
+        values = {name: _check_value(row, name, column) for name, column in self.columns.items()}
+        lengths = {len(values[name]) for name, column in self.columns.items() if column.is_ragged}
         assert len(lengths) < 2, f"{row.where}: ragged columns of {sorted(lengths)} elements"
         for name, file in self._files.items():
             file.write(values[name].reshape(-1).data)
@@ -93,7 +95,7 @@ class SplitWriter:
         """Complete the headers after the last row; return the number of elements of ragged columns, 0 without any."""
         assert self._row == len(self._offsets) - 1, f"{self._row} of {len(self._offsets) - 1} rows were written"
         for name, file in self._files.items():
-            column = self._columns[name]
+            column = self.columns[name]
             file.seek(0)
             file.write(_make_header(column, int(self._offsets[-1]) if column.is_ragged else self._row))
             file.flush()

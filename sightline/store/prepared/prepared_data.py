@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sightline.contract.errors import DataError
+from sightline.contract.types import Copies
 from sightline.store.files.input_files import expand_home, file_size, list_files
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import (
@@ -24,8 +27,18 @@ from sightline.store.prepared.prepared_set import (
     summarise_folder,
     verify,
 )
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, T, write_prepared_set
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, T, find_prepared, write_prepared_set
 
+STATED = "stated_options"
+"""Manifest entry of the options that the user stated."""
+LEAVE_OUT = "leave_out_of_train"
+SHARED = inspect.Parameter(
+    "shared",
+    inspect.Parameter.KEYWORD_ONLY,
+    default="report",
+    annotation=Literal["report", "leave_out_of_train"],
+)
+"""Option of every preparation: what becomes of training samples that are evaluated, too."""
 CARDS = Path(__file__).parents[1] / "cards.json"
 """Cards by set. An entry that is null is computed by the set; `options` are those of the command that prepares it."""
 
@@ -41,7 +54,8 @@ class SetSpec:
 
     Its source is of a `kind` and contains `what`; without `what` it is not checked. If it has `marks`, it is a folder
     with one of these files: the one that the user gives or one of the folders `inner` in it. `entries` computes entries
-    of the card, in addition to those of cards.json.
+    of the card, in addition to those of cards.json. The splits of files of the user's own (`is_own`) are nobody's
+    publication: the same sample in two of them is an error.
     """
 
     name: str
@@ -50,6 +64,7 @@ class SetSpec:
     marks: Sequence[str] = ()
     inner: Sequence[str] = ()
     entries: Callable[[], Mapping[str, Any]] = dict
+    is_own: bool = False
 
     def find(self, source: Path) -> Path:
         """Find the source, resolved. Raises DataError that names what it looked for."""
@@ -107,6 +122,37 @@ class PreparedData:
     def content_sha256(self) -> str | None:
         """Digest of the contents of the prepared folder; None if the class does not keep it as `_prepared`."""
         return self._prepared.content_sha256() if "_prepared" in vars(self) else None
+
+    @property
+    def copies(self) -> Copies | None:
+        """Digests of the samples, of a set that knows their stored rows; samples of one digest are the same."""
+        rows = self._list_stored_rows() if "_prepared" in vars(self) else None
+        if rows is None:
+            return None
+        contents = {split: self._prepared.contents(split) for split in {split for split, _ in rows}}
+        options = self._prepared.manifest.get("options", {})
+        return Copies(
+            [contents[split][row] for split, row in rows],
+            is_error=self.spec.is_own,
+            are_left_out=options.get(SHARED.name) == LEAVE_OUT,
+            advice=f"{self._describe_leaving_out()}, and set data.root to that folder",
+        )
+
+    def _list_stored_rows(self) -> Sequence[tuple[str, int]] | None:
+        """Return the stored split and row of every sample; None if the set does not know them."""
+        return None
+
+    def _describe_leaving_out(self) -> str:
+        """Return the command that prepares this set, with the options of its folder, without shared samples."""
+        manifest = self._prepared.manifest
+        stated = [
+            shlex.quote(f"{name}={_format_option(value)}")
+            for name, value in manifest.get(STATED, {}).items()
+            if name != SHARED.name
+        ]
+        source, target = manifest["source"]["path"], f"{self._prepared.root}_unshared"
+        words = ["sightline", "data", "prepare", manifest["set"], "--from", shlex.quote(source)]
+        return " ".join([*words, "--to", shlex.quote(target), *stated, f"{SHARED.name}={LEAVE_OUT}"])
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -202,11 +248,26 @@ def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[st
         cls: type[PreparedData], *, source: Path, target: Path, name: str, progress: Progress, **options: Any
     ) -> dict[str, Any]:
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        shared = options.pop(SHARED.name, SHARED.default)
+        stated = {**options, **({} if shared == SHARED.default else {SHARED.name: shared})}
+        existing = find_prepared(cls.spec.find(source), target, set_name=name, stated=stated)
+        if existing is not None:
+            return existing
         planned = _call_plan(cls, source, target=target, progress=progress, options=options)
+        planned = dataclasses.replace(planned, manifest_extra={**planned.manifest_extra, STATED: stated})
         assert planned.set_name == name, f"{cls.__name__}.plan is about '{planned.set_name}', not '{name}'"
+        if shared != SHARED.default:
+            planned = dataclasses.replace(planned, options={**planned.options, SHARED.name: shared})
         return write_prepared_set(planned, target, progress=progress)
 
-    return with_options(prepare, _list_options(plan))
+    return with_options(prepare, [*_list_options(plan), SHARED])
+
+
+def _format_option(value: Any) -> str:
+    """Format the value of an option as the command line reads it."""
+    if isinstance(value, bool) or not isinstance(value, (list, tuple)):
+        return json.dumps(value) if isinstance(value, bool) else str(value)
+    return f"[{', '.join(map(str, value))}]"
 
 
 def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str, Any]]:

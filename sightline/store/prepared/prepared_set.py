@@ -109,14 +109,16 @@ def _time_text(mtime_ns: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mtime_ns // 10**9)) + f".{mtime_ns % 10**9:09d} UTC"
 
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 NAMES = "names"
 LISTED = "listed"
 """Manifest entry about the files that are listed in place."""
 LISTING = "listed_files"
 """Manifest entry with these files, by split and row."""
-ROW_ENTRIES = (NAMES, LISTING)
+CONTENTS = "contents"
+"""Manifest entry with a digest of what each row is about, by split: rows with the same digest are copies."""
+ROW_ENTRIES = (NAMES, CONTENTS, LISTING)
 """Manifest entries with a value for every row."""
 
 _Count = Annotated[int, Ge(0), Lt(2**48)]
@@ -153,6 +155,7 @@ class _Manifest(TypedDict):
     columns: dict[str, _Column]
     splits: dict[str, _Split]
     names: dict[str, list[str]]
+    contents: dict[str, list[str]]
     files: dict[str, _File]
     num_elements: NotRequired[dict[str, _Count]]
     listed: NotRequired[_Listed]
@@ -173,7 +176,7 @@ class _Manifest(TypedDict):
     layout: NotRequired[str]
     up_axis: NotRequired[str | None]
     unit: NotRequired[str | None]
-    file_unit: NotRequired[str | None]
+    file_unit: NotRequired[str | float | None]
     normalisation: NotRequired[str]
     depth_type: NotRequired[str]
     remission_high: NotRequired[float | None]
@@ -248,6 +251,10 @@ class PreparedSet:
     def names(self, split: str) -> list[str]:
         """Return the name of every row of a split."""
         return list(self._get_row_entry(NAMES, split))
+
+    def contents(self, split: str) -> list[str]:
+        """Return a digest of what each row of a split is about; "" for rows that nothing identifies."""
+        return list(self._get_row_entry(CONTENTS, split))
 
     def listing(self, split: str) -> FileListing:
         """Return the files that the rows of a split list in place, if they do.
@@ -340,7 +347,10 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if not _is_sealed(manifest):
         raise prepare_again(f"{path}: its text was altered after it was written (digest differs)")
     if manifest.get("format") != FORMAT_VERSION:
-        raise prepare_again(f"{path}: has format version {manifest.get('format')}, {FORMAT_VERSION} is read")
+        raise DataError(
+            f"{path}: has format version {manifest.get('format')}, {FORMAT_VERSION} is read; delete {root} and "
+            f"prepare the set again{_describe_preparation(root, manifest)}"
+        )
     if fault := _find_fault(manifest):
         raise prepare_again(f"{path}: {fault}")
     outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
@@ -352,6 +362,16 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if link is not None:
         raise DataError(f"{link}: is a link to {os.readlink(link)}, out of the prepared folder; put the file there")
     return manifest
+
+
+def _describe_preparation(root: Path, manifest: Mapping[str, Any]) -> str:
+    """Describe the command that prepared a set, without its options, as far as its manifest states it."""
+    name, source = manifest.get("set"), manifest.get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    if not isinstance(name, str) or not isinstance(path, str):
+        return ""
+    command = f"sightline data prepare {name} --from {shlex.quote(path)} --to {shlex.quote(str(root))}"
+    return f": {command}, with the options that it was prepared with"
 
 
 def _find_fault(manifest: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,9 +21,11 @@ from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
 from sightline.store.files.atomic_write import replace_atomic, sync_folder, whole_folder
-from sightline.store.files.input_files import damaged, download_again, file_size
+from sightline.store.files.input_files import damaged, download_again, file_size, list_files
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
+from sightline.store.prepared.copies import describe_copies, digest_content, group_copies, name_copies
 from sightline.store.prepared.prepared_set import (
+    CONTENTS,
     FORMAT_VERSION,
     LISTED,
     LISTING,
@@ -123,6 +125,28 @@ def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progres
     return _make_report(manifest, target, "prepared")
 
 
+def digest_tree(source: Path, files: Collection[Path] = ()) -> str | None:
+    """Return the SHA-256 of all files below a folder with their sizes and times; None if `files` are not all below."""
+    paths = list_files(source) if source.is_dir() else []
+    if not paths or not {*files} <= {*paths}:
+        return None
+    stated = [(str(path), path.stat()) for path in paths]
+    return digest_json(sorted([path, status.st_size, status.st_mtime_ns] for path, status in stated))
+
+
+def find_prepared(source: Path, target: Path, *, set_name: str, stated: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the report of a set that was prepared from the same files with the same options; None if it may not be."""
+    target = target.resolve()
+    with contextlib.suppress(DataError, OSError):
+        manifest = read_manifest(target)
+        origin = (manifest["set"], manifest["source"]["path"], manifest.get("stated_options"))
+        tree = manifest["source"].get("tree")
+        if origin == (set_name, str(source), json.loads(json.dumps(stated))) and tree and tree == digest_tree(source):
+            check_sizes(target, manifest)
+            return _make_report(manifest, target, "already there")
+    return None
+
+
 def _make_report(manifest: Mapping[str, Any], target: Path, outcome: str) -> dict[str, Any]:
     """Return the manifest without what it says of every row, and what became of the command."""
     entries = {key: value for key, value in manifest.items() if key not in ROW_ENTRIES}
@@ -160,15 +184,6 @@ def assert_extent(points: np.ndarray, *, where: str) -> None:
     """Raise DataError, beginning with `where`, if all points coincide (as zeros of unwritten data do)."""
     if (points == points[0]).all():
         raise download_again(f"{where}: all {len(points)} points coincide, so the shape has no extent")
-
-
-def find_duplicates(prepared: PreparedSet, column: str) -> list[list[str]]:
-    """Group the rows whose values in this column have the same bytes, each as `split/name`, over all splits."""
-    names_by_digest: defaultdict[bytes, list[str]] = defaultdict(list)
-    for split in prepared.splits:
-        for name, row in zip(prepared.names(split), prepared.rows(split, column), strict=True):
-            names_by_digest[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
-    return [group for group in names_by_digest.values() if len(group) > 1]
 
 
 def iterate_batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -265,9 +280,10 @@ def _read_existing(plan: PreparationPlan, target: Path) -> dict[str, Any] | None
 
 
 class _Written(NamedTuple):
-    """Names of written rows, the files that each row lists, and pairs of a note and the file that it is about."""
+    """Names and digests of written rows, files that each row lists, and pairs of a note and the file it is about."""
 
     names: list[str]
+    contents: list[str]
     listed: list[list[ListedFile]]
     notes: list[list[str]]
 
@@ -284,7 +300,7 @@ def _fill(folder: Path, plan: PreparationPlan, progress: Progress, unusable: Fau
 
     After the first unreadable row the others are read too, to find all unreadable rows.
     """
-    rows = {split: _Written([], [], []) for split in plan.split_sizes}
+    rows = {split: _Written([], [], [], []) for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
     with ExitStack() as stack:
         writers = {
@@ -322,8 +338,10 @@ def _write_rows(
             continue
         written.names.append(row.name)
         written.notes.extend([note, row.where] for note in row.notes)
+        listed = [] if root is None else [list_file(path, root) for path in row.files]
         if root is not None:
-            written.listed.append([list_file(path, root) for path in row.files])
+            written.listed.append(listed)
+        written.contents.append(digest_content(row, writer.columns, listed))
         num_written += 1
         done(num_written)
     assert unusable or num_written == shard.num_rows, (
@@ -337,11 +355,16 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         "format": FORMAT_VERSION,
         "set": plan.set_name,
         "layout": plan.layout,
-        "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
+        "source": {
+            "path": str(plan.source),
+            "fingerprint": plan.fingerprint,
+            "tree": digest_tree(plan.source, plan.files),
+        },
         "columns": _columns_json(plan),
         "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
         **({"num_elements": filled.num_elements} if any(array.is_ragged for array in plan.columns.values()) else {}),
         NAMES: {split: rows.names for split, rows in filled.rows.items()},
+        CONTENTS: {split: rows.contents for split, rows in filled.rows.items()},
         **({"options": dict(plan.options)} if plan.options else {}),
         **(_list_files(plan, filled) if plan.lists_files else {}),
         **plan.manifest_extra,
@@ -353,9 +376,12 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         if arrays:
             draft["ranges"][name] = [min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)]
     draft |= plan.summarise(prepared)
-    notes = [note for rows in filled.rows.values() for note in rows.notes]
+    groups = group_copies(prepared)
+    draft["duplicates"] = name_copies(prepared, groups)
+    notes = _group_notes([note for rows in filled.rows.values() for note in rows.notes])
+    notes += describe_copies(prepared, groups)
     if notes:
-        draft["differences"] = [*draft.get("differences", ()), *_group_notes(notes)]
+        draft["differences"] = [*draft.get("differences", ()), *notes]
     files = sorted(folder.glob("*.npy"))
     draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": compute_sha256(path)} for path in files}
     manifest = add_digest(draft)

@@ -24,6 +24,7 @@ from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import DataSubset
 from sightline.instrument.random_state import preserve_random_state
 from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
+from sightline.store.loading.divided_copies import find_shared
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.sample_statistics import (
     ClassCounts,
@@ -83,6 +84,38 @@ def empty_loader(run: Context) -> Iterator[Fault]:
         summary = f"train.batch_size is {plan.batch_size}, the training part has {len(plan.indices)} samples"
         causes = ["data.sampling"]
         yield Fault(summary, measured="1 step an epoch", severity="warning", causes=causes, where=where)
+
+
+@rule(
+    "split-overlap",
+    "error",
+    "data.split",
+    holds="no sample in both training and evaluation, by the digests that preparation made",
+    do="prepare the set with shared=leave_out_of_train, or remove the copies",
+)
+def shared_samples(run: Context) -> Iterator[Fault]:
+    """Compare the contents of training samples with those of each evaluated part; published splits get a warning."""
+    data = run.built.data
+    copies = DataMembers.copies.get(data.train.dataset)
+    if copies is None:
+        raise NotApplicableError("no digests of samples")
+    for part in distinct_parts(data)[1:]:
+        if part.dataset is data.train.dataset and np.array_equal(part.indices, data.train.indices):
+            continue  # evaluation on all that is trained on is meant
+        shared = find_shared(data.train.dataset, data.train.indices, part.dataset, part.indices)
+        if shared is None:
+            continue
+        size, (first, second) = len(part.indices), shared.first
+        dealing = part.dataset.info.dealing
+        is_drawn = dealing is not None and part.split in dealing.parts
+        yield Fault(
+            f"{shared.total} of {size} samples of the {part.split} part ({shared.total / size:.1%}) are trained on",
+            measured=f"{describe_sample(part.dataset, second)} has the content of training's "
+            f"{describe_sample(data.train.dataset, first)}",
+            action=f"leave them out of training: {copies.advice}",
+            severity="error" if copies.is_error or is_drawn else "warning",
+            where=run.locate(part.split, sample=second, config_path="data"),
+        )
 
 
 # --- what the data set declares ---------------------------------------------------------------------------------------

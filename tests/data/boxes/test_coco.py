@@ -242,6 +242,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "bbox is missing .there is no bbox; export boxes beside masks"),
     "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
     "category list": ({"bbox": [0, 0, 1, 1], "category_id": [3]}, r"boxes of unknown categories, .* \[3\]"),
+    "category null": ({"bbox": [0, 0, 1, 1], "category_id": None}, "unknown categories, .*b.png: category_id is null"),
+    "image null": (
+        {"bbox": [0, 0, 1, 1], "image_id": None},
+        "images that are not in the file, first: image_id is null",
+    ),
     "huge": ({"bbox": [0, 0, 10**400, 1]}, "impossible boxes"),
     "far": ({"bbox": [1e308, 0, 1e308, 1]}, "finite numbers, of pixels at most 16,777,216 from the corner"),
     "far on the left": ({"bbox": [-1e300, 0, 1e300, 1], "iscrowd": 1}, "at most 16,777,216 from the corner"),
@@ -268,6 +273,32 @@ def test_text_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / odd, pattern(6, 8))
     write_coco(tmp_path / "all.json", [(1, odd, 8, 6)], [BOX])
     assert Coco.survey(tmp_path)["images"] == {"all": 1}
+
+
+def test_the_same_preparation_again_decodes_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "in" / "a.png", pattern(6, 8))
+    path = write_coco(tmp_path / "in" / "all.json", ONE, [BOX])
+    prepare(tmp_path / "in", tmp_path / "set")
+    with monkeypatch.context() as patched:
+        patched.setattr("sightline.areas.detect.sets.image_listing.check_image", lambda _: pytest.fail("decodes"))
+        assert prepare(tmp_path / "in", tmp_path / "set")["outcome"] == "already there"
+    status = path.stat()
+    path.write_text(path.read_text().replace('"category_id": 3', '"category_id": 7'))  # of equal size
+    assert path.stat().st_size == status.st_size
+    with pytest.raises(DataError, match=r"before its files changed \(size or time\)"):
+        prepare(tmp_path / "in", tmp_path / "set")
+
+
+def test_ids_that_are_digits_in_text_are_numbers(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", pattern(6, 8))
+    box = {"image_id": "1", "category_id": "3", "bbox": [1, 2, 3, 4]}
+    path = write_coco(tmp_path / "in" / "all.json", ONE, [box], categories=[{"id": "3", "name": "person"}])
+    notes = prepare(tmp_path / "in", tmp_path / "set")["differences"]
+    assert "all.json: ids of 1 entries are text, and read as numbers" in notes
+    assert all_of(tmp_path / "set").record(0).boxes.tolist() == [[1, 2, 4, 6]]
+    path.write_text(path.read_text().replace('"image_id"', '"item_id"'))
+    with pytest.raises(DataError, match=r"first: image_id is missing, there is category_id, item_id: annotation 1 is"):
+        prepare(tmp_path / "in", tmp_path / "other")
 
 
 @pytest.mark.parametrize("kind", FAULTS)

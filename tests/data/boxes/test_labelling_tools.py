@@ -20,7 +20,7 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import verify
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
-from tests.data.preparing import prepare_set
+from tests.data.preparing import list_other_notes, prepare_set
 from tests.long.mutations import mutated
 
 Object = tuple[str, tuple[float, ...], bool]
@@ -115,7 +115,7 @@ def test_boxes_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     assert all_of(name, tmp_path / "set") == EXPECTED
     declared = {"cvat": {"names": ["car", "dog", "never"], "ids": [1, 2, 3]}}
     assert manifest["classes"] == declared.get(name, {"names": ["car", "dog"], "ids": [1, 2]})
-    assert manifest["differences"] == []
+    assert list_other_notes(manifest) == []
     assert verify(tmp_path / "set") >= 3 + len([*source.rglob("*.xml"), *source.rglob("*.json")])
     assert registry.data.get_entry(name).builder.survey(source)["images"] == {"all": 3}
     write_image(source / "more" / "d.png", pattern(*SIZE))
@@ -147,13 +147,13 @@ def test_voc_counts_pixels_from_1_unless_stated(tmp_path: Path) -> None:
     manifest = prepare_set("voc", root, tmp_path / "set")
     assert all_of("voc", tmp_path / "set")["c"] == [("car", [0, 0, 1, 1], False)]
     renamed = "1 files state another name than that of the image called as they are"
-    assert [note.partition(", first: ")[0] for note in manifest["differences"]] == [renamed]
+    assert [note.partition(", first: ")[0] for note in list_other_notes(manifest)] == [renamed]
     root = write_voc(tmp_path / "tool", first_pixel=0)
-    [note] = prepare_set("voc", root, tmp_path / "shifted")["differences"]
+    [note] = list_other_notes(prepare_set("voc", root, tmp_path / "shifted"))
     assert note.startswith("1 boxes begin at 0, and VOC counts pixels from 1; if the tool counts from 0, first_pixel=0")
     assert all_of("voc", tmp_path / "shifted")["a"][1] == ("dog", [-1, -1, 64, 48], True)
     manifest = prepare_set("voc", root, tmp_path / "stated", first_pixel=0)
-    assert (all_of("voc", tmp_path / "stated"), manifest["differences"]) == (EXPECTED, [])
+    assert (all_of("voc", tmp_path / "stated"), list_other_notes(manifest)) == (EXPECTED, [])
     assert manifest["options"]["first_pixel"] == 0
 
 

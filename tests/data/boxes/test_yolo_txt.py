@@ -18,6 +18,7 @@ from sightline.contract.types import SampleKey
 from sightline.store.prepared.prepared_set import verify
 from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, quiet, write_image
+from tests.data.preparing import list_other_notes
 
 
 def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
         prepare(root, tmp_path / "set")
     manifest = prepare(root, tmp_path / "set", faulty="leave_out")
     assert manifest["statistics"]["images"] == {"train": 1, "test": 1}
-    assert manifest["differences"] == [
+    assert list_other_notes(manifest) == [
         "1 images have no text file and count as empty, first: images/two/b.png",
         f"left out: {left_out}",
     ]
@@ -181,7 +182,7 @@ def test_lists_name_images_with_blank_lines_from_other_folders_and_through_links
     write_image(root / "images" / "more" / "c.png", pattern(10, 20))
     manifest = prepare(root, tmp_path / "set")
     assert manifest["statistics"]["images"] == {"train": 2, "test": 1}
-    assert manifest["differences"] == ["1 images have no text file and count as empty, first: images/more/c.png"]
+    assert list_other_notes(manifest) == ["1 images have no text file and count as empty, first: images/more/c.png"]
 
 
 def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None
     assert "states val: gone, which" in (tmp_path / "set.faults.txt").read_text()
     manifest = prepare(root, tmp_path / "set", faulty="leave_out")
     assert manifest["statistics"]["images"] == {"train": 1, "test": 1}, "without test images those of val are tested"
-    assert [line[: len(missing) + 10] for line in manifest["differences"]] == [f"left out: {missing}"]
+    assert [line[: len(missing) + 10] for line in list_other_notes(manifest)] == [f"left out: {missing}"]
 
 
 ROBOFLOW = {
@@ -230,7 +231,7 @@ def test_splits_that_are_stated_elsewhere_are_found_by_the_end_of_their_paths(tm
     ]
     manifest = prepare(root, tmp_path / "set")
     assert manifest["statistics"]["images"] == {"train": 6, "validation": 2, "test": 2}
-    assert manifest["differences"] == notes
+    assert list_other_notes(manifest) == notes
     (root / "data.yaml").write_text("names: [car]\n" + "".join(lines[1:]) + "test: elsewhere/images\n")
     with pytest.raises(DataError, match=r"1 stated splits that are not there, .* 2 images in none of the splits that"):
         prepare(root, tmp_path / "other")
@@ -257,7 +258,7 @@ def test_lists_of_cvat_and_of_windows_name_images_by_the_end_of_their_rows(tmp_p
     manifest = prepare(root, tmp_path / "set")
     assert manifest["statistics"]["images"] == {"train": 2}
     first = f"{rows[0]}; obj_train_data/a.png is read for it"
-    assert manifest["differences"] == [
+    assert list_other_notes(manifest) == [
         f"{root / 'data.yaml'} states train: data/train.txt; train.txt is read for it",
         *([f"{root / 'train.txt'}: 2 images are stated in other folders, first: {first}"] if row[0] != "." else []),
     ]
@@ -336,7 +337,7 @@ def test_one_folder_for_two_splits_is_never_tested_on(tmp_path: Path) -> None:
         labelled(root / "images" / "train" / f"{name}.png")
     (root / "data.yaml").write_text("train: images/train\nval: images/train\ntest:\nnames: [person]\n")
     manifest = prepare(root, tmp_path / "set")
-    assert manifest["differences"] == [
+    assert list_other_notes(manifest) == [
         f"5 images are stated for two splits and count for the one that their folder is called as, else the first, "
         f"first: {root}/images/train/a.png"
     ]

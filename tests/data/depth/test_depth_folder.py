@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from sightline.contract.types import ComponentConfig, SampleKey
 from tests.cases import run_each
 from tests.command import succeed
 from tests.data.depth.own_frames import CAMERA, JOINTS, write_disc_frames, write_own_frames
-from tests.data.preparing import cut, names_of, prepare_set
+from tests.data.preparing import cut, list_other_notes, names_of, prepare_set
 from tests.runs.small import ROOT
 
 
@@ -220,10 +221,10 @@ def test_a_camera_of_images_of_another_size_is_refused_and_distortion_is_noted(t
     with pytest.raises(DataError, match=r"camera.json: is the camera of images of 640 x 480, 0.png has 160 x 120"):
         prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")
     (tmp_path / "frames" / "camera.json").write_text(json.dumps(camera))
-    notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")["differences"]
+    notes = list_other_notes(prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own"))
     assert notes[0] == "camera.json: coeffs is not 0, and lens distortion is not applied"
     (tmp_path / "frames" / "camera.json").write_text(json.dumps({**camera, "coeffs": [0], "k1": 0.1, "k2": 0}))
-    notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "azure")["differences"]
+    notes = list_other_notes(prepare_set("depth_folder", tmp_path / "frames", tmp_path / "azure"))
     assert notes[0] == "camera.json: k1 is not 0, and lens distortion is not applied"
     (tmp_path / "frames" / "camera.json").write_text('{"fx": 9e9, "fy": 1.6, "cx": 0.5, "cy": 0.5}')
     with pytest.raises(DataError, match=r"all four at most 1e[+]06 pixels"):
@@ -231,6 +232,25 @@ def test_a_camera_of_images_of_another_size_is_refused_and_distortion_is_noted(t
     (tmp_path / "frames" / "camera.json").write_text('{"fx": 1.25, "fy": 1.6, "cx": 0.5, "cy": 0.5}')
     with pytest.raises(DataError, match=r"one above 4: they are no shares of the image's sides"):
         prepare_set("depth_folder", tmp_path / "frames", tmp_path / "shares")
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"k": [475, 0, 320, 0, 476, 240, 0, 0, 1], "width": 640, "height": 480},
+        {"camera_matrix": {"data": [475, 0, 320, 0, 476, 240, 0, 0, 1]}, "image_width": 640, "image_height": 480},
+        {"intrinsic_matrix": [475, 0, 0, 0, 476, 0, 320, 240, 1], "width": 640, "height": 480},
+        {"K": [[475, 0, 320], [0, 476, 240], [0, 0, 1]], "width": 640, "height": 480},
+    ],
+)
+def test_matrices_of_ros_opencv_and_open3d_are_read(tmp_path: Path, stated: dict[str, Any]) -> None:
+    (tmp_path / "camera.json").write_text(json.dumps(stated))
+    camera = read_camera(tmp_path)
+    assert camera.intrinsics == {"fx": 475, "fy": 476, "u0": 320, "v0": 240}
+    assert camera.size_px == (640, 480)
+    (tmp_path / "camera.json").write_text(json.dumps({next(iter(stated)): [1, 2]}))
+    with pytest.raises(DataError, match="a matrix of nine numbers is needed"):
+        read_camera(tmp_path)
 
 
 @run_each("suffix, far", [(".png", 65535), (".tif", 65535), (".npy", 65535), (".npy", -1.0)])
@@ -243,7 +263,7 @@ def test_a_mark_of_pixels_without_depth_is_named_and_taken_out(suffix: str, far:
     with pytest.raises(DataError, match=told):
         prepare_set("depth_folder", root, own / "own")
     manifest = prepare_set("depth_folder", root, own / "clean", no_return=float(far))
-    assert manifest["differences"] == []
+    assert list_other_notes(manifest) == []
     depth = _open(own / "clean", "test")[SampleKey(0, 0, 0)]["depth"]
     assert (int((depth == 0).sum()), depth.max().item()) == (160 * 120 - int((depth > 0).sum()), 530.0)
     assert 1200 < int((depth > 0).sum()) < 1300, "the disc of radius 20"

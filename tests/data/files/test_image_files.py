@@ -82,10 +82,10 @@ def test_a_check_returns_the_highest_value_of_16_bits(tmp_path: Path) -> None:
     content = b"\x89PNG\r\n\x1a\n"
     for kind, data in chunks.items():
         content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    assert check_image(written(tmp_path / "a.png", content)) == 15
-    assert check_image(written(tmp_path / "b.png", png16(DEPTH))) == 255
-    assert check_image(written(tmp_path / "c.png", png16(0 * DEPTH))) == 0
-    assert check_image(written(tmp_path / "d.png", png_colour(DEPTH))) is None
+    assert check_image(written(tmp_path / "a.png", content)).deep_max == 15
+    assert check_image(written(tmp_path / "b.png", png16(DEPTH))).deep_max == 255
+    assert check_image(written(tmp_path / "c.png", png16(0 * DEPTH))).deep_max == 0
+    assert check_image(written(tmp_path / "d.png", png_colour(DEPTH))).deep_max is None
 
 
 # --- Depth images in files of one's own and of MSRA: what is read, what is refused and at which byte ---

@@ -19,7 +19,6 @@ from sightline.store.prepared.prepared_writer import (
     PreparationPlan,
     SampleRow,
     Shard,
-    find_duplicates,
     write_prepared_set,
 )
 
@@ -139,5 +138,6 @@ def test_offsets_that_are_no_starts_of_rows_are_refused(prepared: PreparedSet) -
 def test_equal_clouds_are_found(source: Path, tmp_path: Path) -> None:
     shutil.copyfile(source / "train/2.txt", source / "test/1.txt")
     prepare(source, tmp_path / "set")
-    found = find_duplicates(open_prepared(tmp_path / "set", set_names=("toy",)), "points")
-    assert found == [["train/2", "test/1"]]
+    manifest = open_prepared(tmp_path / "set", set_names=("toy",)).manifest
+    assert manifest["duplicates"] == [["train/2", "test/1"]]
+    assert "1 of 2 samples of test (50.0%) are in train, too" in manifest["differences"][0]

@@ -16,6 +16,7 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.files.scan_reading import read_scan
 from sightline.store.files.scan_samples import SensorBlock
+from tests.data.preparing import list_other_notes
 from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_bin, write_labels, write_own
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
@@ -160,8 +161,8 @@ def test_no_scan_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) 
     for split in ("train", "test"):
         write_own(tmp_path / f"own/{split}", 2)
     (tmp_path / "own/notes.md").write_text("mine")
-    notes = prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "_"))["differences"]
-    assert notes == ["1 file of another kind passed over: notes.md"]
+    manifest = prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "_"))
+    assert list_other_notes(manifest) == ["1 file of another kind passed over: notes.md"]
     (tmp_path / "own" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "own" / name).write_bytes((tmp_path / "own/train/000.bin").read_bytes())
     with pytest.raises(DataError, match=rf"{name}: would be left out; lay it out as scans in one folder, or in its"):

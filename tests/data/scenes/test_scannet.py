@@ -63,6 +63,23 @@ def test_rooms_are_prepared_read_and_verified(source: Path, tmp_path: Path) -> N
     assert train.info.facts["in_channels"] == 6
 
 
+def test_labels_beyond_those_of_the_classes_are_without_a_class(source: Path, tmp_path: Path) -> None:
+    """As the release has them in three rooms, where ScanNet's own evaluation leaves them out."""
+    path = source / "scans" / "scene0000_01" / "scene0000_01_vh_clean_2.labels.ply"
+    head, _, body = path.read_bytes().partition(b"end_header\n")
+    rows = np.frombuffer(body, [*VERTEX, ("label", "<u2")]).copy()
+    rows["label"][[0, 7]] = 50, 149
+    path.write_bytes(head + b"end_header\n" + rows.tobytes())
+    said = succeed("data", "prepare", "scannet", "--from", source, "--to", tmp_path / "set").err
+    assert "labels outside of 0 to 40 at 2 vertices: without a class" in said
+    label = ScanNet(split="train", root=str(tmp_path / "set"))[SampleKey(1, 0, 0)]["label"]
+    assert label[[0, 7]].tolist() == [255, 255]
+    assert int((label == 255).sum()) == 41 - 20 + sum(number in CLASSES for number in (1, 8))
+    rows["label"] += 100
+    path.write_bytes(head + b"end_header\n" + rows.tobytes())
+    assert "with 0 to 40" in refuse("data", "prepare", "scannet", "--from", source, "--to", tmp_path / "other")
+
+
 def test_a_missing_room_and_labels_of_another_mesh_are_refused(source: Path, tmp_path: Path) -> None:
     words = ("data", "prepare", "scannet", "--from", source, "--to", tmp_path / "prepared")
     labels = source / "scans" / "scene0011_00" / "scene0011_00_vh_clean_2.labels.ply"

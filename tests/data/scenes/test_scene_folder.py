@@ -21,6 +21,7 @@ from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.scene_preparation import from_lowest_corner
 from sightline.workbench.predict.file_samples import read_sample
 from tests.data.clouds.cloud_writers import write_ply
+from tests.data.preparing import list_other_notes
 from tests.data.scenes.scene_writers import no_progress
 
 COLUMNS = ("x", "y", "z", "red", "green", "blue", "label")
@@ -125,6 +126,11 @@ def test_names_of_classes_and_points_without_one(tmp_path: Path) -> None:
 def test_units_become_metres(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in")
     prepare(source, tmp_path / "m")
+    for unit, length in (("ft", 0.3048), ("us_ft", 1200 / 3937), (0.5, 0.5)):
+        prepare(source, tmp_path / f"{unit}", unit=unit)
+        for name, sample in by_name(tmp_path / f"{unit}").items():
+            rows = table(int(name[5]))[:, :3]
+            assert np.allclose(sample["points"].numpy(), (rows - rows.min(0)) * length, rtol=1e-6, atol=1e-6)
     prepare(source, tmp_path / "mm", unit="mm")
     metres, millimetres = by_name(tmp_path / "m"), by_name(tmp_path / "mm")
     for name, sample in metres.items():
@@ -329,7 +335,7 @@ def test_colours_of_16_bits_are_told_by_the_format(tmp_path: Path) -> None:
     deep = write_las(tmp_path / "in" / "train" / "a.laz")
     shallow = write_las(tmp_path / "in" / "test" / "b.las", highest=250)
     manifest = prepare(tmp_path / "in", tmp_path / "set", label="classification")
-    assert [note.partition(" (")[0] for note in manifest["differences"]] == [
+    assert [note.partition(" (")[0] for note in list_other_notes(manifest)] == [
         "colours of 16 bits are read as 0 to 65535",
         "colours of 16 bits are read as 0 to 255",
     ]

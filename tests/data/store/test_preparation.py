@@ -170,7 +170,10 @@ def test_an_array_that_is_none_is_found_on_reading(prepared: Path, content: byte
         ("[" * 100_000, "does not read as JSON"),
         ('{"digest": ' + "1" * 5000 + "}", "does not read as JSON"),
         ('{"digest": "", "format": NaN, "set": 1, "source": 1, "columns": 1, "splits": 1, "files": 1}', "altered"),
-        (json.dumps(add_digest({"format": 1})), "has format version 1, 2 is read; prepare the set again"),
+        (
+            json.dumps(add_digest({"format": 1})),
+            "has format version 1, 3 is read; delete .*set and prepare the set again",
+        ),
     ],
 )
 def test_a_manifest_that_is_none_is_one_line(prepared: Path, text: str, told: str) -> None:
@@ -183,7 +186,7 @@ def test_a_manifest_that_is_none_is_one_line(prepared: Path, text: str, told: st
 @pytest.mark.parametrize("key", ["files", "splits", "columns"])
 def test_a_set_has_no_files_elsewhere(prepared: Path, key: str) -> None:
     manifest = json.loads((prepared / "manifest.json").read_text())
-    for entries in ("splits", "names") if key == "splits" else (key,):
+    for entries in ("splits", "names", "contents") if key == "splits" else (key,):
         manifest[entries]["../../elsewhere"] = next(iter(manifest[entries].values()))
     (prepared / "manifest.json").write_text(json.dumps(add_digest(manifest)))
     with pytest.raises(DataError, match=r"names '\.\./\.\./elsewhere', which is not in its own folder"):

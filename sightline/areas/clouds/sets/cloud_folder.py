@@ -19,7 +19,7 @@ from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Se
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import CloudInputSpec, UnitSphere
 from sightline.ops.rendering import Background
-from sightline.store.cloud_preparation import Normals, cloud_radius, prepare_cloud
+from sightline.store.cloud_preparation import Normals, Zeros, cloud_radius, prepare_cloud
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     PointCloud,
@@ -38,7 +38,6 @@ from sightline.store.prepared.prepared_writer import (
     SampleRow,
     Shard,
     digest_json,
-    find_duplicates,
 )
 from sightline.store.prepared.splits import SPLITS
 
@@ -58,6 +57,7 @@ class CloudFolder(LabelledClouds):
         name="cloud_folder",
         what=f"clouds: {LAYOUTS}",
         kind="file or folder",
+        is_own=True,
         entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)},
     )
 
@@ -136,6 +136,7 @@ class CloudFolder(LabelledClouds):
         unit: LengthUnit | None = None,
         choice: Literal["random", "farthest"] = "random",
         faces: Literal["sample", "ignore"] = "sample",
+        zeros: Zeros = "keep",
         test_share: PositiveFraction = 0.2,
         validation_share: PositiveFraction = 0.1,
         seed: Seed = 0,
@@ -148,13 +149,17 @@ class CloudFolder(LabelledClouds):
         ConfigError for options that do not fit each other.
         """
         if normalisation == "none" and unit is None:
-            raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
+            raise ConfigError(
+                "normalisation: none keeps the unit of the files, which must be named: unit=m, cm, mm, ft, us_ft, or a "
+                "number of metres"
+            )
         names = None if columns is None else check_columns(columns)
         columns_list = None if names is None else list(names)  # lists, as JSON returns them
         if target.resolve().is_relative_to(root):
             raise ConfigError(
                 f"--to {target}: lies in {root}, whose folders are the classes; give a folder outside of it"
             )
+        unit_name = unit if unit is None or isinstance(unit, str) else f"{unit:g} m"
         layout, clouds = list_clouds(root)
         split_text = "as given" if clouds[0].split else _describe_split(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
@@ -164,14 +169,15 @@ class CloudFolder(LabelledClouds):
             "num_points": num_points,
             "choice": choice,
             "faces": faces,
+            "zeros": zeros,
             "normalisation": normalisation,
             "with_normals": _with_normals(clouds, names, faces),
             "channels": list(channels),
         }
         about = {
             "up_axis": up_axis,
-            "unit": unit if normalisation == "none" else None,
-            "file_unit": unit,
+            "unit": unit_name if normalisation == "none" else None,
+            "file_unit": unit_name,
             "orientation": f"{up_axis} up, as the files have it",
             "normalisation": normalisation,
             "class_names": class_names,
@@ -268,7 +274,7 @@ def _digest(clouds: Sequence[ListedCloud], root: Path) -> str:
 
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    duplicates, notes = find_duplicates(prepared, "points"), [passed_over] if passed_over else []
+    notes = [passed_over] if passed_over else []
     names = [f"{split}/{name}" for split in prepared.splits for name in prepared.names(split)]  # a list may repeat some
     clouds = [points for split in prepared.splits for points in prepared.array(split, "points")]
     distinct = np.array([len(np.unique(points, axis=0)) for points in clouds])
@@ -285,20 +291,6 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         notes += note_mixed_units(names, radii, "clouds")
     return {
         "splits": count_labels(prepared, len(prepared.manifest["class_names"])),
-        "duplicates": duplicates,
-        "differences": [*notes, *map(_duplicate_note, duplicates)],
+        "differences": notes,
         **sizes,
     }
-
-
-def _duplicate_note(group: Sequence[str]) -> str:
-    """Describe one group of identical clouds (`split/class/file` each); the most serious fault decides."""
-    splits, clouds = ({name.partition("/")[place] for name in group} for place in (0, 2))
-    labels = {cloud.rpartition("/")[0] for cloud in clouds}  # the class of a list may have slashes
-    if len(labels) > 1:
-        fault = f"the same cloud in the classes {', '.join(sorted(labels))}: at most one label is right"
-    elif len(splits) > 1:
-        fault = f"the same cloud in the parts {', '.join(sorted(splits))}: the test is not one of unseen clouds"
-    else:
-        fault = "the same cloud more than once"
-    return f"{fault} ({', '.join(group)})"

@@ -141,6 +141,9 @@ class LabelledClouds(PreparedData):
             "has_normals": "normals" in manifest["columns"],
         }
 
+    def _list_stored_rows(self) -> list[tuple[str, int]]:
+        return [(self._split, row) for row in self._rows.tolist()]
+
     @property
     def fingerprint(self) -> str:
         """Digest of the manifest, which contains the hash of every file."""
@@ -205,6 +208,8 @@ class LabelledClouds(PreparedData):
                 f"{self._prepared.root}: holds no normals (layout {self._prepared.manifest['layout']}); set normals: "
                 "estimated or none, or prepare the set from files that have normals, or from meshes"
             )
+        if normals == "file" and not any(self._prepared.manifest["ranges"]["normals"]):
+            raise DataError(f"{self._prepared.root}: its normals are all 0; set data.normals=estimated, or none")
         return () if normals == "none" else ("normals",)
 
     def _check_num_points(self, wanted: int | None) -> int:

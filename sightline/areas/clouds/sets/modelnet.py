@@ -30,7 +30,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, UnitSphere
 from sightline.store.prepared.prepared_data import SetSpec, find_layout
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
+from sightline.store.prepared.prepared_writer import PreparationPlan
 from sightline.store.prepared.views import promised_image
 
 _INNER_FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "ModelNet40", "ModelNet10")
@@ -205,7 +205,6 @@ def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[s
         "splits": splits,
         "published": expected,
         "differences": differences + ([f"note: {note}"] if note and differences else []),
-        "duplicates": find_duplicates(prepared, "points"),
         "radius": radius,
     }
 

@@ -15,7 +15,7 @@ from sightline.store.files.input_files import download_again
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
+from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard
 
 _KEYS = {"xyz": "f", "normal": "f", "category": "iu", "model_id": "iu", "categories": "U"}
 _TEST_SHARE = 0.3
@@ -94,4 +94,4 @@ def _make_shard(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) ->
 def _summary(prepared: PreparedSet) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
     splits = count_labels(prepared, len(prepared.manifest["class_names"]))
-    return {"splits": splits, "differences": [], "duplicates": find_duplicates(prepared, "points")}
+    return {"splits": splits, "differences": []}

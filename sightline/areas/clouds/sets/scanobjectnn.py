@@ -33,7 +33,6 @@ from sightline.store.prepared.prepared_writer import (
     SampleRow,
     Shard,
     assert_extent,
-    find_duplicates,
     normalize_to_unit_sphere,
 )
 
@@ -353,4 +352,4 @@ def _summary(prepared: PreparedSet, variant: str, division: str) -> dict[str, An
                 f"{split}: {background_share:.1%} of the points are background by the mask, '{variant}' is the variant "
                 f"{'with' if facts['has_background'] else 'without'} it: is it the right folder?"
             )
-    return {"splits": splits, "differences": differences, "duplicates": find_duplicates(prepared, "points")}
+    return {"splits": splits, "differences": differences}

@@ -31,7 +31,7 @@ from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.prepared.prepared_data import PreparedData, SetSpec, find_layout
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
+from sightline.store.prepared.prepared_writer import PreparationPlan
 
 _FRAME = "object, y up"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1; normals of length 1"
@@ -108,6 +108,9 @@ class ShapeNetPart(PreparedData):
     def expected_info(cls, *, normals: Normals = "none") -> DataInfo:
         """Return the DataInfo expected before preparation, without counts."""
         return _make_info(normals)
+
+    def _list_stored_rows(self) -> list[tuple[str, int]]:
+        return [*self._shapes]
 
     @property
     def fingerprint(self) -> str:
@@ -261,7 +264,6 @@ def _summary(prepared: PreparedSet) -> dict[str, Any]:
     return {
         "splits": splits,
         "differences": [*_differences(splits), *prepared.manifest["notes"]],
-        "duplicates": find_duplicates(prepared, "points"),
     }
 
 

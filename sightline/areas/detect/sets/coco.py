@@ -44,6 +44,7 @@ _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 _PART_KEYS = frozenset({"vbox", "hbox", "vis_ratio", "head_attr"})
 _ANNOTATION_KEYS = _PART_KEYS | {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "fbox", "height"}
+_MAX_DIGITS = 20
 _SAME_SHARE = 1e-9
 """Largest difference of a visible share from that of the boxes, which are written with nine decimals."""
 _SPLITS = ("train", "validation", "test", "all")
@@ -79,6 +80,8 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
         boxes = document.boxes.assign(names, classes, faults)
         unread += document.boxes.unread
+        num_text = sum(isinstance(entry.get("id"), str) for entry in entries.values()) + document.boxes.num_text_ids
+        notes += [f"{file.name}: ids of {num_text} entries are text, and read as numbers"] if num_text else []
         listed += [
             LabelledImage(
                 *(split, str(paths[key])[num_root:], paths[key], boxes.get(key, ())),
@@ -115,6 +118,7 @@ class _Boxes:
     def __init__(self) -> None:
         self.categories: set[int] = set()
         self.unread = Counter[str]()
+        self.num_text_ids = 0
         self._num_annotations = 0
         self._boxes: defaultdict[int, list[_Annotation]] = defaultdict(list)
         self._faults: list[tuple[int, int, str, str]] = []  # place, id of the image, kind, text
@@ -122,14 +126,17 @@ class _Boxes:
     def add(self, annotation: Any) -> None:
         """Add the box of the next annotation, or what is wrong with it."""
         stated: Mapping[str, Any] = annotation if isinstance(annotation, dict) else {}
+        self.num_text_ids += any(isinstance(stated.get(key), str) for key in ("image_id", "category_id"))
         image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
         place, self._num_annotations = self._num_annotations, self._num_annotations + 1
         self.categories.add(category)
         for key in stated.keys() - _ANNOTATION_KEYS:
             self.unread[key] += bool(stated[key])
         if image_id < 0 or category < 0:
+            key = "image_id" if image_id < 0 else "category_id"
             kind = _UNPLACED if image_id < 0 else _UNKNOWN
-            self._faults.append((place, image_id, kind, f"{_name_annotation(place, number)} is {str(annotation)[:80]}"))
+            text = f"{_describe_id(stated, key)}: {_name_annotation(place, number)} is {str(annotation)[:80]}"
+            self._faults.append((place, image_id, kind, text))
             return
         try:
             corners, is_ignored = _read_box(stated), _is_marked(stated)
@@ -218,8 +225,22 @@ def _get_id(annotation: Mapping[str, Any], key: str) -> int:
         return -1
 
 
+def _describe_id(annotation: Mapping[str, Any], key: str) -> str:
+    """Describe an id that is none: that it is missing, with keys of similar names, or what it is."""
+    if key not in annotation:
+        others = ", ".join(sorted(str(name)[:40] for name in annotation if str(name).endswith("_id")))
+        return f"{key} is missing" + (f", there is {others}" if others else "")
+    value = annotation[key]
+    return f"{key} is null" if value is None else f"{key} is {str(value)[:40]!r}, no whole number"
+
+
 def _parse_id(value: Any) -> int:
-    """Return an id as int. Raises ValueError for anything but a whole number from 0 to 2^63."""
+    """Return an id as int; digits in text are the number.
+
+    Raises ValueError for anything but a whole number from 0 to 2^63.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < _MAX_DIGITS:
+        value = int(value)
     if isinstance(value, bool | str) or not 0 <= value < 2**63 or int(value) != value:
         raise ValueError(f"{value!r} is not a whole number")
     return int(value)
@@ -473,7 +494,7 @@ class Coco(LabelledImages):
     et al. 2014, Microsoft COCO.
     """
 
-    spec = SetSpec(name="coco")
+    spec = SetSpec(name="coco", is_own=True)
     label_format = LabelFormat(
         read=read_coco,
         write=write_coco,

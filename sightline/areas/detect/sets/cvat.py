@@ -168,7 +168,7 @@ class Cvat(LabelledImages):
     Source: the user's files; the format is that of CVAT (Sekachev et al.).
     """
 
-    spec = SetSpec(name="cvat")
+    spec = SetSpec(name="cvat", is_own=True)
     label_format = LabelFormat(
         read=read_cvat,
         write=write_cvat,

@@ -32,9 +32,10 @@ from sightline.areas.detect.sets.photo_orientation import (
 )
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.contract.errors import DataError
-from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
+from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header, read_image
 from sightline.store.files.input_files import list_files
 from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.copies import digest_arrays
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
 
@@ -70,6 +71,8 @@ class _StoredImage(NamedTuple):
     values: Values
     deep_max: int | None = None
     """Highest value of the RGB pixels of an image of more than 8 bits."""
+    content: str | None = None
+    """Digest of all pixels of an image that may have a copy in another file."""
 
 
 def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
@@ -266,16 +269,25 @@ def _stack(listed: LabelledSet, label_format: LabelFormat, checked: Sequence[Che
 
 def _decode(listed: LabelledSet, checked: Sequence[_StoredImage], *, progress: Progress) -> list[_StoredImage]:
     """Return the images that can be decoded; add faults. Raises DataError if there are none."""
-    decodable = []
+    decodable: list[_StoredImage] = []
+    alike: dict[tuple[Any, ...], dict[Path, None]] = {}
     for done, item in enumerate(checked, start=1):
         try:
-            decodable.append(item._replace(deep_max=check_image(item.image.path)))
+            survey = check_image(item.image.path)
+            decodable.append(item._replace(deep_max=survey.deep_max))
+            alike.setdefault((*item.size_px, survey.digest), {})[item.image.path] = None
         except DataError as error:
             listed.faults.add("images that are missing or damaged", str(error))
         progress(len(checked) + done, 2 * len(checked), f"decoding {item.image.name}")
     if not decodable:
         _refuse_none(listed)
-    return decodable
+    repeated = {path for paths in alike.values() if len(paths) > 1 for path in paths}
+    return [
+        item._replace(content=digest_arrays(read_image(item.image.path, orientation=item.orientation)))
+        if item.image.path in repeated
+        else item
+        for item in decodable
+    ]
 
 
 def _refuse_none(listed: LabelledSet) -> NoReturn:
@@ -314,7 +326,9 @@ def _iterate_rows(part: Sequence[_StoredImage], first_use: Mapping[Path, Labelle
         image = item.image
         image_columns = {"size_px": item.size_px, "orientation": item.orientation, "image_id": image.image_id}
         files = [image.path, *(file for file in image.files if first_use.get(file) is image)]
-        yield SampleRow(image.name, str(image.path), {**image_columns, **item.values}, tuple(files))
+        yield SampleRow(
+            image.name, str(image.path), {**image_columns, **item.values}, tuple(files), content=item.content
+        )
 
 
 def _compute_statistics(classes: CategoryIds, checked: Sequence[_StoredImage], shown: str) -> dict[str, Any]:

@@ -273,6 +273,9 @@ class LabelledImages(PreparedData):
         manifest = prepared.manifest
         return {**manifest["statistics"], "proposed_canvas": manifest.get("proposed_canvas", {})}
 
+    def _list_stored_rows(self) -> list[tuple[str, int]]:
+        return [*self._rows]
+
     def _read_column(self, index: int, column: str) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index}")

@@ -145,7 +145,7 @@ class LabelMe(LabelledImages):
     files; the format is that of LabelMe (Wada).
     """
 
-    spec = SetSpec(name="labelme")
+    spec = SetSpec(name="labelme", is_own=True)
     label_format = LabelFormat(
         read=read_labelme,
         write=write_labelme,

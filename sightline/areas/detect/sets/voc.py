@@ -207,7 +207,7 @@ class Voc(LabelledImages):
     2010, The PASCAL Visual Object Classes (VOC) Challenge.
     """
 
-    spec = SetSpec(name="voc")
+    spec = SetSpec(name="voc", is_own=True)
     label_format = LabelFormat(
         read=read_voc,
         write=write_voc,

@@ -395,7 +395,7 @@ class YoloTxt(LabelledImages):
     Source: the user's files; the format is that of Darknet (Redmon and Farhadi 2018, YOLOv3).
     """
 
-    spec = SetSpec(name="yolo_txt")
+    spec = SetSpec(name="yolo_txt", is_own=True)
     label_format = LabelFormat(
         read=read_yolo,
         write=write_yolo,

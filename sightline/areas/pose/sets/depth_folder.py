@@ -46,7 +46,10 @@ CAMERA_KEYS: Mapping[str, tuple[str, ...]] = {
     "v0": ("v0", "cy", "ppy"),
 }
 """Keys of a camera's numbers: ours, those of OpenCV, and those of RealSense."""
-_DISTORTION = ("coeffs", "k1", "k2", "k3", "p1", "p2")
+_BY_ROWS, _BY_COLUMNS = (0, 4, 2, 5), (0, 4, 6, 7)
+_MATRICES = {"k": _BY_ROWS, "K": _BY_ROWS, "camera_matrix": _BY_ROWS, "intrinsic_matrix": _BY_COLUMNS}
+"""Keys of a matrix (of ROS, of OpenCV, of Open3D), and the places of fx, fy, u0 and v0 in its nine numbers."""
+_DISTORTION = ("coeffs", "d", "D", "k1", "k2", "k3", "p1", "p2")
 _MAX_NUMBER = 1e300
 _MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _MIN_RECORDINGS = 5
@@ -72,6 +75,7 @@ class DepthFolder(PreparedFrames):
     """
 
     spec = SetSpec(  # type: ignore[assignment]  # camera and joints are the user's
+        is_own=True,
         name="depth_folder",
         what=f"frames and {LABEL_FILE}",
         entries=lambda: {"files": ", ".join(f"{suffix} ({DEPTH_KINDS[suffix]})" for suffix in _KINDS)},
@@ -452,7 +456,7 @@ def read_camera(root: Path) -> StatedCamera:
         document = parse_json(read_file(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON ({' '.join(str(error).split())[:80]})") from error
-    keys = document if isinstance(document, dict) else {}
+    keys = _expand_matrix(path, document if isinstance(document, dict) else {})
     numbers = {}
     for name, spellings in CAMERA_KEYS.items():
         stated = [key for key in spellings if key in keys]
@@ -464,6 +468,25 @@ def read_camera(root: Path) -> StatedCamera:
     distorted = [key for key in _DISTORTION if key in keys and np.any(np.array(keys[key], dtype=object) != 0)]
     notes = tuple(f"{CAMERA_FILE}: {key} is not 0, and lens distortion is not applied" for key in distorted)
     return StatedCamera(numbers, (int(size[0]), int(size[1])) if min(size) > 0 else None, notes)
+
+
+def _expand_matrix(path: Path, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keys of a camera, with the numbers of the matrix that it states, if it does; by Open3D by columns."""
+    stated = [key for key in _MATRICES if key in document]
+    if not stated:
+        return document
+    values: Any = document[stated[0]]
+    values = values.get("data") if isinstance(values, dict) else values
+    is_nested = isinstance(values, list) and all(isinstance(row, list) for row in values)
+    if is_nested:
+        values = [number for row in values for number in row]
+    if not isinstance(values, list) or len(values) != 9:
+        raise DataError(f"{path}: {stated[0]} is {str(values)[:40]!r}, a matrix of nine numbers is needed")
+    places = _BY_ROWS if is_nested else _MATRICES[stated[0]]
+    rest = {
+        new: document[old] for new, old in (("width", "image_width"), ("height", "image_height")) if old in document
+    }
+    return {**document, **rest, **{key: values[place] for key, place in zip(CAMERA_KEYS, places, strict=True)}}
 
 
 def _parse_number(path: Path, key: str, value: Any) -> float:

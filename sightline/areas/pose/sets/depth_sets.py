@@ -129,7 +129,7 @@ class FrameList:
             "group": index // BLOCK_LINES if self.groups is None else self.groups[index],
             "is_valid": is_valid,
         }
-        return SampleRow(name, where, values)
+        return SampleRow(name, where, values, content=None if is_valid else "")
 
     def _check_before_camera(self, joints: np.ndarray, first: int) -> None:
         """Raise DataError for a visible joint of a valid frame that is at or behind the camera."""
@@ -271,6 +271,13 @@ class PreparedFrames(PreparedData, DepthFrames):
         """Name of a sample in reports."""
         self._names = self._names or self._frames_stored.names()
         return self._names[int(self._frame_indices[index])]
+
+    def _list_stored_rows(self) -> list[tuple[str, int]]:
+        sizes = np.diff(self._starts)
+        rows = [
+            (split, row) for split, size in zip(self._frames_stored.splits, sizes, strict=True) for row in range(size)
+        ]
+        return [rows[index] for index in self._frame_indices.tolist()]
 
     @classmethod
     def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:

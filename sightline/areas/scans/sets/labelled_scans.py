@@ -98,6 +98,9 @@ class LabelledScans(PreparedData):
             "points": {split: facts["num_points"] for split, facts in splits},
         }
 
+    def _list_stored_rows(self) -> list[tuple[str, int]]:
+        return [*self._rows]
+
     _value_columns: ClassVar[tuple[str, ...]] = ()
     """Names of the stored columns that `_read_files` needs."""
 

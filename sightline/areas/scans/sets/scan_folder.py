@@ -59,7 +59,7 @@ class ScanFolder(NamedScans):
     Source: the user's files.
     """
 
-    spec = SetSpec(name="scan_folder", what="scans", entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
+    spec = SetSpec(name="scan_folder", what="scans", is_own=True, entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
 
     @classmethod
     def plan(

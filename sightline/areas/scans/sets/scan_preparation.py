@@ -17,6 +17,7 @@ from sightline.store.files.cloud_files import note_mixed_units
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_samples import RawScan, channel_sums, check_scan
 from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.copies import digest_arrays
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, iterate_batches
 
@@ -100,7 +101,8 @@ def _make_row(scan: ListedScan) -> SampleRow:
         **no_returns,
         **scan.values,
     }
-    return SampleRow(scan.name, where, values, scan.files, raw_scan.notes)
+    content = digest_arrays(raw_scan.points, raw_scan.remission)
+    return SampleRow(scan.name, where, values, scan.files, raw_scan.notes, content)
 
 
 def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]:

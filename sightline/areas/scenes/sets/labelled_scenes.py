@@ -105,6 +105,9 @@ class LabelledScenes(PreparedData):
             "columns": ", ".join(manifest["columns"]),
         }
 
+    def _list_stored_rows(self) -> list[tuple[str, int]]:
+        return [*self._scenes.rows] * self.repeats
+
     def _read_feature(self, name: str, stored: str, row: int) -> np.ndarray:
         """Read the values (N, 3) float32 of a feature of a scene."""
         if name == "colours":

@@ -23,6 +23,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import CloudInputSpec
+from sightline.store.cloud_preparation import Zeros, drop_zeros, find_kept
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     PointCloud,
@@ -144,7 +145,8 @@ _PLAUSIBLE_M = (0.2, 2000.0)
 """Smallest and largest extent of most scenes: a table top, and a tile of an aerial scan."""
 _MAX_CLASSES = 255
 _MAX_NAMED = 8
-_METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
+_METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001, "ft": 0.3048, "us_ft": 1200 / 3937}
+"""Length of each unit in metres; feet are international, or those of surveys in the United States."""
 
 
 @registry.data.add("scene_folder")
@@ -157,7 +159,10 @@ class SceneFolder(LabelledScenes):
     """
 
     spec = SetSpec(
-        name="scene_folder", what=f"scenes: {_LAYOUTS}", entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)}
+        is_own=True,
+        name="scene_folder",
+        what=f"scenes: {_LAYOUTS}",
+        entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)},
     )
 
     def __init__(
@@ -192,6 +197,7 @@ class SceneFolder(LabelledScenes):
         label: str = "label",
         colour_max: Literal[1, 255, 65535] | None = None,
         unlabelled: int | None = None,
+        zeros: Zeros = "keep",
         test_share: PositiveFraction = 0.2,
         validation_share: FractionBelowOne = 0.1,
         seed: Seed = 0,
@@ -219,8 +225,9 @@ class SceneFolder(LabelledScenes):
             label=label,
             classes=classes,
             unlabelled=unlabelled,
+            drops_zeros=zeros == "drop",
             colour_max=colour_max,
-            to_metres=_METRES[unit],
+            to_metres=_find_length(unit),
             has_colours=set(COLOURS) <= set(first.channels),
             has_normals=first.normals is not None,
         )
@@ -237,6 +244,7 @@ class SceneFolder(LabelledScenes):
             "split": "as given" if layout == "split_folders" else f"dealt by a hash of the names: {shares}",
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
+        options |= {"zeros": zeros} if zeros != "keep" else {}
         options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _hash_scenes(scenes, classes)}
         return PreparationPlan(
             cls.set_name,
@@ -252,7 +260,7 @@ class SceneFolder(LabelledScenes):
     def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest
         columns = manifest["source_columns"]
-        scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": manifest["options"]["colour_max"]}
+        scene = {"scale": _find_length(manifest["file_unit"]), "colour_max": manifest["options"]["colour_max"]}
         return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene)
 
 
@@ -302,6 +310,7 @@ class _SceneReader:
     label: str
     classes: _Classes
     unlabelled: int | None
+    drops_zeros: bool
     colour_max: int | None
     to_metres: float
     has_colours: bool
@@ -312,6 +321,8 @@ class _SceneReader:
         cloud, where = read_cloud(scene.path, columns=self.columns, used=used), str(scene.path)
         self._check_features(cloud, scene)
         label = self._classify(_read_labels(scene, cloud, self.label), where)
+        if self.drops_zeros:
+            label, cloud = label[find_kept(cloud)], drop_zeros(cloud, where=where)
         prepared = prepare_scene(
             cloud,
             scale=self.to_metres,
@@ -399,12 +410,17 @@ def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:
     return {**summary, "differences": [*([skipped_note] if skipped_note else []), *missing, *units]}
 
 
-def _note_unit(extent_m: float, unit: str) -> list[str]:
+def _find_length(unit: LengthUnit) -> float:
+    """Return the length of a unit in metres."""
+    return _METRES[unit] if isinstance(unit, str) else float(unit)
+
+
+def _note_unit(extent_m: float, unit: LengthUnit) -> list[str]:
     """Return a note if half of the scenes are too small or too large for scenes, with the units that would fit."""
     low, high = _PLAUSIBLE_M
     if low <= extent_m <= high:
         return []
-    others = {name: extent_m / _METRES[unit] * metres for name, metres in _METRES.items()}
+    others = {name: extent_m / _find_length(unit) * metres for name, metres in _METRES.items()}
     fitting = [f"unit={name} would make that {size:.3g} m" for name, size in others.items() if low <= size <= high]
     return [
         f"half of the scenes extend over {extent_m:.3g} m {'or less' if extent_m < low else 'or more'}, read as "
