@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,11 @@ def _freed_memory_is_given_back() -> Iterator[None]:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
     if trim is not None:
         trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_compiled() -> None:
+    """No file of tests finds what another has compiled: a loop in such a process is not observed."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if any(backend is not None for backend in getattr(compiler, "cached_backends", {}).values()):
+        torch._dynamo.reset()

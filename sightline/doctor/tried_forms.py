@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.pytree import ReadTrackingDict
+from sightline.contract.pytree import ReadTrackingDict, is_dense
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.form import (
     INSIDE,
@@ -161,8 +161,8 @@ def _list_calls(model: nn.Module, batch: Any) -> Iterator[_Call]:
 
 def _are_alike(values: Sequence[Any]) -> bool:
     """Return True for several tensors of one shape."""
-    return len({value.shape if isinstance(value, Tensor) else None for value in values} | {None}) == 2 and all(
-        isinstance(value, Tensor) for value in values
+    return all(isinstance(value, Tensor) and is_dense(value) for value in values) and (
+        len({value.shape for value in values}) == 1
     )
 
 
