@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,3 +119,94 @@ def test_the_folder_of_inputs_is_empty_after_a_body_that_was_never_whole(loaded:
         while server.app.state.places:
             time.sleep(0.01)
         assert not list(server.app.state.folder.iterdir())
+
+
+def as_form(content: bytes, name: str = "a.npy") -> bytes:
+    head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n--b--\r\n"
+
+
+FORM = "multipart/form-data; boundary=b"
+EMPTY = b"{}" + b",{}" * 66_000
+REFUSED: dict[str, tuple[int, str, bytes]] = {
+    "mappings for points": (422, "application/json", b'{"points":[' + EMPTY + b"]}"),
+    "an unknown key": (422, "application/json", b'{"dots":[' + EMPTY + b"]}"),
+    "a list": (422, "application/json", b"[" + EMPTY + b"]"),
+    "a cut document": (400, "application/json", b'{"points":[' + EMPTY),
+    "half a character": (400, "application/json", b'{"points":[' + EMPTY + rb',"\ud83d"]}'),
+    "a text in the last row": (422, "application/json", b'{"points":[' + b"[1,2,3]," * 25_000 + b'["a",2,3]]}'),
+    "another kind": (415, "text/plain", EMPTY),
+    "a form that is not ended": (400, FORM, as_form(EMPTY)[:-9]),
+    "a form without a boundary": (400, "multipart/form-data", EMPTY),
+    "a file of no known ending": (415, FORM, as_form(EMPTY, "a.exe")),
+    "a file of no array": (422, FORM, as_form(EMPTY)),
+    "a failure of the disk": (500, FORM, as_form(EMPTY, "a.ply")),
+}
+
+
+def count_bytes_kept(ask: Callable[[], None], times: int) -> int:
+    """Bytes that are allocated after so many requests and were not before, without Python's collector."""
+    for _ in range(2):
+        ask()
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(times):
+            ask()
+        time.sleep(0.05)
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        if was_enabled:
+            gc.enable()
+
+
+def make_asker(server: Running, body: bytes, kind: str, status: int) -> Callable[[], None]:
+    def ask() -> None:
+        assert server.post(body, **{"Content-Type": kind})[0] == status
+
+    return ask
+
+
+def test_nothing_of_a_refused_body_is_kept(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than the text of one body of four, without the collector of cycles, which comes late or never."""
+    write = Path.write_bytes
+
+    def write_unless_ply(path: Path, content: bytes) -> int:
+        if path.suffix == ".ply":
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_unless_ply)
+    with serving(loaded, Limits()) as server:
+        kept = {
+            name: count_bytes_kept(make_asker(server, body, kind, status), times=4)
+            for name, (status, kind, body) in REFUSED.items()
+        }
+    assert {name: size for name, size in kept.items() if size > 180_000} == {}
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_nothing_of_a_body_that_was_never_whole_is_kept(is_left: bool, loaded: Any) -> None:
+    """Its time ends, or its client leaves."""
+    with serving(loaded, Limits(max_seconds=0.2)) as server:
+
+        def ask() -> None:
+            with server.opened(HALF_BODY.replace(b"999", b"999999") + EMPTY) as (opened,):
+                while not server.app.state.places:
+                    time.sleep(0.01)
+                if not is_left:
+                    assert b"504" in opened.recv(1000)
+            while server.app.state.places:
+                time.sleep(0.01)
+
+        assert count_bytes_kept(ask, times=4) < 180_000
+
+
+@pytest.mark.long
+def test_two_hundred_large_refused_bodies_leave_nothing(loaded: Any) -> None:
+    body = b'{"points":[' + b",".join([b"{}"] * 1_300_000) + b"]}"
+    with serving(loaded, Limits()) as server:
+        assert count_bytes_kept(make_asker(server, body, "application/json", 422), times=200) < 2 * len(body)
