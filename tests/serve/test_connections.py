@@ -6,7 +6,11 @@ import contextlib
 import gc
 import http.client
 import json
+import os
+import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -18,10 +22,12 @@ import numpy as np
 import pytest
 
 import sightline
+from sightline.contract.errors import UserError
 from sightline.engine.distributed import World
 from sightline.workbench.serve import server as serve_server
 from sightline.workbench.serve.app import Limits, open_app
-from sightline.workbench.serve.server import make_server, open_listener
+from sightline.workbench.serve.server import count_connections, make_server, open_listener
+from tests.cases import run_each
 from tests.trained import copy_run
 
 GOOD = json.dumps({"points": (np.random.default_rng(0).random((32, 3)) - 0.5).tolist()}).encode()
@@ -203,6 +209,70 @@ def test_nothing_of_a_body_that_was_never_whole_is_kept(is_left: bool, loaded: A
                 time.sleep(0.01)
 
         assert count_bytes_kept(ask, times=4) < 180_000
+
+
+@run_each("most, expected", [(200, 72), (1127, 999), (20_000, 1000), (resource.RLIM_INFINITY, 1000), (128, None)])
+def test_the_number_of_connections_follows_the_limit_of_open_files(
+    most: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, most))
+    if expected is None:
+        with pytest.raises(UserError, match=r"ulimit -n 128: allows too few open files"):
+            count_connections()
+    else:
+        assert count_connections() == expected
+
+
+SERVE_FEW = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 200))
+from sightline.workbench.serve import server
+server._SECONDS_OF_SILENCE = 2.0
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+with server.open_listener("127.0.0.1", 0) as listener:
+    print(listener.getsockname()[1], flush=True)
+    server.serve_forever(app, listener)
+"""
+
+
+def ask(port: int) -> bytes:
+    """The answer to a small request; nothing where the connection is closed."""
+    address = ("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError), socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        return connection.recv(1000)
+    return b""
+
+
+def test_silent_connections_above_the_limit_of_open_files_end_and_leave_a_short_log() -> None:
+    """Some say nothing, and some never end their head, also after an answer; one that asks goes on."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(sightline.__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE_FEW], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        assert ask(port).startswith(b"HTTP/1.1 200")
+        whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        texts = [b"", whole[:20], whole + whole[:20]]
+        with contextlib.ExitStack() as stack:
+            for number in range(320):
+                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+                with contextlib.suppress(ConnectionError):  # those above the limit are closed
+                    silent.sendall(texts[number % 3])
+            until = time.monotonic() + 20
+            while not ask(port).startswith(b"HTTP/1.1 200") and time.monotonic() < until:
+                time.sleep(0.1)
+            assert time.monotonic() < until
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert len(log) < 1000, log[:1000]
+    assert "72 connections are open, the most" in log
 
 
 @pytest.mark.long
