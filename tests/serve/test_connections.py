@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import json
+import os
+import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +22,12 @@ import numpy as np
 import pytest
 
 import sightline
+from sightline.contract.errors import UserError
 from sightline.engine.distributed import World
 from sightline.workbench.serve import server as serve_server
 from sightline.workbench.serve.app import Limits, open_app
-from sightline.workbench.serve.server import make_server, open_listener
+from sightline.workbench.serve.server import count_connections, make_server, open_listener
+from tests.cases import run_each
 from tests.trained import copy_run
 
 GOOD = json.dumps({"points": (np.random.default_rng(0).random((32, 3)) - 0.5).tolist()}).encode()
@@ -117,3 +125,158 @@ def test_the_folder_of_inputs_is_empty_after_a_body_that_was_never_whole(loaded:
         while server.app.state.places:
             time.sleep(0.01)
         assert not list(server.app.state.folder.iterdir())
+
+
+def as_form(content: bytes, name: str = "a.npy") -> bytes:
+    head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n--b--\r\n"
+
+
+FORM = "multipart/form-data; boundary=b"
+EMPTY = b"{}" + b",{}" * 66_000
+REFUSED: dict[str, tuple[int, str, bytes]] = {
+    "mappings for points": (422, "application/json", b'{"points":[' + EMPTY + b"]}"),
+    "an unknown key": (422, "application/json", b'{"dots":[' + EMPTY + b"]}"),
+    "a list": (422, "application/json", b"[" + EMPTY + b"]"),
+    "a cut document": (400, "application/json", b'{"points":[' + EMPTY),
+    "half a character": (400, "application/json", b'{"points":[' + EMPTY + rb',"\ud83d"]}'),
+    "a text in the last row": (422, "application/json", b'{"points":[' + b"[1,2,3]," * 25_000 + b'["a",2,3]]}'),
+    "another kind": (415, "text/plain", EMPTY),
+    "a form that is not ended": (400, FORM, as_form(EMPTY)[:-9]),
+    "a form without a boundary": (400, "multipart/form-data", EMPTY),
+    "a file of no known ending": (415, FORM, as_form(EMPTY, "a.exe")),
+    "a file of no array": (422, FORM, as_form(EMPTY)),
+    "a failure of the disk": (500, FORM, as_form(EMPTY, "a.ply")),
+}
+
+
+def count_bytes_kept(ask: Callable[[], None], times: int) -> int:
+    """Bytes that are allocated after so many requests and were not before, without Python's collector."""
+    for _ in range(2):
+        ask()
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(times):
+            ask()
+        time.sleep(0.05)
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        if was_enabled:
+            gc.enable()
+
+
+def make_asker(server: Running, body: bytes, kind: str, status: int) -> Callable[[], None]:
+    def ask() -> None:
+        assert server.post(body, **{"Content-Type": kind})[0] == status
+
+    return ask
+
+
+def test_nothing_of_a_refused_body_is_kept(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than the text of one body of four, without the collector of cycles, which comes late or never."""
+    write = Path.write_bytes
+
+    def write_unless_ply(path: Path, content: bytes) -> int:
+        if path.suffix == ".ply":
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_unless_ply)
+    with serving(loaded, Limits()) as server:
+        kept = {
+            name: count_bytes_kept(make_asker(server, body, kind, status), times=4)
+            for name, (status, kind, body) in REFUSED.items()
+        }
+    assert {name: size for name, size in kept.items() if size > 180_000} == {}
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_nothing_of_a_body_that_was_never_whole_is_kept(is_left: bool, loaded: Any) -> None:
+    """Its time ends, or its client leaves."""
+    with serving(loaded, Limits(max_seconds=0.2)) as server:
+
+        def ask() -> None:
+            with server.opened(HALF_BODY.replace(b"999", b"999999") + EMPTY) as (opened,):
+                while not server.app.state.places:
+                    time.sleep(0.01)
+                if not is_left:
+                    assert b"504" in opened.recv(1000)
+            while server.app.state.places:
+                time.sleep(0.01)
+
+        assert count_bytes_kept(ask, times=4) < 180_000
+
+
+@run_each("most, expected", [(200, 72), (1127, 999), (20_000, 1000), (resource.RLIM_INFINITY, 1000), (128, None)])
+def test_the_number_of_connections_follows_the_limit_of_open_files(
+    most: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, most))
+    if expected is None:
+        with pytest.raises(UserError, match=r"ulimit -n 128: allows too few open files"):
+            count_connections()
+    else:
+        assert count_connections() == expected
+
+
+SERVE_FEW = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 200))
+from sightline.workbench.serve import server
+server._SECONDS_OF_SILENCE = 2.0
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+with server.open_listener("127.0.0.1", 0) as listener:
+    print(listener.getsockname()[1], flush=True)
+    server.serve_forever(app, listener)
+"""
+
+
+def ask(port: int) -> bytes:
+    """The answer to a small request; nothing where the connection is closed."""
+    address = ("127.0.0.1", port)
+    with contextlib.suppress(ConnectionError), socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        return connection.recv(1000)
+    return b""
+
+
+def test_silent_connections_above_the_limit_of_open_files_end_and_leave_a_short_log() -> None:
+    """Some say nothing, and some never end their head, also after an answer; one that asks goes on."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(sightline.__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE_FEW], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        assert ask(port).startswith(b"HTTP/1.1 200")
+        whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        texts = [b"", whole[:20], whole + whole[:20]]
+        with contextlib.ExitStack() as stack:
+            for number in range(320):
+                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+                with contextlib.suppress(ConnectionError):  # those above the limit are closed
+                    silent.sendall(texts[number % 3])
+            until = time.monotonic() + 20
+            while not ask(port).startswith(b"HTTP/1.1 200") and time.monotonic() < until:
+                time.sleep(0.1)
+            assert time.monotonic() < until
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=30)
+    assert len(log) < 1000, log[:1000]
+    assert "72 connections are open, the most" in log
+
+
+@pytest.mark.long
+def test_two_hundred_large_refused_bodies_leave_nothing(loaded: Any) -> None:
+    body = b'{"points":[' + b",".join([b"{}"] * 1_300_000) + b"]}"
+    with serving(loaded, Limits()) as server:
+        assert count_bytes_kept(make_asker(server, body, "application/json", 422), times=200) < 2 * len(body)

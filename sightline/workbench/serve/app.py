@@ -7,12 +7,13 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
+from email.message import Message
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -47,6 +48,13 @@ class Limits:
     def max_json_bytes(self) -> int:
         """Bytes that a document of JSON may have: lists and numbers of Python take many times their text."""
         return self.max_bytes // 8
+
+
+class _Failure(NamedTuple):
+    """Status of HTTP and sentence of a request that failed."""
+
+    status: int
+    message: str
 
 
 @contextmanager
@@ -134,8 +142,7 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
         except HTTPException:
             raise
         except Exception as failure:  # noqa: BLE001 - the last place: every failure becomes one sentence
-            logger.error("a request failed: %s", summarise_error(failure))
-            return _make_error(500, "the server failed; its log has the reason")
+            return _make_error(*_report(failure))
         finally:
             place.leave(places)
         if answer.document is None:
@@ -158,10 +165,12 @@ async def _receive(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         text = await _receive_body(request, most=limits.max_json_bytes)
-        return await place.wait_for(storing.submit(store.store_json, place.folder, text))
+        return await _store(place, storing, store.store_json, text)
     if kind != "multipart/form-data":
         raise RequestError(415, "body: send a form with the field 'file', or JSON, and say so in Content-Type")
     body = await _receive_body(request, most=limits.max_bytes)
+    if not _is_ended(body, request.headers["content-type"]):
+        raise RequestError(400, "form: is cut, its last line is no closing boundary; send all of it")
 
     async def replay() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -171,7 +180,37 @@ async def _receive(
         if not isinstance(file, UploadFile) or not isinstance(category, str | None):
             raise RequestError(422, "form: the field 'file' with a file is needed")
         content, name = await file.read(), file.filename or ""
-    return await place.wait_for(storing.submit(store.store_upload, place.folder, name, content, category))
+    return await _store(place, storing, store.store_upload, name, content, category)
+
+
+async def _store(
+    place: RequestPlace, storing: ThreadPoolExecutor, work: Callable[..., StoredInput], *inputs: Any
+) -> StoredInput:
+    """Store an input in the thread of the store. Raises RequestError with the status and the sentence of a failure.
+
+    The error is made here and nothing keeps it: one that a future held would keep, by its traceback and in a cycle, the
+    frames of the thread and the document that they had parsed.
+    """
+    outcome = await place.wait_for(storing.submit(_run_detached, work, place.folder, *inputs))
+    if isinstance(outcome, _Failure):
+        raise RequestError(outcome.status, outcome.message)
+    return outcome
+
+
+def _run_detached(work: Callable[..., T], *inputs: Any) -> T | _Failure:
+    """Return what the work returns, or what a client may know of its failure: text alone, without the exception."""
+    try:
+        return work(*inputs)
+    except RequestError as error:
+        return _Failure(error.status, str(error))
+    except Exception as failure:  # noqa: BLE001 - no exception leaves the thread
+        return _report(failure)
+
+
+def _report(failure: Exception) -> _Failure:
+    """Log an unexpected failure, and return what a client may know of it."""
+    logger.error("a request failed: %s", summarise_error(failure))
+    return _Failure(500, "the server failed; its log has the reason")
 
 
 async def _receive_body(request: Request, *, most: int) -> bytes:
@@ -186,6 +225,17 @@ async def _receive_body(request: Request, *, most: int) -> bytes:
     if num_bytes > most:
         raise RequestError(413, f"body: has more than {most:,} bytes, the limit for {_describe_kind(request)}")
     return bytes(content)
+
+
+def _is_ended(body: bytes, content_type: str) -> bool:
+    """Return False for a form without its closing boundary: Starlette's parser would leave its last file open."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_boundary()
+    if boundary is None:
+        return True  # what the parser refuses
+    closing = b"--" + boundary.encode("latin-1", "replace") + b"--"
+    return body.startswith(closing) or b"\r\n" + closing in body
 
 
 def _describe_kind(request: Request) -> str:

@@ -3,27 +3,102 @@
 from __future__ import annotations
 
 import errno
+import logging
 import resource
 import signal
 import socket
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sightline.contract.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 _MAX_CONNECTIONS = 1000
+_NUM_OWN_FILES = 128
+"""Open files that are kept for all but connections: inputs, uploads, libraries, folders."""
+
+_SECONDS_OF_SILENCE = 10.0
+"""A connection that has no request in work at two looks of this distance is closed."""
+
 _SECONDS_TO_FINISH = 20
 """Longest time of begun requests after a signal; ending them and the threads takes some more."""
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """Open the socket of a server. Raises UserError for an address that this machine lacks, and for a port in use."""
+class Listener(socket.socket):
+    """Listening socket that has at most so many connections open; those that come above are closed at once.
+
+    One that is left waiting would wake the loop of events again and again, and one that finds no file free is a
+    traceback in the log.
+    """
+
+    def __init__(self, listening: socket.socket, max_connections: int) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
+        self.max_connections = max_connections
+        self._accepted: list[socket.socket] = []
+        self._has_warned = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection. Raises BlockingIOError if none waits, ConnectionAbortedError for one above the limit."""
+        connection, address = super().accept()
+        if len(self._accepted) >= self.max_connections:
+            self._accepted = [accepted for accepted in self._accepted if accepted.fileno() != -1]
+        if len(self._accepted) < self.max_connections:
+            self._accepted.append(connection)
+            return connection, address
+        connection.close()
+        if not self._has_warned:
+            logger.warning("%d connections are open, the most; others are closed", self.max_connections)
+            self._has_warned = True
+        raise ConnectionAbortedError
+
+
+def count_connections() -> int:
+    """Count the connections that the limit of open files allows. Raises UserError where it allows none."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    if most <= _NUM_OWN_FILES:
+        raise UserError(f"ulimit -n {most}: allows too few open files; give more than {_NUM_OWN_FILES}, as 1024")
+    return min(_MAX_CONNECTIONS, most - _NUM_OWN_FILES)
+
+
+class _Connection(H11Protocol):
+    """Connection of a client that is closed when it stays silent, or never ends the head of a request."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._look = self.loop.call_later(_SECONDS_OF_SILENCE, self._end_if_silent, self._find_silence())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look.cancel()
+        super().connection_lost(exc)
+
+    def _find_silence(self) -> tuple[bool, Any]:
+        """Return whether no request is in work, and the last one."""
+        return self.cycle is None or self.cycle.response_complete, self.cycle
+
+    def _end_if_silent(self, before: tuple[bool, Any]) -> None:
+        now = self._find_silence()
+        if now[0] and now == before:
+            self.transport.close()
+            return
+        self._look = self.loop.call_later(_SECONDS_OF_SILENCE, self._end_if_silent, now)
+
+
+def open_listener(host: str, port: int) -> Listener:
+    """Open the socket of a server, with as many connections as open files allow.
+
+    Raises UserError for an address that this machine lacks, for a port in use, and for a limit of too few open files.
+    """
     if not host:
         raise UserError("--host: is empty; give an address of this machine, as 127.0.0.1")
+    max_connections = count_connections()
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family, backlog=2048)
+        return Listener(socket.create_server(address, family=family, backlog=2048), max_connections)
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             raise UserError(f"--port {port}: another program listens there; give another port") from None
@@ -35,13 +110,13 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: Any) -> uvicorn.Server:
-    """Make the server of an application, with limits of its connections."""
+    """Make the server of an application; it ends connections that stay silent."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=_Connection,
+        loop="asyncio",  # others accept without the listener
         log_level="warning",
         server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=_SECONDS_TO_FINISH,
         h11_max_incomplete_event_size=16384,
