@@ -342,6 +342,58 @@ def test_the_set_of_another_one_names_the_one_that_reads_the_files(tmp_path: Pat
                     registry.data.get_entry(other).builder.survey(source)
 
 
+REGION = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 3, "height": 2}, "region_attributes": {}}
+VIA_WAY = "globox (AnnotationSet.from_via_json with label_key and image_folder, then save_coco) writes it as COCO"
+OTHER_TOOLS = {
+    "Label Studio": (
+        "export.json",
+        json.dumps(
+            [{"id": 1, "annotations": [{"id": 1, "result": [{"from_name": "label", "type": "rectanglelabels"}]}]}]
+        ),
+        "export the project from Label Studio as COCO",
+    ),
+    "Label Studio, short": (
+        "export.json",
+        json.dumps([{"image": "/data/a.png", "label": [{"x": 1, "rectanglelabels": ["cat"]}]}]),
+        "export the project from Label Studio as COCO",
+    ),
+    "VIA": ("via.json", json.dumps({"a.png9": {"filename": "a.png", "size": 9, "regions": [REGION]}}), VIA_WAY),
+    "VIA, a table": (
+        "via.csv",
+        "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n",
+        f"export the project from VIA as JSON, and {VIA_WAY}",
+    ),
+    "Supervisely": (
+        "data/ann/a.png.json",
+        json.dumps({"tags": [], "size": {"height": 6, "width": 8}, "objects": []}),
+        "export the project from Supervisely as COCO",
+    ),
+    "Supervisely, classes": (
+        "meta.json",
+        json.dumps({"classes": [{"title": "cat", "shape": "rectangle"}], "tags": []}),
+        "export the project from Supervisely as COCO",
+    ),
+    "TensorFlow's tables of boxes": (
+        "train.csv",
+        "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,8,6,cat,1,1,4,3\n",
+        "a row is a box in pixels",
+    ),
+}
+"""File of a tool whose files no set reads, with the way out that the refusal names."""
+
+
+@pytest.mark.parametrize("case", OTHER_TOOLS)
+def test_the_files_of_other_tools_are_known_and_a_way_out_is_named(tmp_path: Path, case: str) -> None:
+    name, text, way = OTHER_TOOLS[case]
+    write_image(tmp_path / "in/a.png", pattern(6, 8))
+    (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "in" / name).write_text(text)
+    shown = re.escape(f"{name} is a file of {case.split(',')[0]}: no set reads it, {way}")
+    for other in ("coco", "cvat", "labelme", "voc", "yolo_txt"):
+        with pytest.raises(DataError, match=shown):
+            registry.data.get_entry(other).builder.survey(tmp_path / "in")
+
+
 def write_listed_voc(root: Path) -> Path:
     (root / "ImageSets" / "Main").mkdir(parents=True)
     (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")

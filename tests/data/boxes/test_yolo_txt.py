@@ -389,6 +389,42 @@ def test_key_points_after_a_box_are_no_corners(tmp_path: Path) -> None:
     assert all_of(tmp_path / "set").record(0).boxes.tolist() == [[8, 3, 12, 7]] * 3
 
 
+PLANAR = "0 0.5 0.5 0.2 0.4 0.45 0.4 0.55 0.4 0.5 0.5 0.45 0.6"
+LONG_ROWS = {
+    "points in their box, which cross as a polygon": (f"{PLANAR}\n{PLANAR}\n0 .5 .5 .2 .4\n", "", [8, 3, 12, 7]),
+    "a point that is not labelled": ("0 .5 .5 .2 .4 .45 .4 0 0 .5 .5 .45 .6\n", "", [8, 3, 12, 7]),
+    "stated polygons": (PLANAR, "kpt_shape: [0, 2]\n", [4, 4, 11, 6]),
+    "stated key points": ("0 .5 .5 .2 .4 .5 .5\n", "kpt_shape: [1, 2]\n", [8, 3, 12, 7]),
+    "a point beyond the box": (f"{PLANAR}\n0 .5 .5 .2 .4 .45 .4 .55 .4 .5 .5 .45 .9\n", "", [4, 4, 11, 6]),
+    "rows of other lengths": (f"{PLANAR}\n0 .5 .5 .2 .4 .45 .4 .55 .4 .5 .5\n", "", [4, 4, 11, 6]),
+    "a closed polygon at the left": ("0 .1 .2 .5 .2 .5 .4 .1 .4 .1 .2\n", "", [2, 2, 10, 4]),
+}
+"""Rows, what the YAML file states besides the names, and the first box in an image of 20 x 10."""
+
+
+@pytest.mark.parametrize("case", LONG_ROWS)
+def test_long_rows_are_key_points_where_all_of_them_show_it(tmp_path: Path, case: str) -> None:
+    rows, stated, box = LONG_ROWS[case]
+    labelled(tmp_path / "in" / "a.png", rows)
+    (tmp_path / "in" / "data.yaml").write_text(f"{stated}names: [tiger]\n")
+    prepare(tmp_path / "in", tmp_path / "set")
+    assert all_of(tmp_path / "set").record(0).boxes[0].round(4).tolist() == box
+    notes = [note for note in read_yolo(tmp_path / "in").notes if "count as boxes with 4 key points" in note]
+    assert len(notes) == ("cross" in case or "not labelled" in case)
+
+
+def test_rows_that_are_key_points_as_well_as_polygons_are_refused(tmp_path: Path) -> None:
+    """A square in the middle of a photo is a box of 0.6 x 0.4 with two points in it, too."""
+    labelled(tmp_path / "in" / "a.png", "0 .5 .4 .6 .4 .6 .5 .5 .5\n")
+    for stated, box in (("[2, 2]", [4, 2, 16, 6]), ("[0, 2]", [10, 4, 12, 5])):
+        (tmp_path / "in" / "data.yaml").write_text("names: [tiger]\n")
+        with pytest.raises(DataError, match=rf"a.txt:1; both fit: .*'kpt_shape: {re.escape(stated)}'"):
+            read_yolo(tmp_path / "in")
+        (tmp_path / "in" / "data.yaml").write_text(f"names: [tiger]\nkpt_shape: {stated}\n")
+        prepare(tmp_path / "in", tmp_path / stated)
+        assert all_of(tmp_path / stated).record(0).boxes[0].round(4).tolist() == box
+
+
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder, no image"):
         prepare(tmp_path / "in", tmp_path / "set")

@@ -90,7 +90,9 @@ def test_given_parts_are_kept(tmp_path: Path) -> None:
     manifest = prepare_folder(tmp_path / "in", tmp_path / "set")
     assert (manifest["layout"], manifest["split"]) == ("split_folders", "as given")
     assert {split: facts["num_rows"] for split, facts in manifest["splits"].items()} == {"train": 9, "test": 6}
-    assert names_of(tmp_path / "set", "test") == [f"{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(2)]
+    assert names_of(tmp_path / "set", "test") == [
+        f"test/{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(2)
+    ]
     told = manifest["differences"]  # the same numbers were written to both parts
     assert len(told) == 1
     assert told[0].startswith("6 of 6 samples of test (100.0%) are in train, too: test is not one of unseen samples")
@@ -258,6 +260,9 @@ def test_files_of_one_name_in_several_folders_are_all_counted(tmp_path: Path) ->
     (tmp_path / "list.csv").write_text("\n".join(rows))
     manifest = prepare_folder(tmp_path / "list.csv", tmp_path / "set", num_points=120)
     assert manifest["fewest_points"] == 50
+    names = names_of(tmp_path / "set", "train") + names_of(tmp_path / "set", "test")
+    assert {*names} <= {f"{kind}/scan_{number}/cloud.ply" for kind in ("ball", "rod") for number in range(4)}
+    assert len({*names}) == len(names)
     told = "2 of 8 clouds have fewer different points than num_points=120, the smallest 50: points are"
     assert manifest["differences"][0].startswith(told)
     assert prepare_folder(tmp_path / "list.csv", tmp_path / "other", num_points=50)["differences"] == []
@@ -401,7 +406,7 @@ FOLDERS: dict[str, tuple[dict[str, str], str]] = {
     "no part to test": ({"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3"}, "the parts train, train and test are"),
     "a class that is not tested": (
         {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3", "test/a/0.txt": "1 2 3"},
-        "class 'b' has no cloud in the test part",
+        "in/train/b: class 'b' has no cloud in the test part",
     ),
     "a class of two": (
         {f"{kind}/{n}.txt": "1 2 3\n4 5 6\n" for kind, count in (("a", 3), ("b", 2)) for n in range(count)},

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sightline.areas.clouds.rendering import render_views
+from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.commands.data import RenderOptions
 from sightline.contract.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ from sightline.store.prepared.prepared_set import PreparedSet, verify
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.store.prepared.views import Views
 from tests.command import refuse, succeed
+from tests.data.clouds.cloud_writers import prepare_folder, solid, write_ply
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
 from tests.data.preparing import read_files
 from tests.data.scenes.scene_writers import no_progress
@@ -81,6 +83,31 @@ def test_clouds_of_one_name_are_refused(tmp_path: Path, prepared: Path, monkeypa
     with pytest.raises(DataError, match="1 names belong to several clouds each, the first is 'bed_0001'"):
         render(prepared, tmp_path / "views")
     assert not (tmp_path / "views.partial").exists()
+
+
+def test_clouds_of_one_name_in_two_parts_have_views_of_their_own(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "test")):
+        for kind in ("ball", "rod"):
+            for number in range(2):
+                path = tmp_path / "in" / split / kind / f"{number}.ply"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_ply(path, dict(zip("xyz", solid(kind, 2 * seed + number).T, strict=True)))
+    prepare_folder(tmp_path / "in", tmp_path / "set", num_points=100)
+    render(tmp_path / "set", tmp_path / "views")
+    views = Views.open(tmp_path / "views")
+    cameras = ring_cameras(3, size_px=16, elevations_deg=(30.0,))
+    drawn = {}
+    for split in ("train", "test"):
+        clouds = CloudFolder(split=split, root=str(tmp_path / "set"), views=str(tmp_path / "views"))
+        for index in range(len(clouds)):
+            name, points = clouds.sample_name(index), clouds[SampleKey(index, 0, 0)]["points"].numpy()
+            expected = render_cloud(normalize_to_unit_sphere(points, where="here"), cameras, style="shaded")
+            assert np.array_equal(views.image(name, 0), on_background(expected[0], "black"))
+            drawn[name] = expected[0].tobytes()
+    assert {*drawn} == {
+        f"{split}/{kind}/{n}.ply" for split in ("train", "test") for kind in ("ball", "rod") for n in (0, 1)
+    }
+    assert drawn["train/ball/0.ply"] != drawn["test/ball/0.ply"]
 
 
 def test_what_cannot_be_rendered_is_refused(tmp_path: Path, prepared: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list_clouds, split_clouds
+from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list_clouds, name_clouds, split_clouds
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.contract import registry
 from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Seed, UpAxis
@@ -165,6 +165,7 @@ class CloudFolder(LabelledClouds):
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
         channels = _channels(names)
         class_names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
+        sample_names = name_clouds(clouds, root)
         preparation = {
             "num_points": num_points,
             "choice": choice,
@@ -191,7 +192,7 @@ class CloudFolder(LabelledClouds):
             layout,
             root,
             _columns(preparation),
-            tuple(_make_shards(clouds, class_names, names, preparation)),
+            tuple(_make_shards(clouds, class_names, partial(_read_row, names, preparation, class_names, sample_names))),
             about,
             partial(_summary, passed_over=list_skipped_files(root) if root.is_dir() else ""),
             {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds, root)},
@@ -199,7 +200,11 @@ class CloudFolder(LabelledClouds):
 
 
 def _read_row(
-    columns: tuple[str, ...] | None, preparation: Mapping[str, Any], class_names: Sequence[str], cloud: ListedCloud
+    columns: tuple[str, ...] | None,
+    preparation: Mapping[str, Any],
+    class_names: Sequence[str],
+    sample_names: Mapping[Path, str],
+    cloud: ListedCloud,
 ) -> SampleRow:
     used = (*preparation["channels"], *(NORMALS if preparation["with_normals"] else ()))
     points = read_cloud(cloud.path, columns=columns, used=used)
@@ -210,17 +215,13 @@ def _read_row(
         )
     values = prepare_cloud(points, **preparation, where=str(cloud.path))
     label = class_names.index(cloud.label)
-    return SampleRow(cloud.name, str(cloud.path), {**values, "label": label}, notes=points.notes)
+    return SampleRow(sample_names[cloud.path], str(cloud.path), {**values, "label": label}, notes=points.notes)
 
 
 def _make_shards(
-    clouds: Sequence[ListedCloud],
-    class_names: Sequence[str],
-    columns: tuple[str, ...] | None,
-    preparation: Mapping[str, Any],
+    clouds: Sequence[ListedCloud], class_names: Sequence[str], read: Callable[[ListedCloud], SampleRow]
 ) -> Iterator[Shard]:
     """Yield one shard per split and class."""
-    read = partial(_read_row, columns, preparation, class_names)
     for split in SPLITS:
         for name in class_names:
             members = tuple(cloud for cloud in clouds if (cloud.split, cloud.label) == (split, name))
@@ -275,7 +276,7 @@ def _digest(clouds: Sequence[ListedCloud], root: Path) -> str:
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
     notes = [passed_over] if passed_over else []
-    names = [f"{split}/{name}" for split in prepared.splits for name in prepared.names(split)]  # a list may repeat some
+    names = [name for split in prepared.splits for name in prepared.names(split)]
     clouds = [points for split in prepared.splits for points in prepared.array(split, "points")]
     distinct = np.array([len(np.unique(points, axis=0)) for points in clouds])
     sizes: dict[str, Any] = {"fewest_points": int(distinct.min())}

@@ -51,6 +51,18 @@ def list_clouds(root: Path) -> tuple[str, list[ListedCloud]]:
     return layout, sorted(clouds, key=lambda cloud: (natural_sort_key(cloud.label), natural_sort_key(str(cloud.path))))
 
 
+def name_clouds(clouds: Sequence[ListedCloud], root: Path) -> dict[Path, str]:
+    """Return the name of every cloud by its path, no two alike: CLASS/FILE, or where some repeat that, the path.
+
+    Paths are relative to the source, or to the folder of a list.
+    """
+    names = {cloud.path: cloud.name for cloud in clouds}
+    if len({*names.values()}) == len(names):
+        return names
+    folder = root.parent if root.is_file() else root
+    return {path: Path(os.path.relpath(path, folder)).as_posix() for path in names}
+
+
 def split_clouds(
     clouds: Sequence[ListedCloud], *, test_share: float, validation_share: float, seed: int
 ) -> list[ListedCloud]:
@@ -70,9 +82,9 @@ def split_clouds(
     for split in [split for split in SPLITS if any(cloud.split == split for cloud in clouds)]:
         empty = [name for name in classes if not counts[name, split]]
         if empty:
+            folder = next(cloud.path.parent for cloud in clouds if cloud.label == empty[0])
             raise DataError(
-                f"{clouds[0].path.parent}: class '{empty[0]}' has no cloud in the {split} part; add one, or leave the "
-                "class out"
+                f"{folder}: class '{empty[0]}' has no cloud in the {split} part; add one, or leave the class out"
             )
     return list(clouds)
 

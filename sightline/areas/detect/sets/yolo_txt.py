@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -44,14 +45,40 @@ _ESCAPED = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 """Characters that JSON holds as they are, and YAML does not."""
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
+_ROUNDING = 1e-4
+"""Tolerance of points at the border of their box: files hold four to six decimals."""
 
 
 def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> LabelledSet:
     """Read the images below a folder with their text files; `names` are the classes if no file names them.
 
-    Raises DataError for a folder without images or without any text file of theirs, and for classes without names.
+    Rows that can only be boxes with key points are read as such, with a note, although no `kpt_shape` states it.
+
+    Raises DataError for a folder without images or without any text file of theirs, for classes without names, and
+    for rows that are boxes with key points as well as polygons.
     """
     root = expand_home(source).resolve()
+    signs = _KeyPointSigns()
+    labels = _read_set(root, names, signs, has_key_points=False)
+    if not signs.are_possible:
+        return labels
+    where, num_points = f"{root}: the {signs.num_rows} rows of {signs.num_words} numbers", signs.num_words // 2 - 2
+    if not signs.cross:
+        raise DataError(
+            f"{where} are boxes with {num_points} key points, or polygons of {num_points + 2} corners, first: "
+            f"{signs.first}; both fit: in the YAML file that names the classes, write "
+            f"'kpt_shape: [{num_points}, 2]' for key points, 'kpt_shape: [0, 2]' for polygons"
+        )
+    signs.refute()  # what is stated needs no signs
+    labels = _read_set(root, names, signs, has_key_points=True)
+    note = (
+        f"{where} count as boxes with {num_points} key points: all points are in their box, and as polygons they cross"
+    )
+    return replace(labels, notes=[*labels.notes, f"{note} themselves; 'kpt_shape: [0, 2]' in the YAML file denies it"])
+
+
+def _read_set(root: Path, names: tuple[str, ...] | None, signs: _KeyPointSigns, *, has_key_points: bool) -> LabelledSet:
+    """Read a folder; rows that are longer than a box hold key points if the YAML file, or the caller, states it."""
     paths = list_images(root)
     config_path, config = _read_config(root)
     classes = _read_classes(root, names, config_path, config)
@@ -59,9 +86,13 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
     split_by = stated.split_by
     label_paths = {path: _find_label_file(root, path) for path in paths}
     faults, numbers = AnnotationFaults(), assign_image_ids(paths)
-    has_key_points = config.get("kpt_shape") is not None
+    if (shape := config.get("kpt_shape")) is not None:
+        signs.refute()
+        has_key_points = not (isinstance(shape, list) and shape[:1] == [0])
     unread = Counter[str]()
-    read_rows = partial(_read_rows, classes=classes, faults=faults, unread=unread, has_key_points=has_key_points)
+    read_rows = partial(
+        _read_rows, classes=classes, faults=faults, unread=unread, has_key_points=has_key_points, signs=signs
+    )
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
     shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
@@ -289,7 +320,13 @@ def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]
 
 
 def _read_rows(
-    path: Path, *, classes: CategoryIds, faults: AnnotationFaults, unread: Counter[str], has_key_points: bool
+    path: Path,
+    *,
+    classes: CategoryIds,
+    faults: AnnotationFaults,
+    unread: Counter[str],
+    has_key_points: bool,
+    signs: _KeyPointSigns,
 ) -> list[LabelledBox]:
     """Read the boxes of a text file, in shares of width and height."""
     names = dict(zip(classes.ids, classes.names, strict=True))
@@ -306,6 +343,7 @@ def _read_rows(
             continue
         if len(line.split()) > _BOX_WORDS:
             unread["key points" if has_key_points else "polygons, but the boxes about them"] += 1
+            signs.add(line, f"{path}:{number}")
         boxes.append(LabelledBox(names[label], (left, top, right, bottom), line=number))
     return boxes
 
@@ -334,6 +372,59 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, list[float]]:
     if not (box[2:] > box[:2]).all():
         raise ValueError("width and height above 0 are needed")
     return int(values[0]), box.tolist()
+
+
+class _KeyPointSigns:
+    """Whether rows longer than a box are boxes with key points in two dimensions, if nothing states it.
+
+    They may be as long as all rows are equally long, and the first four numbers of a row are a box in the image that
+    holds all further points; points at (0, 0) are not labelled. Polygons that `cross` themselves are no polygons.
+    """
+
+    def __init__(self) -> None:
+        self.num_rows, self.num_words, self.first = 0, 0, ""
+        self.cross = False
+        self._is_refuted = False
+
+    @property
+    def are_possible(self) -> bool:
+        return self.num_rows > 0 and not self._is_refuted
+
+    def refute(self) -> None:
+        self._is_refuted = True
+
+    def add(self, line: str, where: str) -> None:
+        """Count a row that is longer than a box, of finite numbers."""
+        if self._is_refuted:
+            return
+        corners = np.array(line.split()[1:], dtype=np.float64).reshape(-1, 2)
+        self.num_rows, self.num_words = self.num_rows + 1, self.num_words or corners.size
+        self.first = self.first or where
+        centre, half, points = corners[0], corners[1] / 2, corners[2:]
+        labelled = points[points.any(axis=1)]
+        is_inside = (centre - half >= -_MARGIN).all() and (centre + half <= 1 + _MARGIN).all()
+        is_held = (abs(labelled - centre) <= half + _ROUNDING).all()
+        self._is_refuted = corners.size != self.num_words or not (is_inside and is_held)
+        self.cross = self.cross or _crosses_itself(corners)
+
+
+def _crosses_itself(corners: np.ndarray) -> bool:
+    """Return whether two sides of a polygon (P, 2), which are not neighbours, meet."""
+    corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]  # a closed one repeats its first corner
+    starts, ends = corners, np.roll(corners, -1, axis=0)
+
+    def find_sides(points: np.ndarray) -> np.ndarray:
+        """Return the side, -1 to 1, on which points (P, 2) are of all edges: (edges, P)."""
+        edge, offset = (ends - starts)[:, None], points[None] - starts[:, None]
+        cross = edge[..., 0] * offset[..., 1] - edge[..., 1] * offset[..., 0]
+        return np.sign(np.where(abs(cross) < _ROUNDING**2, 0.0, cross))
+
+    parts = find_sides(starts) * find_sides(ends) <= 0
+    low, high = np.minimum(starts, ends), np.maximum(starts, ends)
+    overlap = ((low[:, None] <= high[None]) & (low[None] <= high[:, None])).all(axis=2)
+    steps = abs(np.subtract.outer(np.arange(len(corners)), np.arange(len(corners))))
+    is_apart = (steps > 1) & (steps < len(corners) - 1)
+    return bool((parts & parts.T & overlap & is_apart).any())
 
 
 def write_yolo(labels: LabelledSet) -> Files:
