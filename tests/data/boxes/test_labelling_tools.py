@@ -392,6 +392,9 @@ def test_the_files_of_other_tools_are_known_and_a_way_out_is_named(tmp_path: Pat
     for other in ("coco", "cvat", "labelme", "voc", "yolo_txt"):
         with pytest.raises(DataError, match=shown):
             registry.data.get_entry(other).builder.survey(tmp_path / "in")
+    if name.endswith(".json"):
+        with pytest.raises(DataError, match=re.escape(f"{Path(name).name} is a file of {case.split(',')[0]}: no set")):
+            registry.data.get_entry("coco").builder.survey(tmp_path / "in" / name)
 
 
 def write_listed_voc(root: Path) -> Path:

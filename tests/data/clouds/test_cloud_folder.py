@@ -98,6 +98,17 @@ def test_given_parts_are_kept(tmp_path: Path) -> None:
     assert told[0].startswith("6 of 6 samples of test (100.0%) are in train, too: test is not one of unseen samples")
 
 
+def test_classes_with_one_training_cloud_are_told(tmp_path: Path) -> None:
+    counts = {("train", "ball"): 1, ("train", "rod"): 2, ("test", "ball"): 2, ("test", "rod"): 1}
+    for seed, ((split, kind), count) in enumerate(counts.items()):
+        for number in range(count):
+            path = tmp_path / "in" / split / kind / f"{split}_{number}.ply"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_ply(path, dict(zip("xyz", solid(kind, 10 * seed + number).T, strict=True)))
+    [note] = prepare_folder(tmp_path / "in", tmp_path / "set", num_points=100)["differences"]
+    assert note.startswith("1 of 2 classes have at most one training cloud, too few to learn from: ball; add some")
+
+
 def test_a_list_in_csv(clouds: Path, tmp_path: Path) -> None:
     labels = dict(zip(CLASSES, "cab", strict=True))
     rows = [f"{clouds}/{kind}/{kind}_{n:02d}.ply,{label}" for kind, label in labels.items() for n in range(4)]
@@ -243,9 +254,10 @@ def test_a_cloud_in_two_classes_is_told_where_their_names_have_slashes(tmp_path:
             write_ply(tmp_path / f"{kind}_{number}.ply", dict(zip("xyz", cloud.T, strict=True)))
             rows.append(f"{kind}_{number}.ply,toys/{kind},{split}")
     (tmp_path / "list.csv").write_text("\n".join(rows))
-    note, _ = prepare_folder(tmp_path / "list.csv", tmp_path / "set", num_points=100)["differences"]
+    single, note, _ = prepare_folder(tmp_path / "list.csv", tmp_path / "set", num_points=100)["differences"]
     assert note.startswith("the same sample in the classes toys/ball, toys/rod: at most one label is right")
     assert "toys/rod/rod_0.ply" in note
+    assert single.startswith("2 of 2 classes have at most one training cloud")
 
 
 def test_files_of_one_name_in_several_folders_are_all_counted(tmp_path: Path) -> None:

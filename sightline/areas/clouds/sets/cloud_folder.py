@@ -16,7 +16,7 @@ from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.contract import registry
 from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Seed, UpAxis
-from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import CloudInputSpec, UnitSphere
 from sightline.ops.rendering import Background
 from sightline.store.cloud_preparation import Normals, Zeros, cloud_radius, prepare_cloud
@@ -290,8 +290,16 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         radii = [cloud_radius(points) for points in clouds]
         sizes["radii"] = [min(radii), max(radii)]
         notes += note_mixed_units(names, radii, "clouds")
+    class_names = prepared.manifest["class_names"]
+    splits = count_labels(prepared, len(class_names))
+    counts = splits["train"]["class_counts"]
+    if single := [name for name, count in zip(class_names, counts, strict=True) if count < 2]:
+        notes.append(
+            f"{len(single)} of {len(class_names)} classes have at most one training cloud, too few to learn from: "
+            f"{join_some(single, most=5)}; add some, or leave the class out"
+        )
     return {
-        "splits": count_labels(prepared, len(prepared.manifest["class_names"])),
+        "splits": splits,
         "differences": notes,
         **sizes,
     }

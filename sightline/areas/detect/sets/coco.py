@@ -364,7 +364,7 @@ def _check(document: _Document) -> _Document:
     if not document.is_instances:
         raise DataError(
             f"{document.path}: lists of {', '.join(_KEYS)} are needed, it has {', '.join(document.contents)}; export "
-            "COCO instances"
+            f"COCO instances{name_other_set(document.path, 'coco')}"
         )
     return document
 

@@ -45,6 +45,8 @@ _ESCAPED = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 """Characters that JSON holds as they are, and YAML does not."""
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
+_MAX_KEY_POINTS = 1000
+"""Points of a row above which it is a polygon."""
 _ROUNDING = 1e-4
 """Tolerance of points at the border of their box: files hold four to six decimals."""
 
@@ -404,8 +406,10 @@ class _KeyPointSigns:
         labelled = points[points.any(axis=1)]
         is_inside = (centre - half >= -_MARGIN).all() and (centre + half <= 1 + _MARGIN).all()
         is_held = (abs(labelled - centre) <= half + _ROUNDING).all()
-        self._is_refuted = corners.size != self.num_words or not (is_inside and is_held)
-        self.cross = self.cross or _crosses_itself(corners)
+        self._is_refuted = (
+            corners.size != self.num_words or len(points) > _MAX_KEY_POINTS or not (is_inside and is_held)
+        )
+        self.cross = self.cross or (not self._is_refuted and _crosses_itself(corners))
 
 
 def _crosses_itself(corners: np.ndarray) -> bool:
