@@ -22,10 +22,11 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
 from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.form import Batch, Form, UnknownForm
-from sightline.doctor.loaders import assert_readable, iterate, list_hooks, preserve_state
+from sightline.doctor.loaders import assert_readable, iterate, list_hooks
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.score import make_score
+from sightline.doctor.snapshots import preserve_state
 from sightline.doctor.sources import locate_findings
 from sightline.doctor.step_form import observe_step
 from sightline.doctor.subject import Subject

@@ -67,7 +67,7 @@ class Score:
     @contextmanager
     def preserved(self) -> Iterator[Snapshot]:
         """Context at whose end all that the function holds between its calls is as it was."""
-        snapshot = Snapshot(self.function, untouched=[self.model, *self.model.modules()])
+        snapshot = Snapshot.of_function(self.function, untouched=[self.model, *self.model.modules()])
         try:
             yield snapshot
         finally:

@@ -146,7 +146,7 @@ class Holder:
 def test_a_snapshot_puts_back_what_a_function_changes_in_place(wrap: Callable[[Holder], Callable[[], None]]) -> None:
     holder = Holder()
     change, inner = wrap(holder), holder.counts["a"]
-    snapshot = Snapshot(change)
+    snapshot = Snapshot.of_function(change)
     change()
     assert holder.best == 1.0
     snapshot.restore()
