@@ -173,12 +173,13 @@ class Evidence:
         return value
 
     def _say_time(self, first: Measurement, read: Mapping[str, Any]) -> None:
-        """Log how long the passes may take, where they are beyond the budget by the first one and by a second."""
-        if 3 * self.seconds[_FIRST] * self._min_passes <= self.budget_s:
-            return
-        started = time.process_time()
-        attempt(first.name, first.run, read)
-        self.seconds[_FIRST] = min(self.seconds[_FIRST], time.process_time() - started)
+        """Log how long the passes may take, where they are beyond the budget by the first one and two more."""
+        for _ in range(2):  # a first pass imports parts of torch, and another program may have had the cores
+            if 3 * self.seconds[_FIRST] * self._min_passes <= self.budget_s:
+                return
+            started = time.process_time()
+            attempt(first.name, first.run, read)
+            self.seconds[_FIRST] = min(self.seconds[_FIRST], time.process_time() - started)
         most_s = 3 * self.seconds[_FIRST] * self._min_passes
         if most_s > self.budget_s:
             level = logging.WARNING if most_s > _LONG_S else logging.INFO

@@ -375,9 +375,8 @@ class Hook:
     """Entry of a watched loop's event; what fails inside is kept as the reason why the event is not watched any more.
 
     It neither runs nor leaves an operation where torch records the program for a graph, nor after the loop, nor in what
-    the doctor itself runs. `what` it
-    watches is named where it fails; with `ends_watch` nothing is watched from there on, as what follows would compare
-    with what was not seen. Copies of it do nothing.
+    the doctor itself runs. `what` it watches is named where it fails; with `ends_watch` nothing is watched from there
+    on, as what follows would compare with what was not seen. Copies of it do nothing.
     """
 
     can_be_suspended = True

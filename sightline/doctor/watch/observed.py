@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves, is_dense, is_float, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, observe
 from sightline.doctor.check import assert_copied, examine_subject
+from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
 from sightline.doctor.form import Batch, Form, get_forward, get_signature, standing_in
 from sightline.doctor.objects import find_generators, preserve_generators
@@ -397,27 +398,28 @@ class Examined:
     form: ObservedForm
     model: nn.Module
     batch: Batch
-    findings: Sequence[Finding] = ()
+    examination: Examination = field(default_factory=Examination)
 
 
 class Observation(Monitor):
     """Examination of a loop's first step in the form that it showed; published once a second step has the same form.
 
-    `examine` judges what the first step has shown, before its update, and returns the findings; a code that is among
-    the `known` ones of the loop is not said again.
+    `examine` judges what the first step has shown, before its update; a code that is among the `known` ones of the loop
+    is not said again. `published` is what it found once that is said.
     """
 
     def __init__(
         self,
         loop: Loop,
         loss: Any,
-        examine: Callable[[Examined], Sequence[Finding]],
+        examine: Callable[[Examined], Examination],
         known: Sequence[Finding],
     ) -> None:
         self._loop, self._examine, self._known = loop, examine, known
         self._recorder = StepRecorder(loop, loss)
         self._waiting: Examined | None = None
         self.examined: Examined | None = None
+        self.published = Examination()
         self.is_begun = self.is_over = False
 
     @contextmanager
@@ -470,7 +472,7 @@ class Observation(Monitor):
         if isinstance(found, MissingError):
             self._end(found.reason)
         else:
-            self.examined.findings = found
+            self.examined.examination = found
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """Take the last tape away."""
@@ -488,8 +490,8 @@ class Observation(Monitor):
     def _finish(self) -> Sequence[Finding]:
         assert self.examined is not None
         self._end("")
-        known = {finding.code for finding in self._known}
-        return [finding for finding in self.examined.findings if finding.code not in known]
+        known, self.published = {finding.code for finding in self._known}, self.examined.examination
+        return [finding for finding in self.published.findings if finding.code not in known]
 
     def _end(self, reason: str) -> None:
         self.is_over, self._waiting = True, None
@@ -509,7 +511,7 @@ _OF_LOOPS = frozenset(
 targets from the inputs."""
 
 
-def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], budget_s: float) -> Sequence[Finding]:
+def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], budget_s: float) -> Examination:
     """Judge a step by all rules that apply to one batch; nothing of the loop is changed."""
     optimizers = [track.optimizer for track in loop.tracks.values()]
     form, model = examined.form, examined.model
@@ -522,13 +524,11 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
         preserve_generators(find_generators(model, form)),
         torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext(),
     ):
-        findings = examine_subject(
-            subject, declared={*declared, *_OF_LOOPS}, budget_s=budget_s, is_patient=False
-        ).findings
-    failures = [finding.measured for finding in findings if finding.code == "first-step"]
+        examination = examine_subject(subject, declared={*declared, *_OF_LOOPS}, budget_s=budget_s, is_patient=False)
+    failures = [finding.measured for finding in examination.findings if finding.code == "first-step"]
     if failures:  # the loop's own step has not failed
         raise NotApplicableError(f"a copy does not repeat it: {failures[0]}")
-    return findings
+    return examination
 
 
 def find_obstacle(models: Mapping[str, nn.Module]) -> str:

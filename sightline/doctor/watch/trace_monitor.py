@@ -305,12 +305,14 @@ class TraceMonitor(Monitor):
             if finding.causes[0] not in explained:  # else a monitor has said it, or an earlier examination
                 yield finding
 
-    def write_verdict(self, gaps: Sequence[str], lacks: Iterable[str]) -> Verdict:
+    def write_verdict(self, gaps: Sequence[str], lacks: Iterable[str], first: Examination) -> Verdict:
         """Write the verdict of the last examination, with what was not seen, and say of a loss that has not fallen so.
 
-        `lacks` names what a caller has not given.
+        `lacks` names what a caller has not given. What was judged of the `first` step is counted, too.
         """
-        examination = self.examination or Examination()
+        own = self.examination or Examination()
+        judged = [judgement for judgement in first.judgements if judgement.outcome in ("held", "broken")]
+        examination = Examination([*own.findings, *first.findings], [*own.judgements, *judged])
         seen = {finding.code for finding in self._known if finding.severity != "note"}
         num_seen = len(seen - {finding.code for finding in examination.findings})
         remark = describe_still_loss(self.trace)

@@ -186,7 +186,8 @@ class Watch:
         loop = self._loop
         passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
         gaps = [*loop.failures, *passed]
-        verdict = observe("verdict", self._tracing.write_verdict, gaps, self._lacks)
+        first = Examination() if self.observation is None else self.observation.published
+        verdict = observe("verdict", self._tracing.write_verdict, gaps, self._lacks, first)
         if isinstance(verdict, MissingError):
             verdict = write_verdict(Examination(), gaps=[str(verdict), *gaps])
         return Report("watch", self.findings, verdict, {"updates": loop.step})

@@ -39,8 +39,7 @@ def divide_copies(
     """Return the training and the held-out indices, so that copies are on one side.
 
     Samples that are held out of this set stay in training if it has copies of them; if all are such, training gives
-    its own up. If the preparation says
-    so, training leaves out what is evaluated.
+    its own up. If the preparation says so, training leaves out what is evaluated.
     """
     copies = DataMembers.copies.get(train_set)
     if copies is None:
