@@ -318,7 +318,8 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
         raise DataError(
-            f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; to make one: {command}"
+            f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; to read it as it is: "
+            f"data.name={manifest['set']}; to make one: {command}"
         )
     check_sizes(root, manifest)
     return PreparedSet(root, manifest)
