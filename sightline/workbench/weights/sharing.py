@@ -11,20 +11,23 @@ from typing import Any
 
 import yaml
 
-from sightline.contract.errors import UserError
-from sightline.engine.run_loading import OpenRun, open_run
+from sightline.contract.errors import CheckpointError, UserError, summarise_error
+from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
 from sightline.runs.checkpoint import PACKED_FILE, is_packed
 from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.packed import read_packed
 from sightline.runs.run_directory import RunDirectory, load_document
+from sightline.runs.run_files import RunFiles
+from sightline.runs.run_folders import list_runs
 from sightline.runs.run_records import ReportedRun, compare_runs, note_figures, read_reported_run
 from sightline.store.files.atomic_write import whole_folder
-from sightline.workbench.compress.packing import FILES, trained_policy, write_packed_run
+from sightline.workbench.compress.packing import FILES, SUMMARY, trained_policy, write_packed_run
 from sightline.workbench.weights.conversion import assert_empty_or_absent
 
 _PRIVATE = ("command_line", "directory", "host")
 """Entries of environment.json that tell of their author's machine, not of the run."""
-_PLUGIN = re.compile(r"plugins/(\w+/)*\w+\.py", re.ASCII)
+_PLUGIN = re.compile(r"plugins/(\w{1,100}/){0,9}\w{1,100}\.py", re.ASCII)
 _CARD = "README.md"
 
 
@@ -54,7 +57,8 @@ def push_run(path: Path, name: str, *, is_public: bool, plugins: tuple[Path, ...
 def pull_run(name: str, target: Path) -> list[str]:
     """Fetch a pushed run into a new folder; return the repository's files that are none of a packed run, left there.
 
-    Raises CheckpointError for a repository that is no run.
+    The run is read before it takes its place. Raises CheckpointError for a repository that is no run, and for a run
+    that cannot be read, of which nothing is left.
     """
     assert_empty_or_absent(target, option="--out")
     files, others = fetch_run(name, is_own=lambda file: file in FILES or _PLUGIN.fullmatch(file) is not None)
@@ -62,7 +66,31 @@ def pull_run(name: str, target: Path) -> list[str]:
         for file, source in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / file)
+        try:
+            _assert_readable(folder)
+        except Exception as error:
+            reason = summarise_error(error) if not isinstance(error, UserError) else str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{name}: is not a run that can be read: {reason.replace(f'{folder}/', '')}; nothing of it was kept: "
+                "ask its authors to push it again"
+            ) from error
     return [file for file in others if file != _CARD and not file.startswith(".")]
+
+
+def _assert_readable(folder: Path) -> None:
+    """Read all files of a run, and load its network unless that needs plugins. Raises what the readers raise."""
+    files = RunFiles(folder)
+    if files.environment.get("plugins"):
+        read_packed(folder / PACKED_FILE)
+    else:
+        open_trained(folder)
+    for document in (SUMMARY, "final.json"):
+        if (folder / document).exists():
+            load_document(folder / document)
+    (summary,) = list_runs(folder)
+    if summary.state == "damaged":
+        raise UserError(summary.note)
+    _ = files.inputs, files.lineage
 
 
 def make_card(run: OpenRun, reported: ReportedRun, name: str, packed: Path) -> str:
