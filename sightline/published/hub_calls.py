@@ -183,7 +183,8 @@ def _limit(kind: int, value: int | None) -> bool:
     """Set a limit of this process, at most the user's own; return True if it is ours."""
     soft, hard = _LIMITS_BEFORE[kind]
     is_ours = value is not None and (soft == resource.RLIM_INFINITY or value <= soft)
-    resource.setrlimit(kind, (value if is_ours and value is not None else soft, hard))
+    with contextlib.suppress(ValueError):  # of a system that does not limit memory
+        resource.setrlimit(kind, (value if is_ours and value is not None else soft, hard))
     return is_ours
 
 

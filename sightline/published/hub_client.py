@@ -133,9 +133,9 @@ class HubProcess:
         hub, kind, text = self._about["endpoint"], answer["kind"], answer.get("text", "")
         if kind == "disk":
             number = answer["errno"]
-            return disk_failure(
-                OSError(number, os.strerror(number)), Path(self._about["cache"]), again="run the same command again"
-            )
+            failure = OSError(number, os.strerror(number))
+            cache = Path(self._about["cache"])
+            return disk_failure(failure, cache, again="run the same command again", option="HF_HOME")
         arguments, num_bytes = request["arguments"], request["num_bytes"]
         nothing = "" if self._is_writing else "; nothing of it was kept"
         copy = "" if self._is_writing else f", and {self._about['cache']} has no copy"

@@ -26,6 +26,7 @@ from sightline.published.hub_client import HubLimits
 from sightline.workbench.compress.packing import FILES as PACKED_FILES
 from tests.command import Outcome, run_here
 from tests.hub_server import Hub, serve_hub
+from tests.marks import long_but
 from tests.processes import forked
 from tests.trained import trained_run
 
@@ -183,8 +184,24 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=list(ROWS))
-def test_a_hostile_answer_ends_in_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Row) -> None:
+DAILY = (
+    *(
+        "listing endless",
+        "listing dripping",
+        "headers dripping",
+        "listing is HTML",
+        "size is a word",
+        "commit is a path",
+    ),
+    *("error", "file endless", "file dripping", "file cut", "file in an hour", "file is another", "tag is a path"),
+)
+
+
+@pytest.mark.parametrize("name", long_but(DAILY, ROWS))
+def test_a_hostile_answer_ends_in_one_line(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    row = ROWS[name]
     hub.answers[row.asked] = row.answer
     monkeypatch.setattr(hub_client, "LIMITS", row.limits)
     began = time.monotonic()
@@ -223,11 +240,9 @@ RUBBISH: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("rubbish", RUBBISH.values(), ids=list(RUBBISH))
-def test_a_pulled_run_is_read_before_it_takes_its_place(
-    hub: Hub, tmp_path: Path, rubbish: tuple[str, Callable[[bytes], bytes], str]
-) -> None:
-    file, spoil, told = rubbish
+@pytest.mark.parametrize("name", long_but(("weights of 2 bytes", "another network", "list of figures"), RUBBISH))
+def test_a_pulled_run_is_read_before_it_takes_its_place(hub: Hub, tmp_path: Path, name: str) -> None:
+    file, spoil, told = RUBBISH[name]
     run = trained_run("packed")
     files = {path.name: path.read_bytes() for path in run.iterdir() if path.name in PACKED_FILES and path.is_file()}
     hub.repos["me/run"] = files | {file: spoil(files[file])}
@@ -260,6 +275,19 @@ def test_a_disk_that_is_full_leaves_nothing(hub: Hub, tmp_path: Path, monkeypatc
     assert_refused(done, r"config\.yaml: cannot write: no space left on device; free some space there", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["packed", pytest.param("classify", marks=pytest.mark.long)])
+def test_a_disk_that_is_full_pushes_nothing(hub: Hub, tmp_path: Path, name: str) -> None:
+    run = trained_run(name)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+        done = run_here("runs", run, "--push", "hf://me/run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert re.fullmatch(r"error: \S+: cannot write: file too large; raise the limit .* and push again\n", done.err)
+    assert hub.requests == []
+
+
 PUSHES = {
     "creation endless": Row("POST /api/repos/create", endless, LATE, HASTY),
     "upload in an hour": Row("PUT /upload", send(b"", status=429, Retry_After="3600"), f"{LATE}the run", HASTY),
@@ -268,8 +296,9 @@ PUSHES = {
 }
 
 
-@pytest.mark.parametrize("row", PUSHES.values(), ids=list(PUSHES))
-def test_a_push_that_ends_is_pushed_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Row) -> None:
+@pytest.mark.parametrize("name", long_but(("creation endless", "upload in an hour"), PUSHES))
+def test_a_push_that_ends_is_pushed_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    row = PUSHES[name]
     folder = packed_folder(tmp_path)
     hub.answers[row.asked] = row.answer
     monkeypatch.setattr(hub_client, "LIMITS", row.limits)
