@@ -33,8 +33,11 @@ _WRITE_MEMORY_BYTES = 4 << 30
 """Memory of a write; the library's own store maps parts of files."""
 _MIN_FILE_BYTES = 4096
 """Limit of the smallest file: the cache keeps notes, too, and a disk writes no less."""
+_SILENCE_S = 10.0
+"""Longest silence of a hub that is asked for a listing, after which the cache is looked at."""
 _GRACE_S = 2.0
 """Seconds from the end of a call's time to that of the process, in which the library removes a part of a file."""
+_MAX_NAME = 1000
 _COMMIT = re.compile("[0-9a-f]{40}")
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _ETAG = re.compile(r'(W/)?"?[\w+=-][\w.+=-]*"?', re.ASCII)
@@ -78,7 +81,7 @@ class _Clock:
 
 def list_files(repo: str, revision: str | None) -> dict[str, Any]:
     """List the files of a revision: commit, and by name the bytes and the digest that the hub states."""
-    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_SILENCE_S)
     siblings = info.siblings
     if not isinstance(info.sha, str) or _COMMIT.fullmatch(info.sha) is None or not isinstance(siblings, list):
         raise _FormError(f"its commit is {info.sha!r:.60}" if isinstance(siblings, list) else "it names no files")
@@ -86,7 +89,7 @@ def list_files(repo: str, revision: str | None) -> dict[str, Any]:
     for each in siblings:
         name, size = each.rfilename, each.size
         digest = each.blob_id if each.lfs is None else each.lfs.sha256
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
             raise _FormError(f"the name of a file is {name!r:.60}")
         if type(size) is not int or size < 0:
             raise _FormError(f"the size of {name:.60} is {size!r:.60}")
@@ -170,6 +173,7 @@ def _run(request: Mapping[str, Any], client: ModuleType) -> dict[str, Any]:
         clock.cancel()
         return {"result": result}
     except _LateError:
+        clock.cancel()
         return {"kind": "late"}
     except MemoryError:
         clock.cancel()
@@ -210,7 +214,7 @@ def _describe(error: BaseException, client: ModuleType, *, is_limited: bool) -> 
     kind = next((kind for kind, types in _list_kinds(client) for each in chain if isinstance(each, types)), "form")
     if errno.EFBIG in numbers:
         kind = "size" if is_limited else "disk"
-    elif _DISK & {*numbers} and not status:
+    elif _DISK & {*numbers} and not status and kind != "network":
         kind = "disk"
     elif status and kind in ("cut", "form"):
         kind = "login" if status in (401, 403) else "status"
@@ -249,7 +253,6 @@ def _check_headers(response: Any) -> None:
 
 def main() -> NoReturn:
     """Answer requests until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the process that asks, and the input with it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     logging.set_verbosity_error()  # its attempts are not the user's
     plain = get_session()

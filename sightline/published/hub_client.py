@@ -65,7 +65,9 @@ class HubProcess:
         if not self._is_writing:  # a store beside the hub, whose client keeps to no limit of a file
             environment["HF_HUB_DISABLE_XET"] = "1"
         command = [sys.executable, "-P", "-W", "ignore", str(_PROGRAM)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._process = subprocess.Popen(  # Ctrl-C ends this process, and with it the input of the other
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+        )
         try:
             self._about = self._read_answer()
             if "kind" in self._about:
@@ -137,7 +139,7 @@ class HubProcess:
             cache = Path(self._about["cache"])
             return disk_failure(failure, cache, again="run the same command again", option="HF_HOME")
         arguments, num_bytes = request["arguments"], request["num_bytes"]
-        nothing = "" if self._is_writing else "; nothing of it was kept"
+        nothing = "" if num_bytes is None else "; nothing of it was kept"
         copy = "" if self._is_writing else f", and {self._about['cache']} has no copy"
         rate = f"at {self.limits.bytes_per_s / 1000:g} kB/s at least"
         reasons = {

@@ -35,6 +35,8 @@ TOTAL = sum(map(len, FILES.values()))
 LISTING, FILE, FILE_HEAD = r"GET /api/models/me/run$", r"GET .*/model\.slq", r"HEAD .*/model\.slq"
 HASTY = HubLimits(answer_s=1.5)
 """Time for nothing but what never ends: a healthy answer under load may take longer."""
+BRISK = HubLimits(answer_s=4)
+"""Time for the healthy answers before one that never ends."""
 BOUND_S = 60.0
 """Of a command, with the start of two processes on a machine that does other work."""
 
@@ -170,9 +172,9 @@ ROWS = {
     "commit is a path": Row(LISTING, stating("", sha="../../x"), r"\(its commit is '\.\./\.\./x'\)"),
     "error": Row(LISTING, send(b"", status=500), r"http\S+ answered 500: .*; try again later"),
     "file endless": Row(FILE, endless, r"sends more of model\.slq than the 60,004 bytes .*; nothing of it was kept"),
-    "file dripping": Row(FILE, dripping, rf"{LATE}model\.slq, 60,004 bytes at 100 kB/s at least; nothing of it", HASTY),
-    "file cut": Row(FILE, cut, rf"broke off model\.slq \(.*\); nothing of it|{LATE}model", HubLimits(answer_s=4)),
-    "file in an hour": Row(FILE, send(b"", status=429, Retry_After="3600"), rf"{LATE}model\.slq", HASTY),
+    "file dripping": Row(FILE, dripping, rf"{LATE}model\.slq, 60,004 bytes at 100 kB/s at least; nothing of it", BRISK),
+    "file cut": Row(FILE, cut, rf"broke off model\.slq \(.*\); nothing of it|{LATE}model", BRISK),
+    "file in an hour": Row(FILE, send(b"", status=429, Retry_After="3600"), rf"{LATE}model\.slq", BRISK),
     "file is an error": Row(FILE, send(b"", status=500), r"answered 500"),
     "file is another": Row(FILE, send(bytes(60_004)), r"model\.slq has the digest .* delete \S+, and fetch it again"),
     "tag is a path": Row(
@@ -290,7 +292,7 @@ def test_a_disk_that_is_full_pushes_nothing(hub: Hub, tmp_path: Path, name: str)
 
 PUSHES = {
     "creation endless": Row("POST /api/repos/create", endless, LATE, HASTY),
-    "upload in an hour": Row("PUT /upload", send(b"", status=429, Retry_After="3600"), f"{LATE}the run", HASTY),
+    "upload in an hour": Row("PUT /upload", send(b"", status=429, Retry_After="3600"), f"{LATE}the run", BRISK),
     "commit without an address": Row("POST .*/commit/main", send(b"{}"), "does not answer as a hub does"),
     "error": Row("POST .*/preupload", send(b"", status=400), "answered 400"),
 }
