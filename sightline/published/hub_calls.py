@@ -265,16 +265,18 @@ def main() -> NoReturn:
     requests: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_pass_on, args=(requests,), daemon=True).start()
     with contextlib.suppress(_LateError, BrokenPipeError):
-        while True:
-            answers.write(json.dumps(_run(json.loads(requests.get()), client)) + "\n")
+        while line := requests.get():
+            answers.write(json.dumps(_run(json.loads(line), client)) + "\n")
     os._exit(0)
 
 
 def _pass_on(requests: SimpleQueue[bytes]) -> None:
     """Pass requests on; with the input, end the call as at the end of its time, and the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # the alarm is to wake the thread that waits
     for line in sys.stdin.buffer:
         requests.put(line)
-    os.kill(os.getpid(), signal.SIGALRM)
+    requests.put(b"")
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ def _full_disk_explained(folder: Path) -> Iterator[None]:
         yield
     except (OSError, RunError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or folder not in Path(cause.filename2 or cause.filename or folder).parents:
+        if not isinstance(cause, OSError) or not Path(cause.filename2 or cause.filename or folder).is_relative_to(
+            folder
+        ):
             raise
         raise disk_failure(cause, folder.parent, again="push again", option="TMPDIR") from error
 
