@@ -37,13 +37,13 @@ from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.loop import find_batch_size
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec
-from sightline.engine.records import resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
 from sightline.instrument.random_state import preserve_random_state
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.runs import checkpoint
+from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.run_files import RunFiles

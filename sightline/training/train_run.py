@@ -41,8 +41,6 @@ from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
-from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, list_later_ends, resolve_run_location
-from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
@@ -50,6 +48,15 @@ from sightline.runs.run_directory import RunDirectory, collect_environment, load
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.published_results import list_published
+from sightline.training.resume import (
+    RunLocation,
+    assert_empty,
+    create_run_folder,
+    list_later_ends,
+    resolve_run_location,
+)
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest, restore_signal_handlers
 
 if TYPE_CHECKING:
     from sightline.doctor.evidence.levels import Levels
@@ -254,17 +261,6 @@ def _list_names(tree: Any) -> Iterator[str]:
         yield tree["name"]
     for item in items:
         yield from _list_names(item)
-
-
-@contextlib.contextmanager
-def restore_signal_handlers() -> Iterator[None]:
-    """Context that restores the signal handlers: between two runs a signal ends the program."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class _TrainRun:
@@ -499,7 +495,7 @@ class _TrainRun:
     ) -> dict[str, Any]:
         """Report the metrics of the last weights, and what was found in training."""
         built, directory, reporter = session.built, session.directory, self._reporter
-        if early := session.describe_early_end():
+        if early := session.early_end:
             reporter.note(f"early-stopping: {early}")
         test = built.data.test
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it

@@ -8,9 +8,9 @@ from typing import Any
 
 from sightline.commands.run import TrainOptions
 from sightline.doctor.finding import Finding
-from sightline.engine.session import StopRequest
 from sightline.runs.run_directory import write_document
 from sightline.training import train_run
+from sightline.training.stop_request import StopRequest
 from sightline.training.train_run import Reporter
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 

@@ -23,11 +23,12 @@ from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses, combine_modules, flatten_gradients
-from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import StepTimer
 from sightline.engine.train import StepTotals, train_step
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here, succeed
 from tests.doctor.planting import make
