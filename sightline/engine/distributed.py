@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
+from sightline.engine.gradients import GradientReduction
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
-from sightline.engine.learnt_losses import GradientReduction
 from sightline.engine.process_inputs import ProcessesDifferError, describe_process, find_differences
 from sightline.engine.watchdog import (
     PeerLostError,

@@ -22,7 +22,8 @@ from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device import PhaseTimer, Precision
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
+from sightline.engine.gradients import clip_gradients, module_gradient_norms
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.queued_step import Gate, QueuedStep, pack_numbers, read_values
 from sightline.engine.step import Task, divide, prepare_trained_step, weighted_sum
@@ -309,7 +310,7 @@ def _compute_numbers(
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
     gradients = module_gradient_norms(trained) if job.logs_gradients else {}
-    norm = _clip_gradients(trained, job.clip_norm)
+    norm = clip_gradients(trained, job.clip_norm)
     step_counts = TaskMembers.step_counts.get(job.task)
     counts = {} if step_counts is None else step_counts(step.contexts)
     extra = {**host, **{_COUNT_PREFIX + name: count for name, count in counts.items()}}
@@ -324,13 +325,6 @@ def _compute_numbers(
     }
     others = {name: total for name, total in totals.items() if name not in sums}
     return judged, others | {_GRADIENT_PREFIX + path: gradient for path, gradient in gradients.items()}
-
-
-def _clip_gradients(trained: nn.Module, max_norm: float | None) -> Tensor:
-    """Return the norm of the gradient (0-d), which is scaled to at most `max_norm`."""
-    if max_norm is not None:
-        return nn.utils.clip_grad_norm_(trained.parameters(), max_norm)
-    return nn.utils.get_total_norm([p.grad for p in trained.parameters() if p.grad is not None])
 
 
 def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> None:

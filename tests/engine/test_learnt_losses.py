@@ -22,7 +22,8 @@ from sightline.contract.loss import Loss, cast_forward
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import LearntLosses, combine_modules, flatten_gradients
+from sightline.engine.gradients import flatten_gradients
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.step import StepTimer
 from sightline.engine.train import StepTotals, train_step
 from sightline.runs import checkpoint
