@@ -26,7 +26,7 @@ from sightline.engine.queued_step import QueuedStep, RandomStates
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer
 from sightline.engine.step_graph import StepGraphs
-from sightline.engine.train import StepTotals, TrainState, queue_step, read_steps
+from sightline.engine.train import TrainState, queue_step, read_steps
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def train(
             while job.step < job.num_steps:
                 loop.queue(batches, stop_requested=bool(stop))
                 if loop.can_wait and not stop and job.step < job.num_steps and not is_read_after(job.step):
-                    loop.open_steps[-1][0].forget()
+                    loop.open_steps[-1].forget()
                 elif any(on_step_end(record, stop_asked) for record, stop_asked in loop.read()):
                     return
     except Exception:
@@ -89,7 +89,8 @@ class _Loop:
 
     def __init__(self, job: TrainState, network: nn.Module, world: World) -> None:
         self.job, self.network, self.world = job, network, world
-        self.open_steps: list[tuple[QueuedStep, RandomStates | None, StepTimer]] = []
+        self.open_steps: list[QueuedStep] = []
+        self._clock = StepTimer(job.task, remainder="loss")
         self.can_wait = job.gate is not None and world.size == 1
         self.data = _find_device_data(job)
         job.graphs = _make_graphs(job, world)
@@ -98,7 +99,8 @@ class _Loop:
 
     def queue(self, batches: BatchTransfer, *, stop_requested: bool) -> None:
         """Receive the batches of the next step, and queue it."""
-        job, clock = self.job, StepTimer(self.job.task, remainder="loss")
+        job = self.job
+        clock = self._clock = StepTimer(job.task, remainder="loss")
         micro_batches = [self.data.keep(batch) for batch in batches.receive(clock)]
         states = RandomStates.read(job.device) if self.can_wait else None
         queued = queue_step(
@@ -115,8 +117,8 @@ class _Loop:
         job.step += 1
         self._stay_near()
         clock.end_phase("optimise")
-        queued.seconds, queued.wall_s = clock.seconds, time.perf_counter() - self._started
-        self.open_steps.append((queued, states, clock))
+        queued.states, queued.seconds, queued.wall_s = states, clock.seconds, time.perf_counter() - self._started
+        self.open_steps.append(queued)
 
     def _stay_near(self) -> None:
         """Wait until a GPU has done all but the last few steps."""
@@ -131,23 +133,23 @@ class _Loop:
         steps, self.open_steps = self.open_steps, []
         if not steps:
             return
-        all_totals = read_steps(self.job, [queued for queued, *_ in steps])
-        steps[-1][2].end_phase("optimise")  # the wait
-        steps[-1][0].wall_s = time.perf_counter() - self._started
-        for (queued, *_), totals in zip(steps, all_totals, strict=False):
-            if uncounted := self._all_counted & totals.uncounted:
+        finished = read_steps(self.job, steps)
+        self._clock.end_phase("optimise")  # the wait
+        steps[-1].wall_s = time.perf_counter() - self._started
+        for queued in finished:
+            if uncounted := self._all_counted & {name for name, divisor in queued.divisors.items() if divisor == 0}:
                 self._all_counted -= uncounted
                 self.world.rank_zero_only(_warn_of_uncounted)(queued, sorted(uncounted), self.world.size)
-            yield _record(self.job, queued, totals, self.world.size), totals.stop_requested
-        if len(all_totals) < len(steps):
-            self._repeat(*steps[len(all_totals)][:2])
+            yield _record(self.job, queued, self.world.size), queued.stop_requested
+        if len(finished) < len(steps):
+            self._repeat(steps[len(finished)])
 
-    def _repeat(self, failed: QueuedStep, states: RandomStates | None) -> None:
+    def _repeat(self, failed: QueuedStep) -> None:
         """Compute a failed step again, from the same weights, draws and batch: its checks have the words for it."""
         job = self.job
-        assert states is not None
+        assert failed.states is not None
         job.step = failed.step
-        states.restore(job.device)
+        failed.states.restore(job.device)
         if job.watch is not None:
             job.watch.ask(failed.step)
         assert job.gate is not None
@@ -212,13 +214,14 @@ def _warn_of_uncounted(queued: QueuedStep, losses: Sequence[str], num_processes:
     )
 
 
-def _record(job: TrainState, queued: QueuedStep, totals: StepTotals, num_processes: int) -> StepRecord:
-    losses = {name: totals.losses[name] for name in job.loss_weights}
+def _record(job: TrainState, queued: QueuedStep, num_processes: int) -> StepRecord:
+    losses = queued.losses
+    losses = {name: losses[name] for name in job.loss_weights}
     step_metrics = TaskMembers.step_metrics.get(job.task)
-    metrics = {} if step_metrics is None else step_metrics(losses, totals.num_samples, num_processes)
+    metrics = {} if step_metrics is None else step_metrics(losses, queued.num_samples, num_processes)
     weights = job.loss_weights_at(queued.step)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
-    gradients = {f"gradient/{path}": norm for path, norm in totals.gradient_norms.items()}
+    gradients = {f"gradient/{path}": norm for path, norm in queued.gradient_norms.items()}
     ramps = {
         f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
     }
@@ -227,13 +230,13 @@ def _record(job: TrainState, queued: QueuedStep, totals: StepTotals, num_process
         num_steps=job.num_steps,
         epoch=queued.epoch,
         num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
-        num_samples=totals.num_samples,
+        num_samples=queued.num_samples,
         losses=losses,
-        grad_norm=totals.grad_norm,
-        lr=totals.lr,
+        grad_norm=queued.grad_norm,
+        lr=queued.lr,
         seconds=queued.seconds,
         wall_s=queued.wall_s,
-        extra_scalars={**metrics, **totals.counts, **ramps, **gradients},
+        extra_scalars={**metrics, **queued.counts, **ramps, **gradients},
     )
 
 

@@ -24,8 +24,9 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.gradients import flatten_gradients
 from sightline.engine.learnt_losses import LearntLosses, combine_modules
+from sightline.engine.queued_step import QueuedStep
 from sightline.engine.step import StepTimer
-from sightline.engine.train import StepTotals, train_step
+from sightline.engine.train import train_step
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.training.session import TrainingSession
@@ -112,7 +113,7 @@ def trained(folder: Path, *overrides: str) -> TrainingSession:
     return session
 
 
-def a_step(built: TrainingSetup) -> tuple[dict, StepTotals]:
+def a_step(built: TrainingSetup) -> tuple[dict, QueuedStep]:
     """The first batch of a run, and what a step on it gave."""
     job = built.job
     (keys,), *_ = job.stream.plan.step_keys(job.step)
