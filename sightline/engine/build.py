@@ -30,12 +30,12 @@ from sightline.contract.members import DataMembers, ModelMembers, TaskMembers, T
 from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset
+from sightline.engine.batch_size import find_batch_size
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.device import Precision, is_memory_bound, resolve_precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.loop import find_batch_size
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState

@@ -19,8 +19,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from sightline.contract.errors import escape_to_one_line
 from sightline.draw.charts import ChartPanel, Series, render_svg
-from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.engine.step import StepAverager, average_records, evaluation_scalars, format_rate, samples_per_s
+from sightline.engine.records import (
+    EvaluationRecord,
+    StepAverager,
+    StepRecord,
+    average_records,
+    evaluation_scalars,
+    format_rate,
+    samples_per_s,
+)
 from sightline.instrument.random_state import preserve_random_state
 from sightline.store.files.atomic_write import assert_appendable, disk_failure
 
