@@ -30,7 +30,8 @@ from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.training.train_run import ConfigSource, probe_metrics
+from sightline.training.config_source import ConfigSource
+from sightline.training.probe_metrics import probe_metrics
 from sightline.workbench.check.other_set_rules import CODE, CloudSample, compare_sets, sample_clouds
 from sightline.workbench.evaluate.documents import evaluation_document, score_document
 from sightline.workbench.evaluate.scoring import find_scoring

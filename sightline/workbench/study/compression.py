@@ -30,8 +30,9 @@ from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, 
 from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
 from sightline.runs.run_files import is_run
+from sightline.training.config_source import reread
 from sightline.training.resume import assert_empty
-from sightline.training.train_run import Reporter, reread
+from sightline.training.train_run import Reporter
 from sightline.workbench.check.quantised_rules import size_promise
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.workbench.compress.policy import FP32, Policy, policy_to_dict

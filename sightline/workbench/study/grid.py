@@ -25,8 +25,9 @@ from sightline.engine.launcher import resolve_num_processes
 from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.run_directory import write_document, write_file
 from sightline.runs.run_files import is_run
+from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.resume import assert_same_run
-from sightline.training.train_run import Reporter, read_with_plugins, reread
+from sightline.training.train_run import Reporter
 from sightline.workbench.study.study_runs import StudyRun, assert_same_inputs, digest_inputs, plan_run, run_all
 
 NAME = "study"
