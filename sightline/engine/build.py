@@ -44,9 +44,9 @@ from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.runs import checkpoint
 from sightline.runs.best_checkpoint import resolve_mode
-from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.run_files import RunFiles
+from sightline.runs.trained_weights import assert_sha256, load_trained_state
 from sightline.runs.weight_sources import WeightSource, open_source
 from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
@@ -456,7 +456,7 @@ def _load_network(
     check_same_facts(files.facts, facts, run)
     with preserve_random_state():
         model = build_model(files.config, files.facts, World(device=world.device))
-    load_weights(model, checkpoint.load_trained_state(source, remedy=remedy), where=source)
+    load_weights(model, load_trained_state(source, remedy=remedy), where=source)
     return model.to(world.device, Precision(precision).parameter_dtype)
 
 

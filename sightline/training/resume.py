@@ -18,10 +18,10 @@ from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
 from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.runs import checkpoint
-from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.run_directory import create_numbered_folder, load_document
 from sightline.runs.run_files import RunFiles
+from sightline.runs.trained_weights import assert_sha256, is_packed
 
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from", "expect")

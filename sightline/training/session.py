@@ -34,6 +34,8 @@ from sightline.runs import checkpoint
 from sightline.runs.best_checkpoint import BestCheckpoint, BestCheckpointTracker
 from sightline.runs.curves import RESULTS_PICTURE, draw_runs
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
+from sightline.runs.optimizer_state import optimizer_tensors, restore_optimizer
+from sightline.runs.random_states import get_rng_state, set_rng_state
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import load_weights, plain_state
 from sightline.training.stop_request import StopRequest, StopRequestedError
@@ -132,7 +134,7 @@ class TrainingSession:
             raise CheckpointError(f"{path}: is of step {snapshot.step}, after the run's last step {job.num_steps}")
         load_weights(job.model, snapshot.model, where=path)
         job.losses.load(snapshot.losses, where=path)
-        checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
+        restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         try:
             best = _SAVED_STATE.validate_json(json.dumps(state), strict=True).best
             for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
@@ -155,7 +157,7 @@ class TrainingSession:
         self._verified_steps.add(snapshot.step)
         self.selection.best = best
         if len(state["random"]) == self.world.size:
-            checkpoint.set_rng_state(state["random"][self.world.rank])
+            set_rng_state(state["random"][self.world.rank])
         else:
             self.world.rank_zero_only(logger.warning)(
                 "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers "
@@ -385,7 +387,7 @@ class TrainingSession:
         if job.ema is not None:
             world.broadcast_buffers(job.ema)
         self._finite_state.assert_finite()
-        random_states = world.gather_text(json.dumps(checkpoint.get_rng_state()), operation="random states")
+        random_states = world.gather_text(json.dumps(get_rng_state()), operation="random states")
         world.rank_zero_only(self._write_checkpoint)(random_states, is_evaluation_due=is_evaluation_due)
         self.selection.is_new = False
         world.barrier("checkpoint saved")
@@ -406,7 +408,7 @@ class TrainingSession:
         snapshot = checkpoint.Snapshot(
             step=job.step,
             model=plain_state(job.model),
-            optimizer=checkpoint.optimizer_tensors(job.trained_module, job.optimizer),
+            optimizer=optimizer_tensors(job.trained_module, job.optimizer),
             ema=None if job.ema is None else plain_state(job.ema),
             state=state,
             losses=job.losses.plain_state(),

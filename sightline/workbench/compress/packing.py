@@ -16,7 +16,6 @@ from sightline.config.run_config import Compress
 from sightline.contract.errors import RunError
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.parts.quantisation.parametrised import dense_state_dict
-from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.packed import (
     PackedTensorSpec,
@@ -28,6 +27,7 @@ from sightline.runs.packed import (
     write_packed,
 )
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
+from sightline.runs.trained_weights import PACKED_FILE
 from sightline.workbench.compress.policy import (
     Policy,
     WeightFormat,

@@ -13,10 +13,10 @@ from sightline.config import RunConfig
 from sightline.contract.errors import RunError, UserError, summarise_error
 from sightline.contract.members import get_data_digest
 from sightline.engine.build import build_part
-from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import read_lineage
 from sightline.runs.run_directory import load_document
 from sightline.runs.run_files import RunFiles
+from sightline.runs.trained_weights import assert_sha256
 from sightline.runs.weight_sources import open_source
 from sightline.training import launch
 from sightline.training.train_run import Reporter
