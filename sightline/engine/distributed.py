@@ -1,4 +1,8 @@
-"""Distributed training: the world of processes and its collectives, by torch.distributed."""
+"""Distributed training: the world of processes and its collectives.
+
+No other module of a run calls torch.distributed, but for the launcher, which starts processes by torch's agent. The
+doctor does, too, for processes of loops that are not ours.
+"""
 
 from __future__ import annotations
 
