@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from sightline.engine.split_data import Augmentation, SplitData
     from sightline.training.config_source import ConfigSource
     from sightline.training.run_evaluation import RunEvaluation
+    from sightline.training.split_data import Augmentation, SplitData
     from sightline.training.train_run import Reporter, TrainResult
     from sightline.workbench.compare.comparison import VariantComparison
     from sightline.workbench.export.export import ExportResult
@@ -143,8 +143,8 @@ def load_data(
     >>> batch["label"].shape
     torch.Size([8])
     """
-    from sightline.engine.split_data import load_split
     from sightline.training.config_source import read_source
+    from sightline.training.split_data import load_split
 
     return load_split(read_source(config, overrides, plugins).config, split, transforms)
 

@@ -241,7 +241,7 @@ def test_processes_of_a_run_are_known_to_one_module_and_the_launcher() -> None:
 
 
 def test_only_one_module_knows_which_process_is_first() -> None:
-    """What one process does for all goes through `World.rank_zero_only`, `broadcast_from_rank_zero` and `run_directory`."""
+    """What one process does for all goes through `rank_zero_only` and others of `World`."""
     asking = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"\bis_first\b|world\.rank\b.*==", p.read_text())}
     assert not asking - {"engine/distributed.py"}
 
