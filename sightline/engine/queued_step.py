@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
@@ -15,10 +16,20 @@ from torch import Tensor
 from sightline.contract.types import Batch
 from sightline.ops.waits import DeviceCheck
 
-SAMPLES, STOP, NORM = "(samples)", "(stop)", "(norm)"
-"""Names of numbers of a step beside those of its losses, which cannot have such a name."""
-MEAN, DIVISOR, TALLY, GRADIENT = "(mean) ", "(count) ", "(tally) ", "(gradient) "
-"""Prefixes of numbers that a step has for each loss, for each of the task's `step_counts`, and for each module."""
+
+class Key(StrEnum):
+    """Names of a step's numbers; those that end in a space begin the name of a loss, a count or a module.
+
+    No loss can have such a name.
+    """
+
+    SAMPLES = "(samples)"
+    STOP = "(stop)"
+    NORM = "(norm)"
+    MEAN = "(mean) "
+    DIVISOR = "(count) "
+    COUNT = "(tally) "
+    GRADIENT = "(gradient) "
 
 
 @dataclass
@@ -104,35 +115,35 @@ class QueuedStep:
     @property
     def losses(self) -> dict[str, float]:
         """The mean of each loss."""
-        return self._select(MEAN)
+        return self._select(Key.MEAN)
 
     @property
     def divisors(self) -> dict[str, float]:
         """The count that the sum of each loss was divided by; by 1 if it is 0."""
-        return self._select(DIVISOR)
+        return self._select(Key.DIVISOR)
 
     @property
     def counts(self) -> dict[str, float]:
         """The sums of the task's `step_counts`."""
-        return self._select(TALLY)
+        return self._select(Key.COUNT)
 
     @property
     def gradient_norms(self) -> dict[str, float]:
         """The norm of each module's gradient, by its path, if they are logged."""
-        return self._select(GRADIENT)
+        return self._select(Key.GRADIENT)
 
     @property
     def grad_norm(self) -> float:
-        return self.numbers[NORM]
+        return self.numbers[Key.NORM]
 
     @property
     def num_samples(self) -> int:
-        return int(self.numbers[SAMPLES])
+        return int(self.numbers[Key.SAMPLES])
 
     @property
     def stop_requested(self) -> bool:
         """True if any process requested a stop."""
-        return self.numbers[STOP] > 0
+        return self.numbers[Key.STOP] > 0
 
     def _select(self, prefix: str) -> dict[str, float]:
         return {name.removeprefix(prefix): value for name, value in self.numbers.items() if name.startswith(prefix)}

@@ -25,18 +25,7 @@ from sightline.engine.distributed import World
 from sightline.engine.gradients import clip_gradients, module_gradient_norms
 from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import FrozenModules, apply_freezing
-from sightline.engine.queued_step import (
-    DIVISOR,
-    GRADIENT,
-    MEAN,
-    NORM,
-    SAMPLES,
-    STOP,
-    TALLY,
-    Gate,
-    QueuedStep,
-    read_values,
-)
+from sightline.engine.queued_step import Gate, Key, QueuedStep, read_values
 from sightline.engine.step import Task, divide, prepare_trained_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs
 from sightline.ops.waits import deferred_checks, is_free_to_read, require
@@ -154,7 +143,8 @@ def queue_step(
     micro-batch, on the device.
     """
     rates = _set_rates(job)
-    host = {SAMPLES: float(sum(len(batch["sample_index"]) for batch in micro_batches)), STOP: float(stop_requested)}
+    num_samples = sum(len(batch["sample_index"]) for batch in micro_batches)
+    host: dict[str, float] = {Key.SAMPLES: float(num_samples), Key.STOP: float(stop_requested)}
     has_state = bool(job.optimizer.state)
 
     def work(batches: Sequence[Batch]) -> QueuedStep:
@@ -289,18 +279,18 @@ def _compute_numbers(
     norm = clip_gradients(trained, job.clip_norm)
     step_counts = TaskMembers.step_counts.get(job.task)
     counts = {} if step_counts is None else step_counts(step.contexts)
-    extra = {**host, **{TALLY + name: count for name, count in counts.items()}}
+    extra = {**host, **{Key.COUNT + name: count for name, count in counts.items()}}
     totals = world.all_reduce_sum(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
     means = {name: divide(totals[name], step.divisors[name]) for name in sums}
     judged = {
-        **{MEAN + name: mean for name, mean in means.items()},
-        **{DIVISOR + name: step.counts[name] for name in means},
-        NORM: norm,
+        **{Key.MEAN + name: mean for name, mean in means.items()},
+        **{Key.DIVISOR + name: step.counts[name] for name in means},
+        Key.NORM: norm,
     }
     others = {name: total for name, total in totals.items() if name not in sums}
-    return judged, others | {GRADIENT + path: gradient for path, gradient in gradients.items()}
+    return judged, others | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
 
 
 def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> None:
