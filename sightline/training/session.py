@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sightline.config import read_config, render_config
 from sightline.config.run_config import to_plain
-from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, RunError, summarise_error
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import TrainingSetup
@@ -42,9 +40,6 @@ from sightline.training.stop_request import StopRequest, StopRequestedError
 from sightline.workbench.evaluate.documents import evaluation_document
 
 logger = logging.getLogger(__name__)
-
-_COMPARED_STEPS = 1000
-"""Number of finished steps at which two schedules are compared."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ class TrainingSession:
         self.is_cut = False
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
-        self._planned_steps: int | None = None
+        self.planned_steps: int | None = None
         self._verified_steps: set[int] = set()
 
     # --- before -----------------------------------------------------------------------------------------------------
@@ -153,7 +148,7 @@ class TrainingSession:
         if job.losses_ema is not None:
             job.losses_ema.load(snapshot.losses_ema, where=path)
         job.step = self._finite_state.sound_step = snapshot.step
-        self._planned_steps = state["num_steps"]
+        self.planned_steps = state["num_steps"]
         self._verified_steps.add(snapshot.step)
         self.selection.best = best
         if len(state["random"]) == self.world.size:
@@ -187,44 +182,6 @@ class TrainingSession:
         ]
         if texts[0] != texts[1]:
             self.directory.write_text("config.yaml", texts[1])
-
-    def describe_extension(self) -> str:
-        """Describe what follows from the later end of a run that was resumed, in a line; before `update_config`."""
-        length, job, planned = self.config.train, self.job, self._planned_steps
-        if planned is None or not job.step:
-            return f"trains longer: to step {job.num_steps}"
-        if early := self.early_end:
-            return f"trains no longer: {early}; to go on, give train.early_stopping=null or a larger patience"
-        if planned == job.num_steps:
-            first, ignored = ("steps", "epochs") if length.steps == planned else ("epochs", "steps")
-            end = f"train.{first}={getattr(length, first)} ends the run at step {planned}"
-            if job.step < planned:
-                return f"goes on from step {job.step}: {end}, as planned"
-            return f"trains no longer: {end}, before train.{ignored} does; to go on, name a later train.{first}"
-        facts = {"num_steps": planned, "steps_per_epoch": job.stream.plan.steps_per_epoch}
-        original_schedule = registry.schedules.build(self.config.schedule, facts=facts)
-        line, name = f"trains longer: to step {job.num_steps} instead of {planned}", self.config.schedule.name
-        line += self._describe_transforms_by_epochs()
-        done = {int(step) for step in np.linspace(0, job.step - 1, _COMPARED_STEPS)}
-        if all(original_schedule(step) == job.schedule(step) for step in done):
-            return f"{line}; the schedule '{name}' of the finished steps is that of a run of this length"
-        last, following = original_schedule(job.step - 1), job.schedule(min(job.step, job.num_steps - 1))
-        return (
-            f"{line}; the schedule '{name}' depends on the length of the run: its factor goes on from {last:.3g} at "
-            f"{following:.3g}, and the {job.step} finished steps followed the shorter one, so the result is not that "
-            "of a new run of this length"
-        )
-
-    def _describe_transforms_by_epochs(self) -> str:
-        """Describe the transforms that were others in the finished steps, as they depend on the number of epochs."""
-        epochs, blocks = read_config(self.directory.path / "config.yaml").train.epochs, self.config.transforms.train
-        names = [block.name for block in blocks if "num_epochs" in registry.transforms.bind(block).accepted_facts]
-        if not names or epochs == self.config.train.epochs:
-            return ""
-        return (
-            f"; transforms.train that depend on train.epochs ({', '.join(names)}) had {epochs} in the finished steps, "
-            "so the result may not be that of a new run of this length"
-        )
 
     def start_summary(self) -> list[str]:
         """Describe this stage before it starts: source of its weights, learning rates of its modules."""

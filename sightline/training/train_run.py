@@ -33,15 +33,11 @@ from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, read_lines, remove_dead_lock
 from sightline.runs.run_files import RunFiles
+from sightline.training.later_end import describe_later_end, list_later_ends
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
 from sightline.training.published_results import list_published
-from sightline.training.resume import (
-    RunLocation,
-    create_run_folder,
-    list_later_ends,
-    resolve_run_location,
-)
+from sightline.training.resume import RunLocation, create_run_folder, resolve_run_location
 from sightline.training.session import TrainingSession
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
 
@@ -290,7 +286,9 @@ class _TrainRun:
             session.start()
         directory.write_json("findings.json", [finding.to_dict() for finding in (*findings, *self._earlier)])
         if location.is_longer:
-            self._note(session.describe_extension())
+            recorded = RunFiles(directory.path).config
+            planned, early_end = session.planned_steps, session.early_end
+            self._note(describe_later_end(session.built, recorded, planned_steps=planned, early_end=early_end))
         if location.checkpoint or location.is_longer:
             session.update_config()
         self._note("\n".join([*session.start_summary(), sample_counts(session.built.data)]))
