@@ -295,8 +295,8 @@ def train_run(
     >>> result.is_finished, result.path.name
     (True, 'shapes')
     """
-    from sightline.engine.observers import is_notebook
     from sightline.training.config_source import read_source
+    from sightline.training.progress import is_notebook
     from sightline.training.train_run import train_run as train
 
     read = read_source(config, overrides, plugins)

@@ -25,7 +25,7 @@ from sightline.engine.evaluate import Evaluation
 from sightline.engine.finite_state import FiniteState
 from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.engine.loop import train
-from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLog
+from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.optimizers import format_module_rates
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.runs import checkpoint
@@ -36,6 +36,7 @@ from sightline.runs.optimizer_state import optimizer_tensors, restore_optimizer
 from sightline.runs.random_states import get_rng_state, set_rng_state
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import load_weights, plain_state
+from sightline.training.progress import Progress
 from sightline.training.stop_request import StopRequest, StopRequestedError
 from sightline.workbench.evaluate.documents import evaluation_document
 

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
-from sightline.engine.observers import wants_live
 from sightline.runs.run_records import ERROR_COLUMNS, format_interval, list_errors, note_figures
+from sightline.training.progress import wants_live
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
