@@ -86,7 +86,7 @@ class _Loop:
     def __init__(self, job: TrainState, network: nn.Module, world: World) -> None:
         self.job, self.network, self.world = job, network, world
         self.open_steps: list[QueuedStep] = []
-        self._clock = StepTimer(job.task, remainder="loss")
+        self._clock = StepTimer(job.task, remainder="loss")  # of the last open step
         self.can_wait = job.gate is not None and world.size == 1
         self.data = _find_device_data(job)
         job.graphs = _make_graphs(job, world)
@@ -95,8 +95,7 @@ class _Loop:
 
     def queue(self, batches: BatchTransfer, *, stop_requested: bool) -> None:
         """Receive the batches of the next step, and queue it."""
-        job = self.job
-        clock = self._clock = StepTimer(job.task, remainder="loss")
+        job, clock = self.job, StepTimer(self.job.task, remainder="loss")
         micro_batches = [self.data.keep(batch) for batch in batches.receive(clock)]
         states = RandomStates.read(job.device) if self.can_wait else None
         queued = queue_step(
@@ -115,6 +114,7 @@ class _Loop:
         clock.end_phase("optimise")
         queued.states, queued.seconds, queued.wall_s = states, clock.seconds, time.perf_counter() - self._started
         self.open_steps.append(queued)
+        self._clock = clock
 
     def _stay_near(self) -> None:
         """Wait until a GPU has done all but the last few steps."""
