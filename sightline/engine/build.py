@@ -19,6 +19,8 @@ import numpy as np
 import yaml
 from torch import nn
 
+from sightline.compression.parametrised import apply_policy
+from sightline.compression.policy import trained_policy
 from sightline.config import RunConfig, locate_errors
 from sightline.config.run_config import PrecisionName, to_plain
 from sightline.contract import registry
@@ -42,7 +44,6 @@ from sightline.engine.step import Task
 from sightline.engine.train import TrainState
 from sightline.instrument.random_state import preserve_random_state
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
-from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage
@@ -78,8 +79,9 @@ def _list_changes(config: RunConfig, world: World) -> Iterator[Change]:
 
 def _quantise(model: nn.Module, config: RunConfig) -> nn.Module:
     assert config.compress is not None
+    policy = trained_policy(config)
     try:
-        apply_policy(model, config.compress.policy, mean_gradient=config.compress.gradient == "mean")
+        apply_policy(model, policy, mean_gradient=config.compress.gradient == "mean")
     except UserError as error:
         raise ConfigError(f"{config.origins.get('compress.policy', 'compress')}: {error}") from None
     return model

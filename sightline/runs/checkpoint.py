@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sightline.compression.packed_file import assert_whole, read_packed
 from sightline.contract.errors import CheckpointError
 from sightline.contract.regular_files import find_outward_link, parse_json
-from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import (
     OWN_FILES,
     Snapshot,

@@ -9,20 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.contract.errors import ConfigError
-from sightline.workbench.compress.policy import (
+from sightline.compression.policy import (
     FP16,
     FP32,
     Activation,
     WeightFormat,
-    actions_to_levels,
     activation_policy,
-    lower_to_budget,
     policy_from_dict,
     policy_to_dict,
-    protected_choices,
     read_policy,
 )
+from sightline.contract.errors import ConfigError
+from sightline.workbench.compress.problem import actions_to_levels, lower_to_budget
+from sightline.workbench.compress.target import protected_choices
 from tests.golden_parity import load_golden
 
 NAMES = ("stem.conv.weight", "body.0.weight", "body.1.weight", "head.weight")

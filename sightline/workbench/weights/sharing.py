@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from sightline.compression.policy import trained_policy
 from sightline.contract.errors import UserError
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
@@ -19,7 +20,7 @@ from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory, load_document
 from sightline.runs.run_records import ReportedRun, compare_runs, note_figures, read_reported_run
 from sightline.store.files.atomic_write import whole_folder
-from sightline.workbench.compress.packing import FILES, trained_policy, write_packed_run
+from sightline.workbench.compress.packing import FILES, write_packed_run
 from sightline.workbench.weights.conversion import assert_empty_or_absent
 
 _PRIVATE = ("command_line", "directory", "host")
