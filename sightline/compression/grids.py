@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sightline.compression.quantiser import Quantiser, check_weight, straight_through
 
-_FEW_BITS = 5
+FEW_BITS = 5
 """Number of bits below which clipping pays, and the threshold is searched for (HAQ)."""
-_OF_ZEROS = 1e-8
+OF_ZEROS = 1e-8
 """Threshold of numbers that are all zero."""
 
 
@@ -44,7 +44,7 @@ def symmetric_grid(threshold: Tensor, *, bits: int, has_lowest: bool = False) ->
     """
     assert bits >= 2, "one bit leaves a symmetric grid no step"
     most = 2 ** (bits - 1) - 1
-    step = torch.where(threshold > 0, threshold, _OF_ZEROS) / most
+    step = torch.where(threshold > 0, threshold, OF_ZEROS) / most
     return QuantisationGrid(step, torch.zeros_like(threshold), -most - has_lowest, most)
 
 
@@ -53,7 +53,7 @@ def affine_grid(low: Tensor, high: Tensor, *, bits: int) -> QuantisationGrid:
 
     Source: HAWQ, their code.
     """
-    step = torch.where(high > low, high - low, _OF_ZEROS) / (2**bits - 1)
+    step = torch.where(high > low, high - low, OF_ZEROS) / (2**bits - 1)
     return QuantisationGrid(step, torch.round(-low / step), 0, 2**bits - 1)
 
 
@@ -64,7 +64,7 @@ def weight_grid(weight: Tensor, *, bits: int, name: str, per_channel: bool = Fal
     """
     check_weight(weight, name)
     rows = weight.detach().reshape(len(weight) if per_channel else 1, -1)
-    if bits < _FEW_BITS:
+    if bits < FEW_BITS:
         threshold = rows.new_tensor([kl_threshold(row.cpu().double().numpy(), bits=bits) for row in rows])
     else:
         threshold = rows.abs().amax(dim=1)

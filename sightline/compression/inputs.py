@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compression.grids import kl_threshold
+from sightline.compression.grids import FEW_BITS, OF_ZEROS, kl_threshold
 from sightline.compression.policy import Activation
 from sightline.compression.quantiser import straight_through
 from sightline.compression.weights import list_weights
@@ -17,10 +17,6 @@ from sightline.contract.errors import UserError, join_some
 from sightline.contract.schema import suggest
 from sightline.instrument import hang, record
 
-_FEW_BITS = 5
-"""Number of bits below which clipping pays, and the range is searched for (HAQ)."""
-_OF_ZEROS = 1e-8
-"""Range of numbers that are all zero."""
 _NUM_RECORDED = 1 << 14
 """Numbers of a batch that the search for a range reads."""
 _REMEDY = "as in fused layers; build the model with `fused: false`, or take the activation out"
@@ -36,10 +32,10 @@ def quantised_activation(values: Tensor, reach: float | Tensor, *, bits: int, is
     step: float | Tensor
     if isinstance(reach, Tensor):
         clipped = torch.minimum(torch.maximum(values, -reach if is_signed else torch.zeros_like(reach)), reach)
-        step = reach.detach().clamp(min=_OF_ZEROS) / num_steps
+        step = reach.detach().clamp(min=OF_ZEROS) / num_steps
     else:
         clipped = torch.clamp(values, -reach if is_signed else 0.0, reach)
-        step = max(reach, _OF_ZEROS) / num_steps
+        step = max(reach, OF_ZEROS) / num_steps
     return straight_through(clipped, torch.round(clipped.detach() / step) * step)
 
 
@@ -49,7 +45,7 @@ def activation_range(values: Tensor, *, bits: int, is_signed: bool, most: float 
     HAQ uses at most 6, the upper bound of ReLU6 in its networks. Source: HAQ, section 3.4.
     """
     largest, size_bits = min(most, float(values.detach().abs().max())), bits - is_signed
-    if size_bits < _FEW_BITS:
+    if size_bits < FEW_BITS:
         largest = min(largest, kl_threshold(values.detach().cpu().double().numpy(), bits=size_bits))
     return largest
 

@@ -68,7 +68,7 @@ def run(options: CompressRunOptions) -> int:
     if options.ratio is not None or options.num_bytes is not None:
         if options.policy is not None:
             raise UserError("--policy: is used instead of a search; leave out --ratio and --bytes, the budget of one")
-        target = _parse_target(options, options)
+        target = _parse_target(options)
         load_plugins(options.plugins)  # one of them may hold the search
         (method,) = build_searches([options.method], options.arguments, seed=options.seed).items()
     else:
@@ -136,7 +136,7 @@ def _search_policy(
     _show_searches([result], problem)
     budget = problem.problem.budget_bytes
     about = {"search": search_rows([result])[0], "budget_bytes": budget, **problem.costs(result.policy)}
-    return result.policy, {"about": about, "at_most": budget if target.budget_on == "file" else None}
+    return result.policy, {"about": about, "at_most": budget if target.on == "file" else None}
 
 
 def search(options: CompressSearchOptions) -> int:
@@ -145,7 +145,7 @@ def search(options: CompressSearchOptions) -> int:
     names = registry.searches.names() if options.method == "all" else options.method.split(",")
     _assert_no_words(options.overrides, but="model.")
     built = build_searches(names, options.arguments, seed=options.seed)
-    target, out = _parse_target(options, options), options.out
+    target, out = _parse_target(options), options.out
     assert_no_run(out)
     assert_writable(out / POLICY, option="--out")
     with start_world(device=options.device) as world:
@@ -242,9 +242,7 @@ def _open(options: CompressOptions, world: World) -> OpenRun:
     return opened
 
 
-def _parse_target(
-    options: BudgetOptions, protection: ProtectionOptions | None = None, *, ratio: float | None = None
-) -> CompressionOptions:
+def _parse_target(options: BudgetOptions, *, ratio: float | None = None) -> CompressionOptions:
     """Convert to CompressionOptions; `ratio` is the budget of none. Raises UserError naming an invalid option."""
     if options.ratio is not None or options.num_bytes is not None:
         ratio = options.ratio
@@ -252,22 +250,13 @@ def _parse_target(
         raise UserError("compress: give either --ratio or --bytes")
     if ratio is not None and not 0 < ratio <= 1:
         raise UserError(f"--ratio {ratio}: give a number above 0, at most 1")
-    given = protection or ProtectionOptions()
-    if given.protect_bits not in (*range(1, 9), 16, 32):
-        raise UserError(f"--protect-bits {given.protect_bits}: give 1 to 8, 16, or 32")
-    protect: Any = {"first": given.protect_ends, "last": given.protect_ends, "names": given.protect}
-    return CompressionOptions(
-        ratio=ratio,
-        num_bytes=options.num_bytes,
-        budget_on=options.on,
-        bits=_parse_bits(options.bits, min_bits=2 if options.kind == "linear" else 1),
-        kind=options.kind,
-        per_channel=options.per_channel,
-        protect=protect | {"bits": given.protect_bits},
-        calibration=options.calibration,
-        activations=given.activations,
-        seed=options.seed,
-    )
+    values = options.echo(BudgetOptions)
+    if isinstance(options, ProtectionOptions):
+        values |= options.echo(ProtectionOptions)
+        if options.protect_bits not in (*range(1, 9), 16, 32):
+            raise UserError(f"--protect-bits {options.protect_bits}: give 1 to 8, 16, or 32")
+    values |= {"ratio": ratio, "bits": _parse_bits(options.bits, min_bits=2 if options.kind == "linear" else 1)}
+    return CompressionOptions(**{key: value for key, value in values.items() if key != "method"})
 
 
 def _parse_bits(text: str, *, min_bits: int) -> tuple[int, ...]:
@@ -391,7 +380,7 @@ def _show_searches(results: Sequence[SearchResult], problem: RunProblem) -> None
     """Print a row per search, the budget, and the searches that beat ddpg, the search of HAQ."""
     columns = ("method", "loss", "bytes", "evaluations", "new evaluations", "seconds", "overhead seconds")
     rows = search_rows(results)
-    budget, on = problem.problem.budget_bytes, problem.asked.budget_on
+    budget, on = problem.problem.budget_bytes, problem.asked.on
     title = f"loss on {problem.subject}; budget {budget:,} bytes ({on}, {budget / problem.base_bytes:.4f} of float32)"
     show_table(title, columns, [[row[name] for name in columns] for row in rows])
     if problem.unused:

@@ -308,9 +308,7 @@ def test_a_report_takes_no_policy_of_a_search_with_other_options(
 
 
 def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
-    problem = RunProblem(
-        opened, CompressionOptions(num_bytes=20_000, calibration=4, protect={"names": ("spare.*",), "bits": 8})
-    )
+    problem = RunProblem(opened, CompressionOptions(num_bytes=20_000, calibration=4, protect=("spare.*",)))
     assert problem.unused == ()
     assert problem.problem.policy(problem.problem.lowest)["spare.weight"].bits == 8
 

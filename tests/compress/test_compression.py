@@ -365,7 +365,7 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "no rate": (("--ratio", "0.1", "--rate", "0"), "--rate 0.0: a factor of the run's learning rate"),
     "linear with one bit": (("--ratio", "0.1", "--kind", "linear", "--bits", "1"), "linear weights take 2 bits"),
-    "no such layer": (("--ratio", "0.1", "--protect", "haed.*"), "protect.names: no layer is called 'haed.*'"),
+    "no such layer": (("--ratio", "0.1", "--protect", "haed.*"), "--protect: no layer is called 'haed.*'"),
 }
 
 

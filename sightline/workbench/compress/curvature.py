@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sightline.compression.policy import WeightFormat
@@ -64,6 +64,12 @@ def hessian_traces(
     return dict(zip(parameters, means.tolist(), strict=True))
 
 
+def weighted_loss(step: Step, model: nn.Module, weights: Mapping[str, float]) -> Tensor:
+    """Compute the sum of the weighted losses of a prepared step over its micro-batches."""
+    means = [step.loss_means(step.loss_sums(model, index)) for index in range(len(step.micro_batches))]
+    return torch.stack([weighted_sum(each, weights) for each in means]).sum()
+
+
 def build_curvature(simulated: PolicySimulator, step: Step, weights: Mapping[str, float]) -> Curvature:
     """Build the curvature of the weighted losses of a prepared step, at the float weights.
 
@@ -79,8 +85,7 @@ def build_curvature(simulated: PolicySimulator, step: Step, weights: Mapping[str
         for parameter in parameters.values():
             parameter.requires_grad_()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast forms of attention have one gradient
-            sums = [step.loss_means(step.loss_sums(model, index)) for index in range(len(step.micro_batches))]
-            return torch.stack([weighted_sum(item, weights) for item in sums]).sum()
+            return weighted_loss(step, model, weights)
 
     loss = compute_loss()
     if once_differentiable := sorted(_find_once_differentiable(loss)):

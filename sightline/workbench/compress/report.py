@@ -36,7 +36,7 @@ from sightline.workbench.compress.run_problem import (
     weights_sha256,
 )
 from sightline.workbench.compress.search.base import ProgressCallback, Search, build_searches
-from sightline.workbench.compress.target import CompressionOptions, Protect, protected_choices
+from sightline.workbench.compress.target import CompressionOptions
 
 NAME = "compression"
 """Name of the table's files, without extension."""
@@ -96,7 +96,7 @@ class CompressionReport:
         self._tuning = tuning
         self._method = method
         self._num_batches = num_batches
-        self._ends = Protect(first=1, last=1, bits=8)
+        self._ends = replace(asked, protect_ends=1)
         self._share = f"{asked.ratio:g} preserve" if asked.ratio else f"{asked.num_bytes:,} bytes"
         assert_tunable(run, tuning)
         self._build_method("preserve_mix", asked.seed)
@@ -128,7 +128,7 @@ class CompressionReport:
             "data": self._run.config.data.name,
             "metrics": list(metrics),
             "search": list(self._method),
-            "budget_on": self._asked.budget_on,
+            "budget_on": self._asked.on,
             "ratio": self._asked.ratio,
             "epochs": self._tuning.epochs,
             "rows": (rows := [report_row("float", [metrics], **float_row)]),
@@ -151,7 +151,7 @@ class CompressionReport:
         reasons: dict[str, str] = {}
         untraced_problem(self._simulated, self._asked)
         try:
-            untraced_problem(self._simulated, replace(self._asked, protect=self._ends))
+            untraced_problem(self._simulated, self._ends)
         except ConfigError as error:
             reasons |= {spec.name: str(error) for spec in self._specs() if spec.policy == "preserve_mix"}
         if not can_distil(self._run.config):
@@ -189,9 +189,9 @@ class CompressionReport:
         names = self._simulated.names
         if kind == "mix":
             mixed = dict.fromkeys(names, WeightFormat(self._asked.kind, MIX_BITS, self._asked.per_channel))
-            return mixed | protected_choices(self._ends, names, kind=self._asked.kind)
+            return mixed | self._ends.protected_choices(names)
         share = self._share.replace(" ", "_").replace(",", "")
-        options = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
+        options = replace(self._ends if kind == "preserve_mix" else self._asked, seed=seed)
         problem = (
             dataclasses.asdict(options),
             self._method,

@@ -29,7 +29,7 @@ from sightline.workbench.compress.curvature import Curvature, build_curvature
 from sightline.workbench.compress.layer_costs import LayerCost, bit_operations, layer_costs
 from sightline.workbench.compress.problem import Problem
 from sightline.workbench.compress.simulator import PolicySimulator
-from sightline.workbench.compress.target import CompressionOptions, protected_choices
+from sightline.workbench.compress.target import CompressionOptions
 from sightline.workbench.compress.unused_weights import unused_weights
 from sightline.workbench.describe.trace import Trace, trace
 
@@ -77,7 +77,7 @@ class RunProblem:
 
     @property
     def base_bytes(self) -> int:
-        return self.simulated.base_bytes(self.asked.budget_on)
+        return self.simulated.base_bytes(self.asked.on)
 
     @property
     def subject(self) -> str:
@@ -166,15 +166,15 @@ def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> P
     Raises ConfigError for an infeasible budget, and for faults of the options.
     """
     parameters = dict(simulated.model.named_parameters())
-    base_bytes = simulated.base_bytes(asked.budget_on)
+    base_bytes = simulated.base_bytes(asked.on)
     budget = asked.num_bytes if asked.ratio is None else math.floor(asked.ratio * base_bytes)
     assert budget is not None, "a ratio or bytes are asked for"
     problem = Problem(
         layers=tuple(LayerCost(name, parameters[name].numel(), 1, 1) for name in simulated.names),
         choices=tuple(WeightFormat(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits))),
-        bytes_of=lambda policy: simulated.count_bytes(policy, asked.budget_on),
+        bytes_of=lambda policy: simulated.count_bytes(policy, asked.on),
         budget_bytes=budget,
-        protected=protected_choices(asked.protect, simulated.names, kind=asked.kind),
+        protected=asked.protected_choices(simulated.names),
     )
     problem.assert_feasible(base_bytes=base_bytes)
     return problem

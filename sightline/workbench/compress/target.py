@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NotRequired
-
-from typing_extensions import TypedDict
+from dataclasses import dataclass
+from typing import Literal
 
 from sightline.compression.policy import FP16, FP32, WeightFormat
-from sightline.contract.arguments import Index, QuantisedKind
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 
@@ -18,50 +15,40 @@ BudgetOn = Literal["file", "codebook", "weights"]
 """Bytes that a budget counts: the file, codes with codebooks, or codes alone, as in HAQ."""
 
 
-class Protect(TypedDict):
-    """Layers that no search lowers: the `first` and `last` ones by number, and `names` by patterns such as `head.*`."""
-
-    first: NotRequired[Index]
-    last: NotRequired[Index]
-    names: NotRequired[tuple[str, ...]]
-    bits: NotRequired[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32]]
-
-
-def protected_choices(
-    protect: Protect, names: Sequence[str], *, kind: QuantisedKind = "codebook"
-) -> dict[str, WeightFormat]:
-    """Return the format of each protected layer of `names` (in the model's order): 8 bits by default.
-
-    Raises ConfigError for a pattern without a match, with the nearest name.
-    """
-    bits = protect.get("bits", 8)
-    floats = {item.bits: item for item in (FP16, FP32)}
-    choice = floats.get(bits, WeightFormat(kind, bits))
-    patterns = protect.get("names", ())
-    missing = [item for item in patterns if not fnmatch.filter(names, item)]
-    if missing:
-        raise ConfigError(
-            *(f"protect.names: no layer is called '{item}'{suggest(item, names, otherwise='')}" for item in missing)
-        )
-    last = len(names) - protect.get("last", 0)
-    return {
-        name: choice
-        for index, name in enumerate(names)
-        if index < protect.get("first", 0) or index >= last or any(fnmatch.fnmatchcase(name, item) for item in patterns)
-    }
-
-
 @dataclass(frozen=True)
 class CompressionOptions:
-    """Compression target and options; exactly one of `ratio` (of float32) and `num_bytes`, counted by `budget_on`."""
+    """Target of a compression: exactly one of `ratio` (of float32) and `num_bytes`, counted by `on`, and its options.
+
+    No search lowers the first and the last `protect_ends` layers, and those that match a pattern of `protect`, such as
+    `head.*`: they have `protect_bits`. `activations` are the bits of quantised inputs.
+    """
 
     ratio: float | None = None
     num_bytes: int | None = None
-    budget_on: BudgetOn = "file"
+    on: BudgetOn = "file"
     bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     kind: Literal["codebook", "linear"] = "codebook"
     per_channel: bool = False
-    protect: Protect = field(default_factory=lambda: Protect())
+    protect: tuple[str, ...] = ()
+    protect_ends: int = 0
+    protect_bits: int = 8
     calibration: int = 256
     seed: int = 0
     activations: int | None = None
+
+    def protected_choices(self, names: Sequence[str]) -> dict[str, WeightFormat]:
+        """Return the format of each protected layer of `names` (in the model's order).
+
+        Raises ConfigError for a pattern without a match, with the nearest name.
+        """
+        floats = {choice.bits: choice for choice in (FP16, FP32)}
+        choice = floats.get(self.protect_bits, WeightFormat(self.kind, self.protect_bits))
+        if missing := [pattern for pattern in self.protect if not fnmatch.filter(names, pattern)]:
+            hints = ((pattern, suggest(pattern, names, otherwise="")) for pattern in missing)
+            raise ConfigError(*(f"--protect: no layer is called '{pattern}'{hint}" for pattern, hint in hints))
+        ends = {*names[: self.protect_ends], *names[max(0, len(names) - self.protect_ends) :]}
+        return {
+            name: choice
+            for name in names
+            if name in ends or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.protect)
+        }

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from sightline.engine.step import Step, weighted_sum
+from sightline.engine.step import Step
+from sightline.workbench.compress.curvature import weighted_loss
 from sightline.workbench.compress.simulator import PolicySimulator
 
 
@@ -46,10 +47,7 @@ def _find_without_gradient(simulated: PolicySimulator, step: Step, weights: Mapp
         for name in required_grad:
             parameters[name].requires_grad_()
         with torch.enable_grad():
-            means = [
-                step.loss_means(step.loss_sums(simulated.model, index)) for index in range(len(step.micro_batches))
-            ]
-            loss = torch.stack([weighted_sum(step_means, weights) for step_means in means]).sum()
+            loss = weighted_loss(step, simulated.model, weights)
         if not loss.requires_grad:
             return tuple(required_grad)
         gradients = torch.autograd.grad(loss, [parameters[name] for name in required_grad], allow_unused=True)
