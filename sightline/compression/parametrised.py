@@ -15,10 +15,11 @@ from sightline.compression.codebooks import Codebook, cluster_weight
 from sightline.compression.grids import UniformQuantiser, weight_grid
 from sightline.compression.half_precision import HalfPrecision
 from sightline.compression.inputs import quantise_inputs
-from sightline.compression.policy import Policy, WeightFormat
+from sightline.compression.policy import Policy, WeightFormat, trained_policy
 from sightline.compression.quantiser import Quantiser, check_weight
 from sightline.compression.weights import list_weights
-from sightline.contract.errors import UserError
+from sightline.config import RunConfig
+from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.schema import suggest
 
 
@@ -61,6 +62,16 @@ def apply_policy(model: nn.Module, policy: Policy, *, mean_gradient: bool = True
                 )
                 parametrize.register_parametrization(owners[holder], alias, nn.Identity())
                 owners[holder].parametrizations[alias] = chain
+
+
+def quantise_by_config(model: nn.Module, config: RunConfig) -> nn.Module:
+    """Apply the policy of a run's config to its model; return the model. Raises ConfigError naming the config."""
+    policy, is_mean = trained_policy(config), config.compress is None or config.compress.gradient == "mean"
+    try:
+        apply_policy(model, policy, mean_gradient=is_mean)
+    except UserError as error:
+        raise ConfigError(f"{config.origins.get('compress.policy', 'compress')}: {error}") from None
+    return model
 
 
 def quantiser_for(

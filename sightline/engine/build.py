@@ -19,13 +19,12 @@ import numpy as np
 import yaml
 from torch import nn
 
-from sightline.compression.parametrised import apply_policy
-from sightline.compression.policy import trained_policy
+from sightline.compression.parametrised import quantise_by_config
 from sightline.config import RunConfig, locate_errors
 from sightline.config.run_config import PrecisionName, to_plain
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
-from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
+from sightline.contract.errors import CheckpointError, ConfigError, escape_to_one_line
 from sightline.contract.facts import check_data_facts
 from sightline.contract.loss import Loss
 from sightline.contract.members import DataMembers, ModelMembers, TaskMembers, TransformMembers, get_data_digest
@@ -70,21 +69,11 @@ def apply_model_changes(model: nn.Module, config: RunConfig, world: World) -> nn
 
 def _list_changes(config: RunConfig, world: World) -> Iterator[Change]:
     if config.compress is not None:
-        yield lambda model: _quantise(model, config)
+        yield lambda model: quantise_by_config(model, config)
     if config.distributed.sync_batch_norm:
         yield world.convert_sync_batchnorm
     if config.train.cudnn == "all_but_batch_norm":
         yield disable_cudnn_batch_norm
-
-
-def _quantise(model: nn.Module, config: RunConfig) -> nn.Module:
-    assert config.compress is not None
-    policy = trained_policy(config)
-    try:
-        apply_policy(model, policy, mean_gradient=config.compress.gradient == "mean")
-    except UserError as error:
-        raise ConfigError(f"{config.origins.get('compress.policy', 'compress')}: {error}") from None
-    return model
 
 
 logger = logging.getLogger(__name__)

@@ -102,7 +102,7 @@ def _draw_with_replacement(values: Tensor, number: int) -> tuple[Tensor, Tensor]
 
 def _apply(change: Callable[..., Any]) -> Plant:
     """Make a plant that applies the policy otherwise: `change` gets `apply_policy`, the model and the policy."""
-    return wrap(building, "apply_policy", change)
+    return wrap(parametrised, "apply_policy", change)
 
 
 def _quantise(owner: type[nn.Module], forward: Callable[..., Tensor]) -> Plant:
@@ -153,7 +153,7 @@ def _predict_by_floats(planter: Planter) -> None:
         kept.append(copy.deepcopy(model).eval())
         own(model, *given, **more)
 
-    planter.wrap(building, "apply_policy", apply)
+    planter.wrap(parametrised, "apply_policy", apply)
     planter.wrap(Supervised, "predict", lambda own, task, model, batch: own(task, kept[-1], batch))
 
 
