@@ -33,7 +33,11 @@ from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.verbs.train import TerminalReporter
-from sightline.workbench.compress.compression import (
+from sightline.workbench.compress.finetuning import FineTuning, assert_tunable
+from sightline.workbench.compress.report import NAME, CompressionReport, compression_markdown
+from sightline.workbench.compress.run_problem import RunProblem, make_simulator, untraced_problem
+from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult, build_searches, search_rows
+from sightline.workbench.compress.stages import (
     POLICY,
     WORK,
     Compression,
@@ -41,10 +45,6 @@ from sightline.workbench.compress.compression import (
     lock_folder,
     search_recorded,
 )
-from sightline.workbench.compress.finetuning import FineTuning, assert_tunable
-from sightline.workbench.compress.report import NAME, CompressionReport, compression_markdown
-from sightline.workbench.compress.run_problem import RunProblem, make_simulator, untraced_problem
-from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult, build_searches, search_rows
 from sightline.workbench.compress.target import CompressionOptions
 from sightline.workbench.study.study_runs import UnfinishedError
 
@@ -62,7 +62,7 @@ CompressOptions: TypeAlias = CompressRunOptions | CompressSearchOptions | Compre
 
 def run(options: CompressRunOptions) -> int:
     """Search, fine-tune and pack, up to `--stop-after`; return 0, or the exit code of a stopped fine-tuning."""
-    target, method, fine_tuning = None, None, None
+    request, fine_tuning = None, None
     if options.stop_after is not None and options.json is not None:
         raise UserError(f"--json: has no use with --stop-after {options.stop_after}, before the figures; leave it out")
     if options.ratio is not None or options.num_bytes is not None:
@@ -70,26 +70,27 @@ def run(options: CompressRunOptions) -> int:
             raise UserError("--policy: is used instead of a search; leave out --ratio and --bytes, the budget of one")
         target = _parse_target(options)
         load_plugins(options.plugins)  # one of them may hold the search
-        (method,) = build_searches([options.method], options.arguments, seed=options.seed).items()
+        ((name, method),) = build_searches([options.method], options.arguments, seed=options.seed).items()
+        request = target, name, method
     else:
         if options.stop_after == "search":
             raise UserError(
                 "--stop-after search: needs the budget of a search; give --ratio or --bytes, and no --policy"
             )
-        _assert_unused(options, BudgetOptions, "is about a search, and none is made")
-        _assert_unused(options, ProtectionOptions, "is about a search, and none is made")
+        for group in (BudgetOptions, ProtectionOptions):
+            _assert_unused(options, group, "is about a search, and none is made")
         _assert_no_words(options.arguments)
-    if target is not None or options.policy is not None:
+    if request is not None or options.policy is not None:
         fine_tuning = _parse_optional_fine_tuning(options)
     with start_world(device=options.device) as world:
         opened = _open(options, world)
-        policy = {} if target is not None else _get_policy(options, opened)
+        policy = _get_policy(options, opened) if request is None else {}
         job = Compression(opened, options.out, TerminalReporter())
         if fine_tuning is not None:
             assert_tunable(opened, fine_tuning)
-        if target is not None:
-            untraced_problem(make_simulator(opened), target)
-        return _until_stopped(lambda: _run_stages(options, job, opened, policy, target, method, fine_tuning))
+        if request is not None:
+            untraced_problem(make_simulator(opened), request[0])
+        return _until_stopped(lambda: _run_stages(options, job, opened, policy, request, fine_tuning))
 
 
 def _run_stages(
@@ -97,15 +98,14 @@ def _run_stages(
     job: Compression,
     opened: OpenRun,
     policy: Policy,
-    target: CompressionOptions | None,
-    method: tuple[str, Search] | None,
+    request: tuple[CompressionOptions, str, Search] | None,
     fine_tuning: FineTuning | None,
 ) -> None:
     """Search, fine-tune and pack in the locked folder, as far as that is asked."""
     with job.lock():
         packing: dict[str, Any] = {}
-        if target is not None and method is not None:
-            policy, packing = _search_policy(options, job, target, *method)
+        if request is not None:
+            policy, packing = _search_policy(options, job, *request)
         if options.stop_after == "search":
             found = options.out / WORK / POLICY
             return print_note(f"found: {found}; the command without --stop-after goes on from it")
@@ -154,9 +154,9 @@ def search(options: CompressSearchOptions) -> int:
         with lock_folder(out):
             problem, results = RunProblem(opened, target), []
             for name, method in built.items():
-                file, told = f"{name}.{POLICY}", _ProgressReport(name)
+                file, progress = f"{name}.{POLICY}", _ProgressReport(name)
                 try:
-                    results.append(search_recorded(problem, name, method, folder=out, file=file, report=told))
+                    results.append(search_recorded(problem, name, method, folder=out, file=file, report=progress))
                 except UserError as error:
                     if len(built) == 1:
                         raise

@@ -24,11 +24,11 @@ from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.runs.lineage import describe_stage
 from sightline.runs.run_directory import RunDirectory
 from sightline.workbench.check.init_rules import _find_different_tensors
-from sightline.workbench.compress.compression import Compression
 from sightline.workbench.compress.finetuning import FineTuning, can_distil
 from sightline.workbench.compress.report import CompressionReport, report_row
 from sightline.workbench.compress.run_problem import RunProblem
 from sightline.workbench.compress.simulator import PolicySimulator
+from sightline.workbench.compress.stages import Compression
 from sightline.workbench.compress.target import CompressionOptions
 from sightline.workbench.describe.trace import trace
 from sightline.workbench.study.study_runs import UnfinishedError

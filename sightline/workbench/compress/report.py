@@ -18,14 +18,6 @@ from sightline.engine.run_loading import OpenRun
 from sightline.runs.checkpoint import PACKED_FILE, is_packed
 from sightline.runs.run_directory import load_document, write_document, write_file
 from sightline.training.train_run import Reporter
-from sightline.workbench.compress.compression import (
-    POLICY,
-    REQUEST_FILE,
-    WORK,
-    Compression,
-    assert_same_request,
-    search_recorded,
-)
 from sightline.workbench.compress.finetuning import FINE_TUNED, FineTuning, assert_tunable, can_distil
 from sightline.workbench.compress.packing import SUMMARY
 from sightline.workbench.compress.run_problem import (
@@ -36,6 +28,14 @@ from sightline.workbench.compress.run_problem import (
     weights_sha256,
 )
 from sightline.workbench.compress.search.base import ProgressCallback, Search, build_searches
+from sightline.workbench.compress.stages import (
+    POLICY,
+    REQUEST_FILE,
+    WORK,
+    Compression,
+    assert_same_request,
+    search_recorded,
+)
 from sightline.workbench.compress.target import CompressionOptions
 
 NAME = "compression"

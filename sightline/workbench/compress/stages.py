@@ -1,4 +1,4 @@
-"""Compression of a trained run: search of a policy, fine-tuning and packing; every step can be resumed."""
+"""Stages of a compression: search of a policy, fine-tuning and packing; each can be resumed."""
 
 from __future__ import annotations
 
