@@ -120,6 +120,11 @@ class Problem:
         )
         return max(fitting, default=0)
 
+    @property
+    def uniform_policy(self) -> Policy:
+        """The policy of a feasible problem with the most bits that all searched layers can have alike."""
+        return self.policy([self.uniform_level] * len(self.searched_layers))
+
 
 def lower_to_budget(
     levels: Sequence[int], holds: Callable[[tuple[int, ...]], bool], *, floors: Sequence[int] | None = None

@@ -80,7 +80,7 @@ class DDPG(Search):
         layer_states, bits = state_vectors(problem.searched_layers), np.asarray(problem.bits)
         agent = Agent(layer_states.shape[1] + 1, seed=self.seed)
         replay = ReplayBuffer(_BUFFER_EPISODES * len(layer_states), layer_states.shape[1] + 1)
-        best = problem.policy(problem.lower_to_budget([problem.uniform_level] * len(problem.searched_layers)))
+        best = problem.uniform_policy
         for episode in range(self.episodes):
             if not evaluator.num_left:
                 break

@@ -21,7 +21,7 @@ class RandomSearch(Search):
 
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         generator = np.random.Generator(np.random.PCG64(self.seed))
-        best = problem.policy(problem.lower_to_budget([problem.uniform_level] * len(problem.searched_layers)))
+        best = problem.uniform_policy
         for _ in range(4 * self.max_evaluations):  # draws repeat if few policies are possible
             if not evaluator.num_left:
                 break

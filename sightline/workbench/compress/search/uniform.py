@@ -17,7 +17,7 @@ class UniformProtected(Search):
     max_evaluations = 2
 
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
-        return problem.policy([problem.uniform_level] * len(problem.searched_layers))
+        return problem.uniform_policy
 
 
 @registry.searches.add("uniform")
