@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
+from sightline.compression.parametrised import weight_sizes
 from sightline.config import RunConfig, read_config
 from sightline.contract.errors import UserError
 from sightline.contract.types import DataInfo, Field
 from sightline.contract.validation import TypeAdapter, ValidationError
-from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.published.hub import is_hub_name
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
 from sightline.runs.run_directory import load_document, read_facts

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sightline.compression.packed_file import assert_whole, read_packed
 from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import load, resolve
-from sightline.runs.packed import assert_whole, read_packed
 from sightline.store.prepared.prepared_set import compute_sha256
 
 PACKED_FILE = "model.slq"

@@ -28,8 +28,8 @@ from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
 from sightline.training.train_run import Reporter, TrainResult
 from sightline.training.train_run import train_run as train
-from sightline.workbench.compress.search.baselines import explain_storage, open_study
 from sightline.workbench.study.grid import resolve_metric_mode
+from sightline.workbench.study.optuna_storage import explain_storage, open_study
 from sightline.workbench.study.search_space import check_space, read_space
 from sightline.workbench.study.study_runs import describe_failure, digest_inputs
 

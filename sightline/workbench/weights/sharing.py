@@ -12,18 +12,19 @@ from typing import Any
 
 import yaml
 
+from sightline.compression.packed_file import read_packed
+from sightline.compression.policy import trained_policy
 from sightline.contract.errors import CheckpointError, RunError, UserError, summarise_error
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.packed import read_packed
 from sightline.runs.run_directory import RunDirectory, load_document
 from sightline.runs.run_files import RunFiles
 from sightline.runs.run_folders import list_runs
 from sightline.runs.run_records import ReportedRun, compare_runs, note_figures, read_reported_run
 from sightline.runs.trained_weights import PACKED_FILE, is_packed
 from sightline.store.files.atomic_write import disk_failure, whole_folder
-from sightline.workbench.compress.packing import FILES, SUMMARY, trained_policy, write_packed_run
+from sightline.workbench.compress.packing import FILES, SUMMARY, write_packed_run
 from sightline.workbench.weights.conversion import assert_empty_or_absent
 
 _PRIVATE = ("command_line", "directory", "host")

@@ -11,24 +11,22 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.compression.half_precision import halvable, round_to_half
+from sightline.compression.inputs import calibrate_activations, quantise_inputs
+from sightline.compression.packed_file import packed_size, read_packed, tensor_specs, write_packed
+from sightline.compression.packed_tensors import planned_tensor_spec
+from sightline.compression.parametrised import apply_policy, dense_state_dict
+from sightline.compression.policy import FP16, FP32, WeightFormat, policy_to_dict
+from sightline.compression.ratios import compression_ratios
+from sightline.compression.weights import quantisable_weights
 from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.parts.quantisation.activations import calibrate_activations, quantise_inputs
-from sightline.parts.quantisation.linear import halvable, quantisable_weights, round_to_half
-from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict
-from sightline.runs.packed import (
-    compression_ratios,
-    packed_size,
-    planned_tensor_spec,
-    read_packed,
-    tensor_specs,
-    write_packed,
-)
+from sightline.workbench.compress.batch_norm import reestimate_batch_norm
 from sightline.workbench.compress.packing import packed_layer_sizes
-from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_to_dict
-from sightline.workbench.compress.policy_simulator import PolicySimulator, reestimate_batch_norm
-from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
+from sightline.workbench.compress.run_problem import RunProblem, calibration_part, make_simulator
+from sightline.workbench.compress.simulator import PolicySimulator
+from sightline.workbench.compress.target import CompressionOptions
 from tests.command import document_of, refuse, run_here, succeed
 from tests.processes import ROOT
 
@@ -40,7 +38,8 @@ CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=200", "--device", "cpu")
 SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--batch-norm", "2", "--device", "cpu")
 BYTES = 48_000
-UNTUNED = ("{floats}", "--out", "{out}", "--epochs", "0")
+RUN = ("run", "{floats}", "--out", "{out}")
+UNTUNED = (*RUN, "--epochs", "0")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def packed(floats: Path) -> Path:
     """The one command."""
     out = floats.parent / "packed"
     words = ("--bytes", BYTES, "--out", out, "--epochs", "1", "train.steps=2", *SEARCH)
-    done = succeed("compress", floats, *words)
+    done = succeed("compress", "run", floats, *words)
     assert "of at most 40 evaluations, at most 0:" in done.err
     return out
 
@@ -79,7 +78,7 @@ def test_every_policy_is_simulated_and_sized_as_the_file_holds_it(opened: OpenRu
         model = opened.untrained_model()
         opened.load_into(model)
         rests = halvable(model, but=policy)
-        apply_policy(model, policy_to_dict(policy))
+        apply_policy(model, policy)
         halves = round_to_half(model.state_dict(), rests)
         swapped = simulated.apply(policy).state_dict()
         for name, value in dense_state_dict(model).items():
@@ -135,7 +134,7 @@ def test_a_packed_run_is_a_run_to_start_from_but_not_to_resume(packed: Path, tmp
     succeed("train", packed, *words)
     lineage = json.loads((tmp_path / "next" / "lineage.json").read_text())
     assert lineage["checkpoint"] == "model.slq"
-    assert "packed run already" in refuse("compress", packed, "--bytes", BYTES, "--out", packed)
+    assert "packed run already" in refuse("compress", "run", packed, "--bytes", BYTES, "--out", packed)
 
 
 def test_a_call_that_was_killed_while_it_packed_is_repeated(floats: Path, packed: Path) -> None:
@@ -147,18 +146,18 @@ def test_a_call_that_was_killed_while_it_packed_is_repeated(floats: Path, packed
         shutil.copytree(packed, copy)
         for name in missing:
             (copy / name).unlink()
-        succeed("compress", floats, *words[:-2], "--device", "cpu", "--out", copy)
+        succeed("compress", "run", floats, *words[:-2], "--device", "cpu", "--out", copy)
         assert (copy / "model.slq").read_bytes() == before
         assert json.loads((copy / "final.json").read_text()) == json.loads((packed / "final.json").read_text())
     (copy / "final.json").unlink()
-    told = refuse("compress", floats, "--bytes", BYTES + 1, *words[2:], "--out", copy)
+    told = refuse("compress", "run", floats, "--bytes", BYTES + 1, *words[2:], "--out", copy)
     assert "was written with other options (num_bytes: 48000 there, 48001 here)" in told
     again = shutil.copytree(floats, packed.parent / "again")
     other = (again / "checkpoints" / "last").resolve()
     succeed("train", CONFIG, *MODEL, "seed=3", "--no-check", "--out", packed.parent / "other")
     shutil.rmtree(other)
     shutil.copytree((packed.parent / "other" / "checkpoints" / "last").resolve(), other)
-    told = refuse("compress", again, *words, "--out", copy)
+    told = refuse("compress", "run", again, *words, "--out", copy)
     assert "was written with other options (weights: " in told
 
 
@@ -166,9 +165,7 @@ def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Pa
     whole = (packed / "work" / "evaluations.jsonl").read_text().splitlines(keepends=True)
     cut = "".join(whole[: len(whole) // 2]) + whole[-1][:40]
     (tmp_path / "evaluations.jsonl").write_text(cut)
-    succeed(
-        "compress", floats, "--report", "searches", "--bytes", BYTES, "--out", tmp_path, *SEARCH[:4], "--device", "cpu"
-    )
+    succeed("compress", "search", floats, "--bytes", BYTES, "--out", tmp_path, *SEARCH[:4], "--device", "cpu")
     assert (tmp_path / "policy.json").read_text() == (packed / "work" / "policy.json").read_text()
     lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
     plain = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
@@ -177,7 +174,7 @@ def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Pa
 
 def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Path) -> None:
     words = ("--bytes", BYTES, "--calibration", "8", "table_evaluations=20", "--device", "cpu", "--out", tmp_path)
-    succeed("compress", floats, "--report", "searches", "--method", "uniform,knapsack,greedy", *words)
+    succeed("compress", "search", floats, "--method", "uniform,knapsack,greedy", *words)
     rows = {row["method"]: row for row in json.loads((tmp_path / "search.json").read_text())["searches"]}
     assert set(rows) == {"uniform", "knapsack", "greedy"}
     assert all(row["bytes"] <= BYTES for row in rows.values())
@@ -186,16 +183,16 @@ def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Pat
     assert len(lines) == sum(row["new evaluations"] for row in rows.values())
     best = min(rows.values(), key=lambda row: (row["loss"], row["bytes"]))["method"]
     assert (tmp_path / "policy.json").read_text() == (tmp_path / f"{best}.policy.json").read_text()
-    told = refuse("compress", floats, "--report", "searches", "--method", "greedy", *words, "model.fused=false")
+    told = refuse("compress", "search", floats, "--method", "greedy", *words, "model.fused=false")
     assert "evaluations.jsonl:1: contains losses of 'weights " in told
 
 
 def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path: Path) -> None:
     words = ("--bytes", BYTES, "--calibration", "8", "--device", "cpu")
-    fused = refuse("compress", floats, "--report", "searches", *words, "--method", "hessian", "--out", tmp_path / "a")
+    fused = refuse("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "a")
     assert ("differentiated only once" in fused, "fused: false" in fused) == (True, True)
     words = (*words, "model.fused=false", "draws=3", "--activations", "8")
-    succeed("compress", floats, "--report", "searches", *words, "--method", "hessian", "--out", tmp_path / "b")
+    succeed("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "b")
     policy = json.loads((tmp_path / "b" / "policy.json").read_text())
     assert all(entry["activation"]["bits"] == 8 and entry["activation"]["range"] > 0 for entry in policy.values())
 
@@ -203,20 +200,20 @@ def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path
 def test_the_steps_alone_come_to_the_same_file(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
     words = ("--policy", policy, "--stop-after", "finetune", "--device", "cpu", "--out")
-    succeed("compress", floats, "--epochs", "1", "train.steps=2", *words, tmp_path / "t")
+    succeed("compress", "run", floats, "--epochs", "1", "train.steps=2", *words, tmp_path / "t")
     words = ("--out", tmp_path / "p", "--batch-norm", "2", "--device", "cpu")
-    succeed("compress", tmp_path / "t" / "work" / "finetuned", *words)
+    succeed("compress", "run", tmp_path / "t" / "work" / "finetuned", *words)
     assert (tmp_path / "p" / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
 
 
 def test_the_checkpoint_that_is_named_is_packed(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
     words = ("--policy", policy, "--stop-after", "finetune", "--epochs", "2", "checkpoint.every=1")
-    succeed("compress", floats, *words, "checkpoint.keep_last=2", "--device", "cpu", "--out", tmp_path)
+    succeed("compress", "run", floats, *words, "checkpoint.keep_last=2", "--device", "cpu", "--out", tmp_path)
     tuned = tmp_path / "work" / "finetuned"
     for checkpoint in sorted((tuned / "checkpoints").glob("step_*")):
         out, words = tmp_path / f"from_{checkpoint.name}", ("--batch-norm", "0", "--device", "cpu")
-        succeed("compress", tuned, "--checkpoint", checkpoint, *words, "--out", out)
+        succeed("compress", "run", tuned, "--checkpoint", checkpoint, *words, "--out", out)
         stored = read_packed(out / "model.slq").state
         expected = dense_state_dict(open_run(tuned, checkpoint=str(checkpoint)).model)
         assert all(torch.equal(stored[name], expected[name]) for name in json.loads(policy.read_text()))
@@ -227,36 +224,38 @@ def test_a_command_that_stopped_after_each_stage_comes_to_the_same_file(
 ) -> None:
     out = tmp_path / "out"
     words = ("--bytes", BYTES, "--out", out, "--epochs", "1", "train.steps=2", *SEARCH)
-    succeed("compress", floats, *words, "--stop-after", "search")
+    succeed("compress", "run", floats, *words, "--stop-after", "search")
     assert (out / "work" / "policy.json").read_bytes() == (packed / "work" / "policy.json").read_bytes()
     assert not (out / "work" / "finetuned").exists()
-    succeed("compress", floats, *words, "--stop-after", "finetune")
+    succeed("compress", "run", floats, *words, "--stop-after", "finetune")
     assert ((out / "work" / "finetuned" / "final.json").exists(), (out / "model.slq").exists()) == (True, False)
-    succeed("compress", floats, *words)
+    succeed("compress", "run", floats, *words)
     assert (out / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["{floats}", "--stop-after", "search", "--out", "{out}"], "--stop-after search: needs the budget of a search"),
-        (["{floats}", "--stop-after", "size", "--ratio", "0.1"], "--ratio: has no use with --stop-after size"),
-        (["{floats}", "--ratio", "0.1"], "give its folder with --out DIR"),
-        (["{floats}", "--policy", "p", "--ratio", "0.1", "--out", "{out}"], "--policy: is used instead of a search"),
-        (["{floats}", "--policy", "p", "--bits", "2", "--out", "{out}"], "--bits: is about a search, and none is made"),
-        (["{tuned}", "--stop-after", "finetune", "--out", "{out}"], "was trained with quantised weights already"),
-        (["{tuned}", "--epochs", "3", "--out", "{out}"], "was trained with quantised weights already"),
-        (["{tuned}", "train.steps=3", "--out", "{out}"], "'train.steps=3', which this step does not use"),
+        ([*RUN, "--stop-after", "search"], "--stop-after search: needs the budget of a search"),
+        (["run", "{floats}", "--ratio", "0.1"], "Missing option '--out'"),
+        ([*RUN, "--policy", "p", "--ratio", "0.1"], "--policy: is used instead of a search"),
+        ([*RUN, "--policy", "p", "--bits", "2"], "--bits: is about a search, and none is made"),
+        ([*RUN, "--ratio", "0.2", "--stop-after", "search", "--json", "{out}.json"], "--json: has no use with --stop-"),
+        (
+            ["run", "{tuned}", "--stop-after", "finetune", "--out", "{out}"],
+            "was trained with quantised weights already",
+        ),
+        (["run", "{tuned}", "--epochs", "3", "--out", "{out}"], "was trained with quantised weights already"),
+        (["run", "{tuned}", "train.steps=3", "--out", "{out}"], "'train.steps=3', which this step does not use"),
         ([*UNTUNED, "--ratio", "0.2", "--rate", "50"], "--rate: is about fine-tuning, and --epochs 0 has none"),
         ([*UNTUNED, "--ratio", "0.2", "no.such=4"], "'no.such=4', which this step does not use"),
         ([*UNTUNED, "--policy", "p", "--distil"], "--distil/--no-distil: is about fine-tuning"),
-        ([*UNTUNED[:3], "--report", "searches", "--batch-norm", "3"], "--batch-norm: is about what follows a search"),
-        ([*UNTUNED[:3], "--report", "searches", "--seeds", "7"], "--seeds: is for the rows of --report steps"),
-        (["{floats}", "--stop-after", "size", "--seeds", "7"], "--seeds: is for the rows of --report steps"),
-        (["{floats}", "--stop-after", "size", "--batch-norm", "3"], "--batch-norm: has no use with --stop-after size"),
-        (["{floats}", "--stop-after", "size", "--out", "{out}"], "--out: has no use with --stop-after size"),
-        (["{floats}", "--stop-after", "size", "--report", "searches"], "--stop-after: has no use in a report"),
-        (["{floats}", "--stop-after", "search", "--json", "{out}.json"], "--json: has no use with --stop-after search"),
+        ([*UNTUNED, "--policy", "p", "--stop-after", "finetune"], "--epochs 0: trains nothing"),
+        (["search", *UNTUNED[1:4], "--ratio", "0.2", "train.steps=3"], "'train.steps=3', which this step does not use"),
+        (["search", *UNTUNED[1:4], "--batch-norm", "3"], "No such option: --batch-norm"),
+        (["size", "{floats}", "--ratio", "0.1"], "No such option: --ratio"),
+        (["size", "{floats}", "max_evaluations=3"], "'max_evaluations=3', which this step does not use"),
+        (["report", *UNTUNED[1:4], "--epochs", "0"], "Invalid value for '--epochs'"),
     ],
 )
 def test_stages_and_options_that_do_not_go_together_are_refused(
@@ -271,11 +270,11 @@ def test_stages_and_options_that_do_not_go_together_are_refused(
 def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
     words = ("--epochs", 0, "--out", tmp_path / "a", "--device", "cpu")
-    succeed("compress", floats, "--policy", policy, *words)
-    (predicted,) = document_of("compress", floats, "--stop-after", "size", "--policy", policy).values()
+    succeed("compress", "run", floats, "--policy", policy, *words)
+    (predicted,) = document_of("compress", "size", floats, "--policy", policy).values()
     assert predicted["bytes"] == (tmp_path / "a" / "model.slq").stat().st_size
     assert predicted["weights"] < predicted["codebook"] < predicted["file"] < 0.2
-    every = run_here("compress", floats, "--stop-after", "size").out
+    every = run_here("compress", "size", floats).out
     assert "8 bits" in every
     assert "fp16" in every
 
@@ -288,10 +287,10 @@ def test_a_packed_run_keeps_quantised_inputs(floats: Path, opened: OpenRun, tmp_
     )
     document = policy_to_dict(dict.fromkeys(names, WeightFormat("linear", 6)))
     for name, entry in entries.items():
-        document[name]["activation"] = entry
+        document[name]["activation"] = entry._asdict()
     (tmp_path / "policy.json").write_text(json.dumps(document))
     words = ("--policy", tmp_path / "policy.json", "--out", tmp_path / "packed", "--device", "cpu")
-    succeed("compress", floats, "--epochs", 0, *words)
+    succeed("compress", "run", floats, "--epochs", 0, *words)
     packed = open_trained(tmp_path / "packed")
     rounding, plain = opened.untrained_model(), opened.untrained_model()
     quantise_inputs(rounding, entries)
@@ -301,7 +300,9 @@ def test_a_packed_run_keeps_quantised_inputs(floats: Path, opened: OpenRun, tmp_
         model.load_state_dict(packed.model.state_dict())
         assert torch.equal(model.eval()(points=points)["logits"], logits) == is_same
     assert packed.config.compress is not None
-    assert packed.config.compress.policy == {name: {"kind": "fp32", "activation": entries[name]} for name in entries}
+    assert packed.config.compress.policy == {
+        name: {"kind": "fp32", "activation": entry._asdict()} for name, entry in entries.items()
+    }
     assert packed.model.state_dict().keys() == opened.model.state_dict().keys()
 
 
@@ -348,7 +349,10 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "both": (("--ratio", "0.1", "--bytes", "9"), "give either --ratio or --bytes"),
     "above 1": (("--ratio", "1.5"), "--ratio 1.5: give a number above 0, at most 1"),
     "too small": (("--ratio", "0.001"), "a ratio of 0.0"),
-    "a wrong unit": (("--ratio", "0.1", "--on", "disk"), "--on disk: not a valid choice; options: file, codebook"),
+    "a wrong unit": (
+        ("--ratio", "0.1", "--on", "disk"),
+        "Invalid value for '--on': 'disk' is not one of 'file', 'codebook'",
+    ),
     "no bits": (("--ratio", "0.1", "--bits", "9"), "--bits 9: give whole numbers from 1 to 8"),
     "bits in words": (("--ratio", "0.1", "--bits", "two"), "--bits two: give whole numbers"),
     "no such search": (("--ratio", "0.1", "--method", "hybird"), "hybrid"),
@@ -361,14 +365,14 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
     ),
     "no rate": (("--ratio", "0.1", "--rate", "0"), "--rate 0.0: a factor of the run's learning rate"),
     "linear with one bit": (("--ratio", "0.1", "--kind", "linear", "--bits", "1"), "linear weights take 2 bits"),
-    "no such layer": (("--ratio", "0.1", "--protect", "haed.*"), "protect.names: no layer is called 'haed.*'"),
+    "no such layer": (("--ratio", "0.1", "--protect", "haed.*"), "--protect: no layer is called 'haed.*'"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_ends_in_one_line_and_leaves_nothing(floats: Path, tmp_path: Path, mistake: str) -> None:
     words, text = MISTAKES[mistake]
-    done = refuse("compress", floats, *words, "--out", tmp_path / "out")
+    done = refuse("compress", "run", floats, *words, "--out", tmp_path / "out")
     assert text in done
     assert "Traceback" not in done
     assert not (tmp_path / "out" / "model.slq").exists()
@@ -380,7 +384,7 @@ def test_a_folder_that_cannot_be_used_is_refused_before_the_search(floats: Path,
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     out = floats if place == "run" else tmp_path / place
-    done = run_here("compress", floats, "--bytes", BYTES, "--out", out)
+    done = run_here("compress", "run", floats, "--bytes", BYTES, "--out", out)
     assert (done.code, "search " in done.err, str(out) in done.err) == (2, False, True), done.err
     assert not (out / "work").exists()
 
@@ -391,7 +395,7 @@ def test_shared_and_unnamed_weights_count_in_the_ratios() -> None:
     (name,) = (weight.name for weight in quantisable_weights(model))
     policy = {name: WeightFormat("codebook", 4)}
     wanted = PolicySimulator(model, (name,), {}).sizes(policy).ratios
-    apply_policy(model, policy_to_dict(policy))
+    apply_policy(model, policy)
     layers = packed_layer_sizes(*tensor_specs(model), policy)
     assert layers == [(4096, 4, 32)]
     assert compression_ratios(layers, file_bytes=1, state=dense_state_dict(model)).codebook == pytest.approx(
@@ -410,7 +414,7 @@ def test_fewer_centres_never_make_a_larger_file() -> None:
 
 
 def test_the_ratio_that_is_named_as_the_smallest_holds(floats: Path, opened: OpenRun) -> None:
-    done = run_here("compress", floats, "--ratio", "0.001", "--out", floats.parent / "no")
+    done = run_here("compress", "run", floats, "--ratio", "0.001", "--out", floats.parent / "no")
     smallest = float(done.err.split("a ratio of ")[1].split(";")[0])
     problem = RunProblem(opened, CompressionOptions(ratio=smallest, calibration=4)).problem
     assert problem.fits_budget(problem.lowest)
@@ -418,7 +422,7 @@ def test_the_ratio_that_is_named_as_the_smallest_holds(floats: Path, opened: Ope
 
 def test_quantised_and_packed_runs_are_refused_by_name(packed: Path, tmp_path: Path) -> None:
     for run in (packed / "work" / "finetuned", packed):
-        assert "is quantised already" in refuse("compress", run, "--ratio", "0.1", "--out", tmp_path / "a")
+        assert "is quantised already" in refuse("compress", "run", run, "--ratio", "0.1", "--out", tmp_path / "a")
     data = bytearray((packed / "model.slq").read_bytes())
     data[len(data) // 2] ^= 1
     shutil.copytree(packed, tmp_path / "c")

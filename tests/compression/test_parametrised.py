@@ -13,16 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.compression.codebooks import Clusters, Codebook
+from sightline.compression.parametrised import bake_quantised_weights, dense_state_dict, quantised_weights
+from sightline.compression.weights import list_weights, quantisable_weights
 from sightline.contract.errors import UserError
-from sightline.parts.quantisation.clustering import Clusters
-from sightline.parts.quantisation.linear import list_weights, quantisable_weights
-from sightline.parts.quantisation.parametrised import (
-    Codebook,
-    apply_policy,
-    bake_quantised_weights,
-    dense_state_dict,
-    quantised_weights,
-)
+from tests.compression.policies import quantise
 from tests.golden_parity import load_golden, rule_made_state
 from tests.models.small_models import make_inputs, small_model
 
@@ -68,7 +63,7 @@ def test_models_compute_with_the_quantised_weights(name: str, is_training: bool)
     """Fused layers read attributes: outputs have the bits of a plain model with the same numbers, gradients arrive."""
     model = small_model(name).train(is_training)
     names, plain, policy = list(model.state_dict()), copy.deepcopy(model), mixed_policy(model)
-    apply_policy(model, policy)
+    quantise(model, policy)
     state = dense_state_dict(model)
     assert state.keys() == set(names)
     floats = dict(plain.named_parameters())
@@ -142,7 +137,7 @@ def test_which_tensors_are_quantised_and_why_others_stay() -> None:
 def test_bare_and_shared_parameters_are_quantised(choice: dict[str, Any]) -> None:
     model, x = Plugin(), torch.randn(5, 20)
     before = model(x)
-    apply_policy(model, {name: choice for name in ("mix", "enter.weight", "parts.0")})
+    quantise(model, {name: choice for name in ("mix", "enter.weight", "parts.0")})
     plain = Plugin()
     plain.load_state_dict(dense_state_dict(model))
     assert torch.equal(model(x), plain(x))
@@ -170,20 +165,20 @@ def test_bare_and_shared_parameters_are_quantised(choice: dict[str, Any]) -> Non
 )
 def test_copies_files_and_casts_keep_the_bits(choice: dict[str, Any]) -> None:
     model = nn.Conv2d(8, 6, 3)
-    apply_policy(model, {"weight": choice})
+    quantise(model, {"weight": choice})
     weight = model.weight.detach()
     assert torch.equal(copy.deepcopy(model).weight, weight)
     # Shapes follow from the policy alone: a model of other weights takes the state.
     other = nn.Conv2d(8, 6, 3)
     with torch.no_grad():
         other.weight.copy_(torch.arange(432).view(6, 8, 3, 3) % 3)
-    apply_policy(other, {"weight": choice})
+    quantise(other, {"weight": choice})
     other.load_state_dict(safetensors.torch.load(safetensors.torch.save(model.state_dict())))
     assert torch.equal(other.weight, weight)
     assert torch.equal(other.double().weight.float(), weight) or choice["kind"] == "linear"
     again = nn.Conv2d(8, 6, 3)
     again.load_state_dict(dense_state_dict(model))
-    apply_policy(again, {"weight": choice})
+    quantise(again, {"weight": choice})
     if choice["kind"] != "linear" or not choice.get("per_channel"):
         assert torch.equal(again.weight, weight)  # quantised twice is quantised once
 
@@ -193,14 +188,14 @@ def test_a_step_moves_centres_by_the_mean_or_the_sum() -> None:
     for mean_gradient, expected in ((True, [-2.0, -5.0]), (False, [-6.0, -15.0])):
         layer = nn.Linear(3, 2, bias=False)
         layer.weight = nn.Parameter(weight.clone())
-        apply_policy(layer, {"weight": {"kind": "codebook", "bits": 1}}, mean_gradient=mean_gradient)
+        quantise(layer, {"weight": {"kind": "codebook", "bits": 1}}, mean_gradient=mean_gradient)
         (layer.weight * torch.tensor([[-1.0, -2.0, -4.0], [-3.0, -5.0, -6.0]])).sum().backward()
         assert quantised_weights(layer)["weight"][1].grad.tolist() == expected
 
 
 def test_codebooks_are_differentiable_twice() -> None:
     layer = nn.Linear(6, 5).double()
-    apply_policy(layer, {"weight": {"kind": "codebook", "bits": 2}})
+    quantise(layer, {"weight": {"kind": "codebook", "bits": 2}})
     centres, x = quantised_weights(layer)["weight"][1], torch.randn(4, 6, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(F.linear(x, layer.weight).pow(3).sum(), centres, create_graph=True)
     (second,) = torch.autograd.grad(gradient[0], centres)
@@ -221,19 +216,19 @@ def test_faults_of_a_policy_are_named_and_change_nothing() -> None:
         ("1.bias", {"kind": "codebook", "bits": 2, "per_channel": True}, r"shape \[20\] has no channels"),
     ]:
         with pytest.raises(UserError, match=fault):
-            apply_policy(model, {"0.weight": good, name: choice})
+            quantise(model, {"0.weight": good, name: choice})
         assert not quantised_weights(model)
     with torch.no_grad():
         model[1].weight[3, 4] = torch.nan
     with pytest.raises(UserError, match=r"1\.weight: 1 of 400 weights are not finite"):
-        apply_policy(model, {"0.weight": good, "1.weight": good})
+        quantise(model, {"0.weight": good, "1.weight": good})
     with torch.no_grad():
         model[1].weight[3, 4] = 1e6
     with pytest.raises(UserError, match=r"1\.weight: holds numbers above 65504"):
-        apply_policy(model, {"1.weight": {"kind": "fp16"}})
-    apply_policy(model, {"0.weight": good})
+        quantise(model, {"1.weight": {"kind": "fp16"}})
+    quantise(model, {"0.weight": good})
     with pytest.raises(UserError, match="'0' is parametrised already"):
-        apply_policy(model, {"0.weight": good})
+        quantise(model, {"0.weight": good})
 
 
 # --- HAQ -------------------------------------------------------------------------------------------------------------
@@ -300,7 +295,7 @@ def test_ten_steps_keep_everything_finite_and_outputs_apart() -> None:
     model = nn.Sequential(nn.Conv1d(3, 3, 3), nn.Flatten(), nn.Linear(18, 4))
     with torch.no_grad():
         model[2].weight.copy_((torch.arange(72) % 3).view(4, 18) - 1)
-    apply_policy(model, {"0.weight": {"kind": "codebook", "bits": 8}, "2.weight": {"kind": "codebook", "bits": 8}})
+    quantise(model, {"0.weight": {"kind": "codebook", "bits": 8}, "2.weight": {"kind": "codebook", "bits": 8}})
     optimizer, x = torch.optim.SGD(model.parameters(), lr=0.05), torch.randn(6, 3, 8)
     for _ in range(10):
         optimizer.zero_grad()

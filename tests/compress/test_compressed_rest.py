@@ -13,23 +13,27 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.compression.half_precision import halvable, round_to_half
+from sightline.compression.packed_file import read_packed
+from sightline.compression.parametrised import apply_policy, dense_state_dict
+from sightline.compression.policy import Policy, WeightFormat
+from sightline.compression.ratios import float_bytes
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.parts.quantisation.linear import halvable, round_to_half
-from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs.lineage import describe_stage
-from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory
 from sightline.workbench.check.init_rules import _find_different_tensors
-from sightline.workbench.compress.policy import Policy
-from sightline.workbench.compress.policy_simulator import PolicySimulator
-from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem
+from sightline.workbench.compress.finetuning import FineTuning, can_distil
+from sightline.workbench.compress.report import CompressionReport, report_row
+from sightline.workbench.compress.run_problem import RunProblem
+from sightline.workbench.compress.simulator import PolicySimulator
+from sightline.workbench.compress.stages import Compression
+from sightline.workbench.compress.target import CompressionOptions
 from sightline.workbench.describe.trace import trace
-from sightline.workbench.study.compression import Compression, FineTuning, can_distil
-from sightline.workbench.study.compression_report import CompressionReport, report_row
 from sightline.workbench.study.study_runs import UnfinishedError
 from tests.command import document_of, refuse, run_here, succeed
+from tests.compression.policies import parse_policy
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -60,7 +64,7 @@ def opened(floats: Path) -> OpenRun:
 def packed(floats: Path) -> Path:
     out = floats.parent / "packed"
     words = ("--bytes", "6500", "--out", out, "--epochs", "1", "--batch-norm", "2")
-    done = succeed("compress", floats, *PLUGIN, *words, *SEARCH)
+    done = succeed("compress", "run", floats, *PLUGIN, *words, *SEARCH)
     assert "1 of 4 layers do not affect the loss and get the fewest bits: spare.weight" in done.err
     return out
 
@@ -92,7 +96,7 @@ def test_another_weight_than_the_one_given_is_found_under_each_name() -> None:
     model["b"].weight = model["a"].weight
     expected = {name: value.clone() for name, value in model.state_dict().items()}
     expected["b.weight"] = expected["a.weight"]
-    apply_policy(model, {"a.weight": {"kind": "codebook", "bits": 1}})
+    apply_policy(model, {"a.weight": WeightFormat("codebook", 1)})
     assert _find_different_tensors(expected, dense_state_dict(model), ["a.weight"]) == []
     expected["b.bias"] = expected["b.bias"] + 1
     assert _find_different_tensors(expected, dense_state_dict(model), ["a.weight"]) == ["b.bias"]
@@ -135,9 +139,7 @@ def test_a_weight_that_nothing_uses_gets_the_fewest_bits(floats: Path, tmp_path:
     """With half of the bytes to spare."""
     words = ("--bytes", "11000", "--calibration", "8", "--device", "cpu", "--out", tmp_path, "--method", method)
     arguments = {"uniform": (), "knapsack": ("table_evaluations=8",), "greedy": ("table_evaluations=8",)}
-    succeed(
-        "compress", floats, "--report", "searches", *PLUGIN, *words, *arguments.get(method, ("max_evaluations=40",))
-    )
+    succeed("compress", "search", floats, *PLUGIN, *words, *arguments.get(method, ("max_evaluations=40",)))
     policy = json.loads((tmp_path / "policy.json").read_text())
     assert policy["spare.weight"]["bits"] == 1
     assert max(entry["bits"] for entry in policy.values()) > 1
@@ -150,7 +152,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
     policy = {"mix.weight": {"kind": "codebook", "bits": 2}, "norm.weight": {"kind": "fp32"}}
     (tmp_path / "policy.json").write_text(json.dumps(policy))
     words = (*PLUGIN, "--policy", tmp_path / "policy.json", "--device", "cpu")
-    succeed("compress", floats, *words, "--out", tmp_path / "packed", "--epochs", 0, "--batch-norm", "0")
+    succeed("compress", "run", floats, *words, "--out", tmp_path / "packed", "--epochs", 0, "--batch-norm", "0")
     kinds = {line["name"]: line["kind"] for line in header_of(tmp_path / "packed" / "model.slq")["tensors"]}
     assert {name for name, kind in kinds.items() if kind == "f32"} == {
         "octants.weight",
@@ -158,11 +160,11 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
         "head.weight",
         "norm.weight",
     }
-    (predicted,) = document_of("compress", floats, "--stop-after", "size", *words).values()
+    (predicted,) = document_of("compress", "size", floats, *words[:-2]).values()
     assert predicted["bytes"] == (tmp_path / "packed" / "model.slq").stat().st_size
     changed = opened.untrained_model()
     opened.load_into(changed)
-    apply_policy(changed, policy)
+    apply_policy(changed, parse_policy(policy))
     found, expected = read_packed(tmp_path / "packed" / "model.slq").state, dense_state_dict(changed)
     for name, kind in kinds.items():
         assert torch.equal(
@@ -170,10 +172,10 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
         )
     out = tmp_path / "tuned"
     stop = ("--stop-after", "finetune")
-    succeed("compress", floats, *words, *stop, "--epochs", "1", "train.steps=1", "--out", out)
+    succeed("compress", "run", floats, *words, *stop, "--epochs", "1", "train.steps=1", "--out", out)
     assert read_config(out / "work" / "finetuned" / "config.yaml").compress.policy.keys() == policy.keys()
     (tmp_path / "policy.json").write_text(json.dumps({"mixed.weight": {"kind": "fp16"}}))
-    told = refuse("compress", floats, *words, "--epochs", 0, "--out", tmp_path / "other")
+    told = refuse("compress", "run", floats, *words, "--epochs", 0, "--out", tmp_path / "other")
     assert "mixed.weight: no parameter is called so; did you mean 'mix.weight'" in told
 
 
@@ -192,34 +194,33 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     words = (*PLUGIN, "--bytes", "20000", "--calibration", "8", "--batch-norm", "0", "--device", "cpu", "--out", out)
     refused = ("--method", "uniform", "--protect", "head.*", "--calibration", "4")
-    assert "take uniform_protected" in refuse("compress", floats, *words, "--epochs", "0", *refused)
-    told = refuse("compress", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
+    assert "take uniform_protected" in refuse("compress", "run", floats, *words, "--epochs", "0", *refused)
+    told = refuse("compress", "run", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
     assert ("did you mean 'batch_size'" in told, "search " in told) == (True, False), told
     for word in ("train.batch_size=13", "checks.skip=[no-gradient]"):  # as advised after the first
         with mock.patch("sightline.training.launch.launch_training", return_value=1):
-            done = run_here("compress", floats, *words, "--method", "uniform_protected", word)
+            done = run_here("compress", "run", floats, *words, "--method", "uniform_protected", word)
         assert (done.code, "fine-tuning was not started" in done.err) == (1, True), done.err
-    succeed("compress", floats, *words, "--epochs", "0", "--method", "uniform_protected")
+    succeed("compress", "run", floats, *words, "--epochs", "0", "--method", "uniform_protected")
 
 
 def test_a_second_call_is_refused_before_its_search(floats: Path, tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text("{}")
     words = (*PLUGIN, "--device", "cpu", "--out", tmp_path / "out")
     budget = ("--bytes", "20000", "--calibration", "8")
-    steps = [budget, *((*budget, "--report", name) for name in ("searches", "steps"))]
-    steps.append(("--policy", tmp_path / "policy.json", "--epochs", 0))
+    steps = [(name, floats, *budget) for name in ("run", "search", "report")]
+    steps.append(("run", floats, "--policy", tmp_path / "policy.json", "--epochs", 0))
     with RunDirectory(tmp_path / "out", is_writer=True).lock():
         for more in steps:
-            told = refuse("compress", floats, *words, *more)
+            told = refuse("compress", *more, *words)
             assert ("in use by process" in told, "search " in told) == (True, False), told
         assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 
-@pytest.mark.parametrize("report", ["searches", "steps"])
-def test_a_run_directory_is_no_place_for_a_report(floats: Path, report: str) -> None:
-    more = ("--bytes", "20000", "--report", report)
+@pytest.mark.parametrize("command", ["search", "report"])
+def test_a_run_directory_is_no_place_for_a_table(floats: Path, command: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in floats.rglob("*")}
-    told = refuse("compress", floats, *PLUGIN, *more, "--device", "cpu", "--out", floats)
+    told = refuse("compress", command, floats, *PLUGIN, "--bytes", "20000", "--device", "cpu", "--out", floats)
     assert (f"{floats}: is a run directory" in told, "search " in told) == (True, False), told
     assert {path: path.stat().st_mtime_ns for path in floats.rglob("*")} == before
 
@@ -238,7 +239,7 @@ def test_a_run_of_joints_cannot_be_distilled() -> None:
 
 
 REPORT = (
-    *("--report", "steps", *PLUGIN, "--calibration", "8", "--device", "cpu"),
+    *(*PLUGIN, "--calibration", "8", "--device", "cpu"),
     *("--method", "knapsack", "table_evaluations=8", "--epochs", "1"),
 )
 
@@ -246,7 +247,7 @@ REPORT = (
 def test_a_report_refuses_a_budget_before_any_row(floats: Path, tmp_path: Path) -> None:
     """Without one it takes a tenth, of 512 + 4,096 + 4,096 + 768 weights in float32; 8 bits are a quarter."""
     for words, told in ((("--ratio", "0.01"), "378 bytes"), (("--bits", "8"), "3,788 bytes")):
-        refused = refuse("compress", floats, *REPORT, *words, "--out", tmp_path / "out")
+        refused = refuse("compress", "report", floats, *REPORT, *words, "--out", tmp_path / "out")
         assert f"budget: {told} are too few" in refused
         assert not (tmp_path / "out").exists()
 
@@ -274,7 +275,7 @@ def test_a_report_leaves_out_rows_with_their_reason_and_keeps_others_at_another_
     monkeypatch.setattr(Compression, "finetune", finetune)
     monkeypatch.setattr(Compression, "pack", pack)
     for ratio in ("0.04", "0.2", "0.04"):
-        done = succeed("compress", floats, *REPORT, "--ratio", ratio, "--out", tmp_path)
+        done = succeed("compress", "report", floats, *REPORT, "--ratio", ratio, "--out", tmp_path)
         document = json.loads((tmp_path / "compression.json").read_text())
         names[ratio] = [row["name"] for row in document["rows"]]
         is_left_out = "row '0.04 preserve, mix' left out: budget: 1,515 bytes are too few" in done.err
@@ -298,7 +299,7 @@ def test_a_report_takes_no_policy_of_a_search_with_other_options(
     monkeypatch.setattr(CompressionReport, "_row", stop)
     is_searched = []
     for choices in ("1,2", "3,4", "3,4"):
-        done = run_here("compress", floats, *REPORT, "--ratio", "0.2", "--bits", choices, "--out", tmp_path)
+        done = run_here("compress", "report", floats, *REPORT, "--ratio", "0.2", "--bits", choices, "--out", tmp_path)
         assert done.code == 3, done.err
         is_searched.append("search knapsack: " in done.err)
     assert [each <= {1, 2} for each in bits] == [True, False, False]
@@ -307,9 +308,7 @@ def test_a_report_takes_no_policy_of_a_search_with_other_options(
 
 
 def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
-    problem = RunProblem(
-        opened, CompressionOptions(num_bytes=20_000, calibration=4, protect={"names": ("spare.*",), "bits": 8})
-    )
+    problem = RunProblem(opened, CompressionOptions(num_bytes=20_000, calibration=4, protect=("spare.*",)))
     assert problem.unused == ()
     assert problem.problem.policy(problem.problem.lowest)["spare.weight"].bits == 8
 

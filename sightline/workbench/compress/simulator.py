@@ -1,40 +1,21 @@
-"""Simulation of policies on a trained model: quantised weights, and the exact size of each policy's file.
-
-Re-estimation of batch norm statistics for changed weights.
-"""
+"""Simulation of policies on a trained model: quantised weights, and the exact size of each policy's file."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from sightline.engine.batch_stream import evaluation_keys, read_batches
-from sightline.engine.device import Precision, to_device
-from sightline.engine.run_loading import OpenRun
-from sightline.engine.step import compute_batch_losses
-from sightline.instrument.random_state import preserve_random_state
-from sightline.parts.quantisation.linear import halvable, round_to_half
-from sightline.parts.quantisation.parametrised import HalfPrecision, quantiser_for
-from sightline.runs.packed import (
-    CompressionRatios,
-    PackedTensorSpec,
-    compression_ratios,
-    float_bytes,
-    packed_size,
-    tensor_spec,
-    unique_tensors,
-)
-from sightline.workbench.compress.policy import FP32, Policy, WeightFormat, policy_to_dict
-
-BudgetOn = Literal["file", "codebook", "weights"]
-"""Bytes that a budget counts: the file, codes with codebooks, or codes alone, as in HAQ."""
+from sightline.compression.half_precision import HalfPrecision, halvable, round_to_half
+from sightline.compression.packed_file import packed_size
+from sightline.compression.packed_tensors import PackedTensorSpec, tensor_spec, unique_tensors
+from sightline.compression.parametrised import quantiser_for
+from sightline.compression.policy import FP32, Policy, WeightFormat
+from sightline.compression.ratios import CompressionRatios, compression_ratios, float_bytes
+from sightline.workbench.compress.target import BudgetOn
 
 
 class Sizes(NamedTuple):
@@ -59,7 +40,7 @@ class PolicySimulator:
         self._floats = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
         self._state = model.state_dict()
         self._current: dict[str, WeightFormat] = dict.fromkeys(names, FP32)
-        self._quantised_cache: dict[tuple[str, WeightFormat], tuple[nn.Module, Tensor] | None] = {}
+        self._quantised_cache: dict[tuple[str, WeightFormat], tuple[nn.Module, Tensor]] = {}
         self._entries: dict[tuple[str, WeightFormat], PackedTensorSpec] = {}
         unique_state, self._tied = unique_tensors(self._state)
         self._holders = {name: self._tied.get(name, name) for name in names}
@@ -79,8 +60,7 @@ class PolicySimulator:
         for name in self.names:
             choice = policy.get(name, FP32)
             if self._current[name] != choice:
-                quantised, value = self._quantise(name, choice), self._floats[name]
-                self._parameters[name].copy_(value if quantised is None else quantised[0](quantised[1]))
+                self._parameters[name].copy_(self._compute(name, choice))
                 self._current[name] = choice
         self._set_values(self._half_rest)
         return self.model
@@ -118,63 +98,26 @@ class PolicySimulator:
         file_bytes = self.count_bytes(policy)
         return Sizes(file_bytes, compression_ratios(layers, file_bytes=file_bytes, state=self._state))
 
+    @torch.no_grad()
     def squared_error(self, name: str, choice: WeightFormat) -> float:
         """Compute the squared distance between a weight and its quantised form."""
-        quantised = self._quantise(name, choice)
-        if quantised is None:
-            return 0.0
-        with torch.no_grad():
-            return (quantised[0](quantised[1]).double() - self._floats[name].double()).square().sum().item()
+        return (self._compute(name, choice).double() - self._floats[name].double()).square().sum().item()
 
-    def _quantise(self, name: str, choice: WeightFormat) -> tuple[nn.Module, Tensor] | None:
-        key = name, choice
+    def _quantise(self, name: str, choice: WeightFormat) -> tuple[nn.Module, Tensor]:
+        key = name, choice._replace(activation=None)
         if key not in self._quantised_cache:
-            weight = nn.Parameter(self._floats[name])
-            quantised = quantiser_for(name, weight, policy_to_dict({name: choice})[name], mean_gradient=True)
-            self._quantised_cache[key] = (
-                None if quantised is None else (quantised[0], weight.detach() if quantised[1] is None else quantised[1])
-            )
+            self._quantised_cache[key] = quantiser_for(name, self._floats[name], choice)
         return self._quantised_cache[key]
 
+    def _compute(self, name: str, choice: WeightFormat) -> Tensor:
+        quantiser, source = self._quantise(name, choice)
+        weight: Tensor = quantiser(source)
+        return weight
+
+    @torch.no_grad()
     def _get_entry(self, name: str, choice: WeightFormat) -> PackedTensorSpec:
         key = name, choice
         if key not in self._entries:
-            quantised, weight = self._quantise(name, choice), self._floats[name]
-            holder = self._holders[name]
-            with torch.no_grad():
-                pair = () if quantised is None else quantised
-                self._entries[key] = tensor_spec(
-                    holder, weight if quantised is None else quantised[0](quantised[1]), *pair
-                )
+            value = self._compute(name, choice)
+            self._entries[key] = tensor_spec(self._holders[name], value, *self._quantise(name, choice))
         return self._entries[key]
-
-
-def reestimate_batch_norm(model: nn.Module, run: OpenRun, *, num_batches: int) -> int:
-    """Re-estimate running statistics as means over random training batches; return the number of batches.
-
-    All batches are complete, unless the split is smaller than one. Forward passes in training mode, without gradients.
-    Source: Yu and Huang 2019 (slimmable networks), section 3.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms or num_batches == 0:
-        return 0
-    config, part = run.config, run.data.train
-    size = config.train.num_samples
-    indices = np.random.Generator(np.random.PCG64(config.seed)).permutation(part.indices)  # sets are sorted by class
-    num_complete = min(num_batches, max(1, len(indices) // size))
-    keys = evaluation_keys(indices[: num_complete * size], size, epoch=0, seed=config.seed)
-    precision = Precision(config.train.precision)
-    momenta = [module.momentum for module in norms]
-    batches = read_batches(part.reader, iter(keys), 0)
-    model.train()
-    try:
-        with torch.no_grad(), preserve_random_state(), contextlib.closing(batches):
-            for number, batch in enumerate(batches, start=1):
-                for module in norms:
-                    module.momentum = 1 / number  # the mean of all so far
-                compute_batch_losses(run.task, model, to_device(batch, run.world.device), run.world.device, precision)
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-        model.eval()
-    return len(keys)

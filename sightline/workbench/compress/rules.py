@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.compression.codebooks import Codebook, cluster_weight
+from sightline.compression.parametrised import dense_state_dict, quantised_weights
+from sightline.compression.policy import WeightFormat, trained_policy
+from sightline.compression.ratios import compression_ratios
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.parts.quantisation.clustering import cluster_weight
-from sightline.parts.quantisation.parametrised import Codebook, dense_state_dict, quantised_weights
 from sightline.parts.tasks.distillation import DistillationTask
-from sightline.runs.packed import compression_ratios
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import DryRun, isolated_copy
@@ -32,7 +33,7 @@ class QuantisedWeight(NamedTuple):
     """Weight that the policy names: its quantiser and what it is computed from, its values in both modes."""
 
     name: str
-    choice: Mapping[str, Any]
+    choice: WeightFormat
     quantiser: Any
     original: Tensor | None
     training: Tensor
@@ -43,13 +44,12 @@ class QuantisedWeight(NamedTuple):
         """Centres of a codebook as they are stored (rows, centres)."""
         if not isinstance(self.quantiser, Codebook) or self.original is None:
             return None
-        centres = self.original.detach()
-        return self.quantiser.as_stored(centres).reshape(1 if centres.ndim == 1 else len(centres), -1)
+        return self.quantiser.rows(self.quantiser.as_stored(self.original.detach()))
 
     @property
     def is_used(self) -> Tensor:
         """Mask (rows, centres) of the centres that at least one weight has."""
-        labels = self.quantiser.labels.reshape(1 if len(self.quantiser.shape) == 1 else len(self.quantiser.labels), -1)
+        labels = self.quantiser.rows(self.quantiser.labels)
         return torch.stack([row.int().bincount(minlength=self.quantiser.shape[-1]) for row in labels]) > 0
 
 
@@ -60,7 +60,7 @@ def quantised(run: Context) -> list[QuantisedWeight]:
         raise NotApplicableError("no compress")
     model = isolated_copy(run.built.job.model)
     training, evaluation = (dense_state_dict(model.train(mode)) for mode in (True, False))
-    weights, policy = quantised_weights(model), run.config.compress.policy
+    weights, policy = quantised_weights(model), trained_policy(run.config)
     return [
         QuantisedWeight(name, choice, quantiser, original, training[name], evaluation[name])
         for name, choice in policy.items()
@@ -115,11 +115,10 @@ def _judge_centres(weight: QuantisedWeight) -> tuple[str, str] | None:
 
 def _judge_count(weight: QuantisedWeight, floats: Mapping[str, Tensor]) -> tuple[str, str] | None:
     """Compare the number of centres in use with that of the clusters of the float weight."""
-    used, bits = weight.is_used.sum(dim=1), weight.choice.get("bits", 0)
+    used, (_, bits, per_channel, _) = weight.is_used.sum(dim=1), weight.choice
     if weight.name not in floats or bool((used >= 2**bits).all()):
         return None
-    per_channel = weight.choice.get("per_channel", False)
-    best = cluster_weight(floats[weight.name], bits=bits, name=weight.name, per_channel=per_channel).weight
+    best = cluster_weight(floats[weight.name], bits=bits, name=weight.name, per_channel=per_channel).centres
     needed = _count_distinct(best.reshape(len(best) if per_channel else 1, -1))
     is_smaller = used.unique().tolist() in [[2**fewer] for fewer in range(1, bits)]
     measured = f"{int(used.sum())} centres in use, {int(needed.sum())} expected of {bits} bits"
@@ -138,8 +137,8 @@ def unquantised_weights(quantised: list[QuantisedWeight]) -> Iterator[Fault]:
     faults = {}
     for weight in quantised:
         excess = [_describe_excess(values, weight.choice) for values in (weight.training, weight.evaluation)]
-        bits = weight.choice.get("bits", 16)
-        stated = f"; the policy states {bits} bits, {weight.choice['kind']}"
+        bits = weight.choice.bits
+        stated = f"; the policy states {bits} bits, {weight.choice.kind}"
         original, now = weight.original, weight.training
         if any(excess):
             is_plain = original is not None and original.shape == now.shape and torch.equal(now, original.to(now))
@@ -150,13 +149,13 @@ def unquantised_weights(quantised: list[QuantisedWeight]) -> Iterator[Fault]:
     yield from _join("do not follow the policy", faults)
 
 
-def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:
+def _describe_excess(value: Tensor, choice: WeightFormat) -> str:
     """Describe the values that a weight has beyond its policy entry; "" if it conforms."""
-    if choice["kind"] in ("fp32", "fp16"):
-        off = 0 if choice["kind"] == "fp32" else int((value.half().to(value.dtype) != value).sum())
+    if choice.kind in ("fp32", "fp16"):
+        off = 0 if choice.kind == "fp32" else int((value.half().to(value.dtype) != value).sum())
         return f"{off} of {value.numel()} values are not of half precision" if off else ""
-    most = 2 ** choice["bits"] - (choice["kind"] == "linear")
-    found = int(_count_distinct(value.nan_to_num().reshape(len(value) if choice.get("per_channel") else 1, -1)).max())
+    most = 2**choice.bits - (choice.kind == "linear")
+    found = int(_count_distinct(value.nan_to_num().reshape(len(value) if choice.per_channel else 1, -1)).max())
     return f"{found} different values" if found > most else ""
 
 
@@ -274,9 +273,6 @@ def unfit_teacher(run: Context) -> Iterator[Fault]:
     if trained:
         causes, measured = ["optim.param_coverage", "quant.distill"], f"{len(trained)} parameters, {trained[0]} first"
         yield Fault("the teacher would be trained", measured=measured, causes=causes, where=where)
-
-
-# --- a search for bits ------------------------------------------------------------------------------------------------
 
 
 @rule(

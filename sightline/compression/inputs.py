@@ -1,10 +1,4 @@
-"""Quantised inputs of layers: hooks that round, and the ranges of rounding.
-
-Fused layers read `linear.weight` and call no module, so that a hook on it never runs: that is an error wherever it is
-detected, and `fused: false` is the remedy.
-
-Rules for the quantisation choices of a weight, shared by all readers of policies.
-"""
+"""Quantised inputs of layers: hooks that round, and the ranges of rounding."""
 
 from __future__ import annotations
 
@@ -15,16 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.arguments import QuantisedActivation, WeightQuantisation
+from sightline.compression.grids import FEW_BITS, OF_ZEROS, kl_threshold
+from sightline.compression.policy import Activation
+from sightline.compression.quantiser import straight_through
+from sightline.compression.weights import list_weights
 from sightline.contract.errors import UserError, join_some
-from sightline.contract.schema import SchemaError, check_value, suggest
+from sightline.contract.schema import suggest
 from sightline.instrument import hang, record
-from sightline.parts.quantisation.linear import kl_threshold, list_weights, straight_through
 
-_FEW_BITS = 5
-"""Number of bits below which clipping pays, and the range is searched for (HAQ)."""
-_OF_ZEROS = 1e-8
-"""Range of numbers that are all zero."""
 _NUM_RECORDED = 1 << 14
 """Numbers of a batch that the search for a range reads."""
 _REMEDY = "as in fused layers; build the model with `fused: false`, or take the activation out"
@@ -40,10 +32,10 @@ def quantised_activation(values: Tensor, reach: float | Tensor, *, bits: int, is
     step: float | Tensor
     if isinstance(reach, Tensor):
         clipped = torch.minimum(torch.maximum(values, -reach if is_signed else torch.zeros_like(reach)), reach)
-        step = reach.detach().clamp(min=_OF_ZEROS) / num_steps
+        step = reach.detach().clamp(min=OF_ZEROS) / num_steps
     else:
         clipped = torch.clamp(values, -reach if is_signed else 0.0, reach)
-        step = max(reach, _OF_ZEROS) / num_steps
+        step = max(reach, OF_ZEROS) / num_steps
     return straight_through(clipped, torch.round(clipped.detach() / step) * step)
 
 
@@ -53,14 +45,14 @@ def activation_range(values: Tensor, *, bits: int, is_signed: bool, most: float 
     HAQ uses at most 6, the upper bound of ReLU6 in its networks. Source: HAQ, section 3.4.
     """
     largest, size_bits = min(most, float(values.detach().abs().max())), bits - is_signed
-    if size_bits < _FEW_BITS:
+    if size_bits < FEW_BITS:
         largest = min(largest, kl_threshold(values.detach().cpu().double().numpy(), bits=size_bits))
     return largest
 
 
 def calibrate_activations(
     model: nn.Module, run_batches: Callable[[], object], names: Sequence[str], *, bits: int, most: float = math.inf
-) -> dict[str, QuantisedActivation]:
+) -> dict[str, Activation]:
     """Calibrate the inputs of the layers that own the weights `names`: bits, range and sign of each, in this order.
 
     `run_batches` runs the model over calibration samples, in evaluation mode. An input is signed if one of its numbers
@@ -78,7 +70,7 @@ def calibrate_activations(
     return {name: _entry(name, torch.cat(parts).double(), bits, most) for name, parts in recorded.items()}
 
 
-def quantise_inputs(model: nn.Module, activations: Mapping[str, QuantisedActivation]) -> None:
+def quantise_inputs(model: nn.Module, activations: Mapping[str, Activation]) -> None:
     """Round the inputs of the layers that own these weights, in the model and all its copies; no state is added.
 
     The first pass of `model` in training and the first in evaluation raise UserError for layers that they do not call.
@@ -95,13 +87,13 @@ def quantise_inputs(model: nn.Module, activations: Mapping[str, QuantisedActivat
 class _InputQuantiser:
     """Hook that rounds the input of a layer; not a module, so that a checkpoint has no additional names."""
 
-    def __init__(self, activation: QuantisedActivation) -> None:
+    def __init__(self, activation: Activation) -> None:
         self.activation = activation
         self.was_called = False
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         self.was_called = True
-        bits, reach, is_signed = self.activation["bits"], self.activation["range"], self.activation["signed"]
+        bits, reach, is_signed = self.activation
         values = quantised_activation(_get_input(args, kwargs), reach, bits=bits, is_signed=is_signed)
         return ((values, *args[1:]), kwargs) if args else ((), {**kwargs, "input": values})
 
@@ -159,39 +151,16 @@ def _summarise(values: Tensor) -> Tensor:
     return torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu()
 
 
-def _entry(name: str, values: Tensor, bits: int, most: float) -> QuantisedActivation:
+def _entry(name: str, values: Tensor, bits: int, most: float) -> Activation:
     if not torch.isfinite(values).all():
         raise UserError(f"{name}: activation: the layer's input is not finite on the calibration samples")
     is_signed = bool((values < 0).any())
     reach = activation_range(values, bits=bits, is_signed=is_signed, most=most)
     if reach == 0:
         raise UserError(f"{name}: activation: the layer's input is 0 on all calibration samples; leave it in float")
-    return {"bits": bits, "range": reach, "signed": is_signed}
+    return Activation(bits, reach, is_signed)
 
 
 def _get_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     values: Tensor = args[0] if args else kwargs["input"]
     return values
-
-
-_MIN_BITS = {"codebook": 1, "linear": 2}
-
-
-def choice_faults(choice: Any) -> list[SchemaError]:
-    """List everything wrong with a choice regardless of its weight, by key.
-
-    Types, ranges, bits of floats, a 1-bit grid.
-    """
-    _, misfits = check_value(WeightQuantisation, choice)
-    if misfits:
-        return misfits
-    kind, bits = choice["kind"], choice.get("bits")
-    if kind not in _MIN_BITS:
-        extra_keys = (key for key in ("bits", "per_channel") if choice.get(key))
-        return [SchemaError(key, "is not for floating point; remove it") for key in extra_keys]
-    allowed = f"give {_MIN_BITS[kind]} to 8"
-    if bits is None:
-        return [SchemaError("bits", f"is required and missing; {allowed}")]
-    return (
-        [] if bits >= _MIN_BITS[kind] else [SchemaError("bits", f"found {bits}, too few for a {kind} grid; {allowed}")]
-    )

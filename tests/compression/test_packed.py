@@ -16,22 +16,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.compression.bit_packing import pack_bits, unpack_bits
+from sightline.compression.packed_file import packed_size, read_packed, tensor_specs, write_packed
+from sightline.compression.packed_tensors import PackedTensorSpec, planned_tensor_spec
+from sightline.compression.parametrised import dense_state_dict, quantised_weights
+from sightline.compression.ratios import compression_ratios
 from sightline.contract import regular_files
 from sightline.contract.errors import CheckpointError, UserError
-from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
-from sightline.runs.packed import (
-    PackedTensorSpec,
-    compression_ratios,
-    pack_bits,
-    packed_size,
-    planned_tensor_spec,
-    read_packed,
-    tensor_specs,
-    unpack_bits,
-    write_packed,
-)
 from sightline.runs.trained_weights import evaluated_sha256
-from tests.layers.quantisation.drawn_weights import random_layers
+from tests.compression.drawn_weights import random_layers
+from tests.compression.policies import quantise
 
 META = {"model": {"name": "net", "width": 4}, "class_names": ["a", "ü"], "metrics": {"accuracy": 0.875}}
 
@@ -108,7 +102,7 @@ def net() -> Net:
     model = Net()
     with torch.no_grad():
         model.wide.weight.mul_(1e6)
-    apply_policy(model, POLICY)
+    quantise(model, POLICY)
     return model
 
 
@@ -141,7 +135,7 @@ def test_a_model_comes_back_bit_by_bit(tmp_path: Path) -> None:
 def test_centres_that_training_moved_are_packed_as_they_are_read(tmp_path: Path) -> None:
     """Out of order, equal after rounding, negative zeros: the file holds them ascending and once."""
     model = nn.Sequential(nn.Linear(30, 30))
-    apply_policy(model, {"0.weight": {"kind": "codebook", "bits": 3}})
+    quantise(model, {"0.weight": {"kind": "codebook", "bits": 3}})
     _, centres = quantised_weights(model)["0.weight"]
     with torch.no_grad():
         centres.copy_(torch.tensor([5.0, 1.0, 1.0 + 1e-5, -1e-9, 0.3, -0.3, 2.0, 2.5]))
@@ -163,7 +157,7 @@ def test_random_layers_packed_are_those_simulated(tmp_path: Path) -> None:
         model[f"layer{number}"] = torch.from_numpy(values).view(rows, -1)
         kind = "linear" if number % 5 == 4 and bits > 1 else "codebook"
         policy[f"layer{number}"] = {"kind": kind, "bits": bits, "per_channel": number % 3 == 2}
-    apply_policy(model, policy)
+    quantise(model, policy)
     entries, tied = tensor_specs(model)
     size = write_packed(tmp_path / "model.slq", model, {})
     assert size == (tmp_path / "model.slq").stat().st_size == packed_size(entries, {}, tied=tied)
@@ -172,7 +166,7 @@ def test_random_layers_packed_are_those_simulated(tmp_path: Path) -> None:
 
 def test_what_a_file_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     path, model = tmp_path / "model.slq", nn.Linear(30, 30).double()
-    apply_policy(model, {"weight": {"kind": "codebook", "bits": 2}})
+    quantise(model, {"weight": {"kind": "codebook", "bits": 2}})
     with pytest.raises(UserError, match=r"weight: is torch\.float64"):
         write_packed(path, model, {})
     with pytest.raises(UserError, match=r"bias: a packed file holds no torch\.bfloat16"):
@@ -292,7 +286,9 @@ def test_a_sparse_file_is_refused_by_its_header(sound: bytes, tmp_path: Path, he
         file.truncate(1 << 35)
     fault = "bytes belong to no tensor" if head == "sound" else "begin with SLQ1"
     with (
-        mock.patch("sightline.runs.packed.read_regular_file", side_effect=AssertionError("the whole file was read")),
+        mock.patch(
+            "sightline.compression.packed_file.read_regular_file", side_effect=AssertionError("the whole file was read")
+        ),
         pytest.raises(CheckpointError, match=fault),
     ):
         read_packed(path)
@@ -316,7 +312,7 @@ def test_codes_without_a_value_are_refused(tmp_path: Path) -> None:
     model = nn.Linear(101, 5, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.arange(505).view(5, 101) % 3)
-    apply_policy(model, {"weight": {"kind": "codebook", "bits": 2}})
+    quantise(model, {"weight": {"kind": "codebook", "bits": 2}})
     path = tmp_path / "model.slq"
     write_packed(path, model, {})
     data, start = path.read_bytes(), payload_of(path.read_bytes())
