@@ -33,6 +33,7 @@ START, END = "<!-- rates: written by tests/doctor/rates.py -->\n", "\n<!-- end o
 PATH = Path(rates.__file__).with_suffix(".json")
 DRAWN, WHOLE = ("healthy", "rare"), "run"
 """Kinds of rows that are drawn, and the kind of those that check a whole run."""
+_SEEDS_OF_RUNS = 3
 CHECKS = {"checks": "healthy", "rare_checks": "rare", "run_checks": WHOLE}
 """Kinds of rows of which it is counted in how many there was any alarm."""
 
@@ -57,10 +58,10 @@ def _is_alarm(alarm: Mapping[str, str]) -> bool:
     return alarm["severity"] in ("error", "warning")
 
 
-def list_rates(counts: Mapping[str, Rate], runs: Mapping[str, Rate] | None = None) -> list[tuple[str, ...]]:
-    """List a row for each rule that was asked, and for statistical ones that were not, unless `runs` asked these."""
-    rules = [rule for rule in all_rules() if rule.is_statistical and rule.name not in (runs or {})]
-    return _list_rows(counts, {*counts, *(rule.name for rule in rules)})
+def list_rates(counts: Mapping[str, Rate]) -> list[tuple[str, ...]]:
+    """List a row for each rule that was asked of drawn programs, and for statistical ones that were not."""
+    others = {rule.name for rule in all_rules() if rule.is_statistical and not rates.is_of_runs(rule.name)}
+    return _list_rows(counts, counts.keys() | others)
 
 
 def _list_rows(counts: Mapping[str, Rate], names: Collection[str]) -> list[tuple[str, ...]]:
@@ -86,10 +87,10 @@ def write_section(document: Mapping[str, Any]) -> str:
     text += f"run**, of {rare.asked} of rare kinds {rare.alarms}, of {whole.asked} runs {whole.alarms}."
     if waiting := document.get("waiting", ()):
         text += f" {len(waiting)} statistical rules keep their alarms until they are measured anew."
-    tables = [_write_table(RATE_COLUMNS, list_rates(counts, runs))]
-    if own := {name: rate for name, rate in runs.items() if name not in counts}:
-        text += f" The {len(own)} rules of the second table judge whole runs, of which none are drawn."
-        tables.append(_write_table(RUN_COLUMNS, _list_rows(own, own)))
+    others = {rule.name for rule in all_rules() if rule.is_statistical and rates.is_of_runs(rule.name)}
+    own = (runs.keys() | others) - counts.keys()
+    text += f" The {len(own)} rules of the second table judge whole runs, of which none are drawn."
+    tables = [_write_table(RATE_COLUMNS, list_rates(counts)), _write_table(RUN_COLUMNS, _list_rows(runs, own))]
     return "\n\n".join((text, *tables))
 
 
@@ -132,11 +133,12 @@ def _list_counts(counts: Mapping[str, Rate]) -> str:
     return "{\n" + ",\n".join(f'  "{name}": {json.dumps(rate)}' for name, rate in counts.items()) + "\n}"
 
 
-def list_rows(draws: int, first: int) -> list[Row]:
-    """List the correct rows by which rates are measured."""
+def list_rows(draws: int, first: int) -> list[tuple[list[Row], int]]:
+    """List the correct rows by which rates are measured, drawn ones and whole runs, each with the number of seeds."""
     from tests.doctor.cases import ROWS  # takes seconds
 
-    return [row for row in (*list_draws(draws, first), *ROWS) if row.kind in (*DRAWN, WHOLE) and not row.has_bug]
+    runs = [row for row in ROWS if row.kind == WHOLE and not row.has_bug]
+    return [(list_draws(draws, first), 1), (runs, _SEEDS_OF_RUNS)]
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -160,14 +162,16 @@ def main(options: argparse.Namespace) -> None:
     if options.measure:
         torch.set_num_threads(1)
         path, commit = options.files[-1], describe_doctor()
-        rows, done = list_rows(options.draws, options.first), read_lines(path, commit)
-        for line in run_rows(rows, (0,), done, commit=commit, jobs=options.jobs):
-            append_line(path, line)
-            print_note(describe_line(line))
+        done = read_lines(path, commit)
+        for rows, seeds in list_rows(options.draws, options.first):
+            for line in run_rows(rows, range(seeds), done, commit=commit, jobs=options.jobs):
+                append_line(path, line)
+                print_note(describe_line(line))
     files = [read_lines(path) for path in options.files]
     last, first = ({key: line for file in order for key, line in file.items()} for order in (files, files[::-1]))
     if last:
         write(measure(*([line for line in each.values() if not line["has_bug"]] for each in (last, first))))
+    rates._read.cache_clear()
     document = json.loads(PATH.read_text(encoding="utf-8"))
     PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
     for rule, *_, asked, alarms, bound in list_rates({name: Rate(*each) for name, each in document["rules"].items()}):

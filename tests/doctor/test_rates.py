@@ -32,7 +32,7 @@ RARE_DRAWS = [("captions", 0)]
 @pytest.fixture
 def _written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rules = {"doctor.rules.few": [9, 0], "doctor.rules.many": [700, 0], "doctor.rules.loud": [700, 9]}
-    runs = {"of.runs": [40, 0], "of.loud_runs": [40, 1], "doctor.rules.few": [40, 0]}
+    runs = {"doctor.rules.of_runs": [40, 0], "areas.loud": [40, 1], "doctor.rules.few": [40, 0]}
     document = {"waiting": ["doctor.rules.waits"], "rules": rules, "runs": runs}
     monkeypatch.setattr(rates, "_read", lambda: document)
     rates.may_alarm.cache_clear()

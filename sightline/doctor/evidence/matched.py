@@ -65,7 +65,7 @@ def _value_at(subject: Subject, passed: Pass, item: Matched, outputs: Tensor, ta
 
 
 class Apart(NamedTuple):
-    """Loss of boxes (..., 4) or (..., 6) that are their targets, or lie 1.3 sizes beside these, along one axis or two."""
+    """Loss of boxes (..., 4) or (..., 6) that are their targets, or lie 1.3 sizes beside, along one axis or two."""
 
     path: str
     at_target: float
