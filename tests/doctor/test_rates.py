@@ -53,12 +53,9 @@ def test_the_bound_is_that_of_clopper_and_pearson() -> None:
 
 @pytest.mark.usefixtures("_written")
 def test_a_statistic_without_a_known_rate_is_a_note() -> None:
-    alarming, others = (
-        "doctor.rules.many doctor.rules.waits of.runs",
-        "doctor.rules.few doctor.rules.loud of.loud_runs other",
-    )
-    assert all(map(rates.may_alarm, alarming.split()))
-    assert not any(map(rates.may_alarm, others.split()))
+    alarming = "doctor.rules.many", "doctor.rules.waits", "doctor.rules.of_runs", "areas.never_asked"
+    assert all(map(rates.may_alarm, alarming))
+    assert not any(map(rates.may_alarm, ("doctor.rules.few", "doctor.rules.loud", "areas.loud", "plugin.other")))
     for is_statistical, severity in ((True, "note"), (False, "error")):
         rule = Rule("x", "error", ("loss.form",), "h", "d", lambda **_: None, (), is_statistical)
         assert rule.build(Fault("s", measured="m")).severity == severity

@@ -200,7 +200,7 @@ class LossBounds:
 @measure(passes=60)
 def bounds(free_loss: FreeLoss) -> LossBounds:
     """Minimise the loss over free outputs, beside that of zeros and constants."""
-    compute, outputs, _ = free_loss
+    compute, outputs = free_loss.compute, free_loss.outputs
     known = attempt("levels", find_levels, {"free_loss": free_loss})
     if isinstance(known, MissingError):
         with torch.no_grad():

@@ -386,9 +386,9 @@ class Rare(NamedTuple):
 
 RARE: Mapping[str, Rare] = {
     "balanced": Rare(draw_balanced, 700),
-    "distilled": Rare(draw_distilled, 820),
+    "distilled": Rare(draw_distilled, 640),
     "scenes": Rare(draw_scenes, 700),
     "masked": Rare(partial(draw_until_it_learns, draw_masked_once), 640),
     "bounded": Rare(partial(draw_until_it_learns, draw_bounded_once), 300),
-    "captions": Rare(draw_captions, 720),
+    "captions": Rare(draw_captions, 700),
 }
