@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from sightline.doctor import rates
+from sightline.doctor.attempts import attempt
+from sightline.doctor.check import make_subject
+from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.levels import Levels
+from sightline.doctor.evidence.matched import Apart
 from sightline.doctor.evidence.reading import Split
+from sightline.doctor.evidence.run import Plateau
+from sightline.doctor.evidence.samples import Ends
 from sightline.doctor.finding import Fault
 from sightline.doctor.rates import MAX_RATE, Rate, sum_binomial
-from sightline.doctor.rules import Rule
+from sightline.doctor.rules import Rule, find_by
+from sightline.doctor.rules.run import trivial_plateau
+from sightline.doctor.rules.samples import end_is_not_learnt
+from sightline.doctor.rules.targets import boxes_apart
 from sightline.workbench.check.suite import all_rules
 from tests.doctor.asking import recorded
 from tests.doctor.healthy.program import draw, list_draws
@@ -109,3 +121,18 @@ def test_nothing_is_said_of_a_drawn_program(kind: str, seed: int) -> None:
 def test_equal_samples_are_chance_or_an_overlap() -> None:
     assert Split("", 3, 684, 170, 0, num_repeats=6, is_coarse=True).chance > 0.1
     assert Split("", 60, 684, 170, 0, num_repeats=0, is_coarse=True).chance < 1e-20
+
+
+def test_what_drawn_programs_showed_is_no_alarm() -> None:
+    """Boxes in another unit than their outputs, rows of items without an end, a weak signal, one number for a batch."""
+    assert find_by(boxes_apart, apart=[Apart("", at_target=3.59, along_one=3.55, along_two=3.51)]) == []
+    assert len(find_by(boxes_apart, apart=[Apart("", at_target=0.0, along_one=1.0, along_two=0.9)])) == 1
+    for is_declared in (True, False):
+        assert len(find_by(end_is_not_learnt, ends=Ends(0, 0, [3, 4, 5], is_declared))) == (not is_declared)
+    weak = Levels(0.69, 0.693, 0.692, are_maps=False)
+    (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69), trained_levels=weak)
+    assert found.severity == "note"
+    loss = lambda outputs, target: (outputs - target).square().mean()  # noqa: E731
+    subject = make_subject(nn.Linear(2, 1), loss, [(torch.randn(4, 2), torch.tensor(0.5))], None)
+    missing = attempt("", Evidence({"subject": subject}, math.inf).get, {"name": "whole_turns"})
+    assert missing.kind == "apply"
