@@ -21,7 +21,9 @@ from sightline.doctor.evidence.run import Plateau
 from sightline.doctor.evidence.samples import Ends
 from sightline.doctor.finding import Fault
 from sightline.doctor.rates import MAX_RATE, Rate, sum_binomial
+from sightline.doctor.record import ModeGap, Record
 from sightline.doctor.rules import Rule, find_by
+from sightline.doctor.rules.outcomes import mode_gap
 from sightline.doctor.rules.run import trivial_plateau
 from sightline.doctor.rules.samples import end_is_not_learnt
 from sightline.doctor.rules.targets import boxes_apart
@@ -124,7 +126,7 @@ def test_equal_samples_are_chance_or_an_overlap() -> None:
 
 
 def test_what_drawn_programs_showed_is_no_alarm() -> None:
-    """Boxes in another unit than their outputs, rows of items without an end, a weak signal, one number for a batch."""
+    """Boxes in another unit than their outputs, items without an end, a weak signal, statistics that lag, one number."""
     assert find_by(boxes_apart, apart=[Apart("", at_target=3.59, along_one=3.55, along_two=3.51)]) == []
     assert len(find_by(boxes_apart, apart=[Apart("", at_target=0.0, along_one=1.0, along_two=0.9)])) == 1
     for is_declared in (True, False):
@@ -132,6 +134,10 @@ def test_what_drawn_programs_showed_is_no_alarm() -> None:
     weak = Levels(0.69, 0.693, 0.692, are_maps=False)
     (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69), trained_levels=weak)
     assert found.severity == "note"
+    for ratio in (1.12, 100.0):
+        gap = ModeGap(60, "1", 2.04, 0.03, ratio, "body.1", "", loss=0.744, start=2.0)
+        record = Record(modes=[gap], is_over=True)
+        assert len(find_by(mode_gap, record=record, mode_gaps=[gap])) == (ratio > 2)
     loss = lambda outputs, target: (outputs - target).square().mean()  # noqa: E731
     subject = make_subject(nn.Linear(2, 1), loss, [(torch.randn(4, 2), torch.tensor(0.5))], None)
     missing = attempt("", Evidence({"subject": subject}, math.inf).get, {"name": "whole_turns"})

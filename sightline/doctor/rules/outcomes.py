@@ -24,6 +24,8 @@ _MIN_FALL, _MIN_UNUSUAL, _MAX_LOSS = 0.5, 3.0, 1.5
 _MIN_GAP, _MIN_NOISES, _MAX_LEARNT = 0.5, 10.0, 0.7
 _MIN_RATIO, _MIN_NOISES_OF_SPOILT = 1e4, 4.0
 """Ratio of running statistics to those of a batch from which less of a gap is unusual."""
+_MAX_LAG = 2.0
+"""Ratio up to which running statistics merely lag behind weights that move: outputs that are still alike show it."""
 
 
 def _is_far(jump: Jump, least: float, few: int) -> bool:
@@ -162,4 +164,4 @@ def _describe_jumps(record: Record, step: int) -> str:
 def _is_gap(gap: ModeGap) -> bool:
     has_learnt = gap.loss < _MAX_LEARNT * gap.start or math.isnan(gap.start)
     num_noises = _MIN_NOISES if gap.ratio < _MIN_RATIO else _MIN_NOISES_OF_SPOILT
-    return has_learnt and gap.gap > max(_MIN_GAP, num_noises * gap.noise)
+    return has_learnt and gap.ratio > _MAX_LAG and gap.gap > max(_MIN_GAP, num_noises * gap.noise)
