@@ -126,7 +126,7 @@ def test_equal_samples_are_chance_or_an_overlap() -> None:
 
 
 def test_what_drawn_programs_showed_is_no_alarm() -> None:
-    """Boxes in another unit than their outputs, items without an end, a weak signal, statistics that lag, one number."""
+    """Boxes in a unit other than that of outputs, items without an end, a weak signal, a lag, one number for all."""
     assert find_by(boxes_apart, apart=[Apart("", at_target=3.59, along_one=3.55, along_two=3.51)]) == []
     assert len(find_by(boxes_apart, apart=[Apart("", at_target=0.0, along_one=1.0, along_two=0.9)])) == 1
     for is_declared in (True, False):
