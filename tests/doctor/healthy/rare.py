@@ -386,7 +386,7 @@ class Rare(NamedTuple):
 
 RARE: Mapping[str, Rare] = {
     "balanced": Rare(draw_balanced, 700),
-    "distilled": Rare(draw_distilled, 640),
+    "distilled": Rare(draw_distilled, 680),
     "scenes": Rare(draw_scenes, 700),
     "masked": Rare(partial(draw_until_it_learns, draw_masked_once), 640),
     "bounded": Rare(partial(draw_until_it_learns, draw_bounded_once), 300),
