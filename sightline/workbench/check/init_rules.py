@@ -147,6 +147,7 @@ def loaded_scales(run: Context, loaded_init: Init) -> tuple[list[LayerScale], st
     holds="inputs of the first batch norms of the scale of the running averages that are loaded",
     do="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was prepared "
     "(sightline data info DIR)",
+    is_statistical=True,
 )
 def feature_scale(loaded_scales: tuple[list[LayerScale], str]) -> Fault | None:
     """Compare the inputs of the first batch norm with its running averages, which describe their training's.
