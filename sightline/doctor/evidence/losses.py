@@ -129,6 +129,8 @@ def labelled(passed: Pass, slopes: list[Slope]) -> list[Labelled]:
 
 
 def _list_candidates(slope: Slope, path: str, target: Tensor) -> Iterator[Labelled]:
+    if not target.numel():
+        return
     output, gradient = slope.output, slope.gradient
     values = target.unique()
     is_binary = len(values) == 2 and bool(((values == 0) | (values == 1)).all())

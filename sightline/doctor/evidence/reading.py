@@ -56,7 +56,7 @@ class Source:
         Tensors of one row are without that axis then.
         """
         collate = getattr(self.loader, "collate_fn", None)
-        is_batch = getattr(self.loader, "batch_size", None) is None
+        is_batch = not (getattr(self.loader, "batch_size", None) or getattr(self.loader, "batch_sampler", None))
         if collate is None or is_batch or (self.form.takes_samples and collate is default_collate):
             return self.form.split(sample)
         return tree_map(self.form.split(collate([sample])), lambda _, t: t[0] if t.ndim and len(t) == 1 else t)

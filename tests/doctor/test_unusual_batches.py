@@ -1,0 +1,116 @@
+"""Batches of which a measurement once failed: none ends in an error of the doctor's own, and none is an alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+import sightline
+from tests.cases import run_each
+from tests.doctor.observing import judged
+
+Program = tuple[nn.Module, Callable[..., Tensor], Any]
+
+
+def numbers_of_all_lengths() -> Program:
+    """Targets (B, T) of floats, of which each batch has its own T."""
+    batches = [(torch.randn(16, t, 2), torch.randn(16, t)) for t in (7, 9, 8, 5)]
+    return nn.Linear(2, 1), lambda outputs, target: F.mse_loss(outputs.squeeze(-1), target), batches
+
+
+def no_labels_in_a_batch() -> Program:
+    """Labels of those alone that have one; in the first batch none has."""
+
+    def loss(outputs: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        rows, labels = target
+        return F.cross_entropy(outputs[rows], labels, reduction="sum") / 8 + 0.01 * outputs.square().mean()
+
+    targets = [(torch.arange(n), torch.randint(3, (n,))) for n in (0, 4, 8, 6)]
+    return nn.Linear(4, 3), loss, [(torch.randn(8, 4), target) for target in targets]
+
+
+def images_beside_vectors() -> Program:
+    """Two encoders, of which one reads images; the features of the other have the shape of maps of an image."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.vector = nn.Linear(64, 16), nn.Linear(5, 16)
+
+        def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return self.image(batch[0].flatten(1)), self.vector(batch[1])
+
+    def loss(outputs: tuple[Tensor, Tensor], _: Any) -> Tensor:
+        return F.mse_loss(*outputs) + sum(F.relu(1 - each.std(0)).mean() for each in outputs)
+
+    batches = [(torch.randn(16, 1, 8, 8), torch.randn(16, 5)) for _ in range(4)]
+    return Two(), loss, batches
+
+
+def a_batch_sampler_and_a_collate() -> Program:
+    """Samples (x, y), which `collate_fn` turns into a mapping, by a sampler of whole batches."""
+
+    def collate(samples: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
+        return {"x": torch.stack([x for x, _ in samples]), "label": torch.tensor([y for _, y in samples])}
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.layer(batch["x"])
+
+    samples = [(x, int(x[:3].argmax())) for x in torch.randn(64, 4)]
+    batches = BatchSampler(SequentialSampler(samples), 16, drop_last=False)
+    loader = DataLoader(samples, batch_sampler=batches, collate_fn=collate)  # type: ignore[arg-type]
+    return Named(), lambda outputs, batch: F.cross_entropy(outputs, batch["label"]), loader
+
+
+@run_each("make", [numbers_of_all_lengths, no_labels_in_a_batch, images_beside_vectors, a_batch_sampler_and_a_collate])
+def test_no_measurement_fails(make: Callable[[], Program]) -> None:
+    torch.manual_seed(0)
+    model, loss, loader = make()
+    with judged() as judgements:
+        report = sightline.check(model, loss, loader)
+    failed = [judgement.reason for judgement in judgements if judgement.outcome == "failed"]
+    assert judgements
+    assert failed == []
+    assert [finding.code for finding in report.findings if finding.severity != "note"] == []
+
+
+class Pair(nn.Module):
+    """Generator of rows, and a critic of these; `forward` is the generator's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 6))
+        self.judge = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.make(x)
+
+
+def test_parameters_that_the_second_loss_of_a_step_trains_are_not_without_a_gradient() -> None:
+    """A critic's loss reads what the generator made, detached; the generator learns by the next loss, or by none."""
+    for is_trained in (True, False):
+        torch.manual_seed(0)
+        model = Pair()
+        makes, judges = (torch.optim.Adam(part.parameters(), 1e-3) for part in (model.make, model.judge))
+        with sightline.watch(model, optimizer=[makes, judges]) as watch:
+            for _ in range(3):
+                real, fake = torch.randn(16, 6), model(torch.randn(16, 4))
+                judges.zero_grad()
+                (F.softplus(-model.judge(real)) + F.softplus(model.judge(fake.detach()))).mean().backward()
+                judges.step()
+                makes.zero_grad()
+                if is_trained:
+                    F.softplus(-model.judge(fake)).mean().backward()
+                    makes.step()
+        unreached = [finding for finding in watch.findings if finding.code == "no-gradient"]
+        assert bool(unreached) != is_trained
