@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 import sightline
 from tests.cases import run_each
@@ -72,7 +72,58 @@ def a_batch_sampler_and_a_collate() -> Program:
     return Named(), lambda outputs, batch: F.cross_entropy(outputs, batch["label"]), loader
 
 
-@run_each("make", [numbers_of_all_lengths, no_labels_in_a_batch, images_beside_vectors, a_batch_sampler_and_a_collate])
+class Words(Dataset[dict[str, Tensor]]):
+    """Pairs of words, read by whole lists of indices alone."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        rows = torch.tensor(indices)
+        return {"word": rows % 20, "label": rows % 5}
+
+
+def sparse_gradients_of_a_set_without_an_index() -> Program:
+    class Looked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(20, 5, sparse=True)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.table(batch["word"])
+
+    loader = DataLoader(Words(), 16, collate_fn=lambda batch: batch)
+    return Looked(), lambda outputs, batch: F.cross_entropy(outputs, batch["label"]), loader
+
+
+def points_of_numbered_clouds() -> Program:
+    """Points one after another, with the number of their cloud; each knows the mean of its cloud."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            points, number = batch["points"], batch["number"]
+            counts = number.bincount().clamp(min=1)[:, None]
+            means = points.new_zeros(len(counts), 3).index_add(0, number, points) / counts
+            return self.layer(torch.cat([points, means[number]], 1))
+
+    batches = [
+        {"points": torch.randn(45, 3), "number": torch.arange(5).repeat_interleave(9), "label": torch.randint(3, (45,))}
+        for _ in range(4)
+    ]
+    return Pooled(), lambda outputs, batch: F.cross_entropy(outputs, batch["label"]), batches
+
+
+PROGRAMS = [
+    *(numbers_of_all_lengths, no_labels_in_a_batch, images_beside_vectors, a_batch_sampler_and_a_collate),
+    *(sparse_gradients_of_a_set_without_an_index, points_of_numbered_clouds),
+]
+
+
+@run_each("make", PROGRAMS)
 def test_no_measurement_fails(make: Callable[[], Program]) -> None:
     torch.manual_seed(0)
     model, loss, loader = make()
@@ -114,3 +165,59 @@ def test_parameters_that_the_second_loss_of_a_step_trains_are_not_without_a_grad
                     makes.step()
         unreached = [finding for finding in watch.findings if finding.code == "no-gradient"]
         assert bool(unreached) != is_trained
+
+
+class Momentum(nn.Module):
+    """Network that returns its loss, and moves a centre in each pass: one for training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("centre", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.layer(x)
+        self.centre.lerp_(outputs.detach().mean(0), 0.1)
+        return (outputs - self.centre).square().mean()
+
+
+def first_step(make: Callable[[], tuple[nn.Module, Callable[..., Tensor]]], batch: Any) -> list[str]:
+    """List what is no note of a loop of three steps."""
+    torch.manual_seed(0)
+    model, loss = make()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(model(batch[0]), *batch[1:]).backward()
+            optimizer.step()
+    return [finding.code for finding in watch.findings if finding.severity != "note"]
+
+
+def peaks(outputs: Tensor, heat: Tensor) -> Tensor:
+    """Focal loss of a heat map, with weights that fall towards its peaks. Source: CenterNet, eq. 1."""
+    share, is_peak = outputs.sigmoid().clamp(1e-4, 1 - 1e-4), heat == 1
+    others = (1 - heat) ** 4 * share**2 * (1 - share).log()
+    return -torch.where(is_peak, (1 - share) ** 2 * share.log(), others).sum() / is_peak.sum()
+
+
+def background_first(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Binary losses of places whose label 0 is the background, which has no score; -1 is left out."""
+    one_hot = F.one_hot(labels.clamp(min=0), 3)[..., 1:].float()
+    losses = F.binary_cross_entropy_with_logits(outputs[..., :2], one_hot, reduction="none")
+    return (losses * (labels >= 0)[..., None]).sum() / (labels > 0).sum()
+
+
+def test_numbers_that_the_loss_makes_of_a_target_are_no_targets() -> None:
+    torch.manual_seed(0)
+    heat = torch.exp(-torch.rand(8, 12, 12) * 9)
+    heat[torch.arange(8), torch.randint(12, (8,)), torch.randint(12, (8,))] = 1
+    maps = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Flatten(1, 2))
+    assert first_step(lambda: (maps, peaks), (torch.randn(8, 1, 12, 12), heat)) == []
+    labels = torch.where(torch.rand(8, 200) < 0.97, 0, torch.randint(-1, 3, (8, 200)))
+    scores = nn.Sequential(nn.Linear(5, 600), nn.Unflatten(1, (200, 3)))
+    with torch.no_grad():
+        scores[0].weight.mul_(0.1)
+        scores[0].bias.copy_(torch.tensor([0.5, -2.0, 0.0]).repeat(200))
+    assert first_step(lambda: (scores, background_first), (torch.randn(8, 5), labels)) == []
+    assert first_step(lambda: (Momentum(), lambda value: value), (torch.randn(8, 4),)) == []
