@@ -96,6 +96,21 @@ def sparse_gradients_of_a_set_without_an_index() -> Program:
     return Looked(), lambda outputs, batch: F.cross_entropy(outputs, batch["label"]), loader
 
 
+def nodes_beside_a_sparse_matrix() -> Program:
+    """Network with its neighbours as a sparse buffer, whose input are all nodes."""
+
+    class Passed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+            self.register_buffer("neighbours", (torch.rand(40, 40) < 0.1).float().to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(self.neighbours, self.layer(x))
+
+    return Passed(), F.cross_entropy, [(torch.randn(40, 4), torch.randint(3, (40,)))]
+
+
 def points_of_numbered_clouds() -> Program:
     """Points one after another, with the number of their cloud; each knows the mean of its cloud."""
 
@@ -119,7 +134,7 @@ def points_of_numbered_clouds() -> Program:
 
 PROGRAMS = [
     *(numbers_of_all_lengths, no_labels_in_a_batch, images_beside_vectors, a_batch_sampler_and_a_collate),
-    *(sparse_gradients_of_a_set_without_an_index, points_of_numbered_clouds),
+    *(sparse_gradients_of_a_set_without_an_index, points_of_numbered_clouds, nodes_beside_a_sparse_matrix),
 ]
 
 
