@@ -311,14 +311,23 @@ def _teach(subject: Subject, batches: Sequence[Batch]) -> tuple[nn.Module, list[
     values = []
     for step in range(NUM_TAUGHT):
         batch = batches[step % len(batches)]
-        optimizer.zero_grad()
         value = subject.evaluate(model, subject.call(model, batch.inputs), batch.target)
-        value.backward()
-        optimizer.step()
+        update(optimizer, value)
         values.append(float(value))
     if not all(map(math.isfinite, values)):
         raise NotApplicableError("training a copy was not finite")
     return model, values
+
+
+def update(optimizer: torch.optim.Adam, value: Tensor) -> None:
+    """Make an update by a loss; sparse gradients, which Adam does not take, become dense."""
+    optimizer.zero_grad()
+    value.backward()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
+    optimizer.step()
 
 
 def _exchange(target: object, num: int) -> Iterator[object]:
