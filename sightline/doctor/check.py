@@ -20,12 +20,13 @@ from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
-from sightline.doctor.examine import Examination, assert_codes, examine
+from sightline.doctor.examine import Examination, assert_codes, examine, examine_section
 from sightline.doctor.form import Batch, Form, UnknownForm
-from sightline.doctor.loaders import assert_readable, iterate, list_hooks
+from sightline.doctor.loaders import assert_readable, iterate, list_hooks, record_readings
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.score import make_score
+from sightline.doctor.sections import make_sections
 from sightline.doctor.snapshots import preserve_state
 from sightline.doctor.sources import locate_findings
 from sightline.doctor.step_form import observe_step
@@ -67,8 +68,11 @@ def check_module(
     assert_readable(loader, name="check: the loader")
     assert_readable(evaluation, name="check: evaluation")
     with _leave_as_it_is(model, loss, step, loader, evaluation):
-        batches = read_batches(list_batches(loader))
+        with record_readings(loader) as readings:
+            batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
+        sections = make_sections(subject, [move(batch, subject.model) for batch in batches], readings)
+        subject = dataclasses.replace(subject, sections=sections)
         scored = None if score is None else make_score(score, model, evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
     verdict = write_verdict(
@@ -123,10 +127,14 @@ def examine_subject(
     With `is_patient`, slow networks get as many passes as those of 20 ms do. `more` is what measurements read beside
     the subject: the `term` of a loss alone, the `score` of a module.
     """
-    given = {"subject": subject, **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        return examine(Evidence(given, budget_s, is_patient), declared=declared)
+        evidence = Evidence({"subject": subject, **more}, budget_s, is_patient)
+        examination = examine(evidence, declared=declared)
+        for section in subject.sections:
+            evidence = Evidence({"subject": section}, evidence.left_s, is_patient)
+            examine_section(examination, evidence)
+    return examination
 
 
 def make_subject(
@@ -140,15 +148,14 @@ def make_subject(
     evaluation: Any = None,
 ) -> Subject:
     """Make the subject of the first batches of a loader. Raises UserError for what is no batch."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    first = tree_map(batches[0], lambda _, tensor: tensor.to(device))
+    first = move(batches[0], model)
     form = find_form(model, loss, first) if step is None else observe_step(model, step, first)
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, device)
+    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, model)
     return Subject(
         model,
         form,
-        _split(batches, form, device),
+        _split(batches, form, model),
         evaluated,
         optimizers,
         _get_loader(loader),
@@ -156,20 +163,25 @@ def make_subject(
     )
 
 
-def _split_evaluation(evaluation: Any, form: Form, device: torch.device) -> list[Batch]:
+def _split_evaluation(evaluation: Any, form: Form, model: nn.Module) -> list[Batch]:
     """Divide the first batches of an evaluation; none, where they have not all that those of training have.
 
     Batches of training alone may be mixed, and have a second label and a share.
     """
     batches = read_batches(list_batches(evaluation))
-    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
+    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "model": model})
     return [] if isinstance(divided, MissingError) else divided
 
 
-def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
+def move(batch: Any, model: nn.Module) -> Any:
+    """Move the tensors of a batch to the device of a model."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return tree_map(batch, lambda _, tensor: tensor.to(device))
+
+
+def _split(batches: Iterable[Any], form: Form, model: nn.Module) -> list[Batch]:
     """Divide batches; those in which a step calls its model otherwise are left out."""
-    moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
-    divided = [attempt("batch", form.split, {"batch": batch}) for batch in moved]
+    divided = [attempt("batch", form.split, {"batch": move(batch, model)}) for batch in batches]
     for each in divided:
         if isinstance(each, MissingError) and each.kind != "apply":
             raise each.__cause__ or each

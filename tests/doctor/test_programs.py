@@ -20,11 +20,6 @@ DAILY = ("fields_with_ignored_frames", "molecules_as_graphs", "transcripts", "bo
 """Programs that are asked in `make test`, in all ways."""
 ENOUGH = 0.9
 """Share of the relations of the plain form that are asked of the program as it is."""
-UNDIVIDED = {
-    "consistent_predictions": "its plain form is the part with labels alone",
-    "words_that_follow": "inputs and target are parts of one tensor",
-}
-"""Programs of which fewer relations are asked by their step."""
 
 
 def test_every_form_occurs_in_a_program() -> None:
@@ -71,7 +66,7 @@ def list_asked(way: str, program: Program) -> dict[str, str]:
 PLAIN = [row.removesuffix("/plain") for row in ROW_IDS if row.endswith("/plain")]
 
 
-@pytest.mark.parametrize("name", long_but(DAILY[1:2], [name for name in PLAIN if name not in UNDIVIDED]))
+@pytest.mark.parametrize("name", long_but((DAILY[1], "words_that_follow", "consistent_predictions"), PLAIN))
 def test_the_step_of_a_program_is_asked_what_its_plain_form_is(name: str) -> None:
     plain, step = (list_asked(way, PROGRAMS[name]()) for way in ("plain", "step"))
     expected = [rule for rule, reason in plain.items() if not reason]
