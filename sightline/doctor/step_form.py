@@ -38,7 +38,8 @@ Step = Callable[[Any], Tensor]
 class ModelCall(NamedTuple):
     """Call of a model in a step: its arguments and outputs, whether it has a gradient, and what it is computed from.
 
-    One that `is_held` is no part of inputs and outputs: it is made with the arguments of the first batch.
+    One that `is_held` is no part of inputs and outputs, such as one for another loss: it is made with the arguments of
+    the first batch.
     """
 
     args: tuple[Any, ...]
@@ -254,8 +255,11 @@ def observe_step(model: nn.Module, step: Step, batch: Any) -> Form:
         raise UserError("check: step= returns the loss of a batch, before backward(); it calls backward()")
     if not observed.calls:
         return dataclasses.replace(whole, words="step(batch) as a whole: it does not call the model itself")
-    if any(call.depends_on_outputs for call in observed.calls):
+    is_read = [number in observed.read for number in range(1, len(observed.calls) + 1)]
+    calls = [call._replace(is_held=any(is_read) > read) for call, read in zip(observed.calls, is_read, strict=True)]
+    if any(call.depends_on_outputs for call in calls if not call.is_held):
         return dataclasses.replace(whole, words="step(batch) as a whole: a call of the model reads another's outputs")
+    observed = dataclasses.replace(observed, calls=calls)
     form = attempt("form", _divide, {"observed": observed, **parts})
     if isinstance(form, MissingError):
         return dataclasses.replace(whole, words="step(batch) as a whole: it reads more than the model's outputs")
@@ -321,6 +325,7 @@ def _write_words(form: StepForm) -> str:
     inputs = "; ".join(
         ", ".join([*(_describe_argument(each) for each in call.args), *(f"{k}=..." for k in call.kwargs)])
         for call in form.calls
+        if not call.is_held
     )
     read = ", ".join([*(place or "all" for place in form.places), *map(str, form.derived)]) or "nothing"
     return f"step(batch) calls model({inputs}); its loss reads {read} of the batch"

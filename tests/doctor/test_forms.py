@@ -448,6 +448,33 @@ def test_a_loss_with_weights_is_followed_in_float64() -> None:
         assert judged["uphill_gradient"] == "held"
 
 
+def test_models_that_are_trained_together_are_each_judged_by_their_loss() -> None:
+    """One loss for both, or one for each: what is found has the model's name, what both share is said once."""
+    body, head = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Linear(8, 3)
+    models = {"body": body, "head": head}
+    optimizers = [torch.optim.SGD(each.parameters(), 0.1) for each in (body, head)]
+
+    def step(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(head(body(batch[0])), batch[1])
+
+    def cut(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return {"head": step(batch), "body": F.cross_entropy(head(body(batch[0]).detach()), batch[1])}
+
+    batches = [(ROWS, LABELS)]
+    sound = sightline.check(models, step=step, loader=batches, optimizer=optimizers)
+    assert list_alarms(sound) == []
+    assert sound.title == "body (Sequential), head (Linear)"
+    found = sightline.check(models, step=cut, loader=batches, optimizer=optimizers).findings
+    assert [each.summary.partition(":")[0] for each in found if each.code == "no-gradient"] == ["body"]
+    alone = sightline.check(list(models.values()), step=step, loader=batches, optimizer=optimizers[1])
+    assert [each.summary[:3] for each in alone.findings if each.code == "not-optimised"] == ["0: "]
+
+    with pytest.raises(UserError, match=r"by the names of the models, body, head, that they train; 'head' has none"):
+        sightline.check(models, step=lambda batch: {"body": step(batch)}, loader=batches)
+    with pytest.raises(UserError, match=r"^check: several modules need a loader and a step"):
+        sightline.check(models, F.cross_entropy, batches)
+
+
 class Renamed:
     """Samples `(rows, label)` whose collate names them otherwise."""
 

@@ -18,7 +18,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels
+from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels, name_models
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
@@ -569,12 +569,9 @@ def watch(
 
 def _name_models(model: Any) -> dict[str, nn.Module]:
     """Name models by prefixes of their parameters: "" for one, else its key or index."""
-    is_many = isinstance(model, list | tuple | Mapping)
-    named = dict(model) if isinstance(model, Mapping) else dict(enumerate(model)) if is_many else {"": model}
-    for value in named.values():
-        if not isinstance(value, nn.Module):
-            raise UserError(f"watch: a model is an nn.Module; found {type(value).__name__}")
-    return {f"{name}." if is_many else "": value for name, value in named.items()}
+    if not isinstance(model, list | tuple | Mapping):
+        return {"": name_models([model], caller="watch")["0"]}
+    return {f"{name}.": each for name, each in name_models(model, caller="watch").items()}
 
 
 def _list(value: Any) -> list[Any]:
