@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,7 @@ from sightline.doctor.watch.loop import (
     Monitor,
     OptimizerTrack,
     PollMonitor,
+    find_user_line,
 )
 from sightline.doctor.watch.loss_graph import LossMonitor
 from sightline.doctor.watch.lost_gradients import LostMonitor, trace_calls
@@ -228,6 +230,8 @@ class Watch:
             check, self.check = self.check, None
             self._lacks.clear()
             self._observe(BEFORE_FIRST_STEP, self._check, check)
+        opened = observe("the place", find_user_line, sys._getframe(1))
+        loop.opened = None if isinstance(opened, MissingError) else opened
         loop.is_over = False
         loop.is_broken = not self._observe("the loop", self._begin)
         if loop.is_broken:
