@@ -30,6 +30,10 @@ class TapeError(Exception):
     """A tape that cannot be replayed, with the reason in a few words."""
 
 
+class GraphError(TapeError):
+    """A tape whose calls read the graph of what has made their tensors: it is repeated with that, or not at all."""
+
+
 @dataclass(frozen=True)
 class Slot:
     """Tensor of a template, or a number that was read of one, by its number."""
@@ -133,6 +137,15 @@ class FunctionTape(TorchFunctionMode):
         self.calls.append(FunctionCall(function, tuple(args), dict(kwargs), result, (), has_gradient, is_whole=True))
 
 
+def insert_calls(tape: FunctionTape, inserted: Iterable[tuple[int, FunctionCall]]) -> FunctionTape:
+    """Return a tape with further calls before those at some places of it."""
+    joined, calls = FunctionTape(), list(tape.calls)
+    for place, call in sorted(inserted, key=lambda pair: pair[0], reverse=True):
+        calls.insert(place, call)
+    joined.calls, joined.failure = calls, tape.failure
+    return joined
+
+
 def iter_items(value: Any) -> Iterator[Any]:
     """Iterate over what a tree of lists, tuples, mappings and slices holds."""
     if isinstance(value, list | tuple):
@@ -171,10 +184,11 @@ class FunctionTemplate:
     """Calls that lead to a value, with slots in place of tensors; `leaves` are the tensors that none of them has made.
 
     `root` is the slot of the value. Of other tensors than those that are `given`, what is made of each row is
-    a leaf. Raises TapeError where the calls cannot be repeated with other tensors.
+    a leaf. With `graphs`, the calls of the model are among those of the tape, and calls that read graphs, as those of
+    `torch.autograd.grad`, are repeated, too. Raises TapeError where the calls cannot be repeated with other tensors.
     """
 
-    def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = ()) -> None:
+    def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = (), *, graphs: bool = False) -> None:
         calls = _leave_out_parts(tape.calls, given)
         if tape.failure:  # what is left are named parts
             calls = [call for call in calls if call.is_whole and any(root is item for item in iter_items(call.result))]
@@ -183,7 +197,7 @@ class FunctionTemplate:
         self._slots: dict[int, Slot] = {}
         self._items: list[Any] = []
         makers, needed = _list_makers(calls), _list_needed(calls, root)
-        _assert_repeatable(calls, needed, makers)
+        _assert_repeatable(calls, needed, makers, graphs=graphs)
         made = {key for key, places in makers.items() if any(place in needed for place in places)}
         self._numbers = {id(n) for place in needed for n in iter_items(calls[place].result) if type(n) is float}
         self.root = self._take(root)
@@ -308,14 +322,16 @@ def _list_needed(calls: Sequence[FunctionCall], root: Tensor) -> set[int]:
     return needed
 
 
-def _assert_repeatable(calls: Sequence[FunctionCall], needed: set[int], makers: Mapping[int, Sequence[int]]) -> None:
+def _assert_repeatable(
+    calls: Sequence[FunctionCall], needed: set[int], makers: Mapping[int, Sequence[int]], *, graphs: bool
+) -> None:
     for place in needed:
         call = calls[place]
         outside = [t for t in call.written if id(t) not in makers or t._is_view()]
         if outside:
             raise TapeError(f"'{call.name}' writes to a tensor that it has not made")
-        if getattr(call.function, "__module__", None) == "torch.autograd":
-            raise TapeError(f"'{call.name}' reads a graph")
+        if getattr(call.function, "__module__", None) == "torch.autograd" and not graphs:
+            raise GraphError(f"'{call.name}' reads a graph")
     read = {id(item) for place in needed for item in iter_items((calls[place].args, calls[place].kwargs))}
     memory = {
         t.untyped_storage()._cdata

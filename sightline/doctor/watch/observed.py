@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,221 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.pytree import dense_leaves, is_dense, is_float, tree_leaves, tree_map
+from sightline.contract.pytree import is_dense, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, observe
 from sightline.doctor.check import assert_copied, examine_subject
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
-from sightline.doctor.form import Batch, Form, get_forward, get_signature, standing_in
+from sightline.doctor.form import Batch
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.subject import Subject
 from sightline.doctor.watch.loop import ForwardCall, Hook, Loop, Monitor, OptimizerTrack
+from sightline.doctor.watch.observed_forms import ObservedCall, ObservedForm, ObservedStep, WholeForm, make_template
 from sightline.instrument import hang, look_away, replace_function
-from sightline.instrument.functions import FunctionTape, FunctionTemplate, TapeError, iter_items
+from sightline.instrument.functions import FunctionTape, TapeError
 from sightline.instrument.random_state import preserve_random_state
 
-_TOLERANCE, _TOLERANCE_OF_AUTOCAST = 1e-5, 0.02
-"""Shares by which a repeated loss may differ from that of the loop."""
 _WHAT = "the first step"
-_NUM_NAMES = 4
-"""Functions that the words of a form name, the last ones."""
 _MAX_NUMBERS = 100_000_000
 """Parameters of a model of which copies are made while its loop runs, unasked."""
-
-
-@dataclass
-class ObservedCall:
-    """Call of the model in a step: copies of its arguments, and its outputs."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: Any = None
-
-
-@dataclass
-class ObservedStep:
-    """Step of the loop, from its first call of the model to its backward pass."""
-
-    model: nn.Module
-    tape: FunctionTape = field(default_factory=FunctionTape)
-    calls: list[ObservedCall] = field(default_factory=list)
-    root: Tensor | None = None
-    autocast: torch.autocast | None = None
-    failure: str = ""
-    is_started: bool = False
-    is_running: bool = False
-
-
-class ObservedForm(Form):
-    """Form of a program as one of its steps showed it: the calls of the model, and the functions that lead to its loss.
-
-    `inputs` of a batch are the arguments of the model: one alone by itself, several by position or by name; of several
-    calls, a tuple of these. The target is what the loss reads beside the outputs: one tensor by itself, or a tuple.
-    Raises TapeError for a step that cannot be repeated.
-    """
-
-    loss = None
-    is_divided = True
-    takes_samples = False
-
-    def __init__(self, step: ObservedStep, template: FunctionTemplate) -> None:
-        self._template = template
-        self._forms = [_get_form(call) for call in step.calls]
-        self._tolerance = _TOLERANCE if step.autocast is None else _TOLERANCE_OF_AUTOCAST
-        self._num_samples = _count_rows(*((call.args, call.kwargs) for call in step.calls))
-        self._is_sized = template.is_sized(self._num_samples)
-        self._sources = {slot: _find_source(tensor, step) for slot, tensor in template.leaves.items()}
-        if not any(source.kind == "output" for source in self._sources.values()):
-            raise TapeError("the loss does not read what the model returned")
-        open_leaves = {s: t for s, t in template.leaves.items() if self._sources[s].kind == "other"}
-        rows = [slot for slot, t in open_leaves.items() if t.ndim and len(t) == self._num_samples]
-        self._targets = rows or [slot for slot, t in open_leaves.items() if t.ndim]
-        self._constants = {s: t.detach().clone() for s, t in open_leaves.items() if s not in self._targets}
-        self.loss = [*(call.function for call in template.calls if call.is_whole), *self._constants.values()]
-        self._shapes = _list_shapes(self.join_outputs(step))
-        names = [call.name for call in template.calls][-_NUM_NAMES:] or ["its own loss"]
-        self.words = f"model({', '.join(_name_arguments(step))}), then {', '.join(names)}"
-        self._model = step.model
-
-    def join_outputs(self, step: ObservedStep) -> Any:
-        """Return the outputs of a step: those of its only call, or a tuple."""
-        return step.calls[0].outputs if len(step.calls) == 1 else tuple(call.outputs for call in step.calls)
-
-    def read(self, step: ObservedStep, template: FunctionTemplate) -> Batch:
-        """Read inputs and target of a step of this form."""
-        joined = [_join(call) for call in step.calls]
-        target = [template.leaves[slot].detach().clone() for slot in self._targets]
-        return Batch(joined[0] if len(joined) == 1 else tuple(joined), target[0] if len(target) == 1 else tuple(target))
-
-    def split(self, batch: Any) -> Batch:
-        """Refuse to divide what a loader yields: it is not known how its parts become inputs and target."""
-        raise NotApplicableError("how the loader's batches become inputs is not known")
-
-    def call(self, model: nn.Module, inputs: Any) -> Any:
-        """Call a copy of the model as the loop does."""
-        if len(self._forms) == 1:
-            return _call(model, self._forms[0], inputs)
-        return tuple(_call(model, form, each) for form, each in zip(self._forms, inputs, strict=True))
-
-    def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
-        """Compute the loss of other outputs and another target; of numbers that it reads of the model, those of a copy.
-
-        Raises NotApplicableError for sizes or formats that the step of the loop did not have, where they fail.
-        """
-        leaves, shapes = dict(tree_leaves(outputs)), _list_shapes(outputs)
-        is_known = shapes == self._shapes
-        if self._is_sized and not is_known:
-            raise NotApplicableError("the loss counts the samples of its batch")
-        values: dict[int, Any] = dict(self._constants)
-        values |= {slot: source.read(model, leaves) for slot, source in self._sources.items() if source.kind != "other"}
-        values |= dict(zip(self._targets, [target] if len(self._targets) == 1 else target, strict=True))
-        is_double = any(t.dtype == torch.float64 for t in leaves.values())
-        if is_double:
-            values = {s: v.double() if is_float(v) and s not in self._targets else v for s, v in values.items()}
-        try:
-            with standing_in(self._model, model):
-                return self._template.replay(values, partial(_prepare_part, is_double=is_double)).reshape(())
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            if is_known and not is_double:
-                raise
-            raise NotApplicableError("the loss, as it was seen, does not take other sizes or formats") from error
-
-    def find_difference(self, step: ObservedStep, template: FunctionTemplate) -> str:
-        """Say in what a step of the loop differs from the form; "" where the form has the same loss."""
-        if [_get_form(call) for call in step.calls] != self._forms:
-            return "the model is called in another way in the next step"
-        if difference := self._template.find_difference(template):
-            return difference
-        assert step.root is not None
-        with torch.no_grad(), step.autocast or nullcontext():
-            again = float(self.evaluate(step.model, self.join_outputs(step), self.read(step, template).target))
-        value = float(step.root.detach())
-        is_same = abs(again - value) <= self._tolerance * max(abs(value), 1e-3) or (again != again and value != value)
-        return "" if is_same else f"its loss, repeated, is {again:.5g}, and {value:.5g} in the loop"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a leaf of a loss is from: an `output` by its path, an `attribute` of a module by its name, or `other`."""
-
-    kind: str
-    path: str = ""
-    name: str = ""
-
-    def read(self, model: nn.Module, outputs: Mapping[str, Tensor]) -> Tensor:
-        if self.kind == "output":
-            return outputs[self.path]
-        value: Tensor = getattr(model.get_submodule(self.path), self.name)
-        return value
-
-
-def _find_source(tensor: Tensor, step: ObservedStep) -> _Source:
-    """Find where a leaf of a loss is from. Raises TapeError for one with a history that was not seen."""
-    joined = step.calls[0].outputs if len(step.calls) == 1 else tuple(call.outputs for call in step.calls)
-    for path, output in tree_leaves(joined):
-        if output is tensor:
-            return _Source("output", path)
-    for path, module in step.model.named_modules():
-        for name, member in (*module._parameters.items(), *vars(module).items()):
-            if member is tensor:
-                return _Source("attribute", path, name)
-    if tensor.grad_fn is not None:
-        raise TapeError("the loss reads what was computed elsewhere, and has a gradient")
-    return _Source("other")
-
-
-def _list_shapes(outputs: Any) -> dict[str, torch.Size]:
-    return {path: tensor.shape for path, tensor in dense_leaves(outputs)}
-
-
-def _prepare_part(part: Any, *, is_double: bool) -> Any:
-    """Return a copy of a loss with a state of its own, which a call may change."""
-    if not isinstance(part, nn.Module):
-        return part
-    return copy.deepcopy(part).double() if is_double else copy.deepcopy(part)
-
-
-@dataclass(frozen=True)
-class _CallForm:
-    """Arguments of a call: how many by position, and the names of others; one alone is `is_single`."""
-
-    num_args: int
-    names: tuple[str, ...]
-
-    @property
-    def is_single(self) -> bool:
-        return self.num_args + len(self.names) == 1
-
-
-def _get_form(call: ObservedCall) -> _CallForm:
-    return _CallForm(len(call.args), tuple(call.kwargs))
-
-
-def _name_arguments(step: ObservedStep) -> list[str]:
-    call = step.calls[0]
-    known = list(get_signature(get_forward(step.model)).parameters)
-    return [*(known[: len(call.args)] or ["..."]), *call.kwargs]
-
-
-def _join(call: ObservedCall) -> Any:
-    form, values = _get_form(call), (*call.args, *call.kwargs.values())
-    if form.is_single:
-        return values[0]
-    return dict(call.kwargs) if not form.num_args else values
-
-
-def _call(model: nn.Module, form: _CallForm, inputs: Any) -> Any:
-    if form.is_single:
-        return model(**{form.names[0]: inputs}) if form.names else model(inputs)
-    if not form.num_args:
-        return model(**inputs)
-    return model(*inputs[: form.num_args], **dict(zip(form.names, inputs[form.num_args :], strict=True)))
-
-
-def _count_rows(*trees: Any) -> int:
-    """Count the samples of a call: the length of its first tensor with axes; 0 without one."""
-    return next((len(t) for tree in trees for _, t in dense_leaves(tree) if t.ndim), 0)
 
 
 class StepRecorder:
@@ -291,7 +93,8 @@ class StepRecorder:
         return step
 
     def _begin_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not (self._loop.runs_here and torch.is_grad_enabled() and model.training):
+        is_begun = self.step is not None and self.step.is_started
+        if not (self._loop.runs_here and model.training and (torch.is_grad_enabled() or is_begun)):
             return
         if self.step is not None and self.step.is_running and self.step.model is not model:
             return  # a model of which another one is a part
@@ -300,23 +103,21 @@ class StepRecorder:
             self.drop()
             self.step = ObservedStep(model)
         step = self.step
-        made = {id(item) for call in step.tape.calls for item in iter_items(call.result) if isinstance(item, Tensor)}
-        made |= {id(t) for call in step.calls for _, t in tree_leaves(call.outputs)}
-        if any(id(t) in made for _, t in tree_leaves((args, kwargs))):
-            step.failure = step.failure or "the model is called with what it has computed in this step"
+        made = step.list_dependents()
+        step.is_whole = step.is_whole or any(id(t) in made for _, t in tree_leaves((args, kwargs)))
         if model is not step.model:
             step.failure = step.failure or "several models take part in a step"
         if step.tape.is_paused:
             step.failure = step.failure or "the loss calls the model"
         step.tape.is_paused = step.is_running = True
-        args, kwargs = tree_map((args, kwargs), _copy_input)
-        step.calls.append(ObservedCall(args, kwargs))
+        copied_args, copied_kwargs = tree_map((args, kwargs), _copy_input)
+        step.calls.append(ObservedCall(copied_args, copied_kwargs, (args, kwargs), torch.is_grad_enabled()))
 
     def _end_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         step = self.step
         if step is None or not step.is_running or model is not step.model or not self._loop.runs_here:
             return
-        step.calls[-1].outputs = outputs
+        step.calls[-1].outputs, step.calls[-1].place = outputs, len(step.tape.calls)
         step.is_running = step.tape.is_paused = False
         if not step.is_started:
             step.is_started = True
@@ -395,7 +196,7 @@ def _read_arguments(frame: FrameType, *, skips: bool) -> tuple[list[Any], dict[s
 class Examined:
     """Form of the first step, with the inputs and the target of its batch, and what an examination of these found."""
 
-    form: ObservedForm
+    form: ObservedForm | WholeForm
     model: nn.Module
     batch: Batch
     examination: Examination = field(default_factory=Examination)
@@ -450,9 +251,9 @@ class Observation(Monitor):
         if step.failure or step.root is None or step.root.numel() != 1:
             raise NotApplicableError(step.failure or "the backward pass does not begin at one number")
         try:
-            outputs = [tensor for call in step.calls for _, tensor in tree_leaves(call.outputs)]
-            template = FunctionTemplate(step.tape, step.root, outputs)
-            form = ObservedForm(step, template) if self.examined is None else self.examined.form
+            template = make_template(step)
+            kind = WholeForm if step.is_whole else ObservedForm
+            form = kind(step, template) if self.examined is None else self.examined.form
         except TapeError as error:
             raise NotApplicableError(str(error)) from error
         if difference := form.find_difference(step, template):
