@@ -90,7 +90,7 @@ def check_models(
     optimizers = _list_optimizers(optimizer)
     examined = {}
     for name, model in models.items():
-        own = [each for each in optimizers if _holds(each, model)] or optimizers
+        own = [each for each in optimizers if holds(each, model)] or optimizers
         examined[name] = _examine_module(
             model,
             None,
@@ -105,7 +105,8 @@ def check_models(
     return _make_report(title, examined, budget_s)
 
 
-def _holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
+def holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
+    """Return True if an optimizer has any parameter of a model."""
     own = {id(parameter) for parameter in model.parameters()}
     return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
 
@@ -179,7 +180,7 @@ def name_findings(found: Mapping[str, Sequence[Finding]]) -> list[Finding]:
     for name, findings in found.items():
         for finding in findings:
             if _get_words(finding) not in common:
-                named.append(_name_finding(finding, name))
+                named.append(name_finding(finding, name))
             elif _get_words(finding) not in known:
                 known.add(_get_words(finding))
                 named.append(finding)
@@ -190,7 +191,8 @@ def _get_words(finding: Finding) -> tuple[str, ...]:
     return finding.code, finding.summary, finding.measured
 
 
-def _name_finding(finding: Finding, name: str) -> Finding:
+def name_finding(finding: Finding, name: str) -> Finding:
+    """Name one of several models in a finding about it."""
     layer, param = (path and f"{name}.{path}" for path in (finding.where.layer, finding.where.param))
     place = dataclasses.replace(finding.where, layer=layer, param=param)
     return dataclasses.replace(finding, summary=f"{name}: {finding.summary}", where=place)

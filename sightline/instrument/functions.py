@@ -138,10 +138,10 @@ class FunctionTape(TorchFunctionMode):
 
 
 def insert_calls(tape: FunctionTape, inserted: Iterable[tuple[int, FunctionCall]]) -> FunctionTape:
-    """Return a tape with further calls before those at some places of it."""
+    """Return a tape with further calls before those at some places of it, in their order."""
     joined, calls = FunctionTape(), list(tape.calls)
-    for place, call in sorted(inserted, key=lambda pair: pair[0], reverse=True):
-        calls.insert(place, call)
+    for offset, (place, call) in enumerate(sorted(inserted, key=lambda pair: pair[0])):
+        calls.insert(place + offset, call)
     joined.calls, joined.failure = calls, tape.failure
     return joined
 

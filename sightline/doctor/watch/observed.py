@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.pytree import is_dense, tree_leaves, tree_map
+from sightline.contract.pytree import is_dense, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, observe
-from sightline.doctor.check import assert_copied, examine_subject
+from sightline.doctor.check import assert_copied, examine_subject, holds, name_finding
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
 from sightline.doctor.form import Batch
@@ -30,6 +30,8 @@ from sightline.instrument.functions import FunctionTape, TapeError
 from sightline.instrument.random_state import preserve_random_state
 
 _WHAT = "the first step"
+_MAX_STEPS = 8
+"""Steps for each model in which it has to be seen twice."""
 _MAX_NUMBERS = 100_000_000
 """Parameters of a model of which copies are made while its loop runs, unasked."""
 
@@ -88,7 +90,7 @@ class StepRecorder:
         step = self.step
         if step is None:
             return None
-        step.root = root if self._scaled is None else self._scaled
+        step.close(root if self._scaled is None else self._scaled)
         self.drop()
         return step
 
@@ -96,29 +98,25 @@ class StepRecorder:
         is_begun = self.step is not None and self.step.is_started
         if not (self._loop.runs_here and model.training and (torch.is_grad_enabled() or is_begun)):
             return
-        if self.step is not None and self.step.is_running and self.step.model is not model:
+        if self.step is not None and self.step.running not in (None, model):
             return  # a model of which another one is a part
         self.sweep()
-        if self.step is None or self.step.is_running:  # the last call has not returned
+        if self.step is None or self.step.running is model:  # the last call has not returned
             self.drop()
             self.step = ObservedStep(model)
         step = self.step
-        made = step.list_dependents()
-        step.is_whole = step.is_whole or any(id(t) in made for _, t in tree_leaves((args, kwargs)))
-        if model is not step.model:
-            step.failure = step.failure or "several models take part in a step"
         if step.tape.is_paused:
             step.failure = step.failure or "the loss calls the model"
-        step.tape.is_paused = step.is_running = True
-        copied_args, copied_kwargs = tree_map((args, kwargs), _copy_input)
-        step.calls.append(ObservedCall(copied_args, copied_kwargs, (args, kwargs), torch.is_grad_enabled()))
+        step.tape.is_paused, step.running = True, model
+        own_args, own_kwargs = tree_map((args, kwargs), _copy_input)
+        step.calls.append(ObservedCall(model, own_args, own_kwargs, (args, kwargs), torch.is_grad_enabled()))
 
     def _end_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         step = self.step
-        if step is None or not step.is_running or model is not step.model or not self._loop.runs_here:
+        if step is None or model is not step.running or not self._loop.runs_here:
             return
         step.calls[-1].outputs, step.calls[-1].place = outputs, len(step.tape.calls)
-        step.is_running = step.tape.is_paused = False
+        step.tape.is_paused, step.running = False, None
         if not step.is_started:
             step.is_started = True
             step.autocast = _get_autocast(model)
@@ -205,8 +203,9 @@ class Examined:
 class Observation(Monitor):
     """Examination of a loop's first step in the form that it showed; published once a second step has the same form.
 
-    `examine` judges what the first step has shown, before its update; a code that is among the `known` ones of the loop
-    is not said again. `published` is what it found once that is said.
+    Of several models, it is the first step of each. `examine` judges what it has shown, before its update; a code that
+    is among the `known` ones of the loop is not said again. `examined` is the last one, `published` what was found once
+    that is said.
     """
 
     def __init__(
@@ -219,6 +218,10 @@ class Observation(Monitor):
         self._loop, self._examine, self._known = loop, examine, known
         self._recorder = StepRecorder(loop, loss)
         self._waiting: Examined | None = None
+        self._open: dict[int, Examined] = {}
+        self._left: set[int] = set()
+        self._num_steps = 0
+        """By a model's identity: what its first step has shown, and those that are not observed any more."""
         self.examined: Examined | None = None
         self.published = Examination()
         self.is_begun = self.is_over = False
@@ -236,44 +239,51 @@ class Observation(Monitor):
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Finding]:
         """Read the form of the first step, or compare the second with it."""
-        if self.is_over or (step := self._recorder.take(root)) is None:
+        if self.is_over or (step := self._recorder.take(root)) is None or id(step.model) in self._left:
             return ()
-        seen = observe(_WHAT, self._read, step)
+        if step.is_of_another and len(loop.models) > 1:
+            return ()
+        known = self._open.get(id(step.model))
+        seen = observe(_WHAT, self._read, step, known)
+        self._num_steps += 1
         if isinstance(seen, MissingError):
-            self._end(seen.reason)
-        elif self.examined is None:
-            self._waiting = seen
+            self._leave(step.model, seen.reason)
+        elif known is not None:
+            return self._finish(known)
         else:
-            return self._finish()
+            self._waiting = seen
+        if self._num_steps > _MAX_STEPS * len(loop.models):
+            self._end("a model has no second step among the first ones")
         return ()
 
-    def _read(self, step: ObservedStep) -> Examined | None:
+    def _read(self, step: ObservedStep, known: Examined | None) -> Examined | None:
         if step.failure or step.root is None or step.root.numel() != 1:
             raise NotApplicableError(step.failure or "the backward pass does not begin at one number")
         try:
             template = make_template(step)
             kind = WholeForm if step.is_whole else ObservedForm
-            form = kind(step, template) if self.examined is None else self.examined.form
+            form = kind(step, template) if known is None else known.form
         except TapeError as error:
             raise NotApplicableError(str(error)) from error
         if difference := form.find_difference(step, template):
             raise NotApplicableError(difference)
-        return Examined(form, step.model, form.read(step, template)) if self.examined is None else None
+        return Examined(form, step.model, form.read(step, template)) if known is None else None
 
     def after_backward(self, loop: Loop) -> None:
         """Examine the first step, whose graph is gone, and whose update has not been made."""
         if self._waiting is None:
             return
-        self.examined, self._waiting = self._waiting, None
+        examined, self._waiting = self._waiting, None
         loop.is_suspended = True
         try:
-            found = observe(_WHAT, self._examine, self.examined)
+            found = observe(_WHAT, self._examine, examined)
         finally:
             loop.is_suspended = False
         if isinstance(found, MissingError):
-            self._end(found.reason)
+            self._leave(examined.model, found.reason)
         else:
-            self.examined.examination = found
+            examined.examination = found
+            self.examined = self._open[id(examined.model)] = examined
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """Take the last tape away."""
@@ -286,13 +296,26 @@ class Observation(Monitor):
     def on_end(self, loop: Loop) -> Iterable[Finding]:
         """Publish what one step has shown, if there was no other."""
         self._recorder.sweep()
-        return () if self.is_over or self.examined is None else self._finish()
+        return [] if self.is_over else [found for known in [*self._open.values()] for found in self._finish(known)]
 
-    def _finish(self) -> Sequence[Finding]:
-        assert self.examined is not None
-        self._end("")
-        known, self.published = {finding.code for finding in self._known}, self.examined.examination
-        return [finding for finding in self.published.findings if finding.code not in known]
+    def _finish(self, examined: Examined) -> Sequence[Finding]:
+        """Publish what the first step of a model has shown."""
+        name = next((name for name, model in self._loop.models.items() if model is examined.model), "")
+        findings = [name_finding(each, name.rstrip(".")) if name else each for each in examined.examination.findings]
+        self.published.judgements += examined.examination.judgements
+        self.published.findings += findings
+        self._leave(examined.model, "")
+        known = {finding.code for finding in self._known}
+        return [finding for finding in findings if finding.code not in known]
+
+    def _leave(self, model: nn.Module, reason: str) -> None:
+        """Observe a model no more, and nothing where it was the last."""
+        self._left.add(id(model))
+        self._open.pop(id(model), None)
+        if reason:
+            self._loop.failures[f"{_WHAT}: {reason.removeprefix(f'{_WHAT}: ')}"] = None
+        if len(self._left) >= len(self._loop.models):
+            self._end("")
 
     def _end(self, reason: str) -> None:
         self.is_over, self._waiting = True, None
@@ -314,7 +337,8 @@ targets from the inputs."""
 
 def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], budget_s: float) -> Examination:
     """Judge a step by all rules that apply to one batch; nothing of the loop is changed."""
-    optimizers = [track.optimizer for track in loop.tracks.values()]
+    optimizers = [track.optimizer for track in loop.tracks.values() if holds(track.optimizer, examined.model)]
+    budget_s /= len(loop.models)
     form, model = examined.form, examined.model
     assert_copied(model)
     subject = Subject(model, form, [examined.batch], [], optimizers)
@@ -334,18 +358,19 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
 
 def find_obstacle(models: Mapping[str, nn.Module]) -> str:
     """Say why copies of models are not run while a loop trains; "" where they are."""
-    if len(models) != 1:
-        return "several models are watched"
-    (model,) = models.values()
     if is_one_of_several():
         return "the loop has several processes"
+    number = sum(parameter.numel() for model in models.values() for parameter in model.parameters())
+    if number > _MAX_NUMBERS:
+        return f"a copy of {number / 1e6:.0f} million numbers would be needed: sightline.check makes it"
+    return next(filter(None, map(_find_obstacle, models.values())), "")
+
+
+def _find_obstacle(model: nn.Module) -> str:
     if "_orig_mod" in model._modules or model._compiled_call_impl is not None:
         return "the model is compiled"
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return "a part is traced or scripted, which is compiled anew after some passes"
-    number = sum(parameter.numel() for parameter in model.parameters())
-    if number > _MAX_NUMBERS:
-        return f"a copy of {number / 1e6:.0f} million numbers would be needed: sightline.check makes it"
     for path, module in model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(not getattr(hook, "__module__", "").startswith(("torch.", "sightline.")) for hook in hooks):

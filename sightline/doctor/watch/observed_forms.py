@@ -36,11 +36,12 @@ _NUM_NAMES = 4
 
 @dataclass
 class ObservedCall:
-    """Call of the model in a step: copies of its arguments, these themselves, and its outputs.
+    """Call of a model in a step: copies of its arguments, these themselves, and its outputs.
 
     `place` is the number of functions that the tape had when it ended.
     """
 
+    model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     given: tuple[tuple[Any, ...], dict[str, Any]]
@@ -48,28 +49,66 @@ class ObservedCall:
     outputs: Any = None
     place: int = 0
 
+    def to_function(self) -> FunctionCall:
+        """Return the call as that of a part that is taken whole."""
+        return FunctionCall(self.model, *self.given, self.outputs, (), self.has_gradient, is_whole=True)
+
 
 @dataclass
 class ObservedStep:
-    """Step of the loop, from its first call of the model to its backward pass."""
+    """Step of the loop, from its first call of a model to its backward pass.
+
+    `model` is the one that is observed, the first that is called; of several it is told when the step is over, and
+    `others` are the calls of those that the loss is computed by. The step `is_whole` where the model is called with
+    what it has computed, and `is_of_another` where it is with what has a gradient from before the step.
+    """
 
     model: nn.Module
     tape: FunctionTape = field(default_factory=FunctionTape)
     calls: list[ObservedCall] = field(default_factory=list)
+    others: list[ObservedCall] = field(default_factory=list)
     root: Tensor | None = None
     autocast: torch.autocast | None = None
     failure: str = ""
     is_started: bool = False
-    is_running: bool = False
+    running: nn.Module | None = None
     is_whole: bool = False
-    """True where the model is called with what it has computed in this step."""
+    is_of_another: bool = False
 
-    def list_dependents(self) -> set[int]:
-        """List the outputs of the model, and what is computed from them, by identity."""
-        found = {id(tensor) for call in self.calls for _, tensor in tree_leaves(call.outputs)}
-        for call in self.tape.calls:
-            if any(id(item) in found for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)):
-                found |= {id(item) for item in iter_items((call.result, call.written)) if isinstance(item, Tensor)}
+    def close(self, root: Tensor) -> None:
+        """End the step at the number that its backward pass begins with, and choose the model."""
+        self.root = root
+        models = list({id(call.model): call.model for call in self.calls}.values())
+        reached = {id(model): self._trace(model) for model in models}
+        if len(models) > 1:  # those whose loss it is, and of these the first of a chain
+            models = [model for model in models if id(root) in reached[id(model)]]
+            own = [m for m in models if not any(self._reads(m, reached[id(o)]) for o in models if o is not m)]
+            if not own:
+                self.failure = self.failure or "several models take part in a step"
+                return
+            self.model = own[0]
+        self.others = [call for call in self.calls if call.model is not self.model]
+        self.calls = [call for call in self.calls if call.model is self.model]
+        self.is_whole = self._reads(self.model, reached[id(self.model)])
+        made = {id(item) for call in self.tape.calls for item in iter_items(call.result)}
+        made |= {id(tensor) for call in (*self.calls, *self.others) for _, tensor in tree_leaves(call.outputs)}
+        given = [tensor for call in self.calls for _, tensor in tree_leaves(call.given)]
+        self.is_of_another = any(tensor.grad_fn is not None and id(tensor) not in made for tensor in given)
+
+    def _reads(self, model: nn.Module, tensors: set[int]) -> bool:
+        """Return True if a model is called with some tensors."""
+        calls = [call for call in self.calls if call.model is model]
+        return any(id(tensor) in tensors for call in calls for _, tensor in tree_leaves(call.given))
+
+    def _trace(self, model: nn.Module) -> set[int]:
+        """List, by identity, the outputs of a model and what is computed from them; with a gradient, if of several."""
+        found, is_alone = set[int](), all(call.model is model for call in self.calls)
+        for call in insert_calls(self.tape, [(call.place, call.to_function()) for call in self.calls]).calls:
+            read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
+            if call.function is model or any(id(item) in found for item in read):
+                made = [item for item in iter_items((call.result, call.written)) if isinstance(item, Tensor)]
+                made = [tensor for _, tensor in tree_leaves(call.result)] if call.function is model else made
+                found |= {id(item) for item in made if is_alone or item.requires_grad}
         return found
 
 
@@ -229,14 +268,12 @@ def make_template(step: ObservedStep) -> FunctionTemplate:
     assert step.root is not None
     outputs = [tensor for call in step.calls for _, tensor in tree_leaves(call.outputs)]
     if not step.is_whole:
+        tape = insert_calls(step.tape, [(call.place, call.to_function()) for call in step.others])
         try:
-            return FunctionTemplate(step.tape, step.root, outputs)
+            return FunctionTemplate(tape, step.root, outputs)
         except GraphError:
             step.is_whole = True
-    calls = [
-        (call.place, FunctionCall(step.model, *call.given, call.outputs, (), call.has_gradient, is_whole=True))
-        for call in step.calls
-    ]
+    calls = [(call.place, call.to_function()) for call in (*step.calls, *step.others)]
     return FunctionTemplate(insert_calls(step.tape, calls), step.root, outputs, graphs=True)
 
 
