@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+import sightline
 from tests.doctor.cases import ROWS
 from tests.doctor.observing import judged, observe
 from tests.doctor.programs import FORMS, PROGRAMS
@@ -72,6 +73,20 @@ def test_the_step_of_a_program_is_asked_what_its_plain_form_is(name: str) -> Non
     expected = [rule for rule, reason in plain.items() if not reason]
     lacking = {rule: step.get(rule, "no such rule") for rule in expected if step.get(rule, "no such rule")}
     assert len(lacking) <= (1 - ENOUGH) * len(expected), lacking
+
+
+WATCHED = {"generator_and_critic": 40, "energies_and_forces": 20, "consistent_predictions": 30}
+"""Relations that an epoch under `watch` asks at least, of programs whose steps have several passes or their slopes."""
+
+
+@pytest.mark.parametrize("name", long_but(["generator_and_critic"], WATCHED))
+def test_a_step_of_several_passes_or_models_is_asked_while_it_trains(name: str) -> None:
+    program = PROGRAMS[name]()
+    with judged() as judgements:
+        with sightline.watch(program.watched or program.model, optimizer=program.optimizers or program.optimizer):
+            program.train(1)
+    assert sum(judgement.outcome == "held" for judgement in judgements) >= WATCHED[name]
+    assert {judgement.outcome for judgement in judgements} <= {"held", "apply", "declared", "cost"}
 
 
 @pytest.mark.long

@@ -108,7 +108,8 @@ class ObservedStep:
             if call.function is model or any(id(item) in found for item in read):
                 made = [item for item in iter_items((call.result, call.written)) if isinstance(item, Tensor)]
                 made = [tensor for _, tensor in tree_leaves(call.result)] if call.function is model else made
-                found |= {id(item) for item in made if is_alone or item.requires_grad}
+                given = {id(item) for item in read if id(item) not in found}  # outputs may hold inputs
+                found |= {id(item) for item in made if is_alone or item.requires_grad} - given
         return found
 
 
