@@ -75,16 +75,21 @@ def test_the_step_of_a_program_is_asked_what_its_plain_form_is(name: str) -> Non
     assert len(lacking) <= (1 - ENOUGH) * len(expected), lacking
 
 
-WATCHED = {"generator_and_critic": 40, "energies_and_forces": 20, "consistent_predictions": 30}
+WATCHED = {
+    "generator_and_critic": 40,
+    "energies_and_forces": 20,
+    "consistent_predictions": 30,
+    "memory_of_embeddings": 25,
+}
 """Relations that an epoch under `watch` asks at least, of programs whose steps have several passes or their slopes."""
 
 
 @pytest.mark.parametrize("name", long_but(["generator_and_critic"], WATCHED))
 def test_a_step_of_several_passes_or_models_is_asked_while_it_trains(name: str) -> None:
     program = PROGRAMS[name]()
-    with judged() as judgements:
-        with sightline.watch(program.watched or program.model, optimizer=program.optimizers or program.optimizer):
-            program.train(1)
+    watch = sightline.watch(program.watched or program.model, optimizer=program.optimizers or program.optimizer)
+    with judged() as judgements, watch:
+        program.train(1)
     assert sum(judgement.outcome == "held" for judgement in judgements) >= WATCHED[name]
     assert {judgement.outcome for judgement in judgements} <= {"held", "apply", "declared", "cost"}
 

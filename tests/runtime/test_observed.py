@@ -4,6 +4,7 @@ program's own loss; what cannot be repeated is said, and nothing of the loop cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +207,35 @@ def test_a_step_that_does_not_divide_is_repeated_as_a_whole(program: Program) ->
     own, expected = (torch.autograd.grad(value, list(model.parameters())) for value in values)
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(own, expected)
+
+
+def test_a_memory_that_steps_write_to_is_that_of_before_the_step_each_time() -> None:
+    """What copies are asked leaves it as it is; each step is compared with what it found in the memory."""
+
+    def train(watches: bool) -> tuple[Tensor, Any]:
+        torch.manual_seed(0)
+        memory, place, model = torch.randn(40, 3), torch.tensor(0), Network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        watch = sightline.watch(model, optimizer=optimizer) if watches else nullcontext()
+        with watch:
+            for rows, classes, _ in draw(5):
+                scores = model(rows)
+                memory[(place + torch.arange(4)) % 40] = scores[:4].detach()
+                place += 4
+                loss = F.cross_entropy(scores, classes) + 0.01 * (scores @ memory.clone().T).logsumexp(1).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return memory, watch
+
+    (plain, _), (memory, watch) = train(False), train(True)
+    assert torch.equal(memory, plain)
+    assert watch.observation.examined is not None, watch.report.verdict
+    assert not [line for line in watch.report.verdict if "the first step" in line]
+    examined = watch.observation.examined
+    outputs = examined.form.call(Network(), examined.batch.inputs)
+    values = {float(examined.form.evaluate(examined.model, outputs, examined.batch.target)) for _ in range(2)}
+    assert len(values) == 1
 
 
 @pytest.mark.parametrize("is_first", [False, True])

@@ -134,8 +134,9 @@ class ObservedForm(Form):
         if not any(source.kind == "output" for source in self._sources.values()):
             raise TapeError("the loss does not read what the model returned")
         open_leaves = {s: t for s, t in template.leaves.items() if self._sources[s].kind == "other"}
-        rows = [slot for slot, t in open_leaves.items() if t.ndim and len(t) == self._num_samples]
-        self._targets = rows or [slot for slot, t in open_leaves.items() if t.ndim]
+        read = {slot: t for slot, t in open_leaves.items() if t.ndim and slot not in template.memory}
+        rows = [slot for slot, t in read.items() if len(t) == self._num_samples]
+        self._targets = rows or [*read]
         self._constants = {s: t.detach().clone() for s, t in open_leaves.items() if s not in self._targets}
         self.loss = [*(call.function for call in template.calls if call.is_whole), *self._constants.values()]
         self._shapes = _list_shapes(self.join_outputs(step))
@@ -192,9 +193,13 @@ class ObservedForm(Form):
             return "the model is called in another way in the next step"
         if difference := self._template.find_difference(template):
             return difference
-        assert step.root is not None
-        with torch.no_grad(), step.autocast or nullcontext():
-            again = float(self.evaluate(step.model, self.join_outputs(step), self.read(step, template).target))
+        constants = self._constants
+        self._constants = constants | {slot: template.leaves[slot] for slot in template.memory}
+        try:
+            with torch.no_grad(), step.autocast or nullcontext():
+                again = float(self.evaluate(step.model, self.join_outputs(step), self.read(step, template).target))
+        finally:
+            self._constants = constants
         return compare_losses(again, step)
 
 
