@@ -239,21 +239,24 @@ class Observation(Monitor):
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Finding]:
         """Read the form of the first step, or compare the second with it."""
-        if self.is_over or (step := self._recorder.take(root)) is None or id(step.model) in self._left:
+        if self.is_over or (step := self._recorder.take(root)) is None:
             return ()
-        if step.is_of_another and len(loop.models) > 1:
-            return ()
+        self._num_steps += 1
+        if self._num_steps > _MAX_STEPS * len(loop.models):
+            self._end("a model has no second step among the first ones")
+        elif id(step.model) not in self._left and not (step.is_of_another and len(loop.models) > 1):
+            return self._take(step)
+        return ()
+
+    def _take(self, step: ObservedStep) -> Iterable[Finding]:
         known = self._open.get(id(step.model))
         seen = observe(_WHAT, self._read, step, known)
-        self._num_steps += 1
         if isinstance(seen, MissingError):
             self._leave(step.model, seen.reason)
         elif known is not None:
             return self._finish(known)
         else:
             self._waiting = seen
-        if self._num_steps > _MAX_STEPS * len(loop.models):
-            self._end("a model has no second step among the first ones")
         return ()
 
     def _read(self, step: ObservedStep, known: Examined | None) -> Examined | None:
@@ -300,8 +303,8 @@ class Observation(Monitor):
 
     def _finish(self, examined: Examined) -> Sequence[Finding]:
         """Publish what the first step of a model has shown."""
-        name = next((name for name, model in self._loop.models.items() if model is examined.model), "")
-        findings = [name_finding(each, name.rstrip(".")) if name else each for each in examined.examination.findings]
+        name = self._get_name(examined.model)
+        findings = [name_finding(each, name) if name else each for each in examined.examination.findings]
         self.published.judgements += examined.examination.judgements
         self.published.findings += findings
         self._leave(examined.model, "")
@@ -313,9 +316,15 @@ class Observation(Monitor):
         self._left.add(id(model))
         self._open.pop(id(model), None)
         if reason:
-            self._loop.failures[f"{_WHAT}: {reason.removeprefix(f'{_WHAT}: ')}"] = None
+            name = self._get_name(model)
+            what = f"{_WHAT} of '{name}'" if name else _WHAT
+            self._loop.failures[f"{what}: {reason.removeprefix(f'{_WHAT}: ')}"] = None
         if len(self._left) >= len(self._loop.models):
             self._end("")
+
+    def _get_name(self, model: nn.Module) -> str:
+        """Return the name of one of several models; "" where there is one."""
+        return next((name for name, known in self._loop.models.items() if known is model), "").rstrip(".")
 
     def _end(self, reason: str) -> None:
         self.is_over, self._waiting = True, None
