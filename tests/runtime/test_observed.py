@@ -124,6 +124,9 @@ CASES = {
         lambda m, b: F.cross_entropy(m(b[0]), b[1]) + 0.1 * sum(p.square().sum() for p in m.parameters()),
         lambda b: (b[0], b[1]),
     ),
+    "a call that the loss does not read": Case(
+        lambda m, b: F.cross_entropy((m(b[0]), m(b[0]))[1], b[1]), lambda b: (b[0], b[1])
+    ),
     "two calls": Case(lambda m, b: F.mse_loss(m(b[0]), m(b[0], b[2])), lambda b: ((b[0], (b[0], b[2])), ())),
 }
 

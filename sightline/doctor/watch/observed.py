@@ -243,7 +243,8 @@ class Observation(Monitor):
             return ()
         self._num_steps += 1
         if self._num_steps > _MAX_STEPS * len(loop.models):
-            self._end("a model has no second step among the first ones")
+            for model in [model for model in loop.models.values() if id(model) not in self._left]:
+                self._leave(model, "no step of its own was seen twice")
         elif id(step.model) not in self._left and not (step.is_of_another and len(loop.models) > 1):
             return self._take(step)
         return ()

@@ -276,11 +276,23 @@ def make_template(step: ObservedStep) -> FunctionTemplate:
     if not step.is_whole:
         tape = insert_calls(step.tape, [(call.place, call.to_function()) for call in step.others])
         try:
-            return FunctionTemplate(tape, step.root, outputs)
+            template = FunctionTemplate(tape, step.root, outputs)
         except GraphError:
             step.is_whole = True
+        else:
+            _leave_out_unread(step, template)
+            return template
     calls = [(call.place, call.to_function()) for call in (*step.calls, *step.others)]
     return FunctionTemplate(insert_calls(step.tape, calls), step.root, outputs, graphs=True)
+
+
+def _leave_out_unread(step: ObservedStep, template: FunctionTemplate) -> None:
+    """Leave out the calls whose outputs the loss does not read, unless it reads what a call has stored in its model."""
+    read = {id(tensor) for tensor in template.leaves.values()}
+    calls = [call for call in step.calls if any(id(tensor) in read for _, tensor in tree_leaves(call.outputs))]
+    given = {id(tensor) for call in calls for _, tensor in tree_leaves(call.outputs)}
+    has_others = any(t.grad_fn is not None and id(t) not in given for t in template.leaves.values())
+    step.calls = step.calls if has_others else calls or step.calls
 
 
 def compare_losses(again: float, step: ObservedStep) -> str:
