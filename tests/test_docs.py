@@ -17,8 +17,7 @@ from benchmarks import command as benchmarks
 from benchmarks import gpu
 from sightline.cli import SECTIONS, app
 from sightline.contract.registry import REGISTRIES
-from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.engine.step import average_records, evaluation_scalars
+from sightline.engine.records import EvaluationRecord, StepRecord, average_records, evaluation_scalars
 from tests.cases import run_each
 from tests.command import built_once
 from tests.doctor import __main__ as doctor

@@ -233,20 +233,15 @@ def test_the_engine_knows_no_task(imports: dict[str, dict[str, int]]) -> None:
     assert not [module for module, names in files.items() if "parts.tasks" in map(room_of, names)]
 
 
-def test_only_one_module_knows_processes() -> None:
-    """`torch.distributed` belongs to engine/distributed.py; the launcher drives torch's agent from the parent."""
-    allowed = {
-        "engine/distributed.py",
-        "engine/launcher.py",
-        "doctor/processes.py",
-        "doctor/watch/ranks.py",
-    }  # of a user's own loop
+def test_processes_of_a_run_are_known_to_one_module_and_the_launcher() -> None:
+    """The launcher drives torch's agent from the parent; the doctor reads processes of a user's own loop."""
+    allowed = {"engine/distributed.py", "engine/launcher.py", "doctor/processes.py", "doctor/watch/ranks.py"}
     knowing = {str(p.relative_to(PACKAGE)) for p in FILES if "torch.distributed" in p.read_text()}
     assert knowing <= allowed | {"layers/batch_norm.py"}  # which only says in words that it does not import it
 
 
 def test_only_one_module_knows_which_process_is_first() -> None:
-    """What one process does for all goes through `World.on_first`, `World.from_first` and `World.run_directory`."""
+    """What one process does for all goes through `rank_zero_only` and others of `World`."""
     asking = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"\bis_first\b|world\.rank\b.*==", p.read_text())}
     assert not asking - {"engine/distributed.py"}
 

@@ -21,7 +21,8 @@ from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat,
 from sightline.contract.errors import ConfigError
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.schema import suggest
-from sightline.engine.learnt_losses import LearntLosses, combine_modules, has_memory_gaps, match_memory_format
+from sightline.engine.gradients import has_memory_gaps, match_memory_format
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.parts.quantisation.parametrised import Codebook, quantised_weights
 
 _CONFIG_PATH = "optimizer.layer_decay"

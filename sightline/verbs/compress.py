@@ -22,10 +22,10 @@ from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
-from sightline.engine.observers import wants_live
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.trained_weights import PACKED_FILE
+from sightline.training.progress import wants_live
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.verbs.train import TerminalReporter
 from sightline.workbench.compress.packing import trained_policy

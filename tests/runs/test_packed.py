@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from sightline.contract import regular_files
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
-from sightline.runs.checkpoint import evaluated_sha256
 from sightline.runs.packed import (
     PackedTensorSpec,
     compression_ratios,
@@ -31,6 +30,7 @@ from sightline.runs.packed import (
     unpack_bits,
     write_packed,
 )
+from sightline.runs.trained_weights import evaluated_sha256
 from tests.layers.quantisation.drawn_weights import random_layers
 
 META = {"model": {"name": "net", "width": 4}, "class_names": ["a", "ü"], "metrics": {"accuracy": 0.875}}

@@ -196,7 +196,7 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
     told = refuse("compress", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
     assert ("did you mean 'batch_size'" in told, "search " in told) == (True, False), told
     for word in ("train.batch_size=13", "checks.skip=[no-gradient]"):  # as advised after the first
-        with mock.patch("sightline.training.train_run.launch_training", return_value=1):
+        with mock.patch("sightline.training.launch.launch_training", return_value=1):
             done = run_here("compress", floats, *words, "--method", "uniform_protected", word)
         assert (done.code, "fine-tuning was not started" in done.err) == (1, True), done.err
     succeed("compress", floats, *words, "--epochs", "0", "--method", "uniform_protected")

@@ -21,7 +21,7 @@ import pytest
 from sightline.commands.look import SweepOptions
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError, RunError, UserError
-from sightline.engine.session import StopRequest
+from sightline.training.stop_request import StopRequest
 from sightline.training.train_run import Reporter, TrainResult
 from sightline.verbs.sweep import _locate
 from sightline.verbs.train import SeriesReporter

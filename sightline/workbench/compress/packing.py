@@ -15,9 +15,7 @@ from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Compress
 from sightline.contract.errors import RunError
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.engine.session import evaluation_document
 from sightline.parts.quantisation.parametrised import dense_state_dict
-from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.packed import (
     PackedTensorSpec,
@@ -29,6 +27,7 @@ from sightline.runs.packed import (
     write_packed,
 )
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
+from sightline.runs.trained_weights import PACKED_FILE
 from sightline.workbench.compress.policy import (
     Policy,
     WeightFormat,
@@ -37,6 +36,7 @@ from sightline.workbench.compress.policy import (
     policy_to_dict,
 )
 from sightline.workbench.compress.run_problem import packed_metadata
+from sightline.workbench.evaluate.documents import evaluation_document
 
 SUMMARY = "compression.json"
 """File of a packed run with its policy and its sizes."""

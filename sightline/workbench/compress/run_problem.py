@@ -33,7 +33,7 @@ from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import Step, compute_batch_losses, single_batch_step, weighted_sum
 from sightline.parts.quantisation.activations import calibrate_activations
 from sightline.parts.quantisation.linear import list_weights
-from sightline.runs.checkpoint import evaluated_sha256, is_packed, resolve_weights
+from sightline.runs.trained_weights import evaluated_sha256, is_packed, resolve_weights
 from sightline.workbench.compress.policy import (
     FP32,
     Activation,

@@ -23,15 +23,16 @@ from sightline.contract.loss import teacher_keys
 from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.doctor.finding import Finding
 from sightline.doctor.rules import find_by
-from sightline.engine.resume import assert_empty
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.parts.quantisation.linear import halvable, quantisable_weights, round_to_half
 from sightline.parts.quantisation.parametrised import apply_policy, bake_quantised_weights, dense_state_dict
-from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
 from sightline.runs.run_files import is_run
-from sightline.training.train_run import Reporter, reread
+from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
+from sightline.training.config_source import reread
+from sightline.training.resume import assert_empty
+from sightline.training.train_run import Reporter
 from sightline.workbench.check.quantised_rules import size_promise
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.workbench.compress.policy import FP32, Policy, policy_to_dict

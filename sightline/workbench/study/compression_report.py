@@ -16,8 +16,8 @@ from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.draw.page import PageTable
 from sightline.engine.run_loading import OpenRun
-from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.runs.run_directory import load_document, write_document, write_file
+from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.training.train_run import Reporter
 from sightline.workbench.compress.packing import SUMMARY
 from sightline.workbench.compress.policy import (

@@ -1,131 +1,46 @@
-"""Training session in a run directory: resume, train, evaluate, save checkpoints, keep the best, finish."""
+"""Training session in a run directory: resume, train, evaluate, save checkpoints, finish."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import math
-import os
 import re
-import signal
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from sightline.config import RunConfig, read_config, render_config
+from sightline.config import read_config, render_config
 from sightline.config.run_config import to_plain
-from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, RunError, summarise_error
 from sightline.draw.pictures import encode_png
-from sightline.engine.build import DataSubset, TrainingSetup
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.finite_state import FiniteState
 from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.engine.loop import train
-from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLog
+from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.optimizers import format_module_rates
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.runs import checkpoint
-from sightline.runs.class_causes import describe_class_causes
+from sightline.runs.best_checkpoint import BestCheckpoint, BestCheckpointTracker
 from sightline.runs.curves import RESULTS_PICTURE, draw_runs
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
+from sightline.runs.optimizer_state import optimizer_tensors, restore_optimizer
+from sightline.runs.random_states import get_rng_state, set_rng_state
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import load_weights, plain_state
+from sightline.training.progress import Progress
+from sightline.training.stop_request import StopRequest, StopRequestedError
+from sightline.workbench.evaluate.documents import evaluation_document
 
 logger = logging.getLogger(__name__)
-
-_COMPARED_STEPS = 1000
-"""Number of finished steps at which two schedules are compared."""
-
-
-class StopRequestedError(BaseException):
-    """Request by a signal to end work without steps; it must not be handled as an error."""
-
-
-class StopRequest:
-    """Stop request: true once SIGTERM or SIGINT came; a second signal ends the process at once.
-
-    The same signal within a second is the same request: a scheduler signals all processes, and the launcher among them
-    passes it on.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._since_s = 0.0
-        self._is_acknowledged = False
-        self._is_at_once = False
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    def request(self) -> None:
-        """Request a stop as SIGTERM does."""
-        self.signal = self.signal or signal.SIGTERM
-
-    def install_handlers(self, *, is_acknowledged: bool) -> None:
-        """Install signal handlers; with `is_acknowledged`, the first signal is acknowledged on standard error."""
-        self._is_acknowledged = is_acknowledged
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    @contextlib.contextmanager
-    def raise_on_signal(self) -> Iterator[None]:
-        """Context in which the first signal, or an earlier one, raises StopRequestedError: its work is repeatable."""
-        self._is_at_once = True
-        try:
-            if self:
-                raise StopRequestedError
-            yield
-        finally:
-            self._is_at_once = False
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        now_s = time.monotonic()
-        if self.signal is None:
-            self.signal, self._since_s = number, now_s
-            if self._is_acknowledged:
-                name = signal.Signals(number).name
-                then = "the state is saved; ending" if self._is_at_once else "saving after this step"
-                sys.stderr.write(f"{name}: {then}; the same again ends at once\n")
-            if self._is_at_once:
-                raise StopRequestedError
-        elif number != self.signal or now_s - self._since_s > 1.0:
-            os._exit(128 + number)
-
-
-@dataclass(frozen=True)
-class BestCheckpoint:
-    """The best checkpoint so far, by the metric that the config names.
-
-    `stale` evaluations in a row did not improve on `mark`, the value of the last that did, by more than the smallest
-    change that counts.
-    """
-
-    step: int | None = None
-    value: float | None = None
-    mark: float | None = None
-    stale: int = 0
-
-    def after(self, step: int, value: float, mode: str, *, min_change: float = 0.0) -> BestCheckpoint:
-        """Return the best checkpoint after an evaluation; a value of NaN, of which nothing was counted, is stale."""
-
-        def beats(other: float | None, by: float = 0.0) -> bool:
-            gain = math.inf if other is None else value - other if mode == "max" else other - value
-            return gain > by and value == value
-
-        best = (step, value) if beats(self.value) else (self.step, self.value)
-        return BestCheckpoint(*best, *((value, 0) if beats(self.mark, min_change) else (self.mark, self.stale + 1)))
 
 
 @dataclass(frozen=True)
@@ -177,18 +92,17 @@ class TrainingSession:
         self.directory = directory
         self.stop = stop
         self.record = record
-        self.best = BestCheckpoint()
+        self.selection = BestCheckpointTracker(built.config)
         self._finite_state = FiniteState(built.job)
         self.metrics_log = MetricsLog(directory, every=self.config.log.every)
         self.observers = Observers([])
         self.extra_observers = tuple(extra_observers)
         self._final_metrics = final_metrics
         self._is_quiet = is_quiet
-        self._is_new_best = False
         self.is_cut = False
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
-        self._planned_steps: int | None = None
+        self.planned_steps: int | None = None
         self._verified_steps: set[int] = set()
 
     # --- before -----------------------------------------------------------------------------------------------------
@@ -216,7 +130,7 @@ class TrainingSession:
             raise CheckpointError(f"{path}: is of step {snapshot.step}, after the run's last step {job.num_steps}")
         load_weights(job.model, snapshot.model, where=path)
         job.losses.load(snapshot.losses, where=path)
-        checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
+        restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         try:
             best = _SAVED_STATE.validate_json(json.dumps(state), strict=True).best
             for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
@@ -235,11 +149,11 @@ class TrainingSession:
         if job.losses_ema is not None:
             job.losses_ema.load(snapshot.losses_ema, where=path)
         job.step = self._finite_state.sound_step = snapshot.step
-        self._planned_steps = state["num_steps"]
+        self.planned_steps = state["num_steps"]
         self._verified_steps.add(snapshot.step)
-        self.best = best
+        self.selection.best = best
         if len(state["random"]) == self.world.size:
-            checkpoint.set_rng_state(state["random"][self.world.rank])
+            set_rng_state(state["random"][self.world.rank])
         else:
             self.world.rank_zero_only(logger.warning)(
                 "resume-other-size: saved by %d processes, resumed by %d: data order is the same, the random numbers "
@@ -269,44 +183,6 @@ class TrainingSession:
         ]
         if texts[0] != texts[1]:
             self.directory.write_text("config.yaml", texts[1])
-
-    def describe_extension(self) -> str:
-        """Describe what follows from the later end of a run that was resumed, in a line; before `update_config`."""
-        length, job, planned = self.config.train, self.job, self._planned_steps
-        if planned is None or not job.step:
-            return f"trains longer: to step {job.num_steps}"
-        if early := self.describe_early_end():
-            return f"trains no longer: {early}; to go on, give train.early_stopping=null or a larger patience"
-        if planned == job.num_steps:
-            first, ignored = ("steps", "epochs") if length.steps == planned else ("epochs", "steps")
-            end = f"train.{first}={getattr(length, first)} ends the run at step {planned}"
-            if job.step < planned:
-                return f"goes on from step {job.step}: {end}, as planned"
-            return f"trains no longer: {end}, before train.{ignored} does; to go on, name a later train.{first}"
-        facts = {"num_steps": planned, "steps_per_epoch": job.stream.plan.steps_per_epoch}
-        original_schedule = registry.schedules.build(self.config.schedule, facts=facts)
-        line, name = f"trains longer: to step {job.num_steps} instead of {planned}", self.config.schedule.name
-        line += self._describe_transforms_by_epochs()
-        done = {int(step) for step in np.linspace(0, job.step - 1, _COMPARED_STEPS)}
-        if all(original_schedule(step) == job.schedule(step) for step in done):
-            return f"{line}; the schedule '{name}' of the finished steps is that of a run of this length"
-        last, following = original_schedule(job.step - 1), job.schedule(min(job.step, job.num_steps - 1))
-        return (
-            f"{line}; the schedule '{name}' depends on the length of the run: its factor goes on from {last:.3g} at "
-            f"{following:.3g}, and the {job.step} finished steps followed the shorter one, so the result is not that "
-            "of a new run of this length"
-        )
-
-    def _describe_transforms_by_epochs(self) -> str:
-        """Describe the transforms that were others in the finished steps, as they depend on the number of epochs."""
-        epochs, blocks = read_config(self.directory.path / "config.yaml").train.epochs, self.config.transforms.train
-        names = [block.name for block in blocks if "num_epochs" in registry.transforms.bind(block).accepted_facts]
-        if not names or epochs == self.config.train.epochs:
-            return ""
-        return (
-            f"; transforms.train that depend on train.epochs ({', '.join(names)}) had {epochs} in the finished steps, "
-            "so the result may not be that of a new run of this length"
-        )
 
     def start_summary(self) -> list[str]:
         """Describe this stage before it starts: source of its weights, learning rates of its modules."""
@@ -344,11 +220,11 @@ class TrainingSession:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
                 self._evaluate()
                 self._save()
-            if not self._is_stale():
+            if not self.selection.is_stale:
                 train(self.job, self.world, self._on_step_end, self.stop, self._is_read_after)
-            if early := self.describe_early_end():
+            if early := self.early_end:
                 logger.info("early-stopping: %s", early)
-            final = self._finish() if self.job.step == self.job.num_steps or self._is_stale() else None
+            final = self._finish() if self.job.step == self.job.num_steps or self.selection.is_stale else None
             if final is None:
                 reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"
             else:
@@ -399,22 +275,12 @@ class TrainingSession:
             self._evaluate()
         if is_evaluated or is_saved or stop_asked:
             self._save()
-        return stop_asked or self._is_stale()
+        return stop_asked or self.selection.is_stale
 
-    def _is_stale(self) -> bool:
-        """Return True if the metric has not improved for so long that the training ends."""
-        stopping = self.config.train.early_stopping
-        return stopping is not None and self.best.stale >= stopping.patience
-
-    def describe_early_end(self) -> str:
-        """Describe why the training ends before its last step; empty where it does not."""
-        if not self._is_stale() or self.job.step >= self.job.num_steps:
-            return ""
-        plural = f"{self.best.stale} evaluations" if self.best.stale > 1 else "evaluation"
-        return (
-            f"the last {plural} did not improve {self.config.evaluate.metric}; by train.early_stopping the training "
-            f"ends after step {self.job.step} of {self.job.num_steps}"
-        )
+    @property
+    def early_end(self) -> str:
+        """Why the training ends before its last step; empty where it does not."""
+        return self.selection.describe_early_end(self.job.step, self.job.num_steps)
 
     def _find_dues(self, step: int) -> tuple[bool, bool]:
         """Return whether an evaluation and a checkpoint are due after so many steps."""
@@ -435,23 +301,18 @@ class TrainingSession:
             evaluation = self.built.selection_evaluator(
                 job.evaluation_model, self.world, pictures=self._are_pictures_read()
             )
-        value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
-        assert config.evaluate.mode is not None, "build sets it"
-        stopping, step = config.train.early_stopping, self.best.step
-        min_change = 0.0 if stopping is None else stopping.min_change
-        self.best = self.best.after(job.step, value, config.evaluate.mode, min_change=min_change)
-        self._is_new_best = self._is_new_best or self.best.step != step
+        self.selection.take(job.step, evaluation.metrics)
         self.observers.on_evaluation(
             EvaluationRecord(
                 step=job.step,
                 epoch=job.stream.plan.compute_epoch(job.step - 1),
-                split=_format_split(config, self.built.data.selection.split),
+                split="test-selected" if config.evaluate.select == "test" else self.built.data.selection.split,
                 metrics=evaluation.metrics,
                 losses=evaluation.losses,
                 seconds=evaluation.seconds,
                 num_samples=evaluation.num_samples,
-                is_best=self._is_new_best,
+                is_best=self.selection.is_new,
                 pictures=evaluation.pictures,
                 phase_seconds=evaluation.phase_seconds,
             )
@@ -484,9 +345,9 @@ class TrainingSession:
         if job.ema is not None:
             world.broadcast_buffers(job.ema)
         self._finite_state.assert_finite()
-        random_states = world.gather_text(json.dumps(checkpoint.get_rng_state()), operation="random states")
+        random_states = world.gather_text(json.dumps(get_rng_state()), operation="random states")
         world.rank_zero_only(self._write_checkpoint)(random_states, is_evaluation_due=is_evaluation_due)
-        self._is_new_best = False
+        self.selection.is_new = False
         world.barrier("checkpoint saved")
 
     def _write_checkpoint(self, random_states: Sequence[str], *, is_evaluation_due: bool) -> None:
@@ -495,7 +356,7 @@ class TrainingSession:
             "num_steps": job.num_steps,
             "epoch": job.epoch,
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in job.optimizer.param_groups],
-            "best": {**asdict(self.best), "metric": self.config.evaluate.metric},
+            "best": self.selection.to_dict(),
             "random": [json.loads(text) for text in random_states],
             "scaler": job.scaler.state_dict(),
             "unwritten": self.metrics_log.state(),
@@ -505,7 +366,7 @@ class TrainingSession:
         snapshot = checkpoint.Snapshot(
             step=job.step,
             model=plain_state(job.model),
-            optimizer=checkpoint.optimizer_tensors(job.trained_module, job.optimizer),
+            optimizer=optimizer_tensors(job.trained_module, job.optimizer),
             ema=None if job.ema is None else plain_state(job.ema),
             state=state,
             losses=job.losses.plain_state(),
@@ -515,7 +376,7 @@ class TrainingSession:
             self.directory.path,
             snapshot,
             keep_last=self.config.checkpoint.keep_last,
-            is_best=self._is_new_best,
+            is_best=self.selection.is_new,
             verified_steps=self._verified_steps,
             assert_own=self.directory.assert_lock_held,
         )
@@ -562,37 +423,3 @@ class TrainingSession:
         if self._final_metrics is None:
             return final
         return replace(final, metrics={**final.metrics, **self._final_metrics(self.job.evaluation_model)})
-
-
-def evaluation_document(
-    config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str, *, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Build the document of `final.json` and `evaluate --json`; `facts` are those of the training data."""
-    described = evaluation.describe(config.evaluate.metric, part.sample_name)
-    label = part.dataset.info.fields.get("label")
-    _, ranked = evaluation.ranked_classes
-    return {
-        **described,
-        **describe_class_causes(described, ranked, facts, are_points=bool(label and label.shape)),
-        "losses": dict(evaluation.losses),
-        "data": describe_data_subset(config.data.name, part, evaluation),
-        "checkpoint": which,
-        "votes": config.evaluate.votes,
-        "selection": _describe_selection(config),
-    }
-
-
-def describe_data_subset(name: str, part: DataSubset, evaluation: Evaluation) -> dict[str, Any]:
-    """Describe the evaluated split of a data set, and which of its boxes were scored."""
-    described = {"name": name, "split": part.split, "num_samples": evaluation.num_samples}
-    box_type = part.dataset.info.facts.get("box_type")
-    return described if box_type is None else {**described, "box_type": box_type}
-
-
-def _describe_selection(config: RunConfig) -> str:
-    """Describe how `best` was selected; figures of a test-selected checkpoint are not comparable with others."""
-    return "test-selected" if config.evaluate.select == "test" else "validation-selected"
-
-
-def _format_split(config: RunConfig, split: str) -> str:
-    return "test-selected" if config.evaluate.select == "test" else split

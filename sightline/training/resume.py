@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.run_config import Log, PrecisionName, Train, flatten, format_inline, to_plain
+from sightline.config.run_config import Log, PrecisionName, flatten, format_inline, to_plain
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
 from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.runs import checkpoint
-from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.run_directory import create_numbered_folder, load_document
 from sightline.runs.run_files import RunFiles
+from sightline.runs.trained_weights import assert_sha256, is_packed
 
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from", "expect")
@@ -162,19 +162,6 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     if config.teacher is not None and recorded.teacher is not None:
         assert_sha256(Path(config.teacher.source), recorded.teacher.sha256)
     return is_longer or config.train.early_stopping != recorded.train.early_stopping
-
-
-def list_later_ends(train: Train, last: checkpoint.Snapshot) -> dict[str, tuple[object, object]]:
-    """List the keys that ended a finished run, by its last checkpoint, each with a later end and its own."""
-    stopping = train.early_stopping
-    ends: dict[str, tuple[object, object]] = {}
-    if stopping is not None and last.state["best"]["stale"] >= stopping.patience:
-        ends["train.early_stopping"] = ("null", f"patience {stopping.patience}")
-    if last.state["epoch"] >= train.epochs:
-        ends["train.epochs"] = (2 * train.epochs, train.epochs)
-    if train.steps is not None and last.step >= train.steps:
-        ends["train.steps"] = (2 * train.steps, train.steps)
-    return ends
 
 
 def _has_ended_early(run: Path) -> bool:
