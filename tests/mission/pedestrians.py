@@ -148,7 +148,8 @@ _VOC = """<annotation><filename>0.png</filename><size><width>64</width><height>4
 @row(
     "S3.7",
     "read the XML and JSON of labelling tools",
-    "`sightline data prepare voc --from PATH --to DIR`, and `labelme`, `cvat`",
+    "`sightline data prepare voc --from PATH --to DIR`, and `labelme`, `cvat`, `via`, `label_studio`, `supervisely`, "
+    "`tensorflow_csv`",
     letter="R",
 )
 def _tools(work: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -51,15 +51,36 @@ _COLOUR_MAX = {"u1": 2**8 - 1, "u2": 2**16 - 1}
 """Largest colour that columns of a dtype can hold."""
 
 
+class Channels(Mapping[str, np.ndarray]):
+    """Columns (N,) by name in the dtype of their file, which are float64 when they are taken out."""
+
+    def __init__(self, stored: Mapping[str, np.ndarray]) -> None:
+        self.stored = stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return _as_float64(self.stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+
+def _stored(channels: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Return columns in the dtype of their file."""
+    return channels.stored if isinstance(channels, Channels) else channels
+
+
 @dataclass(frozen=True)
 class PointCloud:
     """Content of one file: finite numbers in the file's own unit and frame.
 
     `points` (N, 3) float64; `normals` (N, 3) float64; `faces` (F, 3) int64, triangles as indices of points; `channels`
-    by name, each (N,) float64. Points without a return, if they are kept, have NaN as x, y and z, and may have as
-    channels. `column_names` are all columns of the file, also those that were not read. `colour_max` is the largest
-    colour that the file's type can hold, None unless that is 8 or 16 bits. `notes` state how the file was read where
-    that is not plain.
+    by name, each (N,) float64 when it is taken out. Points without a return, if they are kept, have NaN as x, y and z,
+    and may have as channels. `column_names` are all columns of the file, also those that were not read. `colour_max` is
+    the largest colour that the file's type can hold, None unless that is 8 or 16 bits. `notes` state how the file was
+    read where that is not plain.
     """
 
     points: np.ndarray
@@ -75,7 +96,7 @@ class PointCloud:
         if chosen.all():
             return self
         normals = None if self.normals is None else self.normals[chosen]
-        channels = {name: values[chosen] for name, values in self.channels.items()}
+        channels = Channels({name: values[chosen] for name, values in _stored(self.channels).items()})
         return replace(self, points=self.points[chosen], normals=normals, faces=None, channels=channels)
 
 
@@ -347,7 +368,7 @@ def _make_cloud(
         points=_stack_columns(arrays, POINTS),
         normals=_stack_columns(arrays, NORMALS) if "nx" in arrays else None,
         faces=None if faces is None else np.asarray(faces, dtype=np.int64),
-        channels={name: _as_float64(array) for name, array in arrays.items() if name not in (*POINTS, *NORMALS)},
+        channels=Channels({name: array for name, array in arrays.items() if name not in (*POINTS, *NORMALS)}),
         column_names=tuple(named),
         colour_max=_COLOUR_MAX.get(colour_types.pop()) if len(colour_types) == 1 else None,
         notes=(
@@ -371,10 +392,12 @@ def _note_values(arrays: Mapping[str, np.ndarray], *, is_mesh: bool) -> list[str
         )
     if set(NORMALS) <= set(arrays) and not any(arrays[name].any() for name in NORMALS):
         notes.append("normals are all 0: leave them out by columns=[x, y, z], or set data.normals=estimated")
-    finite = [axis[np.isfinite(axis)] for axis in axes if axis.dtype.kind == "f" and axis.dtype.itemsize < 8]
+    short = [axis for axis in axes if axis.dtype.kind == "f" and axis.dtype.itemsize < 8]
+    finite = [axis if _is_finite(axis) else axis[np.isfinite(axis)] for axis in short]
     if finite and all(map(len, finite)):
-        step = max(float(np.spacing(np.abs(axis).max())) for axis in finite)
-        extent = max(float(np.ptp(axis.astype(np.float64))) for axis in finite)
+        bounds = [(axis.min(), axis.max()) for axis in finite]
+        step = max(float(np.spacing(max(abs(low), abs(high)))) for low, high in bounds)
+        extent = max(float(high) - float(low) for low, high in bounds)
         if 0 < _MAX_STEP * extent < step:
             notes.append(
                 f"coordinates are {axes[0].dtype} and so far from 0 that they have steps of {step:.2g}, of an extent "
@@ -388,18 +411,29 @@ def _as_float64(values: np.ndarray) -> np.ndarray:
         return np.asarray(values, dtype=np.float64)
 
 
+def _is_finite(values: np.ndarray) -> bool:
+    return values.dtype.kind in "iu" or bool(np.isfinite(values).all())
+
+
 def _stack_columns(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     """Stack columns (N,) to (N, len(names)) float64."""
-    return np.stack([_as_float64(named[name]) for name in names], axis=1)
+    stacked = np.empty((len(named[names[0]]), len(names)))
+    with np.errstate(invalid="ignore"):
+        for index, name in enumerate(names):
+            stacked[:, index] = named[name]
+    return stacked
 
 
 def _check_cloud(path: Path, cloud: PointCloud, first_line: int | None, *, keeps_no_returns: bool) -> None:
     """Raise DataError for a cloud without points, a number that is not finite, or a corner that is not a point."""
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
-    normals = {} if cloud.normals is None else {"normals": cloud.normals}
-    is_allowed = is_no_return(cloud) & keeps_no_returns
-    for name, values in {"points": cloud.points, **normals, **cloud.channels}.items():
+    stated = {"points": cloud.points} | ({} if cloud.normals is None else {"normals": cloud.normals})
+    arrays = {**stated, **_stored(cloud.channels)}
+    suspects = [name for name, values in arrays.items() if not _is_finite(values)]
+    is_allowed = is_no_return(cloud) & keeps_no_returns if suspects else np.zeros(0, dtype=bool)
+    for name in suspects:
+        values = stated[name] if name in stated else cloud.channels[name]
         invalid = np.argwhere((~np.isfinite(values).T & ~is_allowed).T)
         if len(invalid):
             position = tuple(invalid[0].tolist())

@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.store.files.atomic_write import open_atomic
-from sightline.store.files.input_files import copy_again, damaged
+from sightline.store.files.input_files import copy_again, damaged, read_file
 from sightline.store.files.mesh_elements import (
     Element,
     Mesh,
@@ -22,7 +22,7 @@ from sightline.store.files.mesh_elements import (
     read_text_elements,
     split_into_triangles,
 )
-from sightline.store.files.text_tables import parse_count, read_text, split_lines
+from sightline.store.files.text_tables import parse_count, parse_large, split_lines
 
 _TYPES = {
     **dict(char="i1", uchar="u1", short="i2", ushort="u2", int="i4", uint="u4", float="f4", double="f8"),
@@ -49,12 +49,14 @@ def read_ply(path: Path) -> Mesh:
     Raises DataError with file and line, or byte: for a header that claims more or less than the file contains, before
     anything of that size is allocated, and for anything else that the format does not allow.
     """
-    content = read_text(path)
+    content = read_file(path)
     header = _read_header(path, content)
     if header.order:
-        values = _read_binary(path, content.encode("latin-1"), header)
+        values = _read_binary(path, content, header)
+    elif (vertex := _read_large_vertices(content, header)) is not None:
+        values = {"vertex": vertex}
     else:
-        lines = split_lines(content[header.num_bytes :])
+        lines = split_lines(content[header.num_bytes :].decode("latin-1"))
         numbers = range(header.num_lines + 1, header.num_lines + len(lines) + 1)
         values = read_text_elements(path, [*header.elements.values()], lines, numbers)
     lists = values["face"].lists if "face" in values else {}
@@ -65,17 +67,29 @@ def read_ply(path: Path) -> Mesh:
     return Mesh(values["vertex"].scalars, faces)
 
 
-def _read_header(path: Path, content: str) -> _Header:
+def _read_large_vertices(content: bytes, header: _Header) -> Values | None:
+    """Read the vertices of a large text file that has nothing else; None if it has, or is not so plain."""
+    [element, *others] = header.elements.values()
+    if others or any(item.counter for item in element.properties):
+        return None
+    table = parse_large(content, header.num_bytes, num_columns=len(element.properties), is_comma=False)
+    if table is None or len(table) != element.size:
+        return None
+    return Values({item.name: column for item, column in zip(element.properties, table.T, strict=True)}, {})
+
+
+def _read_header(path: Path, content: bytes) -> _Header:
     """Parse the header up to `end_header`. Raises DataError with the line."""
     lines: list[str] = []
     start = 0
-    newline = "\r" if content.startswith("ply\r") and not content.startswith("ply\r\n") else "\n"
+    newline = b"\r" if content.startswith(b"ply\r") and not content.startswith(b"ply\r\n") else b"\n"
     while not lines or lines[-1] != "end_header":
         stop = content.find(newline, start)
-        if not content.startswith("ply") or stop < 0 or len(lines) == _MAX_HEADER_LINES:
-            fault = "has no end_header" if lines else f"starts with {content[:10]!r}, not with 'ply'"
+        if not content.startswith(b"ply") or stop < 0 or len(lines) == _MAX_HEADER_LINES:
+            start_text = content[:10].decode("latin-1")
+            fault = "has no end_header" if lines else f"starts with {start_text!r}, not with 'ply'"
             raise copy_again(f"{path}:{len(lines) + 1}: {fault}; it is cut short or not a PLY file")
-        lines.append(content[start:stop].strip())
+        lines.append(content[start:stop].decode("latin-1").strip())
         start = stop + 1
     match lines[1].split():
         case ["format", kind, "1.0"] if kind in _FORMATS:

@@ -15,6 +15,10 @@ _COMMENTS = ("#", "//")
 """Beginnings of comments: of NumPy, of CloudCompare."""
 BLOCK_LINES = 1000
 """Number of lines per block of `LabelLines`."""
+_LARGE_BYTES = 2**22
+"""Size from which the start of a compiled parser pays."""
+_HEAD_BYTES = 2**16
+"""Bytes of a large file among which its first row is."""
 
 
 def read_text(path: Path) -> str:
@@ -41,10 +45,22 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
     Raises DataError with path and line for a row of another width, an empty row, and a token that is not a finite
     number.
     """
-    lines = _read_lines(path)
+    content = _read_content(path)
+    if (table := parse_large(content, 0, num_columns=num_columns, is_comma=delimiter == ",")) is not None:
+        return table
+    lines = split_lines(content.decode("latin-1"))
     if not lines:
         raise damaged(f"{path}: holds no rows, {num_columns} columns are needed")
     return parse_rows(lines, range(1, len(lines) + 1), path=path, num_columns=num_columns, delimiter=delimiter)
+
+
+def parse_large(content: bytes, start: int, *, num_columns: int, is_comma: bool) -> np.ndarray | None:
+    """Parse the rows of a large file from a byte on as `parse_rows` does, in much less time; None if it has to."""
+    if len(content) < _LARGE_BYTES:
+        return None
+    from sightline.store.files.number_kernel import parse_plain_rows  # imports torch
+
+    return parse_plain_rows(content, start, num_columns=num_columns, is_comma=is_comma)
 
 
 class TextRows(NamedTuple):
@@ -69,17 +85,13 @@ def read_rows(path: Path) -> TextRows:
     Raises DataError with path and line for a row of another width, an empty row, a token that is not a number, and for
     a wrong number of names or rows.
     """
-    lines = _read_lines(path)
-    start = next((index for index, line in enumerate(lines) if _is_row(line)), len(lines))
-    if start == len(lines):
-        for number, line in enumerate(lines, start=1):
-            _refuse_semicolons(line, f"{path}:{number}")
-    for number, line in enumerate(lines[: max(start - 1, 0)], start=1):
-        if line.strip() and not line.startswith(_COMMENTS):
-            raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is not a row of numbers; take the line out")
-    head, head_line, announced = lines[start - 1] if start else "", start, None
-    if lines[start:] and lines[start].strip().isdecimal() and all(map(_is_row, lines[start + 1 : start + 2])):
-        announced, start = lines[start].strip(), start + 1
+    content = _read_content(path)
+    if (large := _read_large(path, content)) is not None:
+        return large
+    lines = split_lines(content.decode("latin-1"))
+    start, announced = _find_first_row(path, lines)
+    head_line = start - (announced is not None)
+    head = lines[head_line - 1] if head_line else ""
     rows, numbers, num_counts = lines[start:], [*range(start + 1, len(lines) + 1)], int(announced is not None)
     if announced not in (None, str(len(rows))) and (scans := _find_scans(lines, start - 1)):
         numbers, num_counts = [index + 1 for scan in scans for index in scan], len(scans)
@@ -99,6 +111,42 @@ def read_rows(path: Path) -> TextRows:
     return TextRows(table, _parse_column_names(head, width, f"{path}:{head_line}"), start + 1, num_counts)
 
 
+def _find_first_row(path: Path, lines: Sequence[str]) -> tuple[int, str | None]:
+    """Return the index of the first row, and the number of rows that the line before it announces, if it does.
+
+    Raises DataError for a line above that is no comment.
+    """
+    start = next((index for index, line in enumerate(lines) if _is_row(line)), len(lines))
+    if start == len(lines):
+        for number, line in enumerate(lines, start=1):
+            _refuse_semicolons(line, f"{path}:{number}")
+    for number, line in enumerate(lines[: max(start - 1, 0)], start=1):
+        if line.strip() and not line.startswith(_COMMENTS):
+            raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is not a row of numbers; take the line out")
+    if lines[start:] and lines[start].strip().isdecimal() and all(map(_is_row, lines[start + 1 : start + 2])):
+        return start + 1, lines[start].strip()
+    return start, None
+
+
+def _read_large(path: Path, content: bytes) -> TextRows | None:
+    """Read the rows of a large file, whose head is as `read_rows` describes; None if it is small, or not so plain."""
+    head = content[:_HEAD_BYTES]
+    lines = split_lines(head[: head.rfind(b"\n") + 1].decode("latin-1"))
+    if len(content) < _LARGE_BYTES or head.count(b"\r") != head.count(b"\r\n") or not any(map(_is_row, lines)):
+        return None
+    start, announced = _find_first_row(path, lines)
+    at, row = 0, "".join(lines[start : start + 1])
+    for _ in range(start):
+        at = content.find(b"\n", at) + 1
+    width = len(row.split("," if "," in row else None))
+    table = parse_large(content, at, num_columns=width, is_comma="," in row) if width else None
+    if table is None or announced not in (None, str(len(table))):
+        return None
+    head_line = start - (announced is not None)
+    names = _parse_column_names(lines[head_line - 1] if head_line else "", width, f"{path}:{head_line}")
+    return TextRows(table, names, start + 1, int(announced is not None))
+
+
 def _find_scans(lines: Sequence[str], at: int) -> list[range]:
     """Return the lines of each scan of a file, whose counts begin with line `at`; none if they do not fit the lines."""
     scans = []
@@ -111,11 +159,12 @@ def _find_scans(lines: Sequence[str], at: int) -> list[range]:
     return scans
 
 
-def _read_lines(path: Path) -> list[str]:
-    text = read_text(path)
-    if text.startswith(("\xff\xfe", "\xfe\xff")):
+def _read_content(path: Path) -> bytes:
+    """Read the bytes of a text file without its byte order mark. Raises DataError for UTF-16."""
+    content = read_file(path)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path}: is UTF-16 text, two bytes a character; save it as UTF-8")
-    return split_lines(text.removeprefix("\xef\xbb\xbf"))
+    return content.removeprefix(b"\xef\xbb\xbf")
 
 
 def _refuse_semicolons(line: str, where: str) -> None:

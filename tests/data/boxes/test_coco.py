@@ -478,3 +478,27 @@ def test_commands_prepare_and_print(tmp_path: Path) -> None:
     assert "image_sizes: 8x6 1" in succeed("data", "info", tmp_path / "set").out.replace("\u00a0", " ")
     succeed("data", "verify", tmp_path / "set")
     succeed("data", "info", "coco")
+
+
+def test_classes_without_photos_in_a_part_are_told_with_their_counts(tmp_path: Path) -> None:
+    """By hand: person in 2 and 1 photos, car in 2 and none, hat in 1 and 1; an ignored box is no photo of a class."""
+    photos = {"train": [(3, 7), (3, 7), (90,)], "val": [(3,), (90,)]}
+    for split, labels in photos.items():
+        names = [f"{split}/{number}.png" for number in range(len(labels))]
+        for seed, name in enumerate(names):
+            write_image(tmp_path / "in" / name, pattern(6, 8, seed))
+        boxes = [
+            {"image_id": number, "category_id": label, "bbox": [1, 1, 3, 3]}
+            for number, each in enumerate(labels)
+            for label in each
+        ]
+        boxes += [{"image_id": 0, "category_id": 7, "bbox": [1, 1, 3, 3], "iscrowd": 1}]
+        images = [(number, name, 8, 6) for number, name in enumerate(names)]
+        write_coco(tmp_path / "in" / f"instances_{split}.json", images, boxes)
+    told = [note for note in Coco.survey(tmp_path / "in")["differences"] if "classes" in note]
+    assert told == [
+        "1 of 3 classes have boxes in at most one training image: hat (train 1, test 1); add some, or choose others by "
+        "data.classes",
+        "1 of 3 classes have boxes in no image of the test part: car (train 2, test 0); they are learnt and never "
+        "measured",
+    ]

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from sightline.areas.detect.sets.coco import read_coco
+from sightline.areas.detect.sets.convert import convert_labels
 from sightline.areas.detect.sets.label_table import LabelledSet
 from sightline.contract.errors import DataError
-from tests.data.boxes.box_writers import pattern, write_coco, write_image
+from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.test_coco import BOX, ONE, prepare
 
 ROOT = {"id": 0, "name": "cars", "supercategory": "none"}
@@ -71,6 +72,22 @@ def test_images_are_found_where_other_tools_put_them(tmp_path: Path, kind: str) 
     assert manifest["differences"] == [*labelled.notes]
     assert note in "".join(labelled.notes)
     assert bool(note) == bool(labelled.notes)
+
+
+def test_a_file_of_annotations_alone_has_its_photos_beside_its_folder(tmp_path: Path) -> None:
+    """As COCO lays them out, by `..` in names, and in the folder that is stated; each can be converted, too."""
+    root = tmp_path / "in"
+    write_image(root / "val2017/a.png", pattern(6, 8))
+    box = [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}]
+    file = write_coco(root / "annotations/instances_val.json", [(1, "a.png", 8, 6)], box)
+    up = write_coco(root / "annotations/up.json", [(1, "../val2017/a.png", 8, 6)], box)
+    for source, images in ((file, None), (up, None), (file, "../val2017"), (file, str(root / "val2017"))):
+        labels = read_coco(source, images=images)
+        assert [(image.name, len(image.boxes)) for image in labels.images] == [("val2017/a.png", 1)]
+        assert (labels.root, list(labels.notes)) == (root, [])
+    for name in ("cvat", "voc"):
+        convert_labels("coco", file, name, tmp_path / name, progress=quiet, images="../val2017")
+        assert [path.name for path in (tmp_path / name).rglob("*.png")] == ["a.png"]
 
 
 def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:

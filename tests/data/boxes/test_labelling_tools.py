@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import time
@@ -12,81 +11,17 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.cvat import read_cvat
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.labelme import read_labelme
-from sightline.areas.detect.sets.voc import read_voc
+from sightline.areas.detect.sets.tools.cvat import read_cvat
+from sightline.areas.detect.sets.tools.labelme import read_labelme
+from sightline.areas.detect.sets.tools.voc import read_voc
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import verify
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
+from tests.data.boxes.tool_files import OBJECTS, SIZE, WRITERS, write_cvat, write_labelme, write_voc
 from tests.data.preparing import list_other_notes, prepare_set
 from tests.long.mutations import mutated
-
-Object = tuple[str, tuple[float, ...], bool]
-SIZE = (48, 64)
-OBJECTS: Mapping[str, list[Object]] = {
-    "a": [("car", (4, 6, 24, 36), False), ("dog", (0, 0, 64, 48), True)],
-    "b": [("car", (10.5, 20, 30, 40.25), False)],
-    "c": [],
-}
-
-
-def write_voc(root: Path, objects: Mapping[str, list[Object]] = OBJECTS, *, first_pixel: int = 1) -> Path:
-    """VOC's first pixel is 1, and xmax is the last pixel of a box: 64 is that of the whole width of 64 pixels."""
-    for name, rows in objects.items():
-        write_image(root / "JPEGImages" / f"{name}.png", pattern(*SIZE))
-        texts = "".join(
-            f"<object>\n<name> {label} </name><difficult>{int(difficult)}</difficult><pose>Left</pose><bndbox>"
-            f"<xmin>{x + first_pixel}</xmin><ymin>{y + first_pixel}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
-            "</bndbox></object>\n"
-            for label, (x, y, right, bottom), difficult in rows
-        )
-        (root / "Annotations").mkdir(exist_ok=True)
-        size = f"<size><width>{SIZE[1]}.0</width><height>{SIZE[0]}</height></size>"
-        text = f"<annotation><filename>{name}.png</filename>{size}{texts}</annotation>"
-        (root / "Annotations" / f"{name}.xml").write_text(text)
-    return root
-
-
-def write_labelme(root: Path, objects: Mapping[str, list[Object]] = OBJECTS, **changed: Any) -> Path:
-    for name, rows in objects.items():
-        write_image(root / "photos" / f"{name}.png", pattern(*SIZE))
-        shapes = [
-            {
-                "label": label,
-                "points": [[right, y], [x, bottom]],
-                "shape_type": "rectangle",
-                "flags": {"difficult": mark},
-            }
-            for label, (x, y, right, bottom), mark in rows
-        ]
-        document = {"version": "5.2", "shapes": shapes, "imagePath": rf"..\photos\{name}.png", "imageData": None}
-        document |= {"imageHeight": SIZE[0], "imageWidth": SIZE[1], **changed}
-        (root / "labels").mkdir(exist_ok=True)
-        (root / "labels" / f"{name}.json").write_text(json.dumps(document))
-    return root
-
-
-def write_cvat(root: Path, objects: Mapping[str, list[Object]] = OBJECTS, *, more: str = "", subset: str = "") -> Path:
-    labels = "".join(f"<label><name>{name}</name></label>\n" for name in ("car", "dog", "never"))
-    images = ""
-    for number, (name, rows) in enumerate(objects.items()):
-        write_image(root / "images" / f"{name}.png", pattern(*SIZE))
-        boxes = "".join(
-            f'<box label="{label}" occluded="0" xtl="{x}" ytl="{y}" xbr="{right}" ybr="{bottom}" z_order="0">\n'
-            f'<attribute name="difficult">{str(mark).lower()}</attribute></box>\n'
-            for label, (x, y, right, bottom), mark in rows
-        )
-        head = f'id="{number}" name="{name}.png" width="{SIZE[1]}" height="{SIZE[0]}"{subset}'
-        images += f"<image {head}>\n{boxes}{more if name == 'a' else ''}</image>\n"
-    meta = f"<version>1.1</version><meta><task><labels>{labels}</labels></task></meta>\n"
-    text = f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>{meta}{images}</annotations>'
-    (root / "annotations.xml").write_text(text)
-    return root
-
-
-WRITERS: Mapping[str, Callable[..., Path]] = {"cvat": write_cvat, "labelme": write_labelme, "voc": write_voc}
 
 
 def all_of(name: str, root: Path) -> dict[str, list[tuple[str, list[float], bool]]]:
@@ -94,38 +29,49 @@ def all_of(name: str, root: Path) -> dict[str, list[tuple[str, list[float], bool
     images: LabelledImages = registry.data.get_entry(name).builder(
         split="train", root=str(root), test_share=0.0, validation_share=0.0
     )
-    records = {Path(images.sample_name(index)).stem: images.record(index) for index in range(len(images))}
+    names = [Path(images.sample_name(index)).stem.removeprefix("1a2b3c4d-") for index in range(len(images))]
+    records = {name: images.record(index) for index, name in enumerate(names)}
     return {
         stem: [
             (images.classes.names[label], box, ignored)
-            for label, box, ignored in zip(each.label, each.boxes.tolist(), each.is_ignored.tolist(), strict=True)
+            for label, box, ignored in zip(
+                each.label, each.boxes.round(9).tolist(), each.is_ignored.tolist(), strict=True
+            )
         ]
         for stem, each in records.items()
     }
 
 
 EXPECTED = {stem: [(label, [*map(float, box)], mark) for label, box, mark in rows] for stem, rows in OBJECTS.items()}
+UNMARKED = {stem: [(label, box, False) for label, box, _ in rows] for stem, rows in EXPECTED.items()}
+EXPECTED_OF = {
+    "label_studio": UNMARKED,
+    "supervisely": UNMARKED,
+    "tensorflow_csv": {stem: rows for stem, rows in UNMARKED.items() if rows},
+}
+"""What is read of formats that state less: no marks, and no image without a box."""
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_boxes_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     """Unless an image is missing, or a photo is in no file, which is left out only if that is asked for."""
-    source = WRITERS[name](tmp_path / "in")
+    source, expected = WRITERS[name](tmp_path / "in"), EXPECTED_OF.get(name, EXPECTED)
     manifest = prepare_set(name, source, tmp_path / "set")
-    assert all_of(name, tmp_path / "set") == EXPECTED
+    assert all_of(name, tmp_path / "set") == expected
     declared = {"cvat": {"names": ["car", "dog", "never"], "ids": [1, 2, 3]}}
     assert manifest["classes"] == declared.get(name, {"names": ["car", "dog"], "ids": [1, 2]})
     assert list_other_notes(manifest) == []
-    assert verify(tmp_path / "set") >= 3 + len([*source.rglob("*.xml"), *source.rglob("*.json")])
-    assert registry.data.get_entry(name).builder.survey(source)["images"] == {"all": 3}
+    labels = [path for path in source.rglob("*") if path.suffix in (".xml", ".json", ".csv")]
+    assert verify(tmp_path / "set") >= len(expected) + len(labels)
+    assert registry.data.get_entry(name).builder.survey(source)["images"] == {"all": len(expected)}
     write_image(source / "more" / "d.png", pattern(*SIZE))
     with pytest.raises(DataError, match=r"1 images that no annotation file is about, first: more/d\.png; correct them"):
         prepare_set(name, source, tmp_path / "none")
     prepare_set(name, source, tmp_path / "most", faulty="leave_out")
-    assert all_of(name, tmp_path / "most") == EXPECTED
+    assert all_of(name, tmp_path / "most") == expected
     for image in source.rglob("*.png"):
         image.unlink()
-    lost = r"3 images that are missing or damaged, first: .*there is no image '.*a\.png' below"
+    lost = rf"{len(expected)} images that are missing or damaged, first: .*there is no image '.*a\.png' below"
     with pytest.raises(DataError, match=lost):
         prepare_set(name, source, tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -336,65 +282,10 @@ def test_the_set_of_another_one_names_the_one_that_reads_the_files(tmp_path: Pat
     sources = {name: write(tmp_path / name) for name, write in WRITERS.items()}
     write_coco(write_image(tmp_path / "coco/a.png", pattern(6, 8)).with_name("all.json"), [(1, "a.png", 8, 6)], [])
     for name, source in [*sources.items(), ("coco", tmp_path / "coco")]:
-        for other in ("coco", "cvat", "labelme", "voc", "yolo_txt"):
+        for other in ("coco", "yolo_txt", *sources):
             if other != name:
                 with pytest.raises(DataError, match=rf"a file of {name}: 'sightline data prepare {name}' reads it$"):
                     registry.data.get_entry(other).builder.survey(source)
-
-
-REGION = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 3, "height": 2}, "region_attributes": {}}
-VIA_WAY = "globox (AnnotationSet.from_via_json with label_key and image_folder, then save_coco) writes it as COCO"
-OTHER_TOOLS = {
-    "Label Studio": (
-        "export.json",
-        json.dumps(
-            [{"id": 1, "annotations": [{"id": 1, "result": [{"from_name": "label", "type": "rectanglelabels"}]}]}]
-        ),
-        "export the project from Label Studio as COCO",
-    ),
-    "Label Studio, short": (
-        "export.json",
-        json.dumps([{"image": "/data/a.png", "label": [{"x": 1, "rectanglelabels": ["cat"]}]}]),
-        "export the project from Label Studio as COCO",
-    ),
-    "VIA": ("via.json", json.dumps({"a.png9": {"filename": "a.png", "size": 9, "regions": [REGION]}}), VIA_WAY),
-    "VIA, a table": (
-        "via.csv",
-        "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n",
-        f"export the project from VIA as JSON, and {VIA_WAY}",
-    ),
-    "Supervisely": (
-        "data/ann/a.png.json",
-        json.dumps({"tags": [], "size": {"height": 6, "width": 8}, "objects": []}),
-        "export the project from Supervisely as COCO",
-    ),
-    "Supervisely, classes": (
-        "meta.json",
-        json.dumps({"classes": [{"title": "cat", "shape": "rectangle"}], "tags": []}),
-        "export the project from Supervisely as COCO",
-    ),
-    "TensorFlow's tables of boxes": (
-        "train.csv",
-        "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,8,6,cat,1,1,4,3\n",
-        "a row is a box in pixels",
-    ),
-}
-"""File of a tool whose files no set reads, with the way out that the refusal names."""
-
-
-@pytest.mark.parametrize("case", OTHER_TOOLS)
-def test_the_files_of_other_tools_are_known_and_a_way_out_is_named(tmp_path: Path, case: str) -> None:
-    name, text, way = OTHER_TOOLS[case]
-    write_image(tmp_path / "in/a.png", pattern(6, 8))
-    (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "in" / name).write_text(text)
-    shown = re.escape(f"{name} is a file of {case.split(',')[0]}: no set reads it, {way}")
-    for other in ("coco", "cvat", "labelme", "voc", "yolo_txt"):
-        with pytest.raises(DataError, match=shown):
-            registry.data.get_entry(other).builder.survey(tmp_path / "in")
-    if name.endswith(".json"):
-        with pytest.raises(DataError, match=re.escape(f"{Path(name).name} is a file of {case.split(',')[0]}: no set")):
-            registry.data.get_entry("coco").builder.survey(tmp_path / "in" / name)
 
 
 def write_listed_voc(root: Path) -> Path:
@@ -441,6 +332,10 @@ MUTATED = [
     ("voc", write_listed_voc, "ImageSets/Main/train.txt"),
     ("labelme", write_labelme, "labels/a.json"),
     ("cvat", write_cvat, "annotations.xml"),
+    ("label_studio", WRITERS["label_studio"], "project-1-at-2026.json"),
+    ("supervisely", WRITERS["supervisely"], "ds0/ann/a.png.json"),
+    ("tensorflow_csv", WRITERS["tensorflow_csv"], "_annotations.csv"),
+    ("via", WRITERS["via"], "via_project.json"),
 ]
 
 

@@ -175,6 +175,10 @@ def _repeat(root: Path) -> None:
         (lambda root: _replace_rows(root, "000.png" + ",0,0,400" * 4 + ",test", ",split"), "the split of every frame"),
         (lambda root: (root / "camera.json").write_text('{"fx": "wide"}'), "camera.json: fx is 'wide', a number of"),
         (lambda root: (root / "camera.json").unlink(), "has no camera.json, the intrinsics in pixels; write camera"),
+        (
+            lambda root: (root / "camera.json").write_text('{"fx": 475, "fy": 475, "u0": 643, "v0": 240}'),
+            "u0 = 643 and v0 = 240, is outside of 000.png with 320 x 240 pixels, so the camera is of another size",
+        ),
         (_shrink, "003.png: the image is 10 x 10 pixels, the camera's 320 x 240"),
         (_make_colour, "003.png: has the mode RGB, one channel of 16 bits is needed"),
         (lambda root: cut(root / "003.png", by=30), "003.png: "),
@@ -212,6 +216,35 @@ def test_a_camera_is_read_or_refused_with_its_key(document, told: str, tmp_path:
     camera = read_camera(tmp_path)
     assert (camera.intrinsics, camera.notes) == ({"fx": 475.0, "fy": 470.0, "u0": 320.0, "v0": 240.0}, ())
     assert camera.size_px == ((640, 480) if "width" in document else None)
+
+
+ROS_CAMERA = """image_width: 640
+image_height: 480
+camera_name: left
+camera_matrix:
+  rows: 3
+  cols: 3
+  data: [475., 0., 320.0, 0, 476.0, 240, 0, 0, 1]
+distortion_model: plumb_bob
+distortion_coefficients: {rows: 1, cols: 5, data: [0.1, 0, 0, 0, 0]}
+"""
+
+
+def test_the_camera_file_of_ros_is_read(tmp_path: Path) -> None:
+    """Unless there are two, or it is no plain YAML."""
+    (tmp_path / "camera_info.yaml").write_text(ROS_CAMERA)
+    camera = read_camera(tmp_path)
+    assert (camera.intrinsics, camera.size_px) == ({"fx": 475, "fy": 476, "u0": 320, "v0": 240}, (640, 480))
+    told = "camera_info.yaml: distortion_coefficients is not 0, and lens distortion is not applied"
+    assert camera.notes == (told,)
+    (tmp_path / "camera_info.yaml").write_text(ROS_CAMERA.replace("0.1", "0"))
+    assert read_camera(tmp_path).notes == ()
+    (tmp_path / "camera_info.yaml").write_text(ROS_CAMERA + "camera_name: right\n")
+    with pytest.raises(DataError, match=r"camera_info\.yaml:10: "):
+        read_camera(tmp_path)
+    (tmp_path / "camera.json").write_text("{}")
+    with pytest.raises(DataError, match=r"has camera\.json and camera_info\.yaml; keep the one of these frames"):
+        read_camera(tmp_path)
 
 
 def test_a_camera_of_images_of_another_size_is_refused_and_distortion_is_noted(tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sightline.contract.errors import DataError
+from sightline.store.files import text_tables
+from sightline.store.files.cloud_files import read_cloud
 from sightline.store.files.input_files import MAX_BYTES, MAX_NODES, parsed_yaml
+from sightline.store.files.number_kernel import parse_plain_rows
 from sightline.store.files.text_tables import parse_rows
 from tests.cases import run_each
-from tests.long.mutations import ALIASES, MERGES
+from tests.long.mutations import ALIASES, MERGES, mutated
 
 
 @run_each("blank", [" ", "\t", "  ", ","])
@@ -23,6 +27,70 @@ def test_numbers_are_those_of_float(blank: str) -> None:
     lines = [blank.join(row) for row in texts]
     table = parse_rows(lines, range(len(lines)), path=Path("a"), num_columns=4, delimiter="," if blank == "," else None)
     assert table.tobytes() == np.array([[float(token) for token in row] for row in texts]).tobytes()
+
+
+def _draw_token(draw: random.Random) -> str:
+    return draw.choice(
+        (
+            lambda: repr(round(draw.uniform(-1e5, 1e5), draw.randrange(9))),
+            lambda: f"{draw.uniform(-1, 1) * 10 ** draw.randrange(-8, 8):.{draw.randrange(15)}e}",
+            lambda: str(draw.randrange(-(2**53), 2**53)),
+            lambda: f"{draw.uniform(-8, 8):.15f}",
+            lambda: draw.choice(("-0.0", "+5.", ".125", "7E+21", "123e-20", "00012")),
+        )
+    )()
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", ",", " , "])
+def test_large_files_have_the_numbers_of_float(blank: str) -> None:
+    """Bit by bit; longer numbers, and those beyond exact powers of ten, are left to the other parser."""
+    pytest.importorskip("numba")
+    draw = random.Random(blank)
+    for _ in range(500):
+        texts = [[_draw_token(draw) for _ in range(3)] for _ in range(2)]
+        content = (
+            draw.choice(("\n", "\r\n")).join(blank.join(row) for row in texts) + draw.choice(("", "\n"))
+        ).encode()
+        table = parse_plain_rows(content, 0, num_columns=3, is_comma="," in blank)
+        if table is not None:
+            assert table.tobytes() == np.array([[float(token) for token in row] for row in texts]).tobytes()
+    others = "nan|1e|1_0|0x1|-|.|1e99|12345678901234567|1 2|1;|\u00b2|1\n\n|".split("|")
+    contents = [blank.join(("1", "2", token)).encode("latin-1") + b"\n1 2 3" for token in others]
+    for content in contents:
+        assert parse_plain_rows(content, 0, num_columns=3, is_comma="," in blank) is None
+
+
+@pytest.mark.parametrize("num_mutations", [40, pytest.param(400, marks=pytest.mark.long)])
+def test_large_files_are_read_or_refused_as_small_ones(
+    num_mutations: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba")
+    rows = "".join(f"{number}.5 {-number} {number}e-3\r\n" for number in range(20))
+    properties = "".join(f"property float {name}\n" for name in "xyz")
+    ply = f"ply\nformat ascii 1.0\nelement vertex 20\n{properties}end_header\n{rows}"
+    sound = {
+        "a.txt": f"# a cloud\n// x y z\n{rows}",
+        "a.xyz": f"20\n{rows}",
+        "b.csv": rows.replace(" ", ","),
+        "a.ply": ply,
+    }
+
+    def read(path: Path) -> object:
+        try:
+            cloud = read_cloud(path, columns=["x", "y", "z"])
+        except DataError as error:
+            return str(error)
+        return cloud.points.tobytes(), cloud.notes
+
+    for name, text in sound.items():
+        results: dict[int, list[object]] = {}
+        for large_bytes in (0, 2**22):
+            monkeypatch.setattr(text_tables, "_LARGE_BYTES", large_bytes)
+            for number in range(num_mutations):
+                changed = text.encode() if number == 0 else mutated(text.encode(), random.Random(f"{name} {number}"))
+                (tmp_path / name).write_bytes(changed)
+                results.setdefault(number, []).append(read(tmp_path / name))
+        assert all(first == second for first, second in results.values())
 
 
 # --- YAML of one's own files: plain values as others write them, and in one line what hangs, fills memory or is none -

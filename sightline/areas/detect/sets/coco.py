@@ -55,15 +55,19 @@ _UNKNOWN, _IMPOSSIBLE = "boxes of unknown categories", "impossible boxes"
 def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, images: str | None = None) -> LabelledSet:
     """Read the images of a JSON file of COCO instances, or of a folder with such files.
 
-    `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Images that no file
-    names are faults beside those that one names, and noted in other folders. Raises DataError for a
-    folder without such files, for a file in another format, for an id of two images, and for splits whose categories
-    differ.
+    `annotations` and `images` are the paths of the JSON files and of the images' folder, from the folder, or that of
+    the file, on. The images of a file in a folder `annotations` may be in the folders beside it, as COCO lays them
+    out. Images that no file names are faults beside those that one names, and noted in other folders. Raises DataError
+    for a folder without such files, for a file in another format, for an id of two images, and for splits whose
+    categories differ.
     """
-    root = expand_home(source).resolve()
-    if root.is_file():
-        root, annotations = root.parent, annotations or (root.name,)
-    documents = _find_documents(root, annotations)
+    path = expand_home(source).resolve()
+    folder = path.parent if path.is_file() else path
+    stated = [Path(os.path.normpath(folder / expand_home(name))) for name in annotations or ()]
+    files = stated or ([path] if path.is_file() else [])
+    base = None if images is None else (folder / expand_home(images)).resolve()
+    root = _find_root(folder, files, base)
+    documents = _find_documents(root, files)
     faults = AnnotationFaults()
     classes, notes = _read_classes(documents)
     listed: list[LabelledImage] = []
@@ -73,8 +77,8 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
     for document in documents:
         entries, file = document.index_images(), document.path
         names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
-        split = guess_split(file.relative_to(root))
-        paths, lost, note = _find_images(root, file, names, split, images)
+        split = guess_split(Path(os.path.relpath(file, folder)))
+        paths, lost, note = _find_images(root, file, names, split, base)
         notes += note
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
@@ -91,7 +95,7 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
             if key in paths
         ]
     named = {image.path for image in listed}
-    others = [] if annotations else [path for path in list_images(root, may_lack=True) if path not in named]
+    others = [] if files else [path for path in list_images(root, may_lack=True) if path not in named]
     folders = {path.parent for path in named}
     for path in others:
         if path.parent in folders:
@@ -102,6 +106,14 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
         faults.add("images that are missing or damaged", fault)
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
     return LabelledSet(root, layout, classes, listed, faults, notes, unread)
+
+
+def _find_root(folder: Path, files: Sequence[Path], images: Path | None) -> Path:
+    """Find the lowest folder that holds a folder, the JSON files that are stated, and their images."""
+    beside = [] if images is None else [images]
+    if images is None and files and folder.name == "annotations" and not list_images(folder, may_lack=True):
+        beside = [folder.parent]
+    return Path(os.path.commonpath([folder, *(file.parent for file in files), *beside]))
 
 
 class _Annotation(NamedTuple):
@@ -323,14 +335,14 @@ def _select(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in _IMAGE_KEYS if key in entry}
 
 
-def _find_documents(root: Path, annotations: Sequence[str] | None) -> list[_Document]:
+def _find_documents(root: Path, stated: Sequence[Path]) -> list[_Document]:
     """Read the JSON files of COCO instances below `root`.
 
-    These are the files in `annotations`, else those called instances_*.json, else those with the keys of the format.
+    These are the `stated` files, else those called instances_*.json, else those with the keys of the format.
     Raises DataError if a file with images is none of these, and no other one is about its split.
     """
-    if annotations is not None:
-        return [_check(_Document(root / name)) for name in annotations]
+    if stated:
+        return [_check(_Document(path)) for path in stated]
     if not root.is_dir():
         raise DataError(f"{root}: there is no such file or folder; give a JSON file of COCO instances, or its folder")
     folders = [root, *list_folders(root)]
@@ -399,7 +411,7 @@ def _read_classes(documents: Sequence[_Document]) -> tuple[CategoryIds, list[str
 
 
 def _find_images(
-    root: Path, path: Path, names: Mapping[int, str], split: str, images: str | None
+    root: Path, path: Path, names: Mapping[int, str], split: str, images: Path | None
 ) -> tuple[dict[int, Path], list[str], list[str]]:
     """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
@@ -408,7 +420,7 @@ def _find_images(
     """
     base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
     if images is not None:
-        base, splits = root / images, {*_SPLITS}
+        base, splits = images, {*_SPLITS}
     files = [file for file in list_images(base, may_lack=True) if file.is_relative_to(root)]
     listed = {
         file.relative_to(base).as_posix(): file for file in files if guess_split(file.relative_to(root)) in splits

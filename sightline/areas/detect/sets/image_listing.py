@@ -31,7 +31,7 @@ from sightline.areas.detect.sets.photo_orientation import (
     leave_out_beyond,
 )
 from sightline.areas.detect.sets.records import propose_canvas
-from sightline.contract.errors import DataError
+from sightline.contract.errors import DataError, join_some
 from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header, read_image
 from sightline.store.files.input_files import list_files
 from sightline.store.prepared.columns import ColumnSpec
@@ -48,6 +48,7 @@ _COLUMNS = {
 _SPLIT_PATTERN = re.compile(r"(?:^|[^a-z])(train|val|test)")
 _SPLIT_BY_WORD = {"train": "train", "val": "validation", "test": "test"}
 _MAX_IMAGE_SIZES = 5
+_MAX_RARE = 5
 _DARK = 63
 """Highest value, of 255, of images of 10, 12 or 14 bits that are stored in 16."""
 
@@ -156,6 +157,7 @@ def plan_image_set(
         *listed.notes,
         *listed.faults.raise_or_note(faulty, root=listed.root, target=target),
         *_collect_notes(checked, shown),
+        *_note_rare_classes(listed.classes, checked),
     ]
     shards = []
     order = ("train", "validation", "test", "all")
@@ -204,6 +206,7 @@ def survey_images(
         *listed.notes,
         *listed.faults.raise_or_note("leave_out", root=listed.root),
         *_collect_notes(checked, shown),
+        *_note_rare_classes(listed.classes, checked),
     ]
     return {
         "source": str(listed.root),
@@ -393,6 +396,31 @@ def _collect_notes(checked: Sequence[_StoredImage], shown: str) -> list[str]:
         f"{len(images)} images {description}, first: {images[0].image.name}" for images, description in notes if images
     ]
     return [*lines, *_note_repeated(checked, shown)]
+
+
+def _note_rare_classes(classes: CategoryIds, checked: Sequence[_StoredImage]) -> list[str]:
+    """Return notes on classes with at most one training image, or no tested one, where the source states both parts.
+
+    Classes without a box in any part are left out: their names alone are there.
+    """
+    counts = {split: np.zeros(len(classes.names), dtype=np.int64) for split in ("train", "test")}
+    for item in checked:
+        if item.image.split in counts:
+            counts[item.image.split][np.unique(item.values["label"][~item.values["is_ignored"]])] += 1
+    if not counts.keys() <= {item.image.split for item in checked}:
+        return []
+    train, test = counts["train"], counts["test"]
+    rows = [
+        ((train < 2) & (train + test > 0), "at most one training image", "add some, or choose others by data.classes"),
+        ((test == 0) & (train > 0), "no image of the test part", "they are learnt and never measured"),
+    ]
+    notes = []
+    for is_rare, fault, advice in rows:
+        named = [f"{classes.names[i]} (train {train[i]}, test {test[i]})" for i in np.flatnonzero(is_rare)]
+        if named:
+            of_all = f"{len(named)} of {len(classes.names)} classes"
+            notes.append(f"{of_all} have boxes in {fault}: {join_some(named, most=_MAX_RARE)}; {advice}")
+    return notes
 
 
 def _note_repeated(checked: Sequence[_StoredImage], shown: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Label files of other formats, known by their first bytes: a refusal names the set that reads them, or a way out."""
+"""Label files of each format, known by their first bytes: a refusal names the set that reads them."""
 
 from __future__ import annotations
 
@@ -13,76 +13,57 @@ _HEAD_BYTES = 2**16
 
 
 class _Format(NamedTuple):
-    """Format of label files: their suffix, what is in the first `_HEAD_BYTES` of one, and what makes them readable.
-
-    Without a way, the data set of this name reads them.
-    """
+    """Format of label files: the set that reads them, their suffix, and what is in the first `_HEAD_BYTES` of one."""
 
     name: str
     suffix: str
     pattern: re.Pattern[bytes]
-    way: str = ""
 
 
-_VIA_WAY = "globox (AnnotationSet.from_via_json with label_key and image_folder, then save_coco) writes it as COCO"
 _FORMATS = (
     _Format("voc", ".xml", re.compile(rb"<annotation[\s>]")),
     _Format("cvat", ".xml", re.compile(rb"<annotations[\s>]")),
     _Format("labelme", ".json", re.compile(rb'"shapes"\s*:')),
     _Format(
-        "Label Studio",
+        "label_studio",
         ".json",
         re.compile(rb'"(?:from_name|file_upload|(?:rectangle|polygon|brush|ellipse|keypoint)labels)"\s*:'),
-        "export the project from Label Studio as COCO",
     ),
     _Format(
-        "VIA",
+        "via",
         ".json",
-        re.compile(rb'"(?:_via_settings|_via_img_metadata|shape_attributes|region_attributes)"\s*:'),
-        _VIA_WAY,
+        re.compile(rb'"(?:_via_settings|_via_img_metadata|shape_attributes|region_attributes|vid_list)"\s*:'),
     ),
     _Format(
-        "Supervisely",
+        "supervisely",
         ".json",
         re.compile(
             rb'"classTitle"\s*:|"size"\s*:\s*\{[^}]*\}\s*,\s*"objects"\s*:|"classes"\s*:\s*\[\s*\{[^}]*"title"\s*:'
         ),
-        "export the project from Supervisely as COCO",
     ),
     _Format("coco", ".json", re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')),
     _Format(
-        "VIA",
-        ".csv",
-        re.compile(rb"\A(?:\xef\xbb\xbf)?#?\s*filename,file_size,file_attributes,"),
-        f"export the project from VIA as JSON, and {_VIA_WAY}",
+        "via", ".csv", re.compile(rb"\A(?:\xef\xbb\xbf)?#?\s*filename,(?:file_size,file_attributes|.*region_shape)")
     ),
     _Format(
-        "TensorFlow's tables of boxes",
-        ".csv",
-        re.compile(rb"\A(?:\xef\xbb\xbf)?filename,width,height,class,xmin,ymin,xmax,ymax\s"),
-        "a row is a box in pixels: write the rows as the boxes of COCO, [xmin, ymin, xmax - xmin, ymax - ymin], or "
-        "take the VOC files that such tables are made from",
+        "tensorflow_csv", ".csv", re.compile(rb"\A(?:\xef\xbb\xbf)?filename,width,height,class,xmin,ymin,xmax,ymax\s")
     ),
 )
 """Formats, those first whose files hold the words of a later one, too."""
 
 
 def name_other_set(root: Path, name: str) -> str:
-    """Return the end of a refusal of the set `name`: what the first label file below a folder, or a file, is; else "".
-
-    It names the set that reads the file, or for the format of another tool a way to a file that is read.
-    """
+    """Return the end of a refusal of the set `name`: the set that reads a label file below a folder, or it; else ""."""
     suffixes = {row.suffix for row in _FORMATS}
     files = [root] if root.is_file() else []
     if root.is_dir():
         files = [file for suffix in sorted(suffixes) for file in list_files(root, {suffix})[:1]]
     heads = {file: _read_head(file) for file in files if file.suffix.lower() in suffixes}
-    for other, suffix, pattern, way in _FORMATS:
+    for other, suffix, pattern in _FORMATS:
         for file, head in heads.items():
             if other != name and file.suffix.lower() == suffix and pattern.search(head):
                 shown = file.relative_to(root) if file != root else file.name
-                advice = f"no set reads it, {way}" if way else f"'sightline data prepare {other}' reads it"
-                return f"; {shown} is a file of {other}: {advice}"
+                return f"; {shown} is a file of {other}: 'sightline data prepare {other}' reads it"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""The user's own depth frames with joints, from a folder of images, `joints.csv`, and intrinsics in `camera.json`."""
+"""The user's own depth frames with joints, from a folder of images, `joints.csv`, and the camera's file."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
-from sightline.store.files.input_files import list_files, natural_sort_key, read_file
+from sightline.store.files.input_files import list_files, natural_sort_key, parsed_yaml, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, digest_json
 from sightline.store.prepared.splits import SPLITS, order_by_hash
 
-LABEL_FILE, CAMERA_FILE = "joints.csv", "camera.json"
+LABEL_FILE, CAMERA_FILE, ROS_CAMERA_FILE = "joints.csv", "camera.json", "camera_info.yaml"
 _AXES = "xyz"
 _FORM = "it has the columns frame, NAME_x, NAME_y and NAME_z of every joint, and split if you like"
 _CAMERA_FORM = f'{CAMERA_FILE}: {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}'
@@ -49,7 +49,7 @@ CAMERA_KEYS: Mapping[str, tuple[str, ...]] = {
 _BY_ROWS, _BY_COLUMNS = (0, 4, 2, 5), (0, 4, 6, 7)
 _MATRICES = {"k": _BY_ROWS, "K": _BY_ROWS, "camera_matrix": _BY_ROWS, "intrinsic_matrix": _BY_COLUMNS}
 """Keys of a matrix (of ROS, of OpenCV, of Open3D), and the places of fx, fy, u0 and v0 in its nine numbers."""
-_DISTORTION = ("coeffs", "d", "D", "k1", "k2", "k3", "p1", "p2")
+_DISTORTION = ("coeffs", "d", "D", "distortion_coefficients", "k1", "k2", "k3", "p1", "p2")
 _MAX_NUMBER = 1e300
 _MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _MIN_RECORDINGS = 5
@@ -210,11 +210,11 @@ def _take_rows(joints: np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: partial[np.ndarray]) -> DepthCamera:
-    """Return the camera of `camera.json`, with the size of the first image."""
+    """Return the stated camera, with the size of the first image."""
     frames, numbers = labels.frames, stated.intrinsics
     if numbers["fx"] <= 0 or numbers["fy"] == 0 or not _MIN_PX < max(map(abs, numbers.values())) <= _MAX_PX:
         raise DataError(
-            f"{root / CAMERA_FILE}: fx must be positive, fy not 0 (negative: Y points up), and all four at most "
+            f"{stated.path}: fx must be positive, fy not 0 (negative: Y points up), and all four at most "
             f"{_MAX_PX:g} pixels, one above {_MIN_PX:g}: they are no shares of the image's sides"
         )
     for label in frames:
@@ -228,8 +228,14 @@ def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: pa
     height, width = first.shape
     if stated.size_px not in (None, (width, height)):
         raise DataError(
-            f"{root / CAMERA_FILE}: is the camera of images of {'{} x {}'.format(*stated.size_px or ())}, "
+            f"{stated.path}: is the camera of images of {'{} x {}'.format(*stated.size_px or ())}, "
             f"{frames[0].frame} has {width} x {height}; give the numbers of this size"
+        )
+    if stated.size_px is None and not (0 <= numbers["u0"] < width and 0 <= numbers["v0"] < height):
+        raise DataError(
+            f"{stated.path}: the middle of the lens, u0 = {numbers['u0']:g} and v0 = {numbers['v0']:g}, is outside of "
+            f"{frames[0].frame} with {width} x {height} pixels, so the camera is of another size; give the numbers of "
+            "this size, or state width and height in the file, too, if the frames are cut out of larger ones"
         )
     return DepthCamera(numbers["fx"], numbers["fy"], numbers["u0"], numbers["v0"], width, height)
 
@@ -440,22 +446,32 @@ def _check_frames(path: Path, names: Sequence[str], frames: Sequence[FrameLabel]
 
 
 class StatedCamera(NamedTuple):
-    """Intrinsics in pixels by the names of `CAMERA_KEYS`; width and height of the images if stated; notes."""
+    """File; intrinsics in pixels by the names of `CAMERA_KEYS`; width and height of the images if stated; notes."""
 
+    path: Path
     intrinsics: Mapping[str, float]
     size_px: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
 
 
 def read_camera(root: Path) -> StatedCamera:
-    """Read `camera.json` of a folder. Raises DataError for a key that is missing, no number, or stated twice."""
-    path = root / CAMERA_FILE
-    if not path.is_file():
+    """Read the camera of a folder: `camera.json`, or the `camera_info.yaml` that ROS writes.
+
+    Raises DataError for a key that is missing, no number, or stated twice, and for a folder with none or both.
+    """
+    paths = [path for name in (CAMERA_FILE, ROS_CAMERA_FILE) if (path := root / name).is_file()]
+    if not paths:
         raise DataError(f"{root}: has no {CAMERA_FILE}, the intrinsics in pixels; write {_CAMERA_FORM}")
-    try:
-        document = parse_json(read_file(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON ({' '.join(str(error).split())[:80]})") from error
+    if len(paths) > 1:
+        raise DataError(f"{root}: has {CAMERA_FILE} and {ROS_CAMERA_FILE}; keep the one of these frames")
+    [path] = paths
+    if path.name == ROS_CAMERA_FILE:
+        document = parsed_yaml(read_file(path), path, name="a camera")
+    else:
+        try:
+            document = parse_json(read_file(path))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: is not JSON ({' '.join(str(error).split())[:80]})") from error
     keys = _expand_matrix(path, document if isinstance(document, dict) else {})
     numbers = {}
     for name, spellings in CAMERA_KEYS.items():
@@ -465,9 +481,11 @@ def read_camera(root: Path) -> StatedCamera:
             raise DataError(f"{path}: {fault}; it has {', '.join(keys)[:100] or 'no keys'}; write {_CAMERA_FORM}")
         numbers[name] = _parse_number(path, stated[0], keys[stated[0]])
     size = [_parse_number(path, key, keys.get(key, 0)) for key in ("width", "height")]
-    distorted = [key for key in _DISTORTION if key in keys and np.any(np.array(keys[key], dtype=object) != 0)]
-    notes = tuple(f"{CAMERA_FILE}: {key} is not 0, and lens distortion is not applied" for key in distorted)
-    return StatedCamera(numbers, (int(size[0]), int(size[1])) if min(size) > 0 else None, notes)
+    bent = {key: keys[key] for key in _DISTORTION if key in keys}
+    bent = {key: values.get("data", ()) if isinstance(values, dict) else values for key, values in bent.items()}
+    distorted = [key for key, values in bent.items() if np.any(np.array(values, dtype=object) != 0)]
+    notes = tuple(f"{path.name}: {key} is not 0, and lens distortion is not applied" for key in distorted)
+    return StatedCamera(path, numbers, (int(size[0]), int(size[1])) if min(size) > 0 else None, notes)
 
 
 def _expand_matrix(path: Path, document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import json_bytes, plain
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tool_boxes import (
+from sightline.areas.detect.sets.tools.boxes import (
     BAD_BOX,
     MARKS,
     NO_BOX,
@@ -30,12 +30,12 @@ from sightline.areas.detect.sets.tool_boxes import (
     parse_size,
     state_marks,
 )
-from sightline.areas.detect.sets.tool_folders import Tool, ToolFolder, ToolImage, ToolReport, place_by_split
+from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport, place_by_split
 from sightline.contract import registry
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
-_LABELME = Tool("labelme", ".json", "LabelMe has NAME.json with shapes and imagePath beside NAME.jpg")
+_LABELME = Tool("labelme", (".json",), "LabelMe has NAME.json with shapes and imagePath beside NAME.jpg")
 _VERSION = "5.2.1"
 """Version of LabelMe whose files are written."""
 
@@ -45,7 +45,7 @@ def read_labelme(source: Path) -> LabelledSet:
 
     Raises DataError for a folder without such files.
     """
-    return ToolFolder(source, _LABELME).read(_read_file, {})
+    return ToolFolder(source, _LABELME).read(_read_file)
 
 
 def _find_circle_bounds(points: np.ndarray) -> BoxCorners:

@@ -21,8 +21,8 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tool_boxes import BAD_BOX, fit_label, make_box, parse_numbers, parse_size
-from sightline.areas.detect.sets.tool_folders import (
+from sightline.areas.detect.sets.tools.boxes import BAD_BOX, fit_label, make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tools.folders import (
     BAD_IMAGE,
     UNLISTED,
     Tool,
@@ -37,7 +37,7 @@ from sightline.store.files.input_files import list_files, read_file
 from sightline.store.files.xml_files import XmlElement, read_xml
 from sightline.store.prepared.prepared_data import SetSpec
 
-_VOC = Tool("voc", ".xml", "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg")
+_VOC = Tool("voc", (".xml",), "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg")
 _UNSTATED = ("", "0", "Unspecified")
 """Texts of elements of an object that state nothing."""
 

@@ -16,25 +16,27 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, plain
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tool_boxes import (
+from sightline.areas.detect.sets.tools.boxes import (
     BAD_BOX,
     MARKS,
     NO_BOX,
+    NoBoxError,
     find_bounds,
     fit_label,
     make_box,
     parse_numbers,
     parse_points,
     parse_size,
+    refuse_turned,
     state_marks,
 )
-from sightline.areas.detect.sets.tool_folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, place_by_split
+from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, place_by_split
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.xml_files import XmlElement, iterate_xml
 from sightline.store.prepared.prepared_data import SetSpec
 
-_CVAT = Tool("cvat", ".xml", "'CVAT for images 1.1' has annotations.xml with images/", is_alone=False)
+_CVAT = Tool("cvat", (".xml",), "'CVAT for images 1.1' has annotations.xml with images/", is_alone=False)
 _SHAPES: Mapping[str, tuple[tuple[str, ...], Callable[..., BoxCorners]]] = {
     "box": (("xtl", "ytl", "xbr", "ybr"), lambda left, top, right, bottom: (left, top, right, bottom)),
     "ellipse": (("cx", "cy", "rx", "ry"), lambda x, y, rx, ry: (x - rx, y - ry, x + rx, y + ry)),
@@ -48,7 +50,7 @@ def read_cvat(source: Path) -> LabelledSet:
 
     Raises DataError for a folder without such files.
     """
-    return ToolFolder(source, _CVAT).read(_read_file, {})
+    return ToolFolder(source, _CVAT).read(_read_file)
 
 
 def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
@@ -92,12 +94,12 @@ def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[
             report.faults.add(NO_BOX, where)
             continue
         try:
-            [turn] = parse_numbers({"rotation": shape.attributes.get("rotation") or 0})
-            if turn % 360:
-                report.faults.add("turned shapes, which are not read", f"{where} by {turn:g} degrees")
-                continue
+            refuse_turned(shape.attributes.get("rotation"), where)
             marks = {each.attributes.get("name", ""): each.content.strip() for each in shape.find_all("attribute")}
             yield make_box(label, _read_corners(shape), marks, line=shape.line)
+        except NoBoxError as error:
+            report.faults.add(error.kind, str(error))
+            continue
         except (LookupError, ValueError) as error:
             report.faults.add(BAD_BOX, f"{where} ({error})")
             continue

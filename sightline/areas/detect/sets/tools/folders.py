@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
@@ -32,13 +33,17 @@ _MASK_FOLDERS = frozenset({"SegmentationClass", "SegmentationObject"})
 
 
 class ToolImage(NamedTuple):
-    """Image as a file states it: name or path, height and width (or None), boxes, subset, and the line of its entry."""
+    """Image as a file states it: name or path, height and width (or None), boxes, subset, and the line of its entry.
+
+    Boxes are in pixels, or in shares of width and height if they are `relative`.
+    """
 
     name: str
     size_px: tuple[int, int] | None
     boxes: Sequence[LabelledBox]
     subset: str = ""
     line: int = 0
+    relative: bool = False
 
 
 @dataclass
@@ -56,10 +61,10 @@ class ToolReport:
 
 
 class Tool(NamedTuple):
-    """Kind of label files: their suffix, what a folder needs, and whether a file is about one image, called alike."""
+    """Kind of label files: their suffixes, what a folder needs, and whether a file is about one image, called alike."""
 
     layout: str
-    suffix: str
+    suffixes: tuple[str, ...]
     needs: str
     is_alone: bool = True
 
@@ -71,14 +76,18 @@ class ToolFolder:
         path = expand_home(source).resolve()
         self.is_folder = not path.is_file()
         self.root = path if self.is_folder else path.parent
-        self.files = list_files(path, {tool.suffix}) if self.is_folder else [path]
+        self.files = list_files(path, tool.suffixes) if self.is_folder else [path]
         self.lists: list[Path] = []
         self.report = ToolReport()
         images = [path for path in list_images(self.root, may_lack=True) if _MASK_FOLDERS.isdisjoint(path.parts)]
         self._tool, self._names = tool, [path.relative_to(self.root).as_posix() for path in images]
         self._ends = NameEnds(self._names)
 
-    def read(self, read_file: ReadFile, splits: Mapping[Path, str]) -> LabelledSet:
+    def has_image(self, name: str) -> bool:
+        """Return True if an image below the folder has the last part of a name."""
+        return bool(self._ends.find(name))
+
+    def read(self, read_file: ReadFile, splits: Mapping[Path, str] = MappingProxyType({})) -> LabelledSet:
         """Read all label files to a set in the order of the images' names; `splits` are those of files in lists.
 
         Images that no file is about, or that are in no list, are faults. Raises DataError for a folder without such
@@ -133,7 +142,7 @@ class ToolFolder:
             return None
         split = guess_split(Path(stated.subset)) if split == "all" else split
         split = guess_image_split(Path(name).parent) if split == "all" else split
-        return LabelledImage(split, name, self.root / name, stated.boxes, 0, stated.size_px, (file,))
+        return LabelledImage(split, name, self.root / name, stated.boxes, 0, stated.size_px, (file,), stated.relative)
 
     def _find(self, stated: ToolImage, file: Path) -> str | None:
         """Return the name of an image: of those with the longest end in common with what is stated, the nearest one.
@@ -155,6 +164,11 @@ class ToolFolder:
         if len(best) > 1:
             raise ValueError(f"states the image '{stated.name}', which {best[0]} and {best[1]} may be; rename one")
         return best[0]
+
+
+def name_subset(file: Path) -> str:
+    """Return the word for the split in the name of a file about many images, "" without one."""
+    return SPLIT_WORDS[guess_split(Path(file.name))]
 
 
 def place_by_split(name: str, split: str) -> str:

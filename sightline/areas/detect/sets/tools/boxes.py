@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import MAX_PX, BoxCorners, LabelledBox, is_valid_box
+from sightline.areas.detect.sets.label_table import (
+    MAX_PX,
+    AnnotationFaults,
+    BoxCorners,
+    LabelledBox,
+    is_valid_box,
+)
 
-BAD_BOX, NO_BOX = "impossible boxes", "shapes that are no boxes"
-"""Kinds of faults: of a box, and of a shape that has none."""
+BAD_BOX, NO_BOX, TURNED = "impossible boxes", "shapes that are no boxes", "turned shapes, which are not read"
+"""Kinds of faults: of a box, of a shape that has none, and of one whose sides are not upright."""
 _CROWD_MARKS = ("iscrowd", "is_crowd")
 MARKS = ("difficult", "ignore", *_CROWD_MARKS)
 """Names of a mark of an object that is neither a target nor background; those of crowds are among them."""
+
+
+_Entry = TypeVar("_Entry")
+
+
+class NoBoxError(ValueError):
+    """Object that is no upright box; `kind` is that of the fault."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def collect_boxes(
+    entries: Iterable[tuple[str, _Entry]], parse: Callable[[_Entry], LabelledBox], faults: AnnotationFaults
+) -> Iterator[LabelledBox]:
+    """Yield the boxes of objects, given with their place in the file; add a fault for each that is none."""
+    for where, entry in entries:
+        try:
+            yield parse(entry)
+        except NoBoxError as error:
+            faults.add(error.kind, f"{where}: {error}")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            faults.add(BAD_BOX, f"{where}: {str(entry)[:120]} ({error})")
+
+
+def refuse_turned(degrees: Any, text: str) -> None:
+    """Raise NoBoxError, with the text and the angle, for a shape that is turned; None is not turned."""
+    [turn] = parse_numbers({"rotation": degrees or 0})
+    if turn % 360:
+        raise NoBoxError(TURNED, f"{text} by {turn:g} degrees")
 
 
 def make_box(

@@ -1,0 +1,111 @@
+"""Supervisely: projects of data sets with `img/NAME.jpg` and `ann/NAME.jpg.json`, and their classes in `meta.json`."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet
+from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.tools.boxes import (
+    NO_BOX,
+    TURNED,
+    NoBoxError,
+    collect_boxes,
+    find_bounds,
+    make_box,
+    parse_numbers,
+    parse_points,
+    parse_size,
+)
+from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport
+from sightline.contract import registry
+from sightline.store.files.input_files import parse_json_content, read_file
+from sightline.store.prepared.prepared_data import SetSpec
+
+_SUPERVISELY = Tool("supervisely", (".json",), "Supervisely has img/NAME.jpg and ann/NAME.jpg.json")
+_PNG_SIZE_BYTES = 24
+"""Bytes of a PNG to the end of its width and height."""
+_ASSIGNED = {*SPLIT_WORDS, *SPLIT_WORDS.values()} - {"all", ""}
+"""Tags of an image that state its split."""
+
+
+def read_supervisely(source: Path) -> LabelledSet:
+    """Read Supervisely's JSON: a file for each image anywhere below a folder; tags of images, or folders, state splits.
+
+    Raises DataError for a folder without such files.
+    """
+    folder = ToolFolder(source, _SUPERVISELY)
+    folder.lists += [file for file in folder.files if file.name == "meta.json"]
+    return folder.read(_read_file)
+
+
+def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
+    """Yield the image of a file: none of `meta.json`, whose titles are classes, and for JSON of another kind.
+
+    Polygons and bitmaps become the boxes about them. Raises DataError for damaged JSON, ValueError for an impossible
+    size. Source: Supervisely's developer portal, Annotation JSON format.
+    """
+    document = parse_json_content(read_file(file), where=str(file), advice="export it again")
+    stated: Mapping[str, Any] = document if isinstance(document, dict) else {}
+    if isinstance(stated.get("classes"), list):
+        titles = [str(each.get("title") or "").strip() if isinstance(each, dict) else "" for each in stated["classes"]]
+        if not all(titles):
+            raise ValueError("a class has no title; export the project again")
+        report.class_names += titles
+        return
+    if not (isinstance(stated.get("objects"), list) and isinstance(stated.get("size"), dict)):
+        report.habits["JSON files are not about images of Supervisely and are passed over"].append(str(file))
+        return
+    size_px = parse_size(stated["size"].get("height"), stated["size"].get("width"))
+    stated_tags = stated["tags"] if isinstance(stated.get("tags"), list) else []
+    tags = [str(tag.get("name", tag) if isinstance(tag, dict) else tag) for tag in stated_tags]
+    subset = next((tag for tag in tags if tag.lower() in _ASSIGNED), "")
+    report.unread.update(f"tag {tag} of an image"[:80] for tag in tags if tag != subset)
+    entries = ((f"{file}: objects[{number}]", each) for number, each in enumerate(stated["objects"]))
+    yield ToolImage("", size_px, [*collect_boxes(entries, partial(_read_object, report=report), report.faults)], subset)
+
+
+def _read_object(each: Mapping[str, Any], *, report: ToolReport) -> LabelledBox:
+    label, has_mask = str(each["classTitle"]), isinstance(each.get("bitmap"), dict)
+    kind = str(each.get("geometryType") or ("bitmap" if has_mask else "rectangle"))
+    if kind == "oriented_bbox":
+        raise NoBoxError(TURNED, f"'{label[:40]}' is an {kind}")
+    if kind not in ("rectangle", "polygon", "bitmap", "alpha_mask"):
+        raise NoBoxError(NO_BOX, f"'{label[:40]}' is a {kind[:40]}")
+    is_mask = kind in ("bitmap", "alpha_mask")
+    corners = _find_mask(each["bitmap"]) if is_mask else find_bounds(parse_points(each["points"]["exterior"]))
+    report.unread.update([f"{kind}s, but the boxes about them"] if kind != "rectangle" else [])
+    report.unread.update(f"tag {tag['name']}"[:80] for tag in each.get("tags") or () if isinstance(tag, dict))
+    return make_box(label, corners, {}, line=int(each.get("id") or 0))
+
+
+def _find_mask(bitmap: Mapping[str, Any]) -> BoxCorners:
+    """Return the box of a mask, a PNG that is cut to it and lies at its `origin`. Raises ValueError for other bytes."""
+    try:
+        head = zlib.decompressobj().decompress(base64.b64decode(bitmap["data"], validate=True), _PNG_SIZE_BYTES)
+        width, height = struct.unpack(">8x4x4xII", head)
+    except (struct.error, zlib.error) as error:
+        raise ValueError(f"its bitmap is no PNG: {error}") from None
+    left, top = parse_numbers(dict(zip(("origin x", "origin y"), bitmap["origin"], strict=True)))
+    return left, top, left + width, top + height
+
+
+@registry.data.add("supervisely")
+class Supervisely(LabelledImages):
+    """Images with boxes in Supervisely's JSON, prepared by `sightline data prepare supervisely`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons and bitmaps
+    become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored. Where
+    neither tags nor folders state a test part, `tested` are beginnings of names, or `test_share` is tested. Source: the
+    user's files; the format is that of Supervisely.
+    """
+
+    spec = SetSpec(name="supervisely", is_own=True)
+    label_format = LabelFormat(read=read_supervisely)

@@ -1,0 +1,78 @@
+"""Tables of boxes with the columns of TensorFlow's object detection: a row a box, as Roboflow exports them, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from sightline.areas.detect.sets.label_table import LabelFormat, LabelledBox, LabelledSet
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.tools.boxes import collect_boxes, make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, name_subset
+from sightline.areas.detect.sets.tools.tables import iterate_rows, read_header
+from sightline.contract import registry
+from sightline.store.prepared.prepared_data import SetSpec
+
+_COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+_TENSORFLOW = Tool(
+    "tensorflow_csv", (".csv",), f"a table of boxes has the columns {','.join(_COLUMNS)}", is_alone=False
+)
+
+
+def read_tensorflow_csv(source: Path, *, first_pixel: Literal[0, 1] = 0) -> LabelledSet:
+    """Read tables of boxes, anywhere below a folder; names of tables, else folders, state the splits.
+
+    Corners are pixels from 0 on; `first_pixel` is 1 for tables that were made from Pascal VOC without a change, which
+    counts from 1. Raises DataError for a folder without such files.
+    """
+    return ToolFolder(source, _TENSORFLOW).read(partial(_read_file, first_pixel=first_pixel))
+
+
+def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[ToolImage]:
+    """Yield the images of a table, in the order in which it names them: none of a table with other columns.
+
+    Raises DataError as `iterate_rows`. Source: TensorFlow's object detection API; Roboflow's export of that name.
+    """
+    header = read_header(file)
+    if missing := [name for name in _COLUMNS if name not in header]:
+        text = f"tables have no column {missing[0]} and are passed over"
+        report.habits[text].append(str(file))
+        return
+    by_image: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
+    for line, row in iterate_rows(file):
+        by_image.setdefault(row["filename"].strip(), []).append((line, row))
+        report.unread.update(f"column {name}"[:80] for name in header if name not in _COLUMNS and row[name])
+    for name, rows in by_image.items():
+        line = rows[0][0]
+        sizes = {(row["height"].strip(), row["width"].strip()) for _, row in rows}
+        try:
+            if len(sizes) > 1:
+                raise ValueError(f"'{name[:200]}' has two sizes; correct its rows")
+            size_px = parse_size(*sizes.pop())
+        except ValueError as error:
+            report.faults.add(BAD_IMAGE, f"{file}:{line}: {error}")
+            continue
+        entries = ((f"{file}:{line}", (line, row)) for line, row in rows)
+        parse = partial(_read_row, first_pixel=first_pixel)
+        yield ToolImage(name, size_px, [*collect_boxes(entries, parse, report.faults)], name_subset(file), line)
+
+
+def _read_row(entry: tuple[int, Mapping[str, str]], *, first_pixel: int) -> LabelledBox:
+    line, row = entry
+    left, top, right, bottom = parse_numbers({name: row[name] for name in _COLUMNS[4:]})
+    return make_box(row["class"], (left - first_pixel, top - first_pixel, right, bottom), {}, line=line)
+
+
+@registry.data.add("tensorflow_csv")
+class TensorflowCsv(LabelledImages):
+    """Images with boxes in tables with TensorFlow's columns, prepared by `sightline data prepare tensorflow_csv`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Boxes narrower or lower
+    than `ignore_below_px` pixels of the file are ignored. Where neither names of tables nor folders state a test part,
+    `tested` are beginnings of names, or `test_share` is tested. Source: the user's files.
+    """
+
+    spec = SetSpec(name="tensorflow_csv", is_own=True)
+    label_format = LabelFormat(read=read_tensorflow_csv)

@@ -1,0 +1,227 @@
+"""VGG Image Annotator (VIA), versions 1 to 3: JSON, and the tables of versions 1 and 2, about many images each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.areas.detect.sets.tools.boxes import (
+    MARKS,
+    NO_BOX,
+    NoBoxError,
+    collect_boxes,
+    find_bounds,
+    make_box,
+    parse_points,
+    refuse_turned,
+)
+from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport, name_subset
+from sightline.areas.detect.sets.tools.tables import iterate_rows, read_header
+from sightline.contract import registry
+from sightline.contract.errors import DataError, join_some
+from sightline.store.files.input_files import parse_json_content, read_file
+from sightline.store.prepared.prepared_data import SetSpec
+
+_VIA = Tool("via", (".csv", ".json"), "VIA has a project, or annotations as JSON or CSV, beside photos", is_alone=False)
+_MAX_LISTED = 5
+_CENTRED: Mapping[str, tuple[str, ...]] = {"circle": ("cx", "cy", "r", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
+_SHAPES_3: Mapping[int, tuple[str, tuple[str, ...]]] = {
+    2: ("rect", ("x", "y", "width", "height")),
+    3: ("circle", ("cx", "cy", "r")),
+    4: ("ellipse", ("cx", "cy", "rx", "ry")),
+}
+"""Number of a shape of version 3 → its name and numbers in version 2; 7 is a polygon."""
+_OTHERS_3 = {1: "point", 5: "line", 6: "polyline", 8: "extreme rectangle", 9: "extreme circle"}
+_Image = Mapping[str, Any]
+"""Image of version 2: `filename`, and the list `regions`, each with `shape_attributes` and `region_attributes`."""
+
+
+def read_via(source: Path, *, label_key: str | None = None, class_name: str | None = None) -> LabelledSet:
+    """Read VIA's files anywhere below a folder; words in their names, else folders, state the splits.
+
+    `label_key` is the attribute of regions that names the class, which has to be stated if they have several ones;
+    `class_name` is the class of all regions that state none. Raises DataError for a folder without such files, and for
+    regions whose attribute is not known.
+    """
+    folder, images = ToolFolder(source, _VIA), dict[Path, Sequence[_Image]]()
+
+    def read_images(file: Path, report: ToolReport) -> Iterator[ToolImage]:
+        for image in images[file] if file in images else _read_images(file, report):
+            name, regions = str(image["filename"]), image["regions"]
+            entries = ((f"{file}: {name}, region {number}", each) for number, each in enumerate(regions))
+            parse = partial(_read_region, label_key=label_key, class_name=class_name, report=report)
+            boxes = [*collect_boxes(entries, parse, report.faults)]
+            yield ToolImage(name, None, boxes, name_subset(file))
+
+    for file in folder.files:
+        try:
+            images[file] = _read_images(file, folder.report)
+        except ValueError:
+            continue  # it is read again, and then is a fault
+    label_key = _find_label_key(folder.root, [*images.values()], label_key, class_name)
+    return folder.read(read_images)
+
+
+def _find_label_key(
+    root: Path, files: Sequence[Sequence[_Image]], label_key: str | None, class_name: str | None
+) -> str | None:
+    """Return the attribute that names the class, None if regions have none and the class is stated.
+
+    Raises DataError if it is not known, or no region has it.
+    """
+    regions = [each for images in files for image in images for each in image["regions"] if isinstance(each, dict)]
+    names = Counter(name for each in regions for name in _attributes(each))
+    named = join_some(
+        [f"{name} ({count} of {len(regions)} regions)" for name, count in names.most_common()], most=_MAX_LISTED
+    )
+    if label_key is not None and label_key not in names and regions:
+        raise DataError(f"{root}: no region has the attribute '{label_key}'; there are {named or 'none'}")
+    if label_key is not None or not regions:
+        return label_key
+    if len(names) > 1:
+        raise DataError(f"{root}: regions have the attributes {named}: say which is the class by label_key=NAME")
+    if not names and class_name is None:
+        raise DataError(f"{root}: no region states an attribute: say what all of them are by class_name=NAME")
+    return next(iter(names), None)
+
+
+def _attributes(region: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a region that are no marks, and not empty."""
+    stated = region.get("region_attributes")
+    items = stated.items() if isinstance(stated, dict) else ()
+    return {name: value for name, value in items if name not in MARKS and value}
+
+
+def _read_region(
+    each: Mapping[str, Any], *, label_key: str | None, class_name: str | None, report: ToolReport
+) -> LabelledBox:
+    attributes = _attributes(each)
+    label = attributes.pop(label_key, None) if label_key is not None else None
+    if isinstance(label, dict):  # a check box for each class
+        ticked = [name for name, is_set in label.items() if is_set]
+        if len(ticked) > 1:
+            raise ValueError(f"it has the classes {join_some(ticked, most=_MAX_LISTED)}, a box has one")
+        label = next(iter(ticked), None)
+    shape = each["shape_attributes"]
+    corners = _find_corners(shape)
+    report.unread.update(f"attribute {name}"[:80] for name in attributes)
+    report.unread.update([f"{shape['name']}s, but the boxes about them"] if shape["name"] != "rect" else [])
+    return make_box(label or class_name, corners, each.get("region_attributes") or {}, line=0)
+
+
+def _find_corners(shape: Mapping[str, Any]) -> BoxCorners:
+    kind = str(shape["name"])
+    if kind == "rect":
+        left, top, width, height = (parse_number(shape[key]) for key in ("x", "y", "width", "height"))
+        return left, top, left + width, top + height
+    if kind == "polygon":
+        return find_bounds(parse_points(np.transpose([shape["all_points_x"], shape["all_points_y"]]).tolist()))
+    if kind not in _CENTRED:
+        raise NoBoxError(NO_BOX, f"is a {kind[:40]}")
+    if kind == "ellipse":
+        refuse_turned(np.rad2deg(parse_number(shape.get("theta") or 0)), kind)
+    x, y, x_radius, y_radius = (parse_number(shape[key]) for key in _CENTRED[kind])
+    return x - x_radius, y - y_radius, x + x_radius, y + y_radius
+
+
+def _read_images(file: Path, report: ToolReport) -> Sequence[_Image]:
+    """Read the images of a file as version 2 has them: none of a file of another kind.
+
+    Raises DataError for damaged files, and for a table of version 3. Source: VIA's code, its exports of each version.
+    """
+    if file.suffix.lower() == ".csv":
+        return _read_table(file, report)
+    document = parse_json_content(read_file(file), where=str(file), advice="export it again")
+    stated: Any = document.get("_via_img_metadata", document) if isinstance(document, dict) else {}
+    if isinstance(stated, dict) and {"file", "view", "metadata"} <= stated.keys():
+        return _convert_version_3(stated, file)
+    images = [each for each in stated.values() if isinstance(each, dict)] if isinstance(stated, dict) else []
+    if not images or not all({"filename", "regions"} <= image.keys() for image in images):
+        report.habits["JSON files are not of VIA and are passed over"].append(str(file))
+        return ()
+    return [{"filename": image["filename"], "regions": _list_regions(image)} for image in images]
+
+
+def _list_regions(image: _Image) -> list[Any]:
+    """Return the regions of an image; version 1 numbers them. Raises ValueError for anything else."""
+    regions = image["regions"] or []
+    if not isinstance(regions, dict | list):
+        raise ValueError(f"the regions of {str(image['filename'])[:80]} are no list")
+    return list(regions.values()) if isinstance(regions, dict) else regions
+
+
+def _read_table(file: Path, report: ToolReport) -> Sequence[_Image]:
+    header = read_header(file)
+    if header[:1] and header[0].strip().startswith("Exported using VGG Image Annotator"):
+        raise DataError(f"{file}: is a table of VIA 3, which is not read; save the project as JSON")
+    if not {"filename", "region_shape_attributes", "region_attributes"} <= {*header}:
+        report.habits["tables are not of VIA and are passed over"].append(str(file))
+        return ()
+    images: dict[str, dict[str, Any]] = {}
+    for line, row in iterate_rows(file):
+        image = images.setdefault(row["filename"], {"filename": row["filename"], "regions": []})
+        parse: Callable[[str], Any] = partial(_parse_cell, where=f"{file}:{line}")
+        if shape := parse(row["region_shape_attributes"]):
+            attributes = parse(row["region_attributes"])
+            image["regions"].append({"shape_attributes": shape, "region_attributes": attributes})
+    return [*images.values()]
+
+
+def _parse_cell(text: str, *, where: str) -> Any:
+    return parse_json_content(text.encode(), where=where, advice="export it again")
+
+
+def _convert_version_3(project: Mapping[str, Any], file: Path) -> Sequence[_Image]:
+    """Return the images of a project of version 3 as version 2 has them. Raises DataError for one about videos."""
+    try:
+        attributes = {
+            key: (str(each["aname"]), each.get("options") or {}) for key, each in project["attribute"].items()
+        }
+        names = {str(key): str(each["fname"]) for key, each in project["file"].items()}
+        images: dict[str, dict[str, Any]] = {}
+        for key, view in project["view"].items():
+            [number] = view["fid_list"]
+            images[key] = {"filename": names[str(number)], "regions": []}
+        for each in project["metadata"].values():
+            if each.get("z"):
+                raise DataError(f"{file}: has times of a video, which is not read; take its frames as images")
+            if each["xy"]:
+                stated = {attributes[key][0]: attributes[key][1].get(v, v) for key, v in each["av"].items()}
+                region = {"shape_attributes": _convert_shape(each["xy"]), "region_attributes": stated}
+                images[str(each["vid"])]["regions"].append(region)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: is no project of VIA 3 about single images ({error!r}); save it again") from None
+    return [*images.values()]
+
+
+def _convert_shape(xy: Sequence[Any]) -> dict[str, Any]:
+    kind, *numbers = xy
+    if kind == 7:
+        return {"name": "polygon", "all_points_x": numbers[::2], "all_points_y": numbers[1::2]}
+    if kind in _SHAPES_3:
+        name, keys = _SHAPES_3[kind]
+        return {"name": name, **dict(zip(keys, numbers, strict=True))}
+    return {"name": _OTHERS_3.get(kind, f"shape {kind}")}
+
+
+@registry.data.add("via")
+class Via(LabelledImages):
+    """Images with boxes in the files of VGG Image Annotator (VIA), prepared by `sightline data prepare via`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons, circles and
+    ellipses become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored.
+    Where neither names of files nor folders state a test part, `tested` are beginnings of names, or `test_share` is
+    tested. Source: the user's files; Dutta and Zisserman 2019, The VIA Annotation Software.
+    """
+
+    spec = SetSpec(name="via", is_own=True)
+    label_format = LabelFormat(read=read_via)
