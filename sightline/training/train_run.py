@@ -44,7 +44,7 @@ from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, list_later_ends, resolve_run_location
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
-from sightline.engine.watchdog import describe_failed_kernel, exit_process
+from sightline.engine.watchdog import describe_failed_kernel, exit_process, report_failure
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, read_lines, remove_dead_lock
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
@@ -358,11 +358,13 @@ class _TrainRun:
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
         """Run the quick checks, reported by the first process; findings are the same on every process."""
+        from sightline.workbench.check.batch_of_one import refuse_batch_of_one
         from sightline.workbench.check.examination import RunExamination
         from sightline.workbench.check.suite import run_quick
 
         if not self._has_checks:
             self._note("checks skipped (--no-check); the run records that")
+            refuse_batch_of_one(built, self._world)
             return ()
         examination = RunExamination()
         findings = tuple(run_quick(built, self._world, examination=examination))
@@ -561,7 +563,7 @@ def sample_counts(data: Data) -> str:
 
 
 def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequest | None = None) -> int:
-    """Train in the optionsed number of processes; return the exit code of `sightline train`.
+    """Train in the wanted number of processes; return the exit code of `sightline train`.
 
     Several processes are commands of their own, which print; `reporter` receives the lines of a run in this process.
     If the config is a run directory, `resume="auto"` resumes that run. Signals and `stop` are handled as in
@@ -578,7 +580,7 @@ def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequ
             assert_empty(options.out)
         with restore_signal_handlers() if stop is None else contextlib.nullcontext():
             return launch(options.command_line(), num_processes)
-    return train_run(
+    result = train_run(
         read.config,
         plugins=read.plugins,
         out=options.out,
@@ -588,4 +590,7 @@ def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequ
         reporter=reporter,
         stop=stop,
         shows_progress=True,
-    ).exit_code
+    )
+    if result.path is None:
+        report_failure("nothing was trained: see the errors above; --no-check trains without checks", exit_code=1)
+    return result.exit_code
