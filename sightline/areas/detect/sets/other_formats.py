@@ -50,6 +50,7 @@ _FORMATS = (
         "export the project from Supervisely as COCO",
     ),
     _Format("coco", ".json", re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')),
+    _Format("yolo_txt", ".yaml", re.compile(rb"^names\s*:", re.MULTILINE)),
     _Format(
         "VIA",
         ".csv",
