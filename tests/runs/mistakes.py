@@ -169,9 +169,7 @@ MISTAKES = (
     Mistake(
         "photos that are not prepared",
         (*VIEW, "data.name=yolo_txt", "data.root=photos"),
-        (
-            r"photos: is not a prepared set, it holds data\.yaml, images, labels; .* data\.root=photos_prepared: sightline",
-        ),
+        (r"photos: is not a prepared set, it holds data\.yaml, images", r"data\.root=photos_prepared: sightline"),
         follow=prepare_and_try_again,
     ),
     Mistake(
