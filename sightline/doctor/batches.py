@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sightline.contract.errors import UserError
@@ -37,6 +38,15 @@ def _is_empty(batch: Any) -> bool:
 
 def _count_samples(batch: Any) -> int:
     return max((count_rows(tensor) for _, tensor in dense_leaves(batch)), default=0)
+
+
+def join_leaves(trees: Iterable[Any], path: str) -> Tensor | None:
+    """Join a leaf of several trees along its first axis; None where one has no such leaf, or one of other columns."""
+    leaves = [dict(dense_leaves(tree)).get(path) for tree in trees]
+    tensors = [leaf for leaf in leaves if leaf is not None and leaf.ndim]
+    if len(tensors) < len(leaves) or len({leaf.shape[1:] for leaf in tensors}) != 1:
+        return None
+    return torch.cat(tensors)
 
 
 def count_rows(tensor: Tensor) -> int:

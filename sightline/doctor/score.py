@@ -148,9 +148,8 @@ def read_figures(value: Any, path: str = "") -> dict[str, float]:
 
 def _read_state(model: nn.Module) -> dict[str, Tensor]:
     """Copy the parameters, buffers and gradients of a model."""
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-    return state | {name: gradient.clone() for name, gradient in gradients.items() if gradient is not None}
+    return {name: tensor.detach().clone() for name, tensor in dense_leaves({**model.state_dict(), **gradients})}
 
 
 @contextmanager

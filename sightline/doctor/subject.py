@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.pytree import is_dense, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError
-from sightline.doctor.batches import count_rows
+from sightline.doctor.batches import count_rows, join_leaves
 from sightline.doctor.form import Batch, Form
 from sightline.instrument import copy_module
 
@@ -64,6 +64,10 @@ class Subject:
                 spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
                 parameter.add_(noise * (share * spread.nan_to_num() + 0.02))
         return model
+
+    def join_targets(self, path: str) -> Tensor | None:
+        """Join a leaf of the targets over the batches; None where a batch has none, or one of other columns."""
+        return join_leaves([batch.target for batch in self.batches], path)
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Call a copy of the model with the inputs of a batch."""

@@ -21,6 +21,12 @@ _TOLERANCE = 1e-6
 _BY_ROWS = frozenset("__getitem__ unbind split chunk select narrow tensor_split".split())
 """Functions that take samples one by one, if the first axis is meant."""
 
+_PARTS = _BY_ROWS | frozenset(
+    "bool clone contiguous cpu cuda detach double flatten float int long movedim permute reshape squeeze to transpose "
+    "type unflatten unsqueeze view T mT".split()
+)
+"""Functions that return a part of a tensor, or the same numbers in another form; others compute new ones."""
+
 
 _LEAVES_TORCH = frozenset("numpy tolist __array__ __reduce_ex__".split())
 """Functions after which others may compute, such as NumPy's: what comes back is no function of the outputs here."""
@@ -170,7 +176,7 @@ def _read_versions(tree: Any) -> list[tuple[Tensor, int]]:
 class FunctionTemplate:
     """Calls that lead to a value, with slots in place of tensors; `leaves` are the tensors that none of them has made.
 
-    `root` is the slot of the value. Of other tensors than those that are `given`, what is made of each row is
+    `root` is the slot of the value. Of other tensors than those that are `given`, what is taken of each row is
     a leaf. Raises TapeError where the calls cannot be repeated with other tensors.
     """
 
@@ -252,11 +258,12 @@ class FunctionTemplate:
 
 
 def _leave_out_parts(calls: Sequence[FunctionCall], given: Iterable[Tensor]) -> list[FunctionCall]:
-    """Leave out calls that make rows of those of a tensor which is not given, nor made of such, and are no larger."""
+    """Leave out calls that take parts of each row of a tensor which is not given, nor made of such."""
     made, kept = {id(tensor) for tensor in given}, list[FunctionCall]()
     for call in calls:
         read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
         is_single = len(read) == 1 and id(read[0]) not in made and not (call.written or call.is_whole)
+        is_single = is_single and call.name in _PARTS
         is_single = is_single and isinstance(call.result, Tensor) and not call.result.requires_grad
         if is_single and call.result.ndim <= read[0].ndim and call.result.shape[:1] == read[0].shape[:1] != ():
             continue

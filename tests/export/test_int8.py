@@ -17,7 +17,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 import sightline
-from sightline.runs.packed import read_packed
+from sightline.compression.packed_file import read_packed
 from sightline.workbench.export import export
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, record_graph

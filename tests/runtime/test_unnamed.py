@@ -115,6 +115,13 @@ def test_a_schedule_is_found_where_it_never_steps(
     assert list_codes(prepare=stepped.make, after_epoch=stepped.step, **options) == ["schedule"] * is_wrong
 
 
+def test_an_epochs_schedule_that_steps_at_each_update_stays_low() -> None:
+    """Two steps down to a hundredth, where most updates have that rate: by hand, they may be meant."""
+    stepped = Stepped(partial(schedules.MultiStepLR, milestones=[12, 18], gamma=0.1), steps=[0])
+    assert list_codes(prepare=stepped.make, after_update=stepped.step, epochs=20) == ["schedule"]
+    assert list_codes(prepare=stepped.make, after_epoch=stepped.step, epochs=20) == []
+
+
 def test_a_rate_that_is_set_by_hand_needs_no_schedule() -> None:
     def lower(optimizer: torch.optim.Optimizer) -> None:
         optimizer.param_groups[0]["lr"] *= 0.99
@@ -215,6 +222,25 @@ def test_an_average_is_found_where_it_has_the_statistics_of_its_start(
     name: str, train: Callable[[], list[str]], is_wrong: bool
 ) -> None:
     assert train() == ["ema"] * is_wrong
+
+
+def average_of_norms(normalises: bool) -> list[str]:
+    """Average of a network whose power iterations have a norm of 1, which are averaged, too, or copied."""
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    average = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(_: Any) -> None:
+        for name, own in model.state_dict().items():
+            kept = average.state_dict()[name]
+            kept.copy_(own) if normalises and name.endswith(("_u", "_v")) else kept.lerp_(own, 0.02)
+
+    return list_codes(model=model, after_update=update, after_epoch=lambda: evaluate(average), epochs=12)
+
+
+def test_an_average_is_found_where_it_loses_the_norms_that_the_model_keeps() -> None:
+    assert average_of_norms(normalises=False) == ["averaged-norms"]
+    assert average_of_norms(normalises=True) == []
 
 
 # --- batches that are the whole set -----------------------------------------------------------------------------------

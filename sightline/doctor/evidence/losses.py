@@ -97,6 +97,16 @@ class Labelled(NamedTuple):
         labels = self.labels
         return tuple(float((each == labels).double().mean()) for each in (self.pulled, self.pushed))  # type: ignore[return-value]
 
+    @property
+    def pushed_in_each(self) -> float:
+        """Mean over the labels of the share of their places at which the labelled class is pushed down.
+
+        Where 0 is the background, which has no score of its own, most places agree with it by chance.
+        """
+        labels = self.labels
+        is_pushed = (self.pushed == labels).double()
+        return float(torch.stack([is_pushed[labels == label].mean() for label in labels.unique()]).mean())
+
     def place(self, right: float, others: float, *, is_wrong: bool = False) -> Tensor:
         """Make scores that are `right` for the wanted class, or the next one, at each place, and `others` elsewhere."""
         num = self.gradient.shape[-1]
@@ -129,6 +139,8 @@ def labelled(passed: Pass, slopes: list[Slope]) -> list[Labelled]:
 
 
 def _list_candidates(slope: Slope, path: str, target: Tensor) -> Iterator[Labelled]:
+    if not target.numel():
+        return
     output, gradient = slope.output, slope.gradient
     values = target.unique()
     is_binary = len(values) == 2 and bool(((values == 0) | (values == 1)).all())

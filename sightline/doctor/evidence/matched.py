@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.batches import join_leaves
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import value_of
 from sightline.doctor.evidence.passes import Slope
@@ -65,9 +66,10 @@ def _value_at(subject: Subject, passed: Pass, item: Matched, outputs: Tensor, ta
 
 
 class Apart(NamedTuple):
-    """Loss of boxes (..., 4) or (..., 6) that lie 1.3 sizes beside their targets, along one axis and along two."""
+    """Loss of boxes (..., 4) or (..., 6) that are their targets, or lie 1.3 sizes beside, along one axis or two."""
 
     path: str
+    at_target: float
     along_one: float
     along_two: float
 
@@ -82,7 +84,7 @@ def apart(subject: Subject, passed: Pass, matched: list[Matched]) -> list[Apart]
             continue
         steps = 1.3 * (target[..., half:] - target[..., :half])
         values = []
-        for num in (1, 2):
+        for num in (0, 1, 2):
             step = torch.cat((steps[..., :num], torch.zeros_like(steps[..., num:])), -1)
             values.append(_value_at(subject, passed, item, target + torch.cat((step, step), -1)))
         found.append(Apart(item.slope.path, *values))
@@ -131,8 +133,8 @@ def whole_turns(subject: Subject, passed: Pass) -> list[SameThing]:
     """Add a whole turn to columns of a target that fill one: numbers of angles, whatever the loss makes of them."""
     found = []
     for path, target in dense_leaves(passed.batch.target):
-        rows = torch.cat([dict(dense_leaves(batch.target))[path] for batch in subject.batches])
-        if not target.is_floating_point() or target.ndim > 2 or len(rows) < _MIN_ANGLES:
+        rows = subject.join_targets(path)
+        if not target.is_floating_point() or target.ndim > 2 or rows is None or len(rows) < _MIN_ANGLES:
             continue
         columns = rows.reshape(len(rows), -1)
         if columns.shape[1] == 2 and float(columns.min()) >= 0 and float(columns.max()) > 2 * math.pi + _EDGE:
@@ -166,12 +168,11 @@ def _has_two_ends(subject: Subject, column: Tensor) -> bool:
 
     Those of angles of -180 and 180 degrees do not. Chance alone moves two means apart, by the variance of the inputs.
     """
-    leaves = [tensor for _, tensor in dense_leaves(subject.batches[0].inputs)]
-    if len(leaves) != 1 or not leaves[0].is_floating_point():
+    paths = [path for path, _ in dense_leaves(subject.batches[0].inputs)]
+    rows = join_leaves([batch.inputs for batch in subject.batches], paths[0]) if len(paths) == 1 else None
+    if rows is None or not rows.is_floating_point() or len(rows) != len(column):
         return False
-    rows = torch.cat([next(t for _, t in dense_leaves(batch.inputs)) for batch in subject.batches]).flatten(1).double()
-    if len(rows) != len(column):
-        return False
+    rows = rows.flatten(1).double()
     order, size = column.argsort(), len(column) // 8
     parts = (order[:size], order[(len(order) - size) // 2 :][:size], order[-size:])
     low, middle, high = (rows[part].mean(dim=0) for part in parts)
@@ -185,8 +186,8 @@ def signs(subject: Subject, passed: Pass, matched: list[Matched]) -> list[SameTh
     """Give outputs equal to targets of unit quaternions the other sign: q and -q are one rotation."""
     found = []
     for item in matched:
-        rows = torch.cat([dict(dense_leaves(batch.target))[item.path] for batch in subject.batches])
-        if rows.ndim != 2 or rows.shape[1] > 8:
+        rows = subject.join_targets(item.path)
+        if rows is None or rows.ndim != 2 or rows.shape[1] > 8:
             continue
         for start in range(rows.shape[1] - 3):
             share = measure_signs(rows[:, start : start + 4])

@@ -80,10 +80,10 @@ def _repeat(subject: Subject, mode: str) -> Repeat:
     changed: set[str] = set()
     for seed in (0, 0, 1):
         model = subject.copy(mode)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+        before = {name: tensor.clone() for name, tensor in dense_leaves(model.state_dict())}
         seed_all(seed)
         with torch.no_grad():
             outputs.append({path: t.clone() for path, t in dense_leaves(subject.call(model, inputs))})
-        after = model.state_dict()
+        after = dict(dense_leaves(model.state_dict()))
         changed |= {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     return Repeat(mode, outputs[0], outputs[1], outputs[2], sorted(changed))

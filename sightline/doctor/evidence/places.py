@@ -80,7 +80,9 @@ def _reads_own_places(maps: Tensor, image: Tensor) -> bool:
     corners = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
     for corner in corners[:3]:
         row, column = (int(part * (size - 1)) for part, size in zip(corner, maps.shape[1:3], strict=True))
-        (gradient,) = torch.autograd.grad(maps[:, row, column].sum(), image, retain_graph=True)
+        (gradient,) = torch.autograd.grad(maps[:, row, column].sum(), image, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return False
         weights = gradient.abs().sum(dim=(0, 1))
         weights = weights / weights.sum()
         centre = [

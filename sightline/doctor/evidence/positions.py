@@ -59,6 +59,8 @@ def neighbours(subject: Subject) -> list[Reach]:
         raise NotApplicableError("no row for each sample")
     if any(t.ndim > 1 and t.shape[1] == count for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes or steps")
+    if any(_numbers_samples(t, count) for _, t in dense_leaves(batch.inputs)):
+        raise NotApplicableError("rows are points or nodes of numbered samples")
     if not subject.form.is_divided:
         raise NotApplicableError("inputs and target are not divided")
     if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
@@ -85,6 +87,14 @@ def neighbours(subject: Subject) -> list[Reach]:
     if found and subject.loader is None and _is_by_columns(subject, model, batch):
         raise NotApplicableError("samples lie along axis 1")
     return found
+
+
+def _numbers_samples(tensor: Tensor, count: int) -> bool:
+    """Return True for the number of its sample beside each row: 0, 0, 0, 1, 1, 2, ..., in this order."""
+    if tensor.shape != (count,) or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        return False
+    steps = tensor.diff()
+    return int(tensor[0]) == 0 and bool(((steps == 0) | (steps == 1)).all()) and 0 < int(steps.sum()) < count - 1
 
 
 def _find_mixing(subject: Subject, model: nn.Module, rows: Tensor, kept: Tensor) -> str:

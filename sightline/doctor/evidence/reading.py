@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset, default_collate
+from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from torch.utils.data._utils import worker as torch_worker
 
 from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
@@ -56,7 +56,7 @@ class Source:
         Tensors of one row are without that axis then.
         """
         collate = getattr(self.loader, "collate_fn", None)
-        is_batch = getattr(self.loader, "batch_size", None) is None
+        is_batch = not (getattr(self.loader, "batch_size", None) or getattr(self.loader, "batch_sampler", None))
         if collate is None or is_batch or (self.form.takes_samples and collate is default_collate):
             return self.form.split(sample)
         return tree_map(self.form.split(collate([sample])), lambda _, t: t[0] if t.ndim and len(t) == 1 else t)
@@ -122,7 +122,8 @@ def open_source(loader: Any, form: Form, *, lacks: str) -> Source:
     if loader is None:
         raise NotApplicableError(f"no {lacks} was given whose samples can be read", lacks=lacks)
     data = getattr(loader, "dataset", None)
-    if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+    has_index = getattr(type(data), "__getitem__", Dataset.__getitem__) is not Dataset.__getitem__  # which raises
+    if isinstance(data, IterableDataset) or not has_index or not hasattr(data, "__len__"):
         raise NotApplicableError("no data set with an index")
     source = Source(loader, form)
     with preserve_generators(source.generators()):

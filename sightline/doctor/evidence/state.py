@@ -108,7 +108,7 @@ def idle_buffers(subject: Subject, repeats: dict[str, Repeat]) -> list[str]:
     """List buffers of one number, as at the start, that evaluation reads, and training neither reads nor writes."""
     names = [
         name
-        for name, buffer in subject.model.named_buffers()
+        for name, buffer in dense_leaves(dict(subject.model.named_buffers()))
         if buffer.is_floating_point() and buffer.numel() > 1 and len(buffer.unique()) == 1
     ]
     names = [name for name in names if name not in repeats["train"].changed]

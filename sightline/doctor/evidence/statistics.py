@@ -15,6 +15,7 @@ from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.reading import open_source
+from sightline.doctor.evidence.samples import update
 from sightline.doctor.form import Batch
 from sightline.doctor.loaders import iterate
 from sightline.doctor.subject import Subject, count_samples
@@ -162,9 +163,7 @@ def confusion(subject: Subject) -> Confusion:
     for batch in itertools.cycle(training[kept:]):
         if time.process_time() > end:
             break
-        optimizer.zero_grad()
-        subject.run(model, batch).value.backward()
-        optimizer.step()
+        update(optimizer, subject.run(model, batch).value)
     model.eval()
     return Confusion(*(_count(subject, model, part) for part in (training[:kept], evaluation)))
 

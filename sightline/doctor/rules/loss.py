@@ -37,7 +37,8 @@ def loss_direction(certain: list[Certain]) -> Iterator[Fault]:
         right, wrong = each.right[4.0], each.wrong[4.0]
         is_score = each.range in SHARES or bool((each.item.slope.output < 0).any())  # others may be distances
         is_score = is_score or each.wrong[1000.0] < -abs(each.equal) - 1
-        if is_score and right > wrong + 1e-4 * abs(wrong) and each.item.agreement[1] >= 0.95:
+        is_pushed = min(each.item.agreement[1], each.item.pushed_in_each) >= 0.95
+        if is_score and right > wrong + 1e-4 * abs(wrong) and is_pushed:
             yield Fault(
                 f"the loss{_name(each.item)} falls away from its labels",
                 measured=f"{right:.4g} for right scores of 4, {wrong:.4g} for wrong ones; the gradient lowers the "

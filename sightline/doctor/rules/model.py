@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sightline.contract.errors import join_some
-from sightline.contract.pytree import is_float
+from sightline.contract.pytree import dense_leaves, is_float
 from sightline.doctor.evidence.backward import WrongSlope
 from sightline.doctor.evidence.coverage import Gradients
 from sightline.doctor.evidence.graph import Reshape, Softmax
@@ -297,12 +297,14 @@ def non_finite(is_finite: bool, gradients: Gradients, passed: Pass) -> Iterator[
     holds="a pass in evaluation mode changes no number with a fraction of the model",
     do="change statistics only where self.training is true",
 )
-def evaluation_state(subject: Subject, repeats: dict[str, Repeat]) -> Iterator[Fault]:
+def evaluation_state(subject: Subject, passed: Pass, repeats: dict[str, Repeat]) -> Iterator[Fault]:
     """Name the floating-point buffers and parameters that a pass in evaluation mode changes.
 
-    A forward pass that moves frozen parameters keeps an average of the trained ones: it is a step of training, and
-    nobody may call it to evaluate.
+    A forward pass that returns the loss alone, or moves frozen parameters, which keeps an average of the trained ones,
+    is a step of training, and nobody may call it to evaluate.
     """
+    returned = [tensor for _, tensor in dense_leaves(passed.outputs)]
+    is_training_alone = len(returned) == 1 and returned[0].numel() == 1
     state = subject.model.state_dict()
     names = [name for name in repeats["eval"].changed if is_float(state.get(name))]
     frozen = {name for name, parameter in subject.model.named_parameters() if not parameter.requires_grad}
@@ -310,7 +312,7 @@ def evaluation_state(subject: Subject, repeats: dict[str, Repeat]) -> Iterator[F
         yield Fault(
             f"a pass in evaluation mode changes {join_some(names, most=4)}",
             measured=f"{len(names)} tensors of the state differ afterwards",
-            severity="note" if frozen.intersection(names) else None,
+            severity="note" if is_training_alone or frozen.intersection(names) else None,
         )
 
 

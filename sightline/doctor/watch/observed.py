@@ -418,6 +418,7 @@ class Observation(Monitor):
         self._loop, self._examine, self._known = loop, examine, known
         self._recorder = StepRecorder(loop, loss)
         self._waiting: Examined | None = None
+        self._learning: set[str] = set()
         self.examined: Examined | None = None
         self.published = Examination()
         self.is_begun = self.is_over = False
@@ -479,8 +480,11 @@ class Observation(Monitor):
         self._recorder.sweep()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
-        """Take the last tape away."""
+        """Take the last tape away, and see which parameters an update is for: by one loss or another."""
         self._recorder.sweep()
+        if self.examined is not None and any(map(_is_unreached, self.examined.examination.findings)):
+            parameters = self.examined.model.named_parameters()
+            self._learning |= {name for name, p in parameters if p.grad is not None and bool(p.grad.any())}
 
     def on_end(self, loop: Loop) -> Iterable[Finding]:
         """Publish what one step has shown, if there was no other."""
@@ -491,13 +495,20 @@ class Observation(Monitor):
         assert self.examined is not None
         self._end("")
         known, self.published = {finding.code for finding in self._known}, self.examined.examination
-        return [finding for finding in self.published.findings if finding.code not in known]
+        findings = self.published.findings
+        findings[:] = [f for f in findings if not (_is_unreached(f) and f.where.param in self._learning)]
+        return [finding for finding in findings if finding.code not in known]
 
     def _end(self, reason: str) -> None:
         self.is_over, self._waiting = True, None
         self._recorder.close()
         if reason:
             self._loop.failures[f"{_WHAT}: {reason.removeprefix(f'{_WHAT}: ')}"] = None
+
+
+def _is_unreached(finding: Finding) -> bool:
+    """Return True for parameters that the first loss does not train; another loss of the same step may."""
+    return finding.code == "no-gradient"
 
 
 OBSERVED = ("on_forward", "before_backward", "after_backward", "before_update", "on_end")

@@ -60,7 +60,7 @@ class _Rates:
             self.last_rise = update
         self.highest = max(rate, self.highest)
         low = _LOW_RATE * self.highest
-        is_high = rate > low or (not has_scheduler and rate >= low * (1 - 1e-6))
+        is_high = rate > low * (1 + 1e-6) or (not has_scheduler and rate >= low * (1 - 1e-6))
         self.num_high += is_high
         self.num_low = 0 if is_high else self.num_low + (self.highest > 0)
         self.num_tiny = self.num_tiny + 1 if 0 < rate < _TINY_RATE * self.highest else 0
@@ -92,9 +92,12 @@ class ScheduleMonitor(Monitor):
         rates = self._rates.setdefault(key, _Rates(rises=[rate]))
         if not self._schedulers and len(rates.rises) > _MIN_RISES and rate < _LOW_RATE * rates.rises[-1]:
             rates = self._rates[key] = _Rates(rises=[rate])  # a search for a rate rises, and ends at once
-        rates.add(rate, track.num_updates, has_scheduler=bool(self._schedulers))
+        rates.add(rate, track.num_updates, has_scheduler=self._knows_schedule(track))
         is_quiet = rates.num_low < _MIN_LOW and rates.num_tiny < _MIN_TINY and not self._schedulers
         return None if is_quiet else self._judge_rates(track, rates, rate)
+
+    def _knows_schedule(self, track: OptimizerTrack) -> bool:
+        return bool(self._schedulers) or any("initial_lr" in group for group in track.optimizer.param_groups)
 
     def _judge_rates(self, track: OptimizerTrack, rates: _Rates, rate: float) -> Iterator[Found]:
         words = {"optimizer": track.name, "highest": rates.highest, "rate": rate}
@@ -223,14 +226,11 @@ class AverageMonitor(Monitor):
         yield from loop.reader.read_if(is_stale.float(), found)
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
-        """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays one.
-
-        Without running statistics there is nothing to judge of them.
-        """
+        """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays."""
         follow, self._follow = self._follow, None
         if follow is None:
             return
-        for model in filter(_copy_statistics, loop.models.values()):
+        for model in loop.models.values():
             keys, own = model.state_dict().keys(), set(model.modules())
             for other in find_alive(type(model)):
                 if other not in own and id(other) not in self._kept and other.state_dict().keys() == keys:
