@@ -360,9 +360,10 @@ def _describe_misplaced(root: Path, text: Path, images: Sequence[Path]) -> str:
     wanted = {(root / _in_labels(path.relative_to(root).with_suffix(".txt").parts)) for path in images}
     parts = text.relative_to(root).parts
     for index in range(len(parts) - 1):
-        if root.joinpath(*parts[:index], "labels", *parts[index + 1 :]) in wanted:
-            folder = root.joinpath(*parts[: index + 1])
-            return f"their folder is called {folder.name}: mv {_as_word(folder)} {_as_word(folder.with_name('labels'))}"
+        folder = root.joinpath(*parts[: index + 1])
+        labels = folder.with_name("labels")
+        if labels.joinpath(*parts[index + 1 :]) in wanted and not labels.exists():
+            return f"their folder is called {folder.name}: mv {_as_word(folder)} {_as_word(labels)}"
     return f"{text} is elsewhere, or named otherwise"
 
 
