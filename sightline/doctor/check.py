@@ -13,19 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, join_some
 from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels, find_levels
-from sightline.doctor.examine import Examination, assert_codes, examine
+from sightline.doctor.examine import Examination, assert_codes, examine, examine_section
+from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.form import Batch, Form, UnknownForm
-from sightline.doctor.loaders import assert_readable, iterate, list_hooks
+from sightline.doctor.loaders import assert_readable, iterate, list_hooks, record_readings
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
 from sightline.doctor.report import Report
 from sightline.doctor.score import make_score
+from sightline.doctor.sections import make_sections
 from sightline.doctor.snapshots import preserve_state
 from sightline.doctor.sources import locate_findings
 from sightline.doctor.step_form import observe_step
@@ -62,27 +64,147 @@ def check_module(
     what cannot be read.
     """
     assert_codes(declared, name="check: declared")
+    more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
+    examined = _examine_module(model, loss, loader, declared=declared, budget_s=budget_s, **more)
+    return _make_report(type(unwrap(model)).__name__, {"": examined}, budget_s)
+
+
+def check_models(
+    models: Mapping[str, nn.Module],
+    loader: Any,
+    *,
+    step: Callable[[Any], Any],
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    evaluation: Any = None,
+    declared: Sequence[str] = (),
+    budget_s: float = BUDGET_S,
+) -> Report:
+    """Judge several models that are trained together, such as a generator and its critic, each by its own loss.
+
+    `step(batch)` returns the losses by the names of the models that they train, or one loss for all of them. Each model
+    is judged as one is by `check_module`, with those optimizers that hold any of its parameters, while copies of the
+    others stand in for them; `budget_s` is the processor time for all. Raises UserError for what cannot be read, and
+    for a step without a loss of some model.
+    """
+    assert_codes(declared, name="check: declared")
+    optimizers = _list_optimizers(optimizer)
+    examined = {}
+    for name, model in models.items():
+        own = [each for each in optimizers if holds(each, model)] or optimizers
+        examined[name] = _examine_module(
+            model,
+            None,
+            loader,
+            step=_take_loss(step, name, models),
+            optimizer=own,
+            evaluation=evaluation,
+            declared=declared,
+            budget_s=budget_s / len(models),
+        )
+    title = ", ".join(f"{name} ({type(unwrap(model)).__name__})" for name, model in models.items())
+    return _make_report(title, examined, budget_s)
+
+
+def holds(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
+    """Return True if an optimizer has any parameter of a model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    return any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _take_loss(step: Callable[[Any], Any], name: str, names: Iterable[str]) -> Callable[[Any], Any]:
+    """Return the step of one of several models: that which returns the loss that it is trained by."""
+
+    def run(batch: Any) -> Any:
+        losses = step(batch)
+        if not isinstance(losses, Mapping):
+            return losses
+        losses = {str(key): value for key, value in losses.items()}
+        if name not in losses:
+            found = join_some([*map(repr, losses)], most=4)
+            raise UserError(
+                f"check: step= returns the losses by the names of the models, {', '.join(names)}, that they train; "
+                f"'{name}' has none; found those of {found}"
+            )
+        return losses[name]
+
+    return run
+
+
+def _examine_module(
+    model: nn.Module,
+    loss: Callable[..., Any] | None,
+    loader: Any,
+    *,
+    step: Callable[[Any], Any] | None,
+    optimizer: Any,
+    evaluation: Any,
+    declared: Sequence[str],
+    budget_s: float,
+    score: Callable[..., Any] | None = None,
+) -> tuple[Subject, Examination]:
+    """Examine copies of a module with its loss and batches; leave all of the program as it is."""
     model = take_alone(model)
     assert_copied(model)
     assert_readable(loader, name="check: the loader")
     assert_readable(evaluation, name="check: evaluation")
     with _leave_as_it_is(model, loss, step, loader, evaluation):
-        batches = read_batches(list_batches(loader))
+        with record_readings(loader) as readings:
+            batches = read_batches(list_batches(loader))
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
+        sections = make_sections(subject, [move(batch, subject.model) for batch in batches], readings)
+        subject = dataclasses.replace(subject, sections=sections)
         scored = None if score is None else make_score(score, model, evaluation)
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
+        return subject, examine_subject(subject, declared=declared, budget_s=budget_s, score=scored)
+
+
+def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]], budget_s: float) -> Report:
+    """Make the report of one model, or of several by their names."""
+    found = {name: merge_findings(locate_findings(judged, subject)) for name, (subject, judged) in examined.items()}
+    judgements = [each for _, examination in examined.values() for each in examination.judgements]
+    words = {name: subject.form.words for name, (subject, _) in examined.items()}
     verdict = write_verdict(
-        examination, remark=subject.form.words, remedies=_list_remedies(subject.form), budget_s=budget_s
+        Examination(judgements=judgements),
+        remark="; ".join(f"{name}: {said}" if name else said for name, said in words.items() if said),
+        remedies=_list_remedies([subject.form for subject, _ in examined.values()]),
+        budget_s=budget_s,
     )
-    return Report(type(model).__name__, merge_findings(locate_findings(examination, subject)), verdict)
+    return Report(title, name_findings(found), verdict)
 
 
-def _list_remedies(form: Form) -> Mapping[str, Remedy]:
-    """List what the caller can give; of a form that is not known, the step to write."""
-    if not isinstance(form, UnknownForm):
-        return CHECK_REMEDIES
+def name_findings(found: Mapping[str, Sequence[Finding]]) -> list[Finding]:
+    """List the findings of several models by their names, the gravest first; those of all of them once, without one."""
+    common = {each for findings in found.values() for each in map(_get_words, findings)}
+    for findings in found.values():
+        common &= {*map(_get_words, findings)}
+    known, named = set[Any](), list[Finding]()
+    for name, findings in found.items():
+        for finding in findings:
+            if _get_words(finding) not in common:
+                named.append(name_finding(finding, name))
+            elif _get_words(finding) not in known:
+                known.add(_get_words(finding))
+                named.append(finding)
+    return sorted(named, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _get_words(finding: Finding) -> tuple[str, ...]:
+    return finding.code, finding.summary, finding.measured
+
+
+def name_finding(finding: Finding, name: str) -> Finding:
+    """Name one of several models in a finding about it."""
+    layer, param = (path and f"{name}.{path}" for path in (finding.where.layer, finding.where.param))
+    place = dataclasses.replace(finding.where, layer=layer, param=param)
+    return dataclasses.replace(finding, summary=f"{name}: {finding.summary}", where=place)
+
+
+def _list_remedies(forms: Sequence[Form]) -> Mapping[str, Remedy]:
+    """List what the caller can give: of a form that is not known, the step to write; of several models, no score."""
+    remedies = {name: remedy for name, remedy in CHECK_REMEDIES.items() if name != "score" or len(forms) == 1}
+    if not isinstance(forms[0], UnknownForm):
+        return remedies
     topic, _ = CHECK_REMEDIES["step"]
-    return {**CHECK_REMEDIES, "step": Remedy(topic, f"step=step, as your loop has it: {form.step}")}
+    return {**remedies, "step": Remedy(topic, f"step=step, as your loop has it: {forms[0].step}")}
 
 
 @contextmanager
@@ -123,10 +245,14 @@ def examine_subject(
     With `is_patient`, slow networks get as many passes as those of 20 ms do. `more` is what measurements read beside
     the subject: the `term` of a loss alone, the `score` of a module.
     """
-    given = {"subject": subject, **more}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        return examine(Evidence(given, budget_s, is_patient), declared=declared)
+        evidence = Evidence({"subject": subject, **more}, budget_s, is_patient)
+        examination = examine(evidence, declared=declared)
+        for section in subject.sections:
+            evidence = Evidence({"subject": section}, evidence.left_s, is_patient)
+            examine_section(examination, evidence)
+    return examination
 
 
 def make_subject(
@@ -140,36 +266,43 @@ def make_subject(
     evaluation: Any = None,
 ) -> Subject:
     """Make the subject of the first batches of a loader. Raises UserError for what is no batch."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    first = tree_map(batches[0], lambda _, tensor: tensor.to(device))
+    first = move(batches[0], model)
     form = find_form(model, loss, first) if step is None else observe_step(model, step, first)
-    optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, device)
+    evaluated = [] if evaluation is None else _split_evaluation(evaluation, form, model)
     return Subject(
         model,
         form,
-        _split(batches, form, device),
+        _split(batches, form, model),
         evaluated,
-        optimizers,
+        _list_optimizers(optimizer),
         _get_loader(loader),
         _get_loader(evaluation) if evaluated else None,
     )
 
 
-def _split_evaluation(evaluation: Any, form: Form, device: torch.device) -> list[Batch]:
+def _list_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
+    return [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+
+
+def _split_evaluation(evaluation: Any, form: Form, model: nn.Module) -> list[Batch]:
     """Divide the first batches of an evaluation; none, where they have not all that those of training have.
 
     Batches of training alone may be mixed, and have a second label and a share.
     """
     batches = read_batches(list_batches(evaluation))
-    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "device": device})
+    divided = attempt("evaluation", _split, {"batches": batches, "form": form, "model": model})
     return [] if isinstance(divided, MissingError) else divided
 
 
-def _split(batches: Iterable[Any], form: Form, device: torch.device) -> list[Batch]:
+def move(batch: Any, model: nn.Module) -> Any:
+    """Move the tensors of a batch to the device of a model."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return tree_map(batch, lambda _, tensor: tensor.to(device))
+
+
+def _split(batches: Iterable[Any], form: Form, model: nn.Module) -> list[Batch]:
     """Divide batches; those in which a step calls its model otherwise are left out."""
-    moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
-    divided = [attempt("batch", form.split, {"batch": batch}) for batch in moved]
+    divided = [attempt("batch", form.split, {"batch": move(batch, model)}) for batch in batches]
     for each in divided:
         if isinstance(each, MissingError) and each.kind != "apply":
             raise each.__cause__ or each
@@ -191,6 +324,15 @@ def assert_batches(value: Any, *, name: str) -> None:
         raise UserError(
             f"{name}: a batch is (inputs, target) or a mapping, a loader yields batches; found {value!r:.40}"
         )
+
+
+def name_models(models: Any, *, caller: str) -> dict[str, nn.Module]:
+    """Name several models by their keys, or their numbers. Raises UserError for a value that is none."""
+    named = {str(name): value for name, value in (models.items() if isinstance(models, Mapping) else enumerate(models))}
+    for value in named.values():
+        if not isinstance(value, nn.Module):
+            raise UserError(f"{caller}: a model is an nn.Module; found {type(value).__name__}")
+    return named
 
 
 def _get_loader(value: Any) -> Any:

@@ -39,6 +39,16 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     judgements: list[Judgement] = field(default_factory=list)
 
+    def sort(self) -> None:
+        """Order judgements as the rules are, however long each took, and list the findings, the gravest first.
+
+        Of two findings of one error, the first explains the other.
+        """
+        places = {rule.judge: place for place, rule in enumerate(list_rules())}
+        self.judgements.sort(key=lambda judgement: places[judgement.rule.judge])
+        findings = [finding for judgement in self.judgements for finding in judgement.findings]
+        self.findings = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
     def list_reasons(self, *outcomes: Outcome) -> list[str]:
         """List the reasons of some outcomes, each once, those of most rules first."""
         reasons = [judgement.reason for judgement in self.judgements if judgement.outcome in outcomes]
@@ -66,14 +76,13 @@ def assert_codes(codes: Sequence[str], *, name: str) -> None:
         raise UserError(f"{name}: no finding has the code '{unknown[0]}'; {hint}")
 
 
-def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examination:
+def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequence[Rule] | None = None) -> Examination:
     """Judge a subject by the rules, those first whose evidence costs least for each of them; nothing is changed.
 
     What the budget does not afford waits: the first passes are slow, and later ones cost less.
     """
     examination = Examination()
-    open_rules = [rule for rule in list_rules() if evidence.offers(rule.reads)]
-    places = {rule.code: place for place, rule in enumerate(open_rules)}
+    open_rules = [rule for rule in (list_rules() if rules is None else rules) if evidence.offers(rule.reads)]
     needs: list[frozenset[str]] = []
     num_known = -1
     while open_rules:
@@ -87,11 +96,17 @@ def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examinatio
             examination.judgements.append(Judgement(rule, "declared"))
         else:
             _judge(rule, evidence, examination)
-    # In the order of the rules, however long each took: of two findings of one error, the first explains the other.
-    examination.judgements.sort(key=lambda judgement: places[judgement.rule.code])
-    findings = [finding for judgement in examination.judgements for finding in judgement.findings]
-    examination.findings = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    examination.sort()
     return examination
+
+
+def examine_section(examination: Examination, evidence: Evidence) -> None:
+    """Judge a section of a subject by the rules that did not apply to what was examined before it."""
+    rules = [judgement.rule for judgement in examination.judgements if judgement.outcome == "apply"]
+    judged = [each for each in examine(evidence, rules=rules).judgements if each.outcome != "apply"]
+    known = {each.rule.judge: each for each in judged}
+    examination.judgements = [known.get(each.rule.judge, each) for each in examination.judgements]
+    examination.sort()
 
 
 def _find_cheapest(needs: Sequence[frozenset[str]], evidence: Evidence) -> int:

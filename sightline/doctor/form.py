@@ -82,9 +82,9 @@ def standing_in(original: nn.Module, copied: nn.Module) -> Iterator[None]:
 
 
 class Held:
-    """Number that a model returns and that is no output to be changed: a part of the loss, with its graph."""
+    """What a model returns that is no output to be changed: a number that is a part of the loss, with its graph."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Any) -> None:
         self.value = value
 
 

@@ -8,6 +8,7 @@ import multiprocessing.queues
 import socket
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from sightline.contract.errors import UserError, summarise_error
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.snapshots import iter_state, tell
+from sightline.instrument import replace_function
 
 _ADVICE = "pass a loader that begins anew each time, or a list of batches"
 _PERSISTENT = {"persistent_workers": False, "_iterator": None}
@@ -57,8 +59,8 @@ def iterate(loader: Iterable[Any]) -> Iterator[Any]:
 
     Raises UserError for an error of the loader.
     """
-    inside = (each for _, each in iter_reachable(loader, DataLoader, stops_at=(_BaseDataLoaderIter,)))
-    own = [vars(each) for each in ([loader] if _is_torchs(loader) else inside) if _is_torchs(each)]
+    inside = [loader] if _is_torchs(loader) else list_inside(loader)
+    own = [vars(each) for each in inside if _is_torchs(each)]
     held = [(attributes, {name: attributes[name] for name in _PERSISTENT}) for attributes in own]
     for attributes, _ in held:
         attributes.update(_PERSISTENT)
@@ -69,6 +71,29 @@ def iterate(loader: Iterable[Any]) -> Iterator[Any]:
     finally:
         for attributes, saved in held:
             attributes.update(saved)
+
+
+def list_inside(loader: Any) -> list[DataLoader[Any]]:
+    """List the loaders of torch that an object of another kind has."""
+    return [each for _, each in iter_reachable(loader, DataLoader, stops_at=(_BaseDataLoaderIter,))]
+
+
+@contextmanager
+def record_readings(loader: Any) -> Iterator[list[tuple[DataLoader[Any], Any]]]:
+    """Context that lists the loaders inside of a loader of another kind, each with the first batch that is read."""
+    inside = [] if isinstance(loader, DataLoader) else [each for each in list_inside(loader) if _is_torchs(each)]
+    readings: list[tuple[DataLoader[Any], Any]] = []
+
+    def read(original: Any, iterator: Any) -> Any:
+        batch = original(iterator)
+        for each in inside:
+            is_known = any(known is each for known, _ in readings)
+            if not is_known and each.dataset is iterator._dataset and each.collate_fn is iterator._collate_fn:
+                readings.append((each, batch))
+        return batch
+
+    with replace_function(_BaseDataLoaderIter, "__next__", read):
+        yield readings
 
 
 def list_hooks(model: nn.Module) -> list[Any]:

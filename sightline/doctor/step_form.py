@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,26 +27,42 @@ from sightline.doctor.objects import (
     preserve_generators,
     set_state,
 )
-from sightline.instrument import InterceptedFunctions, copy_module, observe_updates
+from sightline.doctor.provenance import Derived, Provenance
+from sightline.instrument import copy_module, observe_updates
 from sightline.instrument.random_state import preserve_random_state, seed_all
 
-_READERS = frozenset(
-    "item tolist numpy __array__ __bool__ __int__ __float__ __index__ __contains__ equal allclose is_nonzero".split()
-)
-"""Functions by which numbers of a tensor leave torch."""
 _ROUNDING, _SEED = 1e-4, 20_011
 Step = Callable[[Any], Tensor]
 
 
 class ModelCall(NamedTuple):
-    """Call of a model in a step: its arguments and outputs, and whether it has a gradient."""
+    """Call of a model in a step: its arguments and outputs, whether it has a gradient, and what it is computed from.
+
+    One that `is_held` is no part of inputs and outputs, such as one for another loss: it is made with the arguments of
+    the first batch.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: Any
     has_gradient: bool
     autocast: torch.dtype | None
-    depends_on_outputs: bool
+    sources: frozenset[Any]
+    is_held: bool = False
+
+    @property
+    def depends_on_outputs(self) -> bool:
+        """Whether it is computed from the outputs of another call."""
+        return any(not isinstance(source, str) for source in self.sources)
+
+    def make(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call a model in the same way."""
+        kind = next((tensor.device.type for _, tensor in tree_leaves((args, kwargs))), "cpu")
+        with torch.set_grad_enabled(self.has_gradient and torch.is_grad_enabled()):
+            if self.autocast is None:
+                return model(*args, **kwargs)
+            with torch.autocast(kind, dtype=self.autocast):
+                return model(*args, **kwargs)
 
 
 class _EndOfCalls(BaseException):
@@ -159,51 +176,22 @@ def _mark(module: nn.Module) -> list[Any]:
     return marks
 
 
-class _Provenance:
-    """Which leaves of a batch, and outputs of which calls, each tensor of a step is computed from."""
-
-    def __init__(self, batch: Any) -> None:
-        self._of: dict[int, frozenset[Any]] = {}
-        self._kept: list[Any] = []
-        self.left_torch: set[Any] = set()
-        self.is_inside = False
-        for path, tensor in tree_leaves(batch):
-            self.name(tensor, path)
-
-    def name(self, tree: Any, source: Any) -> None:
-        """Give the tensors of a tree a source."""
-        for _, tensor in tree_leaves(tree):
-            self._of[id(tensor)] = self._of.get(id(tensor), frozenset()) | {source}
-            self._kept.append(tensor)
-
-    def list_sources(self, tree: Any) -> frozenset[Any]:
-        """List what the tensors of a tree come from."""
-        return frozenset().union(*(self._of.get(id(tensor), frozenset()) for _, tensor in tree_leaves(tree)))
-
-    def note(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """Call a function of torch, and note what its results come from."""
-        result = function(*args, **kwargs)
-        if self.is_inside:
-            return result
-        name, sources = getattr(function, "__name__", ""), self.list_sources((args, kwargs))
-        if name in _READERS:
-            self.left_torch |= sources
-        changed = args[0] if args and (name == "__setitem__" or (name.endswith("_") and name[:2] != "__")) else None
-        for _, tensor in (*tree_leaves(result), *tree_leaves(changed)):
-            if sources:
-                self._of[id(tensor)] = self._of.get(id(tensor), frozenset()) | sources
-                self._kept.append(tensor)
-        return result
-
-
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """What a run of a step shows: its loss, the calls of the model, and the leaves that the loss is computed from."""
+    """What a run of a step shows: its loss, the calls of the model, and what the loss is computed from."""
 
     value: Any
     calls: list[ModelCall]
-    read: frozenset[Any]
-    left_torch: frozenset[Any]
+    provenance: Provenance
+
+    @property
+    def read(self) -> frozenset[Any]:
+        """Leaves of the batch, and numbers of calls, that the loss is computed from."""
+        return self.provenance.list_sources(self.value)
+
+    def find_parts(self, place: str) -> list[Derived]:
+        """Find what the loss reads of a tensor of which inputs of the model are made, too."""
+        return self.provenance.find_parts(place, [(call.args, call.kwargs) for call in self.calls], self.value)
 
 
 @contextmanager
@@ -222,7 +210,7 @@ def _in_place_of(model: nn.Module, copied: nn.Module, company: Company) -> Itera
 def observe_run(model: nn.Module, copied: nn.Module, company: Company, step: Step, batch: Any) -> Observed:
     """Run a step on a copy of its model, and observe the calls of the model."""
     calls: list[ModelCall] = []
-    provenance = _Provenance(batch)
+    provenance = Provenance(batch)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if provenance.is_inside:  # a model that calls itself
@@ -234,17 +222,16 @@ def observe_run(model: nn.Module, copied: nn.Module, company: Company, step: Ste
         finally:
             provenance.is_inside = False
         sources = provenance.list_sources((args, kwargs))
-        is_dependent = any(not isinstance(source, str) for source in sources)
         kind = next((tensor.device.type for _, tensor in tree_leaves((args, kwargs))), "cpu")
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        calls.append(ModelCall(args, kwargs, outputs, torch.is_grad_enabled(), autocast, is_dependent))
+        calls.append(ModelCall(args, kwargs, outputs, torch.is_grad_enabled(), autocast, sources))
         provenance.name(outputs, len(calls))
         return outputs
 
-    copies, seen = _in_place_of(model, copied, company), InterceptedFunctions(provenance.note)
-    with copies, company.drawing_again(), _calling(copied, call), seen:
+    copies = _in_place_of(model, copied, company)
+    with copies, company.drawing_again(), _calling(copied, call), provenance.follow(model):
         value = step(batch)
-    return Observed(value, calls, provenance.list_sources(value), frozenset(provenance.left_torch))
+    return Observed(value, calls, provenance)
 
 
 def observe_step(model: nn.Module, step: Step, batch: Any) -> Form:
@@ -268,12 +255,30 @@ def observe_step(model: nn.Module, step: Step, batch: Any) -> Form:
         raise UserError("check: step= returns the loss of a batch, before backward(); it calls backward()")
     if not observed.calls:
         return dataclasses.replace(whole, words="step(batch) as a whole: it does not call the model itself")
-    if any(call.depends_on_outputs for call in observed.calls):
+    is_read = [number in observed.read for number in range(1, len(observed.calls) + 1)]
+    calls = [call._replace(is_held=any(is_read) > read) for call, read in zip(observed.calls, is_read, strict=True)]
+    if any(call.depends_on_outputs for call in calls if not call.is_held):
         return dataclasses.replace(whole, words="step(batch) as a whole: a call of the model reads another's outputs")
+    observed = dataclasses.replace(observed, calls=calls)
     form = attempt("form", _divide, {"observed": observed, **parts})
     if isinstance(form, MissingError):
         return dataclasses.replace(whole, words="step(batch) as a whole: it reads more than the model's outputs")
     return cast(Form, form)
+
+
+def observe_section(form: StepForm, step: Step, section: Any) -> Form:
+    """Find the form of a step as a function of a section of its batch, of which the loss is the same.
+
+    Calls of the model that do not depend on the section are made with what the first batch had. Raises
+    NotApplicableError where none depends on it, or where what the loss reads of it cannot be told.
+    """
+    copied = copy_module(form.model).train()
+    parts = {"model": form.model, "copied": copied, "company": form.company, "step": step, "batch": section}
+    observed = observe_run(**parts)
+    calls = [call._replace(is_held=not call.sources) for call in observed.calls]
+    if all(call.is_held for call in calls) or any(call.depends_on_outputs for call in calls):
+        raise NotApplicableError("no call of the model for this part of a batch")
+    return _divide(dataclasses.replace(observed, calls=calls), **parts)
 
 
 def _divide(
@@ -281,29 +286,31 @@ def _divide(
 ) -> StepForm:
     """Divide a step at the calls of its model. Raises NotApplicableError for one that reads more than their outputs."""
     read = {source for source in observed.read if isinstance(source, str)}
-    unsure = {source for source in observed.left_torch - read if isinstance(source, str)}
-    places = list(_list_entries(batch, read | unsure))
-    form = StepForm(model, step, company, copied, batch, tuple(observed.calls), tuple(places))
+    unsure = {source for source in observed.provenance.left_torch - read if isinstance(source, str)}
+    places = list(list_entries(batch, read | unsure))
+    parts = {place: observed.find_parts(place) for place in places if place in read}
+    places = [place for place in places if not parts.get(place)]
+    derived = tuple(part for found in parts.values() for part in found)
+    form = StepForm(model, step, company, copied, batch, tuple(observed.calls), tuple(places), derived)
 
     def evaluate(target: Any) -> float:
         return float(form.evaluate(copied, form.recorded, target).detach())
 
     value = float(observed.value.detach())
-    again = evaluate(form.split_target(batch))
+    again = evaluate(form.recorded_target)
     if abs(again - value) > _ROUNDING * max(abs(value), 1e-6):
         raise NotApplicableError("a step that reads more than the model's outputs")
     for place in places:  # what the model alone reads is no target
         is_read = any(source == place or source.startswith(f"{place}.") or not place for source in read)
         others = tuple(other for other in form.places if other != place)
-        if is_read or not others:
+        if is_read or not (others or derived):
             continue
-        entry = _get(batch, place)
-        changed = dataclasses.replace(form, batch=_set(batch, place, _spoil(entry)), places=others)
-        target = changed.split_target(batch)
+        entry = get_part(batch, place)
+        changed = dataclasses.replace(form, batch=set_part(batch, place, _spoil(entry)), places=others)
+        target = changed.recorded_target
         other = attempt("loss", changed.evaluate, {"model": copied, "outputs": form.recorded, "target": target})
         if not isinstance(other, MissingError) and float(other) == again:
             form = dataclasses.replace(form, places=others)
-    form.split(batch)  # raises where the calls of the model are others the second time
     return dataclasses.replace(form, words=_write_words(form))
 
 
@@ -318,8 +325,9 @@ def _write_words(form: StepForm) -> str:
     inputs = "; ".join(
         ", ".join([*(_describe_argument(each) for each in call.args), *(f"{k}=..." for k in call.kwargs)])
         for call in form.calls
+        if not call.is_held
     )
-    read = ", ".join(place or "all" for place in form.places) or "nothing"
+    read = ", ".join([*(place or "all" for place in form.places), *map(str, form.derived)]) or "nothing"
     return f"step(batch) calls model({inputs}); its loss reads {read} of the batch"
 
 
@@ -327,7 +335,7 @@ def _describe_argument(value: Any) -> str:
     return f"{tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _list_entries(tree: Any, read: Iterable[str], path: str = "") -> Iterator[str]:
+def list_entries(tree: Any, read: Iterable[str], path: str = "") -> Iterator[str]:
     """Yield the paths of parts of a batch that hold what is read: leaves of mappings, records and the outermost list.
 
     A list further inside, whose length may be another in the next batch, is one part. So is a value that is no tensor.
@@ -350,26 +358,26 @@ def _list_entries(tree: Any, read: Iterable[str], path: str = "") -> Iterator[st
             yield path
         return
     for name, item in tree_children(tree):
-        yield from _list_entries(item, read, f"{path}.{name}" if path else name)
+        yield from list_entries(item, read, f"{path}.{name}" if path else name)
 
 
-def _get(tree: Any, path: str) -> Any:
+def get_part(tree: Any, path: str) -> Any:
     """Return the part of a tree at a path. Raises UserError if there is none."""
     if not path:
         return tree
     head, _, rest = path.partition(".")
     for name, item in tree_children(tree):
         if name == head:
-            return _get(item, rest)
+            return get_part(item, rest)
     raise UserError(f"check: a batch has '{path}' as the first one; found {describe(tree)}")
 
 
-def _set(tree: Any, path: str, value: Any) -> Any:
+def set_part(tree: Any, path: str, value: Any) -> Any:
     """Return a tree with another part at a path."""
     if not path:
         return value
     head, _, rest = path.partition(".")
-    items = [(name, _set(item, rest, value) if name == head else item) for name, item in tree_children(tree)]
+    items = [(name, set_part(item, rest, value) if name == head else item) for name, item in tree_children(tree)]
     if isinstance(tree, Mapping):
         return type(tree)(zip(tree, [item for _, item in items], strict=True))  # type: ignore[call-arg]
     if isinstance(tree, list | tuple):
@@ -397,9 +405,10 @@ class StepForm(Form):
     """Form of a step that divides at the calls of its model.
 
     Inputs are the arguments of a call: the tensor itself where there is one, a tuple of the positional ones, a mapping
-    of those with names, or both; of several calls a tuple of these. The target is the part of a batch that the rest of
-    the step reads, at `places`: itself where there is one, else a mapping by path. `batch` is the first one, which
-    supplies what the model alone got where the loss is computed.
+    of those with names, or both; of several calls a tuple of these. The target is what the rest of the step reads:
+    parts of a batch, at `places`, and tensors that are `derived` from parts of which inputs are made, too; itself where
+    there is one, else a mapping. `batch` is the first one, which supplies what the model alone got where the loss is
+    computed.
     """
 
     model: nn.Module
@@ -409,6 +418,7 @@ class StepForm(Form):
     batch: Any
     calls: tuple[ModelCall, ...]
     places: tuple[str, ...]
+    derived: tuple[Derived, ...] = ()
     words: str = ""
     is_divided: bool = True
     takes_samples = False
@@ -416,55 +426,83 @@ class StepForm(Form):
     @property
     def recorded(self) -> Any:
         """Outputs of the first batch's calls, as `call` returns them."""
-        return _join([map_held(call.outputs, hold) for call in self.calls])
+        return self._join_outputs([call.outputs for call in self.calls])
+
+    def _join_outputs(self, outputs: Sequence[Any]) -> Any:
+        """Join the outputs of all calls: those of held ones are one that nobody changes, the last."""
+        pairs = [*zip(self.calls, outputs, strict=True)]
+        seen = [map_held(made, hold) for call, made in pairs if not call.is_held]
+        held = [made for call, made in pairs if call.is_held]
+        return _join([*seen, Held(held)] if held else seen)
+
+    def _list_outputs(self, joined: Any) -> list[Any]:
+        """List the outputs of all calls, as they were before they were joined."""
+        seen = list(joined) if len(self.calls) > 1 else [joined]
+        held = iter(seen.pop().value if any(call.is_held for call in self.calls) else ())
+        others = iter([map_held(made, release) for made in seen])
+        return [next(held if call.is_held else others) for call in self.calls]
+
+    @functools.cached_property
+    def recorded_target(self) -> Any:
+        """Target of the first batch."""
+        return self.split(self.batch).target
 
     def split(self, batch: Any) -> Batch:
-        """Divide a batch: run the step up to its last call of the model, which a copy answers by known outputs."""
+        """Divide a batch: run the step up to its last call of the model, which a copy answers by known outputs.
+
+        Where the target has derived tensors, it goes on until these are known.
+        """
         made: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         num, rows = _count_rows(self.batch), _count_rows(batch)
+        provenance = Provenance(batch)
+
+        def end() -> None:
+            if len(made) == len(self.calls) and provenance.derived.keys() >= {*self.derived}:
+                raise _EndOfCalls
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             made.append((args, kwargs))
-            if len(made) == len(self.calls):
-                raise _EndOfCalls
-            outputs = self.calls[len(made) - 1].outputs
-            return _fit_rows(outputs, num, rows) if num > 0 and num != rows else outputs
+            end()
+            outputs = self.calls[min(len(made), len(self.calls)) - 1].outputs
+            outputs = _fit_rows(outputs, num, rows) if num > 0 and num != rows else outputs
+            provenance.name(outputs, len(made))
+            return outputs
 
-        target = self.split_target(batch)
+        following = provenance.follow(self.model, end) if self.derived else nullcontext()
         try:
             copies = _in_place_of(self.model, self.probe, self.company)
-            with copies, self.company.drawing_again(), _calling(self.probe, answer), torch.no_grad():
+            with copies, self.company.drawing_again(), _calling(self.probe, answer), torch.no_grad(), following:
                 self.loss(batch)
         except _EndOfCalls:
             pass
         if len(made) < len(self.calls):
             raise NotApplicableError("a step that calls the model more often for some batches")
-        inputs = _join([_pack(args, kwargs) for args, kwargs in made])
+        pairs = zip(self.calls, made, strict=False)
+        inputs = _join([_pack(*arguments) for call, arguments in pairs if not call.is_held])
+        target = self._join_target(batch, provenance.derived)
         return Batch(tree_map(inputs, lambda _, tensor: tensor.detach()), target)
 
-    def split_target(self, batch: Any) -> Any:
-        """Take what the loss reads from a batch."""
-        entries = {place: _get(batch, place) for place in self.places}
-        return entries[self.places[0]] if len(entries) == 1 else entries if entries else ()
+    def _join_target(self, batch: Any, derived: Mapping[Derived, Tensor]) -> Any:
+        """Join what the loss reads of a batch, and of what is derived from it."""
+        entries = {place: get_part(batch, place) for place in self.places}
+        entries |= {str(part): derived[part].detach() for part in self.derived if part in derived}
+        if len(entries) < len(self.places) + len(self.derived):
+            raise NotApplicableError("a step that computes its target otherwise for some batches")
+        return next(iter(entries.values())) if len(entries) == 1 else entries or ()
 
     def call(self, model: nn.Module, inputs: Any) -> Any:
         """Call the model as often as the step does, each time with its arguments."""
+        num_seen = sum(not call.is_held for call in self.calls)
+        packed = iter(inputs if num_seen > 1 else (inputs,))
         outputs = []
-        for call, packed in zip(self.calls, inputs if len(self.calls) > 1 else (inputs,), strict=True):
-            args, kwargs = _unpack(packed, call)
-            kind = next((tensor.device.type for _, tensor in tree_leaves((args, kwargs))), "cpu")
-            with torch.set_grad_enabled(call.has_gradient and torch.is_grad_enabled()):
-                if call.autocast is None:
-                    made = model(*args, **kwargs)
-                else:
-                    with torch.autocast(kind, dtype=call.autocast):
-                        made = model(*args, **kwargs)
-            outputs.append(map_held(made, hold))
-        return _join(outputs)
+        for call in self.calls:
+            known = tree_map((call.args, call.kwargs), lambda _, tensor: tensor.detach())
+            outputs.append(call.make(model, *(known if call.is_held else _unpack(next(packed), call))))
+        return self._join_outputs(outputs)
 
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Run the step with outputs and a target of one's own: calls of the model are answered by the outputs."""
-        answers = [map_held(made, release) for made in (outputs if len(self.calls) > 1 else (outputs,))]
+        answers = self._list_outputs(outputs)
         num_answered = 0
 
         def answer(*args: Any, **kwargs: Any) -> Any:
@@ -472,25 +510,36 @@ class StepForm(Form):
             if num_answered == len(answers):
                 raise NotApplicableError("a step that calls the model more often for some batches")
             num_answered += 1
+            provenance.name(answers[num_answered - 1], num_answered)
             return answers[num_answered - 1]
 
-        batch = self._rebuild(outputs, target)
-        with _in_place_of(self.model, model, self.company), self.company.drawing_again(), _calling(model, answer):
-            return self.loss(batch).reshape(())
+        batch, derived = self._rebuild(outputs, target)
+        copies = _in_place_of(self.model, model, self.company)
+        provenance = Provenance(batch, derived)
+        following = provenance.follow(self.model) if derived else nullcontext()
+        with copies, self.company.drawing_again(), _calling(model, answer), following:
+            value = self.loss(batch).reshape(())
+        if not provenance.derived.keys() >= derived.keys():
+            raise NotApplicableError("a step that computes its target otherwise for some batches")
+        return value
 
     def to_double(self) -> StepForm:
         """Return the form whose losses and other modules have their numbers in float64."""
         return dataclasses.replace(self, company=self.company.to_double())
 
-    def _rebuild(self, outputs: Any, target: Any) -> Any:
-        """Put a target in the place of the first batch's; the rest has as many rows as the target has."""
-        entries = {self.places[0]: target} if len(self.places) == 1 else target if self.places else {}
-        known = self.split_target(self.batch) if entries else self.recorded
+    def _rebuild(self, outputs: Any, target: Any) -> tuple[Any, dict[Derived, Tensor]]:
+        """Put a target in the place of the first batch's; the rest has as many rows as the target has.
+
+        What is derived is returned beside the batch, by what it is to replace.
+        """
+        keys: list[str | Derived] = [*self.places, *self.derived]
+        entries = {keys[0]: target} if len(keys) == 1 else {key: target[str(key)] for key in keys}
+        known = self.recorded_target if entries else self.recorded
         num, rows = _count_rows(known), _count_rows(target if entries else outputs)
         batch = _fit_rows(self.batch, num, rows) if num > 0 and rows != num else self.batch
-        for place, entry in entries.items():
-            batch = _set(batch, place, entry)
-        return batch
+        for place in self.places:
+            batch = set_part(batch, place, entries[place])
+        return batch, {part: entries[part] for part in self.derived}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Subject:
     `form` tells how the program calls its model and its loss, and divides a sample, or a batch, of the loader into
     inputs and target. `loader` and `evaluation_loader` are what the user gave, None where it was batches; `evaluation`
     are the first batches of the second. A loss that is a sum is divided by `divisor` where its level is said.
+    `sections` are the same program as a function of a part of its batches, for what does not apply to the whole.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Subject:
     loader: Any = None
     evaluation_loader: Any = None
     divisor: float = 1.0
+    sections: Sequence[Subject] = ()
 
     def copy(self, mode: str) -> nn.Module:
         """Copy the model, in the mode `train` or `eval`."""

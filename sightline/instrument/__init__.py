@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -220,7 +222,6 @@ def observe_updates(
     an optimiser that wraps one, is a part of it. Other threads may update at the same time. Compiled steps, in which
     torch would trace both, are left alone.
     """
-    depth = _Depth()
 
     def with_closure(optimizer: torch.optim.Optimizer, closure: Closure) -> Closure:
         def run() -> Any:
@@ -231,10 +232,7 @@ def observe_updates(
         return run
 
     def begin(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() or _AWAY.number:
-            return None
-        depth.number += 1
-        if depth.number > 1:
+        if torch.compiler.is_compiling() or _AWAY.number or _is_inside(sys._getframe(1)):
             return None
         positional = len(args) > 1 and callable(args[1])
         if positional:
@@ -245,10 +243,7 @@ def observe_updates(
         return None
 
     def end(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if torch.compiler.is_compiling() or _AWAY.number:
-            return
-        depth.number = max(depth.number - 1, 0)  # the hooks may have been hung inside of a step
-        if depth.number == 0:
+        if not (torch.compiler.is_compiling() or _AWAY.number or _is_inside(sys._getframe(1))):
             after(optimizer)
 
     handles = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
@@ -257,6 +252,14 @@ def observe_updates(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_inside(frame: FrameType) -> bool:
+    """Return True for a step that runs inside of another one, as the thread has it: one that raised runs no more."""
+    outer = frame.f_back
+    while outer is not None and outer.f_code is not frame.f_code:
+        outer = outer.f_back
+    return outer is not None
 
 
 class _Depth(threading.local):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn, overrides
 from torch.overrides import TorchFunctionMode
 
+from sightline.contract.pytree import is_dense
 from sightline.instrument import replace_function
 
 _MAX_CALLS = 4_096
@@ -26,7 +27,9 @@ _PARTS = _BY_ROWS | frozenset(
     "type unflatten unsqueeze view T mT".split()
 )
 """Functions that return a part of a tensor, or the same numbers in another form; others compute new ones."""
-
+_WRITERS = frozenset("__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __iand__ __ior__".split())
+_MAX_KEPT = 2**22
+"""Numbers of a tensor whose state is kept before it is written to."""
 
 _LEAVES_TORCH = frozenset("numpy tolist __array__ __reduce_ex__".split())
 """Functions after which others may compute, such as NumPy's: what comes back is no function of the outputs here."""
@@ -34,6 +37,10 @@ _LEAVES_TORCH = frozenset("numpy tolist __array__ __reduce_ex__".split())
 
 class TapeError(Exception):
     """A tape that cannot be replayed, with the reason in a few words."""
+
+
+class GraphError(TapeError):
+    """A tape whose calls read the graph of what has made their tensors: it is repeated with that, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,9 @@ class FunctionTape(TorchFunctionMode):
         self.calls: list[FunctionCall] = []
         self.is_paused = self.is_over = False
         self.failure = ""
+        self.before: dict[int, Tensor] = {}
+        """What tensors were, by identity, before the tape wrote to them: those of a memory, which it has not made."""
+        self._made: set[int] = set()
         self._stack = ExitStack()
 
     def start(self) -> None:
@@ -125,7 +135,9 @@ class FunctionTape(TorchFunctionMode):
         if self.is_paused or self.is_over:
             return func(*args, **kwargs)
         before = _read_versions((args, kwargs))
+        self._keep_memory(func, args)
         result = func(*args, **kwargs)
+        self._made |= {id(item) for item in iter_items(result) if isinstance(item, Tensor)}
         written = [tensor for tensor, version in before if _read_version(tensor) != version]
         if not self.is_over:  # a backward pass ends the tape inside of its own call
             self.calls.append(FunctionCall(func, tuple(args), dict(kwargs), result, written, torch.is_grad_enabled()))
@@ -133,10 +145,28 @@ class FunctionTape(TorchFunctionMode):
             self.failure, self.is_over = f"the loss calls more than {_MAX_CALLS:,} functions", True
         return result
 
+    def _keep_memory(self, function: Any, args: Sequence[Any]) -> None:
+        """Keep what a tensor was that a function writes to, and that the tape has not made; not of results."""
+        name, tensor = getattr(function, "__name__", ""), args[0] if args else None
+        if not isinstance(tensor, Tensor) or not (name in _WRITERS or (name.endswith("_") and name[:2] != "__")):
+            return
+        is_open = id(tensor) not in self._made and id(tensor) not in self.before and not tensor._is_view()
+        if is_open and not tensor.requires_grad and is_dense(tensor) and tensor.numel() <= _MAX_KEPT:
+            self.before[id(tensor)] = tensor.detach().clone()
+
     def add(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Add the call of a part that is taken whole, whose own calls were not recorded."""
         has_gradient = torch.is_grad_enabled()
         self.calls.append(FunctionCall(function, tuple(args), dict(kwargs), result, (), has_gradient, is_whole=True))
+
+
+def insert_calls(tape: FunctionTape, inserted: Iterable[tuple[int, FunctionCall]]) -> FunctionTape:
+    """Return a tape with further calls before those at some places of it, in their order."""
+    joined, calls = FunctionTape(), list(tape.calls)
+    for offset, (place, call) in enumerate(sorted(inserted, key=lambda pair: pair[0])):
+        calls.insert(place + offset, call)
+    joined.calls, joined.failure, joined.before = calls, tape.failure, tape.before
+    return joined
 
 
 def iter_items(value: Any) -> Iterator[Any]:
@@ -176,12 +206,14 @@ def _read_versions(tree: Any) -> list[tuple[Tensor, int]]:
 class FunctionTemplate:
     """Calls that lead to a value, with slots in place of tensors; `leaves` are the tensors that none of them has made.
 
-    `root` is the slot of the value. Of other tensors than those that are `given`, what is taken of each row is
-    a leaf. Raises TapeError where the calls cannot be repeated with other tensors.
+    `root` is the slot of the value, `memory` are leaves that calls write to. Of other tensors than those that are
+    `given`, what is taken of each row is a leaf. With `graphs`, the calls of the model are among those of the tape, and
+    calls that read graphs, as those of `torch.autograd.grad`, are repeated, too. Raises TapeError where the calls
+    cannot be repeated with other tensors.
     """
 
-    def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = ()) -> None:
-        calls = _leave_out_parts(tape.calls, given)
+    def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = (), *, graphs: bool = False) -> None:
+        calls = _leave_out_parts(tape.calls, {*map(id, given), *tape.before})
         if tape.failure:  # what is left are named parts
             calls = [call for call in calls if call.is_whole and any(root is item for item in iter_items(call.result))]
         if tape.failure and not calls:
@@ -189,16 +221,18 @@ class FunctionTemplate:
         self._slots: dict[int, Slot] = {}
         self._items: list[Any] = []
         makers, needed = _list_makers(calls), _list_needed(calls, root)
-        _assert_repeatable(calls, needed, makers)
+        _assert_repeatable(calls, needed, makers, tape.before, graphs=graphs)
         made = {key for key, places in makers.items() if any(place in needed for place in places)}
         self._numbers = {id(n) for place in needed for n in iter_items(calls[place].result) if type(n) is float}
         self.root = self._take(root)
         self.calls = [self._convert(calls[place]) for place in sorted(needed)]
         self.leaves: dict[int, Tensor] = {
-            slot.number: self._items[slot.number]
+            slot.number: tape.before.get(key, self._items[slot.number])
             for key, slot in self._slots.items()
             if key not in made and isinstance(self._items[slot.number], Tensor)
         }
+        written = {id(tensor) for place in needed for tensor in calls[place].written}
+        self.memory = {slot.number for key, slot in self._slots.items() if key in written and key not in made}
         self._slots, self._items = {}, []
 
     def _convert(self, call: FunctionCall) -> FunctionCall:
@@ -218,7 +252,7 @@ class FunctionTemplate:
 
         `convert` is applied to parts that are taken whole, such as modules, before they are called.
         """
-        values = dict(leaves)
+        values = {slot: leaf.clone() if slot in self.memory else leaf for slot, leaf in leaves.items()}
 
         def read(item: Any) -> Any:
             return values[item.number] if isinstance(item, Slot) else item
@@ -257,9 +291,9 @@ class FunctionTemplate:
         return number < 2 or is_counted or any(map(_takes_rows, self.calls))
 
 
-def _leave_out_parts(calls: Sequence[FunctionCall], given: Iterable[Tensor]) -> list[FunctionCall]:
+def _leave_out_parts(calls: Sequence[FunctionCall], given: Iterable[int]) -> list[FunctionCall]:
     """Leave out calls that take parts of each row of a tensor which is not given, nor made of such."""
-    made, kept = {id(tensor) for tensor in given}, list[FunctionCall]()
+    made, kept = {*given}, list[FunctionCall]()
     for call in calls:
         read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
         is_single = len(read) == 1 and id(read[0]) not in made and not (call.written or call.is_whole)
@@ -315,14 +349,21 @@ def _list_needed(calls: Sequence[FunctionCall], root: Tensor) -> set[int]:
     return needed
 
 
-def _assert_repeatable(calls: Sequence[FunctionCall], needed: set[int], makers: Mapping[int, Sequence[int]]) -> None:
+def _assert_repeatable(
+    calls: Sequence[FunctionCall],
+    needed: set[int],
+    makers: Mapping[int, Sequence[int]],
+    before: Mapping[int, Tensor],
+    *,
+    graphs: bool,
+) -> None:
     for place in needed:
         call = calls[place]
-        outside = [t for t in call.written if id(t) not in makers or t._is_view()]
+        outside = [t for t in call.written if (id(t) not in makers and id(t) not in before) or t._is_view()]
         if outside:
             raise TapeError(f"'{call.name}' writes to a tensor that it has not made")
-        if getattr(call.function, "__module__", None) == "torch.autograd":
-            raise TapeError(f"'{call.name}' reads a graph")
+        if getattr(call.function, "__module__", None) == "torch.autograd" and not graphs:
+            raise GraphError(f"'{call.name}' reads a graph")
     read = {id(item) for place in needed for item in iter_items((calls[place].args, calls[place].kwargs))}
     memory = {
         t.untyped_storage()._cdata

@@ -38,7 +38,14 @@ def has_modes() -> bool:
 
 
 def run_unseen(run: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function whose operators no mode of the program sees."""
+    """Run a function whose operators no mode of the program sees, nor its functions of torch."""
+    if torch._C._len_torch_function_stack():
+        with torch._C.DisableTorchFunction():
+            return _run_unseen(run, *arguments)
+    return _run_unseen(run, *arguments)
+
+
+def _run_unseen(run: Callable[..., Any], *arguments: Any) -> Any:
     if not has_modes():
         return run(*arguments)
     with _disable_current_modes():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
@@ -23,6 +23,7 @@ from sightline.doctor.report import Report
 from sightline.doctor.step_form import WholeForm, observe_step
 from sightline.doctor.tried_forms import find_form
 from sightline.instrument import copy_module
+from tests.doctor.observing import judged
 from tests.doctor.programs import PROGRAMS
 
 G = torch.Generator().manual_seed(0)
@@ -201,6 +202,90 @@ def test_random_numbers_of_a_step_are_those_of_its_inputs() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Words(nn.Module):
+    """Scores of the next of 5 words for each of a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.table(words)
+
+
+WORDS = torch.randint(5, (32, 7), generator=G)
+
+
+def test_a_tensor_of_inputs_and_target_is_divided_at_what_the_loss_alone_reads() -> None:
+    """Words that follow, also where the row is made longer first; what a teacher says of the inputs."""
+    model, teacher = Words(), nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def follow(words: Tensor) -> Tensor:
+        words = F.pad(words, (1, 0))
+        return F.cross_entropy(model(words[:, :-1]).flatten(0, 1), words[:, 1:].long().flatten())
+
+    form = observe_step(model, follow, WORDS)
+    inputs, target = form.split(WORDS)
+    assert torch.equal(inputs[:, 1:], target[:, :-1])
+    assert torch.equal(target, WORDS)
+    outputs, other = form.call(model, inputs), WORDS.flip(0)
+    assert torch.equal(form.evaluate(model, outputs, other), F.cross_entropy(outputs.flatten(0, 1), other.flatten()))
+    assert torch.equal(form.split(WORDS[:9]).target, WORDS[:9])
+
+    student = Net()
+    taught = observe_step(student, lambda b: F.mse_loss(student(b[0]), teacher(b[0]).detach()), (ROWS, LABELS))
+    assert torch.equal(taught.split((OTHERS, LABELS)).target, teacher(OTHERS))
+    wanted = torch.zeros(8, 3)
+    outputs = student(ROWS[:8])
+    assert torch.equal(taught.evaluate(student, outputs, wanted), F.mse_loss(outputs, wanted))
+
+
+@pytest.mark.parametrize("kind", ["its own target", "read as numbers", "changed with the inputs"])
+def test_a_tensor_that_the_loss_reads_itself_stays_whole(kind: str) -> None:
+    model = Decoder()
+
+    def step(rows: Tensor) -> Tensor:
+        if kind == "its own target":
+            return F.mse_loss(model(rows + 0.1), rows)
+        if kind == "read as numbers":
+            return F.mse_loss(model(rows), rows.flip(0)) * float(rows.abs().max())
+        rows = rows / 2
+        return F.mse_loss(model(rows), rows) + F.mse_loss(model(rows), rows.flip(0))
+
+    assert torch.equal(observe_step(model, step, ROWS).split(ROWS).target, ROWS)
+
+
+class Joined:
+    """Loader of labelled rows beside twice as many without labels, each of a loader of its own."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labelled = DataLoader(TensorDataset(ROWS, labels), 16, shuffle=True)
+        self.others = DataLoader(TensorDataset(torch.cat((OTHERS, ROWS))), 32, shuffle=True)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for (rows, labels), (others,) in zip(self.labelled, self.others, strict=True):
+            yield {"labelled": {"rows": rows, "labels": labels}, "others": others}
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_parts_of_a_batch_with_rows_of_their_own_are_judged_with_their_loaders(is_sound: bool) -> None:
+    """Labels of the first part are judged beside the rest of the loss; planted: probabilities for scores."""
+    model = Net()
+
+    def step(batch: Mapping[str, Any]) -> Tensor:
+        scores = model(batch["labelled"]["rows"])
+        loss = F.cross_entropy(scores if is_sound else scores.softmax(1), batch["labelled"]["labels"])
+        views = [model(batch["others"] + 0.1 * torch.randn_like(batch["others"])) for _ in range(2)]
+        return loss + 0.1 * F.mse_loss(*views)
+
+    with judged() as judgements:
+        report = sightline.check(model, step=step, loader=Joined(LABELS))
+    assert list_alarms(report) == ([] if is_sound else ["double-softmax"])
+    held = {each.rule.judge.__name__ for each in judgements if each.outcome == "held"}
+    assert {"sorted_labels", "exchanged_rows", "drawn_samples", "cross_sample_leak", "constant_output"} <= held
+    assert "failed" not in {each.outcome for each in judgements}
+
+
 def test_several_calls_are_inputs_and_a_call_of_outputs_is_not_divided() -> None:
     model, coder, batch = Net(), Decoder(), (ROWS, OTHERS, NUMBERS)
     two = observe_step(model, lambda b: F.cosine_embedding_loss(model(b[0]), model(b[1]), b[2].sign()), batch)
@@ -363,6 +448,33 @@ def test_a_loss_with_weights_is_followed_in_float64() -> None:
         assert judged["uphill_gradient"] == "held"
 
 
+def test_models_that_are_trained_together_are_each_judged_by_their_loss() -> None:
+    """One loss for both, or one for each: what is found has the model's name, what both share is said once."""
+    body, head = nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Linear(8, 3)
+    models = {"body": body, "head": head}
+    optimizers = [torch.optim.SGD(each.parameters(), 0.1) for each in (body, head)]
+
+    def step(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(head(body(batch[0])), batch[1])
+
+    def cut(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return {"head": step(batch), "body": F.cross_entropy(head(body(batch[0]).detach()), batch[1])}
+
+    batches = [(ROWS, LABELS)]
+    sound = sightline.check(models, step=step, loader=batches, optimizer=optimizers)
+    assert list_alarms(sound) == []
+    assert sound.title == "body (Sequential), head (Linear)"
+    found = sightline.check(models, step=cut, loader=batches, optimizer=optimizers).findings
+    assert [each.summary.partition(":")[0] for each in found if each.code == "no-gradient"] == ["body"]
+    alone = sightline.check(list(models.values()), step=step, loader=batches, optimizer=optimizers[1])
+    assert [each.summary[:3] for each in alone.findings if each.code == "not-optimised"] == ["0: "]
+
+    with pytest.raises(UserError, match=r"by the names of the models, body, head, that they train; 'head' has none"):
+        sightline.check(models, step=lambda batch: {"body": step(batch)}, loader=batches)
+    with pytest.raises(UserError, match=r"^check: several modules need a loader and a step"):
+        sightline.check(models, F.cross_entropy, batches)
+
+
 class Renamed:
     """Samples `(rows, label)` whose collate names them otherwise."""
 
@@ -416,7 +528,7 @@ def test_correct_programs_raise_nothing_in_any_form(name: str, examinations: lis
     assert list_alarms(sightline.check(program.model, loader=program.loader, step=program.step, **more)) == []
     assert list_alarms(sightline.check(program.model, program.loss, program.loader, **more)) == []
     assert [examination.list_reasons("failed") for examination in examinations] == [[], []]
-    if program.plain_form is not None and name not in ("consistent_predictions", "words_that_follow"):
+    if program.plain_form is not None:
         sightline.check(*program.plain_form(), optimizer=program.optimizer)
         asked = [
             {each.rule.judge for each in examination.judgements if each.outcome in ("held", "broken")}

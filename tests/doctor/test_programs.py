@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+import sightline
 from tests.doctor.cases import ROWS
 from tests.doctor.observing import judged, observe
 from tests.doctor.programs import FORMS, PROGRAMS
@@ -20,11 +21,6 @@ DAILY = ("fields_with_ignored_frames", "molecules_as_graphs", "transcripts", "bo
 """Programs that are asked in `make test`, in all ways."""
 ENOUGH = 0.9
 """Share of the relations of the plain form that are asked of the program as it is."""
-UNDIVIDED = {
-    "consistent_predictions": "its plain form is the part with labels alone",
-    "words_that_follow": "inputs and target are parts of one tensor",
-}
-"""Programs of which fewer relations are asked by their step."""
 
 
 def test_every_form_occurs_in_a_program() -> None:
@@ -71,12 +67,31 @@ def list_asked(way: str, program: Program) -> dict[str, str]:
 PLAIN = [row.removesuffix("/plain") for row in ROW_IDS if row.endswith("/plain")]
 
 
-@pytest.mark.parametrize("name", long_but(DAILY[1:2], [name for name in PLAIN if name not in UNDIVIDED]))
+@pytest.mark.parametrize("name", long_but((DAILY[1], "words_that_follow", "consistent_predictions"), PLAIN))
 def test_the_step_of_a_program_is_asked_what_its_plain_form_is(name: str) -> None:
     plain, step = (list_asked(way, PROGRAMS[name]()) for way in ("plain", "step"))
     expected = [rule for rule, reason in plain.items() if not reason]
     lacking = {rule: step.get(rule, "no such rule") for rule in expected if step.get(rule, "no such rule")}
     assert len(lacking) <= (1 - ENOUGH) * len(expected), lacking
+
+
+WATCHED = {
+    "generator_and_critic": 40,
+    "energies_and_forces": 20,
+    "consistent_predictions": 30,
+    "memory_of_embeddings": 25,
+}
+"""Relations that an epoch under `watch` asks at least, of programs whose steps have several passes or their slopes."""
+
+
+@pytest.mark.parametrize("name", long_but(["generator_and_critic"], WATCHED))
+def test_a_step_of_several_passes_or_models_is_asked_while_it_trains(name: str) -> None:
+    program = PROGRAMS[name]()
+    watch = sightline.watch(program.watched or program.model, optimizer=program.optimizers or program.optimizer)
+    with judged() as judgements, watch:
+        program.train(1)
+    assert sum(judgement.outcome == "held" for judgement in judgements) >= WATCHED[name]
+    assert {judgement.outcome for judgement in judgements} <= {"held", "apply", "declared", "cost"}
 
 
 @pytest.mark.long

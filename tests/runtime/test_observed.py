@@ -4,6 +4,7 @@ program's own loss; what cannot be repeated is said, and nothing of the loop cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sightline
+from sightline.doctor.watch import watch as watch_room
+from sightline.doctor.watch.observed import examine_step
 from sightline.doctor.watch.watch import Watch
 from tests.cases import run_each
 
@@ -121,6 +124,9 @@ CASES = {
         lambda m, b: F.cross_entropy(m(b[0]), b[1]) + 0.1 * sum(p.square().sum() for p in m.parameters()),
         lambda b: (b[0], b[1]),
     ),
+    "a call that the loss does not read": Case(
+        lambda m, b: F.cross_entropy((m(b[0]), m(b[0]))[1], b[1]), lambda b: (b[0], b[1])
+    ),
     "two calls": Case(lambda m, b: F.mse_loss(m(b[0]), m(b[0], b[2])), lambda b: ((b[0], (b[0], b[2])), ())),
 }
 
@@ -177,9 +183,7 @@ def draw_again(model: nn.Module, batch: Batch) -> Tensor:
 REFUSED = {
     "reads numbers from outside": match_by_numpy,
     "other constants": change_a_list([]),
-    "reads a graph": read_slopes,
     "has not made": write_outside,
-    "called with what it has computed": go_on,
     "its loss, repeated, is": draw_again,
 }
 
@@ -190,6 +194,89 @@ def test_what_cannot_be_repeated_is_said(reason: str, program: Program) -> None:
     assert watch.findings == []
     (line,) = [line for line in watch.report.verdict if "not judged" in line]
     assert reason in line
+
+
+@run_each("program", [read_slopes, go_on])
+def test_a_step_that_does_not_divide_is_repeated_as_a_whole(program: Program) -> None:
+    """Its loss and its gradients are those of the program, for the weights of a copy."""
+    watch, model = follow(program), Network()
+    assert watch.findings == []
+    assert watch.observation is not None
+    assert watch.observation.examined is not None, watch.report.verdict
+    form, (inputs, _) = watch.observation.examined.form, watch.observation.examined.batch
+    assert not form.is_divided
+    rows, classes = sorted(inputs, key=lambda tensor: -tensor.ndim)
+    values = form.evaluate(model, form.call(model, inputs), ()), program(model, (rows.clone(), classes, rows))
+    own, expected = (torch.autograd.grad(value, list(model.parameters())) for value in values)
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(own, expected)
+
+
+def test_a_memory_that_steps_write_to_is_that_of_before_the_step_each_time() -> None:
+    """What copies are asked leaves it as it is; each step is compared with what it found in the memory."""
+
+    def train(watches: bool) -> tuple[Tensor, Any]:
+        torch.manual_seed(0)
+        memory, place, model = torch.randn(40, 3), torch.tensor(0), Network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        watch = sightline.watch(model, optimizer=optimizer) if watches else nullcontext()
+        with watch:
+            for rows, classes, _ in draw(5):
+                scores = model(rows)
+                memory[(place + torch.arange(4)) % 40] = scores[:4].detach()
+                place += 4
+                loss = F.cross_entropy(scores, classes) + 0.01 * (scores @ memory.clone().T).logsumexp(1).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return memory, watch
+
+    (plain, _), (memory, watch) = train(False), train(True)
+    assert torch.equal(memory, plain)
+    assert watch.observation.examined is not None, watch.report.verdict
+    assert not [line for line in watch.report.verdict if "the first step" in line]
+    examined = watch.observation.examined
+    outputs = examined.form.call(Network(), examined.batch.inputs)
+    values = {float(examined.form.evaluate(examined.model, outputs, examined.batch.target)) for _ in range(2)}
+    assert len(values) == 1
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_each_of_several_models_is_examined_by_its_own_loss(is_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A maker's loss is computed by its critic; the critic's reads what the maker has made before, or is held."""
+    torch.manual_seed(0)
+    maker, critic = Network(), nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizers = [torch.optim.SGD(each.parameters(), 0.05) for each in (maker, critic)]
+    kept: list[Any] = []
+
+    def keep(examined: Any, **words: Any) -> Any:
+        kept.append(examined)
+        return examine_step(examined, **words)
+
+    monkeypatch.setattr(watch_room, "examine_step", keep)
+    with sightline.watch({"maker": maker, "critic": critic}, optimizer=optimizers) as watch:
+        for rows, classes, _ in draw(8):
+            for turn in (0, 1) if is_first else (1, 0):
+                made = maker(rows)
+                if turn:
+                    real = F.one_hot(classes, 3).float()
+                    value = F.softplus(critic(made.detach())).mean() + F.softplus(-critic(real)).mean()
+                else:
+                    value = F.softplus(-critic(made)).mean()
+                optimizers[turn].zero_grad()
+                value.backward()
+                optimizers[turn].step()
+    assert watch.findings == []
+    assert not [line for line in watch.report.verdict if "the first step" in line]
+    assert [type(each.model) for each in kept] == [Network, nn.Sequential][:: 1 if is_first else -1]
+    for examined in kept:
+        form, batch, model = examined.form, examined.batch, examined.model
+        value = form.evaluate(model, form.call(model, batch.inputs), batch.target)
+        if model is maker:
+            torch.testing.assert_close(value, F.softplus(-critic(maker(batch.inputs))).mean())
+        else:
+            made, real = batch.inputs
+            torch.testing.assert_close(value, F.softplus(critic(made)).mean() + F.softplus(-critic(real)).mean())
 
 
 def test_scaled_and_rounded_losses_are_observed() -> None:

@@ -122,6 +122,19 @@ def test_a_finding_names_the_line_of_the_loop(caplog: pytest.LogCaptureFixture) 
     assert "\n" not in line  # the report says it in full, and says it once
 
 
+def test_a_finding_of_the_whole_loop_names_the_line_that_began_it() -> None:
+    model = net()
+    with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(sightline.watch(model))
+        for points, label in batches(30):
+            F.cross_entropy(model(points), label).backward()
+            model.zero_grad()
+    (finding,) = watch.findings
+    assert finding.code == "no-update"
+    line = Path(finding.where.file or "").read_text().splitlines()[(finding.where.line or 0) - 1]
+    assert line.strip() == "watch = stack.enter_context(sightline.watch(model))"
+
+
 def test_a_report_is_text_json_and_a_page(tmp_path: Path) -> None:
     report = train(clear=None).report
     for ending in ("json", "html", "txt"):

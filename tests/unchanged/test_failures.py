@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -124,6 +125,43 @@ def test_nothing_is_said_of_a_loop_whose_updates_are_not_seen(plain: str, monkey
     assert watched == plain
     assert watch.findings == []
     assert "updates: ZeroDivisionError: planted" in str(watch.report)
+
+
+class Refusing(torch.optim.SGD):
+    """Optimiser whose first step raises an error, as one does that cannot reach another process."""
+
+    num_steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.num_steps += 1
+        if self.num_steps == 1:
+            raise ConnectionError("planted")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_step_that_raises_is_no_step_of_which_later_ones_are_a_part(forgets: bool) -> None:
+    """The loop goes on without it: bits and findings are those of other loops, and a bug of a later step is found."""
+
+    def run(watched: bool) -> tuple[str, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        optimizer = Refusing(model.parameters(), lr=0.1)
+        watch = sightline.watch(model, optimizer=optimizer) if watched else nullcontext()
+        with watch:
+            for _ in range(12):
+                rows = torch.randn(16, 6)
+                if not forgets:
+                    optimizer.zero_grad()
+                F.cross_entropy(model(rows), rows[:, :3].argmax(dim=1)).backward()
+                with suppress(ConnectionError):
+                    optimizer.step()
+        return digest([model, optimizer, torch.get_rng_state()]), watch
+
+    (plain, _), (watched, watch) = run(False), run(True)
+    assert watched == plain
+    assert [finding.code for finding in watch.findings] == ["gradients-kept"] * forgets
+    assert "updates 11" in watch.report.summary
 
 
 def test_a_log_that_fails_ends_nothing(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:

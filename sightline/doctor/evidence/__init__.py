@@ -118,7 +118,7 @@ class Evidence:
         """Return True for measurements that the rest of the budget affords, as passes have cost so far."""
         passes = self.count_passes(names)
         is_early = passes + self.count_passes(self.seconds) <= self._min_passes
-        return passes == 0 or is_early or passes * self._pass_s <= self._left_s
+        return passes == 0 or is_early or passes * self._pass_s <= self.left_s
 
     @property
     def _min_passes(self) -> float:
@@ -126,7 +126,8 @@ class Evidence:
         return self.budget_s / SLOW_S if self.is_patient else 0.0
 
     @property
-    def _left_s(self) -> float:
+    def left_s(self) -> float:
+        """Processor time of the budget that is left."""
         return max(self.budget_s - sum(self.seconds.values()), 0.0)
 
     @property
@@ -163,7 +164,7 @@ class Evidence:
             return missing
         if not self.affords((measurement.name,)):
             cost_s = measurement.passes * self._pass_s
-            words = f"it would take some {cost_s:.1f} s of processor time, and {self._left_s:.1f} s are left"
+            words = f"it would take some {cost_s:.1f} s of processor time, and {self.left_s:.1f} s are left"
             return MissingError("cost", words, source=measurement.name, cost_s=cost_s)
         started = time.process_time()
         value = attempt(measurement.name, measurement.run, read)

@@ -27,6 +27,8 @@ experts of a list, which takes more updates, and heads join later; or all update
 _NUM_FIRST_PASSES = 100
 _OF_MODULES = frozenset(vars(nn.Module()))
 _NUMBER = re.compile(r"\d+")
+_NUM_UPDATES_OF_OTHERS = 20
+"""Updates of another optimiser until one that has made none is told: schemes that take turns begin with one part."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
 NUM_LOST = 4
@@ -164,9 +166,11 @@ class ReachMonitor(Monitor):
         self._learnt: set[int] = set()
         """Optimisers that have had a gradient, here or before: their loss may be 0 because it is satisfied."""
         self._old_marks: dict[int, Mark] | None = None
+        self._old_versions: dict[int, int] = {}
 
     def before_backward_measured(self, loop: Loop, root: object) -> None:
         if self._old_marks is None:  # gradients that are left from before the loop
+            self._old_versions = {id(p): p._version for p in loop.parameters().values()}
             self._old_marks = {
                 id(p): (id(g), g._version) for p in loop.parameters().values() if (g := p.grad) is not None
             }
@@ -211,6 +215,18 @@ class ReachMonitor(Monitor):
             yield from self._coverage_faults(loop)
         for track in loop.tracks.values():
             yield from self._idle_faults(loop, track, is_over=True)
+            yield from self._unused_faults(loop, track)
+
+    def _unused_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        """Yield a fault for an optimiser without an update, beside one with many, whose parameters have gradients."""
+        updates = max(other.num_updates for other in loop.tracks.values())
+        wanted = {name: p for name, p in track.parameters.items() if p.requires_grad}
+        moved = [p for p in wanted.values() if self._old_versions.get(id(p)) != p._version]
+        if track.num_updates or updates < _NUM_UPDATES_OF_OTHERS or moved or not wanted:
+            return
+        if all(id(p) in self._reached for p in wanted.values()):
+            words = {"optimizer": track.name, "names": list_names([*wanted]), "updates": updates}
+            yield report("no-update", "never", param=next(iter(wanted)), **words)
 
     def _cut_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         """Yield a fault for parameters that have run and have no gradient at the first update."""

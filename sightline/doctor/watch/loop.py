@@ -239,6 +239,7 @@ class Loop:
         self.step = self.first_step = first_step
         self.thread = threading.get_ident()
         self.is_over = self.is_broken = self.is_in_backward = self.is_suspended = False
+        self.opened: tuple[str, int] | None = None
         self.num_forwards = self.first_of_epoch = self.num_epochs = 0
         self.loader: weakref.ref[Any] | None = None
         self.call: ForwardCall | None = None
@@ -319,8 +320,9 @@ class Loop:
         self.loss_value = self.loss.item() if self.loss is not None and is_near else None
 
     def place(self) -> FindingLocation:
-        """Return the current step, and the line of the user's loop that runs now."""
-        file, line = find_user_line(sys._current_frames().get(self.thread)) or (None, None)
+        """Return the current step, and the line of the user's loop that runs now; after it, that which began it."""
+        found = self.opened if self.is_over else find_user_line(sys._current_frames().get(self.thread))
+        file, line = found or (None, None)
         return FindingLocation(file=file, line=line, step=None if self.is_over else self.step + 1)
 
 

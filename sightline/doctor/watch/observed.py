@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,221 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.pytree import dense_leaves, is_dense, is_float, tree_leaves, tree_map
+from sightline.contract.pytree import is_dense, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, observe
-from sightline.doctor.check import assert_copied, examine_subject
+from sightline.doctor.check import assert_copied, examine_subject, holds, name_finding
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
-from sightline.doctor.form import Batch, Form, get_forward, get_signature, standing_in
+from sightline.doctor.form import Batch
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.subject import Subject
 from sightline.doctor.watch.loop import ForwardCall, Hook, Loop, Monitor, OptimizerTrack
+from sightline.doctor.watch.observed_forms import ObservedCall, ObservedForm, ObservedStep, WholeForm, make_template
 from sightline.instrument import hang, look_away, replace_function
-from sightline.instrument.functions import FunctionTape, FunctionTemplate, TapeError, iter_items
+from sightline.instrument.functions import FunctionTape, TapeError
 from sightline.instrument.random_state import preserve_random_state
 
-_TOLERANCE, _TOLERANCE_OF_AUTOCAST = 1e-5, 0.02
-"""Shares by which a repeated loss may differ from that of the loop."""
 _WHAT = "the first step"
-_NUM_NAMES = 4
-"""Functions that the words of a form name, the last ones."""
+_MAX_STEPS = 8
+"""Steps for each model in which it has to be seen twice."""
 _MAX_NUMBERS = 100_000_000
 """Parameters of a model of which copies are made while its loop runs, unasked."""
-
-
-@dataclass
-class ObservedCall:
-    """Call of the model in a step: copies of its arguments, and its outputs."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: Any = None
-
-
-@dataclass
-class ObservedStep:
-    """Step of the loop, from its first call of the model to its backward pass."""
-
-    model: nn.Module
-    tape: FunctionTape = field(default_factory=FunctionTape)
-    calls: list[ObservedCall] = field(default_factory=list)
-    root: Tensor | None = None
-    autocast: torch.autocast | None = None
-    failure: str = ""
-    is_started: bool = False
-    is_running: bool = False
-
-
-class ObservedForm(Form):
-    """Form of a program as one of its steps showed it: the calls of the model, and the functions that lead to its loss.
-
-    `inputs` of a batch are the arguments of the model: one alone by itself, several by position or by name; of several
-    calls, a tuple of these. The target is what the loss reads beside the outputs: one tensor by itself, or a tuple.
-    Raises TapeError for a step that cannot be repeated.
-    """
-
-    loss = None
-    is_divided = True
-    takes_samples = False
-
-    def __init__(self, step: ObservedStep, template: FunctionTemplate) -> None:
-        self._template = template
-        self._forms = [_get_form(call) for call in step.calls]
-        self._tolerance = _TOLERANCE if step.autocast is None else _TOLERANCE_OF_AUTOCAST
-        self._num_samples = _count_rows(*((call.args, call.kwargs) for call in step.calls))
-        self._is_sized = template.is_sized(self._num_samples)
-        self._sources = {slot: _find_source(tensor, step) for slot, tensor in template.leaves.items()}
-        if not any(source.kind == "output" for source in self._sources.values()):
-            raise TapeError("the loss does not read what the model returned")
-        open_leaves = {s: t for s, t in template.leaves.items() if self._sources[s].kind == "other"}
-        rows = [slot for slot, t in open_leaves.items() if t.ndim and len(t) == self._num_samples]
-        self._targets = rows or [slot for slot, t in open_leaves.items() if t.ndim]
-        self._constants = {s: t.detach().clone() for s, t in open_leaves.items() if s not in self._targets}
-        self.loss = [*(call.function for call in template.calls if call.is_whole), *self._constants.values()]
-        self._shapes = _list_shapes(self.join_outputs(step))
-        names = [call.name for call in template.calls][-_NUM_NAMES:] or ["its own loss"]
-        self.words = f"model({', '.join(_name_arguments(step))}), then {', '.join(names)}"
-        self._model = step.model
-
-    def join_outputs(self, step: ObservedStep) -> Any:
-        """Return the outputs of a step: those of its only call, or a tuple."""
-        return step.calls[0].outputs if len(step.calls) == 1 else tuple(call.outputs for call in step.calls)
-
-    def read(self, step: ObservedStep, template: FunctionTemplate) -> Batch:
-        """Read inputs and target of a step of this form."""
-        joined = [_join(call) for call in step.calls]
-        target = [template.leaves[slot].detach().clone() for slot in self._targets]
-        return Batch(joined[0] if len(joined) == 1 else tuple(joined), target[0] if len(target) == 1 else tuple(target))
-
-    def split(self, batch: Any) -> Batch:
-        """Refuse to divide what a loader yields: it is not known how its parts become inputs and target."""
-        raise NotApplicableError("how the loader's batches become inputs is not known")
-
-    def call(self, model: nn.Module, inputs: Any) -> Any:
-        """Call a copy of the model as the loop does."""
-        if len(self._forms) == 1:
-            return _call(model, self._forms[0], inputs)
-        return tuple(_call(model, form, each) for form, each in zip(self._forms, inputs, strict=True))
-
-    def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
-        """Compute the loss of other outputs and another target; of numbers that it reads of the model, those of a copy.
-
-        Raises NotApplicableError for sizes or formats that the step of the loop did not have, where they fail.
-        """
-        leaves, shapes = dict(tree_leaves(outputs)), _list_shapes(outputs)
-        is_known = shapes == self._shapes
-        if self._is_sized and not is_known:
-            raise NotApplicableError("the loss counts the samples of its batch")
-        values: dict[int, Any] = dict(self._constants)
-        values |= {slot: source.read(model, leaves) for slot, source in self._sources.items() if source.kind != "other"}
-        values |= dict(zip(self._targets, [target] if len(self._targets) == 1 else target, strict=True))
-        is_double = any(t.dtype == torch.float64 for t in leaves.values())
-        if is_double:
-            values = {s: v.double() if is_float(v) and s not in self._targets else v for s, v in values.items()}
-        try:
-            with standing_in(self._model, model):
-                return self._template.replay(values, partial(_prepare_part, is_double=is_double)).reshape(())
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            if is_known and not is_double:
-                raise
-            raise NotApplicableError("the loss, as it was seen, does not take other sizes or formats") from error
-
-    def find_difference(self, step: ObservedStep, template: FunctionTemplate) -> str:
-        """Say in what a step of the loop differs from the form; "" where the form has the same loss."""
-        if [_get_form(call) for call in step.calls] != self._forms:
-            return "the model is called in another way in the next step"
-        if difference := self._template.find_difference(template):
-            return difference
-        assert step.root is not None
-        with torch.no_grad(), step.autocast or nullcontext():
-            again = float(self.evaluate(step.model, self.join_outputs(step), self.read(step, template).target))
-        value = float(step.root.detach())
-        is_same = abs(again - value) <= self._tolerance * max(abs(value), 1e-3) or (again != again and value != value)
-        return "" if is_same else f"its loss, repeated, is {again:.5g}, and {value:.5g} in the loop"
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a leaf of a loss is from: an `output` by its path, an `attribute` of a module by its name, or `other`."""
-
-    kind: str
-    path: str = ""
-    name: str = ""
-
-    def read(self, model: nn.Module, outputs: Mapping[str, Tensor]) -> Tensor:
-        if self.kind == "output":
-            return outputs[self.path]
-        value: Tensor = getattr(model.get_submodule(self.path), self.name)
-        return value
-
-
-def _find_source(tensor: Tensor, step: ObservedStep) -> _Source:
-    """Find where a leaf of a loss is from. Raises TapeError for one with a history that was not seen."""
-    joined = step.calls[0].outputs if len(step.calls) == 1 else tuple(call.outputs for call in step.calls)
-    for path, output in tree_leaves(joined):
-        if output is tensor:
-            return _Source("output", path)
-    for path, module in step.model.named_modules():
-        for name, member in (*module._parameters.items(), *vars(module).items()):
-            if member is tensor:
-                return _Source("attribute", path, name)
-    if tensor.grad_fn is not None:
-        raise TapeError("the loss reads what was computed elsewhere, and has a gradient")
-    return _Source("other")
-
-
-def _list_shapes(outputs: Any) -> dict[str, torch.Size]:
-    return {path: tensor.shape for path, tensor in dense_leaves(outputs)}
-
-
-def _prepare_part(part: Any, *, is_double: bool) -> Any:
-    """Return a copy of a loss with a state of its own, which a call may change."""
-    if not isinstance(part, nn.Module):
-        return part
-    return copy.deepcopy(part).double() if is_double else copy.deepcopy(part)
-
-
-@dataclass(frozen=True)
-class _CallForm:
-    """Arguments of a call: how many by position, and the names of others; one alone is `is_single`."""
-
-    num_args: int
-    names: tuple[str, ...]
-
-    @property
-    def is_single(self) -> bool:
-        return self.num_args + len(self.names) == 1
-
-
-def _get_form(call: ObservedCall) -> _CallForm:
-    return _CallForm(len(call.args), tuple(call.kwargs))
-
-
-def _name_arguments(step: ObservedStep) -> list[str]:
-    call = step.calls[0]
-    known = list(get_signature(get_forward(step.model)).parameters)
-    return [*(known[: len(call.args)] or ["..."]), *call.kwargs]
-
-
-def _join(call: ObservedCall) -> Any:
-    form, values = _get_form(call), (*call.args, *call.kwargs.values())
-    if form.is_single:
-        return values[0]
-    return dict(call.kwargs) if not form.num_args else values
-
-
-def _call(model: nn.Module, form: _CallForm, inputs: Any) -> Any:
-    if form.is_single:
-        return model(**{form.names[0]: inputs}) if form.names else model(inputs)
-    if not form.num_args:
-        return model(**inputs)
-    return model(*inputs[: form.num_args], **dict(zip(form.names, inputs[form.num_args :], strict=True)))
-
-
-def _count_rows(*trees: Any) -> int:
-    """Count the samples of a call: the length of its first tensor with axes; 0 without one."""
-    return next((len(t) for tree in trees for _, t in dense_leaves(tree) if t.ndim), 0)
 
 
 class StepRecorder:
@@ -286,38 +90,33 @@ class StepRecorder:
         step = self.step
         if step is None:
             return None
-        step.root = root if self._scaled is None else self._scaled
+        step.close(root if self._scaled is None else self._scaled)
         self.drop()
         return step
 
     def _begin_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not (self._loop.runs_here and torch.is_grad_enabled() and model.training):
+        is_begun = self.step is not None and self.step.is_started
+        if not (self._loop.runs_here and model.training and (torch.is_grad_enabled() or is_begun)):
             return
-        if self.step is not None and self.step.is_running and self.step.model is not model:
+        if self.step is not None and self.step.running not in (None, model):
             return  # a model of which another one is a part
         self.sweep()
-        if self.step is None or self.step.is_running:  # the last call has not returned
+        if self.step is None or self.step.running is model:  # the last call has not returned
             self.drop()
             self.step = ObservedStep(model)
         step = self.step
-        made = {id(item) for call in step.tape.calls for item in iter_items(call.result) if isinstance(item, Tensor)}
-        made |= {id(t) for call in step.calls for _, t in tree_leaves(call.outputs)}
-        if any(id(t) in made for _, t in tree_leaves((args, kwargs))):
-            step.failure = step.failure or "the model is called with what it has computed in this step"
-        if model is not step.model:
-            step.failure = step.failure or "several models take part in a step"
         if step.tape.is_paused:
             step.failure = step.failure or "the loss calls the model"
-        step.tape.is_paused = step.is_running = True
-        args, kwargs = tree_map((args, kwargs), _copy_input)
-        step.calls.append(ObservedCall(args, kwargs))
+        step.tape.is_paused, step.running = True, model
+        own_args, own_kwargs = tree_map((args, kwargs), _copy_input)
+        step.calls.append(ObservedCall(model, own_args, own_kwargs, (args, kwargs), torch.is_grad_enabled()))
 
     def _end_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         step = self.step
-        if step is None or not step.is_running or model is not step.model or not self._loop.runs_here:
+        if step is None or model is not step.running or not self._loop.runs_here:
             return
-        step.calls[-1].outputs = outputs
-        step.is_running = step.tape.is_paused = False
+        step.calls[-1].outputs, step.calls[-1].place = outputs, len(step.tape.calls)
+        step.tape.is_paused, step.running = False, None
         if not step.is_started:
             step.is_started = True
             step.autocast = _get_autocast(model)
@@ -395,7 +194,7 @@ def _read_arguments(frame: FrameType, *, skips: bool) -> tuple[list[Any], dict[s
 class Examined:
     """Form of the first step, with the inputs and the target of its batch, and what an examination of these found."""
 
-    form: ObservedForm
+    form: ObservedForm | WholeForm
     model: nn.Module
     batch: Batch
     examination: Examination = field(default_factory=Examination)
@@ -404,8 +203,9 @@ class Examined:
 class Observation(Monitor):
     """Examination of a loop's first step in the form that it showed; published once a second step has the same form.
 
-    `examine` judges what the first step has shown, before its update; a code that is among the `known` ones of the loop
-    is not said again. `published` is what it found once that is said.
+    Of several models, it is the first step of each. `examine` judges what it has shown, before its update; a code that
+    is among the `known` ones of the loop is not said again. `examined` is the last one, `published` what was found once
+    that is said.
     """
 
     def __init__(
@@ -418,7 +218,12 @@ class Observation(Monitor):
         self._loop, self._examine, self._known = loop, examine, known
         self._recorder = StepRecorder(loop, loss)
         self._waiting: Examined | None = None
-        self._learning: set[str] = set()
+        self._open: dict[int, Examined] = {}
+        self._left: set[int] = set()
+        self._num_steps = 0
+        """By a model's identity: what its first step has shown, and those that are not observed any more."""
+        self._learning: set[int] = set()
+        """Parameters that an update was for, by identity, while a finding waits that says otherwise."""
         self.examined: Examined | None = None
         self.published = Examination()
         self.is_begun = self.is_over = False
@@ -438,42 +243,53 @@ class Observation(Monitor):
         """Read the form of the first step, or compare the second with it."""
         if self.is_over or (step := self._recorder.take(root)) is None:
             return ()
-        seen = observe(_WHAT, self._read, step)
-        if isinstance(seen, MissingError):
-            self._end(seen.reason)
-        elif self.examined is None:
-            self._waiting = seen
-        else:
-            return self._finish()
+        self._num_steps += 1
+        if self._num_steps > _MAX_STEPS * len(loop.models):
+            for model in [model for model in loop.models.values() if id(model) not in self._left]:
+                self._leave(model, "no step of its own was seen twice")
+        elif id(step.model) not in self._left and not (step.is_of_another and len(loop.models) > 1):
+            return self._take(step)
         return ()
 
-    def _read(self, step: ObservedStep) -> Examined | None:
+    def _take(self, step: ObservedStep) -> Iterable[Finding]:
+        known = self._open.get(id(step.model))
+        seen = observe(_WHAT, self._read, step, known)
+        if isinstance(seen, MissingError):
+            self._leave(step.model, seen.reason)
+        elif known is not None:
+            return self._finish(known)
+        else:
+            self._waiting = seen
+        return ()
+
+    def _read(self, step: ObservedStep, known: Examined | None) -> Examined | None:
         if step.failure or step.root is None or step.root.numel() != 1:
             raise NotApplicableError(step.failure or "the backward pass does not begin at one number")
         try:
-            outputs = [tensor for call in step.calls for _, tensor in tree_leaves(call.outputs)]
-            template = FunctionTemplate(step.tape, step.root, outputs)
-            form = ObservedForm(step, template) if self.examined is None else self.examined.form
+            template = make_template(step)
+            kind = WholeForm if step.is_whole else ObservedForm
+            form = kind(step, template) if known is None else known.form
         except TapeError as error:
             raise NotApplicableError(str(error)) from error
         if difference := form.find_difference(step, template):
             raise NotApplicableError(difference)
-        return Examined(form, step.model, form.read(step, template)) if self.examined is None else None
+        return Examined(form, step.model, form.read(step, template)) if known is None else None
 
     def after_backward(self, loop: Loop) -> None:
         """Examine the first step, whose graph is gone, and whose update has not been made."""
         if self._waiting is None:
             return
-        self.examined, self._waiting = self._waiting, None
+        examined, self._waiting = self._waiting, None
         loop.is_suspended = True
         try:
-            found = observe(_WHAT, self._examine, self.examined)
+            found = observe(_WHAT, self._examine, examined)
         finally:
             loop.is_suspended = False
         if isinstance(found, MissingError):
-            self._end(found.reason)
+            self._leave(examined.model, found.reason)
         else:
-            self.examined.examination = found
+            examined.examination = found
+            self.examined = self._open[id(examined.model)] = examined
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """Take the last tape away."""
@@ -482,22 +298,42 @@ class Observation(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
         """Take the last tape away, and see which parameters an update is for: by one loss or another."""
         self._recorder.sweep()
-        if self.examined is not None and any(map(_is_unreached, self.examined.examination.findings)):
-            parameters = self.examined.model.named_parameters()
-            self._learning |= {name for name, p in parameters if p.grad is not None and bool(p.grad.any())}
+        for examined in self._open.values():
+            if any(map(_is_unreached, examined.examination.findings)):
+                parameters = examined.model.parameters()
+                self._learning |= {id(p) for p in parameters if p.grad is not None and bool(p.grad.any())}
 
     def on_end(self, loop: Loop) -> Iterable[Finding]:
         """Publish what one step has shown, if there was no other."""
         self._recorder.sweep()
-        return () if self.is_over or self.examined is None else self._finish()
+        return [] if self.is_over else [found for known in [*self._open.values()] for found in self._finish(known)]
 
-    def _finish(self) -> Sequence[Finding]:
-        assert self.examined is not None
-        self._end("")
-        known, self.published = {finding.code for finding in self._known}, self.examined.examination
-        findings = self.published.findings
-        findings[:] = [f for f in findings if not (_is_unreached(f) and f.where.param in self._learning)]
+    def _finish(self, examined: Examined) -> Sequence[Finding]:
+        """Publish what the first step of a model has shown."""
+        name, parameters = self._get_name(examined.model), dict(examined.model.named_parameters())
+        learning = {key for key, parameter in parameters.items() if id(parameter) in self._learning}
+        findings = [f for f in examined.examination.findings if not (_is_unreached(f) and f.where.param in learning)]
+        findings = [name_finding(each, name) if name else each for each in findings]
+        self.published.judgements += examined.examination.judgements
+        self.published.findings += findings
+        self._leave(examined.model, "")
+        known = {finding.code for finding in self._known}
         return [finding for finding in findings if finding.code not in known]
+
+    def _leave(self, model: nn.Module, reason: str) -> None:
+        """Observe a model no more, and nothing where it was the last."""
+        self._left.add(id(model))
+        self._open.pop(id(model), None)
+        if reason:
+            name = self._get_name(model)
+            what = f"{_WHAT} of '{name}'" if name else _WHAT
+            self._loop.failures[f"{what}: {reason.removeprefix(f'{_WHAT}: ')}"] = None
+        if len(self._left) >= len(self._loop.models):
+            self._end("")
+
+    def _get_name(self, model: nn.Module) -> str:
+        """Return the name of one of several models; "" where there is one."""
+        return next((name for name, known in self._loop.models.items() if known is model), "").rstrip(".")
 
     def _end(self, reason: str) -> None:
         self.is_over, self._waiting = True, None
@@ -524,7 +360,8 @@ targets from the inputs."""
 
 def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], budget_s: float) -> Examination:
     """Judge a step by all rules that apply to one batch; nothing of the loop is changed."""
-    optimizers = [track.optimizer for track in loop.tracks.values()]
+    optimizers = [track.optimizer for track in loop.tracks.values() if holds(track.optimizer, examined.model)]
+    budget_s /= len(loop.models)
     form, model = examined.form, examined.model
     assert_copied(model)
     subject = Subject(model, form, [examined.batch], [], optimizers)
@@ -544,18 +381,19 @@ def examine_step(examined: Examined, *, loop: Loop, declared: Collection[str], b
 
 def find_obstacle(models: Mapping[str, nn.Module]) -> str:
     """Say why copies of models are not run while a loop trains; "" where they are."""
-    if len(models) != 1:
-        return "several models are watched"
-    (model,) = models.values()
     if is_one_of_several():
         return "the loop has several processes"
+    number = sum(parameter.numel() for model in models.values() for parameter in model.parameters())
+    if number > _MAX_NUMBERS:
+        return f"a copy of {number / 1e6:.0f} million numbers would be needed: sightline.check makes it"
+    return next(filter(None, map(_find_obstacle, models.values())), "")
+
+
+def _find_obstacle(model: nn.Module) -> str:
     if "_orig_mod" in model._modules or model._compiled_call_impl is not None:
         return "the model is compiled"
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return "a part is traced or scripted, which is compiled anew after some passes"
-    number = sum(parameter.numel() for parameter in model.parameters())
-    if number > _MAX_NUMBERS:
-        return f"a copy of {number / 1e6:.0f} million numbers would be needed: sightline.check makes it"
     for path, module in model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(not getattr(hook, "__module__", "").startswith(("torch.", "sightline.")) for hook in hooks):

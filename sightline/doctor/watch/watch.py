@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import OWN_WORK, MissingError, observe
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels
+from sightline.doctor.check import BUDGET_S, assert_batches, check_module, measure_levels, name_models
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
@@ -40,6 +41,7 @@ from sightline.doctor.watch.loop import (
     Monitor,
     OptimizerTrack,
     PollMonitor,
+    find_user_line,
 )
 from sightline.doctor.watch.loss_graph import LossMonitor
 from sightline.doctor.watch.lost_gradients import LostMonitor, trace_calls
@@ -228,6 +230,8 @@ class Watch:
             check, self.check = self.check, None
             self._lacks.clear()
             self._observe(BEFORE_FIRST_STEP, self._check, check)
+        opened = observe("the place", find_user_line, sys._getframe(1))
+        loop.opened = None if isinstance(opened, MissingError) else opened
         loop.is_over = False
         loop.is_broken = not self._observe("the loop", self._begin)
         if loop.is_broken:
@@ -570,12 +574,9 @@ def watch(
 
 def _name_models(model: Any) -> dict[str, nn.Module]:
     """Name models by prefixes of their parameters: "" for one, else its key or index."""
-    is_many = isinstance(model, list | tuple | Mapping)
-    named = dict(model) if isinstance(model, Mapping) else dict(enumerate(model)) if is_many else {"": model}
-    for value in named.values():
-        if not isinstance(value, nn.Module):
-            raise UserError(f"watch: a model is an nn.Module; found {type(value).__name__}")
-    return {f"{name}." if is_many else "": value for name, value in named.items()}
+    if not isinstance(model, list | tuple | Mapping):
+        return {"": name_models([model], caller="watch")["0"]}
+    return {f"{name}.": each for name, each in name_models(model, caller="watch").items()}
 
 
 def _list(value: Any) -> list[Any]:

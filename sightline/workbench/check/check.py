@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sightline.config import RunConfig, read_config
 from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.doctor.check import BUDGET_S, check_module
+from sightline.doctor.check import BUDGET_S, check_models, check_module, name_models
 from sightline.doctor.report import Report
 from sightline.doctor.verdict import Verdict
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
@@ -23,11 +23,11 @@ from sightline.workbench.check.suite import check_path
 
 
 def check(
-    subject: str | Path | Mapping[str, Any] | RunConfig | nn.Module,
+    subject: str | Path | Mapping[str, Any] | RunConfig | nn.Module | Sequence[nn.Module],
     loss: Callable[..., Any] | None = None,
     loader: Any = None,
     *,
-    step: Callable[[Any], Tensor] | None = None,
+    step: Callable[[Any], Any] | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     evaluation: Any = None,
     score: Callable[..., Any] | None = None,
@@ -44,7 +44,9 @@ def check(
     and target. The step is run on a copy of the module, wherever it reads the module, and what it calls it with is
     observed. With a loss, calls that the signatures allow are tried: `(inputs, target)`, further values of a batch for
     either, mappings by names or whole, with `loss(outputs, batch)`. The verdict says which was taken; where none runs,
-    what needs no call of the module is judged. Samples of a DataLoader's data set are read several times, by this
+    what needs no call of the module is judged. Several modules that are trained together, such as
+    `{"g": generator, "d": critic}`, are judged each by its own loss: their step returns the losses by these names, or
+    one for all, and `optimizer` lists theirs. Samples of a DataLoader's data set are read several times, by this
     process: a set that edits what it stores when it is read does so here, too. `evaluation` is a loader, or batches, of
     what the module is evaluated on. `declared` names codes of findings about a module that are intended; a config has
     `checks.skip`. `budget_s` is the processor time for relations of the model in seconds, 4 of a module and 3 of a
@@ -54,13 +56,23 @@ def check(
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
     CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
+    more: dict[str, Any]
+    if _are_modules(subject):
+        if loader is None or step is None or loss is not None or score is not None:
+            raise UserError(
+                "check: several modules need a loader and a step that returns their losses by their names, "
+                "check({'g': g, 'd': d}, step=step, loader=loader, optimizer=[...]); loss= and score= are of one"
+            )
+        budget_s = BUDGET_S if budget_s is None else budget_s
+        more = {"optimizer": optimizer, "evaluation": evaluation, "declared": declared, "budget_s": budget_s}
+        return check_models(name_models(subject, caller="check"), loader, step=step, **more)
     if isinstance(subject, nn.Module):
         if loader is None:
             raise UserError(
                 "check: a module needs its loss and a batch, check(model, loss, (inputs, target)), or a loader and a "
                 "step, check(model, loader=loader, step=step)"
             )
-        more: dict[str, Any] = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
+        more = {"step": step, "optimizer": optimizer, "evaluation": evaluation, "score": score}
         budget_s = BUDGET_S if budget_s is None else budget_s
         return check_module(subject, loss, loader, declared=declared, budget_s=budget_s, **more)
     if any(each is not None for each in (loss, loader, step, optimizer, evaluation, score)) or declared:
@@ -85,3 +97,11 @@ def check(
     document = examination.to_dict()
     verdict = Verdict(document["verdict"], document["judged"], document["not_judged"])
     return CheckReport(config.name, findings, verdict, examination=document)
+
+
+def _are_modules(subject: Any) -> bool:
+    """Return True for several modules, and not for one, which may have others as its items."""
+    if isinstance(subject, nn.Module) or not isinstance(subject, Mapping | list | tuple) or not subject:
+        return False
+    values = subject.values() if isinstance(subject, Mapping) else subject
+    return all(isinstance(value, nn.Module) for value in values)

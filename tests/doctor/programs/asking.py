@@ -33,6 +33,11 @@ def check_step(program: Program) -> None:
     )
 
 
+def check_models(program: Program) -> None:
+    """Check all models that are trained together, by the step that returns their losses."""
+    sightline.check(program.watched, step=program.losses, loader=program.loader, optimizer=program.optimizers)
+
+
 def watch_training(program: Program) -> None:
     """Watch the training."""
     with sightline.watch(program.watched or program.model, optimizer=program.optimizers or program.optimizer):
@@ -43,10 +48,12 @@ WAYS: Mapping[str, Callable[[Program], None]] = {
     "plain": check_plainly,
     "loss": check_loss,
     "step": check_step,
+    "models": check_models,
     "watch": watch_training,
 }
 
 
 def is_asked(way: str, program: Program) -> bool:
-    """Return True if a program can be asked in this way: some have no plain form, others no loss by name."""
-    return {"plain": program.plain_form, "loss": program.loss}.get(way, way) is not None
+    """Return True if a program can be asked in this way: not without the form, the loss or the models for it."""
+    needed = {"plain": program.plain_form, "loss": program.loss, "models": program.losses}
+    return needed.get(way, way) is not None

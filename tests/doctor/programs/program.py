@@ -107,6 +107,8 @@ class Program:
     watched: Any = None
     """What `watch` gets where it is not the model alone, with `optimizers`."""
     optimizers: Any = None
+    losses: Callable[[Any], Mapping[str, Tensor]] | None = None
+    """Step of all models that are trained: their losses by the names that `watched` has."""
     plain_form: Callable[[], PlainForm] | None = None
 
     def train(self, epochs: int | None = None) -> None:

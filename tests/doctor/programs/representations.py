@@ -402,6 +402,10 @@ def generator_and_critic() -> Program:
             made_scores, torch.zeros_like(made_scores)
         )
 
+    def losses(batch: Any) -> dict[str, Tensor]:
+        scores = critic(generator(torch.randn(64, 4)))
+        return {"generator": criterion(scores, torch.ones_like(scores)), "critic": step(batch)}
+
     def update(batch: Any) -> None:
         critic_optimizer.zero_grad()
         step(batch).backward()
@@ -426,6 +430,7 @@ def generator_and_critic() -> Program:
         bar=-0.8,
         epochs=10,
         watched={"generator": generator, "critic": critic},
+        losses=losses,
         optimizers=[generator_optimizer, critic_optimizer],
     )
 
