@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.ops import numba_kernels
+from sightline.ops import batched_nms, numba_kernels
 from sightline.ops.numba_kernels import can_use_numba, run_parallel
 from sightline.ops.waits import send_list
 from tests.cases import run_each
@@ -241,10 +241,31 @@ COMPILED = ("dgcnn_scenes", "packed point_transformer")
 
 @pytest.mark.parametrize("name", long_but(COMPILED, GIVEN))
 def test_a_network_is_one_graph(name: str) -> None:
-    """In a process of its own: what torch.export records before leaves torch unable to take some networks whole."""
-    command = f"from tests.test_compiled import compare_whole; compare_whole({name!r})"
+    """In a process of its own, as what is compiled before may change how torch takes a network."""
+    run_alone(f"compare_whole({name!r})")
+
+
+@pytest.mark.long
+def test_a_network_is_one_graph_after_an_export() -> None:
+    """After torch.export of a suppression, torch compiles neither `max` with a default nor `sorted` of sizes."""
+    run_alone("export_suppression(); compare_whole('packed point_transformer')")
+
+
+def run_alone(calls: str) -> None:
+    command = f"from tests.test_compiled import compare_whole, export_suppression; {calls}"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class Suppression(torch.nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        return batched_nms(boxes, scores, labels, 0.5)
+
+
+def export_suppression() -> None:
+    corners = torch.arange(14.0).reshape(7, 2)
+    inputs = (torch.cat([corners, corners + 3], dim=1), torch.arange(7.0), torch.zeros(7, dtype=torch.int64))
+    torch.export.export(Suppression(), inputs)
 
 
 def compare_whole(name: str) -> None:

@@ -25,12 +25,17 @@ def test_a_mistake_is_one_line_and_faults_of_a_config_are_one_each() -> None:
     assert str(ConfigError("one\x1b", "two")) == "one\\x1b\ntwo"
 
 
-def test_a_batch_norm_with_one_value_is_one_line_of_a_run_without_checks(tmp_path: Path) -> None:
-    """Forty-eight samples of training in batches of 47: the last batch has one."""
-    words = ("train.batch_size=47", "--no-check", "--device", "cpu", "--out", tmp_path)
+def test_a_batch_norm_with_one_value_is_one_line_before_a_run_without_checks(tmp_path: Path) -> None:
+    """Forty-eight samples of training in batches of 47: the last batch has one. No folder is made for them."""
+    words = ("train.batch_size=47", "--no-check", "--device", "cpu", "--out", tmp_path / "run")
     cuts = [cut for cut in SMALL if not cut.startswith("train.batch_size")]
-    done = run_here("train", ROOT / "configs/classify/synthetic_shapes_pointnet.yaml", *cuts, *PLAIN, *words)
-    assert done.code == 1
+    command = ("train", ROOT / "configs/classify/synthetic_shapes_pointnet.yaml", *cuts, *PLAIN, *words)
+    done = run_here(*command)
+    assert done.code == 2
     (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: step 1: Expected more than 1 value per channel when training")
-    assert line.endswith("set another train.batch_size, fewer micro_batches, or train.tail: drop")
+    assert line == (
+        "error: command line: train.batch_size: step 1 cannot be taken: 48 training samples in batches of 47 make a "
+        "batch of one sample; batch norm needs two samples: set train.tail=drop"
+    )
+    assert not (tmp_path / "run").exists()
+    assert run_here(*command, line.rpartition(" set ")[2]).code == 0

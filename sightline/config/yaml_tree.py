@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import yaml
 from sightline.config.shipped import shipped_path
 from sightline.contract.errors import ConfigError
 from sightline.contract.registry import ConfigFault
+from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.contract.schema import suggest
 from sightline.contract.types import SourceLocation
 
@@ -183,7 +185,8 @@ def _read_text(path: Path) -> str:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ConfigError(f"{path}: is a folder, neither a config nor a run (no config.yaml in it); {_GIVE}")
+            advice = describe_prepared(path).removeprefix("; ") or _GIVE
+            raise ConfigError(f"{path}: is a folder, neither a config nor a run (no config.yaml in it); {advice}")
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: is not a plain file; a config is read from one")
         if status.st_size > MAX_BYTES:
@@ -196,6 +199,20 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def describe_prepared(path: Path) -> str:
+    """Return the end of a refusal of a folder that is a prepared set: how it is given; of other paths "".
+
+    A checkpoint has a manifest, too, which names no set.
+    """
+    try:
+        manifest = parse_json(read_regular_file(path / "manifest.json"))
+    except (OSError, ValueError):
+        return ""
+    name = manifest.get("set") if isinstance(manifest, dict) else None
+    root = shlex.quote(str(path))
+    return "" if name is None else f"; it is a prepared set of '{name}': give a config and data.root={root}"
 
 
 def _suggest_shipped(path: Path) -> str:

@@ -84,17 +84,26 @@ class BatchSampler:
     def compute_epoch(self, step: int) -> int:
         return step // self.steps_per_epoch
 
+    def smallest_part(self, step: int) -> int:
+        """Return the number of samples in the smallest part of a step, which one process gets at once."""
+        first = step % self.steps_per_epoch * self.batch_size
+        num_samples = min(self.batch_size, len(self.indices) - first)
+        return num_samples // self._num_micro_batches(num_samples) // self.num_processes
+
     def step_keys(self, step: int) -> list[list[list[SampleKey]]]:
         """Return the sample keys of a step, nested as micro-batches, processes, samples."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)[step_in_epoch * self.batch_size : (step_in_epoch + 1) * self.batch_size]
-        num_micro = min(self.micro_batches, len(order) // self.num_processes)
+        num_micro = self._num_micro_batches(len(order))
         # Micro-batches first: where a batch is large enough for all of them, they hold the same samples on any number
         # of processes, and batch norm sees the same. (A short tail has fewer, and how many depends on the processes.)
         micro_batches = [np.array_split(micro, self.num_processes) for micro in np.array_split(order, num_micro)]
         return [
             [[SampleKey(int(i), epoch, self.seed, step) for i in part] for part in parts] for parts in micro_batches
         ]
+
+    def _num_micro_batches(self, num_samples: int) -> int:
+        return min(self.micro_batches, num_samples // self.num_processes)
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

@@ -426,7 +426,10 @@ def check_same_facts(trained: Mapping[str, Any], actual_facts: Mapping[str, Any]
         ours, theirs = trained.get(name), actual_facts.get(name)
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         if ours != theirs:
-            raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")
+            raise ConfigError(
+                f"{run}: was trained with {name} = {ours}; this data set has {theirs}; give data of the same kind, or "
+                "a run that was trained on this set"
+            )
 
 
 def _load_network(

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -16,13 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sightline.contract.errors import UserError
-from sightline.engine.watchdog import (
-    LAUNCH_FOLDER,
-    Failure,
-    read_failure,
-    remove_launch_folder,
-    remove_own_folder,
-)
+from sightline.engine.watchdog import Failure, read_failure, remove_own_folder
+from sightline.runs.launch_folder import launch_folder, remove_launch_folder
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -91,7 +85,8 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `sightline <arguments>` in `num_processes` processes and return their common exit code.
 
     If one process fails, the others are stopped, and its message is printed once. A signal reaches all of them. No
-    process and no file is left behind. If this process itself is killed, its child processes remove its folder.
+    process and no file is left behind. If this process itself is killed, its child processes remove its folder, and if
+    they are killed with it, the next launch does.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -99,7 +94,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     with (
-        tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder,
+        launch_folder() as folder,
         _environment_of_children(num_processes, folder),
     ):
         try:
@@ -228,7 +223,7 @@ def exit_with_parent(parent: int, *, folder: str | None = None) -> None:
             time.sleep(0.5)
         try:
             if folder is not None:
-                remove_launch_folder(folder)
+                remove_launch_folder(Path(folder))
                 remove_own_folder()
         finally:
             os._exit(1)

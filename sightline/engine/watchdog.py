@@ -23,10 +23,8 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from sightline.contract.errors import RunError, UserError, escape_to_one_line
+from sightline.runs.launch_folder import remove_abandoned
 from sightline.runs.process_identity import ProcessIdentity
-
-LAUNCH_FOLDER = "sightline_launch_"
-"""Prefix of the name of a launcher's folder, which contains the failures of its processes."""
 
 
 class PeerLostError(RunError):
@@ -79,12 +77,6 @@ def remove_own_folder() -> None:
         shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
 
 
-def remove_launch_folder(folder: str) -> None:
-    """Remove the folder of a launcher that ended; a folder without a launcher's prefix is not touched."""
-    if Path(folder).name.startswith(LAUNCH_FOLDER) and not Path(folder).is_symlink():
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def worker_exit_message(error: Exception) -> str:
     """Format the error line for a data worker that ended without a report."""
     why = escape_to_one_line(" ".join(str(error).split())) or type(error).__name__
@@ -113,6 +105,9 @@ def read_failure(path: Path) -> Failure | None:
 
 def _write_once(path: Path, failure: Failure) -> None:
     """Write a failure in the format of torch's error files, atomically: the agent may read it at any moment."""
+    folder = os.environ.get("SIGHTLINE_LAUNCH_FOLDER")
+    if folder and not Path(folder).is_dir():  # the launcher was killed, and another process has removed it
+        return
     extra = {
         "timestamp": str(int(failure.time_s)),
         "time_s": failure.time_s,
@@ -125,19 +120,8 @@ def _write_once(path: Path, failure: Failure) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(draft, path)
     draft.unlink()
-    launcher, folder = os.environ.get("SIGHTLINE_LAUNCHED"), os.environ.get("SIGHTLINE_LAUNCH_FOLDER")
-    if launcher and folder and not _is_running(int(launcher)):  # no process remains to read it, or to remove it
-        remove_launch_folder(folder)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    if folder:
+        remove_abandoned(Path(folder))  # if no process remains to read it
 
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])

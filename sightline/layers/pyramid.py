@@ -171,7 +171,7 @@ def _find_edges(
 ) -> Edges:
     # No cloud has more neighbours than points: places that none could fill are not made.
     sizes = _read_sizes(offsets)
-    count = max(1, min(num_neighbours, max(sizes, default=1)))
+    count = max(1, min(num_neighbours, max([1, *sizes])))
     neighbours = packed_nearest_neighbours(
         points.detach(),
         offsets=offsets,

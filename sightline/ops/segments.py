@@ -47,12 +47,16 @@ def first_rows(run: Run, device: torch.device) -> Tensor:
 def read_sizes(rows: Tensor, offsets: Tensor, *, name: str) -> list[int]:
     """Read the sizes of the segments of `rows` (P, ...); raise ValueError for offsets that do not fit."""
     bounds = read_list(offsets)
-    if bounds[:1] != [0] or bounds[-1] != rows.shape[0] or bounds != sorted(bounds):
+    if bounds[:1] != [0] or bounds[-1] != rows.shape[0] or not _never_fall(bounds):
         raise ValueError(
             f"{name} {bounds[:8]} of {rows.shape[0]} rows; they start at 0, never fall, and end at the number of rows "
             "(cumulative counts without the leading 0 are another convention)"
         )
     return [last - first for first, last in itertools.pairwise(bounds)]
+
+
+def _never_fall(bounds: list[int]) -> bool:
+    return all(first <= last for first, last in itertools.pairwise(bounds))
 
 
 def read_both_sizes(

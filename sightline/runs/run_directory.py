@@ -450,7 +450,8 @@ _MAX_COUNT = 2**20
 
 def assert_own_files(run: Path) -> None:
     """Raise UserError if a link inside a run's folder leads out of it; the folder itself may be a link."""
-    for folder in (run, run / "checkpoints"):
+    checkpoints = run / "checkpoints"
+    for folder in (run, run / "predictions", checkpoints, *sorted(checkpoints.glob("step_*"))):
         names = sorted(os.listdir(folder)) if folder.is_dir() else ()
         if (path := find_outward_link(folder, names)) is not None:
             raise UserError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
 from sightline.config import RunConfig, read_config
+from sightline.config.yaml_tree import describe_prepared
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import Plugin, check_recorded
+from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo
 from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
@@ -29,9 +32,19 @@ def config_path_of_run(path: Path) -> Path:
 
 
 def _describe_otherwise(path: Path) -> str:
-    """Describe what is there in place of a run: an exported file, or runs in a folder (`runs/NAME/1`); else nothing."""
+    """Describe what is there in place of a run: an exported file, a config, a prepared set, or runs in a folder.
+
+    Of a path that does not exist, a run beside it whose name is similar; else nothing.
+    """
     if path.suffix.lower() in NETWORK_ENDINGS and path.is_file():
         return "; exported files are read by predict and serve"
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+        made = _describe_otherwise(Path("runs") / path.stem)
+        return made or f"; a config makes one: sightline train {shlex.quote(str(path))}"
+    if prepared := describe_prepared(path):
+        return prepared
+    if not path.exists():
+        return suggest(str(path), [str(beside.parent) for beside in path.parent.glob("*/config.yaml")], otherwise="")
     try:
         folders = [path] if path.is_dir() else []
         for _ in range(2):

@@ -14,7 +14,7 @@ from typing import Any
 from sightline.contract.call_arguments import to_path
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
-from sightline.runs.run_directory import find_holder, load_document
+from sightline.runs.run_directory import assert_own_files, find_holder, load_document
 
 SORT_KEYS = ("name", "task", "data", "steps", "figure", "when", "size", "state")
 _MARKS = ("config.yaml", "environment.json", "facts.json")
@@ -130,6 +130,7 @@ def _summarise(path: Path) -> RunSummary:
 
 def _read_summary(summary: RunSummary) -> RunSummary:
     path = summary.path
+    assert_own_files(path)
     stated = _scan_config(path / "config.yaml")
     metric = stated.get("evaluate.metric", "")
     lines, evaluation = _read_tail(path / "metrics.jsonl", metric)

@@ -13,7 +13,7 @@ from sightline.config.yaml_tree import ConfigFaults, read_yaml
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import load_document, read_lines
-from sightline.runs.run_files import is_run
+from sightline.runs.run_files import RunFiles
 
 NO_FIGURE = "–"
 """Text in place of a figure or a value that a run does not have."""
@@ -54,9 +54,8 @@ class ReportedRun:
 
 
 def read_reported_run(path: Path, name: str) -> ReportedRun:
-    """Read the files of a run's folder. Raises UserError for a folder that is not a run, and for damaged files."""
-    if not is_run(path):
-        raise UserError(f"{path}: is not a run directory (no config.yaml in it); give the folder that a training wrote")
+    """Read the files of a run's folder. Raises UserError as `RunFiles`, and for damaged files."""
+    RunFiles(path)
     faults = ConfigFaults()
     tree: Any = read_yaml(path / "config.yaml", faults).plain()
     faults.raise_any()

@@ -7,6 +7,7 @@ import dataclasses
 
 from sightline.commands.run import TrainOptions
 from sightline.engine.launcher import launch, resolve_num_processes
+from sightline.engine.watchdog import report_failure
 from sightline.runs.run_files import is_run
 from sightline.training.config_source import read_with_plugins
 from sightline.training.resume import assert_empty
@@ -32,7 +33,7 @@ def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequ
             assert_empty(options.out)
         with restore_signal_handlers() if stop is None else contextlib.nullcontext():
             return launch(options.command_line(), num_processes)
-    return train_run(
+    result = train_run(
         read.config,
         plugins=read.plugins,
         out=options.out,
@@ -42,4 +43,7 @@ def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequ
         reporter=reporter,
         stop=stop,
         shows_progress=True,
-    ).exit_code
+    )
+    if result.path is None:
+        report_failure("nothing was trained: see the errors above; --no-check trains without checks", exit_code=1)
+    return result.exit_code

@@ -256,11 +256,13 @@ class _TrainRun:
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
         """Run the quick checks, reported by the first process; findings are the same on every process."""
+        from sightline.workbench.check.batch_of_one import refuse_batch_of_one
         from sightline.workbench.check.examination import RunExamination
         from sightline.workbench.check.suite import run_quick
 
         if not self._has_checks:
             self._note("checks skipped (--no-check); the run records that")
+            refuse_batch_of_one(built, self._world)
             return ()
         examination = RunExamination()
         findings = tuple(run_quick(built, self._world, examination=examination))

@@ -26,6 +26,8 @@ def export(options: ExportOptions) -> int:
     if result.int8 is not None:
         show_table("int8 beside float", ("what", "float32", "int8"), result.int8.rows())
         print_note(result.int8.describe())
+        for line in result.int8.list_warnings():
+            print_note(f"warning: {line}")
         if (votes := run.config.evaluate.votes) > 1:
             print_note(f"one pass a sample: evaluate.votes ({votes}) is not applied")
     write_document(

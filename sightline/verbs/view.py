@@ -12,6 +12,7 @@ from typing import Any
 
 from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
+from sightline.config.yaml_tree import describe_prepared
 from sightline.contract import registry
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
@@ -262,6 +263,9 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
         "can be used only with a data set; files have none",
     )
     columns = None if options.columns is None else check_columns(options.columns.split(","))
+    for path in options.paths:
+        if prepared := describe_prepared(path):
+            raise UserError(f"{path}: is neither a config, a run nor files{prepared}")
     files, refused = collect_files(options.paths, suffixes=SCAN_SUFFIXES)
     if refused:
         files, refused = collect_files(options.paths, suffixes=(*SCAN_SUFFIXES, *sorted(IMAGE_SUFFIXES)))

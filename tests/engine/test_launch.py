@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import multiprocessing.util
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from sightline.engine.launcher import (
     resolve_num_processes,
 )
 from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
+from sightline.runs.launch_folder import launch_folder
 from sightline.runs.process_identity import ProcessIdentity, process_start_time
 from sightline.training.stop_request import StopRequest
 from sightline.verbs.terminal import format_error
@@ -248,18 +251,57 @@ def test_a_process_whose_store_does_not_answer_ends_too() -> None:
     assert done.stderr.endswith("the store that the processes meet in (MASTER_ADDR) does not respond either\n")
 
 
-def test_a_report_to_a_launcher_that_was_killed_leaves_no_folder(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A launcher that runs removes it itself; a folder that no launcher made is never removed."""
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    cases = ((os.getpid(), "sightline_launch_1", True), (gone.pid, "sightline_launch_1", False), (gone.pid, "my", True))
-    for launcher, name, is_left in cases:
-        folder = tmp_path / name
-        error_file = folder / "0" / "error.json"
-        named = {"SIGHTLINE_LAUNCHED": str(launcher), "SIGHTLINE_LAUNCH_FOLDER": str(folder)}
-        set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), **named})
-        report_failure("the cause", exit_code=1)
-        assert folder.exists() == is_left
+ABANDON = """\
+import os, signal, sys
+from sightline.runs.launch_folder import launch_folder
+with launch_folder() as folder:
+    print(folder)
+    if sys.argv[1] == "kill":
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def make_launch_folder(end: str) -> Path:
+    """Let a process make a launcher's folder and end; return the folder."""
+    done = subprocess.run([sys.executable, "-c", ABANDON, end], cwd=ROOT, capture_output=True, text=True, timeout=25)
+    assert done.returncode == (-signal.SIGKILL if end == "kill" else 0)
+    return Path(done.stdout.strip())
+
+
+def test_a_killed_launcher_leaves_no_folder_for_good(variables: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The next launch removes it; a running launcher's, a new one and one that no launcher made are never removed."""
+    set_all(variables, {"TMPDIR": str(tmp_path)})
+    variables.setattr(tempfile, "tempdir", None)
+    (tmp_path / "sightline_launch_new").mkdir()
+    (tmp_path / "sightline_launch_old").mkdir()
+    os.utime(tmp_path / "sightline_launch_old", (0, 0))  # its launcher was killed before it wrote a record
+    (tmp_path / "sightline_launch_link").symlink_to(tmp_path / "my")
+    (tmp_path / "my").mkdir()
+    killed = make_launch_folder("kill")
+    assert killed.parent == tmp_path
+    with launch_folder() as running:
+        assert not killed.exists()
+        assert not make_launch_folder("end").exists()
+        names = {Path(running).name, "sightline_launch_new", "sightline_launch_link", "my"}
+        assert {path.name for path in tmp_path.iterdir()} == names
+    assert not Path(running).exists()
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_report_to_a_launcher_that_was_killed_leaves_no_folder(
+    is_gone: bool, variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two processes the first removes the folder, and the second does not make it anew."""
+    set_all(variables, {"TMPDIR": str(tmp_path)})
+    variables.setattr(tempfile, "tempdir", None)
+    with contextlib.nullcontext(str(make_launch_folder("kill"))) if is_gone else launch_folder() as folder:
+        for rank in ("0", "1"):
+            error_file = Path(folder) / rank / "error.json"
+            set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), "SIGHTLINE_LAUNCH_FOLDER": folder})
+            report_failure("the cause", exit_code=1)
+            assert error_file.exists() != is_gone
+            assert Path(folder).exists() != is_gone
 
 
 ORPHANED = """\

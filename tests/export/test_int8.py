@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from torch import Tensor, nn
 
 import sightline
 from sightline.compression.packed_file import read_packed
+from sightline.workbench.export import export
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, record_graph
-from sightline.workbench.export.int8 import fold_batch_norms, quantise, weights_in_float
+from sightline.workbench.export.int8 import Timing, fold_batch_norms, quantise, time_in_turns, weights_in_float
 from tests.command import refuse, succeed
 from tests.trained import copy_run
 
@@ -107,6 +110,33 @@ def test_a_packed_run_keeps_in_float_what_it_stores_without_codes(tmp_path: Path
     assert weights_in_float(sightline.load_run(copy_run("classify", tmp_path / "plain"))) == []
 
 
+DURATIONS = {
+    "even": ([[4.0, 2.0]] * 20, True, (4.0, 2.0), 2.0),
+    "one call of each disturbed": ([[90.0, 2.0], [4.0, 90.0], *[[4.0, 2.0]] * 18], True, (4.0, 2.0), 2.0),
+    "both slower at times": ([[4.0, 2.0], [8.0, 4.0]] * 10, True, (6.0, 3.0), 2.0),
+    "even at last": ([*[[4.0, 2.0], [40.0, 2.0]] * 10, *[[4.0, 2.0]] * 20], True, (4.0, 2.0), 2.0),
+    "never even": ([[4.0, 2.0], [40.0, 2.0]] * 30, False, (22.0, 2.0), 11.0),
+    "slower": ([[2.0, 4.0]] * 20, True, (2.0, 4.0), 0.5),
+}
+"""Milliseconds of both files in each turn; what is found: whether they are steady, medians, how many times as fast."""
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+def test_a_speed_is_the_median_of_turns_that_are_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, is_steady, medians, speedup = DURATIONS[name]
+    clock, durations = [0.0], iter(milliseconds for turn in turns for milliseconds in turn)
+
+    def call() -> None:
+        clock[0] += next(durations) / 1e3
+
+    monkeypatch.setattr(time, "thread_time", lambda: clock[0])
+    timing = time_in_turns(call, call)
+    assert timing.is_steady == is_steady
+    assert timing.milliseconds == pytest.approx(medians)
+    assert timing.speedup[1] == pytest.approx(speedup)
+    assert next(durations, None) is None
+
+
 def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     run, file = copy_run("classify", tmp_path), tmp_path / "net.onnx"
     done = succeed("export", run, "--int8", "--calibrate", 8, "--out", file, "--json", tmp_path / "done.json")
@@ -119,6 +149,7 @@ def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     assert document["float32"]["metrics"]["overall_accuracy"] == evaluated["overall_accuracy"]
     assert document["int8"]["metrics"].keys() == document["float32"]["metrics"].keys()
     assert document["processor"] in done.err
+    assert document["speedup_quartiles"][0] <= (document["speedup"] or math.inf)
     assert "int8 beside float" in done.out
     cloud = tmp_path / "cloud.npy"
     np.save(cloud, np.random.default_rng(0).normal(size=(40, 3)))
@@ -129,8 +160,9 @@ def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     assert (tmp_path / "again.onnx").read_bytes() == file.read_bytes()
 
 
-def test_files_are_measured_in_one_pass_and_votes_are_named_as_left_out(tmp_path: Path) -> None:
-    """The normalisation inside would undo what a vote varies after it."""
+def test_what_is_left_out_of_the_measures_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Votes: the normalisation inside would undo what they vary after it. A speed that is not steady."""
+    monkeypatch.setattr(export, "time_files", lambda *files: Timing((20.0, 1.0), (2.0, 11.0, 20.2)))
     run, file = copy_run("classify", tmp_path), tmp_path / "net.onnx"
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["evaluate"]["votes"] = 4
@@ -144,3 +176,6 @@ def test_files_are_measured_in_one_pass_and_votes_are_named_as_left_out(tmp_path
     for name in ("float32", "int8"):
         assert not [key for key in document[name]["metrics"] if "vote" in key]
     assert "one pass a sample: evaluate.votes (4) is not applied" in done.err
+    assert document["speedup"] is document["float32"]["milliseconds"] is document["int8"]["milliseconds"] is None
+    assert "warning: int8: half of the calls were outside of 2.00 to 20.20 times as fast: other work" in done.err
+    assert "ms of processor time" not in done.out

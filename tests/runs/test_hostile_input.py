@@ -136,7 +136,9 @@ def test_deep_json_is_one_line(tmp_path: Path, depth: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("place", ["facts.json", "checkpoints", "checkpoints/step_1"])
+@pytest.mark.parametrize(
+    "place", ["facts.json", "checkpoints", "checkpoints/step_1", "checkpoints/step_1/a", "predictions/a.png"]
+)
 def test_a_link_out_of_a_run_is_refused(tmp_path: Path, place: str) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     elsewhere.mkdir()

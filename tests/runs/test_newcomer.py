@@ -15,7 +15,7 @@ from sightline.config.shipped import copy_shipped
 from tests.command import Outcome, refuse, succeed
 from tests.data.clouds.cloud_writers import write_folder
 from tests.privileges import as_anybody
-from tests.runs.mistakes import CONFIG, MISTAKES, PREPARE, SMALL, Mistake
+from tests.runs.mistakes import CONFIG, MISTAKES, PHOTOS, PREPARE, SMALL, Mistake, write_photos
 
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -32,10 +32,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with configs, clouds, a prepared set and a run, as a newcomer has it after an hour."""
     folder = tmp_path_factory.mktemp("newcomer")
     copy_shipped(CONFIG, folder)
+    copy_shipped(PHOTOS, folder)
     write_folder(folder / "scans", per_class=5)
+    write_photos(folder / "photos")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         done("data", "prepare", "cloud_folder", "--from", "scans", "--to", "prepared", "up_axis=z", "num_points=64")
+        done("data", "prepare", "yolo_txt", "--from", "photos", "--to", "photo_set")
         done("train", CONFIG, "data.root=prepared", "train.epochs=1", *SMALL, "--no-check", "--out", "run")
     return folder
 
@@ -81,7 +84,8 @@ def test_a_mistake_gets_place_and_remedy(
     assert "Traceback" not in printed
     assert not CONTROLS.search(printed)
     for pattern in mistake.said:
-        assert re.search(pattern, printed), f"{pattern}\n{printed}"
+        assert re.search(pattern, printed.strip()), f"{pattern}\n{printed}"
+    mistake.follow(mistake.words, printed.strip())
 
 
 @pytest.mark.parametrize(

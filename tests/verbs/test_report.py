@@ -206,6 +206,15 @@ def test_long_curves_keep_their_ends(run: Path) -> None:
     assert (len(points), points[0][0], points[-1][0]) == (400, 1, 5000)
 
 
+def linked(name: str) -> Callable[[Path], None]:
+    def make(run: Path) -> None:
+        elsewhere = run.with_name("elsewhere")
+        (run / name).replace(elsewhere)
+        (run / name).symlink_to(elsewhere)
+
+    return make
+
+
 def written(name: str, text: str) -> Callable[[Path], object]:
     return lambda run: (run / name).write_text(text)
 
@@ -235,6 +244,9 @@ MISTAKES = {
     "no environment": (lambda run: (run / "environment.json").unlink(), "environment.json: is missing"),
     "other environment": (written("environment.json", '{"git": 3}'), "/environment.json: is not of the form"),
     "a picture": (written("predictions/a.png", "no"), "a.png"),
+    "linked metrics": (linked("metrics.jsonl"), "metrics.jsonl: is a link to"),
+    "linked config": (linked("config.yaml"), "config.yaml: is a link to"),
+    "linked pictures": (linked("predictions"), "predictions: is a link to"),
     "folder as page": (lambda run: (run / "report.html").mkdir(), "is a folder"),
 }
 

@@ -148,6 +148,10 @@ BREAKS: dict[str, Callable[[Path], object]] = {
         '{"metrics": {"overall_accuracy": "x"}, "data": {"split": "test"}, "selection": ""}'
     ),
     "a pipe as lines": lambda run: ((run / "metrics.jsonl").unlink(), os.mkfifo(run / "metrics.jsonl")),
+    "a link as lines": lambda run: (
+        (run / "metrics.jsonl").rename(run.parents[1] / "elsewhere"),
+        (run / "metrics.jsonl").symlink_to(run.parents[1] / "elsewhere"),
+    ),
     "deep final": lambda run: (run / "final.json").write_text("[" * 100_000),
 }
 

@@ -143,7 +143,10 @@ class FPN(nn.Module):
         levels = possible[-1] if levels is None else levels
         if levels not in possible:
             allowed = " or ".join(str(list(level_channels)) for level_channels in possible)
-            raise ConfigError(f"levels: found {list(levels)}; on a backbone of strides {strides} give {allowed}")
+            first_level = {3: 8, 2: 4}.get(levels[0] if levels else 0)
+            is_other = first_level not in (None, strides[0])
+            other = f", or, from {levels[0]} on, model.backbone.finest_stride={first_level}" if is_other else ""
+            raise ConfigError(f"levels: found {list(levels)}; on a backbone of strides {strides} give {allowed}{other}")
         coarser = levels[len(backbone_levels) :]
         self.channels = (width,) * len(levels)
         self.strides = tuple(2**level for level in levels)

@@ -23,8 +23,10 @@ from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
+from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import DataError, MissingDataError, join_some, summarise_error
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
+from sightline.contract.schema import suggest
 from sightline.contract.validation import Ge, Lt, TypeAdapter, ValidationError
 from sightline.store.files.array_files import check_npy
 from sightline.store.files.input_files import prepare_again, read_file
@@ -307,22 +309,37 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     """
     if not root.is_dir():
         raise MissingDataError(
-            f"{root}: there is no such folder; {_describe_start(root)}{_ELSEWHERE}; "
+            f"{root}: there is no such folder{_suggest_beside(root)}; {_describe_start(root)}{_ELSEWHERE}; "
             f"to make it: {prepare_command(set_names[0], str(root), options)}"
         )
-    command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
+        target = f"{root.name}_prepared"
+        make = prepare_command(set_names[0], target, options, source=str(root))
         raise MissingDataError(
-            f"{root}: is not a prepared set, it holds {summarise_folder(root)}; {_ELSEWHERE}; to make one: {command}"
+            f"{root}: is not a prepared set, it holds {summarise_folder(root)}; {_ELSEWHERE}; if this is the data "
+            f"itself, prepare it, and give data.root={shlex.quote(target)}: {make}"
         )
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
-        raise DataError(
-            f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; to read it as it is: "
-            f"data.name={manifest['set']}; to make one: {command}"
-        )
+        advice = f"to make one: {prepare_command(set_names[0], 'DIR', options)}"
+        if _hold_one_kind(manifest["set"], set_names[0]):
+            advice = f"to read it as it is: data.name={manifest['set']}; {advice}"
+        raise DataError(f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; {advice}")
     check_sizes(root, manifest)
     return PreparedSet(root, manifest)
+
+
+def _suggest_beside(root: Path) -> str:
+    """Suggest a prepared set beside a folder that is not there, if one has a similar name."""
+    beside = [str(file.parent) for file in root.parent.glob(f"*/{MANIFEST}")]
+    return suggest(str(root), beside, otherwise="")
+
+
+def _hold_one_kind(name: str, other: str) -> bool:
+    """Return True if two sets are of one area, so that a config of one reads the other; of plugins nothing is known."""
+    modules = find_modules("data")
+    areas = {modules[each].split(".")[2] for each in (name, other) if each in modules}
+    return len(areas) < 2
 
 
 def _describe_start(root: Path) -> str:
@@ -334,9 +351,11 @@ def _describe_start(root: Path) -> str:
     return ""
 
 
-def prepare_command(set_name: str, target: str, options: str = "") -> str:
+def prepare_command(set_name: str, target: str, options: str = "", *, source: str = "PATH") -> str:
     """Format the command that prepares a set; `options` are `key=value`."""
-    return f"sightline data prepare {set_name} --from PATH --to {shlex.quote(target)} {options}".rstrip()
+    return (
+        f"sightline data prepare {set_name} --from {shlex.quote(source)} --to {shlex.quote(target)} {options}".rstrip()
+    )
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

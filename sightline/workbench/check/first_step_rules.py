@@ -22,15 +22,13 @@ from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.build import DataSubset
-from sightline.engine.step import compute_batch_losses
+from sightline.workbench.check.batch_of_one import find_batch_of_one
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_evaluation import DryEvaluation
-from sightline.workbench.check.dry_run import StepFailure, error_location, find_failure, isolated_copy, read_batch
+from sightline.workbench.check.dry_run import StepFailure, error_location
 from sightline.workbench.check.sample_statistics import PartStatistics
 
 _PACKAGE = Path(sightline.__file__).parent
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
-_LAST_STEP = "the last step of an epoch"
 
 
 @rule(
@@ -41,15 +39,16 @@ _LAST_STEP = "the last step of an epoch"
     do="look at the line named above",
 )
 def failed_step(run: Context) -> list[Fault]:
-    """Read samples, and take a step on some of them; the last one of an epoch, too, if it has a single sample."""
+    """Read samples, and take a step on some of them; another on a batch of one sample, if the training has one."""
     faults = [
         _make_reading_fault(run, survey.part, *fault) for survey in run.statistics if (fault := _find_fault(survey))
     ]
-    failure, step = run.dry_run.failure, 0
-    if not faults and failure is None:
-        step = run.built.job.stream.plan.steps_per_epoch - 1
-        failure = _fail_last_step(run, step)
-    return faults or ([] if failure is None else [_make_step_fault(run, failure, step=step)])
+    failure = run.dry_run.failure
+    alone = None if faults else find_batch_of_one(run.built, run.world)
+    if alone is not None and (failure is None or str(failure.error) == str(alone.failure.error)):
+        made = _make_step_fault(run, alone.failure, step=alone.step)
+        return [dataclasses.replace(made, measured=f"{made.measured}; {alone.reason}", action=alone.action)]
+    return faults or ([] if failure is None else [_make_step_fault(run, failure, step=0)])
 
 
 def _find_fault(survey: PartStatistics) -> tuple[int, BaseException] | None:
@@ -80,31 +79,6 @@ def _make_reading_fault(context: Context, part: DataSubset, index: int, error: B
         expected="every sample can be read",
         action=advice or "repair or leave out the sample; `sightline data prepare` prepares a set again",
     )
-
-
-def _fail_last_step(context: Context, step: int) -> StepFailure | None:
-    """Run the last step of an epoch if it has a part of one sample, which batch norm cannot process."""
-    job, device = context.built.job, context.world.device
-    smallest = min((part for micro in job.stream.plan.step_keys(step) for part in micro), key=len)
-    is_at_risk = len(smallest) == 1 and any(isinstance(m, _BATCH_NORMS) for m in job.model.modules())
-    if not is_at_risk or context.config.distributed.sync_batch_norm:
-        return None
-    model = isolated_copy(job.model).train()
-
-    def run() -> None:
-        batch = read_batch(job, smallest, device)
-        with torch.no_grad():
-            compute_batch_losses(job.task, model, batch, device, job.precision)
-
-    return find_failure(attempt("step", run, {}), _LAST_STEP, None)
-
-
-def _describe_tail(context: Context) -> str:
-    """Describe why a part of the last step has one sample, with the share of the data if the config sets one."""
-    config, count = context.config, len(context.built.data.train.indices)
-    share = config.data.arguments.get("fraction", 1.0)
-    of_share = "" if share == 1.0 else f", which data.fraction={share:g} leaves,"
-    return f"{count} training samples{of_share} in batches of {config.train.batch_size}: a part of the last has one"
 
 
 def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:
@@ -138,8 +112,7 @@ def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fa
             config_path=path if advice is None or is_from_transform or named_loss else f"transforms or {path}",
         ),
         causes=("cfg.contract", "data.sampling") if is_from_transform else causes,
-        measured=summarise_error(failure.error)
-        + (f"; {_describe_tail(context)}" if failure.stage == _LAST_STEP else ""),
+        measured=summarise_error(failure.error),
         expected="a step on the data set's samples succeeds",
         action=advice or action,
         evidence={"batch": _describe_shapes(context.dry_run.batch)},
@@ -184,7 +157,7 @@ def explain_failure(error: BaseException) -> tuple[tuple[str, ...], str]:
     text = str(error)
     if "more than 1 value per channel" in text:
         return ("model.norm_mode", "data.sampling"), (
-            "batch norm needs two samples: set another train.batch_size, fewer micro_batches, or train.tail: drop"
+            "batch norm needs two samples: set another train.batch_size, fewer train.micro_batches, or train.tail=drop"
         )
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return ("sys.resource",), "set more train.micro_batches: the results stay the same and need less memory"

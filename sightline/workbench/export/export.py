@@ -116,12 +116,23 @@ def _quantise(
     kept = weights_in_float(run)
     quantised, num_layers = quantise(content, samples, keep_float=kept)
     one = tuple(value[:1] for value in example)
-    files = (content, quantised)
+    timing = time_files(content, quantised, one)
     float32, int8 = (
-        FileMeasure(len(file), milliseconds, _score(opened, split, file))
-        for file, milliseconds in zip(files, time_files(files, one), strict=True)
+        FileMeasure(len(file), milliseconds if timing.is_steady else None, _score(opened, split, file))
+        for file, milliseconds in zip((content, quantised), timing.milliseconds, strict=True)
     )
-    return quantised, Int8Report(float32, int8, num_layers, tuple(kept), len(samples), 1, read_processor())
+    lower, speedup, upper = timing.speedup
+    return quantised, Int8Report(
+        float32,
+        int8,
+        num_layers,
+        tuple(kept),
+        len(samples),
+        batch=1,
+        processor=read_processor(),
+        speedup=speedup if timing.is_steady else None,
+        speedup_quartiles=(lower, upper),
+    )
 
 
 def _score(opened: OpenRun, split: SplitTransforms, content: bytes) -> Mapping[str, float]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,39 @@ NUM_CALIBRATED = 64
 """Training samples whose activations choose the scales, by default."""
 _LAYERS = ("Conv", "MatMul", "Gemm")
 """Operations that are computed in int8."""
-_NUM_TIMED = 20
+_NUM_TIMED, _MAX_ROUNDS = 20, 3
+_MAX_SPREAD = 1.25
+"""Ratio of the quartiles of a speed-up up to which it is a figure: a machine that others use has given 2 to 20."""
 
 
 @dataclass(frozen=True)
 class FileMeasure:
-    """Bytes of a file, milliseconds of its fastest call on one thread, and its metrics on the test split."""
+    """Bytes of a file, processor time of a call on one thread, median in milliseconds, and metrics on the test split.
+
+    The time is None where repeated calls differ too much.
+    """
 
     num_bytes: int
-    milliseconds: float
+    milliseconds: float | None
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Processor time of two files in calls that took turns.
+
+    `milliseconds` holds the median of each, `speedup` the lower quartile, median and upper quartile of how many times
+    as fast the second was than the first in the call before it.
+    """
+
+    milliseconds: tuple[float, float]
+    speedup: tuple[float, float, float]
+
+    @property
+    def is_steady(self) -> bool:
+        """True if the speed-up is about the same in all calls."""
+        lower, _, upper = self.speedup
+        return upper <= _MAX_SPREAD * lower
 
 
 @dataclass(frozen=True)
@@ -47,7 +71,8 @@ class Int8Report:
     """Measures of a float file and of its int8 file, on one machine, and what was quantised.
 
     `num_layers` are in int8, those of the weights `kept_float` are not; `num_calibrated` samples chose the scales. A
-    call takes `batch` samples.
+    call takes `batch` samples. `speedup` is how many times as fast the int8 file is, None where repeated calls differ;
+    `speedup_quartiles` always says how far they did.
     """
 
     float32: FileMeasure
@@ -57,33 +82,44 @@ class Int8Report:
     num_calibrated: int
     batch: int
     processor: str
-
-    @property
-    def speedup(self) -> float:
-        """How many times as fast the int8 file is."""
-        return self.float32.milliseconds / self.int8.milliseconds
+    speedup: float | None
+    speedup_quartiles: tuple[float, float]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Rows of a table: what, float32, int8."""
         pairs = [("bytes", f"{self.float32.num_bytes:,}", f"{self.int8.num_bytes:,}")]
-        pairs.append(
-            (f"ms a call of {self.batch}", f"{self.float32.milliseconds:.2f}", f"{self.int8.milliseconds:.2f}")
-        )
+        if self.float32.milliseconds is not None:
+            plain, coded = (f"{file.milliseconds:.2f}" for file in (self.float32, self.int8))
+            pairs.append((f"ms of processor time a call of {self.batch}", plain, coded))
         known = self.int8.metrics
         return pairs + [(k, f"{v:.4f}", f"{known[k]:.4f}") for k, v in self.float32.metrics.items() if k in known]
 
     def describe(self) -> str:
         """Describe the result in one line."""
-        times = f"{self.speedup:.2f} times as fast" if self.speedup >= 1 else f"SLOWER: {1 / self.speedup:.2f} times"
+        speedup = self.speedup
+        if speedup is None:
+            times = "the speed is left out (see the warning)"
+        else:
+            times = f"{speedup:.2f} times as fast" if speedup >= 1 else f"SLOWER: {1 / speedup:.2f} times"
         kept = f", {len(self.kept_float)} stay float by the policy" if self.kept_float else ""
         return (
             f"int8: {self.num_layers} layers{kept}, scales of {self.num_calibrated} training samples; {times} on one "
             f"thread of {self.processor}"
         )
 
+    def list_warnings(self) -> list[str]:
+        """List what a user should know: why a figure is left out."""
+        if self.speedup is not None:
+            return []
+        lower, upper = self.speedup_quartiles
+        return [
+            f"int8: half of the calls were outside of {lower:.2f} to {upper:.2f} times as fast: other work on this "
+            "machine disturbs the measurement, and the description has no speed; export again when it is idle"
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
-        document = {**dataclasses.asdict(self), "speedup": self.speedup}
+        document = dataclasses.asdict(self)
         for name in ("float32", "int8"):
             metrics = document[name]["metrics"]
             document[name]["metrics"] = {key: v if math.isfinite(v) else None for key, v in metrics.items()}
@@ -149,18 +185,33 @@ def weights_in_float(run: TrainedRun) -> list[str]:
     return [entry.name for entry in read_packed(run.checkpoint).entries if len(entry.shape) >= 2 and not entry.bits]
 
 
-def time_files(files: Sequence[bytes], inputs: Sequence[Tensor]) -> list[float]:
-    """Return for each file the milliseconds of its fastest call on one thread; calls take turns."""
-    sessions = [make_session(content, num_threads=1) for content in files]
+def time_files(plain: bytes, quantised: bytes, inputs: Sequence[Tensor]) -> Timing:
+    """Time two files on one thread, in turns, again while the calls differ; processor time of this thread alone."""
+    sessions = [make_session(content, num_threads=1) for content in (plain, quantised)]
     feeds = {value.name: tensor.numpy() for value, tensor in zip(sessions[0].get_inputs(), inputs, strict=True)}
     outputs = [value.name for value in sessions[0].get_outputs()]
-    fastest = [math.inf] * len(files)
-    for _ in range(_NUM_TIMED):
-        for index, session in enumerate(sessions):
-            start = time.perf_counter()
-            run_session(session, outputs, feeds)
-            fastest[index] = min(fastest[index], 1e3 * (time.perf_counter() - start))
-    return fastest
+    calls = [functools.partial(run_session, session, outputs, feeds) for session in sessions]
+    for call in calls:
+        call()  # allocates what later ones use again
+    return time_in_turns(*calls)
+
+
+def time_in_turns(first: Callable[[], object], second: Callable[[], object]) -> Timing:
+    """Time two calls in turns, 20 times; up to three times as often while the calls differ. The last 20 count."""
+    for _ in range(_MAX_ROUNDS):
+        seconds = np.array([[_measure_seconds(call) for call in (first, second)] for _ in range(_NUM_TIMED)])
+        milliseconds = np.median(1e3 * seconds, axis=0)
+        quartiles = np.quantile(seconds[:, 0] / np.maximum(seconds[:, 1], 1e-9), (0.25, 0.5, 0.75))
+        timing = Timing(tuple(milliseconds.tolist()), tuple(quartiles.tolist()))
+        if timing.is_steady:
+            break
+    return timing
+
+
+def _measure_seconds(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
 
 
 # --- the graph --------------------------------------------------------------------------------------------------------

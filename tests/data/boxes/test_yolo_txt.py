@@ -338,14 +338,22 @@ def test_one_folder_for_two_splits_is_never_tested_on(tmp_path: Path) -> None:
     (root / "data.yaml").write_text("train: images/train\nval: images/train\ntest:\nnames: [person]\n")
     manifest = prepare(root, tmp_path / "set")
     assert list_other_notes(manifest) == [
-        f"5 images are stated for two splits and count for the one that their folder is called as, else the first, "
-        f"first: {root}/images/train/a.png"
+        f"{root}/data.yaml: train and val state the same 5 images, so that none would be left to test on; "
+        "sightline draws splits of its own from them, by data.test_share=0.2 and data.validation_share=0.1; state "
+        "other images for val and test to choose them"
     ]
     split_sizes = YoloTxt(split="train", root=str(tmp_path / "set")).info.split_sizes
     assert split_sizes == {"train": 3, "validation": 1, "test": 1}
     labelled(root / "images" / "valid" / "f.png")  # a key that trainers need names the folder of another one
     (root / "data.yaml").write_text("train: images/valid\nval: images/valid\ntest: images/train\nnames: [person]\n")
-    assert {image.split for image in read_yolo(root).images} == {"validation", "test"}
+    labels = read_yolo(root)
+    assert {image.split for image in labels.images} == {"validation", "test"}
+    assert labels.notes == [
+        "1 images are stated for train and val and count for the one that their folder is called as, else the first, "
+        f"first: {root}/images/valid/f.png"
+    ]
+    (root / "data.yaml").write_text("train: images/valid\nval: images/valid\nnames: [person]\n")
+    assert {image.split for image in read_yolo(root).images} == {"all"}, "not of validation alone"
 
 
 def test_photographs_are_turned_as_viewers_turn_them(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ _FORMATS = (
         ),
     ),
     _Format("coco", ".json", re.compile(rb'"(?:images|annotations|categories)"\s*:\s*\[')),
+    _Format("yolo_txt", ".yaml", re.compile(rb"^names\s*:", re.MULTILINE)),
     _Format(
         "via", ".csv", re.compile(rb"\A(?:\xef\xbb\xbf)?#?\s*filename,(?:file_size,file_attributes|.*region_shape)")
     ),

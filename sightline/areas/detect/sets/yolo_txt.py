@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -81,6 +82,8 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
 
 def _read_set(root: Path, names: tuple[str, ...] | None, signs: _KeyPointSigns, *, has_key_points: bool) -> LabelledSet:
     """Read a folder; rows that are longer than a box hold key points if the YAML file, or the caller, states it."""
+    if root.is_file():
+        raise DataError(f"{root}: is a file; give the folder around images and labels: --from {_as_word(root.parent)}")
     paths = list_images(root)
     config_path, config = _read_config(root)
     classes = _read_classes(root, names, config_path, config)
@@ -113,25 +116,35 @@ def _read_set(root: Path, names: tuple[str, ...] | None, signs: _KeyPointSigns, 
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
     unused = _find_unused_label_files(root, label_paths)
     if len(unlabelled) == len(images):
-        advice = f"{unused[0]} is elsewhere, or named otherwise" if unused else "give their folder"
+        advice = _describe_misplaced(root, unused[0], [*label_paths]) if unused else "give their folder"
         advice += name_other_set(root, "yolo_txt")
         raise DataError(
             f"{root}: none of {len(images)} images has a text file beside it, or in labels/ beside images/; {advice}"
         )
-    counts = (
-        "none" if {*(split_by or {}).values()} == {"all"} else "the one that their folder is called as, else the first"
-    )
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
     notes = count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
     notes += stated.notes
-    notes += count_note(stated.shared, f"images are stated for two splits and count for {counts}")
+    notes += _describe_shared(config_path, stated)
     notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
     for path in sorted((split_by or {}).keys() - label_paths.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in unused:
         faults.add("text files without an image", str(text))
     return LabelledSet(root, "yolo_txt", classes, images, faults, notes, unread)
+
+
+def _describe_shared(config_path: Path | None, stated: _StatedSplits) -> list[str]:
+    """Describe images that a YAML file states for two splits, and what is trained and tested on instead."""
+    keys, num_shared = " and ".join(stated.shared_keys), len({*stated.shared})
+    if num_shared and num_shared == len(stated.split_by or ()):
+        return [
+            f"{config_path}: {keys} state the same {num_shared} images, so that none would be left to test on; "
+            "sightline draws splits of its own from them, by data.test_share=0.2 and data.validation_share=0.1; state "
+            "other images for val and test to choose them"
+        ]
+    counted = f"images are stated for {keys} and count for the one that their folder is called as, else the first"
+    return count_note(stated.shared, counted)
 
 
 def count_note(places: Sequence[object], text: str) -> list[str]:
@@ -199,17 +212,31 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
             line = lines.index("") + 1
             raise DataError(f"{list_path}:{line}: is empty; write one class name a line, that of class 0 first")
         return CategoryIds.from_ids(dict(enumerate(lines)), where=str(list_path))
+    above = next((file for folder in root.parents[:2] for file in sorted(folder.glob("*.y*ml")) if _names(file)), None)
+    around = "" if above is None else f", or give the folder of {above}, which does: --from {_as_word(above.parent)}"
     raise DataError(
-        f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
-        f"{name_other_set(root, 'yolo_txt')}"
+        f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state "
+        f"'names=[a, b]'{around}{name_other_set(root, 'yolo_txt')}"
     )
+
+
+def _names(file: Path) -> bool:
+    """Return True if a YAML file seems to name classes."""
+    try:
+        return re.search(rb"^names\s*:", read_file(file), re.MULTILINE) is not None
+    except DataError:
+        return False
+
+
+def _as_word(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 class _StatedSplits(NamedTuple):
     """Splits that a YAML file states: image → split, None if no image is stated; `shared` are those of two splits.
 
-    `notes` are about paths of which only the end leads below the folder; `missing` are entries that lead nowhere;
-    `lists` are files that name images.
+    `shared_keys` are the keys that state these. `notes` are about paths of which only the end leads below the folder;
+    `missing` are entries that lead nowhere; `lists` are files that name images.
     """
 
     split_by: dict[Path, str] | None
@@ -217,15 +244,19 @@ class _StatedSplits(NamedTuple):
     notes: list[str]
     missing: list[str]
     lists: list[Path]
+    shared_keys: tuple[str, ...] = ()
 
 
 def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -> _StatedSplits:
     """Read the splits of images from the folders or lists that the YAML file states.
 
-    Images stated for two splits are training images that would be tested. If all images are in two splits, as with one
-    folder for everything, or one folder is stated for both, the folder's name decides the split.
+    Images stated for two splits are training images that would be tested. If one folder is stated for both, its name
+    decides the split. If all images are in two splits, they are of training where their folder is called so, else of no
+    split.
     """
     splits: dict[Path, str] = {}
+    first_keys: dict[Path, str] = {}
+    shared_keys: dict[str, None] = {}
     stated = _StatedSplits(None, [], [], [], [])
     base = "".join(_read_texts(config, "path", config_path)[:1])
     entries = [(key, entry) for key in _SPLIT_KEYS for entry in _read_texts(config, key, config_path)]
@@ -245,12 +276,14 @@ def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -
             key_by_path[path] != key and path.is_dir() and guess_split(path.relative_to(root)) == _SPLIT_KEYS[key]
         )
         for image in list_images(path) if path.is_dir() else _read_list(root, path, stated.notes):
+            first_key = first_keys.setdefault(image, key)
             if splits.setdefault(image, _SPLIT_KEYS[key]) != _SPLIT_KEYS[key]:
                 stated.shared.append(str(image))
+                shared_keys |= {first_key: None, key: None}
                 splits[image] = _SPLIT_KEYS[key] if is_of_key else splits[image]
     if {*splits} == {*map(Path, stated.shared)} and isinstance(folder := config.get("train"), str):
-        splits = dict.fromkeys(splits, guess_split(Path(folder)))
-    return stated._replace(split_by=splits or None)
+        splits = dict.fromkeys(splits, "train" if guess_split(Path(folder)) == "train" else "all")
+    return stated._replace(split_by=splits or None, shared_keys=tuple(shared_keys))
 
 
 def _read_texts(config: dict[str, Any], key: str, path: Path | None) -> list[str]:
@@ -306,10 +339,8 @@ def _place_below(root: Path, path: Path) -> Path:
 
 def _find_label_file(root: Path, path: Path) -> Path | None:
     """Find the text file of an image: in `labels` if the image is in `images`, else next to it; None if missing."""
-    parts = path.relative_to(root).with_suffix(".txt").parts
-    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
-    in_labels = [root.joinpath(*parts[:index], "labels", *parts[index + 1 :]) for index in folders[-1:]]
-    return next((file for file in (*in_labels, root.joinpath(*parts)) if file.is_file()), None)
+    beside = path.relative_to(root).with_suffix(".txt")
+    return next((file for file in (root / _in_labels(beside.parts), root / beside) if file.is_file()), None)
 
 
 def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]) -> list[Path]:
@@ -319,6 +350,27 @@ def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]
     names = {name for path, text in label_paths.items() if text is None for name in (path.stem, path.name)}
     texts = (text for text in list_files(root, {".txt"}) if text.parent in folders or text.stem in names)
     return [text for text in texts if text not in used and text.name not in _NAME_LISTS]
+
+
+def _describe_misplaced(root: Path, text: Path, images: Sequence[Path]) -> str:
+    """Say where the text file of an image is; with the command that moves its folder, if only that is called otherwise.
+
+    Where the file of an image in images/train belongs is labels/train.
+    """
+    wanted = {(root / _in_labels(path.relative_to(root).with_suffix(".txt").parts)) for path in images}
+    parts = text.relative_to(root).parts
+    for index in range(len(parts) - 1):
+        folder = root.joinpath(*parts[: index + 1])
+        labels = folder.with_name("labels")
+        if labels.joinpath(*parts[index + 1 :]) in wanted and not labels.exists():
+            return f"their folder is called {folder.name}: mv {_as_word(folder)} {_as_word(labels)}"
+    return f"{text} is elsewhere, or named otherwise"
+
+
+def _in_labels(parts: Sequence[str]) -> Path:
+    """Return a path with its last folder `images` called `labels`."""
+    last = max((index for index, part in enumerate(parts[:-1]) if part == "images"), default=None)
+    return Path(*(("labels" if index == last else part) for index, part in enumerate(parts)))
 
 
 def _read_rows(
