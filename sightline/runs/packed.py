@@ -33,7 +33,7 @@ from sightline.parts.quantisation.parametrised import (
     dense_state_dict,
     quantised_weights,
 )
-from sightline.store.files.atomic_write import disk_failure, replace_atomic
+from sightline.store.files.atomic_write import REPEAT, disk_failure, replace_atomic
 
 
 def packed_length(count: int, bits: int) -> int:
@@ -215,7 +215,7 @@ def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: 
     try:
         replace_atomic(path, data)
     except OSError as error:
-        raise disk_failure(error, path) from error
+        raise disk_failure(error, path, again=REPEAT) from error
     return len(data)
 
 
