@@ -98,6 +98,11 @@ def format_error(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
         subject = "path and its permissions" if error.errno == errno.EACCES else "path"
         return fail(escape_to_one_line(f"{error.filename}: {error.strerror}; check the {subject}"), 2, error)
+    if isinstance(error, FileNotFoundError) and str(error.strerror).startswith("No usable temporary directory"):
+        advice = "set the variable TMPDIR to a folder that can be written"
+        return fail(
+            f"temporary files find no place, not in {str(error.strerror).partition('[')[2][:-1]}; {advice}", 1, error
+        )
     if is_of_disk(error):
         error = disk_failure(error, Path(os.fsdecode(error.filename or "a file")), again=REPEAT, option=None)
     if isinstance(error, RunError):
