@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.case import BenchmarkCase, Implementation, Run, equal, implementation
 from benchmarks.rendering import make_frames
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.compression.bit_packing import pack_bits
+from sightline.compression.codebooks import cluster_weight
 from sightline.contract.types import SampleKey
 from sightline.ops.voxels import CubePlacement, occupancy
-from sightline.parts.quantisation.clustering import cluster_weight
 from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Scale, Translate
-from sightline.runs.packed import pack_bits
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 
 BATCH = 32

@@ -20,7 +20,7 @@ import numpy as np
 import plyfile
 import trimesh
 
-from sightline.parts.quantisation.clustering import _cluster
+from sightline.compression.codebooks import _cluster
 from sightline.store.files.mesh_formats import read_off
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import read_rows

@@ -32,12 +32,13 @@ from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.optimizers import Adam
 from sightline.engine.records import Observers, StepRecord
-from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import prepare_step, weighted_sum
 from sightline.engine.train import TrainState, train_step
 from sightline.instrument import record
 from sightline.parts.models.resnet import ResNet18Encoder
 from sightline.runs.run_directory import RunDirectory
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest
 
 
 def cases() -> list[BenchmarkCase]:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from sightline.engine.split_data import Augmentation, SplitData
+    from sightline.training.config_source import ConfigSource
     from sightline.training.run_evaluation import RunEvaluation
-    from sightline.training.train_run import ConfigSource, Reporter, TrainResult
+    from sightline.training.split_data import Augmentation, SplitData
+    from sightline.training.train_run import Reporter, TrainResult
     from sightline.workbench.compare.comparison import VariantComparison
     from sightline.workbench.export.export import ExportResult
 
@@ -87,7 +88,7 @@ def build_model(source: ConfigSource, /, **arguments: Any) -> nn.Module:
         return build_named_model(source, **arguments)
     from sightline.contract import registry
     from sightline.engine.build import build_data
-    from sightline.training.train_run import read_source
+    from sightline.training.config_source import read_source
 
     config = read_source(source).config
     given = {name: value for name, value in arguments.items() if name in registry.FACTS}
@@ -142,8 +143,8 @@ def load_data(
     >>> batch["label"].shape
     torch.Size([8])
     """
-    from sightline.engine.split_data import load_split
-    from sightline.training.train_run import read_source
+    from sightline.training.config_source import read_source
+    from sightline.training.split_data import load_split
 
     return load_split(read_source(config, overrides, plugins).config, split, transforms)
 
@@ -168,8 +169,8 @@ def evaluate(
     >>> sorted(evaluated.metrics)
     ['mean_class_accuracy', 'overall_accuracy']
     """
+    from sightline.training.config_source import check_source
     from sightline.training.run_evaluation import evaluate_run
-    from sightline.training.train_run import check_source
 
     return evaluate_run(
         to_path(run, name="evaluate", what="a run directory"),
@@ -197,8 +198,8 @@ def score(
     Of the config, the data and the metrics are used. Notes on figures that the files do not suffice for are logged.
     Files of boxes are described in docs/tasks/detect_scores.md.
     """
+    from sightline.training.config_source import read_source
     from sightline.training.run_evaluation import score_predictions
-    from sightline.training.train_run import read_source
 
     path = to_path(predictions, name="score", what="a file or folder of predictions")
     return score_predictions(path, read_source(config, overrides, plugins).config)
@@ -225,7 +226,7 @@ def compare(
     True
     """
     from sightline.engine.run_loading import open_run
-    from sightline.training.train_run import read_source
+    from sightline.training.config_source import read_source
     from sightline.verbs.compare import make_subject
     from sightline.workbench.compare.comparison import compare_networks, read_reference
 
@@ -294,8 +295,8 @@ def train_run(
     >>> result.is_finished, result.path.name
     (True, 'shapes')
     """
-    from sightline.engine.observers import is_notebook
-    from sightline.training.train_run import read_source
+    from sightline.training.config_source import read_source
+    from sightline.training.progress import is_notebook
     from sightline.training.train_run import train_run as train
 
     read = read_source(config, overrides, plugins)

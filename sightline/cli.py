@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sightline.commands.compress import COMPRESS_COMMANDS
 from sightline.commands.data import DATA_COMMANDS
 from sightline.commands.fields import Command, CommandParameter
 from sightline.commands.look import (
@@ -32,7 +33,6 @@ from sightline.commands.look import (
 )
 from sightline.commands.prove import CheckOptions, CompareOptions
 from sightline.commands.run import (
-    CompressOptions,
     EvaluateOptions,
     ExportOptions,
     PredictOptions,
@@ -51,7 +51,7 @@ SECTIONS: dict[str, tuple[type[Command], ...]] = {
     "Train": (TrainOptions, EvaluateOptions, PredictOptions, ScoreOptions),
     "Prove": (CheckOptions, CompareOptions),
     "Look": (ViewOptions, ReportOptions, RunsOptions, DescribeOptions, ProfileOptions),
-    "Use": (WeightsOptions, CompressOptions, ExportOptions, ServeOptions),
+    "Use": (WeightsOptions, *COMPRESS_COMMANDS, ExportOptions, ServeOptions),
     "Search": (StudyOptions, SweepOptions),
 }
 """Commands by the sections of `sightline --help`, in the order of a day's work."""
@@ -84,6 +84,7 @@ app = typer.Typer(
 )
 _GROUPS = {
     "data": typer.Typer(cls=_Group, no_args_is_help=True, help="Prepare data sets and describe their contents."),
+    "compress": typer.Typer(cls=_Group, no_args_is_help=True, help="Store the weights of a trained run in few bits."),
 }
 
 

@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -30,6 +30,8 @@ class Hub:
         self.requests: list[str] = []
         self.status: int | None = None
         """Status of every answer, if set."""
+        self.answers: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
+        """Answers in place of the hub's, by a pattern of method and path."""
         self.url = ""
 
     def commit(self, repo: str) -> str:
@@ -67,7 +69,7 @@ def serve_hub() -> Iterator[Hub]:
     Handler.hub = hub
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub
@@ -83,11 +85,32 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         self.hub.requests.append(format % arguments)
 
+    def handle_one_request(self) -> None:
+        with suppress(ConnectionError):  # a client that went away
+            super().handle_one_request()
+
     def do_GET(self) -> None:
-        self._answer_reader(has_body=True)
+        self._answer_otherwise() or self._answer_reader(has_body=True)
 
     def do_HEAD(self) -> None:
-        self._answer_reader(has_body=False)
+        self._answer_otherwise() or self._answer_reader(has_body=False)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self._answer_otherwise() or self._answer_writer(body)
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self._answer_otherwise():
+            self.hub.uploads[self.path.rpartition("/")[2]] = data
+            self._send(200, {})
+
+    def _answer_otherwise(self) -> bool:
+        asked = f"{self.command} {unquote(urlparse(self.path).path)}"
+        answer = next((answer for pattern, answer in self.hub.answers.items() if re.search(pattern, asked)), None)
+        if answer is not None:
+            answer(self)
+        return answer is not None
 
     def _answer_reader(self, *, has_body: bool) -> None:
         path = unquote(urlparse(self.path).path)
@@ -131,8 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
         return self.hub.repos[repo]
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    def _answer_writer(self, body: bytes) -> None:
         path = unquote(urlparse(self.path).path)
         if not self.headers.get("Authorization"):
             return self._send(401, {"error": "Invalid credentials"})
@@ -163,11 +185,6 @@ class _Handler(BaseHTTPRequestHandler):
             url = f"{self.hub.url}/{match[1]}/commit/{self.hub.commit(match[1])}"
             return self._send(200, {"success": True, "commitOid": self.hub.commit(match[1]), "commitUrl": url})
         return self._send(404, {"error": path})
-
-    def do_PUT(self) -> None:
-        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.hub.uploads[self.path.rpartition("/")[2]] = data
-        self._send(200, {})
 
     def _apply(self, files: dict[str, bytes], lines: list[dict[str, Any]]) -> None:
         for line in lines:

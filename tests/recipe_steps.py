@@ -16,8 +16,9 @@ from sightline.contract.types import Batch
 from sightline.engine.build import build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
+from sightline.engine.queued_step import QueuedStep
 from sightline.engine.step import StepTimer
-from sightline.engine.train import StepTotals, train_step
+from sightline.engine.train import train_step
 from tests.processes import ROOT
 
 RECIPES = sorted(
@@ -131,7 +132,7 @@ class TrainingStep:
         dtype = self.job.precision.parameter_dtype
         return [to_device(batch, self.world.device, float_dtype=dtype) for batch in self.micro_batches]
 
-    def run(self, sent: list[Batch] | None = None) -> StepTotals:
+    def run(self, sent: list[Batch] | None = None) -> QueuedStep:
         timer = StepTimer(self.job.task, remainder="loss")
         return train_step(self.job, self.job.model, sent or self.send(), self.world, timer)
 

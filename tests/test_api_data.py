@@ -21,7 +21,7 @@ from sightline.config import read_config
 from sightline.contract.errors import ConfigError, UserError
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.training.train_run import read_source
+from sightline.training.config_source import read_source
 from tests.cases import run_each
 from tests.command import run_here
 from tests.processes import run_program

@@ -17,8 +17,7 @@ from benchmarks import command as benchmarks
 from benchmarks import gpu
 from sightline.cli import SECTIONS, app
 from sightline.contract.registry import REGISTRIES
-from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.engine.step import average_records, evaluation_scalars
+from sightline.engine.records import EvaluationRecord, StepRecord, average_records, evaluation_scalars
 from tests.cases import run_each
 from tests.command import built_once
 from tests.doctor import __main__ as doctor
@@ -153,8 +152,8 @@ def test_tables_of_the_reference_follow_from_the_code(tables: ModuleType, name: 
 def test_every_verb_and_option_is_in_the_reference() -> None:
     group: Any = typer.main.get_command(app)
     verbs = {name: command for name, command in group.commands.items() if not hasattr(command, "commands")}
-    data = group.commands["data"].commands
-    verbs |= {f"data {name}": command for name, command in data.items()}
+    for title, within in group.commands.items():
+        verbs |= {f"{title} {name}": command for name, command in getattr(within, "commands", {}).items()}
     missing = [verb for verb in verbs if f"| `{verb} " not in REFERENCE]
     for verb, command in verbs.items():
         options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]

@@ -24,8 +24,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = """
 contract commands ops config instrument
 layers draw doctor
-parts.losses parts.metrics parts.models parts.quantisation parts.transforms
+parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
+compression
 store.box_fields store.computed_samples store.prepared store.loading
 store.cloud_preparation store.scene_preparation
 published
@@ -33,11 +34,12 @@ runs
 engine
 workbench.predict workbench.evaluate
 workbench.describe view workbench.probe workbench.compare
-workbench.compress workbench.export
-workbench.weights
+workbench.export
 workbench.check workbench.serve
 training
 workbench.fit workbench.study
+workbench.compress
+workbench.weights
 areas.clouds
 areas.contrast areas.detect areas.pose areas.scans areas.scenes
 verbs
@@ -219,8 +221,9 @@ def test_tables_of_parts_hold_what_modules_register() -> None:
         "for kind, registry in REGISTRIES.items():\n"
         "    registered = {name: entry.builder.__module__ for name, entry in registry._entries.items()}\n"
         "    assert registered == find_modules(kind), (kind, registered.items() ^ find_modules(kind).items())\n"
-        "of_areas = {rule.judge.__module__ for rule in RULES if rule.judge.__module__.startswith('sightline.areas.')}\n"
-        "assert of_areas == {*find_modules('rules').values()}\n"
+        "others = ('sightline.areas.', 'sightline.workbench.compress.')\n"
+        "named = {rule.judge.__module__ for rule in RULES if rule.judge.__module__.startswith(others)}\n"
+        "assert named == {*find_modules('rules').values()}\n"
     )
     done = run_program(code)
     assert done.returncode == 0, done.stderr
@@ -233,20 +236,15 @@ def test_the_engine_knows_no_task(imports: dict[str, dict[str, int]]) -> None:
     assert not [module for module, names in files.items() if "parts.tasks" in map(room_of, names)]
 
 
-def test_only_one_module_knows_processes() -> None:
-    """`torch.distributed` belongs to engine/distributed.py; the launcher drives torch's agent from the parent."""
-    allowed = {
-        "engine/distributed.py",
-        "engine/launcher.py",
-        "doctor/processes.py",
-        "doctor/watch/ranks.py",
-    }  # of a user's own loop
+def test_processes_of_a_run_are_known_to_one_module_and_the_launcher() -> None:
+    """The launcher drives torch's agent from the parent; the doctor reads processes of a user's own loop."""
+    allowed = {"engine/distributed.py", "engine/launcher.py", "doctor/processes.py", "doctor/watch/ranks.py"}
     knowing = {str(p.relative_to(PACKAGE)) for p in FILES if "torch.distributed" in p.read_text()}
     assert knowing <= allowed | {"layers/batch_norm.py"}  # which only says in words that it does not import it
 
 
 def test_only_one_module_knows_which_process_is_first() -> None:
-    """What one process does for all goes through `World.on_first`, `World.from_first` and `World.run_directory`."""
+    """What one process does for all goes through `rank_zero_only` and others of `World`."""
     asking = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"\bis_first\b|world\.rank\b.*==", p.read_text())}
     assert not asking - {"engine/distributed.py"}
 

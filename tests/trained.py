@@ -65,7 +65,7 @@ def pack_plain(folder: Path) -> Path:
     search = ("--ratio", 0.2, "--calibration", 8, "--bits", "2,4,8", "--method", "uniform", "--device", "cpu")
     tuning = ("--epochs", 1, "train.steps=2", "checkpoint.keep_last=1", "--batch-norm", 2)
     with mock.patch("sightline.workbench.check.suite.run_quick", return_value=[]):
-        succeed("compress", copy_run("plain", folder / "float"), *search, *tuning, "--out", folder / "packed")
+        succeed("compress", "run", copy_run("plain", folder / "float"), *search, *tuning, "--out", folder / "packed")
     return folder / "packed"
 
 
@@ -86,7 +86,7 @@ def search_plain(folder: Path) -> Path:
     )
     float_run = copy_run("plain", folder / "float")
     (folder / "words").write_text("\n".join(map(str, words)))
-    succeed("compress", float_run, *words, "--stop-after", "search", "--out", folder / "run")
+    succeed("compress", "run", float_run, *words, "--stop-after", "search", "--out", folder / "run")
     return folder / "run"
 
 

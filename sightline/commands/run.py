@@ -1,10 +1,9 @@
-"""Records of commands that train, evaluate, predict, convert, compress; their functions are in `sightline.verbs`."""
+"""Records of commands that train, evaluate, predict, convert, export; their functions are in `sightline.verbs`."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Literal
 
 from sightline.commands.fields import (
     CHECKPOINT,
@@ -13,7 +12,6 @@ from sightline.commands.fields import (
     OVERRIDES,
     PLUGINS,
     PROCESSES,
-    Command,
     DeviceCommand,
     DocumentCommand,
     PluginCommand,
@@ -252,113 +250,3 @@ class ServeOptions(
     max_requests: int = option(
         "--max-requests", "N", "requests at a time; others get 503", default=64, min=1, max=10**6
     )
-
-
-# --- compress --------------------------------------------------------------------------------------------------------
-
-
-class BudgetOptions(Command):
-    """Budget and search space of a compression."""
-
-    ratio: float | None = option("--ratio", "R", "budget, as a ratio of the bytes in float32 [report of steps: 0.1]")
-    num_bytes: int | None = option("--bytes", "N", "budget in bytes, instead of --ratio")
-    on: str | None = option(
-        "--on",
-        "file|codebook|weights",
-        "what the budget counts: the file, or layers with or without codebooks [file; of a report of steps weights]",
-    )
-    method: str = option("--method", "NAME", "see 'sightline list searches'", default="hybrid")
-    bits: str = option("--bits", "N,N...", "bits to choose from per layer: 2,4 or 1-8", default="1-8")
-    kind: str = option("--kind", "codebook|linear", "quantisation of the weights", default="codebook")
-    per_channel: bool = switch("--per-channel", "one codebook or step size per output channel")
-    calibration: int = option("--calibration", "N", "samples that policies are evaluated on", default=256, min=1)
-    seed: int = option("--seed", "N", "seed of the calibration samples and of the search", default=0, min=0)
-
-
-class ProtectionOptions(Command):
-    """Layers that a search leaves at their bits, and bits of the layers' inputs."""
-
-    protect: tuple[str, ...] = option(
-        "--protect", "NAME", "layers to keep at --protect-bits: head.*; repeatable", default=()
-    )
-    protect_ends: int = option("--protect-ends", "N", "protect this many first and last layers", default=0, min=0)
-    protect_bits: int = option(
-        "--protect-bits", "N", "bits of protected layers: 1 to 8, 16, or 32 for float32", default=8
-    )
-    activations: int | None = option(
-        "--activations", "N", "also quantise layer inputs to these bits; needs model.fused=false"
-    )
-
-
-class FineTuneOptions(Command):
-    """Options of fine-tuning the quantised run."""
-
-    epochs: int | None = option(
-        "--epochs", "N", "epochs of fine-tuning; 0 for none, except in a report [a quarter of the run's]", min=0
-    )
-    rate: float = option("--rate", "F", "learning rate of fine-tuning, as a factor of the run's", default=0.1)
-    is_distilled: bool | None = option(
-        "--distil/--no-distil", None, "also learn from the float model's logits [if the run has labels]"
-    )
-
-
-class PackOptions(Command):
-    """Options of packing."""
-
-    batch_norm: int = option(
-        "--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0
-    )
-
-
-class CompressOptions(
-    BudgetOptions,
-    ProtectionOptions,
-    FineTuneOptions,
-    PackOptions,
-    DeviceCommand,
-    name="compress",
-    run="compress.compress",
-    examples=(
-        "compress runs/a --ratio 0.1 --out runs/small",
-        "compress runs/a --stop-after size",
-    ),
-):
-    """Search, fine-tune and pack a run.
-
-    Searches the bits of each layer, and writes a run directory whose weights, model.slq, fit the budget to the byte.
-    Repeat the command to resume it. The reported metrics exclude the samples that policies were evaluated on. With
-    --policy, nothing is searched; a run that was trained with quantised weights is only packed. --stop-after ends after
-    one stage: 'size' prints the size of the packed file, by --policy or for 1 to 8 bits in all layers, and writes
-    nothing; 'search' and 'finetune' leave their results in DIR/work, from which the same command without --stop-after
-    goes on.
-
-    --report searches compares searches: --method names several, or all; DIR gets the policy.json of the best one, and
-    a table. --report steps writes a table that leads from the float run to mixed bits, fine-tuned and distilled; for
-    comparison, the float run is trained for as long.
-    """
-
-    runs: tuple[Path, ...] = argument(
-        "RUN [KEY=VALUE]...",
-        "a run directory; then arguments of the search (max_evaluations=100) and overrides of the config of "
-        "the fine-tuning (train.batch_size=32)",
-        key_values="words",
-    )
-    words: tuple[str, ...] = ()
-    out: Path | None = option("--out", "DIR", "folder to write; it becomes a run directory")
-    stop_after: Literal["size", "search", "finetune"] | None = option(
-        "--stop-after", None, "end after this stage [pack]"
-    )
-    report: Literal["searches", "steps"] | None = option("--report", None, "write a table instead of a run directory")
-    seeds: int = option("--seeds", "N", "runs per row of a report of steps, for its spread", default=1, min=1)
-    policy: Path | None = option("--policy", "FILE", "weight format of each layer, instead of a search")
-    checkpoint: str = CHECKPOINT
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """Overrides of the fine-tuning's config: the words whose key has a dot."""
-        return tuple(word for word in self.words if "." in word.partition("=")[0])
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """Arguments of the search: the other words."""
-        return tuple(word for word in self.words if word not in self.overrides)

@@ -83,7 +83,7 @@ class Train:
 class Evaluate:
     """Evaluation settings; `select` is the split that selects the best checkpoint, `votes` the number of passes.
 
-    Without `mode` the metric states if a higher or a lower value is better: `engine.best_metric.resolve_mode`.
+    Without `mode` the metric states if a higher or a lower value is better: `runs.best_checkpoint.resolve_mode`.
     """
 
     metric: str

@@ -1,9 +1,9 @@
 """Rates of false alarms: in how many healthy programs a rule was asked, and in how many of these it gave an alarm.
 
-`rates.json` is measured, by `python -m tests.doctor --kind healthy --draws N`, over programs that are sound by
+`rates.json` is measured, by `python -m tests.doctor.rates LINES.jsonl --measure`, over programs that are sound by
 construction. A rule that compares a statistic with a threshold has an error or a warning only where it was asked so
-often, and was silent, that its rate is at most 0.5 % with 95 % certainty. Rules that wait for this, of which planted
-bugs need the alarm, and that were silent so far, are listed by name.
+often, and was silent, that its rate is at most 0.5 % with 95 % certainty. Of what only whole runs have, which are not
+drawn, the correct runs of the table are all that is known: such a rule has alarms while none of these has one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 MAX_RATE = 0.005
 """Largest upper bound of the rate of a statistical rule that gives errors and warnings."""
 _CERTAINTY = 0.95
+_OF_RUNS = ("areas.", "workbench.", "doctor.rules.outcomes.fallen_metric")
+"""Beginnings of the names of rules that judge what whole runs alone have: their config, sets, and figures."""
 
 
 def sum_binomial(total: int, most: int, share: float) -> float:
@@ -64,12 +66,24 @@ def get_rate(name: str) -> Rate:
     return Rate(*_read()["rules"].get(name, (0, 0)))
 
 
+def is_of_runs(name: str) -> bool:
+    """Return True for a rule that judges what only whole runs have."""
+    asked_by_runs = get_rate_of_runs(name).asked > 0
+    return name.startswith(_OF_RUNS) or (asked_by_runs and not get_rate(name).asked)
+
+
+def get_rate_of_runs(name: str) -> Rate:
+    """Return the numbers of a rule over correct runs."""
+    return Rate(*_read()["runs"].get(name, (0, 0)))
+
+
 def is_waiting(name: str) -> bool:
-    """Return True for a rule that was silent, too few times, and keeps its alarms until it was asked more often."""
-    return name in _read()["waiting"]
+    """Return True for a rule that keeps its alarms until it is measured anew."""
+    return name in _read().get("waiting", ())
 
 
 @functools.cache
 def may_alarm(name: str) -> bool:
     """Return True for a statistical rule that gives errors and warnings."""
-    return get_rate(name).is_low or is_waiting(name)
+    is_silent = is_of_runs(name) and not get_rate_of_runs(name).alarms
+    return get_rate(name).is_low or is_silent or is_waiting(name)

@@ -19,34 +19,34 @@ import numpy as np
 import yaml
 from torch import nn
 
+from sightline.compression.parametrised import quantise_by_config
 from sightline.config import RunConfig, locate_errors
 from sightline.config.run_config import PrecisionName, to_plain
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
-from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
+from sightline.contract.errors import CheckpointError, ConfigError, escape_to_one_line
 from sightline.contract.facts import check_data_facts
 from sightline.contract.loss import Loss
 from sightline.contract.members import DataMembers, ModelMembers, TaskMembers, TransformMembers, get_data_digest
 from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset
+from sightline.engine.batch_size import find_batch_size
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.device import Precision, is_memory_bound, resolve_precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.loop import find_batch_size
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec
-from sightline.engine.records import resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
 from sightline.instrument.random_state import preserve_random_state
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
-from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.runs import checkpoint
-from sightline.runs.checkpoint import assert_sha256
+from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.run_files import RunFiles
+from sightline.runs.trained_weights import assert_sha256, load_trained_state
 from sightline.runs.weight_sources import WeightSource, open_source
 from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
@@ -69,20 +69,11 @@ def apply_model_changes(model: nn.Module, config: RunConfig, world: World) -> nn
 
 def _list_changes(config: RunConfig, world: World) -> Iterator[Change]:
     if config.compress is not None:
-        yield lambda model: _quantise(model, config)
+        yield lambda model: quantise_by_config(model, config)
     if config.distributed.sync_batch_norm:
         yield world.convert_sync_batchnorm
     if config.train.cudnn == "all_but_batch_norm":
         yield disable_cudnn_batch_norm
-
-
-def _quantise(model: nn.Module, config: RunConfig) -> nn.Module:
-    assert config.compress is not None
-    try:
-        apply_policy(model, config.compress.policy, mean_gradient=config.compress.gradient == "mean")
-    except UserError as error:
-        raise ConfigError(f"{config.origins.get('compress.policy', 'compress')}: {error}") from None
-    return model
 
 
 logger = logging.getLogger(__name__)
@@ -456,7 +447,7 @@ def _load_network(
     check_same_facts(files.facts, facts, run)
     with preserve_random_state():
         model = build_model(files.config, files.facts, World(device=world.device))
-    load_weights(model, checkpoint.load_trained_state(source, remedy=remedy), where=source)
+    load_weights(model, load_trained_state(source, remedy=remedy), where=source)
     return model.to(world.device, Precision(precision).parameter_dtype)
 
 

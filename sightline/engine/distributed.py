@@ -1,4 +1,8 @@
-"""Distributed training: the world of processes and its collectives, by torch.distributed."""
+"""Distributed training: the world of processes and its collectives.
+
+No other module of a run calls torch.distributed, but for the launcher, which starts processes by torch's agent. The
+doctor does, too, for processes of loops that are not ours.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +32,8 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
+from sightline.engine.gradients import GradientReduction
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
-from sightline.engine.learnt_losses import GradientReduction
 from sightline.engine.process_inputs import ProcessesDifferError, describe_process, find_differences
 from sightline.engine.watchdog import (
     PeerLostError,

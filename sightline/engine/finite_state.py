@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sightline.contract.errors import RunError
 from sightline.engine.train import TrainState
-from sightline.runs.checkpoint import optimizer_tensors
+from sightline.runs.optimizer_state import optimizer_tensors
 from sightline.runs.weights import describe_non_finite, find_non_finite, plain_name
 
 

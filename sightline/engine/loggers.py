@@ -26,8 +26,14 @@ from sightline.config.run_config import flatten, format_inline
 from sightline.contract.errors import ConfigError, RunError, assert_installed
 from sightline.contract.regular_files import read_regular_file
 from sightline.draw.pictures import Picture, encode_png
-from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.engine.step import StepAverager, average_records, evaluation_scalars, samples_per_s
+from sightline.engine.records import (
+    EvaluationRecord,
+    StepAverager,
+    StepRecord,
+    average_records,
+    evaluation_scalars,
+    samples_per_s,
+)
 from sightline.instrument.random_state import preserve_random_state
 
 

@@ -1,12 +1,8 @@
-"""Training loop: reads batches, queues steps, reads their numbers, and records them.
-
-Search for the largest batch whose steps fit into the memory of a GPU.
-"""
+"""Training loop: reads batches, queues steps, reads their numbers, and records them."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import time
 from collections import deque
@@ -16,17 +12,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from sightline.contract.errors import RunError, UserError, join_some, summarise_error
+from sightline.contract.errors import RunError, join_some
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import LinearRamp
-from sightline.engine.batch_stream import DeviceData, find_device_data
 from sightline.engine.device import BatchTransfer, CopyStream
+from sightline.engine.device_data import DeviceData, find_device_data
 from sightline.engine.distributed import World
 from sightline.engine.queued_step import QueuedStep, RandomStates
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer
 from sightline.engine.step_graph import StepGraphs
-from sightline.engine.train import StepTotals, TrainState, queue_step, read_steps
+from sightline.engine.train import TrainState, queue_step, read_steps
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +65,7 @@ def train(
             while job.step < job.num_steps:
                 loop.queue(batches, stop_requested=bool(stop))
                 if loop.can_wait and not stop and job.step < job.num_steps and not is_read_after(job.step):
-                    loop.open_steps[-1][0].forget()
+                    loop.open_steps[-1].forget()
                 elif any(on_step_end(record, stop_asked) for record, stop_asked in loop.read()):
                     return
     except Exception:
@@ -89,7 +85,8 @@ class _Loop:
 
     def __init__(self, job: TrainState, network: nn.Module, world: World) -> None:
         self.job, self.network, self.world = job, network, world
-        self.open_steps: list[tuple[QueuedStep, RandomStates | None, StepTimer]] = []
+        self.open_steps: list[QueuedStep] = []
+        self._clock = StepTimer(job.task, remainder="loss")  # of the last open step
         self.can_wait = job.gate is not None and world.size == 1
         self.data = _find_device_data(job)
         job.graphs = _make_graphs(job, world)
@@ -115,8 +112,9 @@ class _Loop:
         job.step += 1
         self._stay_near()
         clock.end_phase("optimise")
-        queued.seconds, queued.wall_s = clock.seconds, time.perf_counter() - self._started
-        self.open_steps.append((queued, states, clock))
+        queued.states, queued.seconds, queued.wall_s = states, clock.seconds, time.perf_counter() - self._started
+        self.open_steps.append(queued)
+        self._clock = clock
 
     def _stay_near(self) -> None:
         """Wait until a GPU has done all but the last few steps."""
@@ -131,23 +129,23 @@ class _Loop:
         steps, self.open_steps = self.open_steps, []
         if not steps:
             return
-        all_totals = read_steps(self.job, [queued for queued, *_ in steps])
-        steps[-1][2].end_phase("optimise")  # the wait
-        steps[-1][0].wall_s = time.perf_counter() - self._started
-        for (queued, *_), totals in zip(steps, all_totals, strict=False):
-            if uncounted := self._all_counted & totals.uncounted:
+        finished = read_steps(self.job, steps)
+        self._clock.end_phase("optimise")  # the wait
+        steps[-1].wall_s = time.perf_counter() - self._started
+        for queued in finished:
+            if uncounted := self._all_counted & {name for name, divisor in queued.divisors.items() if divisor == 0}:
                 self._all_counted -= uncounted
                 self.world.rank_zero_only(_warn_of_uncounted)(queued, sorted(uncounted), self.world.size)
-            yield _record(self.job, queued, totals, self.world.size), totals.stop_requested
-        if len(all_totals) < len(steps):
-            self._repeat(*steps[len(all_totals)][:2])
+            yield _record(self.job, queued, self.world.size), queued.stop_requested
+        if len(finished) < len(steps):
+            self._repeat(steps[len(finished)])
 
-    def _repeat(self, failed: QueuedStep, states: RandomStates | None) -> None:
+    def _repeat(self, failed: QueuedStep) -> None:
         """Compute a failed step again, from the same weights, draws and batch: its checks have the words for it."""
         job = self.job
-        assert states is not None
+        assert failed.states is not None
         job.step = failed.step
-        states.restore(job.device)
+        failed.states.restore(job.device)
         if job.watch is not None:
             job.watch.ask(failed.step)
         assert job.gate is not None
@@ -212,13 +210,14 @@ def _warn_of_uncounted(queued: QueuedStep, losses: Sequence[str], num_processes:
     )
 
 
-def _record(job: TrainState, queued: QueuedStep, totals: StepTotals, num_processes: int) -> StepRecord:
-    losses = {name: totals.losses[name] for name in job.loss_weights}
+def _record(job: TrainState, queued: QueuedStep, num_processes: int) -> StepRecord:
+    losses = queued.losses
+    losses = {name: losses[name] for name in job.loss_weights}
     step_metrics = TaskMembers.step_metrics.get(job.task)
-    metrics = {} if step_metrics is None else step_metrics(losses, totals.num_samples, num_processes)
+    metrics = {} if step_metrics is None else step_metrics(losses, queued.num_samples, num_processes)
     weights = job.loss_weights_at(queued.step)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
-    gradients = {f"gradient/{path}": norm for path, norm in totals.gradient_norms.items()}
+    gradients = {f"gradient/{path}": norm for path, norm in queued.gradient_norms.items()}
     ramps = {
         f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
     }
@@ -227,77 +226,11 @@ def _record(job: TrainState, queued: QueuedStep, totals: StepTotals, num_process
         num_steps=job.num_steps,
         epoch=queued.epoch,
         num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
-        num_samples=totals.num_samples,
+        num_samples=queued.num_samples,
         losses=losses,
-        grad_norm=totals.grad_norm,
-        lr=totals.lr,
+        grad_norm=queued.grad_norm,
+        lr=queued.lr,
         seconds=queued.seconds,
         wall_s=queued.wall_s,
-        extra_scalars={**metrics, **totals.counts, **ramps, **gradients},
+        extra_scalars={**metrics, **queued.counts, **ramps, **gradients},
     )
-
-
-_TRIAL_STEPS = 6
-"""Steps of a trial: the optimiser makes its state in the first, and a graph is captured by the last."""
-
-
-def find_batch_size(
-    build_alone: Callable[[int], TrainState], world: World, num_samples: int, *, micro_batches: int, is_cut: bool
-) -> int:
-    """Find the largest batch size, over all processes, of which each process can train its share.
-
-    Every process searches alone, by steps of the states of a single process that `build_alone` makes, of at least two
-    samples a micro-batch and at most the training part; the smallest share counts. Unless the last batch of an epoch
-    `is_cut`, sizes that leave a part of it a single sample are passed over, as batch norm cannot train on one.
-    Raises RunError if not even two samples a micro-batch fit.
-    """
-    least = 2 * micro_batches
-    most = max(least, num_samples // world.size)
-    share = find_largest(lambda size: _fits(build_alone, size), least, most)
-    share = min(map(int, world.gather_text(str(share), operation="sizes of batches")))
-    if not share:
-        raise RunError(
-            f"train.batch_size: auto: a step of {least} samples, two a micro-batch, does not fit into the GPU's memory"
-            "; take a smaller network or input, train.precision=bf16, or a GPU with more memory"
-        )
-    parts = least * world.size
-    sizes = range(share, 0, -1)
-    share = next((size for size in sizes if is_cut or not 0 < num_samples % (size * world.size) < parts), share)
-    return share * world.size
-
-
-def find_largest(fits: Callable[[int], bool], least: int, most: int) -> int:
-    """Return the largest number from `least` to `most` that fits, by doubling and bisection; 0 if none does."""
-    fitting, size = 0, least
-    while fits(size):
-        fitting = size
-        if size == most:
-            return size
-        size = min(2 * size, most)
-    while fitting and size - fitting > 1:
-        middle = (fitting + size) // 2
-        fitting, size = (middle, size) if fits(middle) else (fitting, middle)
-    return fitting
-
-
-def _fits(build_alone: Callable[[int], TrainState], size: int) -> bool:
-    """Return True if a few steps of this many samples fit into the memory. Raises RunError if they fail otherwise."""
-    try:
-        job = build_alone(size)
-        job.num_steps = _TRIAL_STEPS
-        train(job, World(device=job.device), lambda record, stop_asked: stop_asked)
-        is_fitting = True
-    except torch.OutOfMemoryError:
-        is_fitting = False
-    except (UserError, RunError):
-        raise
-    except Exception as error:
-        raise RunError(
-            f"train.batch_size: auto: a training step of {size} samples failed: {summarise_error(error)}; `sightline "
-            f"check` with train.batch_size={size} names the cause"
-        ) from error
-    job = None  # type: ignore[assignment]  # its tensors would stay until the next one is built
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    return is_fitting

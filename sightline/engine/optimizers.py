@@ -16,13 +16,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from typing_extensions import TypedDict
 
+from sightline.compression.codebooks import Codebook
+from sightline.compression.parametrised import quantised_weights
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
 from sightline.contract.errors import ConfigError
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.schema import suggest
-from sightline.engine.learnt_losses import LearntLosses, combine_modules, has_memory_gaps, match_memory_format
-from sightline.parts.quantisation.parametrised import Codebook, quantised_weights
+from sightline.engine.gradients import has_memory_gaps, match_memory_format
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 
 _CONFIG_PATH = "optimizer.layer_decay"
 

@@ -1,4 +1,4 @@
-"""Optimiser steps that a device was given, and whose numbers the host has not read."""
+"""An optimiser step from its queueing to its record, and the gate by which a device skips one that failed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,73 +17,144 @@ from sightline.contract.types import Batch
 from sightline.ops.waits import DeviceCheck
 
 
-@dataclass
-class QueuedStep:
-    """Step of which a device has the numbers: `values` (n,) in float64, in the order of `names`.
+class Key(StrEnum):
+    """Names of a step's numbers; those that end in a space begin the name of a loss, a count or a module.
 
-    Between the first `num_judged` of the names, which decide whether the step counts, and the others lie the numbers of
-    the checks: 0 for one that holds. `known` are numbers of the host. `step` counts the finished steps before it.
+    No loss can have such a name.
     """
 
-    step: int
-    epoch: int
-    lr: float
+    SAMPLES = "(samples)"
+    STOP = "(stop)"
+    NORM = "(norm)"
+    MEAN = "(mean) "
+    DIVISOR = "(count) "
+    COUNT = "(tally) "
+    GRADIENT = "(gradient) "
+
+
+@dataclass
+class QueuedStep:
+    """One optimiser step, which grows: its work makes the first fields, who queues it the next, reading it the last.
+
+    A device has its numbers: `values` (n,) in float64, in the order of `names`. Between the first `num_judged` of the
+    names, which decide whether the step counts, and the others lie the numbers of the checks: 0 for one that holds.
+    `known` are numbers of the host. Of a step that `is_forgotten`, batches and checks are gone: a failure is then
+    known, but not its words.
+
+    `step` counts the finished steps before it; `states` are those of the generators, and `has_state` tells whether the
+    optimiser had one. `samples` are the indices of each micro-batch. Times are the first process's.
+
+    `numbers` has all of them by name, of all processes together, once the step is read; `failed_check` is the first
+    check that does not hold, and `is_sound` tells whether all that decides is finite.
+    """
+
     names: tuple[str, ...]
     num_judged: int
     values: Tensor
-    known: Mapping[str, float]
-    micro_batches: Sequence[Batch]
-    samples: list[Tensor]
+    known: Mapping[str, float] = field(default_factory=dict)
     checks: Sequence[DeviceCheck] = ()
+    micro_batches: Sequence[Batch] = ()
     is_forgotten: bool = False
+
+    step: int = 0
+    epoch: int = 0
+    lr: float = 0.0
+    samples: Sequence[Tensor] = ()
     has_state: bool = True
-    totals: Any = None
+    states: RandomStates | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
 
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    failed_check: DeviceCheck | None = None
+    is_sound: bool = True
+
+    @classmethod
+    def pack(
+        cls,
+        judged: Mapping[str, Tensor],
+        others: Mapping[str, Tensor],
+        *,
+        known: Mapping[str, float],
+        checks: Sequence[DeviceCheck],
+        micro_batches: Sequence[Batch],
+    ) -> QueuedStep:
+        """Pack numbers (0-d) of a device, those that are judged first, with those of checks: -inf for a failed one."""
+        parts, names = list[Tensor](), list[str]()
+        for numbers in (judged, others):
+            by_dtype: dict[torch.dtype, list[str]] = {}
+            for name, number in numbers.items():
+                by_dtype.setdefault(number.dtype, []).append(name)
+            parts += [torch.stack([numbers[name].detach() for name in each]).double() for each in by_dtype.values()]
+            names += itertools.chain(*by_dtype.values())
+            if numbers is judged and checks:
+                parts.append(torch.stack([check.holds for check in checks]).double().log())
+        return cls(tuple(names), len(judged), torch.cat(parts), known, checks, micro_batches)
+
     @property
-    def num_checks(self) -> int:
-        return len(self.values) - len(self.names)
+    def deciding(self) -> Tensor:
+        """The values that decide whether the step counts."""
+        return self.values[: self._num_deciding]
+
+    @property
+    def _num_deciding(self) -> int:
+        return self.num_judged + len(self.values) - len(self.names)
 
     def forget(self) -> None:
-        """Let go of what the step computed on: a failure is then known, but not its words."""
+        """Let go of what the step computed on."""
         self.micro_batches, self.checks, self.is_forgotten = (), (), True
 
-    def split(self, values: Sequence[float]) -> tuple[dict[str, float], Sequence[float], bool]:
-        """Split its values into numbers by name and those of its checks; and whether all that decide are finite."""
-        first, last = self.num_judged, self.num_judged + self.num_checks
-        numbers = dict(zip(self.names, (*values[:first], *values[last:]), strict=True))
-        return numbers, values[first:last], all(map(math.isfinite, values[:last]))
+    def take(self, values: Sequence[float]) -> None:
+        """Take its values as the host has read them."""
+        first, last = self.num_judged, self._num_deciding
+        self.numbers = {**self.known, **dict(zip(self.names, (*values[:first], *values[last:]), strict=True))}
+        of_checks = zip(self.checks, values[first:last], strict=not self.is_forgotten)
+        self.failed_check = next((check for check, value in of_checks if value), None)
+        self.is_sound = all(map(math.isfinite, values[:last]))
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The mean of each loss."""
+        return self._select(Key.MEAN)
+
+    @property
+    def divisors(self) -> dict[str, float]:
+        """The count that the sum of each loss was divided by; by 1 if it is 0."""
+        return self._select(Key.DIVISOR)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The sums of the task's `step_counts`."""
+        return self._select(Key.COUNT)
+
+    @property
+    def gradient_norms(self) -> dict[str, float]:
+        """The norm of each module's gradient, by its path, if they are logged."""
+        return self._select(Key.GRADIENT)
+
+    @property
+    def grad_norm(self) -> float:
+        return self.numbers[Key.NORM]
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.numbers[Key.SAMPLES])
+
+    @property
+    def stop_requested(self) -> bool:
+        """True if any process requested a stop."""
+        return self.numbers[Key.STOP] > 0
+
+    def _select(self, prefix: str) -> dict[str, float]:
+        return {name.removeprefix(prefix): value for name, value in self.numbers.items() if name.startswith(prefix)}
 
 
-def read_values(steps: Sequence[QueuedStep]) -> list[list[float]]:
+def read_values(steps: Sequence[QueuedStep]) -> None:
     """Read the values of steps in one transfer, the only wait for a device of most networks."""
     flat = torch.cat([queued.values for queued in steps]).tolist() if len(steps) > 1 else steps[0].values.tolist()
     rows = iter(flat)
-    return [list(itertools.islice(rows, len(queued.values))) for queued in steps]
-
-
-class PackedNumbers(NamedTuple):
-    """Numbers of a step as `QueuedStep` has them; the first `num_deciding` values decide whether it counts."""
-
-    names: tuple[str, ...]
-    num_judged: int
-    num_deciding: int
-    values: Tensor
-
-
-def pack_numbers(judged: Mapping[str, Tensor], others: Mapping[str, Tensor], holds: Sequence[Tensor]) -> PackedNumbers:
-    """Pack numbers (0-d, of the device) with those of checks: -inf for one that does not hold."""
-    parts, names = list[Tensor](), list[str]()
-    for numbers in (judged, others):
-        by_dtype: dict[torch.dtype, list[str]] = {}
-        for name, number in numbers.items():
-            by_dtype.setdefault(number.dtype, []).append(name)
-        parts += [torch.stack([numbers[name].detach() for name in each]).double() for each in by_dtype.values()]
-        names += itertools.chain(*by_dtype.values())
-        if numbers is judged and holds:
-            parts.append(torch.stack(list(holds)).double().log())
-    return PackedNumbers(tuple(names), len(judged), len(judged) + len(holds), torch.cat(parts))
+    for queued in steps:
+        queued.take([*itertools.islice(rows, len(queued.values))])
 
 
 class Gate:

@@ -1,22 +1,18 @@
-"""Records of the training loop, and the observers that read them: records are frozen, so the run cannot change.
-
-Metric that selects the best checkpoint, and its direction (`max` or `min`).
-"""
+"""Records of a training, their averages over intervals of steps, and observers, which only read: records are frozen."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
-from sightline.config import RunConfig
-from sightline.contract import schema
-from sightline.contract.errors import ConfigError, LostFolderError
-from sightline.contract.metric import Metric, is_higher_better, make_state
-from sightline.contract.types import SourceLocation
+from pydantic import TypeAdapter
+
+from sightline.contract.errors import LostFolderError
 from sightline.draw.pictures import Picture
 from sightline.instrument.random_state import preserve_random_state
 
@@ -131,57 +127,107 @@ class Observers:
             observer.on_end("failed")
 
 
-Mode = Literal["max", "min"]
+_KEYS = {"extra_scalars": "gauges"}
+"""Fields of a record that a checkpoint keeps under another key."""
 
 
-def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bool = False) -> RunConfig:
-    """Set `evaluate.mode` of the config: the given one, else the direction that the metric of `evaluate.metric` states.
+class StepAverager:
+    """Collector of step records, which writes each interval: at multiples of `every`, an epoch's end, or `flush`.
 
-    `metrics` are those of the config, in its order. Raises ConfigError if none of them computes the value, if neither
-    config nor metric states a direction, and if they contradict each other; a run that `is_resumed` keeps the config's
-    direction, by which its best checkpoint was selected, with a warning.
+    An epoch's end is known from the next record only, so its interval is written then, unless `flush` came before
+    (call it at each evaluation and at the end). Every step is written exactly once.
     """
-    figure, configured_mode = config.evaluate.metric, config.evaluate.mode
-    where = config.origins.get("evaluate.metric", "evaluate.metric")
-    computed = [metric.compute(make_state(metric)) for metric in metrics]
-    for figures, block in zip(computed, config.metrics, strict=False):
-        if not isinstance(figures, Mapping) or not all(isinstance(name, str) for name in figures):
-            raise ConfigError(
-                f"{block.location}: compute of '{block.name}' returned {figures!r:.60}; return a dict, name: number"
-            )
-    computing = [index for index, figures in enumerate(computed) if figure in figures]
-    if not computing:
-        names = {block.name: list(figures) for block, figures in zip(config.metrics, computed, strict=True)}
-        hint = schema.suggest(figure, [name for figures in names.values() for name in figures])
-        component = f" The component '{figure}' of metrics computes {', '.join(names.get(figure, ()))}" * (
-            figure in names
-        )
-        raise ConfigError(f"{where}: no metric of this run is called '{figure}'{hint}{component}")
-    metric, block = metrics[computing[-1]], config.metrics[computing[-1]]
-    attribute = f"{type(metric).__module__}.{type(metric).__qualname__}.higher_is_better"
-    try:
-        better = is_higher_better(metric, figure)
-    except TypeError as error:
-        raise ConfigError(f"{block.location}: {error}") from None
-    if better is None and configured_mode is None:
-        raise ConfigError(
-            f"{where}: neither the config nor the metric '{block.name}' states whether a higher '{figure}' is better; "
-            f"set evaluate.mode to max or min, or {attribute} to True or False"
-        )
-    stated: Mode | None = None if better is None else "max" if better else "min"
-    if configured_mode is not None:
-        if stated not in (None, configured_mode):
-            _report_conflict(
-                config, f"{stated} for '{figure}' ({attribute} = {better}; {block.location})", is_resumed=is_resumed
-            )
-        return config
-    origins = {**config.origins, "evaluate.mode": SourceLocation(f"metric '{block.name}'", path="evaluate.mode")}
-    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, mode=stated), origins=origins)
+
+    def __init__(self, every: int, write: Callable[[Sequence[StepRecord]], None]) -> None:
+        self._every = every
+        self._write = write
+        self._records: list[StepRecord] = []
+
+    def add(self, record: StepRecord) -> None:
+        if self._records and record.epoch != self._records[-1].epoch:
+            self.flush()
+        self._records.append(record)
+        if record.step % self._every == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the records of the open interval, if any."""
+        if self._records:
+            self._write(self._records)
+            self._records = []
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return the open interval in plain values, for a checkpoint: a resumed run writes the same lines."""
+        return [
+            {_KEYS.get(field.name, field.name): getattr(record, field.name) for field in fields(record)}
+            | {"losses": dict(record.losses), "seconds": dict(record.seconds), "gauges": dict(record.extra_scalars)}
+            for record in self._records
+        ]
+
+    def restore(self, state: Iterable[Mapping[str, Any]]) -> None:
+        """Restore the open interval of a checkpoint. Raises ValueError for records of another form."""
+        names = {key: name for name, key in _KEYS.items()}
+        records = [{names.get(key, key): value for key, value in record.items()} for record in state]
+        TypeAdapter(list[StepRecord]).validate_json(json.dumps(records), strict=True)
+        self._records = [StepRecord(**record) for record in records]
 
 
-def _report_conflict(config: RunConfig, stated: str, *, is_resumed: bool) -> None:
-    where = config.origins.get("evaluate.mode", "evaluate.mode")
-    text = f"{where}: found {config.evaluate.mode}, but the metric states {stated}"
-    if not is_resumed:
-        raise ConfigError(f"{text}; leave evaluate.mode out, or choose another figure")
-    logger.warning("selection-mode: %s; this run keeps its mode: its 'best' may be its worst checkpoint", text)
+def average_records(records: Sequence[StepRecord]) -> dict[str, float]:
+    """Average the records of some steps, weighted by numbers of samples; rounded once, regardless of the order.
+
+    `loss/<term>`, `grad_norm` and extra scalars are such means; `lr` is the last one's; `num_samples` is a sum;
+    `time_s/<part>` are plain means over steps.
+    """
+    terms = dict.fromkeys(name for record in records for name in record.losses)
+    parts = dict.fromkeys(name for record in records for name in record.seconds)
+    numbers: dict[str, float] = {
+        f"loss/{term}": _weighted_mean(
+            (record.losses[term], record.num_samples) for record in records if term in record.losses
+        )
+        for term in terms
+    }
+    for name in dict.fromkeys(name for record in records for name in record.extra_scalars):
+        numbers[name] = _weighted_mean(
+            (record.extra_scalars[name], record.num_samples) for record in records if name in record.extra_scalars
+        )
+    numbers["grad_norm"] = _weighted_mean((record.grad_norm, record.num_samples) for record in records)
+    numbers["lr"] = records[-1].lr
+    numbers["num_samples"] = sum(record.num_samples for record in records)
+    numbers |= {
+        f"time_s/{part}": _weighted_mean((record.seconds.get(part, 0.0), 1) for record in records) for part in parts
+    }
+    return numbers
+
+
+def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
+    """Flatten an evaluation to scalars: metrics, `loss/<term>`, `num_samples`, `time_s/<phase>`."""
+    losses = {f"loss/{term}": value for term, value in record.losses.items()}
+    times = {
+        f"time_s/{part}": seconds for part, seconds in {"evaluation": record.seconds, **record.phase_seconds}.items()
+    }
+    return {**record.metrics, **losses, "num_samples": record.num_samples, **times}
+
+
+def samples_per_s(records: Iterable[StepRecord]) -> float:
+    """Compute samples per second of time spent in steps (without evaluations and checkpoints between them)."""
+    num_samples, seconds = 0, 0.0
+    for record in records:
+        num_samples += record.num_samples
+        seconds += sum(record.seconds.values())
+    return num_samples / seconds if seconds > 0 else math.nan
+
+
+def _weighted_mean(weighted: Iterable[tuple[float, int]]) -> float:
+    """Compute the weighted mean; NaN if a value is not finite or all weights are 0."""
+    values = list(weighted)
+    weight = sum(count for _, count in values)
+    if weight == 0 or not all(math.isfinite(value) for value, _ in values):
+        return math.nan
+    return math.fsum(value * count for value, count in values) / weight
+
+
+def format_rate(samples_per_s: float) -> str:
+    """Format samples per second: whole numbers, below ten two significant digits; `?` if nothing was timed."""
+    if math.isnan(samples_per_s):
+        return "?"
+    return f"{samples_per_s:,.0f}" if samples_per_s >= 9.95 else f"{samples_per_s:.2g}"

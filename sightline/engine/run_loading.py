@@ -27,8 +27,9 @@ from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.train import Task
 from sightline.instrument.random_state import preserve_random_state
-from sightline.runs import checkpoint as trained_weights
+from sightline.runs.checkpoint import list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
+from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, load_losses, load_trained_state
 from sightline.runs.weights import load_weights
 from sightline.store.loading.batch_reader import NamedTransform, TransformPipeline
 
@@ -67,7 +68,7 @@ class OpenRun:
     def other_checkpoints(self) -> list[Path]:
         """The folders of the run's checkpoints but that of `checkpoint_path`, oldest first."""
         chosen = self.checkpoint_path.resolve()
-        return [folder for folder in trained_weights.list_checkpoints(self.path) if folder.resolve() != chosen]
+        return [folder for folder in list_checkpoints(self.path) if folder.resolve() != chosen]
 
     @cached_property
     def training_setup(self) -> build.TrainingSetup:
@@ -110,10 +111,9 @@ class OpenRun:
     def evaluator(self, part: build.DataSubset | None = None) -> Evaluator:
         """Build an evaluator of `part`, by default of the test split; all processes have the same one, and weights."""
         part = self.data.test if part is None else part
-        read_digest = trained_weights.evaluated_sha256
         self.world.assert_equal(
             lambda: {
-                "SHA-256 of the weights": read_digest(self.checkpoint_path),
+                "SHA-256 of the weights": evaluated_sha256(self.checkpoint_path),
                 **build.describe_data(self.data.facts, part),
             }
         )
@@ -150,7 +150,7 @@ class OpenRun:
         """The losses with their trained parameters; a loss without saved parameters is left out, with a warning."""
         losses = build.build_losses(self.config, self.data.facts, self.world)
         learnt = LearntLosses(losses).eval()
-        saved = trained_weights.load_losses(self.checkpoint_path) if learnt else {}
+        saved = load_losses(self.checkpoint_path) if learnt else {}
         for name in learnt.find_missing(saved):
             self.world.rank_zero_only(logger.warning)(
                 "loss-not-kept: %s holds no parameters of the loss '%s', which learns; figures are without this loss",
@@ -281,13 +281,13 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
 
 
 def _load_trained(model: nn.Module, path: Path) -> None:
-    load_weights(model, trained_weights.load_trained_state(path, remedy="give it by --checkpoint"), where=path)
+    load_weights(model, load_trained_state(path, remedy="give it by --checkpoint"), where=path)
 
 
 def _find_checkpoint(run: Path, name: str) -> Path:
     is_link = name in ("last", "best")
-    if is_link and trained_weights.is_packed(run):
-        return run / trained_weights.PACKED_FILE
+    if is_link and is_packed(run):
+        return run / PACKED_FILE
     path = run / "checkpoints" / name if is_link else Path(name)
     if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading reports
         return path

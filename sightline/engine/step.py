@@ -1,21 +1,15 @@
-"""Forward pass of a step: preparation, losses and their weighted sum, for every caller of a task's losses.
-
-Averages of training numbers over intervals of steps, from the steps' records.
-"""
+"""Forward pass of a step: preparation, losses and their weighted sum, for every caller of a task's losses."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.autograd import profiler
 
@@ -23,7 +17,6 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
-from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.ops.waits import is_free_to_read, send
 
 PROFILER_END_PREFIX = "end of "
@@ -207,109 +200,3 @@ def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
 def weighted_sum(means: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the weighted sum of the mean losses, which training minimises."""
     return torch.stack([weights[name] * value for name, value in means.items()]).sum()
-
-
-_KEYS = {"extra_scalars": "gauges"}
-"""Fields of a record that a checkpoint keeps under another key."""
-
-
-class StepAverager:
-    """Collector of step records, which writes each interval: at multiples of `every`, an epoch's end, or `flush`.
-
-    An epoch's end is known from the next record only, so its interval is written then, unless `flush` came before
-    (call it at each evaluation and at the end). Every step is written exactly once.
-    """
-
-    def __init__(self, every: int, write: Callable[[Sequence[StepRecord]], None]) -> None:
-        self._every = every
-        self._write = write
-        self._records: list[StepRecord] = []
-
-    def add(self, record: StepRecord) -> None:
-        if self._records and record.epoch != self._records[-1].epoch:
-            self.flush()
-        self._records.append(record)
-        if record.step % self._every == 0:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the records of the open interval, if any."""
-        if self._records:
-            self._write(self._records)
-            self._records = []
-
-    def state(self) -> list[dict[str, Any]]:
-        """Return the open interval in plain values, for a checkpoint: a resumed run writes the same lines."""
-        return [
-            {_KEYS.get(field.name, field.name): getattr(record, field.name) for field in fields(record)}
-            | {"losses": dict(record.losses), "seconds": dict(record.seconds), "gauges": dict(record.extra_scalars)}
-            for record in self._records
-        ]
-
-    def restore(self, state: Iterable[Mapping[str, Any]]) -> None:
-        """Restore the open interval of a checkpoint. Raises ValueError for records of another form."""
-        names = {key: name for name, key in _KEYS.items()}
-        records = [{names.get(key, key): value for key, value in record.items()} for record in state]
-        TypeAdapter(list[StepRecord]).validate_json(json.dumps(records), strict=True)
-        self._records = [StepRecord(**record) for record in records]
-
-
-def average_records(records: Sequence[StepRecord]) -> dict[str, float]:
-    """Average the records of some steps, weighted by numbers of samples; rounded once, regardless of the order.
-
-    `loss/<term>`, `grad_norm` and extra scalars are such means; `lr` is the last one's; `num_samples` is a sum;
-    `time_s/<part>` are plain means over steps.
-    """
-    terms = dict.fromkeys(name for record in records for name in record.losses)
-    parts = dict.fromkeys(name for record in records for name in record.seconds)
-    numbers: dict[str, float] = {
-        f"loss/{term}": _weighted_mean(
-            (record.losses[term], record.num_samples) for record in records if term in record.losses
-        )
-        for term in terms
-    }
-    for name in dict.fromkeys(name for record in records for name in record.extra_scalars):
-        numbers[name] = _weighted_mean(
-            (record.extra_scalars[name], record.num_samples) for record in records if name in record.extra_scalars
-        )
-    numbers["grad_norm"] = _weighted_mean((record.grad_norm, record.num_samples) for record in records)
-    numbers["lr"] = records[-1].lr
-    numbers["num_samples"] = sum(record.num_samples for record in records)
-    numbers |= {
-        f"time_s/{part}": _weighted_mean((record.seconds.get(part, 0.0), 1) for record in records) for part in parts
-    }
-    return numbers
-
-
-def evaluation_scalars(record: EvaluationRecord) -> dict[str, float]:
-    """Flatten an evaluation to scalars: metrics, `loss/<term>`, `num_samples`, `time_s/<phase>`."""
-    losses = {f"loss/{term}": value for term, value in record.losses.items()}
-    times = {
-        f"time_s/{part}": seconds for part, seconds in {"evaluation": record.seconds, **record.phase_seconds}.items()
-    }
-    return {**record.metrics, **losses, "num_samples": record.num_samples, **times}
-
-
-def samples_per_s(records: Iterable[StepRecord]) -> float:
-    """Compute samples per second of time spent in steps (without evaluations and checkpoints between them)."""
-    num_samples, seconds = 0, 0.0
-    for record in records:
-        num_samples += record.num_samples
-        seconds += sum(record.seconds.values())
-    return num_samples / seconds if seconds > 0 else math.nan
-
-
-def _weighted_mean(weighted: Iterable[tuple[float, int]]) -> float:
-    """Compute the weighted mean; NaN if a value is not finite or all weights are 0."""
-    values = list(weighted)
-    weight = sum(count for _, count in values)
-    if weight == 0 or not all(math.isfinite(value) for value, _ in values):
-        return math.nan
-    return math.fsum(value * count for value, count in values) / weight
-
-
-def format_rate(samples_per_s: float) -> str:
-    """Format samples per second: whole numbers, below ten two significant digits; `?` if nothing was timed."""
-    if math.isnan(samples_per_s):
-        return "?"
-    return f"{samples_per_s:,.0f}" if samples_per_s >= 9.95 else f"{samples_per_s:.2g}"

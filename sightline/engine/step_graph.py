@@ -11,8 +11,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import ReadTrackingDict, tree_children, tree_leaves, tree_map
 from sightline.contract.types import Batch
-from sightline.engine.queued_step import PackedNumbers, RandomStates
+from sightline.engine.queued_step import QueuedStep, RandomStates
 from sightline.ops.waits import SentValues, clone_known, get_known_list, host_traffic
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _SENDS_EVERY = 1000
 _MAX_FORMS = 12
 """Forms of batches of a run, most of them too rare for a graph."""
 
-Work = Callable[[Sequence[Batch]], "StepValues"]
+Work = Callable[[Sequence[Batch]], QueuedStep]
 
 
 class StepState(Protocol):
@@ -52,14 +52,6 @@ class StepState(Protocol):
     def stilled(self) -> AbstractContextManager[None]: ...
 
 
-class StepValues(NamedTuple):
-    """What the work of a step returns: its numbers on the device, those of the host, and its checks."""
-
-    packed: PackedNumbers
-    known: dict[str, float]
-    checks: Sequence[Any]
-
-
 class _Captured:
     """Graph of the work on batches of one form, its own; others are copied into those."""
 
@@ -67,14 +59,14 @@ class _Captured:
         self._inputs = [tensor for _, tensor in tree_leaves(batches)]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._result = work(batches)._replace(checks=())
+            self._result = work(batches)
+        self._result.forget()
 
-    def replay(self, batches: list[Batch]) -> StepValues:
-        """Replay the work on other batches; its checks have no words."""
+    def replay(self, batches: list[Batch]) -> QueuedStep:
+        """Replay the work on other batches; the step is forgotten: its checks have no words."""
         torch._foreach_copy_(self._inputs, [tensor for _, tensor in tree_leaves(batches)])
         self._graph.replay()
-        packed = self._result.packed
-        return self._result._replace(packed=packed._replace(values=packed.values.clone()))
+        return replace(self._result, values=self._result.values.clone())
 
 
 @dataclass
@@ -122,16 +114,16 @@ class StepGraphs:
         self._key: Hashable = None
         self._forms: dict[Hashable, _Form] = {}
 
-    def run(self, key: Hashable, batches: Sequence[Batch], work: Work, state: StepState) -> tuple[StepValues, bool]:
-        """Do the work of a step; return its values, and whether a graph was replayed.
+    def run(self, key: Hashable, batches: Sequence[Batch], work: Work, state: StepState) -> QueuedStep:
+        """Do the work of a step, or replay a graph of it.
 
         `key` holds the numbers of the host that the work depends on; those of another key are over.
         """
         if self.reason:
-            return work(batches), False
+            return work(batches)
         kind = self._kinds.setdefault(tuple(map(frozenset, batches)), _Kind())
         if kind.num_tracked < NUM_WARM:
-            return self._track(kind, work, batches), False
+            return self._track(kind, work, batches)
         if key != self._key:
             self._key = key
             self._forms.clear()
@@ -139,21 +131,21 @@ class StepGraphs:
         known = [(path, tensor) for path, tensor in tree_leaves(read) if path in kind.known]
         form = self._find_form((_describe(read), tuple((path, repr(get_known_list(each))) for path, each in known)))
         if form is None or form.is_refused:
-            return work(batches), False
+            return work(batches)
         if form.graph is not None and form.is_compared:
             form.num_seen += 1
             if form.sent and form.num_seen % _SENDS_EVERY == 0:
-                return self._check_sends(form, batches, work), False
+                return self._check_sends(form, batches, work)
             self.num_replayed += 1
-            return form.graph.replay(read), True
+            return form.graph.replay(read)
         form.num_seen += 1
         if form.graph is not None:
-            return self._compare(form, form.graph, read, batches, work, state), False
+            return self._compare(form, form.graph, read, batches, work, state)
         if form.num_seen == 2:
-            return self._watch(form, [each for _, each in known], batches, work), False
+            return self._watch(form, [each for _, each in known], batches, work)
         if form.num_seen > 2:
             self._capture(form, work, read)
-        return work(batches), False
+        return work(batches)
 
     def _find_form(self, described: Hashable) -> _Form | None:
         """Return the form of this description, made now if it is new; None if there are too many."""
@@ -164,21 +156,21 @@ class StepGraphs:
             self._give_up("batches have ever other forms")
         return form
 
-    def _track(self, kind: _Kind, work: Work, batches: Sequence[Batch]) -> StepValues:
+    def _track(self, kind: _Kind, work: Work, batches: Sequence[Batch]) -> QueuedStep:
         """Note what the work reads of batches with these keys: the rest, as names of files, is no part of a form."""
         tracked = [ReadTrackingDict(batch) for batch in batches]
         with host_traffic() as traffic:
-            values = work(tracked)
+            queued = work(tracked)
         kind.num_tracked += 1
         kind.read = dict.fromkeys([*kind.read, *(name for batch in tracked for name in batch.read)])
         lists = {id(numbers) for _, numbers in traffic.read}
         kind.known |= {path for path, tensor in tree_leaves(batches) if id(get_known_list(tensor)) in lists}
-        return values
+        return queued
 
-    def _watch(self, form: _Form, known: Sequence[Tensor], batches: Sequence[Batch], work: Work) -> StepValues:
+    def _watch(self, form: _Form, known: Sequence[Tensor], batches: Sequence[Batch], work: Work) -> QueuedStep:
         before = _host_states()
         with host_traffic() as traffic, _noted_waits() as waits:
-            values = work(batches)
+            queued = work(batches)
         form.sent = traffic.sent
         if waits:
             self._refuse(form, f"the host waits in a step, at {waits[0]}")
@@ -190,18 +182,18 @@ class StepGraphs:
             self._refuse(form, "a graph keeps the memory of a step, and half of the GPU's is in use")
         elif sum(each.graph is not None for each in self._forms.values()) == _MAX_GRAPHS:
             form.is_refused = True
-        return values
+        return queued
 
-    def _check_sends(self, form: _Form, batches: Sequence[Batch], work: Work) -> StepValues:
+    def _check_sends(self, form: _Form, batches: Sequence[Batch], work: Work) -> QueuedStep:
         """Compute a step. Raises RunError if the host sends other numbers than those that were replayed."""
         with host_traffic() as traffic:
-            values = work(batches)
+            queued = work(batches)
         if place := traffic.differs_from(form.sent):
             raise RunError(
                 f"the host sends other numbers in a step than at first, at {place}: replayed steps have used the "
                 "first ones since; start anew with train.graph=off, or send only what follows from a batch"
             )
-        return values
+        return queued
 
     def _has_room(self) -> bool:
         if self._device.type != "cuda":
@@ -228,14 +220,14 @@ class StepGraphs:
         batches: Sequence[Batch],
         work: Work,
         state: StepState,
-    ) -> StepValues:
+    ) -> QueuedStep:
         """Replay a step, take it back, and compute it: numbers that a graph froze would show now."""
         tensors, states = state.list_all(), RandomStates.read(self._device)
         before = [tensor.detach().clone() for tensor in tensors]
         num_moved = len(state.list_moved())
 
         def replay() -> tuple[Tensor, list[Tensor]]:
-            values = graph.replay(read).packed.values
+            values = graph.replay(read).values
             after = [tensor.detach().clone() for tensor in tensors]
             with torch.no_grad():
                 torch._foreach_copy_(tensors, before)
@@ -246,18 +238,18 @@ class StepGraphs:
             _, still = replay()
         found, after = replay()
         with host_traffic() as traffic:
-            values = work(batches)
+            computed = work(batches)
         form.is_compared = True
         if place := traffic.differs_from(form.sent):
             self._refuse(form, f"the host sends other numbers in each step, at {place}")
         elif not all(map(torch.equal, still[:num_moved], before[:num_moved])):
             self._refuse(form, "a replayed step moves weights while all rates are 0: it has some of the host")
-        elif not self._agrees(found, values.packed.values, before, after, tensors, num_moved):
-            numbers = f"{found.tolist()}, not {values.packed.values.tolist()}"
+        elif not self._agrees(found, computed.values, before, after, tensors, num_moved):
+            numbers = f"{found.tolist()}, not {computed.values.tolist()}"
             self._refuse(form, f"a replayed step has other numbers than the step: {numbers}")
         else:
             logger.info("steps are replayed as a CUDA graph (train.graph)")
-        return values
+        return computed
 
     def _agrees(
         self,

@@ -22,19 +22,15 @@ from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device import PhaseTimer, Precision
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
+from sightline.engine.gradients import clip_gradients, module_gradient_norms
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import FrozenModules, apply_freezing
-from sightline.engine.queued_step import Gate, QueuedStep, pack_numbers, read_values
+from sightline.engine.queued_step import Gate, Key, QueuedStep, read_values
 from sightline.engine.step import Task, divide, prepare_trained_step, weighted_sum
-from sightline.engine.step_graph import StepGraphs, StepValues
+from sightline.engine.step_graph import StepGraphs
 from sightline.ops.waits import deferred_checks, is_free_to_read, require
 
 logger = logging.getLogger(__name__)
-
-_SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
-"""Keys of further sums in the collective of the losses; no loss can have such a name."""
-_NORM, _MEAN_PREFIX, _DIVISOR_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(count) ", "(gradient) "
-"""Keys of the numbers that a step reads besides these sums."""
 
 
 class StepWatch(Protocol):
@@ -116,31 +112,13 @@ class TrainState:
         return self.model if self.ema is None else self.ema
 
 
-@dataclass(frozen=True)
-class StepTotals:
-    """Results of one optimiser step over all processes.
-
-    `losses` are means by name, `counts` sums of the task's `step_counts`, `gradient_norms` norms by module path if they
-    are logged. `stop_requested` is True if any process requested a stop. `uncounted` are losses whose count is 0.
-    """
-
-    losses: Mapping[str, float]
-    grad_norm: float
-    lr: float
-    num_samples: int
-    stop_requested: bool
-    counts: Mapping[str, float]
-    gradient_norms: Mapping[str, float]
-    uncounted: frozenset[str]
-
-
 def train_step(
     job: TrainState,
     network: nn.Module,
     micro_batches: Sequence[Batch],
     world: World,
     clock: PhaseTimer,
-) -> StepTotals:
+) -> QueuedStep:
     """Run one optimiser step, as `queue_step` does, and read its numbers."""
     return read_steps(job, [queue_step(job, network, micro_batches, world, clock)])[0]
 
@@ -165,52 +143,41 @@ def queue_step(
     micro-batch, on the device.
     """
     rates = _set_rates(job)
-    finished: list[Batch] = []
-    host = {_SAMPLES: float(sum(len(batch["sample_index"]) for batch in micro_batches)), _STOP: float(stop_requested)}
-
+    num_samples = sum(len(batch["sample_index"]) for batch in micro_batches)
+    host: dict[str, float] = {Key.SAMPLES: float(num_samples), Key.STOP: float(stop_requested)}
     has_state = bool(job.optimizer.state)
 
-    def work(batches: Sequence[Batch]) -> StepValues:
+    def work(batches: Sequence[Batch]) -> QueuedStep:
         _begin_step(job)
         is_free = is_free_to_read(torch.empty(0, device=job.device))
         with contextlib.nullcontext(()) if is_free else deferred_checks() as checks:
-            finished[:] = batches if finish is None else map(finish, batches)
+            finished = [*batches] if finish is None else [*map(finish, batches)]
             judged, others = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
             known = {} if is_free else _pop_known(judged) | _pop_known(others)
-            packed = pack_numbers(judged, others, [check.holds for check in checks])
+            queued = QueuedStep.pack(judged, others, known=known, checks=tuple(checks), micro_batches=finished)
         if job.gate is not None:
-            job.gate.close_unless_finite(packed.values[: packed.num_deciding])
+            job.gate.close_unless_finite(queued.deciding)
             _update(job, job.gate)
-        return StepValues(packed, known, tuple(checks))
+        return queued
 
     if graphs is None or graphs.reason or (job.watch is not None and job.watch.is_asked):
-        result, is_replayed = work(micro_batches), False
+        queued = work(micro_batches)
     else:
         weights = tuple(job.loss_weights_at(job.step).values())
         is_frozen = tuple(job.epoch < entry.get("until_epoch", job.epoch + 1) for entry in job.frozen)
         with contextlib.nullcontext() if job.watch is None else job.watch.pass_over():
-            result, is_replayed = graphs.run((weights, is_frozen), micro_batches, work, _StepState(job))
-        clock.end_phase("forward" if is_replayed else "optimise")
-    packed = result.packed
-    queued = QueuedStep(
-        step=job.step,
-        epoch=job.epoch,
-        lr=max(rates),
-        names=packed.names,
-        num_judged=packed.num_judged,
-        values=packed.values,
-        known={**result.known, **(host if world.size == 1 else {})},
-        micro_batches=() if is_replayed else [*finished],
-        samples=[batch["sample_index"] for batch in micro_batches],
-        checks=result.checks,
-        is_forgotten=is_replayed,
-        has_state=has_state,
-    )
+            queued = graphs.run((weights, is_frozen), micro_batches, work, _StepState(job))
+        clock.end_phase("forward" if queued.is_forgotten else "optimise")
+    queued.step, queued.epoch, queued.lr, queued.has_state = job.step, job.epoch, max(rates), has_state
+    queued.samples = [batch["sample_index"] for batch in micro_batches]
+    if world.size == 1:
+        queued.known = {**queued.known, **host}
     if meanwhile is not None:
         meanwhile(clock)
     if job.gate is None:
-        queued.totals = _judge(job, queued, packed.values.tolist())
-        _update(job, None, is_averaged=math.isfinite(queued.totals.grad_norm))
+        read_values([queued])
+        _judge(job, queued)
+        _update(job, None, is_averaged=math.isfinite(queued.grad_norm))
     clock.end_phase("optimise")
     return queued
 
@@ -247,24 +214,24 @@ class _StepState:
         return self._job.gate.stilled()
 
 
-def read_steps(job: TrainState, steps: Sequence[QueuedStep]) -> list[StepTotals]:
-    """Read the numbers of queued steps, in one transfer; ends before the first that failed and whose checks are gone.
+def read_steps(job: TrainState, steps: Sequence[QueuedStep]) -> list[QueuedStep]:
+    """Read the numbers of queued steps, in one transfer; return those before the first that failed and is forgotten.
 
     Raises the error of one that has its checks, with `job.step` as it was before that step, like the weights.
     """
-    if job.gate is None:
-        return [queued.totals for queued in steps if queued.totals is not None]
-    totals = []
-    for queued, values in zip(steps, read_values(steps), strict=True):
-        if not queued.split(values)[2]:
+    if job.gate is None:  # read as they were queued
+        return [*steps]
+    read_values(steps)
+    for index, queued in enumerate(steps):
+        if not queued.is_sound:
             job.gate.open()
             job.step = queued.step
             if not queued.has_state:
                 job.optimizer.state.clear()  # made by the step that failed
             if queued.is_forgotten:
-                break
-        totals.append(_judge(job, queued, values))
-    return totals
+                return [*steps[:index]]
+        _judge(job, queued)
+    return [*steps]
 
 
 def _compute_numbers(
@@ -309,28 +276,21 @@ def _compute_numbers(
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
     gradients = module_gradient_norms(trained) if job.logs_gradients else {}
-    norm = _clip_gradients(trained, job.clip_norm)
+    norm = clip_gradients(trained, job.clip_norm)
     step_counts = TaskMembers.step_counts.get(job.task)
     counts = {} if step_counts is None else step_counts(step.contexts)
-    extra = {**host, **{_COUNT_PREFIX + name: count for name, count in counts.items()}}
+    extra = {**host, **{Key.COUNT + name: count for name, count in counts.items()}}
     totals = world.all_reduce_sum(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
     means = {name: divide(totals[name], step.divisors[name]) for name in sums}
     judged = {
-        **{_MEAN_PREFIX + name: mean for name, mean in means.items()},
-        **{_DIVISOR_PREFIX + name: step.counts[name] for name in means},
-        _NORM: norm,
+        **{Key.MEAN + name: mean for name, mean in means.items()},
+        **{Key.DIVISOR + name: step.counts[name] for name in means},
+        Key.NORM: norm,
     }
     others = {name: total for name, total in totals.items() if name not in sums}
-    return judged, others | {_GRADIENT_PREFIX + path: gradient for path, gradient in gradients.items()}
-
-
-def _clip_gradients(trained: nn.Module, max_norm: float | None) -> Tensor:
-    """Return the norm of the gradient (0-d), which is scaled to at most `max_norm`."""
-    if max_norm is not None:
-        return nn.utils.clip_grad_norm_(trained.parameters(), max_norm)
-    return nn.utils.get_total_norm([p.grad for p in trained.parameters() if p.grad is not None])
+    return judged, others | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
 
 
 def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> None:
@@ -345,34 +305,17 @@ def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> 
             update_ema(job.losses_ema, job.losses, decay, gate)
 
 
-def _judge(job: TrainState, queued: QueuedStep, values: Sequence[float]) -> StepTotals:
-    """Return the totals of a step whose numbers were read. Raises the error of the first check that does not hold."""
-    found, holds, _ = queued.split(values)
-    for check, value in zip(queued.checks, holds, strict=not queued.is_forgotten):
-        if value:
-            raise check.make_error()
-    numbers = {**queued.known, **found}
-
-    def select(prefix: str) -> dict[str, float]:
-        return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
-
-    losses, divisors = select(_MEAN_PREFIX), select(_DIVISOR_PREFIX)
-    for name, divisor in divisors.items():
+def _judge(job: TrainState, queued: QueuedStep) -> None:
+    """Raise the error of a step that was read: of the first check that does not hold, of a count, or of a number."""
+    if queued.failed_check is not None:
+        raise queued.failed_check.make_error()
+    for name, divisor in queued.divisors.items():
         if not 0 <= divisor < math.inf:
             raise bad_count_error(name, divisor)
-    is_finite = all(map(math.isfinite, (numbers[_NORM], *losses.values())))
+    losses, norm = queued.losses, queued.grad_norm
+    is_finite = all(map(math.isfinite, (norm, *losses.values())))
     if not is_finite and not _may_be_skipped(job, losses.values()):
-        raise NonFiniteGradientError(job, queued.micro_batches, losses, numbers[_NORM])
-    return StepTotals(
-        losses=losses,
-        grad_norm=numbers[_NORM],
-        lr=queued.lr,
-        num_samples=int(numbers[_SAMPLES]),
-        stop_requested=numbers[_STOP] > 0,
-        counts=select(_COUNT_PREFIX),
-        gradient_norms=select(_GRADIENT_PREFIX),
-        uncounted=frozenset(name for name, divisor in divisors.items() if divisor == 0),
-    )
+        raise NonFiniteGradientError(job, queued.micro_batches, losses, norm)
 
 
 def _begin_step(job: TrainState) -> None:

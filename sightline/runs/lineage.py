@@ -13,15 +13,15 @@ from typing import Any
 
 from torch import nn
 
+from sightline.compression.parametrised import weight_sizes
 from sightline.config import RunConfig, read_config
 from sightline.contract.errors import UserError
 from sightline.contract.types import DataInfo, Field
 from sightline.contract.validation import TypeAdapter, ValidationError
-from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.published.hub import is_hub_name
-from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
 from sightline.runs.run_directory import load_document, read_facts
+from sightline.runs.trained_weights import assert_sha256
 from sightline.runs.weight_sources import WeightSource
 from sightline.runs.weights import WeightLoadReport
 

@@ -15,6 +15,7 @@ from sightline.published.files import choose_layout, find_parts, read_published
 from sightline.published.hub import PREFIX, fetch_weights, is_hub_name
 from sightline.published.translation import convert_state_dict
 from sightline.runs import checkpoint
+from sightline.runs.trained_weights import evaluated_sha256, load_trained_state, resolve_weights
 from sightline.store.prepared.prepared_set import compute_sha256
 
 _ADVICE = "convert it: sightline weights FILE --layout NAME --to RUN, then init.from=RUN"
@@ -36,12 +37,12 @@ class WeightSource:
 
     def compute_sha256(self) -> str:
         """Compute the SHA-256 of the weights."""
-        return checkpoint.evaluated_sha256(self.path) if self.layout is None else compute_sha256(self.path)
+        return evaluated_sha256(self.path) if self.layout is None else compute_sha256(self.path)
 
     def read(self) -> Mapping[str, Tensor]:
         """Read the weights under our names, the EMA of a run that has one. Raises CheckpointError for damaged files."""
         if self.layout is None:
-            return checkpoint.load_trained_state(self.path)
+            return load_trained_state(self.path)
         try:
             state = read_published(self.path).state
             if self.config is not None:
@@ -66,7 +67,7 @@ def open_source(name: str) -> WeightSource:
     elif find_parts(path):
         raise CheckpointError(f"{name}: holds a network in parts; {_ADVICE}")
     elif not path.is_file() or path.suffix == ".slq":
-        path = checkpoint.resolve_weights(path).resolve()
+        path = resolve_weights(path).resolve()
         run = checkpoint.enclosing_run(path)
     if path.is_dir() or path.suffix == ".slq":
         return WeightSource(name, path, run)

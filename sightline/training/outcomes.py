@@ -7,7 +7,7 @@ from typing import Any
 
 from sightline.doctor.watch.watch import Watch
 from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.engine.session import TrainingSession
+from sightline.training.session import TrainingSession
 
 
 class OutcomeObserver:

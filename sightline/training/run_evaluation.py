@@ -28,12 +28,13 @@ from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.engine.session import describe_data_subset, evaluation_document
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.training.train_run import ConfigSource, probe_metrics
+from sightline.training.config_source import ConfigSource
+from sightline.training.probe_metrics import probe_metrics
 from sightline.workbench.check.other_set_rules import CODE, CloudSample, compare_sets, sample_clouds
-from sightline.workbench.evaluate.scoring import ScoredFiles, find_scoring
+from sightline.workbench.evaluate.documents import evaluation_document, score_document
+from sightline.workbench.evaluate.scoring import find_scoring
 from sightline.workbench.evaluate.surroundings import evaluate_with_surroundings
 
 if TYPE_CHECKING:
@@ -126,17 +127,6 @@ def score_predictions(path: Path, config: RunConfig) -> RunEvaluation:
     for note in scored.notes:
         logger.warning("%s", note)
     return RunEvaluation(f"{path} on test", score_document(config.data, part, path, scored))
-
-
-def score_document(data: ComponentConfig, part: DataSubset, path: Path, scored: ScoredFiles) -> dict[str, Any]:
-    """Build the document of `score --json`."""
-    evaluation = scored.evaluation
-    return {
-        **evaluation.describe(next(iter(evaluation.metrics), ""), scored.sample_name),
-        "data": describe_data_subset(data.name, part, evaluation),
-        "predictions": str(path),
-        "selection": "given",
-    }
 
 
 def compare_training_data(

@@ -1,141 +1,50 @@
-"""Training run from a config: run folder, checks, session and results; nothing is printed.
-
-Reading of a config, from a file or a run directory, with the user's plugins and its skipped checks verified.
-
-Launch of a training run from the options of `sightline train`: in this process, or in several.
-
-Probe metrics that `train` and `evaluate` add to those of a run without labels.
-"""
+"""Training run from a config: run folder, checks, session and results; nothing is printed."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-import os
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from sightline.commands.run import TrainOptions
-from sightline.config import RunConfig, read_config
+from sightline.config import RunConfig
 from sightline.config.run_config import to_plain
-from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.members import get_data_digest
-from sightline.contract.plugins import Plugin, check_recorded, load_plugins, plugin_options
+from sightline.contract.plugins import Plugin, plugin_options
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.finite_state import NonFiniteStateError
-from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
-from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, list_later_ends, resolve_run_location
-from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, read_lines, remove_dead_lock
-from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
+from sightline.runs.run_files import RunFiles
+from sightline.training.later_end import describe_later_end, list_later_ends
 from sightline.training.mean_pose import pose_baselines
+from sightline.training.probe_metrics import probe_metrics
 from sightline.training.published_results import list_published
+from sightline.training.resume import RunLocation, create_run_folder, resolve_run_location
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest, restore_signal_handlers
 
 if TYPE_CHECKING:
     from sightline.doctor.evidence.levels import Levels
     from sightline.doctor.finding import Finding
     from sightline.doctor.watch.watch import Watch
-
-
-class ConfigWithPlugins(NamedTuple):
-    """A config, its loaded plugins, and notes on plugins that changed since its run was made."""
-
-    config: RunConfig
-    plugins: tuple[Plugin, ...]
-    notes: tuple[str, ...]
-
-
-ConfigSource: TypeAlias = "str | Path | Mapping[str, Any] | RunConfig"
-"""Path of a YAML file or of a run directory, a mapping as in such a file, or a config that was read."""
-
-
-def read_source(
-    source: ConfigSource, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
-) -> ConfigWithPlugins:
-    """Load the plugins, then read the config of whatever states one; notes are logged. Raises as `read_with_plugins`.
-
-    The plugins of a run directory are those that it was made with.
-    """
-    files = to_paths(plugins, name="plugins", what="a Python file")
-    overrides = to_texts(overrides, name="overrides")
-    source = check_source(source)
-    if not isinstance(source, Path):
-        loaded = tuple(load_plugins(files))
-        return ConfigWithPlugins(reread(source, overrides), loaded, ())
-    read = read_with_plugins(source, overrides, files)
-    for line in read.notes:
-        logger.warning("%s", line)
-    return read
-
-
-def check_source(source: ConfigSource) -> Path | Mapping[str, Any] | RunConfig:
-    """Return what states a config, a text as a path. Raises UserError for anything that states none."""
-    if isinstance(source, str | os.PathLike):
-        return to_path(source, name="config", what="a YAML file or a run directory")
-    if not isinstance(source, Mapping | RunConfig):
-        raise UserError(f"config: found a {type(source).__name__}, allowed is a path, a dict or a RunConfig")
-    return source
-
-
-def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> ConfigWithPlugins:
-    """Load the plugins, then read the config of a file or of a run directory under overrides.
-
-    Raises PluginError for a plugin that a run directory needs and that is not given, ConfigError for a faulty config.
-    """
-    loaded = load_plugins(plugins)
-    file = config_path_of_run(path)
-    record = file.parent / "environment.json"
-    notes: list[str] = []
-    if file.name == "config.yaml" and record.exists():
-        notes = check_recorded(load_document(record).get("plugins", []), loaded, run=file.parent)
-    return ConfigWithPlugins(reread(path, overrides), tuple(loaded), tuple(notes))
-
-
-def reread(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Read the config of `read_with_plugins` again with other overrides; plugins are loaded already."""
-    config = read_config(config_path_of_run(source) if isinstance(source, Path) else source, overrides)
-    if config.checks.skip:
-        from sightline.workbench.check.suite import assert_known
-
-        assert_known(config)
-    return config
-
-
-def probe_metrics(config: RunConfig, world: World, note: Callable[[str], object], model: nn.Module) -> dict[str, float]:
-    """Compute `probe_svm_accuracy` of a contrast run, nothing for others; rank 0 passes remarks to `note`.
-
-    A remark is the reason why the metric is missing, or how to read it.
-    """
-    if config.task.name != "contrast":  # probes are imported only for contrastive runs
-        return {}
-    from sightline.workbench.probe.measure import final_metrics
-
-    metrics, remarks = final_metrics(config, model, world)
-    if metrics:
-        remarks.append("probe_svm_accuracy: `evaluate RUN --probe svm` compares it with random weights")
-    for line in remarks:
-        world.rank_zero_only(note)(line)
-    return metrics
 
 
 logger = logging.getLogger(__name__)
@@ -254,17 +163,6 @@ def _list_names(tree: Any) -> Iterator[str]:
         yield tree["name"]
     for item in items:
         yield from _list_names(item)
-
-
-@contextlib.contextmanager
-def restore_signal_handlers() -> Iterator[None]:
-    """Context that restores the signal handlers: between two runs a signal ends the program."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 class _TrainRun:
@@ -388,7 +286,9 @@ class _TrainRun:
             session.start()
         directory.write_json("findings.json", [finding.to_dict() for finding in (*findings, *self._earlier)])
         if location.is_longer:
-            self._note(session.describe_extension())
+            recorded = RunFiles(directory.path).config
+            planned, early_end = session.planned_steps, session.early_end
+            self._note(describe_later_end(session.built, recorded, planned_steps=planned, early_end=early_end))
         if location.checkpoint or location.is_longer:
             session.update_config()
         self._note("\n".join([*session.start_summary(), sample_counts(session.built.data)]))
@@ -499,7 +399,7 @@ class _TrainRun:
     ) -> dict[str, Any]:
         """Report the metrics of the last weights, and what was found in training."""
         built, directory, reporter = session.built, session.directory, self._reporter
-        if early := session.describe_early_end():
+        if early := session.early_end:
             reporter.note(f"early-stopping: {early}")
         test = built.data.test
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
@@ -558,34 +458,3 @@ def sample_counts(data: Data) -> str:
     return f"samples: {len(data.train.indices)} of training{choosing}" + (
         f", {len(test.indices)} of test" if test.split == "test" else ", no test part"
     )
-
-
-def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequest | None = None) -> int:
-    """Train in the optionsed number of processes; return the exit code of `sightline train`.
-
-    Several processes are commands of their own, which print; `reporter` receives the lines of a run in this process.
-    If the config is a run directory, `resume="auto"` resumes that run. Signals and `stop` are handled as in
-    `train_run`.
-    """
-    read = read_with_plugins(options.config, options.overrides, options.plugins)
-    for line in read.notes:
-        reporter.note(f"warning: {line}")
-    if options.resume == "auto" and options.out is None and is_run(options.config):
-        options = dataclasses.replace(options, out=options.config)
-    num_processes = resolve_num_processes(options.processes)
-    if num_processes > 1:
-        if options.out is not None and options.resume is None:
-            assert_empty(options.out)
-        with restore_signal_handlers() if stop is None else contextlib.nullcontext():
-            return launch(options.command_line(), num_processes)
-    return train_run(
-        read.config,
-        plugins=read.plugins,
-        out=options.out,
-        resume=options.resume,
-        checks=not options.no_check,
-        device=options.device,
-        reporter=reporter,
-        stop=stop,
-        shows_progress=True,
-    ).exit_code

@@ -24,16 +24,16 @@ from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.engine.session import evaluation_document
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
 from sightline.training.mean_pose import pose_baselines
+from sightline.training.probe_metrics import probe_metrics
 from sightline.training.published_results import explain_no_rows, list_published
 from sightline.training.run_evaluation import assert_about_evaluation, compare_training_data, override_evaluation
-from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 from sightline.verbs.score import assert_against
 from sightline.workbench.check.other_set_rules import CODE
+from sightline.workbench.evaluate.documents import evaluation_document
 from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
 from sightline.workbench.evaluate.surroundings import evaluate_with_surroundings
 

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
-from sightline.engine.observers import wants_live
 from sightline.runs.run_records import ERROR_COLUMNS, format_interval, list_errors, note_figures
+from sightline.training.progress import wants_live
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
@@ -71,7 +71,7 @@ def show_progress(verb: str, describe: Callable[[], str]) -> Iterator[None]:
 
 def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> RunConfig:
     """Load the config of a file or run directory with plugins and overrides, and print its notes."""
-    from sightline.training.train_run import read_with_plugins  # slow, as torch is: tables do without
+    from sightline.training.config_source import read_with_plugins  # slow, as torch is: tables do without
 
     read = read_with_plugins(path, overrides, plugins)
     for line in read.notes:

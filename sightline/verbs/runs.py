@@ -18,6 +18,7 @@ _ACTIONS = {
     "--pull": ("--pull", "--out", "--json"),
 }
 """Options that each action reads; the table reads its own."""
+_MAX_LISTED = 10
 _COLUMNS = ("run", "name", "task", "data", "steps", "figure", "when", "size", "state")
 
 
@@ -44,8 +45,11 @@ def _exchange(options: RunsOptions) -> int:
     assert options.pull is not None
     if options.out is None:
         raise UserError("runs --pull: needs the folder of the run: --out DIR")
-    for file in pull_run(options.pull, options.out):
-        print_note(f"{options.pull}: {file} is no file of a packed run, and stays there")
+    others = pull_run(options.pull, options.out)
+    for file in others[:_MAX_LISTED]:
+        print_note(f"{options.pull}: {escape_to_one_line(file)} is no file of a packed run, and stays there")
+    if len(others) > _MAX_LISTED:
+        print_note(f"{options.pull}: {len(others) - _MAX_LISTED} more files stay there")
     print_note(f"{options.out}: evaluate it, predict with it, or start from it: init.from={options.out}")
     write_document(options.json, {"run": str(options.out), "from": options.pull})
     return 0

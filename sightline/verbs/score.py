@@ -14,8 +14,8 @@ from sightline.runs.run_directory import write_document
 from sightline.runs.run_files import config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.published_results import explain_no_rows, list_published
-from sightline.training.run_evaluation import score_document
 from sightline.verbs.output import print_note, show_evaluation, split_options
+from sightline.workbench.evaluate.documents import score_document
 from sightline.workbench.evaluate.scoring import find_scoring
 
 

@@ -28,8 +28,8 @@ from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.training.config_source import reread
 from sightline.training.run_evaluation import assert_about_evaluation
-from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.view.image_stages import takes_score
 from sightline.view.output import view_file, write_views

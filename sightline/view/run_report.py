@@ -14,7 +14,6 @@ import numpy as np
 
 from sightline.contract.plugins import plugin_options
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
-from sightline.runs.checkpoint import is_packed
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
 from sightline.runs.run_records import (
     ERROR_COLUMNS,
@@ -26,6 +25,7 @@ from sightline.runs.run_records import (
     note_figures,
     read_part,
 )
+from sightline.runs.trained_weights import is_packed
 from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
 from sightline.view.stages import ViewedSample

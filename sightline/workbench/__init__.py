@@ -14,10 +14,19 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "probe.classifiers": "knn linear svm",
         "probe.few_shot": "few_shot",
     },
+    "rules": {
+        "compress.rules": "broken-codebook quantised-outputs rounding-gradient size-promise unfit-teacher "
+        "unquantised-weights"
+    },
     "searches": {
-        "compress.search.baselines": "nsga2 random uniform uniform_protected",
         "compress.search.ddpg": "ddpg",
-        "compress.search.knapsack": "greedy hessian hybrid knapsack",
+        "compress.search.greedy": "greedy",
+        "compress.search.hessian": "hessian",
+        "compress.search.hybrid": "hybrid",
+        "compress.search.knapsack": "knapsack",
+        "compress.search.nsga2": "nsga2",
+        "compress.search.random": "random",
+        "compress.search.uniform": "uniform uniform_protected",
     },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

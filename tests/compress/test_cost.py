@@ -11,15 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.compress.policy import (
-    FP32,
-    Activation,
-    LayerCost,
-    WeightFormat,
-    bit_operations,
-    layer_costs,
-    state_vectors,
-)
+from sightline.compression.policy import FP32, Activation, WeightFormat
+from sightline.workbench.compress.layer_costs import LayerCost, bit_operations, layer_costs
+from sightline.workbench.compress.search.ddpg import state_vectors
 from sightline.workbench.describe.trace import trace
 from tests.golden_parity import Golden, load_golden
 

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.compression.policy import WeightFormat
+from sightline.compression.weights import quantisable_weights
 from sightline.contract.errors import UserError
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.step import Step, prepare_step, single_batch_step
-from sightline.parts.quantisation.linear import quantisable_weights
-from sightline.workbench.compress.policy import WeightFormat
-from sightline.workbench.compress.policy_simulator import PolicySimulator
-from sightline.workbench.compress.run_problem import build_curvature, hessian_product, hessian_traces
-from sightline.workbench.compress.search.base import Curvature
+from sightline.workbench.compress.curvature import Curvature, build_curvature, hessian_product, hessian_traces
+from sightline.workbench.compress.simulator import PolicySimulator
 from tests.golden_parity import Golden, load_golden, rule_made_state
 from tests.runs.small import small_run
 

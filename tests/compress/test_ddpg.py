@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.workbench.compress.search.ddpg import Agent, ReplayBuffer, Transitions, exploration_std, truncated_normal
+from sightline.workbench.compress.search.ddpg import exploration_std, truncated_normal
+from sightline.workbench.compress.search.ddpg_agent import Agent, ReplayBuffer, Transitions
 from tests.compress.toys import closed_by_ddpg
 from tests.golden_parity import Golden, load_golden, rule_made_state
 

@@ -17,23 +17,15 @@ import pytest
 import torch
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
+from sightline.compression.policy import FP32, Policy, WeightFormat
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
 from sightline.contract.types import ComponentConfig
-from sightline.workbench.compress.policy import FP32, Policy, WeightFormat
-from sightline.workbench.compress.search.base import (
-    Curvature,
-    EvaluationCache,
-    PolicyEvaluation,
-    Problem,
-    Search,
-    SearchProgress,
-    SearchResult,
-    open_record,
-    run_search,
-)
+from sightline.workbench.compress.curvature import Curvature
+from sightline.workbench.compress.evaluations import EvaluationCache, PolicyEvaluation, open_record
+from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult, run_search, search_rows
 from sightline.workbench.compress.search.knapsack import solve_knapsack
-from sightline.workbench.study.compression_report import search_rows
 from tests.compress.toys import counted, made
 from tests.golden_parity import load_golden
 

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from sightline.workbench.compress.policy import FP32, LayerCost, Policy, WeightFormat
-from sightline.workbench.compress.search.base import EvaluationCache, PolicyEvaluator, Problem
+from sightline.compression.policy import FP32, Policy, WeightFormat
+from sightline.workbench.compress.evaluations import EvaluationCache
+from sightline.workbench.compress.layer_costs import LayerCost
+from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.search.base import PolicyEvaluator
 from sightline.workbench.compress.search.ddpg import DDPG
 from sightline.workbench.compress.search.knapsack import best_levels
 

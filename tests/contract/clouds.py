@@ -13,11 +13,11 @@ from sightline.contract.binding import AvailableKeys
 from sightline.contract.loss import Loss
 from sightline.parts.losses.classification import CrossEntropy, Distillation, LovaszSoftmax
 from sightline.parts.metrics.labels import IoU
-from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.tasks.supervised import Classify, Supervised
 from sightline.store.loading.batch_reader import NamedTransform
+from tests.compression.policies import quantise
 from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Hits, Logits, Made, Toy, field, supervised
 
 # classify: clouds of one size
@@ -41,7 +41,7 @@ def _quantised() -> nn.Module:
     """Both weights are read from codebooks, one of them a channel's own."""
     model = CloudNet()
     choice = {"kind": "codebook", "bits": 2}
-    apply_policy(model, {"each.weight": choice, "head.weight": {**choice, "per_channel": True}})
+    quantise(model, {"each.weight": choice, "head.weight": {**choice, "per_channel": True}})
     return model
 
 

@@ -2,15 +2,14 @@
 
 A row is named by its id, or by how ids begin (O6, script/first, loop/M). Without rows and kinds they are listed. Each
 row runs in a process of its own, of which one over 120 s counts as missed. Rows that the file of --out has for this
-state of the package are not run again. `--kind healthy --draws N` runs N drawn programs without a bug; of all correct
-rows it is said how often each rule was asked, and gave an alarm. Exit code 0 if every bug was found and no alarm was
-false.
+state of the package are not run again. `--kind healthy --draws N` runs N drawn programs without a bug, `--kind rare`
+those of rare kinds (`healthy/masked` names one); of all correct rows it is said how often each rule was asked, and gave
+an alarm. Exit code 0 if every bug was found and no alarm was false.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from sightline.verbs.output import print_note, show_table
 from tests.doctor.healthy.program import list_draws
 from tests.doctor.rates import RATE_COLUMNS, count_asked, list_rates
 from tests.doctor.row import KINDS, Row
-from tests.doctor.running import Line, describe_doctor, read_lines, run_rows
+from tests.doctor.running import Line, append_line, describe_doctor, read_lines, run_rows
 from tests.doctor.scores import COLUMNS, compare, describe_line, is_good, summarise
 
 
@@ -81,7 +80,7 @@ def main() -> None:
         _record(line, options.out, is_verbose=line["id"] in options.rows)
     lines = [done[row.id, seed] for row in rows for seed in range(options.seeds)]
     show_table(f"the doctor at {commit}", COLUMNS, summarise(lines))
-    if "healthy" in options.kind:
+    if {"healthy", "rare"} & {line["kind"] for line in lines}:
         show_table("rules asked of correct programs", RATE_COLUMNS, list_rates(count_asked(lines)))
     if options.compare is not None:
         print_note("\n".join(compare(read_lines(options.compare), lines)))
@@ -91,8 +90,7 @@ def main() -> None:
 def _record(line: Line, path: Path | None, *, is_verbose: bool) -> None:
     """Append a line to the file, and print it; with `is_verbose` also all that the doctor says."""
     if path is not None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(path, line)
     print_note(describe_line(line))
     if is_verbose:
         for alarm in [*line["alarms"], *line["notes"]]:

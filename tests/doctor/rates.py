@@ -1,44 +1,41 @@
 """Measure rates of false alarms: of each rule, over the correct programs in which it was asked.
 
-`python -m tests.doctor --kind healthy --draws N --out LINES.jsonl` writes a line for each program;
-`python -m tests.doctor.rates LINES.jsonl ...` writes the numbers of rules to sightline/doctor/rates.json, and their
-table to docs/results/doctor.md; without a file the table alone is written anew. Statistical rules of WAITING keep their
-alarms as long as they are silent.
+`python -m tests.doctor.rates LINES.jsonl --measure --jobs 2` runs drawn programs, plain and rare, and the correct runs
+of the table, and appends a line for each to the file; it goes on where the last call ended. Then it writes the numbers
+of rules to sightline/doctor/rates.json, and their tables to docs/results/doctor.md. Without --measure these are written
+by the lines that the files have; without a file, the tables alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sightline.doctor import rates
 from sightline.doctor.rates import Rate
 from sightline.verbs.output import print_note
 from sightline.workbench.check.suite import all_rules
 from tests.conftest import ROOT
-from tests.doctor.running import Line, read_lines
+from tests.doctor.healthy.program import list_draws
+from tests.doctor.row import Row
+from tests.doctor.running import Line, append_line, describe_doctor, read_lines, run_rows
+from tests.doctor.scores import describe_line
 
 RATE_COLUMNS = ("rule", "code", "kind", "programs in which it was asked", "alarms", "rate, at most")
+RUN_COLUMNS = (*RATE_COLUMNS[:3], "runs in which it was asked", *RATE_COLUMNS[4:])
 PAGE = ROOT / "docs/results/doctor.md"
 START, END = "<!-- rates: written by tests/doctor/rates.py -->\n", "\n<!-- end of rates -->"
 PATH = Path(rates.__file__).with_suffix(".json")
-WAITING = {
-    "counted": "counts_visible masked_range",
-    "data": "input_statistics interpolated_labels missing_classes permuted_labels sampler_weights",
-    "events": "dead-units large-update same-label",
-    "geometry": "boxes_within_content mirrored_numbers",
-    "loss": "addend_direction endless_comparison loss_begins_high misplaced_labels misplaced_numbers "
-    "shares_are_no_best target_units unbounded_loss weights_of_others weights_upside_down",
-    "model": "rectified_outputs",
-    "optimiser": "large_update",
-    "run": "averaged_means clipped_away collapsed_outputs evaluation_inputs trivial_plateau unbounded_loss",
-    "samples": "end_is_not_learnt",
-    "targets": "other_places",
-}
-"""Statistical rules without whose alarm a planted bug would not be found."""
+DRAWN, WHOLE = ("healthy", "rare"), "run"
+"""Kinds of rows that are drawn, and the kind of those that check a whole run."""
+_SEEDS_OF_RUNS = 3
+CHECKS = {"checks": "healthy", "rare_checks": "rare", "run_checks": WHOLE}
+"""Kinds of rows of which it is counted in how many there was any alarm."""
 
 
 def count_asked(lines: Iterable[Line]) -> dict[str, Rate]:
@@ -51,9 +48,9 @@ def count_asked(lines: Iterable[Line]) -> dict[str, Rate]:
     return dict(sorted(counts.items()))
 
 
-def count_checks(lines: Iterable[Line]) -> Rate:
-    """Count drawn programs, and those with an error, a warning or a crash."""
-    drawn = [line for line in lines if line["kind"] == "healthy"]
+def count_checks(lines: Iterable[Line], kind: str) -> Rate:
+    """Count the programs of a kind, and those with an error, a warning or a crash."""
+    drawn = [line for line in lines if line["kind"] == kind]
     return Rate(len(drawn), sum(bool(line["crash"]) or any(map(_is_alarm, line["alarms"])) for line in drawn))
 
 
@@ -62,34 +59,44 @@ def _is_alarm(alarm: Mapping[str, str]) -> bool:
 
 
 def list_rates(counts: Mapping[str, Rate]) -> list[tuple[str, ...]]:
-    """List a row for each rule that was asked, and for statistical ones that were not; the latter are unmeasured."""
+    """List a row for each rule that was asked of drawn programs, and for statistical ones that were not."""
+    others = {rule.name for rule in all_rules() if rule.is_statistical and not rates.is_of_runs(rule.name)}
+    return _list_rows(counts, counts.keys() | others)
+
+
+def _list_rows(counts: Mapping[str, Rate], names: Collection[str]) -> list[tuple[str, ...]]:
+    """List a row for each rule of these names; a statistic is unmeasured where its rate is not known to be low."""
     rows = []
     for rule in sorted(all_rules(), key=lambda rule: (not rule.is_statistical, rule.name)):
         rate = counts.get(rule.name, Rate(0, 0))
-        if not rate.asked and not rule.is_statistical:
-            continue
         kind = "statistic" if rule.is_statistical else "event"
         bound = f"{rate.bound:.1%}" if rate.asked else "not asked"
         bound += ", unmeasured" if rule.is_statistical and not rate.is_low else ""
-        rows.append(
-            (rule.name.removeprefix("doctor.rules."), rule.code, kind, str(rate.asked), str(rate.alarms), bound)
-        )
+        name = rule.name.removeprefix("doctor.rules.")
+        rows += [(name, rule.code, kind, str(rate.asked), str(rate.alarms), bound)] if rule.name in names else []
     return rows
 
 
 def write_section(document: Mapping[str, Any]) -> str:
-    """Write the table of a page from the measured document."""
-    counts = {name: Rate(*numbers) for name, numbers in document["rules"].items()}
-    whole = Rate(*document["checks"])
-    num_waiting = len(document["waiting"])
-    head = (
-        f"At {document['commit']}: of {whole.asked} drawn programs **{whole.alarms} had an alarm when they were first "
-        f"run**. {num_waiting} statistical rules were silent too few times, and keep their alarms for the planted bugs "
-        "that need them; other unmeasured ones give notes.\n\n"
+    """Write the tables of a page from the measured document."""
+    counts, runs = ({name: Rate(*each) for name, each in document[key].items()} for key in ("rules", "runs"))
+    plain, rare, whole = (Rate(*document[key]) for key in ("checks", "rare_checks", "run_checks"))
+    text = (
+        f"At {document['commit']}: of {plain.asked} drawn programs **{plain.alarms} had an alarm when they were first "
     )
-    rows: list[Sequence[str]] = [RATE_COLUMNS, ["---"] * len(RATE_COLUMNS)]
-    rows += [(f"`{name}`", f"`{code}`", *others) for name, code, *others in list_rates(counts)]
-    return head + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    text += f"run**, of {rare.asked} of rare kinds {rare.alarms}, of {whole.asked} runs {whole.alarms}."
+    if waiting := document.get("waiting", ()):
+        text += f" {len(waiting)} statistical rules keep their alarms until they are measured anew."
+    others = {rule.name for rule in all_rules() if rule.is_statistical and rates.is_of_runs(rule.name)}
+    own = (runs.keys() | others) - counts.keys()
+    text += f" The {len(own)} rules of the second table judge whole runs, of which none are drawn."
+    tables = [_write_table(RATE_COLUMNS, list_rates(counts)), _write_table(RUN_COLUMNS, _list_rows(runs, own))]
+    return "\n\n".join((text, *tables))
+
+
+def _write_table(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str:
+    named = [(f"`{name}`", f"`{code}`", *others) for name, code, *others in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *named))
 
 
 def with_section(text: str, document: Mapping[str, Any]) -> str:
@@ -100,45 +107,78 @@ def with_section(text: str, document: Mapping[str, Any]) -> str:
     return before + START + write_section(document) + END + after
 
 
-def list_waiting(counts: Mapping[str, Rate]) -> list[str]:
-    """List the rules that were silent, but not asked often enough, and that planted bugs need."""
-    names = [f"doctor.rules.{module}.{rule}" for module, rules in WAITING.items() for rule in rules.split()]
-    known = {name: counts.get(name, Rate(0, 0)) for name in names}
-    return [name for name, rate in known.items() if not rate.alarms and not rate.is_low]
-
-
 def measure(lines: Sequence[Line], first: Sequence[Line]) -> dict[str, Any]:
     """Measure the numbers of rules by the last lines of correct rows, and those of whole programs by the first.
 
     A row is run again after what it showed was mended: that it is silent then is no measurement of the whole.
     """
-    counts = count_asked(lines)
-    commits = ", ".join(sorted({line["commit"] for line in lines if line.get("asked")}))
-    return {"commit": commits, "checks": count_checks(first), "waiting": list_waiting(counts), "rules": counts}
+    return {
+        "commit": ", ".join(sorted({line["commit"] for line in lines if line.get("asked")})),
+        **{name: count_checks(first, kind) for name, kind in CHECKS.items()},
+        "rules": count_asked(line for line in lines if line["kind"] in DRAWN),
+        "runs": count_asked(line for line in lines if line["kind"] == WHOLE),
+    }
 
 
-def main(paths: Sequence[str]) -> None:
-    """Write the numbers of some files of lines and their table; without a file, the table of known numbers."""
-    files = [read_lines(Path(path)) for path in paths]
-    last, first = ({key: line for file in order for key, line in file.items()} for order in (files, files[::-1]))
-    if last:
-        document = measure(*([line for line in each.values() if not line["has_bug"]] for each in (last, first)))
-        rules = document.pop("rules")
-        rows = [
-            f'"{name}": {json.dumps(block, indent=None if name == "checks" else 2)}' for name, block in document.items()
-        ]
-        rows.append(f'"rules": {_list_counts(rules)}')
-        PATH.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
-    document = json.loads(PATH.read_text(encoding="utf-8"))
-    PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
-    print_note(
-        f"{document['checks']} drawn programs and those with an alarm; {len(document['rules'])} rules were asked"
-    )
+def write(document: Mapping[str, Any]) -> None:
+    """Write a measured document, a rule a line."""
+    rows = [
+        f'"{name}": ' + (_list_counts(block) if isinstance(block, Mapping) else json.dumps(block))
+        for name, block in document.items()
+    ]
+    PATH.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
 
 
 def _list_counts(counts: Mapping[str, Rate]) -> str:
     return "{\n" + ",\n".join(f'  "{name}": {json.dumps(rate)}' for name, rate in counts.items()) + "\n}"
 
 
+def list_rows(draws: int, first: int) -> list[tuple[list[Row], int]]:
+    """List the correct rows by which rates are measured, drawn ones and whole runs, each with the number of seeds."""
+    from tests.doctor.cases import ROWS  # takes seconds
+
+    runs = [row for row in ROWS if row.kind == WHOLE and not row.has_bug]
+    return [(list_draws(draws, first), 1), (runs, _SEEDS_OF_RUNS)]
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; a wrong word exits with code 2."""
+    parser = argparse.ArgumentParser("python -m tests.doctor.rates", description=__doc__)
+    parser.add_argument("files", metavar="LINES.jsonl", nargs="*", type=Path, help="lines of rows, the oldest first")
+    parser.add_argument(
+        "--measure", action="store_true", help="first run the rows that the last file lacks at this state"
+    )
+    parser.add_argument("--draws", metavar="N", type=int, default=600, help="plain drawn programs")
+    parser.add_argument("--first", metavar="N", type=int, default=0, help="number of the first of them")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that run rows side by side")
+    options = parser.parse_args(words)
+    if options.measure and not options.files:
+        parser.error("--measure needs a file for its lines")
+    return options
+
+
+def main(options: argparse.Namespace) -> None:
+    """Write the numbers of some files of lines and their tables; without a file, the tables of known numbers."""
+    if options.measure:
+        torch.set_num_threads(1)
+        path, commit = options.files[-1], describe_doctor()
+        done = read_lines(path, commit)
+        for rows, seeds in list_rows(options.draws, options.first):
+            for line in run_rows(rows, range(seeds), done, commit=commit, jobs=options.jobs):
+                append_line(path, line)
+                print_note(describe_line(line))
+    files = [read_lines(path) for path in options.files]
+    last, first = ({key: line for file in order for key, line in file.items()} for order in (files, files[::-1]))
+    if last:
+        write(measure(*([line for line in each.values() if not line["has_bug"]] for each in (last, first))))
+    rates._read.cache_clear()
+    document = json.loads(PATH.read_text(encoding="utf-8"))
+    PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")
+    for rule, *_, asked, alarms, bound in list_rates({name: Rate(*each) for name, each in document["rules"].items()}):
+        if "unmeasured" in bound:
+            print_note(f"{rule}: asked in {asked} programs, {alarms} alarms: {bound}")
+    print_note(f"{PATH} and {PAGE} are written")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(parse())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tests.planted.trial import Alarm
 
-KINDS = ("run", "module", "loop", "oracle", "script", "healthy", "program")
+KINDS = ("run", "module", "loop", "oracle", "script", "healthy", "rare", "program")
 _CAUSES = {
     "predictions": "loss.sign loss.form loss.double_softmax loss.negatives loss.collapse data.target_encoding "
     "data.label_mapping model.constant_output eval.decode eval.absent_class",

@@ -65,6 +65,12 @@ def read_lines(path: Path, commit: str | None = None) -> dict[Key, Line]:
     return lines
 
 
+def append_line(path: Path, line: Line) -> None:
+    """Append a line to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
 def list_keys(line: Mapping[str, Any] | None) -> frozenset[tuple[str, str]]:
     """Return codes and first causes of a line's alarms and notes."""
     line = line or {}

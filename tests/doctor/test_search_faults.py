@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.compression.packed_file import packed_size, tensor_specs, write_packed
+from sightline.compression.ratios import compression_ratios
 from sightline.doctor.rules import find_by
-from sightline.parts.quantisation.parametrised import apply_policy
-from sightline.runs.packed import compression_ratios, packed_size, tensor_specs, write_packed
-from sightline.workbench.check.quantised_rules import size_promise
+from sightline.workbench.compress.rules import size_promise
+from tests.compression.policies import quantise
 from tests.doctor.planting import assert_complete
 
 POLICY = {"0.weight": {"kind": "codebook", "bits": 3}}
@@ -32,7 +33,7 @@ def packed(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     """A packed model, and what is told of it."""
     model = net()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    apply_policy(model, POLICY)
+    quantise(model, POLICY)
     promised, file = packed_size(tensor_specs(model)[0], {"name": "net"}), tmp_path / "model.slq"
     size = write_packed(file, model, {"name": "net"})
     ratios = compression_ratios([(512, 3, 16)], file_bytes=size, state=state)._asdict()

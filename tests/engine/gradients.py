@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sightline.contract.errors import RunError
-from sightline.engine import learnt_losses
+from sightline.engine import gradients
 from sightline.engine.distributed import World, start_world
 
 SIZE = 5
@@ -29,10 +29,10 @@ def reduce_afterwards(world: World, model: nn.Module, *, is_last_micro_batch: bo
     yield
     if world.size == 1 or not is_last_micro_batch:
         return
-    for bucket in learnt_losses.make_buckets([p for p in model.parameters() if p.requires_grad]):
-        flat = learnt_losses.flatten_gradients(bucket)
+    for bucket in gradients.make_buckets([p for p in model.parameters() if p.requires_grad]):
+        flat = gradients.flatten_gradients(bucket)
         dist.all_reduce(flat)
-        learnt_losses.set_gradients(bucket, flat)
+        gradients.set_gradients(bucket, flat)
 
 
 class Chain(nn.Module):
@@ -98,7 +98,7 @@ def train_both(world: World, use: Pass) -> dict[str, Any]:
         model = Chain()
         if use is use_frozen:
             model.layers[1].requires_grad_(False)
-        gradients = []
+        of_steps = []
         for step in range(3):
             model.zero_grad()
             for index, is_last in enumerate((False, True)):
@@ -106,11 +106,11 @@ def train_both(world: World, use: Pass) -> dict[str, Any]:
                 loss = (use if is_last else use_twice)(world, model, values_of(world.rank, 2 * step + index))
                 with reduce(model, is_last_micro_batch=is_last):
                     loss.backward()
-            gradients.append([None if p.grad is None else p.grad.tolist() for p in model.parameters()])
+            of_steps.append([None if p.grad is None else p.grad.tolist() for p in model.parameters()])
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter -= 0.1 * (0 if parameter.grad is None else parameter.grad)
-        found[name] = gradients
+        found[name] = of_steps
     return found
 
 
@@ -121,14 +121,14 @@ def reduce_with(world: World) -> Callable[..., Any]:
 def list_sent(world: World) -> list[str]:
     """The parameters of each bucket as it is sent, and the end of the pass."""
     events: list[str] = []
-    original = learnt_losses.GradientReduction._send_next
+    original = gradients.GradientReduction._send_next
 
     def send(reduction: Any) -> None:
         bucket = reduction._buckets[len(reduction._sent)]
         events.append(" ".join(reduction._names[parameter] for parameter in bucket))
         original(reduction)
 
-    learnt_losses.GradientReduction._send_next = send  # type: ignore[method-assign]
+    gradients.GradientReduction._send_next = send  # type: ignore[method-assign]
     try:
         for use in (use_all, use_some):
             model = Chain()
@@ -138,7 +138,7 @@ def list_sent(world: World) -> list[str]:
                 events.append("end of pass")
             assert all(not parameter._post_accumulate_grad_hooks for parameter in model.parameters())
     finally:
-        learnt_losses.GradientReduction._send_next = original  # type: ignore[method-assign]
+        gradients.GradientReduction._send_next = original  # type: ignore[method-assign]
     return events
 
 
@@ -186,7 +186,7 @@ def change_late(world: World) -> str:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    learnt_losses._BUCKET_BYTES = BUCKET_BYTES
+    gradients._BUCKET_BYTES = BUCKET_BYTES
     with start_world(device="cpu", timeout_s=30) as world:
         found: dict[str, Any] = {use.__name__: train_both(world, use) for use in PASSES}
         found |= {"norms": norm_both(world), "sent": list_sent(world), "late": change_late(world)}
@@ -216,7 +216,7 @@ def break_off(port: int, rank: int, log: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    learnt_losses._BUCKET_BYTES = BUCKET_BYTES
+    gradients._BUCKET_BYTES = BUCKET_BYTES
     with start_world(device="cpu", timeout_s=30) as world:
         model = Chain()
         hidden = model.layers[1](model.layers[0](values_of(rank)))

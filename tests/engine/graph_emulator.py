@@ -6,6 +6,7 @@ What the host decides while they are recorded stays as it was, as in a graph: nu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sightline.contract.pytree import tree_leaves
 from sightline.contract.types import Batch
 from sightline.engine import loop, step_graph
-from sightline.engine.queued_step import Gate
-from sightline.engine.step_graph import StepGraphs, StepState, StepValues
+from sightline.engine.queued_step import Gate, QueuedStep
+from sightline.engine.step_graph import StepGraphs, StepState
 from sightline.ops import waits
 from tests.waits import device_form
 
@@ -48,20 +49,20 @@ class EmulatedGraph:
         tensors = self.state.list_all()
         before, random_state = [tensor.detach().clone() for tensor in tensors], torch.get_rng_state()
         with _Recorder() as recorder:
-            self._result: StepValues = work(self._inputs)._replace(checks=())
+            self._result: QueuedStep = work(self._inputs)
+        self._result.forget()
         self._calls = recorder.calls
         with torch.no_grad():
             torch._foreach_copy_(tensors, before)
         torch.set_rng_state(random_state)
 
     @torch.no_grad()
-    def replay(self, batches: list[Batch]) -> StepValues:
+    def replay(self, batches: list[Batch]) -> QueuedStep:
         for (_, own), (_, given) in zip(tree_leaves(self._inputs), tree_leaves(batches), strict=True):
             own.copy_(given)
         for function, args, kwargs, result in self._calls:
             self._write(function, result, function(*args, **kwargs))
-        packed = self._result.packed
-        return self._result._replace(packed=packed._replace(values=packed.values.clone()))
+        return dataclasses.replace(self._result, values=self._result.values.clone())
 
     def _write(self, function: Any, old: Any, new: Any) -> None:
         """Write new results where the recorded ones lie, but for views of them and for what was changed in place."""
@@ -77,7 +78,7 @@ def emulated_graphs(monkeypatch: pytest.MonkeyPatch, *, is_strict: bool = False)
     graphs = StepGraphs(CPU, is_strict=is_strict)
     run, make = graphs.run, Gate.__init__
 
-    def run_with_state(key: Any, batches: Sequence[Batch], work: Any, state: StepState) -> tuple[StepValues, bool]:
+    def run_with_state(key: Any, batches: Sequence[Batch], work: Any, state: StepState) -> QueuedStep:
         EmulatedGraph.state = state
         return run(key, batches, work, state)
 

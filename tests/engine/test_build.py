@@ -15,11 +15,12 @@ from sightline.contract.errors import CheckpointError, ConfigError, RunError, Us
 from sightline.engine import build as build_module
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.resume import RunLocation, assert_same_run, resolve_run_location
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.engine.session import StopRequest, TrainingSession
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment
+from sightline.training.resume import RunLocation, assert_same_run, resolve_run_location
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest
 from tests.engine.snapshots import snapshot_of
 from tests.runs.small import ROOT, small_config, small_run
 

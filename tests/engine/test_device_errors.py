@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sightline.contract.errors import RunError
-from sightline.engine import session
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
+from sightline.training import session
 from sightline.verbs.terminal import format_error
 from tests.command import run_here
 from tests.doctor.planting import CONFIG

@@ -27,9 +27,10 @@ from sightline.draw.pictures import Picture
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
-from sightline.engine.resume import assert_same_run
-from sightline.engine.session import StopRequest, TrainingSession
 from sightline.runs.run_directory import RunDirectory
+from sightline.training.resume import assert_same_run
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest
 from sightline.verbs.show import _add_origin_of_mode
 from tests.cases import run_each
 from tests.doctor.planting import CONFIG, make
@@ -402,7 +403,7 @@ def test_runs_that_recorded_a_mode_go_on(tmp_path: Path, add: Add, mode: str, mo
     assert own.evaluate.mode == mode
     assert_same_run(run, own, [])
     told: list[str] = []
-    monkeypatch.setattr("sightline.engine.records.logger.warning", lambda text, *words: told.append(text % words))
+    monkeypatch.setattr("sightline.runs.best_checkpoint.logger.warning", lambda text, *words: told.append(text % words))
     assert build(own, World(), is_resumed=True).config.evaluate.mode == mode
     assert len(told) == (mode == "max")
     assert all("evaluate.mode: found max, but the metric states min" in line for line in told)

@@ -20,6 +20,7 @@ from sightline.engine.finite_state import FiniteState, NonFiniteStateError
 from sightline.engine.train import TrainState
 from sightline.parts.transforms.points import Jitter
 from sightline.runs import checkpoint
+from sightline.runs.optimizer_state import restore_optimizer
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.runs.small import PLAIN, ROOT, SMALL, small_run
@@ -184,4 +185,4 @@ def test_a_slot_of_an_optimiser_that_is_not_finite_is_refused() -> None:
     model = nn.Linear(2, 1)
     optimizer = torch.optim.Adam(model.parameters())
     with pytest.raises(CheckpointError, match=r"'weight/exp_avg_sq': 1 of 2 numbers are not finite \(inf first\)"):
-        checkpoint.restore_optimizer(model, optimizer, {"weight/exp_avg_sq": torch.tensor([[1.0, INF]])})
+        restore_optimizer(model, optimizer, {"weight/exp_avg_sq": torch.tensor([[1.0, INF]])})

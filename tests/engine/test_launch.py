@@ -24,9 +24,9 @@ from sightline.engine.launcher import (
     rendezvous_address,
     resolve_num_processes,
 )
-from sightline.engine.session import StopRequest
 from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
 from sightline.runs.process_identity import ProcessIdentity, process_start_time
+from sightline.training.stop_request import StopRequest
 from sightline.verbs.terminal import format_error
 from tests.cases import run_each
 from tests.command import run_here

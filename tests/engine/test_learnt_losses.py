@@ -22,12 +22,16 @@ from sightline.contract.loss import Loss, cast_forward
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import LearntLosses, combine_modules, flatten_gradients
-from sightline.engine.session import StopRequest, TrainingSession
+from sightline.engine.gradients import flatten_gradients
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
+from sightline.engine.queued_step import QueuedStep
 from sightline.engine.step import StepTimer
-from sightline.engine.train import StepTotals, train_step
+from sightline.engine.train import train_step
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
+from sightline.runs.trained_weights import load_losses
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here, succeed
 from tests.doctor.planting import make
@@ -110,7 +114,7 @@ def trained(folder: Path, *overrides: str) -> TrainingSession:
     return session
 
 
-def a_step(built: TrainingSetup) -> tuple[dict, StepTotals]:
+def a_step(built: TrainingSetup) -> tuple[dict, QueuedStep]:
     """The first batch of a run, and what a step on it gave."""
     job = built.job
     (keys,), *_ = job.stream.plan.step_keys(job.step)
@@ -260,7 +264,7 @@ def test_a_checkpoint_without_them_is_refused_in_one_line(tmp_path: Path, caplog
         f"{place}: contains no 'centre.centres' of the losses that learn (centre): it was saved before sightline "
         f"trained these; start a new run, from its weights by init.from={place}"
     )
-    assert checkpoint.load_losses(run) == {}
+    assert load_losses(run) == {}
     (run / "environment.json").write_text('{"plugins": []}')
     with caplog.at_level(logging.WARNING, logger="sightline"):
         outcome = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
@@ -276,7 +280,7 @@ def test_an_evaluation_has_what_was_learnt(tmp_path: Path) -> None:
     (run / "environment.json").write_text('{"plugins": []}')
     succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
     assert json.loads((tmp_path / "figures.json").read_text())["losses"] == json.loads(figures)["losses"]
-    assert checkpoint.load_losses(tmp_path / "packed.slq") == {}, "a packed model leaves them out"
+    assert load_losses(tmp_path / "packed.slq") == {}, "a packed model leaves them out"
 
 
 def test_runs_without_such_losses_have_neither_file_nor_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 import sightline
-from sightline.engine.observers import Progress
+from sightline.training.progress import Progress
 from tests.engine.told import evaluation, random_states, step
 from tests.processes import ROOT
 from tests.runs.broken_off import differences

@@ -19,10 +19,10 @@ import torch
 
 from sightline.contract.errors import RunError
 from sightline.engine.loggers import TensorBoard
-from sightline.engine.observers import EpochTimes, MetricsLog, Pace, Progress, TrainLog, wants_live
-from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
-from sightline.engine.step import average_records, format_rate
+from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
+from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, average_records, format_rate
 from sightline.instrument.random_state import preserve_random_state
+from sightline.training.progress import Pace, Progress, wants_live
 from tests.cases import run_each
 from tests.engine.told import Lines, evaluation, random_states, step
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.compression.parametrised import quantised_weights
 from sightline.contract.errors import ConfigError
 from sightline.engine.optimizers import SGD, Adam, AdamW, OptimizerSpec, RMSprop, apply_freezing, format_module_rates
-from sightline.parts.quantisation.parametrised import apply_policy, quantised_weights
 from tests.cases import run_each
+from tests.compression.policies import quantise
 
 
 def net() -> nn.Sequential:
@@ -33,7 +34,7 @@ def test_codebooks_never_decay(decay: Any) -> None:
     """Of one axis and, by channel, of two; what a linear quantiser rounds is a weight and does."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     codebook, kind = {"kind": "codebook", "bits": 2}, {"kind": "linear", "bits": 4}
-    apply_policy(model, {"0.weight": codebook, "1.weight": {**codebook, "per_channel": True}, "2.weight": kind})
+    quantise(model, {"0.weight": codebook, "1.weight": {**codebook, "per_channel": True}, "2.weight": kind})
     held = {name: numbers for name, (_, numbers) in quantised_weights(model).items()}
     before = {name: numbers.detach().clone() for name, numbers in held.items()}
     recipe = SGD(lr=0.1, momentum=0.0, weight_decay=0.5, decay=decay)

@@ -17,10 +17,12 @@ import torch
 from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.session import BestCheckpoint, StopRequest, TrainingSession
 from sightline.parts.tasks.supervised import Classify
 from sightline.runs import checkpoint
+from sightline.runs.best_checkpoint import BestCheckpoint
 from sightline.runs.run_directory import RunDirectory
+from sightline.training.session import TrainingSession
+from sightline.training.stop_request import StopRequest
 from tests.cases import run_each
 from tests.doctor.planting import make
 from tests.marks import long_but

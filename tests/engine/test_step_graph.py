@@ -17,7 +17,7 @@ from sightline.contract.types import Batch
 from sightline.engine import step_graph
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
-from sightline.engine.queued_step import Gate
+from sightline.engine.queued_step import Gate, QueuedStep
 from sightline.engine.records import StepRecord
 from sightline.engine.step_graph import NUM_WARM, StepGraphs
 from sightline.engine.train import TrainState
@@ -126,12 +126,11 @@ class Toy:
     def __init__(self, host: Callable[[], float] = lambda: 0.0) -> None:
         self.weight, self.rate, self.host, self.calls = torch.zeros(()), torch.ones(()), host, 0
 
-    def __call__(self, batches: Sequence[Batch]) -> step_graph.StepValues:
+    def __call__(self, batches: Sequence[Batch]) -> QueuedStep:
         self.calls += 1
         value = batches[0]["points"].mean() + self.host()
         self.weight += self.rate * value
-        packed = step_graph.PackedNumbers(("value",), 1, 1, value.reshape(1).double())
-        return step_graph.StepValues(packed, {}, ())
+        return QueuedStep(("value",), 1, value.reshape(1).double())
 
     def list_all(self) -> list[Tensor]:
         return [self.weight]
@@ -154,7 +153,7 @@ def make_batch(size: int = 4, **more: Any) -> list[Batch]:
 
 
 def steps(graphs: StepGraphs, toy: Toy, number: int, *, key: object = None, size: int = 4, **more: Any) -> list[bool]:
-    return [graphs.run(key, make_batch(size, **more), toy, toy)[1] for _ in range(number)]
+    return [graphs.run(key, make_batch(size, **more), toy, toy).is_forgotten for _ in range(number)]
 
 
 @pytest.fixture
@@ -224,7 +223,7 @@ class Sending(Toy):
         super().__init__()
         self.make, self.is_changed = make, is_changed
 
-    def __call__(self, batches: Sequence[Batch]) -> step_graph.StepValues:
+    def __call__(self, batches: Sequence[Batch]) -> QueuedStep:
         sent = send_list(self.make(read_list(batches[0]["offsets"])), CPU, torch.float32)
         if self.is_changed:
             sent.mul_(2)

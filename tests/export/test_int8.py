@@ -15,7 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 import sightline
-from sightline.runs.packed import read_packed
+from sightline.compression.packed_file import read_packed
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, record_graph
 from sightline.workbench.export.int8 import fold_batch_norms, quantise, weights_in_float

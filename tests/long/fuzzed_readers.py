@@ -117,8 +117,8 @@ def _images(folder: Path) -> Iterator[Reader]:
 def _documents(folder: Path) -> Iterator[Reader]:
     from sightline.areas.detect.sets.detections import read_results
     from sightline.areas.detect.sets.label_table import CategoryIds
+    from sightline.compression.policy import WeightFormat, policy_to_dict, read_policy
     from sightline.config import read_config
-    from sightline.workbench.compress.policy import WeightFormat, policy_to_dict, read_policy
     from tests.runs.broken_off import CONFIG
 
     images = [_Ref(f"{each}.jpg", each, 9, 9) for each in (1, 2)]
@@ -168,8 +168,8 @@ class _Images:
 
 
 def _weights(folder: Path) -> Iterator[Reader]:
+    from sightline.compression.packed_file import read_packed, write_packed
     from sightline.published.files import read_published
-    from sightline.runs.packed import read_packed, write_packed
 
     path = folder / "published.pth"
     torch.save({"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}}, path)

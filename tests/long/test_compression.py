@@ -12,7 +12,7 @@ from tests.command import succeed
 from tests.compress.toys import closed_by_ddpg
 from tests.processes import ROOT
 
-# --- `sightline compress --report steps` on a small run: every row, its totals, and going on after an interrupt ---
+# --- `sightline compress report` on a small run: every row, its totals, and going on after an interrupt ---
 
 
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
@@ -32,7 +32,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
     out = floats.parent / "report"
-    done = succeed("compress", floats, "--report", "steps", *WORDS, "--out", out)
+    done = succeed("compress", "report", floats, *WORDS, "--out", out)
     document = json.loads((out / "compression.json").read_text())
     rows = {row["name"]: row for row in document["rows"]}
     assert list(rows) == NAMES
@@ -53,7 +53,7 @@ def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
     assert rows["mix"]["ratios"]["weights"] > 4 / 32
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")}
     (out / "compression.json").unlink()
-    succeed("compress", floats, "--report", "steps", *WORDS, "--out", out)
+    succeed("compress", "report", floats, *WORDS, "--out", out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")} == before
     again = json.loads((out / "compression.json").read_text())
     assert again["rows"] == document["rows"]

@@ -57,7 +57,7 @@ def _transformer(work: Path) -> None:
 @row(
     "S2.3",
     "run the stages apart: pre-train, search, fine-tune",
-    "`sightline compress RUN --stop-after search --out DIR`, `--stop-after finetune`, and without it",
+    "`sightline compress run RUN --stop-after search --out DIR`, `--stop-after finetune`, and without it",
 )
 def _stages(work: Path) -> None:
     search = (
@@ -74,13 +74,13 @@ def _stages(work: Path) -> None:
         "train.steps=2",
     )
     words = (copy_run("plain", work / "float"), *search, *CPU, "--out", work / "run")
-    succeed("compress", *words, "--stop-after", "search")
+    succeed("compress", "run", *words, "--stop-after", "search")
     searched = (work / "run/work/policy.json").read_bytes()
     assert not (work / "run/work/finetuned").exists()
-    succeed("compress", *words, "--stop-after", "finetune")
+    succeed("compress", "run", *words, "--stop-after", "finetune")
     assert (work / "run/work/finetuned/final.json").exists()
     assert not (work / "run/model.slq").exists()
-    succeed("compress", *words)
+    succeed("compress", "run", *words)
     assert (work / "run/model.slq").exists()
     assert (work / "run/work/policy.json").read_bytes() == searched  # what was there was gone on from
 
@@ -91,7 +91,7 @@ def bits_of(run: Path) -> dict[str, int]:
     return {name: layer["bits"] for name, layer in policy.items()}
 
 
-@row("S2.4", "search the bits by reinforcement learning", "`sightline compress RUN --method ddpg --out DIR`")
+@row("S2.4", "search the bits by reinforcement learning", "`sightline compress run RUN --method ddpg --out DIR`")
 def _ddpg(work: Path) -> None:
     run = trained_run("searched")
     lines = [json.loads(line) for line in (run / "work/evaluations.jsonl").read_text().splitlines()]
@@ -102,30 +102,32 @@ def _ddpg(work: Path) -> None:
     assert losses.get(chosen, min(tried)) == min(tried)
 
 
-@row("S2.5", "restrict the bits to 2 and 4", "`sightline compress RUN --bits 2,4 --out DIR`")
+@row("S2.5", "restrict the bits to 2 and 4", "`sightline compress run RUN --bits 2,4 --out DIR`")
 def _two_and_four(work: Path) -> None:
     assert set(list(bits_of(trained_run("searched")).values())[1:-1]) <= {2, 4}
 
 
 @row(
-    "S2.6", "preserve a tenth of the size of the weights", "`sightline compress RUN --ratio 0.1 --on weights --out DIR`"
+    "S2.6",
+    "preserve a tenth of the size of the weights",
+    "`sightline compress run RUN --ratio 0.1 --on weights --out DIR`",
 )
 def _tenth(work: Path) -> None:
     words = ("--method", "uniform", "--ratio", 0.1, "--on", "weights", "--calibration", 8, "--epochs", 0)
-    succeed("compress", trained_run("plain"), *words, *CPU, "--out", work / "run")
+    succeed("compress", "run", trained_run("plain"), *words, *CPU, "--out", work / "run")
     made = document(work / "run", "compression.json")
     assert 0.05 < made["ratios"]["weights"] <= 0.1
     assert (work / "run/model.slq").stat().st_size == made["file_bytes"] < made["float_bytes"] / 4
 
 
-@row("S2.7", "give the first and the last layer more bits", "`sightline compress RUN --protect-ends 1 --out DIR`")
+@row("S2.7", "give the first and the last layer more bits", "`sightline compress run RUN --protect-ends 1 --out DIR`")
 def _ends(work: Path) -> None:
     first, *between, last = bits_of(trained_run("searched")).values()
     assert (first, last) == (8, 8)
     assert max(between) < 8
 
 
-@row("S2.8", "distil from the float model", "`sightline compress RUN --distil --out DIR`")
+@row("S2.8", "distil from the float model", "`sightline compress run RUN --distil --out DIR`")
 def _distilled(work: Path) -> None:
     run = trained_run("packed") / "work/finetuned"
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
@@ -136,7 +138,7 @@ def _distilled(work: Path) -> None:
 @row(
     "S2.9",
     "tabulate float, mix, preserved, fine-tuned and distilled",
-    "`sightline compress RUN --report steps --out DIR`",
+    "`sightline compress report RUN --out DIR`",
 )
 def _table(work: Path) -> None:
     words = (
@@ -152,7 +154,7 @@ def _table(work: Path) -> None:
         1,
         "train.steps=1",
     )
-    succeed("compress", copy_run("plain", work / "float"), "--report", "steps", *words, *CPU, "--out", work / "table")
+    succeed("compress", "report", copy_run("plain", work / "float"), *words, *CPU, "--out", work / "table")
     table = (work / "table/compression.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
     assert rows[2:] == [

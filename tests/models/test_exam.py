@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.schema import get_block_marker, signature_parameters
-from sightline.engine.learnt_losses import flatten_gradients, set_gradients
+from sightline.engine.gradients import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD
 from tests.marks import long_but
 from tests.memory_order import ORDERS

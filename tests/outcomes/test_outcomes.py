@@ -107,6 +107,27 @@ def test_a_loss_of_120_among_losses_of_1_7_is_named_with_its_gradient() -> None:
 
 
 @run_each(
+    "losses",
+    [
+        # A rare class of a large weight, in batches of seven.
+        [0.79, 0.6, 0.65, 0.47, 0.4, 0.29, 0.18, 0.16, 0.12, 0.11, 0.07, 0.07, 0.03, 0.04, 0.03, 0.03, 2.96, 0.04],
+        # Batches of nine about a level that has not fallen; later it falls a little by chance.
+        [
+            *(0.264, 0.334, 0.241, 0.33, 0.33, 0.235, 0.267, 0.212, 0.329, 0.325, 0.409, 0.183, 0.238, 0.294, 0.308),
+            *(0.288, 0.268, 0.44, 0.375, 0.225, 0.353, 0.089, 0.299, 0.292, 0.229, 0.23, 0.199, 0.267, 0.274, 0.251),
+            *(0.202, 0.21, 0.183, 0.576, 0.371, 0.33, 0.34, 0.168, 0.335, 0.202, 0.278, 0.393, 0.229, 0.207, 0.171),
+            *(0.253, 0.317, 0.32, 0.507, 0.181, 0.191, 0.323, 0.176, 0.169, 0.465, 0.363, 0.151, 0.26, 0.154, 0.278),
+        ],
+    ],
+)
+def test_losses_of_a_few_samples_go_up_and_down(losses: list[float]) -> None:
+    levels = LossLevels()
+    for step, loss in enumerate(losses, 1):
+        levels.add(step, loss)
+    assert codes(Record(losses={"": levels})) == []
+
+
+@run_each(
     "values, losses, is_over, expected",
     [
         ((0.9, 0.95, 0.1), (1.0, 0.5, 0.1), True, ["metric-fall"]),

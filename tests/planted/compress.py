@@ -11,6 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.compression import codebooks, parametrised
+from sightline.compression.codebooks import Clusters, Codebook
+from sightline.compression.grids import UniformQuantiser
+from sightline.compression.half_precision import HalfPrecision
+from sightline.compression.packed_file import tensor_specs, write_packed
+from sightline.compression.parametrised import quantised_weights
+from sightline.compression.policy import trained_policy
+from sightline.compression.quantiser import straight_through
+from sightline.compression.ratios import float_bytes
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.doctor.finding import Finding
@@ -18,18 +27,9 @@ from sightline.doctor.rules import find_by
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.parts.quantisation import parametrised
-from sightline.parts.quantisation.clustering import Clusters
-from sightline.parts.quantisation.parametrised import (
-    Codebook,
-    HalfPrecision,
-    UniformQuantiser,
-    quantised_weights,
-)
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
-from sightline.runs import packed
-from sightline.workbench.check.quantised_rules import size_promise
+from sightline.workbench.compress.rules import size_promise
 from tests.planted.planting import BENCHES, Plant, Planter, edit, join, wrap
 
 # --- codebooks --------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def _draw_with_replacement(values: Tensor, number: int) -> tuple[Tensor, Tensor]
 
 def _apply(change: Callable[..., Any]) -> Plant:
     """Make a plant that applies the policy otherwise: `change` gets `apply_policy`, the model and the policy."""
-    return wrap(building, "apply_policy", change)
+    return wrap(parametrised, "apply_policy", change)
 
 
 def _quantise(owner: type[nn.Module], forward: Callable[..., Tensor]) -> Plant:
@@ -141,7 +141,7 @@ def _detach_codebook(own: Any, book: Codebook, centres: Tensor) -> Tensor:
 
 
 def _per_channel(own: Any, model: nn.Module, policy: Any, **more: Any) -> None:
-    changed = {n: c if c["kind"] == "fp16" else {**c, "per_channel": True} for n, c in policy.items()}
+    changed = {n: c if c.kind == "fp16" else c._replace(per_channel=True) for n, c in policy.items()}
     own(model, changed, **more)
 
 
@@ -153,13 +153,13 @@ def _predict_by_floats(planter: Planter) -> None:
         kept.append(copy.deepcopy(model).eval())
         own(model, *given, **more)
 
-    planter.wrap(building, "apply_policy", apply)
+    planter.wrap(parametrised, "apply_policy", apply)
     planter.wrap(Supervised, "predict", lambda own, task, model, batch: own(task, kept[-1], batch))
 
 
 def _let_step_grow(quantiser: UniformQuantiser, weight: Tensor) -> Tensor:
     quantiser.step.mul_(1.01)
-    return parametrised.straight_through(weight, quantiser.grid(weight.detach()))
+    return straight_through(weight, quantiser.grid(weight.detach()))
 
 
 def _stay_in_training(own: Any, norm: nn.Module, mode: bool = True) -> nn.Module:
@@ -234,16 +234,16 @@ def report_bits_alone(seed: int) -> Sequence[Finding]:
     """Pack the bench's model, and report sizes that are computed from bits: without codebooks and float tensors."""
     config = read_config(BENCHES / "CMP.yaml", (f"seed={seed}", f"data.data_seed={seed}"))
     model = building.build(config, World()).job.model
-    bits = {name: choice.get("bits", 16) for name, choice in config.compress.policy.items()}  # type: ignore[union-attr]
-    entries, _ = packed.tensor_specs(model)
+    bits = {name: choice.bits for name, choice in trained_policy(config).items()}
+    entries, _ = tensor_specs(model)
     layers = [(entry.count, bits[entry.name], entry.book_bytes) for entry in entries if entry.name in bits]
     state = parametrised.dense_state_dict(model)
     num_bits = sum(count * each for count, each, _ in layers)
     share = num_bits / 32 / sum(count for count, _, _ in layers)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "model.slq"
-        packed.write_packed(file, model, {"name": config.name})
-        reported = {"weights": share, "codebook": share, "file": num_bits / 8 / packed.float_bytes(state)}
+        write_packed(file, model, {"name": config.name})
+        reported = {"weights": share, "codebook": share, "file": num_bits / 8 / float_bytes(state)}
         promise = {"promised": num_bits // 8, "budget": None, "reported": reported}
         return find_by(size_promise, file=file, layers=layers, state=state, **promise)
 
@@ -286,7 +286,7 @@ COMPRESS_PLANTS: dict[str, Plant] = {
     "K30": _quantise_in_training(HalfPrecision),
     "K31": _quantise(HalfPrecision, lambda q, w: (torch.round(w * 2**20) / 2**20).half().float()),
     "K32": wrap(Codebook, "forward", _detach_codebook),
-    "K33": wrap(parametrised._LookUp, "backward", lambda own, ctx, *gradients: _divide_by_members(ctx, *gradients)),
+    "K33": wrap(codebooks._LookUp, "backward", lambda own, ctx, *gradients: _divide_by_members(ctx, *gradients)),
     "K34": edit(_zero_centres),
     "K35": edit(_keep_float_optimizer),
     "K36": _teach(_train_last_layer),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from sightline.engine import learnt_losses
+from sightline.engine import gradients
 from sightline.engine.distributed import World
 from tests.engine.gradients import reduce_afterwards
 
-learnt_losses._BUCKET_BYTES = 2**14
+gradients._BUCKET_BYTES = 2**14
 if os.environ.get("AFTERWARDS") == "1":
     World.reduce_gradients = reduce_afterwards  # type: ignore[method-assign, assignment]

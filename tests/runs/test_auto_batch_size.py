@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sightline.config import read_config
-from sightline.engine import build, loop
+from sightline.engine import batch_size, build
 from sightline.parts.tasks.supervised import Supervised
 from tests.cases import run_each
 from tests.command import refuse, run_here, succeed
@@ -56,7 +56,7 @@ def test_the_largest_number_that_fits_is_found_in_few_trials(least: int, most: i
         return size <= largest
 
     expected = 0 if largest < least else min(most, largest)
-    assert loop.find_largest(fits, least, most) == expected
+    assert batch_size.find_largest(fits, least, most) == expected
     assert all(least <= size <= most for size in tried)
     assert len(tried) == len(set(tried)) <= 2 * math.log2(max(2, expected)) + 2
 

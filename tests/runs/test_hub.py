@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -9,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants as client
 import pytest
 import torch
 import yaml
@@ -20,7 +20,6 @@ import sightline
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError
 from sightline.contract.types import ComponentConfig
-from sightline.published import hub as hub_files
 from sightline.published.translation import published_name
 from sightline.runs.lineage import read_lineage
 from sightline.runs.weight_sources import open_source
@@ -30,7 +29,6 @@ from tests.processes import ROOT, run_program
 from tests.published_weights import write_weights
 from tests.trained import DETECT, copy_run, trained_run
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 CROWDS = ROOT / "configs/detect/synthetic_crowds_retinanet.yaml"
 CALM = ("model.channels_last=false", "schedule.warmup_epochs=0", "--no-check", "--device", "cpu")
 INTO_BACKBONE = ("init.modules=images", "init.into=backbone")
@@ -39,18 +37,13 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub, which the client in this process asks, with an empty cache."""
+    """An empty hub, which commands in this process ask, with an empty cache."""
     with serve_hub() as served:
-        ask(served.url, monkeypatch)
-        monkeypatch.setattr(client, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(client, "HF_HUB_DISABLE_XET", True)  # a store beside the hub, which it would ask first
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # a store beside the hub, which a push would ask first
         monkeypatch.setenv("HF_TOKEN", "hf_test")
         yield served
-
-
-def ask(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ENDPOINT", url)
-    monkeypatch.setattr(client, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 def resnet_state() -> dict[str, Tensor]:
@@ -120,9 +113,9 @@ def test_a_pushed_run_is_pulled_as_it_was(hub: Hub, tmp_path: Path, name: str) -
     assert not {"secret.txt", "plugins/old.py", "train.log"} & files.keys()
     assert not {"host", "directory", "command_line"} & json.loads(files["environment.json"]).keys()
 
-    files |= {"plugins/../../evil.py": b"", "plugins/run.sh": b""}
+    files |= {"plugins/../../evil.py": b"", "plugins/run.sh": b"", "a\x1b[2J\nb": b""}
     done = succeed("runs", "--pull", "hf://me/run", "--out", tmp_path / "pulled")
-    for other in ("notes.md", "plugins/run.sh", "plugins/../../evil.py"):
+    for other in ("notes.md", "plugins/run.sh", "plugins/../../evil.py", r"a\x1b[2J\nb"):
         assert f"{other} is no file of a packed run, and stays there" in done.err + done.out
     assert not list(tmp_path.glob("**/evil.py"))
     assert "is not empty; give another folder" in refuse("runs", "--pull", "hf://me/run", "--out", tmp_path / "pulled")
@@ -214,10 +207,10 @@ def test_too_large_damaged_and_silent_hubs_are_refused(hub: Hub, monkeypatch: py
     open_source("hf://me/a")  # what is in the cache does not need it
     with pytest.raises(CheckpointError, match=r"hf://me/b: http\S+ answered 503: .*; try again later"):
         open_source("hf://me/b")
-    ask(NOWHERE, monkeypatch)
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     open_source("hf://me/a")
     with pytest.raises(
-        CheckpointError, match=r"9 cannot be reached \(.*refused\), and \S+cache has no copy; connect, or"
+        CheckpointError, match=r"9 cannot be reached \(.*refused\), and \S+hub has no copy; connect, or"
     ):
         open_source("hf://me/b")
 
@@ -228,13 +221,13 @@ def test_a_cached_file_that_changed_is_found_without_a_network(hub: Hub, monkeyp
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    ask(NOWHERE, monkeypatch)
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     with pytest.raises(CheckpointError, match="was damaged on its way or since"):
         open_source("hf://me/a")
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    find = hub_files.assert_installed.__globals__["importlib"].util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "huggingface_hub" else find(name, *rest)
     )
@@ -249,7 +242,6 @@ def test_what_cannot_be_pushed_or_pulled_is_told(hub: Hub, tmp_path: Path, monke
         "runs", run, "--push", "hf://me/run@v1"
     )
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(client, "HF_TOKEN_PATH", str(tmp_path / "none"))
     assert "may not write to it with these credentials; log in: hf auth login" in refuse(
         "runs", run, "--push", "hf://me/run"
     )

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from sightline.contract.errors import LostFolderError
-from sightline.engine.session import TrainingSession
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.training import train_run
+from sightline.training.session import TrainingSession
 from tests.command import Outcome, run_here
 from tests.engine.snapshots import snapshot_of
 from tests.runs.broken_off import Bench, Forked, wait_for

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sightline.compression.parametrised import dense_state_dict
+from sightline.compression.weights import quantisable_weights
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_trained
-from sightline.parts.quantisation.linear import quantisable_weights
-from sightline.parts.quantisation.parametrised import dense_state_dict
 from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.runs.small import SMALL

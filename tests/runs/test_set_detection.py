@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.lineage import read_lineage
+from sightline.runs.trained_weights import load_trained_state
 from tests.command import document_of, refuse, run_here, succeed
 from tests.hub_server import Hub
 from tests.models.set_networks import SETTINGS, make_small_words

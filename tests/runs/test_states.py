@@ -17,15 +17,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from sightline.contract.errors import CheckpointError
-from sightline.runs.checkpoint import (
-    Snapshot,
-    get_rng_state,
-    load,
-    optimizer_tensors,
-    restore_optimizer,
-    save,
-    set_rng_state,
-)
+from sightline.runs.checkpoint import Snapshot, load, save
+from sightline.runs.optimizer_state import optimizer_tensors, restore_optimizer
+from sightline.runs.random_states import get_rng_state, set_rng_state
 from tests.cases import run_each
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from sightline.contract.errors import CheckpointError
-from sightline.runs.checkpoint import optimizer_tensors
+from sightline.runs.optimizer_state import optimizer_tensors
 from sightline.runs.weights import load_weights, plain_name, plain_state
 from tests.cases import run_each
 

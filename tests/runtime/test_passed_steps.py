@@ -65,7 +65,7 @@ def test_the_engine_passes_over_what_it_may_replay(monkeypatch: pytest.MonkeyPat
 
         def run(self, key, batches, work, state):  # type: ignore[no-untyped-def]
             self.num_replayed += 1
-            return work(batches), False
+            return work(batches)
 
     graphs = Graphs()
     monkeypatch.setattr("sightline.engine.loop._make_graphs", lambda job, world: graphs)

@@ -15,7 +15,7 @@ import scipy.stats
 
 from sightline.commands.look import StudyOptions
 from sightline.contract.errors import ConfigError, RunError
-from sightline.training import train_run
+from sightline.training import launch
 from sightline.workbench.study import grid, study_runs
 from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors
 from tests.command import Outcome, run_here
@@ -172,13 +172,13 @@ def test_a_broken_off_study_goes_on_and_repeats_nothing(
     shutil.rmtree(lost)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("final.json")}
     trained: list[Path | None] = []
-    train = train_run.train_run
+    train = launch.train_run
 
     def counted(config: Any, **options: Any) -> Any:
         trained.append(options["out"])
         return train(config, **options)
 
-    monkeypatch.setattr(train_run, "train_run", counted)
+    monkeypatch.setattr(launch, "train_run", counted)
     code, _, err = study(out)
     assert code == 0, err
     assert {path: path.stat().st_mtime_ns for path in times} == times

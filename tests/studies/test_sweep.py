@@ -24,15 +24,15 @@ import pytest
 from sightline.commands.look import SweepOptions
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError, RunError, UserError
-from sightline.engine.session import StopRequest
 from sightline.store.files.atomic_write import disk_failure
+from sightline.training.stop_request import StopRequest
 from sightline.training.train_run import Reporter, TrainResult
 from sightline.verbs.sweep import _locate
 from sightline.verbs.train import SeriesReporter
-from sightline.workbench.compress.search.baselines import open_study
-from sightline.workbench.compress.search.journal import Journal
 from sightline.workbench.study import sweep as sweep_module
 from sightline.workbench.study.grid import parse_factors
+from sightline.workbench.study.journal import Journal
+from sightline.workbench.study.optuna_storage import open_study
 from sightline.workbench.study.search_space import read_space
 from sightline.workbench.study.sweep import Sweep, TrialObserver
 from tests.cases import run_each

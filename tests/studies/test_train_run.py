@@ -17,8 +17,8 @@ from sightline.config import read_config
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.engine.session import StopRequest
-from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts, train_run
+from sightline.training.stop_request import StopRequest, restore_signal_handlers
+from sightline.training.train_run import Reporter, TrainResult, sample_counts, train_run
 from sightline.workbench.check import suite
 from tests.command import succeed
 from tests.doctor.planting import make

@@ -72,6 +72,7 @@ def _is_varied(strays: list[Any], fitting: list[set[int]]) -> bool:
     "data.pairing data.ordering data.augment_target_mismatch",
     holds="labels that points next to one another share far more often than by chance",
     do="read and move labels in the order of the points: a sort, a shuffle, or a sample of one of them alone",
+    is_statistical=True,
 )
 def scattered_labels(run: Any) -> Fault | None:
     """Compare the labels of points with those of their nearest ones."""
@@ -118,6 +119,7 @@ def _split_clouds(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     "data.padding data.corrupt_sample",
     holds="points of the object alone; or a mask, or the label ignore_index, for rows that fill a cloud up",
     do="give clouds their own sizes (collate='concatenate'), or sample them to one size, or mask the rest",
+    is_statistical=True,
 )
 def padded_points(run: Any, surveys: list[Any]) -> Iterator[Fault]:
     """Look for clouds that end with equal points, which nothing leaves out."""

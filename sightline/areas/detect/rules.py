@@ -128,6 +128,7 @@ def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
     "data.augment_target_mismatch assign.box_format",
     holds="boxes about what they were about before",
     do="let the transform take image and boxes, and move them by the same numbers",
+    is_statistical=True,
 )
 def moved_boxes(run: Any) -> Iterator[Fault]:
     """Paint a box of a sample, apply each transform, and compare the box with what is painted."""
@@ -211,6 +212,7 @@ def _measure_fill(run: Any, assigned: Any) -> tuple[float, float]:
     "cfg.axis_swap",
     holds="a canvas of the shape of the images, not of that with exchanged sides",
     do="exchange height and width in transforms.train and transforms.evaluate",
+    is_statistical=True,
 )
 def swapped_canvas(run: Any, assigned: Any) -> Fault | None:
     """Compare how images fill the canvas with how they would with its sides exchanged."""
@@ -227,6 +229,7 @@ def swapped_canvas(run: Any, assigned: Any) -> Fault | None:
     "assign.anchor_coverage cfg.axis_swap assign.box_format",
     holds="an anchor with an IoU of 0.3 for all but 2 % of the boxes larger than a cell",
     do="set base_strides, scales and ratios (height over width) of task.anchors to the boxes on the canvas",
+    is_statistical=True,
 )
 def anchor_coverage(run: Any, assigned: Any, surveys: list[Any]) -> Fault | None:
     """Compare boxes with the anchors."""
@@ -255,6 +258,7 @@ def anchor_coverage(run: Any, assigned: Any, surveys: list[Any]) -> Fault | None
     holds="positives and negatives, on each level with boxes, and a prior for each box that a free one overlaps",
     do="look at the thresholds of the assigner, and at boxes on the canvas (`sightline view`); max_iou with "
     "low_quality: guarantee gives every box a prior",
+    is_statistical=True,
 )
 def unmatched_boxes(run: Any, assigned: Any) -> Iterator[Fault]:
     """Count the priors that are assigned to boxes, level by level, and the boxes without."""
@@ -353,6 +357,7 @@ def level_order(run: Any, assigned: Any) -> Iterator[Fault]:
     "model.init model.structure",
     holds="a mean score, or objectness, of the head's `prior` (0.01) before training, to a factor of 10",
     do="start the class layer with the bias -ln((1 - p) / p) and small weights, and no norm after it",
+    is_statistical=True,
 )
 def prior_bias(run: Any, assigned: Any) -> Fault | None:
     """Compare the scores of an untrained detector with its prior. Source: Lin et al. 2017, section 4.1."""

@@ -66,6 +66,7 @@ def frames(run: Any) -> list[Frames]:
     "data.pairing data.centre data.layout data.normalisation",
     holds="joints on the figure in their depth image, most of them in the cube about their reference point",
     do="look at the data set, and at transforms that change depth or joints: unit, order of axes, frame, sides",
+    is_statistical=True,
 )
 def misplaced_joints(frames: list[Frames]) -> Iterator[Fault]:
     """Expect joints on a measured surface, or a little behind one, and near their reference point."""

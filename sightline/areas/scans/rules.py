@@ -56,6 +56,7 @@ def scan_images(run: Any) -> list[ScanImages]:
     holds="points within the image, the nearest of each pixel shown, the highest beam in row 0, and rows in use",
     do="look at data.sensor (fov_deg and azimuth_deg in degrees, highest and left first), at the height and width of "
     "`project`, at the order of x, y and z (z is up), and at ring_order; `data info SET --from PATH` measures",
+    is_statistical=True,
 )
 def projection_coverage(scan_images: list[ScanImages]) -> Iterator[Fault]:
     """Compare the points of scans with the rows, columns and pixels that show them."""
@@ -126,6 +127,7 @@ def _judge_pixels(images: ScanImages) -> Iterator[tuple[str, str, str]]:
     "data.pairing data.ordering",
     holds="labels that change where the range jumps, five times as often as by chance, or 15 % more of them",
     do="check that labels belong to the scan of the same name, one per point and in its order: `sightline view`",
+    is_statistical=True,
 )
 def mismatched_labels(run: Any, scan_images: list[ScanImages]) -> Iterator[Fault]:
     """Compare the places where labels change along a row with those where the range jumps."""

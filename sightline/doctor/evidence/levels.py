@@ -32,12 +32,14 @@ _UNBOUNDED_FACTOR = 1e3
 class FreeLoss(NamedTuple):
     """Loss of the first batch as a function of its outputs, by path; in float64, if it takes that.
 
-    `outputs` are those of the network that the loss reads, `axes` those of their classes or channels.
+    `outputs` are those of the network that the loss reads, `axes` those of their classes or channels. `are_maps` tells
+    numbers at several places of a sample that are compared with numbers: maps, volumes, coordinates.
     """
 
     compute: Callable[[Mapping[str, Tensor]], Tensor]
     outputs: dict[str, Tensor]
     axes: dict[str, int]
+    are_maps: bool
 
 
 @measure(passes=1)
@@ -53,7 +55,9 @@ def free_loss(subject: Subject, passed: Pass) -> FreeLoss:
         read = attempt("the loss", _find_read, {"compute": compute, "outputs": outputs})
         if not isinstance(read, MissingError):
             labels = [t for _, t in dense_leaves(passed.batch.target) if not t.is_floating_point()]
-            return FreeLoss(compute, read, {path: _find_axis(t, labels) for path, t in read.items()})
+            numbers = {t.squeeze().shape for _, t in dense_leaves(passed.batch.target) if t.is_floating_point()}
+            are_maps = any(t.ndim > 2 and t.squeeze().shape in numbers for t in read.values())
+            return FreeLoss(compute, read, {path: _find_axis(t, labels) for path, t in read.items()}, are_maps)
     raise read
 
 
@@ -96,6 +100,7 @@ class Levels(NamedTuple):
     start: float
     zero: float
     constant: float
+    are_maps: bool = True
 
 
 @measure(passes=2)
@@ -136,7 +141,8 @@ def find_levels(free_loss: FreeLoss, *others: FreeLoss) -> Levels:
         return torch.stack(losses).mean()
 
     constant = minimise(compute_constant, means)
-    return Levels(start, zero, math.nan if constant is None else min(constant, zero) if zero == zero else constant)
+    constant = math.nan if constant is None else min(constant, zero) if zero == zero else constant
+    return Levels(start, zero, constant, free_loss.are_maps)
 
 
 def _average_channels(free_loss: FreeLoss) -> dict[str, Tensor]:
@@ -194,7 +200,7 @@ class LossBounds:
 @measure(passes=60)
 def bounds(free_loss: FreeLoss) -> LossBounds:
     """Minimise the loss over free outputs, beside that of zeros and constants."""
-    compute, outputs, _ = free_loss
+    compute, outputs = free_loss.compute, free_loss.outputs
     known = attempt("levels", find_levels, {"free_loss": free_loss})
     if isinstance(known, MissingError):
         with torch.no_grad():

@@ -65,9 +65,10 @@ def _value_at(subject: Subject, passed: Pass, item: Matched, outputs: Tensor, ta
 
 
 class Apart(NamedTuple):
-    """Loss of boxes (..., 4) or (..., 6) that lie 1.3 sizes beside their targets, along one axis and along two."""
+    """Loss of boxes (..., 4) or (..., 6) that are their targets, or lie 1.3 sizes beside, along one axis or two."""
 
     path: str
+    at_target: float
     along_one: float
     along_two: float
 
@@ -82,7 +83,7 @@ def apart(subject: Subject, passed: Pass, matched: list[Matched]) -> list[Apart]
             continue
         steps = 1.3 * (target[..., half:] - target[..., :half])
         values = []
-        for num in (1, 2):
+        for num in (0, 1, 2):
             step = torch.cat((steps[..., :num], torch.zeros_like(steps[..., num:])), -1)
             values.append(_value_at(subject, passed, item, target + torch.cat((step, step), -1)))
         found.append(Apart(item.slope.path, *values))
@@ -131,8 +132,10 @@ def whole_turns(subject: Subject, passed: Pass) -> list[SameThing]:
     """Add a whole turn to columns of a target that fill one: numbers of angles, whatever the loss makes of them."""
     found = []
     for path, target in dense_leaves(passed.batch.target):
+        if not target.is_floating_point() or not 0 < target.ndim <= 2:
+            continue
         rows = torch.cat([dict(dense_leaves(batch.target))[path] for batch in subject.batches])
-        if not target.is_floating_point() or target.ndim > 2 or len(rows) < _MIN_ANGLES:
+        if len(rows) < _MIN_ANGLES:
             continue
         columns = rows.reshape(len(rows), -1)
         if columns.shape[1] == 2 and float(columns.min()) >= 0 and float(columns.max()) > 2 * math.pi + _EDGE:

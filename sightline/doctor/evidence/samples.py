@@ -329,16 +329,21 @@ def _exchange(target: object, num: int) -> Iterator[object]:
 
 
 class Ends(NamedTuple):
-    """Token that follows each padded row's last counted label, how often it is counted, and those last labels."""
+    """Token that follows each padded row's last counted label, how often it is counted, and those last labels.
+
+    `is_declared` tells a token that an embedding has as its `padding_idx`.
+    """
 
     token: int
     counted: int
     last: list[int]
+    is_declared: bool = False
 
 
 @measure()
-def ends(passed: Pass, num_samples: int, labelled: list[Labelled]) -> Ends:
+def ends(subject: Subject, passed: Pass, num_samples: int, labelled: list[Labelled]) -> Ends:
     """Find the token that fills up the rows of a language model, and the labels that are counted before it."""
+    declared = {getattr(module, "padding_idx", None) for module in subject.model.modules()}
     for _, leaf in dense_leaves(passed.batch.inputs):
         lengths = _find_lengths(leaf) if leaf.ndim == 2 else None
         for item in labelled if lengths is not None else ():
@@ -350,7 +355,7 @@ def ends(passed: Pass, num_samples: int, labelled: list[Labelled]) -> Ends:
             token = int(leaf[:, -1].mode()[0])
             rows = (lengths > 1) & (lengths < leaf.shape[1])
             last = leaf[rows, lengths[rows] - 1]
-            return Ends(token, int((following[counted] == token).sum()), last.tolist())
+            return Ends(token, int((following[counted] == token).sum()), last.tolist(), token in declared)
     raise NotApplicableError("no padded rows of tokens that follow")
 
 

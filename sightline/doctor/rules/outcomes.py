@@ -16,13 +16,16 @@ distribution passes the highest one before by 12 of its means once in 160,000 su
 _MIN_WEIGHT = math.log(1000.0)
 _FEW_INPUTS, _FEW_LOSSES = 16, 4
 """Numbers before a jump that double what it takes."""
-_MIN_TIMES = 2.0
+_MIN_TIMES = 8.0
+"""Loss by the highest before it: that of a few samples, rare ones or wrongly labelled, may be some times as high."""
 _MAX_LOW, _MIN_BACK, _MIN_RISE = 0.6, 0.8, math.log(2.0)
 """Level of losses that have fallen and of losses that are back, by that of the first ones; least step up."""
 _MIN_FALL, _MIN_UNUSUAL, _MAX_LOSS = 0.5, 3.0, 1.5
 _MIN_GAP, _MIN_NOISES, _MAX_LEARNT = 0.5, 10.0, 0.7
 _MIN_RATIO, _MIN_NOISES_OF_SPOILT = 1e4, 4.0
 """Ratio of running statistics to those of a batch from which less of a gap is unusual."""
+_MAX_LAG = 2.0
+"""Ratio up to which running statistics merely lag behind weights that move: outputs that are still alike show it."""
 
 
 def _is_far(jump: Jump, least: float, few: int) -> bool:
@@ -36,6 +39,7 @@ def _is_far(jump: Jump, least: float, few: int) -> bool:
     holds="inputs of the size of those before, or near it",
     do="look at the sample: a sentinel of a sensor, another unit, a broken file; drop or clamp such numbers, and train "
     "from a checkpoint before this step: running statistics keep them",
+    is_statistical=True,
 )
 def far_input(input_jumps: dict[str, list[Jump]]) -> Iterator[Fault]:
     """Look for a batch whose largest number lies far above those of all batches before it."""
@@ -57,6 +61,7 @@ def far_input(input_jumps: dict[str, list[Jump]]) -> Iterator[Fault]:
     holds="weights of the size of those before, or near it",
     do="train from a checkpoint before this step; look at the optimiser's state, at the learning rate, and at what "
     "writes to the weight outside of the optimiser",
+    is_statistical=True,
 )
 def far_weight(weight_jumps: list[Jump]) -> Iterator[Fault]:
     """Look for a weight a thousand times as large as the largest one before."""
@@ -74,9 +79,10 @@ def far_weight(weight_jumps: list[Jump]) -> Iterator[Fault]:
     "optim.lr data.corrupt_sample optim.state model.numerics",
     holds="losses of the level of those before, or below it",
     do="lower the learning rate or warm it up for longer, clip the gradient, and look at the samples of this step",
+    is_statistical=True,
 )
 def loss_jump(loss_levels: list[LossLevels]) -> Iterator[Fault]:
-    """Look for a loss of more than twice all before it and far above the last ones, and for one that stays up."""
+    """Look for a loss of more than eight times all before it and far above the last ones, and for one that stays up."""
     jumps = [jump for levels in loss_levels for jump in levels.jumps if jump.value > _MIN_TIMES * jump.highest]
     far = [each for each in jumps if _is_far(each, _MIN_LOSS, _FEW_LOSSES)]
     far += [levels.rise for levels in loss_levels if levels.rise is not None and _has_returned(levels, levels.rise)]
@@ -91,7 +97,7 @@ def loss_jump(loss_levels: list[LossLevels]) -> Iterator[Fault]:
 
 def _has_returned(levels: LossLevels, rise: Jump) -> bool:
     """Return True where losses have left a low level in one step, and are back where they began since then."""
-    is_back = levels.lowest < _MAX_LOW * levels.start and levels.level > _MIN_BACK * levels.start
+    is_back = rise.usual < _MAX_LOW * levels.start and levels.level > _MIN_BACK * levels.start
     return is_back and levels.num_seen >= rise.num_before + 2 * NUM_RECENT and _is_far(rise, _MIN_RISE, _FEW_LOSSES)
 
 
@@ -102,6 +108,7 @@ def _has_returned(levels: LossLevels, rise: Jump) -> bool:
     holds="figures of evaluations that stay near their best while the training loss is low",
     do="compare the checkpoints before and after this step; look for running statistics that one batch has moved, and "
     "at the evaluation's data",
+    is_statistical=True,
 )
 def fallen_metric(record: Record, metric_fall: Fall) -> Fault | None:
     """Look for a figure that has fallen far, stays there or is the last one, while the training loss has not risen."""
@@ -125,6 +132,7 @@ def fallen_metric(record: Record, metric_fall: Fall) -> Fault | None:
     holds="outputs in evaluation mode near those in training mode, on the same samples",
     do="train from a checkpoint before the running statistics were spoilt, or estimate them anew from training batches "
     "(reset_running_stats(), then passes in training mode); look for inputs far outside of the others",
+    is_statistical=True,
 )
 def mode_gap(record: Record, mode_gaps: list[ModeGap]) -> Fault | None:
     """Look for outputs that a network which has learnt loses in evaluation mode, at the end or twice in a row."""
@@ -156,4 +164,4 @@ def _describe_jumps(record: Record, step: int) -> str:
 def _is_gap(gap: ModeGap) -> bool:
     has_learnt = gap.loss < _MAX_LEARNT * gap.start or math.isnan(gap.start)
     num_noises = _MIN_NOISES if gap.ratio < _MIN_RATIO else _MIN_NOISES_OF_SPOILT
-    return has_learnt and gap.gap > max(_MIN_GAP, num_noises * gap.noise)
+    return has_learnt and gap.ratio > _MAX_LAG and gap.gap > max(_MIN_GAP, num_noises * gap.noise)

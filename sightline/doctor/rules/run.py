@@ -153,7 +153,10 @@ def unbounded_loss(curves: list[list[float]]) -> Iterator[Fault]:
     is_statistical=True,
 )
 def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
-    """Compare a loss that stays where it is with that of zeros and of the best constants, on the same samples."""
+    """Compare a loss that stays where it is with that of zeros and of the best constants, on the same samples.
+
+    Of one number or class a sample it is a note: a signal may be so weak that no network gets far below constants.
+    """
     level = trained_levels
     least = _MIN_LEFT_BY_CONSTANTS * level.zero if 0 < level.zero < math.inf else 0.0
     if not level.constant > least or level.start < (1 - _NEAR) * level.constant:
@@ -165,6 +168,7 @@ def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
         f"the loss stays {side} the level of {name}, while training goes on",
         measured=f"{plateau.mean:.4g} from step {plateau.first} to {plateau.last}; on the same samples the trained "
         f"network has {level.start:.4g}, {name} {value:.4g}",
+        severity=None if level.are_maps else "note",
     )
 
 

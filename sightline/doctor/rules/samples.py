@@ -141,8 +141,11 @@ def _describe(taught: Taught) -> str:
     is_statistical=True,
 )
 def end_is_not_learnt(ends: Ends) -> Fault | None:
-    """Find the token that follows all counted labels and is never one, where rows end in different ones before it."""
-    if ends.counted or len(set(ends.last)) < 3:
+    """Find the token that follows all counted labels and is never one, where rows end in different ones before it.
+
+    Rows of items, as a user chose them, have no end: their embedding declares what fills them up.
+    """
+    if ends.counted or ends.is_declared or len(set(ends.last)) < 3:
         return None
     return Fault(
         f"token {ends.token} follows the last label of each padded row, and is never a label: no end is learnt",

@@ -18,9 +18,12 @@ from sightline.doctor.rules import rule
     do="clamp both extents of the intersection at 0 before they are multiplied",
 )
 def boxes_apart(apart: list[Apart]) -> Iterator[Fault]:
-    """Find an overlap that two negative extents make positive."""
+    """Find an overlap that two negative extents make positive.
+
+    Outputs that the loss scales before it compares them are in another unit: these are not best where targets are.
+    """
     for each in apart:
-        if each.along_two < each.along_one - 1e-3 * abs(each.along_one):
+        if each.at_target < each.along_one and each.along_two < each.along_one - 1e-3 * abs(each.along_one):
             yield Fault(
                 f"boxes{_name(each.path)} that lie apart along two axes have a smaller loss than along one: extents of "
                 "intersections are not clamped",

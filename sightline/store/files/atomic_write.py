@@ -58,8 +58,8 @@ def create_synced(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Make a folder for writing that is renamed to `target` when all of it is written.
+def whole_folder(target: Path, *, option: str = "--to") -> Iterator[Path]:
+    """Make a folder for writing that is renamed to `target`, which an `option` names, when all of it is written.
 
     It is `<target>.partial/content` meanwhile; the partial folder is locked (flock) until the process ends, and what a
     failed or killed process left there is removed. Raises DataError for a target or a partial folder that contains
@@ -69,12 +69,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target = target.resolve()
     work = target.with_name(f"{target.name}.partial")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target}: exists and is not empty; give another folder with --to")
+        raise DataError(f"{target}: exists and is not empty; give another folder with {option}")
     if target == Path.cwd():
-        raise DataError(f"{target}: is the current folder, which cannot be replaced; give another with --to")
+        raise DataError(f"{target}: is the current folder, which cannot be replaced; give another with {option}")
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = _claim(work, target, stack)
+            descriptor = _claim(work, target, stack, option)
             try:
                 yield work / "content"
             except (OSError, DataError):
@@ -87,10 +87,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
             name = next((name for name in (error.filename2, error.filename) if name is not None), work)
             if not (Path(name).is_relative_to(work) or target.is_relative_to(name)):  # a file that is read
                 raise
-            raise disk_failure(error, Path(name), again=REPEAT, option="--to") from error
+            raise disk_failure(error, Path(name), again=REPEAT, option=option) from error
 
 
-def _claim(work: Path, target: Path, stack: contextlib.ExitStack) -> int:
+def _claim(work: Path, target: Path, stack: contextlib.ExitStack, option: str) -> int:
     """Make and lock the partial folder, and return its descriptor; the exit stack removes it in the end."""
     work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
@@ -102,7 +102,7 @@ def _claim(work: Path, target: Path, stack: contextlib.ExitStack) -> int:
     if not _is_unmoved(work, descriptor):
         raise RunError(f"{target}: another process wrote this folder meanwhile; look at it first")
     if any(work.iterdir()) and not (work / _MARK).is_file():
-        raise DataError(f"{work}: is not unfinished work of sightline; delete it or give another folder with --to")
+        raise DataError(f"{work}: is not unfinished work of sightline; delete it or give another folder with {option}")
     stack.callback(_remove_own, work, descriptor)
     (work / _MARK).touch()
     if (work / "content").is_dir():

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.compression.packed_tensors import unique_tensors
+from sightline.compression.parametrised import bake_quantised_weights, dense_state_dict
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError
 from sightline.contract.types import Batch, SampleKey
@@ -19,8 +21,6 @@ from sightline.doctor.finding import Fault, Finding, FindingLocation
 from sightline.doctor.rules import find_by, rule
 from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
-from sightline.parts.quantisation.parametrised import bake_quantised_weights, dense_state_dict
-from sightline.runs.packed import unique_tensors
 from sightline.runs.weight_sources import open_source
 from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context
@@ -147,6 +147,7 @@ def loaded_scales(run: Context, loaded_init: Init) -> tuple[list[LayerScale], st
     holds="inputs of the first batch norms of the scale of the running averages that are loaded",
     do="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was prepared "
     "(sightline data info DIR)",
+    is_statistical=True,
 )
 def feature_scale(loaded_scales: tuple[list[LayerScale], str]) -> Fault | None:
     """Compare the inputs of the first batch norm with its running averages, which describe their training's.

@@ -90,6 +90,7 @@ def cloud_pairs(run: Context) -> list[tuple[CloudSample, CloudSample]]:
     "cfg.axis_swap data.layout data.normalisation cfg.contract",
     holds="one up axis, unit, size and set of channels for training and evaluation",
     do="prepare both sets alike (sightline data info DIR shows how each was), and normalise both or neither",
+    is_statistical=True,
 )
 def dataset_mismatch(cloud_pairs: list[tuple[CloudSample, CloudSample]]) -> Iterator[Fault]:
     """Compare the declarations of two sets, then the sizes of clouds."""

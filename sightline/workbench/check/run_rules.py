@@ -328,6 +328,7 @@ def untrained_class(run: Context, class_counts: list[ClassCounts | None]) -> Ite
     "data.label_mapping data.sampling data.ignore_handling",
     holds="the shares of classes that the facts count, and several classes in most samples",
     do="look at the map from ids of files to classes, at ignore_index, and at what crops the points",
+    is_statistical=True,
 )
 def counted_classes(
     run: Context, class_counts: list[ClassCounts | None], surveys: list[PartStatistics]
@@ -386,6 +387,7 @@ def _measure_spread(survey: PartStatistics, num_classes: int) -> np.ndarray:
     "data.sampling data.pairing data.path data.corrupt_sample",
     holds="samples that differ from one another",
     do="look at how __getitem__ uses the index of its key, at what it caches, and at its files",
+    is_statistical=True,
 )
 def repeated_samples(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
     """Look for inputs that are the same in all samples, or in more than half of them."""

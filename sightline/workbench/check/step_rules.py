@@ -100,6 +100,7 @@ def frozen_parameters(run: Context) -> Iterator[Fault]:
     "model.activation model.constant_output",
     holds="scores of classes of either sign: below 0 a ReLU passes no gradient",
     do="take the activation off the end of the network",
+    is_statistical=True,
 )
 def final_activation(run: Context, first_step: DryRun) -> Fault | None:
     """Look for scores of classes that are nowhere below 0, and 0 in several places."""
@@ -165,6 +166,7 @@ def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
     "model.init model.numerics data.normalisation",
     holds="logits of an untrained model that have a standard deviation of at most 3 over the classes",
     do="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
+    is_statistical=True,
 )
 def initial_loss(run: Context, first_step: DryRun) -> Fault | None:
     """Measure the logits of an untrained model."""
@@ -281,6 +283,7 @@ def _measure(tensors: list[Tensor]) -> float:
     "optim.lr optim.clip optim.hyper",
     holds="an update below the size of the weights, all together above a ten-thousandth; gradients decide where to",
     do="change optimizer.lr by some powers of ten, raise train.clip_norm, or lower optimizer.weight_decay",
+    is_statistical=True,
 )
 def update_size(run: Context, first_step: DryRun, rates: Rates, first_update: Update) -> Iterator[Fault]:
     """Compare the first update with the weights, with and without clipping, and with gradients turned round."""

@@ -9,34 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sightline.compression.packed_file import packed_size, read_packed, tensor_specs, write_packed
+from sightline.compression.packed_tensors import PackedTensorSpec
+from sightline.compression.parametrised import dense_state_dict
+from sightline.compression.policy import Policy, activation_policy, policy_to_dict
+from sightline.compression.ratios import compression_ratios, float_bytes
 from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Compress
 from sightline.contract.errors import RunError
+from sightline.doctor.rules import find_by
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.engine.session import evaluation_document
-from sightline.parts.quantisation.parametrised import dense_state_dict
-from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
-from sightline.runs.packed import (
-    PackedTensorSpec,
-    compression_ratios,
-    float_bytes,
-    packed_size,
-    read_packed,
-    tensor_specs,
-    write_packed,
-)
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
-from sightline.workbench.compress.policy import (
-    Policy,
-    WeightFormat,
-    activation_policy,
-    policy_from_dict,
-    policy_to_dict,
-)
+from sightline.runs.trained_weights import PACKED_FILE
+from sightline.workbench.compress.rules import size_promise
 from sightline.workbench.compress.run_problem import packed_metadata
+from sightline.workbench.evaluate.documents import evaluation_document
 
 SUMMARY = "compression.json"
 """File of a packed run with its policy and its sizes."""
@@ -63,12 +53,6 @@ def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
     return dataclasses.replace(config, init=None, compress=compress, teacher=None)
 
 
-def trained_policy(config: RunConfig) -> dict[str, WeightFormat]:
-    """Return the policy that a run was trained with, empty for a float run."""
-    policy: Any = {} if config.compress is None else config.compress.policy
-    return policy_from_dict(policy, list(policy), origin=config.name)
-
-
 def write_packed_run(
     run: OpenRun,
     model: nn.Module,
@@ -78,42 +62,37 @@ def write_packed_run(
     about: Mapping[str, Any],
     halves: Collection[str] = (),
     at_most: int | None = None,
-) -> dict[str, Any]:
-    """Write a model that `policy` quantised as the run directory `out`; return the content of compression.json.
+) -> None:
+    """Write a model that `policy` quantised as the run directory `out`, with its sizes and `about` in compression.json.
 
-    `about` is added to that content; `halves` are tensors that were rounded to half precision. The file is read back
-    and compared. Raises RunError if it would exceed `at_most` bytes, before anything is written, and if it does not
-    contain the model's weights bit by bit.
+    `halves` are tensors that were rounded to half precision. The file is read back and compared. Raises RunError if it
+    would exceed `at_most` bytes, before anything is written, and if it does not contain the model's weights bit by bit
+    or has another size than the one that is reported.
     """
     assert run.files is not None, "what is packed was trained"
+    file, meta, state = out / PACKED_FILE, packed_metadata(run), dense_state_dict(model)
     entries, tied = tensor_specs(model, halves)
-    meta = packed_metadata(run)
-    expected_bytes = packed_size(entries, meta, tied=tied)
-    if at_most is not None and expected_bytes > at_most:
-        raise RunError(
-            f"{out / PACKED_FILE}: would take {expected_bytes:,} bytes, the budget is {at_most:,}; search again"
-        )
+    promised = packed_size(entries, meta, tied=tied)
+    if at_most is not None and promised > at_most:
+        raise RunError(f"{file}: would take {promised:,} bytes, the budget is {at_most:,}; search again")
     directory = RunDirectory(out, is_writer=True)
     for name in ("facts.json", INPUTS_FILE, LINEAGE_FILE):
         if (run.path / name).exists():
             directory.write_bytes(name, (run.path / name).read_bytes())
     if (run.path / "plugins").is_dir():
         shutil.copytree(run.path / "plugins", out / "plugins", dirs_exist_ok=True)
-    file_bytes = write_packed(out / PACKED_FILE, model, meta, halves)
-    _assert_same(out / PACKED_FILE, model)
+    file_bytes, layers = write_packed(file, model, meta, halves), packed_layer_sizes(entries, tied, policy)
+    ratios = compression_ratios(layers, file_bytes=file_bytes, state=state)._asdict()
+    _assert_same(file, state)
+    promise = {"promised": promised, "budget": at_most, "reported": ratios}
+    if findings := find_by(size_promise, file=file, layers=layers, state=state, **promise):
+        raise RunError("\n".join(map(str, findings)))
     about_run = {"plugins": run.files.environment.get("plugins", []), "checked": False, "num_processes": 1}
     directory.write_json("environment.json", collect_environment() | about_run)
-    layers, state = packed_layer_sizes(entries, tied, policy), dense_state_dict(model)
-    sizes = {
-        "file_bytes": file_bytes,
-        "promised_bytes": expected_bytes,
-        "float_bytes": float_bytes(state),
-        "ratios": compression_ratios(layers, file_bytes=file_bytes, state=state)._asdict(),
-    }
+    sizes = {"file_bytes": file_bytes, "promised_bytes": promised, "float_bytes": float_bytes(state), "ratios": ratios}
     summary = {"source": str(run.checkpoint_path.resolve()), **sizes, **about, "policy": policy_to_dict(policy)}
     directory.write_json(SUMMARY, summary)
     directory.write_text("config.yaml", render_config(packed_config(run.config, policy), origins=False))
-    return summary
 
 
 def packed_layer_sizes(
@@ -127,10 +106,10 @@ def packed_layer_sizes(
     return [(entry.count, choices[entry.name].bits, entry.book_bytes) for entry in entries if entry.name in choices]
 
 
-def _assert_same(path: Path, model: nn.Module) -> None:
-    """Raise RunError if a packed file does not contain the model's numbers, bit by bit."""
+def _assert_same(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise RunError if a packed file does not contain the numbers of a state, bit by bit."""
     stored = read_packed(path).state
-    for name, tensor in dense_state_dict(model).items():
+    for name, tensor in state.items():
         if not torch.equal(stored[name], tensor.detach().cpu()):
             raise RunError(f"{path}: '{name}' is not the model's, bit by bit; please report this fault of sightline")
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sightline.compression.parametrised import weight_sizes
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.instrument.random_state import preserve_random_state
-from sightline.parts.quantisation.parametrised import weight_sizes
 
 Shape = tuple[int, ...]
 BATCH = -1

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sightline.compression.packed_file import read_packed
 from sightline.contract.errors import RunError, summarise_error
 from sightline.engine.run_loading import TrainedRun
-from sightline.runs.checkpoint import PACKED_FILE
-from sightline.runs.packed import read_packed
+from sightline.runs.trained_weights import PACKED_FILE
 from sightline.workbench.export.formats import make_session, run_session
 
 NUM_CALIBRATED = 64

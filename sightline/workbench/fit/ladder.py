@@ -23,10 +23,10 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.run_loading import open_run
-from sightline.engine.session import StopRequest
 from sightline.engine.train import TrainState
 from sightline.runs.run_files import RunFiles
-from sightline.training.train_run import restore_signal_handlers, train_run
+from sightline.training.stop_request import StopRequest, restore_signal_handlers
+from sightline.training.train_run import train_run
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.constant import fit_constant
 from sightline.workbench.fit.fit import Attempt, Note, find, fit_samples

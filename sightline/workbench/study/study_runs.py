@@ -13,12 +13,12 @@ from sightline.config import RunConfig
 from sightline.contract.errors import DiskError, RunError, UserError, summarise_error
 from sightline.contract.members import get_data_digest
 from sightline.engine.build import build_part
-from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import read_lineage
 from sightline.runs.run_directory import load_document
 from sightline.runs.run_files import RunFiles
+from sightline.runs.trained_weights import assert_sha256
 from sightline.runs.weight_sources import open_source
-from sightline.training import train_run
+from sightline.training import launch
 from sightline.training.train_run import Reporter
 from sightline.workbench.check.dry_run import error_location
 
@@ -109,7 +109,7 @@ def train_or_read_metrics(run: StudyRun, reporter: Reporter) -> Mapping[str, Any
 
     Raises UnfinishedError if it ends early.
     """
-    if code := train_run.launch_training(run.request, reporter):
+    if code := launch.launch_training(run.request, reporter):
         raise UnfinishedError(code)
     metrics: Mapping[str, Any] = load_document(run.path / "final.json")["metrics"]
     return metrics

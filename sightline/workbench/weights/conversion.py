@@ -29,6 +29,8 @@ from sightline.published.rows import FACTS, PublishedLayout, list_names, read_la
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names
 from sightline.runs import checkpoint
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
+from sightline.runs.optimizer_state import optimizer_tensors
+from sightline.runs.random_states import get_rng_state
 from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
 from sightline.store.files.atomic_write import whole_folder
@@ -277,7 +279,7 @@ def _make_snapshot(config: RunConfig, model: nn.Module) -> checkpoint.Snapshot:
         "epoch": 0,
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
         "best": {"step": None, "value": None, "metric": config.evaluate.metric},
-        "random": [checkpoint.get_rng_state()],
+        "random": [get_rng_state()],
         "scaler": scaler.state_dict(),
         "unwritten": [],
         "versions": {"torch": torch.__version__},
@@ -285,7 +287,7 @@ def _make_snapshot(config: RunConfig, model: nn.Module) -> checkpoint.Snapshot:
     return checkpoint.Snapshot(
         step=0,
         model=weights,
-        optimizer=checkpoint.optimizer_tensors(model, optimizer),
+        optimizer=optimizer_tensors(model, optimizer),
         ema=None if config.train.ema_decay is None else dict(weights),
         state=state,
     )

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sightline.contract.errors import UserError
-from sightline.engine.run_loading import OpenRun, open_run
+from sightline.compression.packed_file import read_packed
+from sightline.compression.policy import trained_policy
+from sightline.contract.errors import CheckpointError, RunError, UserError, summarise_error
+from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
-from sightline.runs.checkpoint import PACKED_FILE, is_packed
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory, load_document
+from sightline.runs.run_files import RunFiles
+from sightline.runs.run_folders import list_runs
 from sightline.runs.run_records import ReportedRun, compare_runs, note_figures, read_reported_run
-from sightline.store.files.atomic_write import whole_folder
-from sightline.workbench.compress.packing import FILES, trained_policy, write_packed_run
+from sightline.runs.trained_weights import PACKED_FILE, is_packed
+from sightline.store.files.atomic_write import disk_failure, whole_folder
+from sightline.workbench.compress.packing import FILES, SUMMARY, write_packed_run
 from sightline.workbench.weights.conversion import assert_empty_or_absent
 
 _PRIVATE = ("command_line", "directory", "host")
 """Entries of environment.json that tell of their author's machine, not of the run."""
-_PLUGIN = re.compile(r"plugins/(\w+/)*\w+\.py", re.ASCII)
+_PLUGIN = re.compile(r"plugins/(\w{1,100}/){0,9}\w{1,100}\.py", re.ASCII)
 _CARD = "README.md"
 
 
@@ -40,29 +45,80 @@ def push_run(path: Path, name: str, *, is_public: bool, plugins: tuple[Path, ...
         raise UserError(f"{path}: has no final.json, so that its training is not finished; resume it, then push it")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
-        if is_packed(path):
-            shutil.copytree(path, folder, ignore=_ignore_others)
-        else:
-            write_packed_run(run, run.model, trained_policy(run.config), folder, about={})
-            shutil.copyfile(path / "final.json", folder / "final.json")
-        directory = RunDirectory(folder, is_writer=True)
-        directory.write_json("environment.json", _strip_environment(load_document(folder / "environment.json")))
-        directory.write_text(_CARD, make_card(run, reported, name, folder / PACKED_FILE))
+        with _full_disk_explained(Path(temporary)):
+            if is_packed(path):
+                for source in path.rglob("*"):
+                    if source.is_file() and _is_own(file := source.relative_to(path).as_posix()):
+                        _copy(source, folder / file)
+            else:
+                write_packed_run(run, run.model, trained_policy(run.config), folder, about={})
+                shutil.copyfile(path / "final.json", folder / "final.json")
+            directory = RunDirectory(folder, is_writer=True)
+            directory.write_json("environment.json", _strip_environment(load_document(folder / "environment.json")))
+            directory.write_text(_CARD, make_card(run, reported, name, folder / PACKED_FILE))
         return push_folder(folder, name, is_public=is_public, replaced=[*sorted(FILES), "plugins/*"])
 
 
 def pull_run(name: str, target: Path) -> list[str]:
     """Fetch a pushed run into a new folder; return the repository's files that are none of a packed run, left there.
 
-    Raises CheckpointError for a repository that is no run.
+    The run is read before it takes its place. Raises CheckpointError for a repository that is no run, and for a run
+    that cannot be read, of which nothing is left.
     """
     assert_empty_or_absent(target, option="--out")
-    files, others = fetch_run(name, is_own=lambda file: file in FILES or _PLUGIN.fullmatch(file) is not None)
-    with whole_folder(target) as folder:
+    files, others = fetch_run(name, is_own=_is_own)
+    with whole_folder(target, option="--out") as folder:
         for file, source in files:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / file)
+            _copy(source, folder / file)
+        try:
+            _assert_readable(folder)
+        except Exception as error:
+            reason = summarise_error(error) if not isinstance(error, UserError) else str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{name}: is not a run that can be read: {reason.replace(f'{folder}/', '')}; nothing of it was kept: "
+                "ask its authors to push it again"
+            ) from error
     return [file for file in others if file != _CARD and not file.startswith(".")]
+
+
+def _is_own(file: str) -> bool:
+    """Return True for a name of a packed run's file; others stay where they are."""
+    return file in FILES or _PLUGIN.fullmatch(file) is not None
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+@contextlib.contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    """Explain errors of writing below a temporary folder, in place of what a training would be told."""
+    try:
+        yield
+    except (OSError, RunError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or not Path(cause.filename2 or cause.filename or folder).is_relative_to(
+            folder
+        ):
+            raise
+        raise disk_failure(cause, folder.parent, again="push again", option="TMPDIR") from error
+
+
+def _assert_readable(folder: Path) -> None:
+    """Read all files of a run, and load its network unless that needs plugins. Raises what the readers raise."""
+    files = RunFiles(folder)
+    if files.environment.get("plugins"):
+        read_packed(folder / PACKED_FILE)
+    else:
+        open_trained(folder)
+    for document in (SUMMARY, "final.json"):
+        if (folder / document).exists():
+            load_document(folder / document)
+    (summary,) = list_runs(folder)
+    if summary.state == "damaged":
+        raise UserError(summary.note)
+    _ = files.inputs, files.lineage
 
 
 def make_card(run: OpenRun, reported: ReportedRun, name: str, packed: Path) -> str:
@@ -122,12 +178,6 @@ def _describe_findings(reported: ReportedRun) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _ignore_others(folder: str, names: list[str]) -> list[str]:
-    """List what is no file of a packed run, so that a user's own files stay at home."""
-    is_root = (Path(folder) / PACKED_FILE).is_file()
-    return [name for name in names if is_root and name not in FILES]
 
 
 def _strip_environment(environment: Mapping[str, Any]) -> dict[str, Any]:

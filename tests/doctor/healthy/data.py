@@ -87,10 +87,13 @@ def make_single_graph(samples: Samples) -> list[Any]:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def draw_labels(choose: random.Random, num: int, most: int = 100) -> tuple[Tensor, int]:
-    """Draw labels of 2 to `most` classes, of which the rarest has down to a hundredth of the commonest; all occur."""
-    num_classes = min(round(math.exp(choose.uniform(math.log(2), math.log(most + 0.4)))), num // 8)
-    imbalance = choose.choice([1.0, 1.0, choose.uniform(1, 10), choose.uniform(10, 100)])
+def draw_labels(
+    choose: random.Random, num: int, most: int = 100, *, least: int = 2, imbalance: float | None = None
+) -> tuple[Tensor, int]:
+    """Draw labels of some classes, of which the rarest has down to a hundredth of the commonest; all occur."""
+    num_classes = min(round(math.exp(choose.uniform(math.log(least), math.log(most + 0.4)))), num // 8)
+    if imbalance is None:
+        imbalance = choose.choice([1.0, 1.0, choose.uniform(1, 10), choose.uniform(10, 100)])
     shares = torch.logspace(0, -math.log10(imbalance), num_classes)
     labels = torch.multinomial(shares, num, replacement=True)
     labels[: 2 * num_classes] = torch.arange(num_classes).repeat(2)
@@ -103,10 +106,23 @@ def spoil(choose: random.Random, labels: Tensor, num_classes: int) -> Tensor:
     return torch.where(torch.rand(labels.shape) < share, torch.randint_like(labels, num_classes), labels)
 
 
-def add_signal(choose: random.Random, labels: Tensor, noise: Tensor, num_classes: int) -> Tensor:
+def weigh(labels: Tensor, num_classes: int) -> Tensor:
+    """Compute weights of classes, the inverse of their counts."""
+    counts = labels.bincount(minlength=num_classes).clamp(min=1)
+    return counts.sum() / len(counts) / counts
+
+
+def add_signal(
+    choose: random.Random,
+    labels: Tensor,
+    noise: Tensor,
+    num_classes: int,
+    *,
+    sizes: Sequence[float] = (0.1, 0.3, 1.0, 2.0),
+) -> Tensor:
     """Add the mean of each sample's class to noise: the nearest mean is right 5 points above chance, or far more."""
     means = torch.randn(num_classes, *noise.shape[1:])
-    size = choose.choice([0.1, 0.3, 1.0, 2.0])
+    size = choose.choice(sizes)
     for _ in range(40):
         x = size * means[labels] + noise
         nearest = torch.cdist(x.flatten(1), size * means.flatten(1)).argmin(1)

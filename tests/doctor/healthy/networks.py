@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -204,6 +205,74 @@ def make_bottleneck(choose: random.Random, num_inputs: int, num_outputs: int) ->
     width = choose.choice([4, 8])
     body = nn.Linear(num_inputs, 32), nn.ReLU(), nn.Linear(32, width), nn.Linear(width, 32), nn.ReLU()
     return nn.Sequential(*body, nn.Linear(32, num_outputs))
+
+
+class TwoHeads(nn.Module):
+    """Maps of classes (B, C, H, W) of a network, and boxes (B, K, 4), in a unit, of its last features."""
+
+    def __init__(self, body: nn.Sequential, num_boxes: int, unit: float) -> None:
+        super().__init__()
+        self.body, self.maps, self.num_boxes, self.unit = body[:-1], body[-1], num_boxes, unit
+        width = self.maps.in_channels
+        self.boxes = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * width, 4 * num_boxes))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.body(x)
+        return self.maps(x), self.unit * self.boxes(x).unflatten(1, (self.num_boxes, 4))
+
+
+class Masked(nn.Module):
+    """Rows of patches (B, N, P) given back where some are `hidden` (B, N); without these it draws and returns them."""
+
+    def __init__(self, num_patches: int, num_inputs: int, width: int, share: float, *, body: str) -> None:
+        super().__init__()
+        self.first, self.share = nn.Linear(num_inputs, width), share
+        self.places = nn.Parameter(0.02 * torch.randn(num_patches, width))
+        self.is_mixed = body == "mixing"
+        self.body = (
+            nn.Sequential(nn.Linear(num_patches, 32), nn.GELU(), nn.Linear(32, num_patches))
+            if self.is_mixed
+            else nn.TransformerEncoderLayer(width, 2, 2 * width, 0.0, batch_first=True, norm_first=True)
+        )
+        self.last = nn.Linear(width, num_inputs)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Any:
+        drawn = torch.rand(x.shape[:2], device=x.device) < self.share if hidden is None else hidden
+        x = self.first(x * (1 - drawn.float())[..., None]) + self.places
+        x = x + self.body(x.mT).mT if self.is_mixed else self.body(x)
+        return self.last(x) if hidden is not None else (self.last(x), drawn)
+
+
+_ENDS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x,
+    "relu": F.relu,
+    "clamp": lambda x: x.clamp(min=0),
+    "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "softplus": F.softplus,
+}
+
+
+class Ended(nn.Module):
+    """Network whose (first) output ends in a function by name, as of numbers that are never below 0."""
+
+    def __init__(self, body: nn.Module, end: str) -> None:
+        super().__init__()
+        self.body, self.end = body, end
+
+    def forward(self, *inputs: Tensor) -> Any:
+        outputs = self.body(*inputs)
+        if isinstance(outputs, tuple):
+            return _ENDS[self.end](outputs[0]), *outputs[1:]
+        return _ENDS[self.end](outputs)
+
+
+def end_in(body: nn.Module, end: str, mean: Tensor | None) -> nn.Module:
+    """End a network in a function; with a `mean` the last layer begins there."""
+    if mean is not None:
+        *_, last = (module for module in body.modules() if isinstance(module, nn.Linear | nn.Conv2d))
+        assert last.bias is not None
+        last.bias.data.copy_(mean)
+    return Ended(body, end)
 
 
 NETWORKS: Mapping[str, tuple[Make, ...]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,12 +16,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 import sightline
-from tests.doctor.healthy.data import KINDS, MixUp, Samples, Stored, make_single_graph, pad
+from tests.doctor.healthy.data import KINDS, MixUp, Samples, Stored, make_single_graph, pad, weigh
 from tests.doctor.healthy.networks import NETWORKS
+from tests.doctor.healthy.rare import RARE, Parts
 from tests.doctor.observing import observe
 from tests.doctor.row import Row
 
-_WATCHED_UPDATES, _TRAINED_UPDATES = 60, 200
+_WATCHED_UPDATES, _SETTLED_UPDATES, _TRAINED_UPDATES = 60, 120, 200
+_LEFT = 0.9
+"""Share of a first loss below which a program has learnt."""
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -38,6 +42,9 @@ class Program:
     clip: float | None
     is_watched: bool
     is_checked_by_watch: bool
+    window: int = 1
+    count: Callable[[Any], int] = lambda target: 1
+    num_watched: int = _WATCHED_UPDATES
     words: Mapping[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -48,23 +55,22 @@ class Program:
             sightline.check(self.model, self.loss, self.loader, optimizer=self.optimizer, evaluation=self.evaluation)
         if self.is_watched:
             with sightline.watch(self.model, **watched, **parts if self.is_checked_by_watch else {}):
-                self.train(_WATCHED_UPDATES)
+                self.train(self.num_watched)
 
-    def train(self, most: int) -> None:
-        """Train for so many updates, over whole epochs that are not too long; evaluate after each."""
-        num = 0
-        while num < most:
+    def train(self, most: int) -> list[float]:
+        """Train for so many updates, over whole epochs that are not too long; evaluate after each; return losses."""
+        values: list[float] = []
+        while len(values) < most:
             self.model.train()
-            for batch in self.loader:
+            for batches in self._divide():
                 self.optimizer.zero_grad()
-                self.lose(batch).backward()
+                values.append(self._lose_all(batches))
                 if self.clip:
                     nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
                 self.optimizer.step()
-                num += 1
                 if self.schedule is not None and not self.is_by_epoch:
                     self.schedule.step()
-                if num >= most:
+                if len(values) >= most:
                     break
             if self.schedule is not None and self.is_by_epoch:
                 self.schedule.step()
@@ -73,6 +79,24 @@ class Program:
                 for batch in self.evaluation:
                     self.lose(batch)
         self.model.train()
+        return values
+
+    def _divide(self) -> Iterator[list[Any]]:
+        """Divide an epoch into the micro-batches of each update; what is left at its end makes none."""
+        batches = iter(self.loader)
+        while len(window := list(itertools.islice(batches, self.window))) == self.window:
+            yield window
+
+    def _lose_all(self, batches: Sequence[Any]) -> float:
+        """Add the gradients of the mean over all that micro-batches count; return that mean."""
+        counts = [self.count(target) for _, target in batches] if self.window > 1 else [1]
+        total = 0.0
+        for batch, number in zip(batches, counts, strict=True):
+            value = self.lose(batch)
+            value = value * number / sum(counts) if self.window > 1 else value
+            value.backward()
+            total += float(value.detach())
+        return total
 
     def lose(self, batch: Any) -> Tensor:
         """Compute the loss of a batch."""
@@ -93,12 +117,6 @@ class ByName(nn.Module):
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
-
-
-def weigh(samples: Samples) -> Tensor:
-    """Compute weights of classes, the inverse of their counts."""
-    counts = samples.target.bincount(minlength=samples.num_outputs).clamp(min=1)
-    return counts.sum() / len(counts) / counts
 
 
 def contrast(outputs: tuple[Tensor, Tensor], _: Any, *, is_symmetric: bool, temperature: float) -> Tensor:
@@ -139,7 +157,7 @@ def draw_loss(choose: random.Random, samples: Samples) -> tuple[str, Loss]:
             "cross entropy": nn.CrossEntropyLoss,
             "plain cross entropy": lambda: F.cross_entropy,
             "label smoothing": lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
-            "class weights": lambda: nn.CrossEntropyLoss(weight=weigh(samples)),
+            "class weights": lambda: nn.CrossEntropyLoss(weight=weigh(samples.target, samples.num_outputs)),
             "hinge": nn.MultiMarginLoss,
         },
         "two": {
@@ -214,10 +232,12 @@ def draw_schedule(
     )
 
 
-def draw(seed: int) -> Program:
-    """Draw a program from a seed; the same seed gives the same program."""
-    choose = random.Random(f"healthy {seed}")
+def draw(seed: int, kind: str = "") -> Program:
+    """Draw a program from a seed, of a rare kind if it is named; the same seed gives the same program."""
+    choose = random.Random(f"healthy {kind} {seed}" if kind else f"healthy {seed}")
     torch.manual_seed(seed)
+    if kind:
+        return _finish_rare(choose, RARE[kind].draw(choose))
     kind = choose.choices(list(KINDS), [weight for *_, weight in KINDS.values()])[0]
     make, network, _ = KINDS[kind]
     num = round(math.exp(choose.uniform(math.log(64), math.log(600 if network in ("image", "map") else 5000))))
@@ -244,11 +264,37 @@ def draw(seed: int) -> Program:
     by_watch = is_watched and choose.random() < 0.4
     words |= {"clip": str(clip), "watched": str(is_watched), "checked by watch": str(by_watch)}
     program = Program(
-        model, loss, loader, evaluation, optimizer, schedule, is_by_epoch, clip, is_watched, by_watch, words
+        model, loss, loader, evaluation, optimizer, schedule, is_by_epoch, clip, is_watched, by_watch, words=words
     )
     words["trained"] = str(choose.random() < 0.25 and words.get("slow") != "True")
     if words["trained"] == "True":
         program.train(_TRAINED_UPDATES)
+    return program
+
+
+def _finish_rare(choose: random.Random, parts: Parts) -> Program:
+    """Draw how a program of a rare kind is trained, and asked.
+
+    One that has learnt is often watched for many updates more, in which its loss may stand. One that has not yet is
+    no example of this: sooner or later it will.
+    """
+    words, optimizer = parts.words, draw_optimizer(choose, parts.model)[1]
+    words["schedule"], schedule, is_by_epoch = draw_schedule(choose, optimizer, len(parts.loader))  # type: ignore[arg-type]
+    clip, is_watched = choose.choice([None, None, 1.0, 5.0]), choose.random() < parts.watched
+    goes_on = is_watched and choose.random() < 0.8
+    by_watch = goes_on or (is_watched and choose.random() < 0.4)
+    words |= {"clip": str(clip), "watched": str(is_watched), "checked by watch": str(by_watch)}
+    program = Program(
+        *(parts.model, parts.loss, parts.loader, parts.evaluation, optimizer, schedule, is_by_epoch, clip),
+        *(is_watched, by_watch, parts.window, parts.count),
+        words=words,
+    )
+    if goes_on or choose.random() < 0.2:
+        values = program.train(_TRAINED_UPDATES // parts.window)
+        part = len(values) // 10
+        words["fell to"] = f"{sum(values[-part:]) / sum(values[:part]):.2f}"
+        if goes_on and float(words["fell to"]) < _LEFT:
+            program.num_watched = max(_SETTLED_UPDATES // parts.window, _WATCHED_UPDATES)
     return program
 
 
@@ -278,7 +324,8 @@ def _load(
     has_norm = any("Norm" in type(each).__name__ for each in model.modules())
     sampler = None
     if samples.compared == "classes" and choose.random() < 0.1:
-        sampler = WeightedRandomSampler(weigh(parts[0])[parts[0].target].tolist(), len(parts[0].target))
+        labels = parts[0].target
+        sampler = WeightedRandomSampler(weigh(labels, samples.num_outputs)[labels].tolist(), len(labels))
     drops = has_norm or samples.compared == "views" or choose.random() < 0.3
     shuffled = {"sampler": sampler} if sampler is not None else {"shuffle": True}
     loader = DataLoader(sets[0], batch, drop_last=drops, **shuffled, **options, **mixing)
@@ -293,12 +340,15 @@ def _load(
     return model, loss, loader, evaluation
 
 
-def list_draws(num: int) -> list[Row]:
-    """List rows of the first programs that are drawn."""
+def list_draws(num: int, first: int = 0) -> list[Row]:
+    """List rows of some programs that are drawn, and of those of rare kinds."""
 
-    def run(number: int, seed: int, known: Any) -> Any:
-        return observe(draw(number + 1_000_000 * seed).run)
+    def run(kind: str, number: int, seed: int, known: Any) -> Any:
+        return observe(draw(number + 1_000_000 * seed, kind).run)
 
+    rows = [("healthy", "", number) for number in range(first, first + num)]
+    rows += [("rare", kind, number) for kind, each in RARE.items() for number in range(each.num)]
     return [
-        Row(id=f"healthy/{number}", kind="healthy", family="run", run=partial(run, number)) for number in range(num)
+        Row(id="/".join(filter(None, ("healthy", word, str(n)))), kind=kind, family="run", run=partial(run, word, n))
+        for kind, word, n in rows
     ]
