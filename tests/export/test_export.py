@@ -245,7 +245,7 @@ def need_input(*sizes: int | str) -> Callable[[Any], None]:
 FORGERIES: list[tuple[Callable[[Any], Any], str]] = [
     (read_elsewhere, "keeps weights in other files"),
     (need_input("free"), r"needs an input 'more' of \['free'\], which this run has not; export it again"),
-    (lambda model: model.graph.output.pop(), r"computes none of logits"),
+    (lambda model: model.graph.ClearField("output"), "computes none of feature_transform, logits; export"),
 ]
 """Changes of a file whose description vouches for it, and what is said."""
 
