@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
 
+import pytest
+
 from sightline.contract.errors import ConfigError, DataError, MissingDataError, UserError, escape_to_one_line
+from sightline.verbs.terminal import format_error
 from tests.command import run_here
 from tests.runs.small import PLAIN, ROOT, SMALL
 
@@ -23,6 +27,14 @@ def test_a_data_error_is_one_line() -> None:
 def test_a_mistake_is_one_line_and_faults_of_a_config_are_one_each() -> None:
     assert str(UserError("a\nb.yaml: no such file")) == r"a\nb.yaml: no such file"
     assert str(ConfigError("one\x1b", "two")) == "one\\x1b\ntwo"
+
+
+def test_a_machine_without_a_place_for_temporary_files_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a container whose root is read-only: what Python's `tempfile` raises there was a traceback."""
+    raised = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/mnt']")
+    assert format_error(raised) == 1
+    said = "error: temporary files find no place, not in '/tmp', '/mnt'; set the variable TMPDIR to a folder that can"
+    assert capsys.readouterr().err == f"{said} be written\n"
 
 
 def test_a_batch_norm_with_one_value_is_one_line_before_a_run_without_checks(tmp_path: Path) -> None:

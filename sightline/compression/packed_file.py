@@ -31,7 +31,7 @@ from sightline.compression.packed_tensors import (
 from sightline.compression.parametrised import dense_state_dict, quantised_weights
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.regular_files import assert_fits_memory, check_regular_file, parse_json, read_regular_file
-from sightline.store.files.atomic_write import disk_failure, replace_atomic
+from sightline.store.files.atomic_write import REPEAT, disk_failure, replace_atomic
 
 _MAGIC = b"SLQ1"
 _START = len(_MAGIC) + 4
@@ -75,7 +75,7 @@ def write_packed(path: Path, model: nn.Module, meta: Mapping[str, Any], halves: 
     try:
         replace_atomic(path, data)
     except OSError as error:
-        raise disk_failure(error, path) from error
+        raise disk_failure(error, path, again=REPEAT) from error
     return len(data)
 
 

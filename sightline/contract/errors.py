@@ -134,5 +134,9 @@ class RunError(RuntimeError):
     """Failure for which the config is not to blame (disk full, non-finite gradient). Exit code 1."""
 
 
+class DiskError(RunError):
+    """Disk that refused a write, for which nothing that was to be written is to blame."""
+
+
 class LostFolderError(RunError):
     """Run folder that was moved, deleted or taken by another run while this one wrote to it."""

@@ -29,7 +29,7 @@ from typing import Any
 from sightline.contract.errors import DataError, LostFolderError, RunError, UserError
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
 from sightline.runs.process_identity import process_start_time
-from sightline.store.files.atomic_write import assert_appendable, disk_failure, make_below, replace_atomic
+from sightline.store.files.atomic_write import REPEAT, assert_appendable, disk_failure, make_below, replace_atomic
 
 LOCK = ".lock"
 _MAX_LINE_BYTES = 1 << 24
@@ -189,7 +189,8 @@ class RunDirectory:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.assert_lock_held()
-            raise disk_failure(error, path) from error
+            is_trained = self._held is not None or name == LOCK
+            raise disk_failure(error, path, again="resume" if is_trained else REPEAT) from error
 
 
 def _encode(text: str) -> bytes:

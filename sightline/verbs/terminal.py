@@ -13,7 +13,7 @@ from typing import Any, TextIO, get_type_hints
 
 from sightline.contract.errors import CountError, RunError, UserError, escape_to_one_line
 from sightline.engine.watchdog import describe_failed_kernel, report_failure, worker_exit_message
-from sightline.store.files.atomic_write import disk_failure
+from sightline.store.files.atomic_write import REPEAT, disk_failure, is_of_disk
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
 """Errors of a pipe that was closed, as `head` does, or of a closed terminal."""
@@ -98,8 +98,13 @@ def format_error(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
         subject = "path and its permissions" if error.errno == errno.EACCES else "path"
         return fail(escape_to_one_line(f"{error.filename}: {error.strerror}; check the {subject}"), 2, error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        error = disk_failure(error, Path(os.fsdecode(error.filename or "a file")))
+    if isinstance(error, FileNotFoundError) and str(error.strerror).startswith("No usable temporary directory"):
+        advice = "set the variable TMPDIR to a folder that can be written"
+        return fail(
+            f"temporary files find no place, not in {str(error.strerror).partition('[')[2][:-1]}; {advice}", 1, error
+        )
+    if is_of_disk(error):
+        error = disk_failure(error, Path(os.fsdecode(error.filename or "a file")), again=REPEAT, option=None)
     if isinstance(error, RunError):
         return fail(str(error), 1, error)
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised wherever training is

@@ -230,6 +230,26 @@ def test_a_network_that_no_graph_can_hold_is_refused_in_one_line() -> None:
     assert "\n" not in str(refused.value)
 
 
+def read_elsewhere(model: Any) -> None:
+    """A function that no node of the graph calls, whose constant lies in a file of the machine."""
+    node = model.functions.add(name="F", domain="x").node.add(op_type="Constant", output=["b"])
+    tensor = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t
+    tensor.data_type, tensor.data_location = onnx.TensorProto.FLOAT, onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/hostname")
+
+
+def need_input(*sizes: int | str) -> Callable[[Any], None]:
+    return lambda model: model.graph.input.append(onnx.helper.make_tensor_value_info("more", 1, ["batch", *sizes]))
+
+
+FORGERIES: list[tuple[Callable[[Any], Any], str]] = [
+    (read_elsewhere, "keeps weights in other files"),
+    (need_input("free"), r"needs an input 'more' of \['free'\], which this run has not; export it again"),
+    (lambda model: model.graph.ClearField("output"), "computes none of feature_transform, logits; export"),
+]
+"""Changes of a file whose description vouches for it, and what is said."""
+
+
 def test_what_is_no_file_of_ours_is_refused(exported: Any, tmp_path: Path) -> None:
     """Each with its own reason, and before its weights are used."""
     sound = exported("classify").file
@@ -256,7 +276,13 @@ def test_what_is_no_file_of_ours_is_refused(exported: Any, tmp_path: Path) -> No
     model = onnx.load_model_from_string(sound.read_bytes())
     onnx.save_model(model, copy, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert "keeps weights in other files" in refuse("predict", copy, cloud)
-    model = onnx.load_model_from_string(sound.read_bytes())
+    for change, said in FORGERIES:
+        model = onnx.load_model_from_string(sound.read_bytes())
+        change(model)
+        copy.write_bytes(model.SerializeToString())
+        beside.write_text(json.dumps({**description, "sha256": hashlib.sha256(copy.read_bytes()).hexdigest()}))
+        told = refuse("predict", copy, cloud)
+        assert re.search(said, told), told
     model.doc_string = "changed"
     copy.write_bytes(model.SerializeToString())
     assert "is not the file that its description is about" in refuse("predict", copy, cloud)

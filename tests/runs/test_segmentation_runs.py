@@ -11,6 +11,7 @@ from sightline.areas.scenes.sets.s3dis import S3dis
 from tests.command import document_of, succeed
 from tests.data.scenes.scene_writers import ROOMS, no_progress, write_s3dis
 from tests.runs.broken_off import metrics, run_forked
+from tests.runs.segments import PLUGIN, SCENES
 
 # --- whole small runs on scenes: the recipe's transforms, every point scored, one process or two ----------------------
 
@@ -83,3 +84,21 @@ def test_two_processes_have_the_numbers_of_one(run: Path, config: Path) -> None:
         names = [name for name in its if name.startswith(("loss", "grad_norm", "miou"))]
         # rounding of 1e-16 grows through batch norms of few points and Adam, as in test_processes.py
         assert [mine[name] for name in names] == pytest.approx([its[name] for name in names], rel=1e-9)
+
+
+@pytest.mark.parametrize("label", [255, 1])
+def test_a_set_of_ignored_points_has_no_figures_and_one_of_a_class_has(label: int, tmp_path: Path) -> None:
+    """All ignored, or of one class: losses are finite, and no figure is 0 or 1 where nothing was counted."""
+    (tmp_path / "plugin.py").write_text(PLUGIN.replace("label[::10] = 255", f"label[:] = {label}"))
+    (tmp_path / "scenes.yaml").write_text(SCENES)
+    words = ("--plugin", tmp_path / "plugin.py", "--no-check", "--device", "cpu", "--out", tmp_path / "run")
+    done = succeed("train", tmp_path / "scenes.yaml", "train.epochs=8", *words)
+    losses = [line["loss/total"] for line in metrics(tmp_path / "run") if line["split"] == "train"]
+    figures = json.loads((tmp_path / "run/final.json").read_text())["metrics"]
+    if label == 255:
+        assert set(losses) == {0.0}
+        assert set(figures.values()) == {None}
+        assert "no figure (miou, overall_accuracy, mean_class_accuracy, loss" in done.err
+    else:
+        assert losses[-1] < losses[0]
+        assert figures == {"miou": 1.0, "overall_accuracy": 1.0, "mean_class_accuracy": 1.0}

@@ -126,7 +126,6 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("config.yaml", *SPACE, *SPACE, *OUT): "'optimizer.lr' is given twice, .*; keep one",
         ("config.yaml", *SPACE, "--out", "run"): "--out run: is the folder of a run; give one of the sweep's own",
         ("config.yaml", "--space", "=1,2", *OUT): "--space: found the text '=1,2', allowed is a YAML file or KEY=A,B",
-        ("config.yaml", *SPACE, *OUT, "--storage", "torn.journal"): r"torn\.journal: its last line is cut, .*; delete",
         ("config.yaml", *SPACE, *OUT, "--storage", "bad.journal"): r"line 2 is damaged; give another file or URL$",
         (
             "config.yaml",

@@ -82,7 +82,7 @@ def test_what_the_disk_refuses_is_one_line_and_leaves_no_half(folder: Path) -> N
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (900, hard))
-        project = run_here("init", "river")
+        project, page = run_here("init", "river"), run_here("report", "run", "--out", "page.html")
         with pytest.raises(RunError, match=r"new\.onnx: cannot write: file too large; raise the limit"):
             sightline.export("run", out="new.onnx")
         with pytest.raises(RunError, match=r"whole\.onnx: cannot write: file too large"):
@@ -91,6 +91,9 @@ def test_what_the_disk_refuses_is_one_line_and_leaves_no_half(folder: Path) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (project.code, project.err.count("\n")) == (2, 1)
     assert "init: river: cannot be written: File too large; give another place by --to" in project.err
+    assert (page.code, page.err.count("\n")) == (1, 1)
+    assert "page.html: cannot write: file too large; raise the limit on the size of a file (ulimit -f) and" in page.err
+    assert page.err.endswith("run the same command again\n")
     assert read_tree(folder) == before
     assert not (folder / "river").exists()
     succeed("init", "river")

@@ -41,7 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     for name, text in {"file.txt": "notes\n", "list.yaml": "- a\n"}.items():
         (folder / name).write_text(text)
-    (folder / "torn.journal").write_text('{"op_code": 0, "worker_id": "a", "study_n')
     (folder / "bad.journal").write_text('{"op_code": 0}\n{"op_code": 0, "worker_id"{"op_code": 1}\n{"op_code": 2}\n')
     (folder / "list.json").write_text("[1]")
     (folder / "nan.json").write_text('[{"image_id": 1, "category_id": 1, "bbox": [NaN, 0, 1, 1], "score": 2}]')

@@ -9,13 +9,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
-from sightline.contract.errors import DataError, RunError
+from sightline.contract.errors import DataError, DiskError, RunError
 from sightline.contract.regular_files import check_regular_file
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+REPEAT = "run the same command again"
+"""What to do after the failed write of a command that begins anew."""
 _MARK = "unfinished"
 """Empty file in a partial folder; a folder without it is not ours."""
 
@@ -85,7 +87,7 @@ def whole_folder(target: Path, *, option: str = "--to") -> Iterator[Path]:
             name = next((name for name in (error.filename2, error.filename) if name is not None), work)
             if not (Path(name).is_relative_to(work) or target.is_relative_to(name)):  # a file that is read
                 raise
-            raise disk_failure(error, Path(name), again="run the same command again", option=option) from error
+            raise disk_failure(error, Path(name), again=REPEAT, option=option) from error
 
 
 def _claim(work: Path, target: Path, stack: contextlib.ExitStack, option: str) -> int:
@@ -159,12 +161,17 @@ def assert_appendable(path: Path) -> int:
         raise DataError(f"{path}: cannot be written: {error.strerror}; remove it") from error
 
 
+def is_of_disk(error: BaseException) -> TypeGuard[OSError]:
+    """Return True for an OSError of a disk that is full or read-only, or of a limit on the size of files."""
+    return isinstance(error, OSError) and error.errno in {*_FULL, errno.EFBIG, errno.EROFS}
+
+
 def disk_failure(
-    error: OSError, path: Path, *, still_intact: str = "", again: str = "resume", option: str = "--out"
-) -> RunError:
+    error: OSError, path: Path, *, still_intact: str = "", again: str = "resume", option: str | None = "--out"
+) -> DiskError:
     """Build the error of a failed write: path, reason and remedy, after which the user does `again`.
 
-    `still_intact` names what was not damaged, `option` is what chooses the folder.
+    `still_intact` names what was not damaged, `option` is the command's option for another folder, if it has one.
     """
     reason = error.strerror or str(error)
     if error.errno in _FULL:
@@ -172,10 +179,10 @@ def disk_failure(
     elif error.errno == errno.EFBIG:
         advice = f"raise the limit on the size of a file (ulimit -f) and {again}"
     elif error.errno in _CLOSED:
-        advice = f"make it writable, or choose another folder with {option}"
+        advice = f"make it writable, or choose another folder{f' with {option}' if option else ''}"
     else:
         advice = f"mend the cause and {again}"
-    return RunError(
+    return DiskError(
         f"{path}: cannot write: {reason[:1].lower()}{reason[1:]}; "
         f"{advice}{f' ({still_intact})' if still_intact else ''}"
     )

@@ -96,7 +96,7 @@ def _count_extra_bytes(file: IO[bytes]) -> int:
 
 
 def _check_chunks(path: Path, file: IO[bytes], head: bytes, num_points: int) -> None:
-    """Raise DataError for a LAZ file without chunks, or whose chunks are more, or larger, than its points.
+    """Raise DataError for a LAZ file without chunks, or whose chunks are more, larger or hold fewer than its points.
 
     The decompressor allocates what the file states, and ends the process if there is no such memory.
     Source: Isenburg 2013, LASzip; its record has the size of a chunk in points (2^32 - 1: it varies).
@@ -118,7 +118,9 @@ def _check_chunks(path: Path, file: IO[bytes], head: bytes, num_points: int) -> 
                 )
         at += _VLR_BYTES + length
     most = max(_MAX_CHUNK_BYTES, num_points * row_bytes)
-    if num_chunks > num_points + 1 or (chunk_points != 2**32 - 1 and chunk_points * row_bytes > most):
+    is_fixed = chunk_points != 2**32 - 1
+    is_short = is_fixed and 0 < num_chunks * chunk_points < num_points  # decompressed past their end
+    if num_chunks > num_points + 1 or is_short or (is_fixed and chunk_points * row_bytes > most):
         raise copy_again(
             f"{path}: states {num_chunks} chunks of {chunk_points} points, and has {num_points} points; the file is "
             "damaged"

@@ -14,7 +14,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,21 @@ class ColumnSpec(NamedTuple):
     def num_bytes(self) -> int:
         """Size in bytes of a row, or of an element if rows are ragged."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class ColumnForm(NamedTuple):
+    """What a reader takes a stored column for: the length of its last axis, None of one number, and kinds of NumPy."""
+
+    width: int | None
+    kinds: str
+
+    def fits(self, shape: Sequence[int], dtype: str) -> bool:
+        """Return True if a column with rows, or elements, of this shape and dtype has the form."""
+        is_as_wide = not shape if self.width is None else list(shape[-1:]) == [self.width]
+        return is_as_wide and np.dtype(dtype).kind in self.kinds
+
+
+VECTORS, BOXES, CLASSES = ColumnForm(3, "f"), ColumnForm(4, "f"), ColumnForm(None, "iu")
 
 
 class SampleRow(NamedTuple):

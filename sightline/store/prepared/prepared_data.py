@@ -17,7 +17,7 @@ import numpy as np
 from sightline.contract.errors import DataError
 from sightline.contract.types import Copies
 from sightline.store.files.input_files import expand_home, file_size, list_files
-from sightline.store.prepared.columns import prepared_root
+from sightline.store.prepared.columns import ColumnForm, prepared_root
 from sightline.store.prepared.prepared_set import (
     LISTED,
     MANIFEST,
@@ -112,6 +112,8 @@ class PreparedData:
     """Names of other sets whose prepared folders can be opened, too."""
     printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
     """Entries of the manifest that `sightline data info` prints, where there are any."""
+    forms: ClassVar[Mapping[str, ColumnForm]] = {}
+    """Forms that columns need where a folder has them: a manifest may state others."""
     plan: ClassVar[Callable[..., PreparationPlan]]
     prepare: ClassVar[Callable[..., dict[str, Any]]]
     survey: ClassVar[Callable[..., dict[str, Any]]]
@@ -174,7 +176,9 @@ class PreparedData:
     def open_folder(cls, folder: Path, *, options: str = "") -> PreparedSet:
         """Open a prepared folder; errors name the command that makes one, with `options`."""
         names = tuple(dict.fromkeys((cls.set_name, *cls.readable_sets)))
-        return open_prepared(folder, set_names=names, options=options)
+        prepared = open_prepared(folder, set_names=names, options=options)
+        prepared.check_forms(cls.forms)
+        return prepared
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:

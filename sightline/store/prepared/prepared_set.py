@@ -30,7 +30,7 @@ from sightline.contract.schema import suggest
 from sightline.contract.validation import Ge, Lt, TypeAdapter, ValidationError
 from sightline.store.files.array_files import check_npy
 from sightline.store.files.input_files import prepare_again, read_file
-from sightline.store.prepared.columns import OFFSETS
+from sightline.store.prepared.columns import OFFSETS, ColumnForm
 
 
 class ListedFile(NamedTuple):
@@ -208,6 +208,13 @@ class PreparedSet:
     @property
     def splits(self) -> list[str]:
         return list(self.manifest["splits"])
+
+    def check_forms(self, forms: Mapping[str, ColumnForm]) -> None:
+        """Raise DataError if one of these columns is there in another form, of which the arrays are no matter."""
+        for name, column in self.manifest["columns"].items():
+            if name in forms and not forms[name].fits(column["shape"], column["dtype"]):
+                fault = f"its column '{name}' is {column['dtype']} of the shape {column['shape']}, which cannot be"
+                raise prepare_again(f"{self.root / MANIFEST}: {fault}")
 
     def array(self, split: str, column: str) -> np.ndarray:
         """Return all rows of a column of a split: (rows, *column shape), read-only, mapped from the file.

@@ -20,7 +20,7 @@ import numpy as np
 from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
-from sightline.store.files.atomic_write import replace_atomic, sync_folder, whole_folder
+from sightline.store.files.atomic_write import REPEAT, replace_atomic, sync_folder, whole_folder
 from sightline.store.files.input_files import damaged, download_again, file_size, list_files
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.copies import describe_copies, digest_content, group_copies, name_copies
@@ -161,7 +161,7 @@ def _assert_room(folder: Path, plan: PreparationPlan) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"{folder.parent.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
+            f"{folder.parent.parent}: {needed:,} bytes are needed, {free:,} are free; make room there and {REPEAT}"
         )
 
 

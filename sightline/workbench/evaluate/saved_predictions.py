@@ -29,7 +29,7 @@ from sightline.ops.projection import point_ranges
 from sightline.parts.metrics.labels import predict_labels
 from sightline.runs.run_directory import load_document
 from sightline.store.files.array_files import read_npy
-from sightline.store.files.atomic_write import disk_failure
+from sightline.store.files.atomic_write import REPEAT, disk_failure
 from sightline.store.files.scan_files import read_label_ids, write_label_ids
 from sightline.store.files.scan_reading import label_path, without_endings
 
@@ -106,7 +106,7 @@ class LabelWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield path
         except OSError as error:
-            raise disk_failure(error, path) from error
+            raise disk_failure(error, path, again=REPEAT) from error
 
 
 def label_files(names: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from sightline.workbench.export.graph import split_transforms
 
 MAX_SECONDS = 300.0
 """Longest time of one run of a file: far above that of a network, far below forever."""
+_MAX_UNREAD = 2**20
+"""Most numbers of an input that a file needs without reading it, in one sample: those of exports have a few."""
 
 
 def open_run_or_file(
@@ -95,21 +98,20 @@ def _read_content(path: Path) -> bytes:
         model = onnx.load_model_from_string(content)
     except DecodeError:
         raise UserError(f"{path}: is not a file of ONNX, or is damaged") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _list_tensors(model.graph)):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _list_tensors(model)):
         raise UserError(f"{path}: keeps weights in other files; give a file that holds all of them")
     return content
 
 
-def _list_tensors(graph: Any) -> Iterator[Any]:
-    """List all tensors of a graph, also those of nodes and of the graphs inside them."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _list_tensors(inner) if inner.node or inner.initializer else ()
+def _list_tensors(message: Any) -> Iterator[Any]:
+    """List all tensors of a model, in whichever of its graphs, functions and attributes they are."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in (value,) if hasattr(value, "DESCRIPTOR") else value:
+                yield from _list_tensors(inner)
 
 
 @contextlib.contextmanager
@@ -174,6 +176,8 @@ class OnnxSession:
     def choose_outputs(self, names: Collection[str]) -> None:
         """Compute these outputs alone, in the order of the file."""
         self._outputs = [name for name in self._outputs if name in names]
+        if not self._outputs:
+            raise UserError(f"{self._path}: computes none of {', '.join(sorted(names))}; export the run again")
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         offsets = inputs.get("offsets")
@@ -191,7 +195,7 @@ class OnnxSession:
         feeds = {name: _to_input(value, self._inputs[name]) for name, value in given.items()}
         size = len(next(iter(feeds.values())))
         for name in self._inputs.keys() - feeds.keys():  # only the decoding inside reads it, which is not run
-            feeds[name] = np.zeros((size, *self._inputs[name].shape[1:]), dtype=np.float32)
+            feeds[name] = self._make_unread(name, size)
         batch = self._fixed_batch()
         if batch is None or size == batch:
             return self._compute(feeds)
@@ -199,6 +203,13 @@ class OnnxSession:
             raise ValueError(f"the file takes batches of {batch}, found one of {size}; give --batch-size {batch}")
         rows = [self._compute({name: value[row : row + 1] for name, value in feeds.items()}) for row in range(size)]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _make_unread(self, name: str, size: int) -> np.ndarray:
+        """Make an input that the run does not have. Raises ValueError for one that is not small and of a fixed size."""
+        axes = self._inputs[name].shape[1:]
+        if not all(isinstance(length, int) and length >= 0 for length in axes) or math.prod(axes) > _MAX_UNREAD:
+            raise ValueError(f"the file needs an input '{name}' of {axes}, which this run has not; export it again")
+        return np.zeros((size, *axes), dtype=np.float32)
 
     def _compute(self, feeds: dict[str, Any]) -> dict[str, Tensor]:
         """Compute in another thread, so that a signal is heard, and a loop that does not end is ended."""

@@ -22,7 +22,7 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.run_loading import TrainedRun
-from sightline.store.files.atomic_write import disk_failure
+from sightline.store.files.atomic_write import REPEAT, disk_failure
 from sightline.store.loading.batch_reader import NamedTransform
 
 
@@ -63,7 +63,7 @@ def report_write_errors(path: Path) -> Iterator[None]:
             raise DataError(
                 f"{path}: this name is too long for the disk; shorten that of the file to predict"
             ) from error
-        raise disk_failure(error, path) from error
+        raise disk_failure(error, path, again=REPEAT) from error
 
 
 def _make_unique_names(files: Sequence[Path]) -> Mapping[Path, str]:

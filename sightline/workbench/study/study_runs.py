@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig
-from sightline.contract.errors import RunError, UserError, summarise_error
+from sightline.contract.errors import DiskError, RunError, UserError, summarise_error
 from sightline.contract.members import get_data_digest
 from sightline.engine.build import build_part
 from sightline.runs.lineage import read_lineage
@@ -87,6 +87,10 @@ def run_all(
                 reporter.note(f"{num_done} of {len(runs)} runs are done; the same command goes on with {run.path}")
                 return error.code
             reason = f"its run ended with exit code {error.code}"
+        except DiskError:  # the next run would find no room either
+            num_done = index - len(failed)
+            reporter.note(f"{num_done} of {len(runs)} runs are done; the same command goes on with {run.path}")
+            raise
         except Exception as error:  # noqa: BLE001 - one of a model or a plugin, too, ends its own training alone
             reason = describe_failure(error)
         else:

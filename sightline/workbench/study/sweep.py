@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sightline.commands.look import SweepOptions
 from sightline.config import RunConfig
 from sightline.config.run_config import to_plain
-from sightline.contract.errors import UserError, assert_installed
+from sightline.contract.errors import DiskError, UserError, assert_installed
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import launched_world_size
 from sightline.engine.records import EvaluationRecord, StepRecord
@@ -24,6 +24,7 @@ from sightline.runs.process_identity import ProcessIdentity
 from sightline.runs.run_directory import LOCK, find_holder, read_lines, write_document
 from sightline.runs.run_files import is_run
 from sightline.runs.run_records import flatten_config
+from sightline.store.files.atomic_write import is_of_disk
 from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
 from sightline.training.train_run import Reporter, TrainResult
@@ -169,7 +170,7 @@ class Sweep:
         callback(self._study, copy.deepcopy(trial))  # it appends to the history in place
         is_left_out = max_retry is not None and len(_list_earlier(trial)) >= max_retry
         then = "its workers ended too often; it is left out" if is_left_out else "it waits to be taken up again"
-        self._reporter.note(f"trial {_get_number(trial)}: stopped; {then}")
+        self._reporter.note(f"trial {self._get_number(trial)}: stopped; {then}")
 
     def _start_trial(self) -> Any | None:
         """Start the next trial: a queued one, or a new one while there are fewer than the sweep needs; else None."""
@@ -185,9 +186,8 @@ class Sweep:
         self._study.sampler = optuna.samplers.RandomSampler(seed=0)  # draws nothing yet
         self._study.pruner = optuna.pruners.NopPruner() if self._options.no_prune else optuna.pruners.MedianPruner()
         trial = self._study.ask()
-        place = sum(not _list_earlier(earlier) for earlier in self._list_trials()[: trial.number])
         # a seed for each trial: repeated and parallel workers repeat no draw
-        seed = (self._options.seed * _SEED_DISTANCE + place) % 2**32
+        seed = (self._options.seed * _SEED_DISTANCE + self._get_number(self._list_trials()[trial.number])) % 2**32
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         self._study.sampler = samplers[self._options.sampler](seed=seed)
         trial.set_user_attr("worker", ProcessIdentity.current(socket.gethostname()).to_dict())
@@ -204,7 +204,7 @@ class Sweep:
         state = optuna.trial.TrialState
         options, stop = self._options, StopRequest()
         with self._storage_explained():
-            number = _get_number(self._list_trials()[trial.number])
+            number = self._get_number(self._list_trials()[trial.number])
         overrides = [f"{key}={text}" for key, text in trial.user_attrs["values"].items()]
         self._reporter.note(f"trial {number}: {shlex.join(overrides)}")
         observer = TrialObserver(trial, self._metric, stop)
@@ -225,7 +225,12 @@ class Sweep:
                     observers=[observer],
                     shows_progress=True,
                 )
-        except Exception as error:  # noqa: BLE001 - one of a model or a plugin, too, ends its own trial alone
+        except Exception as error:  # one of a model or a plugin, too, ends its own trial alone
+            if isinstance(error, DiskError) or is_of_disk(error):  # which no value of a trial is to blame for
+                with contextlib.suppress(Exception):  # else its worker will be found to have ended
+                    self._queue_again(self._list_trials()[trial.number], max_retry=None)
+                with self._storage_explained():
+                    raise
             result, reason = TrainResult(None), describe_failure(error)
         else:
             errors = [" ".join(str(finding).split()) for finding in result.findings if finding.severity == "error"]
@@ -246,6 +251,11 @@ class Sweep:
                 self._reporter.note(f"error: trial {number}: {trial.user_attrs['reason']}; the sweep goes on")
         return 0
 
+    def _get_number(self, trial: Any) -> int:
+        """Return the number of a trial among those of the sweep: later attempts at one have the number of the first."""
+        first = (*_list_earlier(trial), trial.number)[0]
+        return sum(not _list_earlier(earlier) for earlier in self._list_trials()[:first])
+
     def _get_folder(self, number: int) -> Path:
         return self._options.out / "trials" / f"{number:04d}"
 
@@ -260,7 +270,7 @@ class Sweep:
     def _write(self) -> dict[str, Any]:
         """Write the document of all trials so far into the folder, and return it."""
         with self._storage_explained():
-            attempts = {_get_number(trial): trial for trial in self._list_trials()}
+            attempts = {self._get_number(trial): trial for trial in self._list_trials()}
         rows = [self._describe_trial(number, trial) for number, trial in sorted(attempts.items())]
         finished = [row for row in rows if row["state"] == "finished"]
         document = {
@@ -309,10 +319,6 @@ def _list_earlier(trial: Any) -> list[int]:
     """List the earlier attempts at a trial, the first of which has its number."""
     earlier: list[int] = trial.system_attrs.get("retry_history", [])
     return earlier
-
-
-def _get_number(trial: Any) -> int:
-    return (*_list_earlier(trial), trial.number)[0]
 
 
 @contextlib.contextmanager

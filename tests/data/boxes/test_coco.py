@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sightline.areas.detect.transforms import FitImage
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
 from tests.data.preparing import cut
@@ -461,6 +463,29 @@ def test_a_file_that_changed_is_named(tmp_path: Path) -> None:
     write_coco(tmp_path / "in" / "all.json", [(1, "a.png", 8, 7)], [BOX, BOX])
     with pytest.raises(DataError, match="before its files changed"):
         prepare(tmp_path / "in", tmp_path / "set")
+
+
+@run_each(
+    "column, value, said",
+    [
+        ("label", 9, r"label 0 of 'all' is 9, there are 3 classes \(0 to 2\)"),
+        ("label", -1, "label 0 of 'all' is -1, there are 3 classes"),
+        ("boxes", math.nan, r"box 0 of 'all\.boxes' is \[nan, nan, nan, nan\]"),
+        ("boxes", [4.0, 1, 3, 2], r"box 0 of 'all\.boxes' is \[4\.0, 1\.0, 3\.0, 2\.0\]"),
+    ],
+)
+def test_stored_labels_that_no_preparation_writes_are_refused(
+    tmp_path: Path, column: str, value: float | list[float], said: str
+) -> None:
+    """Where size and form of the array are right: such boxes were left out in silence, a label of -1 the last class."""
+    for name in ("in", "set"):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    made(tmp_path, [BOX])
+    stored = np.load(tmp_path / f"set/all.{column}.npy")
+    stored[0] = value
+    np.save(tmp_path / f"set/all.{column}.npy", stored)
+    with pytest.raises(DataError, match=said):
+        all_of(tmp_path / "set")
 
 
 def test_commands_prepare_and_print(tmp_path: Path) -> None:

@@ -158,3 +158,19 @@ def test_a_laz_file_without_chunks_is_one_line(tmp_path: Path, capfd: pytest.Cap
     (tmp_path / "p.laz").write_bytes(zlib.decompress(base64.b64decode(POINTWISE)))
     refused(tmp_path / "p.laz", "is compressed point by point, .*LAStools or PDAL$")
     assert capfd.readouterr() == ("", "")
+
+
+@run_each("at, value", [(12, 1), (12, 0), (12, 2**31), (None, 2**30), (None, 0)])
+def test_laz_chunks_that_do_not_hold_the_points_are_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], at: int | None, value: int
+) -> None:
+    """Points of a chunk, in the record of LASzip, or the number of chunks: at one point a chunk laz-rs 0.12 panics."""
+    path = tmp_path / "a.laz"
+    write_las(path, version="1.2", point_format=3)
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", content, 96)
+    (table,) = struct.unpack_from("<q", content, start)
+    struct.pack_into("<I", content, table + 4 if at is None else content.index(b"laszip encoded") + 52 + at, value)
+    path.write_bytes(content)
+    refused(path, "copy or download it again|another format")
+    assert capfd.readouterr() == ("", "")

@@ -21,6 +21,7 @@ from sightline.contract.types import SampleKey
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import add_digest, open_prepared, read_manifest, verify
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
+from tests.cases import run_each
 from tests.data.clouds.modelnet_writers import prepare, write_off, write_text
 from tests.data.preparing import flip_bit, kill_process, read_files
 from tests.data.scans.lidar_writers import quiet, write_semantic_kitti
@@ -191,6 +192,27 @@ def test_a_set_has_no_files_elsewhere(prepared: Path, key: str) -> None:
     (prepared / "manifest.json").write_text(json.dumps(add_digest(manifest)))
     with pytest.raises(DataError, match=r"names '\.\./\.\./elsewhere', which is not in its own folder"):
         verify(prepared)
+
+
+@run_each(
+    "column, form",
+    [
+        ("points", {"shape": [6, 2]}),
+        ("points", {"dtype": "int64"}),
+        ("normals", {"shape": []}),
+        ("label", {"dtype": "float64"}),
+        ("label", {"shape": [1]}),
+    ],
+)
+def test_a_column_of_another_form_is_found_on_opening(prepared: Path, column: str, form: dict[str, Any]) -> None:
+    """Also where the manifest vouches for it: two coordinates were a traceback of the first turn."""
+    text = (prepared / "manifest.json").read_text()
+    manifest = json.loads(text)
+    manifest["columns"][column].update(form)
+    (prepared / "manifest.json").write_text(json.dumps(add_digest(manifest)))
+    with pytest.raises(DataError, match=rf"manifest\.json: its column '{column}' is .*, which cannot be; prepare"):
+        ModelNet40(split="test", root=str(prepared))
+    (prepared / "manifest.json").write_text(text)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from sightline.ops.rendering import Background
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
 from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
 from sightline.store.prepared.prepared_data import PreparedData, describe_foreign_label
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.views import IMAGE, StoredViews, open_views
@@ -30,6 +31,7 @@ class LabelledClouds(PreparedData):
     that name, drawn by seed, epoch and index, on `background` (default: that of the folder, else black).
     """
 
+    forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
     printed = (
         *("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges"),
         *("differences", "duplicates"),

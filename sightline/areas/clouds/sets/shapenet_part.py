@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
 from sightline.store.prepared.prepared_data import PreparedData, SetSpec, find_layout
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan
@@ -60,6 +61,12 @@ class ShapeNetPart(PreparedData):
     """
 
     spec = SetSpec(name="shapenet_part", what="a public release of ShapeNetPart", entries=_list_card_entries)
+    forms: ClassVar[Mapping[str, ColumnForm]] = {
+        "points": VECTORS,
+        "normals": VECTORS,
+        "label": CLASSES,
+        "category": CLASSES,
+    }
     printed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
 
     def __init__(

@@ -6,7 +6,7 @@ Seeded splits of a set of images with boxes, stratified by class and folder, if 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,10 +25,25 @@ from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
-from sightline.store.prepared.prepared_data import PreparedData, with_options
+from sightline.store.files.input_files import prepare_again
+from sightline.store.prepared.columns import BOXES, CLASSES, ColumnForm
+from sightline.store.prepared.prepared_data import PreparedData, describe_foreign_label, with_options
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 from sightline.store.prepared.splits import RowRefs, check_part, count_held, make_splits
+
+
+def _check_values(prepared: PreparedSet, split: str, forms: Mapping[str, ColumnForm]) -> None:
+    """Raise DataError for labels of no class, and for boxes that no preparation writes: not finite, or turned over."""
+    if fault := describe_foreign_label(prepared, split):
+        raise DataError(fault)
+    for name in prepared.manifest["columns"]:
+        if forms.get(name) is BOXES:
+            boxes = prepared.array(split, name)
+            is_wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1))
+            if is_wrong.any():
+                row = int(is_wrong.argmax())
+                raise prepare_again(f"{prepared.root}: box {row} of '{split}.{name}' is {boxes[row].tolist()}")
 
 
 def _deal_seeded(
@@ -151,6 +166,10 @@ class LabelledImages(PreparedData):
     regions: ClassVar[tuple[str, ...]] = ()
     """Classes that are no objects: their boxes are ignored, whatever classes are chosen."""
     printed = ("layout", "differences")
+    forms: ClassVar[Mapping[str, ColumnForm]] = {
+        **dict.fromkeys(("boxes", "full", "visible", "head"), BOXES),
+        "label": CLASSES,
+    }
     _stored_boxes: tuple[str, str] = ("boxes", "boxes")
     """Stored columns of the boxes to train on and of those to score."""
     _clip = False
@@ -184,6 +203,8 @@ class LabelledImages(PreparedData):
             deal=partial(_deal_seeded, prepared, split_seed),
         )
         check_part(parts, split, root=prepared.root, what="image")
+        for stored in {stored for stored, _ in parts.rows[split]}:
+            _check_values(prepared, stored, self.forms)
         self._prepared = prepared
         self._rows = parts.rows[split]
         names = {stored: prepared.names(stored) for stored in prepared.splits}

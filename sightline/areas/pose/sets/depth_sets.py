@@ -30,7 +30,15 @@ from sightline.contract.types import DataInfo
 from sightline.store.files.input_files import file_size
 from sightline.store.files.text_tables import BLOCK_LINES
 from sightline.store.loading.batch_reader import stratified_split
-from sightline.store.prepared.columns import DEPTH_TYPES, ColumnSpec, pack_depth, unpack_depth
+from sightline.store.prepared.columns import (
+    CLASSES,
+    DEPTH_TYPES,
+    VECTORS,
+    ColumnForm,
+    ColumnSpec,
+    pack_depth,
+    unpack_depth,
+)
 from sightline.store.prepared.prepared_data import PreparedData, SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
@@ -212,6 +220,7 @@ class PreparedFrames(PreparedData, DepthFrames):
     spec: ClassVar[DepthSpec]
     camera: DepthCamera
     skeleton: Skeleton
+    forms: ClassVar[Mapping[str, ColumnForm]] = {"joints": VECTORS, "group": CLASSES}
     printed = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
-from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm, ColumnSpec
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.scene_preparation import normalised_position
@@ -45,6 +45,7 @@ class LabelledScenes(PreparedData):
     with different random numbers: sample i is scene i modulo their number. Other splits have every scene once.
     """
 
+    forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
     printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
 
     def __init__(
