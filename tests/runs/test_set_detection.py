@@ -21,7 +21,7 @@ from tests.models.set_networks import SETTINGS, make_small_words
 from tests.processes import ROOT
 from tests.published.test_transformers_files import write_theirs
 from tests.runs.broken_off import Forked, differences, last_step, wait_for
-from tests.runs.test_hub import NOWHERE, ask, hub
+from tests.runs.test_hub import NOWHERE, hub
 
 __all__ = ["hub"]
 
@@ -54,7 +54,7 @@ def test_from_a_hub_to_predictions_killed_and_offline(
     assert lineage is not None
     assert lineage["lineage"] == {"file": name, "sha256": lineage["sha256"], "layout": "transformers"}
 
-    ask(NOWHERE, monkeypatch)  # from the cache, in two parts
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)  # from the cache, in two parts
     succeed("train", CONFIG, *words, "train.steps=3", *CALM, tmp_path / "parts")
     succeed("train", tmp_path / "parts", "train.steps=4", "--resume", tmp_path / "parts")
     assert_same(load_trained_state(tmp_path / "straight"), load_trained_state(tmp_path / "parts"))
