@@ -238,6 +238,14 @@ def test_a_network_that_needs_more_steps_is_told_from_one_that_is_stuck(name: st
         assert [each.severity for each in result.findings] == ["warning" if verdict == "not yet" else "error"]
 
 
+@run_each("steps", [4, 6, 8, 10])
+def test_few_steps_are_no_error(steps: int, tmp_path: Path) -> None:
+    """Of a rate so low that nothing is fitted by any of these numbers, nor by Adam's."""
+    result = fitted(run(tmp_path, "optimizer.lr=1e-3", model=nets.Net()), samples=16, steps=steps)
+    assert (result.verdict, [each.severity for each in result.findings]) == ("not yet", ["warning"])
+    assert "--steps " in result.findings[0].action
+
+
 def test_the_steps_that_are_named_suffice(tmp_path: Path) -> None:
     make = lambda: run(tmp_path, "optimizer.lr=1e-2", model=nets.Net())  # noqa: E731
     torch.manual_seed(0)

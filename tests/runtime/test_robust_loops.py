@@ -55,6 +55,7 @@ def test_a_correct_loop_is_watched(name: str, caplog: pytest.LogCaptureFixture) 
     assert _take_bits(program.models) == plain
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # said once in a process
 def test_what_has_numbers_in_memory_is_dense() -> None:
     inputs = torch.randn(4, 3)
     assert all(map(is_dense, (inputs, inputs.T, inputs[:0], torch.tensor(1), nn.Parameter(inputs), inputs.bool())))

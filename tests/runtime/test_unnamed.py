@@ -224,25 +224,6 @@ def test_an_average_is_found_where_it_has_the_statistics_of_its_start(
     assert train() == ["ema"] * is_wrong
 
 
-def average_of_norms(normalises: bool) -> list[str]:
-    """Average of a network whose power iterations have a norm of 1, which are averaged, too, or copied."""
-    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
-    average = copy.deepcopy(model).requires_grad_(False)
-
-    @torch.no_grad()
-    def update(_: Any) -> None:
-        for name, own in model.state_dict().items():
-            kept = average.state_dict()[name]
-            kept.copy_(own) if normalises and name.endswith(("_u", "_v")) else kept.lerp_(own, 0.02)
-
-    return list_codes(model=model, after_update=update, after_epoch=lambda: evaluate(average), epochs=12)
-
-
-def test_an_average_is_found_where_it_loses_the_norms_that_the_model_keeps() -> None:
-    assert average_of_norms(normalises=False) == ["averaged-norms"]
-    assert average_of_norms(normalises=True) == []
-
-
 # --- batches that are the whole set -----------------------------------------------------------------------------------
 
 

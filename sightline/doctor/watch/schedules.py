@@ -226,11 +226,14 @@ class AverageMonitor(Monitor):
         yield from loop.reader.read_if(is_stale.float(), found)
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
-        """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays."""
+        """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays one.
+
+        Without running statistics there is nothing to judge of them.
+        """
         follow, self._follow = self._follow, None
         if follow is None:
             return
-        for model in loop.models.values():
+        for model in filter(_copy_statistics, loop.models.values()):
             keys, own = model.state_dict().keys(), set(model.modules())
             for other in find_alive(type(model)):
                 if other not in own and id(other) not in self._kept and other.state_dict().keys() == keys:

@@ -53,13 +53,13 @@ _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
 class TraceMonitor(Monitor):
     """Trace of the loop: plain numbers at each step, statistics at measured ones, judged a few times and at the end."""
 
-    def __init__(self, known: Sequence[Finding], record: Record) -> None:
+    def __init__(self, averages: Sequence[nn.Module], known: Sequence[Finding], record: Record) -> None:
         self.trace = Trace()
         self._record = record
         self.level_source: Callable[[], Levels] | None = None
         self._known = known
         self.examination: Examination | None = None
-        self.averages: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._averages = averages
         self._num_evaluated = self._num_evaluated_in_all = self._num_trained = 0
         self._is_late = self._is_unscaled = False
         self._clip: tuple[Tensor, Tensor, list[Tensor]] | None = None
@@ -268,7 +268,7 @@ class TraceMonitor(Monitor):
         return self._examine() if self.trace.num_updates in _JUDGED and not self._is_late else None
 
     def _keep_average_norms(self, loop: Loop) -> None:
-        for average in self.averages:
+        for average in self._averages:
             own = {name: t for model in loop.models.values() for name, t in _list_state(model)}
             for name, tensor in _list_state(average):
                 mine = own.get(name.removeprefix("module."))

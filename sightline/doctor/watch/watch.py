@@ -127,7 +127,7 @@ class Watch:
         self._findings: list[Finding] = []
         self.recording = RecordMonitor(takes_losses=takes_losses, name_sample=name_sample)
         self._keeps_record_alone = keeps_record_alone
-        self._tracing = TraceMonitor(self._findings, self.recording.record)
+        self._tracing = TraceMonitor(averages, self._findings, self.recording.record)
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
@@ -314,7 +314,6 @@ class Watch:
         stack.enter_context(observe_updates(*updates))
 
     def _follow_average(self, average: nn.Module) -> None:
-        self._tracing.averages.add(average)
         run = lambda average, *_: self._judge("on_average", average, torch.is_grad_enabled())  # noqa: E731
         judge = Hook(self._loop, run, what="averages")
         for handle in hang(average, None, judge):

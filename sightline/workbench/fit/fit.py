@@ -55,6 +55,8 @@ _FALLS, _RESTS, _STANDS = 10, 40, 1000
 
 If that takes more than `_RESTS` times as many, it has come to rest, of more than `_STANDS` times it is as good as flat.
 """
+_MIN_STEPS = 12
+"""Steps below which quarters of a curve are one or two losses, whose fall says nothing."""
 _ALIKE = 0.05
 """Share of the way by which two attempts that have come to rest may differ for both to be at one level."""
 _MIN_WAY = 1e-9
@@ -222,6 +224,8 @@ def fit_samples(
         if (slow := _find_falling(bounds, own)) is not None:
             return FitResult(samples, bounds, tuple(own), (_describe_falling(slow),), "not yet")
         others = dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES) if own else []
+        if own and steps < _MIN_STEPS and not any(each.is_fitted for each in others):
+            return FitResult(samples, bounds, (*own, *others), (_describe_few(own, steps),), "not yet")
         return FitResult(samples, bounds, (*own, *others), (_explain(built, bounds, own, others),))
 
 
@@ -399,6 +403,18 @@ def _describe_falling(slow: Attempt) -> Finding:
         f"{slow.shares[-1]:.3g} of the way left after {slow.num_steps} steps at rate {slow.rate:g}; falling on like "
         f"this, it takes some {slow.expected_steps:.0f}",
         f"give more steps, as --steps {math.ceil(1.5 * slow.expected_steps)}",
+        path="optimizer.lr",
+        severity="warning",
+    )
+
+
+def _describe_few(own: Sequence[Attempt], steps: int) -> Finding:
+    left = min((each.lowest_share for each in own if not math.isnan(each.lowest_share)), default=math.nan)
+    return find(
+        "too few steps to tell if these samples can be fitted",
+        "optim.lr model.init",
+        f"{steps} steps" + ("" if math.isnan(left) else f", {max(left, 0):.3g} of the way left"),
+        f"give at least --steps {_MIN_STEPS}; {STEPS} are usual",
         path="optimizer.lr",
         severity="warning",
     )
