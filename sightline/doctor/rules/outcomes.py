@@ -16,7 +16,7 @@ distribution passes the highest one before by 12 of its means once in 160,000 su
 _MIN_WEIGHT = math.log(1000.0)
 _FEW_INPUTS, _FEW_LOSSES = 16, 4
 """Numbers before a jump that double what it takes."""
-_MIN_TIMES = 8.0
+_MIN_TIMES = 4.5
 """Loss by the highest before it: that of a few samples, rare ones or wrongly labelled, may be some times as high."""
 _MAX_LOW, _MIN_BACK, _MIN_RISE = 0.6, 0.8, math.log(2.0)
 """Level of losses that have fallen and of losses that are back, by that of the first ones; least step up."""
@@ -82,7 +82,7 @@ def far_weight(weight_jumps: list[Jump]) -> Iterator[Fault]:
     is_statistical=True,
 )
 def loss_jump(loss_levels: list[LossLevels]) -> Iterator[Fault]:
-    """Look for a loss of more than eight times all before it and far above the last ones, and for one that stays up."""
+    """Look for a loss of more than four times all before it and far above the last ones, and for one that stays up."""
     jumps = [jump for levels in loss_levels for jump in levels.jumps if jump.value > _MIN_TIMES * jump.highest]
     far = [each for each in jumps if _is_far(each, _MIN_LOSS, _FEW_LOSSES)]
     far += [levels.rise for levels in loss_levels if levels.rise is not None and _has_returned(levels, levels.rise)]
