@@ -346,7 +346,8 @@ class _TrainRun:
             first_step=job.step,
             receive=partial(_add_findings, directory),
         )
-        lines = read_lines(directory.path / "metrics.jsonl") if job.step else ()
+        metrics = directory.path / "metrics.jsonl"  # not there before the first lines are written
+        lines = read_lines(metrics) if job.step and metrics.exists() else ()
         session.extra_observers += (OutcomeObserver(watch, session, lines),)
         if self._world.size == 1 and self._has_checks:
             watch.level_source = partial(_measure_levels, session.built)
