@@ -6,7 +6,7 @@ import difflib
 import dis
 import inspect
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import CodeType, MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -61,6 +61,9 @@ class DataMembers:
     )
     copies: Member[Any] = Member(
         "digests of every sample, `Copies`: the same sample in two splits is reported", absent=None
+    )
+    doubts: Member[Sequence[str]] = Member(
+        "what was found in its samples when they were prepared, and may spoil a training: `check` says it", absent=()
     )
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
         "metric → {simple prediction: its figure}, shown next to the metrics of a run", absent=MappingProxyType({})

@@ -56,6 +56,7 @@ def kill_in_mid_training(out: Path, num_processes: int) -> None:
     code, output = child.wait()
     assert code == -signal.SIGKILL, f"training was over before it could be killed: {output}"
     assert not (out / "metrics.jsonl").exists()
+    assert not (out / "final.json").exists()
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -218,9 +218,9 @@ class Observation(Monitor):
         self._loop, self._examine, self._known = loop, examine, known
         self._recorder = StepRecorder(loop, loss)
         self._waiting: Examined | None = None
+        self._num_steps = 0
         self._open: dict[int, Examined] = {}
         self._left: set[int] = set()
-        self._num_steps = 0
         """By a model's identity: what its first step has shown, and those that are not observed any more."""
         self._learning: set[int] = set()
         """Parameters that an update was for, by identity, while a finding waits that says otherwise."""

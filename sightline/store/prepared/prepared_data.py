@@ -140,6 +140,11 @@ class PreparedData:
             advice=f"{self._describe_leaving_out()}, and set data.root to that folder",
         )
 
+    @property
+    def doubts(self) -> Sequence[str]:
+        """What the preparation found in the samples themselves that training may suffer from: mixed units, say."""
+        return self._prepared.manifest.get("doubts", ()) if "_prepared" in vars(self) else ()
+
     def _list_stored_rows(self) -> Sequence[tuple[str, int]] | None:
         """Return the stored split and row of every sample; None if the set does not know them."""
         return None

@@ -174,6 +174,7 @@ class _Manifest(TypedDict):
     radii: NotRequired[list[Any]]
     joint_names: NotRequired[list[Any]]
     differences: NotRequired[list[Any]]
+    doubts: NotRequired[list[str]]
     duplicates: NotRequired[list[Any]]
     layout: NotRequired[str]
     up_axis: NotRequired[str | None]

@@ -118,6 +118,19 @@ def shared_samples(run: Context) -> Iterator[Fault]:
         )
 
 
+@rule(
+    "prepared-doubts",
+    "note",
+    "data.normalisation data.imbalance",
+    holds="samples of one unit of length, and several of each class in training and evaluation",
+    do="mend the source, and prepare it again; `sightline data info` lists all that the preparation noted",
+)
+def prepared_doubts(run: Context) -> Iterator[Fault]:
+    """Say again what the preparation of the training's set found in its samples."""
+    for doubt in DataMembers.doubts.get(run.built.data.train.dataset):
+        yield Fault(doubt, measured="noted by its preparation", where=run.locate("train", config_path="data"))
+
+
 # --- what the data set declares ---------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
-from tests.data.preparing import cut
+from tests.data.preparing import cut, prepare_set
 
 ONE = [(1, "a.png", 8, 6)]
 BOX = {"image_id": 1, "category_id": 3, "bbox": [1.25, 2, 3.5, 4]}
@@ -527,3 +527,5 @@ def test_classes_without_photos_in_a_part_are_told_with_their_counts(tmp_path: P
         "1 of 3 classes have boxes in no image of the test part: car (train 2, test 0); they are learnt and never "
         "measured",
     ]
+    prepare_set("coco", tmp_path / "in", tmp_path / "set")
+    assert [*Coco(split="train", root=str(tmp_path / "set")).doubts] == told

@@ -22,6 +22,8 @@ from sightline.store.files.cloud_files import read_cloud
 from sightline.store.prepared.prepared_set import verify
 from sightline.verbs.data import prepare as prepare_verb
 from sightline.workbench.predict.file_samples import read_sample
+from tests.command import run_here
+from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, prepare_folder, solid, write_folder, write_ply
 
 
@@ -284,6 +286,9 @@ def test_clouds_in_two_units_are_reported_where_size_means_something(tmp_path: P
     write_folder(tmp_path / "in", per_class=4, make=lambda kind, n: (1000 if n < 1 else 1) * solid(kind, n))
     notes = prepare_folder(tmp_path / "in", tmp_path / "set", normalisation="none", unit="m")["differences"]
     assert [note.partition(",")[0] for note in notes] == ["units may be mixed: 3 of 12 clouds"]
+    words = (f"data.root={tmp_path / 'set'}", "train.batch_size=4", "--budget", "0.5", "--device", "cpu")
+    said = run_here("check", ROOT / "configs/classify/cloud_folder_pointnet.yaml", *words).err
+    assert "[prepared-doubts note data.normalisation] units may be mixed: 3 of 12 clouds, first " in said
     assert prepare_folder(tmp_path / "in", tmp_path / "scaled")["differences"] == []
 
 

@@ -275,7 +275,7 @@ def _digest(clouds: Sequence[ListedCloud], root: Path) -> str:
 
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    notes = [passed_over] if passed_over else []
+    notes, doubts = [passed_over] if passed_over else [], list[str]()
     names = [name for split in prepared.splits for name in prepared.names(split)]
     clouds = [points for split in prepared.splits for points in prepared.array(split, "points")]
     distinct = np.array([len(np.unique(points, axis=0)) for points in clouds])
@@ -289,17 +289,18 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     if prepared.manifest["normalisation"] == "none":
         radii = [cloud_radius(points) for points in clouds]
         sizes["radii"] = [min(radii), max(radii)]
-        notes += note_mixed_units(names, radii, "clouds")
+        doubts += note_mixed_units(names, radii, "clouds")
     class_names = prepared.manifest["class_names"]
     splits = count_labels(prepared, len(class_names))
     counts = splits["train"]["class_counts"]
     if single := [name for name, count in zip(class_names, counts, strict=True) if count < 2]:
-        notes.append(
+        doubts.append(
             f"{len(single)} of {len(class_names)} classes have at most one training cloud, too few to learn from: "
             f"{join_some(single, most=5)}; add some, or leave the class out"
         )
     return {
         "splits": splits,
-        "differences": notes,
+        "doubts": doubts,
+        "differences": [*notes, *doubts],
         **sizes,
     }

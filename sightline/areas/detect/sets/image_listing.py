@@ -153,11 +153,12 @@ def plan_image_set(
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
     checked = _decode(listed, _stack(listed, label_format, headers), progress=progress)
     shown = label_format.columns[0]
+    doubts = _note_rare_classes(listed.classes, checked)
     notes = [
         *listed.notes,
         *listed.faults.raise_or_note(faulty, root=listed.root, target=target),
         *_collect_notes(checked, shown),
-        *_note_rare_classes(listed.classes, checked),
+        *doubts,
     ]
     shards = []
     order = ("train", "validation", "test", "all")
@@ -187,6 +188,7 @@ def plan_image_set(
         "classes": {"names": list(listed.classes.names), "ids": list(listed.classes.ids)},
         "statistics": _compute_statistics(listed.classes, checked, shown),
         "proposed_canvas": _propose_canvas(checked, shown),
+        "doubts": doubts,
         "differences": notes,
     }
     columns = {**_COLUMNS, **label_format.column_specs}

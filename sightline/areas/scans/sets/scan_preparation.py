@@ -130,6 +130,7 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
         },
         "remission_high": max(float(prepared.array(split, "remission_high").max()) for split in names),
         "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
+        "doubts": units,
         "differences": [*notes, *empty_notes, *units],
     }
 

@@ -407,7 +407,8 @@ def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:
     }
     units = note_mixed_units(list(reaches), list(reaches.values()), "scenes")
     units += _note_unit(np.median([*reaches.values()]), prepared.manifest["file_unit"])
-    return {**summary, "differences": [*([skipped_note] if skipped_note else []), *missing, *units]}
+    differences = [*([skipped_note] if skipped_note else []), *missing, *units]
+    return {**summary, "doubts": [*missing, *units], "differences": differences}
 
 
 def _find_length(unit: LengthUnit) -> float:
