@@ -1,6 +1,6 @@
 """Our readers and cuts against the libraries that could take their place: equal results, and processor time in turn.
 
-    .venv/bin/python -m pip install plyfile==1.1.5 trimesh==5.2.0 kmeans1d==0.5.0
+    .venv/bin/python -m pip install plyfile==1.1.5 trimesh==5.2.0 kmeans1d==0.5.0 pandas==3.1.1
     .venv/bin/python -m benchmarks.readers [--rounds 5]
 
 A library that is exact and takes at most twice the time would replace ours (docs/inside/decisions/readers.md).
@@ -13,18 +13,23 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import kmeans1d
+import laspy
 import numpy as np
+import pandas
 import plyfile
 import trimesh
 
 from sightline.compression.codebooks import _cluster
+from sightline.store.files.las_files import read_las
 from sightline.store.files.mesh_formats import read_off
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import read_rows
 
+_MANY = 2_000_000
 Pair = tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]
 
 
@@ -41,6 +46,25 @@ def _our_faces(path: Path) -> np.ndarray:
     faces = read_ply(path).faces
     assert faces is not None
     return faces
+
+
+def _write_las(path: Path, points: np.ndarray) -> None:
+    header = laspy.LasHeader(point_format=3, version="1.2")
+    header.scales, header.offsets = np.full(3, 0.001), np.zeros(3)
+    cloud = laspy.LasData(header)
+    cloud.xyz = points
+    cloud.intensity = np.arange(len(points)) % 65536
+    cloud.write(path)
+
+
+def _our_las(path: Path) -> np.ndarray:
+    columns = read_las(path).columns
+    return np.stack([columns[name] for name in ("x", "y", "z", "intensity")], axis=1)
+
+
+def _read_las(path: Path) -> np.ndarray:
+    cloud = laspy.read(path)
+    return np.stack([*(np.asarray(cloud[name]) for name in ("x", "y", "z", "intensity"))], axis=1)
 
 
 def list_pairs(folder: Path) -> dict[str, Pair]:
@@ -62,6 +86,11 @@ def list_pairs(folder: Path) -> dict[str, Pair]:
     table = folder / "table.csv"
     np.savetxt(table, draw.normal(size=(100_000, 6)), fmt="%.6f", delimiter=",")
     weights = draw.normal(size=100_000).astype(np.float32)
+    many = draw.uniform(-500, 500, (_MANY, 3))
+    for name in ("las", "laz"):
+        _write_las(folder / f"cloud.{name}", many)
+    lines = folder / "cloud.txt"
+    np.savetxt(lines, many, fmt="%.6f")
 
     def mesh_by_library() -> np.ndarray:
         return np.stack(plyfile.PlyData.read(paths["mesh"])["face"].data["vertex_indices"]).astype(np.int64)
@@ -88,6 +117,18 @@ def list_pairs(folder: Path) -> dict[str, Pair]:
             lambda: read_rows(table).table,
             lambda: np.loadtxt(table, delimiter=","),
         ),
+        "numpy.loadtxt, blanks, 2,000,000 x 3": (lambda: read_rows(lines).table, lambda: np.loadtxt(lines)),
+        "pandas, blanks, 2,000,000 x 3": (
+            lambda: read_rows(lines).table,
+            lambda: pandas.read_csv(lines, sep=" ", header=None).to_numpy(),
+        ),
+        **{
+            f"laspy, {name.upper()}, 2,000,000 points": (
+                partial(_our_las, folder / f"cloud.{name}"),
+                partial(_read_las, folder / f"cloud.{name}"),
+            )
+            for name in ("las", "laz")
+        },
         "kmeans1d, 100,000 weights, 16 groups": (lambda: sum_squares(*_cluster(weights, 16)), cut_by_library),
     }
 
