@@ -15,14 +15,15 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "losses.embeddings": "cross_modal feature_transform_penalty intra_modal",
     },
     "metrics": {
-        "metrics.labels": "accuracy iou iou_by_distance pixel_iou",
+        "metrics.accuracy": "accuracy",
+        "metrics.iou": "iou",
         "metrics.part_iou": "part_iou",
     },
     "models": {"models.resnet": "image_classifier"},
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
+        "tasks.classification": "classify",
         "tasks.segment": "segment",
-        "tasks.supervised": "centre classify pose",
     },
     "transforms": {
         "transforms.images": "chromatic_auto_contrast chromatic_jitter chromatic_translation color_jitter flip_image "

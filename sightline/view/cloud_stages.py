@@ -16,7 +16,7 @@ from torch import Tensor
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import UNLABELLED, Frame, apply_colormap, label_colors, pad_to_3d
-from sightline.parts.metrics.labels import predict_labels
+from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.parts.tasks.segment import WRONG
 from sightline.view.panels import ImagePanel
 from sightline.view.stages import (

@@ -22,7 +22,7 @@ from sightline.doctor.finding import CAUSES, Finding
 from sightline.doctor.rules import get_rule
 from sightline.engine.build import TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
-from sightline.parts.tasks.supervised import Classify
+from sightline.parts.tasks.classification import Classify
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import _locate_all

@@ -18,7 +18,7 @@ from sightline.contract.metric import State
 from sightline.draw.pictures import Picture
 from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.engine.records import Observers
-from sightline.parts.metrics.labels import Accuracy
+from sightline.parts.metrics.accuracy import Accuracy
 from sightline.training.train_run import train_run
 from tests.command import Outcome, run_here
 from tests.conftest import ROOT

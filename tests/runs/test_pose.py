@@ -46,8 +46,8 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path) -> 
     found = []
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
+        from sightline.areas.pose.task import decode_joints
         from sightline.ops.voxels import CubePlacement
-        from sightline.parts.tasks.supervised import decode_joints
 
         with torch.no_grad():
             likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.areas.pose.task import Pose
 from sightline.areas.pose.v2v import Voxelize
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
 from sightline.contract.types import Sample, SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.engine.device import Precision
-from sightline.parts.tasks.supervised import Pose
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.view.page import draw_sheet, make_tiles
 from sightline.view.samples import Branch, view_sample

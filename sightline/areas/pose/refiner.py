@@ -1,4 +1,4 @@
-"""Refiner of reference points (DeepPrior++): ScaleNet, its loss, and the error of the points that it finds.
+"""Refiner of reference points (DeepPrior++): ScaleNet, its task and loss, and the error of the points that it finds.
 
 Source: Oberweger and Lepetit 2017.
 """
@@ -14,7 +14,9 @@ from sightline.contract import registry
 from sightline.contract.arguments import Probability
 from sightline.contract.loss import Loss
 from sightline.contract.metric import MeanMetric, State
-from sightline.ops.pinhole import CropPlacement, to_crop_coordinates
+from sightline.contract.types import Batch
+from sightline.ops.pinhole import CropPlacement, from_crop_coordinates, to_crop_coordinates
+from sightline.parts.tasks.supervised import Supervised
 
 _SIZE = 128
 _CHANNELS = 8
@@ -158,3 +160,19 @@ class CentreError(MeanMetric):
         figures = (refined.median().item(), refined.max().item()) if len(refined) else (torch.nan, torch.nan)
         names = ("median_centre_error_mm", "max_centre_error_mm")
         return super().compute(state) | dict(zip(names, figures, strict=True))
+
+
+@registry.tasks.add("centre")
+class CentreRefinement(Supervised):
+    """Predicts `centre_mm` (B, 3), camera frame, where the joint in the middle is, from `offset`.
+
+    What it finds are the reference points of another run: `sightline predict --data` writes them.
+    Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1.
+    """
+
+    predicts = frozenset({"centre_mm"})
+
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """Add `centre_mm` (B, 3), camera frame, computed from `offset` (B, 3) and the placement of each crop."""
+        placement = CropPlacement.from_rows(batch["crop_placement"])
+        return {**outputs, "centre_mm": from_crop_coordinates(outputs["offset"].detach()[:, None], placement)[:, 0]}

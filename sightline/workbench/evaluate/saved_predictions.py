@@ -26,7 +26,7 @@ from sightline.engine.build import DataSubset, build_metrics
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
 from sightline.ops.projection import point_ranges
-from sightline.parts.metrics.labels import predict_labels
+from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.runs.run_directory import load_document
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.atomic_write import REPEAT, disk_failure
