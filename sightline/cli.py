@@ -186,7 +186,7 @@ def _check_writable(flag: str) -> Callable[[Path | None], Path | None]:
 
     def check(path: Path | None) -> Path | None:
         if path is not None:
-            from sightline.runs.run_directory import assert_writable
+            from sightline.runs.output_files import assert_writable
             from sightline.runs.run_folders import assert_replaceable
 
             assert_writable(path, option=flag)

@@ -21,7 +21,7 @@ from sightline.config import RunConfig
 from sightline.config.run_config import flatten, format_inline, to_plain
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import loaded_plugins
-from sightline.runs.run_directory import read_version
+from sightline.runs.environment import read_version
 
 _MAY_DIFFER = ("loader.", "log.", "init.from", "teacher.from")
 """Keys of folders and logs: weights of `init` are the first process's, those of a teacher are compared."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.ops.distances import assert_finite
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 from sightline.ops.waits import read_list, require, send_list
 
 

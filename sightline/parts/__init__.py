@@ -12,7 +12,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "losses": {
         "losses.classification": "cross_entropy distillation lovasz_softmax",
-        "losses.embeddings": "cross_modal feature_transform_penalty intra_modal",
+        "losses.contrast": "cross_modal intra_modal",
+        "losses.feature_transform": "feature_transform_penalty",
     },
     "metrics": {
         "metrics.accuracy": "accuracy",
@@ -26,10 +27,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "tasks.segment": "segment",
     },
     "transforms": {
-        "transforms.images": "chromatic_auto_contrast chromatic_jitter chromatic_translation color_jitter flip_image "
-        "hue_saturation normalize_image resize_image",
+        "transforms.colours": "chromatic_auto_contrast chromatic_jitter chromatic_translation hue_saturation",
+        "transforms.elastic": "elastic",
+        "transforms.images": "color_jitter flip_image normalize_image resize_image",
         "transforms.point_selection": "crop_depth drop_points farthest_points sample_points shuffle_points",
-        "transforms.points": "elastic flip jitter normalize_unit_sphere rotate scale translate two_views",
+        "transforms.points": "flip jitter normalize_unit_sphere rotate scale translate",
+        "transforms.two_views": "two_views",
     },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

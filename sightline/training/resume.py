@@ -18,8 +18,10 @@ from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
 from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.runs import checkpoint
-from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
-from sightline.runs.run_directory import create_numbered_folder, load_document
+from sightline.runs.inputs import INPUTS_FILE
+from sightline.runs.lineage import LINEAGE_FILE
+from sightline.runs.run_directory import create_numbered_folder
+from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256, is_packed
 

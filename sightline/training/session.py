@@ -31,7 +31,8 @@ from sightline.engine.records import EvaluationRecord, Observer, Observers, Step
 from sightline.runs import checkpoint
 from sightline.runs.best_checkpoint import BestCheckpoint, BestCheckpointTracker
 from sightline.runs.curves import RESULTS_PICTURE, draw_runs
-from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
+from sightline.runs.inputs import INPUTS_FILE, inputs_document
+from sightline.runs.lineage import LINEAGE_FILE, describe_lineage, describe_stage
 from sightline.runs.optimizer_state import optimizer_tensors, restore_optimizer
 from sightline.runs.random_states import get_rng_state, set_rng_state
 from sightline.runs.run_directory import RunDirectory

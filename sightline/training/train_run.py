@@ -31,7 +31,9 @@ from sightline.engine.records import Observer
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, read_lines, remove_dead_lock
+from sightline.runs.environment import collect_environment
+from sightline.runs.run_directory import RunDirectory, remove_dead_lock
+from sightline.runs.run_documents import load_document, read_lines
 from sightline.runs.run_files import RunFiles
 from sightline.training.later_end import describe_later_end, list_later_ends
 from sightline.training.mean_pose import pose_baselines

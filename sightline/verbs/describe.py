@@ -20,7 +20,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.train import TrainState
-from sightline.runs.run_directory import write_document, write_file
+from sightline.runs.output_files import write_document, write_file
 from sightline.verbs.output import load_config, print_note, show_table
 from sightline.workbench.describe.drawing import build_figure, draw, short_number, show_shape
 from sightline.workbench.describe.profiling import (

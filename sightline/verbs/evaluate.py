@@ -24,7 +24,7 @@ from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics

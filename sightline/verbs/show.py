@@ -34,7 +34,7 @@ from sightline.engine.run_loading import open_run
 from sightline.instrument.random_state import preserve_random_state
 from sightline.published.rows import list_layouts, list_names
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.verbs.output import load_config, print_note
 
 WIDTH = 110

@@ -23,7 +23,8 @@ from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
-from sightline.runs.run_directory import RunDirectory, assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document
+from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.image_files import IMAGE_SUFFIXES

@@ -17,7 +17,8 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, collect_environment
+from sightline.runs.environment import collect_environment
+from sightline.runs.run_directory import RunDirectory
 from sightline.training.resume import RunLocation, assert_same_run, resolve_run_location
 from sightline.training.session import TrainingSession
 from sightline.training.stop_request import StopRequest

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sightline
-from sightline.runs.run_directory import load_document
+from sightline.runs.run_documents import load_document
 from sightline.training.train_run import TrainResult
 from tests.runs.small import PLAIN
 

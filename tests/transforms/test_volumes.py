@@ -16,8 +16,8 @@ from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
+from sightline.ops.depth_crops import CropPlacement, from_crop_coordinates
 from sightline.ops.heat_maps import decode
-from sightline.ops.pinhole import CropPlacement, from_crop_coordinates
 from sightline.ops.voxels import CubePlacement, to_camera, to_voxels
 from sightline.parts.transforms.point_selection import CropDepth
 

@@ -14,7 +14,7 @@ from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.members import DataMembers
 from sightline.contract.schema import suggest
-from sightline.ops.pinhole import Cameras, ring_cameras
+from sightline.ops.cameras import Cameras, ring_cameras
 from sightline.ops.rendering import Style, render_cloud
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.columns import prepared_root

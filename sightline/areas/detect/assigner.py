@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_centres, box_ioa, column_blocks, promote_to_float32
-from sightline.ops.labels import widen_labels
+from sightline.ops.box_overlaps import box_centres, box_ioa, column_blocks
+from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.priors import BACKGROUND, IGNORED, PriorKind, Priors
 from sightline.ops.waits import (
     POSITIVE,

@@ -36,15 +36,9 @@ from sightline.areas.detect.networks import (
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.layers.attention import ATTENTIONS, AttentionName
-from sightline.layers.images import (
-    NORMS,
-    ConvBlock,
-    ConvNorm,
-    NormName,
-    assert_images,
-    freeze_module,
-)
-from sightline.ops.box_overlaps import box_iou, box_sizes, column_blocks, promote_to_float32
+from sightline.layers.images import NORMS, ConvBlock, ConvNorm, NormName, assert_images, freeze_module
+from sightline.ops.box_overlaps import box_iou, box_sizes, column_blocks
+from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.priors import PriorKind, Priors
 from sightline.parts.models.darknet import Darknet
 

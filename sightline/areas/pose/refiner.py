@@ -15,7 +15,7 @@ from sightline.contract.arguments import Probability
 from sightline.contract.loss import Loss
 from sightline.contract.metric import MeanMetric, State
 from sightline.contract.types import Batch
-from sightline.ops.pinhole import CropPlacement, from_crop_coordinates, to_crop_coordinates
+from sightline.ops.depth_crops import CropPlacement, from_crop_coordinates, to_crop_coordinates
 from sightline.parts.tasks.supervised import Supervised
 
 _SIZE = 128

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.metric import State
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 
 
 def confusion_matrix(

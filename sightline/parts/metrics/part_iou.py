@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.metric import SampleSums, State
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 from sightline.parts.metrics.iou import assert_offsets
 
 

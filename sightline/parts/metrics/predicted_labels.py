@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 
 
 def predict_classes(probabilities: Tensor, label: Tensor, num_classes: int, noun: str) -> Tensor:

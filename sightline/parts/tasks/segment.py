@@ -25,7 +25,7 @@ from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.draw.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.layers.mlp import as_packed
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 from sightline.ops.lift import KNNVote, lift_knn
 from sightline.parts.tasks.supervised import Decoder, Supervised
 

@@ -18,9 +18,9 @@ from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat,
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Field
+from sightline.ops.depth_crops import CROP_WIDTH, CropPlacement, crop_depth
 from sightline.ops.farthest_points import farthest_points
 from sightline.ops.neighbours import nearest_neighbours
-from sightline.ops.pinhole import CROP_WIDTH, CropPlacement, crop_depth
 from sightline.ops.waits import require
 
 

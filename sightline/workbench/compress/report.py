@@ -15,7 +15,8 @@ from sightline.config.run_config import to_plain
 from sightline.contract.errors import ConfigError, UserError
 from sightline.draw.page import PageTable
 from sightline.engine.run_loading import OpenRun
-from sightline.runs.run_directory import load_document, write_document, write_file
+from sightline.runs.output_files import write_document, write_file
+from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import PACKED_FILE, is_packed
 from sightline.training.train_run import Reporter
 from sightline.workbench.compress.finetuning import FINE_TUNED, FineTuning, assert_tunable, can_distil

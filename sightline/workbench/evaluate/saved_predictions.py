@@ -27,7 +27,7 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
 from sightline.ops.projection import point_ranges
 from sightline.parts.metrics.predicted_labels import predict_labels
-from sightline.runs.run_directory import load_document
+from sightline.runs.run_documents import load_document
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.atomic_write import REPEAT, disk_failure
 from sightline.store.files.scan_files import read_label_ids, write_label_ids

@@ -16,7 +16,7 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BatchCallback, Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
 from sightline.ops import packed_nearest_neighbours
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.runs.class_causes import group_classes
 

@@ -20,8 +20,8 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.runs.lineage import inputs_document
-from sightline.runs.run_directory import write_file
+from sightline.runs.inputs import inputs_document
+from sightline.runs.output_files import write_file
 
 if TYPE_CHECKING:
     from sightline.engine.run_loading import TrainedRun

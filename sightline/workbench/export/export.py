@@ -17,7 +17,8 @@ from sightline.contract.types import Batch
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run
-from sightline.runs.run_directory import assert_writable, read_processor, write_file
+from sightline.runs.environment import read_processor
+from sightline.runs.output_files import assert_writable, write_file
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
 from sightline.workbench.export.description import describe_export, write_description

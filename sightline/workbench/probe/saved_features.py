@@ -26,7 +26,7 @@ from sightline.contract.regular_files import MAX_BYTES, check_regular_file, pars
 from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
 from sightline.engine.process_inputs import digest_package
-from sightline.runs.run_directory import read_version
+from sightline.runs.environment import read_version
 from sightline.store.files.atomic_write import replace_atomic
 from sightline.store.loading.batch_reader import as_bytes
 from sightline.workbench.probe.features import Features, FeatureSplit

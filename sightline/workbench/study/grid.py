@@ -23,7 +23,7 @@ from sightline.engine.build import build_metrics, build_part
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import resolve_num_processes
 from sightline.runs.best_checkpoint import resolve_mode
-from sightline.runs.run_directory import write_document, write_file
+from sightline.runs.output_files import write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.resume import assert_same_run

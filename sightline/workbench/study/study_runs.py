@@ -14,7 +14,7 @@ from sightline.contract.errors import DiskError, RunError, UserError, summarise_
 from sightline.contract.members import get_data_digest
 from sightline.engine.build import build_part
 from sightline.runs.lineage import read_lineage
-from sightline.runs.run_directory import load_document
+from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256
 from sightline.runs.weight_sources import open_source

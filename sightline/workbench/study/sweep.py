@@ -20,8 +20,10 @@ from sightline.contract.errors import DiskError, UserError, assert_installed
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import launched_world_size
 from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.runs.folder_lock import LOCK, find_holder
+from sightline.runs.output_files import write_document
 from sightline.runs.process_identity import ProcessIdentity
-from sightline.runs.run_directory import LOCK, find_holder, read_lines, write_document
+from sightline.runs.run_documents import read_lines
 from sightline.runs.run_files import is_run
 from sightline.runs.run_records import flatten_config
 from sightline.store.files.atomic_write import is_of_disk

@@ -28,10 +28,12 @@ from sightline.published.files import PublishedFile, choose_layout, make_meta_mo
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names
 from sightline.runs import checkpoint
-from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
+from sightline.runs.environment import collect_environment
+from sightline.runs.inputs import INPUTS_FILE, inputs_document
+from sightline.runs.lineage import LINEAGE_FILE
 from sightline.runs.optimizer_state import optimizer_tensors
 from sightline.runs.random_states import get_rng_state
-from sightline.runs.run_directory import RunDirectory, collect_environment
+from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import load_weights
 from sightline.store.files.atomic_write import whole_folder
 from sightline.store.prepared.prepared_set import compute_sha256
