@@ -18,7 +18,8 @@ from sightline.ops.pinhole import project_points
 from sightline.ops.rendering import Style, on_background, render_cloud
 from sightline.parts.transforms.point_selection import SamplePoints
 from sightline.parts.transforms.points import Rotate, Scale
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.view.page import draw_sheet
 from sightline.view.samples import Branch, view_sample
 

@@ -21,7 +21,8 @@ from torch import nn
 
 from sightline.compression.parametrised import quantise_by_config
 from sightline.config import RunConfig, locate_errors
-from sightline.config.run_config import PrecisionName, to_plain
+from sightline.config.run_config import PrecisionName
+from sightline.config.yaml_writer import to_plain
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
 from sightline.contract.errors import CheckpointError, ConfigError, escape_to_one_line
@@ -49,9 +50,11 @@ from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256, load_trained_state
 from sightline.runs.weight_sources import WeightSource, open_source
 from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
+from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.divided_copies import divide_copies
-from sightline.store.prepared.columns import prepared_root
+from sightline.store.loading.stratified import stratified_split
+from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.store.prepared.prepared_set import prepared_root
 
 Change = Callable[[nn.Module], nn.Module]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from sightline.config.run_config import flatten, format_inline
+from sightline.config.yaml_writer import flatten, format_inline
 from sightline.contract.errors import ConfigError, RunError, assert_installed
 from sightline.contract.regular_files import read_regular_file
 from sightline.draw.pictures import Picture, encode_png

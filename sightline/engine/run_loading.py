@@ -31,7 +31,7 @@ from sightline.runs.checkpoint import list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, load_losses, load_trained_state
 from sightline.runs.weights import load_weights
-from sightline.store.loading.batch_reader import NamedTransform, TransformPipeline
+from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.run_config import Log, PrecisionName, flatten, format_inline, to_plain
+from sightline.config.run_config import Log, PrecisionName
+from sightline.config.yaml_writer import flatten, format_inline, to_plain
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sightline.config import RunConfig
-from sightline.config.run_config import to_plain
+from sightline.config.yaml_writer import to_plain
 from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.members import get_data_digest

@@ -19,7 +19,8 @@ from sightline.engine.device import Precision, to_device
 from sightline.engine.step import Task
 from sightline.parts.tasks.segment import WRONG
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.view.panels import ImagePanel, JointFigure
+from sightline.view.panels import ImagePanel
+from sightline.view.skeletons import JointFigure
 
 _RIGHT = np.array([196, 201, 208], dtype=np.uint8)
 _UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}

@@ -220,7 +220,7 @@ TREES = st.recursive(
 @EACH
 def test_what_show_writes_is_what_the_reader_reads(tree: object) -> None:
     """Written on one line, any value of a config comes back: kind, bits and characters."""
-    from sightline.config.run_config import format_inline
+    from sightline.config.yaml_writer import format_inline
 
     text = format_inline(tree)
     assert "\n" not in text

@@ -17,7 +17,7 @@ from sightline.parts.tasks.classification import Classify
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.tasks.supervised import Supervised
-from sightline.store.loading.batch_reader import NamedTransform
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.compression.policies import quantise
 from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Hits, Logits, Made, Toy, field, supervised
 

@@ -17,7 +17,8 @@ from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset, TrainingSetup, build_evaluator
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.tasks.segment import Segment
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.doctor.planting import losses_of, make, subject_of, with_evaluators
 
 PARTS = (

@@ -18,7 +18,8 @@ from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
 from sightline.ops.affine_maps import warp_boxes
 from sightline.parts.transforms import images
 from sightline.parts.transforms.images import ColorJitter, FlipImage, NormalizeImage, ResizeImage
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.transforms.scenes import draws_of
 

@@ -19,7 +19,8 @@ from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import build_data
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.processes import ROOT
 
 SIZE = (96, 128)

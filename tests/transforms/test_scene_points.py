@@ -30,7 +30,8 @@ from sightline.parts.transforms.colours import (
 )
 from sightline.parts.transforms.elastic import Elastic, bend, smooth
 from sightline.parts.transforms.points import Flip, Jitter, Rotate, Scale
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.transforms.scenes import Given, draws_of, make_scene

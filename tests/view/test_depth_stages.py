@@ -17,7 +17,8 @@ from sightline.contract.draws import Draws
 from sightline.contract.types import Sample, SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.engine.device import Precision
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.view.page import draw_sheet, make_tiles
 from sightline.view.samples import Branch, view_sample
 from sightline.view.stages import SamplePredictor, Stage, ViewedSample

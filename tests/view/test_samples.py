@@ -19,7 +19,8 @@ from sightline.parts.tasks.segment import WRONG
 from sightline.parts.transforms.point_selection import SamplePoints, ShufflePoints
 from sightline.parts.transforms.points import Rotate, Scale
 from sightline.parts.transforms.two_views import TwoViews
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.view.samples import Branch, view_sample
 from sightline.view.stages import ClassColoring, SamplePredictor, ViewedSample
 

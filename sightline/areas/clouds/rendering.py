@@ -17,8 +17,7 @@ from sightline.contract.schema import suggest
 from sightline.ops.cameras import Cameras, ring_cameras
 from sightline.ops.rendering import Style, render_cloud
 from sightline.store.files.input_files import expand_home
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, prepared_root, read_manifest
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,

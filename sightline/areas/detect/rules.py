@@ -24,7 +24,7 @@ from sightline.instrument import copy_module
 from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
 from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.store.loading.batch_reader import takes_others
+from sightline.store.loading.transform_pipeline import takes_others
 from sightline.workbench.check.loss_subjects import FixedOutputs, LossSubject, make_loss_subjects
 from sightline.workbench.check.sample_statistics import evenly_spaced_keys
 

@@ -30,8 +30,9 @@ from sightline.draw.pictures import encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.ops.pinhole import project_points
-from sightline.store.loading.batch_reader import NamedTransform
-from sightline.view.panels import READ, JointFigure, depth_panel
+from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.view.panels import depth_panel
+from sightline.view.skeletons import READ, JointFigure
 from sightline.workbench.predict.predictor import (
     CommandLine,
     Inference,

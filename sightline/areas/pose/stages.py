@@ -25,8 +25,10 @@ from sightline.ops.voxels import CubePlacement, permute_axes, to_camera, to_voxe
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.image_files import DEPTH_MODES, read_header
 from sightline.view.image_stages import picture_stage
-from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, volume_panels
+from sightline.view.panels import Window, depth_panel, volume_panels
+from sightline.view.skeletons import READ, TRUE, JointFigure
 from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage, ViewedSample
+from sightline.view.volumes import Volume
 
 _ROUND_TRIP_MM = 1e-9
 """Rounding error of coordinates of some thousand mm in float64 after a dozen operations."""

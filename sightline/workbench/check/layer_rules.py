@@ -31,7 +31,7 @@ from sightline.instrument import ModuleCall, record
 from sightline.instrument.replay import computes_as
 from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.ops.numba_kernels import compute_seconds
-from sightline.store.loading.batch_reader import array_leaves
+from sightline.store.loading.leaves import array_leaves
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.derivatives import describe_uncompared, gradient_errors, worst_error
 from sightline.workbench.check.dry_run import isolated_copy

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sightline.compression.policy import Policy, WeightFormat, policy_from_dict, policy_to_dict
-from sightline.config.run_config import to_plain
+from sightline.config.yaml_writer import to_plain
 from sightline.contract.errors import ConfigError, UserError
 from sightline.draw.page import PageTable
 from sightline.engine.run_loading import OpenRun

@@ -20,7 +20,7 @@ from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import RunError, summarise_error
 from sightline.contract.members import ModelMembers, TaskMembers, TransformMembers
 from sightline.contract.types import Batch
-from sightline.store.loading.batch_reader import NamedTransform
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.workbench.compare.variants import deterministic_copy
 from sightline.workbench.probe.features import get_encode
 

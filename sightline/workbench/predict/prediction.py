@@ -24,15 +24,10 @@ from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import list_skipped_files
 from sightline.store.files.input_files import list_files, natural_sort_key
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform, TransformPipeline, batch_keys
-from sightline.workbench.predict.predictor import (
-    Inference,
-    Predictions,
-    Predictor,
-    ReadFile,
-    Refusal,
-    predictor_class,
-)
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.collation import batch_keys
+from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
+from sightline.workbench.predict.predictor import Inference, Predictions, Predictor, ReadFile, Refusal, predictor_class
 
 logger = logging.getLogger(__name__)
 

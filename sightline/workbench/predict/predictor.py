@@ -23,7 +23,7 @@ from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.atomic_write import REPEAT, disk_failure
-from sightline.store.loading.batch_reader import NamedTransform
+from sightline.store.loading.transform_pipeline import NamedTransform
 
 
 def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) -> dict[Path, Path]:

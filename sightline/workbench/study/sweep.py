@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sightline.commands.look import SweepOptions
 from sightline.config import RunConfig
-from sightline.config.run_config import to_plain
+from sightline.config.yaml_writer import to_plain
 from sightline.contract.errors import DiskError, UserError, assert_installed
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import launched_world_size

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig, read_config
-from sightline.config.run_config import Init, format_inline
+from sightline.config.run_config import Init
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import DataMembers, TransformMembers
