@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.case import BenchmarkCase, BenchmarkResult, Implementation, Quartiles, Run, Seconds
 from benchmarks.memory import MemoryMeter
-from sightline.engine.device import keep_freed_memory
+from sightline.engine.device.freed_memory import keep_freed_memory
 from sightline.runs.environment import collect_environment, read_version
 
 ENOUGH_S = 0.02

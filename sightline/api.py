@@ -87,7 +87,7 @@ def build_model(source: ConfigSource, /, **arguments: Any) -> nn.Module:
     if isinstance(source, str) and not is_file:
         return build_named_model(source, **arguments)
     from sightline.contract import registry
-    from sightline.engine.build import build_data
+    from sightline.engine.run_data import build_data
     from sightline.training.config_source import read_source
 
     config = read_source(source).config

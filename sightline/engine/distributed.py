@@ -31,7 +31,7 @@ import torch.distributed.nn.functional  # before the process group: see World.cl
 from torch import Tensor, nn
 
 from sightline.contract.errors import RunError, UserError
-from sightline.engine.device import keep_freed_memory
+from sightline.engine.device.freed_memory import keep_freed_memory
 from sightline.engine.gradients import GradientReduction
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
 from sightline.engine.process_inputs import ProcessesDifferError, describe_process, find_differences

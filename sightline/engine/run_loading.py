@@ -21,7 +21,7 @@ from sightline.contract.members import get_data_digest
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import check_value, suggest
 from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
-from sightline.engine import build
+from sightline.engine import build, run_data, run_model
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
@@ -76,12 +76,12 @@ class OpenRun:
         return build.build(self.config, self.world)
 
     @cached_property
-    def data(self) -> build.Data:
+    def data(self) -> run_data.Data:
         """The data of `config` (cached). Raises ConfigError if the model was trained for another kind of data."""
-        data = build.build_data(self.config)
-        build.log_linked_data_folder(self.config, self.world)
+        data = run_data.build_data(self.config)
+        run_data.log_linked_data_folder(self.config, self.world)
         if self.files is not None:
-            build.check_same_facts(self.facts, data.facts, self.path)
+            run_model.check_same_facts(self.facts, data.facts, self.path)
             fingerprint = get_data_digest(data.train.dataset)
             change = self.files.check_data(fingerprint) if self.config.data == self.files.config.data else None
             if change is not None:
@@ -96,7 +96,7 @@ class OpenRun:
     @cached_property
     def transforms(self) -> tuple[NamedTransform, ...]:
         """The transforms that evaluation applies, in order; they need no data."""
-        return tuple(build.build_transforms(self.config.transforms.evaluate, self.facts))
+        return tuple(run_data.build_transforms(self.config.transforms.evaluate, self.facts))
 
     @property
     def task(self) -> Task:
@@ -108,13 +108,13 @@ class OpenRun:
         """The metrics, bound to data, model and task."""
         return self._task_and_metrics[1]
 
-    def evaluator(self, part: build.DataSubset | None = None) -> Evaluator:
+    def evaluator(self, part: run_data.DataSubset | None = None) -> Evaluator:
         """Build an evaluator of `part`, by default of the test split; all processes have the same one, and weights."""
         part = self.data.test if part is None else part
         self.world.assert_equal(
             lambda: {
                 "SHA-256 of the weights": evaluated_sha256(self.checkpoint_path),
-                **build.describe_data(self.data.facts, part),
+                **run_data.describe_data(self.data.facts, part),
             }
         )
         return build.build_evaluator(self._config_with_losses, part, self.task, self.metrics)
@@ -131,7 +131,7 @@ class OpenRun:
 
     def untrained_model(self) -> nn.Module:
         """Build the network with the random weights of the run's seed."""
-        return build.build_model(self.config, self.facts, self.world)
+        return run_model.build_model(self.config, self.facts, self.world)
 
     @cached_property
     def _task_and_metrics(self) -> tuple[Task, list[BoundMetric]]:

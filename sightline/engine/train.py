@@ -20,7 +20,8 @@ from sightline.contract.loss import bad_count_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
-from sightline.engine.device import PhaseTimer, Precision
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import PhaseTimer
 from sightline.engine.distributed import World
 from sightline.engine.gradients import clip_gradients, module_gradient_norms
 from sightline.engine.learnt_losses import LearntLosses, combine_modules

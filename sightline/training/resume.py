@@ -17,7 +17,9 @@ from sightline.config.yaml_writer import flatten, format_inline, to_plain
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
-from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
+from sightline.engine.loggers.mlflow import Mlflow
+from sightline.engine.loggers.tensorboard import TensorBoard
+from sightline.engine.loggers.wandb import Wandb
 from sightline.runs import checkpoint
 from sightline.runs.inputs import INPUTS_FILE
 from sightline.runs.lineage import LINEAGE_FILE

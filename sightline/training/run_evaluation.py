@@ -23,10 +23,10 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
 from sightline.doctor.finding import Finding
-from sightline.engine.build import DataSubset, build_part
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.process_inputs import describe_command
+from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader

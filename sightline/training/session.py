@@ -23,7 +23,9 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.finite_state import FiniteState
-from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
+from sightline.engine.loggers.mlflow import Mlflow
+from sightline.engine.loggers.tensorboard import TensorBoard
+from sightline.engine.loggers.wandb import Wandb
 from sightline.engine.loop import train
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.optimizers import format_module_rates

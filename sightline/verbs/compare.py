@@ -10,7 +10,7 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.build import TrainingSetup, build
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS

@@ -25,7 +25,7 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document

@@ -15,7 +15,7 @@ from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
 from sightline.engine.build import build
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command

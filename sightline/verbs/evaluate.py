@@ -16,13 +16,13 @@ from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
-from sightline.engine.build import DataSubset, build_part
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, pool_evaluations
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.process_inputs import describe_command
+from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_files import RunFiles

@@ -13,7 +13,7 @@ import torch
 from sightline.commands.run import PredictOptions
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import DataError, RunError, UserError, escape_to_one_line
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.runs.output_files import assert_writable, write_document, write_file

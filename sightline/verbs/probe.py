@@ -8,7 +8,7 @@ from functools import partial
 from sightline.commands.run import EvaluateOptions
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command

@@ -18,9 +18,10 @@ from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import MetricMembers, TaskMembers
 from sightline.contract.metric import WorstSamples
-from sightline.engine.build import Data, DataSubset, build_task, build_transforms
-from sightline.engine.device import Precision, set_backends
+from sightline.engine.build import build_task
+from sightline.engine.device.numerics import Precision, set_backends
 from sightline.engine.distributed import start_world
+from sightline.engine.run_data import Data, DataSubset, build_transforms
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
 from sightline.runs.output_files import assert_writable, write_document

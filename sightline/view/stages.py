@@ -15,7 +15,8 @@ from torch import nn
 
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
 from sightline.engine.step import Task
 from sightline.parts.tasks.segment import WRONG
 from sightline.store.loading.batch_reader import BatchReader

@@ -77,14 +77,14 @@ def test_init_below_a_full_match_is_refused_and_can_be_declared(tmp_path: Path) 
 
 def test_a_model_whose_checkpoint_would_lose_a_tensor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """`module.` is what wrappers insert: a part of that name, with a part like another one's, has no name left."""
-    build_model = build_module._build_unchanged_model
+    build_model = build_module.build_unchanged_model
 
     def with_twin(*arguments: Any) -> torch.nn.Module:
         model = build_model(*arguments)
         model.module = torch.nn.ModuleDict({"head": model.head})
         return model
 
-    monkeypatch.setattr(build_module, "_build_unchanged_model", with_twin)
+    monkeypatch.setattr(build_module, "build_unchanged_model", with_twin)
     with pytest.raises(ConfigError, match=r"model: head.*: the model contains it twice"):
         small_run()
 

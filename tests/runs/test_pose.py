@@ -11,7 +11,7 @@ import torch
 from sightline.api import load_run
 from sightline.config import read_config
 from sightline.contract.types import SampleKey
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from tests.command import document_of, refuse, succeed
 from tests.doctor.posing import CONFIG
 from tests.trained import trained_run

@@ -16,7 +16,7 @@ from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
 from sightline.contract.types import Sample, SampleKey
 from sightline.draw.pictures import PALETTE
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.view.page import draw_sheet, make_tiles

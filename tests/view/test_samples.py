@@ -14,7 +14,7 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import UNLABELLED
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.parts.tasks.segment import WRONG
 from sightline.parts.transforms.point_selection import SamplePoints, ShufflePoints
 from sightline.parts.transforms.points import Rotate, Scale

@@ -15,7 +15,7 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
 from sightline.ops.affine_maps import warp_boxes
 from sightline.ops.box_overlaps import box_iou
 from sightline.parts.tasks.distillation import unwrap_distillation

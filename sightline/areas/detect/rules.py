@@ -18,7 +18,7 @@ from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import Evidence, measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
 from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.instrument import copy_module
 from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou

@@ -19,8 +19,8 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, Finding, FindingLocation
 from sightline.doctor.rules import find_by, rule
-from sightline.engine.build import DataSubset
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
+from sightline.engine.run_data import DataSubset
 from sightline.runs.weight_sources import open_source
 from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context

@@ -24,7 +24,8 @@ from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.device import seed_torch, to_device
+from sightline.engine.device.numerics import seed_torch
+from sightline.engine.device.transfer import to_device
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.config.run_config import Cudnn
 from sightline.contract.pytree import tree_cast, tree_map
 from sightline.contract.types import Batch
-from sightline.engine.device import Cudnn, Precision, cudnn_enabled, to_device
+from sightline.engine.device.numerics import Precision, cudnn_enabled
+from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState

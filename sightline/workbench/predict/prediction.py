@@ -19,7 +19,8 @@ from sightline.contract.binding import AvailableKeys, model_output_keys
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
 from sightline.contract.schema import signature_parameters, suggest
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import list_skipped_files

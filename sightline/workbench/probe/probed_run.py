@@ -15,9 +15,10 @@ from sightline.config import RunConfig, read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, DataInfo, SampleKey
-from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
+from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import open_run
+from sightline.engine.run_model import build_model
 from sightline.instrument.random_state import preserve_random_state
 from sightline.ops.grouping import scale_num_neighbours
 from sightline.runs.encoder_blocks import find_neighbour_graph

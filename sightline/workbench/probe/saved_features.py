@@ -23,9 +23,9 @@ from sightline.config.yaml_writer import to_plain
 from sightline.contract.members import get_data_digest
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
-from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
 from sightline.engine.process_inputs import digest_package
+from sightline.engine.run_data import DataSubset
 from sightline.runs.environment import read_version
 from sightline.store.files.atomic_write import replace_atomic
 from sightline.store.loading.leaves import as_bytes

@@ -19,9 +19,10 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.intervals import student_t
 from sightline.draw.charts import ChartPanel, Series, render_svg
-from sightline.engine.build import build_metrics, build_part
+from sightline.engine.build import build_metrics
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import resolve_num_processes
+from sightline.engine.run_data import build_part
 from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.output_files import write_document, write_file
 from sightline.runs.run_files import is_run

@@ -12,7 +12,7 @@ from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig
 from sightline.contract.errors import DiskError, RunError, UserError, summarise_error
 from sightline.contract.members import get_data_digest
-from sightline.engine.build import build_part
+from sightline.engine.run_data import build_part
 from sightline.runs.lineage import read_lineage
 from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import RunFiles

@@ -20,9 +20,9 @@ from sightline.contract.members import DataMembers
 from sightline.contract.plugins import Plugin
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo
-from sightline.engine.build import build_model
-from sightline.engine.device import Precision, seed_everything
+from sightline.engine.device.numerics import Precision, seed_everything
 from sightline.engine.distributed import World
+from sightline.engine.run_model import build_model
 from sightline.instrument.random_state import preserve_random_state
 from sightline.published.files import PublishedFile, choose_layout, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout

@@ -16,7 +16,7 @@ from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import DataMembers, TransformMembers
 from sightline.contract.types import ComponentConfig, DataInfo
-from sightline.engine.build import build_transforms
+from sightline.engine.run_data import build_transforms
 from sightline.published.rows import PublishedLayout
 from sightline.runs.run_files import config_path_of_run
 
