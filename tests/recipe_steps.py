@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from sightline.config import RunConfig, read_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.types import Batch
 from sightline.engine.build import build
 from sightline.engine.device.transfer import to_device

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import yaml
 
+from sightline.config.plain_values import to_plain
 from sightline.config.run_config import RunConfig
-from sightline.contract.types import ComponentConfig
 
 MAX_COLUMN = 56
 _PLAIN_KEY = re.compile(r"(?!(true|false|null)\b)[A-Za-z_][A-Za-z0-9_-]*")
@@ -27,30 +26,6 @@ def render_config(config: RunConfig, *, origins: bool) -> str:
     column = min(MAX_COLUMN, max((len(line.text) for line in lines if line.comment), default=0))
     texts = (f"{line.text:<{column}}  # {line.comment}" if line.comment else line.text for line in lines)
     return "\n".join(texts) + "\n"
-
-
-def to_plain(value: Any) -> Any:
-    """Convert config sections and component blocks to mappings, tuples to lists."""
-    if isinstance(value, ComponentConfig):
-        weight = {"weight": to_plain(value.weight)} if value.weight != 1.0 else {}
-        return {"name": value.name, **weight, **{key: to_plain(item) for key, item in value.arguments.items()}}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in dataclasses.fields(value) if f.metadata.get("key", f.name)]
-        return {f.metadata.get("key", f.name): to_plain(getattr(value, f.name)) for f in fields}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
-    return value
-
-
-def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flatten a plain config to its leaves by their dotted keys; a list of plain values is a leaf, as written."""
-    is_block = isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree)
-    if is_block or (isinstance(tree, dict) and tree):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for key, value in items for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()}
-    return {path: tree}
 
 
 def format_inline(value: Any) -> str:

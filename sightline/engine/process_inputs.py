@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from sightline.config import RunConfig
-from sightline.config.yaml_writer import flatten, format_inline, to_plain
+from sightline.config.plain_values import flatten, to_plain
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import loaded_plugins
 from sightline.runs.environment import read_version

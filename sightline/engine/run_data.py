@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline.config import RunConfig
-from sightline.config.yaml_writer import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, escape_to_one_line
 from sightline.contract.facts import check_data_facts

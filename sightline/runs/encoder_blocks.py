@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sightline.config.yaml_writer import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
 from sightline.ops.grouping import scale_num_neighbours

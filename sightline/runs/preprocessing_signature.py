@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.yaml_writer import format_inline, to_plain
+from sightline.config.plain_values import to_plain
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.members import TransformMembers
 from sightline.contract.types import ComponentConfig, DataInfo

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
+from sightline.config.plain_values import flatten, to_plain
 from sightline.config.run_config import Log, PrecisionName
-from sightline.config.yaml_writer import flatten, format_inline, to_plain
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sightline.config import read_config, render_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.errors import CheckpointError, RunError, summarise_error
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import TrainingSetup

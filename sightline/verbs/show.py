@@ -11,8 +11,9 @@ from typing import Any
 
 from sightline.commands.look import CopyOptions, InitOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
+from sightline.config.plain_values import to_plain
 from sightline.config.shipped import ShippedConfig, copy_shipped, make_project, shipped_configs
-from sightline.config.yaml_writer import format_inline, to_plain
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError
 from sightline.contract.metric import is_higher_better
 from sightline.contract.plugins import find_plugin, load_plugins

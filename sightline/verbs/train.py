@@ -11,7 +11,7 @@ from sightline.doctor.finding import Finding
 from sightline.runs.output_files import write_document
 from sightline.training.launch import launch_training
 from sightline.training.stop_request import StopRequest
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 
 

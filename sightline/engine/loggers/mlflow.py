@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sightline.config.yaml_writer import flatten, format_inline
+from sightline.config.plain_values import flatten
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import ConfigError, RunError, assert_installed
 from sightline.contract.regular_files import read_regular_file
 from sightline.draw.pictures import Picture

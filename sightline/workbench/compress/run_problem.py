@@ -16,7 +16,7 @@ from sightline.compression.inputs import calibrate_activations
 from sightline.compression.policy import FP32, Activation, Policy, WeightFormat
 from sightline.compression.weights import list_weights
 from sightline.config import RunConfig
-from sightline.config.yaml_writer import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.errors import UserError
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import evaluation_keys

@@ -26,7 +26,7 @@ from sightline.runs.run_files import is_run
 from sightline.runs.trained_weights import PACKED_FILE, is_packed
 from sightline.training.config_source import reread
 from sightline.training.resume import assert_empty
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.workbench.compress.batch_norm import reestimate_batch_norm
 from sightline.workbench.compress.evaluations import EvaluationCache, open_record
 from sightline.workbench.compress.finetuning import FINE_TUNE, FINE_TUNED, FineTuning, finetuning_config

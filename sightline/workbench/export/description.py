@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sightline.config.yaml_writer import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.members import TaskMembers

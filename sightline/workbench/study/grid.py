@@ -28,7 +28,7 @@ from sightline.runs.output_files import write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.resume import assert_same_run
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.workbench.study.study_runs import StudyRun, assert_same_inputs, digest_inputs, plan_run, run_all
 
 NAME = "study"

@@ -19,7 +19,7 @@ from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256
 from sightline.runs.weight_sources import open_source
 from sightline.training import launch
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.workbench.check.dry_run import error_location
 
 _SIGNALS = 128

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.config import RunConfig, render_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.members import DataMembers
