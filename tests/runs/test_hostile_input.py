@@ -91,7 +91,6 @@ LINEAGE = {
     "source": {"model": "pointnet", "task": "classify", "data": {"name": "modelnet40"}},
     "lineage": None,
 }
-CONVERTED = {"file": "a.pth", "layout": "x", "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
