@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -30,8 +29,6 @@ from sightline.engine.queued_step import Gate, Key, QueuedStep, read_values
 from sightline.engine.step import Task, divide, prepare_trained_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs
 from sightline.ops.waits import deferred_checks, is_free_to_read, require
-
-logger = logging.getLogger(__name__)
 
 
 class StepWatch(Protocol):

@@ -13,6 +13,7 @@ import torch
 from sightline.config import RunConfig, read_config, render_config
 from sightline.contract.errors import CheckpointError, ConfigError, RunError, UserError
 from sightline.engine import build as build_module
+from sightline.engine import run_data
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
@@ -111,7 +112,7 @@ def test_the_model_of_a_run_needs_no_data(run: Path, monkeypatch: pytest.MonkeyP
     def refuse(config: object) -> None:
         raise AssertionError("the data were read")
 
-    monkeypatch.setattr(build_module, "build_data", refuse)
+    monkeypatch.setattr(run_data, "build_data", refuse)
     opened = open_run(run)
     expected = checkpoint.load(run / "checkpoints" / "last").evaluation_weights
     assert not opened.model.training
