@@ -236,8 +236,8 @@ def main() -> None:
 
         code = fail(f"standard output: cannot be written: {reason}; the results were not printed in full", 1, None)
     if code != 0:
+        from sightline.engine.failures import exit_process
         from sightline.engine.launcher import launched_world_size
-        from sightline.engine.watchdog import exit_process
 
         with contextlib.suppress(UserError):  # invalid variables were reported already
             if (launched_world_size() or 1) > 1:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sightline.config.expectations import find_fault
-from sightline.config.yaml_tree import ConfigFaults
+from sightline.config.faults import ConfigFaults
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SourceLocation

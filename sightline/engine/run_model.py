@@ -19,7 +19,7 @@ from sightline.contract.plugins import loaded_plugins
 from sightline.engine.device.numerics import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.instrument.random_state import preserve_random_state
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 from sightline.runs import checkpoint
 from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256, load_trained_state

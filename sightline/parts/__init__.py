@@ -20,7 +20,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.iou": "iou",
         "metrics.part_iou": "part_iou",
     },
-    "models": {"models.resnet": "image_classifier"},
+    "models": {"models.image_classifier": "image_classifier"},
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
         "tasks.classification": "classify",
@@ -30,7 +30,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "transforms.colours": "chromatic_auto_contrast chromatic_jitter chromatic_translation hue_saturation",
         "transforms.elastic": "elastic",
         "transforms.images": "color_jitter flip_image normalize_image resize_image",
-        "transforms.point_selection": "crop_depth drop_points farthest_points sample_points shuffle_points",
+        "transforms.point_selection": "drop_points farthest_points sample_points shuffle_points",
         "transforms.points": "flip jitter normalize_unit_sphere rotate scale translate",
         "transforms.two_views": "two_views",
     },

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline.config.yaml_tree import ConfigFaults, read_yaml
+from sightline.config.faults import ConfigFaults
+from sightline.config.yaml_tree import read_yaml
 from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.regular_files import parse_json, read_regular_file

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 
 from sightline.commands.run import TrainOptions
+from sightline.engine.failures import report_failure
 from sightline.engine.launcher import launch, resolve_num_processes
-from sightline.engine.watchdog import report_failure
 from sightline.runs.run_files import is_run
 from sightline.training.config_source import read_with_plugins
 from sightline.training.resume import assert_empty

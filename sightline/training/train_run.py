@@ -22,12 +22,12 @@ from sightline.contract.plugins import Plugin, plugin_options
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device.numerics import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
+from sightline.engine.failures import describe_failed_kernel, exit_process
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
 from sightline.engine.run_data import Data
 from sightline.engine.train import NonFiniteGradientError
-from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
 from sightline.runs.environment import collect_environment
 from sightline.runs.run_directory import remove_dead_lock

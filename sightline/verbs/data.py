@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
-from sightline.config.overrides import read_key_values
+from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line

@@ -26,10 +26,11 @@ from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
+from sightline.training.evaluation_settings import assert_about_evaluation, override_evaluation
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
 from sightline.training.published_results import explain_no_rows, list_published
-from sightline.training.run_evaluation import assert_about_evaluation, compare_training_data, override_evaluation
+from sightline.training.run_evaluation import compare_training_data
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 from sightline.verbs.score import assert_against
 from sightline.workbench.check.other_set_rules import CODE

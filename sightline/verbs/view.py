@@ -32,12 +32,14 @@ from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.config_source import reread
-from sightline.training.run_evaluation import assert_about_evaluation
+from sightline.training.evaluation_settings import assert_about_evaluation
 from sightline.verbs.output import load_config, print_note, show_table, split_options
+from sightline.view.cloud_file import view_file
 from sightline.view.image_stages import takes_score
-from sightline.view.output import view_file, write_views
+from sightline.view.output import write_views
+from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
-from sightline.view.stages import SamplePredictor, ViewedSample
+from sightline.view.stages import ViewedSample
 from sightline.workbench.predict.prediction import collect_files
 
 _NUM_SAMPLES = 4

@@ -99,3 +99,12 @@ def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thi
             fill = tuple(PALETTE[joint % len(PALETTE)].tolist())
             draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=fill, outline=tuple(color.tolist()))
     return np.asarray(image)
+
+
+_MIN_STRIP_RATIO = 3
+"""Minimum width / height of a picture that is shown as a strip."""
+
+
+def is_strip(pixels: np.ndarray) -> bool:
+    """Return True if a picture, such as a range image, is wide enough to take the full width of the page."""
+    return pixels.shape[1] >= _MIN_STRIP_RATIO * pixels.shape[0]

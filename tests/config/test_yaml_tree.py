@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sightline.config.faults import ConfigFaults
 from sightline.config.reader import read_config
-from sightline.config.yaml_tree import MAX_NODES, ConfigFaults, read_value, read_yaml
+from sightline.config.yaml_tree import MAX_NODES, read_value, read_yaml
 from sightline.contract.errors import ConfigError
 from tests.cases import run_each
 

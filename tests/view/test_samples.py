@@ -21,8 +21,9 @@ from sightline.parts.transforms.points import Rotate, Scale
 from sightline.parts.transforms.two_views import TwoViews
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.samples import Branch, view_sample
-from sightline.view.stages import ClassColoring, SamplePredictor, ViewedSample
+from sightline.view.stages import ClassColoring, ViewedSample
 
 NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)

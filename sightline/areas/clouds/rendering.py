@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.data import RenderOptions
-from sightline.config.overrides import read_key_values
+from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.members import DataMembers

@@ -22,6 +22,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "stages": {"stages": "DepthStages"},
     "tasks": {"refiner": "centre", "task": "pose"},
     "tools": {"centres": "find_centres"},
-    "transforms": {"v2v": "draw_heatmaps place_cube voxelize"},
+    "transforms": {"refiner": "crop_depth", "v2v": "draw_heatmaps place_cube voxelize"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -22,7 +22,7 @@ from sightline.areas.pose.centres import (
 from sightline.areas.pose.depth_files import DEPTH_KINDS, check_marks, read_depth
 from sightline.areas.pose.sets.depth_frames import CentreOfMass, DepthCamera
 from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
-from sightline.config.overrides import read_key_values
+from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
 from sightline.contract.errors import ConfigError, DataError, UserError

@@ -26,8 +26,9 @@ from sightline.store.files.array_files import read_npy
 from sightline.store.files.image_files import DEPTH_MODES, read_header
 from sightline.view.image_stages import picture_stage
 from sightline.view.panels import Window, depth_panel, volume_panels
+from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.skeletons import READ, TRUE, JointFigure
-from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage, ViewedSample
+from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample
 from sightline.view.volumes import Volume
 
 _ROUND_TRIP_MM = 1e-9

@@ -23,7 +23,7 @@ from sightline.engine.train import TrainState
 from sightline.instrument import copy_module, preserve_buffers
 from sightline.instrument.formats import TF32, Format, get_format, is_tf32_allowed
 from sightline.instrument.random_state import preserve_random_state
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
 
 
