@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from sightline.runs.run_records import format_interval, list_differences, note_figures, read_reported_run
-from sightline.view import report_samples
+from sightline.view import report_samples, run_report
 from sightline.view.panels import ImagePanel
 from sightline.view.report_samples import make_samples
 from sightline.view.run_report import make_report
