@@ -26,7 +26,7 @@ from sightline.ops.distances import (
     upcast_for_comparison,
 )
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import edges_of_rows, first_others
+from sightline.ops.grouping import edges_of_rows, first_neighbours
 from sightline.ops.neighbour_kernels import ball_query_by_tree
 from sightline.ops.operator import operator
 from sightline.ops.segments import (
@@ -112,7 +112,7 @@ def radius(
         num_neighbours=max_num_neighbors,
         empty="mark",
     )
-    return edges_of_rows(index, _is_found(index))
+    return edges_of_rows(index, _is_neighbour(index))
 
 
 def radius_graph(
@@ -125,12 +125,14 @@ def radius_graph(
     offsets, _ = offsets_of_batches(x, batch, x, batch)
     count = max_num_neighbors if loop else max_num_neighbors + 1
     index = packed_ball_query(x, offsets=offsets, centres=x, centre_offsets=offsets, radius=r, num_neighbours=count)
-    is_found = _is_found(index)
-    return edges_of_rows(index, is_found if loop else first_others(index, is_found, max_num_neighbors)).flip(0)
+    is_neighbour = _is_neighbour(index)
+    return edges_of_rows(
+        index, is_neighbour if loop else first_neighbours(index, is_neighbour, max_num_neighbors)
+    ).flip(0)
 
 
-def _is_found(index: Tensor) -> Tensor:
-    """Mark the places (M, K) of a ball query that do not repeat the first one, and are not marked as empty."""
+def _is_neighbour(index: Tensor) -> Tensor:
+    """Mark the slots (M, K) of a ball query that do not repeat the first one, and are not marked as empty."""
     is_leading = torch.arange(index.shape[1], device=index.device) == 0
     return (index >= 0) & (is_leading | (index > index[:, :1]))
 

@@ -113,14 +113,14 @@ def _(
 
 
 @_statistics_gradients.fake
-def _(to_bias: Tensor, to_weight: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _(to_bias: Tensor, to_weight: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(scale), torch.empty_like(scale)
 
 
 # --- GPU: the same float64, in one kernel -----------------------------------------------------------------------------
 
 
-@_batch_statistics.gpu_kernel(lambda origin, total, squares, running, *others: running.dtype == torch.float32)
+@_batch_statistics.gpu_kernel(lambda origin, total, squares, running, *_: running.dtype == torch.float32)
 def _(
     origin: Tensor,
     total: Tensor,

@@ -92,7 +92,7 @@ def _assert_pairs(pairs: Tensor, index: Tensor, shift: Tensor, offset: Tensor | 
         )
 
 
-def _check(pairs: Tensor, index: Tensor, *others: object) -> None:
+def _check(pairs: Tensor, index: Tensor, *_: object) -> None:
     assert_rows(index, pairs, num_queries=pairs.shape[1])
 
 
@@ -162,7 +162,7 @@ def _(
 
 
 @_edge_gradients.fake
-def _(pairs: Tensor, *others: Any) -> Tensor:
+def _(pairs: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(pairs, memory_format=torch.contiguous_format)
 
 
@@ -308,7 +308,7 @@ def _spread_gradients(  # type: ignore[no-untyped-def]
 # --- GPU --------------------------------------------------------------------------------------------------------------
 
 
-def _is_in_reach(pairs: Tensor, index: Tensor, *others: object) -> bool:
+def _is_in_reach(pairs: Tensor, index: Tensor, *_: object) -> bool:
     """Return True if numbers of 32 bits count the entries of a cloud, and the grid its blocks."""
     return pairs.shape[1] * pairs.shape[2] < 2**31 and pairs.shape[1] < 2**20 and index.numel() < 2**31
 

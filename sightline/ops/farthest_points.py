@@ -218,7 +218,7 @@ def _sample_in_graph(
 _farthest_points.graph = _sample_in_graph
 
 
-def _check_packed(points: Tensor, offsets: Tensor, *others: object) -> None:
+def _check_packed(points: Tensor, offsets: Tensor, *_: object) -> None:
     assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
 
 

@@ -127,7 +127,7 @@ def edges_of_rows(index: Tensor, is_valid: Tensor) -> Tensor:
     return torch.stack([row, index[is_valid]])
 
 
-def first_others(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
+def first_neighbours(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
     """Mark (M, K) the first `count` valid neighbours `index` of each row that are not the row itself."""
     is_other = is_valid & (index != torch.arange(len(index), device=index.device)[:, None])
     return is_other & (is_other.cumsum(dim=1) <= count)

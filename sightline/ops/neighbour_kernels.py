@@ -270,8 +270,8 @@ def _add_lengths(scores: np.ndarray, lengths: np.ndarray, lowest: np.ndarray) ->
 
 
 @numba_kernel
-def _limit_of_groups(lowest: np.ndarray, wanted: int) -> float:
-    """Return a score, near the smallest possible, that at least `wanted` groups reach with their lowest score.
+def _limit_of_groups(lowest: np.ndarray, num_groups: int) -> float:
+    """Return a score, near the smallest possible, that at least `num_groups` groups reach with their lowest score.
 
     Halving an interval takes the same few steps for any scores; sorting them would take as many wrong guesses of the
     processor.
@@ -284,7 +284,7 @@ def _limit_of_groups(lowest: np.ndarray, wanted: int) -> float:
         count = np.int32(0)  # 16 in a register
         for score in lowest:
             count = np.int32(count + np.int32(score <= middle))
-        if count >= wanted:
+        if count >= num_groups:
             high = middle
         else:
             low = middle

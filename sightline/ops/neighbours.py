@@ -29,7 +29,7 @@ from sightline.ops.distances import (
     upcast_for_comparison,
 )
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import edges_of_rows, first_others, gather_points
+from sightline.ops.grouping import edges_of_rows, first_neighbours, gather_points
 from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.ops.operator import operator
 from sightline.ops.segments import (
@@ -194,7 +194,7 @@ def knn_graph(x: Tensor, k: int, batch: Tensor | None = None, loop: bool = False
     """
     offsets, _ = offsets_of_batches(x, batch, x, batch)
     near = packed_nearest_neighbours(x, offsets=offsets, num_neighbours=k if loop else k + 1)
-    return edges_of_rows(near.index, near.is_valid if loop else first_others(near.index, near.is_valid, k)).flip(0)
+    return edges_of_rows(near.index, near.is_valid if loop else first_neighbours(near.index, near.is_valid, k)).flip(0)
 
 
 # --- Dense ------------------------------------------------------------------------------------------------------------

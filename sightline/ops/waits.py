@@ -80,9 +80,9 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
 
 
 class SentValues(NamedTuple):
-    """Values of the host and what was sent of them, in its version then; `place` is file and line."""
+    """Values of the host and what was sent of them, in its version then; `location` is file and line."""
 
-    place: str
+    location: str
     values: Tensor
     sent: Tensor
     version: int
@@ -103,34 +103,34 @@ class HostTraffic:
         """Send values of the host. Raises RuntimeError if an equal step sent others."""
         if self._before is None:
             sent = _send(values, device, dtype)
-            self.sent.append(SentValues(_find_place(), values.detach().clone(), sent, _version(sent)))
+            self.sent.append(SentValues(_locate_caller(), values.detach().clone(), sent, _version(sent)))
             return sent
         number = len(self.sent)
         if number == len(self._before) or not _is_sent_again(self._before[number], values, device, dtype):
-            raise RuntimeError(f"the host sends other numbers in each step, at {_find_place()}")
+            raise RuntimeError(f"the host sends other numbers in each step, at {_locate_caller()}")
         self.sent.append(self._before[number])
         return self._before[number].sent
 
     def differs_from(self, sent: Sequence[SentValues]) -> str:
-        """Return the place of the first values that are not those of `sent`, or nothing."""
+        """Return file and line of the first values that are not those of `sent`, or nothing."""
         for ours, theirs in itertools.zip_longest(self.sent, sent):
             both = ours is not None and theirs is not None
             if not both or not _is_sent_again(theirs, ours.values, ours.sent.device, ours.sent.dtype):
-                return (ours or theirs).place
+                return (ours or theirs).location
         return ""
 
-    def find_misuse(self, given: Sequence[Tensor]) -> str:
-        """Return what a graph of this step could not repeat, or nothing; the values of `given` are equal each time.
+    def find_misuse(self, inputs: Sequence[Tensor]) -> str:
+        """Return why a CUDA graph could not repeat this step, or nothing; `inputs` are those it gets again.
 
-        That are numbers of the host which neither `given` nor the step itself sent, and changes of what was sent.
+        It could not if the host reads numbers that neither `inputs` nor the step sent, or changes what it sent.
         """
-        known = {id(get_known_list(tensor)) for tensor in (*given, *(each.sent for each in self.sent))}
-        for place, values in self.read:
+        known = {id(get_known_list(tensor)) for tensor in (*inputs, *(value.sent for value in self.sent))}
+        for location, values in self.read:
             if id(values) not in known:
-                return f"the host reads numbers in a step, at {place}"
-        for each in self.sent:
-            if _version(each.sent) != each.version:
-                return f"a step changes numbers that the host sent, at {each.place}"
+                return f"the host reads numbers in a step, at {location}"
+        for value in self.sent:
+            if _version(value.sent) != value.version:
+                return f"a step changes numbers that the host sent, at {value.location}"
         return ""
 
 
@@ -155,7 +155,7 @@ def host_traffic(sent_before: Sequence[SentValues] | None = None) -> Iterator[Ho
         _traffic = previous
 
 
-def _find_place() -> str:
+def _locate_caller() -> str:
     frame = next(f for f in reversed(traceback.extract_stack()) if f.filename != __file__)
     return f"{frame.filename.rpartition('/sightline/')[2]}:{frame.lineno}"
 
@@ -218,7 +218,7 @@ def read_list(values: Tensor) -> list[Any]:
         raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
     known = get_known_list(values)
     if known is not None and _traffic is not None:
-        _traffic.read.append((_find_place(), known))
+        _traffic.read.append((_locate_caller(), known))
     return values.tolist() if known is None else known
 
 
