@@ -172,14 +172,14 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
 
 
 def check_unlisted(
-    root: Path, listed: Set[Path], *, suffixes: Collection[str], others: Collection[str], layout: str
+    root: Path, listed: Set[Path], *, suffixes: Collection[str], ignored_names: Collection[str], layout: str
 ) -> None:
     """Raise DataError for a file below `root` that is not among those listed, and has one of the suffixes.
 
-    `layout` states where files are found. Files of the names in `others`, hidden ones, and those that are listed by
-    another link, are ignored.
+    `layout` states where files belong. Files of `ignored_names`, hidden ones, and those that are listed by another link
+    are ignored.
     """
-    paths = [path for path in list_files(root, suffixes) if path not in listed and path.name not in others]
+    paths = [path for path in list_files(root, suffixes) if path not in listed and path.name not in ignored_names]
     known = {os.path.realpath(path) for path in listed if paths}
     for path in paths:
         if os.path.realpath(path) not in known:

@@ -287,11 +287,11 @@ def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str
     }
 
     @functools.wraps(plan)
-    def survey(cls: type[PreparedData], source: Path, **given: Any) -> dict[str, Any]:
+    def survey(cls: type[PreparedData], source: Path, **overrides: Any) -> dict[str, Any]:
         root = expand_home(source).resolve()
         target = root.with_name(f"{root.name}.prepared")
-        planned = _call_plan(cls, source, target=target, progress=lambda *_: None, options={**assumed, **given})
-        added = {key: value for key, value in assumed.items() if key not in given}
+        planned = _call_plan(cls, source, target=target, progress=lambda *_: None, options={**assumed, **overrides})
+        added = {key: value for key, value in assumed.items() if key not in overrides}
         return {**_describe_plan(planned), **({"assumed": added} if added else {})}
 
     defaults = [item.replace(default=assumed.get(item.name, item.default)) for item in options]

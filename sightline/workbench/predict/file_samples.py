@@ -32,7 +32,7 @@ from sightline.store.files.scan_reading import (
     read_scan,
     to_raw_scan,
 )
-from sightline.store.files.scan_samples import RawScan, check_scan, count_others
+from sightline.store.files.scan_samples import RawScan, check_scan, count_more
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.store.scene_preparation import find_colour_max, normalised_position, note_colour_max, prepare_scene
 
@@ -498,7 +498,7 @@ def _assert_measured(scan: RawScan, form: ScanInputSpec, path: Path) -> None:
     is_high = scan.remission > form.remission_max * (1 + _REMISSION_SLACK)
     if form.has_remission and is_high.any():
         index = int(is_high.argmax())
-        others = count_others(is_high, "so high are")
+        others = count_more(is_high, "so high are")
         raise DataError(
             f"{path}: the remission of point {index} is {scan.remission[index]:g}{others}, "
             f"the run's sensor gives at most {form.remission_max:g}; bring the column to that scale, or take these "

@@ -255,7 +255,7 @@ def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 def _check_unlisted(root: Path, scans: Sequence[Path]) -> None:
     """Raise DataError for a scan, or a file of labels, that no split would have."""
     files = {file for path in scans for file in _add_label_file(path)}
-    check_unlisted(root, files, suffixes=_SUFFIXES, others=_LISTS, layout=_LAYOUTS)
+    check_unlisted(root, files, suffixes=_SUFFIXES, ignored_names=_LISTS, layout=_LAYOUTS)
 
 
 def _list_scans(folder: Path) -> list[Path]:

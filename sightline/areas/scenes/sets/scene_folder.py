@@ -216,7 +216,7 @@ class SceneFolder(LabelledScenes):
         if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
         files = {file for scene in scenes for file in scene.files}
-        check_unlisted(root, files, suffixes=_SUFFIXES, others=(CLASSES_FILE,), layout=_LAYOUTS)
+        check_unlisted(root, files, suffixes=_SUFFIXES, ignored_names=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
         classes = _find_classes(root, scenes, names, label, unlabelled)
         first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
