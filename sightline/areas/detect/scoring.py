@@ -214,7 +214,7 @@ _MIN_FACTOR, _MIN_LABELS = 1.5, 20
 _MAX_SHARE_COORDINATE = 2.0
 """Maximal coordinate of boxes in shares of an image (boxes may exceed its border), not in pixels."""
 _PLAIN = "left, top, width, height"
-_WANTED = "left, top, width, height in pixels of the files"
+_REQUIRED_FORMAT = "left, top, width, height in pixels of the files"
 _ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     _PLAIN: lambda a, b, c, d: np.column_stack([a, b, a + c, b + d]),
     "left, top, right, bottom": lambda a, b, c, d: np.column_stack([a, b, c, d]),
@@ -273,7 +273,7 @@ def results_faults(results: Sequence[Detections], truths: Sequence[np.ndarray], 
 def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
     """Report boxes in shares of the image, or another order of their four numbers that matches more labels."""
     if max(np.abs(result.boxes).max(initial=0) for result in results) <= _MAX_SHARE_COORDINATE:
-        yield f"boxes look like shares of the image; write {_WANTED}"
+        yield f"boxes look like shares of the image; write {_REQUIRED_FORMAT}"
         return
     rows = [np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], 1) for result in results]
     counts = {
@@ -284,7 +284,7 @@ def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]
     if counts[best] >= max(_MIN_FACTOR * counts[_PLAIN], _MIN_LABELS):
         yield (
             f"boxes look like {best}: so read they find {counts[best]} labels, as they are {counts[_PLAIN]}; write "
-            f"{_WANTED}"
+            f"{_REQUIRED_FORMAT}"
         )
 
 

@@ -203,8 +203,8 @@ def _add_parts(box: LabelledBox, stated: Mapping[str, Any]) -> LabelledBox:
     return box
 
 
-def _name_annotation(place: int, number: int) -> str:
-    return f"annotations[{place}]" if number < 0 else f"annotation {number}"
+def _name_annotation(index: int, number: int) -> str:
+    return f"annotations[{index}]" if number < 0 else f"annotation {number}"
 
 
 def _is_marked(annotation: Mapping[str, Any]) -> bool:

@@ -175,13 +175,13 @@ class _ImageKeys:
     the file_name decides.
     """
 
-    def __init__(self, images: Sequence[ImageRef], others: SetIndex) -> None:
-        self._images, self._others = images, others
+    def __init__(self, images: Sequence[ImageRef], set_index: SetIndex) -> None:
+        self._images, self._set_index = images, set_index
         self._indices: defaultdict[int | str, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             self._indices[image.image_id].append(index)
             self._indices[image.name].append(index)
-        beyond = sorted(key for key in others.images if isinstance(key, str))
+        beyond = sorted(key for key in set_index.images if isinstance(key, str))
         self._names = dict.fromkeys([*(image.name for image in images), *beyond])
 
     @cached_property
@@ -219,7 +219,7 @@ class _ImageKeys:
         return [index for index in by_id if index in by_name] if by_id and by_name else by_id or by_name
 
     def _match_name(self, name: int | str) -> list[int]:
-        if name in self._others.images:
+        if name in self._set_index.images:
             return self._indices.get(name, [_OTHER])
         names = self._ends.find(name) if isinstance(name, str) else []
         return [index for match in names for index in self._indices.get(match, [_OTHER])]
@@ -241,14 +241,14 @@ class _ImageKeys:
 def _match_categories(
     categories: Sequence[int],
     classes: CategoryIds,
-    others: SetIndex,
+    set_index: SetIndex,
     offset: int,
     path: Path,
     name_row: Callable[[int], str],
 ) -> dict[int, int]:
     """Return the label of each category id, `_OTHER` for a class that the config does not choose."""
     labels = {number + offset: label for label, number in enumerate(classes.ids)}
-    known = labels.keys() | {number + offset for number in others.category_ids}
+    known = labels.keys() | {number + offset for number in set_index.category_ids}
     distinct = dict.fromkeys(categories)
     unknown = next((number for number in distinct if number not in known), None)
     if unknown is not None:

@@ -113,7 +113,7 @@ def write_kitti(labels: LabelledSet) -> Files:
         yield f"{path.parents[1] / 'label_2' / path.stem}.txt", "".join(rows).encode()
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     return f"{_FOLDERS[image.split]}image_2/{PurePosixPath(image.name).name}"
 
 
@@ -139,7 +139,7 @@ class KittiBoxes(LabelledImages):
     label_format = LabelFormat(
         read=read_kitti,
         write=write_kitti,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"is_ignored", "undivided"}),
         fit=_fit,
     )

@@ -147,9 +147,9 @@ def _describe_shared(config_path: Path | None, stated: _StatedSplits) -> list[st
     return count_note(stated.shared, counted)
 
 
-def count_note(places: Sequence[object], text: str) -> list[str]:
+def count_note(locations: Sequence[object], text: str) -> list[str]:
     """Return a note on the number of places and the first of them; none without places."""
-    return [f"{len(places)} {text}, first: {places[0]}"] if places else []
+    return [f"{len(locations)} {text}, first: {locations[0]}"] if locations else []
 
 
 def guess_image_split(folder: Path) -> str:
@@ -302,7 +302,7 @@ def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1)
     Returns None if there is none, and True if the stated path has more folders than those of `base`. It may be one of
     another machine, or of Windows (C:\\set\\images).
     """
-    path = _place_below(root, root / base / stated)
+    path = _normalise_below(root, root / base / stated)
     if path.is_relative_to(root) and os.path.exists(path):  # os.path.exists accepts names too long for the file system
         return path, False
     folders, parts = (
@@ -323,12 +323,12 @@ def _read_list(root: Path, path: Path, notes: list[str]) -> list[Path]:
             continue
         image, is_moved = _find_stated_path(root, str(path.parent), entry, min_parts=2)
         moved += [f"{entry}; {image.relative_to(root)} is read for it"] if is_moved and image else []
-        images.append(image or _place_below(root, path.parent / entry))
+        images.append(image or _normalise_below(root, path.parent / entry))
     notes += [f"{path}: {note}" for note in count_note(moved, "images are stated in other folders")]
     return images
 
 
-def _place_below(root: Path, path: Path) -> Path:
+def _normalise_below(root: Path, path: Path) -> Path:
     """Return a stated path without `..`; one outside of `root` may lead to it, or into it, by a link."""
     plain = Path(os.path.normpath(path))
     if plain.is_relative_to(root) or "\0" in str(plain):
@@ -512,7 +512,7 @@ def _quote(name: str) -> str:
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(name, ensure_ascii=False))
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     """Return images/[SPLIT/]NAME, without a folder `images` or one of the split that the name already has."""
     folder = f"{SPLIT_WORDS[image.split]}/".lstrip("/")
     return f"images/{folder}{image.name.removeprefix('images/').removeprefix(folder)}"
@@ -546,7 +546,7 @@ class YoloTxt(LabelledImages):
     label_format = LabelFormat(
         read=read_yolo,
         write=write_yolo,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"undivided"}),
         fit=_fit,
         rounds="cuts them at the border of the image",

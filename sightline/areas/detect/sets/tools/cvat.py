@@ -30,7 +30,7 @@ from sightline.areas.detect.sets.tools.boxes import (
     refuse_turned,
     state_marks,
 )
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, place_by_split
+from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, path_in_split
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.xml_files import XmlElement, iterate_xml
@@ -126,9 +126,9 @@ def write_cvat(labels: LabelledSet) -> Files:
     yield "annotations.xml", text.encode()
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     if image.split == "all":
-        return f"images/{place_by_split(image.name, image.split)}"
+        return f"images/{path_in_split(image.name, image.split)}"
     word = SPLIT_WORDS[image.split]  # which the subset states, whatever other folders are called
     return f"images/{word}/{image.name.removeprefix('images/').removeprefix(f'{word}/')}"
 
@@ -174,7 +174,7 @@ class Cvat(LabelledImages):
     label_format = LabelFormat(
         read=read_cvat,
         write=write_cvat,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),
         fit=lambda box, _: fit_label(box),
     )

@@ -72,18 +72,18 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     yield ToolImage("", size_px, [*collect_boxes(entries, partial(_read_object, report=report), report.faults)], subset)
 
 
-def _read_object(each: Mapping[str, Any], *, report: ToolReport) -> LabelledBox:
-    label, has_mask = str(each["classTitle"]), isinstance(each.get("bitmap"), dict)
-    kind = str(each.get("geometryType") or ("bitmap" if has_mask else "rectangle"))
+def _read_object(item: Mapping[str, Any], *, report: ToolReport) -> LabelledBox:
+    label, has_mask = str(item["classTitle"]), isinstance(item.get("bitmap"), dict)
+    kind = str(item.get("geometryType") or ("bitmap" if has_mask else "rectangle"))
     if kind == "oriented_bbox":
         raise NoBoxError(TURNED, f"'{label[:40]}' is an {kind}")
     if kind not in ("rectangle", "polygon", "bitmap", "alpha_mask"):
         raise NoBoxError(NO_BOX, f"'{label[:40]}' is a {kind[:40]}")
     is_mask = kind in ("bitmap", "alpha_mask")
-    corners = _find_mask(each["bitmap"]) if is_mask else find_bounds(parse_points(each["points"]["exterior"]))
+    corners = _find_mask(item["bitmap"]) if is_mask else find_bounds(parse_points(item["points"]["exterior"]))
     report.unread.update([f"{kind}s, but the boxes about them"] if kind != "rectangle" else [])
-    report.unread.update(f"tag {tag['name']}"[:80] for tag in each.get("tags") or () if isinstance(tag, dict))
-    return make_box(label, corners, {}, line=int(each.get("id") or 0))
+    report.unread.update(f"tag {tag['name']}"[:80] for tag in item.get("tags") or () if isinstance(tag, dict))
+    return make_box(label, corners, {}, line=int(item.get("id") or 0))
 
 
 def _find_mask(bitmap: Mapping[str, Any]) -> BoxCorners:

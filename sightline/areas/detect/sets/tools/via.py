@@ -38,7 +38,7 @@ _SHAPES_3: Mapping[int, tuple[str, tuple[str, ...]]] = {
     4: ("ellipse", ("cx", "cy", "rx", "ry")),
 }
 """Number of a shape of version 3 → its name and numbers in version 2; 7 is a polygon."""
-_OTHERS_3 = {1: "point", 5: "line", 6: "polyline", 8: "extreme rectangle", 9: "extreme circle"}
+_UNSUPPORTED_SHAPES_3 = {1: "point", 5: "line", 6: "polyline", 8: "extreme rectangle", 9: "extreme circle"}
 _Image = Mapping[str, Any]
 """Image of version 2: `filename`, and the list `regions`, each with `shape_attributes` and `region_attributes`."""
 
@@ -100,20 +100,20 @@ def _attributes(region: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_region(
-    each: Mapping[str, Any], *, label_key: str | None, class_name: str | None, report: ToolReport
+    region: Mapping[str, Any], *, label_key: str | None, class_name: str | None, report: ToolReport
 ) -> LabelledBox:
-    attributes = _attributes(each)
+    attributes = _attributes(region)
     label = attributes.pop(label_key, None) if label_key is not None else None
     if isinstance(label, dict):  # a check box for each class
         ticked = [name for name, is_set in label.items() if is_set]
         if len(ticked) > 1:
             raise ValueError(f"it has the classes {join_some(ticked, most=_MAX_LISTED)}, a box has one")
         label = next(iter(ticked), None)
-    shape = each["shape_attributes"]
+    shape = region["shape_attributes"]
     corners = _find_corners(shape)
     report.unread.update(f"attribute {name}"[:80] for name in attributes)
     report.unread.update([f"{shape['name']}s, but the boxes about them"] if shape["name"] != "rect" else [])
-    return make_box(label or class_name, corners, each.get("region_attributes") or {}, line=0)
+    return make_box(label or class_name, corners, region.get("region_attributes") or {}, line=0)
 
 
 def _find_corners(shape: Mapping[str, Any]) -> BoxCorners:
@@ -210,7 +210,7 @@ def _convert_shape(xy: Sequence[Any]) -> dict[str, Any]:
     if kind in _SHAPES_3:
         name, keys = _SHAPES_3[kind]
         return {"name": name, **dict(zip(keys, numbers, strict=True))}
-    return {"name": _OTHERS_3.get(kind, f"shape {kind}")}
+    return {"name": _UNSUPPORTED_SHAPES_3.get(kind, f"shape {kind}")}
 
 
 @registry.data.add("via")

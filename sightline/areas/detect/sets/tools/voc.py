@@ -29,7 +29,7 @@ from sightline.areas.detect.sets.tools.folders import (
     ToolFolder,
     ToolImage,
     ToolReport,
-    place_by_split,
+    path_in_split,
 )
 from sightline.contract import registry
 from sightline.store.files.image_files import IMAGE_SUFFIXES
@@ -150,9 +150,9 @@ def write_voc(labels: LabelledSet) -> Files:
             yield f"ImageSets/Main/{word}.txt", "".join(f"{_list_name(image)}\n" for image in images).encode()
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     name = image.name.removeprefix("JPEGImages/").removeprefix("images/")
-    return f"JPEGImages/{place_by_split(name, 'all') if image.split == 'all' else name}"
+    return f"JPEGImages/{path_in_split(name, 'all') if image.split == 'all' else name}"
 
 
 def _list_name(image: LabelledImage) -> str:
@@ -211,7 +211,7 @@ class Voc(LabelledImages):
     label_format = LabelFormat(
         read=read_voc,
         write=write_voc,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"head", "is_ignored", "size", "undivided"}),
         fit=_fit,
         rounds="has whole pixels",
