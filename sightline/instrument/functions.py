@@ -212,8 +212,10 @@ class FunctionTemplate:
     cannot be repeated with other tensors.
     """
 
-    def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = (), *, graphs: bool = False) -> None:
-        calls = _leave_out_parts(tape.calls, {*map(id, given), *tape.before})
+    def __init__(
+        self, tape: FunctionTape, root: Tensor, inputs: Iterable[Tensor] = (), *, graphs: bool = False
+    ) -> None:
+        calls = _leave_out_parts(tape.calls, {*map(id, inputs), *tape.before})
         if tape.failure:  # what is left are named parts
             calls = [call for call in calls if call.is_whole and any(root is item for item in iter_items(call.result))]
         if tape.failure and not calls:
@@ -222,16 +224,16 @@ class FunctionTemplate:
         self._items: list[Any] = []
         makers, needed = _list_makers(calls), _list_needed(calls, root)
         _assert_repeatable(calls, needed, makers, tape.before, graphs=graphs)
-        made = {key for key, places in makers.items() if any(place in needed for place in places)}
-        self._numbers = {id(n) for place in needed for n in iter_items(calls[place].result) if type(n) is float}
+        made = {key for key, numbers in makers.items() if any(number in needed for number in numbers)}
+        self._numbers = {id(n) for number in needed for n in iter_items(calls[number].result) if type(n) is float}
         self.root = self._take(root)
-        self.calls = [self._convert(calls[place]) for place in sorted(needed)]
+        self.calls = [self._convert(calls[number]) for number in sorted(needed)]
         self.leaves: dict[int, Tensor] = {
             slot.number: tape.before.get(key, self._items[slot.number])
             for key, slot in self._slots.items()
             if key not in made and isinstance(self._items[slot.number], Tensor)
         }
-        written = {id(tensor) for place in needed for tensor in calls[place].written}
+        written = {id(tensor) for number in needed for tensor in calls[number].written}
         self.memory = {slot.number for key, slot in self._slots.items() if key in written and key not in made}
         self._slots, self._items = {}, []
 
@@ -291,9 +293,9 @@ class FunctionTemplate:
         return number < 2 or is_counted or any(map(_takes_rows, self.calls))
 
 
-def _leave_out_parts(calls: Sequence[FunctionCall], given: Iterable[int]) -> list[FunctionCall]:
+def _leave_out_parts(calls: Sequence[FunctionCall], input_ids: Iterable[int]) -> list[FunctionCall]:
     """Leave out calls that take parts of each row of a tensor which is not given, nor made of such."""
-    made, kept = {*given}, list[FunctionCall]()
+    made, kept = {*input_ids}, list[FunctionCall]()
     for call in calls:
         read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
         is_single = len(read) == 1 and id(read[0]) not in made and not (call.written or call.is_whole)

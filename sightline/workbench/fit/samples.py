@@ -82,7 +82,7 @@ def measure_bounds(built: TrainingSetup, batch: Batch) -> LossBounds:
     job = built.job
     model = copy_without_dropout(job).train()
     apply_freezing(model, job.frozen, 0)
-    with torch.no_grad(), record({"": model}, keep=("outputs",), each=None) as tape:
+    with torch.no_grad(), record({"": model}, keep=("outputs",), convert=None) as tape:
         compute_batch_losses(job.task, model, move_batch(batch, job, job.precision), job.device, job.precision)
     precision = Precision("float64")
     loss = RunLoss(job, step=job.num_steps, precision=precision)
