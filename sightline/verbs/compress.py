@@ -132,7 +132,7 @@ def _search_policy(
     """Search the policy, and print the result; return it with what packing is told of it."""
     provenance: dict[str, Any] = {"method": (name, *options.arguments), "overrides": options.overrides}
     provenance |= {"tuning": options.echo(FineTuneOptions)}
-    result, problem = job.search(target, name, method, given=provenance, report=_ProgressReport(name))
+    result, problem = job.search(target, name, method, other_options=provenance, report=_ProgressReport(name))
     _show_searches([result], problem)
     budget = problem.problem.budget_bytes
     about = {"search": search_rows([result])[0], "budget_bytes": budget, **problem.costs(result.policy)}

@@ -187,7 +187,7 @@ class ExternalPredictions:
 
 
 def score_labels(
-    part: DataSubset, components: Sequence[ComponentConfig], given: ExternalPredictions
+    part: DataSubset, components: Sequence[ComponentConfig], external: ExternalPredictions
 ) -> tuple[Evaluation, list[str]]:
     """Compute metrics over a split from predicted labels; also return names of metrics that need more than labels.
 
@@ -217,7 +217,7 @@ def score_labels(
     needs_range = any("point_range" in result.metric.update.names for result in results)
     for index in part.indices.tolist():
         sample = part.dataset[SampleKey(index, 0, 0)]
-        predictions = _make_predictions(sample, index, given)
+        predictions = _make_predictions(sample, index, external)
         if needs_range:
             predictions["point_range"] = point_ranges(sample["points"].view(-1, 3))
         for result in results:

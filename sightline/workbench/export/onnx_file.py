@@ -191,8 +191,8 @@ class OnnxSession:
             name: torch.cat([part[name][0] if name in per_point else part[name] for part in parts]) for name in parts[0]
         }
 
-    def _run(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        feeds = {name: _to_input(value, self._inputs[name]) for name, value in given.items()}
+    def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        feeds = {name: _to_input(value, self._inputs[name]) for name, value in inputs.items()}
         size = len(next(iter(feeds.values())))
         for name in self._inputs.keys() - feeds.keys():  # only the decoding inside reads it, which is not run
             feeds[name] = self._make_unread(name, size)

@@ -341,13 +341,13 @@ class Fitter:
             return "exploded"
         return "time" if time.process_time() > self.ends_s else None
 
-    def _describe(self, found: Attempt) -> None:
-        steps, share = found.fitted_after, found.lowest_share
+    def _describe(self, attempt: Attempt) -> None:
+        steps, share = attempt.fitted_after, attempt.lowest_share
         left = "no loss" if math.isnan(share) else f"{max(share, 0):.3g} of the way left at best"
-        ended = f"fitted after {steps} steps" if steps is not None else f"not fitted in {found.num_steps} steps"
-        time_over = "; out of time (--seconds)" if found.stop == "time" else ""
-        kind = "" if found.precision == self.built.job.precision.name else f" in {found.precision}"
-        self.note(f"{found.optimizer} at rate {found.rate:g}{kind}: {ended}; {left}{time_over}")
+        ended = f"fitted after {steps} steps" if steps is not None else f"not fitted in {attempt.num_steps} steps"
+        time_over = "; out of time (--seconds)" if attempt.stop == "time" else ""
+        kind = "" if attempt.precision == self.built.job.precision.name else f" in {attempt.precision}"
+        self.note(f"{attempt.optimizer} at rate {attempt.rate:g}{kind}: {ended}; {left}{time_over}")
 
 
 @contextmanager
@@ -450,9 +450,11 @@ def _judge_rate(own: Sequence[Attempt]) -> Iterator[Finding]:
     )
 
 
-def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], others: Sequence[Attempt]) -> Finding:
+def _explain(
+    built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], adam_attempts: Sequence[Attempt]
+) -> Finding:
     """Name the likeliest cause of samples that were not fitted."""
-    fitting = next((each for each in others if each.is_fitted), None)
+    fitting = next((each for each in adam_attempts if each.is_fitted), None)
     if not own:
         return find(
             "no lower bound of the loss is known: the samples were not fitted",
@@ -472,7 +474,7 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
         )
     causes = "model.structure model.init model.geometry"
     summary = "these samples were not fitted, by the recipe or by Adam"
-    if any(each.stop == "time" for each in others):
+    if any(each.stop == "time" for each in adam_attempts):
         summary = "these samples were not fitted by the recipe; Adam was stopped by time (--seconds)"
     return find(summary, causes, left)
 

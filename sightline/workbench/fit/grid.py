@@ -16,7 +16,7 @@ from sightline.workbench.fit.fit import OWN, Attempt, Candidate, FitResult, Fitt
 RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Rates that fit one optimiser or another: four decades. The one nearest to the recipe's is replaced by it."""
 FORMATS = ("float32", "float64")
-_OTHERS = ("rmsprop", "adam", "sgd")
+_ALTERNATIVES = ("rmsprop", "adam", "sgd")
 """Optimisers beside the recipe's: the first two that it does not use."""
 
 
@@ -61,7 +61,7 @@ def fit_grid(built: TrainingSetup, result: FitResult, note: Note, *, steps: int,
         return ()
     config, started = built.config.optimizer, time.process_time()
     fitter = Fitter(built, result.samples, result.bounds, steps, started, note)
-    candidates = [fitter.recipe, *(make_candidate(name) for name in _OTHERS if name != config.name)][:3]
+    candidates = [fitter.recipe, *(make_candidate(name) for name in _ALTERNATIVES if name != config.name)][:3]
     rates = list_rates(fitter.recipe_rate)
     rows: list[GridRow] = []
     with preserve_all_rng_states():

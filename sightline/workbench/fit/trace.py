@@ -176,26 +176,26 @@ def _judge_entry(config: RunConfig, index: int, entry: Expectation, snapshot: Sn
         )
         shown = "none" if measured is None else list(measured) if name == "shape" else f"{measured:.6g}"
         fault = Fault(f"{entry['layer']}: {name} is not as expected {after}", measured=f"{name} {shown}", where=where)
-        holds = f"{name} {_format_wanted(name, wanted)}"
+        holds = f"{name} {_format_expected(name, wanted)}"
         do = "look at this layer and those before it with --trace; change expect, if it is what is wrong"
         causes = ("model.structure",) if name == "shape" else ("model.init", "model.structure", "model.activation")
         yield from Rule("expect", "error", causes, holds, do, lambda fault=fault: fault, ()).find()
 
 
-def _holds(name: str, wanted: Sequence[Any], measured: Any) -> bool:
+def _holds(name: str, expected: Sequence[Any], measured: Any) -> bool:
     if name == "shape":
-        pairs = zip(wanted, measured, strict=False)
-        return len(wanted) == len(measured) and all(size is None or size == other for size, other in pairs)
+        pairs = zip(expected, measured, strict=False)
+        return len(expected) == len(measured) and all(size is None or size == other for size, other in pairs)
     low, high = (
-        bound if bound is not None else limit for bound, limit in zip(wanted, (-math.inf, math.inf), strict=True)
+        bound if bound is not None else limit for bound, limit in zip(expected, (-math.inf, math.inf), strict=True)
     )
     return measured is not None and low <= measured <= high
 
 
-def _format_wanted(name: str, wanted: Sequence[Any]) -> str:
+def _format_expected(name: str, expected: Sequence[Any]) -> str:
     if name == "shape":
-        return str(["any" if size is None else size for size in wanted]).replace("'", "")
-    low, high = wanted
+        return str(["any" if size is None else size for size in expected]).replace("'", "")
+    low, high = expected
     bounds = [f"at least {low:g}"] if low is not None else []
     return " and ".join([*bounds, *([f"at most {high:g}"] if high is not None else [])])
 

@@ -59,7 +59,7 @@ class TrialObserver:
         self._metric = metric
         self._stop = stop
         self._is_last = False
-        self.is_given_up = False
+        self.is_pruned = False
 
     def on_step(self, record: StepRecord) -> None:
         self._is_last = record.step == record.num_steps
@@ -72,7 +72,7 @@ class TrialObserver:
             warnings.simplefilter("ignore")  # of an epoch that an earlier worker has reported
             self._trial.report(value, record.epoch + 1)
         if not self._is_last and not self._stop and self._trial.should_prune():
-            self.is_given_up = True
+            self.is_pruned = True
             self._stop.request()
 
     def on_end(self, reason: str) -> None:
@@ -236,7 +236,7 @@ class Sweep:
             errors = [" ".join(str(finding).split()) for finding in result.findings if finding.severity == "error"]
             reason = "" if result.path is not None else f"findings of the checks: {'; '.join(errors)}"
         with self._storage_explained():
-            if observer.is_given_up:
+            if observer.is_pruned:
                 self._study.tell(trial, state=state.PRUNED)
             elif result.stopped_by is not None:
                 self._queue_again(self._list_trials()[trial.number], max_retry=None)
