@@ -73,7 +73,7 @@ class QueuedStep:
     def pack(
         cls,
         judged: Mapping[str, Tensor],
-        others: Mapping[str, Tensor],
+        unjudged: Mapping[str, Tensor],
         *,
         known: Mapping[str, float],
         checks: Sequence[DeviceCheck],
@@ -81,11 +81,11 @@ class QueuedStep:
     ) -> QueuedStep:
         """Pack numbers (0-d) of a device, those that are judged first, with those of checks: -inf for a failed one."""
         parts, names = list[Tensor](), list[str]()
-        for numbers in (judged, others):
+        for numbers in (judged, unjudged):
             by_dtype: dict[torch.dtype, list[str]] = {}
             for name, number in numbers.items():
                 by_dtype.setdefault(number.dtype, []).append(name)
-            parts += [torch.stack([numbers[name].detach() for name in each]).double() for each in by_dtype.values()]
+            parts += [torch.stack([numbers[name].detach() for name in group]).double() for group in by_dtype.values()]
             names += itertools.chain(*by_dtype.values())
             if numbers is judged and checks:
                 parts.append(torch.stack([check.holds for check in checks]).double().log())

@@ -188,9 +188,9 @@ class StepGraphs:
         """Compute a step. Raises RunError if the host sends other numbers than those that were replayed."""
         with host_traffic() as traffic:
             queued = work(batches)
-        if place := traffic.differs_from(form.sent):
+        if location := traffic.differs_from(form.sent):
             raise RunError(
-                f"the host sends other numbers in a step than at first, at {place}: replayed steps have used the "
+                f"the host sends other numbers in a step than at first, at {location}: replayed steps have used the "
                 "first ones since; start anew with train.graph=off, or send only what follows from a batch"
             )
         return queued
@@ -236,16 +236,16 @@ class StepGraphs:
 
         with state.stilled():
             _, still = replay()
-        found, after = replay()
+        replayed, after = replay()
         with host_traffic() as traffic:
             computed = work(batches)
         form.is_compared = True
-        if place := traffic.differs_from(form.sent):
-            self._refuse(form, f"the host sends other numbers in each step, at {place}")
+        if location := traffic.differs_from(form.sent):
+            self._refuse(form, f"the host sends other numbers in each step, at {location}")
         elif not all(map(torch.equal, still[:num_moved], before[:num_moved])):
             self._refuse(form, "a replayed step moves weights while all rates are 0: it has some of the host")
-        elif not self._agrees(found, computed.values, before, after, tensors, num_moved):
-            numbers = f"{found.tolist()}, not {computed.values.tolist()}"
+        elif not self._agrees(replayed, computed.values, before, after, tensors, num_moved):
+            numbers = f"{replayed.tolist()}, not {computed.values.tolist()}"
             self._refuse(form, f"a replayed step has other numbers than the step: {numbers}")
         else:
             logger.info("steps are replayed as a CUDA graph (train.graph)")
@@ -253,7 +253,7 @@ class StepGraphs:
 
     def _agrees(
         self,
-        found: Tensor,
+        replayed: Tensor,
         values: Tensor,
         before: Sequence[Tensor],
         after: Sequence[Tensor],
@@ -261,7 +261,7 @@ class StepGraphs:
         num_moved: int,
     ) -> bool:
         if self._is_strict:
-            return torch.equal(found.nan_to_num(), values.nan_to_num()) and all(map(torch.equal, after, tensors))
+            return torch.equal(replayed.nan_to_num(), values.nan_to_num()) and all(map(torch.equal, after, tensors))
         update, other = (
             torch.cat(
                 [(one.detach() - old).double().flatten() for one, old in zip(each, before, strict=True)][:num_moved]
@@ -270,7 +270,7 @@ class StepGraphs:
         )
         is_same_update = bool((update - other).norm() <= _MAX_UPDATE_DIFFERENCE * update.norm())
         rounding = {"rtol": _MAX_DIFFERENCE, "atol": _MAX_DIFFERENCE}
-        return is_same_update and torch.allclose(found, values, equal_nan=True, **rounding)
+        return is_same_update and torch.allclose(replayed, values, equal_nan=True, **rounding)
 
     def _refuse(self, form: _Form, reason: str) -> None:
         """Compute the steps of a form from now on; all steps, if no other form has a graph."""
@@ -304,23 +304,23 @@ def _host_states() -> tuple[Any, ...]:
 @contextmanager
 def _noted_waits() -> Iterator[list[str]]:
     """Context that notes the places where the host waits for the device, as torch reports them."""
-    places: list[str] = []
+    locations: list[str] = []
 
     def note(message: Any, *arguments: Any, **named: Any) -> None:
         if "called a synchronizing" in str(message):
-            places.append(_find_place())
+            locations.append(_locate_frame())
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield places
+            yield locations
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def _find_place() -> str:
+def _locate_frame() -> str:
     """Return file and line of the innermost frame of the package outside of the engine and of `waits`."""
     outer = ("/engine/", "/ops/waits.py")
     frames = [f for f in traceback.extract_stack() if "/sightline/" in f.filename]
