@@ -222,9 +222,9 @@ def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _join_paths(few, many, wanted):  # type: ignore[no-untyped-def]
+def _join_paths(few, many, num_clusters):  # type: ignore[no-untyped-def]
     """Join the first cuts of one optimum and the last of another, at a cluster of `many` within one of `few`."""
-    skipped = wanted - (len(few) - 1)
+    skipped = num_clusters - (len(few) - 1)
     first = skipped
     while many[first + 1] >= few[first + 1 - skipped]:
         first += 1

@@ -144,14 +144,14 @@ class Registry:
         self.kind = kind
         self.noun = noun
         self.block_facts = BLOCK_FACTS if in_chain else frozenset()
-        self._given_modules = modules
+        self._modules = modules
         self._entries: dict[str, RegistryEntry] = {}
         self._shipped: dict[str, RegistryEntry] = {}
 
     @property
     def modules(self) -> Mapping[str, str]:
         """Modules of the shipped components by name."""
-        return find_modules(self.kind) if self._given_modules is None else self._given_modules
+        return find_modules(self.kind) if self._modules is None else self._modules
 
     def add(self, name: str) -> Callable[[BuilderT], BuilderT]:
         """Register a class or function under `name`; its keyword-only arguments are what a config may give.

@@ -225,12 +225,12 @@ def _share_near(positions: Tensor, decoded: Tensor, is_usable: Tensor, bound: fl
     return float(((positions - decoded).abs().amax(dim=-1)[is_usable] <= bound).double().mean())
 
 
-def _list_positions(frames: Frames, wanted: Tensor, decoded: Tensor, is_usable: Tensor) -> Changes:
+def _list_positions(frames: Frames, expected: Tensor, decoded: Tensor, is_usable: Tensor) -> Changes:
     for order in _ORDERS:
-        yield "data.layout", f"their axes are {', '.join('xyz'[k] for k in order)}", wanted[..., order]
+        yield "data.layout", f"their axes are {', '.join('xyz'[k] for k in order)}", expected[..., order]
     cells = frames.batch["heatmaps"].shape[-1]
     for text, changed in list_placements(frames.placement):
         yield "data.augment_target_mismatch", text, _find_cells(frames, changed, cells)
-    shift = (decoded - wanted)[is_usable].median(dim=0).values
+    shift = (decoded - expected)[is_usable].median(dim=0).values
     cause = "data.target_encoding" if bool(((shift.abs() - 0.5).abs() < 0.05).all()) else "data.centre"
-    yield cause, f"they are shifted by {[round(float(k), 2) for k in shift]} cells", wanted + shift
+    yield cause, f"they are shifted by {[round(float(k), 2) for k in shift]} cells", expected + shift

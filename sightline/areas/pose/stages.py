@@ -90,9 +90,9 @@ def measure_target(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visi
     }
 
 
-def measure_joint_errors(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
+def measure_joint_errors(predicted: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Compute the distance in mm of each decoded joint (J, 3) from the true one, by name, with mean and maximum."""
-    error_mm = (found - true).norm(dim=1)
+    error_mm = (predicted - true).norm(dim=1)
     errors_by_name = {
         name: float(mm) if is_visible else None for name, mm, is_visible in zip(names, error_mm, visible, strict=True)
     }
