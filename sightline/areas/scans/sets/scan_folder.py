@@ -198,7 +198,7 @@ def _add_label_file(path: Path) -> tuple[Path, ...]:
     return (path, label_path) if label_path.exists() else (path,)
 
 
-class _FoundScans(NamedTuple):
+class _ScanFiles(NamedTuple):
     """Files of every scan by split and name, and what the layout states; `root` is above all files."""
 
     root: Path
@@ -209,7 +209,7 @@ class _FoundScans(NamedTuple):
     id_names: Mapping[int, str]
 
 
-def _find_scans(root: Path) -> _FoundScans:
+def _find_scans(root: Path) -> _ScanFiles:
     """Find the scans and labels of every split; one split `all` if neither folders nor lists divide the scans."""
     tables = find_tables(root)
     if tables is not None:
@@ -217,14 +217,14 @@ def _find_scans(root: Path) -> _FoundScans:
         named, list_notes = read_name_lists(root, list(files))
         by_part = {part: {name: files[name] for name in names} for part, names in named.items()}
         notes += [f"scans and labels are paired by {tables}, and columns read as {', '.join(COLUMNS)}", *list_notes]
-        return _FoundScans(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
+        return _ScanFiles(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
     parts, notes = _list_splits(root)
     notes += filter(None, [list_skipped_files(root, suffixes=_SUFFIXES)])
     by_part = {
         part: {path.relative_to(root).as_posix(): _add_label_file(path) for path in paths}
         for part, paths in parts.items()
     }
-    return _FoundScans(root, "split_folders" if "test" in parts else "folder", by_part, notes, None, {})
+    return _ScanFiles(root, "split_folders" if "test" in parts else "folder", by_part, notes, None, {})
 
 
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
