@@ -28,7 +28,7 @@ _traffic: HostTraffic | None = None
 _deferred: list[DeviceCheck] | None = None  # not a context variable: a GPU's backward pass runs in a thread of its own
 
 
-def is_free_to_read(values: Tensor) -> bool:
+def is_on_host(values: Tensor) -> bool:
     """Return True if reading `values` (...) needs no wait for a device."""
     return values.device.type in _FREE_DEVICES
 
@@ -65,7 +65,7 @@ def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
 
 
 def _is_deferrable(values: Tensor) -> bool:
-    return not (is_free_to_read(values) or torch.compiler.is_compiling())
+    return not (is_on_host(values) or torch.compiler.is_compiling())
 
 
 @contextmanager
@@ -187,7 +187,7 @@ def _is_of_host(values: Tensor) -> bool:
 
 
 def _send_noted(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
-    is_noted = _traffic is not None and not is_free_to_read(torch.empty(0, device=device))
+    is_noted = _traffic is not None and not is_on_host(torch.empty(0, device=device))
     return _traffic.send(values, device, dtype) if is_noted and _traffic else _send(values, device, dtype)
 
 
@@ -197,7 +197,7 @@ def _send(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Te
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)
     is_known = is_of_host and not values.is_floating_point() and values.numel() <= _MAX_KNOWN
-    if is_known and not (is_free_to_read(sent) or is_recording() or torch.compiler.is_compiling()):
+    if is_known and not (is_on_host(sent) or is_recording() or torch.compiler.is_compiling()):
         remember(sent, _LIST, values.tolist())
     return sent
 
@@ -240,7 +240,7 @@ def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.de
 def fetch(tree: Any) -> Any:
     """Copy a tree of tensors to the host, in one transfer; on the host it stays as it is."""
     tensors = (value for value in tree_flatten(tree)[0] if isinstance(value, Tensor))
-    return tree if all(map(is_free_to_read, tensors)) else _fetch_tree(tree)
+    return tree if all(map(is_on_host, tensors)) else _fetch_tree(tree)
 
 
 def _fetch_tree(tree: Any) -> Any:

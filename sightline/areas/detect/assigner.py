@@ -21,7 +21,7 @@ from sightline.ops.waits import (
     POSITIVE,
     call_on_host,
     find_positive,
-    is_free_to_read,
+    is_on_host,
     read_list,
     recall,
     remember,
@@ -118,7 +118,7 @@ class Assigner(ABC):
                 )
         if not len(priors):
             return [self._assign_nothing(priors) for _ in images]
-        if self.needs_predictions and not is_free_to_read(priors.coordinates):
+        if self.needs_predictions and not is_on_host(priors.coordinates):
             return self._assign_on_host(priors, images)
         device, assignments = priors.coordinates.device, []
         flags = [read_list(is_ignored) for _, is_ignored, *_ in images]

@@ -126,7 +126,7 @@ def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
     "augmentation-mismatch",
     "error",
     "data.augment_target_mismatch assign.box_format",
-    holds="boxes about what they were about before",
+    holds="boxes around the same objects as before",
     do="let the transform take image and boxes, and move them by the same numbers",
     is_statistical=True,
 )

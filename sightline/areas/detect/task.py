@@ -59,7 +59,7 @@ from sightline.ops.priors import (
     make_anchors,
     make_points,
 )
-from sightline.ops.waits import POSITIVE, fetch, is_free_to_read, read_list, recall, remember, send_list
+from sightline.ops.waits import POSITIVE, fetch, is_on_host, read_list, recall, remember, send_list
 from sightline.parts.tasks.supervised import AllReduce, Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
@@ -223,7 +223,7 @@ class Detect(Supervised):
         more: Sequence[tuple[Any, ...]] = [()] * len(slices)
         if predictions is not None:
             more = [(batch["label"][rows], image) for rows, image in zip(slices, predictions, strict=True)]
-        if is_free_to_read(priors.coordinates) or type(self._assigner).__call__ is not Assigner.__call__:
+        if is_on_host(priors.coordinates) or type(self._assigner).__call__ is not Assigner.__call__:
             return [self._assigner(priors, *image, *rest) for *image, rest in zip(boxes, flags, more, strict=True)]
         known = read_list(batch["is_ignored"])
         flags = [send_list(known[rows], priors.coordinates.device, torch.bool) for rows in slices]
