@@ -123,8 +123,8 @@ class Assigner(ABC):
         device, assignments = priors.coordinates.device, []
         flags = [read_list(is_ignored) for _, is_ignored, *_ in images]
         targets, regions = (
-            [send_list([row for row, flag in enumerate(rows) if flag is wanted], device) for rows in flags]
-            for wanted in (False, True)
+            [send_list([row for row, flag in enumerate(rows) if flag is ignored], device) for rows in flags]
+            for ignored in (False, True)
         )
         wide = [boxes.to(priors.coordinates.dtype) for boxes, *_ in images]
         target_boxes = [boxes[rows] for boxes, rows in zip(wide, targets, strict=True)]

@@ -233,14 +233,14 @@ class FreeAnchorNegative(_BoxesLoss):
                     prior, kind, p = self._detection_probabilities(*arguments)
                     is_counted = weight[image, prior, kind] > 0
                     p, prior, kind = p[is_counted], prior[is_counted], kind[is_counted]
-                    place: Any = (image, prior, kind)
+                    index: Any = (image, prior, kind)
                     is_counted = is_counted[is_counted]
                 else:
-                    p, place = self._all_detection_probabilities(*arguments, logits.shape[2]), image
+                    p, index = self._all_detection_probabilities(*arguments, logits.shape[2]), image
                     is_counted = (weight[image] > 0) & (p > 0)
                     p = torch.where(is_counted, p, 0.0)
-            weight[place] = torch.where(is_counted, 0.0, weight[place])
-            value = promote_to_float32(logits[place])
+            weight[index] = torch.where(is_counted, 0.0, weight[index])
+            value = promote_to_float32(logits[index])
             log_class, log_rest = functional.logsigmoid(value), functional.logsigmoid(-value)
             log_q, log_other = log_class + (1 - p).log(), torch.logaddexp(log_rest, log_class + p.log())
             terms.append(torch.where(is_counted, -(self.gamma * log_q).exp() * log_other, 0.0).sum())

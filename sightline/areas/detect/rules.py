@@ -145,12 +145,12 @@ def moved_boxes(run: Any) -> Iterator[Fault]:
             if not mixes_samples(bound) and before["boxes"].numel():
                 apply = lambda batch, n=number, key=key: part.reader.transforms.apply_one(n, batch, [key])  # noqa: E731
                 overlaps.setdefault((number, after[0]), []).append(_follow_box(before, apply))
-    for (number, name), found in overlaps.items():
-        lost = [overlap for overlap in found if overlap is not None and overlap < _MIN_FOLLOWED]
+    for (number, name), shares in overlaps.items():
+        lost = [overlap for overlap in shares if overlap is not None and overlap < _MIN_FOLLOWED]
         if len(lost) > 1:
             where = run.locate("train", config_path=f"transforms.train.{number}")
             measured = (
-                f"IoU {min(lost):.2f} of a box with what was painted in it, in {len(lost)} of {len(found)} samples"
+                f"IoU {min(lost):.2f} of a box with what was painted in it, in {len(lost)} of {len(shares)} samples"
             )
             yield Fault(f"the transform '{name}' moves images and boxes differently", measured=measured, where=where)
 
@@ -174,9 +174,9 @@ def _follow_box(before: Any, apply: Callable[[Any], Any]) -> float | None:
     rows, columns = (grid > (low + high) / 2).nonzero().unbind(1)
     if float(high - low) < 0.1 or not len(rows):
         return None
-    found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
-    moved = after["boxes"].reshape(-1, 4).float().clamp(min=0).minimum(found.new_tensor([width, height] * 2))
-    overlaps = iou(found.expand_as(moved), moved)
+    painted = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+    moved = after["boxes"].reshape(-1, 4).float().clamp(min=0).minimum(painted.new_tensor([width, height] * 2))
+    overlaps = iou(painted.expand_as(moved), moved)
     return float(overlaps[chosen] if len(overlaps) == len(boxes) else overlaps.max())
 
 
@@ -273,7 +273,7 @@ def unmatched_boxes(run: Any, assigned: Any) -> Iterator[Fault]:
         yield Fault(summary, measured=levels, severity="error", causes=causes, where=where)
         return
     pairs = zip(assigned.priors.strides, assigned.num_boxes_of_level, positives, strict=True)
-    idle = [str(stride) for stride, sized, found in pairs if sized >= _MIN_BOXES and not found]
+    idle = [str(stride) for stride, sized, matched in pairs if sized >= _MIN_BOXES and not matched]
     if idle:
         summary = f"levels of stride {', '.join(idle)} never get a positive, although boxes have that size"
         yield Fault(summary, measured=levels, where=where)

@@ -110,7 +110,7 @@ class BoxScoring(Scoring):
         category_offset: int = 0,
     ) -> ScoredFiles:
         """Compute the metrics of a file of detections."""
-        evaluation, others, predictions = score_boxes(part, metrics, path, category_offset=category_offset)
+        evaluation, skipped, predictions = score_boxes(part, metrics, path, category_offset=category_offset)
         notes = [*predictions.notes]
         notes += [
             f"not scored: {count} boxes of {kind}"
@@ -127,7 +127,7 @@ class BoxScoring(Scoring):
         faults = results_faults(predictions.detections, truths, most=most)
         notes += [f"warning: {path}: {fault}" for fault in faults]
         order = scoring_order(images)
-        return ScoredFiles(evaluation, others, notes, lambda index: part.sample_name(int(order[index])))
+        return ScoredFiles(evaluation, skipped, notes, lambda index: part.sample_name(int(order[index])))
 
 
 def score_boxes(
@@ -161,19 +161,19 @@ def score_boxes(
         **_concatenate("detections", detections, "detection_offsets"),
     }
     bound_metrics: list[BoundMetric] = []
-    others = []
+    skipped = []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
             update = bind(
                 metric.update, AvailableKeys("files", batch), owner=f"metrics.{component.name}", exclude=("state",)
             )
         except UnknownKeyError:
-            others.append(component.name)
+            skipped.append(component.name)
             continue
         bound_metrics.append(BoundMetric(metric, update))
     if not bound_metrics:
         raise ConfigError(
-            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, box_errors, crowd_ap, miss_rate are"
+            f"metrics: none of {', '.join(skipped)} is computed from boxes; box_ap, box_errors, crowd_ap, miss_rate are"
         )
     metric_results = []
     for meter in bound_metrics:
@@ -181,7 +181,7 @@ def score_boxes(
         meter.update.function(state, **meter.update.select(batch))
         metric_results.append(MetricResult(meter, "", state))
     seconds = time.perf_counter() - started
-    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), others, results
+    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), skipped, results
 
 
 def scoring_order(images: BoxImages) -> np.ndarray:

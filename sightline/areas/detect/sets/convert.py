@@ -263,11 +263,13 @@ def _read_back(name: str, writer: LabelFormat, folder: Path, renamed: Sequence[L
     try:
         back = writer.read(folder)
         back.faults.raise_or_note("refuse", root=folder)
-        found = {(image.path.relative_to(back.root).as_posix(), image.split, len(image.boxes)) for image in back.images}
+        read_images = {
+            (image.path.relative_to(back.root).as_posix(), image.split, len(image.boxes)) for image in back.images
+        }
     except DataError as error:
         advice = "" if any(image.boxes for image in renamed) else ", or, as no box is left, choose another --as"
         raise DataError(f"{name} does not read what was written: {error}; rename the images{advice}") from error
     for image in renamed:
-        if (image.name, image.split, len(image.boxes)) not in found:
+        if (image.name, image.split, len(image.boxes)) not in read_images:
             raise DataError(f"{image.path}: {name} does not read its labels again from '{image.name}'; rename it")
     return back.classes.names

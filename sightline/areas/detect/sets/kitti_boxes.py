@@ -56,10 +56,10 @@ def read_kitti(source: Path) -> LabelledSet:
         paths[path.parents[1], path.stem].append(path)
     images = []
     for number, file in enumerate(files, start=1):
-        path, *others = paths.pop((file.parents[1], file.stem), [file.parents[1] / "image_2" / f"{file.stem}.png"])
+        path, *duplicates = paths.pop((file.parents[1], file.stem), [file.parents[1] / "image_2" / f"{file.stem}.png"])
         boxes = [*_read_rows(file, faults, unread)]
-        if others:
-            faults.add("images that share a text file in label_2", f"{path} and {others[0].name}")
+        if duplicates:
+            faults.add("images that share a text file in label_2", f"{path} and {duplicates[0].name}")
             continue
         split, name = guess_split(file.parents[1].relative_to(root)), path.relative_to(root).as_posix()
         images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))

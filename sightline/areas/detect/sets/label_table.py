@@ -251,8 +251,8 @@ def _fill(box: LabelledBox, stated: BoxCorners | None) -> BoxCorners:
     """Return a stated box; for a missing one, another one of an ignored object, else an empty box."""
     if stated is not None:
         return stated
-    others = (corners for corners in (box.box, box.visible, box.head) if corners is not None)
-    return next(others) if box.is_ignored else (0.0, 0.0, 0.0, 0.0)
+    corners_of_parts = (corners for corners in (box.box, box.visible, box.head) if corners is not None)
+    return next(corners_of_parts) if box.is_ignored else (0.0, 0.0, 0.0, 0.0)
 
 
 def _store_share(box: LabelledBox) -> float:

@@ -171,20 +171,20 @@ def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
 
     Raises DataError for two YAML files with other names or splits.
     """
-    found: list[tuple[Path, dict[str, Any]]] = []
+    configs: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(root.glob("*.y*ml")):
         content = read_file(path)
         document = parsed_yaml(content, path, name="a file of classes") if b"names" in content else None
         if isinstance(document, dict) and "names" in document:
-            found.append((path, document))
-    for path, document in found[1:]:
-        if any(document.get(key) != found[0][1].get(key) for key in ("names", *_SPLIT_KEYS)):
-            raise DataError(f"{found[0][0]} and {path} state other names or splits; keep one of them in the folder")
-    for path in sorted(root.glob("*.data")) if not found else ():
+            configs.append((path, document))
+    for path, document in configs[1:]:
+        if any(document.get(key) != configs[0][1].get(key) for key in ("names", *_SPLIT_KEYS)):
+            raise DataError(f"{configs[0][0]} and {path} state other names or splits; keep one of them in the folder")
+    for path in sorted(root.glob("*.data")) if not configs else ():
         rows = [line.split("=", 1) for line in read_file(path).decode("utf-8-sig", "replace").splitlines()]
         stated = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
-        found += [(path, {"train": stated["train"], "val": stated.get("valid")})] if "train" in stated else []
-    return found[0] if found else (None, {})
+        configs += [(path, {"train": stated["train"], "val": stated.get("valid")})] if "train" in stated else []
+    return configs[0] if configs else (None, {})
 
 
 def _list_name_files(root: Path) -> list[Path]:
@@ -357,12 +357,12 @@ def _describe_misplaced(root: Path, text: Path, images: Sequence[Path]) -> str:
 
     Where the file of an image in images/train belongs is labels/train.
     """
-    wanted = {(root / _in_labels(path.relative_to(root).with_suffix(".txt").parts)) for path in images}
+    expected = {(root / _in_labels(path.relative_to(root).with_suffix(".txt").parts)) for path in images}
     parts = text.relative_to(root).parts
     for index in range(len(parts) - 1):
         folder = root.joinpath(*parts[: index + 1])
         labels = folder.with_name("labels")
-        if labels.joinpath(*parts[index + 1 :]) in wanted and not labels.exists():
+        if labels.joinpath(*parts[index + 1 :]) in expected and not labels.exists():
             return f"their folder is called {folder.name}: mv {_as_word(folder)} {_as_word(labels)}"
     return f"{text} is elsewhere, or named otherwise"
 
@@ -521,7 +521,7 @@ def _image_path(image: LabelledImage) -> str:
 def _label_path(name: str) -> str:
     """Return the path of the text file of an image, as `_find_label_file` looks for it."""
     parts = PurePosixPath(name).with_suffix(".txt").parts
-    index = max(place for place, part in enumerate(parts[:-1]) if part == "images")
+    index = max(position for position, part in enumerate(parts[:-1]) if part == "images")
     return "/".join((*parts[:index], "labels", *parts[index + 1 :]))
 
 

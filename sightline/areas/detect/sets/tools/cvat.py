@@ -64,23 +64,25 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     if next(elements).tag != "annotations":
         report.habits["XML files are not of CVAT and are passed over"].append(str(file))
         return
-    for each in elements:
-        where = f"{file}:{each.line}"
-        if each.tag == "track":
+    for element in elements:
+        where = f"{file}:{element.line}"
+        if element.tag == "track":
             raise DataError(f"{where}: is a track of a video, which is not read; export it as 'CVAT for images 1.1'")
-        if each.tag == "meta":
-            labels = [label for job in each.children for part in job.find_all("labels") for label in part.children]
+        if element.tag == "meta":
+            labels = [label for job in element.children for part in job.find_all("labels") for label in part.children]
             names = [label.text("name") for label in labels if not label.text("parent")]
             report.class_names += [name for name in names if name]
-        if each.tag != "image":
+        if element.tag != "image":
             continue
         try:
-            size_px = parse_size(each.attributes.get("height"), each.attributes.get("width"))
+            size_px = parse_size(element.attributes.get("height"), element.attributes.get("width"))
         except ValueError as error:
             report.faults.add(BAD_IMAGE, f"{where}: {error}")
             continue
-        boxes = tuple(_read_shapes(each, file, report))
-        yield ToolImage(each.attributes.get("name", ""), size_px, boxes, each.attributes.get("subset", ""), each.line)
+        boxes = tuple(_read_shapes(element, file, report))
+        yield ToolImage(
+            element.attributes.get("name", ""), size_px, boxes, element.attributes.get("subset", ""), element.line
+        )
 
 
 def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[LabelledBox]:
@@ -95,7 +97,10 @@ def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[
             continue
         try:
             refuse_turned(shape.attributes.get("rotation"), where)
-            marks = {each.attributes.get("name", ""): each.content.strip() for each in shape.find_all("attribute")}
+            marks = {
+                attribute.attributes.get("name", ""): attribute.content.strip()
+                for attribute in shape.find_all("attribute")
+            }
             yield make_box(label, _read_corners(shape), marks, line=shape.line)
         except NoBoxError as error:
             report.faults.add(error.kind, str(error))

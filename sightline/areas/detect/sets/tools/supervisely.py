@@ -55,7 +55,9 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     document = parse_json_content(read_file(file), where=str(file), advice="export it again")
     stated: Mapping[str, Any] = document if isinstance(document, dict) else {}
     if isinstance(stated.get("classes"), list):
-        titles = [str(each.get("title") or "").strip() if isinstance(each, dict) else "" for each in stated["classes"]]
+        titles = [
+            str(entry.get("title") or "").strip() if isinstance(entry, dict) else "" for entry in stated["classes"]
+        ]
         if not all(titles):
             raise ValueError("a class has no title; export the project again")
         report.class_names += titles
@@ -68,7 +70,7 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     tags = [str(tag.get("name", tag) if isinstance(tag, dict) else tag) for tag in stated_tags]
     subset = next((tag for tag in tags if tag.lower() in _ASSIGNED), "")
     report.unread.update(f"tag {tag} of an image"[:80] for tag in tags if tag != subset)
-    entries = ((f"{file}: objects[{number}]", each) for number, each in enumerate(stated["objects"]))
+    entries = ((f"{file}: objects[{number}]", entry) for number, entry in enumerate(stated["objects"]))
     yield ToolImage("", size_px, [*collect_boxes(entries, partial(_read_object, report=report), report.faults)], subset)
 
 

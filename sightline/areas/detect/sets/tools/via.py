@@ -55,7 +55,7 @@ def read_via(source: Path, *, label_key: str | None = None, class_name: str | No
     def read_images(file: Path, report: ToolReport) -> Iterator[ToolImage]:
         for image in images[file] if file in images else _read_images(file, report):
             name, regions = str(image["filename"]), image["regions"]
-            entries = ((f"{file}: {name}, region {number}", each) for number, each in enumerate(regions))
+            entries = ((f"{file}: {name}, region {number}", region) for number, region in enumerate(regions))
             parse = partial(_read_region, label_key=label_key, class_name=class_name, report=report)
             boxes = [*collect_boxes(entries, parse, report.faults)]
             yield ToolImage(name, None, boxes, name_subset(file))
@@ -76,8 +76,10 @@ def _find_label_key(
 
     Raises DataError if it is not known, or no region has it.
     """
-    regions = [each for images in files for image in images for each in image["regions"] if isinstance(each, dict)]
-    names = Counter(name for each in regions for name in _attributes(each))
+    regions = [
+        region for images in files for image in images for region in image["regions"] if isinstance(region, dict)
+    ]
+    names = Counter(name for region in regions for name in _attributes(region))
     named = join_some(
         [f"{name} ({count} of {len(regions)} regions)" for name, count in names.most_common()], most=_MAX_LISTED
     )
@@ -142,7 +144,7 @@ def _read_images(file: Path, report: ToolReport) -> Sequence[_Image]:
     stated: Any = document.get("_via_img_metadata", document) if isinstance(document, dict) else {}
     if isinstance(stated, dict) and {"file", "view", "metadata"} <= stated.keys():
         return _convert_version_3(stated, file)
-    images = [each for each in stated.values() if isinstance(each, dict)] if isinstance(stated, dict) else []
+    images = [entry for entry in stated.values() if isinstance(entry, dict)] if isinstance(stated, dict) else []
     if not images or not all({"filename", "regions"} <= image.keys() for image in images):
         report.habits["JSON files are not of VIA and are passed over"].append(str(file))
         return ()
@@ -182,20 +184,20 @@ def _convert_version_3(project: Mapping[str, Any], file: Path) -> Sequence[_Imag
     """Return the images of a project of version 3 as version 2 has them. Raises DataError for one about videos."""
     try:
         attributes = {
-            key: (str(each["aname"]), each.get("options") or {}) for key, each in project["attribute"].items()
+            key: (str(entry["aname"]), entry.get("options") or {}) for key, entry in project["attribute"].items()
         }
-        names = {str(key): str(each["fname"]) for key, each in project["file"].items()}
+        names = {str(key): str(entry["fname"]) for key, entry in project["file"].items()}
         images: dict[str, dict[str, Any]] = {}
         for key, view in project["view"].items():
             [number] = view["fid_list"]
             images[key] = {"filename": names[str(number)], "regions": []}
-        for each in project["metadata"].values():
-            if each.get("z"):
+        for entry in project["metadata"].values():
+            if entry.get("z"):
                 raise DataError(f"{file}: has times of a video, which is not read; take its frames as images")
-            if each["xy"]:
-                stated = {attributes[key][0]: attributes[key][1].get(v, v) for key, v in each["av"].items()}
-                region = {"shape_attributes": _convert_shape(each["xy"]), "region_attributes": stated}
-                images[str(each["vid"])]["regions"].append(region)
+            if entry["xy"]:
+                stated = {attributes[key][0]: attributes[key][1].get(v, v) for key, v in entry["av"].items()}
+                region = {"shape_attributes": _convert_shape(entry["xy"]), "region_attributes": stated}
+                images[str(entry["vid"])]["regions"].append(region)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
