@@ -80,26 +80,26 @@ class ScanFolder(NamedScans):
         return: they keep their index and label in the file, and are ignored. Scans and labels of nuScenes lidarseg are
         paired by its tables. Raises DataError for a folder without scans, and for a file in another format.
         """
-        found = _find_scans(root)
-        names = found.columns if columns is None else check_columns(columns)
+        listed = _find_scans(root)
+        names = listed.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [
             ListedScan(part, name, files, partial(reader.read, *files))
-            for part, members in found.parts.items()
+            for part, members in listed.parts.items()
             for name, files in members.items()
         ]
         return scan_plan(
             set_name=cls.set_name,
-            layout=found.layout,
-            root=found.root,
+            layout=listed.layout,
+            root=listed.root,
             scans=scans,
             columns={} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")},
             about={
-                "split": describe_split(found.parts, "folders" if (root / "test").is_dir() else "lists of names"),
-                **({"id_names": found.id_names} if found.id_names else {}),
+                "split": describe_split(listed.parts, "folders" if (root / "test").is_dir() else "lists of names"),
+                **({"id_names": listed.id_names} if listed.id_names else {}),
             },
             options=reader.options(),
-            notes=[*found.notes, *_note_unused_rings(scans[0].files[0], reader)],
+            notes=[*listed.notes, *_note_unused_rings(scans[0].files[0], reader)],
         )
 
     @classmethod
@@ -118,12 +118,12 @@ class ScanFolder(NamedScans):
         Options as those of `plan`. Raises as `plan`.
         """
         root = cls.spec.find(source)
-        found = _find_scans(root)
-        names = found.columns if columns is None else check_columns(columns)
+        listed = _find_scans(root)
+        names = listed.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
-        scans = [files for members in found.parts.values() for files in members.values()]
+        scans = [files for members in listed.parts.values() for files in members.values()]
         readers = {files[0]: partial(reader.read, *files, is_survey=True) for files in scans}
-        return survey_scans(readers, source=root, id_names=found.id_names)
+        return survey_scans(readers, source=root, id_names=listed.id_names)
 
     def _make_sensor(self, block: SensorBlock | None) -> Sensor:
         return make_sensor(block, preset=None, owner=self.set_name)
@@ -229,9 +229,9 @@ def _find_scans(root: Path) -> _ScanFiles:
 
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """List the scans of every split, and notes."""
-    found = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _FOLDERS.items()}
+    existing = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _FOLDERS.items()}
     folders = {
-        split: [path for folder in each for path in _list_scans(folder)] for split, each in found.items() if each
+        split: [path for folder in roots for path in _list_scans(folder)] for split, roots in existing.items() if roots
     }
     if folders:
         empty = [split for split in ("train", "test") if not folders.get(split)]
