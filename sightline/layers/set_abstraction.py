@@ -92,9 +92,9 @@ class PlainGroupedMLP(nn.Module):
 
     def after_first_linear(self, values: Tensor) -> Tensor:
         """Apply the layers after the first linear map to members (B, M, K, widths[0]): (B, M, widths[-1])."""
-        first, *others = self._linear_norms
+        first, *rest = self._linear_norms
         values = first.normalise_and_activate(values)
-        for layer in others:
+        for layer in rest:
             values = layer(values)
         return values.max(dim=2).values
 
@@ -442,7 +442,7 @@ class FeaturePropagation(nn.Module):
 
     def forward(self, points: Tensor, own: Tensor | None, coarse_points: Tensor, coarse: Tensor) -> Tensor:
         """Map points (B, N, 3), own (B, N, S) or None, coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, D)."""
-        first, *others = (cast(LinearNorm, layer) for layer in self.layers)
+        first, *rest = (cast(LinearNorm, layer) for layer in self.layers)
         linear = first.linear
         if self.fused:
             skip_weight, coarse_weight = linear.weight.split(
@@ -455,6 +455,6 @@ class FeaturePropagation(nn.Module):
         else:
             carried = interpolate(coarse, points=coarse_points, queries=points)
             values = first(carried if own is None else torch.cat([own, carried], dim=-1))
-        for layer in others:
+        for layer in rest:
             values = layer(values)
         return values

@@ -429,9 +429,9 @@ def _keep_in_order(hits, is_kept, count, num_words, WORD: tl.constexpr, WORDS: t
     suppressed = tl.zeros((WORDS,), tl.int64)
     for block in range(num_words):
         own = tl.sum(tl.where(words == block, suppressed, 0), axis=0)
-        for place in range(tl.minimum(WORD, count - block * WORD)):
-            index = block * WORD + place
-            is_free = ((own >> place) & 1) == 0
+        for bit in range(tl.minimum(WORD, count - block * WORD)):
+            index = block * WORD + bit
+            is_free = ((own >> bit) & 1) == 0
             tl.store(is_kept + index, is_free)
             if is_free:
                 base = hits + index * num_words

@@ -300,13 +300,13 @@ def _rectify_back(  # type: ignore[no-untyped-def]
             to_z = load(own_to_code, (2, channel))
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
-                place, edge = (index[point, slot], channel), (point, slot, channel)
-                carried = _carry(load(neighbour_terms, place), own, x_code, y_code, z_code, x, y, z)
+                entry, edge = (index[point, slot], channel), (point, slot, channel)
+                carried = _carry(load(neighbour_terms, entry), own, x_code, y_code, z_code, x, y, z)
                 passed = where_positive(load(gradient, edge), carried)
                 store(where_positive(carried, carried), rectified, edge)
                 own_gradient, own_sum = own_gradient + passed, own_sum + carried
-                store(load(to_near, place) + passed, to_near, place)
-                store(load(of_near, place) + carried, of_near, place)
+                store(load(to_near, entry) + passed, to_near, entry)
+                store(load(of_near, entry) + carried, of_near, entry)
                 store(passed, gradient, edge)
                 to_x, to_y, to_z = to_x + passed * x, to_y + passed * y, to_z + passed * z
             for slot in range(count[point], index.shape[1]):
@@ -483,8 +483,8 @@ def _spread_values(  # type: ignore[no-untyped-def]
         for group in range(first, last):
             incoming, x, y, z = load(gradient, (point, group, 0)), zero, zero, zero
             for slot in range(count[point]):
-                share, place = weight[point, slot, group], (index[point, slot], group, 0)
-                store(load(to_value, place) + incoming * share, to_value, place)
+                share, entry = weight[point, slot, group], (index[point, slot], group, 0)
+                store(load(to_value, entry) + incoming * share, to_value, entry)
                 x += position[point, slot, 0] * share
                 y += position[point, slot, 1] * share
                 z += position[point, slot, 2] * share

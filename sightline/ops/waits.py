@@ -136,11 +136,11 @@ class HostTraffic:
 
 def _is_sent_again(before: SentValues, values: Tensor, device: torch.device, dtype: torch.dtype | None) -> bool:
     """Return True if values of the host are those of before, in the same format there and on the device."""
-    formats = [(each.shape, each.dtype) for each in (before.values, values)]
+    formats = [(tensor.shape, tensor.dtype) for tensor in (before.values, values)]
     is_same_form = formats[0] == formats[1] and before.sent.dtype == (dtype or values.dtype)
     if not is_same_form or before.sent.device.type != device.type:
         return False
-    ours, theirs = (each.detach().reshape(-1).contiguous().view(torch.uint8) for each in (before.values, values))
+    ours, theirs = (tensor.detach().reshape(-1).contiguous().view(torch.uint8) for tensor in (before.values, values))
     return torch.equal(ours, theirs)
 
 
