@@ -109,7 +109,7 @@ def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: boo
     Of layouts that shapes do not tell apart either, the first will do if all make the same run, or for the weights
     alone. Raises CheckpointError, with `advice`, if several are left over, and if the names are of none.
     """
-    fitting = [read_layout(each) for each in find_layouts(state)]
+    fitting = [read_layout(match) for match in find_layouts(state)]
     if not fitting:
         names = join_some(sorted(state), most=_MAX_NAMES_SHOWN)
         raise CheckpointError(

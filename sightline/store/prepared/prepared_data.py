@@ -317,7 +317,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
     files = plan.files
     values: Mapping[str, Any] = {}
     faults: list[str] = []
-    others = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
+    unread = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
     try:
         values = next(iter(plan.shards[0].rows())).values
     except DataError as error:
@@ -328,7 +328,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
         "layout": plan.layout,
         "samples": plan.split_sizes,
         "files": f"{len(files):,}, {sum(map(file_size, files)):,} bytes",
-        "files_beside_them": others,
+        "files_beside_them": unread,
         **plan.manifest_extra,
         "first_sample": {
             name: f"{' x '.join(map(str, array.shape))}, from {array.min():.4g} to {array.max():.4g}"
