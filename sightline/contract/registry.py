@@ -73,8 +73,8 @@ class RegistryEntry(NamedTuple):
     @property
     def example(self) -> str:
         """The docstring's lines from the first `>>>` to the next blank one; empty if there are none."""
-        found = re.search(r"^>>> .*?(?=\n\n|\Z)", inspect.getdoc(self.builder) or "", flags=re.DOTALL | re.MULTILINE)
-        return found[0] if found else ""
+        match = re.search(r"^>>> .*?(?=\n\n|\Z)", inspect.getdoc(self.builder) or "", flags=re.DOTALL | re.MULTILINE)
+        return match[0] if match else ""
 
     @property
     def arguments(self) -> dict[str, Parameter]:
@@ -384,8 +384,8 @@ def find_mismatch(needs: Iterable[Need]) -> str | None:
     """Describe the first need that is not met, with what is offered instead; None if components fit together."""
     for topic, taker, values, giver, offered in needs:
         if {*values}.isdisjoint(offered):
-            needed, given = (sorted(map(str, words)) for words in (values, offered))
-            return f"{taker} needs {topic} {' or '.join(needed)}; {giver} offers {', '.join(given) or 'none'}"
+            needed, available = (sorted(map(str, words)) for words in (values, offered))
+            return f"{taker} needs {topic} {' or '.join(needed)}; {giver} offers {', '.join(available) or 'none'}"
     return None
 
 

@@ -86,12 +86,12 @@ class ResidentSamples:
         if _NAMED in batch:
             return batch
         form = {name: (values.shape[1:], values.dtype) for name, values in self._fields.items()}
-        given = {name: values for name, values in batch.items() if name not in self._names}
-        if form != {name: (values.shape[1:], values.dtype) for name, values in given.items()}:
+        fields = {name: values for name, values in batch.items() if name not in self._names}
+        if form != {name: (values.shape[1:], values.dtype) for name, values in fields.items()}:
             return batch
         rows = batch["sample_index"]
         for name, values in self._fields.items():
-            values.index_copy_(0, rows, given[name])
+            values.index_copy_(0, rows, fields[name])
         self._is_here[torch.tensor(read_list(rows))] = True
         return {**{name: batch[name] for name in batch if name in self._names}, _NAMED: True}
 
@@ -159,7 +159,7 @@ def _keep_samples(
     if not reader.reads_index_alone(keys):
         return "they depend on the epoch, the step or the seed"
     later = reader.read_raw([replace(key, epoch=key.epoch + 1, step=key.step + 1) for key in keys])
-    first, second = ({n: v for n, v in each.items() if n not in reader.draw_keys} for each in (raw, later))
+    first, second = ({n: v for n, v in batch.items() if n not in reader.draw_keys} for batch in (raw, later))
     if not all(isinstance(values, torch.Tensor) and len(values) == len(keys) for values in first.values()):
         return "a field has not one row for each sample"
     if raw["sample_index"].tolist() != [key.index for key in keys] or _find_difference(first, second, 0.0, 0.0):

@@ -129,7 +129,7 @@ class StepGraphs:
             self._forms.clear()
         read = [{name: batch[name] for name in kind.read if name in batch} for batch in batches]
         known = [(path, tensor) for path, tensor in tree_leaves(read) if path in kind.known]
-        form = self._find_form((_describe(read), tuple((path, repr(get_known_list(each))) for path, each in known)))
+        form = self._find_form((_describe(read), tuple((path, repr(get_known_list(leaf))) for path, leaf in known)))
         if form is None or form.is_refused:
             return work(batches)
         if form.graph is not None and form.is_compared:
@@ -142,7 +142,7 @@ class StepGraphs:
         if form.graph is not None:
             return self._compare(form, form.graph, read, batches, work, state)
         if form.num_seen == 2:
-            return self._watch(form, [each for _, each in known], batches, work)
+            return self._watch(form, [leaf for _, leaf in known], batches, work)
         if form.num_seen > 2:
             self._capture(form, work, read)
         return work(batches)
@@ -152,7 +152,7 @@ class StepGraphs:
         form = self._forms.get(described)
         if form is None and len(self._forms) < _MAX_FORMS:
             form = self._forms[described] = _Form()
-        elif form is None and not any(each.graph for each in self._forms.values()):
+        elif form is None and not any(other.graph for other in self._forms.values()):
             self._give_up("batches have ever other forms")
         return form
 
@@ -180,7 +180,7 @@ class StepGraphs:
             self._refuse(form, "the host draws numbers in a step: a graph would repeat the first ones")
         elif not self._has_room():
             self._refuse(form, "a graph keeps the memory of a step, and half of the GPU's is in use")
-        elif sum(each.graph is not None for each in self._forms.values()) == _MAX_GRAPHS:
+        elif sum(other.graph is not None for other in self._forms.values()) == _MAX_GRAPHS:
             form.is_refused = True
         return queued
 
@@ -264,9 +264,9 @@ class StepGraphs:
             return torch.equal(replayed.nan_to_num(), values.nan_to_num()) and all(map(torch.equal, after, tensors))
         update, other = (
             torch.cat(
-                [(one.detach() - old).double().flatten() for one, old in zip(each, before, strict=True)][:num_moved]
+                [(one.detach() - old).double().flatten() for one, old in zip(updated, before, strict=True)][:num_moved]
             )
-            for each in (tensors, after)
+            for updated in (tensors, after)
         )
         is_same_update = bool((update - other).norm() <= _MAX_UPDATE_DIFFERENCE * update.norm())
         rounding = {"rtol": _MAX_DIFFERENCE, "atol": _MAX_DIFFERENCE}
@@ -275,7 +275,7 @@ class StepGraphs:
     def _refuse(self, form: _Form, reason: str) -> None:
         """Compute the steps of a form from now on; all steps, if no other form has a graph."""
         form.graph, form.is_refused = None, True
-        if not any(each.graph for each in self._forms.values()):
+        if not any(other.graph for other in self._forms.values()):
             self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:

@@ -152,9 +152,9 @@ def queue_step(
         is_free = is_on_host(torch.empty(0, device=job.device))
         with contextlib.nullcontext(()) if is_free else deferred_checks() as checks:
             finished = [*batches] if finish is None else [*map(finish, batches)]
-            judged, others = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
-            known = {} if is_free else _pop_known(judged) | _pop_known(others)
-            queued = QueuedStep.pack(judged, others, known=known, checks=tuple(checks), micro_batches=finished)
+            judged, unjudged = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
+            known = {} if is_free else _pop_known(judged) | _pop_known(unjudged)
+            queued = QueuedStep.pack(judged, unjudged, known=known, checks=tuple(checks), micro_batches=finished)
         if job.gate is not None:
             job.gate.close_unless_finite(queued.deciding)
             _update(job, job.gate)
@@ -289,8 +289,8 @@ def _compute_numbers(
         **{Key.DIVISOR + name: step.counts[name] for name in means},
         Key.NORM: norm,
     }
-    others = {name: total for name, total in totals.items() if name not in sums}
-    return judged, others | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
+    unjudged = {name: total for name, total in totals.items() if name not in sums}
+    return judged, unjudged | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
 
 
 def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> None:
