@@ -107,8 +107,8 @@ def _run_stages(
         if request is not None:
             policy, packing = _search_policy(options, job, *request)
         if options.stop_after == "search":
-            found = options.out / WORK / POLICY
-            return print_note(f"found: {found}; the command without --stop-after goes on from it")
+            policy_file = options.out / WORK / POLICY
+            return print_note(f"found: {policy_file}; the command without --stop-after goes on from it")
         finetuned = None if fine_tuning is None else job.finetune(policy, fine_tuning)
         if options.stop_after == "finetune":
             return print_note(f"fine-tuned: {finetuned}; the command without --stop-after packs it")
@@ -209,7 +209,8 @@ def size(options: CompressSizeOptions) -> int:
     formats = [FP32, FP16, *(WeightFormat("codebook", bits) for bits in range(8, 0, -1))]
     titles = ["float32", "fp16", *(f"{bits} bits" for bits in range(8, 0, -1))]
     policies: dict[str, Policy] = {
-        title: dict.fromkeys(simulated.names, each) for title, each in zip(titles, formats, strict=True)
+        title: dict.fromkeys(simulated.names, weight_format)
+        for title, weight_format in zip(titles, formats, strict=True)
     }
     if options.policy is not None:
         policies = {str(options.policy): chosen}

@@ -32,7 +32,8 @@ class GridRow:
     def best(self) -> Attempt:
         """The attempt that fitted after the fewest steps; without any, the one with the smallest share left."""
         return min(
-            self.attempts, key=lambda each: (math.inf if each.fitted_after is None else each.fitted_after, each.rank)
+            self.attempts,
+            key=lambda attempt: (math.inf if attempt.fitted_after is None else attempt.fitted_after, attempt.rank),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class GridRow:
             "precision": self.precision,
             "best_rate": self.best.rate,
             "fitted_after": self.best.fitted_after,
-            "attempts": [each.to_dict() for each in self.attempts],
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
         }
 
 

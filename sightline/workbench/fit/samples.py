@@ -87,8 +87,8 @@ def measure_bounds(built: TrainingSetup, batch: Batch) -> LossBounds:
     precision = Precision("float64")
     loss = RunLoss(job, step=job.num_steps, precision=precision)
     subject = make_subject_of_outputs(loss, tape.outputs[-1], move_batch(batch, job, precision))
-    found: LossBounds = Evidence({"subject": subject}, math.inf).get("bounds")
-    return found
+    bounds: LossBounds = Evidence({"subject": subject}, math.inf).get("bounds")
+    return bounds
 
 
 def _without_augmentation(built: TrainingSetup) -> tuple[BatchReader, tuple[str, ...]]:

@@ -123,7 +123,7 @@ def _add_norm_to(layer: LayerStatistics) -> Callable[[Tensor], None]:
 def _weight_gradient(module: nn.Module) -> float | None:
     """Return the gradient's norm over a module's own parameters; None if none of them is trainable."""
     parameters = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-    norms = [0.0 if each.grad is None else float(each.grad.double().norm()) for each in parameters]
+    norms = [0.0 if weight.grad is None else float(weight.grad.double().norm()) for weight in parameters]
     return math.hypot(*norms) if norms else None
 
 
@@ -161,11 +161,11 @@ def judge_expectations(config: RunConfig, snapshots: Mapping[str, Snapshot]) -> 
 def _judge_entry(config: RunConfig, index: int, entry: Expectation, snapshot: Snapshot) -> Iterator[Finding]:
     layer = _find_layer(entry["layer"], snapshot)
     after = "before the first step" if snapshot.step == 0 else f"after {snapshot.step} steps"
-    for name, wanted in dict[str, Any](entry).items():
+    for name, expected in dict[str, Any](entry).items():
         if name in ("layer", "at"):
             continue
         measured = getattr(layer, name)
-        if _holds(name, wanted, measured):
+        if _holds(name, expected, measured):
             continue
         origin = config.origins.get("expect")
         where = FindingLocation(
@@ -176,7 +176,7 @@ def _judge_entry(config: RunConfig, index: int, entry: Expectation, snapshot: Sn
         )
         shown = "none" if measured is None else list(measured) if name == "shape" else f"{measured:.6g}"
         fault = Fault(f"{entry['layer']}: {name} is not as expected {after}", measured=f"{name} {shown}", where=where)
-        holds = f"{name} {_format_expected(name, wanted)}"
+        holds = f"{name} {_format_expected(name, expected)}"
         do = "look at this layer and those before it with --trace; change expect, if it is what is wrong"
         causes = ("model.structure",) if name == "shape" else ("model.init", "model.structure", "model.activation")
         yield from Rule("expect", "error", causes, holds, do, lambda fault=fault: fault, ()).find()

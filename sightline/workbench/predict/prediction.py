@@ -183,11 +183,11 @@ def predict_files(
     """
     predictor = build_predictor(run, world=world, **options)
     files, refused = collect_files(paths, suffixes=predictor.suffixes)
-    found = {
+    predictions = {
         path: outcome if isinstance(outcome, Refusal) else predictor.compact(outcome)
         for path, outcome in iterate_predictions(run, files, predictor=predictor, world=world, batch_size=batch_size)
     }
-    ordered = [found[path] for path in files]
+    ordered = [predictions[path] for path in files]
     refused += [outcome for outcome in ordered if isinstance(outcome, Refusal)]
     return Predictions(tuple(outcome for outcome in ordered if not isinstance(outcome, Refusal)), tuple(refused))
 

@@ -151,9 +151,9 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
 
     @app.exception_handler(HTTPException)
     async def refuse_address(request: Request, error: HTTPException) -> JSONResponse:
-        found = f"{request.method} {request.url.path[:100]}"
+        address = f"{request.method} {request.url.path[:100]}"
         text = {404: "there is no such address", 405: "is not allowed"}.get(error.status_code, "the body is malformed")
-        return _make_error(error.status_code, f"{found}: {text}; /info states what there is")
+        return _make_error(error.status_code, f"{address}: {text}; /info states what there is")
 
     return app
 

@@ -137,19 +137,19 @@ class Sweep:
 
         While all its trials have failed, what they failed by may be mended: config, plugins, data and weights.
         """
-        wanted: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
-        wanted |= {f"--space {dimension.key}": dimension.describe() for dimension in self._dimensions}
-        wanted |= {key: value for key, value in config.items() if not key.startswith(_NOT_COMPARED)}
-        wanted |= inputs
-        stored, trials = self._study.user_attrs.get(NAME, wanted), self._list_trials()
-        differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+        request: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
+        request |= {f"--space {dimension.key}": dimension.describe() for dimension in self._dimensions}
+        request |= {key: value for key, value in config.items() if not key.startswith(_NOT_COMPARED)}
+        request |= inputs
+        stored, trials = self._study.user_attrs.get(NAME, request), self._list_trials()
+        differing = sorted(key for key in stored.keys() | request.keys() if stored.get(key) != request.get(key))
         is_mended = bool(trials) and all(trial.state.name == "FAIL" for trial in trials)
         if differing and (not is_mended or any(key.startswith(_FIXED) for key in differing)):
             raise UserError(
                 f"sweep: storage: {self._storage}: holds a sweep of this name that differs in "
                 f"{', '.join(differing[:5])}; give the same, or another --out or --storage"
             )
-        self._study.set_user_attr(NAME, wanted)
+        self._study.set_user_attr(NAME, request)
 
     def _list_trials(self, *states: str) -> list[Any]:
         """List the trials of these states, of all states if none is given."""
