@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import summarise_error
-from sightline.contract.intervals import (
-    LEVEL,
-    describe_interval,
-    describe_jackknife,
-    ratio_interval,
-    wilson_interval,
-)
+from sightline.contract.intervals import LEVEL, describe_interval, describe_jackknife, ratio_interval, wilson_interval
 from sightline.contract.members import MetricMembers
 
 State = dict[str, Tensor]
@@ -202,7 +196,7 @@ class MeanMetric:
         keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = {name: inspect.Parameter(name, positional) for name in ("self", "state")}
         parameters |= {"sample_index": inspect.Parameter("sample_index", keyword)}
-        parameters |= {name: each.replace(kind=keyword) for name, each in names.items() if name != "self"}
+        parameters |= {name: parameter.replace(kind=keyword) for name, parameter in names.items() if name != "self"}
         update.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
         cls.update = update
 

@@ -62,10 +62,10 @@ class PlainGroupedMLP(nn.Module):
     @property
     def first_linear(self) -> nn.Linear:
         """First linear map of members, (..., in_channels) -> (..., widths[0])."""
-        return self._each_layer[0].linear
+        return self._linear_norms[0].linear
 
     @property
-    def _each_layer(self) -> list[LinearNorm]:
+    def _linear_norms(self) -> list[LinearNorm]:
         return [cast(LinearNorm, layer) for layer in self.layers]
 
     def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ class PlainGroupedMLP(nn.Module):
 
     def after_first_linear(self, values: Tensor) -> Tensor:
         """Apply the layers after the first linear map to members (B, M, K, widths[0]): (B, M, widths[-1])."""
-        first, *others = self._each_layer
+        first, *rest = self._linear_norms
         values = first.normalise_and_activate(values)
-        for layer in others:
+        for layer in rest:
             values = layer(values)
         return values.max(dim=2).values
 
@@ -104,7 +104,7 @@ class GroupedMLP(PlainGroupedMLP):
             return super().forward(point_terms, of_centres, index)
         assert_same_form(point_terms, of_centres, name="of_centres")
         assert_rows(index, point_terms, num_queries=of_centres.shape[1])
-        first, *between, last = self._each_layer
+        first, *between, last = self._linear_norms
         norm = first.norm
         values = _RectifiedGroups.apply(
             point_terms, of_centres, index, norm.weight, norm.bias, norm, self.negative_slope
@@ -178,8 +178,8 @@ class _RectifiedGroups(Function):
                 inverse_deviation=inverse_deviation,
             )
             num_members = index.shape[-1]
-            to_points -= grads.degree * constant + slope * (grads.degree * point_terms + grads.received)
-            to_centres -= num_members * constant + slope * (grads.given + num_members * centred_terms)
+            to_points -= grads.degree * constant + slope * (grads.degree * point_terms + grads.centre_sums)
+            to_centres -= num_members * constant + slope * (grads.point_sums + num_members * centred_terms)
         return to_points, to_centres, None, to_weight, to_bias, None, None
 
 

@@ -50,7 +50,7 @@ class BallScale(NamedTuple):
     widths: tuple[int, ...]
 
 
-class PlainPlaceGroup(nn.Module):
+class PlainPositionGroup(nn.Module):
     """MLP with max pooling over the members of groups: their relative positions and their features. Plain form.
 
     `forward_groups(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3), index (B, M, K)) -> (B,
@@ -60,7 +60,7 @@ class PlainPlaceGroup(nn.Module):
 
     network_type: type[PlainGroupedMLP] = PlainGroupedMLP
 
-    def __init__(self, *, in_channels: int, widths: tuple[int, ...], first: Literal["place", "features"]) -> None:
+    def __init__(self, *, in_channels: int, widths: tuple[int, ...], first: Literal["position", "features"]) -> None:
         super().__init__()
         self.first = first
         self.network = self.network_type(in_channels=3 + in_channels, widths=widths, has_bias=True)
@@ -74,11 +74,11 @@ class PlainPlaceGroup(nn.Module):
     def _side_by_side(self, relative: Tensor, features: Tensor | None) -> Tensor:
         if features is None:
             return relative
-        return torch.cat([relative, features] if self.first == "place" else [features, relative], dim=-1)
+        return torch.cat([relative, features] if self.first == "position" else [features, relative], dim=-1)
 
 
-class RelativeGroup(PlainPlaceGroup):
-    """Fused `PlainPlaceGroup` with its first linear map applied to points: same state, same numbers, same gradients.
+class RelativeGroup(PlainPositionGroup):
+    """Fused `PlainPositionGroup` with its first linear map applied to points: same state, same numbers, same gradients.
 
     Under autocast it is the plain form: a position in the cloud, rounded to half precision, may be off by more than the
     group is wide, and so would be the difference of two. Source: as the plain form.
@@ -94,12 +94,12 @@ class RelativeGroup(PlainPlaceGroup):
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B13 = points.detach().mean(dim=1, keepdim=True)
         point_terms = linear(self._side_by_side(points - origin_B13, features))
-        position_weight = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
+        position_weight = linear.weight[:, :3] if self.first == "position" else linear.weight[:, -3:]
         centre_terms = F.linear(origin_B13 - centres, position_weight)
         return self.network(point_terms, centre_terms, index)
 
 
-class PlainBallGroup(PlainPlaceGroup):
+class PlainBallGroup(PlainPositionGroup):
     """MLP with max pooling over the points in a ball about each centre: relative positions and features. Plain form.
 
     `forward(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3)) -> (B, M, widths[-1])`; the
@@ -107,7 +107,7 @@ class PlainBallGroup(PlainPlaceGroup):
     Source: Qi et al. 2017 (PointNet++), section 3.2.
     """
 
-    def __init__(self, *, in_channels: int, scale: BallScale, first: Literal["place", "features"]) -> None:
+    def __init__(self, *, in_channels: int, scale: BallScale, first: Literal["position", "features"]) -> None:
         super().__init__(in_channels=in_channels, widths=scale.widths, first=first)
         self.radius, self.num_neighbours = scale.radius, scale.num_neighbours
 
@@ -139,7 +139,7 @@ class SetAbstraction(nn.Module):
         in_channels: int,
         num_samples: int,
         scales: Sequence[BallScale],
-        first: Literal["place", "features"] = "place",
+        first: Literal["position", "features"] = "position",
         fused: bool = True,
     ) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class FeaturePropagation(nn.Module):
 
     def forward(self, points: Tensor, own: Tensor | None, coarse_points: Tensor, coarse: Tensor) -> Tensor:
         """Map points (B, N, 3), own (B, N, S) or None, coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, D)."""
-        first, *others = (cast(LinearNorm, layer) for layer in self.layers)
+        first, *rest = (cast(LinearNorm, layer) for layer in self.layers)
         linear = first.linear
         if self.fused:
             skip_weight, coarse_weight = linear.weight.split(
@@ -238,6 +238,6 @@ class FeaturePropagation(nn.Module):
         else:
             carried = interpolate(coarse, points=coarse_points, queries=points)
             values = first(carried if own is None else torch.cat([own, carried], dim=-1))
-        for layer in others:
+        for layer in rest:
             values = layer(values)
         return values

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.clouds.models.pct import OffsetAttention, SelfAttention
-from sightline.areas.clouds.models.point_transformer_dense import (
-    DenseVectorAttention,
-)
+from sightline.areas.clouds.models.point_transformer_dense import DenseVectorAttention
 from sightline.layers.pyramid import Edges, build_pyramid
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
 from sightline.ops import gather_points, nearest_neighbours, numba_kernels
@@ -245,7 +243,7 @@ def test_agrees_with_the_authors_block(shared: Path) -> None:
     weight = golden.tensor("in.w")
     for mode in each_mode(layer):
         out = layer(points, features, index)
-        entered, place = layer.enter(features), layer.place(points[:, :, None] - gather_points(points, index))
+        entered, place = layer.enter(features), layer.position(points[:, :, None] - gather_points(points, index))
         attention = layer.attention(entered, place, index)
         assert_outputs(golden, mode, {"out": out, "attention": attention}, (out * weight).sum())
     (out * weight).sum().backward()

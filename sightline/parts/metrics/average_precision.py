@@ -25,7 +25,7 @@ class Matches:
     """
 
     scores: np.ndarray
-    is_found: np.ndarray
+    is_matched: np.ndarray
     is_ignored: np.ndarray
     num_labels: int
     label: np.ndarray | None = None
@@ -63,11 +63,11 @@ def match_predictions(
                 continue
             best = len(similarities) - 1 - int(np.argmax(np.where(choices, similarities, -np.inf)[::-1]))
             matched_label[row, column], is_taken[best] = best, True
-    is_found = matched_label >= 0
-    into_ignored = is_found & (ignored[matched_label] if len(labels) else False)
-    does_not_count = into_ignored | (~is_found & is_outside_area[ranked])
+    is_matched = matched_label >= 0
+    into_ignored = is_matched & (ignored[matched_label] if len(labels) else False)
+    does_not_count = into_ignored | (~is_matched & is_outside_area[ranked])
     label = np.append(labels, -1)[matched_label]
-    return Matches(scores[ranked], is_found, does_not_count, int((~ignored).sum()), label)
+    return Matches(scores[ranked], is_matched, does_not_count, int((~ignored).sum()), label)
 
 
 def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,9 +77,9 @@ def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray,
     """
     scores = np.concatenate([image.scores for image in images])
     order = np.argsort(-scores, kind="stable")
-    is_found = np.concatenate([image.is_found for image in images], axis=1)[:, order]
+    is_matched = np.concatenate([image.is_matched for image in images], axis=1)[:, order]
     counts = ~np.concatenate([image.is_ignored for image in images], axis=1)[:, order]
-    return scores[order], (is_found & counts).cumsum(axis=1), (~is_found & counts).cumsum(axis=1)
+    return scores[order], (is_matched & counts).cumsum(axis=1), (~is_matched & counts).cumsum(axis=1)
 
 
 def precision_and_recall(
@@ -90,7 +90,7 @@ def precision_and_recall(
     Precision at a recall is the highest at that recall or a larger one; 0 if no such recall is reached.
     """
     num_labels = sum(image.num_labels for image in images)
-    num_levels = len(images[0].is_found) if images else len(IOU_THRESHOLDS)
+    num_levels = len(images[0].is_matched) if images else len(IOU_THRESHOLDS)
     precision, recall = np.full((num_levels, len(recalls_sampled)), -1.0), np.full(num_levels, -1.0)
     if num_labels == 0:
         return precision, recall

@@ -231,7 +231,7 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     return BoxGroups(boxes, rows, rows[:, LabelColumn.IS_IGNORED] > 0, box_starts, label_starts, of_groups)
 
 
-def leave_out_each(groups: np.ndarray, num_labelled: int) -> list[np.ndarray]:
+def leave_one_out_masks(groups: np.ndarray, num_labelled: int) -> list[np.ndarray]:
     """Return for each group that `deal_images` made the mask (num_images,) of the images outside of it."""
     return [groups != group for group in range(min(_MAX_GROUPS, num_labelled))]
 

@@ -92,7 +92,7 @@ def make_sensor(block: SensorBlock | None, *, preset: SensorName | None, owner: 
         raise ConfigError(
             f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: {', '.join(presets)}"
         )
-    arguments: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
+    arguments: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
     sensor = Sensor(**arguments)
     _check(sensor)
     return sensor

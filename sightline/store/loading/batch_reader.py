@@ -38,7 +38,7 @@ class BatchReader:
         self.dataset = dataset
         mixing_indices = None if DataMembers.get_batch.get(dataset) is not None else mixing_indices
         read = None if mixing_indices is None else self._read_one  # else no reference cycle, which keeps files open
-        arguments: Any = {"source": "the data set", "read": read, "others": mixing_indices}
+        arguments: Any = {"source": "the data set", "read": read, "mixing_indices": mixing_indices}
         self._transform = TransformPipeline(transforms, dataset.info.fields, **arguments)
         self._fields = {**dataset.info.fields, **self._transform.added}
         for name in dataset.info.features[:1]:  # the concatenation is collated like each feature
@@ -145,7 +145,7 @@ class BatchReader:
         else:
             batch = self._read_one(key)
         yield "", batch
-        yield from self._transform.apply_each(batch, [key])
+        yield from self._transform.apply_stepwise(batch, [key])
 
     def _read_one(self, key: SampleKey) -> Batch:
         """Read a sample of the data set as a batch of one."""
