@@ -25,7 +25,8 @@ def run_each(names: str, values: Iterable[Any]) -> Callable[[Callable[..., None]
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         body: Callable[..., None] = getattr(test, "body", test)
-        cases = [{**row, **below} for row in rows for below in getattr(test, "cases", ({},))]
+        below: list[dict[str, Any]] = getattr(test, "cases", [{}])
+        cases = [{**row, **inner} for row in rows for inner in below]
 
         @functools.wraps(body)
         def run(subtests: pytest.Subtests, **fixtures: Any) -> None:
