@@ -21,13 +21,13 @@ from sightline.training.session import TrainingSession
 from tests.command import Outcome, run_here
 from tests.engine.snapshots import snapshot_of
 from tests.runs.broken_off import Bench, Forked, wait_for
+from tests.runs.small import TINY
 
-CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 LOGS = ("log.tensorboard=true",)
 
 
 def train(out: Path, *words: str) -> Outcome:
-    return run_here("train", CONFIG, *LOGS, "--no-check", "--device", "cpu", "--out", out, *words)
+    return run_here("train", TINY, *LOGS, "--no-check", "--device", "cpu", "--out", out, *words)
 
 
 def tree(folder: Path) -> dict[str, str]:

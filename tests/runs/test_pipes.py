@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tests.command import refuse, succeed
+from tests.runs.small import TINY
 
-CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 LIMIT_S = 20.0
-RESUME = ("train", CONFIG, "--no-check", "--device", "cpu", "--resume", "auto", "--out", "RUN")
+RESUME = ("train", TINY, "--no-check", "--device", "cpu", "--resume", "auto", "--out", "RUN")
 EVALUATE = ("evaluate", "RUN", "--device", "cpu")
 PREDICT = ("predict", "RUN", "CLOUD", "--device", "cpu")
 
@@ -24,7 +24,7 @@ PREDICT = ("predict", "RUN", "CLOUD", "--device", "cpu")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    succeed("train", CONFIG, "--no-check", "--device", "cpu", "--out", out)
+    succeed("train", TINY, "--no-check", "--device", "cpu", "--out", out)
     return out
 
 
@@ -96,7 +96,7 @@ def test_what_a_user_names_may_not_be_a_pipe(option: str, tmp_path: Path) -> Non
     pipe, config = tmp_path / "pipe.py", tmp_path / "config.yaml"
     os.mkfifo(pipe)
     config.write_text("base: pipe.py\n")
-    words = {"--plugin": (CONFIG, "--plugin", pipe), "config": (pipe,), "base": (config,)}[option]
+    words = {"--plugin": (TINY, "--plugin", pipe), "config": (pipe,), "base": (config,)}[option]
     ended = refuse("show", *words)
     assert f"{pipe}: " in ended
     assert "is not a plain file" in ended
