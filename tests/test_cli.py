@@ -179,7 +179,7 @@ def test_a_value_longer_than_a_file_name_is_a_value() -> None:
     assert "File name too long" not in done.err
 
 
-# --- Records of commands: what is parsed is the record, and the command line of a record parses to the same record ---
+# --- what is parsed is the record of a command, and its command line parses to it again -------------------------------
 
 
 @pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)

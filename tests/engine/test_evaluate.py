@@ -36,7 +36,7 @@ from tests.cases import run_each
 from tests.doctor.planting import CONFIG, make
 from tests.runs.small import small_run
 
-# --- evaluation: every sample once, voting, and figures that do not depend on how samples are batched ----------------
+# --- evaluation, whatever the batches ---------------------------------------------------------------------------------
 
 
 VOTE = "transforms.vote=[{name: scale}, {name: translate}]"
@@ -172,7 +172,7 @@ def test_workers_read_what_the_process_itself_reads() -> None:
     assert (ahead.metrics, ahead.losses) == (alone.metrics, alone.losses)
 
 
-# --- the classes of `final.json` that a run is worst at: hand-worked states, either direction of figures -------------
+# --- the worst classes of `final.json` --------------------------------------------------------------------------------
 
 
 def evaluated(name: str, state: dict[str, torch.Tensor], **facts: Any) -> Evaluation:

@@ -12,7 +12,7 @@ from tests.command import succeed
 from tests.compress.toys import closed_by_ddpg
 from tests.runs.small import TINY
 
-# --- `sightline compress report` on a small run: every row, its totals, and going on after an interrupt ---
+# --- `sightline compress report` --------------------------------------------------------------------------------------
 
 
 MODEL = ("model.embedding=64", "data.train_size=120", "--device", "cpu", "--no-check")

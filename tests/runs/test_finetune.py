@@ -187,7 +187,7 @@ def test_a_study_compares_scratch_with_pre_trained_at_shares_of_the_labels(place
     assert "started from other weights (0000" in refuse("study", *configs, *words)
 
 
-# --- the recipe of a frozen extractor: only its head learns, nothing else moves, and checks are silent ----------------
+# --- a frozen extractor -----------------------------------------------------------------------------------------------
 
 
 RECIPE = ROOT / "configs/classify/modelnet40_point_bert_frozen_cpu.yaml"

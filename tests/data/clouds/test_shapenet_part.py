@@ -252,7 +252,7 @@ def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
     assert ShapeNetPart.verify(target) == 3 * 5  # points, normals, label, category and offsets of each split
 
 
-# --- Every broken ShapeNetPart is refused in one line that names the file and the line; nothing appears at the target
+# --- broken releases --------------------------------------------------------------------------------------------------
 
 
 ONE_OF_TWO_FLAT = np.stack([np.ones((NUM_POINTS, 3)), np.eye(NUM_POINTS, 3)]).astype(np.float32)

@@ -122,7 +122,7 @@ def test_a_part_that_cannot_be_begun_does_not_hide_the_others(tmp_path: Path) ->
     assert "joint.txt:2: 2 columns, 63 are needed" in lines_of(caught)[1]
 
 
-# --- Prepared sets whose manifest was changed and sealed again, or whose files are links out of the folder ---
+# --- sets that were changed and sealed again --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
