@@ -107,15 +107,15 @@ def test_a_recipe_for_parts_is_trained(parts: Path, layout: str, config: str) ->
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def on_many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def traces_of_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Five samples are dealt 3 + 2, or 2 + 2 + 1."""
     return traces_of(request.param, tmp_path_factory.mktemp("traces"), RECIPES)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_give_the_numbers_of_one_process(on_many: dict[str, Any], recipe: str) -> None:
-    assert_numbers_of_one_process(on_many, recipe)
+def test_recipes_give_the_numbers_of_one_process(traces_of_processes: dict[str, Any], recipe: str) -> None:
+    assert_numbers_of_one_process(traces_of_processes, recipe)
 
 
 # --- segmentation of shapes and rooms never seen ----------------------------------------------------------------------

@@ -22,7 +22,7 @@ PREDICT = ("predict", "RUN", "CLOUD", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
     succeed("train", TINY, "--no-check", "--device", "cpu", "--out", out)
     return out
@@ -59,12 +59,12 @@ def limit() -> Iterator[None]:
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
 def test_a_document_that_is_none_is_named(
-    words: tuple[str | Path, ...], name: str, kinds: str, finished: Path, tmp_path: Path
+    words: tuple[str | Path, ...], name: str, kinds: str, finished_run: Path, tmp_path: Path
 ) -> None:
     for kind in kinds.split():
         folder = tmp_path / kind
         folder.mkdir()
-        line = error_of(folder, finished, words, name, kind)
+        line = error_of(folder, finished_run, words, name, kind)
         assert line.startswith(f"error: {folder / 'run' / name}:"), kind
 
 

@@ -30,7 +30,7 @@ def all_of(root: Path) -> YoloTxt:
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def real_images_and_set(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The real images, and the set that is prepared from them."""
     root = tmp_path_factory.mktemp("coco128") / "set"
     with pytest.raises(DataError, match=r"2 text files without an image, first: .*/000000000656\.txt"):
@@ -40,8 +40,8 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 @pytest.mark.shared
-def test_real_images_are_counted_as_their_files_say(real: tuple[Path, Path]) -> None:
-    source, root = real
+def test_real_images_are_counted_as_their_files_say(real_images_and_set: tuple[Path, Path]) -> None:
+    source, root = real_images_and_set
     for split, folder in (("train", "train2017"), ("test", "val2017")):
         images = YoloTxt(split=split, root=str(root), validation_share=0.0)
         names = {path.stem for path in (source / "images" / folder).iterdir()}
@@ -56,9 +56,9 @@ def test_real_images_are_counted_as_their_files_say(real: tuple[Path, Path]) -> 
 
 
 @pytest.mark.shared
-def test_a_real_sample_is_that_of_a_plain_reader(real: tuple[Path, Path]) -> None:
+def test_a_real_sample_is_that_of_a_plain_reader(real_images_and_set: tuple[Path, Path]) -> None:
     """Boxes worked out row by row in Python's own numbers; pixels from Pillow without anything of ours."""
-    source, root = real
+    source, root = real_images_and_set
     images = YoloTxt(split="test", root=str(root))
     for index in (0, 17, 100):
         path = source / images.sample_name(index)

@@ -21,7 +21,7 @@ COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> dict[str, Drawn]:
+def drawn_frames(tmp_path: Path) -> dict[str, Drawn]:
     return write_msra(tmp_path / "source" / "cvpr15_MSRAHandGestureDB", COUNTS)
 
 
@@ -29,7 +29,7 @@ prepare = functools.partial(prepare_set, "msra_hands")
 
 
 @pytest.fixture
-def root(made: dict[str, Drawn], tmp_path: Path) -> str:
+def root(drawn_frames: dict[str, Drawn], tmp_path: Path) -> str:
     prepare(tmp_path / "source", tmp_path / "msra")
     return str(tmp_path / "msra")
 
@@ -71,12 +71,12 @@ def test_files_of_reference_points_follow_the_order_of_the_files(root: str, tmp_
         MsraHands(split="test", root=root, subject=1, reference=ReferencePointFile(path=path))
 
 
-def test_the_manifest_says_what_there_is(made: dict[str, Drawn], tmp_path: Path) -> None:
+def test_the_manifest_says_what_there_is(drawn_frames: dict[str, Drawn], tmp_path: Path) -> None:
     manifest = prepare(tmp_path / "source", tmp_path / "msra")
     assert verify(tmp_path / "msra") > 0
     told = MsraHands.describe(tmp_path / "msra")
     assert told["frames"] == {"P0": 5, "P1": 2, "P2": 3}
-    joints = np.concatenate([drawn.joints for drawn in made.values()])
+    joints = np.concatenate([drawn.joints for drawn in drawn_frames.values()])
     assert np.allclose(told["joint_depths_mm"], [joints[:, 2].min(), joints[:, 2].max()])
     assert "P0 has 5 frames, the release has 8499" in manifest["differences"]
     assert any(each.startswith("folders that are not there: P0/2, P0/3") for each in manifest["differences"])

@@ -26,7 +26,7 @@ def opened(root: Path, split: str = "train", **arguments: Any) -> KittiObject:
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_frames(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("real") / "set"
     prepare(shared / "data/kitti_object_mini", target)
     return target
@@ -49,32 +49,32 @@ def test_real_frames_have_the_specifications_counts(shared: Path, frame: str, ex
     assert {name: count for name, count in found.items() if count} == expected
 
 
-def test_real_frames_without_all_parts_are_named(real: Path) -> None:
-    told = KittiObject.describe(real)["differences"]
+def test_real_frames_without_all_parts_are_named(real_frames: Path) -> None:
+    told = KittiObject.describe(real_frames)["differences"]
     assert told == [
         "4 frames left out: 000008 lacks label_2, calib; 000462 lacks velodyne, calib; "
         "001426 lacks velodyne, calib; 005541 lacks velodyne, calib"
     ]
-    assert KittiObject.describe(real)["scans"] == {"all": 6}
+    assert KittiObject.describe(real_frames)["scans"] == {"all": 6}
 
 
-def test_real_frames_become_samples(real: Path) -> None:
+def test_real_frames_become_samples(real_frames: Path) -> None:
     whole = {part.sample_name(index): part[SampleKey(index, 0, 0)]
-             for part in (opened(real, split, crop="none") for split in ("train", "validation", "test"))
+             for part in (opened(real_frames, split, crop="none") for split in ("train", "validation", "test"))
              for index in range(len(part))}  # fmt: skip
     assert tuple(sorted(whole)) == WHOLE
     assert [len(whole[name]["points"]) for name in WHOLE[:4]] == [115384, 120268, 126891, 19463]
     assert int((whole["000000"]["label"] == 2).sum()) == 376
     assert int((whole["000001"]["label"] == 1).sum()) == 9
     assert int((whole["000001"]["label"] == 3).sum()) == 18
-    cropped = opened(real, "test", tested=("000000",))
+    cropped = opened(real_frames, "test", tested=("000000",))
     sample = cropped[SampleKey(0, 0, 0)]
     kept = whole["000000"]["label"] != 255
     assert np.array_equal(sample["points"], whole["000000"]["points"][kept])
     azimuth = np.degrees(np.arctan2(*sample["points"].numpy().T[[1, 0]]))
     assert -45 < azimuth.min() < azimuth.max() < 45
     assert cropped.info.facts["azimuth_deg"] == (45.0, -45.0)
-    assert opened(real, crop="none").info.facts["azimuth_deg"] == (180.0, -180.0)
+    assert opened(real_frames, crop="none").info.facts["azimuth_deg"] == (180.0, -180.0)
     assert cropped.info.facts["ignore_index"] == 255
 
 
