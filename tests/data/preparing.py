@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,26 @@ def read_files(root: Path) -> dict[str, bytes]:
 
 
 def refuse(
-    prepare: Callable[..., object], source: Path, message: str, *arguments: Any, is_list: bool = False, **options: Any
+    prepare: str | Callable[..., object],
+    source: Path,
+    message: str,
+    *arguments: Any,
+    is_list: bool = False,
+    **options: Any,
 ) -> None:
-    """An error of one line that names its place, or a list below such a line, and nothing at the target."""
+    """An error of one line that names its place, or a list below such a line, and nothing at the target.
+
+    `prepare` is the name of a set, or a function of source and target.
+    """
     target = source.parent / "target"
+    prepare = functools.partial(prepare_set, prepare) if isinstance(prepare, str) else prepare
     with pytest.raises(DataError, match=message) as caught:
         prepare(source, target, *arguments, **options)
     text = str(caught.value)
     assert "\n" not in text or (is_list and text.split("\n")[0].endswith("leave them out:"))
     assert str(source.parent) in text
     assert not target.exists()
+    assert not target.with_name("target.partial").exists()
 
 
 def flip_bit(path: Path, place: int = -1) -> None:

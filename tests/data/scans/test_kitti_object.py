@@ -12,6 +12,7 @@ import pytest
 from sightline.areas.scans.sets.kitti_object import TYPES, KittiObject, read_frame, read_objects
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from tests.data.preparing import refuse
 from tests.data.scans.lidar_writers import TYPE_OF, quiet, write_kitti_object
 
 WHOLE = ("000000", "000001", "000002", "000003", "002155", "007347")
@@ -141,8 +142,7 @@ def test_lists_and_options(tmp_path: Path) -> None:
     assert [part.sample_name(0), part.sample_name(1)] == ["000000", "000003"]
     for path in (tmp_path / "kitti/training/image_2").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"no frame has all of .*; 000000 lacks image_2; if there are no images, give"):
-        prepare(tmp_path / "kitti", tmp_path / "bare")
+    refuse(prepare, tmp_path / "kitti", r"no frame has all of .*; 000000 lacks image_2; if there are no images, give")
     prepare(tmp_path / "kitti", tmp_path / "bare", image_px=(200, 100))
     other = opened(tmp_path / "bare", validation_share=0.0)
     assert np.array_equal(other[SampleKey(0, 0, 0)]["label"], part[SampleKey(0, 0, 0)]["label"])
@@ -174,8 +174,7 @@ def test_damaged_files_are_refused(tmp_path: Path, part: str, old: str, new: str
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(DataError, match=told):
-        prepare(tmp_path / "kitti", tmp_path / "set")
+    refuse(prepare, tmp_path / "kitti", told)
 
 
 OBJECT = "Car 0 0 0 0 0 50 50 1.5 1.6 4 0 1.7 9 0.5"
@@ -209,13 +208,11 @@ def test_objects_that_hold_no_point_are_refused(
 
 
 def test_other_things_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="velodyne, label_2, calib and image_2 are needed"):
-        prepare(tmp_path, tmp_path / "set")
+    refuse(prepare, tmp_path, "velodyne, label_2, calib and image_2 are needed")
     write_kitti_object(tmp_path / "kitti", 1)
     image = tmp_path / "kitti/training/image_2/000000.png"
     image.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"000000\.png: cannot be decoded"):
-        prepare(tmp_path / "kitti", tmp_path / "set")
+    refuse(prepare, tmp_path / "kitti", r"000000\.png: cannot be decoded")
 
 
 def test_scores_of_a_detector_are_passed_over(tmp_path: Path) -> None:
