@@ -14,7 +14,8 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from sightline.areas.detect import ota
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions, candidate_pairs
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions
+from sightline.areas.detect.candidates import candidate_pairs
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
 from sightline.areas.detect.ota import OTA, sinkhorn

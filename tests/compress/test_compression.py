@@ -20,7 +20,7 @@ from sightline.compression.policy import FP16, FP32, WeightFormat, policy_to_dic
 from sightline.compression.ratios import compression_ratios
 from sightline.compression.weights import quantisable_weights
 from sightline.config import read_config
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.workbench.compress.batch_norm import reestimate_batch_norm
 from sightline.workbench.compress.packing import packed_layer_sizes

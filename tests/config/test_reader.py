@@ -263,7 +263,7 @@ def test_every_value_knows_its_origin(write: Write) -> None:
 
 
 def test_every_leaf_has_an_origin(write: Write) -> None:
-    from sightline.config.run_config import to_plain
+    from sightline.config.plain_values import to_plain
 
     def leaves(tree: object, path: str) -> list[str]:
         if path in config.origins:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sightline.config.faults import ConfigFaults
 from sightline.config.reader import read_config
-from sightline.config.yaml_tree import MAX_NODES, ConfigFaults, read_value, read_yaml
+from sightline.config.yaml_tree import MAX_NODES, read_value, read_yaml
 from sightline.contract.errors import ConfigError
 from tests.cases import run_each
 from tests.runs.small import TINY
@@ -220,7 +221,7 @@ TREES = st.recursive(
 @EACH
 def test_what_show_writes_is_what_the_reader_reads(tree: object) -> None:
     """Written on one line, any value of a config comes back: kind, bits and characters."""
-    from sightline.config.run_config import format_inline
+    from sightline.config.yaml_writer import format_inline
 
     text = format_inline(tree)
     assert "\n" not in text

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from sightline.contract.errors import ConfigError, RunError, UserError
-from sightline.engine.build import build, build_data
+from sightline.engine.build import build
 from sightline.engine.distributed import World, _select_device, start_world
+from sightline.engine.run_data import build_data
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import free_port, run_ranks
 from tests.runs.small import small_config

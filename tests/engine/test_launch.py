@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from sightline.contract.errors import UserError
 from sightline.contract.loss import bad_count_error
+from sightline.engine.failures import Failure, exit_process, read_failure, report_failure
 from sightline.engine.launcher import (
     RankInfo,
     _report,
@@ -26,7 +27,7 @@ from sightline.engine.launcher import (
     rendezvous_address,
     resolve_num_processes,
 )
-from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
+from sightline.engine.watchdog import Watchdog
 from sightline.runs.launch_folder import launch_folder
 from sightline.runs.process_identity import ProcessIdentity, process_start_time
 from sightline.training.stop_request import StopRequest

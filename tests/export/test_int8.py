@@ -20,8 +20,9 @@ import sightline
 from sightline.compression.packed_file import read_packed
 from sightline.workbench.export import export
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
-from sightline.workbench.export.graph import GraphNetwork, record_graph
+from sightline.workbench.export.graph import GraphNetwork
 from sightline.workbench.export.int8 import Timing, fold_batch_norms, quantise, time_in_turns, weights_in_float
+from sightline.workbench.export.recorded_graph import record_graph
 from tests.command import refuse, succeed
 from tests.trained import copy_run
 

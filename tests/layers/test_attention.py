@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.clouds.models.pct import OffsetAttention, SelfAttention
-from sightline.areas.clouds.models.point_transformer_dense import (
-    DenseVectorAttention,
-)
+from sightline.areas.clouds.models.point_transformer_dense import DenseVectorAttention
 from sightline.layers.pyramid import Edges, build_pyramid
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
 from sightline.ops import gather_points, nearest_neighbours, numba_kernels

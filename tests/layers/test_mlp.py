@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
-from sightline.layers.transformer import StochasticDepth
+from sightline.layers.stochastic_depth import StochasticDepth
 from tests.cases import run_each
 from tests.layers.passes import BOUND, Ranks, assert_passes_agree, run, unsettle
 

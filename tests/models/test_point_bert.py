@@ -17,7 +17,8 @@ from sightline.areas.clouds.models.point_bert import (
     PointBERTParts,
     group_points,
 )
-from sightline.layers.transformer import StochasticDepth, TransformerBlock
+from sightline.layers.stochastic_depth import StochasticDepth
+from sightline.layers.transformer import TransformerBlock
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
 from tests.golden_parity import (

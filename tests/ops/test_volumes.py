@@ -11,20 +11,9 @@ import torch
 from torch import Tensor
 
 from sightline.ops import voxels as volumes
-from sightline.ops.heat_maps import (
-    Decoding,
-    decode,
-    gaussian_heatmaps,
-    peaks,
-    soft_cells,
-)
-from sightline.ops.pinhole import (
-    CropPlacement,
-    crop_depth,
-    from_crop_coordinates,
-    project_points,
-    to_crop_coordinates,
-)
+from sightline.ops.depth_crops import CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
+from sightline.ops.heat_maps import Decoding, decode, gaussian_heatmaps, peaks, soft_cells
+from sightline.ops.pinhole import project_points
 from sightline.ops.voxels import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden

@@ -12,7 +12,7 @@ import torch
 
 import sightline
 from sightline.contract.types import SampleKey
-from sightline.engine.build import build_part
+from sightline.engine.run_data import build_part
 from sightline.workbench.evaluate.saved_predictions import file_stems
 from tests.command import document_of, run_here, succeed
 from tests.runs.broken_off import run_forked

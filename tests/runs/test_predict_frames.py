@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 import sightline
+from sightline.areas.pose.refiner import CentreRefinement
+from sightline.areas.pose.task import Pose
 from sightline.contract.errors import ConfigError
-from sightline.parts.tasks.supervised import CentreRefinement, Pose
 from tests.command import Outcome, refuse, run_here
 from tests.runs.poses import NUM_HANDS, hands, train_refiner, write_frames
 from tests.trained import copy_run

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.types import SampleKey
 from tests.command import document_of, run_here, succeed
 from tests.data.clouds.shapenet_part_writers import LAYOUTS, prepare, write_layout

@@ -13,7 +13,7 @@ from sightline.areas.detect.retinanet import RetinaHead
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.priors import Priors

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
 from sightline.parts.losses.classification import CrossEntropy
-from sightline.parts.losses.embeddings import FeatureTransformPenalty
-from sightline.parts.tasks.segment import BlockWindows, Segment, SphereWindows, column_windows, sphere_windows
+from sightline.parts.losses.feature_transform import FeatureTransformPenalty
+from sightline.parts.tasks.segment import Segment
+from sightline.parts.tasks.windows import BlockWindows, SphereWindows, column_windows, sphere_windows
 
 # --- the task of labels for points: one form of answers for every form of batches ------------------------------------
 

@@ -22,7 +22,8 @@ from sightline.contract.types import ComponentConfig, DataInfo, Dataset, Field, 
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.transforms.point_selection import DropPoints, SamplePoints
 from sightline.parts.transforms.points import Flip, Jitter, Rotate, Scale, Translate
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.ops.scans.lidar_scene import NAMES, cast_scan
 from tests.transforms.scenes import draws_of

@@ -11,10 +11,10 @@ import torch
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
-from sightline.ops.surfaces import estimate_normals
+from sightline.ops.normals import estimate_normals
 from sightline.store.cloud_preparation import EstimatedNormals, prepare_cloud
 from sightline.store.files.cloud_files import PointCloud
-from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.loading.stratified import stratified_subset
 from sightline.store.scene_preparation import prepare_scene
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import solid

@@ -16,7 +16,7 @@ import torch
 from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
-from sightline.store.loading.batch_reader import collate
+from sightline.store.loading.collation import collate
 from tests.command import succeed
 from tests.data.clouds.shapenet_part_writers import (
     CATEGORIES,

@@ -14,7 +14,7 @@ import pytest
 
 from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.types import SampleKey
-from sightline.store.files.scan_samples import SensorBlock
+from sightline.store.files.sensors import SensorBlock
 from tests.cases import run_each
 from tests.data.preparing import refuse
 from tests.data.scans.lidar_writers import quiet

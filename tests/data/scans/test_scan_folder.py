@@ -15,7 +15,7 @@ from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.files.scan_reading import read_scan
-from sightline.store.files.scan_samples import SensorBlock
+from sightline.store.files.sensors import SensorBlock
 from tests.data.preparing import list_other_notes, refuse
 from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_bin, write_labels, write_own
 

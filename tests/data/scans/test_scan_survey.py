@@ -14,7 +14,7 @@ from sightline.commands.data import InfoOptions
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError
 from sightline.contract.registry import DATA_FACTS
-from sightline.store.files.scan_samples import SensorBlock, SensorName, make_sensor
+from sightline.store.files.sensors import SensorBlock, SensorName, make_sensor
 from sightline.verbs import data
 from tests.cases import run_each
 from tests.data.scans.lidar_writers import street_scan, write_bin, write_own

@@ -16,7 +16,7 @@ from sightline.areas.scenes.sets.scene_folder import SceneFolder
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.scene_preparation import from_lowest_corner
 from sightline.workbench.predict.file_samples import read_sample

@@ -1,9 +1,4 @@
-"""Losses of features: contrast, and PointNet's orthogonal feature transform.
-
-Contrastive losses (NT-Xent) over the pairs of the whole step. Source: Chen et al. 2020, SimCLR.
-
-Orthogonality penalty of learned feature transforms (T-Net).
-"""
+"""Contrastive losses (NT-Xent) over the pairs of the whole step. Source: Chen et al. 2020, SimCLR."""
 
 from __future__ import annotations
 
@@ -46,7 +41,7 @@ class IntraModal(PairLoss):
     """NT-Xent between two augmented clouds of every object (IMID).
 
     >>> import torch
-    >>> from sightline.parts.losses.embeddings import IntraModal
+    >>> from sightline.parts.losses.contrast import IntraModal
     >>> loss = IntraModal(temperature=1.0)
     >>> loss(first=torch.ones(2, 4), second=torch.ones(2, 4))  # of equal rows, ln 3: the pair is one of three
     tensor([1.0986, 1.0986])
@@ -70,7 +65,7 @@ class CrossModal(PairLoss):
     """NT-Xent between the mean of an object's two clouds, before normalisation, and an image of the object (CMID).
 
     >>> import torch
-    >>> from sightline.parts.losses.embeddings import CrossModal
+    >>> from sightline.parts.losses.contrast import CrossModal
     >>> rows = {"first": torch.tensor([[1.0, 1], [0, 1]]), "second": torch.tensor([[1.0, -1], [0, 1]])}
     >>> CrossModal(temperature=1.0)(**rows, pictured=torch.eye(2))  # ln(1 + 2 / e): the means are the images' rows
     tensor([0.5514, 0.5514])
@@ -108,32 +103,3 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
 def chance_level(num_pairs: int) -> float:
     """Return the loss of identical rows, ln(2M - 1): the level of a collapsed network."""
     return math.log(2 * num_pairs - 1)
-
-
-@registry.losses.add("feature_transform_penalty")
-class FeatureTransformPenalty(Loss):
-    """T-Net orthogonality penalty: the sum over samples of the Frobenius norm of A A^T - I.
-
-    Zero, with zero gradient, if A is exactly orthogonal. PointNet uses weight 0.001.
-
-    >>> import torch
-    >>> from sightline.parts.losses.embeddings import FeatureTransformPenalty
-    >>> transforms = torch.stack([torch.eye(2), 2 * torch.eye(2)])
-    >>> FeatureTransformPenalty()(feature_transform=transforms)  # 0, and the norm of 3 I: 3 times the root of 2
-    tensor(4.2426)
-
-    Source: Qi et al. 2017, equation 2, without the square, as in yanx27/Pointnet_Pointnet2_pytorch.
-    """
-
-    def count(self, *, sample_index: Tensor) -> Tensor:
-        """Count the samples; `sample_index` (B,)."""
-        return torch.tensor(len(sample_index))
-
-    def forward(self, *, feature_transform: Tensor) -> Tensor:
-        """Compute the sum over samples from `feature_transform` (B, K, K)."""
-        identity = torch.eye(
-            feature_transform.shape[-1], dtype=feature_transform.dtype, device=feature_transform.device
-        )
-        with torch.autocast(feature_transform.device.type, enabled=False):  # bf16 would round by the size of the excess
-            excess = feature_transform @ feature_transform.mT - identity
-        return torch.linalg.vector_norm(excess, dim=(1, 2)).sum()

@@ -1,4 +1,4 @@
-"""Labels of any integer dtype as int64, in which losses and metrics compute."""
+"""Number formats in which operators compute: labels as int64, values as float32 at least."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def widen_labels(label: Tensor, name: str = "label") -> Tensor:
     if label.is_floating_point() or label.is_complex():
         raise ValueError(f"{name}: found {label.dtype}, expected whole numbers; cast labels to torch.int64")
     return label.long()
+
+
+def promote_to_float32(values: Tensor) -> Tensor:
+    """Cast values (...) to float32 at least: half precision to float32, whole numbers to float64, which holds them."""
+    if not values.is_floating_point():
+        return values.double()
+    return values.to(torch.promote_types(values.dtype, torch.float32))
