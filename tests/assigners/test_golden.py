@@ -285,7 +285,7 @@ def test_atss_of_old_boxes_is_the_published_one(shared: Path, case: int) -> None
     assert_atss(priors, stored["gt_index"].long(), stored, {**info, "is_old": True})
 
 
-# --- Assigners that read predictions, and the losses on what they assign, against the numbers of the published code --
+# --- assigners that read predictions, and their losses ----------------------------------------------------------------
 
 
 def simota_points(golden: Golden) -> Priors:

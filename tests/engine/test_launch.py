@@ -34,6 +34,7 @@ from sightline.verbs.terminal import format_error
 from tests.cases import run_each
 from tests.command import run_here
 from tests.processes import ROOT, _slurm
+from tests.runs.small import TINY
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SIGHTLINE_LAUNCHED")
 VARIABLES += ("SIGHTLINE_LAUNCH_FOLDER",)
@@ -372,7 +373,7 @@ def test_an_empty_address_is_none(variables: pytest.MonkeyPatch) -> None:
 
 def test_a_variable_that_is_wrong_ends_the_command_in_one_line(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, {"RANK": "0", "WORLD_SIZE": "0"})
-    config = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
+    config = TINY
     ended = run_here("train", config)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == "[rank 0] error: environment variable WORLD_SIZE: found '0', allowed is a whole number from 1\n"

@@ -151,7 +151,7 @@ def test_wandb_that_cannot_start_only_warns(
     ]
 
 
-# --- pictures that a metric of a plugin makes of the whole part: in TensorBoard, beside the run, once ----------------
+# --- pictures that a metric makes -------------------------------------------------------------------------------------
 
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"

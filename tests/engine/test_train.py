@@ -418,7 +418,7 @@ def test_gradients_of_layers_are_drawn(tmp_path: Path) -> None:
     assert f"gradient/{path}" in encode_curves({"": lines})
 
 
-# --- nested batches keep their structure; floats take the run's type; strange leaves are named by path ---------------
+# --- nested batches ---------------------------------------------------------------------------------------------------
 
 
 Pair = namedtuple("Pair", "left right")

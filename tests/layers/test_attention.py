@@ -254,7 +254,7 @@ def test_agrees_with_the_authors_block(shared: Path) -> None:
     assert_near_largest(stored_part(golden, label, place.detach()), golden.tensor(label), 1e-10, label)
 
 
-# --- Attention among points against a hand-worked case, the authors' code, and what it claims of itself ---
+# --- attention among points -------------------------------------------------------------------------------------------
 
 
 THEIRS, OURS, LAYOUT = "pt_last.sa1.", "attend.layers.0.", "strawberry_pct_cls"

@@ -114,7 +114,7 @@ def test_wrong_shape_names_both() -> None:
         accuracy_state(Accuracy(num_classes=3), torch.rand(4, 2), torch.zeros(4, dtype=torch.int64))
 
 
-# --- Labels from probabilities, worked by hand: one a sample, one a point, and among the parts of the own category ---
+# --- labels from probabilities ----------------------------------------------------------------------------------------
 
 
 TABLE = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])

@@ -143,7 +143,7 @@ def test_too_few_points_for_parts_are_refused_with_the_argument() -> None:
         model(points=torch.randn(1, 40, 3), category=torch.tensor([1]))
 
 
-# --- Features carried over edges: a plain loop in NumPy, the quick form against the plain one, what is refused ---
+# --- features carried over edges --------------------------------------------------------------------------------------
 
 
 def pair_of_propagations() -> tuple[EdgePropagation, EdgePropagation]:

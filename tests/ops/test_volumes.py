@@ -121,7 +121,7 @@ def test_offsets_are_undone_exactly(angle_rad: float, camera: tuple[float, ...])
     assert torch.equal(to_crop_coordinates(points, again), to_crop_coordinates(points, placement))
 
 
-# --- Cubes of voxels: the spec's hand-worked points, exact inverses, the reference implementations, the release's bias
+# --- cubes of voxels --------------------------------------------------------------------------------------------------
 
 
 REFERENCE = torch.tensor([[0.0, 0.0, 350.0]], dtype=torch.float64)
@@ -352,7 +352,7 @@ def test_what_the_conventions_cost(encoded: str, decoded: str) -> None:
     assert largest_mm is None or error.abs().max().sub(largest_mm).abs() < WITHIN_MM
 
 
-# --- Heat maps against closed forms and reference implementations, and what is read from them against the truth ---
+# --- heat maps --------------------------------------------------------------------------------------------------------
 
 
 def inner_joints(count: int = 40) -> Tensor:

@@ -77,7 +77,7 @@ def test_what_would_be_another_run_is_refused_in_one_line(classes: Path, overrid
     assert expected in err
 
 
-# --- `evaluate --save-predictions`: the very labels that were scored, by name, from one process or two ---------------
+# --- `evaluate --save-predictions` ------------------------------------------------------------------------------------
 
 
 def kept(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -163,7 +163,7 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
         resolve(tmp_path / "run")
 
 
-# --- names of files and classes with escape codes, line ends and bytes that are no text, in every verb ----------------
+# --- names with escape codes, line ends and bytes that are no text ----------------------------------------------------
 
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "cloud_folder_pointnet.yaml"

@@ -287,7 +287,7 @@ def test_knn_needs_range_images() -> None:
         segment(lift="knn")
 
 
-# --- windows cover every point, and what they say together is what a model of single points says at once -------------
+# --- windows of a scene, and what they say together -------------------------------------------------------------------
 
 
 def room(num_points: int, seed: int = 0) -> Tensor:

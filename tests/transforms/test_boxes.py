@@ -179,7 +179,7 @@ def test_a_transform_that_leaves_boxes_behind_is_refused() -> None:
     assert batch["box_offsets"].tolist() == [0, 1]
 
 
-# --- Transforms of images: Pillow's numbers, NumPy's, hand-worked ones, and the same bits alone and in any batch ---
+# --- transforms of images ---------------------------------------------------------------------------------------------
 
 
 ALL = {

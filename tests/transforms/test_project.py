@@ -248,7 +248,7 @@ def test_rings_of_the_file_outlast_what_moves_and_drops_points() -> None:
     assert given["whole_label"].max() < len(NAMES)
 
 
-# --- Points that sampling leaves out are answered for by the nearest one that stays; nothing else may move them about
+# --- points that sampling leaves out ----------------------------------------------------------------------------------
 
 
 ORDERS = ("first", "random")

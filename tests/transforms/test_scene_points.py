@@ -272,7 +272,7 @@ def test_moves_of_points_work_on_ragged_rooms(transform: object) -> None:
     assert torch.equal(alone["points"], moved["points"][moved["offsets"][1] :])
 
 
-# --- Transforms of colours: the reference code's numbers for its own draws, the standard library's HSV, and symmetries
+# --- transforms of colours --------------------------------------------------------------------------------------------
 
 
 ALL = {

@@ -169,7 +169,7 @@ def test_the_release_reads_half_a_voxel_off() -> None:
     assert (to_camera(to_voxels(joints, neutral), neutral) - joints).abs().max() < 1e-9
 
 
-# --- The crops of a depth frame: input and target agree under every variation; samples keep their bits ---
+# --- crops of a depth frame -------------------------------------------------------------------------------------------
 
 
 VARIED_CROPS = {"moved_mm": 5.0, "scale": (0.9, 1.1), "max_angle_rad": math.pi}

@@ -139,7 +139,7 @@ def test_a_stray_point_is_named_and_spread_out_clouds_are_not_refused() -> None:
         assert np.isfinite(prepare_cloud(PointCloud(cloud), num_points=500, where="a.ply")["points"]).all()
 
 
-# --- Normals and fractions on the sets that have them: the input widens, bits stay pure, the test part stays whole ---
+# --- normals and fractions --------------------------------------------------------------------------------------------
 
 
 def keys(*indices: int) -> list[SampleKey]:

@@ -88,7 +88,7 @@ def test_a_check_returns_the_highest_value_of_16_bits(tmp_path: Path) -> None:
     assert check_image(written(tmp_path / "d.png", png_colour(DEPTH))).deep_max is None
 
 
-# --- Depth images in files of one's own and of MSRA: what is read, what is refused and at which byte ---
+# --- depth images -----------------------------------------------------------------------------------------------------
 
 
 DEPTH = np.array([[0, 300, 301], [65535, 0, 256]])

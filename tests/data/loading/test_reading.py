@@ -287,7 +287,7 @@ def test_samples_that_do_not_fit_are_named(samples: list, how: dict, message: st
         collate(samples, SAMPLE_KEYS, how)
 
 
-# --- Several sets as one: every sample is its own set's, and sets that do not fit together are refused by name ---
+# --- several sets as one ----------------------------------------------------------------------------------------------
 
 
 ONE = {"name": "synthetic_shapes", "num_points": 16, "train_size": 12, "test_size": 6}
