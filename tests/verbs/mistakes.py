@@ -114,7 +114,12 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("nothing.yaml", *SPACE, *OUT): r"nothing\.yaml: no such file; did you mean 'config\.yaml'",
         ("config.yaml", "--space", "list.yaml", *OUT): r"list\.yaml: found a list, allowed are lines of",
         ("config.yaml", "--space", "größe=1,2", *OUT): "größe: unknown key 'größe'; allowed: checkpoint",
-        ("config.yaml", "--space", "optimizer.lr={low: 1, hihg: 2}", *OUT): "unknown key 'hihg'; did you mean 'high'",
+        (
+            "config.yaml",
+            "--space",
+            "optimizer.lr={low: 1, high: 3, setp: 1}",
+            *OUT,
+        ): "unknown key 'setp'; did you mean 'step'",
         (
             "config.yaml",
             "--space",
