@@ -203,7 +203,7 @@ class CopyOptions(
     The configs that it extends and the plugins that it uses are copied, too.
     """
 
-    config: str = argument("CONFIG", "a path that 'list configs' prints, or configs or examples")
+    config: str = argument("CONFIG", "a name that 'list configs' prints, or configs or examples")
     to: Path = argument("[TO]", "target folder, in which it gets the same path", default=Path())
 
 

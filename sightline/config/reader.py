@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 
 from sightline.config.overrides import apply_overrides, merge
 from sightline.config.run_config import RunConfig, check_consistency, to_plain
+from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_mapping, read_value, read_yaml
 from sightline.contract import registry, schema
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
@@ -97,8 +98,9 @@ class _RampBlock(TypedDict):
 def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the config of a run, with `key=value` overrides applied, from a file, a mapping as in one, or a config.
 
-    The `base` of a mapping is relative to the working directory. No data is read, and no code is run except that of
-    components named here, on arguments that fit their signatures.
+    A path may be the name of a shipped config (`find_config`), as may a `base`, which in a mapping is relative to the
+    working directory. No data is read, and no code is run except that of components named here, on arguments that fit
+    their signatures.
     Raises ConfigError with every fault found: file and line, dotted path, what was found, what is allowed.
     """
     if isinstance(source, RunConfig) and not overrides:
@@ -157,7 +159,7 @@ def _read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> 
     base: LocatedValue | None = None
     following: Path | None = None
     if isinstance(source, Path):
-        following = source
+        following = find_config(source)
     else:
         tree = read_mapping(source, faults)
         assert isinstance(tree.value, dict)
@@ -215,10 +217,13 @@ def _read_base(path: Path, base: LocatedValue | None, faults: ConfigFaults) -> L
 
 
 def _resolve_base(base: LocatedValue, below: Path, chain: Sequence[str]) -> Path:
-    """Return the path of a config's base, relative to the config's folder."""
+    """Return the path of a config's base, relative to the config's folder, or of a shipped config of this name."""
     if not isinstance(base.value, str) or not base.value:
         raise ConfigError(f"{base.where}: found {schema.format_value(base.plain())}, allowed is the path of one config")
     path = below.parent / base.value
+    if not os.path.lexists(path):
+        shipped = find_config(Path(base.value))
+        path = shipped if shipped != Path(base.value) else path
     if os.path.realpath(path) in chain:
         raise ConfigError(f"{base.where}: '{path}' leads back to itself")
     if len(chain) == MAX_BASES:

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import yaml
 
-from sightline.config.shipped import shipped_path
+from sightline.config.shipped import suggest_shipped
 from sightline.contract.errors import ConfigError
 from sightline.contract.registry import ConfigFault
 from sightline.contract.regular_files import parse_json, read_regular_file
@@ -193,7 +193,7 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        hint = _suggest_shipped(path) or _suggest_similar(path)
+        hint = _suggest_similar(path) or suggest_shipped(path)
         raise ConfigError(f"{path}: no such file{hint or f'; {_GIVE}'}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -213,18 +213,6 @@ def describe_prepared(path: Path) -> str:
     name = manifest.get("set") if isinstance(manifest, dict) else None
     root = shlex.quote(str(path))
     return "" if name is None else f"; it is a prepared set of '{name}': give a config and data.root={root}"
-
-
-def _suggest_shipped(path: Path) -> str:
-    """Suggest the command that copies a shipped config of this name, or its path if it was copied already."""
-    shipped = shipped_path(path)
-    if shipped is None:
-        return ""
-    return (
-        f"; did you mean '{shipped}'?"
-        if Path(shipped).is_file()
-        else (f"; it comes with the package: sightline copy {shipped}")
-    )
 
 
 def _suggest_similar(path: Path) -> str:
