@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import yaml
 
+from sightline.config.other_tools import find_file
 from sightline.config.shipped import suggest_shipped
 from sightline.contract.errors import ConfigError
 from sightline.contract.registry import ConfigFault
@@ -220,8 +221,10 @@ def _suggest_similar(path: Path) -> str:
 
     A config whose name begins with _ is a part of others, and cannot train.
     """
-    if "=" in path.name:
-        return "; the config comes first, key=value after it"
+    key, equals, value = str(path).partition("=")
+    if equals:
+        instead = find_file(key, value)
+        return f"; the config comes first, key=value after it{f'; {instead}' if instead else ''}"
     try:
         names = [name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml"))]
     except OSError:
