@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 
 from sightline.config.other_tools import find_file, find_setting
 from sightline.config.overrides import COMMAND_LINE, apply_overrides, merge
+from sightline.config.prepared_name import take_prepared_name
 from sightline.config.run_config import RunConfig, check_consistency, flatten, format_inline, to_plain
 from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_mapping, read_value, read_yaml
@@ -100,8 +101,8 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
     """Read the config of a run, with `key=value` overrides applied, from a file, a mapping as in one, or a config.
 
     A path may be the name of a shipped config (`find_config`), as may a `base`, which in a mapping is relative to the
-    working directory. No data is read, and no code is run except that of components named here, on arguments that fit
-    their signatures.
+    working directory. Of the data only the name of a prepared folder is read (`take_prepared_name`), and no code is run
+    except that of components named here, on arguments that fit their signatures.
     Raises ConfigError with every fault found: file and line, dotted path, what was found, what is allowed.
     """
     if isinstance(source, RunConfig) and not overrides:
@@ -110,6 +111,7 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
     faults = ConfigFaults()
     tree = _insert_policy(apply_overrides(_read_with_bases(file_or_mapping, faults), overrides, faults), faults)
     _resolve_run_paths(tree)
+    take_prepared_name(tree)
     assert isinstance(tree.value, dict)
     name = source.stem if isinstance(source, Path) else _name_components(tree)
     tree.value.setdefault("name", LocatedValue(name, SourceLocation(DEFAULT, path="name")))
@@ -140,6 +142,7 @@ def read_sections(
     source = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
     tree = apply_overrides(_read_with_bases(source, faults), overrides, faults)
+    take_prepared_name(tree)
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _section_fields(RunConfig)
     selected = {key: child for key, child in tree.value.items() if key in names or key in unknown}
