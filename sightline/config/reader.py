@@ -109,7 +109,7 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
         return source
     file_or_mapping: Path | Mapping[str, Any] = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = _insert_policy(apply_overrides(_read_with_bases(file_or_mapping, faults), overrides, faults), faults)
+    tree = _insert_policy(apply_overrides(read_with_bases(file_or_mapping, faults), overrides, faults), faults)
     _resolve_run_paths(tree)
     take_prepared_name(tree)
     assert isinstance(tree.value, dict)
@@ -141,7 +141,7 @@ def read_sections(
     """Read only the named sections of a config, which may lack the others. Raises as `read_config`."""
     source = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = apply_overrides(_read_with_bases(source, faults), overrides, faults)
+    tree = apply_overrides(read_with_bases(source, faults), overrides, faults)
     take_prepared_name(tree)
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _section_fields(RunConfig)
@@ -156,8 +156,8 @@ def read_sections(
     return {name: values[name] for name in names}
 
 
-def _read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> LocatedValue:
-    """Read a file or a mapping merged over its base, which may have a base, too."""
+def read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> LocatedValue:
+    """Read the tree of a file or a mapping merged over its base, which may have a base, too."""
     trees: list[LocatedValue] = []
     chain: list[str] = []
     base: LocatedValue | None = None

@@ -231,6 +231,11 @@ def render_config(config: RunConfig, *, origins: bool) -> str:
     return "\n".join(texts) + "\n"
 
 
+def render_plain(tree: Mapping[str, Any]) -> str:
+    """Render a plain mapping, such as a part of a config, as YAML."""
+    return "".join(f"{line.text}\n" for line in _render_lines(tree, "", 0, None))
+
+
 def to_plain(value: Any) -> Any:
     """Convert config sections and component blocks to mappings, tuples to lists."""
     if isinstance(value, ComponentConfig):
