@@ -63,7 +63,7 @@ def _read_set_name(path: Path) -> str | None:
         if not path.is_file():
             return None
         with path.open("rb") as file:
-            found = _SET.search(file.read(_MAX_HEAD))
+            match = _SET.search(file.read(_MAX_HEAD))
     except (OSError, ValueError):
         return None
-    return None if found is None else found[1].decode()
+    return None if match is None else match[1].decode()

@@ -63,11 +63,11 @@ def pull(options: RunsPullOptions) -> int:
     """Fetch a run from a hub, and print what stays there."""
     from sightline.workbench.weights.sharing import pull_run
 
-    others = pull_run(options.address, options.out)
-    for file in others[:_MAX_LISTED]:
+    remaining = pull_run(options.address, options.out)
+    for file in remaining[:_MAX_LISTED]:
         print_note(f"{options.address}: {escape_to_one_line(file)} is no file of a packed run, and stays there")
-    if len(others) > _MAX_LISTED:
-        print_note(f"{options.address}: {len(others) - _MAX_LISTED} more files stay there")
+    if len(remaining) > _MAX_LISTED:
+        print_note(f"{options.address}: {len(remaining) - _MAX_LISTED} more files stay there")
     print_note(f"{options.out}: evaluate it, predict with it, or start from it: init.from={options.out}")
     write_document(options.json, {"run": str(options.out), "from": options.address})
     return 0
