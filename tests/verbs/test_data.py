@@ -90,10 +90,12 @@ def _write_scans(root: Path) -> list[str]:
 
 
 def _write_photos(root: Path) -> list[str]:
-    write_image(root / "a.png", pattern(6, 8))
+    for number in range(10):
+        write_image(root / f"{number}.png", pattern(6, 8))
     categories = [{"id": number, "name": f"kind{number}"} for number in range(200)]
-    boxes = [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 3, 3]}]
-    write_coco(root / "mine" / "boxes.json", [(1, "a.png", 8, 6)], boxes, categories=categories)
+    boxes = [{"image_id": number, "category_id": 3, "bbox": [1, 1, 3, 3]} for number in range(10)]
+    images = [(number, f"{number}.png", 8, 6) for number in range(10)]
+    write_coco(root / "mine" / "boxes.json", images, boxes, categories=categories)
     return ["annotations=[mine/boxes.json]", "images=."]
 
 
@@ -130,7 +132,7 @@ def _write_frames(root: Path) -> list[str]:
                 "model.circular": False,
             },
         ),
-        ("coco", _write_photos, ["kind3 1,", "(200 in all)"], {"data.classes.3": "kind3"}),
+        ("coco", _write_photos, ["kind3 10,", "(200 in all)"], {"data.classes.3": "kind3"}),
         ("depth_folder", _write_frames, ["samples: train 10, test 2", "joint_names: palm, tip, wrist"], {}),
     ],
 )
