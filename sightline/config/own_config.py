@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.config.faults import ConfigFaults
 from sightline.config.overrides import apply_overrides
 from sightline.config.reader import read_with_bases
-from sightline.config.run_config import render_plain
 from sightline.config.shipped import config_name, shipped_configs
-from sightline.config.yaml_tree import ConfigFaults
+from sightline.config.yaml_writer import render_plain
 
 
 def list_presets(set_name: str, preset: str) -> list[str]:

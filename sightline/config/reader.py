@@ -19,12 +19,16 @@ from typing import Any
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
+from sightline.config.consistency import check_consistency
+from sightline.config.faults import ConfigFaults
 from sightline.config.other_tools import find_file, find_setting
 from sightline.config.overrides import COMMAND_LINE, apply_overrides, merge
+from sightline.config.plain_values import flatten, to_plain
 from sightline.config.prepared_name import take_prepared_name
-from sightline.config.run_config import RunConfig, check_consistency, flatten, format_inline, to_plain
+from sightline.config.run_config import RunConfig
 from sightline.config.shipped import find_config
-from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_mapping, read_value, read_yaml
+from sightline.config.yaml_tree import DEFAULT, LocatedValue, read_mapping, read_value, read_yaml
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry, schema
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sightline.config import read_config
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.engine.build import build_data
 from sightline.verbs.data import list_options, list_preparable
 from sightline.verbs.output import print_note, show_evaluation, show_table
@@ -22,7 +22,7 @@ from tests.command import refuse, run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.depth.own_frames import write_disc_frames
 
-# --- what `data prepare` and `data info` print: counts by name, no hashes, nothing that has no answer ----------------
+# --- what `data prepare` and `data info` print ------------------------------------------------------------------------
 
 
 def scans(folder: Path, *, num_columns: int = 3) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list_clouds, name_clouds, split_clouds
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
-from sightline.config.run_config import format_inline
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError, join_some

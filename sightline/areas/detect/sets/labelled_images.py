@@ -19,7 +19,7 @@ from sightline.areas.detect.sets.image_listing import plan_image_set, survey_ima
 from sightline.areas.detect.sets.label_table import CategoryIds, FaultPolicy, LabelFormat
 from sightline.areas.detect.sets.photo_orientation import OrientationRule
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
-from sightline.config.run_config import format_inline
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
