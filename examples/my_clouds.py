@@ -1,7 +1,7 @@
 """A plugin with a data set of files in a format of your own: NPZ files of cups and spoons.
 
 `sightline data prepare my_clouds --plugin my_clouds.py --from FOLDER --to prepared` checks the files once and stores
-them; configs then read them by `data.name=my_clouds data.root=prepared`.
+them; configs then read them by `data.root=prepared`.
 """
 
 from functools import partial

@@ -6,9 +6,11 @@ import contextlib
 import importlib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_type_hints
 
@@ -19,13 +21,13 @@ from sightline.commands.compress import COMPRESS_COMMANDS
 from sightline.commands.data import DATA_COMMANDS
 from sightline.commands.fields import Command, CommandParameter
 from sightline.commands.look import (
+    RUNS_COMMANDS,
     CopyOptions,
     DescribeOptions,
     InitOptions,
     ListOptions,
     ProfileOptions,
     ReportOptions,
-    RunsOptions,
     ShowOptions,
     StudyOptions,
     SweepOptions,
@@ -50,7 +52,7 @@ SECTIONS: dict[str, tuple[type[Command], ...]] = {
     "Data": DATA_COMMANDS,
     "Train": (TrainOptions, EvaluateOptions, PredictOptions, ScoreOptions),
     "Prove": (CheckOptions, CompareOptions),
-    "Look": (ViewOptions, ReportOptions, RunsOptions, DescribeOptions, ProfileOptions),
+    "Look": (ViewOptions, ReportOptions, *RUNS_COMMANDS, DescribeOptions, ProfileOptions),
     "Use": (WeightsOptions, *COMPRESS_COMMANDS, ExportOptions, ServeOptions),
     "Search": (StudyOptions, SweepOptions),
 }
@@ -59,6 +61,34 @@ SECTIONS: dict[str, tuple[type[Command], ...]] = {
 
 class _Group(TyperGroup):
     """Group whose help lists commands by section, with whole summaries."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command of a group before words that name none of its commands."""
+        default = _DEFAULTS.get(self.name or "")
+        if default and not (args and self._is_about_commands(ctx, args[0])):
+            args = [default, *args]
+        return super().parse_args(ctx, args)
+
+    def _is_about_commands(self, ctx: Any, word: str) -> bool:
+        """Return True for a command, a misspelt one that is no path, and for a question for help."""
+        is_like_one = bool(get_close_matches(word, self.commands)) and not os.path.exists(word)
+        return word in ctx.help_option_names or is_like_one
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command. Raises UserError for one of another tool, and for a path, with what to write."""
+        word = args[0]
+        if word not in self.commands and (instead := self._find_instead(ctx, word)):
+            raise UserError(f"{word}: is no command; write: sightline {instead}")
+        return super().resolve_command(ctx, args)
+
+    def _find_instead(self, ctx: Any, word: str) -> str | None:
+        """Return the command line that is meant by a word which is no command of the group."""
+        is_path = "/" in word or Path(word).suffix in (".yaml", ".yml") or os.path.exists(word)
+        if is_path:
+            return f"{_MEANT_BY_PATH[(ctx.parent and self.name) or '']} {shlex.quote(word)}"
+        from sightline.config.other_tools import find_command  # slow, as its room is
+
+        return None if ctx.parent else find_command(word)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands by section; those of a group as one table."""
@@ -74,10 +104,16 @@ class _Group(TyperGroup):
                 formatter.write_dl([(f"{record.name:<{width}}", record.summary()) for record in section])
 
 
+_DEFAULTS = {"runs": "list"}
+"""Commands of groups that are meant where none is named."""
+_MEANT_BY_PATH = {"": "train", "data": "data info", "compress": "compress run", "runs": "runs list"}
+"""What is written before a path that stands in the place of a command, by group."""
+
 app = typer.Typer(
     cls=_Group,
     add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' lists options.",
@@ -85,6 +121,7 @@ app = typer.Typer(
 _GROUPS = {
     "data": typer.Typer(cls=_Group, no_args_is_help=True, help="Prepare data sets and describe their contents."),
     "compress": typer.Typer(cls=_Group, no_args_is_help=True, help="Store the weights of a trained run in few bits."),
+    "runs": typer.Typer(cls=_Group, help="List runs, compare two, or exchange one with a hub."),
 }
 
 

@@ -80,10 +80,10 @@ def test_help_imports_nothing_heavy() -> None:
         (["train", SHIPPED / "pointnet.yaml"], "no such file; did you mean 'modelnet10_pointnet.yaml'?"),
         (
             ["train", TINY, "--lr=1"],
-            "--lr: is not an option; to set a value of the config, write optimizer.lr=VALUE",
+            "--lr: is not an option; to set a value of the config, write optimizer.lr=1",
         ),
-        (["check", TINY, "--batch-size", "2"], "write train.batch_size=VALUE or evaluate.batch_size=VALUE"),
-        (["check", TINY, "--seed", "2"], "--seed: is not an option; to set a value of the config, write seed=VALUE"),
+        (["check", TINY, "--batch-size", "2"], "write train.batch_size=2 or evaluate.batch_size=2"),
+        (["check", TINY, "--seed", "2"], "--seed: is not an option; to set a value of the config, write seed=2"),
         (["check", "epochs=3"], "epochs=3: no such file; the config comes first, key=value after it"),
         (["show", TINY.with_name("tinny.yaml")], "no such file; did you mean 'tiny.yaml'?"),
         (["list", "modells"], "list: there is no kind or component 'modells'; did you mean 'models'?"),

@@ -48,6 +48,7 @@ for words in commands:
 
 Both streams name each command, and the output ends with its exit code.
 """
+NAME = "classify/synthetic_shapes_pointnet"
 DEMO = "configs/classify/synthetic_shapes_pointnet.yaml"
 
 
@@ -150,7 +151,7 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
     commands = (
         ("list", "configs"),
         ("copy", "classify/synthetic_shapes_pointnet"),
-        ("train", DEMO, *small, "--device", "cpu", "--out", "run"),
+        ("train", NAME, *small, "--device", "cpu", "--out", "run"),
         ("train", DEMO, "log.tensorboard=true", "--out", "logged"),
     )
     (tmp_path / "examples").mkdir()
@@ -166,7 +167,7 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
     assert done.returncode == 0, done.stderr
     listed, copied, trained, refused = (told.splitlines()[1:] for told in f"\n{done.stdout}".split("\n$ ")[1:])
     assert [told[-1] for told in (listed, copied, trained, refused)] == [*["= 0"] * 3, "= 2"], done.stderr
-    assert DEMO in listed
+    assert NAME in listed
     assert copied[:-1] == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
     assert json.loads((tmp_path / "run" / "final.json").read_text())["data"]["num_samples"] == 12
     assert done.stderr.split("\n$ ")[-1].split("\n", 1)[1] == (
@@ -226,13 +227,32 @@ def test_slips_are_one_line_and_nothing_is_overwritten(tmp_path: Path, monkeypat
     assert list(changed.parent.iterdir()) == [changed]
 
 
-@pytest.mark.parametrize("name", [DEMO, f"./{DEMO}", "synthetic_shapes_pointnet", "classify/synthetic_shapes_pointnet"])
-def test_a_shipped_config_that_was_not_copied_is_named(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", [NAME, DEMO, f"./{DEMO}", f"{NAME}.yaml", "synthetic_shapes_pointnet"])
+def test_a_shipped_config_is_read_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any folder, unless a file of that name is there; a base may be such a name, too."""
+    monkeypatch.chdir(tmp_path)
+    expected = run_here("show", ROOT / DEMO).out
+    done = run_here("show", name)
+    assert (done.code, done.out) == (0, expected), done.err
+    (tmp_path / "own.yaml").write_text(f"base: {name}\nseed: 7\n")
+    assert read_config(Path("own.yaml")).seed == 7
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("seed: [")
+    assert f"error: {Path(name)}:1: not valid YAML" in run_here("show", name).err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("classify/synthetic_shape_pointnet", f"'{NAME}'"),
+        ("synthetic_shapes_pointnet.yaml", f"'{NAME}'"),
+        ("synthetic_shapes_dgcnn", "'classify/synthetic_shapes_dgcnn' or 'segment/synthetic_shapes_dgcnn'"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_a_config(
+    name: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = run_here("train", name)
-    told = f"{name.removeprefix('./')}: no such file; it comes with the package: sightline copy {DEMO}"
-    assert (done.code, done.err) == (2, f"error: {told}\n")
-    copy_shipped(DEMO, tmp_path)
-    assert f"did you mean '{DEMO}'?" in run_here("show", "synthetic_shapes_pointnet.yaml").err
+    assert (done.code, done.err) == (2, f"error: {name}: no such file; did you mean {meant}?\n")
+    assert run_here("view", "../classify/synthetic_shapes_pointnet", "--out", "never").code == 2

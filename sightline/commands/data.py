@@ -21,7 +21,7 @@ class PrepareOptions(
     help_rows="data.list_options",
     examples=(
         "data prepare modelnet40 --from ModelNet40 --to data/modelnet40",
-        "data prepare cloud_folder --from clouds --to data/clouds up_axis=z",
+        "data prepare cloud_folder --from clouds --to data/clouds up_axis=z --config own.yaml",
     ),
 ):
     """Prepare a public data set, or your own files.
@@ -33,6 +33,9 @@ class PrepareOptions(
     dataset: str = argument("NAME", "a data set: modelnet40, cloud_folder")
     source: Path = option("--from", "PATH", "the downloaded data, or your own", default=MISSING)
     target: Path = option("--to", "DIR", "folder for the prepared data", default=MISSING)
+    config: Path | None = option(
+        "--config", "FILE.yaml", "also write a config that trains on it: 'sightline train FILE.yaml'", is_written=True
+    )
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the preparation: num_points=2048", default=())
 
 

@@ -152,7 +152,7 @@ def split_words(words: Sequence[str]) -> tuple[tuple[Path, ...], tuple[str, ...]
     return paths, tuple(word for word, is_key_value in zip(words, is_override, strict=True) if is_key_value)
 
 
-CONFIG: Any = argument("CONFIG", "a YAML config, or a run directory")
+CONFIG: Any = argument("CONFIG", "a YAML config, a name of 'sightline list configs', or a run")
 OVERRIDES: Any = argument("[KEY=VALUE]...", "override values of the config: train.epochs=10", default=())
 CHECKPOINT: Any = option("--checkpoint", "last|best|PATH", "weights to load", default="last")
 PROCESSES: Any = option("--processes", "N", "processes on this machine", is_passed_on=False)

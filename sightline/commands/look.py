@@ -135,36 +135,64 @@ class ReportOptions(
     )
 
 
-class RunsOptions(
-    PluginCommand,
-    name="runs",
-    run="runs.runs",
-    examples=(
-        "runs --diff runs/a runs/b",
-        "runs runs/a --push hf://me/my-run",
-        "runs --pull hf://me/my-run --out runs/b",
-    ),
+class RunsListOptions(
+    DocumentCommand,
+    name="runs list",
+    run="runs.show_list",
+    examples=("runs list --sort figure", "runs list studies --filter task=segment"),
 ):
-    """List runs, compare two, or exchange one with a hub.
+    """List the runs below a folder.
 
-    Prints the runs below a folder: task, data, steps, the figure that selected the best checkpoint, start, size on the
-    disk, and state. A run that is not finished shows its last evaluation. Links below the folder are not followed. RUN
-    is a path, or a path below DIR.
-
-    --diff prints the figures and the keys of the configs that differ; 'sightline report A B' is its page. --push
-    uploads a finished run, packed, with a card of its figures; --pull makes a run directory of one.
+    Prints task, data, steps, the figure that selected the best checkpoint, start, size on the disk, and state. A run
+    that is not finished shows its last evaluation. Links below the folder are not followed. 'sightline runs' is the
+    same.
     """
 
-    folder: Path = argument("[DIR]", "folder of the runs, or with --push the run", default=Path("runs"))
+    folder: Path = argument("[DIR]", "folder of the runs", default=Path("runs"))
     sort: str = option("--sort", "KEY", "name, task, data, steps, figure, when, size or state", default="when")
     filters: tuple[str, ...] = option(
         "--filter", "TEXT|KEY=VALUE", "only runs with this text in a column, or task=segment; repeatable", default=()
     )
-    diff: tuple[Path, Path] | None = option("--diff", "A B", "print the differences of two runs")
-    push: str | None = option("--push", "hf://OWNER/REPO", "upload the run DIR; private, unless --public")
-    public: bool = switch("--public", "with --push: let everybody read it")
-    pull: str | None = option("--pull", "hf://OWNER/REPO", "fetch a run that was pushed, into --out")
-    out: Path | None = option("--out", "DIR", "with --pull: a new folder")
+
+
+class RunsDiffOptions(
+    DocumentCommand,
+    name="runs diff",
+    run="runs.show_difference",
+    examples=("runs diff runs/a runs/b",),
+):
+    """Compare the figures and the configs of two runs.
+
+    Prints the figures, and the keys of the configs that differ; 'sightline report A B' is its page. A and B are paths,
+    or paths below --below.
+    """
+
+    first: Path = argument("A", "a run directory")
+    second: Path = argument("B", "another one")
+    folder: Path = option("--below", "DIR", "folder in which runs are looked up", default=Path("runs"))
+
+
+class RunsPushOptions(PluginCommand, name="runs push", run="runs.push", examples=("runs push runs/a hf://me/my-run",)):
+    """Upload a finished run to a hub.
+
+    It is packed, and gets a card of its figures.
+    """
+
+    run_path: Path = argument("RUN", "a run directory")
+    address: str = argument("hf://OWNER/REPO", "the repository; a new one is private")
+    public: bool = switch("--public", "let everybody read it")
+
+
+class RunsPullOptions(
+    DocumentCommand, name="runs pull", run="runs.pull", examples=("runs pull hf://me/my-run --out runs/b",)
+):
+    """Fetch a run from a hub, as 'sightline runs push' uploaded it."""
+
+    address: str = argument("hf://OWNER/REPO", "a run that was pushed")
+    out: Path = option("--out", "DIR", "folder of the run, new or empty", default=MISSING)
+
+
+RUNS_COMMANDS = (RunsListOptions, RunsDiffOptions, RunsPushOptions, RunsPullOptions)
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show", examples=("show CONFIG train.epochs=10",)):
@@ -203,7 +231,7 @@ class CopyOptions(
     The configs that it extends and the plugins that it uses are copied, too.
     """
 
-    config: str = argument("CONFIG", "a path that 'list configs' prints, or configs or examples")
+    config: str = argument("CONFIG", "a name that 'list configs' prints, or configs or examples")
     to: Path = argument("[TO]", "target folder, in which it gets the same path", default=Path())
 
 

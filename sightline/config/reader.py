@@ -21,10 +21,14 @@ from typing_extensions import TypedDict
 
 from sightline.config.consistency import check_consistency
 from sightline.config.faults import ConfigFaults
-from sightline.config.overrides import apply_overrides, merge
-from sightline.config.plain_values import to_plain
+from sightline.config.other_tools import find_file, find_setting
+from sightline.config.overrides import COMMAND_LINE, apply_overrides, merge
+from sightline.config.plain_values import flatten, to_plain
+from sightline.config.prepared_name import take_prepared_name
 from sightline.config.run_config import RunConfig
+from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import DEFAULT, LocatedValue, read_mapping, read_value, read_yaml
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry, schema
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError
@@ -100,16 +104,18 @@ class _RampBlock(TypedDict):
 def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the config of a run, with `key=value` overrides applied, from a file, a mapping as in one, or a config.
 
-    The `base` of a mapping is relative to the working directory. No data is read, and no code is run except that of
-    components named here, on arguments that fit their signatures.
+    A path may be the name of a shipped config (`find_config`), as may a `base`, which in a mapping is relative to the
+    working directory. Of the data only the name of a prepared folder is read (`take_prepared_name`), and no code is run
+    except that of components named here, on arguments that fit their signatures.
     Raises ConfigError with every fault found: file and line, dotted path, what was found, what is allowed.
     """
     if isinstance(source, RunConfig) and not overrides:
         return source
     file_or_mapping: Path | Mapping[str, Any] = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = _insert_policy(apply_overrides(_read_with_bases(file_or_mapping, faults), overrides, faults), faults)
+    tree = _insert_policy(apply_overrides(read_with_bases(file_or_mapping, faults), overrides, faults), faults)
     _resolve_run_paths(tree)
+    take_prepared_name(tree)
     assert isinstance(tree.value, dict)
     name = source.stem if isinstance(source, Path) else _name_components(tree)
     tree.value.setdefault("name", LocatedValue(name, SourceLocation(DEFAULT, path="name")))
@@ -139,7 +145,8 @@ def read_sections(
     """Read only the named sections of a config, which may lack the others. Raises as `read_config`."""
     source = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = apply_overrides(_read_with_bases(source, faults), overrides, faults)
+    tree = apply_overrides(read_with_bases(source, faults), overrides, faults)
+    take_prepared_name(tree)
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _section_fields(RunConfig)
     selected = {key: child for key, child in tree.value.items() if key in names or key in unknown}
@@ -153,14 +160,14 @@ def read_sections(
     return {name: values[name] for name in names}
 
 
-def _read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> LocatedValue:
-    """Read a file or a mapping merged over its base, which may have a base, too."""
+def read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> LocatedValue:
+    """Read the tree of a file or a mapping merged over its base, which may have a base, too."""
     trees: list[LocatedValue] = []
     chain: list[str] = []
     base: LocatedValue | None = None
     following: Path | None = None
     if isinstance(source, Path):
-        following = source
+        following = find_config(source)
     else:
         tree = read_mapping(source, faults)
         assert isinstance(tree.value, dict)
@@ -218,10 +225,13 @@ def _read_base(path: Path, base: LocatedValue | None, faults: ConfigFaults) -> L
 
 
 def _resolve_base(base: LocatedValue, below: Path, chain: Sequence[str]) -> Path:
-    """Return the path of a config's base, relative to the config's folder."""
+    """Return the path of a config's base, relative to the config's folder, or of a shipped config of this name."""
     if not isinstance(base.value, str) or not base.value:
         raise ConfigError(f"{base.where}: found {schema.format_value(base.plain())}, allowed is the path of one config")
     path = below.parent / base.value
+    if not os.path.lexists(path):
+        shipped = find_config(Path(base.value))
+        path = shipped if shipped != Path(base.value) else path
     if os.path.realpath(path) in chain:
         raise ConfigError(f"{base.where}: '{path}' leads back to itself")
     if len(chain) == MAX_BASES:
@@ -246,7 +256,7 @@ class _SectionReader:
         Arguments with faults are left out.
         """
         if not isinstance(tree.value, dict):
-            self._refuse(tree, "a mapping of " + ", ".join(_section_fields(cls)))
+            self._refuse(tree, f"a mapping of {', '.join(_section_fields(cls))}{_suggest_only_key(cls, tree, path)}")
             return {}
         hints = typing.get_type_hints(cls, include_extras=True)
         fields = _section_fields(cls)
@@ -256,7 +266,9 @@ class _SectionReader:
             self._model = _get_name(tree.value.get("model"))
         for key, child in tree.value.items():
             if key not in fields:
-                hint = _suggest_key(key, fields, self._paths, is_top=not path)
+                is_foreign = not path or schema.find_similar(key, fields, cutoff=0.8) is None
+                hint = _suggest_setting(key, child) if is_foreign else ""
+                hint = hint or _suggest_key(key, fields, self._paths, is_top=not path)
                 self.faults.add(child.where, f"unknown key '{key}'{hint}")
         for key, field in fields.items():
             if names is not None and key not in names:
@@ -264,7 +276,7 @@ class _SectionReader:
             field_path = f"{path}.{key}".lstrip(".")
             if key in tree.value:
                 values[field.name] = self._read_field(hints[field.name], tree.value[key], field_path)
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            elif not _has_default(field):
                 where = SourceLocation(tree.where.source, tree.where.line if path else None, field_path)
                 self.faults.add(where, f"is required and missing; give {_describe_allowed(hints[field.name])}")
             else:
@@ -304,7 +316,7 @@ class _SectionReader:
 
     def _read_components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
         if not isinstance(child.value, list):
-            self.faults.add(child.where, schema.refuse_block(child.plain(), f"a list, each {_A_BLOCK}"))
+            self._refuse_block(child, path, f"a list, each {_A_BLOCK}")
             return None
         if not child.value:
             self.origins[path] = child.where
@@ -315,7 +327,7 @@ class _SectionReader:
         """Read a component block, checked against its signature and completed with the signature's defaults."""
         kind = registry.REGISTRIES[_KIND_OF_SECTION[path.split(".")[0]]]
         if not isinstance(tree.value, dict):
-            self.faults.add(tree.where, schema.refuse_block(tree.plain(), _A_BLOCK))
+            self._refuse_block(tree, path, _A_BLOCK)
             return None
         block = dict(tree.value)
         name = block.pop("name", None)
@@ -388,6 +400,19 @@ class _SectionReader:
             return tuple(completed)
         return completed[0] if completed else None
 
+    def _refuse_block(self, located: LocatedValue, path: str, allowed: str) -> None:
+        """Note a value in the place of a block, or of a list of them, with what to write for a name or a file."""
+        value, section = located.plain(), path.split(".")[0]
+        names = registry.REGISTRIES[_KIND_OF_SECTION[section]].names()
+        text = schema.refuse_block(value, allowed, names)
+        if isinstance(value, str) and (instead := find_file(section, value)):
+            text = f"found {schema.format_value(value)}, allowed is {allowed}; {instead}"
+        elif isinstance(value, str) and located.where.source == COMMAND_LINE and "." not in path:
+            meant = text.rpartition("did you mean ")[2].removesuffix("?")
+            word = f"'{path}={meant}'" if meant.startswith("[") else f"{path}.name={meant[7:-1]}"
+            text = text.replace(f"did you mean {meant}?", f"write {word}")
+        self.faults.add(located.where, text)
+
     def _refuse(self, located: LocatedValue, allowed: str) -> None:
         self.faults.add(located.where, f"found {schema.format_value(located.plain())}, allowed is {allowed}")
 
@@ -430,11 +455,11 @@ def _section_fields(cls: type) -> dict[str, dataclasses.Field]:
 
 def _is_complete(cls: type, values: dict[str, Any]) -> bool:
     """Return True if every field without a default has a value, so that the section can be built."""
-    return all(
-        field.name in values
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
+    return all(field.name in values for field in dataclasses.fields(cls) if not _has_default(field))
+
+
+def _has_default(field: dataclasses.Field) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _describe_allowed(hint: Any) -> str:
@@ -445,6 +470,34 @@ def _describe_allowed(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return "a mapping of " + ", ".join(_section_fields(typing.cast(type, hint)))
     return schema.describe_type(hint)
+
+
+def _suggest_only_key(cls: type, tree: LocatedValue, path: str) -> str:
+    """Suggest the only key that a section requires, for a value that is given in place of the section."""
+    required = [key for key, field in _section_fields(cls).items() if not _has_default(field)]
+    if len(required) != 1 or isinstance(tree.value, list) or tree.value is None:
+        return ""
+    value = _format_word(tree.value)
+    is_word = tree.where.source == COMMAND_LINE
+    return f"; write {f'{path}.{required[0]}={value}' if is_word else f'{path}: {{{required[0]}: {value}}}'}"
+
+
+def _format_word(value: Any) -> str:
+    """Format a value as it would be typed: text without quotes."""
+    return value if isinstance(value, str) else format_inline(value)
+
+
+def _suggest_setting(key: str, child: LocatedValue) -> str:
+    """Suggest what to write for a key that another tool has, or for the first such key below it."""
+    value = child.plain()
+    leaves = {key: value} if not isinstance(value, dict) else flatten(value, key)
+    for name, leaf in leaves.items():
+        instead = find_setting(name.removeprefix("+"), "" if leaf is None else _format_word(leaf))
+        if instead and child.where.source == COMMAND_LINE:
+            return f"; write {instead}"
+        if instead:
+            return f"; give {instead}" if instead.startswith("--") else f"; did you mean '{instead.partition('=')[0]}'?"
+    return ""
 
 
 def _suggest_key(key: str, fields: dict[str, dataclasses.Field], elsewhere: Mapping[str, str], *, is_top: bool) -> str:

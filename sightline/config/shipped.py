@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import keyword
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.contract.errors import UserError
-from sightline.contract.schema import suggest
+from sightline.contract.schema import find_similar, suggest
 
 _FOLDERS = ("configs", "examples")
 _PROJECTS = "examples/projects"
@@ -41,16 +42,54 @@ def shipped_configs() -> list[ShippedConfig]:
     ]
 
 
-def shipped_path(path: Path) -> str | None:
-    """Find the one shipped config that the name of a missing file means; its path for `copy_shipped`, or None."""
+def find_config(path: Path) -> Path:
+    """Return the shipped config that `path` names if there is no such file, and else `path` itself.
+
+    Names are `classify/modelnet40_dgcnn` or the path in a checkout, `configs/classify/modelnet40_dgcnn.yaml`, and where
+    no other task has it `modelnet40_dgcnn` alone.
+    """
+    root = _find_root()
+    name = path.as_posix().removeprefix(f"{_FOLDERS[0]}/")
+    if root is None or os.path.lexists(path) or path.is_absolute() or ".." in path.parts:
+        return path
+    folder = root / _FOLDERS[0]
+    if "/" in name:
+        files = [folder / f"{name.removesuffix('.yaml')}.yaml"]
+    else:
+        files = [task / f"{name}.yaml" for task in folder.iterdir()]
+    with contextlib.suppress(OSError):  # a name that no file can have
+        files = [file for file in files if file.is_file()]
+        if len(files) == 1:
+            return _relative_if_below(files[0])
+    return path
+
+
+def suggest_shipped(path: Path) -> str:
+    """Format the shipped config that the path of a missing file may mean, as `; did you mean 'x'?`; else nothing."""
     root = _find_root()
     if root is None or path.is_absolute():
-        return None
+        return ""
+    names = [name for file in _list_files(root) if (name := config_name(file)) != file]
+    typed = path.as_posix().removesuffix(".yaml").removeprefix(f"{_FOLDERS[0]}/")
+    alike = [name for name in names if Path(name).name == path.name.removesuffix(".yaml")]
+    if alike and "/" not in typed:
+        return f"; did you mean {' or '.join(map(repr, alike))}?"
+    similar = find_similar(typed, names, cutoff=0.8)
+    return f"; did you mean '{similar}'?" if similar else ""
+
+
+def config_name(path: str) -> str:
+    """Return the name of a shipped config, `classify/x` of `configs/classify/x.yaml`; an example keeps its path."""
+    is_config = path.startswith(f"{_FOLDERS[0]}/")
+    return path.removeprefix(f"{_FOLDERS[0]}/").removesuffix(".yaml") if is_config else path
+
+
+def _relative_if_below(path: Path) -> Path:
+    """Return a path below the working folder relative to it, as it would be typed."""
     try:
-        selected = _select_files(root, path.as_posix())
-    except UserError:
-        return None
-    return selected[0] if len(selected) == 1 and selected[0].endswith(".yaml") else None
+        return path.relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return path
 
 
 def copy_shipped(name: str, to: Path) -> tuple[list[Path], list[Path]]:

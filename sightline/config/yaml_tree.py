@@ -18,7 +18,8 @@ import numpy as np
 import yaml
 
 from sightline.config.faults import ConfigFaults
-from sightline.config.shipped import shipped_path
+from sightline.config.other_tools import find_file
+from sightline.config.shipped import suggest_shipped
 from sightline.contract.errors import ConfigError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.contract.schema import suggest
@@ -150,7 +151,7 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        hint = _suggest_shipped(path) or _suggest_similar(path)
+        hint = _suggest_similar(path) or suggest_shipped(path)
         raise ConfigError(f"{path}: no such file{hint or f'; {_GIVE}'}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -172,25 +173,15 @@ def describe_prepared(path: Path) -> str:
     return "" if name is None else f"; it is a prepared set of '{name}': give a config and data.root={root}"
 
 
-def _suggest_shipped(path: Path) -> str:
-    """Suggest the command that copies a shipped config of this name, or its path if it was copied already."""
-    shipped = shipped_path(path)
-    if shipped is None:
-        return ""
-    return (
-        f"; did you mean '{shipped}'?"
-        if Path(shipped).is_file()
-        else (f"; it comes with the package: sightline copy {shipped}")
-    )
-
-
 def _suggest_similar(path: Path) -> str:
     """Suggest a config in the same folder, or the correct order of config and overrides.
 
     A config whose name begins with _ is a part of others, and cannot train.
     """
-    if "=" in path.name:
-        return "; the config comes first, key=value after it"
+    key, equals, value = str(path).partition("=")
+    if equals:
+        instead = find_file(key, value)
+        return f"; the config comes first, key=value after it{f'; {instead}' if instead else ''}"
     try:
         names = [name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml"))]
     except OSError:

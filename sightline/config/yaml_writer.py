@@ -28,6 +28,11 @@ def render_config(config: RunConfig, *, origins: bool) -> str:
     return "\n".join(texts) + "\n"
 
 
+def render_plain(tree: Mapping[str, Any]) -> str:
+    """Render a plain mapping, such as a part of a config, as YAML."""
+    return "".join(f"{line.text}\n" for line in _render_lines(tree, "", 0, None))
+
+
 def format_inline(value: Any) -> str:
     """Format a value on one line, quoted if our reader would otherwise not read it as text."""
     if isinstance(value, str):

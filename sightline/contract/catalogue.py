@@ -35,6 +35,12 @@ def find_modules(kind: str) -> Mapping[str, str]:
     return modules
 
 
+def are_of_one_area(kind: str, name: str, other: str) -> bool:
+    """Return True if two parts of a kind are of one area; of those of plugins nothing is known."""
+    modules = find_modules(kind)
+    return len({modules[each].split(".")[2] for each in (name, other) if each in modules}) < 2
+
+
 def load_members(kind: str) -> list[Any]:
     """Import and return the classes or functions of a kind that no registry has, those of areas first.
 

@@ -216,10 +216,14 @@ def _is_valid(annotation: Any, value: object) -> bool:
     return False
 
 
-def refuse_block(value: object, allowed: str) -> str:
-    """Describe a value where a block, or a list of them, is allowed, with the block that a name was meant as."""
+def refuse_block(value: object, allowed: str, names: Collection[str] = ()) -> str:
+    """Describe a value where a block, or a list of them, is allowed, with the block that a name was meant as.
+
+    A name that is none of `names` is taken for the one that is most alike.
+    """
     item = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
     name = item.get("name") if isinstance(item, Mapping) else item
+    name = find_similar(name, names) or name if isinstance(name, str) and name not in names else name
     block = f"{{name: {name}{', ...' if isinstance(item, Mapping) and len(item) > 1 else ''}}}"
     meant = f"; did you mean {f'[{block}]' if allowed.startswith('a list') else block}?"
     return f"found {format_value(value)}, allowed is {allowed}{meant if isinstance(name, str) else ''}"

@@ -114,7 +114,7 @@ def fetch_run(text: str, *, is_own: Callable[[str], bool]) -> tuple[list[tuple[s
         listing = _list_files(name, hub)
         if name.file is not None or not listing.files.keys() >= {*RUN_MARKS}:
             raise CheckpointError(
-                f"{name}: is not a run that 'sightline runs RUN --push' made; init.from takes weights alone"
+                f"{name}: is not a run that 'sightline runs push' made; init.from takes weights alone"
             )
         own = [file for file in listing.files if is_own(file)]
         paths = _fetch(name, listing, own, hub)

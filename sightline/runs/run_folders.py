@@ -30,7 +30,14 @@ _RECORDS = (
     r"config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published|compression"
     r"|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|model\.slq"
 )
-_RESULT_ENDINGS = {"--json": ".json", "--csv": ".csv", "--svg": ".svg", "--html": ".html", "--write": ".md"}
+_RESULT_ENDINGS = {
+    "--json": ".json",
+    "--csv": ".csv",
+    "--svg": ".svg",
+    "--html": ".html",
+    "--write": ".md",
+    "--config": ".yaml",
+}
 NETWORK_ENDINGS = (".onnx",)
 
 

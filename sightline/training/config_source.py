@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from sightline.config import RunConfig, read_config
+from sightline.config.prepared_name import is_of_folder
 from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import Plugin, check_recorded, load_plugins
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ConfigWithPlugins(NamedTuple):
-    """A config, its loaded plugins, and notes on plugins that changed since its run was made."""
+    """A config, its loaded plugins, and notes: plugins that changed since its run was made, another data set."""
 
     config: RunConfig
     plugins: tuple[Plugin, ...]
@@ -69,7 +70,12 @@ def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequen
     notes: list[str] = []
     if file.name == "config.yaml" and record.exists():
         notes = check_recorded(load_document(record).get("plugins", []), loaded, run=file.parent)
-    return ConfigWithPlugins(reread(path, overrides), tuple(loaded), tuple(notes))
+    config = reread(path, overrides)
+    name = config.origins["data.name"]
+    if is_of_folder(name):
+        root = config.data.arguments["root"]
+        notes.append(f"data.name: {config.data.name}, as {root} was prepared, in the place of the config's")
+    return ConfigWithPlugins(config, tuple(loaded), tuple(notes))
 
 
 def reread(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str]) -> RunConfig:

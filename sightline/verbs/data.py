@@ -12,6 +12,8 @@ from typing import Any
 
 from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
 from sightline.config.key_values import read_key_values
+from sightline.config.own_config import list_presets, render_over
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line
@@ -19,8 +21,10 @@ from sightline.contract.members import DataMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.output_files import write_document
+from sightline.store.files.atomic_write import replace_atomic
 from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_data import SHARED
+from sightline.store.prepared.prepared_set import MANIFEST
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note, print_tree, show_progress
@@ -39,12 +43,43 @@ def prepare(options: PrepareOptions) -> int:
     arguments = read_key_values(
         name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
     )
+    presets = [] if options.config is None else _find_presets(name, options)
     with _counting(name) as progress:
         report = _builder(name).prepare(
             source=options.source, target=options.target, name=name, progress=progress, **arguments
         )
     _print_report(report, _builder(name), options.json)
+    if options.config is not None:
+        _write_config(options.config, name, options.target, presets)
     return 0
+
+
+def _find_presets(name: str, options: PrepareOptions) -> list[str]:
+    """List the presets of a set. Raises UserError for a set without one, and for a config that is there already."""
+    assert options.config is not None
+    if options.config.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--config {options.config}: is a file of YAML; give a name that ends in .yaml")
+    if options.config.exists() and not (options.target / MANIFEST).exists():
+        raise UserError(f"--config {options.config}: is there already; give the name of a new file")
+    presets = list_presets(name, getattr(_builder(name), "preset", ""))
+    if not presets:
+        raise UserError(f"--config: no shipped config is about '{name}'; leave it out, and write a config of your own")
+    return presets
+
+
+def _write_config(path: Path, name: str, root: Path, presets: Sequence[str]) -> None:
+    """Write the config that trains on a prepared folder. Raises UserError for a file of another content."""
+    builder = _builder(name)
+    proposed = builder.propose(builder.open_folder(root)) if hasattr(builder, "propose") else []
+    words = [f"data.name={name}", f"data.root={format_inline(str(root))}", *proposed]
+    also = [f"Others for this data set: {', '.join(presets[1:])}"] if presets[1:] else []
+    about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {presets[0]}.")
+    text = render_over(presets[0], words, heading=[about, *also])
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise UserError(f"--config {path}: is there already, and differs; give the name of a new file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomic(path, text.encode())
+    print_note(f"{path}: trains on it: sightline train {shlex.quote(str(path))}")
 
 
 def list_preparable() -> set[str]:
@@ -163,6 +198,7 @@ def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     known = signature_parameters(builder.prepare)
     passed_on = [word for word in options if word.partition("=")[0].strip() in known]
     command = ["sightline", "data", "prepare", name, "--from", str(source), "--to", "prepared", *passed_on, *assumed]
+    command += ["--config", "own.yaml"] if list_presets(name, getattr(builder, "preset", "")) else []
     if assumed:
         document["assumed"] = f"{', '.join(assumed)}; the files do not state it: correct it where it is wrong"
     document["for_data_prepare"] = shlex.join(command)

@@ -12,7 +12,7 @@ from typing import Any
 from sightline.commands.look import CopyOptions, InitOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
 from sightline.config.plain_values import to_plain
-from sightline.config.shipped import ShippedConfig, copy_shipped, make_project, shipped_configs
+from sightline.config.shipped import ShippedConfig, config_name, copy_shipped, make_project, shipped_configs
 from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError
 from sightline.contract.metric import is_higher_better
@@ -228,12 +228,12 @@ WIDTH = 110
 
 
 def _list_configs(json: Path | None) -> int:
-    """Print the path of each shipped config with its first comment."""
+    """Print the name of each shipped config with its first comment."""
     configs = shipped_configs()
     for config in configs:
         description_lines = textwrap.wrap(config.description, WIDTH, initial_indent="    ", subsequent_indent="    ")
-        sys.stdout.write("\n".join([config.path, *description_lines]) + "\n")
-    print_note("to use one elsewhere: sightline copy CONFIG [TO]")
+        sys.stdout.write("\n".join([config_name(config.path), *description_lines]) + "\n")
+    print_note("a name is given as CONFIG; to change a copy: sightline copy CONFIG [TO]")
     write_document(json, {"configs": [_to_document(config) for config in configs]})
     return 0
 

@@ -85,8 +85,8 @@ def format_error(error: Exception) -> int:
         if message.startswith("Usage:"):  # no command was given: print the help, not an error
             sys.stderr.write(message.rstrip() + "\n")
             return 2
-        if (option := getattr(error, "option_name", None)) is not None:
-            message = _suggest_override(option) or message
+        if type(error).__name__ == "NoSuchOption":
+            message = _describe_unknown_option(error) or message
         message = message.replace("Value error, ", "")  # pydantic's mark of a check that Typer makes
         if message.startswith(("Missing option", "Missing argument")):
             wrong: Any = error
@@ -119,9 +119,27 @@ def format_error(error: Exception) -> int:
     return fail("".join(traceback.format_exception(error)).strip(), 1, None, names_rank=True)
 
 
-def _suggest_override(option: str) -> str:
-    """Describe how to write a config key that was given as an option; empty if no key has this name."""
-    from sightline.config import RunConfig  # slow, as is the next; the streams above are guarded first
+def _describe_unknown_option(error: Any) -> str:
+    """Describe what to write for an option that is a key of the config, or another tool's; empty for others."""
+    from sightline.config.other_tools import find_setting  # slow, as is the next; the streams above are guarded first
+
+    option, ctx = error.option_name, error.ctx
+    flags = [flag for parameter in ctx.command.params for flag in parameter.opts if flag.startswith("-")]
+    words = [word for word in sys.argv if word.partition("=")[0] == option or word == option]
+    following = words and (words[0].partition("=")[2] or "".join(sys.argv[sys.argv.index(words[0]) + 1 :][:1]))
+    value = following if following and not following.startswith("-") else ""
+    command = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
+    instead = _find_overrides(option, value) or find_setting(option, value, command=command, flags=flags)
+    takes_overrides = any("KEY=VALUE" in (parameter.metavar or "") for parameter in ctx.command.params)
+    if not instead or not (takes_overrides or instead.startswith(("--", "sightline "))):
+        return ""
+    is_key = not instead.startswith(("--", "sightline "))
+    return f"{option}: is not an option; {'to set a value of the config, ' if is_key else ''}write {instead}"
+
+
+def _find_overrides(option: str, value: str) -> str:
+    """Return how to write a config key that was given as an option; empty if no key has this name."""
+    from sightline.config import RunConfig
     from sightline.contract.registry import optimizers
 
     name = option.lstrip("-").replace("-", "_")
@@ -131,8 +149,7 @@ def _suggest_override(option: str) -> str:
             keys += [f"{block}.{field.name}" for field in dataclasses.fields(kind) if field.name == name]
     if any(name in optimizers.get_entry(optimizer).arguments for optimizer in optimizers.names()):
         keys.append(f"optimizer.{name}")
-    listed = " or ".join(f"{key}=VALUE" for key in keys)
-    return f"{option}: is not an option; to set a value of the config, write {listed}" if keys else ""
+    return " or ".join(f"{key}={value or 'VALUE'}" for key in keys)
 
 
 def fail(message: str, exit_code: int, error: Exception | None, *, names_rank: bool = False) -> int:

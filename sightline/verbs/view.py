@@ -12,6 +12,7 @@ from typing import Any
 
 from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
+from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import describe_prepared
 from sightline.contract import registry
 from sightline.contract.catalogue import load_members
@@ -99,8 +100,8 @@ def _show_summaries(subjects: Sequence[ViewedSample]) -> dict[str, Any]:
 
 
 def _is_config(path: Path) -> bool:
-    """Return True for a run directory or a YAML file; other folders are searched for clouds."""
-    return is_run(path) or path.suffix.lower() in (".yaml", ".yml")
+    """Return True for a run directory, a YAML file or a shipped config; other folders are searched for clouds."""
+    return is_run(path) or path.suffix.lower() in (".yaml", ".yml") or find_config(path) != path
 
 
 # --- a config, a run -------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ MISTAKES = (
     ),
     Mistake(
         "photos read as another set",
-        (*VIEW, "data.root=photo_set"),
+        (*VIEW, "data.name=coco", "data.root=photo_set"),
         ("prepared as 'yolo_txt', coco is needed; to read it as it is: data.name=yolo_txt; to make one",),
         follow=add_setting,
     ),

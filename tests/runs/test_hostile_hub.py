@@ -58,7 +58,7 @@ def environment(url: str, folder: Path) -> dict[str, str]:
 
 
 def pull(folder: Path) -> Outcome:
-    return run_here("runs", "--pull", "hf://me/run", "--out", folder / "pulled")
+    return run_here("runs", "pull", "hf://me/run", "--out", folder / "pulled")
 
 
 def assert_refused(done: Outcome, told: str, folder: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_disk_that_is_full_pushes_nothing(hub: Hub, tmp_path: Path, name: str)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
-        done = run_here("runs", run, "--push", "hf://me/run")
+        done = run_here("runs", "push", run, "hf://me/run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert re.fullmatch(r"error: \S+: cannot write: file too large; raise the limit .* and push again\n", done.err)

@@ -106,7 +106,7 @@ def test_a_pushed_run_is_pulled_as_it_was(hub: Hub, tmp_path: Path, name: str) -
     (run / "secret.txt").write_text("mine")
     hub.repos["me/run"] = {"model.slq": b"an older one", "plugins/old.py": b"", "notes.md": b"mine"}
     hub.private["me/run"] = True
-    done = succeed("runs", run, "--push", "hf://me/run", "--json", tmp_path / "pushed.json")
+    done = succeed("runs", "push", run, "hf://me/run", "--json", tmp_path / "pushed.json")
     files = hub.repos["me/run"]
     assert json.loads((tmp_path / "pushed.json").read_text())["address"] in done.err + done.out
     assert {"notes.md", "README.md", "model.slq"} <= files.keys()
@@ -114,11 +114,11 @@ def test_a_pushed_run_is_pulled_as_it_was(hub: Hub, tmp_path: Path, name: str) -
     assert not {"host", "directory", "command_line"} & json.loads(files["environment.json"]).keys()
 
     files |= {"plugins/../../evil.py": b"", "plugins/run.sh": b"", "a\x1b[2J\nb": b""}
-    done = succeed("runs", "--pull", "hf://me/run", "--out", tmp_path / "pulled")
+    done = succeed("runs", "pull", "hf://me/run", "--out", tmp_path / "pulled")
     for other in ("notes.md", "plugins/run.sh", "plugins/../../evil.py", r"a\x1b[2J\nb"):
         assert f"{other} is no file of a packed run, and stays there" in done.err + done.out
     assert not list(tmp_path.glob("**/evil.py"))
-    assert "is not empty; give another folder" in refuse("runs", "--pull", "hf://me/run", "--out", tmp_path / "pulled")
+    assert "is not empty; give another folder" in refuse("runs", "pull", "hf://me/run", "--out", tmp_path / "pulled")
     clouds = torch.randn(4, 24, 3)
     theirs, ours = (sightline.load_run(path).model(points=clouds)["logits"] for path in (tmp_path / "pulled", run))
     assert torch.equal(theirs, ours)
@@ -130,7 +130,7 @@ def test_a_pushed_run_is_pulled_as_it_was(hub: Hub, tmp_path: Path, name: str) -
 
 def test_a_card_says_what_the_report_says(hub: Hub) -> None:
     run = trained_run("classify")
-    succeed("runs", run, "--push", "hf://me/run")
+    succeed("runs", "push", run, "hf://me/run")
     assert hub.private["me/run"]
     card = hub.repos["me/run"]["README.md"].decode()
     about = yaml.safe_load(card.split("---")[1])
@@ -139,17 +139,17 @@ def test_a_card_says_what_the_report_says(hub: Hub) -> None:
     assert figures == final["metrics"]
     assert about["tags"] == ["sightline", "classify", "pointnet"]
     for text in (
-        "sightline runs --pull hf://me/run",
+        "sightline runs pull hf://me/run",
         "init: {from: hf://me/run}",
         f"{final['metrics']['overall_accuracy']:.4f}",
     ):
         assert text in card
     assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])["model"]["name"] == "pointnet"
-    succeed("runs", run, "--push", "hf://me/open", "--public")
+    succeed("runs", "push", run, "hf://me/open", "--public")
     assert not hub.private["me/open"]
     before = dict(hub.repos["me/open"])
-    assert "is a public repository already; give --public" in refuse("runs", run, "--push", "hf://me/open")
-    assert "is a private repository already; leave out" in refuse("runs", run, "--push", "hf://me/run", "--public")
+    assert "is a public repository already; give --public" in refuse("runs", "push", run, "hf://me/open")
+    assert "is a private repository already; leave out" in refuse("runs", "push", run, "hf://me/run", "--public")
     assert hub.repos["me/open"] == before
 
 
@@ -238,20 +238,17 @@ def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_what_cannot_be_pushed_or_pulled_is_told(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copy_run("classify", tmp_path / "made")
-    assert "names a file or a revision; a run is pushed to hf://me/run" in refuse(
-        "runs", run, "--push", "hf://me/run@v1"
-    )
+    assert "names a file or a revision; a run is pushed to hf://me/run" in refuse("runs", "push", run, "hf://me/run@v1")
     monkeypatch.delenv("HF_TOKEN")
     assert "may not write to it with these credentials; log in: hf auth login" in refuse(
-        "runs", run, "--push", "hf://me/run"
+        "runs", "push", run, "hf://me/run"
     )
     (run / "final.json").unlink()
-    assert "has no final.json, so that its training is not finished" in refuse("runs", run, "--push", "hf://me/run")
+    assert "has no final.json, so that its training is not finished" in refuse("runs", "push", run, "hf://me/run")
     hub.repos |= REPOS
-    pull = ("runs", "--pull", "hf://you/other", "--out", tmp_path / "pulled")
-    assert "is not a run that 'sightline runs RUN --push' made" in refuse(*pull)
-    assert "--pull: needs the folder of the run: --out DIR" in refuse("runs", "--pull", "hf://me/run")
-    assert "--public: is not read with the table of runs; leave it out" in refuse("runs", "--public")
+    pull = ("runs", "pull", "hf://you/other", "--out", tmp_path / "pulled")
+    assert "is not a run that 'sightline runs push' made" in refuse(*pull)
+    assert "Missing option '--out': folder of the run" in refuse("runs", "pull", "hf://me/run")
     assert not (tmp_path / "pulled").exists()
 
 

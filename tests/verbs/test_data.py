@@ -8,11 +8,14 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from sightline.config import read_config
+from sightline.config.plain_values import to_plain
+from sightline.engine.build import build_data
 from sightline.verbs.data import list_options, list_preparable
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from tests.command import refuse, run_here, succeed
@@ -22,12 +25,12 @@ from tests.data.depth.own_frames import write_disc_frames
 # --- what `data prepare` and `data info` print ------------------------------------------------------------------------
 
 
-def scans(folder: Path) -> Path:
+def scans(folder: Path, *, num_columns: int = 3) -> Path:
     rng = np.random.default_rng(0)
     for name in ("box", "rod"):
         (folder / name).mkdir(parents=True)
         for index in range(5):
-            np.save(folder / name / f"{index}.npy", rng.uniform(-1, 1, (40, 3)).astype(np.float32))
+            np.save(folder / name / f"{index}.npy", rng.uniform(-1, 1, (40, num_columns)).astype(np.float32))
     return folder
 
 
@@ -66,8 +69,8 @@ def test_a_prepared_folder_is_verified_file_by_file(tmp_path: Path) -> None:
 
 
 def _write_clouds(root: Path) -> list[str]:
-    (scans(root) / "readme.md").write_text("mine")
-    return ["num_points=32"]
+    (scans(root, num_columns=4) / "readme.md").write_text("mine")
+    return ["num_points=32", "columns=[x, y, z, glow]"]
 
 
 def _write_scenes(root: Path) -> list[str]:
@@ -87,10 +90,12 @@ def _write_scans(root: Path) -> list[str]:
 
 
 def _write_photos(root: Path) -> list[str]:
-    write_image(root / "a.png", pattern(6, 8))
+    for number in range(10):
+        write_image(root / f"{number}.png", pattern(6, 8))
     categories = [{"id": number, "name": f"kind{number}"} for number in range(200)]
-    boxes = [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 3, 3]}]
-    write_coco(root / "mine" / "boxes.json", [(1, "a.png", 8, 6)], boxes, categories=categories)
+    boxes = [{"image_id": number, "category_id": 3, "bbox": [1, 1, 3, 3]} for number in range(10)]
+    images = [(number, f"{number}.png", 8, 6) for number in range(10)]
+    write_coco(root / "mine" / "boxes.json", images, boxes, categories=categories)
     return ["annotations=[mine/boxes.json]", "images=."]
 
 
@@ -100,7 +105,7 @@ def _write_frames(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "write", "told"),
+    ("name", "write", "told", "proposed"),
     [
         (
             "cloud_folder",
@@ -111,15 +116,33 @@ def _write_frames(root: Path) -> list[str]:
                 "points: 32 x 3, from -0.",
                 "up_axis=z; the",
             ],
+            {"data.channels": ["glow"]},
         ),
-        ("scene_folder", _write_scenes, ["class_names: class_0, class_1", "assumed: up_axis=z; the files do not"]),
-        ("scan_folder", _write_scans, ["scans: 3 of 3 looked at"]),
-        ("coco", _write_photos, ["kind3 1,", "(200 in all)"]),
-        ("depth_folder", _write_frames, ["samples: train 10, test 2", "joint_names: palm, tip, wrist"]),
+        ("scene_folder", _write_scenes, ["class_names: class_0, class_1", "assumed: up_axis=z; the files do not"], {}),
+        (
+            "scan_folder",
+            _write_scans,
+            ["scans: 3 of 3 looked at"],
+            {
+                "data.sensor.num_beams": 64,
+                "data.sensor.azimuth_deg": [90.0, 0.0],
+                "transforms.train.0.axes": ["y"],
+                "transforms.train.1.height": 64,
+                "transforms.evaluate.0.height": 64,
+                "model.circular": False,
+            },
+        ),
+        ("coco", _write_photos, ["kind3 10,", "(200 in all)"], {"data.classes.3": "kind3"}),
+        ("depth_folder", _write_frames, ["samples: train 10, test 2", "joint_names: palm, tip, wrist"], {}),
     ],
 )
 def test_info_of_own_files_ends_with_the_command_that_prepares_them(
-    name: str, write: Callable[[Path], list[str]], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    write: Callable[[Path], list[str]],
+    told: list[str],
+    proposed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = write(tmp_path / "own files")
     done = run_here("data", "info", name, "--from", tmp_path / "own files", *options, "--json", tmp_path / "told.json")
@@ -131,6 +154,34 @@ def test_info_of_own_files_ends_with_the_command_that_prepares_them(
     prepared = run_here(*shlex.split(command)[1:])
     assert prepared.code == 0, prepared.err
     assert (tmp_path / "prepared" / "manifest.json").is_file()
+    assert command.endswith(" --config own.yaml")
+    config = read_config(Path("own.yaml"))
+    assert (config.data.name, config.data.arguments["root"]) == (name, "prepared")
+    build_data(read_config(Path("own.yaml"), ["evaluate.select=test"]))
+    document = to_plain(config)
+    for path, value in proposed.items():
+        part: Any = document
+        for key in path.split("."):
+            part = part[int(key)] if isinstance(part, list) else part[key]
+        assert part == value, path
+
+
+def test_a_config_is_written_for_what_was_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not replaced once the user has changed it, and trains in any folder."""
+    monkeypatch.chdir(tmp_path)
+    words = ("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", "set", "up_axis=z")
+    assert "give a name that ends in .yaml" in refuse(*words, "--config", "own.txt")
+    assert "own.yaml: trains on it: sightline train own.yaml" in succeed(*words, "--config", "own.yaml").err
+    text = (tmp_path / "own.yaml").read_text()
+    assert text.splitlines()[1:] == ["base: classify/own_clouds", "data:", '  name: "cloud_folder"', '  root: "set"']
+    succeed(*words, "--config", "own.yaml")
+    (tmp_path / "own.yaml").write_text("mine")
+    assert "own.yaml: is there already, and differs" in refuse(*words, "--config", "own.yaml")
+    assert "own.yaml: is there already" in refuse(*words[:6], "other", "up_axis=z", "--config", "own.yaml")
+    assert (tmp_path / "own.yaml").read_text() == "mine"
+    assert not (tmp_path / "other").exists()
+    refused = refuse("data", "prepare", "widerperson", "--from", "scans", "--to", "other", "--config", "new.yaml")
+    assert "WiderPerson" in refused or "scans" in refused, "photos of people have the preset of photos"
 
 
 def test_a_first_sample_that_cannot_be_read_is_told(tmp_path: Path) -> None:

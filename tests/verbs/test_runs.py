@@ -131,7 +131,7 @@ def test_links_and_folders_of_others_are_left_alone(folder: Path, tmp_path_facto
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.yaml").write_text("model: theirs\n")
     assert len(sightline.list_runs(folder)) == 4
-    assert "is not a run directory" in refuse("runs", folder, "--diff", "foreign", "shapes/1")
+    assert "is not a run directory" in refuse("runs", "diff", "foreign", "shapes/1", "--below", folder)
 
 
 BREAKS: dict[str, Callable[[Path], object]] = {
@@ -171,7 +171,7 @@ def test_differences_are_those_of_the_report(folder: Path, tmp_path: Path) -> No
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(config.replace("  lr: 0.05", "  lr: 0.125"))
     printed, page = tmp_path / "a.json", tmp_path / "b.json"
-    done = succeed("runs", folder, "--diff", "shapes/1", other, "--json", printed)
+    done = succeed("runs", "diff", "shapes/1", other, "--below", folder, "--json", printed)
     assert "optimizer.lr" in done.out
     assert "0.125" in done.out
     succeed("report", run, other, "--out", tmp_path / "page.html", "--json", page)
@@ -179,7 +179,7 @@ def test_differences_are_those_of_the_report(folder: Path, tmp_path: Path) -> No
     for key in ("figures", "config_differences"):
         assert documents[0][key] == documents[1][key]
     assert documents[0]["config_differences"] == {"optimizer.lr": ["0.05", "0.125"]}
-    assert "the configs are the same" in succeed("runs", folder, "--diff", "shapes/1", "shapes/2").err
+    assert "the configs are the same" in succeed("runs", "diff", "shapes/1", "shapes/2", "--below", folder).err
 
 
 def test_many_runs_cost_what_reading_them_does_and_no_torch(tmp_path: Path) -> None:

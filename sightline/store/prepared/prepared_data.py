@@ -113,6 +113,8 @@ class PreparedData:
     """Names of other sets whose prepared folders can be opened, too."""
     printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
     """Entries of the manifest that `sightline data info` prints, where there are any."""
+    preset: ClassVar[str] = ""
+    """Shipped config for files of the user's own, of a set that reads them."""
     forms: ClassVar[Mapping[str, ColumnForm]] = {}
     """Forms that columns need where a folder has them: a manifest may state others."""
     plan: ClassVar[Callable[..., PreparationPlan]]
@@ -201,6 +203,11 @@ class PreparedData:
     def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
         """Return counts of a prepared folder, and other entries of its summary."""
         return {"samples": {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}}
+
+    @classmethod
+    def propose(cls, prepared: PreparedSet) -> list[str]:
+        """Return the overrides by which `preset` suits a prepared folder, apart from `data.name` and `data.root`."""
+        return []
 
     @classmethod
     def verify(cls, root: Path) -> int:

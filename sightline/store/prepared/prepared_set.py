@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
-from sightline.contract.catalogue import find_modules
+from sightline.contract.catalogue import are_of_one_area
 from sightline.contract.errors import DataError, MissingDataError, join_some, summarise_error
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
 from sightline.contract.schema import suggest
@@ -330,7 +330,7 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
         advice = f"to make one: {prepare_command(set_names[0], 'DIR', options)}"
-        if _hold_one_kind(manifest["set"], set_names[0]):
+        if are_of_one_area("data", manifest["set"], set_names[0]):
             advice = f"to read it as it is: data.name={manifest['set']}; {advice}"
         raise DataError(f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; {advice}")
     check_sizes(root, manifest)
@@ -341,13 +341,6 @@ def _suggest_beside(root: Path) -> str:
     """Suggest a prepared set beside a folder that is not there, if one has a similar name."""
     beside = [str(file.parent) for file in root.parent.glob(f"*/{MANIFEST}")]
     return suggest(str(root), beside, otherwise="")
-
-
-def _hold_one_kind(name: str, other: str) -> bool:
-    """Return True if two sets are of one area, so that a config of one reads the other; of plugins nothing is known."""
-    modules = find_modules("data")
-    areas = {modules[set_name].split(".")[2] for set_name in (name, other) if set_name in modules}
-    return len(areas) < 2
 
 
 def _describe_start(root: Path) -> str:

@@ -157,7 +157,7 @@ def make_card(run: OpenRun, reported: ReportedRun, name: str, packed: Path) -> s
         *(f"- {note}" for note in notes),
         "## Use",
         "With sightline and its extra `hub`:",
-        f"```sh\nsightline runs --pull {PREFIX}{repository} --out {repository.rpartition('/')[2]}\n"
+        f"```sh\nsightline runs pull {PREFIX}{repository} --out {repository.rpartition('/')[2]}\n"
         f"sightline predict {repository.rpartition('/')[2]} FILE\n```",
         f"Another training starts from these weights by `init: {{from: {PREFIX}{repository}}}`.",
         "## Training",

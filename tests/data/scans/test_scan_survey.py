@@ -111,8 +111,17 @@ def test_of_a_sensor_that_nobody_knows(scans_ahead: Path) -> None:
     assert shown == sorted(shown, reverse=True)
     assert found["proposed_projection"] == f"{{name: project, height: 16, width: 576}} shows {shown[0]:.0%} of points"
     assert all(each["ceiling_knn"] > 0.5 for each in found["projected"].values())
-    sizes = (f"transforms.{place}.height=16 transforms.{place}.width=576" for place in ("train.2", "evaluate.0"))
-    assert found["for_configs_segment_own_scans"] == f"'data.sensor={{{block}}}' {' '.join(sizes)}"
+    size = "height: 16, width: 576"
+    assert shlex.split(found["for_config"]) == [
+        f"data.sensor={{{block}}}",
+        "transforms.evaluate.0.height=16",
+        "transforms.evaluate.0.width=576",
+        f"transforms.train=[{{name: flip, axes: [y]}}, {{name: project, {size}}}]",
+        "model.circular=false",
+    ]
+    rings = ScanFolder.survey(scans_ahead, columns=COLUMNS, num_beams=16)["for_config"]
+    assert f"{{name: project, {size}, rows: ring}}" in rings
+    assert "transforms.evaluate.0.rows=ring" in rings
 
 
 @pytest.mark.parametrize(("high", "scale"), [(1.0, 1), (200.0, 255), (4000.0, 65535), (70000.5, 70001)])

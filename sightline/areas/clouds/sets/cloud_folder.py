@@ -14,6 +14,7 @@ import numpy as np
 
 from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list_clouds, name_clouds, split_clouds
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError, join_some
@@ -53,6 +54,7 @@ class CloudFolder(LabelledClouds):
     `fraction_seed`. Source: the user's files.
     """
 
+    preset = "classify/own_clouds"
     spec = SetSpec(
         name="cloud_folder",
         what=f"clouds: {LAYOUTS}",
@@ -122,6 +124,12 @@ class CloudFolder(LabelledClouds):
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> UnitSphere:
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
+
+    @classmethod
+    def propose(cls, prepared: PreparedSet) -> list[str]:
+        """Return the further columns that are stored, as channels."""
+        channels = prepared.manifest["preparation"]["channels"]
+        return [f"data.channels={format_inline(channels)}"] if channels else []
 
     @classmethod
     def plan(

@@ -6,6 +6,7 @@ Seeded splits of a set of images with boxes, stratified by class and folder, if 
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from sightline.areas.detect.sets.image_listing import plan_image_set, survey_ima
 from sightline.areas.detect.sets.label_table import CategoryIds, FaultPolicy, LabelFormat
 from sightline.areas.detect.sets.photo_orientation import OrientationRule
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
@@ -165,6 +167,7 @@ class LabelledImages(PreparedData):
     label_format: ClassVar[LabelFormat]
     regions: ClassVar[tuple[str, ...]] = ()
     """Classes that are no objects: their boxes are ignored, whatever classes are chosen."""
+    preset = "detect/photos_scratch"
     printed = ("layout", "differences")
     forms: ClassVar[Mapping[str, ColumnForm]] = {
         **dict.fromkeys(("boxes", "full", "visible", "head"), BOXES),
@@ -293,6 +296,13 @@ class LabelledImages(PreparedData):
         """Return the statistics of images and boxes, and a canvas for them."""
         manifest = prepared.manifest
         return {**manifest["statistics"], "proposed_canvas": manifest.get("proposed_canvas", {})}
+
+    @classmethod
+    def propose(cls, prepared: PreparedSet) -> list[str]:
+        """Return the classes and the canvas."""
+        manifest = prepared.manifest
+        canvas = manifest.get("proposed_canvas", {}).get("for_config", "")
+        return [f"data.classes={format_inline(manifest['classes']['names'])}", *shlex.split(canvas)]
 
     def _list_stored_rows(self) -> list[tuple[str, int]]:
         return [*self._rows]

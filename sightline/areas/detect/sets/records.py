@@ -103,7 +103,7 @@ def propose_canvas(sizes_px: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
     return {
         **canvas,
         "small_box_px": round(small * scale, 1),
-        "for_configs_detect_photos": _WORDS.format(**canvas),
+        "for_config": _WORDS.format(**canvas),
     }
 
 

@@ -74,6 +74,7 @@ class DepthFolder(PreparedFrames):
     Source: the user's files.
     """
 
+    preset = "pose/own_depth"
     spec = SetSpec(  # type: ignore[assignment]  # camera and joints are the user's
         is_own=True,
         name="depth_folder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -60,6 +61,7 @@ class ScanFolder(NamedScans):
     Source: the user's files.
     """
 
+    preset = "segment/own_scans"
     spec = SetSpec(name="scan_folder", what="scans", is_own=True, entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
 
     @classmethod
@@ -124,7 +126,13 @@ class ScanFolder(NamedScans):
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [files for members in listed.parts.values() for files in members.values()]
         readers = {files[0]: partial(reader.read, *files, is_survey=True) for files in scans}
-        return survey_scans(readers, source=root, id_names=listed.id_names)
+        return survey_scans(readers, source=root, id_names=listed.id_names, num_beams=num_beams)
+
+    @classmethod
+    def propose(cls, prepared: PreparedSet) -> list[str]:
+        """Return the sensor and the range image that a survey of the files finds."""
+        options = prepared.manifest["options"]
+        return shlex.split(cls.survey(Path(prepared.manifest["source"]["path"]), **options)["for_config"])
 
     def _make_sensor(self, block: SensorBlock | None) -> Sensor:
         return make_sensor(block, preset=None, owner=self.set_name)

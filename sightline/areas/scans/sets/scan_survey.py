@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +113,16 @@ class _SurveyStatistics:
 
 
 def survey_scans(
-    readers: Mapping[Path, Callable[[], RawScan]], *, source: Path, id_names: Mapping[int, str]
+    readers: Mapping[Path, Callable[[], RawScan]],
+    *,
+    source: Path,
+    id_names: Mapping[int, str],
+    num_beams: int | None = None,
 ) -> dict[str, Any]:
     """Survey scans for `data info NAME --from PATH`: ids, statistics, and the sensor and range images that would fit.
 
-    `readers` maps files to functions that read them, `id_names` ids to names. Raises as the readers, and DataError for
+    `readers` maps files to functions that read them, `id_names` ids to names. If `num_beams` is stated, rings are read,
+    and are the rows of the proposed image. Raises as the readers, and DataError for
     a scan that cannot be prepared.
     """
     files = list(readers)
@@ -128,7 +134,8 @@ def survey_scans(
     ids = np.flatnonzero(statistics.ids).tolist()
     labels = identity_map(ids, id_names, where=str(source))
     rings = statistics.num_rings()
-    num_beams, doubts = statistics.num_beams()
+    has_rings = num_beams is not None
+    num_beams, doubts = (num_beams, []) if num_beams is not None else statistics.num_beams()
     fov_deg, azimuth_deg = statistics.fov_deg(), statistics.azimuth_deg()
     scans = [readers[files[index]]().returns() for index in _choose_evenly(len(readers), _MAX_PROJECTED)]
     turn = (azimuth_deg[0] - azimuth_deg[1]) / 360
@@ -142,10 +149,14 @@ def survey_scans(
         f"{{fov_deg: {list(fov_deg)}, azimuth_deg: {list(azimuth_deg)}, num_beams: {num_beams}, "
         f"remission_max: {guess_remission_max(statistics.high)}}}"
     )
-    size = {"height": num_beams, "width": fit}
-    words = (
-        f"transforms.{transform}.{side}={px}" for transform in ("train.2", "evaluate.0") for side, px in size.items()
-    )
+    size: dict[str, Any] = {"height": num_beams, "width": fit}
+    size |= {"rows": "ring"} if has_rings else {}
+    words = [f"transforms.evaluate.0.{key}={value}" for key, value in size.items()]
+    if turn == 1:
+        words += [f"transforms.train.2.{key}={value}" for key, value in size.items()]
+    else:  # turned scans would leave the image
+        project = ", ".join(f"{key}: {value}" for key, value in ({"name": "project"} | size).items())
+        words += [f"transforms.train=[{{name: flip, axes: [y]}}, {{{project}}}]", "model.circular=false"]
     return {
         "source": str(source),
         "scans": f"{len(chosen)} of {len(readers)} looked at",
@@ -161,7 +172,7 @@ def survey_scans(
         "proposed": f"sensor: {block}",
         **({"doubts": doubts} if doubts else {}),
         "projected": {f"{num_beams} x {width}": shares for width, shares in figures.items()},
-        "for_configs_segment_own_scans": f"'data.sensor={block}' {' '.join(words)}",
+        "for_config": shlex.join([f"data.sensor={block}", *words]),
         "proposed_projection": f"{{name: project, height: {num_beams}, width: {fit}}} shows "
         f"{figures[fit]['points_shown']:.0%} of points",
     }

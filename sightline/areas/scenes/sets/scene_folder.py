@@ -158,6 +158,7 @@ class SceneFolder(LabelledScenes):
     Source: the user's files.
     """
 
+    preset = "segment/own_rooms"
     spec = SetSpec(
         is_own=True,
         name="scene_folder",
