@@ -271,11 +271,6 @@ class PreparedFrames(PreparedData, DepthFrames):
         """Return the frames of those of these stored splits that there are."""
         return StoredFrames(self._prepared, tuple(split for split in splits if split in self._prepared.splits))
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the manifest, which contains the hash of every file."""
-        return str(self._prepared.manifest["digest"])
-
     def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         self._names = self._names or self._frames_stored.names()

@@ -24,12 +24,12 @@ from sightline.store.files.scan_samples import (
     scan_fields,
 )
 from sightline.store.label_maps import LabelMap, identity_map, read_label_map
-from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import RowRefs, SplitRows, check_part, make_splits
 
 
-class LabelledScans(PreparedData):
+class LabelledScans(PreparedRows):
     """Base of sets of LiDAR scans; files are read in place and whole, and labels are mapped while reading.
 
     Another label map or sensor block therefore needs no new preparation. Pure: the same key gives the same scan.
@@ -61,18 +61,13 @@ class LabelledScans(PreparedData):
         """Label map between the ids of files and classes."""
         return self._label_map
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getitem__(self, key: SampleKey) -> Sample:
         """Read one whole scan as new tensors.
 
         Raises IndexError for an index out of range, and DataError with the file that is missing, was changed, or has an
         id that the label map lacks.
         """
-        if not 0 <= key.index < len(self):
-            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
-        stored, row = self._rows[key.index]
+        stored, row = self._locate(key.index)
         files = self._prepared.listing(stored).paths(row)
         scan = self._read_files(files, {name: self._prepared.row(stored, name, row) for name in self._value_columns})
         values = {
@@ -84,11 +79,6 @@ class LabelledScans(PreparedData):
         values |= {name: array for name, array in optional.items() if array is not None and name in self.info.fields}
         return {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
 
-    def sample_name(self, index: int) -> str:
-        """Name of a sample in reports."""
-        stored, row = self._rows[index]
-        return self._prepared.names(stored)[row]
-
     @classmethod
     def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
         """Return the scans and points per split."""
@@ -97,9 +87,6 @@ class LabelledScans(PreparedData):
             "scans": {split: facts["num_rows"] for split, facts in splits},
             "points": {split: facts["num_points"] for split, facts in splits},
         }
-
-    def _list_stored_rows(self) -> list[tuple[str, int]]:
-        return [*self._rows]
 
     _value_columns: ClassVar[tuple[str, ...]] = ()
     """Names of the stored columns that `_read_files` needs."""

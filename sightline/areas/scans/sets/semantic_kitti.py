@@ -15,7 +15,7 @@ from sightline.areas.scans.sets.scan_preparation import ListedScan, scan_plan
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne
 from sightline.contract.errors import DataError
-from sightline.contract.types import DataInfo, Folds, ScanInputSpec
+from sightline.contract.types import DataInfo, ScanInputSpec
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.files.scan_files import read_bin, read_label_ids
 from sightline.store.files.scan_reading import to_raw_scan
@@ -24,7 +24,7 @@ from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
-from sightline.store.prepared.splits import SplitRows, split_off_last
+from sightline.store.prepared.splits import SplitRows, hold_out_ends, split_by_folds
 
 LABEL_MAPS = {name: Path(__file__).with_name(f"semantic_kitti_{name}.yaml") for name in ("single", "multi")}
 """Published label maps: single scans (19 classes and class 0), and with classes of moving objects (25 and class 0)."""
@@ -162,18 +162,10 @@ def _list_scans(sequence: Path) -> list[ListedScan]:
 def _make_splits(prepared: PreparedSet, test_sequences: Sequence[int], validation_share: float) -> SplitRows:
     """Divide the scans into splits by test sequences. Raises DataError for a missing test sequence."""
     name_by_number = {int(name): name for name in prepared.splits}  # a folder may be called 8 or 08
-    tested = [name_by_number.get(number, f"{number:02d}") for number in dict.fromkeys(test_sequences)]
-    missing = [name for name in tested if name not in prepared.splits]
-    if missing:
-        raise DataError(
-            f"{prepared.root}: holds no sequence {missing[0]}, it holds {', '.join(prepared.splits)}; set "
-            "data.test_sequences to some of these"
-        )
-    rows = {name: [(name, row) for row in range(len(prepared.names(name)))] for name in prepared.splits}
-    pairs = [split_off_last(rows[name], validation_share) for name in prepared.splits if name not in tested]
-    parts = {
-        "train": tuple(row for train, _ in pairs for row in train),
-        "validation": tuple(row for _, held_out in pairs for row in held_out),
-        "test": tuple(row for name in tested for row in rows[name]),
-    }
-    return SplitRows(parts, Folds(tuple(prepared.splits), tuple(tested)))
+    return split_by_folds(
+        prepared,
+        [name_by_number.get(number, f"{number:02d}") for number in dict.fromkeys(test_sequences)],
+        deal=partial(hold_out_ends, share=validation_share),
+        noun="sequence",
+        advice="set data.test_sequences to some of these",
+    )
