@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,9 +24,28 @@ from sightline.store.files.scan_samples import (
     scan_fields,
 )
 from sightline.store.label_maps import LabelMap, identity_map, read_label_map
+from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import RowRefs, SplitRows, check_part, make_splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSpec(SetSpec):
+    """Row of a set of scans.
+
+    `label_maps` are its label maps by name, the default first; without one every id is a class. `sensor` has the values
+    of its sensor where the user gives none.
+    """
+
+    label_maps: Mapping[str, Path] = field(default_factory=dict)
+    sensor: SensorBlock
+
+    def list_entries(self) -> dict[str, Any]:
+        """Return the entries of the card that are computed."""
+        classes = [", ".join(read_label_map(name, self.label_maps).class_names) for name in self.label_maps]
+        entries = {"classes": classes[0]} if classes else {}
+        return {**entries, **({"label_maps": ", ".join(self.label_maps)} if len(classes) > 1 else {}), **self.entries()}
 
 
 class LabelledScans(PreparedRows):
@@ -35,6 +54,7 @@ class LabelledScans(PreparedRows):
     Another label map or sensor block therefore needs no new preparation. Pure: the same key gives the same scan.
     """
 
+    spec: ClassVar[ScanSpec]
     has_rings: bool = False
     has_columns: bool = False
     printed = ("layout", "split", "remission_high", "points_per_id", "differences")
@@ -69,7 +89,7 @@ class LabelledScans(PreparedRows):
         """
         stored, row = self._locate(key.index)
         files = self._prepared.listing(stored).paths(row)
-        scan = self._read_files(files, {name: self._prepared.row(stored, name, row) for name in self._value_columns})
+        scan = self._read_scan(files, {name: self._prepared.row(stored, name, row) for name in self._value_columns})
         values = {
             "points": scan.points,
             "remission": (scan.remission / np.float32(self._sensor.remission_max))[:, None],
@@ -89,7 +109,7 @@ class LabelledScans(PreparedRows):
         }
 
     _value_columns: ClassVar[tuple[str, ...]] = ()
-    """Names of the stored columns that `_read_files` needs."""
+    """Names of the stored columns that `read_files` needs."""
 
     def _input_spec(self) -> ScanInputSpec:
         """Return the ScanInputSpec with which `predict` must read a file; the default is KITTI's format."""
@@ -99,9 +119,21 @@ class LabelledScans(PreparedRows):
             has_remission=float(self._prepared.manifest["remission_high"]) > 0,
         )
 
-    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        """Read the scan in these files."""
-        raise NotImplementedError
+    @classmethod
+    def make_sensor(cls, block: SensorBlock | None) -> Sensor:
+        """Make the sensor of the set with the values of a block."""
+        values: SensorBlock = {**cls.spec.sensor, **(block or {})}
+        return make_sensor(values, preset=None, owner=cls.set_name)
+
+    @classmethod
+    def read_files(
+        cls, files: Sequence[Path], values: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> RawScan:
+        """Read the scan in these files, by the values of its stored columns and the entries of the manifest."""
+        raise NotImplementedError(f"{cls.__name__} must define read_files")
+
+    def _read_scan(self, files: Sequence[Path], values: Mapping[str, np.ndarray]) -> RawScan:
+        return self.read_files(files, values, self._prepared.manifest)
 
     def _map_classes(self, scan: RawScan, *, where: str) -> np.ndarray:
         """Return the class (N,) int64 of every point; points without a return are ignored regardless of their id."""
@@ -140,11 +172,9 @@ class NamedScans(LabelledScans):
 
     `tested` are beginnings of names, whose scans are tested on; without them the source decides, or the last
     `test_share` of the scans in the order of their names. The last `validation_share` of the rest chooses the
-    checkpoint. Without a `label_map` of the user's the set's own, `own_map`, is used, or every id is a class; `sensor`
-    replaces values of the set's.
+    checkpoint. Without a `label_map` of the user's the set's own is used, or every id is a class; `sensor` replaces
+    values of the set's.
     """
-
-    own_map: ClassVar[Path | None] = None
 
     def __init__(
         self,
@@ -157,26 +187,24 @@ class NamedScans(LabelledScans):
         test_share: FractionBelowOne = 0.2,
         validation_share: FractionBelowOne = 0.1,
     ) -> None:
-        full_sensor = self._make_sensor(sensor)
+        full_sensor = self.make_sensor(sensor)
         prepared = self.open_root(root)
         self._check_sensor(prepared, full_sensor)
-        maps = {} if self.own_map is None else {self.set_name: self.own_map}
-        if label_map is None and not maps:
+        if label_map is None and not self.spec.label_maps:
             classes = _map_every_id(prepared)
         else:
-            classes = read_label_map(label_map or self.set_name, maps)
+            classes = read_label_map(label_map or self.set_name, self.spec.label_maps)
         parts = make_splits(
             prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
         )
         super().__init__(prepared=prepared, split=split, parts=parts, label_map=classes, sensor=full_sensor)
 
-    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
-        """Make the sensor of the set, an HDL-64E that looks ahead, with the values of a block."""
-        ahead: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(block or {})}
-        return make_sensor(ahead, preset="hdl64", owner=self.set_name)
-
     def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
         """Raise ConfigError if the sensor is not that of the prepared scans."""
+
+
+AHEAD: SensorBlock = {"preset": "hdl64", "azimuth_deg": (45.0, -45.0)}
+"""HDL-64E of which the scans are the view ahead."""
 
 
 def _map_every_id(prepared: PreparedSet) -> LabelMap:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.scans.sets.labelled_scans import NamedScans
+from sightline.areas.scans.sets.labelled_scans import NamedScans, ScanSpec
 from sightline.areas.scans.sets.nuscenes_tables import COLUMNS, find_tables, list_labelled_files
 from sightline.areas.scans.sets.scan_preparation import (
     NO_RETURNS,
@@ -36,9 +36,8 @@ from sightline.store.files.scan_reading import (
     scan_ids,
     to_raw_scan,
 )
-from sightline.store.files.scan_samples import RawScan, Sensor, SensorBlock, make_sensor
+from sightline.store.files.scan_samples import RawScan, Sensor
 from sightline.store.prepared.columns import ColumnSpec
-from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan
 
@@ -59,7 +58,13 @@ class ScanFolder(NamedScans):
     Source: the user's files.
     """
 
-    spec = SetSpec(name="scan_folder", what="scans", is_own=True, entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
+    spec = ScanSpec(
+        name="scan_folder",
+        what="scans",
+        is_own=True,
+        sensor={},
+        entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)},
+    )
 
     @classmethod
     def plan(
@@ -84,12 +89,10 @@ class ScanFolder(NamedScans):
         names = found.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [
-            ListedScan(part, name, files, partial(reader.read, *files))
-            for part, members in found.parts.items()
-            for name, files in members.items()
+            ListedScan(part, name, files) for part, members in found.parts.items() for name, files in members.items()
         ]
         return scan_plan(
-            set_name=cls.set_name,
+            cls,
             layout=found.layout,
             root=found.root,
             scans=scans,
@@ -125,9 +128,6 @@ class ScanFolder(NamedScans):
         readers = {files[0]: partial(reader.read, *files, is_survey=True) for files in scans}
         return survey_scans(readers, source=root, id_names=found.id_names)
 
-    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
-        return make_sensor(block, preset=None, owner=self.set_name)
-
     def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
         num_beams = prepared.manifest["options"]["num_beams"]
         self.has_rings = num_beams is not None
@@ -145,8 +145,12 @@ class ScanFolder(NamedScans):
             no_return=options.get("no_return"),
         )
 
-    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        return _ReaderOptions(**self._prepared.manifest["options"]).read(*files)
+    @classmethod
+    def read_files(
+        cls, files: Sequence[Path], values: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> RawScan:
+        """Read a scan and its ids by the options of the preparation."""
+        return _ReaderOptions(**manifest["options"]).read(*files)
 
 
 @dataclass(frozen=True)
