@@ -130,7 +130,7 @@ def mean_and_std(sums: np.ndarray, count: int) -> tuple[tuple[float, ...], tuple
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
 
 
-SensorName = Literal["hdl64", "hdl32", "vlp16", "os1_64", "pandar64"]
+SensorName = Literal["hdl64", "hdl32", "vlp16", "os1_64", "pandora", "pandar64"]
 """Name of a preset in `sensors.json`."""
 Elevation = Annotated[float, Ge(-90.0), Le(90.0)]
 Azimuth = Annotated[float, Ge(-360.0), Le(360.0)]

@@ -319,7 +319,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
     faults: list[str] = []
     others = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
     try:
-        values = next(iter(plan.shards[0].rows())).values
+        values = next(row for shard in plan.shards if shard.num_rows for row in shard.rows()).values
     except DataError as error:
         faults = [str(error)]
     numbers = {name: np.asarray(value) for name, value in values.items()}
