@@ -17,7 +17,7 @@ from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
 from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
-from sightline.store.prepared.prepared_data import describe_foreign_label
+from sightline.store.prepared.prepared_data import SplitFigure, Summary, describe_foreign_label
 from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.views import IMAGE, StoredViews, open_views
@@ -33,6 +33,12 @@ class LabelledClouds(PreparedRows):
     """
 
     forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
+    summary: ClassVar[Summary] = {
+        "counts": SplitFigure("class_counts", "class_names"),
+        "sizes": SplitFigure("num_rows"),
+        "points_per_shape": lambda manifest: manifest["columns"]["points"]["shape"][0],
+        "has_normals": lambda manifest: "normals" in manifest["columns"],
+    }
     printed = (
         *("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges"),
         *("differences", "duplicates"),
@@ -122,20 +128,6 @@ class LabelledClouds(PreparedRows):
             **pictures,
             "label": torch.from_numpy(self._labels[index_B]),
             "sample_index": torch.from_numpy(index_B),
-        }
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the shapes per split and class, and the points of a shape."""
-        manifest = prepared.manifest
-        return {
-            "counts": {
-                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-                for split, facts in manifest["splits"].items()
-            },
-            "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "points_per_shape": manifest["columns"]["points"]["shape"][0],
-            "has_normals": "normals" in manifest["columns"],
         }
 
     @property

@@ -29,7 +29,7 @@ from sightline.contract.types import CloudInputSpec, DataInfo, Field
 from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
-from sightline.store.prepared.prepared_data import SetSpec, find_layout
+from sightline.store.prepared.prepared_data import SetSpec, SplitFigure, Summary, find_layout
 from sightline.store.prepared.prepared_rows import SampleColumn, WholeRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan
@@ -67,6 +67,14 @@ class ShapeNetPart(WholeRows):
         "normals": VECTORS,
         "label": CLASSES,
         "category": CLASSES,
+    }
+    summary: ClassVar[Summary] = {
+        "sizes": SplitFigure("num_rows"),
+        "points": lambda manifest: manifest["num_elements"],
+        "points_per_shape": SplitFigure("points_per_shape"),
+        "counts": SplitFigure("category_counts", "category_names"),
+        "part_points": SplitFigure("class_counts", "class_names"),
+        "has_normals": lambda manifest: "normals" in manifest["columns"],
     }
     printed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
 
@@ -143,21 +151,6 @@ class ShapeNetPart(WholeRows):
         }
         columns = make_columns(has_normals=layout == "text")
         return PreparationPlan(cls.set_name, layout, root, columns, tuple(parts), about, _summary, options)
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the shapes and points per split, category and part."""
-        manifest = prepared.manifest
-        splits = manifest["splits"]
-        names, parts = manifest["category_names"], manifest["class_names"]
-        return {
-            "sizes": {split: facts["num_rows"] for split, facts in splits.items()},
-            "points": manifest["num_elements"],
-            "points_per_shape": {split: facts["points_per_shape"] for split, facts in splits.items()},
-            "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
-            "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
-            "has_normals": "normals" in manifest["columns"],
-        }
 
     def _read_categories(self) -> np.ndarray:
         """Read the category of every sample (num_samples,) int64, read-only."""

@@ -24,7 +24,7 @@ from sightline.store.files.scan_samples import (
     scan_fields,
 )
 from sightline.store.label_maps import LabelMap, identity_map, read_label_map
-from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_data import SetSpec, SplitFigure, Summary
 from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import RowRefs, SplitRows, check_part, make_splits
@@ -57,6 +57,7 @@ class LabelledScans(PreparedRows):
     spec: ClassVar[ScanSpec]
     has_rings: bool = False
     has_columns: bool = False
+    summary: ClassVar[Summary] = {"scans": SplitFigure("num_rows"), "points": SplitFigure("num_points")}
     printed = ("layout", "split", "remission_high", "points_per_id", "differences")
 
     def __init__(
@@ -98,15 +99,6 @@ class LabelledScans(PreparedRows):
         optional = {"ring": scan.ring, "column": scan.column}
         values |= {name: array for name, array in optional.items() if array is not None and name in self.info.fields}
         return {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the scans and points per split."""
-        splits = prepared.manifest["splits"].items()
-        return {
-            "scans": {split: facts["num_rows"] for split, facts in splits},
-            "points": {split: facts["num_points"] for split, facts in splits},
-        }
 
     _value_columns: ClassVar[tuple[str, ...]] = ()
     """Names of the stored columns that `read_files` needs."""

@@ -12,6 +12,7 @@ from sightline.contract.arguments import Count
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm, ColumnSpec
+from sightline.store.prepared.prepared_data import SplitFigure, Summary
 from sightline.store.prepared.prepared_rows import SampleColumn, WholeRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import SPLITS, SplitRows, check_part
@@ -33,6 +34,13 @@ class LabelledScenes(WholeRows):
     """
 
     forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
+    summary: ClassVar[Summary] = {
+        "scenes": SplitFigure("num_rows"),
+        "points": lambda manifest: dict(manifest["num_elements"]),
+        "points_without_class": lambda manifest: manifest["num_ignored"],
+        "points_per_class": SplitFigure("class_counts", "class_names"),
+        "columns": lambda manifest: ", ".join(manifest["columns"]),
+    }
     printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
 
     def __init__(
@@ -61,21 +69,6 @@ class LabelledScenes(WholeRows):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
         return tuple(self._prepared.manifest["class_names"])
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the scenes per split, and the points per split and class."""
-        manifest = prepared.manifest
-        return {
-            "scenes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "points": dict(manifest["num_elements"]),
-            "points_without_class": manifest["num_ignored"],
-            "points_per_class": {
-                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-                for split, facts in manifest["splits"].items()
-            },
-            "columns": ", ".join(manifest["columns"]),
-        }
 
     def _describe(self, sizes: Mapping[str, int], folds: Folds | None) -> DataInfo:
         manifest = self._prepared.manifest
