@@ -252,7 +252,7 @@ class TransformMembers:
         absent=None,
     )
     until_epoch: Member[int | None] = Member(
-        "the epoch from which one that takes `others` gets None for them, counted from 0", absent=None
+        "the epoch from which one that takes `draw_samples` gets None for it, counted from 0", absent=None
     )
 
 

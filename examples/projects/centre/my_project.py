@@ -90,5 +90,5 @@ class MyLoss(Loss):
     def forward(self, *, offset: Tensor, joints: Tensor, visible: Tensor, crop_placement: Tensor) -> Tensor:
         """Return the sum over these frames, never a mean."""
         placement = CropPlacement.from_rows(crop_placement)
-        wanted = to_crop_coordinates(joints[:, [self.centre_joint]].double(), placement)[:, 0].to(joints.dtype)
-        return ((offset.to(joints.dtype) - wanted).abs().sum(dim=1) * visible[:, self.centre_joint]).sum()
+        expected = to_crop_coordinates(joints[:, [self.centre_joint]].double(), placement)[:, 0].to(joints.dtype)
+        return ((offset.to(joints.dtype) - expected).abs().sum(dim=1) * visible[:, self.centre_joint]).sum()

@@ -208,7 +208,7 @@ class LabelledImages(PreparedRows):
             _check_values(prepared, stored, self.forms)
         self._prepared = prepared
         self._rows = parts.rows[split]
-        self._keeps_others = other_classes == "ignored"
+        self._keeps_other_classes = other_classes == "ignored"
         self._min_px = ignore_below_px
         self.classes = _select_classes(prepared, classes, self.regions)
         chosen = {name: label for label, name in enumerate(self.classes.names)}
@@ -245,7 +245,7 @@ class LabelledImages(PreparedRows):
         stored = self._read_column(index, "label")
         label = self._class_of[stored]
         is_other = label < 0
-        selected = np.ones_like(is_other) if self._keeps_others else ~is_other | self._is_region[stored]
+        selected = np.ones_like(is_other) if self._keeps_other_classes else ~is_other | self._is_region[stored]
         boxes, scored = (self._read_column(index, name)[selected] for name in self._stored_boxes)
         is_ignored, is_scored_ignored = (
             (self._read_column(index, ignored_column(name)) | is_other)[selected] for name in self._stored_boxes
