@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_files import CloudFiles, CloudSpec
+from sightline.areas.clouds.sets.file_clouds import CloudSpec, FileClouds
 from sightline.contract import registry
 from sightline.store.files.array_files import npz_array
 
@@ -19,7 +19,7 @@ def read_cloud(path: Path) -> dict[str, np.ndarray]:
 
 
 @registry.data.add("my_clouds")
-class MyClouds(CloudFiles):
+class MyClouds(FileClouds):
     """Clouds of cups and spoons. Source: our laboratory."""
 
     spec = CloudSpec(

@@ -37,7 +37,7 @@ class CloudSpec(SetSpec):
     up_axis: UpAxis = "z"
 
 
-class CloudFiles(LabelledClouds):
+class FileClouds(LabelledClouds):
     """Base of sets of clouds with one file each: a set is the row `spec`. Clouds get the radius 1."""
 
     spec: ClassVar[CloudSpec]
