@@ -51,8 +51,8 @@ class FileClouds(LabelledClouds):
         spec = cls.spec
         axis = up_axis or spec.up_axis
         files = find_files(root, spec.files, allowed={"split": SPLITS, "label": spec.class_names})
-        first = spec.read(files[0].path)
-        columns = {name: ColumnSpec((len(first["points"]), 3), "float32") for name in first}
+        first = _read_row(spec, files[0]).values
+        columns = {name: ColumnSpec((len(first["points"]), 3), "float32") for name in first if name != "label"}
         shards = []
         for (split, label), members in groupby(files, key=lambda file: (file.parts["split"], file.parts["label"])):
             shard_files = [*members]
