@@ -1,4 +1,4 @@
-"""Train perception models you can trust.
+"""Train perception models you can trust; `sightline.ops` and `sightline.metrics` hold what the package itself uses.
 
     import sightline
 
@@ -7,8 +7,7 @@
     run = sightline.load_run("runs/modelnet40_pointnet/1")
     logits = run.model(points=run.transform({"points": points})["points"])["logits"]
 
-`sightline.ops` and `sightline.metrics` contain the functions and states that the package itself uses. Nothing is
-imported before its first use: `import sightline` alone does not even import torch.
+Nothing is imported before its first use: `import sightline` alone does not even import torch.
 """
 
 from __future__ import annotations

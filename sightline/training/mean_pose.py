@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.build import Data, DataSubset
+from sightline.engine.run_data import Data, DataSubset
 
 _MAX_SAMPLES = 1000
 _CHUNK_SIZE = 16

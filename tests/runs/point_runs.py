@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.layers.mlp import as_packed
+from sightline.layers.cloud_layouts import as_packed
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 

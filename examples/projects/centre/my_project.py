@@ -9,7 +9,7 @@ from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrame, Dept
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.loss import Loss
-from sightline.ops.pinhole import CropPlacement, to_crop_coordinates
+from sightline.ops.depth_crops import CropPlacement, to_crop_coordinates
 
 CAMERA = DepthCamera(fx=60.0, fy=60.0, u0=32.0, v0=32.0, width_px=64, height_px=64)  # fy < 0 where Y points up
 SKELETON = Skeleton(("middle", "left", "right"), ((0, 1), (0, 2)), 0, 240.0)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import sightline
-from sightline.ops.pinhole import CropPlacement
+from sightline.ops.depth_crops import CropPlacement
 
 HERE = Path(__file__).parent
 

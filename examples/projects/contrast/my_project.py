@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
-from sightline.parts.losses.embeddings import PairLoss
+from sightline.parts.losses.contrast import PairLoss
 
 
 @registry.data.add("my_project_clouds")

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from sightline.contract.arguments import Count
 from sightline.contract.types import SampleKey
-from sightline.ops.pinhole import Axis, ring_cameras
+from sightline.ops.cameras import Axis, ring_cameras
 from sightline.ops.rendering import Background, Style, on_background, render_cloud
 
 _SIZE_PX = 64

@@ -11,13 +11,7 @@ import numpy as np
 import torch
 
 from sightline.areas.scans.sets.labelled_scans import AHEAD, NamedScans, ScanSpec
-from sightline.areas.scans.sets.scan_preparation import (
-    BY_NAME,
-    ListedScan,
-    describe_split,
-    read_name_lists,
-    scan_plan,
-)
+from sightline.areas.scans.sets.scan_preparation import BY_NAME, ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
@@ -25,7 +19,8 @@ from sightline.ops.points_in_boxes import points_in_boxes
 from sightline.store.files.image_files import read_header
 from sightline.store.files.input_files import list_named_files, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
-from sightline.store.files.scan_samples import RawScan, SensorBlock
+from sightline.store.files.scan_samples import RawScan
+from sightline.store.files.sensors import SensorBlock
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan

@@ -36,7 +36,8 @@ from sightline.store.files.scan_reading import (
     scan_ids,
     to_raw_scan,
 )
-from sightline.store.files.scan_samples import RawScan, Sensor
+from sightline.store.files.scan_samples import RawScan
+from sightline.store.files.sensors import Sensor
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan

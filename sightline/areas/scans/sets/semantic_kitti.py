@@ -8,7 +8,7 @@ from sightline.areas.scans.sets.labelled_scans import ScanSpec
 from sightline.areas.scans.sets.sequences import SequenceNumbers, SequenceScans
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne
-from sightline.store.files.scan_samples import SensorBlock
+from sightline.store.files.sensors import SensorBlock
 
 LABEL_MAPS = {name: Path(__file__).with_name(f"semantic_kitti_{name}.yaml") for name in ("single", "multi")}
 """Published label maps: single scans (19 classes and class 0), and with classes of moving objects (25 and class 0)."""

@@ -8,7 +8,7 @@ from sightline.areas.scans.sets.labelled_scans import ScanSpec
 from sightline.areas.scans.sets.sequences import SequenceNumbers, SequenceScans
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne
-from sightline.store.files.scan_samples import SensorBlock
+from sightline.store.files.sensors import SensorBlock
 
 
 @registry.data.add("semantic_poss")

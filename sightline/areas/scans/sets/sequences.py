@@ -18,7 +18,8 @@ from sightline.store.files.cloud_files import PointCloud
 from sightline.store.files.input_files import list_named_files
 from sightline.store.files.scan_files import read_bin, read_label_ids
 from sightline.store.files.scan_reading import to_raw_scan
-from sightline.store.files.scan_samples import FEATURES, RawScan, SensorBlock, scan_fields
+from sightline.store.files.scan_samples import FEATURES, RawScan, scan_fields
+from sightline.store.files.sensors import SensorBlock
 from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
