@@ -37,7 +37,7 @@ workbench.describe view workbench.probe workbench.compare
 workbench.export
 workbench.check workbench.serve
 training
-workbench.fit workbench.study
+workbench.fit workbench.series
 workbench.compress
 workbench.weights
 areas.clouds

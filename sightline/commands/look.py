@@ -233,7 +233,7 @@ class InitOptions(
 class StudyOptions(
     DeviceCommand,
     name="study",
-    run="study.study",
+    run="series.study",
     examples=(
         "study CONFIG --vary optimizer.lr=0.01,0.1 --seeds 3 --out studies/rate",
         "study a.yaml b.yaml --out studies/two",
@@ -268,7 +268,7 @@ class StudyOptions(
 class SweepOptions(
     DeviceCommand,
     name="sweep",
-    run="sweep.sweep",
+    run="series.sweep",
     examples=("sweep CONFIG --space optimizer.lr=0.001,0.01,0.1 --out sweeps/rate",),
 ):
     """Search the best values of config keys.

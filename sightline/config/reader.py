@@ -298,7 +298,7 @@ class _SectionReader:
                 return typing.cast(Any, choice)(**values) if _is_complete(typing.cast(type, choice), values) else None
         if hint == tuple[ComponentConfig, ...]:
             return self._read_components(child, path)
-        value = self._check(hint, child)
+        value = check_located(hint, child, self.faults)
         self.origins[path] = child.where
         return value
 
@@ -353,7 +353,7 @@ class _SectionReader:
                     located, f"{schema.describe_type(NonNegativeFloat)}, or a ramp {{start: 0.0, end: 1.0, epochs: 10}}"
                 )
             return None if misfits else weight
-        values = self._check(_RampBlock, located)
+        values = check_located(_RampBlock, located, self.faults)
         if values is None:
             return None
         if values["start"] == values["end"]:
@@ -388,16 +388,17 @@ class _SectionReader:
             return tuple(completed)
         return completed[0] if completed else None
 
-    def _check(self, hint: Any, located: LocatedValue) -> Any:
-        """Convert a value to its type, or return None with its faults noted."""
-        value, misfits = schema.check_value(hint, located.plain())
-        locations = dict(_iterate_locations({"": located}, ""))
-        for part, text in misfits:
-            self.faults.add(locations.get(part) or _locate_missing(part, locations, located.where), text)
-        return None if misfits else value
-
     def _refuse(self, located: LocatedValue, allowed: str) -> None:
         self.faults.add(located.where, f"found {schema.format_value(located.plain())}, allowed is {allowed}")
+
+
+def check_located(hint: Any, located: LocatedValue, faults: ConfigFaults) -> Any:
+    """Convert a value to its type, or return None with its faults noted, each at its own location."""
+    value, misfits = schema.check_value(hint, located.plain())
+    locations = dict(_iterate_locations({"": located}, ""))
+    for part, text in misfits:
+        faults.add(locations.get(part) or _locate_missing(part, locations, located.where), text)
+    return None if misfits else value
 
 
 def _locate_missing(part: str, locations: dict[str, SourceLocation], block_location: SourceLocation) -> SourceLocation:

@@ -30,7 +30,7 @@ from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256, is_packed
 
 # None of these changes a number of the run.
-_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from", "expect")
+MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from", "expect")
 
 # A run may go on for longer; neither may become less.
 _LENGTH = ("train.epochs", "train.steps")
@@ -150,7 +150,7 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     changed_keys = [
         key
         for key in sorted(stored.keys() | now.keys())
-        if stored.get(key) != now.get(key) and not key.startswith(_MAY_DIFFER) and (key, now.get(key)) not in _RECORDED
+        if stored.get(key) != now.get(key) and not key.startswith(MAY_DIFFER) and (key, now.get(key)) not in _RECORDED
     ]
     has_other_end = is_longer or _has_ended_early(run)
     may_differ = (*(_LENGTH if is_longer else ()), *((_EARLY_END,) if has_other_end else ()))

@@ -6,7 +6,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,9 +38,10 @@ from sightline.workbench.compress.finetuning import FineTuning, assert_tunable
 from sightline.workbench.compress.report import NAME, CompressionReport, compression_markdown
 from sightline.workbench.compress.run_problem import RunProblem, make_simulator, untraced_problem
 from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult, build_searches, search_rows
-from sightline.workbench.compress.stages import POLICY, WORK, Compression, assert_no_run, lock_folder, search_recorded
+from sightline.workbench.compress.stages import POLICY, WORK, Compression, lock_folder, search_recorded
 from sightline.workbench.compress.target import CompressionOptions
-from sightline.workbench.study.study_runs import UnfinishedError
+from sightline.workbench.series.loop import Entry, Results, StoppedError, run_series
+from sightline.workbench.series.training import assert_no_run
 
 REPORTED_RATIO = 0.1
 """Budget of a report that is given none."""
@@ -83,7 +85,12 @@ def run(options: CompressRunOptions) -> int:
             assert_tunable(opened, fine_tuning)
         if request is not None:
             untraced_problem(make_simulator(opened), request[0])
-        return _until_stopped(lambda: _run_stages(options, job, opened, policy, request, fine_tuning))
+        try:
+            _run_stages(options, job, opened, policy, request, fine_tuning)
+        except StoppedError as error:
+            print_note("fine-tuning was stopped; repeat the command to resume it")
+            return error.code
+        return 0
 
 
 def _run_stages(
@@ -145,25 +152,28 @@ def search(options: CompressSearchOptions) -> int:
         opened = _open(options, world)
         untraced_problem(make_simulator(opened), target)
         with lock_folder(out):
-            problem, results = RunProblem(opened, target), []
+            problem, entries = RunProblem(opened, target), []
             for name, method in built.items():
                 file, progress = f"{name}.{POLICY}", _ProgressReport(name)
-                try:
-                    results.append(search_recorded(problem, name, method, folder=out, file=file, report=progress))
-                except UserError as error:
-                    if len(built) == 1:
-                        raise
-                    print_note(f"search '{name}' left out: {error}")
-            if not results:
-                raise UserError("compress search: no method could be run on this run")
-            best = min(results, key=lambda result: (result.loss, result.bytes))
+                work = partial(search_recorded, problem, name, method, folder=out, file=file, report=progress)
+                entries.append(Entry(name, f"search {name}", out / file, work))
+
+            def assert_any(results: Results[str]) -> Results[str]:
+                if len(results.failed) == len(entries):
+                    raise next(iter(results.failed.values()))
+                return results
+
+            results, code = run_series(entries, assert_any, TerminalReporter())
+            finished = list(results.finished.values())
+            best = min(finished, key=lambda result: (result.loss, result.bytes))
             write_document(out / POLICY, policy_to_dict(best.policy))
-            _show_searches(results, problem)
-    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(results)}
+            _show_searches(finished, problem)
+    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(finished)}
     write_document(out / "search.json", document)
     write_document(options.json, document)
     print_note(f"written: {out / POLICY}, found by '{best.method}'; {out}/search.json")
-    return 0
+    is_asked = options.method == "all" and all(isinstance(error, UserError) for error in results.failed.values())
+    return 0 if is_asked else code
 
 
 def report(options: CompressReportOptions) -> int:
@@ -181,15 +191,13 @@ def report(options: CompressReportOptions) -> int:
             method=(options.method, *options.arguments),
             num_batches=options.batch_norm,
         )
-
-        def fill() -> None:
-            with lock_folder(options.out):
-                document = table(TerminalReporter(), num_seeds=options.seeds, report=_ProgressReport(options.method))
-            sys.stdout.write(compression_markdown(document))
-            print_note(f"written: {options.out / NAME}.json, {options.out / NAME}.md")
-            write_document(options.json, document)
-
-        return _until_stopped(fill)
+        with lock_folder(options.out):
+            progress = _ProgressReport(options.method)
+            document, code = table(TerminalReporter(), num_seeds=options.seeds, report=progress)
+        sys.stdout.write(compression_markdown(document))
+        print_note(f"written: {options.out / NAME}.json, {options.out / NAME}.md")
+        write_document(options.json, document)
+    return code
 
 
 def size(options: CompressSizeOptions) -> int:
@@ -332,19 +340,6 @@ def _assert_no_words(words: Sequence[str], *, but: str = "") -> None:
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
-
-
-def _until_stopped(work: Callable[[], None]) -> int:
-    """Return 0 after some work, or the exit code of a fine-tuning that is not finished, whose reason is printed."""
-    try:
-        work()
-    except UnfinishedError as error:
-        if error.code == 1:
-            print_note("fine-tuning was not started: see the errors of the checks; 'checks.skip=[CODE]' leaves one out")
-        else:
-            print_note("fine-tuning was stopped; repeat the command to resume it")
-        return error.code
-    return 0
 
 
 class _ProgressReport:

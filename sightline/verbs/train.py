@@ -8,6 +8,7 @@ from typing import Any
 
 from sightline.commands.run import TrainOptions
 from sightline.doctor.finding import Finding
+from sightline.engine.watchdog import report_failure
 from sightline.runs.output_files import write_document
 from sightline.training.launch import launch_training
 from sightline.training.stop_request import StopRequest
@@ -38,26 +39,9 @@ class TerminalReporter(Reporter):
         write_document(self._json, document)
 
 
-class SeriesReporter(TerminalReporter):
-    """Reporter of a series of runs: lines and findings that repeat are printed once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._printed: set[str] = set()
-
-    def note(self, text: str) -> None:
-        """Print the lines that were not printed before."""
-        for line in dict.fromkeys(text.split("\n")):
-            if line not in self._printed:
-                super().note(line)
-        self._printed.update(text.split("\n"))
-
-    def findings(self, findings: Sequence[Finding]) -> None:
-        """Print the findings that were not printed before."""
-        super().findings([finding for finding in findings if str(finding) not in self._printed])
-        self._printed.update(map(str, findings))
-
-
 def train(options: TrainOptions) -> int:
     """Train what a config describes and return the exit code; signals are handled until the process ends."""
-    return launch_training(options, TerminalReporter(options.json), stop=StopRequest())
+    code, findings = launch_training(options, TerminalReporter(options.json), stop=StopRequest())
+    if code == 1 and findings:
+        report_failure("nothing was trained: see the errors above; --no-check trains without checks", exit_code=1)
+    return code

@@ -1,4 +1,4 @@
-"""Tools on runs: predict, evaluate, check, fit, compare, describe, probe, compress, study."""
+"""Tools on runs: predict, evaluate, check, fit, compare, describe, probe, compress, series of trainings."""
 
 from __future__ import annotations
 

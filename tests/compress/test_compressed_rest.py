@@ -23,6 +23,7 @@ from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.runs.lineage import describe_stage
 from sightline.runs.run_directory import RunDirectory
+from sightline.training.train_run import TrainResult
 from sightline.workbench.check.init_rules import _find_different_tensors
 from sightline.workbench.compress.finetuning import FineTuning, can_distil
 from sightline.workbench.compress.report import CompressionReport, report_row
@@ -31,7 +32,7 @@ from sightline.workbench.compress.simulator import PolicySimulator
 from sightline.workbench.compress.stages import Compression
 from sightline.workbench.compress.target import CompressionOptions
 from sightline.workbench.describe.trace import trace
-from sightline.workbench.study.study_runs import UnfinishedError
+from sightline.workbench.series.loop import StoppedError
 from tests.command import document_of, refuse, run_here, succeed
 from tests.compression.policies import parse_policy
 from tests.processes import ROOT
@@ -198,9 +199,9 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
     told = refuse("compress", "run", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
     assert ("did you mean 'batch_size'" in told, "search " in told) == (True, False), told
     for word in ("train.batch_size=13", "checks.skip=[no-gradient]"):  # as advised after the first
-        with mock.patch("sightline.training.launch.launch_training", return_value=1):
+        with mock.patch("sightline.training.launch.train_run", return_value=TrainResult(None)):
             done = run_here("compress", "run", floats, *words, "--method", "uniform_protected", word)
-        assert (done.code, "fine-tuning was not started" in done.err) == (1, True), done.err
+        assert (done.code, "not trained (exit code 1), see above" in done.err) == (1, True), done.err
     succeed("compress", "run", floats, *words, "--epochs", "0", "--method", "uniform_protected")
 
 
@@ -291,16 +292,18 @@ def test_a_report_takes_no_policy_of_a_search_with_other_options(
 ) -> None:
     """Of a first call that was stopped after its searches, before any row."""
 
-    def stop(self: object, spec: object, seed: int, policies: Any, reporter: object) -> None:
-        bits.append({choice.bits for choice in policies["preserve", 0].values()})
-        raise UnfinishedError(3)
+    def stop(self: Any, spec: Any, seed: int, *_: object) -> Any:
+        if spec.policy != "preserve":
+            return {"metrics": {"overall_accuracy": 0.5, "mean_class_accuracy": 0.5}}
+        bits.append({choice.bits for choice in self._policies["preserve, seed 0"].values()})
+        raise StoppedError(143)
 
     bits = list[set[int]]()
     monkeypatch.setattr(CompressionReport, "_row", stop)
     is_searched = []
     for choices in ("1,2", "3,4", "3,4"):
         done = run_here("compress", "report", floats, *REPORT, "--ratio", "0.2", "--bits", choices, "--out", tmp_path)
-        assert done.code == 3, done.err
+        assert done.code == 143, done.err
         is_searched.append("search knapsack: " in done.err)
     assert [each <= {1, 2} for each in bits] == [True, False, False]
     assert bits[1] == bits[2] <= {3, 4}

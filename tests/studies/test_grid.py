@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +19,11 @@ import scipy.stats
 from sightline.commands.look import StudyOptions
 from sightline.contract.errors import ConfigError, RunError
 from sightline.training import launch
-from sightline.workbench.study import grid, study_runs
-from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors
+from sightline.workbench.series import study as study_module
+from sightline.workbench.series import training
+from sightline.workbench.series.loop import Entry, Results, StoppedError, run_series
+from sightline.workbench.series.seed_statistics import grid_panel, paired_differences
+from sightline.workbench.series.study import Study, parse_factors
 from tests.command import Outcome, run_here
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -113,11 +119,11 @@ def test_every_config_is_looked_at_before_the_first_run(tmp_path: Path) -> None:
 
 
 def test_a_run_draws_its_labels_by_its_own_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "resolve_metric_mode", lambda *_: "max")  # opens the data, which is not there
+    monkeypatch.setattr(study_module, "resolve_metric_mode", lambda *_: "max")  # opens the data, which is not there
     config = CONFIG.with_name("modelnet40_pct_cpu.yaml")
     for overrides, expected in (((), [0, 1]), (("data.fraction_seed=7",), [7, 7])):
         asked = StudyOptions(configs=(config,), overrides=overrides, vary=("data.fraction=0.1",), seeds=2, out=tmp_path)
-        read = [cell.config for cell in GridStudy(asked)._cells]
+        read = [planned.read.config for planned in Study(asked).trainings.values()]
         assert [each.data.arguments["fraction_seed"] for each in read] == expected
         assert [(each.seed, each.data.arguments["fraction"]) for each in read] == [(0, 0.1), (1, 0.1)]
 
@@ -202,7 +208,7 @@ def test_runs_of_other_data_are_refused_wherever_they_are(
     finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, _ = finished
-    monkeypatch.setattr(study_runs, "get_data_digest", lambda _: "0" * 64)  # as of another set at the same data.root
+    monkeypatch.setattr(training, "get_data_digest", lambda _: "0" * 64)  # as of another set at the same data.root
     code, _, err = study(out, seeds=3)
     assert code == 2
     assert err.startswith(f"error: {out / 'lr_1e-3' / 'seed_0'}: data-changed: data.root holds another set")
@@ -212,7 +218,7 @@ def test_runs_of_other_data_are_refused_wherever_they_are(
 def test_levels_and_seeds_may_be_added(finished: tuple[Path, Outcome]) -> None:
     out, _ = finished
     vary = ("optimizer.lr=1e-3,3e-2,1e-1",)
-    GridStudy(StudyOptions(configs=(CONFIG,), overrides=TINY, vary=vary, seeds=3, out=out))  # planned, not run
+    Study(StudyOptions(configs=(CONFIG,), overrides=TINY, vary=vary, seeds=3, out=out))  # planned, not run
 
 
 @pytest.mark.parametrize(
@@ -226,45 +232,48 @@ def test_levels_and_seeds_may_be_added(finished: tuple[Path, Outcome]) -> None:
 def test_a_run_that_fails_does_not_end_the_others(
     error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def metrics_of(cell: study_runs.StudyRun, _: Any) -> dict[str, float | None]:
-        if "seed_1" in cell.path.parts and "lr_3e-2" in cell.path.parts:
+    def metrics_of(planned: training.Training, _: Any) -> dict[str, float | None]:
+        if "seed_1" in planned.path.parts and "lr_3e-2" in planned.path.parts:
             raise error
-        return {"overall_accuracy": None if "seed_1" in cell.path.parts else 0.5}
+        return {"overall_accuracy": None if "seed_1" in planned.path.parts else 0.5}
 
-    monkeypatch.setattr(study_runs, "train_or_read_metrics", metrics_of)
+    monkeypatch.setattr(training.Training, "train", metrics_of)
     code, printed, err = study(tmp_path / "s", "--json", str(tmp_path / "x.json"))
     assert code == 1
-    (line,) = (line for line in err.splitlines() if line.endswith("; the other runs go on"))
+    (line,) = (line for line in err.splitlines() if line.endswith("; the others go on"))
     failed = tmp_path / "s" / "lr_3e-2" / "seed_1"
     assert line.startswith(f"error: {failed}: {reason}")
-    assert "1 of 4 runs failed" in err
+    assert "1 of 4 failed" in err
     document = json.loads((tmp_path / "x.json").read_text())
-    assert document["failed"] == [{"run": str(failed), "reason": line.split(": ", 2)[2].partition("; the other")[0]}]
+    assert document["failed"] == [{"run": str(failed), "reason": line.split(": ", 2)[2].partition("; the others")[0]}]
     rows = document["rows"]
     assert [list(row["values"].values()) for row in rows] == [[0.5], [0.5]], "a run without a figure is left out"
     assert "3e-2" in printed
 
 
-def test_a_run_that_cannot_start_does_not_end_the_others_but_a_signal_does(tmp_path: Path) -> None:
-    def ending(code: int) -> tuple[int, list[int], list[str]]:
-        notes: list[str] = []
-        done: list[int] = []
+@pytest.mark.parametrize(
+    ("error", "code", "num_finished"),
+    [(RunError("not started"), 1, 2), (StoppedError(130), 130, 0), (OSError(errno.ENOSPC, "full"), None, 0)],
+)
+def test_a_failure_does_not_end_a_series_but_a_signal_and_a_full_disk_do(
+    error: Exception, code: int | None, num_finished: int, tmp_path: Path
+) -> None:
+    notes, written = list[str](), list[int]()
+    reporter: Any = SimpleNamespace(note=notes.append)
 
-        def metrics_of(cell: study_runs.StudyRun, _: Any) -> dict[str, float]:
-            if cell.path.name == "0":
-                raise study_runs.UnfinishedError(code)
-            return {}
+    def work(number: int) -> int:
+        if number == 0:
+            raise error
+        return number
 
-        asked = [("", study_runs.plan_run(CONFIG, tmp_path / str(number))) for number in range(3)]
-        reporter: Any = SimpleNamespace(note=notes.append)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(study_runs, "train_or_read_metrics", metrics_of)
-            code = study_runs.run_all(asked, reporter, lambda place, _: done.append(place), lambda *_: None)
-            return code, done, notes
+    def write(results: Results[int]) -> Results[int]:
+        written.append(len(results.finished))
+        return results
 
-    code, done, notes = ending(1)
-    assert (code, done) == (1, [1, 2])
-    assert notes[-1].startswith("1 of 3 runs failed")
-    code, done, notes = ending(130)
-    assert (code, done) == (130, [])
-    assert notes[-1].startswith("0 of 3 runs are done; the same command goes on")
+    entries = (Entry(n, f"run {n}", tmp_path / str(n), partial(work, n)) for n in range(3))
+    with pytest.raises(OSError, match="full") if code is None else nullcontext():
+        results, found = run_series(entries, write, reporter)
+        assert (found, results.finished) == (code, {n: n for n in range(1, num_finished + 1)})
+        assert results.failed == ({0: error} if code == 1 else {})
+    assert written == {1: [0, 1, 2, 2], 130: [0], None: []}[code]
+    assert notes[-1] == "1 of 3 failed" if code == 1 else f"0 are finished; the same command goes on with {tmp_path}/0"

@@ -25,16 +25,17 @@ from sightline.commands.look import SweepOptions
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError, RunError, UserError
 from sightline.store.files.atomic_write import disk_failure
+from sightline.training import launch
 from sightline.training.stop_request import StopRequest
-from sightline.training.train_result import Reporter, TrainResult
-from sightline.verbs.sweep import _locate
-from sightline.verbs.train import SeriesReporter
-from sightline.workbench.study import sweep as sweep_module
-from sightline.workbench.study.grid import parse_factors
-from sightline.workbench.study.journal import Journal
-from sightline.workbench.study.optuna_storage import open_study
-from sightline.workbench.study.search_space import read_space
-from sightline.workbench.study.sweep import Sweep, TrialObserver
+from sightline.training.train_run import Reporter, TrainResult
+from sightline.verbs.series import SeriesReporter, _locate
+from sightline.workbench.series import sweep as sweep_module
+from sightline.workbench.series import trials
+from sightline.workbench.series.search_space import read_space
+from sightline.workbench.series.storage import Journal, open_study
+from sightline.workbench.series.study import parse_factors
+from sightline.workbench.series.sweep import Sweep
+from sightline.workbench.series.trials import TrialObserver
 from tests.cases import run_each
 from tests.command import refuse, run_here, succeed
 from tests.runs.small import PLAIN, ROOT, SMALL
@@ -80,13 +81,14 @@ class Trainer:
             observers[0].on_evaluation(Record({"overall_accuracy": figure}, epoch))
             if stop:
                 return TrainResult(out, stopped_by=signal.SIGTERM)
+        (out / "final.json").write_text('{"metrics": {}}')
         return TrainResult(out, document={})
 
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     trainer = Trainer()
-    monkeypatch.setattr(sweep_module, "train", trainer)
+    monkeypatch.setattr(launch, "train_run", trainer)
     return trainer
 
 
@@ -103,29 +105,24 @@ def test_a_space_is_read_from_a_file_and_words(tmp_path: Path) -> None:
     path.write_text("optimizer.lr: {low: 1e-4, high: 1e-1, log: true}\ntrain.epochs: {low: 2, high: 8, step: 2}\n")
     words = ["train.batch_size=8,16", "transforms.train=[[], [{name: scale}]]", "model.dropout={low: 0.0, high: 0.5}"]
     rate, epochs, sizes, transforms, dropout = read_space([str(path), *words])
-    assert (rate.key, rate.low, rate.high, rate.is_log, str(rate.where)) == (
-        "optimizer.lr",
-        1e-4,
-        1e-1,
-        True,
-        f"{path}:1: optimizer.lr",
-    )
-    assert (epochs.is_whole, epochs.step, epochs.list_bounds()) == (True, 2, ["2", "8"])
-    assert sizes.choices == ("8", "16")
-    assert transforms.choices == ("[]", '[{name: "scale"}]')
-    assert (dropout.is_whole, dropout.list_bounds()) == (False, ["0.0", "0.5"])
+    assert (rate.key, str(rate.where)) == ("optimizer.lr", f"{path}:1: optimizer.lr")
+    assert rate.describe() == {"low": 1e-4, "high": 1e-1, "log": True, "step": None}
+    assert (epochs.kind, epochs.arguments["step"], epochs.list_bounds()) == ("int", 2, ["2", "8"])
+    assert sizes.describe() == {"choices": ["8", "16"]}
+    assert transforms.list_bounds() == ["[]", '[{name: "scale"}]']
+    assert (dropout.kind, dropout.list_bounds()) == ("float", ["0.0", "0.5"])
 
 
 FAULTS = {
-    "optimizer: {lr: {low: 1, high: 2}}": "1: optimizer.lr: is not a key of a range; a key of the config is written",
+    "optimizer: {lr: {low: 1, high: 2}}": "1: optimizer: is no range; a key of the config is written with dots, op",
     "a: {low: 2, high: 1}": "1: a: is no range: `low <= high` must hold",
-    "a: {high: 1}": "1: a: low is missing, a number is needed",
-    "a: {low: true, high: 2}": "low: found true, a number is needed",
-    "a: {low: 1, high: x}": "high: found the text 'x', a number is needed",
+    "a: {high: 1}": "1: a.low: is required and missing; give a number",
+    "a: {low: true, high: 2}": "low: found true, allowed is a number",
+    "a: {low: 1, high: x}": "high: found the text 'x', allowed is a number",
     "a: {low: 0, high: 2, log: true}": "1: a: is no range: `low >= 1` must hold for `log=True`",
-    "a: {low: 1, high: 2, log: 1}": "log: found 1, true or false is needed",
+    "a: {low: 1, high: 2, log: 1}": "log: found 1, allowed is true or false",
     "a: {low: 1, high: 9, step: 0}": "is no range: `step > 0` must hold",
-    "a: {low: 1, high: 9, step: 0.5}": "step: found 0.5, must be a whole number",
+    "a: {low: 1, high: 9, step: 0.5}": "found a step of 0.5, must be a whole number",
     "a: {low: 1, high: 9, step: 2, log: true}": "is no range: ",
     "a: {low: 0.1, high: 0.2, step: 0.5}": "the range is not divisible by `step`.",
     "a: [1, 1]": "1: a: lists a value twice",
@@ -227,8 +224,8 @@ def test_a_sweep_of_failures_says_why_and_goes_on_once_the_cause_is_mended(train
 
 
 def test_a_trial_is_named_by_the_folder_that_its_worker_trained_it_in(trainer: Trainer, tmp_path: Path) -> None:
-    for name, trials in (("a", 1), ("b", 2)):
-        document, _ = run_sweep(tmp_path / name, trials=trials, storage=f"sqlite:///{tmp_path}/shared.db")
+    for name, number in (("a", 1), ("b", 2)):
+        document, _ = run_sweep(tmp_path / name, trials=number, storage=f"sqlite:///{tmp_path}/shared.db")
     expected = [str(tmp_path / "a" / "trials" / "0000"), str(tmp_path / "b" / "trials" / "0001")]
     assert [row["run"] for row in document["trials"]] == expected
     assert [row["host"] for row in document["trials"]] == [socket.gethostname()] * 2
@@ -268,7 +265,7 @@ def test_a_full_disk_ends_a_sweep_that_the_same_command_goes_on_with(
         assert re.search(f"\nerror: {tmp_path}/.*: cannot write: {said}", err), err
     with journal.open("a") as file:
         file.write('{"op_code": 5, "trial_i')  # of a worker that was killed as it wrote
-    monkeypatch.setattr(sweep_module, "_is_abandoned", lambda trial: True)  # as in another process
+    monkeypatch.setattr(trials, "_is_abandoned", lambda trial: True)  # as in another process
     document, code = run_sweep(tmp_path, trials=3, sampler="tpe")
     assert (code, [row["state"] for row in document["trials"]]) == (0, ["finished"] * 3)
 
@@ -342,7 +339,7 @@ def test_pruned_trials_are_not_the_best(trainer: Trainer, tmp_path: Path) -> Non
 
 def test_a_trial_that_ends_every_worker_is_left_out(trainer: Trainer, tmp_path: Path) -> None:
     """Nothing catches the end of these workers, as of killed ones; their processes are then said to be gone."""
-    for _ in range(1 + sweep_module.MAX_RETRIES):
+    for _ in range(1 + trials.MAX_RETRIES):
         trainer.outcomes = [KeyboardInterrupt()]
         with pytest.raises(KeyboardInterrupt):
             run_sweep(tmp_path, trials=2)
@@ -366,12 +363,11 @@ def test_a_trial_that_falls_behind_is_given_up() -> None:
     study.pruner = optuna.pruners.MedianPruner()
 
     def observe(figure: float, *, is_last: bool = False) -> tuple[bool, bool]:
-        stop = StopRequest()
-        observer = TrialObserver(study.ask(distributions), "figure", stop)
+        observer = TrialObserver(study.ask(distributions), "figure")
         observer._is_last = is_last
         record = Record({"figure": figure}, 0)
         observer.on_evaluation(record)  # type: ignore[arg-type]
-        return observer.is_pruned, bool(stop)
+        return observer.is_pruned, bool(observer.stop)
 
     assert observe(0.1) == (True, True)
     assert observe(0.85) == (False, False)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.compression.policy import Policy, policy_to_dict
-from sightline.config import RunConfig, render_config
+from sightline.config import RunConfig
 from sightline.config.run_config import Compress, Init, Teacher
 from sightline.contract import registry
 from sightline.contract.errors import UserError
@@ -105,8 +104,4 @@ def can_distil(config: RunConfig) -> bool:
 
 def assert_tunable(run: OpenRun, how: FineTuning) -> None:
     """Raise UserError for a fine-tuning that its config does not allow, before any search."""
-    config = finetuning_config(run.config, run.checkpoint_path.resolve(), {}, how)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / FINE_TUNE
-        file.write_text(render_config(config, origins=False))
-        reread(file, how.overrides)
+    reread(finetuning_config(run.config, run.checkpoint_path.resolve(), {}, how), how.overrides)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sightline.commands.run import TrainOptions
 from sightline.compression.half_precision import halvable, round_to_half
 from sightline.compression.parametrised import apply_policy, bake_quantised_weights
 from sightline.compression.policy import FP32, Policy, policy_to_dict
@@ -24,7 +25,7 @@ from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import is_run
 from sightline.runs.trained_weights import PACKED_FILE, is_packed
-from sightline.training.config_source import reread
+from sightline.training.config_source import read_with_plugins
 from sightline.training.resume import assert_empty
 from sightline.training.train_result import Reporter
 from sightline.workbench.compress.batch_norm import reestimate_batch_norm
@@ -34,7 +35,7 @@ from sightline.workbench.compress.packing import FILES, write_evaluation, write_
 from sightline.workbench.compress.run_problem import RunProblem, weights_sha256
 from sightline.workbench.compress.search.base import ProgressCallback, Search, SearchResult, run_search
 from sightline.workbench.compress.target import CompressionOptions
-from sightline.workbench.study.study_runs import assert_same_inputs, digest_inputs, plan_run, train_or_read_metrics
+from sightline.workbench.series.training import Training, assert_same_runs
 
 POLICY = "policy.json"
 """File with the policy that a search found."""
@@ -74,12 +75,6 @@ def assert_same_request(
         listed = "; ".join(f"{key}: {earlier.get(key)} there, {document.get(key)} here" for key in differing)
         raise UserError(f"--out: {path} was written with other options ({listed}); give another folder")
     write_document(path, document)
-
-
-def assert_no_run(out: Path) -> None:
-    """Raise UserError if a folder is a run directory, whose files would be mixed with others."""
-    if is_run(out):
-        raise UserError(f"--out {out}: is a run directory; give another folder")
 
 
 @contextlib.contextmanager
@@ -147,17 +142,19 @@ class Compression:
     def finetune(self, policy: Policy | None, how: FineTuning) -> Path:
         """Fine-tune the run with quantised or, without `policy`, float weights; return its run directory.
 
-        Raises UnfinishedError if training is stopped.
+        Raises StoppedError if training is stopped.
         """
         source = self._run.checkpoint_path.resolve()
         config = finetuning_config(self._run.config, source, policy, how)
         file, path = self._work / FINE_TUNE, self._work / FINE_TUNED
         write_file(file, render_config(config, origins=False))
-        if is_run(path):
-            config = reread(file, how.overrides)
-            assert_same_inputs(path, config, digest_inputs(config))
-        planned = plan_run(file, path, how.overrides, plugins=how.plugins, device=how.device, processes=1)
-        train_or_read_metrics(planned, self._reporter)
+        read = read_with_plugins(file, how.overrides, how.plugins)
+        command = TrainOptions(
+            config=file, overrides=how.overrides, out=path, resume="auto", plugins=how.plugins, device=how.device
+        )
+        training = Training(read, command)
+        assert_same_runs([training], may_go_on=True)
+        training.train(self._reporter)
         return path
 
     def pack(

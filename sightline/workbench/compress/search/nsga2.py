@@ -11,7 +11,6 @@ from sightline.contract.arguments import Count, Seed
 from sightline.contract.errors import assert_installed
 from sightline.workbench.compress.problem import Problem
 from sightline.workbench.compress.search.base import MaxEvaluations, PolicyEvaluator, Search
-from sightline.workbench.study.optuna_storage import open_study
 
 
 @registry.searches.add("nsga2")
@@ -56,6 +55,8 @@ class NSGA2(Search):
 
     def _open_study(self, problem: Problem) -> Any:
         import optuna
+
+        from sightline.workbench.series.storage import open_study  # needs optuna
 
         layers, lowest = [layer.name for layer in problem.searched_layers], problem.policy(problem.lowest)
         # a storage may hold searches of other runs, whose losses and levels mean something else
