@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from tests.long.fuzzed_readers import Reader
 
@@ -48,41 +46,12 @@ def _of_each_kind(source: Path) -> list[Path]:
 
 
 def _sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
-    from tests.data.clouds import modelnet_writers, scanobjectnn_writers, shapenet_part_writers, shapenet_render_writers
-    from tests.data.depth import test_depth_sets
-    from tests.data.scenes import scene_writers, test_s3dis, test_s3dis_integers, test_scene_folder
+    from tests.data.set_rows import ROWS
 
-    def frames(name: str) -> tuple[Callable[[Path], object], Prepare]:
-        kind, write = test_depth_sets.SETS[name]
-        return write, lambda source, target: _prepared(kind, source, target)
-
-    part, modelnet = shapenet_part_writers.prepare, modelnet_writers.prepare
-    rows = np.random.default_rng(0).integers(0, 9, (9, 7)).astype(np.float32)
-    sets: dict[str, tuple[Callable[[Path], object], Prepare]] = {
-        "modelnet_h5": (modelnet_writers.write_hdf5, lambda *places: modelnet(*places, progress=_quiet)),
-        "modelnet_text": (modelnet_writers.write_text, lambda *places: modelnet(*places, progress=_quiet)),
-        "scanobjectnn": (lambda root: scanobjectnn_writers.write_variant(root, "obj_bg"), scanobjectnn_writers.prepare),
-        "shapenet_part_text": (shapenet_part_writers.write_text, lambda *places: part(*places, progress=_quiet)),
-        "shapenet_part_h5": (shapenet_part_writers.write_hdf5, lambda *places: part(*places, progress=_quiet)),
-        "shapenet_render": (shapenet_render_writers.write_release, shapenet_render_writers.prepare),
-        "s3dis": (scene_writers.write_s3dis, test_s3dis.prepare),
-        "s3dis_npy": (lambda root: test_s3dis_integers.write_npy(root, rows), _integers),
-        "scene_folder": (test_scene_folder.write_folder, test_scene_folder.prepare),
-        **{name: frames(name) for name in test_depth_sets.SETS},
-        "depth_folder": _own_frames(),
-        **_box_sets(),
-        **_scan_sets(),
+    rows = {
+        layout: (row.write, _opened(row.name, row.options, row.source, **row.arguments)) for layout, row in ROWS.items()
     }
-    return sets
-
-
-def _own_frames() -> tuple[Callable[[Path], object], Prepare]:
-    from tests.data.depth.own_frames import write_own_frames
-    from tests.data.preparing import prepare_set
-
-    return partial(write_own_frames, count=2), lambda source, target: prepare_set(
-        "depth_folder", source, target, _quiet
-    )
+    return {**rows, **_box_sets(), "label_map": _label_map()}
 
 
 def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
@@ -114,7 +83,7 @@ def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
     }
     tools = {name: (write, _opened(name)) for name, write in test_labelling_tools.WRITERS.items()}
     return {
-        "coco": (write_boxes, _opened("coco", ("train",))),
+        "coco": (write_boxes, _opened("coco")),
         "yolo_txt": (write_texts, _opened("yolo_txt")),
         "crowdhuman": (write_crowd, _opened("crowdhuman")),
         **people,
@@ -133,67 +102,40 @@ def _converted(name: str) -> tuple[Callable[[Path], object], Prepare]:
     return write, lambda source, target: convert(name, source, "coco", target, faulty="leave_out")
 
 
-def _scan_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
+def _label_map() -> tuple[Callable[[Path], object], Prepare]:
     from sightline.store.label_maps import read_label_map
-    from tests.data.scans import lidar_writers, test_scan_folder
 
-    options = {"columns": test_scan_folder.COLUMNS, "num_beams": 16}
-    prepare = _opened("scan_folder", ("train",), options, sensor=lidar_writers.OWN)
     maps = "labels: {0: none, 10: car, 30: person, 40: road}\nlearning_map: {0: 0, 10: 1, 30: 1, 40: 2}\n"
     maps += "learning_map_inv: {0: 0, 1: 10, 2: 40}\nlearning_ignore: {0: True, 1: False}\n"
     maps += "class_frequency:\n  0: 0.1\n  1: 0.4\n  2: 0.5\ncolor_map:\n  0: [0, 0, 0]\n"
     maps += "  10: [1, 2, 3]\n  40: [4, 5, 6]\n"
 
-    def write_scans(root: Path) -> None:
-        lidar_writers.write_own(root, 2)
+    def write(root: Path) -> None:
+        root.mkdir()
         (root / "map.yaml").write_text(maps)
 
-    def read_scans(source: Path, target: Path) -> None:
-        prepare(source, target)
-        read_label_map(str(source / "map.yaml"), {})
-
-    sequences = _opened("semantic_kitti", ("train",), test_sequences=(1,), validation_share=0.0)
-    return {
-        "semantic_kitti": (lambda root: lidar_writers.write_semantic_kitti(root, {"00": 1, "01": 1}), sequences),
-        "kitti_object": (lambda root: lidar_writers.write_kitti_object(root, 1), _opened("kitti_object", ("train",))),
-        "scan_folder": (write_scans, read_scans),
-    }
+    return write, lambda source, target: read_label_map(str(source / "map.yaml"), {})
 
 
-def _opened(name: str, parts: Sequence[str] = ("train", "test"), options: Any = None, **arguments: Any) -> Prepare:
-    """A set surveyed and prepared with `options`, and the first samples of its `parts` read with `arguments`."""
+def _opened(name: str, options: Mapping[str, Any] = MappingProxyType({}), inner: str = "", **arguments: Any) -> Prepare:
+    """A set surveyed and prepared with `options`, and the first sample of each part read with `arguments`.
+
+    `inner` is the place of its source in the folder.
+    """
     from sightline.contract import registry
     from sightline.contract.types import SampleKey
 
     builder: Any = registry.data.get_entry(name).builder
 
     def prepare(source: Path, target: Path) -> None:
-        builder.survey(source, **options or {})
-        builder.prepare(source=source, target=target, name=name, progress=_quiet, **options or {})
-        for split in parts:
-            part = builder(split=split, root=str(target), **arguments)
-            if len(part):
-                part[SampleKey(0, 0, 0)]
+        builder.survey(source / inner, **options)
+        builder.prepare(source=source / inner, target=target, name=name, progress=_quiet, **options)
+        for split in ("train", "test"):
+            if builder(split="train", root=str(target), **arguments).info.split_sizes.get(split):
+                builder(split=split, root=str(target), **arguments)[SampleKey(0, 0, 0)]
 
     return prepare
 
 
-def _integers(source: Path, target: Path) -> object:
-    from tests.data.scenes import test_s3dis_integers
-
-    return test_s3dis_integers.prepare(source, target, order="A")
-
-
 def _quiet(done: int, total: int, what: str) -> None:
     """Of a damaged source any number may be announced."""
-
-
-def _prepared(kind: Any, source: Path, target: Path) -> None:
-    """A set of depth frames prepared, and its first frame of each part read: the images stay where they are."""
-    from sightline.contract.types import SampleKey
-
-    kind.prepare(source=source, target=target, name=kind.set_name, progress=_quiet)
-    for split in ("train", "test"):
-        part = kind(split=split, root=str(target))
-        if len(part):
-            part[SampleKey(0, 0, 0)]

@@ -9,6 +9,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.kitti_object": "kitti_object",
         "sets.scan_folder": "scan_folder",
         "sets.semantic_kitti": "semantic_kitti",
+        "sets.semantic_poss": "semantic_poss",
         "sets.squeezeseg_npy": "squeezeseg_npy",
         "sets.synthetic_lidar": "synthetic_lidar",
     },

@@ -6,7 +6,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -175,3 +176,12 @@ def list_files(root: Path, suffixes: Collection[str] | None = None) -> list[Path
         names = (name for name in files if not name.startswith("."))
         paths.extend(Path(folder) / name for name in names if suffixes is None or Path(name).suffix.lower() in suffixes)
     return sorted(paths)
+
+
+def list_named_files(root: Path, suffixes: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    """List the files of each name in folders of `root`, by folder: those with the suffix that each folder has."""
+    files: defaultdict[str, dict[str, Path]] = defaultdict(dict)
+    for folder, suffix in suffixes.items():
+        for path in (root / folder).glob(f"*{suffix}"):
+            files[path.stem][folder] = path
+    return dict(sorted(files.items()))

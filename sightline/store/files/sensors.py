@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from sightline.contract.arguments import Count, PositiveFloat
 from sightline.contract.errors import ConfigError
 
-SensorName = Literal["hdl64", "hdl32", "vlp16", "os1_64", "pandar64"]
+SensorName = Literal["hdl64", "hdl32", "vlp16", "os1_64", "pandora", "pandar64"]
 """Name of a preset in `sensors.json`."""
 Elevation = Annotated[float, Ge(-90.0), Le(90.0)]
 Azimuth = Annotated[float, Ge(-360.0), Le(360.0)]

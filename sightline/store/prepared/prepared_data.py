@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -99,6 +99,24 @@ class SetSpec:
         return dict(self.entries())
 
 
+class SplitFigure(NamedTuple):
+    """Entry `key` of every split in the manifest; if `names` is one of the manifest, the numbers by these names."""
+
+    key: str
+    names: str = ""
+
+    def read(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the figure by split."""
+        figures = {split: facts[self.key] for split, facts in manifest["splits"].items()}
+        if not self.names:
+            return figures
+        return {split: dict(zip(manifest[self.names], values, strict=True)) for split, values in figures.items()}
+
+
+Summary: TypeAlias = Mapping[str, SplitFigure | Callable[[Mapping[str, Any]], Any]]
+"""Entries of the summary of a prepared folder, read from its manifest."""
+
+
 class PreparedData:
     """Base of the data sets that read a prepared folder.
 
@@ -111,6 +129,8 @@ class PreparedData:
     set_name: ClassVar[str]
     readable_sets: ClassVar[tuple[str, ...]] = ()
     """Names of other sets whose prepared folders can be opened, too."""
+    summary: ClassVar[Summary] = {"samples": SplitFigure("num_rows")}
+    """Counts of a prepared folder that `sightline data info` prints."""
     printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
     """Entries of the manifest that `sightline data info` prints, where there are any."""
     preset: ClassVar[str] = ""
@@ -202,7 +222,11 @@ class PreparedData:
     @classmethod
     def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
         """Return counts of a prepared folder, and other entries of its summary."""
-        return {"samples": {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}}
+        manifest = prepared.manifest
+        return {
+            name: entry.read(manifest) if isinstance(entry, SplitFigure) else entry(manifest)
+            for name, entry in cls.summary.items()
+        }
 
     @classmethod
     def propose(cls, prepared: PreparedSet) -> list[str]:
@@ -327,7 +351,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
     faults: list[str] = []
     unread = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
     try:
-        values = next(iter(plan.shards[0].rows())).values
+        values = next(row for shard in plan.shards if shard.num_rows for row in shard.rows()).values
     except DataError as error:
         faults = [str(error)]
     numbers = {name: np.asarray(value) for name, value in values.items()}

@@ -262,6 +262,10 @@ class PreparedSet:
         """Return the name of every row of a split."""
         return list(self._get_row_entry(NAMES, split))
 
+    def name(self, split: str, row: int) -> str:
+        """Return the name of a row of a split."""
+        return str(self._get_row_entry(NAMES, split)[row])
+
     def contents(self, split: str) -> list[str]:
         """Return a digest of what each row of a split is about; "" for rows that nothing identifies."""
         return list(self._get_row_entry(CONTENTS, split))

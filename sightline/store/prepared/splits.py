@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,13 @@ def split_off_last(rows: Sequence[tuple[str, int]], share: float) -> tuple[RowRe
     """Split off the last `share` of the rows, rounded; both sides get at least one row unless the share is 0."""
     count = count_held(len(rows), share)
     return tuple(rows[: len(rows) - count]), tuple(rows[len(rows) - count :])
+
+
+def hold_out_ends(rows: Sequence[tuple[str, int]], *, share: float) -> tuple[RowRefs, RowRefs]:
+    """Hold out the last `share` of the rows of each stored split, as `split_off_last`."""
+    pairs = [split_off_last([*members], share) for _, members in itertools.groupby(rows, key=lambda row: row[0])]
+    kept, held_out = (tuple(row for pair in pairs for row in pair[side]) for side in (0, 1))
+    return kept, held_out
 
 
 def count_held(size: int, share: float) -> int:
@@ -109,6 +117,35 @@ def make_splits(
     folds = Folds(names, tuple(name for name in names if name.startswith(tuple(test_names)))) if test_names else None
     dealt = ("validation",) if test_names else ("validation", "test")
     return SplitRows({"train": train, "validation": validation, "test": test}, folds, dealt)
+
+
+def stored_splits(prepared: PreparedSet) -> SplitRows:
+    """Return the rows of the folder's own splits."""
+    sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
+    return SplitRows({split: tuple((split, row) for row in range(size)) for split, size in sizes.items()})
+
+
+def split_by_folds(
+    prepared: PreparedSet,
+    tested: Sequence[str],
+    *,
+    deal: Callable[[RowRefs], tuple[RowRefs, RowRefs]],
+    advice: str,
+    noun: str = "",
+) -> SplitRows:
+    """Test the stored splits that are `tested`; of the rows of all others, `deal` holds some out for validation.
+
+    Raises DataError, which calls them `noun` and ends with the `advice`, for a tested one that is not there.
+    """
+    folds = stored_splits(prepared).rows
+    missing = [name for name in tested if name not in folds]
+    if missing:
+        raise DataError(
+            f"{prepared.root}: holds no {noun and f'{noun} '}{missing[0]}, it holds {', '.join(folds)}; {advice}"
+        )
+    train, validation = deal(tuple(row for name, rows in folds.items() if name not in tested for row in rows))
+    rows = {"train": train, "validation": validation, "test": tuple(row for name in tested for row in folds[name])}
+    return SplitRows(rows, Folds(tuple(folds), tuple(tested)))
 
 
 def check_part(parts: SplitRows, split: str, *, root: Path, what: str) -> None:

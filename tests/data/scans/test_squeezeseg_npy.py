@@ -26,14 +26,18 @@ def opened(root: Path, split: str = "train", **arguments: Any) -> SqueezeSegNpy:
     return SqueezeSegNpy(split=split, root=str(root), **arguments)
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
+def write_images(folder: Path) -> None:
     for seed, name in enumerate(NAMES):
         _, scan = street_scan(seed, num_columns=16)
         labels = np.select([scan.ids == 10, scan.ids == 30], [1, 2], 0)
         write_squeezeseg(
-            tmp_path / f"lidar_2d/{name}.npy", scan, labels, width=16, dtype=("float32", "float64")[seed % 2]
+            folder / f"lidar_2d/{name}.npy", scan, labels, width=16, dtype=("float32", "float64")[seed % 2]
         )
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_images(tmp_path)
     return tmp_path
 
 

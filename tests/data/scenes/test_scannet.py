@@ -22,9 +22,8 @@ def write_ply(path: Path, rows: np.ndarray) -> None:
     path.write_bytes(head.encode() + rows.tobytes())
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    root = tmp_path / "scannet"
+def write_scannet(root: Path) -> None:
+    """A small folder in the layout of the release; the labels of a room begin at its number."""
     generator = np.random.default_rng(0)
     for number, name in enumerate(ROOMS):
         folder = root / "scans" / name
@@ -41,7 +40,12 @@ def source(tmp_path: Path) -> Path:
         write_ply(folder / f"{name}_vh_clean_2.labels.ply", labelled)
     for split, file in (("train", "scannetv2_train.txt"), ("test", "scannetv2_val.txt")):
         (root / file).write_text("".join(f"{name}\n" for name, of in ROOMS.items() if of == split))
-    return root
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_scannet(tmp_path / "scannet")
+    return tmp_path / "scannet"
 
 
 def test_rooms_are_prepared_read_and_verified(source: Path, tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
 from sightline.store.loading.stratified import stratified_subset
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
-from sightline.store.prepared.prepared_data import PreparedData, describe_foreign_label
+from sightline.store.prepared.prepared_data import SplitFigure, Summary, describe_foreign_label
+from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.views import IMAGE, StoredViews, open_views
 
 
-class LabelledClouds(PreparedData):
+class LabelledClouds(PreparedRows):
     """Prepared clouds with one label each; samples are copies of the first `num_points` stored points.
 
     `fraction` is the share of the training split that is used, at least one shape of every class; a smaller share is a
@@ -32,6 +33,12 @@ class LabelledClouds(PreparedData):
     """
 
     forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
+    summary: ClassVar[Summary] = {
+        "counts": SplitFigure("class_counts", "class_names"),
+        "sizes": SplitFigure("num_rows"),
+        "points_per_shape": lambda manifest: manifest["columns"]["points"]["shape"][0],
+        "has_normals": lambda manifest: "normals" in manifest["columns"],
+    }
     printed = (
         *("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges"),
         *("differences", "duplicates"),
@@ -52,10 +59,11 @@ class LabelledClouds(PreparedData):
         self._prepared = self.open_root(root)
         self._split = split
         store = open_views(views, background=background)
-        self._rows, self._labels = _select_rows(self._prepared, split, self.class_names)
+        self._row_indices, self._labels = _select_rows(self._prepared, split, self.class_names)
         if split == "train" and fraction < 1:
             subset = stratified_subset(self._labels, fraction, seed=fraction_seed)
-            self._rows, self._labels = _make_read_only(self._rows[subset]), _make_read_only(self._labels[subset])
+            self._row_indices, self._labels = map(_make_read_only, (self._row_indices[subset], self._labels[subset]))
+        self._rows = [(split, row) for row in self._row_indices.tolist()]
         self.num_points = self._check_num_points(num_points)
         self._features = self._select_features(normals)
         self._estimated: EstimatedNormals | None = None
@@ -102,9 +110,6 @@ class LabelledClouds(PreparedData):
         """Label of every sample, int64, read-only."""
         return self._labels
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getitem__(self, key: SampleKey) -> Sample:
         batch = self.get_batch([key])
         return {name: batch[name][0] for name in self.info.fields}
@@ -125,47 +130,13 @@ class LabelledClouds(PreparedData):
             "sample_index": torch.from_numpy(index_B),
         }
 
-    def sample_name(self, index: int) -> str:
-        """Name of a sample in reports."""
-        return self._names[self._rows[index]]
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the shapes per split and class, and the points of a shape."""
-        manifest = prepared.manifest
-        return {
-            "counts": {
-                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-                for split, facts in manifest["splits"].items()
-            },
-            "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "points_per_shape": manifest["columns"]["points"]["shape"][0],
-            "has_normals": "normals" in manifest["columns"],
-        }
-
-    def _list_stored_rows(self) -> list[tuple[str, int]]:
-        return [(self._split, row) for row in self._rows.tolist()]
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the manifest, which contains the hash of every file."""
-        return str(self._prepared.manifest["digest"])
-
-    @cached_property
-    def _names(self) -> list[str]:
-        return self._prepared.names(self._split)
-
     @property
     def _stored_features(self) -> tuple[str, ...]:
         """Features that are read from files, not estimated."""
         return tuple(name for name in self._features if name != "normals" or self._estimated is None)
 
     def _read(self, name: str, index: np.ndarray) -> np.ndarray:
-        return self._prepared.array(self._split, name)[self._rows[index], : self.num_points]
-
-    def _describe_sample(self, index: int) -> str:
-        """Return root, split and name of a sample, for error messages."""
-        return f"{self._prepared.root}: {self._split}/{self.sample_name(index)}"
+        return self._prepared.array(self._split, name)[self._row_indices[index], : self.num_points]
 
     def _width(self, name: str) -> int:
         """Return the number of values per point of a feature."""

@@ -247,7 +247,7 @@ class ScanObjectNN(LabelledClouds):
     def _read(self, name: str, index: np.ndarray) -> np.ndarray:
         if self.background != "drop" or name != "points":
             return super()._read(name, index)
-        rows = self._rows[index]
+        rows = self._row_indices[index]
         clouds = self._prepared.array(self._split, "points")[rows]
         is_object = self._prepared.array(self._split, "is_object")[rows] > 0
         return np.stack(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from sightline.areas.clouds.sets.shapenet_part_files import (
     CATEGORIES_FILE,
@@ -26,13 +25,15 @@ from sightline.areas.clouds.sets.shapenet_part_files import (
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFraction, Seed
 from sightline.contract.errors import DataError
-from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.contract.types import CloudInputSpec, DataInfo, Field
 from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.stratified import stratified_subset
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
-from sightline.store.prepared.prepared_data import PreparedData, SetSpec, find_layout
+from sightline.store.prepared.prepared_data import SetSpec, SplitFigure, Summary, find_layout
+from sightline.store.prepared.prepared_rows import SampleColumn, WholeRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan
+from sightline.store.prepared.splits import stored_splits
 
 _FRAME = "object, y up"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1; normals of length 1"
@@ -50,7 +51,7 @@ def _list_card_entries() -> dict[str, Any]:
 
 
 @registry.data.add("shapenet_part")
-class ShapeNetPart(PreparedData):
+class ShapeNetPart(WholeRows):
     """ShapeNetPart: 16,881 shapes of 16 categories, one of 50 parts at every point; 2,874 shapes test.
 
     Samples are whole shapes: 2,048 points each from the HDF5 release, as many as there are from the text release;
@@ -67,6 +68,14 @@ class ShapeNetPart(PreparedData):
         "label": CLASSES,
         "category": CLASSES,
     }
+    summary: ClassVar[Summary] = {
+        "sizes": SplitFigure("num_rows"),
+        "points": lambda manifest: manifest["num_elements"],
+        "points_per_shape": SplitFigure("points_per_shape"),
+        "counts": SplitFigure("category_counts", "category_names"),
+        "part_points": SplitFigure("class_counts", "class_names"),
+        "has_normals": lambda manifest: "normals" in manifest["columns"],
+    }
     printed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
 
     def __init__(
@@ -81,27 +90,32 @@ class ShapeNetPart(PreparedData):
     ) -> None:
         self._prepared = self.open_root(root)
         self._normals = _check_normals(normals, self._prepared)
-        self._sizes = _split_sizes(self._prepared, training)
-        if split not in self._sizes:
+        rows = {**stored_splits(self._prepared).rows}
+        if training == "trainval":  # training samples must not select the checkpoint
+            rows["train"] += rows.pop("validation")
+        self._sizes = {name: len(members) for name, members in rows.items()}
+        if split not in rows:
             available = ", ".join(f"{name} ({size})" for name, size in self._sizes.items())
             raise DataError(
                 f"{self._prepared.root}: has no split '{split}' with training: {training}; it has {available}"
             )
-        self._split = split
-        is_joined = training == "trainval" and split == "train"
-        self._shapes = _list_shapes(self._prepared, ("train", "validation") if is_joined else (split,))
+        self._split, self._rows = split, rows[split]
         self.strata = self._read_categories()
         if split == "train" and fraction < 1:
             subset = stratified_subset(self.strata, fraction, seed=fraction_seed)
-            self._shapes = [self._shapes[row] for row in subset]
+            self._rows = tuple(self._rows[row] for row in subset)
             self.strata = self._read_categories()
+        fields = _make_info(normals).fields
+        self._columns = {name: SampleColumn(name, field) for name, field in fields.items()}
+        if normals == "estimated":
+            self._columns["normals"] = SampleColumn("points", fields["normals"], _estimate_normals)
 
     @cached_property
     def info(self) -> DataInfo:
         """Facts, fields and sizes; `class_counts` counts the points of each part in the samples that are used."""
         info = _make_info(self._normals)
         counts = np.zeros(len(info.facts["class_names"]), dtype=np.int64)
-        for split, row in self._shapes:
+        for split, row in self._rows:
             counts += np.bincount(self._prepared.row(split, "label", row), minlength=len(counts))
         return DataInfo(
             facts={**info.facts, "class_counts": tuple(counts.tolist())},
@@ -115,37 +129,6 @@ class ShapeNetPart(PreparedData):
     def expected_info(cls, *, normals: Normals = "none") -> DataInfo:
         """Return the DataInfo expected before preparation, without counts."""
         return _make_info(normals)
-
-    def _list_stored_rows(self) -> list[tuple[str, int]]:
-        return [*self._shapes]
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the manifest, which contains the hash of every file."""
-        return str(self._prepared.manifest["digest"])
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """Read a whole shape as new tensors. Raises IndexError for an index out of range."""
-        if not 0 <= key.index < len(self):
-            raise IndexError(f"shapenet_part has the samples 0 to {len(self) - 1}, asked for {key.index}")
-        split, row = self._shapes[key.index]
-        points = np.array(self._prepared.row(split, "points", row))
-        sample = {"points": torch.from_numpy(points)}
-        if self._normals == "file":
-            sample["normals"] = torch.from_numpy(np.array(self._prepared.row(split, "normals", row)))
-        elif self._normals == "estimated":
-            where = f"{self._prepared.root}: {split}/{self.sample_name(key.index)}"
-            sample["normals"] = torch.from_numpy(estimated_normals(points, where=where))
-        label = self._prepared.row(split, "label", row).astype(np.int64)
-        return {**sample, "label": torch.from_numpy(label), "category": torch.tensor(int(self.strata[key.index]))}
-
-    def sample_name(self, index: int) -> str:
-        """Name of a sample in reports."""
-        split, row = self._shapes[index]
-        return self._names[split][row]
 
     @classmethod
     def plan(cls, root: Path) -> PreparationPlan:
@@ -169,45 +152,17 @@ class ShapeNetPart(PreparedData):
         columns = make_columns(has_normals=layout == "text")
         return PreparationPlan(cls.set_name, layout, root, columns, tuple(parts), about, _summary, options)
 
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the shapes and points per split, category and part."""
-        manifest = prepared.manifest
-        splits = manifest["splits"]
-        names, parts = manifest["category_names"], manifest["class_names"]
-        return {
-            "sizes": {split: facts["num_rows"] for split, facts in splits.items()},
-            "points": manifest["num_elements"],
-            "points_per_shape": {split: facts["points_per_shape"] for split, facts in splits.items()},
-            "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
-            "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
-            "has_normals": "normals" in manifest["columns"],
-        }
-
-    @cached_property
-    def _names(self) -> dict[str, list[str]]:
-        return {split: self._prepared.names(split) for split in self._prepared.splits}
-
     def _read_categories(self) -> np.ndarray:
         """Read the category of every sample (num_samples,) int64, read-only."""
         category_ids = np.array(
-            [self._prepared.row(split, "category", row) for split, row in self._shapes], dtype=np.int64
+            [self._prepared.row(split, "category", row) for split, row in self._rows], dtype=np.int64
         )
         category_ids.flags.writeable = False
         return category_ids
 
 
-def _list_shapes(prepared: PreparedSet, splits: Sequence[str]) -> list[tuple[str, int]]:
-    """List the stored split and the row of every shape of the given splits."""
-    return [(split, row) for split in splits for row in range(prepared.manifest["splits"][split]["num_rows"])]
-
-
-def _split_sizes(prepared: PreparedSet, training: str) -> dict[str, int]:
-    """Return the number of shapes of each split; `trainval` joins validation to train."""
-    sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
-    if training == "trainval":  # training samples must not select the checkpoint
-        sizes["train"] += sizes.pop("validation")
-    return sizes
+def _estimate_normals(points: np.ndarray, describe: Callable[[], str]) -> np.ndarray:
+    return estimated_normals(np.array(points), where=describe())
 
 
 def _check_normals(normals: Normals, prepared: PreparedSet) -> Normals:

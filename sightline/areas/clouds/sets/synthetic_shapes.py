@@ -20,7 +20,7 @@ from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sam
 from sightline.parts.transforms.points import to_unit_sphere
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.computed_samples import ComputedSet, Many
-from sightline.store.loading.concat import RenderedViewsConfig, make_rendered_views
+from sightline.store.loading.rendered_views import RenderedViewsConfig, make_rendered_views
 from sightline.store.loading.stratified import stratified_subset
 from sightline.store.prepared.views import IMAGE, image_field
 

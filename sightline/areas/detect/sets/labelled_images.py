@@ -29,7 +29,8 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
 from sightline.store.files.input_files import prepare_again
 from sightline.store.prepared.columns import BOXES, CLASSES, ColumnForm
-from sightline.store.prepared.prepared_data import PreparedData, describe_foreign_label, with_options
+from sightline.store.prepared.prepared_data import describe_foreign_label, with_options
+from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 from sightline.store.prepared.splits import RowRefs, check_part, count_held, make_splits
@@ -155,7 +156,7 @@ OtherClasses = Literal["left_out", "ignored"]
 """Treatment of boxes of classes that a config does not choose."""
 
 
-class LabelledImages(PreparedData):
+class LabelledImages(PreparedRows):
     """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 
     Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring. Splits
@@ -210,8 +211,6 @@ class LabelledImages(PreparedData):
             _check_values(prepared, stored, self.forms)
         self._prepared = prepared
         self._rows = parts.rows[split]
-        names = {stored: prepared.names(stored) for stored in prepared.splits}
-        self._names = tuple(names[stored][row] for stored, row in self._rows)
         self._keeps_other_classes = other_classes == "ignored"
         self._min_px = ignore_below_px
         self.classes = _select_classes(prepared, classes, self.regions)
@@ -222,9 +221,6 @@ class LabelledImages(PreparedData):
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         dealing = Dealing("seeded", split_seed, parts.dealt)
         self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds, dealing=dealing)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     @property
     def box_type(self) -> str:
@@ -272,7 +268,7 @@ class LabelledImages(PreparedData):
     def image(self, index: int) -> ImageRef:
         """Return the identity of an image in result files, and its size."""
         height, width = self._read_column(index, "size_px").tolist()
-        return ImageRef(self._names[index], int(self._read_column(index, "image_id")), height, width)
+        return ImageRef(self.sample_name(index), int(self._read_column(index, "image_id")), height, width)
 
     def set_index(self) -> SetIndex:
         """Return all images and classes of the prepared set, also those that this split does not contain."""
@@ -280,10 +276,6 @@ class LabelledImages(PreparedData):
         ids = {number for split in prepared.splits for number in prepared.array(split, "image_id").tolist()}
         names = {name for split in prepared.splits for name in prepared.names(split)}
         return SetIndex(frozenset(ids | names), frozenset(prepared.manifest["classes"]["ids"]))
-
-    def sample_name(self, index: int) -> str:
-        """Name of a sample in reports."""
-        return self._names[index]
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
@@ -304,13 +296,8 @@ class LabelledImages(PreparedData):
         canvas = manifest.get("proposed_canvas", {}).get("for_config", "")
         return [f"data.classes={format_inline(manifest['classes']['names'])}", *shlex.split(canvas)]
 
-    def _list_stored_rows(self) -> list[tuple[str, int]]:
-        return [*self._rows]
-
     def _read_column(self, index: int, column: str) -> np.ndarray:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index}")
-        split, row = self._rows[index]
+        split, row = self._locate(index)
         return self._prepared.row(split, column, row)
 
     def _visible(self, index: int) -> np.ndarray | None:

@@ -30,8 +30,7 @@ from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
 from sightline.store.files.input_files import list_files, natural_sort_key, parsed_yaml, read_file
-from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_data import SetSpec, Summary
 from sightline.store.prepared.prepared_writer import PreparationPlan, digest_json
 from sightline.store.prepared.splits import SPLITS, order_by_hash
 
@@ -81,6 +80,14 @@ class DepthFolder(PreparedFrames):
         what=f"frames and {LABEL_FILE}",
         entries=lambda: {"files": ", ".join(f"{suffix} ({DEPTH_KINDS[suffix]})" for suffix in _KINDS)},
     )
+    summary: ClassVar[Summary] = {
+        **PreparedFrames.summary,
+        "image_size_px": lambda manifest: manifest["image_size_px"],
+        "camera_px": lambda manifest: dict(zip(CAMERA_KEYS, manifest["camera_px"], strict=True)),
+        "joints": lambda manifest: ", ".join(manifest["joint_names"]),
+        "centre": lambda manifest: manifest["joint_names"][manifest["figure"]["centre"]],
+        "cube_mm": lambda manifest: manifest["figure"]["cube_mm"],
+    }
     expected_info: ClassVar[None] = None  # type: ignore[assignment]
 
     @classmethod
@@ -160,20 +167,6 @@ class DepthFolder(PreparedFrames):
         training = self.stored("train", "validation")
         is_held = np.arange(training.starts()[-1]) >= training.starts()[1]
         return choose_frames(split, training, self.stored("test"), is_held, share=share, seed=seed, is_held=is_held)
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the frames, the usable ones, and the figure and camera that were found."""
-        manifest, names = prepared.manifest, prepared.manifest["joint_names"]
-        figure = manifest["figure"]
-        return {
-            **super().summarise(prepared),
-            "image_size_px": manifest["image_size_px"],
-            "camera_px": dict(zip(CAMERA_KEYS, manifest["camera_px"], strict=True)),
-            "joints": ", ".join(names),
-            "centre": names[figure["centre"]],
-            "cube_mm": figure["cube_mm"],
-        }
 
 
 def _list_frames(

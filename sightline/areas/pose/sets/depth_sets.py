@@ -32,7 +32,7 @@ from sightline.store.files.input_files import file_size
 from sightline.store.files.text_tables import BLOCK_LINES
 from sightline.store.loading.stratified import stratified_split
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm, ColumnSpec
-from sightline.store.prepared.prepared_data import PreparedData, SetSpec
+from sightline.store.prepared.prepared_data import PreparedData, SetSpec, SplitFigure, Summary
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
 from sightline.store.prepared.splits import SPLITS
@@ -214,6 +214,7 @@ class PreparedFrames(PreparedData, DepthFrames):
     camera: DepthCamera
     skeleton: Skeleton
     forms: ClassVar[Mapping[str, ColumnForm]] = {"joints": VECTORS, "group": CLASSES}
+    summary: ClassVar[Summary] = {"frames": SplitFigure("num_rows"), "frames_usable": SplitFigure("num_usable")}
     printed = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
 
     def __init__(
@@ -264,11 +265,6 @@ class PreparedFrames(PreparedData, DepthFrames):
         """Return the frames of those of these stored splits that there are."""
         return StoredFrames(self._prepared, tuple(split for split in splits if split in self._prepared.splits))
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the manifest, which contains the hash of every file."""
-        return str(self._prepared.manifest["digest"])
-
     def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         self._names = self._names or self._frames_stored.names()
@@ -280,15 +276,6 @@ class PreparedFrames(PreparedData, DepthFrames):
             (split, row) for split, size in zip(self._frames_stored.splits, sizes, strict=True) for row in range(size)
         ]
         return [rows[index] for index in self._frame_indices.tolist()]
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the frames, and the usable ones, per split."""
-        splits = prepared.manifest["splits"].items()
-        return {
-            "frames": {split: facts["num_rows"] for split, facts in splits},
-            "frames_usable": {split: facts["num_usable"] for split, facts in splits},
-        }
 
     def _frame(self, frame_index: int) -> DepthFrame:
         split_index = int(np.searchsorted(self._starts, frame_index, side="right")) - 1

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from sightline.areas.scans.sets.labelled_scans import NamedScans
+from sightline.areas.scans.sets.labelled_scans import AHEAD, NamedScans, ScanSpec
 from sightline.areas.scans.sets.scan_preparation import BY_NAME, ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
 from sightline.ops.points_in_boxes import points_in_boxes
 from sightline.store.files.image_files import read_header
-from sightline.store.files.input_files import read_file
+from sightline.store.files.input_files import list_named_files, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.store.files.scan_samples import RawScan
-from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
-from sightline.store.label_maps import read_label_map
+from sightline.store.files.sensors import SensorBlock
 from sightline.store.prepared.columns import ColumnSpec
-from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
 
@@ -207,14 +204,11 @@ def read_frame(
     calib: Path,
     *,
     size_px: tuple[int, int],
-    visible_only: bool = False,
 ) -> RawScan:
-    """Read a scan with the type of every point as its id; `visible_only` leaves out points outside the image."""
+    """Read a scan with the type of every point as its id."""
     table = read_bin(scan, num_columns=4)
     objects, calibration = read_objects(label), read_calibration(calib)
     ids = label_points_by_boxes(table[:, :3], objects, calibration, size_px=size_px)
-    if visible_only:
-        table, ids = table[ids != OUTSIDE], ids[ids != OUTSIDE]
     return RawScan(table[:, :3], table[:, 3], ids)
 
 
@@ -232,10 +226,10 @@ class KittiObject(NamedScans):
     Source: Geiger et al. 2012; the classes of Wu et al. 2018.
     """
 
-    own_map = Path(__file__).with_name("kitti_object.yaml")
-    spec = SetSpec(
+    spec = ScanSpec(
         name="kitti_object",
-        entries=lambda: {"classes": ", ".join(read_label_map(str(KittiObject.own_map), {}).class_names)},
+        label_maps={"kitti_object": Path(__file__).with_name("kitti_object.yaml")},
+        sensor=AHEAD,
     )
     _value_columns = ("image_size_px",)
 
@@ -252,6 +246,9 @@ class KittiObject(NamedScans):
         validation_share: FractionBelowOne = 0.1,
     ) -> None:
         self._crop = crop
+        if crop == "none":
+            full_turn: SensorBlock = {"azimuth_deg": (180.0, -180.0), **(sensor or {})}
+            sensor = full_turn
         super().__init__(
             split=split,
             root=root,
@@ -260,13 +257,6 @@ class KittiObject(NamedScans):
             sensor=sensor,
             test_share=test_share,
             validation_share=validation_share,
-        )
-
-    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
-        return (
-            super()._make_sensor(block)
-            if self._crop == "camera"
-            else make_sensor(block, preset="hdl64", owner=self.set_name)
         )
 
     @classmethod
@@ -287,7 +277,7 @@ class KittiObject(NamedScans):
         parts, notes = read_name_lists(lists, list(frames))
         scans = [_list_scan(part, frame, frames[frame], image_px) for part, names in parts.items() for frame in names]
         return scan_plan(
-            set_name=cls.set_name,
+            cls,
             layout="object",
             root=root,
             scans=scans,
@@ -301,9 +291,20 @@ class KittiObject(NamedScans):
             notes=[*notes, *incomplete],
         )
 
-    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        width, height = values["image_size_px"].tolist()
-        return read_frame(*files, size_px=(width, height), visible_only=self._crop == "camera")
+    @classmethod
+    def read_files(
+        cls, files: Sequence[Path], values: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> RawScan:
+        """Read all points of a frame, with the type of each as its id."""
+        width, height = map(int, values["image_size_px"])
+        return read_frame(*files, size_px=(width, height))
+
+    def _read_scan(self, files: Sequence[Path], values: Mapping[str, np.ndarray]) -> RawScan:
+        scan = super()._read_scan(files, values)
+        if self._crop == "none":
+            return scan
+        is_visible = scan.ids != OUTSIDE
+        return RawScan(scan.points[is_visible], scan.remission[is_visible], scan.ids[is_visible])
 
 
 def _find_frame_folder(root: Path) -> Path:
@@ -318,18 +319,10 @@ def _find_frame_folder(root: Path) -> Path:
 
 def _find_complete_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Return the files of every complete frame, and a note that names the incomplete frames."""
-    files_by_part = {
-        part: {path.stem: path for path in sorted((folder / part).glob(f"*{end}"))}
-        for part, end in _SUFFIX_BY_FOLDER.items()
-    }
     needed = [part for part in _SUFFIX_BY_FOLDER if part != "image_2" or needs_image]
-    frames = sorted(set().union(*files_by_part.values()))
-    missing_by_frame = {frame: [part for part in needed if frame not in files_by_part[part]] for frame in frames}
-    complete = {
-        frame: {part: paths[frame] for part, paths in files_by_part.items() if frame in paths}
-        for frame, missing in missing_by_frame.items()
-        if not missing
-    }
+    frames = list_named_files(folder, _SUFFIX_BY_FOLDER)
+    missing_by_frame = {frame: [part for part in needed if part not in paths] for frame, paths in frames.items()}
+    complete = {frame: paths for frame, paths in frames.items() if not missing_by_frame[frame]}
     lines = [f"{frame} lacks {', '.join(parts)}" for frame, parts in missing_by_frame.items() if parts]
     if not complete:
         first = f"; {lines[0]}" if lines else ""
@@ -342,5 +335,4 @@ def _find_complete_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str,
 def _list_scan(part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None) -> ListedScan:
     width, height = image_size_px(paths["image_2"]) if "image_2" in paths else image_px or (0, 0)
     files = (paths["velodyne"], paths["label_2"], paths["calib"])
-    read = partial(read_frame, *files, size_px=(width, height))
-    return ListedScan(part, frame, files, read, {"image_size_px": (width, height)})
+    return ListedScan(part, frame, files, {"image_size_px": (width, height)})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,19 +17,40 @@ from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.files.scan_samples import FEATURES, RawScan, mean_and_std, scan_fields
 from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
 from sightline.store.label_maps import LabelMap, identity_map, read_label_map
-from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_data import SetSpec, SplitFigure, Summary
+from sightline.store.prepared.prepared_rows import PreparedRows
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import RowRefs, SplitRows, check_part, make_splits
 
 
-class LabelledScans(PreparedData):
+@dataclass(frozen=True, kw_only=True)
+class ScanSpec(SetSpec):
+    """Row of a set of scans.
+
+    `label_maps` are its label maps by name, the default first; without one every id is a class. `sensor` has the values
+    of its sensor where the user gives none.
+    """
+
+    label_maps: Mapping[str, Path] = field(default_factory=dict)
+    sensor: SensorBlock
+
+    def list_entries(self) -> dict[str, Any]:
+        """Return the entries of the card that are computed."""
+        classes = [", ".join(read_label_map(name, self.label_maps).class_names) for name in self.label_maps]
+        entries = {"classes": classes[0]} if classes else {}
+        return {**entries, **({"label_maps": ", ".join(self.label_maps)} if len(classes) > 1 else {}), **self.entries()}
+
+
+class LabelledScans(PreparedRows):
     """Base of sets of LiDAR scans; files are read in place and whole, and labels are mapped while reading.
 
     Another label map or sensor block therefore needs no new preparation. Pure: the same key gives the same scan.
     """
 
+    spec: ClassVar[ScanSpec]
     has_rings: bool = False
     has_columns: bool = False
+    summary: ClassVar[Summary] = {"scans": SplitFigure("num_rows"), "points": SplitFigure("num_points")}
     printed = ("layout", "split", "remission_high", "points_per_id", "differences")
 
     def __init__(
@@ -54,20 +75,15 @@ class LabelledScans(PreparedData):
         """Label map between the ids of files and classes."""
         return self._label_map
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getitem__(self, key: SampleKey) -> Sample:
         """Read one whole scan as new tensors.
 
         Raises IndexError for an index out of range, and DataError with the file that is missing, was changed, or has an
         id that the label map lacks.
         """
-        if not 0 <= key.index < len(self):
-            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
-        stored, row = self._rows[key.index]
+        stored, row = self._locate(key.index)
         files = self._prepared.listing(stored).paths(row)
-        scan = self._read_files(files, {name: self._prepared.row(stored, name, row) for name in self._value_columns})
+        scan = self._read_scan(files, {name: self._prepared.row(stored, name, row) for name in self._value_columns})
         values = {
             "points": scan.points,
             "remission": (scan.remission / np.float32(self._sensor.remission_max))[:, None],
@@ -77,25 +93,8 @@ class LabelledScans(PreparedData):
         values |= {name: array for name, array in optional.items() if array is not None and name in self.info.fields}
         return {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
 
-    def sample_name(self, index: int) -> str:
-        """Name of a sample in reports."""
-        stored, row = self._rows[index]
-        return self._prepared.names(stored)[row]
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the scans and points per split."""
-        splits = prepared.manifest["splits"].items()
-        return {
-            "scans": {split: facts["num_rows"] for split, facts in splits},
-            "points": {split: facts["num_points"] for split, facts in splits},
-        }
-
-    def _list_stored_rows(self) -> list[tuple[str, int]]:
-        return [*self._rows]
-
     _value_columns: ClassVar[tuple[str, ...]] = ()
-    """Names of the stored columns that `_read_files` needs."""
+    """Names of the stored columns that `read_files` needs."""
 
     def _input_spec(self) -> ScanInputSpec:
         """Return the ScanInputSpec with which `predict` must read a file; the default is KITTI's format."""
@@ -105,9 +104,21 @@ class LabelledScans(PreparedData):
             has_remission=float(self._prepared.manifest["remission_high"]) > 0,
         )
 
-    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        """Read the scan in these files."""
-        raise NotImplementedError
+    @classmethod
+    def make_sensor(cls, block: SensorBlock | None) -> Sensor:
+        """Make the sensor of the set with the values of a block."""
+        values: SensorBlock = {**cls.spec.sensor, **(block or {})}
+        return make_sensor(values, preset=None, owner=cls.set_name)
+
+    @classmethod
+    def read_files(
+        cls, files: Sequence[Path], values: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> RawScan:
+        """Read the scan in these files, by the values of its stored columns and the entries of the manifest."""
+        raise NotImplementedError(f"{cls.__name__} must define read_files")
+
+    def _read_scan(self, files: Sequence[Path], values: Mapping[str, np.ndarray]) -> RawScan:
+        return self.read_files(files, values, self._prepared.manifest)
 
     def _map_classes(self, scan: RawScan, *, where: str) -> np.ndarray:
         """Return the class (N,) int64 of every point; points without a return are ignored regardless of their id."""
@@ -146,11 +157,9 @@ class NamedScans(LabelledScans):
 
     `tested` are beginnings of names, whose scans are tested on; without them the source decides, or the last
     `test_share` of the scans in the order of their names. The last `validation_share` of the rest chooses the
-    checkpoint. Without a `label_map` of the user's the set's own, `own_map`, is used, or every id is a class; `sensor`
-    replaces values of the set's.
+    checkpoint. Without a `label_map` of the user's the set's own is used, or every id is a class; `sensor` replaces
+    values of the set's.
     """
-
-    own_map: ClassVar[Path | None] = None
 
     def __init__(
         self,
@@ -163,26 +172,24 @@ class NamedScans(LabelledScans):
         test_share: FractionBelowOne = 0.2,
         validation_share: FractionBelowOne = 0.1,
     ) -> None:
-        full_sensor = self._make_sensor(sensor)
+        full_sensor = self.make_sensor(sensor)
         prepared = self.open_root(root)
         self._check_sensor(prepared, full_sensor)
-        maps = {} if self.own_map is None else {self.set_name: self.own_map}
-        if label_map is None and not maps:
+        if label_map is None and not self.spec.label_maps:
             classes = _map_every_id(prepared)
         else:
-            classes = read_label_map(label_map or self.set_name, maps)
+            classes = read_label_map(label_map or self.set_name, self.spec.label_maps)
         parts = make_splits(
             prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
         )
         super().__init__(prepared=prepared, split=split, parts=parts, label_map=classes, sensor=full_sensor)
 
-    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
-        """Make the sensor of the set, an HDL-64E that looks ahead, with the values of a block."""
-        ahead: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(block or {})}
-        return make_sensor(ahead, preset="hdl64", owner=self.set_name)
-
     def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
         """Raise ConfigError if the sensor is not that of the prepared scans."""
+
+
+AHEAD: SensorBlock = {"preset": "hdl64", "azimuth_deg": (45.0, -45.0)}
+"""HDL-64E of which the scans are the view ahead."""
 
 
 def _map_every_id(prepared: PreparedSet) -> LabelMap:

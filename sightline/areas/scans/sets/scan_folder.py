@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.scans.sets.labelled_scans import NamedScans
+from sightline.areas.scans.sets.labelled_scans import NamedScans, ScanSpec
 from sightline.areas.scans.sets.nuscenes_tables import COLUMNS, find_tables, list_labelled_files
 from sightline.areas.scans.sets.scan_preparation import (
     NO_RETURNS,
@@ -38,9 +38,8 @@ from sightline.store.files.scan_reading import (
     to_raw_scan,
 )
 from sightline.store.files.scan_samples import RawScan
-from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
+from sightline.store.files.sensors import Sensor
 from sightline.store.prepared.columns import ColumnSpec
-from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan
 
@@ -62,7 +61,13 @@ class ScanFolder(NamedScans):
     """
 
     preset = "segment/own_scans"
-    spec = SetSpec(name="scan_folder", what="scans", is_own=True, entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
+    spec = ScanSpec(
+        name="scan_folder",
+        what="scans",
+        is_own=True,
+        sensor={},
+        entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)},
+    )
 
     @classmethod
     def plan(
@@ -87,12 +92,10 @@ class ScanFolder(NamedScans):
         names = listed.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [
-            ListedScan(part, name, files, partial(reader.read, *files))
-            for part, members in listed.parts.items()
-            for name, files in members.items()
+            ListedScan(part, name, files) for part, members in listed.parts.items() for name, files in members.items()
         ]
         return scan_plan(
-            set_name=cls.set_name,
+            cls,
             layout=listed.layout,
             root=listed.root,
             scans=scans,
@@ -134,9 +137,6 @@ class ScanFolder(NamedScans):
         options = prepared.manifest["options"]
         return shlex.split(cls.survey(Path(prepared.manifest["source"]["path"]), **options)["for_config"])
 
-    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
-        return make_sensor(block, preset=None, owner=self.set_name)
-
     def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
         num_beams = prepared.manifest["options"]["num_beams"]
         self.has_rings = num_beams is not None
@@ -154,8 +154,12 @@ class ScanFolder(NamedScans):
             no_return=options.get("no_return"),
         )
 
-    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        return _ReaderOptions(**self._prepared.manifest["options"]).read(*files)
+    @classmethod
+    def read_files(
+        cls, files: Sequence[Path], values: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> RawScan:
+        """Read a scan and its ids by the options of the preparation."""
+        return _ReaderOptions(**manifest["options"]).read(*files)
 
 
 @dataclass(frozen=True)

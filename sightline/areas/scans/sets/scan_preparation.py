@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -43,36 +44,47 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class ListedScan:
-    """Scan to be prepared: its files, the function that reads them, and the values of further columns."""
+    """Scan to be prepared: its files, and the values of further columns."""
 
     split: str
     name: str
     files: tuple[Path, ...]
-    read: Callable[[], RawScan]
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
+class ScanReader(Protocol):
+    """Set of scans: its name, and the reader of the files of a scan, by the values of its further columns.
+
+    `manifest` has the entries and `options` of the preparation.
+    """
+
+    set_name: str
+
+    def read_files(self, files: Sequence[Path], values: Mapping[str, Any], manifest: Mapping[str, Any]) -> RawScan: ...
+
+
 def scan_plan(
+    reader: ScanReader,
     *,
-    set_name: str,
     layout: str,
     root: Path,
     scans: Sequence[ListedScan],
-    columns: Mapping[str, ColumnSpec],
     about: Mapping[str, Any],
-    options: Mapping[str, Any],
-    notes: Sequence[str],
+    columns: Mapping[str, ColumnSpec] = MappingProxyType({}),
+    options: Mapping[str, Any] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> PreparationPlan:
     """Build the preparation plan of a set of scans, in order; `notes` precede the notes on the scans themselves."""
     shards = []
+    make_row = partial(_make_row, reader, {**about, "options": options})
     for split, members in itertools.groupby(scans, key=lambda scan: scan.split):
         for batch in iterate_batches(members, _SCANS_PER_SHARD):
             files = tuple(file for scan in batch for file in scan.files)
             title = f"{batch[0].name} to {batch[-1].name}"
-            shards.append(Shard(split, title, len(batch), files, partial(map, _make_row, batch), 32 * len(batch)))
+            shards.append(Shard(split, title, len(batch), files, partial(map, make_row, batch), 32 * len(batch)))
     summarise = partial(_summary, notes=tuple(notes))
     return PreparationPlan(
-        set_name, layout, root, {**_COLUMNS, **columns}, tuple(shards), about, summarise, options, True
+        reader.set_name, layout, root, {**_COLUMNS, **columns}, tuple(shards), about, summarise, options, True
     )
 
 
@@ -85,9 +97,9 @@ def id_counts(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[n
     return ids[counts > 0], counts[counts > 0]
 
 
-def _make_row(scan: ListedScan) -> SampleRow:
+def _make_row(reader: ScanReader, manifest: Mapping[str, Any], scan: ListedScan) -> SampleRow:
     where = str(scan.files[0])
-    raw_scan = check_scan(scan.read(), where=where)
+    raw_scan = check_scan(reader.read_files(scan.files, scan.values, manifest), where=where)
     returns = raw_scan.returns()
     no_returns = {} if raw_scan.is_return is None else {NO_RETURNS: len(raw_scan.points) - len(returns.points)}
     counts = np.bincount(returns.ids)  # ids have 16 bits: sorting the points would take ten times as long

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sightline.areas.scans.sets.labelled_scans import NamedScans
+from sightline.areas.scans.sets.labelled_scans import AHEAD, NamedScans, ScanSpec
 from sightline.areas.scans.sets.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
@@ -18,8 +18,6 @@ from sightline.store.files.array_files import read_npy
 from sightline.store.files.scan_reading import range_image_shape, read_range_image
 from sightline.store.files.scan_samples import RawScan
 from sightline.store.files.sensors import Sensor
-from sightline.store.label_maps import read_label_map
-from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
 
@@ -34,10 +32,10 @@ class SqueezeSegNpy(NamedScans):
     Source: Wu et al. 2018 (SqueezeSeg).
     """
 
-    own_map = Path(__file__).with_name("squeezeseg.yaml")
-    spec = SetSpec(
+    spec = ScanSpec(
         name="squeezeseg_npy",
-        entries=lambda: {"classes": ", ".join(read_label_map(str(SqueezeSegNpy.own_map), {}).class_names)},
+        label_maps={"squeezeseg_npy": Path(__file__).with_name("squeezeseg.yaml")},
+        sensor=AHEAD,
     )
     has_rings = True
     has_columns = True
@@ -56,19 +54,13 @@ class SqueezeSegNpy(NamedScans):
         paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
         height, width = range_image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
         parts, notes = read_name_lists(root / "ImageSet", list(paths))
-        scans = [
-            ListedScan(part, stem, (paths[stem],), partial(read_range_image, paths[stem], height=height, width=width))
-            for part, names in parts.items()
-            for stem in names
-        ]
+        scans = [ListedScan(part, stem, (paths[stem],)) for part, names in parts.items() for stem in names]
         return scan_plan(
-            set_name=cls.set_name,
+            cls,
             layout="npy",
             root=root,
             scans=scans,
-            columns={},
             about={"image_size_px": [height, width], "split": describe_split(parts, "lists of names")},
-            options={},
             notes=notes,
         )
 
@@ -83,6 +75,10 @@ class SqueezeSegNpy(NamedScans):
         height, width = self._prepared.manifest["image_size_px"]
         return replace(super()._input_spec(), image_px=(height, width))
 
-    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        height, width = self._prepared.manifest["image_size_px"]
+    @classmethod
+    def read_files(
+        cls, files: Sequence[Path], values: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    ) -> RawScan:
+        """Read the filled pixels of an image."""
+        height, width = manifest["image_size_px"]
         return read_range_image(files[0], height=height, width=width)

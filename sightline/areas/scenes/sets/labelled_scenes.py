@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from sightline.contract.arguments import Count
-from sightline.contract.errors import ConfigError
-from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.contract.errors import DataError
+from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm, ColumnSpec
-from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_data import SplitFigure, Summary
+from sightline.store.prepared.prepared_rows import SampleColumn, WholeRows
 from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.splits import SPLITS, SplitRows, check_part
 from sightline.store.scene_preparation import normalised_position
 
 IGNORE_INDEX = 255
 """Stored label of points without a class."""
 
 
-class SceneSplit(NamedTuple):
-    """Scenes of a split, as (stored split, row), and the number of scenes of every split."""
-
-    rows: tuple[tuple[str, int], ...]
-    sizes: Mapping[str, int]
-
-
 COLOURS = ("colours", ColumnSpec((3,), "uint8", is_ragged=True))
 """Column of colours, 0 to 255, for `scene_columns`."""
 
 
-def stored_scenes(prepared: PreparedSet, split: str) -> SceneSplit:
-    """Return the scenes of a split of the prepared folder, none of one that it does not have."""
-    sizes = {name: facts["num_rows"] for name, facts in prepared.manifest["splits"].items()}
-    return SceneSplit(tuple((split, row) for row in range(sizes.get(split, 0))), sizes)
-
-
-class LabelledScenes(PreparedData):
+class LabelledScenes(WholeRows):
     """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 
-    Transforms crop and subsample. With `repeats` an epoch of the training split visits every scene `repeats` times,
-    with different random numbers: sample i is scene i modulo their number. Other splits have every scene once.
+    Transforms crop and subsample. With `repeats` an epoch of the training split visits every scene `repeats` times;
+    other splits have every scene once. `features` are added to the model's input: stored columns, or `place`.
     """
 
     forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
+    summary: ClassVar[Summary] = {
+        "scenes": SplitFigure("num_rows"),
+        "points": lambda manifest: dict(manifest["num_elements"]),
+        "points_without_class": lambda manifest: manifest["num_ignored"],
+        "points_per_class": SplitFigure("class_counts", "class_names"),
+        "columns": lambda manifest: ", ".join(manifest["columns"]),
+    }
     printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
 
     def __init__(
@@ -53,92 +48,69 @@ class LabelledScenes(PreparedData):
         *,
         prepared: PreparedSet,
         split: str,
-        scenes: SceneSplit,
+        parts: SplitRows,
         features: tuple[str, ...] = (),
         repeats: Count = 1,
     ) -> None:
-        if not scenes.rows:
-            available = ", ".join(f"{name} ({size})" for name, size in scenes.sizes.items())
-            advice = "; set evaluate.select: test" if split == "validation" else ""
-            raise ConfigError(f"{prepared.root}: has no scene in the part '{split}'; it has {available}{advice}")
+        if split not in SPLITS:
+            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(parts.rows)}")
+        check_part(parts, split, root=prepared.root, what="scene")
         self._prepared = prepared
-        self._split = split
-        self._scenes = scenes
-        self._features = features
+        self._rows = parts.rows[split]
         self.repeats = repeats if split == "train" else 1
-        self.info = self._describe()
+        self._columns = {
+            **{name: self._make_column(name) for name in ("points", *features)},
+            "label": SampleColumn("label", label_field(len(self.class_names), prepared.manifest["num_ignored"])),
+        }
+        sizes = {name: len(rows) for name, rows in parts.rows.items()}
+        self.info = self._describe({**sizes, split: len(self)}, parts.folds)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
         return tuple(self._prepared.manifest["class_names"])
 
-    def __len__(self) -> int:
-        return len(self._scenes.rows) * self.repeats
-
-    def __getitem__(self, key: SampleKey) -> Sample:
-        """Read one whole scene as new tensors. Raises IndexError for an index out of range."""
-        if not 0 <= key.index < len(self):
-            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
-        stored, row = self._scenes.rows[key.index % len(self._scenes.rows)]
-        label = self._prepared.row(stored, "label", row).astype(np.int64)
-        points = np.array(self._prepared.row(stored, "points", row))
-        values = {"points": points, **{name: self._read_feature(name, stored, row) for name in self._features}}
-        return {name: torch.from_numpy(array) for name, array in {**values, "label": label}.items()}
-
-    def sample_name(self, index: int) -> str:
-        """Name of a sample in reports."""
-        stored, row = self._scenes.rows[index % len(self._scenes.rows)]
-        return self._prepared.names(stored)[row]
-
-    @classmethod
-    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
-        """Return the scenes per split, and the points per split and class."""
-        manifest = prepared.manifest
-        return {
-            "scenes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "points": dict(manifest["num_elements"]),
-            "points_without_class": manifest["num_ignored"],
-            "points_per_class": {
-                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-                for split, facts in manifest["splits"].items()
-            },
-            "columns": ", ".join(manifest["columns"]),
-        }
-
-    def _list_stored_rows(self) -> list[tuple[str, int]]:
-        return [*self._scenes.rows] * self.repeats
-
-    def _read_feature(self, name: str, stored: str, row: int) -> np.ndarray:
-        """Read the values (N, 3) float32 of a feature of a scene."""
-        if name == "colours":
-            return self._prepared.row(stored, "colours", row) / np.float32(255)
-        if name == "place":
-            return normalised_position(self._prepared.row(stored, "points", row))
-        return np.array(self._prepared.row(stored, name, row))
-
-    def _describe(self) -> DataInfo:
+    def _describe(self, sizes: Mapping[str, int], folds: Folds | None) -> DataInfo:
         manifest = self._prepared.manifest
-        fields = {name: self._make_field(name) for name in ("points", *self._features)}
-        up_axis, num_ignored, clouds = manifest["up_axis"], manifest["num_ignored"], self._input_spec()
-        counts = tuple(count_points_per_class(self._prepared, self._scenes.rows).tolist())
-        info = scene_info(self.class_names, fields, up_axis, num_ignored, clouds, {"class_counts": counts})
-        return replace(info, split_sizes={**self._scenes.sizes, self._split: len(self)})
+        fields = {name: column.field for name, column in self._columns.items() if name != "label"}
+        counts = {"class_counts": tuple(count_points_per_class(self._prepared, self._rows).tolist())}
+        clouds = self._input_spec()
+        info = scene_info(self.class_names, fields, manifest["up_axis"], manifest["num_ignored"], clouds, counts)
+        return replace(info, split_sizes=sizes, folds=folds)
 
     def _input_spec(self) -> CloudInputSpec:
         """Return the CloudInputSpec with which `predict` must read a file for this set."""
         return CloudInputSpec()
 
-    def _make_field(self, name: str) -> Field:
+    def _make_column(self, name: str) -> SampleColumn:
+        """Return the field of points or of a feature (N, 3) float32, and how it is read."""
         frame = f"scene, {self._prepared.manifest['orientation']}"
-        if name in ("colours", "place"):
-            unit = "red, green, blue" if name == "colours" else "share of the scene's extent"
-            return Field("points 3", "float32", unit, "", 0.0, 1.0, "concatenate")
+        if name == "colours":
+            field = Field("points 3", "float32", "red, green, blue", "", 0.0, 1.0, "concatenate")
+            return SampleColumn(name, field, _scale_colours)
+        if name == "place":
+            field = Field("points 3", "float32", "share of the scene's extent", "", 0.0, 1.0, "concatenate")
+            return SampleColumn("points", field, _scale_position)
         if name == "normals":
-            return Field("points 3", "float32", "unit vector", frame, -1.0, 1.0, "concatenate")
+            return SampleColumn(name, Field("points 3", "float32", "unit vector", frame, -1.0, 1.0, "concatenate"))
         # Twice the stored maximum: another scene may reach a little further, one in another unit far beyond.
         reach = 2 * max(map(abs, self._prepared.manifest["ranges"]["points"]))
-        return Field("points 3", "float32", self._prepared.manifest["unit"], frame, -reach, reach, "concatenate")
+        unit = self._prepared.manifest["unit"]
+        return SampleColumn(name, Field("points 3", "float32", unit, frame, -reach, reach, "concatenate"))
+
+
+def _scale_colours(colours: np.ndarray, describe: Callable[[], str]) -> np.ndarray:
+    return colours / np.float32(255)
+
+
+def _scale_position(points: np.ndarray, describe: Callable[[], str]) -> np.ndarray:
+    return normalised_position(points)
+
+
+def label_field(num_classes: int, num_ignored: int) -> Field:
+    """Return the field of the classes of points, some of which may have none."""
+    high = IGNORE_INDEX if num_ignored else num_classes - 1
+    return Field("points", "int64", "class", "", 0, high, "concatenate")
 
 
 def scene_info(
@@ -153,9 +125,8 @@ def scene_info(
     facts = {"num_classes": len(class_names), "class_names": class_names, **(counts or {})}
     facts |= {"in_channels": 3 * len(fields), "up_axis": up_axis}
     facts |= {"ignore_index": IGNORE_INDEX} if num_ignored else {}
-    high = IGNORE_INDEX if num_ignored else len(class_names) - 1
-    label = Field("points", "int64", "class", "", 0, high, "concatenate")
     features = tuple(name for name in fields if name != "points")
+    label = label_field(len(class_names), num_ignored)
     return DataInfo(facts, {**fields, "label": label}, features=features, clouds=clouds)
 
 

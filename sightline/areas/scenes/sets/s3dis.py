@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,12 @@ from annotated_types import Ge, Le
 from sightline.areas.scenes.sets.labelled_scenes import (
     COLOURS,
     LabelledScenes,
-    SceneSplit,
     scene_columns,
     scene_info,
     scene_values,
     summarise_scenes,
 )
 from sightline.areas.scenes.sets.s3dis_files import (
-    AREAS,
     CLASS_NAMES,
     Room,
     list_rooms,
@@ -31,8 +28,7 @@ from sightline.areas.scenes.sets.s3dis_files import (
 )
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, Seed
-from sightline.contract.errors import DataError
-from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
+from sightline.contract.types import CloudInputSpec, DataInfo, Field
 from sightline.store.files.array_files import check_array, npz_array
 from sightline.store.files.input_files import file_size, get_again
 from sightline.store.loading.stratified import stratified_split
@@ -40,7 +36,7 @@ from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
-from sightline.store.prepared.splits import SPLITS
+from sightline.store.prepared.splits import RowRefs, SplitRows, split_by_folds
 from sightline.store.scene_preparation import from_lowest_corner
 
 _KEYS = {"xyz": "f", "label": "iu", "classes": "U"}
@@ -65,11 +61,8 @@ class S3disOneRoom(LabelledScenes):
 
     def __init__(self, *, split: str, root: str | None = None, repeats: Count = 1) -> None:
         prepared = self.open_root(root)
-        sizes = {"train": 1, "validation": 0, "test": 1}
-        if split not in sizes:
-            raise DataError(f"{prepared.root}: has no part '{split}'; it has train and test")
-        scenes = SceneSplit(((split, 0),) if sizes[split] else (), sizes)
-        super().__init__(prepared=prepared, split=split, scenes=scenes, repeats=repeats)
+        parts = SplitRows({"train": (("train", 0),), "validation": (), "test": (("test", 0),)})
+        super().__init__(prepared=prepared, split=split, parts=parts, repeats=repeats)
 
     @classmethod
     def plan(cls, root: Path) -> PreparationPlan:
@@ -157,11 +150,14 @@ class S3dis(LabelledScenes):
         split_seed: Seed = 0,
     ) -> None:
         prepared = self.open_root(root)
-        scenes = _choose_rooms(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
+        parts = split_by_folds(
+            prepared,
+            (f"Area_{test_area}",),
+            deal=partial(_deal_rooms, share=validation_share, seed=split_seed),
+            advice="set data.test_area to one of these",
+        )
         features = _feature_names(colours=colours, place=place)
-        super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
-        areas = tuple(area for area in AREAS if area in prepared.splits)
-        self.info = dataclasses.replace(self.info, folds=Folds(areas, (f"Area_{test_area}",)))
+        super().__init__(prepared=prepared, split=split, parts=parts, features=features, repeats=repeats)
 
     @classmethod
     def expected_info(cls, *, colours: bool = True, place: bool = False) -> DataInfo:
@@ -226,23 +222,7 @@ def _summary(prepared: PreparedSet, *, notes: Sequence[str]) -> dict[str, Any]:
     return {**summarise_scenes(prepared), "differences": list(notes)}
 
 
-def _choose_rooms(prepared: PreparedSet, split: str, test_area: str, *, share: float, seed: int) -> SceneSplit:
-    """Choose the rooms of a split. Raises DataError for an unknown split or area."""
-    if split not in SPLITS:
-        raise DataError(f"{prepared.root}: has no part '{split}'; it has train, validation and test")
-    if test_area not in prepared.splits:
-        available = ", ".join(prepared.splits)
-        raise DataError(
-            f"{prepared.root}: holds no {test_area}, it holds {available}; set data.test_area to one of these"
-        )
-    areas = [area for area in AREAS if area in prepared.splits and area != test_area]
-    rooms = [(area, row) for area in areas for row in range(prepared.manifest["splits"][area]["num_rows"])]
-    train_rows, held_out = (
-        stratified_split(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
-    )
-    parts = {
-        "train": tuple(rooms[index] for index in train_rows),
-        "validation": tuple(rooms[index] for index in held_out),
-        "test": tuple((test_area, row) for row in range(prepared.manifest["splits"][test_area]["num_rows"])),
-    }
-    return SceneSplit(parts[split], {name: len(members) for name, members in parts.items()})
+def _deal_rooms(rooms: RowRefs, *, share: float, seed: int) -> tuple[RowRefs, RowRefs]:
+    """Hold out a share of the rooms, drawn by the seed."""
+    kept, held_out = stratified_split(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
+    return tuple(rooms[index] for index in kept), tuple(rooms[index] for index in held_out)

@@ -19,6 +19,7 @@ from sightline.store.files.input_files import file_size, get_again
 from sightline.store.files.text_tables import read_text, split_lines
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
+from sightline.store.prepared.splits import stored_splits
 from sightline.store.scene_preparation import prepare_scene
 
 CLASSES = {
@@ -54,8 +55,8 @@ class ScanNet(scenes.LabelledScenes):
 
     def __init__(self, *, split: str, root: str | None = None, colours: bool = True, repeats: Count = 1) -> None:
         prepared, features = self.open_root(root), ("colours",) if colours else ()
-        rows = scenes.stored_scenes(prepared, split)
-        super().__init__(prepared=prepared, split=split, scenes=rows, features=features, repeats=repeats)
+        parts = stored_splits(prepared)
+        super().__init__(prepared=prepared, split=split, parts=parts, features=features, repeats=repeats)
 
     @classmethod
     def plan(cls, root: Path) -> PreparationPlan:

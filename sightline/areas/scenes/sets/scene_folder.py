@@ -16,7 +16,6 @@ from sightline.areas.scenes.sets.labelled_scenes import (
     LabelledScenes,
     scene_columns,
     scene_values,
-    stored_scenes,
     summarise_scenes,
 )
 from sightline.contract import registry
@@ -42,7 +41,7 @@ from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, digest_json
-from sightline.store.prepared.splits import SPLITS, deal_by_hash
+from sightline.store.prepared.splits import SPLITS, deal_by_hash, stored_splits
 from sightline.store.scene_preparation import note_colour_max, prepare_scene
 
 CLASSES_FILE = "classes.txt"
@@ -176,16 +175,14 @@ class SceneFolder(LabelledScenes):
         repeats: Count = 1,
     ) -> None:
         prepared = self.open_root(root)
-        scenes = stored_scenes(prepared, split)
-        if split not in SPLITS:
-            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(scenes.sizes)}")
         for name, is_requested in (("colours", colours), ("normals", normals)):
             if is_requested and name not in prepared.manifest["columns"]:
                 raise DataError(
                     f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
                 )
         features = tuple(name for name, is_added in (("colours", colours), ("normals", normals)) if is_added)
-        super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
+        parts = stored_splits(prepared)
+        super().__init__(prepared=prepared, split=split, parts=parts, features=features, repeats=repeats)
 
     @classmethod
     def plan(
