@@ -12,7 +12,7 @@ from typing import Any
 
 from sightline import ops
 from sightline.config import RunConfig
-from sightline.contract.members import MEMBERS
+from sightline.contract.members import describe_members
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.schema import describe_type
 from sightline.contract.types import ComponentConfig
@@ -104,14 +104,15 @@ def relation_table() -> str:
 
 
 def member_table() -> str:
-    """Every optional member of a component: what it is for."""
-    nouns: dict[str, list[str]] = {}
-    for kind, members in MEMBERS.items():
-        for name in members:
-            nouns.setdefault(name, []).append(REGISTRIES[kind].noun)
-    meanings = {name: member.meaning for members in MEMBERS.values() for name, member in members.items()}
-    lines = [f"| {', '.join(nouns[name])} | `{name}` | {meaning} |" for name, meaning in meanings.items()]
-    return "\n".join(["| component | member | meaning |", "|---|---|---|", *lines])
+    """Every member of the base class of a kind: whether a component has to define it, and what it is for."""
+    nouns: dict[tuple[str, str, str], list[str]] = {}
+    for kind, registry in REGISTRIES.items():
+        parts = [part for part in registry.base.__mro__ if part.__module__.startswith("sightline.")]
+        for name, member in ((name, member) for part in parts for name, member in describe_members(part).items()):
+            if kind != "optimizers":  # functions
+                nouns.setdefault((name, "" if member.has_default else "yes", member.text), []).append(registry.noun)
+    lines = [f"| {', '.join(kinds)} | {' | '.join((f'`{n}`', *more))} |" for (n, *more), kinds in nouns.items()]
+    return "\n".join(["| component | member | required | meaning |", "|---|---|---|---|", *lines])
 
 
 def operator_table() -> str:

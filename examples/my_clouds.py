@@ -8,40 +8,33 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
-from sightline.contract import registry
-from sightline.contract.errors import DataError
-from sightline.store.files.array_files import npz_array
-from sightline.store.prepared.columns import ColumnSpec, SampleRow
-from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import PreparationPlan, Shard, normalize_to_unit_sphere
+import sightline
 
 CLASSES = ["cup", "spoon"]
 NUM_POINTS = 64
 
 
-def read_cloud(path: Path) -> SampleRow:
+def read_cloud(path: Path) -> sightline.SampleRow:
     """Read one file: `xyz`, an array (64, 3). The name of the file begins with its class: cup_017.npz."""
-    points = npz_array(path, "xyz")
+    points = sightline.npz_array(path, "xyz")
     if points.shape != (NUM_POINTS, 3):
-        raise DataError(f"{path}: xyz is {points.shape}, {(NUM_POINTS, 3)} is needed; export it again")
+        raise sightline.DataError(f"{path}: xyz is {points.shape}, {(NUM_POINTS, 3)} is needed; export it again")
     label = CLASSES.index(path.stem.partition("_")[0])
-    return SampleRow(
-        path.stem, str(path), {"points": normalize_to_unit_sphere(points, where=str(path)), "label": label}
+    return sightline.SampleRow(
+        path.stem, str(path), {"points": sightline.normalize_to_unit_sphere(points, where=str(path)), "label": label}
     )
 
 
-def summarise(prepared: PreparedSet) -> dict[str, object]:
+def summarise(prepared: sightline.PreparedSet) -> dict[str, object]:
     """Count the clouds of each class and split, for `sightline data info` and the facts of a config."""
-    return {"splits": count_labels(prepared, len(CLASSES))}
+    return {"splits": sightline.count_labels(prepared, len(CLASSES))}
 
 
-@registry.data.add("my_clouds")
-class MyClouds(LabelledClouds):
+@sightline.register.data("my_clouds")
+class MyClouds(sightline.LabelledClouds):
     """Clouds of cups and spoons. Source: our laboratory."""
 
-    spec = SetSpec(
+    spec = sightline.SetSpec(
         name="my_clouds",
         what="the folders train and test",
         marks=("train",),
@@ -52,23 +45,26 @@ class MyClouds(LabelledClouds):
     )
 
     @classmethod
-    def plan(cls, root: Path, *, up_axis: Literal["y", "z"] = "z") -> PreparationPlan:
+    def plan(cls, root: Path, *, up_axis: Literal["y", "z"] = "z") -> sightline.PreparationPlan:
         """Plan to store the clouds, with radius 1; `up_axis` is that of the files."""
         shards = []
         for split in ("train", "test"):
             files = tuple(path for name in CLASSES for path in sorted((root / split).glob(f"{name}_*.npz")))
-            shards.append(Shard(split, split, len(files), files, partial(map, read_cloud, files)))
+            shards.append(sightline.Shard(split, split, len(files), files, partial(map, read_cloud, files)))
         about = {
             "up_axis": up_axis,
             "orientation": f"{up_axis} up, as the files have it",
             "normalisation": "by prepare: about the mean of the points, the farthest at distance 1",
             "class_names": CLASSES,
         }
-        return PreparationPlan(
+        return sightline.PreparationPlan(
             set_name=cls.set_name,
             layout="npz",
             source=root,
-            columns={"points": ColumnSpec((NUM_POINTS, 3), "float32"), "label": ColumnSpec((), "int64")},
+            columns={
+                "points": sightline.ColumnSpec((NUM_POINTS, 3), "float32"),
+                "label": sightline.ColumnSpec((), "int64"),
+            },
             shards=tuple(shards),
             manifest_extra=about,
             summarise=summarise,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-ROOMS = ("parts", "store", "engine", "workbench")
+ROOMS = ("contract", "parts", "store", "engine", "workbench")
 """Rooms with parts, in addition to the areas."""
 
 Parts = Mapping[str, Mapping[str, str]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
@@ -11,12 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sightline.contract import registry
 from sightline.contract.errors import CountError
-from sightline.contract.types import ComponentConfig
 
-TEACHER_PREFIX = "teacher_"
-"""Beginning of the keys of a teacher's outputs."""
 _FORMATS = frozenset({torch.float32, torch.float64})
 """Dtypes of parameters; lower formats come from autocast, which handles them itself."""
 
@@ -53,14 +48,6 @@ def bad_count_error(name: str, count: Tensor | float) -> CountError:
         f"losses.{name}: its count is {float(count):g}, a finite number of at least 0 is needed: the loss's sum is "
         "divided by it; mend what 'count' returns (a difference, 0/0, a number format that is too small)"
     )
-
-
-def teacher_keys(component: ComponentConfig) -> set[str]:
-    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
-    builder = registry.losses.entry(component).builder
-    functions = (getattr(builder, name, None) for name in ("count", "forward"))
-    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
-    return {name for name in names if name.startswith(TEACHER_PREFIX)}
 
 
 def learns(loss: nn.Module) -> bool:

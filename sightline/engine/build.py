@@ -23,14 +23,16 @@ from sightline.compression.parametrised import quantise_by_config
 from sightline.config import RunConfig, locate_errors
 from sightline.config.run_config import PrecisionName, to_plain
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
+from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
+from sightline.contract.dataset import Dataset, get_data_digest
 from sightline.contract.errors import CheckpointError, ConfigError, escape_to_one_line
 from sightline.contract.facts import check_data_facts
 from sightline.contract.loss import Loss
-from sightline.contract.members import DataMembers, ModelMembers, TaskMembers, TransformMembers, get_data_digest
 from sightline.contract.metric import Metric, find_state_fault
+from sightline.contract.model import Model, model_output_keys
 from sightline.contract.plugins import loaded_plugins
-from sightline.contract.types import ComponentConfig, Dataset
+from sightline.contract.task import Task
+from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_size import find_batch_size
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.device import Precision, is_memory_bound, resolve_precision, seed_everything
@@ -38,7 +40,6 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec
-from sightline.engine.step import Task
 from sightline.engine.train import TrainState
 from sightline.instrument.random_state import preserve_random_state
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
@@ -90,8 +91,7 @@ class DataSubset:
 
     def sample_name(self, index: int) -> str:
         """Return the data set's name of a sample, or its index as text if the set names none."""
-        sample_name = DataMembers.sample_name.get(self.dataset)
-        return str(index) if sample_name is None else str(sample_name(index))
+        return self.dataset.sample_name(index)
 
     def evenly_spaced_indices(self, count: int) -> np.ndarray:
         """Return at most `count` of the indices (int64), evenly spaced from the first to the last."""
@@ -250,7 +250,8 @@ def _load_initial_weights(
         return config, None, None
     try:
         source = open_source(config.init.source)
-        weights, note, fit = source.read(), "", ModelMembers.fit_weights.get(model)
+        weights, note = source.read(), ""
+        fit = model.fit_weights if isinstance(model, Model) else None
         if fit is not None and source.config is not None:
             weights, note = fit(weights, source.config)
         report = load_weights(
@@ -288,9 +289,9 @@ def build_data(config: RunConfig) -> Data:
         selection_set = _build_dataset(config, "validation")
         held_out = np.arange(len(selection_set))
     else:
-        repeats = DataMembers.repeats.get(train_set)
+        repeats = train_set.repeats
         size = len(train_set) // repeats
-        train_indices, held_out = stratified_split(size, DataMembers.strata.get(train_set), seed=config.seed)
+        train_indices, held_out = stratified_split(size, train_set.strata, seed=config.seed)
         train_indices = np.concatenate([train_indices + visit * size for visit in range(repeats)])
         if not len(held_out):
             raise ConfigError(
@@ -390,14 +391,12 @@ def build_task(
         else:
             wrap = registry.task_wrappers.get_entry("teacher").builder
             task = wrap(config=config, facts={**facts, **wiring}, load_network=load_network)
-    if TaskMembers.compares_rows.get(task) and config.train.num_samples == 1:
+    if task.compares_rows and config.train.num_samples == 1:
         raise ConfigError(
             f"train.batch_size: the task '{config.task.name}' compares each sample with the others of its step, and 1 "
             "leaves none, so that the loss would be 0; give at least 2, better tens"
         )
-    predictions = AvailableKeys(
-        f"task '{config.task.name}'", TaskMembers.predicts.get(task) | TaskMembers.context_keys.get(task)
-    )
+    predictions = AvailableKeys(f"task '{config.task.name}'", task.predicts | task.context_keys)
     meters = []
     for component, metric in zip(config.metrics, build_metrics(config.metrics, facts), strict=True):
         offers, location = (batch, outputs, predictions), dataclasses.replace(component.location, path="")
@@ -468,8 +467,8 @@ def _missing_keys_located(losses: Sequence[ComponentConfig]) -> Iterator[None]:
                 if error.key.startswith("teacher_"):
                     advice = f"add a trained run as teacher: {{from: RUN}}, whose model returns it, or {removal}"
                 raise UnknownKeyError(f"{location}: {error}; {advice}") from error
-        builders = {name: registry.transforms.get_entry(name).builder for name in registry.transforms.names()}
-        sources = [f"'{name}'" for name, builder in builders.items() if error.key in TransformMembers.adds.get(builder)]
+        classes = {name: registry.transforms.get_class(name) for name in registry.transforms.names()}
+        sources = [f"'{name}'" for name, transform in classes.items() if error.key in transform.adds]
         if sources:
             advice = f"add {' or '.join(sources)}, which makes it, to transforms.train and to transforms.evaluate"
             raise UnknownKeyError(f"{error}; {advice}") from error
@@ -491,7 +490,7 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
     """Build an evaluator of one split with the config's settings."""
     voting = None
     if config.evaluate.votes > 1:
-        if TaskMembers.vote.get(task) is None:
+        if task.vote is None:
             raise ConfigError(
                 f"{config.origins.get('evaluate.votes', 'evaluate.votes')}: the task '{config.task.name}' does not "
                 "merge the predictions of several passes; set evaluate.votes=1"

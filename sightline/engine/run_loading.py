@@ -15,18 +15,19 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.contract import registry
+from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.loss import Loss, teacher_keys
-from sightline.contract.members import get_data_digest
+from sightline.contract.loss import Loss
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import check_value, suggest
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
 from sightline.engine import build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.train import Task
 from sightline.instrument.random_state import preserve_random_state
+from sightline.parts.tasks.distillation import teacher_keys
 from sightline.runs.checkpoint import list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, load_losses, load_trained_state

@@ -19,6 +19,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.part_iou": "part_iou",
     },
     "models": {"models.resnet": "image_classifier"},
+    "public": {"losses.embeddings": "PairLoss", "tasks.supervised": "Supervised"},
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
         "tasks.segment": "segment",

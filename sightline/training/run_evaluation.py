@@ -19,7 +19,6 @@ import numpy as np
 from sightline.config import RunConfig, read_config
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
-from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
 from sightline.doctor.finding import Finding
@@ -158,7 +157,7 @@ def assert_about_evaluation(
 
     `also` are keys that this verb may change in addition to those of evaluation.
     """
-    task_arguments = TaskMembers.evaluation_arguments.get(registry.tasks.entry(task).builder)
+    task_arguments = registry.tasks.get_class(task).evaluation_arguments
     patterns = (*_EVALUATION_KEYS, *also, *(f"task.{name}" for name in sorted(task_arguments)))
     for override in overrides:
         key = override.partition("=")[0].strip()

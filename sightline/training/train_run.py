@@ -18,8 +18,8 @@ import torch
 from sightline.config import RunConfig
 from sightline.config.run_config import to_plain
 from sightline.contract.cell_plugins import describe_modules, record_cells
+from sightline.contract.dataset import Dataset, get_data_digest
 from sightline.contract.errors import RunError, UserError
-from sightline.contract.members import get_data_digest
 from sightline.contract.plugins import Plugin, plugin_options
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
@@ -62,7 +62,7 @@ class Reporter:
     def findings(self, findings: Sequence[Finding]) -> None:
         """Receive the findings of checks, including notes, before or after training."""
 
-    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
+    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: Dataset) -> None:
         """Receive the metrics of the last weights, as in `final.json`, with the baselines of the data."""
 
     def final_document(self, document: Mapping[str, Any]) -> None:

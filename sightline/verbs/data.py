@@ -15,7 +15,6 @@ from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line
-from sightline.contract.members import DataMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.run_directory import write_document
@@ -49,7 +48,7 @@ def prepare(options: PrepareOptions) -> int:
 
 def list_preparable() -> set[str]:
     """List the data sets that `data prepare` makes from files."""
-    return {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
+    return {n for n in registry.data.names() if _builder(n).prepare is not None}
 
 
 def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
@@ -134,7 +133,7 @@ def info(options: InfoOptions) -> int:
     elif (folder / "manifest.json").is_file():
         document = _find_describer(folder).describe(folder)
     elif name in registry.data.names():
-        card = DataMembers.card.get(_builder(name))
+        card = _builder(name).card
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
     elif name and folder.is_dir():
         raise UserError(
@@ -186,7 +185,7 @@ def verify(options: VerifyOptions) -> int:
 
 
 def _builder(name: str) -> Any:
-    return registry.data.get_entry(name).builder
+    return registry.data.get_class(name)
 
 
 def _find_describer(folder: Path) -> Any:

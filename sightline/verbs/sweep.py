@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.look import SweepOptions
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import join_some
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.verbs.output import print_note, show_table
@@ -22,7 +23,7 @@ _MAX_REASONS = 3
 class _TrialReporter(SeriesReporter):
     """Reporter without figures of the test part: a sweep that shows them invites to choose by them."""
 
-    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
+    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: Dataset) -> None:
         """Print nothing."""
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.engine.device import Precision, to_device
-from sightline.engine.step import Task
 from sightline.parts.tasks.segment import WRONG
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.view.panels import ImagePanel, JointFigure

@@ -15,6 +15,7 @@ from sightline.api import load_run
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
 from sightline.contract import registry
 from sightline.contract.draws import Draws
+from sightline.contract.transform import Transform
 from sightline.contract.types import DataInfo, Field
 from sightline.store.label_maps import read_label_map
 from tests.command import Outcome, run_here, succeed
@@ -77,7 +78,7 @@ class FourNumbers:
         )
 
 
-class FiveChannels:
+class FiveChannels(Transform):
     """States that models see five channels, as a projection does. Source: this test."""
 
     facts: Mapping[str, Any] = {"in_channels": 5}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import UNLABELLED
@@ -26,7 +27,7 @@ NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)
 
 
-class Rooms:
+class Rooms(Dataset):
     """One ragged room with colours, twelve points; the third has an ignored label."""
 
     def __init__(self) -> None:

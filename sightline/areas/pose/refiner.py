@@ -14,6 +14,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Probability
 from sightline.contract.loss import Loss
 from sightline.contract.metric import MeanMetric, State
+from sightline.contract.model import Model
 from sightline.ops.pinhole import CropPlacement, to_crop_coordinates
 
 _SIZE = 128
@@ -31,7 +32,7 @@ class ScaleNetOutput(TypedDict):
 
 
 @registry.models.add("scale_net")
-class ScaleNet(nn.Module):
+class ScaleNet(Model):
     """ScaleNet: refines a reference point from the crop, its middle half and its middle quarter, at one scale.
 
     Three branches of three valid convolutions, then layers of 1,024 values with `dropout` after each; 3,567,651

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
-from sightline.contract.metric import SampleShares, SampleSums, State
+from sightline.contract.metric import Metric, SampleShares, SampleSums, State
 from sightline.ops.labels import widen_labels
 
 
@@ -116,7 +116,7 @@ def assert_offsets(cloud_offsets: Tensor, *, num_points: int, num_clouds: int) -
         )
 
 
-class _LabelMetric:
+class _LabelMetric(Metric):
     """Base of metrics with a state `confusion`, the confusion matrix of all labels."""
 
     higher_is_better = True
@@ -347,7 +347,7 @@ def _predict_own_parts(probabilities: Tensor, category: Tensor, parts_of_categor
 
 
 @registry.metrics.add("pixel_iou")
-class PixelIoU:
+class PixelIoU(Metric):
     """Pixel mIoU and accuracy over the labelled pixels of range images, 0 to 1, by the rules of `iou`.
 
     They measure how well the network labels its input. A pixel shows only the nearest of the points that fall into it,
@@ -403,7 +403,7 @@ class PixelIoU:
 
 
 @registry.metrics.add("iou_by_distance")
-class DistanceIoU:
+class DistanceIoU(Metric):
     """Mean IoU by distance from the sensor: `miou_0_10m`, ... and `miou_over_50m`.
 
     `edges_m` are the distances in between, in rising order; a point at an edge belongs to the farther side. Rules are

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import ImageEncoder
+from sightline.contract.model import Encoder, Model
 from sightline.layers.images import ConvNorm, assert_images
 from sightline.layers.range_image import build_pool
 
@@ -155,7 +156,7 @@ class ResidualNetwork(ResidualStages):
         return self.forward_features(image)[-1]
 
 
-class _ResNet(ResidualNetwork):
+class _ResNet(ResidualNetwork, Encoder):
     """ResNet encoder: global average pooling of the last stage."""
 
     def __init__(self, *, depths: Sequence[int], sizes: Sequence[int], expansion: int) -> None:
@@ -220,7 +221,7 @@ class ImageClassifierOutput(TypedDict):
 
 
 @registry.models.add("image_classifier")
-class ImageClassifier(nn.Module):
+class ImageClassifier(Model):
     """Image classifier: an image encoder, `images`, and a linear head, as in published weights of image networks.
 
     Its encoder can initialise that of another model: `init: {from: RUN, modules: images}` for `crosspoint`.

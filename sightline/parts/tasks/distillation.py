@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,24 @@ from torch import Tensor, nn
 
 from sightline.config.run_config import RunConfig, Teacher
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.loss import TEACHER_PREFIX, teacher_keys
-from sightline.contract.types import Batch, SourceLocation
-from sightline.parts.tasks.supervised import AllReduce, Supervised
+from sightline.contract.members import list_members
+from sightline.contract.model import model_output_keys
+from sightline.contract.task import AllReduce, Task
+from sightline.contract.types import Batch, ComponentConfig, SourceLocation
+from sightline.parts.tasks.supervised import Supervised
+
+TEACHER_PREFIX = "teacher_"
+"""Beginning of the keys of a teacher's outputs."""
+
+
+def teacher_keys(component: ComponentConfig) -> set[str]:
+    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
+    builder = registry.losses.entry(component).builder
+    functions = (getattr(builder, name, None) for name in ("count", "forward"))
+    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
+    return {name for name in names if name.startswith(TEACHER_PREFIX)}
 
 
 def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys) -> AvailableKeys:
@@ -26,7 +40,11 @@ def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys) -> AvailableK
     return AvailableKeys(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
 
 
-class DistillationTask:
+_OF_NO_TEACHER = {"prepare_outputs", "losses_of"}
+"""Methods of a parent that this task does without: theirs know no teacher."""
+
+
+class DistillationTask(Task):
     """A task, its `parent`, whose losses and counts read each output of `teacher` as `teacher_<output>`.
 
     The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
@@ -35,13 +53,13 @@ class DistillationTask:
     attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
-    prepare_outputs = losses_of = None  # the parent's know no teacher
-
-    def __init__(self, parent: Any, *, teacher: nn.Module, teacher_task: Supervised) -> None:
+    def __init__(self, parent: Task, *, teacher: nn.Module, teacher_task: Supervised) -> None:
         self.parent = parent
         self.teacher = teacher.eval().requires_grad_(False)
         self._teachers = {(parameter.dtype, parameter.device): teacher for parameter in teacher.parameters()}
         self._teacher_task = teacher_task
+        for name in list_members(Task) - vars(DistillationTask).keys() - _OF_NO_TEACHER:
+            setattr(self, name, getattr(parent, name))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "parent":  # `copy` looks up attributes before they exist
@@ -51,18 +69,19 @@ class DistillationTask:
     @property
     def on_phase_end(self) -> Callable[[str], None]:
         """The parent's callback, set by the timer of a step."""
-        lap: Callable[[str], None] = self.parent.on_phase_end
-        return lap
+        return self.parent.on_phase_end
 
     @on_phase_end.setter
     def on_phase_end(self, lap: Callable[[str], None]) -> None:
         self.parent.on_phase_end = lap
 
-    @property
-    def step_counts(self) -> Callable[[Sequence[Any]], Mapping[str, Tensor]]:
-        """The parent's function, of the parent's contexts."""
-        step_counts = self.parent.step_counts
-        return lambda contexts: step_counts([parent_context for _, parent_context in contexts])
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+        """Return the parent's predictions."""
+        return self.parent.predict(model, batch)
+
+    def step_counts(self, contexts: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Return the parent's counts, of the parent's contexts."""
+        return self.parent.step_counts([parent_context for _, parent_context in contexts])
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce

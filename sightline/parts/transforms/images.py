@@ -23,6 +23,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
+from sightline.contract.transform import Transform
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,7 +31,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 @registry.transforms.add("resize_image")
-class ResizeImage:
+class ResizeImage(Transform):
     """Resizing of each image to height and width `size_px`, with a triangle filter as wide as the larger pixel.
 
     uint8 is rounded and stays uint8.
@@ -56,7 +57,7 @@ class ResizeImage:
 
 
 @registry.transforms.add("flip_image")
-class FlipImage:
+class FlipImage(Transform):
     """Random horizontal flip of each image, with its boxes if there are any.
 
     It may follow `normalize_image`, for `transforms.vote`.
@@ -97,7 +98,7 @@ class FlipImage:
 
 
 @registry.transforms.add("color_jitter")
-class ColorJitter:
+class ColorJitter(Transform):
     """Colour jitter: brightness, contrast and saturation of each image changed by random factors in random order.
 
     A factor is uniform in [1 - amount, 1 + amount), at least 0. It blends the image with black, with the mean of its
@@ -138,7 +139,7 @@ class ColorJitter:
 
 
 @registry.transforms.add("normalize_image")
-class NormalizeImage:
+class NormalizeImage(Transform):
     """Normalisation of images to float32 (B, 3, H, W).
 
     Colours over 255, less `mean`, over `std`, ImageNet's by default.
@@ -178,7 +179,7 @@ class NormalizeImage:
         return {"image": (channels - mean) / std}
 
 
-class ChannelsFirst:
+class ChannelsFirst(Transform):
     """Permutation of images (B, H, W, 3) to (B, 3, H, W), what `normalize_image` leaves outside an exported file."""
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
@@ -234,7 +235,7 @@ def _assert_rows_of_colours(image: Tensor) -> None:
 
 
 @registry.transforms.add("chromatic_auto_contrast")
-class ChromaticAutoContrast:
+class ChromaticAutoContrast(Transform):
     """Auto-contrast with a probability: every channel of a cloud is stretched to 0..1 and blended with the original.
 
     The share of the stretched one is uniform in [0, 1).
@@ -259,7 +260,7 @@ class ChromaticAutoContrast:
 
 
 @registry.transforms.add("chromatic_translation")
-class ChromaticTranslation:
+class ChromaticTranslation(Transform):
     """Colour shift of a cloud with a probability, each channel uniformly within +-`max_shift`.
 
     Values outside 0..1 are clipped.
@@ -286,7 +287,7 @@ class ChromaticTranslation:
 
 
 @registry.transforms.add("chromatic_jitter")
-class ChromaticJitter:
+class ChromaticJitter(Transform):
     """Colour jitter with a probability: independent normal noise on every channel of every point, clipped to 0..1.
 
     >>> import torch
@@ -311,7 +312,7 @@ class ChromaticJitter:
 
 
 @registry.transforms.add("hue_saturation")
-class HueSaturation:
+class HueSaturation(Transform):
     """Random hue and saturation of a cloud, within `max_hue` of the circle and 1 +- `max_saturation`.
 
     Both uniform. Colours stay exact; the reference rounds them down to 8 bits.

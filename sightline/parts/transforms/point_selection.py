@@ -5,10 +5,10 @@ Crops of depth frames about a reference point, for a refiner of this point.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.transform import Transform
 from sightline.contract.types import Field
 from sightline.ops.farthest_points import farthest_points
 from sightline.ops.neighbours import nearest_neighbours
@@ -31,7 +32,7 @@ class PointSelection(NamedTuple):
     origin: Tensor | None = None
 
 
-class PointSelector(ABC):
+class PointSelector(Transform):
     """Base of transforms that select or reorder points, with all their fields; a subclass defines `choose`.
 
     With `score_all`, the kept point that represents each original point is added, too: `nearest` and `whole_label`.
@@ -267,7 +268,7 @@ def _make_row_error(name: str, index: Tensor, num_points: int) -> IndexError:
 
 
 @registry.transforms.add("crop_depth")
-class CropDepth:
+class CropDepth(Transform):
     """Crop (B, 1, size, size) of the cube about the reference point, `side_mm` wide or as the data set states.
 
     Depths run from -1 at the cube's front to 1 at its back, which is the background too. For training the point is
@@ -286,7 +287,7 @@ class CropDepth:
     Source: Oberweger and Lepetit 2017 (DeepPrior++), section 3.3: 5 mm, any angle.
     """
 
-    adds: ClassVar[dict[str, Field]] = {
+    adds: Mapping[str, Field] = {
         "crop": Field("1 S S", "float32", low=-1.0, high=1.0),
         "crop_placement": Field(str(CROP_WIDTH), "float64"),
     }

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock, UpAxis
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.types import Field, Transform
+from sightline.contract.transform import Transform
+from sightline.contract.types import Field
 from sightline.ops.rotations import (
     axis_rotation,
     quaternion_matrix,
@@ -34,7 +35,7 @@ from sightline.ops.waits import is_recording
 
 
 @registry.transforms.add("normalize_unit_sphere")
-class NormalizeUnitSphere:
+class NormalizeUnitSphere(Transform):
     """Normalisation of clouds to the unit sphere: mean at the origin, farthest point at distance 1.
 
     Zero for equal points.
@@ -62,7 +63,7 @@ class NormalizeUnitSphere:
 
 
 @registry.transforms.add("scale")
-class Scale:
+class Scale(Transform):
     """Random scaling of each cloud about the origin by factors uniform in [low, high): one per axis, or one for all.
 
     Normals follow as S^-1 n, normalised, if the axes differ.
@@ -95,7 +96,7 @@ class Scale:
 
 
 @registry.transforms.add("rotate")
-class Rotate:
+class Rotate(Transform):
     """Random rotation of each cloud about the origin, with its normals, by an angle uniform in [-max, max).
 
     The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
@@ -139,7 +140,7 @@ _Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
 
 @registry.transforms.add("translate")
-class Translate:
+class Translate(Transform):
     """Random translation of each cloud, uniform in [-max_shift, max_shift), or in the `ranges` of x, y, z.
 
     `relative` measures the shift of an axis in extents of the cloud's bounding box along it. Points of LiDAR scans
@@ -182,7 +183,7 @@ class Translate:
 
 
 @registry.transforms.add("jitter")
-class Jitter:
+class Jitter(Transform):
     """Jitter: independent normal noise on every coordinate, clipped to +-clip; normals are unchanged.
 
     >>> import torch
@@ -206,7 +207,7 @@ class Jitter:
 
 
 @registry.transforms.add("flip")
-class Flip:
+class Flip(Transform):
     """Random flip of each cloud, with its normals, along each named axis with a probability.
 
     >>> import torch
@@ -303,7 +304,7 @@ _MAX_NODES = 4_000_000
 
 
 @registry.transforms.add("elastic")
-class Elastic:
+class Elastic(Transform):
     """Elastic distortion of a cloud with a probability, at several scales in turn.
 
     At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes
@@ -389,7 +390,7 @@ def bend(grid: Tensor, place: Tensor) -> Tensor:
 
 
 @registry.transforms.add("two_views")
-class TwoViews:
+class TwoViews(Transform):
     """Two augmented views of each cloud, `points` and `other_points`, both by the transforms of `each`.
 
     The two draw from streams of their own. A transform of `each` takes points alone, and keeps their number.
@@ -406,7 +407,7 @@ class TwoViews:
     Source: Afham et al. 2022, CrossPoint, section 3.1.
     """
 
-    adds: ClassVar[dict[str, Field]] = {"other_points": Field("as points", "float32", "as points", "as points")}
+    adds: Mapping[str, Field] = {"other_points": Field("as points", "float32", "as points", "as points")}
 
     def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
         for index, transform in enumerate(each):

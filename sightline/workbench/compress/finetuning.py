@@ -15,9 +15,9 @@ from sightline.config import RunConfig, render_config
 from sightline.config.run_config import Compress, Init, Teacher
 from sightline.contract import registry
 from sightline.contract.errors import UserError
-from sightline.contract.loss import teacher_keys
 from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.engine.run_loading import OpenRun
+from sightline.parts.tasks.distillation import teacher_keys
 from sightline.training.config_source import reread
 
 RATE = 0.1

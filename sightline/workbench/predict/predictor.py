@@ -18,7 +18,6 @@ import numpy as np
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
-from sightline.contract.members import TaskMembers
 from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.run_loading import TrainedRun
@@ -299,7 +298,7 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
     }
     if task.name in classes:
         return classes[task.name]
-    predicted_keys = TaskMembers.predicts.get(registry.tasks.entry(task).builder)
+    predicted_keys = registry.tasks.get_class(task).predicts
     matches = [candidate for candidate in classes.values() if candidate.reads and candidate.reads <= predicted_keys]
     if not matches:
         raise ConfigError(

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig
+from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import DiskError, RunError, UserError, summarise_error
-from sightline.contract.members import get_data_digest
 from sightline.engine.build import build_part
 from sightline.runs.lineage import read_lineage
 from sightline.runs.run_directory import load_document

@@ -13,7 +13,6 @@ import pytest
 from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
 from sightline.contract.errors import DataError
-from sightline.contract.members import DataMembers
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.splits import deal_by_hash
 from tests.command import refuse, succeed
@@ -151,8 +150,8 @@ def test_a_class_without_a_plan_is_not_prepared() -> None:
         set_name = "opened"
         readable_sets = ("cloud_folder",)
 
-    assert DataMembers.prepare.get(Opened) is None
-    assert DataMembers.card.get(Opened) is None
+    assert Opened.prepare is None
+    assert Opened.card is None
 
 
 def test_a_derived_set_is_prepared_and_opened_under_its_name(tmp_path: Path) -> None:

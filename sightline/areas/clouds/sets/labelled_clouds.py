@@ -72,7 +72,7 @@ class LabelledClouds(PreparedData):
         return tuple(self._prepared.manifest["class_names"])
 
     @cached_property
-    def info(self) -> DataInfo:
+    def info(self) -> DataInfo:  # type: ignore[override]
         """Facts, fields and sizes; the class counts are those of the samples used from this split."""
         fields = {name: self._field(name) for name in ("points", *self._features)}
         pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}
@@ -147,7 +147,7 @@ class LabelledClouds(PreparedData):
         return [(self._split, row) for row in self._rows.tolist()]
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
 

@@ -97,7 +97,7 @@ class ShapeNetPart(PreparedData):
             self.strata = self._read_categories()
 
     @cached_property
-    def info(self) -> DataInfo:
+    def info(self) -> DataInfo:  # type: ignore[override]
         """Facts, fields and sizes; `class_counts` counts the points of each part in the samples that are used."""
         info = _make_info(self._normals)
         counts = np.zeros(len(info.facts["class_names"]), dtype=np.int64)
@@ -120,7 +120,7 @@ class ShapeNetPart(PreparedData):
         return [*self._shapes]
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
 

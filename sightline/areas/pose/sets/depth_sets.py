@@ -272,7 +272,7 @@ class PreparedFrames(PreparedData, DepthFrames):
         return StoredFrames(self._prepared, tuple(split for split in splits if split in self._prepared.splits))
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
 
