@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
+import itertools
+import re
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sightline import ops
 from sightline.config import RunConfig
+from sightline.contract.catalogue import find_modules
 from sightline.contract.members import describe_members
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.schema import describe_type
@@ -115,6 +121,30 @@ def member_table() -> str:
     return "\n".join(["| component | member | required | meaning |", "|---|---|---|---|", *lines])
 
 
+def public_table() -> str:
+    """Every name of `import sightline` for parts of one's own: what it is, by the first sentence of its docstring."""
+    lines = []
+    for name, module in sorted(find_modules("public").items(), key=lambda pair: pair[0].lower()):
+        text = re.split(
+            r"(?<=[^.])\. (?=[A-Z`])", _describe(importlib.import_module(module), name).replace("|", "\\|")
+        )[0]
+        lines.append(f"| `sightline.{name}` | {text.removesuffix('.')} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *lines])
+
+
+def _describe(module: ModuleType, name: str) -> str:
+    """The first paragraph of the docstring of a class or function, or of the text below a constant, in one line."""
+    value = getattr(module, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return " ".join(inspect.cleandoc(value.__doc__ or "").split("\n\n")[0].split())
+    body = ast.parse(inspect.getsource(module)).body
+    for node, after in itertools.pairwise(body):
+        targets = {target.id for target in ast.walk(node) if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Assign | ast.AnnAssign) and name in targets and isinstance(after, ast.Expr):
+            return " ".join(ast.literal_eval(after.value).split("\n\n")[0].split())
+    raise AssertionError(f"{name} of {module.__name__} has no text below it")
+
+
 def operator_table() -> str:
     """Every public operator: its arguments, what it does, and how many kernels it launches on CUDA."""
     rows = []
@@ -132,10 +162,12 @@ TABLES = {
     "config": config_table,
     "relations": relation_table,
     "members": member_table,
+    "public": public_table,
     "ops": operator_table,
 }
 PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {
     "ops": REFERENCE.parent / "ops.md",
+    "public": REFERENCE / "python.md",
     "relations": REFERENCE / "checks.md",
 }
 

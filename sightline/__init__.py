@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 from sightline.contract.errors import assert_workbench_installed
 
 if TYPE_CHECKING:
-    from sightline import ops
+    from sightline import ops, register
     from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
-    from sightline.contract import register
     from sightline.contract.arguments import (
         AssignerBlock,
         BackboneBlock,
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
     )
     from sightline.contract.dataset import Dataset
     from sightline.contract.draws import Draws
-    from sightline.contract.errors import ConfigError, DataError, UserError
+    from sightline.contract.errors import CheckpointError, ConfigError, DataError, PluginError, UserError
     from sightline.contract.loss import Loss
     from sightline.contract.metric import (
         MeanMetric,
@@ -86,6 +85,7 @@ if TYPE_CHECKING:
     from sightline.store.prepared.prepared_data import PreparedData, SetSpec
     from sightline.store.prepared.prepared_set import PreparedSet
     from sightline.store.prepared.prepared_writer import PreparationPlan, Shard, normalize_to_unit_sphere
+    from sightline.store.prepared.views import Views
     from sightline.workbench.check.check import check
     from sightline.workbench.compress.search.base import Search
     from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
@@ -97,6 +97,7 @@ __all__ = [
     "Backbone",
     "BackboneBlock",
     "Batch",
+    "CheckpointError",
     "ColumnSpec",
     "ConfigError",
     "Copies",
@@ -128,6 +129,7 @@ __all__ = [
     "OptimizerSpec",
     "PairLoss",
     "Picture",
+    "PluginError",
     "PointEncoder",
     "PositiveFloat",
     "PositiveFraction",
@@ -159,6 +161,7 @@ __all__ = [
     "TransformBlock",
     "UpAxis",
     "UserError",
+    "Views",
     "Width",
     "WorstSamples",
     "__version__",
@@ -194,7 +197,7 @@ _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.layers.surrogates"
 _MODULE_BY_NAME |= {"Fault": "sightline.doctor.finding", "rule": "sightline.doctor.rules"}
 _MODULE_BY_NAME["Picture"] = "sightline.draw.pictures"
-_FACES = {"ops": "sightline.ops", "metrics": "sightline.parts.metrics", "register": "sightline.contract.register"}
+_FACES = {"ops": "sightline.ops", "metrics": "sightline.parts.metrics", "register": "sightline.register"}
 _NEEDS_TORCH_ALONE = ("ops", "surrogate_gradient")
 
 

@@ -9,7 +9,7 @@ from typing import TypedDict
 import pytest
 
 import sightline
-from sightline.contract import register
+from sightline import register
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError

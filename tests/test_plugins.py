@@ -18,10 +18,10 @@ from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load
 from tests.command import run_here
 
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
-MODEL = '''from sightline.contract import registry
+MODEL = '''import sightline
 
 
-@registry.models.add("{name}")
+@sightline.register.model("{name}")
 def build(*, num_classes: int, width: int = {width}) -> None:
     """A model of the user. Source: {name} 2026, eq. 1."""
 '''
@@ -79,9 +79,9 @@ def test_without_it_a_file_beside_the_config_that_defines_the_name_is_named(
     """Its text is searched: it is not run, not even where it ends the program."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a b.py", "raise SystemExit\n" + MODEL.format(name="zzz", width=1))
-    write(tmp_path / "other.py", "models.add('zz')")
+    write(tmp_path / "other.py", "register.model('zz')")
     config = write(tmp_path / "sub" / "mine.yaml", HEALTHY.read_text().replace("pointnet_plain, embedding: 16", "yyy"))
-    write(tmp_path / "sub" / "net.py", "@models.add( 'yyy' )")
+    write(tmp_path / "sub" / "net.py", "@register.model( 'yyy' )")
     write(tmp_path / "sub" / "folder.py" / "x", "")
     with pytest.raises(ConfigError, match=r"no model is called 'zzz'; a b\.py defines it: give --plugin 'a b\.py'$"):
         read_config(HEALTHY, ["model={name: zzz}"])
@@ -159,7 +159,7 @@ def test_annotations_may_name_a_class_inside_of_a_function(tmp_path: Path) -> No
     """Which only Python itself, as it comes to them, can evaluate."""
     text = """
 from typing import TypedDict
-from sightline.contract import registry
+import sightline
 
 def make(name):
     class Width(TypedDict):
@@ -168,7 +168,7 @@ def make(name):
     def build(*, width: Width) -> None:
         pass
 
-    registry.models.add(name)(build)
+    sightline.register.model(name)(build)
 
 make("local")
 """

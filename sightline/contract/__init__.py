@@ -11,7 +11,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "Seed SuppressionBlock TransformBlock UpAxis Width",
         "dataset": "Dataset",
         "draws": "Draws",
-        "errors": "ConfigError DataError UserError",
+        "errors": "CheckpointError ConfigError DataError PluginError UserError",
         "loss": "Loss",
         "metric": "MeanMetric Meter Metric SampleShares SampleSums State WorstSamples append_rows",
         "model": "Backbone Encoder Head Model Neck",

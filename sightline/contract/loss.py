@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import CountError
 
+TEACHER_PREFIX = "teacher_"
+"""Beginning of the keys of a teacher's outputs."""
 _FORMATS = frozenset({torch.float32, torch.float64})
 """Dtypes of parameters; lower formats come from autocast, which handles them itself."""
 
@@ -48,6 +51,12 @@ def bad_count_error(name: str, count: Tensor | float) -> CountError:
         f"losses.{name}: its count is {float(count):g}, a finite number of at least 0 is needed: the loss's sum is "
         "divided by it; mend what 'count' returns (a difference, 0/0, a number format that is too small)"
     )
+
+
+def teacher_keys(loss: type[Loss]) -> set[str]:
+    """Return the teacher keys that a class of losses reads, in its count and in its sum."""
+    names = (name for function in (loss.count, loss.forward) for name in inspect.signature(function).parameters)
+    return {name for name in names if name.startswith(TEACHER_PREFIX)}
 
 
 def learns(loss: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Members of the base classes of components: what they are called, what they mean, and how plugins misspell them."""
+"""Members of the base classes of components: what they mean, and what a class that is registered makes of them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,25 @@ def _is_ours(part: type) -> bool:
     return part.__module__.partition(".")[0] == _PACKAGE
 
 
-def explain_member(builder: type, name: str) -> str:
+def assert_members(builder: type, base: type, *, subject: str) -> None:
+    """Raise AssertionError for a class without the base class of its kind, or with a misspelt or missing member.
+
+    A misspelt one would never be called, without any sign of it.
+    """
+    written = f"class {builder.__name__}({_PACKAGE}.{base.__name__})"
+    assert issubclass(builder, base), f"{subject}: {builder.__name__} lacks the base class of its kind; write {written}"
+    for misspelt, member in find_misspelt_members(base, builder):
+        raise AssertionError(
+            f"{subject}: {builder.__qualname__}.{misspelt} is close to '{member}' ({_explain_member(builder, member)})"
+            f"; call it '{member}', or give a member of your own a name that is less like it"
+        )
+    missing = sorted(getattr(builder, "__abstractmethods__", ()))
+    assert not inspect.isabstract(builder), (
+        f"{subject}: {builder.__qualname__} has to define {' and '.join(missing)}, as its base class says"
+    )
+
+
+def _explain_member(builder: type, name: str) -> str:
     """Return what a member means to the base class of `builder` that describes it."""
     described = (describe_members(part).get(name) for part in builder.__mro__ if _is_ours(part))
     return next((found.text for found in described if found is not None), "a member of its base class")

@@ -23,6 +23,7 @@ from sightline.contract.intervals import (
 )
 
 State = dict[str, Tensor]
+"""State of a metric: its tensors by name."""
 
 _NUM_TRIED = 3
 _NUM_RESAMPLINGS = 1000

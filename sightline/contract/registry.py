@@ -21,9 +21,17 @@ from sightline.contract.catalogue import find_modules, load_member
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS
 from sightline.contract.gc_pause import gc_paused
-from sightline.contract.members import explain_member, find_misspelt_members
+from sightline.contract.members import assert_members
 from sightline.contract.regular_files import read_regular_file
-from sightline.contract.schema import Parameter, check_value, describe_type, refuse_block, signature_parameters, suggest
+from sightline.contract.schema import (
+    Parameter,
+    assert_signature,
+    check_value,
+    describe_type,
+    refuse_block,
+    signature_parameters,
+    suggest,
+)
 from sightline.contract.types import ComponentConfig, SourceLocation
 from sightline.contract.validation import Ge, Gt, Le, Lt
 
@@ -34,8 +42,6 @@ if TYPE_CHECKING:
     from sightline.contract.model import Backbone, Encoder, Head, Model, Neck
     from sightline.contract.task import Task
     from sightline.contract.transform import Transform
-
-MAX_ARGUMENTS = 10
 
 _COMPARISONS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
@@ -185,10 +191,9 @@ class Registry(Generic[ComponentT]):
 
         def register(builder: BuilderT) -> BuilderT:
             reserved = ("name", "weight") if self.kind == "losses" else ("name",)
-            _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
+            assert_signature(builder, name, reserved=reserved, injected=FACTS | self.block_facts)
             if inspect.isclass(builder):
-                self._assert_derived(builder, name)
-                self._assert_no_misspelt_members(builder, name)
+                assert_members(builder, self.base, subject=f"the {self.noun} '{name}'")
             parameters = signature_parameters(builder)
             if inspect.isclass(builder):
                 builder.__init__ = within_bounds(builder.__init__, parameters)  # type: ignore[method-assign]
@@ -281,31 +286,11 @@ class Registry(Generic[ComponentT]):
         built: ComponentT = self.bind(component).build(facts=facts)
         return built
 
-    def _assert_derived(self, builder: type, name: str) -> None:
-        """Raise AssertionError for a class that does not derive from the base class of the kind."""
-        assert issubclass(builder, self.base), (
-            f"the {self.noun} '{name}': {builder.__name__} lacks the base class of its kind; write class "
-            f"{builder.__name__}(sightline.{self._base_name})"
-        )
-
     def describe_foreign(self, entry: RegistryEntry, made: object) -> str:
         """Describe what a function made that does not derive from the base class of the kind."""
         return (
             f"the {self.noun} '{entry.name}': {entry.builder.__name__} returned a {type(made).__name__}, which derives "
             f"from no sightline.{self._base_name}; return one, such as one that holds this object"
-        )
-
-    def _assert_no_misspelt_members(self, builder: type, name: str) -> None:
-        """Raise AssertionError for a misspelt member: it would never be called, without any sign of it."""
-        for misspelt, member in find_misspelt_members(self.base, builder):
-            raise AssertionError(
-                f"the {self.noun} '{name}': {builder.__qualname__}.{misspelt} is close to '{member}' "
-                f"({explain_member(builder, member)}); call it '{member}', or give a member of your own a name that is "
-                "less like it"
-            )
-        assert not inspect.isabstract(builder), (
-            f"the {self.noun} '{name}': {builder.__qualname__} has to define "
-            f"{' and '.join(sorted(getattr(builder, '__abstractmethods__', ())))}, as every {self.noun} does"
         )
 
     def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
@@ -443,7 +428,7 @@ def find_mismatch(needs: Iterable[Need]) -> str | None:
 
 def _find_plugin_beside(component: ComponentConfig) -> Path | None:
     """Return the Python file beside a block's config whose text registers its name; nothing is imported or run."""
-    registers = re.compile(rf"""\.add\(\s*["']{re.escape(component.name)}["']""")
+    registers = re.compile(rf"""\bregister\.\w+\(\s*["']{re.escape(component.name)}["']""")
     folders = {Path(where.source).parent for where in (component.location, *component.origins.values())}
     for path in (path for folder in sorted(folders) for path in sorted(folder.glob("*.py"))):
         with suppress(OSError):
@@ -564,38 +549,6 @@ def _locate_key(where: SourceLocation, name: str) -> SourceLocation:
 
 def _builder_origin(builder: Callable[..., Any]) -> tuple[str, str]:
     return builder.__module__, builder.__qualname__
-
-
-def _assert_signature(
-    builder: Callable[..., Any], name: str, *, reserved: tuple[str, ...], facts: frozenset[str]
-) -> None:
-    parameters = inspect.signature(builder).parameters.values()
-    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
-        f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs); write "
-        f"{_write_keyword_only(builder, parameters)}"
-    )
-    config_parameters = [
-        parameter for parameter in parameters if parameter.name not in facts
-    ]  # users never set the others
-    assert len(config_parameters) <= MAX_ARGUMENTS, (
-        f"'{name}': {len(config_parameters)} arguments, at most {MAX_ARGUMENTS}"
-    )
-    for parameter in parameters:
-        assert parameter.annotation is not inspect.Parameter.empty, (
-            f"'{name}': annotate the argument '{parameter.name}'"
-        )
-        assert parameter.name not in reserved, (
-            f"'{name}': '{parameter.name}' has a meaning of its own in a config; rename it"
-        )
-
-
-def _write_keyword_only(builder: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> str:
-    """Write the line that defines a builder as it should be, with every argument keyword-only and named."""
-    named = [p for p in parameters if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
-    texts = [str(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in named]
-    written = [text.replace(repr(p.annotation), str(p.annotation), 1) for p, text in zip(named, texts, strict=True)]
-    names = ["self"] * inspect.isclass(builder) + ["*", *written] * bool(written)
-    return f"`def {'__init__' if inspect.isclass(builder) else builder.__name__}({', '.join(names)})`"
 
 
 data: Registry[Dataset] = Registry("data", "data set", base="Dataset")

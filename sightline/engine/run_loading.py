@@ -17,7 +17,7 @@ from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.loss import Loss
+from sightline.contract.loss import Loss, teacher_keys
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import check_value, suggest
 from sightline.contract.task import Task
@@ -27,7 +27,6 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.instrument.random_state import preserve_random_state
-from sightline.parts.tasks.distillation import teacher_keys
 from sightline.runs.checkpoint import list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, load_losses, load_trained_state
@@ -228,7 +227,9 @@ def open_run(
         assert files is not None, "without a config, the path is a run"
         notes, config = files.check_plugins(load_plugins(plugins)), files.config
     if config.teacher is None and files is not None:  # `teacher=null`: evaluated without the losses that need it
-        config = dataclasses.replace(config, losses=tuple(loss for loss in config.losses if not teacher_keys(loss)))
+        config = dataclasses.replace(
+            config, losses=tuple(loss for loss in config.losses if not teacher_keys(registry.losses.get_class(loss)))
+        )
     return OpenRun(path, config, checkpoint, world or World(), tuple(notes), files)
 
 

@@ -13,6 +13,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "prepared.prepared_data": "PreparedData SetSpec",
         "prepared.prepared_set": "PreparedSet",
         "prepared.prepared_writer": "PreparationPlan Shard normalize_to_unit_sphere",
+        "prepared.views": "Views",
     },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 import sightline
 
-CAMERA = sightline.DepthCamera(
-    fx=60.0, fy=60.0, u0=32.0, v0=32.0, width_px=64, height_px=64
-)  # fy < 0 where Y points up
+# fy < 0 where Y points up
+CAMERA = sightline.DepthCamera(fx=60.0, fy=60.0, u0=32.0, v0=32.0, width_px=64, height_px=64)
 SKELETON = sightline.Skeleton(("middle", "left", "right"), ((0, 1), (0, 2)), 0, 240.0)
 RADII_MM = (40.0, 28.0, 20.0)
 
@@ -88,7 +87,6 @@ class MyLoss(sightline.Loss):
     def forward(self, *, offset: Tensor, joints: Tensor, visible: Tensor, crop_placement: Tensor) -> Tensor:
         """Return the sum over these frames, never a mean."""
         placement = sightline.CropPlacement.from_rows(crop_placement)
-        wanted = sightline.to_crop_coordinates(joints[:, [self.centre_joint]].double(), placement)[:, 0].to(
-            joints.dtype
-        )
+        middle = joints[:, [self.centre_joint]].double()
+        wanted = sightline.to_crop_coordinates(middle, placement)[:, 0].to(joints.dtype)
         return ((offset.to(joints.dtype) - wanted).abs().sum(dim=1) * visible[:, self.centre_joint]).sum()

@@ -21,9 +21,8 @@ class MyScenes(sightline.Dataset):
         self._size = sizes[split]
         facts = {"num_classes": 2, "class_names": CLASSES, "in_channels": 3, "up_axis": "z"}
         fields = {
-            "points": sightline.Field(
-                "points 3", "float32", "m", collate="concatenate"
-            ),  # batches have `offsets` beside them
+            # concatenated: batches have `offsets` beside them
+            "points": sightline.Field("points 3", "float32", "m", collate="concatenate"),
             "label": sightline.Field("points", "int64", low=0, high=1, collate="concatenate"),
         }
         self.info = sightline.DataInfo(facts, fields, sizes)

@@ -18,6 +18,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "models": {"refiner": "scale_net", "v2v": "v2v v2v_small"},
     "predictors": {"predictor": "centre pose"},
     "public": {
+        "predictor": "CameraOptions DepthFrameOptions",
         "refiner": "CropPlacement to_crop_coordinates",
         "sets.depth_frames": "DepthCamera DepthFrame DepthFrames FrameSplit Reference Skeleton",
         "sets.depth_sets": "PreparedFrames",

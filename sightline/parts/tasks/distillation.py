@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,22 +15,12 @@ from sightline.config.run_config import RunConfig, Teacher
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.loss import TEACHER_PREFIX, teacher_keys
 from sightline.contract.members import list_members
 from sightline.contract.model import model_output_keys
 from sightline.contract.task import AllReduce, Task
-from sightline.contract.types import Batch, ComponentConfig, SourceLocation
+from sightline.contract.types import Batch, SourceLocation
 from sightline.parts.tasks.supervised import Supervised
-
-TEACHER_PREFIX = "teacher_"
-"""Beginning of the keys of a teacher's outputs."""
-
-
-def teacher_keys(component: ComponentConfig) -> set[str]:
-    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
-    builder = registry.losses.entry(component).builder
-    functions = (getattr(builder, name, None) for name in ("count", "forward"))
-    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
-    return {name for name in names if name.startswith(TEACHER_PREFIX)}
 
 
 def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys) -> AvailableKeys:
@@ -139,7 +128,7 @@ def build_distillation(
     assert config.teacher is not None, "it is the section that asks for this"
     where = config.origins.get("teacher.from", "teacher.from")
     teacher, owner = _load_teacher(config.teacher, load_network, where), f"the teacher '{config.teacher.source}'"
-    if not any(map(teacher_keys, config.losses)):
+    if not any(map(teacher_keys, map(registry.losses.get_class, config.losses))):
         raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
     outputs = AvailableKeys(owner, model_output_keys(teacher, owner=owner))
     try:

@@ -15,9 +15,9 @@ from sightline.config import RunConfig, render_config
 from sightline.config.run_config import Compress, Init, Teacher
 from sightline.contract import registry
 from sightline.contract.errors import UserError
+from sightline.contract.loss import teacher_keys
 from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.engine.run_loading import OpenRun
-from sightline.parts.tasks.distillation import teacher_keys
 from sightline.training.config_source import reread
 
 RATE = 0.1
@@ -58,7 +58,7 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
     arguments["lr"] = how.rate * _learning_rate(config.optimizer)
     # in so short a run, an average of weights would consist mostly of the untrained quantised ones
     tuned = dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None, ema_decay=None)
-    losses = tuple(component for component in config.losses if not teacher_keys(component))
+    losses = tuple(component for component in config.losses if not teacher_keys(registry.losses.get_class(component)))
     compress = None if policy is None else Compress(policy=policy_to_dict(policy))  # type: ignore[arg-type]
     return dataclasses.replace(
         config,

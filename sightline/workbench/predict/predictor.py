@@ -143,7 +143,7 @@ class CommandLine(NamedTuple):
 
 
 class Predictor(Generic[PredictionT]):
-    """Base class of predictors. A subclass is registered under the task's name: `@predictors.add("classify")`.
+    """Base class of predictors. A subclass is registered under the task's name: `@register.predictor("classify")`.
 
     Its constructor takes `run`, the `TrainedRun` that predicts, and keyword-only options, which the user gives as
     KEY=VALUE on the command line or as arguments of `LoadedRun.predict`; facts of the run's data set, and `world`, are
@@ -303,7 +303,7 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
     if not matches:
         raise ConfigError(
             f"{run.path}: the task '{task.name}' has no predictor; tasks with one: {', '.join(names)}; a plugin "
-            f"registers its own with predictors.add('{task.name}')"
+            f"registers its own with sightline.register.predictor('{task.name}')"
         )
     return max(matches, key=lambda candidate: len(candidate.reads))
 
