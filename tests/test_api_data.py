@@ -226,6 +226,7 @@ cell(1, '''
 from typing import TypedDict
 import torch
 from torch import Tensor, nn
+import sightline
 WIDTH = 8
 points = torch.zeros(3)
 ''')

@@ -20,7 +20,7 @@ from sightline.contract.types import DataInfo, Field
 from sightline.store.label_maps import read_label_map
 from tests.command import Outcome, run_here, succeed
 from tests.data.scans.lidar_writers import street_scan, write_bin
-from tests.engine.published_weights import registered
+from tests.engine.published_weights import FactsAlone, registered
 from tests.golden_parity import Golden
 from tests.lidar_parity import load_lidar_golden, theirs_of
 from tests.marks import long_but
@@ -57,7 +57,7 @@ evaluate: {metric: miou}
 """
 
 
-class FourNumbers:
+class FourNumbers(FactsAlone):
     """Scans of points and remissions, of twenty classes. Source: this test."""
 
     def __init__(self, *, split: str) -> None:

@@ -107,8 +107,8 @@ def test_all_else_is_the_parents() -> None:
     assert unwrap_distillation(task.parent) is task.parent
     assert task.predicts == Segment.predicts
     assert task.vote == task.parent.vote
-    assert task.step_counts is None
-    assert task.step_metrics is None
+    assert task.step_counts([({}, {})]) == {}
+    assert task.step_metrics == task.parent.step_metrics
     assert copy.copy(task).parent is task.parent
     with pytest.raises(AttributeError):
         _ = task.nothing_of_this_name

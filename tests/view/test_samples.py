@@ -17,6 +17,7 @@ from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import UNLABELLED
 from sightline.engine.device import Precision
 from sightline.parts.tasks.segment import WRONG
+from sightline.parts.tasks.supervised import Supervised
 from sightline.parts.transforms.point_selection import SamplePoints, ShufflePoints
 from sightline.parts.transforms.points import Rotate, Scale, TwoViews
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
@@ -46,7 +47,7 @@ class Rooms(Dataset):
         return {"points": self.points.clone(), "colours": colours, "label": self.label.clone()}
 
 
-class Answering:
+class Answering(Supervised):
     """A task that answers as it is told, whatever the model says, in the form of `segment` or of `classify`."""
 
     def __init__(self, answers: list[int], *, num_classes: int = 3, whole: bool = False) -> None:

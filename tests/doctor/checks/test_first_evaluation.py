@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sightline.contract.loss import Loss
 from sightline.contract.metric import Metric
+from sightline.contract.model import Model
 from sightline.doctor.finding import Finding
 from sightline.draw.pictures import Picture
 from sightline.engine.build import TrainingSetup
@@ -57,7 +58,7 @@ class Scores(TypedDict):
     scores: Tensor
 
 
-class Scorer(nn.Module):
+class Scorer(Model):
     """The task reads `logits`."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
