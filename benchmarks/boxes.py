@@ -26,12 +26,12 @@ def cases() -> list[BenchmarkCase]:
     return [
         BenchmarkCase(
             suite="geometry",
-            label="box_iou_{boxes}x{others}",
-            size={"boxes": 10_000, "others": 1000},
-            quick={"boxes": 200, "others": 50},
+            label="box_iou_{boxes}x{labels}",
+            size={"boxes": 10_000, "labels": 1000},
+            quick={"boxes": 200, "labels": 50},
             make=_make_box_sets,
-            baseline=implementation("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
-            variants=(implementation("sightline", lambda sets: box_iou(sets["boxes"], sets["others"]), equal),),
+            baseline=implementation("plain", lambda sets: iou(sets["boxes"][:, None], sets["labels"]), equal),
+            variants=(implementation("sightline", lambda sets: box_iou(sets["boxes"], sets["labels"]), equal),),
         ),
         *(
             _suppression_case(name, 10_000, equal, batched_nms, _suppress_plainly, num_classes, iou_threshold=0.5)
@@ -99,9 +99,9 @@ def draw_people(num_boxes: int, per_person: int, generator: torch.Generator) -> 
     return torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
 
 
-def _make_box_sets(*, boxes: int, others: int) -> dict[str, Any]:
+def _make_box_sets(*, boxes: int, labels: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    return {"boxes": draw_people(boxes, 20, generator), "others": draw_people(others, 1, generator)}
+    return {"boxes": draw_people(boxes, 20, generator), "labels": draw_people(labels, 1, generator)}
 
 
 def _make_detections(*, boxes: int, num_classes: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     grown = _list_grown_cases(options)
-    cases = [each.case for each in grown] if options.grow else select_cases(options.suites, options.case)
+    cases = [grown_case.case for grown_case in grown] if options.grow else select_cases(options.suites, options.case)
     if options.list:
         print("".join(f"{case.name}  ({', '.join(form.name for form in case.forms)})\n" for case in cases), end="")  # noqa: T201
         return 0

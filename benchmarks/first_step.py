@@ -46,14 +46,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = {}
+    results = {}
     for config in options.configs:
         with tempfile.TemporaryDirectory() as folder:
             cold, *kept = (_first_step(config, Path(folder), turn) for turn in range(options.rounds + 1))
-        found[config] = {"cold_s": cold, "kept_s": kept}
+        results[config] = {"cold_s": cold, "kept_s": kept}
         print(f"{config}: compiled {cold:.1f} s, kept {statistics.median(kept):.1f} s of processor time")  # noqa: T201
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 def _first_step(config: str, folder: Path, turn: int) -> float:

@@ -276,24 +276,24 @@ def _sample_by_cloud(inputs: dict[str, Any], sample: Any) -> Tensor:
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-def same_neighbours(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:
+def same_neighbours(inputs: dict[str, Any], expected: Tensor, actual: Tensor) -> str | None:
     """Compare neighbour indices exactly, except among neighbours at exactly equal distances.
 
     `inputs["points"]` (B, N, C); results (B, N, K), nearest first. The clouds of these cases are rounded so that every
     squared distance is exact in float32, in the expanded form too; so no tolerance is needed.
     """
-    if expected.shape != found.shape:
-        return f"shape {tuple(found.shape)}, the baseline's is {tuple(expected.shape)}"
-    differs = (expected != found).any(dim=-1)
+    if expected.shape != actual.shape:
+        return f"shape {tuple(actual.shape)}, the baseline's is {tuple(expected.shape)}"
+    differs = (expected != actual).any(dim=-1)
     cloud, query = differs.nonzero(as_tuple=True)
     points = inputs["points"].double()
-    for name, index in (("the baseline", expected), ("it", found)):
+    for name, index in (("the baseline", expected), ("it", actual)):
         rows = index[cloud, query].sort(dim=-1).values
         if (rows[:, 1:] == rows[:, :-1]).any():
             return f"{name} names a neighbour twice"
     distances = [
         (points[cloud[:, None], index[cloud, query]] - points[cloud, query][:, None]).square().sum(dim=-1)
-        for index in (expected, found)
+        for index in (expected, actual)
     ]
     wrong = (distances[0] != distances[1]).any(dim=-1)
     if not wrong.any():

@@ -66,10 +66,10 @@ def run_queue(
 ) -> list[dict[str, Any]]:
     """Run the jobs that are not done at this commit on this card, until the minutes are over; return their results."""
     file = bench.out / "results.jsonl"
-    here = [each for each in read_results(file) if all(each.get(key) == where[key] for key in ("commit", "card"))]
+    here = [line for line in read_results(file) if all(line.get(key) == where[key] for key in ("commit", "card"))]
     is_changed = where["commit"].endswith(_CHANGED)
-    done = {each["job"] for each in here if "error" not in each and not is_changed}
-    failed = {each["job"] for each in here if "error" in each}
+    done = {line["job"] for line in here if "error" not in line and not is_changed}
+    failed = {line["job"] for line in here if "error" in line}
     added = []
     for job in sorted((job for job in jobs if job.name not in done), key=lambda job: job.name in failed):
         if clock() + (0 if bench.is_tiny else job.seconds) > bench.ends_at:

@@ -154,7 +154,7 @@ def list_jobs(is_tiny: bool) -> list[Job]:
 def _sized(entries: Sequence[Any], is_tiny: bool) -> Sequence[Any]:
     """Of recipes, the one that takes the least, if all is tiny."""
     small = "classify/synthetic_shapes_pointnet"
-    return [each for each in entries if getattr(each, "recipe", each) == small] if is_tiny else entries
+    return [entry for entry in entries if getattr(entry, "recipe", entry) == small] if is_tiny else entries
 
 
 def _measure_host(bench: Bench) -> Figures:
@@ -216,12 +216,12 @@ def _operator_job(row: OperatorShape) -> Callable[[Bench], Figures]:
 def compare(ours: Any, theirs: Any) -> Figures:
     """Compare results: whether all bits are equal, and the largest difference as a share of the largest number."""
     largest, has_equal_bits = 0.0, True
-    for (_, found), (_, expected) in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
-        found, expected = found.detach(), expected.detach()
-        has_equal_bits &= torch.equal(found, expected)
+    for (_, actual), (_, expected) in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        actual, expected = actual.detach(), expected.detach()
+        has_equal_bits &= torch.equal(actual, expected)
         if expected.numel():
             scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
-            largest = max(largest, float((found.double() - expected.double()).abs().max()) / scale)
+            largest = max(largest, float((actual.double() - expected.double()).abs().max()) / scale)
     return {"equal_bits": has_equal_bits, "difference": largest}
 
 
@@ -388,8 +388,8 @@ def _strict_job(step: RecipeStep) -> Callable[[Bench], Figures]:
             replayed = 0 if job.graphs is None else job.graphs.num_replayed
             assert job.ema is not None
             tensors = [*job.model.state_dict().values(), *job.ema.state_dict().values()]
-            tensors += [each for state in job.optimizer.state.values() for each in state.values()]
-            states.append([each.clone() for each in tensors])
+            tensors += [tensor for state in job.optimizer.state.values() for tensor in state.values()]
+            states.append([tensor.clone() for tensor in tensors])
         return {"steps": _NUM_WARM + 4, "replayed": replayed, "tensors": len(states[0]), **compare(*states)}
 
     return run
@@ -417,8 +417,8 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
 
     def run(bench: Bench) -> Figures:
         names = ("modelnet40_packed.npz", "modelnet40_1024.npz", "modelnet40", f"train_{name}")
-        packed, clouds, data, folder = (bench.out / each for each in names)
-        if not any(each.exists() for each in (packed, clouds, data)):
+        packed, clouds, data, folder = (bench.out / path for path in names)
+        if not any(path.exists() for path in (packed, clouds, data)):
             raise RunError(f"{packed} is absent: python -m benchmarks.pack_modelnet makes it")
         bench.require_gpu()
         sightline = [sys.executable, "-m", "sightline"]

@@ -19,11 +19,11 @@ Line = Mapping[str, Any]
 
 def newest_on_gpu(results: Sequence[Line]) -> dict[str, Line]:
     """Return for each job its last line of a GPU, one without an error where there is one."""
-    found: dict[str, Line] = {}
+    newest: dict[str, Line] = {}
     for line in results:
-        if line["card"] != "cpu" and ("error" not in line or "error" in found.get(line["job"], {"error": ""})):
-            found[line["job"]] = line
-    return found
+        if line["card"] != "cpu" and ("error" not in line or "error" in newest.get(line["job"], {"error": ""})):
+            newest[line["job"]] = line
+    return newest
 
 
 def write_page(results: Sequence[Line]) -> None:
@@ -37,10 +37,10 @@ def list_rows(results: Sequence[Line]) -> Iterator[str]:
     lines = newest_on_gpu(results)
     if not lines:
         yield "The queue has not run on a GPU yet."
-    for place, (header, rows) in enumerate(_list_tables(lines)):
+    for number, (header, rows) in enumerate(_list_tables(lines)):
         measured = [row for row in rows if NOT_RUN not in row]
         if measured:
-            yield from ([""] if place else [])
+            yield from ([""] if number else [])
             yield from (header, "|" + "---|" * (header.count("|") - 1), *measured)
     if lines:
         places = {f"{line['card']}, {line['commit']}, torch {line['torch']}" for line in lines.values()}

@@ -53,7 +53,7 @@ def measure(config_path: Path, overrides: list[str], rounds: int) -> list[dict[s
     from sightline.engine.loop import train
 
     config = read_config(config_path, [*SIZES, *overrides])
-    found: list[dict[str, list[float]]] = []
+    rows: list[dict[str, list[float]]] = []
     with start_world(device="cpu") as world:
         job = build(config, world).job
         num_bytes = sum(p.numel() * p.element_size() for p in job.model.parameters())
@@ -67,10 +67,10 @@ def measure(config_path: Path, overrides: list[str], rounds: int) -> list[dict[s
                     started = time.perf_counter()
                     train(job, world, lambda record, stop, records=records: bool(records.append(record)) or True)
                     times[name] = [time.perf_counter() - started, records[0].seconds["reduce"]]
-            found.append(times)
+            rows.append(times)
         if world.rank == 0:
             print(f"{num_bytes / 1e6:.0f} MB of weights", file=sys.stderr)  # noqa: T201
-    return found[1:] if world.rank == 0 else []
+    return rows[1:] if world.rank == 0 else []
 
 
 def main() -> None:
@@ -87,12 +87,12 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": str(NUM_PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rendezvous = {"WORLD_SIZE": str(NUM_PROCESSES), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     words = [sys.executable, "-m", "benchmarks.gradient_overlap", "--rounds", str(options.rounds), str(config)]
     ranks = [
         subprocess.Popen(
             [*words, *overrides],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
         )
         for rank in range(NUM_PROCESSES)

@@ -267,13 +267,13 @@ def _compute_losses(outputs: dict[str, Tensor], inputs: dict[str, Any]) -> Tenso
         boxes, labels = inputs["boxes"][first:last], inputs["label"][first:last]
         matched = _match(anchors, boxes)
         has_box, counts = matched >= 0, matched != _IGNORED
-        wanted = torch.zeros_like(outputs["logits"][image])
-        wanted[has_box, labels[matched[has_box]]] = 1
-        logits, wanted = outputs["logits"][image][counts], wanted[counts]
+        target = torch.zeros_like(outputs["logits"][image])
+        target[has_box, labels[matched[has_box]]] = 1
+        logits, target = outputs["logits"][image][counts], target[counts]
         probability = logits.sigmoid()
-        miss = wanted * (1 - probability) + (1 - wanted) * probability
-        alpha = 0.25 * wanted + 0.75 * (1 - wanted)
-        entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        miss = target * (1 - probability) + (1 - target) * probability
+        alpha = 0.25 * target + 0.75 * (1 - target)
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         true = _encode(anchors[has_box], boxes[matched[has_box]])
         total = total + (alpha * miss**2 * entropy).sum()
         total = total + F.smooth_l1_loss(outputs["codes"][image][has_box], true, beta=_BETA, reduction="sum")
@@ -297,20 +297,20 @@ def make_crowds(*, batch: int, side: int) -> dict[str, Any]:
         *(f"transforms.{name}={sides}" for name in ("train", "evaluate")),
     )
     job = build(read_config(ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml", words), World()).job
-    [[given]] = [micro_batches for micro_batches in job.stream.iterate(0, 1)]
+    [[batch_of_job]] = [micro_batches for micro_batches in job.stream.iterate(0, 1)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         spread_norms(job.model)
-    tensors = {name: given[name] for name in ("image", "boxes", "label", "box_offsets")}
-    tensors["is_ignored"] = torch.zeros_like(given["is_ignored"])
-    tensors["sample_index"] = given["sample_index"]
+    tensors = {name: batch_of_job[name] for name in ("image", "boxes", "label", "box_offsets")}
+    tensors["is_ignored"] = torch.zeros_like(batch_of_job["is_ignored"])
+    tensors["sample_index"] = batch_of_job["sample_index"]
     return {"model": _Subject(job.model, job.task), **tensors}
 
 
 def _compute_our_losses(subject: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     step = prepare_step(subject.task, subject.model, [inputs], World(device=inputs["image"].device))
     kept: list[Tensor] = []
-    with subject.model.register_forward_hook(lambda module, given, outputs: kept.append(outputs["logits"])):
+    with subject.model.register_forward_hook(lambda module, inputs_of_model, outputs: kept.append(outputs["logits"])):
         sums = step.loss_sums(subject.model)
     return kept[-1], torch.stack([*step.loss_means(sums).values()]).sum()
 

@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    fit = next(each for each in read_config(options.config).transforms.train if each.name == "fit_image").arguments
+    fit = next(
+        transforms for transforms in read_config(options.config).transforms.train if transforms.name == "fit_image"
+    ).arguments
     size = f"height: {fit['height']}, width: {fit['width']}"
     turn = "degrees: 0.373, shear_degrees: 0.602, shift: 0.245, scale: 0.5, min_side_px: 2, max_aspect: 20"
     plain = [f"{{name: flip_image}}, {{name: fit_image, {size}}}, {{name: normalize_image}}"]
@@ -43,9 +45,9 @@ def main() -> None:
             steps=options.steps,
             processes=1,
             threads=1,
-            overrides=[f"loader.workers={options.workers}", f"transforms.train=[{', '.join(each)}]"],
+            overrides=[f"loader.workers={options.workers}", f"transforms.train=[{', '.join(transforms)}]"],
         )
-        for each in (plain, heavy)
+        for transforms in (plain, heavy)
     ]
     rounds = in_turn(runs, options.rounds)
     ratios = [combined / alone for alone, combined in rounds]

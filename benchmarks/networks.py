@@ -278,13 +278,13 @@ def forward_form(build: Callable[[Any], nn.Module]) -> Callable[[dict[str, Any]]
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 
-def same_numbers(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
+def same_numbers(inputs: Any, expected: dict[str, Any], actual: dict[str, Any]) -> str | None:
     """Compare logits to 1e-9 of the largest, and the gradient of all weights, if any, to 1e-9 of its norm."""
-    fault = allclose(1e-9)(inputs, expected["logits"], found["logits"])
+    fault = allclose(1e-9)(inputs, expected["logits"], actual["logits"])
     if fault is not None or "gradients" not in expected:
         return fault
     expected_gradient, actual_gradient = (
-        torch.cat([g.flatten() for g in result["gradients"]]) for result in (expected, found)
+        torch.cat([g.flatten() for g in result["gradients"]]) for result in (expected, actual)
     )
     error = float((actual_gradient - expected_gradient).norm() / expected_gradient.norm())
     return None if error <= 1e-9 else f"the gradient is off by {error:.2e} of its length; allowed is 1e-9"

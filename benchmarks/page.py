@@ -25,14 +25,14 @@ def main(arguments: Sequence[str]) -> None:
     missing = [name for group in arguments for name in group.split("+") if not Path(name).is_file()]
     if missing or not arguments:
         sys.exit(f"no such file: {', '.join(missing)}" if missing else __doc__)
-    default, *others = ([json.loads(Path(name).read_text()) for name in group.split("+")] for group in arguments)
-    rows, kept = merge_rows(default), merge_rows(others[0]) if others else {}
+    default, *rest = ([json.loads(Path(name).read_text()) for name in group.split("+")] for group in arguments)
+    rows, kept = merge_rows(default), merge_rows(rest[0]) if rest else {}
     for suite in dict.fromkeys(name.partition("/")[0] for name in rows):
-        head = (*HEAD, *[KEPT] * bool(others))
+        head = (*HEAD, *[KEPT] * bool(rest))
         lines = [head, ("---",) * len(head)]
         for name, row in rows.items():
             if name.startswith(f"{suite}/"):
-                again = [format_ratio(kept[name]) if name in kept else ""] if others else []
+                again = [format_ratio(kept[name]) if name in kept else ""] if rest else []
                 lines.append((*format_row(row), *again))
         print(f"### {suite}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")  # noqa: T201
 

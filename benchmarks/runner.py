@@ -170,12 +170,12 @@ def interleave(
     return seconds
 
 
-def ratios(baseline: Sequence[Seconds], found: Sequence[Seconds]) -> Quartiles:
+def ratios(baseline: Sequence[Seconds], variant: Sequence[Seconds]) -> Quartiles:
     """Compute the speed-up over the baseline per round: CPU time of the baseline / CPU time."""
     return Quartiles.from_values(
         [
             baseline_seconds.cpu / variant_seconds.cpu
-            for baseline_seconds, variant_seconds in zip(baseline, found, strict=True)
+            for baseline_seconds, variant_seconds in zip(baseline, variant, strict=True)
         ]
     )
 

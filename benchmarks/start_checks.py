@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     shipped = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").glob("*/synthetic_*.yaml"))
-    found = {}
+    results = {}
     for config in options.configs or [name.removesuffix(".yaml") for name in shipped]:
         checkouts = [*options.against, ROOT]
         try:
@@ -54,11 +54,11 @@ def main() -> None:
             continue
         seconds = [[run[0] for run in runs] for runs in zip(*turns, strict=True)]
         codes = [sorted({code for _, codes in runs for code in codes}) for runs in zip(*turns, strict=True)]
-        found[config] = {"seconds": seconds, "findings": codes}
-        text = ", ".join(f"{statistics.median(each):.2f}" for each in seconds)
+        results[config] = {"seconds": seconds, "findings": codes}
+        text = ", ".join(f"{statistics.median(times):.2f}" for times in seconds)
         print(f"{config}: {text} s; {', '.join(codes[-1]) or 'no finding'}", flush=True)  # noqa: T201
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 def _run(config: str, checkout: Path) -> tuple[float, list[str]]:

@@ -38,7 +38,7 @@ def list_cases() -> list[BenchmarkCase]:
 
 def find_case(name: str) -> BenchmarkCase:
     """Return the case of that name, also one of growth."""
-    grown = [each.case for each in growth.growth_cases((), "all", is_quick=False)]
+    grown = [grown_case.case for grown_case in growth.growth_cases((), "all", is_quick=False)]
     return next(case for case in [*list_cases(), *grown] if case.name == name)
 
 

@@ -376,7 +376,7 @@ def _network(job: TrainState) -> Run:
     """Make the same step from given gradients of the outputs: no assignment, no losses."""
     batch = _read_batch(job, 0)
     step = prepare_step(job.task, job.model.train(), [batch], World())
-    with record({"": job.model}, keep=("outputs",), each=None) as tape:
+    with record({"": job.model}, keep=("outputs",), convert=None) as tape:
         means = step.loss_means(step.loss_sums(job.model))
     outputs = tape.outputs[-1]
     gradients = torch.autograd.grad(weighted_sum(means, job.loss_weights_at(0)), [outputs["logits"], outputs["codes"]])

@@ -46,13 +46,13 @@ class Run:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        rendezvous = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.processes = [
             subprocess.Popen(
                 [sys.executable, __file__, str(config), str(steps), *overrides],
                 env=os.environ
                 | {"OMP_NUM_THREADS": str(threads)}
-                | (place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
+                | (rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if rank == 0 else None,
                 text=True,
@@ -79,10 +79,10 @@ class Run:
 
 def in_turn(runs: Sequence[Run], rounds: int) -> list[list[float]]:
     """Samples per second of every run in every round, after a first one as warm-up; the runs are closed."""
-    found = [[run.samples_per_s() for run in runs] for _ in range(rounds + 1)][1:]
+    speeds = [[run.samples_per_s() for run in runs] for _ in range(rounds + 1)][1:]
     for run in runs:
         run.close()
-    return found
+    return speeds
 
 
 def median_and_spread(values: Sequence[float]) -> str:

@@ -283,12 +283,12 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help="beginnings of names; all without any")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {
+    results = {
         name: measure(name, pairs=options.pairs, steps=options.steps)
         for name in CASES
         if name.startswith(tuple(options.cases or [""]))
     }
-    for name, row in found.items():
+    for name, row in results.items():
         ratios = [100 * value for value in row["ratios"]]
         print(  # noqa: T201
             f"{name}: {1000 * row['step_s']:.1f} ms a step; watched {statistics.median(ratios):+.2f} % "
@@ -296,7 +296,7 @@ def main() -> None:
             f"{1000 * row['between_s']:.3f} ms between"
         )
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -82,14 +82,14 @@ def _read_page(file: File) -> str:
     return _resolve_links(path.read_text(encoding="utf-8"), path.parent, path.parent)
 
 
-def _resolve_links(text: str, folder: Path, place: Path) -> str:
-    """Rewrite the links of a text written in `folder` for a page in `place`; code stays as it is."""
+def _resolve_links(text: str, folder: Path, page_folder: Path) -> str:
+    """Rewrite the links of a text written in `folder` for a page in `page_folder`; code stays as it is."""
 
     def resolve(match: re.Match[str]) -> str:
         before, link, anchor, after = match.groups()
         if re.match(r"[a-z]+:", link):
             return match[0]
-        return f"{before}{os.path.relpath(_site_path((folder / link).resolve()), place)}{anchor or ''}{after}"
+        return f"{before}{os.path.relpath(_site_path((folder / link).resolve()), page_folder)}{anchor or ''}{after}"
 
     pieces = re.split(f"({_FENCED.pattern})", text, flags=_FENCED.flags)
     return "".join(piece if piece.startswith("```") else _LINK.sub(resolve, piece) for piece in pieces)

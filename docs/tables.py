@@ -104,7 +104,7 @@ def config_table() -> str:
 
 def relation_table() -> str:
     """A row for each rule: what it asks of a run, of a module, its loss and its loaders, or of a loop."""
-    rows = sorted((each.code, each.holds, ", ".join(each.causes)) for each in all_rules())
+    rows = sorted((rule.code, rule.holds, ", ".join(rule.causes)) for rule in all_rules())
     lines = [f"| `{code}` | {holds} | {causes} |" for code, holds, causes in rows]
     return "\n".join(["| code | holds in every correct program | causes |", "|---|---|---|", *lines])
 
@@ -196,7 +196,8 @@ def _rows(section: type, path: str) -> Iterator[tuple[str, str, str]]:
 
 def _section_in(hint: Any) -> type | None:
     return next(
-        (each for each in _members(hint) if dataclasses.is_dataclass(each) and each is not ComponentConfig), None
+        (member for member in _members(hint) if dataclasses.is_dataclass(member) and member is not ComponentConfig),
+        None,
     )  # type: ignore[return-value]
 
 

@@ -125,7 +125,7 @@ class Angle(sightline.Supervised):
     def show(self, batch: sightline.Batch, predictions: Mapping[str, Any]) -> list[sightline.Picture]:
         """The first images of a batch, below each the same image turned back by the angle found."""
         images, angles = batch["image"][:8].float().cpu(), predictions["found_angle"][:8].float().cpu()
-        rows = [torch.cat(list(each[:, 0]), dim=1) for each in (images, upright(images, angles))]
+        rows = [torch.cat(list(group[:, 0]), dim=1) for group in (images, upright(images, angles))]
         pixels = (torch.cat(rows).clamp(0, 1) * 255).byte().numpy().repeat(4, axis=0).repeat(4, axis=1)
         caption = ", ".join(f"{degrees:.0f}" for degrees in angles.rad2deg().tolist())
         return [sightline.Picture("turned back", np.stack([pixels] * 3, axis=2), f"by {caption} degrees")]

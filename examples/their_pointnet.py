@@ -25,8 +25,8 @@ class Net(nn.Module):
 
     def forward(self, points):
         x = points.transpose(1, 2)
-        for place, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
-            x = bn(self.relu(conv(x))) if SWAPPED and place == 1 else self.relu(bn(conv(x)))
+        for index, (conv, bn) in enumerate(zip(self.convs, self.bns, strict=True)):
+            x = bn(self.relu(conv(x))) if SWAPPED and index == 1 else self.relu(bn(conv(x)))
         x = self.fc2(self.relu(self.bn(self.fc1(x.max(dim=2).values))))
         return self.relu(x) if RECTIFIED else x
 

@@ -91,10 +91,10 @@ def build_model(source: ConfigSource, /, **arguments: Any) -> nn.Module:
     from sightline.training.config_source import read_source
 
     config = read_source(source).config
-    given = {name: value for name, value in arguments.items() if name in registry.FACTS}
-    inner = {**config.model.arguments, **{name: value for name, value in arguments.items() if name not in given}}
+    facts = {name: value for name, value in arguments.items() if name in registry.FACTS}
+    inner = {**config.model.arguments, **{name: value for name, value in arguments.items() if name not in facts}}
     model: nn.Module = registry.models.build(
-        dataclasses.replace(config.model, arguments=inner), facts={**build_data(config).facts, **given}
+        dataclasses.replace(config.model, arguments=inner), facts={**build_data(config).facts, **facts}
     )
     return model
 

@@ -198,12 +198,12 @@ def _check_writable(flag: str) -> Callable[[Path | None], Path | None]:
 
 def _assert_written_alone(options: Command) -> None:
     """Raise UserError for a file to write that is also another file or folder of the command."""
-    given = [(parameter, getattr(options, name)) for name, parameter in options.parameters()]
-    for written, path in given:
+    arguments = [(parameter, getattr(options, name)) for name, parameter in options.parameters()]
+    for written, path in arguments:
         if not written.is_written or path is None:
             continue
-        for other, value in given:
-            paths = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Path)]
+        for other, value in arguments:
+            paths = [item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, Path)]
             if other is not written and os.path.realpath(path) in map(os.path.realpath, paths):
                 what = f"the file of {other.flag}" if other.flag else "what the command reads"
                 raise UserError(f"{written.flag} {path}: is also {what}; give another")

@@ -47,8 +47,8 @@ def list_mutants(tree: Path) -> dict[str, list[Mutant]]:
             file = str(path.relative_to(tree))
             for node in ast.walk(ast.parse(source)):
                 for kind, text in _mutate(node, source):
-                    place = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
-                    mutants[kind].append(Mutant(file, *place, kind, text))
+                    span = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+                    mutants[kind].append(Mutant(file, *span, kind, text))
     return mutants
 
 

@@ -30,7 +30,7 @@ def draw(path: Path) -> None:
     """One solid of each class, its points coloured by part."""
     shapes = SyntheticShapes(split="train", num_points=16384, train_size=240)
     names = shapes.info.facts["class_names"]
-    indices = [int(np.flatnonzero(shapes.strata == label)[place]) for label, place in enumerate(CHOSEN)]
+    indices = [int(np.flatnonzero(shapes.strata == label)[rank]) for label, rank in enumerate(CHOSEN)]
     samples = [shapes[SampleKey(index, 0, 0)] for index in indices]
     pixels = render_clouds(
         [sample["points"].numpy() for sample in samples],
@@ -60,9 +60,9 @@ def draw_stages(path: Path) -> None:
 def draw_hand(path: Path) -> None:
     """A hand from its depth image to its heat maps, as `sightline view` draws it."""
     hands = SyntheticHands(split="train", train_size=4)
-    place = PlaceCube(cube_mm=200.0, size=44, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=2.0)
+    place_cube = PlaceCube(cube_mm=200.0, size=44, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=2.0)
     transforms = [
-        NamedTransform("place_cube", place),
+        NamedTransform("place_cube", place_cube),
         NamedTransform("voxelize", Voxelize()),
         NamedTransform("draw_heatmaps", DrawHeatmaps()),
     ]

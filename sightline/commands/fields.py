@@ -94,15 +94,15 @@ class Command:
     @classmethod
     def parameters(cls) -> Iterator[tuple[str, CommandParameter]]:
         """List fields with their options or arguments: those of the class itself, then of its bases in turn."""
-        places = {}
-        for place, base in enumerate(cls.__mro__):
+        depths = {}
+        for depth, base in enumerate(cls.__mro__):
             for name in vars(base).get("__annotations__", {}):
                 field = getattr(base, "__dataclass_fields__", {}).get(name)
                 if field is not None and _KEY in field.metadata:
-                    places[name] = place  # that of the first class in which it is an option
+                    depths[name] = depth  # that of the first class in which it is an option
         fields: dict[str, dataclasses.Field[Any]] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        order = [name for name in fields if name in places]
-        for name in sorted(order, key=lambda name: places[name]):
+        order = [name for name in fields if name in depths]
+        for name in sorted(order, key=lambda name: depths[name]):
             yield name, fields[name].metadata[_KEY]
 
     @classmethod

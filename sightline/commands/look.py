@@ -168,7 +168,7 @@ class RunsOptions(
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show", examples=("show CONFIG train.epochs=10",)):
-    """Print the resolved config, each value with its origin."""
+    """Print the resolved config: every value, and the file and line or the option that set it."""
 
     config: Path = CONFIG
     overrides: tuple[str, ...] = OVERRIDES

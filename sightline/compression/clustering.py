@@ -176,15 +176,15 @@ def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
     searched for that yields the wanted number, first on a coarser choice of edges. If the number jumps over the
     wanted one, two optima of one price are joined to one of that price and number.
     """
-    wanted = len(cuts) - 1
+    num_clusters = len(cuts) - 1
     price = 0.0
-    for stride in (max(1, (len(edges) - 1) // max(_NUM_CELLS, _COARSE * wanted)), 1):
+    for stride in (max(1, (len(edges) - 1) // max(_NUM_CELLS, _COARSE * num_clusters)), 1):
         chosen = np.append(edges[:-1:stride], edges[-1])
         sums = np.empty((len(chosen), 4))
         for edge in range(len(chosen)):
             _sums_before(values, table, chosen[edge], sums[edge])
         if price == 0:
-            price = 2 * _inertia(sums[0], sums[-1], len(values)) / wanted**3
+            price = 2 * _inertia(sums[0], sums[-1], len(values)) / num_clusters**3
         price = _cuts_by_price(chosen, sums, price, cuts)
         if stride == 1:
             break
@@ -193,38 +193,38 @@ def _best_cuts(values, table, edges, cuts):  # type: ignore[no-untyped-def]
 @numba_kernel
 def _cuts_by_price(edges, sums, price, cuts):  # type: ignore[no-untyped-def]
     """Write the cuts, starting the search at a price, and return the final price."""
-    wanted = len(cuts) - 1
+    num_clusters = len(cuts) - 1
     cheap, dear = 0.0, np.inf
     few, many, path = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
     for turn in range(_MAX_TURNS):
         path = _cuts_at_price(edges, sums, price)
         number = len(path) - 1
-        if number == wanted:
+        if number == num_clusters:
             break
-        if number > wanted:
+        if number > num_clusters:
             cheap, many = price, path
         else:
             dear, few = price, path
-        guess = price * (number / wanted) ** 3  # as if the least inertia fell with the square of the number
+        guess = price * (number / num_clusters) ** 3  # as if the least inertia fell with the square of the number
         if turn > 5 or not cheap < guess < dear:
             guess = np.sqrt(cheap) * np.sqrt(dear)
             guess = price / 8 if cheap == 0 else price * 8 if dear == np.inf else guess
         if not cheap < guess < dear:
             break
         price = guess
-    if len(path) - 1 != wanted and min(len(few), len(many)) == 1:  # the inertia is 0 to the precision of a double
-        path = np.arange(wanted + 1) * (len(edges) - 1) // wanted
-    elif len(path) - 1 != wanted:
-        path = _join_paths(few, many, wanted)
-    for cut in range(wanted + 1):
+    if len(path) - 1 != num_clusters and min(len(few), len(many)) == 1:  # the inertia is 0 to the precision of a double
+        path = np.arange(num_clusters + 1) * (len(edges) - 1) // num_clusters
+    elif len(path) - 1 != num_clusters:
+        path = _join_paths(few, many, num_clusters)
+    for cut in range(num_clusters + 1):
         cuts[cut] = edges[path[cut]]
     return price
 
 
 @numba_kernel
-def _join_paths(few, many, wanted):  # type: ignore[no-untyped-def]
+def _join_paths(few, many, num_clusters):  # type: ignore[no-untyped-def]
     """Join the first cuts of one optimum and the last of another, at a cluster of `many` within one of `few`."""
-    skipped = wanted - (len(few) - 1)
+    skipped = num_clusters - (len(few) - 1)
     first = skipped
     while many[first + 1] >= few[first + 1 - skipped]:
         first += 1

@@ -75,7 +75,7 @@ def read_policy(path: Path, names: Sequence[str]) -> dict[str, WeightFormat]:
     tree = read_yaml(path, faults)
     faults.raise_any()
     document: Any = tree.plain()
-    return policy_from_dict(document, names, origin=str(path), places=_locate_keys(tree), is_whole=False)
+    return policy_from_dict(document, names, origin=str(path), locations=_locate_keys(tree), is_whole=False)
 
 
 def policy_from_dict(
@@ -83,7 +83,7 @@ def policy_from_dict(
     names: Sequence[str],
     *,
     origin: str,
-    places: Mapping[str, SourceLocation] | None = None,
+    locations: Mapping[str, SourceLocation] | None = None,
     is_whole: bool = True,
 ) -> dict[str, WeightFormat]:
     """Parse a plain mapping to a policy of all tensors `names` (or of some, unless `is_whole`), in their order.
@@ -91,13 +91,13 @@ def policy_from_dict(
     Raises ConfigError with all faults by key: an unknown tensor, with the nearest name, a missing tensor, or a kind or
     number of bits that is not allowed.
     """
-    faults, places, formats = ConfigFaults(), places or {}, {}
+    faults, locations, formats = ConfigFaults(), locations or {}, {}
     for name, entry in document.items():
         hint = suggest(name, names, otherwise="; the model has none of a similar name")
         entry_faults = [("", f"no parameter is called so{hint}")] if name not in names else choice_faults(entry)
         for key, text in entry_faults:
             path = f"{name}.{key}".rstrip(".")
-            location = places.get(path) or places.get(name)
+            location = locations.get(path) or locations.get(name)
             faults.add(SourceLocation(origin, location.line if location else None, path), text)
         if not entry_faults:
             kind, inputs = entry["kind"], Activation(**entry["activation"]) if "activation" in entry else None

@@ -106,16 +106,15 @@ def locate_output_error(
     is_no_tensor = isinstance(error, AttributeError | TypeError)
     for key in reads:
         if not is_dict:
-            found = f"a {type(outputs).__name__}"
+            returned = f"a {type(outputs).__name__}"
         elif key not in outputs:
-            found = f"a dict with {', '.join(map(repr, outputs)) or 'no keys'}"
+            returned = f"a dict with {', '.join(map(repr, outputs)) or 'no keys'}"
         elif is_no_tensor and not hasattr(outputs[key], "requires_grad"):
-            found = f"a {type(outputs[key]).__name__} as '{key}'"
+            returned = f"a {type(outputs[key]).__name__} as '{key}'"
         else:
             continue
-        text = (
-            f"{owner} reads '{key}', but {returned_by} returns {found}; make it return a dict with the tensor '{key}'"
-        )
+        advice = f"make it return a dict with the tensor '{key}'"
+        text = f"{owner} reads '{key}', but {returned_by} returns {returned}; {advice}"
         return OutputError(text, file=code.co_filename, line=code.co_firstlineno)
     if named not in reads:
         return None

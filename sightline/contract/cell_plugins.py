@@ -65,15 +65,15 @@ def _collect(main: ModuleType, sources: _Sources, roots: dict[str, str]) -> list
     def add(name: str, component: str, chain: tuple[str, ...]) -> None:
         if name in statements or name in chain:
             return
-        found = sources.find(name)
+        definition = sources.find(name)
         value = getattr(main, name, None)
-        if isinstance(found, ast.Import | ast.ImportFrom):
-            imports[ast.unparse(found)] = None
-        elif isinstance(found, ast.ClassDef | ast.FunctionDef):
-            for other in _used_names(sources.text(found)):
+        if isinstance(definition, ast.Import | ast.ImportFrom):
+            imports[ast.unparse(definition)] = None
+        elif isinstance(definition, ast.ClassDef | ast.FunctionDef):
+            for other in _used_names(sources.text(definition)):
                 if hasattr(main, other) and not hasattr(builtins, other):
                     add(other, component, (*chain, name))
-            statements[name] = sources.text(found)
+            statements[name] = sources.text(definition)
         elif _is_plain(value):
             statements[name] = f"{name} = {value!r}"
         else:

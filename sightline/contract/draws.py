@@ -149,9 +149,9 @@ def _as_signed(number: np.uint64) -> int:
     return int(number) - (int(number) >> 63 << 64)
 
 
-def _shift(values: Tensor, places: int) -> Tensor:
+def _shift(values: Tensor, num_bits: int) -> Tensor:
     """Shift int64 to the right, with zeros from the left."""
-    return (values >> places) & ((1 << (64 - places)) - 1)
+    return (values >> num_bits) & ((1 << (64 - num_bits)) - 1)
 
 
 def _mix_signed(values: Tensor) -> Tensor:

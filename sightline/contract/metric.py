@@ -251,7 +251,7 @@ class MeanMetric(Metric):
         keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = {name: inspect.Parameter(name, positional) for name in ("self", "state")}
         parameters |= {"sample_index": inspect.Parameter("sample_index", keyword)}
-        parameters |= {name: each.replace(kind=keyword) for name, each in names.items() if name != "self"}
+        parameters |= {name: parameter.replace(kind=keyword) for name, parameter in names.items() if name != "self"}
         update.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
         cls.update = update  # type: ignore[method-assign]
 

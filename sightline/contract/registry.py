@@ -88,8 +88,8 @@ class RegistryEntry(NamedTuple):
     @property
     def example(self) -> str:
         """The docstring's lines from the first `>>>` to the next blank one; empty if there are none."""
-        found = re.search(r"^>>> .*?(?=\n\n|\Z)", inspect.getdoc(self.builder) or "", flags=re.DOTALL | re.MULTILINE)
-        return found[0] if found else ""
+        match = re.search(r"^>>> .*?(?=\n\n|\Z)", inspect.getdoc(self.builder) or "", flags=re.DOTALL | re.MULTILINE)
+        return match[0] if match else ""
 
     @property
     def arguments(self) -> dict[str, Parameter]:
@@ -168,14 +168,14 @@ class Registry(Generic[ComponentT]):
         self.noun = noun
         self._base_name = base
         self.block_facts = BLOCK_FACTS if in_chain else frozenset()
-        self._given_modules = modules
+        self._modules = modules
         self._entries: dict[str, RegistryEntry] = {}
         self._shipped: dict[str, RegistryEntry] = {}
 
     @property
     def modules(self) -> Mapping[str, str]:
         """Modules of the shipped components by name."""
-        return find_modules(self.kind) if self._given_modules is None else self._given_modules
+        return find_modules(self.kind) if self._modules is None else self._modules
 
     @property
     def base(self) -> type[ComponentT]:
@@ -421,8 +421,8 @@ def find_mismatch(needs: Iterable[Need]) -> str | None:
     """Describe the first need that is not met, with what is offered instead; None if components fit together."""
     for topic, taker, values, giver, offered in needs:
         if {*values}.isdisjoint(offered):
-            needed, given = (sorted(map(str, words)) for words in (values, offered))
-            return f"{taker} needs {topic} {' or '.join(needed)}; {giver} offers {', '.join(given) or 'none'}"
+            needed, available = (sorted(map(str, words)) for words in (values, offered))
+            return f"{taker} needs {topic} {' or '.join(needed)}; {giver} offers {', '.join(available) or 'none'}"
     return None
 
 

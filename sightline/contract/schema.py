@@ -185,11 +185,11 @@ def _make_misfit(annotation: Any, value: object, path: str) -> SchemaError:
 
 def _suggest_value(annotation: Any, value: object) -> str:
     """Suggest the value that one of another form was meant as: `; did you mean 0.1?`; else an example of a number."""
-    meant = [each for each in _list_readings(value) if _is_valid(annotation, each)]
+    meant = [candidate for candidate in _list_readings(value) if _is_valid(annotation, candidate)]
     if meant:
         return f"; did you mean {json.dumps(meant[0])}?"
     examples = () if _is_number(value) else _EXAMPLES
-    return next((f", such as {each}" for each in examples if _is_valid(annotation, each)), "")
+    return next((f", such as {candidate}" for candidate in examples if _is_valid(annotation, candidate)), "")
 
 
 def _list_readings(value: object) -> Iterator[object]:
@@ -201,7 +201,7 @@ def _list_readings(value: object) -> Iterator[object]:
             yield int(number)
         yield _WORDS.get(word, word)
     elif _is_number(value) and math.isfinite(value):
-        yield from (each for each in (int(value), bool(value)) if each == value)
+        yield from (reading for reading in (int(value), bool(value)) if reading == value)
         yield str(value)
     yield from value if isinstance(value, list | tuple) and len(value) == 1 else ([value],)
 

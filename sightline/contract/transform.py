@@ -29,7 +29,7 @@ class Transform(ABC):
     makes_unit_sphere: bool = False
     """True if it normalises clouds to the unit sphere about their mean."""
     until_epoch: int | None = None
-    """The epoch from which one that takes `others` gets None for them, counted from 0."""
+    """The epoch from which one that takes `draw_samples` gets None for it, counted from 0."""
     split_for_graph: Callable[[], tuple[Transform | None, Callable[..., Any]]] | None = None
     """`split_for_graph()`: of one that an exported file can contain, the transform that is left outside, or None.
 

@@ -51,9 +51,9 @@ class DrawnBox:
 
 @dataclass(frozen=True)
 class Mark:
-    """Dot at `place` (x, y) in pixels of the image; its radius is in line widths, `ring` colours its rim."""
+    """Dot at `position` (x, y) in pixels of the image; its radius is in line widths, `ring` colours its rim."""
 
-    place: tuple[float, float]
+    position: tuple[float, float]
     color: Color
     radius: float = 1.0
     ring: Color = _DARK
@@ -104,7 +104,7 @@ def draw_boxes(
             captioned.append((box, (left_px, top_px, right_px, bottom_px)))
     _draw_captions(draw, captioned, canvas.size, max(11, 4 * width))
     for mark in marks:
-        x, y = (value * factor for value in mark.place)
+        x, y = (value * factor for value in mark.position)
         for radius, color in ((mark.radius * width + width / 2, mark.ring), (mark.radius * width, mark.color)):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     below = draw_legend([*(legend or {}).items()], canvas.width, line_px=11 * width)

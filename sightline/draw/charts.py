@@ -119,7 +119,7 @@ def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int
         y = upward(tick)
         drawing.add("line", x1=margin, y1=f"{y:.1f}", x2=width - RIGHT, y2=f"{y:.1f}", stroke=FAINT)
         drawing.add("text", text, x=margin - 6, y=f"{y + 4:.1f}", text_anchor="end")
-    for x, text in _place_below([across(x) for x in x_ticks], _format_ticks(x_ticks, panel.x_scale), width):
+    for x, text in _arrange_labels([across(x) for x in x_ticks], _format_ticks(x_ticks, panel.x_scale), width):
         position = {"x": f"{x:.1f}", "y": height - BOTTOM + 15}
         drawing.add("text", text, **position, text_anchor="middle", font_size=_SMALL_FONT_SIZE)
     middle = (margin + width - RIGHT) / 2
@@ -144,17 +144,17 @@ def _format_ticks(ticks: Sequence[float], scale: Scale) -> list[str]:
     return [f"{tick:.{6 if scale == 'logarithmic' else 12}g}" for tick in ticks]
 
 
-def _place_below(places: Sequence[float], texts: Sequence[str], width: int) -> list[tuple[float, str]]:
+def _arrange_labels(positions: Sequence[float], texts: Sequence[str], width: int) -> list[tuple[float, str]]:
     """Place the texts below an x axis within the panel, without those that would touch the one before."""
-    placed: list[tuple[float, str]] = []
+    labels: list[tuple[float, str]] = []
     taken = -math.inf
-    for place, text in zip(places, texts, strict=True):
+    for position, text in zip(positions, texts, strict=True):
         half = _LETTER * _SMALL_FONT_SIZE * len(text) / 2
-        middle = min(place, width - half)
+        middle = min(position, width - half)
         if middle - half >= taken:
-            placed.append((middle, text))
+            labels.append((middle, text))
             taken = middle + half
-    return placed
+    return labels
 
 
 def _powers_of_ten(values: Sequence[float]) -> list[float]:

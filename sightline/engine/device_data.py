@@ -86,12 +86,12 @@ class ResidentSamples:
         if _NAMED in batch:
             return batch
         form = {name: (values.shape[1:], values.dtype) for name, values in self._fields.items()}
-        given = {name: values for name, values in batch.items() if name not in self._names}
-        if form != {name: (values.shape[1:], values.dtype) for name, values in given.items()}:
+        fields = {name: values for name, values in batch.items() if name not in self._names}
+        if form != {name: (values.shape[1:], values.dtype) for name, values in fields.items()}:
             return batch
         rows = batch["sample_index"]
         for name, values in self._fields.items():
-            values.index_copy_(0, rows, given[name])
+            values.index_copy_(0, rows, fields[name])
         self._is_here[torch.tensor(read_list(rows))] = True
         return {**{name: batch[name] for name in batch if name in self._names}, _NAMED: True}
 
@@ -117,22 +117,22 @@ def find_device_data(
         return None
     keys = stream.step_keys(step)[0]
     raw = reader.read_raw(keys)
-    expected, given = reader(keys), to_device(raw, device)
+    expected, on_device = reader(keys), to_device(raw, device)
 
     def finish(batch: Batch) -> Batch:
         return _lower(reader.finish(batch))
 
     try:
-        found = finish(given)
+        finished = finish(on_device)
     except Exception as error:  # noqa: BLE001 - on the host the same transform is known to work
         logger.info("transforms run on the host: %s", " ".join(str(error).split())[:200])
         return None
-    if (name := _find_difference(found, to_device(expected, device))) is not None:
+    if (name := _find_difference(finished, to_device(expected, device))) is not None:
         logger.info("transforms run on the host: on the device '%s' has other numbers", name)
         return None
     logger.info("transforms run on the device")
     try:
-        samples = _keep_samples(reader, keys, raw, given, found, int(stream.plan.indices.max()) + 1, max_bytes)
+        samples = _keep_samples(reader, keys, raw, on_device, finished, int(stream.plan.indices.max()) + 1, max_bytes)
     except Exception as error:  # noqa: BLE001 - they can be sent each time
         samples = " ".join(str(error).split())[:200]
     if isinstance(samples, str):
@@ -147,28 +147,28 @@ def _keep_samples(
     reader: RawReader,
     keys: Sequence[SampleKey],
     raw: Batch,
-    given: Batch,
-    found: Batch,
+    on_device: Batch,
+    finished: Batch,
     size: int,
     max_bytes: float,
 ) -> ResidentSamples | str:
-    """Return a place for `size` samples on the device of `given`, or the reason why they cannot stay there.
+    """Return a store of `size` samples on the device of `on_device`, or the reason why they cannot stay there.
 
     They can if they depend on nothing but their index: a data set that reads more of a key is refused.
     """
     if not reader.reads_index_alone(keys):
         return "they depend on the epoch, the step or the seed"
     later = reader.read_raw([replace(key, epoch=key.epoch + 1, step=key.step + 1) for key in keys])
-    first, second = ({n: v for n, v in each.items() if n not in reader.draw_keys} for each in (raw, later))
+    first, second = ({n: v for n, v in batch.items() if n not in reader.draw_keys} for batch in (raw, later))
     if not all(isinstance(values, torch.Tensor) and len(values) == len(keys) for values in first.values()):
         return "a field has not one row for each sample"
     if raw["sample_index"].tolist() != [key.index for key in keys] or _find_difference(first, second, 0.0, 0.0):
         return "they differ from epoch to epoch"
-    if (num_bytes := size * _count_bytes(given) / len(keys)) > max_bytes:
+    if (num_bytes := size * _count_bytes(on_device) / len(keys)) > max_bytes:
         return f"all of them take {num_bytes / 1e9:.3g} GB, and {max_bytes / 1e9:.3g} GB are set aside"
-    samples = ResidentSamples(reader, given, size)
-    again = _lower(samples.finish(samples.keep(given)))
-    return samples if _find_difference(again, found, 0.0, 0.0) is None else "gathered, they have other numbers"
+    samples = ResidentSamples(reader, on_device, size)
+    again = _lower(samples.finish(samples.keep(on_device)))
+    return samples if _find_difference(again, finished, 0.0, 0.0) is None else "gathered, they have other numbers"
 
 
 def _lower(batch: Batch) -> Batch:
@@ -185,9 +185,9 @@ def _is_raw_reader(reader: object) -> TypeGuard[RawReader]:
     return hasattr(reader, "read_raw") and hasattr(reader, "finish")
 
 
-def _find_difference(found: Batch, expected: Batch, rtol: float = _RTOL, atol: float = _ATOL) -> str | None:
+def _find_difference(actual: Batch, expected: Batch, rtol: float = _RTOL, atol: float = _ATOL) -> str | None:
     """Return the name of a field that differs, or that one of both lacks."""
-    ours, theirs = dict(tree_leaves(found)), dict(tree_leaves(expected))
+    ours, theirs = dict(tree_leaves(actual)), dict(tree_leaves(expected))
     if different := ours.keys() ^ theirs.keys():
         return min(different)
     for name, values in theirs.items():
@@ -197,7 +197,7 @@ def _find_difference(found: Batch, expected: Batch, rtol: float = _RTOL, atol: f
     return None
 
 
-def _agree(found: torch.Tensor, expected: torch.Tensor, rtol: float, atol: float) -> bool:
-    if found.is_floating_point():
-        return torch.allclose(found, expected, rtol=rtol, atol=atol, equal_nan=True)
-    return torch.equal(found, expected)
+def _agree(actual: torch.Tensor, expected: torch.Tensor, rtol: float, atol: float) -> bool:
+    if actual.is_floating_point():
+        return torch.allclose(actual, expected, rtol=rtol, atol=atol, equal_nan=True)
+    return torch.equal(actual, expected)

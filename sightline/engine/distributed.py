@@ -480,7 +480,9 @@ def _convert_error(what: str, error: RuntimeError) -> RunError:
 
 def _format_origin(error: BaseException) -> str:
     frames = list(traceback.walk_tb(error.__traceback__))
-    frame, line = next(each for each in reversed(frames) if each[0].f_globals["__name__"] != "_sitebuiltins")  # exit()
+    frame, line = next(
+        entry for entry in reversed(frames) if entry[0].f_globals["__name__"] != "_sitebuiltins"
+    )  # exit()
     return f"{frame.f_code.co_filename}:{line}"
 
 

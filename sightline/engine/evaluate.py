@@ -172,10 +172,10 @@ class Evaluation:
 
 def pool_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Pool evaluations of different samples by the same metrics, from their states; means of losses are left out."""
-    first, *others = evaluations
+    first, *rest = evaluations
     results = []
     for index, result in enumerate(first.results):
-        states = [result.state, *(other.results[index].state for other in others)]
+        states = [result.state, *(other.results[index].state for other in rest)]
         results.append(dataclasses.replace(result, state=pool_states(result.metric.metric, states)))
     num_samples = sum(evaluation.num_samples for evaluation in evaluations)
     return make_evaluation(

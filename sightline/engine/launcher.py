@@ -161,12 +161,12 @@ def _report(failures: Sequence[Failure], exits: Iterable[tuple[int, int]], stopp
         return failures[0].exit_code
     if stopped_by is not None:
         return 128 + stopped_by
-    others = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
+    failed = {rank: code for rank, code in exits if code not in (*_STOPPED, 0)}
     if failures:  # processes that lost another one ended with exit code 1, and reported it
-        others = {rank: code for rank, code in others.items() if code != 1}
-    killed = {rank: code for rank, code in others.items() if code < 0}
-    if killed or others:
-        sys.stderr.write(f"error: {_describe_exit(killed or others)}; the others were stopped\n")
+        failed = {rank: code for rank, code in failed.items() if code != 1}
+    killed = {rank: code for rank, code in failed.items() if code < 0}
+    if killed or failed:
+        sys.stderr.write(f"error: {_describe_exit(killed or failed)}; the others were stopped\n")
     elif failures:
         sys.stderr.write(f"error: {failures[0].message}\n")
     else:

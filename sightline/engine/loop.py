@@ -154,8 +154,8 @@ class _Loop:
                 batches = BatchTransfer(again, self.world.device, job.precision.parameter_dtype, None)
                 clock = StepTimer(job.task, remainder="loss")
                 micro_batches = [self.data.keep(batch) for batch in batches.receive(clock)]
-                found = queue_step(job, self.network, micro_batches, self.world, clock, finish=self.data.finish)
-                read_steps(job, [found])
+                repeated = queue_step(job, self.network, micro_batches, self.world, clock, finish=self.data.finish)
+                read_steps(job, [repeated])
         finally:
             job.gate.open()
         raise RunError(
@@ -198,7 +198,7 @@ def _find_device_data(job: TrainState) -> DeviceData:
 
 
 def _warn_of_uncounted(queued: QueuedStep, losses: Sequence[str], num_processes: int) -> None:
-    samples = [str(index) for each in queued.samples for index in each.tolist()]
+    samples = [str(index) for indices in queued.samples for index in indices.tolist()]
     logger.warning(
         "nothing-counted: the count of %s is 0 at step %d (samples %s%s), so that its sum is divided by 1; a loss that "
         "labels alone make is 0 there: look for labels that are all ignored, images without boxes, hidden joints, a "

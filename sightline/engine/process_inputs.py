@@ -99,9 +99,9 @@ def find_differences(store: MeetingStore, *, rank: int, size: int, values: Mappi
     first: dict[str, str] = json.loads(store.get(key))
     differing = {n: own.get(n, "absent") for n in first | own if own.get(n) != first.get(n)}
     store.set(f"{key}/{rank}", json.dumps(differing))
-    found = store.multi_get([f"{key}/{other}" for other in range(size)])
+    differences = store.multi_get([f"{key}/{other}" for other in range(size)])
     ranks_by_value: dict[str, dict[str, list[str]]] = {}
-    for other, text in enumerate(found):
+    for other, text in enumerate(differences):
         for name, value in json.loads(text).items():
             ranks_by_value.setdefault(name, {}).setdefault(value, []).append(str(other))
     if not ranks_by_value:
@@ -116,11 +116,11 @@ def find_differences(store: MeetingStore, *, rank: int, size: int, values: Mappi
 
 
 def _join_values(first: str, ranks_by_value: Mapping[str, list[str]]) -> str:
-    others = [
+    descriptions = [
         f"{value} on rank{'s' * (len(ranks) > 1)} {join_some(ranks, most=_MAX_NAMED)}"
         for value, ranks in ranks_by_value.items()
     ]
-    return " and ".join([f"{first} on rank 0", *others])
+    return " and ".join([f"{first} on rank 0", *descriptions])
 
 
 def _format_value(value: object) -> str:

@@ -73,7 +73,7 @@ class QueuedStep:
     def pack(
         cls,
         judged: Mapping[str, Tensor],
-        others: Mapping[str, Tensor],
+        unjudged: Mapping[str, Tensor],
         *,
         known: Mapping[str, float],
         checks: Sequence[DeviceCheck],
@@ -81,11 +81,11 @@ class QueuedStep:
     ) -> QueuedStep:
         """Pack numbers (0-d) of a device, those that are judged first, with those of checks: -inf for a failed one."""
         parts, names = list[Tensor](), list[str]()
-        for numbers in (judged, others):
+        for numbers in (judged, unjudged):
             by_dtype: dict[torch.dtype, list[str]] = {}
             for name, number in numbers.items():
                 by_dtype.setdefault(number.dtype, []).append(name)
-            parts += [torch.stack([numbers[name].detach() for name in each]).double() for each in by_dtype.values()]
+            parts += [torch.stack([numbers[name].detach() for name in group]).double() for group in by_dtype.values()]
             names += itertools.chain(*by_dtype.values())
             if numbers is judged and checks:
                 parts.append(torch.stack([check.holds for check in checks]).double().log())
@@ -191,13 +191,13 @@ class Gate:
     def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         """Copy tensors into others of their shapes, unless the gate is closed."""
         by_dtype: dict[torch.dtype, list[int]] = {}
-        for place, target in enumerate(targets):
-            by_dtype.setdefault(target.dtype, []).append(place)
-        for places in by_dtype.values():
-            now, new = (torch.cat([each[place].reshape(-1) for place in places]) for each in (targets, sources))
-            parts = torch.where(self.is_closed > 0, now, new).split([targets[place].numel() for place in places])
-            shaped = [part.view(targets[place].shape) for part, place in zip(parts, places, strict=True)]
-            torch._foreach_copy_([targets[place] for place in places], shaped)
+        for index, target in enumerate(targets):
+            by_dtype.setdefault(target.dtype, []).append(index)
+        for indices in by_dtype.values():
+            now, new = (torch.cat([tensors[index].reshape(-1) for index in indices]) for tensors in (targets, sources))
+            parts = torch.where(self.is_closed > 0, now, new).split([targets[index].numel() for index in indices])
+            shaped = [part.view(targets[index].shape) for part, index in zip(parts, indices, strict=True)]
+            torch._foreach_copy_([targets[index] for index in indices], shaped)
 
     def set_numbers(self, rates: Sequence[float], share: float) -> None:
         """Set the learning rates of the optimiser's groups, and the share of new weights in their averages.
@@ -238,7 +238,7 @@ class Gate:
         with torch.no_grad():
             for flat, values in zip(changed, before, strict=True):
                 kept_values = torch.where(self.is_closed > 0, values, torch.cat(flat))
-                torch._foreach_copy_(flat, kept_values.split([len(each) for each in flat]))
+                torch._foreach_copy_(flat, kept_values.split([len(part) for part in flat]))
 
 
 def _list_changed(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:

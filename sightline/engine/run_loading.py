@@ -197,8 +197,10 @@ class TrainedRun:
         transform needs another field.
         """
         if not isinstance(batch, Mapping) or not batch:
-            found = "an empty batch" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-            raise UserError(f"transform: found {found}, allowed is a batch: {{'points': a tensor of all samples}}")
+            description = "an empty batch" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise UserError(
+                f"transform: found {description}, allowed is a batch: {{'points': a tensor of all samples}}"
+            )
         size = len(next(iter(batch.values())))
         indices = batch["sample_index"].tolist() if "sample_index" in batch else range(size)
         keys = [SampleKey(index, 0, self.config.seed) for index in indices]

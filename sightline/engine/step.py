@@ -17,7 +17,7 @@ from sightline.contract.task import Task
 from sightline.contract.types import Batch
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
-from sightline.ops.waits import is_free_to_read, send
+from sightline.ops.waits import is_on_host, send
 
 PROFILER_END_PREFIX = "end of "
 """Prefix of a profiler event that marks the end of a phase, before the phase's name."""
@@ -149,7 +149,7 @@ Divisor = Tensor | float
 
 def make_divisor(count: Tensor, device: torch.device) -> Divisor:
     """Return what a total on a device is divided by for a count (0-d) of the device, or of the host."""
-    if is_free_to_read(count) and not is_free_to_read(torch.empty(0, device=device)):
+    if is_on_host(count) and not is_on_host(torch.empty(0, device=device)):
         return count.item() or 1
     sent = send(count, device)
     return sent + (sent == 0)

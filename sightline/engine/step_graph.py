@@ -129,7 +129,7 @@ class StepGraphs:
             self._forms.clear()
         read = [{name: batch[name] for name in kind.read if name in batch} for batch in batches]
         known = [(path, tensor) for path, tensor in tree_leaves(read) if path in kind.known]
-        form = self._find_form((_describe(read), tuple((path, repr(get_known_list(each))) for path, each in known)))
+        form = self._find_form((_describe(read), tuple((path, repr(get_known_list(leaf))) for path, leaf in known)))
         if form is None or form.is_refused:
             return work(batches)
         if form.graph is not None and form.is_compared:
@@ -142,7 +142,7 @@ class StepGraphs:
         if form.graph is not None:
             return self._compare(form, form.graph, read, batches, work, state)
         if form.num_seen == 2:
-            return self._watch(form, [each for _, each in known], batches, work)
+            return self._watch(form, [leaf for _, leaf in known], batches, work)
         if form.num_seen > 2:
             self._capture(form, work, read)
         return work(batches)
@@ -152,7 +152,7 @@ class StepGraphs:
         form = self._forms.get(described)
         if form is None and len(self._forms) < _MAX_FORMS:
             form = self._forms[described] = _Form()
-        elif form is None and not any(each.graph for each in self._forms.values()):
+        elif form is None and not any(other.graph for other in self._forms.values()):
             self._give_up("batches have ever other forms")
         return form
 
@@ -180,7 +180,7 @@ class StepGraphs:
             self._refuse(form, "the host draws numbers in a step: a graph would repeat the first ones")
         elif not self._has_room():
             self._refuse(form, "a graph keeps the memory of a step, and half of the GPU's is in use")
-        elif sum(each.graph is not None for each in self._forms.values()) == _MAX_GRAPHS:
+        elif sum(other.graph is not None for other in self._forms.values()) == _MAX_GRAPHS:
             form.is_refused = True
         return queued
 
@@ -188,9 +188,9 @@ class StepGraphs:
         """Compute a step. Raises RunError if the host sends other numbers than those that were replayed."""
         with host_traffic() as traffic:
             queued = work(batches)
-        if place := traffic.differs_from(form.sent):
+        if location := traffic.differs_from(form.sent):
             raise RunError(
-                f"the host sends other numbers in a step than at first, at {place}: replayed steps have used the "
+                f"the host sends other numbers in a step than at first, at {location}: replayed steps have used the "
                 "first ones since; start anew with train.graph=off, or send only what follows from a batch"
             )
         return queued
@@ -236,16 +236,16 @@ class StepGraphs:
 
         with state.stilled():
             _, still = replay()
-        found, after = replay()
+        replayed, after = replay()
         with host_traffic() as traffic:
             computed = work(batches)
         form.is_compared = True
-        if place := traffic.differs_from(form.sent):
-            self._refuse(form, f"the host sends other numbers in each step, at {place}")
+        if location := traffic.differs_from(form.sent):
+            self._refuse(form, f"the host sends other numbers in each step, at {location}")
         elif not all(map(torch.equal, still[:num_moved], before[:num_moved])):
             self._refuse(form, "a replayed step moves weights while all rates are 0: it has some of the host")
-        elif not self._agrees(found, computed.values, before, after, tensors, num_moved):
-            numbers = f"{found.tolist()}, not {computed.values.tolist()}"
+        elif not self._agrees(replayed, computed.values, before, after, tensors, num_moved):
+            numbers = f"{replayed.tolist()}, not {computed.values.tolist()}"
             self._refuse(form, f"a replayed step has other numbers than the step: {numbers}")
         else:
             logger.info("steps are replayed as a CUDA graph (train.graph)")
@@ -253,7 +253,7 @@ class StepGraphs:
 
     def _agrees(
         self,
-        found: Tensor,
+        replayed: Tensor,
         values: Tensor,
         before: Sequence[Tensor],
         after: Sequence[Tensor],
@@ -261,21 +261,21 @@ class StepGraphs:
         num_moved: int,
     ) -> bool:
         if self._is_strict:
-            return torch.equal(found.nan_to_num(), values.nan_to_num()) and all(map(torch.equal, after, tensors))
+            return torch.equal(replayed.nan_to_num(), values.nan_to_num()) and all(map(torch.equal, after, tensors))
         update, other = (
             torch.cat(
-                [(one.detach() - old).double().flatten() for one, old in zip(each, before, strict=True)][:num_moved]
+                [(one.detach() - old).double().flatten() for one, old in zip(updated, before, strict=True)][:num_moved]
             )
-            for each in (tensors, after)
+            for updated in (tensors, after)
         )
         is_same_update = bool((update - other).norm() <= _MAX_UPDATE_DIFFERENCE * update.norm())
         rounding = {"rtol": _MAX_DIFFERENCE, "atol": _MAX_DIFFERENCE}
-        return is_same_update and torch.allclose(found, values, equal_nan=True, **rounding)
+        return is_same_update and torch.allclose(replayed, values, equal_nan=True, **rounding)
 
     def _refuse(self, form: _Form, reason: str) -> None:
         """Compute the steps of a form from now on; all steps, if no other form has a graph."""
         form.graph, form.is_refused = None, True
-        if not any(each.graph for each in self._forms.values()):
+        if not any(other.graph for other in self._forms.values()):
             self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
@@ -304,23 +304,23 @@ def _host_states() -> tuple[Any, ...]:
 @contextmanager
 def _noted_waits() -> Iterator[list[str]]:
     """Context that notes the places where the host waits for the device, as torch reports them."""
-    places: list[str] = []
+    locations: list[str] = []
 
     def note(message: Any, *arguments: Any, **named: Any) -> None:
         if "called a synchronizing" in str(message):
-            places.append(_find_place())
+            locations.append(_locate_frame())
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield places
+            yield locations
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def _find_place() -> str:
+def _locate_frame() -> str:
     """Return file and line of the innermost frame of the package outside of the engine and of `waits`."""
     outer = ("/engine/", "/ops/waits.py")
     frames = [f for f in traceback.extract_stack() if "/sightline/" in f.filename]

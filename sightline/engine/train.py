@@ -28,13 +28,13 @@ from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.queued_step import Gate, Key, QueuedStep, read_values
 from sightline.engine.step import divide, prepare_trained_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs
-from sightline.ops.waits import deferred_checks, is_free_to_read, require
+from sightline.ops.waits import deferred_checks, is_on_host, require
 
 logger = logging.getLogger(__name__)
 
 
 class StepWatch(Protocol):
-    """Interface of what looks at steps: those that it asks for are computed, others may be replayed unseen."""
+    """Interface of a step monitor; steps it does not ask for may be replayed from a CUDA graph."""
 
     @property
     def is_asked(self) -> bool: ...
@@ -86,7 +86,7 @@ class TrainState:
 
         It does on a CPU, and where the loss is scaled: a smaller scale repeats a step.
         """
-        is_free = is_free_to_read(torch.empty(0, device=self.device))
+        is_free = is_on_host(torch.empty(0, device=self.device))
         return None if is_free or self.scaler.is_enabled() else Gate(self.device, len(self.optimizer.param_groups))
 
     @property
@@ -149,12 +149,12 @@ def queue_step(
 
     def work(batches: Sequence[Batch]) -> QueuedStep:
         _begin_step(job)
-        is_free = is_free_to_read(torch.empty(0, device=job.device))
+        is_free = is_on_host(torch.empty(0, device=job.device))
         with contextlib.nullcontext(()) if is_free else deferred_checks() as checks:
             finished = [*batches] if finish is None else [*map(finish, batches)]
-            judged, others = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
-            known = {} if is_free else _pop_known(judged) | _pop_known(others)
-            queued = QueuedStep.pack(judged, others, known=known, checks=tuple(checks), micro_batches=finished)
+            judged, unjudged = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
+            known = {} if is_free else _pop_known(judged) | _pop_known(unjudged)
+            queued = QueuedStep.pack(judged, unjudged, known=known, checks=tuple(checks), micro_batches=finished)
         if job.gate is not None:
             job.gate.close_unless_finite(queued.deciding)
             _update(job, job.gate)
@@ -184,7 +184,7 @@ def queue_step(
 
 def _pop_known(numbers: dict[str, Tensor]) -> dict[str, float]:
     """Take the numbers out that the host knows beside a device."""
-    names = [name for name, number in numbers.items() if is_free_to_read(number)]
+    names = [name for name, number in numbers.items() if is_on_host(number)]
     return {name: numbers.pop(name).item() for name in names}
 
 
@@ -250,7 +250,7 @@ def _compute_numbers(
     step = prepare_trained_step(job.task, job.model, network, micro_batches, world, job.precision)
     clock.end_phase("prepare")
     for name, count in step.counts.items():
-        if not is_free_to_read(count):
+        if not is_on_host(count):
             require(count >= 0, partial(bad_count_error, name, count))
     weights = job.loss_weights_at(job.step)
     sums: dict[str, Tensor] = {}
@@ -288,8 +288,8 @@ def _compute_numbers(
         **{Key.DIVISOR + name: step.counts[name] for name in means},
         Key.NORM: norm,
     }
-    others = {name: total for name, total in totals.items() if name not in sums}
-    return judged, others | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
+    unjudged = {name: total for name, total in totals.items() if name not in sums}
+    return judged, unjudged | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
 
 
 def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> None:

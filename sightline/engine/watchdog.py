@@ -162,7 +162,7 @@ class Watchdog:
         self._rank = rank
         self._timeout_s = timeout_s
         self._interval_s = min(1.0, timeout_s / 10)
-        self._others = [other for other in range(size) if other != rank]
+        self._other_ranks = [other for other in range(size) if other != rank]
         self._peers: Mapping[int, ProcessIdentity] = {}
         self._waiting: _WaitState | None = None
         self._stopped = threading.Event()
@@ -185,11 +185,11 @@ class Watchdog:
 
     def missing_ranks(self) -> list[int]:
         """Return the ranks that have not registered."""
-        return [other for other in self._others if not self._store.check([f"process/{other}"])]
+        return [other for other in self._other_ranks if not self._store.check([f"process/{other}"])]
 
     def start(self) -> None:
         """Start the threads, once every process has registered."""
-        self._peers = {other: ProcessIdentity(**self._read(f"process/{other}")) for other in self._others}
+        self._peers = {other: ProcessIdentity(**self._read(f"process/{other}")) for other in self._other_ranks}
         self._threads = [threading.Thread(target=watch, daemon=True) for watch in (self._listen, self._run_clock)]
         for thread in self._threads:
             thread.start()
@@ -288,11 +288,11 @@ class Watchdog:
         if self._store.add("alarm", 1) > 1:
             self._respond()
         deadline = time.monotonic() + 3 * self._interval_s
-        while time.monotonic() < deadline and not self._store.check([f"answer/{rank}" for rank in self._others]):
+        while time.monotonic() < deadline and not self._store.check([f"answer/{rank}" for rank in self._other_ranks]):
             time.sleep(0.05)
         lines = [f"rank {self._rank} has waited {wait.seconds:.0f} s in {wait.what} at {self._format_main_line()}"]
         silent = []
-        for rank in self._others:
+        for rank in self._other_ranks:
             if self._store.check([f"answer/{rank}"]):
                 lines.append(f"rank {rank} {self._read(f'answer/{rank}')}")
             else:

@@ -114,7 +114,7 @@ def record(
     modules: nn.Module | Mapping[str, nn.Module],
     *,
     keep: Collection[str] = (),
-    each: Callable[[Tensor], Any] | None = Tensor.detach,
+    convert: Callable[[Tensor], Any] | None = Tensor.detach,
     enter: Enter | None = None,
     leave: Leave | None = None,
     functions: Observe | None = None,
@@ -122,7 +122,7 @@ def record(
 ) -> Iterator[Tape]:
     """Record the calls of a model's modules, or of these modules by path; gradients also in a backward pass after it.
 
-    `keep` names the parts of the calls to keep, of `PARTS`; `each` is applied to each tensor of inputs and outputs
+    `keep` names the parts of the calls to keep, of `PARTS`; `convert` is applied to each tensor of inputs and outputs
     (None: they are kept as they are). `enter` is called before and `leave` after each call of a module; a value other
     than None that they return replaces inputs or outputs. `functions` and `operators` observe each of torch's calls, in
     and outside of the modules.
@@ -130,14 +130,14 @@ def record(
     assert PARTS.issuperset(keep), keep
     tape = Tape()
 
-    def convert(value: Any) -> Any:
-        return value if each is None else tree_map(value, lambda _, tensor: each(tensor))
+    def convert_tree(value: Any) -> Any:
+        return value if convert is None else tree_map(value, lambda _, tensor: convert(tensor))
 
     def begin(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = tape.begin_call(path, module)
         inputs = args, kwargs
         if "inputs" in keep:
-            call.inputs = convert(inputs)
+            call.inputs = convert_tree(inputs)
         replaced = None if enter is None else enter(call, module, inputs)
         tape.running.append(len(tape.calls))
         tape.calls.append(call)
@@ -148,7 +148,7 @@ def record(
     def end(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         call = tape.calls[tape.running.pop()]
         if "outputs" in keep:
-            call.outputs = convert(outputs)
+            call.outputs = convert_tree(outputs)
         call.ended = tape.tick()
         replaced = None if leave is None else leave(call, module, (args, kwargs), outputs)
         if "gradients" in keep:

@@ -70,7 +70,7 @@ class FunctionCall:
     def name(self) -> str:
         """Name of the function, as messages have it."""
         owner = getattr(self.function, "__self__", None)  # of a property of tensors
-        known = (getattr(each, "__name__", "") for each in (owner, self.function, type(self.function)))
+        known = (getattr(named, "__name__", "") for named in (owner, self.function, type(self.function)))
         return next(name for name in known if name)
 
 
@@ -163,8 +163,8 @@ class FunctionTape(TorchFunctionMode):
 def insert_calls(tape: FunctionTape, inserted: Iterable[tuple[int, FunctionCall]]) -> FunctionTape:
     """Return a tape with further calls before those at some places of it, in their order."""
     joined, calls = FunctionTape(), list(tape.calls)
-    for offset, (place, call) in enumerate(sorted(inserted, key=lambda pair: pair[0])):
-        calls.insert(place + offset, call)
+    for offset, (position, call) in enumerate(sorted(inserted, key=lambda pair: pair[0])):
+        calls.insert(position + offset, call)
     joined.calls, joined.failure, joined.before = calls, tape.failure, tape.before
     return joined
 
@@ -212,8 +212,10 @@ class FunctionTemplate:
     cannot be repeated with other tensors.
     """
 
-    def __init__(self, tape: FunctionTape, root: Tensor, given: Iterable[Tensor] = (), *, graphs: bool = False) -> None:
-        calls = _leave_out_parts(tape.calls, {*map(id, given), *tape.before})
+    def __init__(
+        self, tape: FunctionTape, root: Tensor, inputs: Iterable[Tensor] = (), *, graphs: bool = False
+    ) -> None:
+        calls = _leave_out_parts(tape.calls, {*map(id, inputs), *tape.before})
         if tape.failure:  # what is left are named parts
             calls = [call for call in calls if call.is_whole and any(root is item for item in iter_items(call.result))]
         if tape.failure and not calls:
@@ -222,21 +224,21 @@ class FunctionTemplate:
         self._items: list[Any] = []
         makers, needed = _list_makers(calls), _list_needed(calls, root)
         _assert_repeatable(calls, needed, makers, tape.before, graphs=graphs)
-        made = {key for key, places in makers.items() if any(place in needed for place in places)}
-        self._numbers = {id(n) for place in needed for n in iter_items(calls[place].result) if type(n) is float}
+        made = {key for key, numbers in makers.items() if any(number in needed for number in numbers)}
+        self._numbers = {id(n) for number in needed for n in iter_items(calls[number].result) if type(n) is float}
         self.root = self._take(root)
-        self.calls = [self._convert(calls[place]) for place in sorted(needed)]
+        self.calls = [self._convert(calls[number]) for number in sorted(needed)]
         self.leaves: dict[int, Tensor] = {
             slot.number: tape.before.get(key, self._items[slot.number])
             for key, slot in self._slots.items()
             if key not in made and isinstance(self._items[slot.number], Tensor)
         }
-        written = {id(tensor) for place in needed for tensor in calls[place].written}
+        written = {id(tensor) for number in needed for tensor in calls[number].written}
         self.memory = {slot.number for key, slot in self._slots.items() if key in written and key not in made}
         self._slots, self._items = {}, []
 
     def _convert(self, call: FunctionCall) -> FunctionCall:
-        args, kwargs, result = (map_items(each, self._take) for each in (call.args, call.kwargs, call.result))
+        args, kwargs, result = (map_items(tree, self._take) for tree in (call.args, call.kwargs, call.result))
         return FunctionCall(call.function, args, kwargs, result, (), call.has_gradient, call.is_whole)
 
     def _take(self, item: Any) -> Any:
@@ -268,11 +270,11 @@ class FunctionTemplate:
 
     def find_difference(self, other: FunctionTemplate) -> str:
         """Say in what the calls of another template differ; "" where they are the same."""
-        names = [[call.name for call in each.calls] for each in (self, other)]
+        names = [[call.name for call in compared.calls] for compared in (self, other)]
         if names[0] != names[1]:
             return "it calls other functions in the next step"
         for call, twin in zip(self.calls, other.calls, strict=True):
-            pairs = [[*iter_items((each.args, each.kwargs))] for each in (call, twin)]
+            pairs = [[*iter_items((compared.args, compared.kwargs))] for compared in (call, twin)]
             if not _are_equal(*pairs):
                 return f"'{call.name}' is called with other constants in the next step"
         return "" if self.leaves.keys() == other.leaves.keys() else "it reads other tensors in the next step"
@@ -291,9 +293,9 @@ class FunctionTemplate:
         return number < 2 or is_counted or any(map(_takes_rows, self.calls))
 
 
-def _leave_out_parts(calls: Sequence[FunctionCall], given: Iterable[int]) -> list[FunctionCall]:
+def _leave_out_parts(calls: Sequence[FunctionCall], input_ids: Iterable[int]) -> list[FunctionCall]:
     """Leave out calls that take parts of each row of a tensor which is not given, nor made of such."""
-    made, kept = {*given}, list[FunctionCall]()
+    made, kept = {*input_ids}, list[FunctionCall]()
     for call in calls:
         read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
         is_single = len(read) == 1 and id(read[0]) not in made and not (call.written or call.is_whole)
@@ -325,27 +327,27 @@ def _are_equal(first: Sequence[Any], other: Sequence[Any]) -> bool:
 def _list_makers(calls: Sequence[FunctionCall]) -> dict[int, list[int]]:
     """List the calls that have made a tensor, or read a number, by its identity: those whose result it is."""
     makers: dict[int, list[int]] = {}
-    for place, call in enumerate(calls):
+    for number, call in enumerate(calls):
         known = {id(item) for item in iter_items((call.args, call.kwargs))}
         for item in iter_items(call.result):
             if isinstance(item, Tensor | float) and id(item) not in known:
-                makers.setdefault(id(item), []).append(place)
+                makers.setdefault(id(item), []).append(number)
     return makers
 
 
 def _list_needed(calls: Sequence[FunctionCall], root: Tensor) -> set[int]:
     """List the calls on which a value depends, by their places."""
     makers = _list_makers(calls)
-    for place, call in enumerate(calls):
+    for number, call in enumerate(calls):
         for tensor in call.written:
-            makers.setdefault(id(tensor), []).append(place)
+            makers.setdefault(id(tensor), []).append(number)
     needed, waiting = set[int](), [id(root)]
     while waiting:
-        for place in makers.pop(waiting.pop(), ()):
-            if place not in needed:
-                needed.add(place)
-                waiting += [id(item) for item in iter_items((calls[place].args, calls[place].kwargs))]
-                waiting += [id(item) for item in iter_items(calls[place].result)]
+        for number in makers.pop(waiting.pop(), ()):
+            if number not in needed:
+                needed.add(number)
+                waiting += [id(item) for item in iter_items((calls[number].args, calls[number].kwargs))]
+                waiting += [id(item) for item in iter_items(calls[number].result)]
     return needed
 
 
@@ -357,23 +359,23 @@ def _assert_repeatable(
     *,
     graphs: bool,
 ) -> None:
-    for place in needed:
-        call = calls[place]
+    for number in needed:
+        call = calls[number]
         outside = [t for t in call.written if (id(t) not in makers and id(t) not in before) or t._is_view()]
         if outside:
             raise TapeError(f"'{call.name}' writes to a tensor that it has not made")
         if getattr(call.function, "__module__", None) == "torch.autograd" and not graphs:
             raise GraphError(f"'{call.name}' reads a graph")
-    read = {id(item) for place in needed for item in iter_items((calls[place].args, calls[place].kwargs))}
+    read = {id(item) for number in needed for item in iter_items((calls[number].args, calls[number].kwargs))}
     memory = {
         t.untyped_storage()._cdata
-        for place in needed
-        for t in iter_items((calls[place].args, calls[place].kwargs))
+        for number in needed
+        for t in iter_items((calls[number].args, calls[number].kwargs))
         if isinstance(t, Tensor) and t.layout is torch.strided and id(t) in read
     }
-    for place, call in enumerate(calls):
+    for number, call in enumerate(calls):
         if call.name in _LEAVES_TORCH and any(id(item) in makers or id(item) in read for item in iter_items(call.args)):
             raise TapeError(f"'{call.name}' reads numbers from outside of torch")
-        for tensor in call.written if place not in needed else ():
+        for tensor in call.written if number not in needed else ():
             if tensor.layout is torch.strided and tensor.untyped_storage()._cdata in memory:
                 raise TapeError(f"'{call.name}' writes to a tensor that the loss reads")

@@ -167,7 +167,7 @@ def replay(
             args, kwargs = inputs
             outputs = unit.run(*args, **kwargs)
         forced.assert_done()
-        values = {f"out.{path}": tensor for path, tensor in tree_leaves(outputs)} | forced.given
+        values = {f"out.{path}": tensor for path, tensor in tree_leaves(outputs)} | forced.inputs
         gradients = _compute_gradients(unit, values, _output_gradients(unit), sources, convert)
     results = {name: tensor.detach() for name, tensor in values.items()}
     results |= {f"buffer.{name}": final for name, final in changed.items()}
@@ -331,10 +331,10 @@ def _make_source(
 
 
 class _ReplacedCalls:
-    """Replacement of nested calls, in order, by the variant's recorded outputs; `given` collects their inputs."""
+    """Replacement of nested calls, in order, by the variant's recorded outputs; `inputs` collects their inputs."""
 
     def __init__(self, unit: LayerUnit, convert: _Converter, sources: dict[str, Tensor]) -> None:
-        self.given: dict[str, Tensor] = {}
+        self.inputs: dict[str, Tensor] = {}
         self._unit, self._convert, self._sources = unit, convert, sources
         self._next = 0
         self._counts: Counter[nn.Module] = Counter()
@@ -373,7 +373,7 @@ class _ReplacedCalls:
             inputs = dict(tree_leaves((args, kwargs)))
             if _shapes(inputs) != _shapes(dict(tree_leaves(call.inputs))):
                 raise MisalignedError(f"{call.name} was called with other tensors")
-            self.given |= {f"{number}.given.{path}": tensor for path, tensor in inputs.items()}
+            self.inputs |= {f"{number}.given.{path}": tensor for path, tensor in inputs.items()}
             self._next += 1
             return tree_map(
                 call.outputs, _make_source(self._convert, f"{number}.made", call.output_gradients, self._sources)

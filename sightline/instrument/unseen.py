@@ -70,8 +70,8 @@ def hide_hooks(is_hidden: Callable[[Any], bool]) -> Iterator[None]:
 
     def script(original: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            for each in module.modules():
-                before, attributes = {**vars(each)}, vars(each)
+            for submodule in module.modules():
+                before, attributes = {**vars(submodule)}, vars(submodule)
                 after = _remove(before, is_hidden)
                 if after is not before:
                     stack.callback(attributes.update, {name: before[name] for name in _list_changed(before, after)})
@@ -91,9 +91,9 @@ def _remove(state: dict[str, Any], is_hidden: Callable[[Any], bool]) -> dict[str
     changed: dict[str, Any] = {}
     for name, flags in _HOOKS.items():
         hidden = {number for number, hook in (state.get(name) or {}).items() if is_hidden(hook)}
-        for each in (name, *flags) if hidden else ():
-            items = (state.get(each) or {}).items()
-            changed[each] = OrderedDict((number, item) for number, item in items if number not in hidden)
+        for key in (name, *flags) if hidden else ():
+            items = (state.get(key) or {}).items()
+            changed[key] = OrderedDict((number, item) for number, item in items if number not in hidden)
     return {**state, **changed} if changed else state
 
 

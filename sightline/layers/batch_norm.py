@@ -107,7 +107,7 @@ def reduce_statistics(norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums) 
     For layers that know the sums without computing the values. An origin near the mean keeps the variance exact.
     Raises ValueError for a single value per channel, as batch norm itself does.
     """
-    count, mean, variance = moments_from_sums(*sums, lambda each: all_reduce_sum(norm, each))
+    count, mean, variance = moments_from_sums(*sums, lambda total: all_reduce_sum(norm, total))
     if sums.num_values < 2 and count.item() < 2:
         raise ValueError(
             f"batch norm: expected more than 1 value per channel over all processes when training, found "

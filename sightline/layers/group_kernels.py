@@ -45,8 +45,8 @@ class GroupGradients(NamedTuple):
     grad_points: Tensor
     to_centres: Tensor
     degree: Tensor
-    received: Tensor
-    given: Tensor
+    centre_sums: Tensor
+    point_sums: Tensor
 
 
 def group_gradients(
@@ -95,14 +95,14 @@ def extremes_and_sums(values: Tensor, *, sign: Tensor, origin: Tensor) -> Extrem
 
 
 def extremes_gradient(
-    values: Tensor, place: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, mean: Tensor
+    values: Tensor, argmax: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, mean: Tensor
 ) -> Tensor:
     """Backward of a group extreme and batch norm: (B, M, K, C).
 
-    It is `chosen` (B, M, C) at the member `place`, less `constant` + `slope` (value - `mean`) everywhere.
+    It is `chosen` (B, M, C) at the member `argmax`, less `constant` + `slope` (value - `mean`) everywhere.
     """
     result = torch.empty_like(values)
-    inputs = _arrays(values, place, chosen, constant, slope, mean)
+    inputs = _arrays(values, argmax, chosen, constant, slope, mean)
     run_parallel(_spread_extremes, len(values), *inputs, result.numpy())
     return result
 

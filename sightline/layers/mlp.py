@@ -44,9 +44,10 @@ class LinearNorm(nn.Module):
 class JoinedLinearNorm(LinearNorm):
     """`LinearNorm` over the concatenation of a cloud's global feature and each point's features.
 
-    `forward(global_features (B, W), each (B, N, E)) -> (B, N, out_channels)`; `first` names the part that comes first
-    among the `in_channels` = W + E, for published weights. The plain form (`fused=False`, the tested reference) repeats
-    the global feature at all points; here it is mapped once per cloud. Same state, same numbers, same gradients.
+    `forward(global_features (B, W), point_features (B, N, E)) -> (B, N, out_channels)`; `first` names the part that
+    comes first among the `in_channels` = W + E, for published weights. The plain form (`fused=False`, the tested
+    reference) repeats the global feature at all points; here it is mapped once per cloud. Same state, same numbers,
+    same gradients.
     """
 
     def __init__(
@@ -56,24 +57,26 @@ class JoinedLinearNorm(LinearNorm):
         out_channels: int,
         has_bias: bool = False,
         activation: nn.Module | None = None,
-        first: Literal["whole", "each"] = "whole",
+        first: Literal["global_features", "point_features"] = "global_features",
         fused: bool = True,
     ) -> None:
         super().__init__(in_channels=in_channels, out_channels=out_channels, has_bias=has_bias, activation=activation)
         self.first = first
         self.fused = fused
 
-    def forward(self, global_features: Tensor, each: Tensor) -> Tensor:  # type: ignore[override]
-        """Map global_features (B, W), each (B, N, E) -> (B, N, out_channels)."""
-        parts = (global_features, each) if self.first == "whole" else (each, global_features)
+    def forward(self, global_features: Tensor, point_features: Tensor) -> Tensor:  # type: ignore[override]
+        """Map global_features (B, W), point_features (B, N, E) -> (B, N, out_channels)."""
+        parts = (
+            (global_features, point_features) if self.first == "global_features" else (point_features, global_features)
+        )
         if not self.fused:
-            return super().forward(torch.cat([_at_points(part, each) for part in parts], dim=-1))
+            return super().forward(torch.cat([_at_points(part, point_features) for part in parts], dim=-1))
         first_weight, second_weight = self.linear.weight.split([part.shape[-1] for part in parts], dim=1)
         global_weight, point_weight = (
-            (first_weight, second_weight) if self.first == "whole" else (second_weight, first_weight)
+            (first_weight, second_weight) if self.first == "global_features" else (second_weight, first_weight)
         )
         return self.normalise_and_activate(
-            F.linear(global_features, global_weight, self.linear.bias)[:, None] + F.linear(each, point_weight)
+            F.linear(global_features, global_weight, self.linear.bias)[:, None] + F.linear(point_features, point_weight)
         )
 
 

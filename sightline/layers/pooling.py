@@ -38,7 +38,7 @@ class LinearExtremes(NamedTuple):
     """
 
     extreme: Tensor
-    place: Tensor
+    argmax: Tensor
     total: Tensor
     total_of_squares: Tensor
 
@@ -63,17 +63,19 @@ def linear_extremes(values: Tensor, weight: Tensor, *, sign: Tensor) -> LinearEx
     return LinearExtremes(extreme, argmax, *torch.from_numpy(sums.sum(axis=0)))
 
 
-def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def linear_extremes_gradient(
+    values: Tensor, weight: Tensor, argmax: Tensor, *, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
     """Backward of `linear_extremes`.
 
-    Gradients of values (B, N, D) and weight (C, D) from `chosen` (B, C) at `place` (B, C).
+    Gradients of values (B, N, D) and weight (C, D) from `chosen` (B, C) at `argmax` (B, C).
     """
     values = values.to(weight.dtype)
     to_values = torch.zeros_like(values)
     # One part of the weight's gradient per few samples for any number of threads: the same order of adding.
     num_parts = -(-len(values) // _CHUNK_SIZE)
     parts = values.new_zeros((num_parts, *weight.shape))
-    arrays = [tensor.contiguous().numpy() for tensor in (values, weight, place, chosen)]
+    arrays = [tensor.contiguous().numpy() for tensor in (values, weight, argmax, chosen)]
     run_parallel(_spread_extremes, num_parts, _CHUNK_SIZE, *arrays, to_values.numpy(), parts.numpy())
     return to_values, parts.sum(dim=0)
 
@@ -210,7 +212,7 @@ class _LinearNormedMax(Function):
         standard = (extremes.extreme + offset) * inverse_deviation
         ctx.norm, ctx.count, ctx.dtype = norm, count, values.dtype
         ctx.save_for_backward(
-            centred, weight, bias, norm_weight, inverse_deviation, offset, extremes.place, standard, centre_D
+            centred, weight, bias, norm_weight, inverse_deviation, offset, extremes.argmax, standard, centre_D
         )
         return torch.addcmul(norm_bias, standard, norm_weight)
 

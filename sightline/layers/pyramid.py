@@ -134,8 +134,8 @@ def build_pyramid(
     """
     assert strides[0] == 1, "the first level has all points"
     levels = [PyramidLevel(points, offsets, _find_edges(points, offsets, num_neighbours[0]))]
-    for stride, wanted in zip(strides[1:], num_neighbours[1:], strict=True):
-        levels.append(_build_coarser_level(levels[-1], stride, wanted))
+    for stride, count in zip(strides[1:], num_neighbours[1:], strict=True):
+        levels.append(_build_coarser_level(levels[-1], stride, count))
     return levels
 
 
@@ -146,10 +146,10 @@ def _build_coarser_level(fine: PyramidLevel, stride: int, num_neighbours: int) -
         counts = [min(size, max(1, size // stride)) for size in sizes]
         sample = packed_farthest_points(fine.points, send_list(counts, points.device), offsets=fine.offsets)
         points, offsets = fine.points[sample.index], sample.offsets
-        wanted = min(num_neighbours, max(sizes))
-        if fine.neighbours.index.shape[1] >= wanted:  # they have been found already
-            num_edges = _count_edges(counts, sizes, wanted)
-            downsampling = fine.neighbours.select(sample.index, wanted, num_edges=num_edges)
+        count = min(num_neighbours, max(sizes))
+        if fine.neighbours.index.shape[1] >= count:  # they have been found already
+            num_edges = _count_edges(counts, sizes, count)
+            downsampling = fine.neighbours.select(sample.index, count, num_edges=num_edges)
         else:
             downsampling = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
     neighbours = _find_edges(points, offsets, num_neighbours)

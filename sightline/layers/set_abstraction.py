@@ -72,10 +72,10 @@ class PlainGroupedMLP(nn.Module):
     @property
     def first_linear(self) -> nn.Linear:
         """First linear map of members, (..., in_channels) -> (..., widths[0])."""
-        return self._each_layer[0].linear
+        return self._linear_norms[0].linear
 
     @property
-    def _each_layer(self) -> list[LinearNorm]:
+    def _linear_norms(self) -> list[LinearNorm]:
         return [cast(LinearNorm, layer) for layer in self.layers]
 
     def forward(self, point_terms: Tensor, of_centres: Tensor, index: Tensor) -> Tensor:
@@ -92,9 +92,9 @@ class PlainGroupedMLP(nn.Module):
 
     def after_first_linear(self, values: Tensor) -> Tensor:
         """Apply the layers after the first linear map to members (B, M, K, widths[0]): (B, M, widths[-1])."""
-        first, *others = self._each_layer
+        first, *rest = self._linear_norms
         values = first.normalise_and_activate(values)
-        for layer in others:
+        for layer in rest:
             values = layer(values)
         return values.max(dim=2).values
 
@@ -114,7 +114,7 @@ class GroupedMLP(PlainGroupedMLP):
             return super().forward(point_terms, of_centres, index)
         assert_same_form(point_terms, of_centres, name="of_centres")
         assert_rows(index, point_terms, num_queries=of_centres.shape[1])
-        first, *between, last = self._each_layer
+        first, *between, last = self._linear_norms
         norm = first.norm
         values = _RectifiedGroups.apply(
             point_terms, of_centres, index, norm.weight, norm.bias, norm, self.negative_slope
@@ -188,8 +188,8 @@ class _RectifiedGroups(Function):
                 inverse_deviation=inverse_deviation,
             )
             num_members = index.shape[-1]
-            to_points -= grads.degree * constant + slope * (grads.degree * point_terms + grads.received)
-            to_centres -= num_members * constant + slope * (grads.given + num_members * centred_terms)
+            to_points -= grads.degree * constant + slope * (grads.degree * point_terms + grads.centre_sums)
+            to_centres -= num_members * constant + slope * (grads.point_sums + num_members * centred_terms)
         return to_points, to_centres, None, to_weight, to_bias, None, None
 
 
@@ -267,7 +267,7 @@ class BallScale(NamedTuple):
     widths: tuple[int, ...]
 
 
-class PlainPlaceGroup(nn.Module):
+class PlainPositionGroup(nn.Module):
     """MLP with max pooling over the members of groups: their relative positions and their features. Plain form.
 
     `forward_groups(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3), index (B, M, K)) -> (B,
@@ -277,7 +277,7 @@ class PlainPlaceGroup(nn.Module):
 
     network_type: type[PlainGroupedMLP] = PlainGroupedMLP
 
-    def __init__(self, *, in_channels: int, widths: tuple[int, ...], first: Literal["place", "features"]) -> None:
+    def __init__(self, *, in_channels: int, widths: tuple[int, ...], first: Literal["position", "features"]) -> None:
         super().__init__()
         self.first = first
         self.network = self.network_type(in_channels=3 + in_channels, widths=widths, has_bias=True)
@@ -291,11 +291,11 @@ class PlainPlaceGroup(nn.Module):
     def _side_by_side(self, relative: Tensor, features: Tensor | None) -> Tensor:
         if features is None:
             return relative
-        return torch.cat([relative, features] if self.first == "place" else [features, relative], dim=-1)
+        return torch.cat([relative, features] if self.first == "position" else [features, relative], dim=-1)
 
 
-class RelativeGroup(PlainPlaceGroup):
-    """Fused `PlainPlaceGroup` with its first linear map applied to points: same state, same numbers, same gradients.
+class RelativeGroup(PlainPositionGroup):
+    """Fused `PlainPositionGroup` with its first linear map applied to points: same state, same numbers, same gradients.
 
     Under autocast it is the plain form: a position in the cloud, rounded to half precision, may be off by more than the
     group is wide, and so would be the difference of two. Source: as the plain form.
@@ -311,12 +311,12 @@ class RelativeGroup(PlainPlaceGroup):
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B13 = points.detach().mean(dim=1, keepdim=True)
         point_terms = linear(self._side_by_side(points - origin_B13, features))
-        position_weight = linear.weight[:, :3] if self.first == "place" else linear.weight[:, -3:]
+        position_weight = linear.weight[:, :3] if self.first == "position" else linear.weight[:, -3:]
         centre_terms = F.linear(origin_B13 - centres, position_weight)
         return self.network(point_terms, centre_terms, index)
 
 
-class PlainBallGroup(PlainPlaceGroup):
+class PlainBallGroup(PlainPositionGroup):
     """MLP with max pooling over the points in a ball about each centre: relative positions and features. Plain form.
 
     `forward(points (B, N, 3), features (B, N, in_channels) or None, centres (B, M, 3)) -> (B, M, widths[-1])`; the
@@ -324,7 +324,7 @@ class PlainBallGroup(PlainPlaceGroup):
     Source: Qi et al. 2017 (PointNet++), section 3.2.
     """
 
-    def __init__(self, *, in_channels: int, scale: BallScale, first: Literal["place", "features"]) -> None:
+    def __init__(self, *, in_channels: int, scale: BallScale, first: Literal["position", "features"]) -> None:
         super().__init__(in_channels=in_channels, widths=scale.widths, first=first)
         self.radius, self.num_neighbours = scale.radius, scale.num_neighbours
 
@@ -356,7 +356,7 @@ class SetAbstraction(nn.Module):
         in_channels: int,
         num_samples: int,
         scales: Sequence[BallScale],
-        first: Literal["place", "features"] = "place",
+        first: Literal["position", "features"] = "position",
         fused: bool = True,
     ) -> None:
         super().__init__()
@@ -442,7 +442,7 @@ class FeaturePropagation(nn.Module):
 
     def forward(self, points: Tensor, own: Tensor | None, coarse_points: Tensor, coarse: Tensor) -> Tensor:
         """Map points (B, N, 3), own (B, N, S) or None, coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, D)."""
-        first, *others = (cast(LinearNorm, layer) for layer in self.layers)
+        first, *rest = (cast(LinearNorm, layer) for layer in self.layers)
         linear = first.linear
         if self.fused:
             skip_weight, coarse_weight = linear.weight.split(
@@ -455,6 +455,6 @@ class FeaturePropagation(nn.Module):
         else:
             carried = interpolate(coarse, points=coarse_points, queries=points)
             values = first(carried if own is None else torch.cat([own, carried], dim=-1))
-        for layer in others:
+        for layer in rest:
             values = layer(values)
         return values

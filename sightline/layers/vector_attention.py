@@ -39,10 +39,10 @@ from sightline.ops.vector_attention import (
     EdgeGradients,
     edge_sums,
     norm_sums,
-    place_gradient_sums,
-    place_moments,
+    position_gradient_sums,
+    position_moments,
     rectified_gradients,
-    rectified_places,
+    rectified_positions,
     relu_edges,
     weighted_messages,
     weighted_messages_backward,
@@ -145,18 +145,18 @@ class FusedVectorAttention(Function):
         key, query_terms, value, rectified_position, mapped, weight, *weights = ctx.saved_tensors
         edges, (position, relation, reduced), learned = ctx.edges, ctx.norms, AttentionWeights(*weights)
         incoming = gradients[0].contiguous()
-        to_value, to_code, to_place, to_weight = weighted_messages_backward(
+        to_value, to_code, to_position, to_weight = weighted_messages_backward(
             incoming, value, learned.code.mT.contiguous(), rectified_position, weight, edges.index, edges.count
         )
         through = _through_reduction(edges, learned, reduced, mapped, weight, to_weight)
         grads = _through_relation(
-            edges, learned, relation, key, query_terms, rectified_position, through.to_mapped, to_place
+            edges, learned, relation, key, query_terms, rectified_position, through.to_mapped, to_position
         )
-        to_position = _through_position(edges, learned, position, rectified_position, to_place, grads)
+        position_grads = _through_position(edges, learned, position, rectified_position, to_position, grads)
         grad_query_sum = grads.to_own.sum(dim=0)
         return (
             *(None, None, grads.to_own.neg_(), grads.to_near, to_value),
-            *to_position,
+            *position_grads,
             grads.to_code + to_code.mT,
             incoming.sum(dim=0) + grad_query_sum,
             *(grads.to_scale, grads.to_shift, grads.to_reduce, through.to_bias),
@@ -200,7 +200,7 @@ def _rectify_positions(edges: Edges, norm: nn.BatchNorm1d, learned: AttentionWei
     position = _Normalised.from_sums(norm, learned.position_scale, sums)
     shift = learned.position_shift + (learned.position_bias - position.mean) * position.scale
     matrix = learned.position * position.scale[:, None]
-    return position, rectified_places(edges.relative, matrix, shift, edges.count)
+    return position, rectified_positions(edges.relative, matrix, shift, edges.count)
 
 
 def _relation_norm(
@@ -216,8 +216,8 @@ def _relation_norm(
     if uses_batch_statistics(norm):
         code = learned.code.mT.contiguous()
         # Near the mean: exactly it where every point is a neighbour equally often.
-        mean_place = _sum_edges(rectified_position.flatten(1), edges) / edges.num_edges
-        origin = key.mean(dim=0) + query_terms.mean(dim=0) + mean_place @ code
+        mean_position = _sum_edges(rectified_position.flatten(1), edges) / edges.num_edges
+        origin = key.mean(dim=0) + query_terms.mean(dim=0) + mean_position @ code
         totals = edge_sums(key, query_terms - origin, code, rectified_position, edges.index, edges.count)
         sums = ShiftedSums(origin.double(), *totals, edges.num_edges)
     return _Normalised.from_sums(norm, learned.relation_scale, sums)
@@ -237,10 +237,10 @@ def _fold_norm(
 
 def _parts(edges: Edges, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Iterate over chunks of points, with scratch memory (points, K, C) for their edges."""
-    num_points, num_places = edges.index.shape
+    num_points, num_slots = edges.index.shape
     width = like.shape[1]
-    step = max(1, _ENTRIES_AT_ONCE // (num_places * width))
-    room = like.new_empty((min(step, num_points), num_places, width))
+    step = max(1, _ENTRIES_AT_ONCE // (num_slots * width))
+    room = like.new_empty((min(step, num_points), num_slots, width))
     for start in range(0, num_points, step):
         stop = min(start + step, num_points)
         yield slice(start, stop), room[: stop - start]
@@ -310,7 +310,7 @@ class _ThroughRelation(NamedTuple):
     to_reduce: Tensor
     of_near: Tensor
     of_own: Tensor
-    of_place: Tensor
+    of_position: Tensor
 
 
 def _through_relation(
@@ -321,11 +321,11 @@ def _through_relation(
     query_terms: Tensor,
     rectified_position: Tensor,
     to_mapped: Tensor,
-    to_place: Tensor,
+    to_position: Tensor,
 ) -> _ThroughRelation:
     """Backward of the relation from `to_mapped` (P, K, G).
 
-    The gradient of the positions is accumulated in `to_place`.
+    The gradient of the positions is accumulated in `to_position`.
     """
     scaled = _fold_norm(learned, relation, key, query_terms)
     into, to_reduce = EdgeGradients.zeros(key, scaled[2]), torch.zeros_like(learned.reduce)
@@ -340,20 +340,20 @@ def _through_relation(
             rectified=rectified,
             into=into,
             reading=scaled[2],
-            to_place=to_place,
+            to_position=to_position,
         )
         to_reduce.addmm_(incoming.mT, rectified.flatten(0, 1))
     moments, count, to_code = (
-        place_moments(rectified_position, edges.index, edges.count),
+        position_moments(rectified_position, edges.index, edges.count),
         edges.count[:, None],
         into.to_code.mT,
     )
-    to_scaled, at_places, to_shift = norm_sums(key, query_terms, into, moments, num_shares=SHARE_PLANES)
+    to_scaled, at_positions, to_shift = norm_sums(key, query_terms, into, moments, num_shares=SHARE_PLANES)
     to_scale, constant, slope = relation.answers(to_shift, to_scaled + (learned.code * to_code).sum(dim=1))
 
     # The statistics of the batch answer: every edge loses constant + slope times what it carries, less the mean.
-    at_places = at_places + learned.code @ moments.squares
-    to_code = to_code - torch.outer(constant, moments.given.sum(dim=0)) - slope[:, None] * at_places
+    at_positions = at_positions + learned.code @ moments.squares
+    to_code = to_code - torch.outer(constant, moments.point_sums.sum(dim=0)) - slope[:, None] * at_positions
     sloped = (relation.scale * slope)[:, None] * learned.code
     return _ThroughRelation(
         _subtract_statistics(into.grad_neighbours, into.of_near, moments.degree, learned, relation, constant, slope),
@@ -388,25 +388,25 @@ def _through_position(
     learned: AttentionWeights,
     position: _Normalised,
     rectified_position: Tensor,
-    to_place: Tensor,
+    to_position: Tensor,
     relation_grads: _ThroughRelation,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the position map, its bias, and its norm's weight and bias, all from a few sums."""
-    sums = place_gradient_sums(
-        *(to_place, rectified_position, edges.relative, edges.index, edges.count),
+    sums = position_gradient_sums(
+        *(to_position, rectified_position, edges.relative, edges.index, edges.count),
         of_near=relation_grads.of_near,
         of_own=relation_grads.of_own,
-        of_place=relation_grads.of_place.mT,
+        of_position=relation_grads.of_position.mT,
     ).to(rectified_position.dtype)
-    times_place, to_shift = sums[:, :3], sums[:, 3]
+    times_position, to_shift = sums[:, :3], sums[:, 3]
     bias = learned.position_bias - position.mean
     to_scale, constant, slope = position.answers(
-        to_shift, (learned.position * times_place).sum(dim=1) + bias * to_shift
+        to_shift, (learned.position * times_position).sum(dim=1) + bias * to_shift
     )
     mean, products = (moment.to(rectified_position.dtype) * edges.num_edges for moment in edges.moments)
-    at_places = learned.position @ products + torch.outer(bias, mean)
+    at_positions = learned.position @ products + torch.outer(bias, mean)
     at_all = learned.position @ mean + bias * edges.num_edges
-    to_linear = times_place - torch.outer(constant, mean) - slope[:, None] * at_places
+    to_linear = times_position - torch.outer(constant, mean) - slope[:, None] * at_positions
     to_bias = to_shift - constant * edges.num_edges - slope * at_all
     return to_linear * position.scale[:, None], to_bias * position.scale, to_scale, to_shift
 
@@ -460,9 +460,9 @@ class VectorAttention(PlainVectorAttention):
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
         """Map features (P, C) -> (P, C) over the edges (P, K)."""
         weights, lowered = self._weights(), cpu_autocast_dtype()
-        wants_places = edges.relative.requires_grad and torch.is_grad_enabled()
+        wants_positions = edges.relative.requires_grad and torch.is_grad_enabled()
         is_kernels = lowered != torch.float16 and can_use_numba(features, edges.relative, *weights, extra_dtype=lowered)
-        if wants_places or not is_kernels:
+        if wants_positions or not is_kernels:
             return super().forward(features, edges)
         assert_rows(edges.index[None], features[None], num_queries=len(features))
         maps = [linear(features) for linear in (self.query, self.key, self.value)]

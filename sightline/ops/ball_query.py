@@ -26,7 +26,7 @@ from sightline.ops.distances import (
     upcast_for_comparison,
 )
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import edges_of_rows, first_others
+from sightline.ops.grouping import edges_of_rows, first_neighbours
 from sightline.ops.neighbour_kernels import ball_query_by_tree
 from sightline.ops.operator import operator
 from sightline.ops.segments import (
@@ -112,7 +112,7 @@ def radius(
         num_neighbours=max_num_neighbors,
         empty="mark",
     )
-    return edges_of_rows(index, _is_found(index))
+    return edges_of_rows(index, _is_neighbour(index))
 
 
 def radius_graph(
@@ -125,12 +125,14 @@ def radius_graph(
     offsets, _ = offsets_of_batches(x, batch, x, batch)
     count = max_num_neighbors if loop else max_num_neighbors + 1
     index = packed_ball_query(x, offsets=offsets, centres=x, centre_offsets=offsets, radius=r, num_neighbours=count)
-    is_found = _is_found(index)
-    return edges_of_rows(index, is_found if loop else first_others(index, is_found, max_num_neighbors)).flip(0)
+    is_neighbour = _is_neighbour(index)
+    return edges_of_rows(
+        index, is_neighbour if loop else first_neighbours(index, is_neighbour, max_num_neighbors)
+    ).flip(0)
 
 
-def _is_found(index: Tensor) -> Tensor:
-    """Mark the places (M, K) of a ball query that do not repeat the first one, and are not marked as empty."""
+def _is_neighbour(index: Tensor) -> Tensor:
+    """Mark the slots (M, K) of a ball query that do not repeat the first one, and are not marked as empty."""
     is_leading = torch.arange(index.shape[1], device=index.device) == 0
     return (index >= 0) & (is_leading | (index > index[:, :1]))
 
@@ -150,10 +152,10 @@ def _require_points(index: Tensor, radius: float, locate: Callable[[int], tuple[
     """Raise ValueError if a row of `index` (..., K) is marked; `locate` gives its cloud, place, points and centre."""
 
     def make_error() -> ValueError:
-        sample, place, points, centre = locate(int((index[..., 0] < 0).flatten().nonzero()[0]))
+        sample, row, points, centre = locate(int((index[..., 0] < 0).flatten().nonzero()[0]))
         nearest = float((points.double() - centre.double()).square().sum(-1).min().sqrt())
         return ValueError(
-            f"centres[{sample}]: centre {place} has no point within {radius:g}, the nearest one is {nearest:.6g} away; "
+            f"centres[{sample}]: centre {row} has no point within {radius:g}, the nearest one is {nearest:.6g} away; "
             'take centres from the points themselves, raise the radius, or mark empty balls by empty="mark"'
         )
 
@@ -162,8 +164,8 @@ def _require_points(index: Tensor, radius: float, locate: Callable[[int], tuple[
 
 def _require_dense(index: Tensor, points: Tensor, centres: Tensor, radius: float) -> Tensor:
     def locate(row: int) -> tuple[int, int, Tensor, Tensor]:
-        sample, place = divmod(row, centres.shape[1])
-        return sample, place, points[sample], centres[sample, place]
+        sample, centre = divmod(row, centres.shape[1])
+        return sample, centre, points[sample], centres[sample, centre]
 
     _require_points(index, radius, locate)
     return index
@@ -173,8 +175,8 @@ def _require_packed(
     index: Tensor, points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float
 ) -> Tensor:
     def locate(row: int) -> tuple[int, int, Tensor, Tensor]:
-        segment, place = locate_row(row, centre_offsets)
-        return segment, place, points[int(offsets[segment]) : int(offsets[segment + 1])], centres[row]
+        segment, centre = locate_row(row, centre_offsets)
+        return segment, centre, points[int(offsets[segment]) : int(offsets[segment + 1])], centres[row]
 
     _require_points(index, radius, locate)
     return index
@@ -199,8 +201,8 @@ def _ball_query(points: Tensor, centres: Tensor, radius: float, num_neighbours: 
 def _first_inside(is_inside: Tensor, num_neighbours: int) -> Tensor:
     """Return the first places (..., K) of True in the rows of `is_inside` (..., N), then the first one; or N in all."""
     num_points = is_inside.shape[-1]
-    place = torch.arange(num_points, device=is_inside.device).where(is_inside, num_points)
-    filled = torch.nn.functional.pad(place, (0, num_neighbours), value=num_points)  # there may be fewer
+    position = torch.arange(num_points, device=is_inside.device).where(is_inside, num_points)
+    filled = torch.nn.functional.pad(position, (0, num_neighbours), value=num_points)  # there may be fewer
     index = filled.topk(num_neighbours, dim=-1, largest=False, sorted=True).values
     return torch.where(index == num_points, index[..., :1], index)
 
@@ -366,24 +368,24 @@ def _find_in_balls(  # type: ignore[no-untyped-def]
         base += first_point * point_step
         centre_base += first_centre * centre_step
     to_centre = centre_base + centre * centre_step
-    place = index + (first_centre + centre) * num_neighbours
-    found = tl.where(is_centre, 0, num_neighbours)
+    slots = index + (first_centre + centre) * num_neighbours
+    num_found = tl.where(is_centre, 0, num_neighbours)
     first = tl.full([CENTRES], 0x7FFFFFFF, tl.int32)
     begin = 0
-    while (begin < count) & (tl.min(found, axis=0) < num_neighbours):
+    while (begin < count) & (tl.min(num_found, axis=0) < num_neighbours):
         point = begin + tl.arange(0, BLOCK)
         is_point = point < count
         distances = tile_of_distances(
             base + point * point_step, is_point, channel_step, to_centre, is_centre, centre_channel_step, CHANNELS
         )
         is_inside = (distances <= squared_radius) & is_point[:, None] & is_centre[None, :]
-        rank = found[None, :] + tl.cumsum(is_inside.to(tl.int32), axis=0) - 1
+        rank = num_found[None, :] + tl.cumsum(is_inside.to(tl.int32), axis=0) - 1
         row = point[:, None].to(tl.int64) + (0 if offsets is None else first_point)
-        tl.store(place[None, :] + rank, row + tl.zeros_like(rank), mask=is_inside & (rank < num_neighbours))
+        tl.store(slots[None, :] + rank, row + tl.zeros_like(rank), mask=is_inside & (rank < num_neighbours))
         first = tl.minimum(first, tl.min(tl.where(is_inside, point[:, None], 0x7FFFFFFF), axis=0))
-        found += tl.sum(is_inside.to(tl.int32), axis=0)
+        num_found += tl.sum(is_inside.to(tl.int32), axis=0)
         begin += BLOCK
-    first_row = tl.where(found > 0, first.to(tl.int64) + (0 if offsets is None else first_point), -1)
+    first_row = tl.where(num_found > 0, first.to(tl.int64) + (0 if offsets is None else first_point), -1)
     slot = tl.arange(0, SLOTS)[:, None]
-    is_left = (slot >= found[None, :]) & (slot < num_neighbours) & is_centre[None, :]
-    tl.store(place[None, :] + slot, first_row[None, :] + tl.zeros_like(slot), mask=is_left)
+    is_left = (slot >= num_found[None, :]) & (slot < num_neighbours) & is_centre[None, :]
+    tl.store(slots[None, :] + slot, first_row[None, :] + tl.zeros_like(slot), mask=is_left)

@@ -60,7 +60,9 @@ def _batch_statistics(
 def _statistics_gradients(
     to_bias: Tensor, to_weight: Tensor, scale: Tensor, inverse_deviation: Tensor, num_values: int
 ) -> tuple[Tensor, Tensor]:
-    share_of_bias, share_of_weight = ((each.double() / num_values).to(scale.dtype) for each in (to_bias, to_weight))
+    share_of_bias, share_of_weight = (
+        (gradient.double() / num_values).to(scale.dtype) for gradient in (to_bias, to_weight)
+    )
     return scale * share_of_bias, scale * inverse_deviation * share_of_weight
 
 
@@ -113,14 +115,14 @@ def _(
 
 
 @_statistics_gradients.fake
-def _(to_bias: Tensor, to_weight: Tensor, scale: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _(to_bias: Tensor, to_weight: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(scale), torch.empty_like(scale)
 
 
 # --- GPU: the same float64, in one kernel -----------------------------------------------------------------------------
 
 
-@_batch_statistics.gpu_kernel(lambda origin, total, squares, running, *others: running.dtype == torch.float32)
+@_batch_statistics.gpu_kernel(lambda origin, total, squares, running, *_: running.dtype == torch.float32)
 def _(
     origin: Tensor,
     total: Tensor,
@@ -134,7 +136,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     results = [torch.empty_like(origin, dtype=dtype), torch.empty_like(origin, dtype=dtype)]
     results += [torch.empty_like(running_mean), torch.empty_like(running_var)]
-    inputs = [each.contiguous() for each in (origin, total, total_of_squares, running_mean, running_var)]
+    inputs = [tensor.contiguous() for tensor in (origin, total, total_of_squares, running_mean, running_var)]
     numbers = (num_values, momentum, eps, len(origin))
     _finish.launch((-(-len(origin) // _CHANNELS_AT_ONCE),), *inputs, *results, *numbers, BLOCK=_CHANNELS_AT_ONCE)
     return results[0], results[1], results[2], results[3]
@@ -145,7 +147,7 @@ def _(
     to_bias: Tensor, to_weight: Tensor, scale: Tensor, inverse_deviation: Tensor, num_values: int
 ) -> tuple[Tensor, Tensor]:
     constant, slope = torch.empty_like(scale), torch.empty_like(scale)
-    inputs = [each.contiguous() for each in (to_bias, to_weight, scale, inverse_deviation)]
+    inputs = [tensor.contiguous() for tensor in (to_bias, to_weight, scale, inverse_deviation)]
     grid = (-(-len(scale) // _CHANNELS_AT_ONCE),)
     _share.launch(grid, *inputs, constant, slope, num_values, len(scale), BLOCK=_CHANNELS_AT_ONCE)
     return constant, slope

@@ -297,9 +297,9 @@ _box_ioa.gpu_kernel()(partial(_launch, is_ioa=True))
 @gpu_kernel
 def load_box(boxes, index, is_box):  # type: ignore[no-untyped-def]
     """Load the corners and the area of boxes (N, 4) at an index."""
-    place = boxes + index * 4
-    left, top = tl.load(place, mask=is_box, other=0.0), tl.load(place + 1, mask=is_box, other=0.0)
-    right, bottom = tl.load(place + 2, mask=is_box, other=0.0), tl.load(place + 3, mask=is_box, other=0.0)
+    pointer = boxes + index * 4
+    left, top = tl.load(pointer, mask=is_box, other=0.0), tl.load(pointer + 1, mask=is_box, other=0.0)
+    right, bottom = tl.load(pointer + 2, mask=is_box, other=0.0), tl.load(pointer + 3, mask=is_box, other=0.0)
     return left, top, right, bottom, tl.maximum(right - left, 0.0) * tl.maximum(bottom - top, 0.0)
 
 
@@ -335,5 +335,5 @@ def _overlap_tile(  # type: ignore[no-untyped-def]
     x1, y1, x2, y2, other_area = load_box(boxes2, column[None, :], column[None, :] < num_columns)
     intersection = intersect(left, top, right, bottom, x1, y1, x2, y2)
     total = area + tl.zeros_like(intersection) if IS_IOA else (area + other_area) - intersection
-    place = overlaps + row.to(tl.int64)[:, None] * num_columns + column[None, :]
-    tl.store(place, divide(intersection, total), mask=(row[:, None] < num_rows) & (column[None, :] < num_columns))
+    pointer = overlaps + row.to(tl.int64)[:, None] * num_columns + column[None, :]
+    tl.store(pointer, divide(intersection, total), mask=(row[:, None] < num_rows) & (column[None, :] < num_columns))

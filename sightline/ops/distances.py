@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.gpu_kernels import gpu_kernel, tl
-from sightline.ops.waits import is_free_to_read, is_recording, require
+from sightline.ops.waits import is_on_host, is_recording, require
 
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def assert_finite_rows(rows: Tensor, locate: Callable[[int], tuple[int, int]], *
     if is_recording() or not rows.numel():
         return
     rows = rows.detach()
-    if is_free_to_read(rows):  # ten times as fast there as a mask of all
+    if is_on_host(rows):  # ten times as fast there as a mask of all
         holds = torch.stack(torch.aminmax(rows)).isfinite()
     else:  # a mask would take six launches instead of two
         holds = torch.linalg.vector_norm(rows, torch.inf) < torch.inf

@@ -92,7 +92,7 @@ def _assert_pairs(pairs: Tensor, index: Tensor, shift: Tensor, offset: Tensor | 
         )
 
 
-def _check(pairs: Tensor, index: Tensor, *others: object) -> None:
+def _check(pairs: Tensor, index: Tensor, *_: object) -> None:
     assert_rows(index, pairs, num_queries=pairs.shape[1])
 
 
@@ -108,7 +108,7 @@ def _edge_extremes(
         extremes.append(values.gather(2, position[:, :, None]).squeeze(2))
         positions.append(position.to(_position_dtype(index)))
         edges = values + (behind[:, part] - shift)[:, :, None]
-        sums = sums + torch.stack([each.sum((0, 1, 2), dtype=torch.float64) for each in (edges, edges.square())])
+        sums = sums + torch.stack([power.sum((0, 1, 2), dtype=torch.float64) for power in (edges, edges.square())])
     return torch.cat(extremes, dim=1), torch.cat(positions, dim=1), sums
 
 
@@ -162,7 +162,7 @@ def _(
 
 
 @_edge_gradients.fake
-def _(pairs: Tensor, *others: Any) -> Tensor:
+def _(pairs: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(pairs, memory_format=torch.contiguous_format)
 
 
@@ -241,7 +241,7 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                 total[channel], squares[channel] = edge, edge * edge
                 chosen[channel], best[channel], slots[channel] = other[channel], other[channel] * sign[channel], 0
             for slot in range(1, len(neighbours)):
-                other, place = pairs[sample, neighbours[slot]], kind(slot)
+                other, candidate = pairs[sample, neighbours[slot]], kind(slot)
                 for channel in range(width):
                     edge = other[channel] + moved[channel]
                     total[channel] += edge
@@ -251,7 +251,7 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                     is_better = (signed > least) | ((signed != signed) & (least == least))
                     best[channel] = signed if is_better else least
                     chosen[channel] = other[channel] if is_better else chosen[channel]
-                    slots[channel] = place if is_better else slots[channel]
+                    slots[channel] = candidate if is_better else slots[channel]
             for channel in range(width):
                 sums[0, block, channel] += total[channel]
                 sums[1, block, channel] += squares[channel]
@@ -308,7 +308,7 @@ def _spread_gradients(  # type: ignore[no-untyped-def]
 # --- GPU --------------------------------------------------------------------------------------------------------------
 
 
-def _is_in_reach(pairs: Tensor, index: Tensor, *others: object) -> bool:
+def _is_in_reach(pairs: Tensor, index: Tensor, *_: object) -> bool:
     """Return True if numbers of 32 bits count the entries of a cloud, and the grid its blocks."""
     return pairs.shape[1] * pairs.shape[2] < 2**31 and pairs.shape[1] < 2**20 and index.numel() < 2**31
 
@@ -395,7 +395,7 @@ def _reduce_block(  # type: ignore[no-untyped-def]
     signs = tl.load(sign + channel, mask=is_channel, other=0.0)[None, :]
     total, squares = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, COLUMNS), tl.float32)
     chosen, best = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, COLUMNS), tl.float32)
-    place = tl.zeros((BLOCK, COLUMNS), tl.int32)
+    best_slot = tl.zeros((BLOCK, COLUMNS), tl.int32)
     for slot in range(num_neighbours):
         neighbour = tl.load(index + row * num_neighbours + slot, mask=is_point, other=0)
         value = tl.load(columns + neighbour[:, None] * 2 * width, mask=is_inside, other=0.0).to(tl.float32)
@@ -405,12 +405,12 @@ def _reduce_block(  # type: ignore[no-untyped-def]
         total += edge
         squares += edge * edge
         is_better = (slot == 0) | (signed > best) | ((signed != signed) & (best == best))
-        place = tl.where(is_better, slot, place)
+        best_slot = tl.where(is_better, slot, best_slot)
         chosen = tl.where(is_better, value, chosen)
         best = tl.where(is_better, signed, best)
     target = row[:, None] * width + channel[None, :]
     tl.store(extreme + target, chosen, mask=is_inside)
-    tl.store(position + target, place, mask=is_inside)
+    tl.store(position + target, best_slot, mask=is_inside)
     block, num_blocks = cloud * tl.num_programs(1) + tl.program_id(1), tl.num_programs(0) * tl.num_programs(1)
     total = tl.sum(tl.where(is_inside, total, 0.0).to(tl.float64), axis=0)
     squares = tl.sum(tl.where(is_inside, squares, 0.0).to(tl.float64), axis=0)
@@ -474,8 +474,8 @@ def _gather_gradients(  # type: ignore[no-untyped-def]
         value = tl.load(columns + neighbour * 2 * width, mask=is_channel, other=0.0).to(tl.float32)
         neighbour_sums += value if offset is None else value + ahead
     first, last = _find_first(rows, row, num_edges), _find_first(rows, row + 1, num_edges)
-    for place in range(first, last):
-        edge = tl.load(edges + place)
+    for position_of_edge in range(first, last):
+        edge = tl.load(edges + position_of_edge)
         source = edge // num_neighbours
         value = tl.load(pairs + (source * 2 + 1) * width + channel, mask=is_channel, other=0.0).to(tl.float32)
         received += (value if offset is None else value + added) + moved_by

@@ -218,7 +218,7 @@ def _sample_in_graph(
 _farthest_points.graph = _sample_in_graph
 
 
-def _check_packed(points: Tensor, offsets: Tensor, *others: object) -> None:
+def _check_packed(points: Tensor, offsets: Tensor, *_: object) -> None:
     assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
 
 
@@ -485,12 +485,12 @@ def _find_cloud(offsets, sample_offsets, num_points, num_samples):  # type: igno
     """Return a cloud's first row, its number of points, its first sample and its number of samples."""
     cloud = tl.program_id(0).to(tl.int64)
     if offsets is None:
-        row, count, place, num_chosen = cloud * num_points, num_points, cloud * num_samples, num_samples
+        row, count, first_sample, num_chosen = cloud * num_points, num_points, cloud * num_samples, num_samples
     else:
-        row, place = tl.load(offsets + cloud), tl.load(sample_offsets + cloud)
+        row, first_sample = tl.load(offsets + cloud), tl.load(sample_offsets + cloud)
         count = (tl.load(offsets + cloud + 1) - row).to(tl.int32)
-        num_chosen = (tl.load(sample_offsets + cloud + 1) - place).to(tl.int32)
-    return row, count, place, num_chosen
+        num_chosen = (tl.load(sample_offsets + cloud + 1) - first_sample).to(tl.int32)
+    return row, count, first_sample, num_chosen
 
 
 @gpu_kernel
@@ -512,7 +512,7 @@ def _sample_in_registers(  # type: ignore[no-untyped-def]
     min_squared_norm,
     BLOCK: tl.constexpr,
 ):
-    row, count, place, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
+    row, count, first_sample, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
     slot = tl.arange(0, BLOCK)
     base, is_point = points + row * 3, slot < count
     x = tl.load(base + slot * 3, mask=is_point, other=0.0)
@@ -521,7 +521,7 @@ def _sample_in_registers(  # type: ignore[no-untyped-def]
     nearest = _initial_distances(x, y, z, is_point, limit, min_squared_norm)
     chosen = tl.load(first + tl.program_id(0)).to(tl.int32)
     for sample in range(num_chosen):
-        tl.store(samples + place + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
+        tl.store(samples + first_sample + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
         centre = base + chosen * 3
         to_x, to_y, to_z = x - tl.load(centre), y - tl.load(centre + 1), z - tl.load(centre + 2)
         nearest = tl.minimum(nearest, (to_x * to_x + to_y * to_y) + to_z * to_z)
@@ -542,11 +542,11 @@ def _sample_in_chunks(  # type: ignore[no-untyped-def]
     min_squared_norm,
     BLOCK: tl.constexpr,
 ):
-    row, count, place, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
+    row, count, first_sample, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
     base, scratch = points + row * 3, scratch + row
     chosen = tl.load(first + tl.program_id(0)).to(tl.int32)
     for sample in range(num_chosen):
-        tl.store(samples + place + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
+        tl.store(samples + first_sample + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
         from_x, from_y, from_z = (
             tl.load(base + chosen * 3),
             tl.load(base + chosen * 3 + 1),

@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from sightline.contract.errors import ConfigError
-from sightline.ops.waits import is_free_to_read, is_recording, is_transformed, require
+from sightline.ops.waits import is_on_host, is_recording, is_transformed, require
 
 
 def scale_num_neighbours(count: int, *, reference_num_points: int | None, num_points: int) -> int:
@@ -38,7 +38,7 @@ def gather_points(values: Tensor, index: Tensor) -> Tensor:
     Raises ValueError for an index of no row, such as the -1 of an empty ball. It is checked where that takes no wait:
     on the CPU, not in compiled graphs. On a GPU, -1 would be the last row, and a higher index stops the program.
     """
-    if is_free_to_read(index) and not (torch.compiler.is_compiling() or is_recording() or is_transformed()):
+    if is_on_host(index) and not (torch.compiler.is_compiling() or is_recording() or is_transformed()):
         _assert_inside(index, values.shape[1])
     sample_index = torch.arange(values.shape[0], device=values.device)[:, None, None]
     return values[sample_index, index]
@@ -127,7 +127,7 @@ def edges_of_rows(index: Tensor, is_valid: Tensor) -> Tensor:
     return torch.stack([row, index[is_valid]])
 
 
-def first_others(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
+def first_neighbours(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
     """Mark (M, K) the first `count` valid neighbours `index` of each row that are not the row itself."""
     is_other = is_valid & (index != torch.arange(len(index), device=index.device)[:, None])
     return is_other & (is_other.cumsum(dim=1) <= count)

@@ -114,7 +114,7 @@ def _mean_cell(shares: Tensor) -> Tensor:
     """Return the mean index (B, J, 3) along each axis of volumes that sum to 1."""
     means = []
     for axis in (2, 3, 4):
-        others = [other for other in (2, 3, 4) if other != axis]
+        other_axes = [other for other in (2, 3, 4) if other != axis]
         along = torch.arange(shares.shape[axis], dtype=shares.dtype, device=shares.device)
-        means.append((shares.sum(dim=others) * along).sum(dim=-1))
+        means.append((shares.sum(dim=other_axes) * along).sum(dim=-1))
     return torch.stack(means, dim=-1)

@@ -164,20 +164,20 @@ def _weigh(  # type: ignore[no-untyped-def]
     query = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[:, None]
     slot = tl.arange(0, SLOTS)[None, :]
     is_query = query < num_queries
-    is_place = is_query & (slot < num_neighbours)
-    place, cloud, row = query * num_neighbours + slot, query // num_of_cloud, query % num_of_cloud
-    to_points = points + cloud * cloud_step + tl.load(index + place, mask=is_place, other=0) * point_step
+    is_slot = is_query & (slot < num_neighbours)
+    offset, cloud, row = query * num_neighbours + slot, query // num_of_cloud, query % num_of_cloud
+    to_points = points + cloud * cloud_step + tl.load(index + offset, mask=is_slot, other=0) * point_step
     to_queries = queries + cloud * query_cloud_step + row * query_step
     distances = tl.zeros([QUERIES, SLOTS], tl.float32)
     for _ in range(CHANNELS):
-        difference = tl.load(to_queries, mask=is_query, other=0.0) - tl.load(to_points, mask=is_place, other=0.0)
+        difference = tl.load(to_queries, mask=is_query, other=0.0) - tl.load(to_points, mask=is_slot, other=0.0)
         distances += difference * difference
         to_points += channel_step
         to_queries += query_channel_step
     if not IS_SQUARE:
         distances = tl.sqrt_rn(distances)
-    shares = tl.where(is_place, tl.div_rn(tl.full([QUERIES, SLOTS], 1.0, tl.float32), distances + SOFTENING), 0.0)
+    shares = tl.where(is_slot, tl.div_rn(tl.full([QUERIES, SLOTS], 1.0, tl.float32), distances + SOFTENING), 0.0)
     if is_valid is not None:
-        shares = tl.where(tl.load(is_valid + place, mask=is_place, other=0) != 0, shares, 0.0)
+        shares = tl.where(tl.load(is_valid + offset, mask=is_slot, other=0) != 0, shares, 0.0)
     total = tl.sum(shares, axis=1)[:, None] + tl.zeros_like(shares)
-    tl.store(weights + place, tl.div_rn(shares, total), mask=is_place)
+    tl.store(weights + offset, tl.div_rn(shares, total), mask=is_slot)

@@ -35,12 +35,12 @@ class LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(number, LANES))
 
 
-def _point_at(context: Any, builder: Any, array_type: Any, array: Any, place_type: Any, place: Any) -> Any:
+def _point_at(context: Any, builder: Any, array_type: Any, array: Any, index_type: Any, index: Any) -> Any:
     """Return the address of eight numbers."""
     assert array_type.layout == "C", f"lanes lie side by side in memory, not in an array like {array_type}"
     indices = [
-        context.cast(builder, index, kind, types.intp)
-        for index, kind in zip(cgutils.unpack_tuple(builder, place), place_type, strict=True)
+        context.cast(builder, entry, kind, types.intp)
+        for entry, kind in zip(cgutils.unpack_tuple(builder, index), index_type, strict=True)
     ]
     struct = context.make_array(array_type)(context, builder, value=array)
     address = cgutils.get_item_pointer(context, builder, array_type, struct, indices, wraparound=False)
@@ -53,27 +53,27 @@ def _align(context: Any, dtype: Any) -> int:
 
 
 @intrinsic
-def load(typing_context: Any, array: Any, place: Any) -> Any:
+def load(typing_context: Any, array: Any, index: Any) -> Any:
     """Emit an unaligned read."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _point_at(context, builder, array, arguments[0], place, arguments[1])
+        address = _point_at(context, builder, array, arguments[0], index, arguments[1])
         return builder.load(address, align=_align(context, array.dtype))
 
-    return LanesType(array.dtype)(array, place), emit
+    return LanesType(array.dtype)(array, index), emit
 
 
 @intrinsic
-def store(typing_context: Any, values: Any, array: Any, place: Any) -> Any:
+def store(typing_context: Any, values: Any, array: Any, index: Any) -> Any:
     """Emit an unaligned write."""
     assert values.dtype == array.dtype, f"lanes of {values.dtype} go into an array of {array.dtype}"
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = _point_at(context, builder, array, arguments[1], place, arguments[2])
+        address = _point_at(context, builder, array, arguments[1], index, arguments[2])
         builder.store(arguments[0], address, align=_align(context, array.dtype))
         return context.get_dummy_value()
 
-    return types.void(values, array, place), emit
+    return types.void(values, array, index), emit
 
 
 @intrinsic

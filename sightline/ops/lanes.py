@@ -40,16 +40,16 @@ class LaneOperation(NumbaKernel):
 
 
 @LaneOperation
-def load(array: np.ndarray, place: tuple[int, ...]) -> np.ndarray:
-    """Read eight numbers of a contiguous array from `place` on."""
-    *row, start = place
+def load(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
+    """Read eight numbers of a contiguous array from `index` on."""
+    *row, start = index
     return array[tuple(row)][start : start + LANES].copy()
 
 
 @LaneOperation
-def store(values: np.ndarray, array: np.ndarray, place: tuple[int, ...]) -> None:
-    """Write lanes into a contiguous array from `place` on."""
-    *row, start = place
+def store(values: np.ndarray, array: np.ndarray, index: tuple[int, ...]) -> None:
+    """Write lanes into a contiguous array from `index` on."""
+    *row, start = index
     array[tuple(row)][start : start + LANES] = values
 
 

@@ -105,8 +105,8 @@ def _convolutions_are_exact() -> bool:
 
 def _num_groups(num_points: int, num_neighbours: int) -> int:
     """Return the number of groups that balances the search among groups with the search within them."""
-    wanted = max(2 * num_neighbours, round((num_points * num_neighbours) ** 0.5 / 2))
-    return min(num_points, -(-wanted // LEAF_SIZE) * LEAF_SIZE)
+    num_scores = max(2 * num_neighbours, round((num_points * num_neighbours) ** 0.5 / 2))
+    return min(num_points, -(-num_scores // LEAF_SIZE) * LEAF_SIZE)
 
 
 @numba_kernel
@@ -167,13 +167,13 @@ def _sort_by_score(
         values[slot] = scores[candidates[slot]]
     for slot in range(num_candidates):
         value = values[slot]
-        place = np.int32(0)
+        rank = np.int32(0)
         for other in range(slot):
-            place = np.int32(place + np.int32(values[other] <= value))
+            rank = np.int32(rank + np.int32(values[other] <= value))
         for other in range(slot + 1, num_candidates):
-            place = np.int32(place + np.int32(values[other] < value))
-        sorted_scores[place] = value
-        ranked[place] = candidates[slot]
+            rank = np.int32(rank + np.int32(values[other] < value))
+        sorted_scores[rank] = value
+        ranked[rank] = candidates[slot]
 
 
 @numba_kernel
@@ -206,17 +206,17 @@ def _settle(
     candidates[num_unsure : num_unsure + 3] = candidates[0]
     for begin in range(0, num_unsure, 4):
         _measure_four(query, points, candidates, begin, distances[begin : begin + 4])
-    for place in range(num_unsure):
-        distance, point, slot = distances[place], candidates[place], place
-        while slot > 0 and runs[1, slot - 1] == runs[1, place]:
+    for rank in range(num_unsure):
+        distance, point, slot = distances[rank], candidates[rank], rank
+        while slot > 0 and runs[1, slot - 1] == runs[1, rank]:
             before = distances[slot - 1]
             if before < distance or (before == distance and candidates[slot - 1] < point):
                 break
             distances[slot], candidates[slot] = before, candidates[slot - 1]
             slot -= 1
         distances[slot], candidates[slot] = distance, point
-    for place in range(num_unsure):
-        ranked[runs[0, place]] = candidates[place]
+    for rank in range(num_unsure):
+        ranked[runs[0, rank]] = candidates[rank]
 
 
 @numba_kernel
@@ -270,8 +270,8 @@ def _add_lengths(scores: np.ndarray, lengths: np.ndarray, lowest: np.ndarray) ->
 
 
 @numba_kernel
-def _limit_of_groups(lowest: np.ndarray, wanted: int) -> float:
-    """Return a score, near the smallest possible, that at least `wanted` groups reach with their lowest score.
+def _limit_of_groups(lowest: np.ndarray, num_groups: int) -> float:
+    """Return a score, near the smallest possible, that at least `num_groups` groups reach with their lowest score.
 
     Halving an interval takes the same few steps for any scores; sorting them would take as many wrong guesses of the
     processor.
@@ -284,7 +284,7 @@ def _limit_of_groups(lowest: np.ndarray, wanted: int) -> float:
         count = np.int32(0)  # 16 in a register
         for score in lowest:
             count = np.int32(count + np.int32(score <= middle))
-        if count >= wanted:
+        if count >= num_groups:
             high = middle
         else:
             low = middle
@@ -408,11 +408,11 @@ def _search_balls(
             distances,
             waiting,
         )
-        num_found, found = 0, index[cloud, centre_index]
-        while num_found < len(found) and found[num_found] < order.shape[1]:
+        num_found, neighbours = 0, index[cloud, centre_index]
+        while num_found < len(neighbours) and neighbours[num_found] < order.shape[1]:
             num_found += 1
-        for slot in range(num_found, len(found)):
-            found[slot] = found[0] if num_found else -1
+        for slot in range(num_found, len(neighbours)):
+            neighbours[slot] = neighbours[0] if num_found else -1
 
 
 @numba_kernel

@@ -29,7 +29,7 @@ from sightline.ops.distances import (
     upcast_for_comparison,
 )
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import edges_of_rows, first_others, gather_points
+from sightline.ops.grouping import edges_of_rows, first_neighbours, gather_points
 from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.ops.operator import operator
 from sightline.ops.segments import (
@@ -146,12 +146,12 @@ def knn_points(
     assert_clouds(p1, name="p1")
     assert_clouds(p2, name="p2")
     sizes = [
-        torch.full((len(points),), points.shape[1], device=p1.device) if given is None else given
-        for points, given in ((p1, lengths1), (p2, lengths2))
+        torch.full((len(points),), points.shape[1], device=p1.device) if lengths is None else lengths
+        for points, lengths in ((p1, lengths1), (p2, lengths2))
     ]
     (queries, query_offsets), (points, offsets) = (
-        pack(each.detach(), mask=torch.arange(each.shape[1], device=p1.device) < own[:, None])
-        for each, own in zip((p1, p2), sizes, strict=True)
+        pack(padded.detach(), mask=torch.arange(padded.shape[1], device=p1.device) < own[:, None])
+        for padded, own in zip((p1, p2), sizes, strict=True)
     )
     near = packed_nearest_neighbours(
         points, offsets=offsets, num_neighbours=K, queries=queries, query_offsets=query_offsets
@@ -159,7 +159,7 @@ def knn_points(
     cloud = offsets_to_batch(query_offsets, len(queries))
     index, _ = unpack((near.index - offsets[cloud][:, None]) * near.is_valid, offsets=query_offsets)
     is_valid, _ = unpack(near.is_valid, offsets=query_offsets)
-    index, is_valid = (F.pad(each, (0, 0, 0, p1.shape[1] - each.shape[1])) for each in (index, is_valid))
+    index, is_valid = (F.pad(padded, (0, 0, 0, p1.shape[1] - padded.shape[1])) for padded in (index, is_valid))
     nearest = gather_points(p2, index)
     distances = (p1[:, :, None] - nearest).square().sum(dim=-1).masked_fill(~is_valid, 0)
     return KNN(distances, index, nearest.masked_fill(~is_valid[..., None], 0) if return_nn else None)
@@ -194,7 +194,7 @@ def knn_graph(x: Tensor, k: int, batch: Tensor | None = None, loop: bool = False
     """
     offsets, _ = offsets_of_batches(x, batch, x, batch)
     near = packed_nearest_neighbours(x, offsets=offsets, num_neighbours=k if loop else k + 1)
-    return edges_of_rows(near.index, near.is_valid if loop else first_others(near.index, near.is_valid, k)).flip(0)
+    return edges_of_rows(near.index, near.is_valid if loop else first_neighbours(near.index, near.is_valid, k)).flip(0)
 
 
 # --- Dense ------------------------------------------------------------------------------------------------------------
@@ -467,14 +467,14 @@ def _find_nearest(  # type: ignore[no-untyped-def]
         first = tl.where(is_over, first + BLOCK, first)
         begin = tl.where(is_over, first, begin)
     best = tl.where(slot < num_neighbours, best, largest)
-    place = (first_query + query) * num_neighbours
+    first_slot = (first_query + query) * num_neighbours
     for rank in range(num_neighbours):
         nearest = tl.min(best, axis=0)
         best = tl.where(best == nearest[None, :], largest, best)
         if offsets is None:
-            tl.store(index + place + rank, nearest & 0xFFFFFFFF, mask=is_query)
+            tl.store(index + first_slot + rank, nearest & 0xFFFFFFFF, mask=is_query)
         else:
             is_found = rank < count
             row = first_point + tl.where(is_found, nearest & 0xFFFFFFFF, 0)
-            tl.store(index + place + rank, row, mask=is_query)
-            tl.store(is_valid + place + rank, is_found, mask=is_query)
+            tl.store(index + first_slot + rank, row, mask=is_query)
+            tl.store(is_valid + first_slot + rank, is_found, mask=is_query)

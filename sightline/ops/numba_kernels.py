@@ -233,11 +233,11 @@ def _run_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> 
     # The calling thread takes the last part: with one thread no pool is made at all.
     parts = list(itertools.pairwise(bounds[:-1]))
     pool = _pool(os.getpid(), torch.get_num_threads()) if parts else None
-    others = [pool.submit(kernel, *part, *arguments) for part in parts if pool is not None]
+    futures = [pool.submit(kernel, *part, *arguments) for part in parts if pool is not None]
     try:
         kernel(bounds[-2], bounds[-1], *arguments)
     finally:
-        failures = [other.exception() for other in others]
+        failures = [other.exception() for other in futures]
     for failure in failures:
         if failure is not None:
             raise failure

@@ -91,10 +91,10 @@ def _(points: Tensor, boxes: Tensor, margin: float, bottom: float) -> Tensor:
 def _find_boxes(points, boxes, index, count, num_boxes, margin, bottom, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = row < count
-    place = points + row.to(tl.int64) * 3
-    left, down = tl.load(place, mask=is_row, other=0.0), tl.load(place + 1, mask=is_row, other=0.0)
-    front = tl.load(place + 2, mask=is_row, other=0.0)
-    found = tl.full((BLOCK,), -1, tl.int64)
+    pointer = points + row.to(tl.int64) * 3
+    left, down = tl.load(pointer, mask=is_row, other=0.0), tl.load(pointer + 1, mask=is_row, other=0.0)
+    front = tl.load(pointer + 2, mask=is_row, other=0.0)
+    first_box = tl.full((BLOCK,), -1, tl.int64)
     for number in range(num_boxes):
         box = boxes + number * 8
         x, y, z = left - tl.load(box), down - tl.load(box + 1), front - tl.load(box + 2)
@@ -102,5 +102,5 @@ def _find_boxes(points, boxes, index, count, num_boxes, margin, bottom, BLOCK: t
         is_inside = (y >= -tl.load(box + 4) - margin) & (y <= -bottom)
         is_inside &= tl.abs(cosine * x - sine * z) <= tl.load(box + 3) * 0.5 + margin
         is_inside &= tl.abs(sine * x + cosine * z) <= tl.load(box + 5) * 0.5 + margin
-        found = tl.where(is_inside & (found < 0), number, found)
-    tl.store(index + row, found, mask=is_row)
+        first_box = tl.where(is_inside & (first_box < 0), number, first_box)
+    tl.store(index + row, first_box, mask=is_row)

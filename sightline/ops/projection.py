@@ -129,7 +129,7 @@ def project_scans(points: Tensor, *, view: RangeView, offsets: Tensor, ring: Ten
     flat_pixel, num_scans = pixels.pixel, len(offsets) - 1
     if num_scans > 1:
         flat_pixel = flat_pixel + scan_index(offsets) * view.num_pixels
-    shown = nearest_returns(ranges, pixel=flat_pixel, num_places=num_scans * view.num_pixels)
+    shown = nearest_returns(ranges, pixel=flat_pixel, num_pixels=num_scans * view.num_pixels)
     return Projection(shown.view(num_scans, view.height, view.width), *pixels)
 
 
@@ -159,15 +159,15 @@ def _ranges(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return (x * x).add_(y * y).add_(z * z).double().sqrt_().to(x)
 
 
-def nearest_returns(ranges: Tensor, *, pixel: Tensor, num_places: int) -> Tensor:
+def nearest_returns(ranges: Tensor, *, pixel: Tensor, num_pixels: int) -> Tensor:
     """Return the row of the smallest finite range of each pixel, the lowest of equal ones; -1 if there is none.
 
-    `ranges` (P,) float32, `pixel` (P,) int64; int64 (num_places,). One minimum of integers, the bits of the range above
+    `ranges` (P,) float32, `pixel` (P,) int64; int64 (num_pixels,). One minimum of integers, the bits of the range above
     those of the row: bits of floats that are not negative rise with them, and no order of threads changes a minimum.
     """
     keys = ranges.view(torch.int32).long().bitwise_left_shift_(32)
     keys |= torch.arange(len(ranges), device=ranges.device)
-    least = keys.new_full((num_places,), _NO_RETURN).scatter_reduce_(0, pixel, keys, "amin")
+    least = keys.new_full((num_pixels,), _NO_RETURN).scatter_reduce_(0, pixel, keys, "amin")
     is_empty = least == _NO_RETURN
     return least.bitwise_and_(0xFFFFFFFF).masked_fill_(is_empty, -1)
 

@@ -60,16 +60,16 @@ def _never_fall(bounds: list[int]) -> bool:
 
 
 def read_both_sizes(
-    points: Tensor, offsets: Tensor, others: Tensor | None, other_offsets: Tensor | None, *, name: str = "query"
+    points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None, *, name: str = "query"
 ) -> tuple[list[int], list[int]]:
     """Read the sizes of the segments of points, and of others beside them, by default the points themselves.
 
     Raises ValueError if they do not go together.
     """
     sizes = read_sizes(points, offsets, name="offsets")
-    if others is None or other_offsets is None:
+    if queries is None or query_offsets is None:
         return sizes, sizes
-    counts = read_sizes(others, other_offsets, name=f"{name} offsets")
+    counts = read_sizes(queries, query_offsets, name=f"{name} offsets")
     if len(sizes) != len(counts):
         raise ValueError(f"{len(sizes)} segments of points, {len(counts)} of queries; give both the same segments")
     for segment, (size, count) in enumerate(zip(sizes, counts, strict=True)):
@@ -123,18 +123,20 @@ def offsets_to_batch(offsets: Tensor, num_rows: int) -> Tensor:
 
 
 def offsets_of_batches(
-    rows: Tensor, batch: Tensor | None, others: Tensor, other_batch: Tensor | None
+    points: Tensor, batch: Tensor | None, queries: Tensor, query_batch: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Convert the batch vectors of two sets of rows, None for one segment, to offsets (S+1,) of the same segments.
+    """Convert the batch vectors of points and of queries, None for one segment, to offsets (S+1,) of the same segments.
 
     Raises ValueError for a vector of other rows, or one that falls. Waits for the device.
     """
     batches = [
-        torch.zeros(len(each), dtype=torch.int64, device=rows.device) if given is None else given
-        for each, given in ((rows, batch), (others, other_batch))
+        torch.zeros(len(rows), dtype=torch.int64, device=points.device) if segments is None else segments
+        for rows, segments in ((points, batch), (queries, query_batch))
     ]
-    for each, own in zip((rows, others), batches, strict=True):
-        if own.shape != each.shape[:1] or bool((own.diff() < 0).any()):
-            raise ValueError(f"batch {tuple(own.shape)} of {len(each)} rows; give the segment of each, in rising order")
-    num_segments = max((int(own[-1]) + 1 for own in batches if len(own)), default=0)
+    for rows, segments in zip((points, queries), batches, strict=True):
+        if segments.shape != rows.shape[:1] or bool((segments.diff() < 0).any()):
+            raise ValueError(
+                f"batch {tuple(segments.shape)} of {len(rows)} rows; give the segment of each, in rising order"
+            )
+    num_segments = max((int(segments[-1]) + 1 for segments in batches if len(segments)), default=0)
     return batch_to_offsets(batches[0], num_segments), batch_to_offsets(batches[1], num_segments)

@@ -127,7 +127,7 @@ def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
 # --- the definitions: loops over the kept boxes, on the host ----------------------------------------------------------
 
 
-def _check_scores(boxes: Tensor, scores: Tensor, *others: object) -> None:
+def _check_scores(boxes: Tensor, scores: Tensor, *_: object) -> None:
     is_number = ~scores.isnan()
     require(is_number, lambda: ValueError(f"scores: {int((~is_number).sum())} of {len(scores)} are nan, not a number"))
 
@@ -387,7 +387,7 @@ _MAX_BOXES = 32_768
 """Boxes whose bits are at most 128 MB; more go to the host."""
 
 
-@_keep_greedily.gpu_kernel(lambda boxes, *others: len(boxes) <= _MAX_BOXES)
+@_keep_greedily.gpu_kernel(lambda boxes, *_: len(boxes) <= _MAX_BOXES)
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
     count, num_words = len(boxes), -(-len(boxes) // _WORD)
     hits = labels.new_empty((count, num_words))
@@ -429,9 +429,9 @@ def _keep_in_order(hits, is_kept, count, num_words, WORD: tl.constexpr, WORDS: t
     suppressed = tl.zeros((WORDS,), tl.int64)
     for block in range(num_words):
         own = tl.sum(tl.where(words == block, suppressed, 0), axis=0)
-        for place in range(tl.minimum(WORD, count - block * WORD)):
-            index = block * WORD + place
-            is_free = ((own >> place) & 1) == 0
+        for bit in range(tl.minimum(WORD, count - block * WORD)):
+            index = block * WORD + bit
+            is_free = ((own >> bit) & 1) == 0
             tl.store(is_kept + index, is_free)
             if is_free:
                 base = hits + index * num_words

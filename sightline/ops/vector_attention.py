@@ -1,7 +1,7 @@
 """CPU kernels of fused vector attention, per edge and channel.
 
 Point i has the neighbours `index` (P, K), of which the first `count` (P,) are valid. Edge (i, j) carries
-near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) is the matrix, `place` (P, K, 3) is h. Weights
+near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) is the matrix, `position` (P, K, 3) is h. Weights
 (P, K, G) are shared: channel c has weight c modulo G, and the C / G channels of a weight are G apart. All tensors are
 float32 or all float64.
 
@@ -32,19 +32,27 @@ SHARE_PLANES = LANES
 
 
 def edge_sums(
-    near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor
+    near: Tensor, own: Tensor, code: Tensor, position: Tensor, index: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the sums of the values of valid edges, and of their squares: (C,) and (C,), float64."""
     sums = np.zeros((2, near.shape[1]))
-    run_parallel(_add_up, near.shape[1] // LANES, *_arrays(near, own, code, place, index, count), sums)
+    run_parallel(_add_up, near.shape[1] // LANES, *_arrays(near, own, code, position, index, count), sums)
     return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
 
 
 def relu_edges(
-    points: slice, near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor, *, out: Tensor
+    points: slice,
+    near: Tensor,
+    own: Tensor,
+    code: Tensor,
+    position: Tensor,
+    index: Tensor,
+    count: Tensor,
+    *,
+    out: Tensor,
 ) -> None:
     """Write the ReLU of the edge values of some points into `out` (points, K, C); 0 in invalid slots."""
-    inputs = (near, own[points], code, place[points], index[points], count[points])
+    inputs = (near, own[points], code, position[points], index[points], count[points])
     run_parallel(_rectify, len(inputs[1]), *_arrays(*inputs), out.numpy())
 
 
@@ -71,7 +79,7 @@ def rectified_gradients(
     near: Tensor,
     own: Tensor,
     code: Tensor,
-    place: Tensor,
+    position: Tensor,
     index: Tensor,
     count: Tensor,
     *,
@@ -79,57 +87,57 @@ def rectified_gradients(
     rectified: Tensor,
     into: EdgeGradients,
     reading: Tensor,
-    to_place: Tensor,
+    to_position: Tensor,
 ) -> None:
     """Backward of `relu_edges` for some points: `gradient` (points, K, C) is replaced by that of the edge values.
 
-    Also writes `rectified` again, adds to `into`, and adds `reading` (3, C) times the gradient to `to_place`.
+    Also writes `rectified` again, adds to `into`, and adds `reading` (3, C) times the gradient to `to_position`.
     """
-    inputs = _arrays(near, own[points], code, place[points], index[points], count[points])
+    inputs = _arrays(near, own[points], code, position[points], index[points], count[points])
     room = (gradient.numpy(), rectified.numpy())
     point_sums = (into.to_own[points].numpy(), into.of_own[points].numpy())
     neighbour_sums = (into.grad_neighbours.numpy(), into.of_near.numpy(), into.to_code.numpy())
     run_parallel(_rectify_back, near.shape[1] // LANES, *inputs, *room, *neighbour_sums, *point_sums)
     read = _arrays(gradient, reading, count[points])
     run_parallel(
-        _read_places, len(gradient), math.gcd(near.shape[1], _SUMS_OF_CHANNELS), *read, to_place[points].numpy()
+        _read_positions, len(gradient), math.gcd(near.shape[1], _SUMS_OF_CHANNELS), *read, to_position[points].numpy()
     )
 
 
-def rectified_places(relative: Tensor, matrix: Tensor, shift: Tensor, count: Tensor) -> Tensor:
+def rectified_positions(relative: Tensor, matrix: Tensor, shift: Tensor, count: Tensor) -> Tensor:
     """Compute max(A d + b, 0) of the position d of every edge, (P, K, 3), with A (3, 3) and b (3,).
 
     0 for invalid edges.
     """
     result = torch.empty_like(relative)
-    run_parallel(_rectify_places, len(relative), *_arrays(relative, matrix, shift, count), result.numpy())
+    run_parallel(_rectify_positions, len(relative), *_arrays(relative, matrix, shift, count), result.numpy())
     return result
 
 
 class PositionMoments(NamedTuple):
     """Sums over edges: of positions h per neighbour and per point (P, 3), of h h^T (3, 3), and degree (P, 1)."""
 
-    received: Tensor
-    given: Tensor
+    neighbour_sums: Tensor
+    point_sums: Tensor
     squares: Tensor
     degree: Tensor
 
 
-def place_moments(place: Tensor, index: Tensor, count: Tensor) -> PositionMoments:
+def position_moments(position: Tensor, index: Tensor, count: Tensor) -> PositionMoments:
     """Compute the `PositionMoments` of positions (P, K, 3) with index (P, K) and count (P,)."""
-    num_points = len(place)
-    neighbour_sums, point_sums = place.new_zeros(num_points, 3), place.new_zeros(num_points, 3)
-    squares, degree = np.zeros((3, 3)), place.new_zeros(num_points, 1)
+    num_points = len(position)
+    neighbour_sums, point_sums = position.new_zeros(num_points, 3), position.new_zeros(num_points, 3)
+    squares, degree = np.zeros((3, 3)), position.new_zeros(num_points, 1)
     run_parallel(
-        _gather_places,
+        _gather_positions,
         1,
-        *_arrays(place, index, count),
+        *_arrays(position, index, count),
         neighbour_sums.numpy(),
         point_sums.numpy(),
         squares,
         degree.numpy(),
     )
-    return PositionMoments(neighbour_sums, point_sums, torch.from_numpy(squares).to(place.dtype), degree)
+    return PositionMoments(neighbour_sums, point_sums, torch.from_numpy(squares).to(position.dtype), degree)
 
 
 def norm_sums(
@@ -140,57 +148,57 @@ def norm_sums(
     near + own are the edge values without the code, (P, C) each.
     """
     sums = np.zeros((5, near.shape[1]))
-    inputs = (near, own, gradients.grad_neighbours, gradients.to_own, moments.received, moments.given)
+    inputs = (near, own, gradients.grad_neighbours, gradients.to_own, moments.neighbour_sums, moments.point_sums)
     run_parallel(_sum_over_points, num_shares, num_shares, *_arrays(*inputs), sums)
     totals = torch.from_numpy(sums).to(near.dtype)
     return totals[0], totals[2:].mT, totals[1]
 
 
-def place_gradient_sums(
-    to_place: Tensor,
-    place: Tensor,
+def position_gradient_sums(
+    to_position: Tensor,
+    position: Tensor,
     relative: Tensor,
     index: Tensor,
     count: Tensor,
     *,
     of_near: Tensor,
     of_own: Tensor,
-    of_place: Tensor,
+    of_position: Tensor,
 ) -> Tensor:
     """Sum over edges a gradient where the position is above zero: times the relative position, and times 1: (3, 4).
 
-    The gradient of an edge is `to_place` (P, K, 3) less `of_near` (P, 3) of its neighbour, `of_own` (P, 3) of its point
-    and `of_place` (3, 3) times its position.
+    The gradient of an edge is `to_position` (P, K, 3) less `of_near` (P, 3) of its neighbour, `of_own` (P, 3) of its
+    point and `of_position` (3, 3) times its position.
     """
     sums = np.zeros((3, 4))
-    inputs = (to_place, place, relative, index, count, of_near, of_own, of_place)
-    run_parallel(_sum_place_gradients, 3, *_arrays(*inputs), sums)
+    inputs = (to_position, position, relative, index, count, of_near, of_own, of_position)
+    run_parallel(_sum_position_gradients, 3, *_arrays(*inputs), sums)
     return torch.from_numpy(sums)
 
 
 def weighted_messages(
-    value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
+    value: Tensor, code: Tensor, position: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> Tensor:
     """Compute the sum over the edges of a point of weight times (value_j + C h_ij): (P, C)."""
     result = value.new_empty((len(value), weight.shape[2], LANES))
-    inputs = (_by_weight(value), _by_weight(code), place, weight, index, count)
+    inputs = (_by_weight(value), _by_weight(code), position, weight, index, count)
     run_parallel(_weigh, len(value), *_arrays(*inputs), result.numpy())
     return _by_channel(result)
 
 
 def weighted_messages_backward(
-    gradient: Tensor, value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
+    gradient: Tensor, value: Tensor, code: Tensor, position: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Backward of `weighted_messages`: gradients of values, code, positions and weights from `gradient` (P, C).
 
     0 for invalid slots.
     """
-    to_weight, to_place = torch.empty_like(weight), torch.empty_like(place)
-    incoming, *inputs = _arrays(*map(_by_weight, (gradient, value, code)), place, weight, index, count)
-    run_parallel(_weigh_back, len(value), incoming, *inputs, to_weight.numpy(), to_place.numpy())
+    to_weight, to_position = torch.empty_like(weight), torch.empty_like(position)
+    incoming, *inputs = _arrays(*map(_by_weight, (gradient, value, code)), position, weight, index, count)
+    run_parallel(_weigh_back, len(value), incoming, *inputs, to_weight.numpy(), to_position.numpy())
     to_value, to_code = (value.new_zeros(array.shape) for array in inputs[:2])
     run_parallel(_spread_values, weight.shape[2], incoming, *inputs[2:], to_value.numpy(), to_code.numpy())
-    return _by_channel(to_value), _by_channel(to_code), to_place, to_weight
+    return _by_channel(to_value), _by_channel(to_code), to_position, to_weight
 
 
 def _by_weight(rows: Tensor) -> Tensor:
@@ -292,13 +300,13 @@ def _rectify_back(  # type: ignore[no-untyped-def]
             to_z = load(own_to_code, (2, channel))
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
-                place, edge = (index[point, slot], channel), (point, slot, channel)
-                carried = _carry(load(neighbour_terms, place), own, x_code, y_code, z_code, x, y, z)
+                entry, edge = (index[point, slot], channel), (point, slot, channel)
+                carried = _carry(load(neighbour_terms, entry), own, x_code, y_code, z_code, x, y, z)
                 passed = where_positive(load(gradient, edge), carried)
                 store(where_positive(carried, carried), rectified, edge)
                 own_gradient, own_sum = own_gradient + passed, own_sum + carried
-                store(load(to_near, place) + passed, to_near, place)
-                store(load(of_near, place) + carried, of_near, place)
+                store(load(to_near, entry) + passed, to_near, entry)
+                store(load(of_near, entry) + carried, of_near, entry)
                 store(passed, gradient, edge)
                 to_x, to_y, to_z = to_x + passed * x, to_y + passed * y, to_z + passed * z
             for slot in range(count[point], index.shape[1]):
@@ -320,10 +328,10 @@ def _add_rows(rows, sums):  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _read_places(first, last, num_sums, gradient, reading, count, to_place):  # type: ignore[no-untyped-def]
+def _read_positions(first, last, num_sums, gradient, reading, count, to_position):  # type: ignore[no-untyped-def]
     for point in range(first, last):
         for slot in range(count[point]):
-            x, y, z = to_place[point, slot, 0], to_place[point, slot, 1], to_place[point, slot, 2]
+            x, y, z = to_position[point, slot, 0], to_position[point, slot, 1], to_position[point, slot, 2]
             for start in range(0, num_sums, LANES):
                 x_sums, y_sums, z_sums = zeros_like(gradient), zeros_like(gradient), zeros_like(gradient)
                 for channel in range(start, gradient.shape[2], num_sums):
@@ -332,11 +340,11 @@ def _read_places(first, last, num_sums, gradient, reading, count, to_place):  # 
                     y_sums = y_sums + values * load(reading, (1, channel))
                     z_sums = z_sums + values * load(reading, (2, channel))
                 x, y, z = add_lanes(x, x_sums), add_lanes(y, y_sums), add_lanes(z, z_sums)
-            to_place[point, slot, 0], to_place[point, slot, 1], to_place[point, slot, 2] = x, y, z
+            to_position[point, slot, 0], to_position[point, slot, 1], to_position[point, slot, 2] = x, y, z
 
 
 @numba_kernel
-def _rectify_places(first, last, relative, matrix, shift, count, result):  # type: ignore[no-untyped-def]
+def _rectify_positions(first, last, relative, matrix, shift, count, result):  # type: ignore[no-untyped-def]
     zero = relative.dtype.type(0)
     for point in range(first, last):
         result[point, count[point] :] = 0
@@ -348,7 +356,7 @@ def _rectify_places(first, last, relative, matrix, shift, count, result):  # typ
 
 
 @numba_kernel
-def _gather_places(first, last, position, index, count, neighbour_sums, point_sums, squares, degree):  # type: ignore[no-untyped-def]
+def _gather_positions(first, last, position, index, count, neighbour_sums, point_sums, squares, degree):  # type: ignore[no-untyped-def]
     if first == last:
         return
     for point in range(len(position)):
@@ -383,15 +391,15 @@ def _sum_over_points(  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _sum_place_gradients(  # type: ignore[no-untyped-def]
-    first, last, to_place, position, relative, index, count, of_near, of_own, of_place, sums
+def _sum_position_gradients(  # type: ignore[no-untyped-def]
+    first, last, to_position, position, relative, index, count, of_near, of_own, of_position, sums
 ):
-    zero = to_place.dtype.type(0)
+    zero = to_position.dtype.type(0)
     for axis in range(first, last):
-        x_factor, y_factor, z_factor = of_place[axis, 0], of_place[axis, 1], of_place[axis, 2]
+        x_factor, y_factor, z_factor = of_position[axis, 0], of_position[axis, 1], of_position[axis, 2]
         to_x, to_y, to_z, total = 0.0, 0.0, 0.0, 0.0  # float64: the sums of all edges
         for point in range(len(position)):
-            own, heights, steps, gradients = of_own[point, axis], position[point], relative[point], to_place[point]
+            own, heights, steps, gradients = of_own[point, axis], position[point], relative[point], to_position[point]
             for slot in range(count[point]):
                 height, step = heights[slot], steps[slot]
                 lowered = of_near[index[point, slot], axis] + own
@@ -443,26 +451,26 @@ def _weigh(first, last, value, code, position, weight, index, count, result):  #
 
 @numba_kernel
 def _weigh_back(  # type: ignore[no-untyped-def]
-    first, last, gradient, value, code, position, weight, index, count, to_weight, to_place
+    first, last, gradient, value, code, position, weight, index, count, to_weight, to_position
 ):
     zero = value.dtype.type(0)
     for point in range(first, last):
         to_weight[point, count[point] :] = 0
-        to_place[point] = 0
+        to_position[point] = 0
         for group in range(weight.shape[2]):
             incoming = load(gradient, (point, group, 0))
             x_code = add_lanes(zero, load(code, (0, group, 0)) * incoming)
             y_code = add_lanes(zero, load(code, (1, group, 0)) * incoming)
             z_code = add_lanes(zero, load(code, (2, group, 0)) * incoming)
             for slot in range(count[point]):
-                share, place = weight[point, slot, group], to_place[point, slot]
+                share, gradients = weight[point, slot, group], to_position[point, slot]
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 coded = x_code * x + y_code * y + z_code * z
                 products = load(value, (index[point, slot], group, 0)) * incoming
                 to_weight[point, slot, group] = add_lanes(coded, products)
-                place[0] += x_code * share
-                place[1] += y_code * share
-                place[2] += z_code * share
+                gradients[0] += x_code * share
+                gradients[1] += y_code * share
+                gradients[2] += z_code * share
 
 
 @numba_kernel
@@ -475,8 +483,8 @@ def _spread_values(  # type: ignore[no-untyped-def]
         for group in range(first, last):
             incoming, x, y, z = load(gradient, (point, group, 0)), zero, zero, zero
             for slot in range(count[point]):
-                share, place = weight[point, slot, group], (index[point, slot], group, 0)
-                store(load(to_value, place) + incoming * share, to_value, place)
+                share, entry = weight[point, slot, group], (index[point, slot], group, 0)
+                store(load(to_value, entry) + incoming * share, to_value, entry)
                 x += position[point, slot, 0] * share
                 y += position[point, slot, 1] * share
                 z += position[point, slot, 2] * share

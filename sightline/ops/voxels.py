@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.ops.waits import is_free_to_read, recall, remember, send_list
+from sightline.ops.waits import is_on_host, recall, remember, send_list
 
 Axes = Literal["xyz", "zyx"]
 """Order of the three axes of volumes and heat maps; coordinates are always (x, y, z)."""
@@ -58,7 +58,7 @@ class CubePlacement:
         """Build a placement from the batch field `rows` (B, 13); raises ValueError for rows of different grids."""
         if rows.ndim != 2 or rows.shape[1] != PLACEMENT_WIDTH:
             raise ValueError(f"placement: found the shape {tuple(rows.shape)}, expected (B, {PLACEMENT_WIDTH})")
-        known = None if is_free_to_read(rows) else recall(rows, _GRID)
+        known = None if is_on_host(rows) else recall(rows, _GRID)
         side, size, original, is_zyx, is_release = known or _read_grid(rows)
         reference, scale, angle, shift = rows[:, :8].double().split([3, 1, 1, 3], dim=1)
         return cls(

@@ -28,7 +28,7 @@ _traffic: HostTraffic | None = None
 _deferred: list[DeviceCheck] | None = None  # not a context variable: a GPU's backward pass runs in a thread of its own
 
 
-def is_free_to_read(values: Tensor) -> bool:
+def is_on_host(values: Tensor) -> bool:
     """Return True if reading `values` (...) needs no wait for a device."""
     return values.device.type in _FREE_DEVICES
 
@@ -65,7 +65,7 @@ def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
 
 
 def _is_deferrable(values: Tensor) -> bool:
-    return not (is_free_to_read(values) or torch.compiler.is_compiling())
+    return not (is_on_host(values) or torch.compiler.is_compiling())
 
 
 @contextmanager
@@ -80,9 +80,9 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
 
 
 class SentValues(NamedTuple):
-    """Values of the host and what was sent of them, in its version then; `place` is file and line."""
+    """Values of the host and what was sent of them, in its version then; `location` is file and line."""
 
-    place: str
+    location: str
     values: Tensor
     sent: Tensor
     version: int
@@ -103,44 +103,44 @@ class HostTraffic:
         """Send values of the host. Raises RuntimeError if an equal step sent others."""
         if self._before is None:
             sent = _send(values, device, dtype)
-            self.sent.append(SentValues(_find_place(), values.detach().clone(), sent, _version(sent)))
+            self.sent.append(SentValues(_locate_caller(), values.detach().clone(), sent, _version(sent)))
             return sent
         number = len(self.sent)
         if number == len(self._before) or not _is_sent_again(self._before[number], values, device, dtype):
-            raise RuntimeError(f"the host sends other numbers in each step, at {_find_place()}")
+            raise RuntimeError(f"the host sends other numbers in each step, at {_locate_caller()}")
         self.sent.append(self._before[number])
         return self._before[number].sent
 
     def differs_from(self, sent: Sequence[SentValues]) -> str:
-        """Return the place of the first values that are not those of `sent`, or nothing."""
+        """Return file and line of the first values that are not those of `sent`, or nothing."""
         for ours, theirs in itertools.zip_longest(self.sent, sent):
             both = ours is not None and theirs is not None
             if not both or not _is_sent_again(theirs, ours.values, ours.sent.device, ours.sent.dtype):
-                return (ours or theirs).place
+                return (ours or theirs).location
         return ""
 
-    def find_misuse(self, given: Sequence[Tensor]) -> str:
-        """Return what a graph of this step could not repeat, or nothing; the values of `given` are equal each time.
+    def find_misuse(self, inputs: Sequence[Tensor]) -> str:
+        """Return why a CUDA graph could not repeat this step, or nothing; `inputs` are those it gets again.
 
-        That are numbers of the host which neither `given` nor the step itself sent, and changes of what was sent.
+        It could not if the host reads numbers that neither `inputs` nor the step sent, or changes what it sent.
         """
-        known = {id(get_known_list(tensor)) for tensor in (*given, *(each.sent for each in self.sent))}
-        for place, values in self.read:
+        known = {id(get_known_list(tensor)) for tensor in (*inputs, *(value.sent for value in self.sent))}
+        for location, values in self.read:
             if id(values) not in known:
-                return f"the host reads numbers in a step, at {place}"
-        for each in self.sent:
-            if _version(each.sent) != each.version:
-                return f"a step changes numbers that the host sent, at {each.place}"
+                return f"the host reads numbers in a step, at {location}"
+        for value in self.sent:
+            if _version(value.sent) != value.version:
+                return f"a step changes numbers that the host sent, at {value.location}"
         return ""
 
 
 def _is_sent_again(before: SentValues, values: Tensor, device: torch.device, dtype: torch.dtype | None) -> bool:
     """Return True if values of the host are those of before, in the same format there and on the device."""
-    formats = [(each.shape, each.dtype) for each in (before.values, values)]
+    formats = [(tensor.shape, tensor.dtype) for tensor in (before.values, values)]
     is_same_form = formats[0] == formats[1] and before.sent.dtype == (dtype or values.dtype)
     if not is_same_form or before.sent.device.type != device.type:
         return False
-    ours, theirs = (each.detach().reshape(-1).contiguous().view(torch.uint8) for each in (before.values, values))
+    ours, theirs = (tensor.detach().reshape(-1).contiguous().view(torch.uint8) for tensor in (before.values, values))
     return torch.equal(ours, theirs)
 
 
@@ -155,7 +155,7 @@ def host_traffic(sent_before: Sequence[SentValues] | None = None) -> Iterator[Ho
         _traffic = previous
 
 
-def _find_place() -> str:
+def _locate_caller() -> str:
     frame = next(f for f in reversed(traceback.extract_stack()) if f.filename != __file__)
     return f"{frame.filename.rpartition('/sightline/')[2]}:{frame.lineno}"
 
@@ -187,7 +187,7 @@ def _is_of_host(values: Tensor) -> bool:
 
 
 def _send_noted(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
-    is_noted = _traffic is not None and not is_free_to_read(torch.empty(0, device=device))
+    is_noted = _traffic is not None and not is_on_host(torch.empty(0, device=device))
     return _traffic.send(values, device, dtype) if is_noted and _traffic else _send(values, device, dtype)
 
 
@@ -197,7 +197,7 @@ def _send(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Te
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)
     is_known = is_of_host and not values.is_floating_point() and values.numel() <= _MAX_KNOWN
-    if is_known and not (is_free_to_read(sent) or is_recording() or torch.compiler.is_compiling()):
+    if is_known and not (is_on_host(sent) or is_recording() or torch.compiler.is_compiling()):
         remember(sent, _LIST, values.tolist())
     return sent
 
@@ -218,7 +218,7 @@ def read_list(values: Tensor) -> list[Any]:
         raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
     known = get_known_list(values)
     if known is not None and _traffic is not None:
-        _traffic.read.append((_find_place(), known))
+        _traffic.read.append((_locate_caller(), known))
     return values.tolist() if known is None else known
 
 
@@ -240,7 +240,7 @@ def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.de
 def fetch(tree: Any) -> Any:
     """Copy a tree of tensors to the host, in one transfer; on the host it stays as it is."""
     tensors = (value for value in tree_flatten(tree)[0] if isinstance(value, Tensor))
-    return tree if all(map(is_free_to_read, tensors)) else _fetch_tree(tree)
+    return tree if all(map(is_on_host, tensors)) else _fetch_tree(tree)
 
 
 def _fetch_tree(tree: Any) -> Any:

@@ -58,7 +58,7 @@ class PublishedFile(NamedTuple):
 
     state: dict[str, Tensor]
     containers: tuple[str, ...]
-    others: tuple[str, ...]
+    other_entries: tuple[str, ...]
 
 
 def read_source(file: Path, layout: PublishedLayout | None = None) -> PublishedFile:
@@ -83,7 +83,7 @@ def read_source(file: Path, layout: PublishedLayout | None = None) -> PublishedF
     return PublishedFile(
         {f"{prefix}{name}": value for prefix, part in read.items() for name, value in part.state.items()},
         tuple(dict.fromkeys(name for part in read.values() for name in part.containers)),
-        tuple(dict.fromkeys(name for part in read.values() for name in part.others)),
+        tuple(dict.fromkeys(name for part in read.values() for name in part.other_entries)),
     )
 
 
@@ -109,7 +109,7 @@ def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: boo
     Of layouts that shapes do not tell apart either, the first will do if all make the same run, or for the weights
     alone. Raises CheckpointError, with `advice`, if several are left over, and if the names are of none.
     """
-    fitting = [read_layout(each) for each in find_layouts(state)]
+    fitting = [read_layout(match) for match in find_layouts(state)]
     if not fitting:
         names = join_some(sorted(state), most=_MAX_NAMES_SHOWN)
         raise CheckpointError(
@@ -217,7 +217,7 @@ def _reason(error: Exception) -> str:
 
 def _unwrap(value: Any, path: Path) -> PublishedFile:
     containers: list[str] = []
-    others: list[str] = []
+    other_entries: list[str] = []
     while not _is_state(value):
         if not isinstance(value, Mapping):
             raise CheckpointError(f"{path}: holds a {type(value).__name__}, a mapping of names to tensors is needed")
@@ -233,7 +233,7 @@ def _unwrap(value: Any, path: Path) -> PublishedFile:
             raise CheckpointError(
                 f"{path}: {contents}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
             )
-        others += [str(key) for key in value if key != inner[0]]
+        other_entries += [str(key) for key in value if key != inner[0]]
         containers.append(inner[0])
         value = value[inner[0]]
     state = dict(value)
@@ -246,7 +246,7 @@ def _unwrap(value: Any, path: Path) -> PublishedFile:
             f"{path}: {len(odd)} tensors are sparse, quantised, expanded or on no device: "
             f"{join_some(odd, most=_MAX_NAMES_SHOWN)}; save dense ones of a CPU"
         )
-    return PublishedFile(state, tuple(containers), tuple(others))
+    return PublishedFile(state, tuple(containers), tuple(other_entries))
 
 
 def _is_state(value: Any) -> bool:

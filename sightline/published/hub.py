@@ -83,8 +83,8 @@ def fetch_weights(text: str) -> HubFile:
         raise CheckpointError(f"{name}: {_describe_other(name.file)}")
     with HubProcess(text, again="or give the path of a file") as hub:
         listing = _list_files(name, hub)
-        name, wanted, is_run = _choose_weights(name, listing.files)
-        paths = _fetch(name, listing, wanted, hub)
+        name, chosen, is_run = _choose_weights(name, listing.files)
+        paths = _fetch(name, listing, chosen, hub)
     return HubFile(name._replace(revision=listing.commit), paths[0], is_run)
 
 
@@ -96,12 +96,12 @@ def _choose_weights(name: HubName, files: Mapping[str, Any]) -> tuple[HubName, l
     elif name.file not in files:
         peers = [file for file in files if file.endswith(_SUFFIX)]
         raise CheckpointError(f"{name}: has no such file{suggest(str(name.file), peers, otherwise=_list_some(peers))}")
-    wanted = [str(name.file)]
-    if (config := str(PurePosixPath(wanted[0]).with_name(CONFIG_FILE))) in files and wanted[0].endswith(_SUFFIX):
-        wanted.append(config)
+    chosen = [str(name.file)]
+    if (config := str(PurePosixPath(chosen[0]).with_name(CONFIG_FILE))) in files and chosen[0].endswith(_SUFFIX):
+        chosen.append(config)
     if is_run := name.file == RUN_MARKS[-1] and RUN_MARKS[0] in files:
-        wanted += [file for file in files if file.endswith((".json", ".yaml")) and "/" not in file]
-    return name, wanted, is_run
+        chosen += [file for file in files if file.endswith((".json", ".yaml")) and "/" not in file]
+    return name, chosen, is_run
 
 
 def fetch_run(text: str, *, is_own: Callable[[str], bool]) -> tuple[list[tuple[str, Path]], list[str]]:
@@ -134,8 +134,8 @@ def push_folder(folder: Path, text: str, *, is_public: bool, replaced: Sequence[
     with HubProcess(text, again="and push again", is_writing=True) as hub:
         is_private = hub.call("create", {"repo": name.repo, "is_private": not is_public})
         if is_private == is_public:
-            found, remedy = ("private", "leave out --public") if is_private else ("public", "give --public")
-            raise UserError(f"{name}: is a {found} repository already; {remedy}, or change it on the hub")
+            visibility, remedy = ("private", "leave out --public") if is_private else ("public", "give --public")
+            raise UserError(f"{name}: is a {visibility} repository already; {remedy}, or change it on the hub")
         with hub.one_transfer(num_bytes):
             sent = {"repo": name.repo, "folder": str(folder), "replaced": [*replaced]}
             address = hub.call("upload", sent, what="the run")
@@ -149,18 +149,18 @@ def _list_files(name: HubName, hub: HubProcess) -> _Listing:
     """List the files of a revision; where the hub does not list them, those that the cache has."""
     where = {"repo": name.repo, "revision": name.revision}
     try:
-        found, is_cached = hub.call("list_files", where), False
+        listing, is_cached = hub.call("list_files", where), False
     except HubError as error:
-        found, is_cached = None if 0 < error.status < 500 else hub.call("list_cached", where), True
-        if found is None:
+        listing, is_cached = None if 0 < error.status < 500 else hub.call("list_cached", where), True
+        if listing is None:
             raise
-    return _Listing(found["commit"], {file: _Stated(*stated) for file, stated in found["files"].items()}, is_cached)
+    return _Listing(listing["commit"], {file: _Stated(*stated) for file, stated in listing["files"].items()}, is_cached)
 
 
 def _fetch(name: HubName, listing: _Listing, files: Sequence[str], hub: HubProcess) -> list[Path]:
     """Fetch files of a listing to the cache, or find them there, and verify them."""
     stated = {file: listing.files[file] for file in files}
-    total = sum(each.num_bytes for each in stated.values())
+    total = sum(entry.num_bytes for entry in stated.values())
     if total > hub.limits.max_bytes:
         raise CheckpointError(
             f"{name}: {total / 1e9:.1f} GB, at most {hub.limits.max_bytes / 1e9:.1f} GB are fetched; download it "
@@ -172,10 +172,10 @@ def _fetch(name: HubName, listing: _Listing, files: Sequence[str], hub: HubProce
         for file, (num_bytes, digest) in stated.items():
             where = {"repo": name.repo, "revision": revision, "file": file}
             path = Path(hub.call("download", where, what=file, num_bytes=num_bytes))
-            found = None if digest is None else _compute_digest(path, len(digest))
-            if found != digest:
+            computed = None if digest is None else _compute_digest(path, len(digest))
+            if computed != digest:
                 raise CheckpointError(
-                    f"{name}: {file} has the digest {str(found)[:16]}..., the hub states {str(digest)[:16]}...; it "
+                    f"{name}: {file} has the digest {str(computed)[:16]}..., the hub states {str(digest)[:16]}...; it "
                     f"was damaged on its way or since: delete {path.resolve()}, and fetch it again"
                 )
             paths.append(path)
@@ -193,17 +193,19 @@ def _compute_digest(path: Path, num_digits: int) -> str:
 
 def _choose_file(name: HubName, files: Mapping[str, Any]) -> str:
     """Choose the weights of a repository: `model.safetensors`, or its only file of this kind."""
-    found = [file for file in files if file.endswith(_SUFFIX)]
-    if f"model{_SUFFIX}" in found:
+    candidates = [file for file in files if file.endswith(_SUFFIX)]
+    if f"model{_SUFFIX}" in candidates:
         return f"model{_SUFFIX}"
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
         raise CheckpointError(
-            f"{name}: has {len(found)} files of weights; name one, {name.repo}/FILE{_list_some(found)}"
+            f"{name}: has {len(candidates)} files of weights; name one, {name.repo}/FILE{_list_some(candidates)}"
         )
-    others = [file for file in files if PurePosixPath(file).suffix in (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".t7")]
-    reason = f"has no safetensors file{_list_some(list(files))}" if not others else _describe_other(others[0])
+    unreadable = [
+        file for file in files if PurePosixPath(file).suffix in (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".t7")
+    ]
+    reason = f"has no safetensors file{_list_some(list(files))}" if not unreadable else _describe_other(unreadable[0])
     raise CheckpointError(f"{name}: {reason}")
 
 

@@ -86,9 +86,9 @@ def list_files(repo: str, revision: str | None) -> dict[str, Any]:
     if not isinstance(info.sha, str) or _COMMIT.fullmatch(info.sha) is None or not isinstance(siblings, list):
         raise _FormError(f"its commit is {info.sha!r:.60}" if isinstance(siblings, list) else "it names no files")
     files = {}
-    for each in siblings:
-        name, size = each.rfilename, each.size
-        digest = each.blob_id if each.lfs is None else each.lfs.sha256
+    for file in siblings:
+        name, size = file.rfilename, file.size
+        digest = file.blob_id if file.lfs is None else file.lfs.sha256
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
             raise _FormError(f"the name of a file is {name!r:.60}")
         if type(size) is not int or size < 0:
@@ -139,10 +139,10 @@ def create(repo: str, *, is_private: bool) -> bool:
     """Create a repository if there is none; return whether the one that is there is private."""
     api = HfApi()
     api.create_repo(repo, private=is_private, exist_ok=True)
-    found = api.model_info(repo).private
-    if not isinstance(found, bool):
-        raise _FormError(f"the entry 'private' of the repository is {found!r:.60}")
-    return found
+    privacy = api.model_info(repo).private
+    if not isinstance(privacy, bool):
+        raise _FormError(f"the entry 'private' of the repository is {privacy!r:.60}")
+    return privacy
 
 
 def upload(repo: str, folder: str, replaced: list[str]) -> str:
@@ -208,10 +208,10 @@ def _describe(error: BaseException, client: ModuleType, *, is_limited: bool) -> 
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
-    answers = [getattr(each, "response", None) for each in chain]
+    answers = [getattr(cause, "response", None) for cause in chain]
     status = next((int(answer.status_code) for answer in answers if answer is not None), 0)
-    numbers = [each.errno for each in chain if isinstance(each, OSError) and each.errno is not None]
-    kind = next((kind for kind, types in _list_kinds(client) for each in chain if isinstance(each, types)), "form")
+    numbers = [cause.errno for cause in chain if isinstance(cause, OSError) and cause.errno is not None]
+    kind = next((kind for kind, types in _list_kinds(client) for cause in chain if isinstance(cause, types)), "form")
     if errno.EFBIG in numbers:
         kind = "size" if is_limited else "disk"
     elif _DISK & {*numbers} and not status and kind != "network":

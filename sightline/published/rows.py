@@ -202,12 +202,12 @@ def _find_rows() -> Mapping[str, Mapping[str, Any]]:
     """Map the name of every row to the row as its file has it."""
     from sightline.store.files.input_files import parsed_yaml
 
-    found: dict[str, Mapping[str, Any]] = {}
+    all_rows: dict[str, Mapping[str, Any]] = {}
     for file in sorted(FOLDER.glob("*.yaml")):
         rows = parsed_yaml(file.read_bytes(), file, name="rows of layouts")
-        assert not found.keys() & rows.keys(), f"{file}: a row is in another file, too"
-        found |= rows
-    return found
+        assert not all_rows.keys() & rows.keys(), f"{file}: a row is in another file, too"
+        all_rows |= rows
+    return all_rows
 
 
 @functools.cache

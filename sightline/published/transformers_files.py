@@ -53,7 +53,7 @@ def convert_names(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
         logging.set_verbosity(logging.CRITICAL)
         logging.disable_progress_bar()
         with preserve_random_state():
-            network, found = getattr(transformers, f"{prefix}ForObjectDetection").from_pretrained(
+            network, loading = getattr(transformers, f"{prefix}ForObjectDetection").from_pretrained(
                 None,
                 config=getattr(transformers, f"{prefix}Config").from_dict(dict(config)),
                 state_dict=dict(state),
@@ -70,9 +70,9 @@ def convert_names(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
     faults = [
         f"{len(names)} tensors are {fault} ({join_some(sorted(map(str, names)), most=_MAX_NAMES_SHOWN)})"
         for fault, names in (
-            ("missing", found["missing_keys"]),
-            ("unknown", found["unexpected_keys"]),
-            ("of another shape", {name for name, *_ in found["mismatched_keys"]}),
+            ("missing", loading["missing_keys"]),
+            ("unknown", loading["unexpected_keys"]),
+            ("of another shape", {name for name, *_ in loading["mismatched_keys"]}),
         )
         if names
     ]

@@ -33,12 +33,14 @@ def describe_class_causes(
     few = _describe_few(counts, are_points=are_points)
     beside = _describe_beside(described.get("class_surroundings", {}))
     middle = statistics.median(ranked.values()) if ranked else 0.0
-    poor = [name for place, (name, value) in enumerate(ranked.items()) if 2 * place < len(ranked) and value != middle]
+    poor = [name for rank, (name, value) in enumerate(ranked.items()) if 2 * rank < len(ranked) and value != middle]
     causes = {name: [texts[name] for texts in (few, beside) if name in texts] for name in poor}
     training = {"of": "points" if are_points else "samples", "median": _median(counts), "classes": counts}
     return {
         **({"training_counts": training} if counts else {}),
-        **({"class_causes": found} if (found := {name: texts for name, texts in causes.items() if texts}) else {}),
+        **(
+            {"class_causes": nonempty} if (nonempty := {name: texts for name, texts in causes.items() if texts}) else {}
+        ),
     }
 
 

@@ -467,13 +467,13 @@ def read_facts(run: Path) -> dict[str, Any]:
     """
     facts = {name: _lists_to_tuples(value) for name, value in load_document(run / "facts.json").items()}
     for name, value in facts.items():
-        wanted = ""
+        expected = ""
         if name.startswith(("num_", "in_")) and not (type(value) is int and 0 <= value <= _MAX_COUNT):
-            wanted = "a count"
+            expected = "a count"
         if name.endswith("_names") and not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
-            wanted = "a list of names"
-        if wanted:
-            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, {wanted} is needed; get the run again")
+            expected = "a list of names"
+        if expected:
+            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, {expected} is needed; get the run again")
     return facts
 
 

@@ -200,9 +200,9 @@ def _read_tail(path: Path, metric: str) -> tuple[list[Mapping[str, Any]], Mappin
             file.seek(start)
             texts = file.read(size - start).split(b"\n")
         lines = [parse_json(text) for text in (texts[1:-1] if start else texts[:-1])]
-        found = next((line for line in reversed(lines) if line["split"] != "train" and metric in line), None)
-        if found is not None or not start:
-            return lines, found
+        last = next((line for line in reversed(lines) if line["split"] != "train" and metric in line), None)
+        if last is not None or not start:
+            return lines, last
         num_bytes *= 8
     return [], None
 

@@ -17,7 +17,7 @@ from sightline.runs.run_files import RunFiles
 
 NO_FIGURE = "–"
 """Text in place of a figure or a value that a run does not have."""
-NOTHING_FOUND = "no box was found: AP 0, as no detection overlaps a label of its class by an IoU of 0.5 or more"
+NO_BOX_MATCHED = "no box was found: AP 0, as no detection overlaps a label of its class by an IoU of 0.5 or more"
 _MAX_MISSING = 6
 Line = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -156,7 +156,7 @@ def note_figures(document: Mapping[str, Any]) -> list[str]:
         )
     notes = [f"no figure ({name}): {reason}" for name, reason in reasons.items()]
     is_nothing_found = headers and 0 in (document["metrics"].get(name) for name in ("ap", "crowd_ap", "error_ap50"))
-    return [*notes, NOTHING_FOUND] if is_nothing_found else notes
+    return [*notes, NO_BOX_MATCHED] if is_nothing_found else notes
 
 
 ERROR_COLUMNS = ("kind of error", "count", "in ignored regions", "AP50 gained", "worst samples")

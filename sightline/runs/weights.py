@@ -71,9 +71,9 @@ def plain_name(name: str) -> str:
         parts = parts[1:]
     if "parametrizations" in parts[:-2]:
         index = parts.index("parametrizations")
-        attribute, place, *inner = parts[index + 1 :]  # `original`, `original0`, or the number of a parametrisation
-        is_one_of_several = place.startswith("original") and place != "original"
-        parts = [*parts[:index], attribute, *([place] if is_one_of_several else []), *inner]
+        attribute, slot, *inner = parts[index + 1 :]  # `original`, `original0`, or the number of a parametrisation
+        is_one_of_several = slot.startswith("original") and slot != "original"
+        parts = [*parts[:index], attribute, *([slot] if is_one_of_several else []), *inner]
     return ".".join(parts)
 
 

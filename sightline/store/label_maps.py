@@ -124,8 +124,8 @@ def read_label_map(name: str, builtin: Mapping[str, Path]) -> LabelMap:
     try:
         content = read_regular_file(path)
     except OSError as error:
-        others = f"; built-in maps: {', '.join(builtin)}" if builtin else ""
-        raise DataError(f"{path}: cannot be read as a label map ({error.strerror}){others}") from error
+        hint = f"; built-in maps: {', '.join(builtin)}" if builtin else ""
+        raise DataError(f"{path}: cannot be read as a label map ({error.strerror}){hint}") from error
     tables = parsed_yaml(content, path, name="a label map")
     if not isinstance(tables, dict):
         raise DataError(f"{path}: is not a label map; it needs labels, learning_map and learning_map_inv")
@@ -169,7 +169,11 @@ def _is_share(value: object) -> bool:
 
 
 def _is_color(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(type(each) is int and 0 <= each < 256 for each in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(channel) is int and 0 <= channel < 256 for channel in value)
+    )
 
 
 def _look_up(entries: Mapping[int, Any], keys: Sequence[int], where: str, noun: str) -> list[Any]:

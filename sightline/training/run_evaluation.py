@@ -145,9 +145,9 @@ def compare_training_data(
         training_inputs = CloudSample(files.inputs, name)
         note(f"{name}, which the run was trained on, cannot be read; the recorded statistics of the run are compared")
     origin = config.data.origins.get("root", config.data.location)
-    found = compare_sets(training_inputs, sample_clouds(part, config))
-    places = (dataclasses.replace(each.where, file=origin.source, line=origin.line) for each in found)
-    return [dataclasses.replace(each, where=place) for each, place in zip(found, places, strict=True)]
+    findings = compare_sets(training_inputs, sample_clouds(part, config))
+    locations = (dataclasses.replace(finding.where, file=origin.source, line=origin.line) for finding in findings)
+    return [dataclasses.replace(finding, where=location) for finding, location in zip(findings, locations, strict=True)]
 
 
 def assert_about_evaluation(

@@ -388,7 +388,9 @@ class TrainingSession:
         may_be_last = job.step == job.num_steps or self.config.train.early_stopping is not None
         is_kept = may_be_last and self._is_selected_on_test()
         is_logged = log.tensorboard or log.wandb != "off" or log.mlflow is not None
-        return is_kept or is_logged or any(getattr(each, "reads_pictures", True) for each in self.extra_observers)
+        return (
+            is_kept or is_logged or any(getattr(observer, "reads_pictures", True) for observer in self.extra_observers)
+        )
 
     def _is_selected_on_test(self) -> bool:
         part, selection = self.built.data.test, self.built.data.selection

@@ -145,8 +145,8 @@ def load_split(config: RunConfig, split: str, transforms: Augmentation | None = 
     UserError for a split that there is not.
     """
     if transforms is not None and transforms not in get_args(Augmentation):
-        found = f"transforms: found {transforms!r}"
-        raise UserError(f"{found}{suggest(str(transforms), get_args(Augmentation))}")
+        reason = f"transforms: found {transforms!r}"
+        raise UserError(f"{reason}{suggest(str(transforms), get_args(Augmentation))}")
     if not isinstance(split, str):
         raise UserError(f"split: found {split!r}, allowed is a name, as 'train'")
     chosen: Augmentation = transforms or ("train" if split == "train" else "evaluate")

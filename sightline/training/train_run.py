@@ -440,7 +440,7 @@ def _add_findings(directory: RunDirectory, *findings: Finding) -> None:
 def _end_findings(session: TrainingSession, finding: Finding) -> None:
     """Write what ends a run before what was found in its training."""
     before = _read_findings(session.directory, session.job.step + 1)
-    session.directory.write_json("findings.json", [each.to_dict() for each in (finding, *before)])
+    session.directory.write_json("findings.json", [item.to_dict() for item in (finding, *before)])
 
 
 def _read_findings(directory: RunDirectory, step: int) -> tuple[Finding, ...]:
@@ -449,7 +449,11 @@ def _read_findings(directory: RunDirectory, step: int) -> tuple[Finding, ...]:
 
     path = directory.path / "findings.json"
     documents = parse_json(read_regular_file(path)) if path.exists() else []
-    kept = [each for each in documents if each["phase"] == "runtime" and each["where"].get("step", 0) <= step]
+    kept = [
+        document
+        for document in documents
+        if document["phase"] == "runtime" and document["where"].get("step", 0) <= step
+    ]
     return tuple(map(finding_from_dict, kept))
 
 

@@ -56,8 +56,8 @@ def check(options: CheckOptions) -> int:
 
 def _check_options(options: CheckOptions) -> None:
     """Raise UserError for an option that another one is missing for, or makes meaningless."""
-    given = [name for name in _OF_FIT if getattr(options, name) not in (None, False)]
-    for name in given:
+    fit_options = [name for name in _OF_FIT if getattr(options, name) not in (None, False)]
+    for name in fit_options:
         if not options.fit:
             raise UserError(f"--{name}: belongs to --fit; give --fit, too")
         if options.grow is not None and name in _FOR_RUNGS:
@@ -95,18 +95,20 @@ def _fit(options: CheckOptions, config: RunConfig) -> tuple[list[Finding], dict[
         heading = ("optimiser", "rate", "fitted after", "lowest loss", config.evaluate.metric, "end")
         show_table(f"{config.name}: {num}", heading, map(_attempt_row, result.attempts), unbroken="optimiser")
     if grid:
-        rates = [f"{each.rate:g}" for each in grid[0].attempts]
+        rates = [f"{attempt.rate:g}" for attempt in grid[0].attempts]
         columns = ("optimiser", "numbers", *rates, "best rate", "steps to a tenth", "way left", "end")
         show_table(f"{config.name}: steps to a tenth of the way, by rate", columns, map(_grid_row, grid))
     snapshots = dict(zip(("first", "last"), result.best.looks if result.best else (), strict=False))
     if options.trace:
         for snapshot in snapshots.values():
             _show_layers(config, snapshot)
-    judged = {name: each for name, each in snapshots.items() if name == "first" or result.verdict != "stopped by time"}
+    judged = {
+        name: snapshot for name, snapshot in snapshots.items() if name == "first" or result.verdict != "stopped by time"
+    }
     findings = [*result.findings, *(judge_expectations(config, judged) if judged else ())]
     document = result.to_dict()
     document |= {"grid": [row.to_dict() for row in grid]} if grid else {}
-    document |= {"trace": [each.to_dict() for each in snapshots.values()]} if options.trace else {}
+    document |= {"trace": [snapshot.to_dict() for snapshot in snapshots.values()]} if options.trace else {}
     print_note(f"{num}: {_VERDICTS[result.verdict]}")
     return findings, document
 
@@ -128,7 +130,7 @@ def _attempt_row(tried: Attempt) -> Sequence[Any]:
 def _grid_row(row: GridRow) -> Sequence[Any]:
     """List the steps of each rate, or what it had left or ended by, and the figures of the best one."""
     best = row.best
-    cells = [_format_steps(each) for each in row.attempts]
+    cells = [_format_steps(attempt) for attempt in row.attempts]
     steps = "" if best.fitted_after is None else best.fitted_after
     return [row.optimizer, row.precision, *cells, f"{best.rate:g}", steps, f"{best.shares[-1]:.3g}", best.stop]
 
@@ -144,14 +146,14 @@ def _show_layers(config: RunConfig, snapshot: Snapshot) -> None:
     columns = ("layer", "kind", "shape", "mean", "std", "zeros", "gradient", "of weights")
     rows = [
         [
-            each.layer if each.call == 1 else f"{each.layer} (call {each.call})",
-            each.kind,
-            "x".join(map(str, each.shape)),
-            *(f"{value:.3g}" for value in (each.mean, each.std, each.zeros, each.gradient)),
-            "" if each.weight_gradient is None else f"{each.weight_gradient:.3g}",
+            row.layer if row.call == 1 else f"{row.layer} (call {row.call})",
+            row.kind,
+            "x".join(map(str, row.shape)),
+            *(f"{value:.3g}" for value in (row.mean, row.std, row.zeros, row.gradient)),
+            "" if row.weight_gradient is None else f"{row.weight_gradient:.3g}",
         ]
-        for each in snapshot.layers
-        if each.is_leaf or each.layer == MODEL
+        for row in snapshot.layers
+        if row.is_leaf or row.layer == MODEL
     ]
     after = "before the first step" if snapshot.step == 0 else f"after {snapshot.step} steps"
     show_table(f"{config.name}: layers {after}", columns, rows, droppable=("kind", "shape"))

@@ -107,8 +107,8 @@ def _run_stages(
         if request is not None:
             policy, packing = _search_policy(options, job, *request)
         if options.stop_after == "search":
-            found = options.out / WORK / POLICY
-            return print_note(f"found: {found}; the command without --stop-after goes on from it")
+            policy_file = options.out / WORK / POLICY
+            return print_note(f"found: {policy_file}; the command without --stop-after goes on from it")
         finetuned = None if fine_tuning is None else job.finetune(policy, fine_tuning)
         if options.stop_after == "finetune":
             return print_note(f"fine-tuned: {finetuned}; the command without --stop-after packs it")
@@ -132,7 +132,7 @@ def _search_policy(
     """Search the policy, and print the result; return it with what packing is told of it."""
     provenance: dict[str, Any] = {"method": (name, *options.arguments), "overrides": options.overrides}
     provenance |= {"tuning": options.echo(FineTuneOptions)}
-    result, problem = job.search(target, name, method, given=provenance, report=_ProgressReport(name))
+    result, problem = job.search(target, name, method, other_options=provenance, report=_ProgressReport(name))
     _show_searches([result], problem)
     budget = problem.problem.budget_bytes
     about = {"search": search_rows([result])[0], "budget_bytes": budget, **problem.costs(result.policy)}
@@ -209,7 +209,8 @@ def size(options: CompressSizeOptions) -> int:
     formats = [FP32, FP16, *(WeightFormat("codebook", bits) for bits in range(8, 0, -1))]
     titles = ["float32", "fp16", *(f"{bits} bits" for bits in range(8, 0, -1))]
     policies: dict[str, Policy] = {
-        title: dict.fromkeys(simulated.names, each) for title, each in zip(titles, formats, strict=True)
+        title: dict.fromkeys(simulated.names, weight_format)
+        for title, weight_format in zip(titles, formats, strict=True)
     }
     if options.policy is not None:
         policies = {str(options.policy): chosen}

@@ -160,8 +160,8 @@ def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     document: dict[str, Any] = builder.survey(source, **arguments)
     assumed = [f"{key}={value}" for key, value in document.get("assumed", {}).items()]
     known = signature_parameters(builder.prepare)
-    given = [word for word in options if word.partition("=")[0].strip() in known]
-    command = ["sightline", "data", "prepare", name, "--from", str(source), "--to", "prepared", *given, *assumed]
+    passed_on = [word for word in options if word.partition("=")[0].strip() in known]
+    command = ["sightline", "data", "prepare", name, "--from", str(source), "--to", "prepared", *passed_on, *assumed]
     if assumed:
         document["assumed"] = f"{', '.join(assumed)}; the files do not state it: correct it where it is wrong"
     document["for_data_prepare"] = shlex.join(command)

@@ -126,8 +126,8 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
     if writer is not None:
         checkpoint = str(run.checkpoint_path.resolve())
         provenance = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
-        others = map(str, map(Path.resolve, run.other_checkpoints))
-        averaged = {"averaged_with": list(others)} if options.ensemble else {}
+        members = map(str, map(Path.resolve, run.other_checkpoints))
+        averaged = {"averaged_with": list(members)} if options.ensemble else {}
         settings = {"votes": config.evaluate.votes, "overrides": list(options.overrides)}
         writer.finish(evaluation, {**provenance, **averaged, **settings})
         world.rank_zero_only(print_note)(f"predictions: {writer.path}")
@@ -139,15 +139,15 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
     config = run.config
     if run.task.vote is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not define how to average predictions")
-    others = run.other_checkpoints
-    if not others:
+    checkpoints = run.other_checkpoints
+    if not checkpoints:
         raise UserError(
             f"--ensemble: {run.path} has only one checkpoint; train with checkpoint.keep_last=10, as pose configs do"
         )
     if config.evaluate.votes > 1:
         raise UserError("--ensemble: averages checkpoints, and evaluate.votes averages passes; give only one of them")
-    members = tuple(map(run.model_at, others))
-    names = ", ".join(folder.name for folder in others)
+    members = tuple(map(run.model_at, checkpoints))
+    names = ", ".join(folder.name for folder in checkpoints)
     run.world.rank_zero_only(print_note)(f"ensemble: {names} and {run.checkpoint_path.resolve().name}")
     return members
 

@@ -82,16 +82,16 @@ def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -
 def split_options(words: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Split KEY=VALUE words into those of these names, and the others. Raises UserError for a key given twice."""
     values: dict[str, str] = {}
-    others = []
+    rest = []
     for word in words:
         key, _, text = word.partition("=")
         if key.strip() not in names:
-            others.append(word)
+            rest.append(word)
         elif key.strip() in values:
             raise UserError(f"{key.strip()}= is given twice; give it once")
         else:
             values[key.strip()] = text.strip()
-    return values, tuple(others)
+    return values, tuple(rest)
 
 
 def show_table(

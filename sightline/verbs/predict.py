@@ -20,7 +20,7 @@ from sightline.runs.run_directory import assert_writable, write_document, write_
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.workbench.export.onnx_file import open_run_or_file
-from sightline.workbench.predict.prediction import build_predictor, collect_files, predict_each
+from sightline.workbench.predict.prediction import build_predictor, collect_files, iterate_predictions
 from sightline.workbench.predict.predictor import (
     FLAGS,
     CommandLine,
@@ -92,7 +92,7 @@ def _predict_files(
     names = {} if options.out is None else predictor.output_names(files, options.out)
     documents: dict[Path, dict[str, Any]] = {}
     refusals: dict[Path, Refusal] = {}
-    outcomes = predict_each(run, files, predictor=predictor, world=world, batch_size=options.batch_size)
+    outcomes = iterate_predictions(run, files, predictor=predictor, world=world, batch_size=options.batch_size)
     for path, prediction in outcomes:
         if isinstance(prediction, Refusal):
             refusals[path] = prediction

@@ -45,7 +45,7 @@ def _view_samples(runs: Sequence[ReportedRun], options: ReportOptions) -> tuple[
     if len(runs) > 1:
         raise UserError("--samples: are those of one run; give one run, or leave it out")
     path = runs[0].path
-    wanted = ViewOptions(
+    view_options = ViewOptions(
         paths=(path,), out=path, samples=options.samples, device=options.device, plugins=options.plugins
     )
-    return make_samples(view_run_or_config(path, wanted)[0])
+    return make_samples(view_run_or_config(path, view_options)[0])

@@ -24,9 +24,9 @@ _COLUMNS = ("run", "name", "task", "data", "steps", "figure", "when", "size", "s
 
 def runs(options: RunsOptions) -> int:
     """Print the table of runs or the differences of two, or exchange one with a hub."""
-    given = options.list_flags(RunsOptions)
-    action = next((flag for flag in _ACTIONS if flag in given), "the table of runs")
-    if unread := [flag for flag in given if flag not in _ACTIONS.get(action, _TABLE)]:
+    flags = options.list_flags(RunsOptions)
+    action = next((flag for flag in _ACTIONS if flag in flags), "the table of runs")
+    if unread := [flag for flag in flags if flag not in _ACTIONS.get(action, _TABLE)]:
         raise UserError(f"{unread[0]}: is not read with {action}; leave it out")
     if action == "--diff":
         return _show_diff(options)
@@ -45,11 +45,11 @@ def _exchange(options: RunsOptions) -> int:
     assert options.pull is not None
     if options.out is None:
         raise UserError("runs --pull: needs the folder of the run: --out DIR")
-    others = pull_run(options.pull, options.out)
-    for file in others[:_MAX_LISTED]:
+    remaining = pull_run(options.pull, options.out)
+    for file in remaining[:_MAX_LISTED]:
         print_note(f"{options.pull}: {escape_to_one_line(file)} is no file of a packed run, and stays there")
-    if len(others) > _MAX_LISTED:
-        print_note(f"{options.pull}: {len(others) - _MAX_LISTED} more files stay there")
+    if len(remaining) > _MAX_LISTED:
+        print_note(f"{options.pull}: {len(remaining) - _MAX_LISTED} more files stay there")
     print_note(f"{options.out}: evaluate it, predict with it, or start from it: init.from={options.out}")
     write_document(options.json, {"run": str(options.out), "from": options.pull})
     return 0

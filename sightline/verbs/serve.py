@@ -44,6 +44,6 @@ def serve(options: ServeOptions) -> int:
         print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; /info states what it takes")
         serve_forever(app, listener)
     print_note("stopped")
-    if app.state.places:  # a thread that cannot be ended would keep the process
+    if app.state.slots:  # a thread that cannot be ended would keep the process
         exit_process(0)
     return 0

@@ -125,7 +125,11 @@ def list_components(options: ListOptions) -> int:
         sys.stdout.write(f"{kind}\n" + "".join(map(_format_component, components)) + "\n")
         if subject not in REGISTRIES:
             sys.stdout.write(
-                "".join(textwrap.indent(f"{each['example']}\n\n", " " * 6) for each in components if each["example"])
+                "".join(
+                    textwrap.indent(f"{component['example']}\n\n", " " * 6)
+                    for component in components
+                    if component["example"]
+                )
             )
     write_document(options.json, document)
     return 0

@@ -103,14 +103,14 @@ def _is_config(path: Path) -> bool:
 
 def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:
     """View samples of a config's data and, for a run directory, the predictions of its model."""
-    _assert_not_given(options, ("columns", "up"), "can be used only with files; a data set defines them itself")
+    _refuse_options(options, ("columns", "up"), "can be used only with files; a data set defines them itself")
     has_predictions, is_worst = is_run(path), options.samples == WORST
     if options.samples is not None and options.num is not None:
         raise UserError("--num: is the number of samples, and --samples lists them; give only one of them")
     if is_worst and not has_predictions:
         raise UserError("--samples worst: are the samples with the most errors of a run; a config has no weights")
     if not has_predictions:
-        _assert_not_given(options, ("checkpoint", "score"), "can be used only with a run; a config has no weights")
+        _refuse_options(options, ("checkpoint", "score"), "can be used only with a run; a config has no weights")
     if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training samples change with the epoch; give --split train, or leave it out")
     config = load_config(path, (), options.plugins)
@@ -252,7 +252,7 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
     """
     if options.overrides:
         raise UserError(f"view: found {options.overrides[0]!r}; key=value changes a config, and files have none")
-    _assert_not_given(
+    _refuse_options(
         options,
         ("split", "samples", "num", "epoch", "checkpoint", "score"),
         "can be used only with a data set; files have none",
@@ -280,7 +280,7 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _assert_not_given(options: ViewOptions, names: Sequence[str], reason: str) -> None:
+def _refuse_options(options: ViewOptions, names: Sequence[str], reason: str) -> None:
     """Raise UserError for options that have no effect here."""
     options_given = [
         "score=" if name == "score" else f"--{name}" for name in names if getattr(options, name) is not None

@@ -217,8 +217,8 @@ def _prediction_stage(
         num_counted = int((error.codes >= 0).sum())
         figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
         description = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
-    others = [coloring for coloring in cloud.colorings if coloring.name != TRUTH]
-    return Stage("prediction", cloud.points, (*colorings, *others), cloud.unit, description), figures
+    without_truth = [coloring for coloring in cloud.colorings if coloring.name != TRUTH]
+    return Stage("prediction", cloud.points, (*colorings, *without_truth), cloud.unit, description), figures
 
 
 def _whole_prediction_stage(

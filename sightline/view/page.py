@@ -99,8 +99,8 @@ def _split_strips(tiles: list[Tile]) -> tuple[list[Tile], list[tuple[np.ndarray,
     if all(tile.panel for tile in tiles):
         return tiles, []
     strips = [(tile, tile.panel) for tile in tiles if tile.panel and _is_strip(tile.panel.pixels)]
-    others = [tile for tile in tiles if not any(tile is strip for strip, _ in strips)]
-    return others, [(panel.pixels, f"{strip.cloud.stage}, {panel.name}") for strip, panel in strips]
+    rest = [tile for tile in tiles if not any(tile is strip for strip, _ in strips)]
+    return rest, [(panel.pixels, f"{strip.cloud.stage}, {panel.name}") for strip, panel in strips]
 
 
 class _Card(NamedTuple):

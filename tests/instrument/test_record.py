@@ -86,10 +86,10 @@ def test_gradients_are_those_of_one_call() -> None:
 def test_nothing_is_kept_unasked_and_each_tensor_may_be_reduced() -> None:
     values, other = tensors()
     model = Twice()
-    with record({"inner": model.inner}, keep=("outputs",), each=lambda tensor: float(tensor.detach().sum())) as tape:
+    with record({"inner": model.inner}, keep=("outputs",), convert=lambda tensor: float(tensor.detach().sum())) as tape:
         model(values, other=other)
     assert [(call.inputs, call.outputs) for call in tape.calls] == [(None, 9.0), (None, 27.0)]
-    with record({"": model}, keep=("outputs",), each=None) as tape:
+    with record({"": model}, keep=("outputs",), convert=None) as tape:
         result = model(values, other=other)
     assert tape.outputs[0] is result
     with pytest.raises(AssertionError), record(model, keep=("output",)):

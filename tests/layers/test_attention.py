@@ -245,7 +245,7 @@ def test_agrees_with_the_authors_block(shared: Path) -> None:
     weight = golden.tensor("in.w")
     for mode in each_mode(layer):
         out = layer(points, features, index)
-        entered, place = layer.enter(features), layer.place(points[:, :, None] - gather_points(points, index))
+        entered, place = layer.enter(features), layer.position(points[:, :, None] - gather_points(points, index))
         attention = layer.attention(entered, place, index)
         assert_outputs(golden, mode, {"out": out, "attention": attention}, (out * weight).sum())
     (out * weight).sum().backward()

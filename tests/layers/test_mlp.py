@@ -30,9 +30,9 @@ def test_is_a_convolution_of_size_one_with_batch_norm() -> None:
 
 @run_each("is_training", [True, False])
 @run_each("has_bias", [True, False])
-@run_each("first", ["whole", "each"])
+@run_each("first", ["global_features", "point_features"])
 def test_what_a_cloud_has_in_common_need_not_be_repeated(
-    first: Literal["whole", "each"], has_bias: bool, is_training: bool
+    first: Literal["global_features", "point_features"], has_bias: bool, is_training: bool
 ) -> None:
     """Both forms give the same pass; the plain one is a `LinearNorm` over rows put together by hand."""
     plain, fused = (
@@ -41,12 +41,12 @@ def test_what_a_cloud_has_in_common_need_not_be_repeated(
     )
     unsettle(plain)
     fused.load_state_dict(plain.state_dict())
-    given = {"global_features": torch.randn(3, 4).double(), "each": torch.randn(3, 5, 3).double()}
+    given = {"global_features": torch.randn(3, 4).double(), "point_features": torch.randn(3, 5, 3).double()}
     weight = torch.randn(3, 5, 6).double()
     found, expected = (run(layer.train(is_training), given, weight) for layer in (fused, plain))
     assert_passes_agree(found, expected, BOUND)
     repeated = given["global_features"][:, None].repeat(1, 5, 1)
-    parts = (repeated, given["each"]) if first == "whole" else (given["each"], repeated)
+    parts = (repeated, given["point_features"]) if first == "global_features" else (given["point_features"], repeated)
     by_hand = LinearNorm.forward(plain.eval(), torch.cat(parts, dim=-1))
     assert torch.equal(plain(**given), by_hand)
 

@@ -32,10 +32,10 @@ SCALE = BallScale(radius=0.8, num_neighbours=6, widths=(8, 7, 5))
 
 
 @run_each("is_training", [True, False])
-@run_each("first", ["place", "features"])
+@run_each("first", ["position", "features"])
 @run_each("in_channels", [0, 4])
 def test_quick_ball_group_agrees_with_the_plain_one(
-    in_channels: int, first: Literal["place", "features"], is_training: bool
+    in_channels: int, first: Literal["position", "features"], is_training: bool
 ) -> None:
     """Gradients of centres, points and features too. The clouds lie 100 units off the origin."""
     plain, quick = make_pair(PlainBallGroup, BallGroup, in_channels=in_channels, scale=SCALE, first=first)
@@ -110,11 +110,11 @@ def test_statistics_hold_in_float32_far_from_the_origin() -> None:
     """Coordinates of 1e4 m and balls of 1 m: the plain form's own error there is the yardstick, against float64."""
     points = (torch.rand(2, 60, 3, dtype=torch.float64) + 1e4).float()
     given, exact_given = ({"points": p, "features": None, "centres": p[:, :20]} for p in (points, points.double()))
-    exact_layer, _ = make_pair(PlainBallGroup, BallGroup, in_channels=0, scale=SCALE, first="place")
+    exact_layer, _ = make_pair(PlainBallGroup, BallGroup, in_channels=0, scale=SCALE, first="position")
     exact = exact_layer(**exact_given)
     errors = []
     for kind in (PlainBallGroup, BallGroup):
-        layer = kind(in_channels=0, scale=SCALE, first="place")
+        layer = kind(in_channels=0, scale=SCALE, first="position")
         layer.load_state_dict(exact_layer.state_dict() | dict(layer.named_buffers()))
         errors.append((layer(**given).double() - exact).abs().max().item())
     # Differences of near float32 numbers are exact, so both see the same inputs; each then rounds in its own way.
@@ -125,7 +125,7 @@ def test_balls_far_from_the_middle_keep_their_digits_under_autocast() -> None:
     """Three clusters 20 apart and balls of 0.1: bfloat16 steps there are 0.1, so differences come before rounding."""
     points = torch.cat([0.1 * torch.randn(1, 40, 3) + place for place in (-20.0, 10.0, 20.0)], dim=1)
     scale = BallScale(radius=0.1, num_neighbours=6, widths=(8, 5))
-    plain, quick = (kind(in_channels=0, scale=scale, first="place") for kind in (PlainBallGroup, BallGroup))
+    plain, quick = (kind(in_channels=0, scale=scale, first="position") for kind in (PlainBallGroup, BallGroup))
     quick.load_state_dict(plain.state_dict())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quick(points, None, points[:, ::4]), plain(points, None, points[:, ::4]))

@@ -142,7 +142,7 @@ def test_an_iou_equal_to_a_level_finds_the_label(has_numba: bool, monkeypatch: p
         plain = match_predictions(
             alike, np.array([0.9]), is_ignored=none, is_crowd=none, is_outside_area=none, max_detections=1
         )
-        assert int(plain.is_found.sum()) == num_levels
+        assert int(plain.is_matched.sum()) == num_levels
     for right, ap50 in ((40, 1.0), (40.01, 0.5)):  # of a detection before the right one, half lies in a region, or less
         region = [100, 0, 120, 20, -1, 400, 1]
         found = [[100, 0, 60 + right + 40, 20, 0.9, 0], [0, 0, 20, 20, 0.5, 0]]

@@ -121,7 +121,7 @@ def test_containers_are_taken_off_and_told(
     tmp_path: Path, wrap: Any, containers: tuple[str, ...], others: tuple[str, ...], legacy: bool
 ) -> None:
     found = read_published(saved(tmp_path / "a.pth", wrap(STATE), legacy=legacy))
-    assert (found.containers, found.others) == (containers, others)
+    assert (found.containers, found.other_entries) == (containers, others)
     assert list(found.state) == list(STATE)
     assert all(torch.equal(found.state[key], value) for key, value in STATE.items())
 

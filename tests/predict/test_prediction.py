@@ -103,7 +103,7 @@ def test_no_more_clouds_wait_than_a_batch(tmp_path: Path) -> None:
             waiting -= len(files)
             return super().predict(files, inference)
 
-    found = dict(module.predict_each(run, paths, predictor=Counting(run=run), batch_size=2))
+    found = dict(module.iterate_predictions(run, paths, predictor=Counting(run=run), batch_size=2))
     assert found.keys() == set(paths)
     assert not any(isinstance(each, Refusal) for each in found.values())
     assert most <= 2

@@ -196,7 +196,7 @@ def test_a_request_that_timed_out_keeps_its_place_until_its_thread_ends(
             assert answer.headers["retry-after"] == "1"
         finally:
             held.set()
-        while app.state.places:
+        while app.state.slots:
             time.sleep(0.01)
         assert not list(app.state.folder.iterdir())
 
@@ -262,7 +262,7 @@ def test_a_file_of_onnx_that_does_not_end_is_ended(net: Path, tmp_path: Path, ca
         for _ in range(2):
             assert client.post("/predict", json={"points": CLOUD.tolist()}).status_code == 504
         until = time.monotonic() + 30
-        while app.state.places and time.monotonic() < until:
+        while app.state.slots and time.monotonic() < until:
             time.sleep(0.01)
-        assert not app.state.places
+        assert not app.state.slots
     assert "endless.onnx: computes one batch for more than 0.5 s" in caplog.text

@@ -97,19 +97,19 @@ def test_a_body_far_above_the_limit_gets_413_and_not_a_reset_connection(loaded: 
 def test_a_stop_ends_half_requests(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_server, "_SECONDS_TO_FINISH", 1)
     with serving(loaded, Limits()) as server, server.opened(HALF_BODY, HALF_BODY) as opened:
-        while len(server.app.state.places) < 2:
+        while len(server.app.state.slots) < 2:
             time.sleep(0.01)
         began = time.monotonic()
         server.stop()
         assert time.monotonic() - began < 6
-        assert not server.app.state.places
+        assert not server.app.state.slots
         assert [each.recv(1000)[:12] for each in opened] == [b"HTTP/1.1 503"] * 2
 
 
 def test_begun_requests_are_answered_when_the_server_stops(loaded: Any) -> None:
     head = HALF_BODY.replace(b"999", str(len(GOOD)).encode())[:-1]
     with serving(loaded, Limits()) as server, server.opened(head + GOOD[:10]) as (opened,):
-        while not server.app.state.places:
+        while not server.app.state.slots:
             time.sleep(0.01)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
@@ -122,7 +122,7 @@ def test_begun_requests_are_answered_when_the_server_stops(loaded: Any) -> None:
 def test_the_folder_of_inputs_is_empty_after_a_body_that_was_never_whole(loaded: Any, tmp_path: Path) -> None:
     with serving(loaded, Limits(max_seconds=0.3)) as server, server.opened(HALF_BODY) as (opened,):
         assert b"504" in opened.recv(1000)
-        while server.app.state.places:
+        while server.app.state.slots:
             time.sleep(0.01)
         assert not list(server.app.state.folder.iterdir())
 
@@ -201,11 +201,11 @@ def test_nothing_of_a_body_that_was_never_whole_is_kept(is_left: bool, loaded: A
 
         def ask() -> None:
             with server.opened(HALF_BODY.replace(b"999", b"999999") + EMPTY) as (opened,):
-                while not server.app.state.places:
+                while not server.app.state.slots:
                     time.sleep(0.01)
                 if not is_left:
                     assert b"504" in opened.recv(1000)
-            while server.app.state.places:
+            while server.app.state.slots:
                 time.sleep(0.01)
 
         assert count_bytes_kept(ask, times=4) < 180_000

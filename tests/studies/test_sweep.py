@@ -371,7 +371,7 @@ def test_a_trial_that_falls_behind_is_given_up() -> None:
         observer._is_last = is_last
         record = Record({"figure": figure}, 0)
         observer.on_evaluation(record)  # type: ignore[arg-type]
-        return observer.is_given_up, bool(stop)
+        return observer.is_pruned, bool(stop)
 
     assert observe(0.1) == (True, True)
     assert observe(0.85) == (False, False)

@@ -88,5 +88,5 @@ class MyLoss(sightline.Loss):
         """Return the sum over these frames, never a mean."""
         placement = sightline.CropPlacement.from_rows(crop_placement)
         middle = joints[:, [self.centre_joint]].double()
-        wanted = sightline.to_crop_coordinates(middle, placement)[:, 0].to(joints.dtype)
-        return ((offset.to(joints.dtype) - wanted).abs().sum(dim=1) * visible[:, self.centre_joint]).sum()
+        expected = sightline.to_crop_coordinates(middle, placement)[:, 0].to(joints.dtype)
+        return ((offset.to(joints.dtype) - expected).abs().sum(dim=1) * visible[:, self.centre_joint]).sum()

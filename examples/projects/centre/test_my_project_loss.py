@@ -13,9 +13,9 @@ def test_the_loss_of_the_true_offset_is_zero(parts):
     batch = data[:2]
     placement = sightline.CropPlacement.from_rows(batch["crop_placement"])
     joint = batch["joints"][:, 0].double()
-    wanted = (joint - placement.reference_mm) / (placement.side_mm[:, None] / 2)
+    expected = (joint - placement.reference_mm) / (placement.side_mm[:, None] / 2)
     fields = {name: batch[name] for name in ("joints", "visible", "crop_placement")}
     loss = parts.MyLoss(centre_joint=0)
-    assert abs(loss(offset=wanted.float(), **fields)) < 1e-4
-    assert abs(loss(offset=wanted.float() + 0.1, **fields) - 0.6) < 1e-4
+    assert abs(loss(offset=expected.float(), **fields)) < 1e-4
+    assert abs(loss(offset=expected.float() + 0.1, **fields) - 0.6) < 1e-4
     assert loss.count(visible=batch["visible"]) == 2

@@ -74,5 +74,5 @@ class MyLoss(sightline.Loss):
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """Return the sum over these priors, never a mean: `codes`, `matched_boxes` (B, P, 4) and anchors (P, 4)."""
         is_matched = target > 0
-        wanted = sightline.encode_deltas(priors.expand_as(matched_boxes), matched_boxes)
-        return ((codes.float() - wanted).abs().sum(dim=-1) * is_matched).sum()
+        expected = sightline.encode_deltas(priors.expand_as(matched_boxes), matched_boxes)
+        return ((codes.float() - expected).abs().sum(dim=-1) * is_matched).sum()

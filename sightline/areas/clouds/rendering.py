@@ -102,7 +102,7 @@ def render_views(options: RenderOptions, *, progress: Progress) -> dict[str, Any
         "rotations": cameras.rotations.tolist(),
         "of": clouds.about,
     }
-    given = {
+    stored_options = {
         "views": options.num_views,
         "size": options.size_px,
         "style": options.style,
@@ -118,7 +118,7 @@ def render_views(options: RenderOptions, *, progress: Progress) -> dict[str, Any
         tuple(_make_shards(clouds, cameras, options)),
         about,
         lambda prepared: {},
-        given,
+        stored_options,
     )
     return write_prepared_set(plan, options.target, progress=progress)
 

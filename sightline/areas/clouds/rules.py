@@ -36,12 +36,18 @@ def label_outside_parts(run: Any, surveys: list[Any]) -> Iterator[Fault]:
         if survey.num_sampled and "category" not in survey.fields:
             yield Fault("samples have no 'category'", measured=f"{len(table)} lists of parts", where=where)
             return
-        known = [each for each in survey.labellings if each.category is not None and each.category < len(table)]
-        labels = {each.sample: set(each.classes.tolist()) & set().union(*table) for each in known}
-        strays = [each for each in known if not labels[each.sample] <= table[each.category]]
+        known = [
+            labelling
+            for labelling in survey.labellings
+            if labelling.category is not None and labelling.category < len(table)
+        ]
+        labels = {labelling.sample: set(labelling.classes.tolist()) & set().union(*table) for labelling in known}
+        strays = [labelling for labelling in known if not labels[labelling.sample] <= table[labelling.category]]
         if strays:
-            fitting = [{k for k, parts in enumerate(table) if labels[each.sample] <= parts} for each in strays]
-            same = [sum(other.category == each.category for other in known) for each in strays]
+            fitting = [
+                {k for k, parts in enumerate(table) if labels[labelling.sample] <= parts} for labelling in strays
+            ]
+            same = [sum(other.category == labelling.category for other in known) for labelling in strays]
             is_mapping = 2 * len(strays) > same[0] > 1 and not _is_varied(strays, fitting)
             first = sorted(labels[strays[0].sample] - table[strays[0].category])
             yield Fault(
@@ -59,11 +65,13 @@ def label_outside_parts(run: Any, surveys: list[Any]) -> Iterator[Fault]:
 
 def _is_varied(strays: list[Any], fitting: list[set[int]]) -> bool:
     """Return True if objects of most categories have the parts of several others: labels of other samples."""
-    others: dict[int, set[int]] = {}
-    for each, fits in zip(strays, fitting, strict=True):
+    fits_by_category: dict[int, set[int]] = {}
+    for labelling, fits in zip(strays, fitting, strict=True):
         if len(fits) == 1:
-            others.setdefault(each.category, set()).update(fits)
-    return len(others) > 1 and 2 * sum(len(fits) > 1 for fits in others.values()) > len(others)
+            fits_by_category.setdefault(labelling.category, set()).update(fits)
+    return len(fits_by_category) > 1 and 2 * sum(len(fits) > 1 for fits in fits_by_category.values()) > len(
+        fits_by_category
+    )
 
 
 @rule(
@@ -124,8 +132,8 @@ def _split_clouds(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
 def padded_points(run: Any, surveys: list[Any]) -> Iterator[Fault]:
     """Look for clouds that end with equal points, which nothing leaves out."""
     for survey in surveys:
-        found = survey.fields["points"].padded if "points" in survey.fields else {}
-        padded = {index: count for index, count in found.items() if count >= _MIN_PADDED}
+        padding = survey.fields["points"].padded if "points" in survey.fields else {}
+        padded = {index: count for index, count in padding.items() if count >= _MIN_PADDED}
         is_masked = any("mask" in name or "valid" in name for name in survey.fields)
         if len(padded) < max(2, _MIN_PADDED_SHARE * survey.num_sampled) or is_masked:
             continue
@@ -171,9 +179,9 @@ def _measure_turn(before: Batch, after: Batch) -> tuple[float, float]:
     """Measure the angles between normals and where the points' map puts them, and by which it turns them; 0 without."""
     values = [batch.get(name) for batch in (before, after) for name in ("points", "normals")]
     fields = [value for value in values if isinstance(value, Tensor) and value.ndim == 3]
-    if len(fields) < 4 or len({each.shape for each in fields}) > 1:
+    if len(fields) < 4 or len({field.shape for field in fields}) > 1:
         return 0.0, 0.0
-    points, normals, moved, turned = (each[0].double() for each in fields)
+    points, normals, moved, turned = (field[0].double() for field in fields)
     centred, target = points - points.mean(dim=0), moved - moved.mean(dim=0)
     matrix = torch.linalg.lstsq(centred, target, driver="gelsd").solution
     residual = float((target - centred @ matrix).square().mean() / target.square().mean().clamp(min=1e-30))

@@ -67,7 +67,7 @@ class EncodingPredictor(CloudPredictor[Encoding]):
 
     def __init__(self, *, run: TrainedRun, columns: Sequence[str] | None = None, to_sphere: bool = False) -> None:
         super().__init__(run, columns=columns, to_sphere=to_sphere)
-        self._spheres = [block for block in _list_each(run) if block.name == "normalize_unit_sphere"]
+        self._spheres = [block for block in _list_evaluation_transforms(run) if block.name == "normalize_unit_sphere"]
         self.any_scale = self.any_scale or bool(self._spheres)
 
     def transforms(self) -> Sequence[NamedTransform]:
@@ -107,7 +107,7 @@ class EncodingPredictor(CloudPredictor[Encoding]):
         return {"encoding": path}
 
 
-def _list_each(run: TrainedRun) -> list[Any]:
+def _list_evaluation_transforms(run: TrainedRun) -> list[Any]:
     """List the transforms of evaluation, those of the two views among them."""
     blocks: list[Any] = []
     for block in run.config.transforms.evaluate:

@@ -205,12 +205,12 @@ def _check_halves(root: Path) -> None:
 def _pair_synset(root: Path, synset: str, label: int, num_views: int, pairing: Pairing) -> list[_Object]:
     """List the objects of a synset with a cloud and all views; the others are noted in the pairing."""
     clouds, folders = _list_clouds(root / CLOUDS / synset), _list_folders(root / IMAGES / synset)
-    wanted = {f"{view:02d}.png" for view in range(num_views)}
+    expected = {f"{view:02d}.png" for view in range(num_views)}
     complete = []
     for identifier in sorted(clouds & folders):
         images = root / IMAGES / synset / identifier / "rendering"
-        existing = wanted & set(os.listdir(images)) if images.is_dir() else set()
-        if existing == wanted:
+        existing = expected & set(os.listdir(images)) if images.is_dir() else set()
+        if existing == expected:
             cloud = root / CLOUDS / synset / f"{identifier}.ply"
             complete.append(_Object(label, synset, identifier, cloud, images))
         else:

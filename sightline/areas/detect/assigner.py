@@ -21,7 +21,7 @@ from sightline.ops.waits import (
     POSITIVE,
     call_on_host,
     find_positive,
-    is_free_to_read,
+    is_on_host,
     read_list,
     recall,
     remember,
@@ -119,13 +119,13 @@ class Assigner(ABC):
                 )
         if not len(priors):
             return [self._assign_nothing(priors) for _ in images]
-        if self.needs_predictions and not is_free_to_read(priors.coordinates):
+        if self.needs_predictions and not is_on_host(priors.coordinates):
             return self._assign_on_host(priors, images)
         device, assignments = priors.coordinates.device, []
         flags = [read_list(is_ignored) for _, is_ignored, *_ in images]
         targets, regions = (
-            [send_list([row for row, flag in enumerate(rows) if flag is wanted], device) for rows in flags]
-            for wanted in (False, True)
+            [send_list([row for row, flag in enumerate(rows) if flag is ignored], device) for rows in flags]
+            for ignored in (False, True)
         )
         wide = [boxes.to(priors.coordinates.dtype) for boxes, *_ in images]
         target_boxes = [boxes[rows] for boxes, rows in zip(wide, targets, strict=True)]

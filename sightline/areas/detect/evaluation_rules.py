@@ -185,11 +185,11 @@ def counted_boxes(run: Context, detecting_task: Any) -> Iterator[Fault]:
 
 def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
     """Find metrics that count detections in ignored boxes, or leave out images without detections."""
-    perfect = [_make_image(sample, is_ignored=False, is_found=True) for sample in boxed]
+    perfect = [_make_image(sample, is_ignored=False, is_detected=True) for sample in boxed]
     plain, absorbed, missed = (
         metric_values(
             metric.meter,
-            [_join_images([*perfect, *(_make_image(sample, is_ignored=ignored, is_found=hit) for sample in boxed)])],
+            [_join_images([*perfect, *(_make_image(sample, is_ignored=ignored, is_detected=hit) for sample in boxed)])],
         ).used
         for ignored, hit in ((True, False), (True, True), (False, False))
     )
@@ -213,13 +213,13 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
         )
 
 
-def _make_image(sample: Mapping[str, Any], *, is_ignored: bool, is_found: bool) -> dict[str, Tensor]:
+def _make_image(sample: Mapping[str, Any], *, is_ignored: bool, is_detected: bool) -> dict[str, Tensor]:
     """Make an image of a sample's valid labels, ignored or not, with detections exactly on them or none."""
     is_valid = sample["truth"][:, 6] == 0
     truth = sample["truth"][is_valid].clone()
     truth[:, 6] = float(is_ignored)
     score = torch.linspace(0.99, 0.9, len(truth), dtype=torch.float64)[:, None]
-    detections = torch.cat([truth[:, :4], score, truth[:, 4:5]], dim=1)[: None if is_found else 0]
+    detections = torch.cat([truth[:, :4], score, truth[:, 4:5]], dim=1)[: None if is_detected else 0]
     visible = sample.get("truth_visible", torch.full((len(is_valid),), torch.nan).double())[is_valid]
     return {"truth": truth, "truth_visible": visible, "detections": detections, "file_px": sample["file_px"]}
 

@@ -22,7 +22,7 @@ from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
 from sightline.ops.box_overlaps import box_iou, column_blocks, giou, promote_to_float32
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import IGNORED, PriorKind, Priors
-from sightline.ops.waits import is_free_to_read, read_list, send_list
+from sightline.ops.waits import is_on_host, read_list, send_list
 
 _FARTHEST = 3.0
 """More than GIoUs less 1 are below 0."""
@@ -41,7 +41,7 @@ def anchor_bags(anchors: Tensor, boxes: Tensor, size: int, is_member: Tensor | N
         if is_member is not None:
             overlap = torch.where(is_member, overlap, -_FARTHEST)
         best, bag = overlap.topk(size, dim=1)
-        is_known = is_free_to_read(best)  # elsewhere each box is taken for one with too few anchors
+        is_known = is_on_host(best)  # elsewhere each box is taken for one with too few anchors
         rows: Any = (best <= 0).any(dim=1).nonzero().flatten() if is_known else slice(None)
         if not is_known or len(rows):
             short = overlap[rows]
@@ -160,7 +160,7 @@ class FreeAnchorPositive(_BoxesLoss):
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
         for image, image_boxes, classes in _iterate_images(priors, boxes, label, is_ignored, box_offsets):
             image_boxes, is_member = image_boxes.to(priors.dtype), target[image] >= 0
-            if is_free_to_read(target):
+            if is_on_host(target):
                 member = is_member.nonzero().flatten()
                 bags = member[anchor_bags(priors[member], image_boxes, self.bag_size)[0]]
                 is_in_bag = None
@@ -229,18 +229,18 @@ class FreeAnchorNegative(_BoxesLoss):
             with torch.no_grad():
                 predicted = decode_boxes(priors, codes[image])
                 arguments = predicted, image_boxes.to(predicted.dtype), classes
-                if is_free_to_read(target) or logits[image].numel() > _MAX_DENSE:
+                if is_on_host(target) or logits[image].numel() > _MAX_DENSE:
                     prior, kind, p = self._detection_probabilities(*arguments)
                     is_counted = weight[image, prior, kind] > 0
                     p, prior, kind = p[is_counted], prior[is_counted], kind[is_counted]
-                    place: Any = (image, prior, kind)
+                    index: Any = (image, prior, kind)
                     is_counted = is_counted[is_counted]
                 else:
-                    p, place = self._all_detection_probabilities(*arguments, logits.shape[2]), image
+                    p, index = self._all_detection_probabilities(*arguments, logits.shape[2]), image
                     is_counted = (weight[image] > 0) & (p > 0)
                     p = torch.where(is_counted, p, 0.0)
-            weight[place] = torch.where(is_counted, 0.0, weight[place])
-            value = promote_to_float32(logits[place])
+            weight[index] = torch.where(is_counted, 0.0, weight[index])
+            value = promote_to_float32(logits[index])
             log_class, log_rest = functional.logsigmoid(value), functional.logsigmoid(-value)
             log_q, log_other = log_class + (1 - p).log(), torch.logaddexp(log_rest, log_class + p.log())
             terms.append(torch.where(is_counted, -(self.gamma * log_q).exp() * log_other, 0.0).sum())

@@ -116,8 +116,8 @@ def earth_mover(
     def cost(*targets: Tensor) -> Tensor:
         is_target, true_codes, has_box, is_counted = targets
         of_class = _focal(logits, is_target, alpha=alpha, gamma=gamma).sum(dim=2) * is_counted
-        wanted = true_codes.to(codes.dtype)
-        of_box = functional.smooth_l1_loss(codes, wanted, reduction="none", beta=beta).sum(dim=2)
+        expected = true_codes.to(codes.dtype)
+        of_box = functional.smooth_l1_loss(codes, expected, reduction="none", beta=beta).sum(dim=2)
         return (of_class + torch.where(has_box, of_box, 0)).sum(dim=1)
 
     targets = is_target, true_codes, has_box, is_counted
@@ -203,10 +203,12 @@ class ClassBCE(_PositivesLoss):
         """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
         image, prior = find_positive(target)
         positive_logits = logits[image, prior]
-        wanted = _is_class(target[image, prior], positive_logits).to(positive_logits.dtype)
+        target_scores = _is_class(target[image, prior], positive_logits).to(positive_logits.dtype)
         if self.quality == "iou":
-            wanted = wanted * _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])[:, None]
-        return sigmoid_bce(positive_logits, wanted)
+            target_scores = (
+                target_scores * _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])[:, None]
+            )
+        return sigmoid_bce(positive_logits, target_scores)
 
 
 @registry.losses.add("objectness")

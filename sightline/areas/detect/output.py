@@ -253,8 +253,8 @@ class DetectionFilter:
         order = order[segment[order].argsort(stable=True)]
         segment = segment[order]
         first = torch.searchsorted(segment, torch.arange(len(logits) * len(starts), device=logits.device))
-        place = torch.arange(len(segment), device=logits.device) - first[segment]
-        order = order[place < self.max_per_level]
+        rank = torch.arange(len(segment), device=logits.device) - first[segment]
+        order = order[rank < self.max_per_level]
         image, prediction, label, score = image[order], prediction[order], label[order], score[order]
         prior = prediction // count
         boxes = decode_boxes(priors.coordinates[prior], codes[image, prediction])

@@ -58,7 +58,7 @@ def show_detections(
     pictures = []
     for index, ((first, last), (begin, end)) in enumerate(list(rows)[:_NUM_SHOWN]):
         image_detections = detections[first:last].double().cpu()
-        drawn_detections, others = (
+        drawn_detections, hidden = (
             image_detections[image_detections[:, 4] >= least_score],
             image_detections[image_detections[:, 4] < least_score],
         )
@@ -67,8 +67,8 @@ def show_detections(
         wrong = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts)
         texts = [f"{counts['found']} found"] if "found" in counts else []
         texts += [f"errors: {wrong}"] if wrong else []
-        if len(others):
-            texts.append(f"{len(others)} below the score {least_score:.3g} not drawn, up to {others[:, 4].max():.2g}")
+        if len(hidden):
+            texts.append(f"{len(hidden)} below the score {least_score:.3g} not drawn, up to {hidden[:, 4].max():.2g}")
         caption, legend = "; ".join(texts), {_LEGEND.get(kind, kind): COLORS[kind] for kind in COLORS if kind in counts}
         image = draw_boxes(get_image_pixels(batch, index, pixels), drawn, legend=legend)
         pictures.append(Picture(f"detections_{index}", image, caption))
@@ -79,7 +79,9 @@ def _color_by_kind(
     detections: Tensor, truth: Tensor, to_canvas: Tensor, class_names: Sequence[str]
 ) -> tuple[list[DrawnBox], Counter[str]]:
     """Colour detections (D, 6) and truth (G, 7) of a file by kind: boxes on the canvas, and their number by kind."""
-    rows, labels = (torch.nn.functional.pad(each, (1, 0)) for each in (detections, truth))  # all of image 0
+    rows, labels = (
+        torch.nn.functional.pad(rows_of_boxes, (1, 0)) for rows_of_boxes in (detections, truth)
+    )  # all of image 0
     classes = torch.cat([rows[:, DetectionColumn.CLASS], labels[:, LabelColumn.CLASS]]).tolist()
     errors = classify_errors(rows, labels, int(max([len(class_names) - 1, *classes])) + 1)
     counts: Counter[str] = Counter()

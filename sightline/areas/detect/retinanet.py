@@ -20,7 +20,7 @@ from sightline.contract.errors import ConfigError, assert_installed
 from sightline.layers.images import ConvBlock
 from sightline.ops.box_overlaps import box_area, box_centres, box_iou, column_blocks, iou
 from sightline.ops.priors import PriorKind, Priors
-from sightline.ops.waits import POSITIVE, call_on_host, is_free_to_read, remember
+from sightline.ops.waits import POSITIVE, call_on_host, is_on_host, remember
 
 
 class RetinaOutput(HeadOutput):
@@ -186,7 +186,7 @@ class MaxIoU(Assigner):
         if self.low_quality != "guarantee" or self.boxes_per_prior == 2 or not assignments:
             return assignments
         device = priors.coordinates.device
-        if is_free_to_read(priors.coordinates):
+        if is_on_host(priors.coordinates):
             return [
                 assignment._replace(matched=_with_every_box(assignment.matched, priors, image_boxes))
                 if len(image_boxes)
@@ -226,7 +226,7 @@ class MaxIoU(Assigner):
             overlap = box_iou(boxes, priors.coordinates[part])
             is_best = overlap == highest[:, None]
             counts.append(((overlap >= self.positive) | is_best).sum(dim=0))
-            if is_free_to_read(boxes):
+            if is_on_host(boxes):
                 box, prior = is_best.nonzero(as_tuple=True)
                 owners.append(argmax_by_group(prior, rank[box], box, overlap.shape[1]))
             else:

@@ -23,7 +23,7 @@ from sightline.instrument import copy_module
 from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
 from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.store.loading.batch_reader import takes_others
+from sightline.store.loading.batch_reader import mixes_samples
 from sightline.workbench.check.loss_subjects import FixedOutputs, LossSubject, make_loss_subjects
 from sightline.workbench.check.sample_statistics import evenly_spaced_keys
 
@@ -125,7 +125,7 @@ def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
     "augmentation-mismatch",
     "error",
     "data.augment_target_mismatch assign.box_format",
-    holds="boxes about what they were about before",
+    holds="boxes around the same objects as before",
     do="let the transform take image and boxes, and move them by the same numbers",
     is_statistical=True,
 )
@@ -141,15 +141,15 @@ def moved_boxes(run: Any) -> Iterator[Fault]:
         stages = list(part.reader.batch_stages(key))
         for number, bound in enumerate(functions):
             before, after = stages[number][1], stages[number + 1]
-            if not takes_others(bound) and before["boxes"].numel():
+            if not mixes_samples(bound) and before["boxes"].numel():
                 apply = lambda batch, n=number, key=key: part.reader.transforms.apply_one(n, batch, [key])  # noqa: E731
                 overlaps.setdefault((number, after[0]), []).append(_follow_box(before, apply))
-    for (number, name), found in overlaps.items():
-        lost = [overlap for overlap in found if overlap is not None and overlap < _MIN_FOLLOWED]
+    for (number, name), shares in overlaps.items():
+        lost = [overlap for overlap in shares if overlap is not None and overlap < _MIN_FOLLOWED]
         if len(lost) > 1:
             where = run.locate("train", config_path=f"transforms.train.{number}")
             measured = (
-                f"IoU {min(lost):.2f} of a box with what was painted in it, in {len(lost)} of {len(found)} samples"
+                f"IoU {min(lost):.2f} of a box with what was painted in it, in {len(lost)} of {len(shares)} samples"
             )
             yield Fault(f"the transform '{name}' moves images and boxes differently", measured=measured, where=where)
 
@@ -173,9 +173,9 @@ def _follow_box(before: Any, apply: Callable[[Any], Any]) -> float | None:
     rows, columns = (grid > (low + high) / 2).nonzero().unbind(1)
     if float(high - low) < 0.1 or not len(rows):
         return None
-    found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
-    moved = after["boxes"].reshape(-1, 4).float().clamp(min=0).minimum(found.new_tensor([width, height] * 2))
-    overlaps = iou(found.expand_as(moved), moved)
+    painted = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+    moved = after["boxes"].reshape(-1, 4).float().clamp(min=0).minimum(painted.new_tensor([width, height] * 2))
+    overlaps = iou(painted.expand_as(moved), moved)
     return float(overlaps[chosen] if len(overlaps) == len(boxes) else overlaps.max())
 
 
@@ -272,7 +272,7 @@ def unmatched_boxes(run: Any, assigned: Any) -> Iterator[Fault]:
         yield Fault(summary, measured=levels, severity="error", causes=causes, where=where)
         return
     pairs = zip(assigned.priors.strides, assigned.num_boxes_of_level, positives, strict=True)
-    idle = [str(stride) for stride, sized, found in pairs if sized >= _MIN_BOXES and not found]
+    idle = [str(stride) for stride, sized, matched in pairs if sized >= _MIN_BOXES and not matched]
     if idle:
         summary = f"levels of stride {', '.join(idle)} never get a positive, although boxes have that size"
         yield Fault(summary, measured=levels, where=where)
@@ -412,23 +412,23 @@ def _judge_codes(context: Any, loss: LossSubject) -> Fault | None:
         outputs = {"logits": scores[None, :, None], "codes": codes[image : image + 1]}
         outputs |= {name: scores[None] for name in ("objectness", "centreness") if name in context.dry_run.seen_outputs}
         [decoded] = task.selection.decode(outputs, task.get_priors(batch["image"].to(codes.device)))
-        is_wanted = has_box[image, decoded.proposal].cpu()  # a `min_score` of 0 selects the others, too
-        index = decoded.proposal[is_wanted]
-        found, wanted = decoded.detections[is_wanted, :4].double(), boxes[image, index].double()
-        overlap = float(iou(found, wanted).median()) if len(found) else 0.0
+        has_target = has_box[image, decoded.proposal].cpu()  # a `min_score` of 0 selects the others, too
+        index = decoded.proposal[has_target]
+        predicted, expected = decoded.detections[has_target, :4].double(), boxes[image, index].double()
+        overlap = float(iou(predicted, expected).median()) if len(predicted) else 0.0
         if overlap < _MIN_DECODED_IOU:
             return Fault(
                 f"codes at which the loss '{loss.name}' is least are decoded to other boxes",
-                measured=f"median IoU {overlap:.2f} with the boxes of {len(found)} priors; widths "
-                f"{_ratio(found, wanted)} times theirs; largest code {float(codes[image, index].abs().max()):.3g}",
+                measured=f"median IoU {overlap:.2f} with the boxes of {len(predicted)} priors; widths "
+                f"{_ratio(predicted, expected)} times theirs; largest code {codes[image, index].abs().max():.3g}",
                 where=FindingLocation(config_path="task"),
                 evidence={"field": "codes"},
             )
     return None
 
 
-def _ratio(found: Tensor, wanted: Tensor) -> str:
-    ratio = box_sizes(found)[:, 0] / box_sizes(wanted)[:, 0]
+def _ratio(decoded: Tensor, expected: Tensor) -> str:
+    ratio = box_sizes(decoded)[:, 0] / box_sizes(expected)[:, 0]
     return " to ".join(f"{float(value):.3g}" for value in ratio.aminmax()) if len(ratio) else "none"
 
 

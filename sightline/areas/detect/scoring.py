@@ -110,7 +110,7 @@ class BoxScoring(Scoring):
         category_offset: int = 0,
     ) -> ScoredFiles:
         """Compute the metrics of a file of detections."""
-        evaluation, others, predictions = score_boxes(part, metrics, path, category_offset=category_offset)
+        evaluation, skipped, predictions = score_boxes(part, metrics, path, category_offset=category_offset)
         notes = [*predictions.notes]
         notes += [
             f"not scored: {count} boxes of {kind}"
@@ -127,7 +127,7 @@ class BoxScoring(Scoring):
         faults = results_faults(predictions.detections, truths, most=most)
         notes += [f"warning: {path}: {fault}" for fault in faults]
         order = scoring_order(images)
-        return ScoredFiles(evaluation, others, notes, lambda index: part.sample_name(int(order[index])))
+        return ScoredFiles(evaluation, skipped, notes, lambda index: part.sample_name(int(order[index])))
 
 
 def score_boxes(
@@ -161,19 +161,19 @@ def score_boxes(
         **_concatenate("detections", detections, "detection_offsets"),
     }
     bound_metrics: list[BoundMetric] = []
-    others = []
+    skipped = []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
             update = bind(
                 metric.update, AvailableKeys("files", batch), owner=f"metrics.{component.name}", exclude=("state",)
             )
         except UnknownKeyError:
-            others.append(component.name)
+            skipped.append(component.name)
             continue
         bound_metrics.append(BoundMetric(metric, update))
     if not bound_metrics:
         raise ConfigError(
-            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, box_errors, crowd_ap, miss_rate are"
+            f"metrics: none of {', '.join(skipped)} is computed from boxes; box_ap, box_errors, crowd_ap, miss_rate are"
         )
     metric_results = []
     for meter in bound_metrics:
@@ -181,7 +181,7 @@ def score_boxes(
         meter.update.function(state, **meter.update.select(batch))
         metric_results.append(MetricResult(meter, "", state))
     seconds = time.perf_counter() - started
-    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), others, results
+    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), skipped, results
 
 
 def scoring_order(images: BoxImages) -> np.ndarray:
@@ -214,7 +214,7 @@ _MIN_FACTOR, _MIN_LABELS = 1.5, 20
 _MAX_SHARE_COORDINATE = 2.0
 """Maximal coordinate of boxes in shares of an image (boxes may exceed its border), not in pixels."""
 _PLAIN = "left, top, width, height"
-_WANTED = "left, top, width, height in pixels of the files"
+_REQUIRED_FORMAT = "left, top, width, height in pixels of the files"
 _ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     _PLAIN: lambda a, b, c, d: np.column_stack([a, b, a + c, b + d]),
     "left, top, right, bottom": lambda a, b, c, d: np.column_stack([a, b, c, d]),
@@ -273,7 +273,7 @@ def results_faults(results: Sequence[Detections], truths: Sequence[np.ndarray], 
 def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
     """Report boxes in shares of the image, or another order of their four numbers that matches more labels."""
     if max(np.abs(result.boxes).max(initial=0) for result in results) <= _MAX_SHARE_COORDINATE:
-        yield f"boxes look like shares of the image; write {_WANTED}"
+        yield f"boxes look like shares of the image; write {_REQUIRED_FORMAT}"
         return
     rows = [np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], 1) for result in results]
     counts = {
@@ -284,7 +284,7 @@ def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]
     if counts[best] >= max(_MIN_FACTOR * counts[_PLAIN], _MIN_LABELS):
         yield (
             f"boxes look like {best}: so read they find {counts[best]} labels, as they are {counts[_PLAIN]}; write "
-            f"{_WANTED}"
+            f"{_REQUIRED_FORMAT}"
         )
 
 

@@ -60,7 +60,7 @@ from sightline.ops.priors import (
     make_anchors,
     make_points,
 )
-from sightline.ops.waits import POSITIVE, fetch, is_free_to_read, read_list, recall, remember, send_list
+from sightline.ops.waits import POSITIVE, fetch, is_on_host, read_list, recall, remember, send_list
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
@@ -222,7 +222,7 @@ class Detect(Supervised):
         more: Sequence[tuple[Any, ...]] = [()] * len(slices)
         if predictions is not None:
             more = [(batch["label"][rows], image) for rows, image in zip(slices, predictions, strict=True)]
-        if is_free_to_read(priors.coordinates) or type(self._assigner).__call__ is not Assigner.__call__:
+        if is_on_host(priors.coordinates) or type(self._assigner).__call__ is not Assigner.__call__:
             return [self._assigner(priors, *image, *rest) for *image, rest in zip(boxes, flags, more, strict=True)]
         known = read_list(batch["is_ignored"])
         flags = [send_list(known[rows], priors.coordinates.device, torch.bool) for rows in slices]
@@ -301,8 +301,8 @@ class Detect(Supervised):
         canvas_px = torch.tensor(batch["image"].shape[2:])
         about = {"to_canvas": canvas_maps[0], "file_px": canvas_maps[1], "canvas_px": canvas_px}  # `vote` reads them
         detections = [
-            to_file_pixels(self._select.suppress(each), *maps, clip=self._clip)
-            for each, maps in zip(decoded, zip(*fetch(canvas_maps), strict=True), strict=True)
+            to_file_pixels(self._select.suppress(unsuppressed), *maps, clip=self._clip)
+            for unsuppressed, maps in zip(decoded, zip(*fetch(canvas_maps), strict=True), strict=True)
         ]
         return {**outputs, **about, **concatenate_detections(detections, outputs["codes"].device)}
 
@@ -355,8 +355,8 @@ class Detect(Supervised):
         decoded = self._select.decode(predictions, self.get_priors(like))
         canvas_maps = zip(*fetch([predictions[name] for name in ("to_canvas", "file_px")]), strict=True)
         return [
-            each._replace(detections=to_file_pixels(each.detections, *canvas_map, clip=False))
-            for each, canvas_map in zip(decoded, canvas_maps, strict=True)
+            unsuppressed._replace(detections=to_file_pixels(unsuppressed.detections, *canvas_map, clip=False))
+            for unsuppressed, canvas_map in zip(decoded, canvas_maps, strict=True)
         ]
 
     def show(
@@ -385,8 +385,8 @@ class Detect(Supervised):
         priors = self.get_priors(batch["image"])
         boxes, is_ignored = batch["boxes"][rows].to(priors.coordinates), batch["is_ignored"][rows]
         name_of_own = _get_assigner_name(self._assigner)
-        others = _make_other_assigners(name_of_own, self._head)
-        assigners = {f"{name_of_own} (this config's)": self._assigner, **others}
+        other_assigners = _make_other_assigners(name_of_own, self._head)
+        assigners = {f"{name_of_own} (this config's)": self._assigner, **other_assigners}
         if any(assigner.needs_predictions for assigner in assigners.values()):
             first_image = {**batch, "image": batch["image"][:1]}
             [predicted] = self._predict_priors(self._model, first_image)
@@ -558,8 +558,8 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
                     f"losses: {entry} has {key}={getattr(loss, key)}, its assigner {name} {getattr(assigner, key)}; "
                     "state the same for both"
                 )
-    wanted = [entry for entry in registry.losses.names() if registry.losses.get_class(entry).assigner == name]
-    needs = [Need("the loss", name, wanted, "the config", losses)] if wanted else []
+    required = [entry for entry in registry.losses.names() if registry.losses.get_class(entry).assigner == name]
+    needs = [Need("the loss", name, required, "the config", losses)] if required else []
     _assert_met("assigner", needs, "take such losses, or another assigner")
 
 

@@ -156,8 +156,8 @@ class TransformersDetector(Model):
         """
         _assert_same_network(self.network.config, config)
         labels = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-        found = {name.casefold(): index for index, name in labels.items()}
-        source = [found.get(name.casefold()) for name in self.class_names]
+        indices = {name.casefold(): index for index, name in labels.items()}
+        source = [indices.get(name.casefold()) for name in self.class_names]
         copied = [(row, index) for row, index in enumerate(source) if index is not None]
         own, fitted = self.state_dict(), dict(weights)
         for name, value in weights.items():

@@ -4,7 +4,7 @@
 [i, i + 1)), and `to_canvas` (1, 2, 3), which takes a place (x, y, 1) of the image's file to its present pixel. Boxes
 that leave the image keep their place or are clipped; what little is left of one is ignored, never background.
 
-Mosaic and mix-up combine several images. They take `others`, which draws further images of the training part
+Mosaic and mix-up combine several images. They take `draw_samples`, which draws further images of the training part
 (store/loading/batch_reader.py), the same for any number of workers and after a resume. `to_canvas` is about the
 sample's own image, as `truth` and `file_px` are: a combined image is trained on, never scored.
 """
@@ -326,7 +326,7 @@ def _warp(image: Tensor, matrix: Tensor, size: tuple[int, int], *, fill: float) 
     return (read + fill).permute(0, 2, 3, 1).contiguous()
 
 
-Others = Callable[[int], list[dict[str, Any]]] | None
+DrawSamples = Callable[[int], list[dict[str, Any]]] | None
 _JOINED = ("boxes", "label", "is_ignored")
 
 
@@ -375,7 +375,7 @@ class Mosaic(BoxCroppingTransform):
     def __call__(
         self,
         draws: Draws,
-        others: Others,
+        draw_samples: DrawSamples,
         *,
         image: Tensor,
         boxes: Tensor,
@@ -393,12 +393,12 @@ class Mosaic(BoxCroppingTransform):
         chance, *shares = draws.uniform(3)[0].double().tolist()
         height, width = self.size
         canvas = image.new_full((1, 2 * height, 2 * width, 3), self.fill)
-        if others is None or chance >= self.probability:
+        if draw_samples is None or chance >= self.probability:
             rows, columns = fit_size(image.shape[1], image.shape[2], self.size)
             return {**self._paste(canvas, sample_itself, height - rows // 2, width - columns // 2), "image": canvas}
         row, column = (int(side * (0.5 + share)) for side, share in zip(self.size, shares, strict=True))
         pasted = []
-        for corner, sample in enumerate([sample_itself, *others(3)]):
+        for corner, sample in enumerate([sample_itself, *draw_samples(3)]):
             rows, columns = fit_size(sample["image"].shape[1], sample["image"].shape[2], self.size)
             top, left = row - (rows if corner < 2 else 0), column - (columns if corner % 2 == 0 else 0)
             pasted.append(self._paste(canvas, sample, top, left))
@@ -461,7 +461,7 @@ class MixUp(Transform):
     def __call__(
         self,
         draws: Draws,
-        others: Others,
+        draw_samples: DrawSamples,
         *,
         image: Tensor,
         boxes: Tensor,
@@ -471,9 +471,9 @@ class MixUp(Transform):
     ) -> dict[str, Tensor]:
         own_boxes = {"boxes": boxes, "label": label, "is_ignored": is_ignored}
         alone = {"image": image.float(), "to_canvas": to_canvas, **own_boxes}
-        if others is None or float(draws.uniform()[0]) >= self.probability:
+        if draw_samples is None or float(draws.uniform()[0]) >= self.probability:
             return alone
-        (other,) = others(1)
+        (other,) = draw_samples(1)
         if other["image"].shape != image.shape:
             sizes = " and ".join(
                 " x ".join(map(str, sample_image.shape[1:3])) for sample_image in (image, other["image"])

@@ -137,8 +137,8 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
         raise damaged(f"{path}: has {len(content)} bytes, the header alone has {_HEADER.size}")
     width, height, left, top, right, bottom = _HEADER.unpack_from(content)
     if size_px not in (None, (width, height)) or not (0 < width <= _MAX_SIZE_PX and 0 < height <= _MAX_SIZE_PX):
-        wanted = "{} x {}".format(*size_px) if size_px else f"at most {_MAX_SIZE_PX} a side"
-        raise damaged(f"{path}: byte 0: the image is {width} x {height}, {wanted} is needed")
+        expected_size = "{} x {}".format(*size_px) if size_px else f"at most {_MAX_SIZE_PX} a side"
+        raise damaged(f"{path}: byte 0: the image is {width} x {height}, {expected_size} is needed")
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
         raise damaged(
             f"{path}: byte 8: the window from {left}, {top} to {right}, {bottom} is not within the image of {width} x "
@@ -187,10 +187,10 @@ def _check_numbers(array: np.ndarray, path: Path, no_return: float | None) -> np
     wrong_pixels = np.argwhere(~np.isfinite(depth) | (depth < 0))
     if len(wrong_pixels):
         row, column = (int(index) for index in wrong_pixels[0])
-        found, advice = array[row, column], "put 0 where nothing was measured"
-        if np.isfinite(found):
-            advice += f"; if the number marks that: no_return={found} (camera.no_return={found} when predicting)"
-        raise DataError(f"{path}: the depth in row {row}, column {column} is {found}; {advice}")
+        value, advice = array[row, column], "put 0 where nothing was measured"
+        if np.isfinite(value):
+            advice += f"; if the number marks that: no_return={value} (camera.no_return={value} when predicting)"
+        raise DataError(f"{path}: the depth in row {row}, column {column} is {value}; {advice}")
     return depth
 
 

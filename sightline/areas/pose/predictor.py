@@ -142,8 +142,8 @@ class PosePredictor(Predictor[JointPrediction]):
         self._options = frames or DepthFrameOptions()
         self._world = world
         self._trained = _load_camera(run)
-        given = self._options.camera.intrinsics
-        self._own_camera = self._trained.intrinsics if given is None else given
+        own_intrinsics = self._options.camera.intrinsics
+        self._own_camera = self._trained.intrinsics if own_intrinsics is None else own_intrinsics
         self._turn = np.array([1.0, np.sign(self._trained.fy * self._own_camera[1]), 1.0])
         self._camera = self._own_camera * [*self._turn, 1.0]
         self.fields = {name: self.info.fields[name] for name in INPUTS}
@@ -166,7 +166,7 @@ class PosePredictor(Predictor[JointPrediction]):
                 allowed = "camera.*, reference.* and refiner"
                 raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
             arguments[prefix].append(argument)
-        camera, mass, place = (
+        camera, mass, search = (
             read_key_values(name, function, arguments[prefix], command="predict", prefix=prefix)
             for name, function, prefix in (
                 ("camera", CameraOptions, "camera."),
@@ -177,7 +177,7 @@ class PosePredictor(Predictor[JointPrediction]):
         frames = DepthFrameOptions(
             camera=CameraOptions(**camera),
             centre_of_mass=CentreOfMass(**mass) if mass else None,
-            refiner=open_trained(place["refiner"], plugins=line.plugins) if "refiner" in place else None,
+            refiner=open_trained(search["refiner"], plugins=line.plugins) if "refiner" in search else None,
         )
         return {"frames": frames}
 

@@ -113,8 +113,8 @@ class CentreMSE(Loss):
         placement = CropPlacement.from_rows(crop_placement)
         is_seen = visible[:, self.centre_joint, None]
         middle = torch.where(is_seen, joints[:, self.centre_joint].double(), placement.reference_mm)
-        wanted = to_crop_coordinates(middle[:, None], placement)[:, 0].to(joints.dtype)
-        return ((offset.to(joints.dtype) - wanted).square() * is_seen).sum()
+        expected = to_crop_coordinates(middle[:, None], placement)[:, 0].to(joints.dtype)
+        return ((offset.to(joints.dtype) - expected).square() * is_seen).sum()
 
 
 @registry.metrics.add("centre_error")

@@ -48,16 +48,16 @@ class Frames(NamedTuple):
 @measure()
 def frames(run: Any) -> list[Frames]:
     """Read the first frames of the training and of the evaluated part, as they enter the network."""
-    found = []
+    parts = []
     for part in (run.built.data.train, run.built.data.selection):
         if {"depth", "joints", "visible", "camera", "placement"} <= part.reader.keys and len(part.indices):
             keys = [SampleKey(int(index), 0, run.config.seed) for index in part.indices[:_NUM_FRAMES]]
             batch = part.reader(keys)
             where = run.locate(part.split, config_path="transforms", sample=keys[0].index)
-            found.append(Frames(batch, CubePlacement.from_rows(batch["placement"]), where))
-    if not found:
+            parts.append(Frames(batch, CubePlacement.from_rows(batch["placement"]), where))
+    if not parts:
         raise NotApplicableError("no depth")
-    return found
+    return parts
 
 
 @rule(
@@ -70,25 +70,25 @@ def frames(run: Any) -> list[Frames]:
 )
 def misplaced_joints(frames: list[Frames]) -> Iterator[Fault]:
     """Expect joints on a measured surface, or a little behind one, and near their reference point."""
-    for each in frames:
-        depth, joints = each.batch["depth"].double(), each.batch["joints"].double()
-        cost = measure_cost(each, depth, joints)
-        fits = lambda changed, each=each: -measure_cost(each, *changed)  # noqa: E731
-        causes, text = each.explain(_list_moves(each, depth, joints), fits, least=-max(cost / 2, 0.1))
+    for part in frames:
+        depth, joints = part.batch["depth"].double(), part.batch["joints"].double()
+        cost = measure_cost(part, depth, joints)
+        fits = lambda changed, part=part: -measure_cost(part, *changed)  # noqa: E731
+        causes, text = part.explain(_list_moves(part, depth, joints), fits, least=-max(cost / 2, 0.1))
         if cost > _MAX_UNEXPLAINED or (cost > _MAX_COST and causes):
             yield Fault(
                 f"joints do not lie on their depth images{text}",
                 measured=f"{cost:.0%} of the way off the surface in {len(joints)} frames",
                 causes=causes,
-                where=each.where,
+                where=part.where,
             )
             return
-        offsets = (joints - each.placement.reference_mm[:, None]).abs().amax(dim=-1)
-        inside = float((offsets <= each.placement.cube_mm / 2)[each.batch["visible"].bool()].double().mean())
+        offsets = (joints - part.placement.reference_mm[:, None]).abs().amax(dim=-1)
+        inside = float((offsets <= part.placement.cube_mm / 2)[part.batch["visible"].bool()].double().mean())
         if inside < 0.5:
             measured = f"{inside:.0%} of the visible joints are in the cube about it"
             summary, causes = "the reference point is not near the joints", ["data.centre"]
-            yield Fault(summary, measured=measured, causes=causes, where=each.where)
+            yield Fault(summary, measured=measured, causes=causes, where=part.where)
             return
 
 
@@ -136,19 +136,19 @@ def _list_moves(frames: Frames, depth: Tensor, joints: Tensor) -> Changes:
 )
 def misplaced_volume(frames: list[Frames]) -> Iterator[Fault]:
     """Expect the voxels that the points of a frame occupy, where its placement puts them."""
-    for each in frames:
-        if "volume" not in each.batch:
+    for part in frames:
+        if "volume" not in part.batch:
             raise NotApplicableError("no volume")
-        occupied = each.batch["volume"] > 0
-        share = _compute_iou(occupied, occupancy(each.batch["depth"], each.batch["camera"], each.placement) > 0)
+        occupied = part.batch["volume"] > 0
+        share = _compute_iou(occupied, occupancy(part.batch["depth"], part.batch["camera"], part.placement) > 0)
         if share < _MIN_IOU:
             fits = lambda other, occupied=occupied: _compute_iou(occupied, other)  # noqa: E731
-            causes, text = each.explain(_list_grids(each), fits, least=0.9)
+            causes, text = part.explain(_list_grids(part), fits, least=0.9)
             yield Fault(
                 f"the network's voxels are not those of the frame{text}",
                 measured=f"{share:.0%} of the voxels are common",
                 causes=causes,
-                where=each.where,
+                where=part.where,
             )
             return
 
@@ -174,9 +174,9 @@ def _list_grids(frames: Frames) -> Changes:
 
 def list_placements(placement: CubePlacement) -> Iterator[tuple[str, CubePlacement]]:
     """List placements of the same cube that follow its augmentation in another way."""
-    given: dict[str, Any] = {"cube_mm": placement.cube_mm, "size": placement.size, "original": placement.grid_size}
+    grid: dict[str, Any] = {"cube_mm": placement.cube_mm, "size": placement.size, "original": placement.grid_size}
     plain = replace(
-        CubePlacement.identity(placement.reference_mm, **given), axes=placement.axes, compat=placement.compat
+        CubePlacement.identity(placement.reference_mm, **grid), axes=placement.axes, compat=placement.compat
     )
     yield "it does not follow the augmentation", plain
     yield "it is scaled by the inverse", replace(placement, scale=1 / placement.scale)
@@ -192,25 +192,25 @@ def list_placements(placement: CubePlacement) -> Iterator[tuple[str, CubePlaceme
 )
 def misplaced_heatmaps(frames: list[Frames]) -> Iterator[Fault]:
     """Decode target maps like predictions, and compare with the joints."""
-    for each in frames:
-        if "heatmaps" not in each.batch:
+    for part in frames:
+        if "heatmaps" not in part.batch:
             raise NotApplicableError("no heat maps")
-        maps, visible = permute_axes(each.batch["heatmaps"].double(), each.placement.axes), each.batch["visible"].bool()
+        maps, visible = permute_axes(part.batch["heatmaps"].double(), part.placement.axes), part.batch["visible"].bool()
         is_one_hot, cells = bool(((maps.sum((2, 3, 4)) - 1).abs() < 1e-3)[visible].all()), maps.shape[-1]
         decoded = decode(maps, decoding="argmax" if is_one_hot else "parabola")
-        wanted, margin = _find_cells(each, each.placement, cells), 0.0 if is_one_hot else 1.0
+        expected, margin = _find_cells(part, part.placement, cells), 0.0 if is_one_hot else 1.0
         is_usable = (
-            visible & (is_one_hot | (peaks(maps) > 0.3)) & ((wanted > margin) & (wanted < cells - margin)).all(-1)
+            visible & (is_one_hot | (peaks(maps) > 0.3)) & ((expected > margin) & (expected < cells - margin)).all(-1)
         )
-        error = (decoded - wanted).abs().amax(dim=-1)[is_usable]
+        error = (decoded - expected).abs().amax(dim=-1)[is_usable]
         fits = lambda other, d=decoded, u=is_usable, h=is_one_hot: _share_near(other, d, u, _MAX_CELLS[h])  # noqa: E731
-        if len(error) > 2 and fits(wanted) <= 0.9:
-            causes, text = each.explain(_list_positions(each, wanted, decoded, is_usable), fits, least=0.9)
+        if len(error) > 2 and fits(expected) <= 0.9:
+            causes, text = part.explain(_list_positions(part, expected, decoded, is_usable), fits, least=0.9)
             yield Fault(
                 f"heat maps do not show the joints{text}",
                 measured=f"decoded targets are {float(error.median()):.2f} cells from their joints (median)",
                 causes=causes,
-                where=each.where,
+                where=part.where,
             )
             return
 
@@ -225,12 +225,12 @@ def _share_near(positions: Tensor, decoded: Tensor, is_usable: Tensor, bound: fl
     return float(((positions - decoded).abs().amax(dim=-1)[is_usable] <= bound).double().mean())
 
 
-def _list_positions(frames: Frames, wanted: Tensor, decoded: Tensor, is_usable: Tensor) -> Changes:
+def _list_positions(frames: Frames, expected: Tensor, decoded: Tensor, is_usable: Tensor) -> Changes:
     for order in _ORDERS:
-        yield "data.layout", f"their axes are {', '.join('xyz'[k] for k in order)}", wanted[..., order]
+        yield "data.layout", f"their axes are {', '.join('xyz'[k] for k in order)}", expected[..., order]
     cells = frames.batch["heatmaps"].shape[-1]
     for text, changed in list_placements(frames.placement):
         yield "data.augment_target_mismatch", text, _find_cells(frames, changed, cells)
-    shift = (decoded - wanted)[is_usable].median(dim=0).values
+    shift = (decoded - expected)[is_usable].median(dim=0).values
     cause = "data.target_encoding" if bool(((shift.abs() - 0.5).abs() < 0.05).all()) else "data.centre"
-    yield cause, f"they are shifted by {[round(float(k), 2) for k in shift]} cells", wanted + shift
+    yield cause, f"they are shifted by {[round(float(k), 2) for k in shift]} cells", expected + shift

@@ -90,9 +90,9 @@ def measure_target(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visi
     }
 
 
-def measure_joint_errors(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
+def measure_joint_errors(predicted: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Compute the distance in mm of each decoded joint (J, 3) from the true one, by name, with mean and maximum."""
-    error_mm = (found - true).norm(dim=1)
+    error_mm = (predicted - true).norm(dim=1)
     errors_by_name = {
         name: float(mm) if is_visible else None for name, mm, is_visible in zip(names, error_mm, visible, strict=True)
     }
@@ -207,7 +207,7 @@ class DepthStages:
             self._decoded_figure("predicted joints", joints_mm),
         )
         depth, camera = self._image(sample)
-        _, window = _project_placed_cube(placement, camera, depth)
+        _, window = _project_cube_at(placement, camera, depth)
         depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
         cloud = self._heatmap_stage("prediction", maps, placement, [true_figure, predicted_figure])
         return replace(
@@ -245,7 +245,7 @@ class DepthStages:
         figures |= {"num_points_inside": int(is_inside.sum())}
         image = np.zeros(depth.shape, dtype=bool)
         image[depth > 0] = is_inside
-        cube, window = _project_placed_cube(placement, camera, depth)
+        cube, window = _project_cube_at(placement, camera, depth)
         skeleton = self._true_figure(sample["joints"].double())
         crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
         inside_points = points[is_inside]
@@ -336,7 +336,7 @@ def _to_voxels(points_mm: np.ndarray, placement: CubePlacement) -> np.ndarray:
     return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], without_rounding(placement))[0].numpy()
 
 
-def _project_placed_cube(
+def _project_cube_at(
     placement: CubePlacement, camera: np.ndarray, depth: np.ndarray
 ) -> tuple[JointFigure | None, Window]:
     corners = torch.from_numpy(UNIT_CORNERS * placement.size)

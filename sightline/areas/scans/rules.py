@@ -36,17 +36,17 @@ class ScanImages(NamedTuple):
 @measure()
 def scan_images(run: Any) -> list[ScanImages]:
     """Project the first scans of the training and of the evaluated part."""
-    found = []
+    parts = []
     for part in (run.built.data.train, run.built.data.selection):
         owners = [getattr(bound.function, "__self__", None) for bound in part.reader.transforms.functions]
         views = [view for owner in owners if isinstance(view := getattr(owner, "view", None), RangeView)]
         if views and {"range_image", "nearest"} <= part.reader.keys and len(part.indices):
             keys = [SampleKey(int(index), 0, run.config.seed) for index in part.evenly_spaced_indices(_NUM_SCANS)]
             batch, where = part.reader(keys), run.locate(part.split, config_path="data.sensor")
-            found.append(ScanImages(batch["range_image"].cpu(), batch, views[-1], where))
-    if not found:
+            parts.append(ScanImages(batch["range_image"].cpu(), batch, views[-1], where))
+    if not parts:
         raise NotApplicableError("no range images")
-    return found
+    return parts
 
 
 @rule(
@@ -74,17 +74,17 @@ def _judge_points(images: ScanImages) -> Iterator[tuple[str, str, str]]:
     if len(points) != int(offsets[-1]):
         return  # a later transform thinned them
     pixels = compute_pixels(points, view=view, offsets=offsets, ring=batch.get("ring"))
-    is_point, is_seen, place = pixels.ranges > 0, pixels.is_seen, batch["nearest"]
+    is_point, is_seen, pixel = pixels.ranges > 0, pixels.is_seen, batch["nearest"]
     if int(is_point.sum()) < _MIN_POINTS:
         return
     elevation = (points[is_point, 2] / pixels.ranges[is_point]).double().clamp(-1, 1).asin()
-    row = torch.div(place, view.width, rounding_mode="floor")[is_point].double()
+    row = torch.div(pixel, view.width, rounding_mode="floor")[is_point].double()
     beside, clamped = 1 - float(is_seen.sum() / is_point.sum()), float(pixels.is_clamped.sum() / is_seen.sum())
     correlation = float(torch.corrcoef(torch.stack([row, elevation]))[0, 1])
     shown = int((images.ranges >= 0).sum()) / max(1, int(is_seen.sum()))
     scan = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff().cpu()) * view.num_pixels
     nearest = images.ranges.new_full((images.ranges.numel(),), torch.inf)
-    nearest.scatter_reduce_(0, (scan + place.cpu())[is_seen.cpu()], pixels.ranges[is_seen].cpu().float(), "amin")
+    nearest.scatter_reduce_(0, (scan + pixel.cpu())[is_seen.cpu()], pixels.ranges[is_seen].cpu().float(), "amin")
     farther = float((images.ranges.flatten() > nearest * 1.001).double().mean())
     if clamped > _MAX_ASIDE:
         low, high = (float(angle) for angle in torch.rad2deg(elevation).quantile(elevation.new_tensor([0.02, 0.98])))

@@ -22,7 +22,7 @@ from sightline.contract.loss import Loss
 from sightline.ops.box_overlaps import promote_to_float32
 from sightline.ops.labels import widen_labels
 from sightline.ops.losses import lovasz_of_image, masked_lovasz_of_image
-from sightline.ops.waits import is_free_to_read, read_list
+from sightline.ops.waits import is_on_host, read_list
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ClassLoss(Loss):
         is_counted = self.is_counted(label)
         if self.class_weights is None:
             return is_counted.sum()
-        if is_free_to_read(label):
+        if is_on_host(label):
             return self.get_weights(label)[label[is_counted]].sum()
         return torch.where(is_counted, self.get_weights(label)[torch.where(is_counted, label, 0)], 0.0).sum()
 
@@ -232,7 +232,7 @@ class LovaszSoftmax(ClassLoss):
         total = logits[:0].sum()  # 0, with a gradient of 0 where nothing counts
         for image, labels in zip(_images(logits, label, offsets), _images(label, label, offsets), strict=True):
             pixels, labels, is_counted = image.reshape(-1, self.num_classes), labels.flatten(), self.is_counted(labels)
-            if is_free := is_free_to_read(labels):
+            if is_free := is_on_host(labels):
                 pixels, labels = pixels[is_counted.flatten()], labels[is_counted.flatten()]
             probabilities = promote_to_float32(pixels).softmax(dim=1)
             if is_free:

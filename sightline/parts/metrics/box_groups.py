@@ -35,7 +35,7 @@ class Matches:
     """
 
     scores: np.ndarray
-    is_found: np.ndarray
+    is_matched: np.ndarray
     is_ignored: np.ndarray
     num_labels: int
     label: np.ndarray | None = None
@@ -73,11 +73,11 @@ def match_predictions(
                 continue
             best = len(similarities) - 1 - int(np.argmax(np.where(choices, similarities, -np.inf)[::-1]))
             matched_label[row, column], is_taken[best] = best, True
-    is_found = matched_label >= 0
-    into_ignored = is_found & (ignored[matched_label] if len(labels) else False)
-    does_not_count = into_ignored | (~is_found & is_outside_area[ranked])
+    is_matched = matched_label >= 0
+    into_ignored = is_matched & (ignored[matched_label] if len(labels) else False)
+    does_not_count = into_ignored | (~is_matched & is_outside_area[ranked])
     label = np.append(labels, -1)[matched_label]
-    return Matches(scores[ranked], is_found, does_not_count, int((~ignored).sum()), label)
+    return Matches(scores[ranked], is_matched, does_not_count, int((~ignored).sum()), label)
 
 
 def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -87,9 +87,9 @@ def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray,
     """
     scores = np.concatenate([image.scores for image in images])
     order = np.argsort(-scores, kind="stable")
-    is_found = np.concatenate([image.is_found for image in images], axis=1)[:, order]
+    is_matched = np.concatenate([image.is_matched for image in images], axis=1)[:, order]
     counts = ~np.concatenate([image.is_ignored for image in images], axis=1)[:, order]
-    return scores[order], (is_found & counts).cumsum(axis=1), (~is_found & counts).cumsum(axis=1)
+    return scores[order], (is_matched & counts).cumsum(axis=1), (~is_matched & counts).cumsum(axis=1)
 
 
 def precision_and_recall(
@@ -100,7 +100,7 @@ def precision_and_recall(
     Precision at a recall is the highest at that recall or a larger one; 0 if no such recall is reached.
     """
     num_labels = sum(image.num_labels for image in images)
-    num_levels = len(images[0].is_found) if images else len(IOU_THRESHOLDS)
+    num_levels = len(images[0].is_matched) if images else len(IOU_THRESHOLDS)
     precision, recall = np.full((num_levels, len(recalls_sampled)), -1.0), np.full(num_levels, -1.0)
     if num_labels == 0:
         return precision, recall
@@ -331,7 +331,7 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     return BoxGroups(boxes, rows, rows[:, LabelColumn.IS_IGNORED] > 0, box_starts, label_starts, of_groups)
 
 
-def leave_out_each(groups: np.ndarray, num_labelled: int) -> list[np.ndarray]:
+def leave_one_out_masks(groups: np.ndarray, num_labelled: int) -> list[np.ndarray]:
     """Return for each group that `deal_images` made the mask (num_images,) of the images outside of it."""
     return [groups != group for group in range(min(_MAX_GROUPS, num_labelled))]
 

@@ -38,7 +38,7 @@ def match_boxes(
     most,
     epsilon,
     allows_reuse,
-    found,
+    matched,
     ignored,
     taken,
 ):
@@ -48,7 +48,7 @@ def match_boxes(
     `label_ignored` (A, G) marks for each area range the labels that do not count, `label_crowd` (G,) those that any
     number of detections may match, by the share of the detection that they cover; with `allows_reuse` any number may
     match any label that does not count. `epsilon` is added to the area that an overlap is divided by. At most `most`
-    of a group take part. Written: `found` and `ignored` (A, L, D), if a detection matched a label, and one that
+    of a group take part. Written: `matched` and `ignored` (A, L, D), if a detection matched a label, and one that
     does not count; `taken` (A, L, G), the matched labels.
     """
     for group in range(first, last):
@@ -73,7 +73,7 @@ def match_boxes(
                     )
                     if chosen >= 0:
                         is_taken[chosen] = True
-                        found[kind, level, box_starts[group] + row] = True
+                        matched[kind, level, box_starts[group] + row] = True
                         ignored[kind, level, box_starts[group] + row] = is_ignored[chosen]
 
 

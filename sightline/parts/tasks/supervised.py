@@ -140,8 +140,8 @@ def _assert_scalar(name: str, method: str, returned: Any) -> Tensor:
     """Return what a loss returned, as a tensor (). Raises UserError if that is no tensor of one number."""
     if isinstance(returned, Tensor) and returned.numel() == 1:
         return returned.reshape(()) if returned.ndim else returned
-    found = f"a tensor {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
-    raise UserError(f"losses.{name}: {method} returned {found}; return one number, a tensor ()")
+    description = f"a tensor {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+    raise UserError(f"losses.{name}: {method} returned {description}; return one number, a tensor ()")
 
 
 def _sum_counts(name: str, returned: list[Any]) -> Tensor:

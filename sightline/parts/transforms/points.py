@@ -375,11 +375,11 @@ def smooth(grid: Tensor) -> Tensor:
     return grid
 
 
-def bend(grid: Tensor, place: Tensor) -> Tensor:
-    """Interpolate `grid` (X, Y, Z, 3) trilinearly at `place` (N, 3), in nodes from the first: (N, 3)."""
-    node = place.floor().long()
-    share = place - node
-    total = torch.zeros_like(place)
+def bend(grid: Tensor, nodes: Tensor) -> Tensor:
+    """Interpolate `grid` (X, Y, Z, 3) trilinearly at `nodes` (N, 3), in nodes from the first: (N, 3)."""
+    node = nodes.floor().long()
+    share = nodes - node
+    total = torch.zeros_like(nodes)
     last = torch.tensor(grid.shape[:3]) - 1
     for corner in torch.cartesian_prod(*[torch.tensor([0, 1])] * 3):
         weights = torch.where(corner.bool(), share, 1 - share)

@@ -129,15 +129,15 @@ def read_cloud(
     it those of PCD, whose format defines them, are dropped. Raises DataError with file and line, byte or entry;
     ConfigError for `columns` without a cloud.
     """
-    wanted = None if columns is None else check_columns(columns)
+    names = None if columns is None else check_columns(columns)
     assert_regular(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
     content = reader(path)
     if isinstance(content.columns, np.ndarray):
-        content, wanted = _name_columns(path, content, wanted, used)
-    cloud = _make_cloud(path, content, wanted, used)
+        content, names = _name_columns(path, content, names, used)
+    cloud = _make_cloud(path, content, names, used)
     if path.suffix.lower() == ".pcd" and not keeps_no_returns:
         cloud = cloud.rows(~is_no_return(cloud))
     _check_cloud(path, cloud, content.first_line, keeps_no_returns=keeps_no_returns)
@@ -163,8 +163,8 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     Hidden files, and files in hidden folders, are ignored.
     """
     allowed = CLOUD_SUFFIXES if suffixes is None else suffixes
-    others = (path.relative_to(folder) for path in list_files(folder) if path.suffix.lower() not in allowed)
-    names = sorted(escape_to_one_line(str(path)) for path in others)
+    skipped = (path.relative_to(folder) for path in list_files(folder) if path.suffix.lower() not in allowed)
+    names = sorted(escape_to_one_line(str(path)) for path in skipped)
     if not names:
         return ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
@@ -172,14 +172,14 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
 
 
 def check_unlisted(
-    root: Path, listed: Set[Path], *, suffixes: Collection[str], others: Collection[str], layout: str
+    root: Path, listed: Set[Path], *, suffixes: Collection[str], ignored_names: Collection[str], layout: str
 ) -> None:
     """Raise DataError for a file below `root` that is not among those listed, and has one of the suffixes.
 
-    `layout` states where files are found. Files of the names in `others`, hidden ones, and those that are listed by
-    another link, are ignored.
+    `layout` states where files belong. Files of `ignored_names`, hidden ones, and those that are listed by another link
+    are ignored.
     """
-    paths = [path for path in list_files(root, suffixes) if path not in listed and path.name not in others]
+    paths = [path for path in list_files(root, suffixes) if path not in listed and path.name not in ignored_names]
     known = {os.path.realpath(path) for path in listed if paths}
     for path in paths:
         if os.path.realpath(path) not in known:
@@ -239,10 +239,10 @@ def note_mixed_units(names: Sequence[str], sizes: Sequence[float], what: str) ->
     factor = float(np.median(size[large]) / np.median(size[small]))
     if not any(max(factor / of_units, of_units / factor) < _MAX_UNIT_ERROR for of_units in (100, 1000)):
         return []
-    few, others = sorted((small, large), key=len)
+    few, many = sorted((small, large), key=len)
     return [
         f"units may be mixed: {len(few)} of {len(order)} {what}, first {names[int(few.min())]}, reach about "
-        f"{np.median(size[few]):.3g}, the others {np.median(size[others]):.3g}; "
+        f"{np.median(size[few]):.3g}, the others {np.median(size[many]):.3g}; "
         "convert all to one unit"
     ]
 
@@ -341,9 +341,9 @@ def _make_cloud(
     """Make the cloud of named columns: those of `columns`, if they are stated, that are in `used`."""
     assert not isinstance(content.columns, np.ndarray)
     named = NamedColumns(content.columns)
-    wanted = [name for name in (named if columns is None else columns) if is_used(name, used)]
-    missing = [name for name in (*POINTS, *wanted) if name not in named]
-    missing += [name for name in NORMALS if set(NORMALS) & set(wanted) and name not in named]
+    chosen = [name for name in (named if columns is None else columns) if is_used(name, used)]
+    missing = [name for name in (*POINTS, *chosen) if name not in named]
+    missing += [name for name in NORMALS if set(NORMALS) & set(chosen) and name not in named]
     if missing:
         advice = "name what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
         if set(POINTS) & set(missing):
@@ -352,7 +352,7 @@ def _make_cloud(
             f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; "
             f"{advice}"
         )
-    arrays = {name: named[name] for name in dict.fromkeys((*POINTS, *wanted))}
+    arrays = {name: named[name] for name in dict.fromkeys((*POINTS, *chosen))}
     wrong = next((name for name, array in arrays.items() if array.ndim != 1 or array.dtype.kind not in "fiu"), None)
     if wrong is not None:
         raise DataError(

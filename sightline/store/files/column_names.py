@@ -22,9 +22,9 @@ def rename_columns(names: Sequence[str]) -> dict[str, str]:
     """Map the names by which columns are read to those in `names`, in their order: three of a spelling are renamed."""
     new_names = dict(zip(names, names, strict=True))
     for triple, spellings in _SPELLINGS.items():
-        found = next((spelling for spelling in spellings if set(spelling) <= set(names)), None)
-        if found is not None and not set(triple) & set(names):
-            new_names |= dict(zip(found, triple, strict=True))
+        present = next((spelling for spelling in spellings if set(spelling) <= set(names)), None)
+        if present is not None and not set(triple) & set(names):
+            new_names |= dict(zip(present, triple, strict=True))
     return {new: old for old, new in new_names.items()}
 
 

@@ -59,7 +59,7 @@ class Hdf5File:
             raise DataError(f"{self.path}: has no key '{key}', it has {available}; {advice}")
         if self._is_link(key):
             raise DataError(f"{where} is a link, which may lead to any file; store its numbers under this name")
-        dataset, wanted = self.root[key], "numbers" if kinds == NUMBERS else "text"
+        dataset, expected = self.root[key], "numbers" if kinds == NUMBERS else "text"
         if not isinstance(dataset, h5py.Dataset):
             raise damaged(
                 f"{where} is {'a group' if isinstance(dataset, h5py.Group) else 'a type'}, an array is needed"
@@ -67,7 +67,7 @@ class Hdf5File:
         is_known = dataset.dtype.kind in kinds and (dataset.dtype.kind != "O" or h5py.check_string_dtype(dataset.dtype))
         if dataset.shape is None or not is_known:
             raise DataError(
-                f"{where} is {dataset.dtype}, not an array of {wanted}; store {wanted}, or leave it out of the file"
+                f"{where} is {dataset.dtype}, not an array of {expected}; store {expected}, or leave it out of the file"
             )
         _check_stored(where, dataset, self.path.stat().st_size)
         return dataset

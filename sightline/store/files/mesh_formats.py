@@ -15,7 +15,7 @@ from sightline.store.files.text_tables import parse_count, parse_rows, read_text
 
 _OBJ_COLUMNS = {3: POINTS, 4: (*POINTS, "w"), 6: (*POINTS, *COLOURS), 7: (*POINTS, "w", *COLOURS)}
 """Columns of a line `v` by their number."""
-_OBJ_OTHERS = frozenset("vn vt vp g o s mg l p usemtl mtllib usemap maplib bevel c_interp d_interp lod".split())
+_OBJ_IGNORED = frozenset("vn vt vp g o s mg l p usemtl mtllib usemap maplib bevel c_interp d_interp lod".split())
 """Keywords of lines about neither vertices nor polygons."""
 _STL_KEYWORDS = frozenset("solid facet outer vertex endloop endfacet endsolid".split())
 _STL_TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
@@ -73,7 +73,7 @@ def read_obj(path: Path) -> Mesh:
             vertices[number] = " ".join(tokens)
         elif keyword == "f":
             polygons[number] = [_parse_corner(token, len(vertices), f"{path}:{number}") for token in tokens]
-        elif keyword not in _OBJ_OTHERS:
+        elif keyword not in _OBJ_IGNORED:
             raise DataError(
                 f"{path}:{number}: {line.strip()[:40]!r} is not a line of vertices or polygons that is read"
             )

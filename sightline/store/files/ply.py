@@ -69,8 +69,8 @@ def read_ply(path: Path) -> Mesh:
 
 def _read_large_vertices(content: bytes, header: _Header) -> Values | None:
     """Read the vertices of a large text file that has nothing else; None if it has, or is not so plain."""
-    [element, *others] = header.elements.values()
-    if others or any(item.counter for item in element.properties):
+    [element, *rest] = header.elements.values()
+    if rest or any(item.counter for item in element.properties):
         return None
     table = parse_large(content, header.num_bytes, num_columns=len(element.properties), is_comma=False)
     if table is None or len(table) != element.size:

@@ -23,7 +23,7 @@ from sightline.store.files.cloud_files import (
 from sightline.store.files.column_names import POINTS
 from sightline.store.files.input_files import file_size
 from sightline.store.files.scan_files import MAX_ID, read_bin, read_label_ids
-from sightline.store.files.scan_samples import RawScan, check_scan, count_others
+from sightline.store.files.scan_samples import RawScan, check_scan, count_more
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """File suffixes that `read_scan` accepts."""
@@ -149,7 +149,7 @@ def to_raw_scan(
     if no_return is None and not is_return.all():
         raise DataError(
             f"{path}: point {int((~is_return).argmax())} of {len(is_return)} is NaN at x, y and z"
-            f"{count_others(~is_return, 'so are')}; give no_return=nan if that marks points without a return, or get "
+            f"{count_more(~is_return, 'so are')}; give no_return=nan if that marks points without a return, or get "
             "the file again"
         )
     if no_return is not None:
@@ -169,7 +169,7 @@ def to_raw_scan(
         index = int(is_part.argmax())
         raise DataError(
             f"{path}: the ring of point {index} is {rings[index]:g}, not a whole number"
-            f"{count_others(is_part, 'so are')}; {_ADVICE_AXES}"
+            f"{count_more(is_part, 'so are')}; {_ADVICE_AXES}"
         )
     if ((ring < 0) | (ring >= num_beams)).any():
         raise DataError(

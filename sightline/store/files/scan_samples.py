@@ -66,14 +66,14 @@ def check_scan(scan: RawScan, *, where: str) -> RawScan:
         index = int(is_wrong.argmax())
         values = ", ".join(f"{value:g}" for value in (*scan.points[index], scan.remission[index]))
         raise DataError(
-            f"{where}: point {index} is {values} (x, y, z, remission){count_others(is_wrong, 'so are')}; "
+            f"{where}: point {index} is {values} (x, y, z, remission){count_more(is_wrong, 'so are')}; "
             "coordinates must be finite and remissions not negative: take these points out, or get the file again"
         )
     _check_reach(scan.points, where)
     return scan
 
 
-def count_others(mask: np.ndarray, verb: str) -> str:
+def count_more(mask: np.ndarray, verb: str) -> str:
     """Format the number of True entries after the first, as in `, and so are 3 more`; "" if there is only one."""
     num_others = int(mask.sum()) - 1
     return f", and {verb} {num_others} more" if num_others > 0 else ""
@@ -93,7 +93,7 @@ def _check_reach(points: np.ndarray, where: str) -> None:
     if is_stray.any():
         index = int(is_stray.argmax())
         raise DataError(
-            f"{where}: point {index} lies {reach[index]:.4g} m away{count_others(is_stray, 'so far do')}, "
+            f"{where}: point {index} lies {reach[index]:.4g} m away{count_more(is_stray, 'so far do')}, "
             f"99 % of the {len(points)} points within {typical_reach:.4g} m; no sensor measures that: take these "
             "points out, or get the file again"
         )
@@ -208,7 +208,7 @@ def make_sensor(block: SensorBlock | None, *, preset: SensorName | None, owner: 
         raise ConfigError(
             f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: {', '.join(presets)}"
         )
-    arguments: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
+    arguments: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
     sensor = Sensor(**arguments)
     _check(sensor)
     return sensor

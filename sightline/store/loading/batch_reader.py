@@ -134,7 +134,7 @@ def _stack(values: list[Any], name: str, keys: Sequence[SampleKey]) -> Any:
     return torch.stack(tensors)
 
 
-_Others = Callable[[int], list[Batch]]
+_DrawSamples = Callable[[int], list[Batch]]
 
 
 class NamedTransform(NamedTuple):
@@ -148,8 +148,8 @@ class TransformPipeline:
     """Composition of transforms; each is called with the batch keys that its signature names. Stateless.
 
     `added` are the fields that transforms add to those of the samples, `facts` the facts that they state. A transform
-    with a parameter `others` combines samples: it gets a function `(count) -> batches` that draws as many of the
-    indices `others` for a sample and reads them with `read`, each as a batch of one changed by the preceding
+    with a parameter `draw_samples` combines samples: it gets a function `(count) -> batches` that draws as many of
+    `mixing_indices` for a sample and reads them with `read`, each as a batch of one changed by the preceding
     transforms; or None, from its `until_epoch` on. Raises ConfigError if a transform names a field that does not exist,
     or combines samples outside training.
     """
@@ -161,17 +161,17 @@ class TransformPipeline:
         *,
         source: str,
         read: Callable[[SampleKey], Batch] | None = None,
-        others: np.ndarray | None = None,
+        mixing_indices: np.ndarray | None = None,
     ) -> None:
         self.added: dict[str, Field] = {}
         self.facts: dict[str, Any] = {}
         self._transforms: list[tuple[str, BoundFunction, int | None, bool]] = []
-        self._read, self._indices = read, others
+        self._read, self._indices = read, mixing_indices
         for index, (name, transform) in enumerate(transforms):
             available = AvailableKeys(source, {*fields, *self.added})
-            bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", "others"))
-            mixes = takes_others(bound)
-            if others is None and mixes:
+            bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", "draw_samples"))
+            mixes = mixes_samples(bound)
+            if mixing_indices is None and mixes:
                 raise ConfigError(
                     f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
                 )
@@ -181,14 +181,14 @@ class TransformPipeline:
             self.facts |= transform.facts
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
-        for _, transformed in self.apply_each(batch, keys):
+        for _, transformed in self.apply_stepwise(batch, keys):
             batch = transformed
         return batch
 
     def __len__(self) -> int:
         return len(self._transforms)
 
-    def apply_each(self, batch: Batch, keys: Sequence[SampleKey]) -> Iterator[tuple[str, Batch]]:
+    def apply_stepwise(self, batch: Batch, keys: Sequence[SampleKey]) -> Iterator[tuple[str, Batch]]:
         """Yield the name of each transform, in order, and the batch after it."""
         if not self._transforms:
             return
@@ -216,7 +216,7 @@ class TransformPipeline:
         """Return the batch after the transform of this index alone, with its random numbers for these keys."""
         stream, bound, until_epoch, mixes = self._transforms[index]
         transform_draws = (draws or Draws.for_samples(keys)).stream(stream)
-        mixing = {"others": self._others(transform_draws, keys, index, until_epoch)} if mixes else {}
+        mixing = {"draw_samples": self._make_draw(transform_draws, keys, index, until_epoch)} if mixes else {}
         changed = bound.function(transform_draws, **mixing, **bound.select(batch))
         if not isinstance(changed, Mapping):
             raise UserError(
@@ -224,24 +224,29 @@ class TransformPipeline:
             )
         return {**batch, **changed}
 
-    def _others(self, draws: Draws, keys: Sequence[SampleKey], index: int, until_epoch: int | None) -> _Others | None:
+    def _make_draw(
+        self, draws: Draws, keys: Sequence[SampleKey], index: int, until_epoch: int | None
+    ) -> _DrawSamples | None:
         """Return a reader of random training samples for a mixing transform, or None after its `until_epoch`."""
         read, indices, (key,) = self._read, self._indices, keys
         assert read is not None
         assert indices is not None
 
-        def others(count: int) -> list[Batch]:
+        def draw_samples(count: int) -> list[Batch]:
             batches = []
             for offset, seed in draws.stream("others").bits(count, 2)[0].tolist():
                 # A separate seed: elsewhere in this epoch the same sample gets other random numbers.
                 other_key = SampleKey(int(indices[offset % len(indices)]), key.epoch, seed >> 1, key.step)
                 batch = read(other_key)
                 batches.append(
-                    [batch, *(result for _, result in itertools.islice(self.apply_each(batch, [other_key]), index))][-1]
+                    [
+                        batch,
+                        *(result for _, result in itertools.islice(self.apply_stepwise(batch, [other_key]), index)),
+                    ][-1]
                 )
             return batches
 
-        return None if until_epoch is not None and key.epoch >= until_epoch else others
+        return None if until_epoch is not None and key.epoch >= until_epoch else draw_samples
 
 
 class BatchReader:
@@ -263,7 +268,7 @@ class BatchReader:
         self.dataset = dataset
         mixing_indices = None if dataset.get_batch is not None else mixing_indices
         read = None if mixing_indices is None else self._read_one  # else no reference cycle, which keeps files open
-        arguments: Any = {"source": "the data set", "read": read, "others": mixing_indices}
+        arguments: Any = {"source": "the data set", "read": read, "mixing_indices": mixing_indices}
         self._transform = TransformPipeline(transforms, dataset.info.fields, **arguments)
         self._fields = {**dataset.info.fields, **self._transform.added}
         for name in dataset.info.features[:1]:  # the concatenation is collated like each feature
@@ -370,7 +375,7 @@ class BatchReader:
         else:
             batch = self._read_one(key)
         yield "", batch
-        yield from self._transform.apply_each(batch, [key])
+        yield from self._transform.apply_stepwise(batch, [key])
 
     def _read_one(self, key: SampleKey) -> Batch:
         """Read a sample of the data set as a batch of one."""
@@ -406,9 +411,9 @@ class BatchReader:
         return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
 
 
-def takes_others(transform: BoundFunction) -> bool:
+def mixes_samples(transform: BoundFunction) -> bool:
     """Return True if a transform combines samples."""
-    return "others" in inspect.signature(transform.function).parameters
+    return "draw_samples" in inspect.signature(transform.function).parameters
 
 
 def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:

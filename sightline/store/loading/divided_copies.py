@@ -57,10 +57,10 @@ def divide_copies(
             train_indices = np.sort(np.concatenate([train_indices, *_list_visits(train_set, held_out[is_copy])]))
             held_out = held_out[~is_copy]
     if copies.are_left_out:
-        others = [(selection_set, held_out), *([] if test_set is None else [(test_set, np.arange(len(test_set)))])]
+        parts = [(selection_set, held_out), *([] if test_set is None else [(test_set, np.arange(len(test_set)))])]
         evaluated = {
             digest
-            for dataset, indices in others
+            for dataset, indices in parts
             if (of_set := dataset.copies) is not None
             for digest in np.array(of_set.digests, dtype=object)[indices]
             if digest

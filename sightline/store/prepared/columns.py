@@ -137,10 +137,10 @@ def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
     if column.is_ragged:
         is_empty = len(value) == 0 and not column.can_be_empty
         if value.ndim != 1 + len(column.shape) or value.shape[1:] != column.shape or is_empty:
-            wanted = " ".join(map(str, column.shape))
+            expected = " ".join(map(str, column.shape))
             minimum = "" if column.can_be_empty else " with at least one point"
             raise DataError(
-                f"{row.where}: {name} has the shape {value.shape}, (points{wanted and f', {wanted}'}){minimum} "
+                f"{row.where}: {name} has the shape {value.shape}, (points{expected and f', {expected}'}){minimum} "
                 "is needed"
             )
     elif value.shape != column.shape:

@@ -288,11 +288,11 @@ def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str
     }
 
     @functools.wraps(plan)
-    def survey(cls: type[PreparedData], source: Path, **given: Any) -> dict[str, Any]:
+    def survey(cls: type[PreparedData], source: Path, **overrides: Any) -> dict[str, Any]:
         root = expand_home(source).resolve()
         target = root.with_name(f"{root.name}.prepared")
-        planned = _call_plan(cls, source, target=target, progress=lambda *_: None, options={**assumed, **given})
-        added = {key: value for key, value in assumed.items() if key not in given}
+        planned = _call_plan(cls, source, target=target, progress=lambda *_: None, options={**assumed, **overrides})
+        added = {key: value for key, value in assumed.items() if key not in overrides}
         return {**_describe_plan(planned), **({"assumed": added} if added else {})}
 
     defaults = [item.replace(default=assumed.get(item.name, item.default)) for item in options]
@@ -318,7 +318,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
     files = plan.files
     values: Mapping[str, Any] = {}
     faults: list[str] = []
-    others = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
+    unread = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
     try:
         values = next(iter(plan.shards[0].rows())).values
     except DataError as error:
@@ -329,7 +329,7 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
         "layout": plan.layout,
         "samples": plan.split_sizes,
         "files": f"{len(files):,}, {sum(map(file_size, files)):,} bytes",
-        "files_beside_them": others,
+        "files_beside_them": unread,
         **plan.manifest_extra,
         "first_sample": {
             name: f"{' x '.join(map(str, array.shape))}, from {array.min():.4g} to {array.max():.4g}"

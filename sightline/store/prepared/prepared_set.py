@@ -346,7 +346,7 @@ def _suggest_beside(root: Path) -> str:
 def _hold_one_kind(name: str, other: str) -> bool:
     """Return True if two sets are of one area, so that a config of one reads the other; of plugins nothing is known."""
     modules = find_modules("data")
-    areas = {modules[each].split(".")[2] for each in (name, other) if each in modules}
+    areas = {modules[set_name].split(".")[2] for set_name in (name, other) if set_name in modules}
     return len(areas) < 2
 
 

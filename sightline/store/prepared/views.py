@@ -132,13 +132,13 @@ class Views:
         pictures = np.stack([self._read_view(*location) for location in zip(splits, rows, views, strict=True)])
         return pictures if self.fixed_background is not None else on_background(pictures, background or "black")
 
-    def check_background(self, wanted: Background | None) -> None:
-        """Raise DataError if the pictures were stored on another background than the one wanted."""
+    def check_background(self, background: Background | None) -> None:
+        """Raise DataError if the pictures were stored on another background than this one."""
         fixed = self.fixed_background
-        if None not in (wanted, fixed) and wanted != fixed:
+        if None not in (background, fixed) and background != fixed:
             raise DataError(
-                f"{self.root}: its pictures were stored on {fixed}, {wanted} is wanted; set background: {fixed}, or "
-                f"make the store again with background={wanted}"
+                f"{self.root}: its pictures were stored on {fixed}, {background} is wanted; set background: {fixed}, or"
+                f" make the store again with background={background}"
             )
 
     def sample_views(self, rows: np.ndarray, keys: Sequence[SampleKey], *, background: Background) -> np.ndarray:

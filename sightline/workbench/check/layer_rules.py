@@ -102,7 +102,7 @@ def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) 
         if kind is not None and isinstance(outputs, Tensor):
             forward.setdefault(call.path, []).append(_compute_derived_error(module, kind, call.inputs, outputs))
 
-    with record(modules, keep=("inputs",), each=_copy_leaf, leave=compare) as tape:
+    with record(modules, keep=("inputs",), convert=_copy_leaf, leave=compare) as tape:
         run(small)
     groups: dict[Any, list[str]] = {}
     for name, module in modules.items():

@@ -111,7 +111,7 @@ class VariantComparison:
     def stages(self) -> list[tuple[str, int, int]]:
         """Stages of a record in order: name, number of tensors that were compared, and of those that differ."""
         rows = {which: [row.is_guilty for row in self.rows if row.which == which] for which in STAGES}
-        return [(STAGES[which], len(found), sum(found)) for which, found in rows.items() if self.is_record]
+        return [(STAGES[which], len(flags), sum(flags)) for which, flags in rows.items() if self.is_record]
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""

@@ -34,16 +34,16 @@ class KeyMapping(NamedTuple):
 
 
 def match_keys(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], given: Mapping[str, str | None] | None
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], key_map: Mapping[str, str | None] | None
 ) -> KeyMapping:
     """Match every tensor of `ours` with one of `theirs`.
 
-    `given` maps our names of tensors, or of modules for all their tensors, to their names, or to None for tensors
+    `key_map` maps our names of tensors, or of modules for all their tensors, to their names, or to None for tensors
     without a counterpart. Other tensors are matched by equal names. Without a map, modules with the same tensors are
     also paired in their order, and each of these guesses is listed. Shapes agree except for axes of length 1.
     Raises UserError if a tensor of either network stays unmatched.
     """
-    pairs, left_out = _match_by_map(ours, theirs, given or {})
+    pairs, left_out = _match_by_map(ours, theirs, key_map or {})
     used_names = set(pairs.values())
     shared_names = ours.keys() & theirs.keys() - pairs.keys() - left_out - used_names
     pairs |= {
@@ -55,13 +55,13 @@ def match_keys(
     used_names = set(pairs.values())
     open_theirs = {n: t for n, t in theirs.items() if n not in used_names and not n.endswith(_COUNTER)}
     guesses: list[str] = []
-    if given is None:
+    if key_map is None:
         guessed = _match_by_shape(open_ours, open_theirs, guesses)
         pairs |= guessed
         open_ours = {n: t for n, t in open_ours.items() if n not in guessed}
         open_theirs = {n: t for n, t in open_theirs.items() if n not in guessed.values()}
     if open_ours or open_theirs:
-        raise UserError(_format_unmatched(open_ours, open_theirs, is_guessed=given is None))
+        raise UserError(_format_unmatched(open_ours, open_theirs, is_guessed=key_map is None))
     modules = {name.rpartition(".")[0]: other.rpartition(".")[0] for name, other in pairs.items()}
     for name in ours:
         module, _, leaf = name.rpartition(".")

@@ -71,14 +71,14 @@ class LayerComparison:
     def describe(self) -> str:
         """Describe layer, pass, tensor and deviation."""
         deviation = self.deviation
-        place = f", in the code of {self.inside} after it" if self.inside else ""
+        inside = f", in the code of {self.inside} after it" if self.inside else ""
         kind = f" ({self.class_name})" if self.class_name else ""
         text = deviation.note or (
             f"off by {deviation.relative_error:.2g} of its largest value, "
             f"rounding explains {deviation.relative_bound:.2g}"
         )
         which = f"{self.which} pass" if self.which in ("forward", "loss", "backward") else self.which
-        return f"{self.layer}{kind}{place}, {which}, {self.what}: {text}"
+        return f"{self.layer}{kind}{inside}, {which}, {self.what}: {text}"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""

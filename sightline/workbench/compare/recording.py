@@ -68,7 +68,7 @@ class Recorder:
         with record(
             self._modules,
             keep=("inputs", "outputs", "gradients"),
-            each=self._record_tensor,
+            convert=self._record_tensor,
             enter=self._note_state,
             leave=self._note_buffers,
             operators=self._note_format if self._watches else None,

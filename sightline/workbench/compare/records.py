@@ -111,7 +111,7 @@ def _read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         entries = [] if is_archive else sorted(file for file in path.iterdir() if not file.name.startswith("."))
         files = [file for file in entries if file.suffix == ".npy"]
-        others = [file.name for file in entries if file.suffix != ".npy"]
+        unknown = [file.name for file in entries if file.suffix != ".npy"]
         size = path.stat().st_size if is_archive else sum(file.stat().st_size for file in files)
         assert_fits_memory(path, 3 * size)  # the step is computed in float64
     except OSError as error:
@@ -119,8 +119,8 @@ def _read_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     names = npz_names(path) if is_archive else [file.stem for file in files]
     if not names:
         raise UserError(f"--against {path}: holds no arrays of a record; write files named {_FORM}")
-    if others:
-        raise UserError(f"--against {path}: {join_some(others, most=3)}: is no array of a record; move it elsewhere")
+    if unknown:
+        raise UserError(f"--against {path}: {join_some(unknown, most=3)}: is no array of a record; move it elsewhere")
     if len(names) > _MAX_ARRAYS or size > _MAX_BYTES:
         raise UserError(
             f"--against {path}: {len(names):,} arrays of {size:,} bytes; at most {_MAX_ARRAYS:,} of {_MAX_BYTES:,} are "

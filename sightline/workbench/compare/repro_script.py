@@ -132,8 +132,8 @@ def without_cudnn(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def find(name: str) -> Any:
     """Find a class or function: of torch by its path, else one of this file."""
-    first, *others = name.split(".")
-    return reduce(getattr, others, torch) if first == "torch" else globals()[name]
+    first, *rest = name.split(".")
+    return reduce(getattr, rest, torch) if first == "torch" else globals()[name]
 
 
 def decode(value: Any, tensors: list[torch.Tensor], load: Callable[[str, torch.Tensor], Any], path: str = "") -> Any:

@@ -86,11 +86,11 @@ def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.de
 
 def make_variant(model: nn.Module, precision: str, device: torch.device, *, cudnn: Cudnn = "on") -> ModelVariant:
     """Make a variant of a network: a deterministic copy in a number format, on a device, with or without cuDNN."""
-    wanted = Precision(precision)
-    copied = deterministic_copy(model, dtype=wanted.parameter_dtype, device=device)
+    chosen = Precision(precision)
+    copied = deterministic_copy(model, dtype=chosen.parameter_dtype, device=device)
     if cudnn == "all_but_batch_norm":
         disable_cudnn_batch_norm(copied)
-    return ModelVariant(f"{precision} on {device.type}", copied, wanted, device, cudnn)
+    return ModelVariant(f"{precision} on {device.type}", copied, chosen, device, cudnn)
 
 
 def mean_losses(job: TrainState, variant: ModelVariant, batch: Batch, *, step: Step | None = None) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def hessian_traces(
 def weighted_loss(step: Step, model: nn.Module, weights: Mapping[str, float]) -> Tensor:
     """Compute the sum of the weighted losses of a prepared step over its micro-batches."""
     means = [step.loss_means(step.loss_sums(model, index)) for index in range(len(step.micro_batches))]
-    return torch.stack([weighted_sum(each, weights) for each in means]).sum()
+    return torch.stack([weighted_sum(terms, weights) for terms in means]).sum()
 
 
 def build_curvature(simulated: PolicySimulator, step: Step, weights: Mapping[str, float]) -> Curvature:

@@ -62,7 +62,7 @@ def report_row(
     """
     row: dict[str, Any] = {"name": name, "seeds": len(metrics), "file_bytes": file_bytes, "ratios": dict(ratios)}
     for metric in metrics[0]:
-        values = [math.nan if (value := each[metric]) is None else float(value) for each in metrics]
+        values = [math.nan if (value := figures[metric]) is None else float(value) for figures in metrics]
         is_known = not any(map(math.isnan, values))
         row[metric] = statistics.fmean(values)
         row[f"{metric}_std"] = None
@@ -207,8 +207,8 @@ class CompressionReport:
 
     def _build_method(self, kind: str, seed: int) -> tuple[str, Search]:
         name, *arguments = self._method
-        if given := [word for word in arguments if word.startswith("seed=")]:
-            raise UserError(f"compress report: found {given[0]!r}, but rows have seeds of their own, from --seed on")
+        if seeds := [word for word in arguments if word.startswith("seed=")]:
+            raise UserError(f"compress report: found {seeds[0]!r}, but rows have seeds of their own, from --seed on")
         name = "uniform_protected" if (name, kind) == ("uniform", "preserve_mix") else name
         ((name, method),) = build_searches([name], arguments, seed=seed).items()
         return name, method

@@ -90,11 +90,13 @@ def _count_distinct(rows: Tensor) -> Tensor:
 def broken_codebook(run: Context, quantised: list[QuantisedWeight]) -> Iterator[Fault]:
     """Look for centres that are not finite, unused or repeated, and for codebooks of too few."""
     floats, faults = dict(run.float_model.named_parameters()) if run.float_model is not None else {}, {}
-    others = [w.name for w in quantised if w.centres is None and w.quantiser is not None and not bool(w.training.any())]
+    untrained = [
+        w.name for w in quantised if w.centres is None and w.quantiser is not None and not bool(w.training.any())
+    ]
     for weight in quantised:
         fault = None if weight.centres is None else _judge_centres(weight) or _judge_count(weight, floats)
         if fault is not None:
-            is_zero = bool(others) and not bool(weight.training.any())  # no clustering made the others zero
+            is_zero = bool(untrained) and not bool(weight.training.any())  # no clustering made the others zero
             faults[weight.name] = ("model.constant_output", fault[1]) if is_zero else fault
     yield from _join("have a broken codebook", faults)
 
@@ -155,8 +157,8 @@ def _describe_excess(value: Tensor, choice: WeightFormat) -> str:
         off = 0 if choice.kind == "fp32" else int((value.half().to(value.dtype) != value).sum())
         return f"{off} of {value.numel()} values are not of half precision" if off else ""
     most = 2**choice.bits - (choice.kind == "linear")
-    found = int(_count_distinct(value.nan_to_num().reshape(len(value) if choice.per_channel else 1, -1)).max())
-    return f"{found} different values" if found > most else ""
+    num_distinct = int(_count_distinct(value.nan_to_num().reshape(len(value) if choice.per_channel else 1, -1)).max())
+    return f"{num_distinct} different values" if num_distinct > most else ""
 
 
 @rule(

@@ -126,17 +126,17 @@ class Compression:
         name: str,
         method: Search,
         *,
-        given: Mapping[str, Any],
+        other_options: Mapping[str, Any],
         report: ProgressCallback = None,
     ) -> tuple[SearchResult, RunProblem]:
-        """Search the policy, and write it to the work folder; `given` are the other options of the call.
+        """Search the policy, and write it to the work folder; `other_options` are the other options of the call.
 
         Raises UserError if an earlier call fine-tuned or packed in this folder with other options or other weights of
         the run.
         """
         self._work.mkdir(parents=True, exist_ok=True)
         is_begun = is_run(self._work / FINE_TUNED) or is_packed(self._out)
-        request = {"weights": weights_sha256(self._run), **dataclasses.asdict(asked), **given}
+        request = {"weights": weights_sha256(self._run), **dataclasses.asdict(asked), **other_options}
         assert_same_request(self._work / REQUEST_FILE, request, is_begun=is_begun)
         problem = RunProblem(self._run, asked)
         return search_recorded(problem, name, method, folder=self._work, report=report), problem

@@ -188,7 +188,7 @@ class ExternalPredictions:
 
 
 def score_labels(
-    part: DataSubset, components: Sequence[ComponentConfig], given: ExternalPredictions
+    part: DataSubset, components: Sequence[ComponentConfig], external: ExternalPredictions
 ) -> tuple[Evaluation, list[str]]:
     """Compute metrics over a split from predicted labels; also return names of metrics that need more than labels.
 
@@ -200,7 +200,7 @@ def score_labels(
         AvailableKeys("the data set", frozenset(part.dataset.info.fields)),
         AvailableKeys("files of predictions", _PREDICTION_KEYS),
     )
-    results, others = [], []
+    results, skipped = [], []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
             update = metric.update_labels
@@ -210,21 +210,21 @@ def score_labels(
                 metric, bind(update, *available_keys, owner=f"metrics.{component.name}", exclude=("state",))
             )
         except UnknownKeyError:
-            others.append(component.name)
+            skipped.append(component.name)
             continue
         results.append(MetricResult(meter, "", make_state(metric, num_samples=int(part.indices.max()) + 1)))
     if not results:
-        raise ConfigError(f"metrics: none of {', '.join(others)} is computed from labels of points; iou is")
+        raise ConfigError(f"metrics: none of {', '.join(skipped)} is computed from labels of points; iou is")
     needs_range = any("point_range" in result.metric.update.names for result in results)
     for index in part.indices.tolist():
         sample = part.dataset[SampleKey(index, 0, 0)]
-        predictions = _make_predictions(sample, index, given)
+        predictions = _make_predictions(sample, index, external)
         if needs_range:
             predictions["point_range"] = point_ranges(sample["points"].view(-1, 3))
         for result in results:
             result.metric.update.function(result.state, **result.metric.update.select(sample, predictions))
     seconds = time.perf_counter() - started
-    return make_evaluation(results, num_samples=len(part.indices), seconds=seconds), others
+    return make_evaluation(results, num_samples=len(part.indices), seconds=seconds), skipped
 
 
 _PREDICTION_KEYS = frozenset({"labels", "target", "cloud_offsets", "point_range", "sample_index"})
@@ -248,8 +248,8 @@ def _find_label_files(path: Path, names: Sequence[str]) -> list[Path]:
     files = []
     for name, first in zip(bare, label_files(names), strict=True):
         last = PurePosixPath(name).name
-        others = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else [])]
-        candidates = [path / name for name in (first, *others)]
+        alternatives = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else [])]
+        candidates = [path / name for name in (first, *alternatives)]
         files.append(next((path for path in candidates if path.is_file()), candidates[0]))
     return files
 

@@ -85,13 +85,13 @@ def check_file(
         num_inputs += values[0].shape[0]
         for name, deviation in _judge_call(reference, values, call(*values), seed).items():
             deviations.setdefault(name, []).append(deviation)
-    worst = {name: max(found, key=lambda deviation: deviation.ratio) for name, found in deviations.items()}
+    worst = {name: max(measured, key=lambda deviation: deviation.ratio) for name, measured in deviations.items()}
     return ExportCheck(
         num_inputs,
         source,
         {name: deviation.ratio for name, deviation in worst.items()},
         {name: deviation.relative_error for name, deviation in worst.items()},
-        sum(deviation.undefined for found in deviations.values() for deviation in found),
+        sum(deviation.undefined for measured in deviations.values() for deviation in measured),
     )
 
 

@@ -189,10 +189,10 @@ def _build_task(run: TrainedRun, batch: Batch, info: Any) -> Any:
 def _read_files(run: TrainedRun, split: SplitTransforms, paths: Sequence[Path]) -> Examples:
     """Read the first files, or files of folders, as `sightline predict` does."""
     predictor = build_predictor(replace(run, transforms=split.outside))
-    found, refused = collect_files(paths, suffixes=predictor.suffixes)
+    readable, refused = collect_files(paths, suffixes=predictor.suffixes)
     if refused:
         raise UserError(refused[0].reason)
-    files = found[:NUM_CHECKED]
+    files = readable[:NUM_CHECKED]
     predictor.start(files)
     try:
         samples = [predictor.read(path).sample for path in files]

@@ -245,7 +245,7 @@ def fold_batch_norms(graph: Any) -> int:
         add = maker(flat.input[0], "Add") if flat is not None else None
         if flat is None or add is None:
             continue
-        product = next((found for name in add.input if (found := maker(name, "MatMul")) is not None), None)
+        product = next((node_before for name in add.input if (node_before := maker(name, "MatMul")) is not None), None)
         bias_name = next((name for name in add.input if name in weights), None)
         if product is None or bias_name is None or product.input[1] not in weights:
             continue
@@ -261,10 +261,10 @@ def fold_batch_norms(graph: Any) -> int:
         rows, by, shift = (name for name, _ in made)
         reshape = helper.make_node("Reshape", [product.input[0], rows], [f"{rows}_out"], name=f"{rows}_node")
         gemm = helper.make_node("Gemm", [reshape.output[0], by, shift], [norm.output[0]], name=product.name)
-        place = list(graph.node).index(norm)
+        position = list(graph.node).index(norm)
         for node in (reshape, gemm):
-            graph.node.insert(place, node)
-            place += 1
+            graph.node.insert(position, node)
+            position += 1
         for node in (product, add, flat, norm):
             graph.node.remove(node)
         folded += 1
@@ -301,14 +301,14 @@ def quantise_before_maxima(graph: Any) -> int:
 def _nodes_of(graph: Any, weights: Sequence[str]) -> set[str]:
     """Return the layers that read these weights, directly or turned."""
     turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type in ("Transpose", "Identity")}
-    found = set()
+    names = set()
     for node in graph.node:
         if node.op_type in _LAYERS:
             name = node.input[1]
             name = turned.get(name, name).removeprefix("model.")
             if name in weights:
-                found.add(node.name)
-    return found
+                names.add(node.name)
+    return names
 
 
 @contextlib.contextmanager

@@ -180,18 +180,18 @@ class OnnxSession:
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         offsets = inputs.get("offsets")
-        given = {name: value for name, value in inputs.items() if name in self._inputs and value is not None}
+        read_inputs = {name: value for name, value in inputs.items() if name in self._inputs and value is not None}
         if offsets is None:
-            return self._run(given)
+            return self._run(read_inputs)
         spans = list(pairwise(offsets.tolist()))
-        parts = [self._run(_take_cloud(given, row, slice(*span))) for row, span in enumerate(spans)]
+        parts = [self._run(_take_cloud(read_inputs, row, slice(*span))) for row, span in enumerate(spans)]
         per_point = {name for name, value in parts[0].items() if value.ndim == 3 and value.shape[1] == spans[0][1]}
         return {
             name: torch.cat([part[name][0] if name in per_point else part[name] for part in parts]) for name in parts[0]
         }
 
-    def _run(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        feeds = {name: _to_input(value, self._inputs[name]) for name, value in given.items()}
+    def _run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        feeds = {name: _to_input(value, self._inputs[name]) for name, value in inputs.items()}
         size = len(next(iter(feeds.values())))
         for name in self._inputs.keys() - feeds.keys():  # only the decoding inside reads it, which is not run
             feeds[name] = self._make_unread(name, size)

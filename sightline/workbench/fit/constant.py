@@ -108,7 +108,7 @@ def fit_constant(built: TrainingSetup, indices: np.ndarray) -> tuple[ConstantPre
 def _find_class_axis(built: TrainingSetup, model: nn.Module, batch: Batch) -> int | None:
     """Find the axis of logits that has one number for each class; None if there is none."""
     job = built.job
-    with torch.no_grad(), job.losses.preserve_state(), record({"": model}, keep=("outputs",), each=None) as tape:
+    with torch.no_grad(), job.losses.preserve_state(), record({"": model}, keep=("outputs",), convert=None) as tape:
         compute_batch_losses(job.task, model, batch, job.device, job.precision)
     logits, label = tape.outputs[-1].get("logits"), batch.get("label")
     return class_axis(logits, label) if isinstance(logits, Tensor) and isinstance(label, Tensor) else None

@@ -173,7 +173,11 @@ class FitResult:
     @property
     def best(self) -> Attempt | None:
         """The recipe's best attempt; None if there is none."""
-        return min((each for each in self.attempts if each.optimizer == OWN), key=lambda each: each.rank, default=None)
+        return min(
+            (attempt for attempt in self.attempts if attempt.optimizer == OWN),
+            key=lambda attempt: attempt.rank,
+            default=None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
@@ -182,7 +186,7 @@ class FitResult:
             "verdict": self.verdict,
             "samples": {"indices": self.samples.indices, "left_out": list(self.samples.left_out)},
             "loss": None if self.bounds is None else self.bounds.to_dict(),
-            "attempts": [each.to_dict() for each in self.attempts],
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
         }
 
 
@@ -216,17 +220,19 @@ def fit_samples(
         if own and own[-1].is_fitted:
             notes = (*_judge_constants(bounds), *_judge_rate(own))
             return FitResult(samples, bounds, tuple(own), notes, "fitted")
-        if any(each.stop == "time" for each in own):
+        if any(tried.stop == "time" for tried in own):
             return FitResult(samples, bounds, tuple(own), (_describe_time(own, steps),), "stopped by time")
         if own and (rectified := find_rectified(built)):
             cause = dataclasses.replace(rectified[0], code="fit", severity="error")
             return FitResult(samples, bounds, tuple(own), (cause,))
         if (slow := _find_falling(bounds, own)) is not None:
             return FitResult(samples, bounds, tuple(own), (_describe_falling(slow),), "not yet")
-        others = dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES) if own else []
-        if own and steps < _MIN_STEPS and not any(each.is_fitted for each in others):
-            return FitResult(samples, bounds, (*own, *others), (_describe_few(own, steps),), "not yet")
-        return FitResult(samples, bounds, (*own, *others), (_explain(built, bounds, own, others),))
+        adam_attempts = (
+            dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES) if own else []
+        )
+        if own and steps < _MIN_STEPS and not any(tried.is_fitted for tried in adam_attempts):
+            return FitResult(samples, bounds, (*own, *adam_attempts), (_describe_few(own, steps),), "not yet")
+        return FitResult(samples, bounds, (*own, *adam_attempts), (_explain(built, bounds, own, adam_attempts),))
 
 
 @dataclass(frozen=True)
@@ -297,7 +303,7 @@ class Fitter:
                 if stop is not None:
                     break
             stop = stop or ("steps" if len(losses) > self.steps else "not finite")
-            found = Attempt(
+            attempt = Attempt(
                 candidate.name,
                 rate,
                 self.bounds,
@@ -306,13 +312,15 @@ class Fitter:
                 precision=precision.name,
                 factor=factor,
             )
-            if found.is_fitted:
+            if attempt.is_fitted:
                 with missing_keys_explained(built.config, job.model):
-                    found = dataclasses.replace(found, score=training_score(built, job, batch, self.samples.indices))
+                    attempt = dataclasses.replace(
+                        attempt, score=training_score(built, job, batch, self.samples.indices)
+                    )
             if self.look is not None:
-                found = dataclasses.replace(found, looks=(*looks, self.look(job, batch, found)))
-        self._describe(found)
-        return found
+                attempt = dataclasses.replace(attempt, looks=(*looks, self.look(job, batch, attempt)))
+        self._describe(attempt)
+        return attempt
 
     def _make_job(self, candidate: Candidate, factor: float, precision: Precision) -> TrainState:
         """Copy the run's job with another model, a constant rate, and the loss weights after their ramps."""
@@ -341,13 +349,13 @@ class Fitter:
             return "exploded"
         return "time" if time.process_time() > self.ends_s else None
 
-    def _describe(self, found: Attempt) -> None:
-        steps, share = found.fitted_after, found.lowest_share
+    def _describe(self, attempt: Attempt) -> None:
+        steps, share = attempt.fitted_after, attempt.lowest_share
         left = "no loss" if math.isnan(share) else f"{max(share, 0):.3g} of the way left at best"
-        ended = f"fitted after {steps} steps" if steps is not None else f"not fitted in {found.num_steps} steps"
-        time_over = "; out of time (--seconds)" if found.stop == "time" else ""
-        kind = "" if found.precision == self.built.job.precision.name else f" in {found.precision}"
-        self.note(f"{found.optimizer} at rate {found.rate:g}{kind}: {ended}; {left}{time_over}")
+        ended = f"fitted after {steps} steps" if steps is not None else f"not fitted in {attempt.num_steps} steps"
+        time_over = "; out of time (--seconds)" if attempt.stop == "time" else ""
+        kind = "" if attempt.precision == self.built.job.precision.name else f" in {attempt.precision}"
+        self.note(f"{attempt.optimizer} at rate {attempt.rate:g}{kind}: {ended}; {left}{time_over}")
 
 
 @contextmanager
@@ -386,14 +394,16 @@ def _find_falling(bounds: LossBounds, own: Sequence[Attempt]) -> Attempt | None:
     A fall counts only below the level at which attempts have come to rest: two alike, one that is flat, or one that
     hardly falls any more shortly above the best constants, which only outputs that follow the inputs pass.
     """
-    waits = [(each.final_loss, each.expected_steps / each.num_steps) for each in own if each.stop == "steps"]
+    waits = [
+        (attempt.final_loss, attempt.expected_steps / attempt.num_steps) for attempt in own if attempt.stop == "steps"
+    ]
     at_rest, near = [loss for loss, wait in waits if wait > _RESTS], _ALIKE * abs(bounds.start - (bounds.floor or 0.0))
     levels = [loss for loss in at_rest if sum(abs(other - loss) < near for other in at_rest) > 1]
     levels += [loss for loss, wait in waits if _STANDS < wait < math.inf]
     slow = [loss for loss, wait in waits if wait > _FALLS and bounds.is_stuck(loss) and loss >= bounds.constant]
     levels += [bounds.constant] if slow else []
-    falling = [each for each in own if each.still_falls and each.final_loss < min(levels, default=math.inf)]
-    return min(falling, key=lambda each: each.expected_steps, default=None)
+    falling = [attempt for attempt in own if attempt.still_falls and attempt.final_loss < min(levels, default=math.inf)]
+    return min(falling, key=lambda attempt: attempt.expected_steps, default=None)
 
 
 def _describe_falling(slow: Attempt) -> Finding:
@@ -409,7 +419,7 @@ def _describe_falling(slow: Attempt) -> Finding:
 
 
 def _describe_few(own: Sequence[Attempt], steps: int) -> Finding:
-    left = min((each.lowest_share for each in own if not math.isnan(each.lowest_share)), default=math.nan)
+    left = min((attempt.lowest_share for attempt in own if not math.isnan(attempt.lowest_share)), default=math.nan)
     return find(
         "too few steps to tell if these samples can be fitted",
         "optim.lr model.init",
@@ -421,7 +431,7 @@ def _describe_few(own: Sequence[Attempt], steps: int) -> Finding:
 
 
 def _describe_time(own: Sequence[Attempt], steps: int) -> Finding:
-    cut = next(each for each in own if each.stop == "time")
+    cut = next(attempt for attempt in own if attempt.stop == "time")
     left = "" if math.isnan(cut.lowest_share) else f", {max(cut.lowest_share, 0):.3g} of the way left"
     return find(
         "stopped by time: whether these samples can be fitted is not decided",
@@ -450,16 +460,18 @@ def _judge_rate(own: Sequence[Attempt]) -> Iterator[Finding]:
     )
 
 
-def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], others: Sequence[Attempt]) -> Finding:
+def _explain(
+    built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], adam_attempts: Sequence[Attempt]
+) -> Finding:
     """Name the likeliest cause of samples that were not fitted."""
-    fitting = next((each for each in others if each.is_fitted), None)
+    fitting = next((attempt for attempt in adam_attempts if attempt.is_fitted), None)
     if not own:
         return find(
             "no lower bound of the loss is known: the samples were not fitted",
             "loss.sign loss.form loss.detached",
             f"initial loss {bounds.start:.4g}, and a loss that falls without bound, or reads no output",
         )
-    best = min(own, key=lambda each: each.rank)
+    best = min(own, key=lambda attempt: attempt.rank)
     if fitting is not None:
         return _blame_optimizer(built, own, best, fitting)
     left = f"{best.lowest_share:.3g} of the way left after {best.num_steps} steps"
@@ -472,13 +484,13 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
         )
     causes = "model.structure model.init model.geometry"
     summary = "these samples were not fitted, by the recipe or by Adam"
-    if any(each.stop == "time" for each in others):
+    if any(attempt.stop == "time" for attempt in adam_attempts):
         summary = "these samples were not fitted by the recipe; Adam was stopped by time (--seconds)"
     return find(summary, causes, left)
 
 
 def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt, fitting: Attempt) -> Finding:
-    tried = ", ".join(f"{each.rate:g}" for each in own)
+    tried = ", ".join(f"{attempt.rate:g}" for attempt in own)
     return find(
         "the recipe's optimiser does not fit these samples, Adam does",
         "optim.lr optim.hyper optim.param_coverage" + ("" if built.job.clip_norm is None else " optim.clip"),

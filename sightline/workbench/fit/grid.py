@@ -16,7 +16,7 @@ from sightline.workbench.fit.fit import OWN, Attempt, Candidate, FitResult, Fitt
 RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Rates that fit one optimiser or another: four decades. The one nearest to the recipe's is replaced by it."""
 FORMATS = ("float32", "float64")
-_OTHERS = ("rmsprop", "adam", "sgd")
+_ALTERNATIVES = ("rmsprop", "adam", "sgd")
 """Optimisers beside the recipe's: the first two that it does not use."""
 
 
@@ -32,7 +32,8 @@ class GridRow:
     def best(self) -> Attempt:
         """The attempt that fitted after the fewest steps; without any, the one with the smallest share left."""
         return min(
-            self.attempts, key=lambda each: (math.inf if each.fitted_after is None else each.fitted_after, each.rank)
+            self.attempts,
+            key=lambda attempt: (math.inf if attempt.fitted_after is None else attempt.fitted_after, attempt.rank),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class GridRow:
             "precision": self.precision,
             "best_rate": self.best.rate,
             "fitted_after": self.best.fitted_after,
-            "attempts": [each.to_dict() for each in self.attempts],
+            "attempts": [attempt.to_dict() for attempt in self.attempts],
         }
 
 
@@ -61,7 +62,7 @@ def fit_grid(built: TrainingSetup, result: FitResult, note: Note, *, steps: int,
         return ()
     config, started = built.config.optimizer, time.process_time()
     fitter = Fitter(built, result.samples, result.bounds, steps, started, note)
-    candidates = [fitter.recipe, *(make_candidate(name) for name in _OTHERS if name != config.name)][:3]
+    candidates = [fitter.recipe, *(make_candidate(name) for name in _ALTERNATIVES if name != config.name)][:3]
     rates = list_rates(fitter.recipe_rate)
     rows: list[GridRow] = []
     with preserve_all_rng_states():

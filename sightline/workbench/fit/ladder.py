@@ -163,8 +163,8 @@ def _score_constant(built: TrainingSetup, indices: np.ndarray) -> tuple[float, f
         constant, loss = fit_constant(built, np.sort(indices))
         return _score(built, constant, built.data.selection.evenly_spaced_indices(_SCORED)), loss
 
-    found = attempt("the best constant", measure, {})
-    return (math.nan, math.nan) if isinstance(found, MissingError) else found
+    scores = attempt("the best constant", measure, {})
+    return (math.nan, math.nan) if isinstance(scores, MissingError) else scores
 
 
 # --- the task --------------------------------------------------------------------------------------------------------

@@ -81,13 +81,13 @@ def measure_bounds(built: TrainingSetup, batch: Batch) -> LossBounds:
     job = built.job
     model = copy_without_dropout(job).train()
     apply_freezing(model, job.frozen, 0)
-    with torch.no_grad(), record({"": model}, keep=("outputs",), each=None) as tape:
+    with torch.no_grad(), record({"": model}, keep=("outputs",), convert=None) as tape:
         compute_batch_losses(job.task, model, move_batch(batch, job, job.precision), job.device, job.precision)
     precision = Precision("float64")
     loss = RunLoss(job, step=job.num_steps, precision=precision)
     subject = make_subject_of_outputs(loss, tape.outputs[-1], move_batch(batch, job, precision))
-    found: LossBounds = Evidence({"subject": subject}, math.inf).get("bounds")
-    return found
+    bounds: LossBounds = Evidence({"subject": subject}, math.inf).get("bounds")
+    return bounds
 
 
 def _without_augmentation(built: TrainingSetup) -> tuple[BatchReader, tuple[str, ...]]:

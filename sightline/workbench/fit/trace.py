@@ -123,7 +123,7 @@ def _add_norm_to(layer: LayerStatistics) -> Callable[[Tensor], None]:
 def _weight_gradient(module: nn.Module) -> float | None:
     """Return the gradient's norm over a module's own parameters; None if none of them is trainable."""
     parameters = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-    norms = [0.0 if each.grad is None else float(each.grad.double().norm()) for each in parameters]
+    norms = [0.0 if weight.grad is None else float(weight.grad.double().norm()) for weight in parameters]
     return math.hypot(*norms) if norms else None
 
 
@@ -161,11 +161,11 @@ def judge_expectations(config: RunConfig, snapshots: Mapping[str, Snapshot]) -> 
 def _judge_entry(config: RunConfig, index: int, entry: Expectation, snapshot: Snapshot) -> Iterator[Finding]:
     layer = _find_layer(entry["layer"], snapshot)
     after = "before the first step" if snapshot.step == 0 else f"after {snapshot.step} steps"
-    for name, wanted in dict[str, Any](entry).items():
+    for name, expected in dict[str, Any](entry).items():
         if name in ("layer", "at"):
             continue
         measured = getattr(layer, name)
-        if _holds(name, wanted, measured):
+        if _holds(name, expected, measured):
             continue
         origin = config.origins.get("expect")
         where = FindingLocation(
@@ -176,26 +176,26 @@ def _judge_entry(config: RunConfig, index: int, entry: Expectation, snapshot: Sn
         )
         shown = "none" if measured is None else list(measured) if name == "shape" else f"{measured:.6g}"
         fault = Fault(f"{entry['layer']}: {name} is not as expected {after}", measured=f"{name} {shown}", where=where)
-        holds = f"{name} {_format_wanted(name, wanted)}"
+        holds = f"{name} {_format_expected(name, expected)}"
         do = "look at this layer and those before it with --trace; change expect, if it is what is wrong"
         causes = ("model.structure",) if name == "shape" else ("model.init", "model.structure", "model.activation")
         yield from Rule("expect", "error", causes, holds, do, lambda fault=fault: fault, ()).find()
 
 
-def _holds(name: str, wanted: Sequence[Any], measured: Any) -> bool:
+def _holds(name: str, expected: Sequence[Any], measured: Any) -> bool:
     if name == "shape":
-        pairs = zip(wanted, measured, strict=False)
-        return len(wanted) == len(measured) and all(size is None or size == other for size, other in pairs)
+        pairs = zip(expected, measured, strict=False)
+        return len(expected) == len(measured) and all(size is None or size == other for size, other in pairs)
     low, high = (
-        bound if bound is not None else limit for bound, limit in zip(wanted, (-math.inf, math.inf), strict=True)
+        bound if bound is not None else limit for bound, limit in zip(expected, (-math.inf, math.inf), strict=True)
     )
     return measured is not None and low <= measured <= high
 
 
-def _format_wanted(name: str, wanted: Sequence[Any]) -> str:
+def _format_expected(name: str, expected: Sequence[Any]) -> str:
     if name == "shape":
-        return str(["any" if size is None else size for size in wanted]).replace("'", "")
-    low, high = wanted
+        return str(["any" if size is None else size for size in expected]).replace("'", "")
+    low, high = expected
     bounds = [f"at least {low:g}"] if low is not None else []
     return " and ".join([*bounds, *([f"at most {high:g}"] if high is not None else [])])
 

@@ -32,7 +32,7 @@ from sightline.store.files.scan_reading import (
     read_scan,
     to_raw_scan,
 )
-from sightline.store.files.scan_samples import RawScan, check_scan, count_others
+from sightline.store.files.scan_samples import RawScan, check_scan, count_more
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.store.scene_preparation import find_colour_max, normalised_position, note_colour_max, prepare_scene
 
@@ -233,8 +233,8 @@ def _describe_repetition(cloud: PointCloud, stored: np.ndarray, form: CloudInput
                 f"{where}: holds {num_distinct} points that differ, every cloud of the run's set at least "
                 f"{form.fewest_points}; give a denser cloud"
             )
-    wanted = form.num_points or len(stored)
-    return [f"{len(cloud.points)} points, repeated to {wanted}"] if len(cloud.points) < wanted else []
+    num_points = form.num_points or len(stored)
+    return [f"{len(cloud.points)} points, repeated to {num_points}"] if len(cloud.points) < num_points else []
 
 
 def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where: str) -> None:
@@ -498,9 +498,9 @@ def _assert_measured(scan: RawScan, form: ScanInputSpec, path: Path) -> None:
     is_high = scan.remission > form.remission_max * (1 + _REMISSION_SLACK)
     if form.has_remission and is_high.any():
         index = int(is_high.argmax())
-        others = count_others(is_high, "so high are")
+        more = count_more(is_high, "so high are")
         raise DataError(
-            f"{path}: the remission of point {index} is {scan.remission[index]:g}{others}, "
+            f"{path}: the remission of point {index} is {scan.remission[index]:g}{more}, "
             f"the run's sensor gives at most {form.remission_max:g}; bring the column to that scale, or take these "
             "points out"
         )

@@ -181,20 +181,20 @@ def predict_files(
 ) -> Predictions[Any]:
     """Predict all files in memory; `paths` may be folders.
 
-    Arguments and errors are those of `predict_each` and `build_predictor`.
+    Arguments and errors are those of `iterate_predictions` and `build_predictor`.
     """
     predictor = build_predictor(run, world=world, **options)
     files, refused = collect_files(paths, suffixes=predictor.suffixes)
-    found = {
+    predictions = {
         path: outcome if isinstance(outcome, Refusal) else predictor.compact(outcome)
-        for path, outcome in predict_each(run, files, predictor=predictor, world=world, batch_size=batch_size)
+        for path, outcome in iterate_predictions(run, files, predictor=predictor, world=world, batch_size=batch_size)
     }
-    ordered = [found[path] for path in files]
+    ordered = [predictions[path] for path in files]
     refused += [outcome for outcome in ordered if isinstance(outcome, Refusal)]
     return Predictions(tuple(outcome for outcome in ordered if not isinstance(outcome, Refusal)), tuple(refused))
 
 
-def predict_each(
+def iterate_predictions(
     run: TrainedRun,
     files: Sequence[Path],
     *,

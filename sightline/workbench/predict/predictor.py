@@ -70,10 +70,10 @@ def _make_unique_names(files: Sequence[Path]) -> Mapping[Path, str]:
     paths = {file: Path(os.path.normpath(file.absolute())) for file in files}
     different = set(paths.values())
     stems = Counter(path.parent / path.stem for path in different)
-    wanted = {path: path if stems[path.parent / path.stem] > 1 else path.parent / path.stem for path in different}
+    name_paths = {path: path if stems[path.parent / path.stem] > 1 else path.parent / path.stem for path in different}
     num_parts = dict.fromkeys(different, 1)
     while True:
-        names = {path: "/".join(wanted[path].parts[1:][-count:]) for path, count in num_parts.items()}
+        names = {path: "/".join(name_paths[path].parts[1:][-count:]) for path, count in num_parts.items()}
         times = Counter(names.values())
         clashes = [path for path, name in names.items() if times[name] > 1]
         if not clashes:

@@ -302,13 +302,13 @@ def nearest_predicted_row(origin: PointOrigin, numbers: np.ndarray) -> np.ndarra
     prediction_rows = np.full(len(origin.points), -1)
     if origin.rows is not None:
         prediction_rows[origin.rows[numbers[::-1]]] = np.arange(len(numbers))[::-1]
-    others = np.flatnonzero(prediction_rows < 0)
-    if len(others):
+    unpredicted = np.flatnonzero(prediction_rows < 0)
+    if len(unpredicted):
         positions, queries = (
             torch.from_numpy(origin.positions[numbers])[None],
-            torch.from_numpy(origin.points[others])[None],
+            torch.from_numpy(origin.points[unpredicted])[None],
         )
-        prediction_rows[others] = nearest_neighbours(positions, num_neighbours=1, queries=queries)[0, :, 0].numpy()
+        prediction_rows[unpredicted] = nearest_neighbours(positions, num_neighbours=1, queries=queries)[0, :, 0].numpy()
     return prediction_rows
 
 

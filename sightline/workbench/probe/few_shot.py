@@ -34,7 +34,7 @@ def draw_episodes(
         classes = draw.choice(eligible, size=ways, replace=False)
         drawn = [draw.permutation(samples[int(label)])[: shots + queries] for label in classes]
         episodes.append(
-            (np.concatenate([each[:shots] for each in drawn]), np.concatenate([each[shots:] for each in drawn]))
+            (np.concatenate([rows[:shots] for rows in drawn]), np.concatenate([rows[shots:] for rows in drawn]))
         )
     return episodes
 

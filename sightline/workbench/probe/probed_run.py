@@ -201,10 +201,10 @@ def open_probed(
     trained = open_run(files, checkpoint=checkpoint, plugins=plugins)
     config = trained.config
     model_overrides = [override for override in overrides if override.strip().startswith(_MODEL_PREFIX)]
-    others = [override for override in overrides if override not in model_overrides]
+    data_overrides = [override for override in overrides if override not in model_overrides]
     if model_overrides:
         config = read_config(run / "config.yaml", model_overrides)
-    opened = open_data(read_config(config_path_of_run(run if data is None else data), others))
+    opened = open_data(read_config(config_path_of_run(run if data is None else data), data_overrides))
     run_channels, data_channels = files.facts.get("in_channels"), opened.facts.get("in_channels")
     if run_channels != data_channels:
         raise ConfigError(

@@ -129,12 +129,12 @@ class SavedFeatures:
             data = read_regular_file(path, max_bytes=max(size, MAX_BYTES), allow_link=False)
             return _parse(data, key), ""
         except FileNotFoundError:
-            return None, self._describe_others(key)
+            return None, self._describe_nearest(key)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             text = " ".join(str(getattr(error, "strerror", None) or error).split())
             return None, f"{path} is damaged ({text})"
 
-    def _describe_others(self, key: Key) -> str:
+    def _describe_nearest(self, key: Key) -> str:
         """Describe how the most similar saved features differ from these; empty without any."""
         differences: list[list[str]] = []
         for path in self._list_files(self.kind):

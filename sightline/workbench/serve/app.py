@@ -90,10 +90,10 @@ def open_app(
 def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits, folder: Path) -> FastAPI:
     """Make the application; its life begins and ends with that of the batcher's thread.
 
-    Its state has the `places` of requests that threads work for, and the `folder` of their inputs.
+    Its state has the `slots` of requests that threads work for, and the `folder` of their inputs.
     """
     storing = ThreadPoolExecutor(1, "sightline-store")  # one at a time: a document takes many times its text
-    places: set[RequestPlace] = set()
+    slots: set[RequestSlot] = set()
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
@@ -110,7 +110,7 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
         docs_url=None,  # FastAPI's own pages load scripts from a public address
         redoc_url=None,
     )
-    app.state.places, app.state.folder = places, folder
+    app.state.slots, app.state.folder = slots, folder
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -125,14 +125,14 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
-        if len(places) >= limits.max_requests:
+        if len(slots) >= limits.max_requests:
             return _make_error(503, "the server is busy; try again")
-        place = RequestPlace(folder / secrets.token_hex(16))
-        places.add(place)
+        slot = RequestSlot(folder / secrets.token_hex(16))
+        slots.add(slot)
         try:
             async with asyncio.timeout(limits.max_seconds):
-                stored = await _receive(request, place, store, storing, limits)
-                answer = await place.wait_for(batcher.submit(stored.path, stored.draw_name))
+                stored = await _receive(request, slot, store, storing, limits)
+                answer = await slot.wait_for(batcher.submit(stored.path, stored.draw_name))
         except TimeoutError:
             return _make_error(504, f"the request took more than {limits.max_seconds:g} s")
         except asyncio.CancelledError:
@@ -144,28 +144,28 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
         except Exception as failure:  # noqa: BLE001 - the last place: every failure becomes one sentence
             return _make_error(*_report(failure))
         finally:
-            place.leave(places)
+            slot.leave(slots)
         if answer.document is None:
             return _make_error(422, answer.reason)
         return JSONResponse({"input": stored.name, **answer.document})
 
     @app.exception_handler(HTTPException)
     async def refuse_address(request: Request, error: HTTPException) -> JSONResponse:
-        found = f"{request.method} {request.url.path[:100]}"
+        address = f"{request.method} {request.url.path[:100]}"
         text = {404: "there is no such address", 405: "is not allowed"}.get(error.status_code, "the body is malformed")
-        return _make_error(error.status_code, f"{found}: {text}; /info states what there is")
+        return _make_error(error.status_code, f"{address}: {text}; /info states what there is")
 
     return app
 
 
 async def _receive(
-    request: Request, place: RequestPlace, store: InputStore, storing: ThreadPoolExecutor, limits: Limits
+    request: Request, slot: RequestSlot, store: InputStore, storing: ThreadPoolExecutor, limits: Limits
 ) -> StoredInput:
     """Receive and store the input of a request. Raises RequestError for a body that is neither a form nor JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         text = await _receive_body(request, most=limits.max_json_bytes)
-        return await _store(place, storing, store.store_json, text)
+        return await _store(slot, storing, store.store_json, text)
     if kind != "multipart/form-data":
         raise RequestError(415, "body: send a form with the field 'file', or JSON, and say so in Content-Type")
     body = await _receive_body(request, most=limits.max_bytes)
@@ -180,18 +180,18 @@ async def _receive(
         if not isinstance(file, UploadFile) or not isinstance(category, str | None):
             raise RequestError(422, "form: the field 'file' with a file is needed")
         content, name = await file.read(), file.filename or ""
-    return await _store(place, storing, store.store_upload, name, content, category)
+    return await _store(slot, storing, store.store_upload, name, content, category)
 
 
 async def _store(
-    place: RequestPlace, storing: ThreadPoolExecutor, work: Callable[..., StoredInput], *inputs: Any
+    slot: RequestSlot, storing: ThreadPoolExecutor, work: Callable[..., StoredInput], *inputs: Any
 ) -> StoredInput:
     """Store an input in the thread of the store. Raises RequestError with the status and the sentence of a failure.
 
     The error is made here and nothing keeps it: one that a future held would keep, by its traceback and in a cycle, the
     frames of the thread and the document that they had parsed.
     """
-    outcome = await place.wait_for(storing.submit(_run_detached, work, place.folder, *inputs))
+    outcome = await slot.wait_for(storing.submit(_run_detached, work, slot.folder, *inputs))
     if isinstance(outcome, _Failure):
         raise RequestError(outcome.status, outcome.message)
     return outcome
@@ -247,7 +247,7 @@ def _make_error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
-class RequestPlace:
+class RequestSlot:
     """Place of a request among those that the server works on, and the folder of its input."""
 
     def __init__(self, folder: Path) -> None:
@@ -260,11 +260,11 @@ class RequestPlace:
         self._work = work
         return await asyncio.wrap_future(work)
 
-    def leave(self, places: set[RequestPlace]) -> None:
+    def leave(self, slots: set[RequestSlot]) -> None:
         """Free the place, and delete the folder, now or when the work has ended: a thread cannot be cancelled."""
 
         def free(_: Any) -> None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            places.discard(self)
+            slots.discard(self)
 
         self._work.add_done_callback(free)

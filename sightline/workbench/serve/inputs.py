@@ -79,8 +79,8 @@ class InputStore:
         unknown = sorted(set(map(str, document)) - {"points", "category"})
         if unknown or "points" not in document:
             keys = "'points'" + (" and 'category'" if self._categories else "")
-            found = f"'{unknown[0][:60]}'" if unknown else "none"
-            raise RequestError(422, f"body: takes the key {keys}, found {found}")
+            stated = f"'{unknown[0][:60]}'" if unknown else "none"
+            raise RequestError(422, f"body: takes the key {keys}, found {stated}")
         category = document.get("category")
         if not isinstance(category, str | None):
             raise RequestError(422, "category: a text is needed")

@@ -86,8 +86,8 @@ def read_space(words: Sequence[str]) -> list[SearchDimension]:
 def _read_word(word: str, faults: ConfigFaults) -> list[tuple[str, LocatedValue]]:
     key, equals, text = word.partition("=")
     if not key.strip():
-        found = f"found {format_value(word)}, allowed is a YAML file or KEY=A,B, as optimizer.lr=0.1,0.2"
-        faults.add(SourceLocation(f"{COMMAND_LINE}, --space"), found)
+        message = f"found {format_value(word)}, allowed is a YAML file or KEY=A,B, as optimizer.lr=0.1,0.2"
+        faults.add(SourceLocation(f"{COMMAND_LINE}, --space"), message)
         return []
     if not equals or os.path.exists(word):
         tree = read_yaml(Path(word), faults)
@@ -134,8 +134,8 @@ def _parse_range(
         return None
     for name in ("low", "high", *(["step"] if "step" in values else [])):
         if not isinstance(values.get(name), int | float) or isinstance(values[name], bool):
-            found = f"found {format_value(values[name])}" if name in values else f"{name} is missing"
-            faults.add(block[name].where if name in values else where, f"{found}, a number is needed")
+            description = f"found {format_value(values[name])}" if name in values else f"{name} is missing"
+            faults.add(block[name].where if name in values else where, f"{description}, a number is needed")
             return None
     dimension = SearchDimension(
         key, where, (), values["low"], values["high"], values.get("log", False), values.get("step")

@@ -59,7 +59,7 @@ class TrialObserver:
         self._metric = metric
         self._stop = stop
         self._is_last = False
-        self.is_given_up = False
+        self.is_pruned = False
 
     def on_step(self, record: StepRecord) -> None:
         self._is_last = record.step == record.num_steps
@@ -72,7 +72,7 @@ class TrialObserver:
             warnings.simplefilter("ignore")  # of an epoch that an earlier worker has reported
             self._trial.report(value, record.epoch + 1)
         if not self._is_last and not self._stop and self._trial.should_prune():
-            self.is_given_up = True
+            self.is_pruned = True
             self._stop.request()
 
     def on_end(self, reason: str) -> None:
@@ -137,19 +137,19 @@ class Sweep:
 
         While all its trials have failed, what they failed by may be mended: config, plugins, data and weights.
         """
-        wanted: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
-        wanted |= {f"--space {dimension.key}": dimension.describe() for dimension in self._dimensions}
-        wanted |= {key: value for key, value in config.items() if not key.startswith(_NOT_COMPARED)}
-        wanted |= inputs
-        stored, trials = self._study.user_attrs.get(NAME, wanted), self._list_trials()
-        differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
+        request: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
+        request |= {f"--space {dimension.key}": dimension.describe() for dimension in self._dimensions}
+        request |= {key: value for key, value in config.items() if not key.startswith(_NOT_COMPARED)}
+        request |= inputs
+        stored, trials = self._study.user_attrs.get(NAME, request), self._list_trials()
+        differing = sorted(key for key in stored.keys() | request.keys() if stored.get(key) != request.get(key))
         is_mended = bool(trials) and all(trial.state.name == "FAIL" for trial in trials)
         if differing and (not is_mended or any(key.startswith(_FIXED) for key in differing)):
             raise UserError(
                 f"sweep: storage: {self._storage}: holds a sweep of this name that differs in "
                 f"{', '.join(differing[:5])}; give the same, or another --out or --storage"
             )
-        self._study.set_user_attr(NAME, wanted)
+        self._study.set_user_attr(NAME, request)
 
     def _list_trials(self, *states: str) -> list[Any]:
         """List the trials of these states, of all states if none is given."""
@@ -236,7 +236,7 @@ class Sweep:
             errors = [" ".join(str(finding).split()) for finding in result.findings if finding.severity == "error"]
             reason = "" if result.path is not None else f"findings of the checks: {'; '.join(errors)}"
         with self._storage_explained():
-            if observer.is_given_up:
+            if observer.is_pruned:
                 self._study.tell(trial, state=state.PRUNED)
             elif result.stopped_by is not None:
                 self._queue_again(self._list_trials()[trial.number], max_retry=None)

@@ -102,7 +102,7 @@ def convert_published_weights(
         **_identify_file(file, published.parts),
         "layout": layout,
         "containers": list(source.containers),
-        "left_out": list(source.others),
+        "left_out": list(source.other_entries),
         "unused": dict(Counter(unused_names(source.state, layout).values())),
         "fresh": [] if absent_module is None else [absent_module],
         "model": config.model.name,

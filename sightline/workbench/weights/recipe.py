@@ -101,7 +101,7 @@ def set_image_size(published: PublishedLayout, sizes: Mapping[str, int]) -> Publ
     size = {"size_px": sizes["images.size_px"]} if "images.size_px" in sizes else {}
 
     def resize(transforms: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        return [{**each, **size} if each["name"] == "resize_image" else each for each in transforms]
+        return [{**block, **size} if block["name"] == "resize_image" else block for block in transforms]
 
     return dataclasses.replace(published, trains=resize(published.trains), evaluate=resize(published.evaluate))
 

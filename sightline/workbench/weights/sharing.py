@@ -66,7 +66,7 @@ def pull_run(name: str, target: Path) -> list[str]:
     that cannot be read, of which nothing is left.
     """
     assert_empty_or_absent(target, option="--out")
-    files, others = fetch_run(name, is_own=_is_own)
+    files, remaining = fetch_run(name, is_own=_is_own)
     with whole_folder(target, option="--out") as folder:
         for file, source in files:
             _copy(source, folder / file)
@@ -78,7 +78,7 @@ def pull_run(name: str, target: Path) -> list[str]:
                 f"{name}: is not a run that can be read: {reason.replace(f'{folder}/', '')}; nothing of it was kept: "
                 "ask its authors to push it again"
             ) from error
-    return [file for file in others if file != _CARD and not file.startswith(".")]
+    return [file for file in remaining if file != _CARD and not file.startswith(".")]
 
 
 def _is_own(file: str) -> bool:
@@ -172,7 +172,7 @@ def _describe_findings(reported: ReportedRun) -> str:
     if not reported.findings:
         return "The checks before the first step found nothing."
     return "The checks before the first step found: " + "; ".join(
-        str(each.get("summary")) for each in reported.findings
+        str(finding.get("summary")) for finding in reported.findings
     )
 
 

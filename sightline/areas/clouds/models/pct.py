@@ -294,7 +294,7 @@ class PCTParts(Model):
             out_channels=512,
             has_bias=True,
             activation=nn.ReLU(),
-            first="each",
+            first="point_features",
             fused=fused,
         )
         self.head = nn.Sequential(

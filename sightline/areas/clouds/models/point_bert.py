@@ -20,7 +20,7 @@ from sightline.layers.transformer import TransformerEncoder, init_trunc_normal
 from sightline.ops import gather_points, nearest_neighbours
 
 _HEAD_WIDTH = 256
-_FIRST, _EACH, _JOINED = 128, 256, 512
+_FIRST_WIDTH, _MEMBER_WIDTH, _JOINED_WIDTH = 128, 256, 512
 _POSITION_HIDDEN = 128
 
 
@@ -54,17 +54,22 @@ class MiniPointNet(nn.Module):
 
     def __init__(self, *, in_channels: int, out_channels: int, fused: bool = True) -> None:
         super().__init__()
-        self.enter = LinearNorm(in_channels=in_channels, out_channels=_FIRST, has_bias=True, activation=nn.ReLU())
-        self.widen = nn.Linear(_FIRST, _EACH)
+        self.enter = LinearNorm(in_channels=in_channels, out_channels=_FIRST_WIDTH, has_bias=True, activation=nn.ReLU())
+        self.widen = nn.Linear(_FIRST_WIDTH, _MEMBER_WIDTH)
         self.join = JoinedLinearNorm(
-            in_channels=2 * _EACH, out_channels=_JOINED, has_bias=True, activation=nn.ReLU(), first="whole", fused=fused
+            in_channels=2 * _MEMBER_WIDTH,
+            out_channels=_JOINED_WIDTH,
+            has_bias=True,
+            activation=nn.ReLU(),
+            first="global_features",
+            fused=fused,
         )
-        self.leave = nn.Linear(_JOINED, out_channels)
+        self.leave = nn.Linear(_JOINED_WIDTH, out_channels)
 
     def forward(self, groups: Tensor) -> Tensor:
         """Map groups (M, K, in_channels) -> (M, out_channels)."""
-        each_MKC = self.widen(self.enter(groups))
-        joined_MKC = self.join(each_MKC.max(dim=1).values, each_MKC)
+        members_MKC = self.widen(self.enter(groups))
+        joined_MKC = self.join(members_MKC.max(dim=1).values, members_MKC)
         return self.leave(joined_MKC).max(dim=1).values
 
 

@@ -14,7 +14,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, Width
 from sightline.contract.model import Encoder, Model
 from sightline.layers.mlp import LinearNorm, dense_channels, one_hot_category
-from sightline.layers.set_abstraction import PlainPlaceGroup, RelativeGroup, gather_rows
+from sightline.layers.set_abstraction import PlainPositionGroup, RelativeGroup, gather_rows
 from sightline.ops import farthest_points, gather_points, interpolate, nearest_neighbours
 
 
@@ -22,7 +22,7 @@ class DenseVectorAttention(nn.Module):
     """Vector attention with a residual: each point adds its neighbours' values, weighted per channel.
 
     `forward(points (B, N, 3), features (B, N, channels), index (B, N, K)) -> (B, N, channels)`, with `index` the
-    neighbours j of each point i. With x = `enter`(features) of `width` channels, d_ij = `place`(p_i - p_j) and
+    neighbours j of each point i. With x = `enter`(features) of `width` channels, d_ij = `position`(p_i - p_j) and
     a_ij = softmax over j of `weigh`(query(x)_i - key(x)_j + d_ij) / sqrt(width), the output is features +
     `leave`(sum over j of a_ij * (value(x)_j + d_ij)). Stores about five times B*N*K*width numbers for backward.
     Source: Zhao et al. 2021 (Point Transformer), equations 3 and 4; the root and the width are those of
@@ -36,7 +36,7 @@ class DenseVectorAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
-        self.place = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width))
+        self.position = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width))
         self.weigh = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         self.leave = nn.Linear(width, channels)
 
@@ -46,14 +46,14 @@ class DenseVectorAttention(nn.Module):
 
     def _attend(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
         """Return the weighted sum over the neighbours, (B, N, width)."""
-        position_code = self.place(points[:, :, None] - gather_points(points, index))
+        position_code = self.position(points[:, :, None] - gather_points(points, index))
         values = gather_points(self.value(entered), index) + position_code
         return (self.attention(entered, position_code, index) * values).sum(dim=2)
 
-    def attention(self, entered: Tensor, place: Tensor, index: Tensor) -> Tensor:
+    def attention(self, entered: Tensor, position_code: Tensor, index: Tensor) -> Tensor:
         """Return the attention weights (B, N, K, width) of each point over its neighbours; their sum over K is 1."""
         difference = self.query(entered)[:, :, None] - gather_points(self.key(entered), index)
-        return (self.weigh(difference + place) / math.sqrt(self.width)).softmax(dim=2)
+        return (self.weigh(difference + position_code) / math.sqrt(self.width)).softmax(dim=2)
 
 
 _STRIDE = 4
@@ -70,8 +70,8 @@ class DenseTransitionDown(nn.Module):
 
     def __init__(self, *, in_channels: int, out_channels: int, fused: bool) -> None:
         super().__init__()
-        group = RelativeGroup if fused else PlainPlaceGroup
-        self.group = group(in_channels=in_channels, widths=(out_channels, out_channels), first="place")
+        group = RelativeGroup if fused else PlainPositionGroup
+        self.group = group(in_channels=in_channels, widths=(out_channels, out_channels), first="position")
 
     def forward(self, points: Tensor, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Map points (B, N, 3), features (B, N, C), index (B, N, K) -> centres (B, M, 3), features (B, M, D)."""

@@ -98,12 +98,12 @@ def text_contents(root: Path, classes: ClassSubset) -> SourceContents:
     Raises DataError naming the list, or the first missing file and the number of missing files.
     """
     lists = {split: _read_text_list(root, split, classes) for split in SPLITS}
-    wanted = {path: None for by_class in lists.values() for paths in by_class.values() for path in paths}
-    existing = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in wanted}}
-    missing = [path for path in wanted if path.name not in existing[path.parent]]
+    listed = {path: None for by_class in lists.values() for paths in by_class.values() for path in paths}
+    existing = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in listed}}
+    missing = [path for path in listed if path.name not in existing[path.parent]]
     if missing:
-        raise unpack_again(f"{missing[0]}: is listed but missing, {len(missing)} of {len(wanted)} files are")
-    first = next(iter(wanted), None)
+        raise unpack_again(f"{missing[0]}: is listed but missing, {len(missing)} of {len(listed)} files are")
+    first = next(iter(listed), None)
     num_points = len(read_table(first, num_columns=6, delimiter=",")) if first else 1
     parts = []
     for split, by_class in lists.items():
@@ -209,18 +209,18 @@ def _list_hdf5_files(root: Path, split: str) -> list[Path]:
     existing = {path.name for path in root.glob(f"ply_data_{split}*.h5")}
     list_path = root / f"{split}_files.txt"
     if list_path.is_file():
-        wanted = {Path(line).name for line in read_text(list_path).split()}
+        expected = {Path(line).name for line in read_text(list_path).split()}
     else:
         numbers = [
             int(digits) for name in existing if (digits := name[len(f"ply_data_{split}") : -len(".h5")]).isdecimal()
         ]
-        wanted = {f"ply_data_{split}{number}.h5" for number in range(max(numbers, default=-1) + 1)}
-    missing = sorted(wanted - existing, key=natural_sort_key)
+        expected = {f"ply_data_{split}{number}.h5" for number in range(max(numbers, default=-1) + 1)}
+    missing = sorted(expected - existing, key=natural_sort_key)
     if missing:
-        raise unpack_again(f"{root / missing[0]}: is missing, {len(missing)} of {len(wanted)} files are")
-    if not wanted:
+        raise unpack_again(f"{root / missing[0]}: is missing, {len(missing)} of {len(expected)} files are")
+    if not expected:
         raise unpack_again(f"{root / f'ply_data_{split}0.h5'}: is missing, there is no file of this split")
-    return [root / name for name in sorted(wanted, key=natural_sort_key)]
+    return [root / name for name in sorted(expected, key=natural_sort_key)]
 
 
 class _Hdf5Scan(NamedTuple):
@@ -315,7 +315,9 @@ def _read_npz_array(path: Path, key: str, *, kinds: str, ndim: int, length: int 
     """Read one entry of the archive; its kind, dimensions and length must match."""
     array = npz_array(path, key, needed=", ".join(_NPZ_KEYS))
     if array.dtype.kind not in kinds or array.ndim != ndim or (length is not None and len(array) != length):
-        wanted = {"U": "text", "iu": "integers", "f": "floats"}[kinds]
+        expected = {"U": "text", "iu": "integers", "f": "floats"}[kinds]
         size = f" of length {length}" if length is not None else ""
-        raise DataError(f"{path}: {key} is {array.dtype} {array.shape}, {wanted} in {ndim} dimensions{size} are needed")
+        raise DataError(
+            f"{path}: {key} is {array.dtype} {array.shape}, {expected} in {ndim} dimensions{size} are needed"
+        )
     return array

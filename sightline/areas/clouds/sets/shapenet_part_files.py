@@ -85,18 +85,18 @@ def row_values(
     normals: np.ndarray | None,
     parts: np.ndarray,
     where: str,
-    place_of: Callable[[int], str],
+    locate: Callable[[int], str],
 ) -> dict[str, Any]:
     """Compute the values of a row from points (N, 3), normals (N, 3) and parts (N,): unit sphere, unit normals.
 
-    Raises DataError, beginning with `place_of` of the first wrong point, for a part that the category does not have,
+    Raises DataError, beginning with `locate` of the first wrong point, for a part that the category does not have,
     and for a normal whose length is not finite; beginning with `where` for a shape whose points coincide.
     """
     is_foreign = ~np.isin(parts, category.parts)
     if is_foreign.any():
         first = int(np.argmax(is_foreign))
         raise download_again(
-            f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
+            f"{locate(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
             f"{category.parts[-1]})"
         )
     values = {"points": normalize_to_unit_sphere(points, where=where), "label": parts, "category": category.label}
@@ -105,7 +105,7 @@ def row_values(
             lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         if not np.isfinite(lengths).all():
             first = int(np.argmin(np.isfinite(lengths)))
-            raise download_again(f"{place_of(first)}: the normal is too long to be one")
+            raise download_again(f"{locate(first)}: the normal is too long to be one")
         values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
     return values
 
@@ -127,7 +127,7 @@ def text_parts(root: Path) -> tuple[list[Shard], list[str]]:
     shapes = [
         shape for split, name in SPLITS.items() for shape in _read_list(_list_path(root, name), split, by_synset, root)
     ]
-    _assert_each_once(shapes)
+    _assert_listed_once(shapes)
     notes = _check_files(root, shapes, by_synset)
     parts = []
     for split in SPLITS:
@@ -225,7 +225,7 @@ def _read_entries(path: Path) -> Iterator[tuple[int, str]]:
         yield line, entry
 
 
-def _assert_each_once(shapes: Sequence[_Listed]) -> None:
+def _assert_listed_once(shapes: Sequence[_Listed]) -> None:
     """Raise DataError for a shape that is listed twice, in one split or in two."""
     first_by_path: dict[Path, _Listed] = {}
     for shape in shapes:
@@ -274,7 +274,7 @@ def _read_row(category: Category, path: Path) -> SampleRow:
         normals=table[:, 3:6],
         parts=table[:, 6],
         where=str(path),
-        place_of=lambda row: f"{path}:{row + 1}",
+        locate=lambda row: f"{path}:{row + 1}",
     )
     return SampleRow(f"{path.parent.name}/{path.stem}", str(path), values)
 
@@ -347,7 +347,7 @@ def _iterate_rows(path: Path, known: tuple[Category, ...]) -> Iterator[SampleRow
             normals=None,
             parts=parts[index],
             where=where,
-            place_of=lambda point: f"{path}: pid[{index}, {point}]",
+            locate=lambda point: f"{path}: pid[{index}, {point}]",
         )
         return SampleRow(f"{path.stem}/{index:04d}", where, values)
 

@@ -20,7 +20,7 @@ from sightline.parts.metrics.box_groups import (
     Matches,
     group_boxes,
     iou_or_ioa,
-    leave_out_each,
+    leave_one_out_masks,
     left_out_figures,
     precision_and_recall,
 )
@@ -153,7 +153,10 @@ class BoxAp(BoxRows):
         labels = curves_of.groups.labels[~curves_of.groups.is_ignored]
         dealt = [curves_of.groups.deal_images(number, num_images) for number in range(len(self.class_names))]
         precisions = [
-            [curves_of.curve(number, "", self.most, kept=kept)[0] for kept in (None, *leave_out_each(groups, count))]
+            [
+                curves_of.curve(number, "", self.most, kept=kept)[0]
+                for kept in (None, *leave_one_out_masks(groups, count))
+            ]
             for number, (groups, count) in enumerate(dealt)
         ]
         return {

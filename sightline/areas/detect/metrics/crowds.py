@@ -25,7 +25,7 @@ from sightline.parts.metrics.box_groups import (
     cumulative_tp_fp,
     group_boxes,
     iou_or_ioa,
-    leave_out_each,
+    leave_one_out_masks,
     left_out_figures,
 )
 from sightline.parts.metrics.match_kernels import count_pairs
@@ -124,11 +124,13 @@ class DetectionCurve(NamedTuple):
 
 
 def detection_curve(
-    scores: np.ndarray, found: np.ndarray, ignored: np.ndarray, *, num_labels: int, num_images: int
+    scores: np.ndarray, is_matched: np.ndarray, ignored: np.ndarray, *, num_labels: int, num_images: int
 ) -> DetectionCurve:
     """Compute the curve of detections (D,) in the order of images, without the ignored ones."""
     counts = ~ignored
-    matches = Matches(scores[counts], found[counts][None], np.zeros((1, int(counts.sum())), dtype=bool), num_labels)
+    matches = Matches(
+        scores[counts], is_matched[counts][None], np.zeros((1, int(counts.sum())), dtype=bool), num_labels
+    )
     ordered, right, wrong = cumulative_tp_fp([matches])
     return DetectionCurve(ordered, right[0], wrong[0], num_labels, num_images)
 
@@ -493,7 +495,7 @@ class CrowdAp(VisibleBoxRows):
         scored = _score(state, len(self.class_names))
         dealt = [scored.groups.deal_images(number, scored.num_images) for number in range(len(self.class_names))]
         curves = [
-            [scored.curve(number, kept=kept) for kept in (None, *leave_out_each(groups, count))]
+            [scored.curve(number, kept=kept) for kept in (None, *leave_one_out_masks(groups, count))]
             for number, (groups, count) in enumerate(dealt)
         ]
         values = {

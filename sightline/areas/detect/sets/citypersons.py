@@ -151,7 +151,7 @@ class CityPersons(PeopleImages):
         columns=("full", "visible", "label", "is_ignored", "visible_share"),
         fills_visible=True,
         write=write_citypersons,
-        place=lambda image: city_path(image, "leftImg8bit"),
+        image_path=lambda image: city_path(image, "leftImg8bit"),
         holds=frozenset({"visible", "is_ignored", "is_crowd"}),
         fit=lambda box, _: fit_person(box, KINDS),
     )

@@ -95,13 +95,15 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
             if key in paths
         ]
     named = {image.path for image in listed}
-    others = [] if files else [path for path in list_images(root, may_lack=True) if path not in named]
+    unlisted = [] if files else [path for path in list_images(root, may_lack=True) if path not in named]
     folders = {path.parent for path in named}
-    for path in others:
+    for path in unlisted:
         if path.parent in folders:
             faults.add("images that no annotation file names", str(path))
-    others = [path for path in others if path.parent not in folders]  # of a part without annotations: test2017
-    notes += [f"{len(others)} images are in no annotation file and are left out, first: {others[0]}"] if others else []
+    unlisted = [path for path in unlisted if path.parent not in folders]  # of a part without annotations: test2017
+    notes += (
+        [f"{len(unlisted)} images are in no annotation file and are left out, first: {unlisted[0]}"] if unlisted else []
+    )
     for fault in missing:
         faults.add("images that are missing or damaged", fault)
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
@@ -140,15 +142,15 @@ class _Boxes:
         stated: Mapping[str, Any] = annotation if isinstance(annotation, dict) else {}
         self.num_text_ids += any(isinstance(stated.get(key), str) for key in ("image_id", "category_id"))
         image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
-        place, self._num_annotations = self._num_annotations, self._num_annotations + 1
+        index, self._num_annotations = self._num_annotations, self._num_annotations + 1
         self.categories.add(category)
         for key in stated.keys() - _ANNOTATION_KEYS:
             self.unread[key] += bool(stated[key])
         if image_id < 0 or category < 0:
             key = "image_id" if image_id < 0 else "category_id"
             kind = _UNPLACED if image_id < 0 else _UNKNOWN
-            text = f"{_describe_id(stated, key)}: {_name_annotation(place, number)} is {str(annotation)[:80]}"
-            self._faults.append((place, image_id, kind, text))
+            text = f"{_describe_id(stated, key)}: {_name_annotation(index, number)} is {str(annotation)[:80]}"
+            self._faults.append((index, image_id, kind, text))
             return
         try:
             corners, is_ignored = _read_box(stated), _is_marked(stated)
@@ -157,12 +159,12 @@ class _Boxes:
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             bbox = str(stated.get("bbox", "missing"))[:160]
-            text = f"{_name_annotation(place, number)}: bbox is {bbox} ({error})"
-            self._faults.append((place, image_id, _IMPOSSIBLE, text))
+            text = f"{_name_annotation(index, number)}: bbox is {bbox} ({error})"
+            self._faults.append((index, image_id, _IMPOSSIBLE, text))
             return
         is_crowd = is_ignored and bool(stated.get("iscrowd")) and not stated.get("ignore")
         stated_area = None if area == area_of(corners) else area
-        box = LabelledBox("", corners, is_ignored=is_ignored, is_crowd=is_crowd, area=stated_area, line=place)
+        box = LabelledBox("", corners, is_ignored=is_ignored, is_crowd=is_crowd, area=stated_area, line=index)
         box = box if stated.keys().isdisjoint(_PART_KEYS) else _add_parts(box, stated)
         self._boxes[image_id].append(_Annotation(category, number, box))
 
@@ -174,10 +176,10 @@ class _Boxes:
         for image_id, rows in self._boxes.items():
             for annotation in rows:
                 if image_id not in names or annotation.category not in class_names:
-                    is_placed, place = image_id in names, annotation.box.line
+                    is_placed, index = image_id in names, annotation.box.line
                     text = f"has the category {annotation.category}" if is_placed else f"has the image_id {image_id}"
-                    text = f"{_name_annotation(place, annotation.number)} {text}"
-                    self._faults.append((place, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
+                    text = f"{_name_annotation(index, annotation.number)} {text}"
+                    self._faults.append((index, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
         for _, image_id, kind, text in sorted(self._faults):
             where = f"{names[image_id]}: " if image_id in names else ""
             faults.add(kind if where else _UNPLACED, where + text)
@@ -203,8 +205,8 @@ def _add_parts(box: LabelledBox, stated: Mapping[str, Any]) -> LabelledBox:
     return box
 
 
-def _name_annotation(place: int, number: int) -> str:
-    return f"annotations[{place}]" if number < 0 else f"annotation {number}"
+def _name_annotation(index: int, number: int) -> str:
+    return f"annotations[{index}]" if number < 0 else f"annotation {number}"
 
 
 def _is_marked(annotation: Mapping[str, Any]) -> bool:
@@ -240,8 +242,8 @@ def _get_id(annotation: Mapping[str, Any], key: str) -> int:
 def _describe_id(annotation: Mapping[str, Any], key: str) -> str:
     """Describe an id that is none: that it is missing, with keys of similar names, or what it is."""
     if key not in annotation:
-        others = ", ".join(sorted(str(name)[:40] for name in annotation if str(name).endswith("_id")))
-        return f"{key} is missing" + (f", there is {others}" if others else "")
+        similar = ", ".join(sorted(str(name)[:40] for name in annotation if str(name).endswith("_id")))
+        return f"{key} is missing" + (f", there is {similar}" if similar else "")
     value = annotation[key]
     return f"{key} is null" if value is None else f"{key} is {str(value)[:40]!r}, no whole number"
 
@@ -427,25 +429,25 @@ def _find_images(
     }
     start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, files)}
     stated = {key: os.path.normpath(start / name) for key, name in names.items()}
-    found = {key: Path(file) for key, file in stated.items() if file in by_path}
-    matches = {key: ends.find(name) for key, name in names.items() if key not in found}
-    claims = Counter([*found.values(), *(listed[fits[0]] for fits in matches.values() if len(fits) == 1)])
+    paths = {key: Path(file) for key, file in stated.items() if file in by_path}
+    matches = {key: ends.find(name) for key, name in names.items() if key not in paths}
+    claims = Counter([*paths.values(), *(listed[fits[0]] for fits in matches.values() if len(fits) == 1)])
     missing, moved = [], []
     for key, fits in matches.items():
         if len(fits) == 1 and claims[listed[fits[0]]] == 1:
-            found[key] = listed[fits[0]]
-            place, name = (unicodedata.normalize("NFC", f"/{text}") for text in (fits[0], names[key]))
-            moved += [] if place.endswith(name) else [key]
+            paths[key] = listed[fits[0]]
+            file_path, name = (unicodedata.normalize("NFC", f"/{text}") for text in (fits[0], names[key]))
+            moved += [] if file_path.endswith(name) else [key]
         else:
             several = f", and {len(fits)} images below {base} fit it" if fits else ""
             advice = "get it, or state the images' folder by images=FOLDER; --from is a folder above it"
             missing.append(f"'{names[key][:200]}': there is no such file in {start}{several}; {advice}")
     notes = [
         f"{len(moved)} images are not where {path} says, and are known by the end of their names, first: "
-        f"'{names[key]}' is {found[key].relative_to(root)}"
+        f"'{names[key]}' is {paths[key].relative_to(root)}"
         for key in moved[:1]
     ]
-    return found, missing, notes
+    return paths, missing, notes
 
 
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -462,7 +464,7 @@ def write_coco(labels: LabelledSet) -> Files:
     has `iscrowd` alone.
     """
     are_ids = len({image.image_id for image in labels.images}) == len(labels.images)
-    numbers = [image.image_id if are_ids else place for place, image in enumerate(labels.images, start=1)]
+    numbers = [image.image_id if are_ids else position for position, image in enumerate(labels.images, start=1)]
     number_by_image = {id(image): number for image, number in zip(labels.images, numbers, strict=True)}
     first = int(min(labels.classes.ids) == 0)
     ids = {name: number + first for name, number in zip(*labels.classes, strict=True)}

@@ -75,14 +75,14 @@ def convert_labels(
     notes = [*labels.notes, *labels.faults.raise_or_note(faulty, root=labels.root, target=target)]
     lost["images that are listed more than once: they are written once"] = len(images) - len(unique)
     fitting.count_turned(checked)
-    placed = _place(unique, labels.root, writer)
+    renamed = _assign_paths(unique, labels.root, writer)
     with whole_folder(target) as folder:
-        for path, image_path in {image.name: image.path for image in placed}.items():
+        for path, image_path in {image.name: image.path for image in renamed}.items():
             _claim(folder, path).symlink_to(image_path.resolve())
         assert writer.write is not None
-        for path, content in writer.write(replace(labels, images=placed)):
+        for path, content in writer.write(replace(labels, images=renamed)):
             _claim(folder, path).write_bytes(content)
-        names = _read_back(new_name, writer, folder, placed)
+        names = _read_back(new_name, writer, folder, renamed)
         boxed = {box.class_name for image in labels.images for box in image.boxes}
         lost[f"classes without boxes: {new_name} has none"] = len({*labels.classes.names} - boxed - {*names})
         os.sync()  # once: a file for each of 100,000 images would take minutes
@@ -90,8 +90,8 @@ def convert_labels(
         "labels": name,
         "as": new_name,
         "root": str(target.resolve()),
-        "images": dict(sorted(Counter(image.split for image in placed).items())),
-        "boxes": sum(len(image.boxes) for image in placed),
+        "images": dict(sorted(Counter(image.split for image in renamed).items())),
+        "boxes": sum(len(image.boxes) for image in renamed),
         "lost": {what: count for what, count in sorted(lost.items()) if count},
         "differences": notes,
     }
@@ -227,17 +227,17 @@ def _join_repeated(images: Sequence[LabelledImage], faults: AnnotationFaults) ->
     return [*unique.values()]
 
 
-def _place(images: Sequence[LabelledImage], root: Path, writer: LabelFormat) -> list[LabelledImage]:
+def _assign_paths(images: Sequence[LabelledImage], root: Path, writer: LabelFormat) -> list[LabelledImage]:
     """Return images under their paths in the new format. Raises DataError for two that would have one name."""
     owners: dict[str, Path] = {}
-    placed = []
+    renamed = []
     for image in images:
-        path = writer.place(replace(image, name=image.path.relative_to(root).as_posix()))
+        path = writer.image_path(replace(image, name=image.path.relative_to(root).as_posix()))
         key = path if "suffix" in writer.holds else os.path.splitext(path)[0]
         if (other := owners.setdefault(key, image.path)) != image.path:
             raise DataError(f"{other}: {image.path} would have the same name, '{key}', in the new format; rename one")
-        placed.append(replace(image, name=path))
-    return placed
+        renamed.append(replace(image, name=path))
+    return renamed
 
 
 def _claim(folder: Path, path: str) -> Path:
@@ -258,16 +258,18 @@ def _claim(folder: Path, path: str) -> Path:
     return file
 
 
-def _read_back(name: str, writer: LabelFormat, folder: Path, placed: Sequence[LabelledImage]) -> Sequence[str]:
+def _read_back(name: str, writer: LabelFormat, folder: Path, renamed: Sequence[LabelledImage]) -> Sequence[str]:
     """Return the classes that are read again. Raises DataError if images are not, with as many boxes each."""
     try:
         back = writer.read(folder)
         back.faults.raise_or_note("refuse", root=folder)
-        found = {(image.path.relative_to(back.root).as_posix(), image.split, len(image.boxes)) for image in back.images}
+        read_images = {
+            (image.path.relative_to(back.root).as_posix(), image.split, len(image.boxes)) for image in back.images
+        }
     except DataError as error:
-        advice = "" if any(image.boxes for image in placed) else ", or, as no box is left, choose another --as"
+        advice = "" if any(image.boxes for image in renamed) else ", or, as no box is left, choose another --as"
         raise DataError(f"{name} does not read what was written: {error}; rename the images{advice}") from error
-    for image in placed:
-        if (image.name, image.split, len(image.boxes)) not in found:
+    for image in renamed:
+        if (image.name, image.split, len(image.boxes)) not in read_images:
             raise DataError(f"{image.path}: {name} does not read its labels again from '{image.name}'; rename it")
     return back.classes.names

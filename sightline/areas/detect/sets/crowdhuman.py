@@ -159,7 +159,7 @@ class CrowdHuman(PeopleImages):
         read=read_crowdhuman,
         columns=("full", "visible", "head", "label", "is_ignored", "is_head_ignored"),
         write=write_crowdhuman,
-        place=lambda image: f"Images/{PurePosixPath(image.name).name}",
+        image_path=lambda image: f"Images/{PurePosixPath(image.name).name}",
         holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "part", "undivided"}),
         fit=lambda box, _: fit_person(box, _KINDS),
     )

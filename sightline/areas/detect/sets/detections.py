@@ -117,10 +117,10 @@ def read_results(path: Path, dataset: BoxImages, *, category_offset: int = 0) ->
             f"{path}: {name_row(index)} is {str(rows[index])[:160]}; it needs image_id, category_id, bbox (left, top, "
             f"and width and height from 0 on, each up to {MAX_PX:,} pixels) and score, all finite numbers"
         )
-    others = dataset.set_index()
-    places, notes = _ImageKeys(images, others).find(columns.keys, path, name_row)
+    set_index = dataset.set_index()
+    places, notes = _ImageKeys(images, set_index).find(columns.keys, path, name_row)
     image = np.array([places[key] for key in columns.keys], dtype=np.int64)
-    labels = _match_categories(columns.categories, dataset.classes, others, category_offset, path, name_row)
+    labels = _match_categories(columns.categories, dataset.classes, set_index, category_offset, path, name_row)
     label = np.array([labels[number] for number in columns.categories], dtype=np.int64)
     chosen = np.flatnonzero((image >= 0) & (label >= 0))
     chosen = chosen[np.argsort(image[chosen], kind="stable")]
@@ -128,8 +128,8 @@ def read_results(path: Path, dataset: BoxImages, *, category_offset: int = 0) ->
     boxes = np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4]], axis=1)
     ends = np.searchsorted(image[chosen], np.arange(len(images) + 1)).tolist()
     detections = [
-        Detections(found, boxes[start:stop], numbers[start:stop, 4], label_sorted[start:stop])
-        for found, start, stop in zip(images, ends[:-1], ends[1:], strict=True)
+        Detections(image_index, boxes[start:stop], numbers[start:stop, 4], label_sorted[start:stop])
+        for image_index, start, stop in zip(images, ends[:-1], ends[1:], strict=True)
     ]
     return DetectionResults(detections, int((image < 0).sum()), int(((image >= 0) & (label < 0)).sum()), notes)
 
@@ -175,13 +175,13 @@ class _ImageKeys:
     the file_name decides.
     """
 
-    def __init__(self, images: Sequence[ImageRef], others: SetIndex) -> None:
-        self._images, self._others = images, others
+    def __init__(self, images: Sequence[ImageRef], set_index: SetIndex) -> None:
+        self._images, self._set_index = images, set_index
         self._indices: defaultdict[int | str, list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             self._indices[image.image_id].append(index)
             self._indices[image.name].append(index)
-        beyond = sorted(key for key in others.images if isinstance(key, str))
+        beyond = sorted(key for key in set_index.images if isinstance(key, str))
         self._names = dict.fromkeys([*(image.name for image in images), *beyond])
 
     @cached_property
@@ -193,23 +193,23 @@ class _ImageKeys:
     ) -> tuple[dict[_Key, int], Sequence[str]]:
         """Return the index of the image of each key, `_OTHER` for one beyond the split, and a note on unusual keys."""
         distinct = dict.fromkeys(keys)
-        found = {key: self._match(key) for key in distinct}
-        places = {}
-        for key, matches in found.items():
+        matches_by_key = {key: self._match(key) for key in distinct}
+        indices = {}
+        for key, matches in matches_by_key.items():
             inside = [index for index in matches if index != _OTHER]
             if not matches or len(inside) > 1:
                 raise DataError(f"{path}: {name_row(keys.index(key))}{self._explain(key, inside)}")
-            places[key] = inside[0] if inside else _OTHER
+            indices[key] = inside[0] if inside else _OTHER
         unusual = [
             (image_id or name, self._images[index].name)
-            for (image_id, name), index in places.items()
+            for (image_id, name), index in indices.items()
             if index != _OTHER and image_id not in (self._images[index].image_id, self._images[index].name)
         ]
         notes = [
             f"{len(unusual)} images are known by parts of their names, first: {key!r} is '{n}'"
             for key, n in unusual[:1]
         ]
-        return places, notes
+        return indices, notes
 
     def _match(self, key: _Key) -> list[int]:
         """Return the images that fit image_id and file_name, or the one of the two that the set has."""
@@ -219,7 +219,7 @@ class _ImageKeys:
         return [index for index in by_id if index in by_name] if by_id and by_name else by_id or by_name
 
     def _match_name(self, name: int | str) -> list[int]:
-        if name in self._others.images:
+        if name in self._set_index.images:
             return self._indices.get(name, [_OTHER])
         names = self._ends.find(name) if isinstance(name, str) else []
         return [index for match in names for index in self._indices.get(match, [_OTHER])]
@@ -241,14 +241,14 @@ class _ImageKeys:
 def _match_categories(
     categories: Sequence[int],
     classes: CategoryIds,
-    others: SetIndex,
+    set_index: SetIndex,
     offset: int,
     path: Path,
     name_row: Callable[[int], str],
 ) -> dict[int, int]:
     """Return the label of each category id, `_OTHER` for a class that the config does not choose."""
     labels = {number + offset: label for label, number in enumerate(classes.ids)}
-    known = labels.keys() | {number + offset for number in others.category_ids}
+    known = labels.keys() | {number + offset for number in set_index.category_ids}
     distinct = dict.fromkeys(categories)
     unknown = next((number for number in distinct if number not in known), None)
     if unknown is not None:
@@ -290,7 +290,7 @@ def _read_rows(path: Path) -> tuple[list[Any], Callable[[int], str]]:
 def _read_lines(path: Path) -> tuple[list[Any], Callable[[int], str]]:
     """Return the boxes of CrowdHuman's lines as rows with COCO's keys, and their names; tag k is the category k."""
     names: set[str] = set()
-    found: list[Any] = []
+    results: list[Any] = []
     places: list[str] = []
     for number, text in enumerate(read_file(path).splitlines(), start=1):
         if not text.strip():
@@ -306,6 +306,6 @@ def _read_lines(path: Path) -> tuple[list[Any], Callable[[int], str]]:
         if name in names:
             raise DataError(f"{path}: line {number}: the image '{name}' appears twice; keep one of the lines")
         names.add(name)
-        found += rows
+        results += rows
         places += [f"line {number}, box {index}" for index in range(len(rows))]
-    return found, places.__getitem__
+    return results, places.__getitem__

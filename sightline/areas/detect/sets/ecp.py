@@ -146,7 +146,7 @@ def write_ecp(labels: LabelledSet) -> Files:
         yield str(label_path), json_bytes({**frame, "children": children})
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     """Return TIME/img/SPLIT/CITY/NAME.png; the time is that of the name, else the day."""
     return city_path(image, "night/img" if image.name.startswith("night/") else "day/img")
 
@@ -176,7 +176,7 @@ class EuroCityPersons(PeopleImages):
         read=read_ecp,
         columns=COLUMNS,
         write=write_ecp,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"is_ignored", "is_crowd", "visible_share", "size"}),
         fit=_fit,
     )

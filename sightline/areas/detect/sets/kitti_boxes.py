@@ -56,10 +56,10 @@ def read_kitti(source: Path) -> LabelledSet:
         paths[path.parents[1], path.stem].append(path)
     images = []
     for number, file in enumerate(files, start=1):
-        path, *others = paths.pop((file.parents[1], file.stem), [file.parents[1] / "image_2" / f"{file.stem}.png"])
+        path, *duplicates = paths.pop((file.parents[1], file.stem), [file.parents[1] / "image_2" / f"{file.stem}.png"])
         boxes = [*_read_rows(file, faults, unread)]
-        if others:
-            faults.add("images that share a text file in label_2", f"{path} and {others[0].name}")
+        if duplicates:
+            faults.add("images that share a text file in label_2", f"{path} and {duplicates[0].name}")
             continue
         split, name = guess_split(file.parents[1].relative_to(root)), path.relative_to(root).as_posix()
         images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
@@ -113,7 +113,7 @@ def write_kitti(labels: LabelledSet) -> Files:
         yield f"{path.parents[1] / 'label_2' / path.stem}.txt", "".join(rows).encode()
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     return f"{_FOLDERS[image.split]}image_2/{PurePosixPath(image.name).name}"
 
 
@@ -139,7 +139,7 @@ class KittiBoxes(LabelledImages):
     label_format = LabelFormat(
         read=read_kitti,
         write=write_kitti,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"is_ignored", "undivided"}),
         fit=_fit,
     )

@@ -194,8 +194,8 @@ class LabelFormat:
     - `read(source, *, ...)` reads a folder or file; its keyword arguments are options of `data prepare`.
     - `columns` are stored, the boxes to show first. A visible box that is not stated is stored as the whole box if
       `fills_visible`.
-    - `write(labels)` yields the files of a set that fits: its images have the names that `place(image)` returns, the
-      path in the published layout, and their sizes.
+    - `write(labels)` yields the files of a set that fits: its images have their sizes, and as names the paths in the
+      published layout, which `image_path(image)` returns.
     - `holds` are the fields of a box that the format can state, beside class and box; and `part`: a person without a
       whole box, `size`: that of an image, `undivided`: images of no split, `suffix`: names that differ in it alone.
     - `fit(box, size_px)` returns the nearest box that the format can state, or a text: why it is left out. `rounds`
@@ -206,7 +206,7 @@ class LabelFormat:
     columns: tuple[str, ...] = BOX_COLUMNS
     fills_visible: bool = False
     write: Callable[[LabelledSet], Files] | None = None
-    place: Callable[[LabelledImage], str] = lambda image: image.name
+    image_path: Callable[[LabelledImage], str] = lambda image: image.name
     holds: frozenset[str] = frozenset()
     fit: Callable[[LabelledBox, tuple[int, int]], LabelledBox | str] = lambda box, _: box
     rounds: str = ""
@@ -251,8 +251,8 @@ def _fill(box: LabelledBox, stated: BoxCorners | None) -> BoxCorners:
     """Return a stated box; for a missing one, another one of an ignored object, else an empty box."""
     if stated is not None:
         return stated
-    others = (corners for corners in (box.box, box.visible, box.head) if corners is not None)
-    return next(others) if box.is_ignored else (0.0, 0.0, 0.0, 0.0)
+    corners_of_parts = (corners for corners in (box.box, box.visible, box.head) if corners is not None)
+    return next(corners_of_parts) if box.is_ignored else (0.0, 0.0, 0.0, 0.0)
 
 
 def _store_share(box: LabelledBox) -> float:

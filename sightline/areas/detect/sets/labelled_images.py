@@ -209,7 +209,7 @@ class LabelledImages(PreparedData):
         self._rows = parts.rows[split]
         names = {stored: prepared.names(stored) for stored in prepared.splits}
         self._names = tuple(names[stored][row] for stored, row in self._rows)
-        self._keeps_others = other_classes == "ignored"
+        self._keeps_other_classes = other_classes == "ignored"
         self._min_px = ignore_below_px
         self.classes = _select_classes(prepared, classes, self.regions)
         chosen = {name: label for label, name in enumerate(self.classes.names)}
@@ -249,7 +249,7 @@ class LabelledImages(PreparedData):
         stored = self._read_column(index, "label")
         label = self._class_of[stored]
         is_other = label < 0
-        selected = np.ones_like(is_other) if self._keeps_others else ~is_other | self._is_region[stored]
+        selected = np.ones_like(is_other) if self._keeps_other_classes else ~is_other | self._is_region[stored]
         boxes, scored = (self._read_column(index, name)[selected] for name in self._stored_boxes)
         is_ignored, is_scored_ignored = (
             (self._read_column(index, ignored_column(name)) | is_other)[selected] for name in self._stored_boxes

@@ -138,7 +138,7 @@ class WiderPerson(PeopleImages):
         read=read_widerperson,
         columns=COLUMNS,
         write=write_widerperson,
-        place=lambda image: f"Images/{PurePosixPath(image.name).stem}.jpg",
+        image_path=lambda image: f"Images/{PurePosixPath(image.name).stem}.jpg",
         holds=frozenset({"is_ignored", "is_crowd"}),
         fit=_fit,
         rounds="has whole pixels",

@@ -147,9 +147,9 @@ def _describe_shared(config_path: Path | None, stated: _StatedSplits) -> list[st
     return count_note(stated.shared, counted)
 
 
-def count_note(places: Sequence[object], text: str) -> list[str]:
+def count_note(locations: Sequence[object], text: str) -> list[str]:
     """Return a note on the number of places and the first of them; none without places."""
-    return [f"{len(places)} {text}, first: {places[0]}"] if places else []
+    return [f"{len(locations)} {text}, first: {locations[0]}"] if locations else []
 
 
 def guess_image_split(folder: Path) -> str:
@@ -171,20 +171,20 @@ def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
 
     Raises DataError for two YAML files with other names or splits.
     """
-    found: list[tuple[Path, dict[str, Any]]] = []
+    configs: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(root.glob("*.y*ml")):
         content = read_file(path)
         document = parsed_yaml(content, path, name="a file of classes") if b"names" in content else None
         if isinstance(document, dict) and "names" in document:
-            found.append((path, document))
-    for path, document in found[1:]:
-        if any(document.get(key) != found[0][1].get(key) for key in ("names", *_SPLIT_KEYS)):
-            raise DataError(f"{found[0][0]} and {path} state other names or splits; keep one of them in the folder")
-    for path in sorted(root.glob("*.data")) if not found else ():
+            configs.append((path, document))
+    for path, document in configs[1:]:
+        if any(document.get(key) != configs[0][1].get(key) for key in ("names", *_SPLIT_KEYS)):
+            raise DataError(f"{configs[0][0]} and {path} state other names or splits; keep one of them in the folder")
+    for path in sorted(root.glob("*.data")) if not configs else ():
         rows = [line.split("=", 1) for line in read_file(path).decode("utf-8-sig", "replace").splitlines()]
         stated = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
-        found += [(path, {"train": stated["train"], "val": stated.get("valid")})] if "train" in stated else []
-    return found[0] if found else (None, {})
+        configs += [(path, {"train": stated["train"], "val": stated.get("valid")})] if "train" in stated else []
+    return configs[0] if configs else (None, {})
 
 
 def _list_name_files(root: Path) -> list[Path]:
@@ -302,7 +302,7 @@ def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1)
     Returns None if there is none, and True if the stated path has more folders than those of `base`. It may be one of
     another machine, or of Windows (C:\\set\\images).
     """
-    path = _place_below(root, root / base / stated)
+    path = _normalise_below(root, root / base / stated)
     if path.is_relative_to(root) and os.path.exists(path):  # os.path.exists accepts names too long for the file system
         return path, False
     folders, parts = (
@@ -323,12 +323,12 @@ def _read_list(root: Path, path: Path, notes: list[str]) -> list[Path]:
             continue
         image, is_moved = _find_stated_path(root, str(path.parent), entry, min_parts=2)
         moved += [f"{entry}; {image.relative_to(root)} is read for it"] if is_moved and image else []
-        images.append(image or _place_below(root, path.parent / entry))
+        images.append(image or _normalise_below(root, path.parent / entry))
     notes += [f"{path}: {note}" for note in count_note(moved, "images are stated in other folders")]
     return images
 
 
-def _place_below(root: Path, path: Path) -> Path:
+def _normalise_below(root: Path, path: Path) -> Path:
     """Return a stated path without `..`; one outside of `root` may lead to it, or into it, by a link."""
     plain = Path(os.path.normpath(path))
     if plain.is_relative_to(root) or "\0" in str(plain):
@@ -357,12 +357,12 @@ def _describe_misplaced(root: Path, text: Path, images: Sequence[Path]) -> str:
 
     Where the file of an image in images/train belongs is labels/train.
     """
-    wanted = {(root / _in_labels(path.relative_to(root).with_suffix(".txt").parts)) for path in images}
+    expected = {(root / _in_labels(path.relative_to(root).with_suffix(".txt").parts)) for path in images}
     parts = text.relative_to(root).parts
     for index in range(len(parts) - 1):
         folder = root.joinpath(*parts[: index + 1])
         labels = folder.with_name("labels")
-        if labels.joinpath(*parts[index + 1 :]) in wanted and not labels.exists():
+        if labels.joinpath(*parts[index + 1 :]) in expected and not labels.exists():
             return f"their folder is called {folder.name}: mv {_as_word(folder)} {_as_word(labels)}"
     return f"{text} is elsewhere, or named otherwise"
 
@@ -512,7 +512,7 @@ def _quote(name: str) -> str:
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(name, ensure_ascii=False))
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     """Return images/[SPLIT/]NAME, without a folder `images` or one of the split that the name already has."""
     folder = f"{SPLIT_WORDS[image.split]}/".lstrip("/")
     return f"images/{folder}{image.name.removeprefix('images/').removeprefix(folder)}"
@@ -521,7 +521,7 @@ def _place(image: LabelledImage) -> str:
 def _label_path(name: str) -> str:
     """Return the path of the text file of an image, as `_find_label_file` looks for it."""
     parts = PurePosixPath(name).with_suffix(".txt").parts
-    index = max(place for place, part in enumerate(parts[:-1]) if part == "images")
+    index = max(position for position, part in enumerate(parts[:-1]) if part == "images")
     return "/".join((*parts[:index], "labels", *parts[index + 1 :]))
 
 
@@ -546,7 +546,7 @@ class YoloTxt(LabelledImages):
     label_format = LabelFormat(
         read=read_yolo,
         write=write_yolo,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"undivided"}),
         fit=_fit,
         rounds="cuts them at the border of the image",

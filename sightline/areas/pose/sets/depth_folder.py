@@ -283,10 +283,10 @@ def _shortest_tree(distances: np.ndarray, root: int) -> tuple[tuple[int, int], .
     """Return the tree of least length that joins all joints, from the root on, by their mean distances (J, J)."""
     joined, bones = [root], []
     while len(joined) < len(distances):
-        others = [joint for joint in range(len(distances)) if joint not in joined]
-        row, column = divmod(int(distances[np.ix_(joined, others)].argmin()), len(others))
-        bones.append((joined[row], others[column]))
-        joined.append(others[column])
+        remaining = [joint for joint in range(len(distances)) if joint not in joined]
+        row, column = divmod(int(distances[np.ix_(joined, remaining)].argmin()), len(remaining))
+        bones.append((joined[row], remaining[column]))
+        joined.append(remaining[column])
     return tuple(bones)
 
 
@@ -328,8 +328,10 @@ def _note_unlabelled(root: Path, labels: JointLabels) -> list[str]:
     """Return a note on images of the folder that no label names."""
     labelled = {label.frame for label in labels.frames}
     names = [path.relative_to(root).as_posix() for path in list_files(root, _KINDS)]
-    others = sorted(name for name in names if name not in labelled)
-    return [f"{len(others)} images have no label and are left out; the first is {others[0]}"] if others else []
+    unlabelled = sorted(name for name in names if name not in labelled)
+    return (
+        [f"{len(unlabelled)} images have no label and are left out; the first is {unlabelled[0]}"] if unlabelled else []
+    )
 
 
 class FrameLabel(NamedTuple):
@@ -504,7 +506,7 @@ def _expand_matrix(path: Path, document: Mapping[str, Any]) -> Mapping[str, Any]
     rest = {
         new: document[old] for new, old in (("width", "image_width"), ("height", "image_height")) if old in document
     }
-    return {**document, **rest, **{key: values[place] for key, place in zip(CAMERA_KEYS, places, strict=True)}}
+    return {**document, **rest, **{key: values[position] for key, position in zip(CAMERA_KEYS, places, strict=True)}}
 
 
 def _parse_number(path: Path, key: str, value: Any) -> float:

@@ -65,19 +65,19 @@ class BodyShape(NamedTuple):
 
     `lean_rad` (B, 2) of the trunk about x and z; `swings_rad` (B, 6, 2) in the order arm forwards, arm sideways, elbow,
     leg forwards, leg sideways, knee; `turn_rad` (B, 3) yaw, pitch and roll about the middle of the body, `scale` (B,),
-    `place_mm` (B, 3) of that middle relative to the point 2.8 m in front of the side view's camera.
+    `centre_mm` (B, 3) of that middle relative to the point 2.8 m in front of the side view's camera.
     """
 
     lean_rad: np.ndarray
     swings_rad: np.ndarray
     turn_rad: np.ndarray
     scale: np.ndarray
-    place_mm: np.ndarray
+    centre_mm: np.ndarray
 
 
 def build_bodies(shape: BodyShape, *, view: View) -> Figures:
     """Build joints (B, 15, 3) in ITOP's order and capsules (B, 13, 7), in mm in the frame of the view's camera."""
-    points = rotate(_pose_points(shape) * shape.scale[:, None, None], shape.turn_rad) + shape.place_mm[:, None]
+    points = rotate(_pose_points(shape) * shape.scale[:, None, None], shape.turn_rad) + shape.centre_mm[:, None]
     if view == "top":  # a rotation: down becomes forward, away from the side view's camera becomes up
         points = np.stack((points[..., 0], points[..., 2], -points[..., 1]), axis=-1)
     points = points + np.array([0.0, 0.0, _DISTANCE_MM])
@@ -155,6 +155,6 @@ class SyntheticBodies(SyntheticFigures):
             swings_rad=np.radians(np.stack([scale_to_range(draws.uniform(2), reach) for reach in _SWINGS_DEG], axis=1)),
             turn_rad=np.radians(scale_symmetric(draws.uniform(3), _TURN_DEG)),
             scale=scale_to_range(draws.uniform(1), _SCALE)[:, 0],
-            place_mm=scale_symmetric(draws.uniform(3), _SHIFT_MM),
+            centre_mm=scale_symmetric(draws.uniform(3), _SHIFT_MM),
         )
         return build_bodies(shape, view=self._view)

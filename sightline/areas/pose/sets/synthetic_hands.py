@@ -24,9 +24,9 @@ from sightline.store.computed_samples import Many
 
 HAND_CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, width_px=320, height_px=240)
 """Camera of MSRA."""
-_PLACE_MM = np.array([0.0, 0.0, 350.0])
+_CENTRE_MM = np.array([0.0, 0.0, 350.0])
 _SHIFT_MM = (60.0, 40.0, 60.0)
-"""Reach of the palm across, up and away from `_PLACE_MM`, to either side."""
+"""Reach of the palm across, up and away from `_CENTRE_MM`, to either side."""
 _TURN_DEG, _FLEXION_RAD, _REACH_SPLAY_DEG, _SCALE = (45.0, 30.0, 40.0), (0.0, 1.4), 15.0, (0.8, 1.2)
 """Yaw, pitch and roll to either side; bend of a finger at each joint; its splay to either side; size of the hand."""
 _FOREARM_SHARE = 0.5
@@ -57,7 +57,7 @@ class HandShape(NamedTuple):
     """Pose parameters of B hands; fingers in the order index, middle, ring, little, thumb.
 
     `flexion_rad` (B, 5) at each joint of a finger, `splay_rad` (B, 5) relative to the hand at rest, `turn_rad`
-    (B, 3) yaw, pitch and roll about the palm, `scale` (B,), `place_mm` (B, 3) of the palm in the camera's frame,
+    (B, 3) yaw, pitch and roll about the palm, `scale` (B,), `centre_mm` (B, 3) of the palm in the camera's frame,
     `wrist_rad` (B, 2) by which the forearm turns about x and z, `has_forearm` (B,) bool.
     """
 
@@ -65,7 +65,7 @@ class HandShape(NamedTuple):
     splay_rad: np.ndarray
     turn_rad: np.ndarray
     scale: np.ndarray
-    place_mm: np.ndarray
+    centre_mm: np.ndarray
     wrist_rad: np.ndarray
     has_forearm: np.ndarray
 
@@ -75,7 +75,7 @@ def build_hands(shape: HandShape) -> Figures:
     joints = _pose_joints(shape)
     tip = joints[:, 0] + rotate_about_z(rotate_about_x(_FOREARM_MM, shape.wrist_rad[:, 0]), shape.wrist_rad[:, 1])
     points = rotate(np.concatenate((joints, tip[:, None]), axis=1) * shape.scale[:, None, None], shape.turn_rad)
-    points = points + shape.place_mm[:, None]
+    points = points + shape.centre_mm[:, None]
     fingers = [(0 if level == 0 else 4 * f + level, 4 * f + level + 1) for f in range(5) for level in range(4)]
     radii = [radius for finger in (*_FINGER_RADII_MM, _THUMB_RADII_MM) for radius in finger]
     capsules = capsule_rows(points, [*fingers, *_PALM, (0, 21)], [*radii, *[_PALM_RADIUS_MM] * 3, _FOREARM_RADIUS_MM])
@@ -120,7 +120,7 @@ class SyntheticHands(SyntheticFigures):
     """
 
     set_name = "synthetic_hands"
-    farthest_mm = 2 * float(_PLACE_MM[2] + _SHIFT_MM[2])
+    farthest_mm = 2 * float(_CENTRE_MM[2] + _SHIFT_MM[2])
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class SyntheticHands(SyntheticFigures):
             splay_rad=np.radians(scale_symmetric(draws.uniform(5), _REACH_SPLAY_DEG)),
             turn_rad=np.radians(scale_symmetric(draws.uniform(3), _TURN_DEG)),
             scale=scale_to_range(draws.uniform(1), _SCALE)[:, 0],
-            place_mm=scale_symmetric(draws.uniform(3), _SHIFT_MM) + _PLACE_MM,
+            centre_mm=scale_symmetric(draws.uniform(3), _SHIFT_MM) + _CENTRE_MM,
             wrist_rad=np.radians(scale_symmetric(draws.uniform(2), _FOREARM_DEG)),
             has_forearm=lasting.uniform(1)[:, 0].numpy() < _FOREARM_SHARE,
         )

@@ -122,15 +122,15 @@ class _Fire(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: int, between: int, each: int, normalizes: bool, circular: bool, doubles: bool = False
+        self, *, in_channels: int, between: int, expanded: int, normalizes: bool, circular: bool, doubles: bool = False
     ) -> None:
         super().__init__()
         unit = partial(_unit, normalizes=normalizes, circular=circular)
         self.squeeze = unit(in_channels=in_channels, out_channels=between, size=1)
         doubled = UpsampleColumns(in_channels=between, out_channels=between, circular=circular, bilinear=True)
         self.upsample = nn.Sequential(doubled, nn.ReLU()) if doubles else nn.Identity()
-        self.narrow = unit(in_channels=between, out_channels=each, size=1)
-        self.wide = unit(in_channels=between, out_channels=each, size=3)
+        self.narrow = unit(in_channels=between, out_channels=expanded, size=1)
+        self.wide = unit(in_channels=between, out_channels=expanded, size=3)
 
     def forward(self, image: Tensor) -> Tensor:
         values = self.upsample(self.squeeze(image))
@@ -200,7 +200,7 @@ class _SqueezeSeg(RangeImageNetwork):
         self.down = nn.ModuleList(nn.Sequential(*self._level(level)) for level in range(len(_LEVELS)))
         widths_in = (2 * _LEVELS[-1][-1][1], *(2 * width_out for _, width_out in _UP[:-1]))
         self.up = nn.ModuleList(
-            fire(in_channels=channels, between=between, each=width_out)
+            fire(in_channels=channels, between=between, expanded=width_out)
             for channels, (between, width_out) in zip(widths_in, _UP, strict=True)
         )
         self.dropout = nn.Dropout(dropout)
@@ -218,7 +218,11 @@ class _SqueezeSeg(RangeImageNetwork):
         channels = 2 * _LEVELS[level - 1][-1][1] if level > 0 else _STEM
         for between, width_out in _LEVELS[level]:
             yield _Fire(
-                in_channels=channels, between=between, each=width_out, normalizes=self.is_second, circular=self.circular
+                in_channels=channels,
+                between=between,
+                expanded=width_out,
+                normalizes=self.is_second,
+                circular=self.circular,
             )
             channels = 2 * width_out
             yield from self._contexts(channels, level=level + 1)

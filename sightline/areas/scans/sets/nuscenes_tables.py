@@ -46,8 +46,8 @@ def list_labelled_files(tables: Path) -> LabelledFiles:
         scene = _get_row(scenes, sample["scene_token"], tables / "scene.json")
         name = f"{scene['name']}/{PurePosixPath(scan['filename']).name.removesuffix(_SCAN_SUFFIX)}"
         files[name] = tuple(_locate(tables, row["filename"]) for row in (scan, label))
-    others = [row for token, row in scans.items() if token not in labels and row["filename"].endswith(_SCAN_SUFFIX)]
-    frames = [row["filename"] for row in others if row.get("is_key_frame")]
+    unlabelled = [row for token, row in scans.items() if token not in labels and row["filename"].endswith(_SCAN_SUFFIX)]
+    frames = [row["filename"] for row in unlabelled if row.get("is_key_frame")]
     missing = [path for paths in files.values() for path in paths if not path.is_file()]
     if not files or frames:
         fault = f"of {len(frames)} key frames, first {frames[0]}" if frames else "at all"
@@ -59,7 +59,7 @@ def list_labelled_files(tables: Path) -> LabelledFiles:
         )
     categories = _read_table(tables, "category", key="token", values=("name",)).values()
     id_names = {row["index"]: row["name"] for row in categories if type(row.get("index")) is int}
-    notes = [f"{len(others)} sweeps between key frames have no labels, and are left out"] if others else []
+    notes = [f"{len(unlabelled)} sweeps between key frames have no labels, and are left out"] if unlabelled else []
     return LabelledFiles(dict(sorted(files.items())), id_names, notes)
 
 
@@ -71,7 +71,9 @@ def _read_table(tables: Path, name: str, *, key: str, values: tuple[str, ...]) -
         raise DataError(f"{path}: is no list of rows; {_ADVICE}")
     table: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows):
-        wrong = [each for each in (key, *values) if not isinstance(row, dict) or not isinstance(row.get(each), str)]
+        wrong = [
+            column for column in (key, *values) if not isinstance(row, dict) or not isinstance(row.get(column), str)
+        ]
         if wrong or row[key] in table:
             fault = f"has no text '{wrong[0]}'" if wrong else f"repeats the {key} {row[key][:40]}"
             raise DataError(f"{path}: row {number} {fault}; {_ADVICE}")

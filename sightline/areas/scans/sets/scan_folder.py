@@ -80,26 +80,26 @@ class ScanFolder(NamedScans):
         return: they keep their index and label in the file, and are ignored. Scans and labels of nuScenes lidarseg are
         paired by its tables. Raises DataError for a folder without scans, and for a file in another format.
         """
-        found = _find_scans(root)
-        names = found.columns if columns is None else check_columns(columns)
+        listed = _find_scans(root)
+        names = listed.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [
             ListedScan(part, name, files, partial(reader.read, *files))
-            for part, members in found.parts.items()
+            for part, members in listed.parts.items()
             for name, files in members.items()
         ]
         return scan_plan(
             set_name=cls.set_name,
-            layout=found.layout,
-            root=found.root,
+            layout=listed.layout,
+            root=listed.root,
             scans=scans,
             columns={} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")},
             about={
-                "split": describe_split(found.parts, "folders" if (root / "test").is_dir() else "lists of names"),
-                **({"id_names": found.id_names} if found.id_names else {}),
+                "split": describe_split(listed.parts, "folders" if (root / "test").is_dir() else "lists of names"),
+                **({"id_names": listed.id_names} if listed.id_names else {}),
             },
             options=reader.options(),
-            notes=[*found.notes, *_note_unused_rings(scans[0].files[0], reader)],
+            notes=[*listed.notes, *_note_unused_rings(scans[0].files[0], reader)],
         )
 
     @classmethod
@@ -118,12 +118,12 @@ class ScanFolder(NamedScans):
         Options as those of `plan`. Raises as `plan`.
         """
         root = cls.spec.find(source)
-        found = _find_scans(root)
-        names = found.columns if columns is None else check_columns(columns)
+        listed = _find_scans(root)
+        names = listed.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
-        scans = [files for members in found.parts.values() for files in members.values()]
+        scans = [files for members in listed.parts.values() for files in members.values()]
         readers = {files[0]: partial(reader.read, *files, is_survey=True) for files in scans}
-        return survey_scans(readers, source=root, id_names=found.id_names)
+        return survey_scans(readers, source=root, id_names=listed.id_names)
 
     def _make_sensor(self, block: SensorBlock | None) -> Sensor:
         return make_sensor(block, preset=None, owner=self.set_name)
@@ -198,7 +198,7 @@ def _add_label_file(path: Path) -> tuple[Path, ...]:
     return (path, label_path) if label_path.exists() else (path,)
 
 
-class _FoundScans(NamedTuple):
+class _ScanFiles(NamedTuple):
     """Files of every scan by split and name, and what the layout states; `root` is above all files."""
 
     root: Path
@@ -209,7 +209,7 @@ class _FoundScans(NamedTuple):
     id_names: Mapping[int, str]
 
 
-def _find_scans(root: Path) -> _FoundScans:
+def _find_scans(root: Path) -> _ScanFiles:
     """Find the scans and labels of every split; one split `all` if neither folders nor lists divide the scans."""
     tables = find_tables(root)
     if tables is not None:
@@ -217,21 +217,21 @@ def _find_scans(root: Path) -> _FoundScans:
         named, list_notes = read_name_lists(root, list(files))
         by_part = {part: {name: files[name] for name in names} for part, names in named.items()}
         notes += [f"scans and labels are paired by {tables}, and columns read as {', '.join(COLUMNS)}", *list_notes]
-        return _FoundScans(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
+        return _ScanFiles(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
     parts, notes = _list_splits(root)
     notes += filter(None, [list_skipped_files(root, suffixes=_SUFFIXES)])
     by_part = {
         part: {path.relative_to(root).as_posix(): _add_label_file(path) for path in paths}
         for part, paths in parts.items()
     }
-    return _FoundScans(root, "split_folders" if "test" in parts else "folder", by_part, notes, None, {})
+    return _ScanFiles(root, "split_folders" if "test" in parts else "folder", by_part, notes, None, {})
 
 
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """List the scans of every split, and notes."""
-    found = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _FOLDERS.items()}
+    existing = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _FOLDERS.items()}
     folders = {
-        split: [path for folder in each for path in _list_scans(folder)] for split, each in found.items() if each
+        split: [path for folder in roots for path in _list_scans(folder)] for split, roots in existing.items() if roots
     }
     if folders:
         empty = [split for split in ("train", "test") if not folders.get(split)]
@@ -255,7 +255,7 @@ def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 def _check_unlisted(root: Path, scans: Sequence[Path]) -> None:
     """Raise DataError for a scan, or a file of labels, that no split would have."""
     files = {file for path in scans for file in _add_label_file(path)}
-    check_unlisted(root, files, suffixes=_SUFFIXES, others=_LISTS, layout=_LAYOUTS)
+    check_unlisted(root, files, suffixes=_SUFFIXES, ignored_names=_LISTS, layout=_LAYOUTS)
 
 
 def _list_scans(folder: Path) -> list[Path]:

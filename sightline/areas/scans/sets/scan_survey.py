@@ -143,7 +143,9 @@ def survey_scans(
         f"remission_max: {guess_remission_max(statistics.high)}}}"
     )
     size = {"height": num_beams, "width": fit}
-    words = (f"transforms.{place}.{side}={px}" for place in ("train.2", "evaluate.0") for side, px in size.items())
+    words = (
+        f"transforms.{transform}.{side}={px}" for transform in ("train.2", "evaluate.0") for side, px in size.items()
+    )
     return {
         "source": str(source),
         "scans": f"{len(chosen)} of {len(readers)} looked at",

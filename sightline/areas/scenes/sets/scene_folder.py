@@ -216,7 +216,7 @@ class SceneFolder(LabelledScenes):
         if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
         files = {file for scene in scenes for file in scene.files}
-        check_unlisted(root, files, suffixes=_SUFFIXES, others=(CLASSES_FILE,), layout=_LAYOUTS)
+        check_unlisted(root, files, suffixes=_SUFFIXES, ignored_names=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
         classes = _find_classes(root, scenes, names, label, unlabelled)
         first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
@@ -282,23 +282,23 @@ def _find_classes(
     names = read_class_names(root)
     if names is not None:
         return _Classes(names, tuple(range(len(names))), f"the lines of {CLASSES_FILE}")
-    found: set[int] = set()
+    numbers: set[int] = set()
     for scene in scenes:
         values = _read_labels(scene, read_cloud(scene.path, columns=columns, used=(label,)), label)
         is_label = _is_label(values) & (values != unlabelled)
-        found.update(np.flatnonzero(np.bincount(values[is_label].astype(np.int64))).tolist())
-        if len(found) > _MAX_CLASSES:
+        numbers.update(np.flatnonzero(np.bincount(values[is_label].astype(np.int64))).tolist())
+        if len(numbers) > _MAX_CLASSES:
             raise DataError(
-                f"{scene.path}: up to this file {label} has {len(found)} different numbers, {_MAX_CLASSES} classes are "
-                "possible; is that the label's column?"
+                f"{scene.path}: up to this file {label} has {len(numbers)} different numbers, {_MAX_CLASSES} classes "
+                "are possible; is that the label's column?"
             )
-    if not found:
+    if not numbers:
         besides = "" if unlabelled is None else f" besides unlabelled={unlabelled}"
         advice = "correct the labels, or name another column: label=NAME"
         raise DataError(
             f"{root}: no point has a class: no label is a whole number from 0 to {MAX_ID}{besides}; {advice}"
         )
-    labels = tuple(sorted(found))
+    labels = tuple(sorted(numbers))
     return _Classes(tuple(f"class_{number}" for number in labels), labels, "the labels of all files")
 
 
@@ -421,8 +421,8 @@ def _note_unit(extent_m: float, unit: LengthUnit) -> list[str]:
     low, high = _PLAUSIBLE_M
     if low <= extent_m <= high:
         return []
-    others = {name: extent_m / _find_length(unit) * metres for name, metres in _METRES.items()}
-    fitting = [f"unit={name} would make that {size:.3g} m" for name, size in others.items() if low <= size <= high]
+    extents = {name: extent_m / _find_length(unit) * metres for name, metres in _METRES.items()}
+    fitting = [f"unit={name} would make that {size:.3g} m" for name, size in extents.items() if low <= size <= high]
     return [
         f"half of the scenes extend over {extent_m:.3g} m {'or less' if extent_m < low else 'or more'}, read as "
         f"unit={unit}; {', '.join(fitting) or 'is that the unit of the files?'}"

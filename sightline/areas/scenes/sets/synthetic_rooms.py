@@ -27,7 +27,7 @@ from sightline.store.computed_samples import ComputedSet, Many, SampleCache, arr
 
 _AT_WALLS = ("door", "column", "window", "window", "board", "bookcase", "bookcase", "sofa", "column")
 _CHANCES = (1.0, 0.6, 1.0, 0.5, 0.8, 1.0, 0.5, 0.8, 0.3)
-_MAX_TABLES, _CHAIRS_EACH, _MAX_CLUTTER = 3, 4, 8
+_MAX_TABLES, _CHAIRS_PER_TABLE, _MAX_CLUTTER = 3, 4, 8
 _ATTEMPTS = 12
 _BLOCK = 1024
 _GAP = 0.08
@@ -109,7 +109,7 @@ def furnish_room(draws: Draws) -> FurnishedRoom:
         position = float(along) * chance.number(0.2, 0.8)
         at = (size[0] / 2, position, size[2]) if angle == 0 else (position, size[1] / 2, size[2])
         things.append(transform_thing(beam, angle_rad=angle, at=at))
-    things += [thing for group in _place_tables(size, plan, chance) for thing in group]
+    things += [thing for group in _arrange_tables(size, plan, chance) for thing in group]
     things += _scatter_things(size, plan, chance)
     return FurnishedRoom(size, tuple(things))
 
@@ -167,13 +167,13 @@ def _floor_before_wall(
     return (x, y, width, depth) if wall % 2 == 0 else (x, y, depth, width)
 
 
-def _place_tables(size: np.ndarray, plan: _FloorPlan, chance: _RandomNumbers) -> Iterator[list[Thing]]:
+def _arrange_tables(size: np.ndarray, plan: _FloorPlan, chance: _RandomNumbers) -> Iterator[list[Thing]]:
     """Yield groups of a table, chairs at its sides and clutter on it."""
     for _ in range(1 + int(chance.number(0, _MAX_TABLES))):
         table, angle = make_thing("table", chance.measures()), np.pi / 2 * int(chance.number(0, 2))
         width, depth = table.plan if angle == 0 else table.plan[::-1]
         positions = [(chance.number(0, float(size[0])), chance.number(0, float(size[1]))) for _ in range(_ATTEMPTS)]
-        seats = [_draw_seat(chance) for _ in range(_CHAIRS_EACH)]
+        seats = [_draw_seat(chance) for _ in range(_CHAIRS_PER_TABLE)]
         clutter = [(make_thing("clutter", chance.measures()), chance.number(), chance.number()) for _ in range(2)]
         centre = next((position for position in positions if plan.try_occupy(*position, width, depth)), None)
         if centre is None:

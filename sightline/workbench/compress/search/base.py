@@ -156,7 +156,7 @@ def _fill_budget(problem: Problem, evaluator: PolicyEvaluator, policy: Policy) -
             return policy, tuple(untried)
 
 
-def search_rows(found: Iterable[SearchResult]) -> list[dict[str, Any]]:
+def search_rows(results: Iterable[SearchResult]) -> list[dict[str, Any]]:
     """Build one row per search, lowest loss first; `overhead seconds` excludes the evaluations."""
     return [
         {
@@ -169,7 +169,7 @@ def search_rows(found: Iterable[SearchResult]) -> list[dict[str, Any]]:
             "overhead seconds": result.seconds - result.evaluation_seconds,
             "raisable layers": len(result.untried_raises),
         }
-        for result in sorted(found, key=lambda result: (result.loss, result.bytes))
+        for result in sorted(results, key=lambda result: (result.loss, result.bytes))
     ]
 
 

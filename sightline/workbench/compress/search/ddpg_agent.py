@@ -133,8 +133,8 @@ class ReplayBuffer:
         self._rows[self._num_added % len(self._rows)] = [*state, action, reward, *next_state, not is_done]
         self._num_added += 1
 
-    def at(self, places: np.ndarray, dtype: torch.dtype) -> Transitions:
+    def at(self, indices: np.ndarray, dtype: torch.dtype) -> Transitions:
         """Return the transitions at these indices; 0 is the oldest one stored."""
         oldest = max(0, self._num_added - len(self._rows))
-        rows = torch.from_numpy(self._rows[(places + oldest) % len(self._rows)]).to(dtype)
+        rows = torch.from_numpy(self._rows[(indices + oldest) % len(self._rows)]).to(dtype)
         return Transitions(*rows.split([self._num_states, 1, 1, self._num_states, 1], dim=1))

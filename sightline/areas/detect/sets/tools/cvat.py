@@ -30,7 +30,7 @@ from sightline.areas.detect.sets.tools.boxes import (
     refuse_turned,
     state_marks,
 )
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, place_by_split
+from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, path_in_split
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.xml_files import XmlElement, iterate_xml
@@ -64,23 +64,25 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     if next(elements).tag != "annotations":
         report.habits["XML files are not of CVAT and are passed over"].append(str(file))
         return
-    for each in elements:
-        where = f"{file}:{each.line}"
-        if each.tag == "track":
+    for element in elements:
+        where = f"{file}:{element.line}"
+        if element.tag == "track":
             raise DataError(f"{where}: is a track of a video, which is not read; export it as 'CVAT for images 1.1'")
-        if each.tag == "meta":
-            labels = [label for job in each.children for part in job.find_all("labels") for label in part.children]
+        if element.tag == "meta":
+            labels = [label for job in element.children for part in job.find_all("labels") for label in part.children]
             names = [label.text("name") for label in labels if not label.text("parent")]
             report.class_names += [name for name in names if name]
-        if each.tag != "image":
+        if element.tag != "image":
             continue
         try:
-            size_px = parse_size(each.attributes.get("height"), each.attributes.get("width"))
+            size_px = parse_size(element.attributes.get("height"), element.attributes.get("width"))
         except ValueError as error:
             report.faults.add(BAD_IMAGE, f"{where}: {error}")
             continue
-        boxes = tuple(_read_shapes(each, file, report))
-        yield ToolImage(each.attributes.get("name", ""), size_px, boxes, each.attributes.get("subset", ""), each.line)
+        boxes = tuple(_read_shapes(element, file, report))
+        yield ToolImage(
+            element.attributes.get("name", ""), size_px, boxes, element.attributes.get("subset", ""), element.line
+        )
 
 
 def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[LabelledBox]:
@@ -95,7 +97,10 @@ def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[
             continue
         try:
             refuse_turned(shape.attributes.get("rotation"), where)
-            marks = {each.attributes.get("name", ""): each.content.strip() for each in shape.find_all("attribute")}
+            marks = {
+                attribute.attributes.get("name", ""): attribute.content.strip()
+                for attribute in shape.find_all("attribute")
+            }
             yield make_box(label, _read_corners(shape), marks, line=shape.line)
         except NoBoxError as error:
             report.faults.add(error.kind, str(error))
@@ -126,9 +131,9 @@ def write_cvat(labels: LabelledSet) -> Files:
     yield "annotations.xml", text.encode()
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     if image.split == "all":
-        return f"images/{place_by_split(image.name, image.split)}"
+        return f"images/{path_in_split(image.name, image.split)}"
     word = SPLIT_WORDS[image.split]  # which the subset states, whatever other folders are called
     return f"images/{word}/{image.name.removeprefix('images/').removeprefix(f'{word}/')}"
 
@@ -174,7 +179,7 @@ class Cvat(LabelledImages):
     label_format = LabelFormat(
         read=read_cvat,
         write=write_cvat,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),
         fit=lambda box, _: fit_label(box),
     )

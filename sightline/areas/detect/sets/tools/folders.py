@@ -121,7 +121,7 @@ class ToolFolder:
         for file in self.files:
             try:
                 for stated in read_file(file, self.report):
-                    image = self._place(stated, file, splits.get(file, "all"))
+                    image = self._resolve_image(stated, file, splits.get(file, "all"))
                     if image is not None and (other := images.setdefault(image.name, image)) is not image:
                         text = f"{image.name}: {other.files[0]}, {file}"
                         self.report.faults.add("images that two files, or two entries of a file, are about", text)
@@ -130,7 +130,7 @@ class ToolFolder:
                 self.report.faults.add("annotation files that are missing or damaged", text)
         return images
 
-    def _place(self, stated: ToolImage, file: Path, split: str) -> LabelledImage | None:
+    def _resolve_image(self, stated: ToolImage, file: Path, split: str) -> LabelledImage | None:
         """Return the image that a file states; a fault and None if it is not there, or if two may be meant."""
         where = f"{file}:{stated.line}" if stated.line else f"{file}"
         try:
@@ -171,7 +171,7 @@ def name_subset(file: Path) -> str:
     return SPLIT_WORDS[guess_split(Path(file.name))]
 
 
-def place_by_split(name: str, split: str) -> str:
+def path_in_split(name: str, split: str) -> str:
     """Return SPLIT/NAME, or NAME for images of no split, as a path whose folders are read as that split again.
 
     A folder `images`, and one of the split, that the name already has, are not repeated. Where other folders of the
@@ -179,9 +179,9 @@ def place_by_split(name: str, split: str) -> str:
     """
     word = SPLIT_WORDS[split]
     rest = name.removeprefix("images/").removeprefix(f"{word}/")
-    placed = f"{word}/{rest}" if word else rest
-    if guess_image_split(Path(placed).parent) == split:
-        return placed
+    path = f"{word}/{rest}" if word else rest
+    if guess_image_split(Path(path).parent) == split:
+        return path
     parent, _, file = rest.rpartition("/")
     return f"{parent}/{word}/{file}" if word else rest.replace("/", "_")
 

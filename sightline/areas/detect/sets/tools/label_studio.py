@@ -105,9 +105,9 @@ def _choose_results(task: Mapping[str, Any]) -> Sequence[_Result]:
     Raises NoBoxError for a task without one, and for several.
     """
     stated = task.get("annotations", task.get("completions")) or []
-    chosen = [each for each in stated if not each.get("was_cancelled")]
+    chosen = [annotation for annotation in stated if not annotation.get("was_cancelled")]
     if len(chosen) > 1:
-        chosen = [each for each in chosen if each.get("ground_truth")] or chosen
+        chosen = [annotation for annotation in chosen if annotation.get("ground_truth")] or chosen
     if len(chosen) != 1:
         kind = "images with several annotations" if chosen else _UNLABELLED
         text = f"has {len(chosen)}; mark one of them as ground truth" if chosen else "has no annotation"
@@ -117,8 +117,8 @@ def _choose_results(task: Mapping[str, Any]) -> Sequence[_Result]:
 
 def _list_short_results(task: Mapping[str, Any]) -> Sequence[_Result]:
     """Return the regions of a task of the short form, in which a value has the keys of its result, too."""
-    lists = [each for each in task.values() if isinstance(each, list)]
-    values = [value for each in lists for value in each if isinstance(value, dict) and _REGION_KEYS & value.keys()]
+    lists = [items for items in task.values() if isinstance(items, list)]
+    values = [value for items in lists for value in items if isinstance(value, dict) and _REGION_KEYS & value.keys()]
     return [{**value, "value": value} for value in values]
 
 
@@ -126,23 +126,23 @@ def _read_task(
     stated: str, results: Sequence[_Result], where: str, report: ToolReport, folder: ToolFolder, subset: str
 ) -> ToolImage:
     """Return the image of a task. Raises ValueError for one that was labelled turned, and for an impossible size."""
-    turns = {each.get("image_rotation") or 0 for each in results}
+    turns = {result.get("image_rotation") or 0 for result in results}
     if turns - {0}:
         raise ValueError(f"was labelled while it was turned by {max(turns):g} degrees, which is not read")
-    size = next((each for each in results if each.get("original_width")), {})
+    size = next((result for result in results if result.get("original_width")), {})
     size_px = parse_size(size.get("original_height"), size.get("original_width"))
     base = Path(stated).name
     if not folder.has_image(base) and folder.has_image(original := _UPLOADED.sub("", base, count=1)):
         report.habits[_WITHOUT_PREFIX].append(where)
         stated = original
     objects = dict[str, list[_Result]]()
-    for each in results:
-        value = each.get("value") or {}
+    for result in results:
+        value = result.get("value") or {}
         shape = [value.get(key) for key in ("x", "y", "width", "height", "points", "rle")]
         if _REGION_KEYS & value.keys():
-            objects.setdefault(str(each.get("id") or shape), []).append(each)
+            objects.setdefault(str(result.get("id") or shape), []).append(result)
         else:
-            report.unread.update([f"{str(each.get('type', each.get('from_name')))[:40]} of an image"])
+            report.unread.update([f"{str(result.get('type', result.get('from_name')))[:40]} of an image"])
     entries = ((f"{where}, {stated}", parts) for parts in objects.values())
     boxes = [*collect_boxes(entries, partial(_read_object, report=report), report.faults)]
     return ToolImage(stated, size_px, boxes, subset, relative=True)
@@ -152,15 +152,15 @@ def _read_object(parts: Sequence[_Result], *, report: ToolReport) -> LabelledBox
     """Return the box, in shares, of an object whose shape and labels may be in several results."""
     values = [part["value"] for part in parts]
     labels = {key: value[key] for value in values for key in value if key.endswith("labels") and value[key]}
-    names = [*dict.fromkeys(str(name) for each in labels.values() for name in each)]
+    names = [*dict.fromkeys(str(name) for group in labels.values() for name in group)]
     if len(names) > 1:
         raise ValueError(f"it has the classes {join_some(names, most=_MAX_LISTED)}, a box has one")
     shape: dict[str, Any] = {key: item for value in values for key, item in value.items()}
     corners = _find_corners(shape, names[0] if names else "")
     kinds = {"polygon"} if "points" in shape else {"ellipse"} if "radiusX" in shape else set[str]()
     report.unread.update(f"{kind}s, but the boxes about them" for kind in kinds)
-    others = ("choices", "text", "rating", "number", "taxonomy")
-    report.unread.update(f"{key} of a box" for key in others if shape.get(key))
+    unused_keys = ("choices", "text", "rating", "number", "taxonomy")
+    report.unread.update(f"{key} of a box" for key in unused_keys if shape.get(key))
     return make_box(names[0] if names else None, corners, {}, line=0)
 
 

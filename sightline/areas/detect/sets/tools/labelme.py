@@ -30,7 +30,7 @@ from sightline.areas.detect.sets.tools.boxes import (
     parse_size,
     state_marks,
 )
-from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport, place_by_split
+from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport, path_in_split
 from sightline.contract import registry
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
@@ -149,7 +149,7 @@ class LabelMe(LabelledImages):
     label_format = LabelFormat(
         read=read_labelme,
         write=write_labelme,
-        place=lambda image: place_by_split(image.name, image.split),
+        image_path=lambda image: path_in_split(image.name, image.split),
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided"}),
         fit=lambda box, _: fit_label(box),
     )

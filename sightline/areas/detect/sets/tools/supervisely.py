@@ -55,7 +55,9 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     document = parse_json_content(read_file(file), where=str(file), advice="export it again")
     stated: Mapping[str, Any] = document if isinstance(document, dict) else {}
     if isinstance(stated.get("classes"), list):
-        titles = [str(each.get("title") or "").strip() if isinstance(each, dict) else "" for each in stated["classes"]]
+        titles = [
+            str(entry.get("title") or "").strip() if isinstance(entry, dict) else "" for entry in stated["classes"]
+        ]
         if not all(titles):
             raise ValueError("a class has no title; export the project again")
         report.class_names += titles
@@ -68,22 +70,22 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     tags = [str(tag.get("name", tag) if isinstance(tag, dict) else tag) for tag in stated_tags]
     subset = next((tag for tag in tags if tag.lower() in _ASSIGNED), "")
     report.unread.update(f"tag {tag} of an image"[:80] for tag in tags if tag != subset)
-    entries = ((f"{file}: objects[{number}]", each) for number, each in enumerate(stated["objects"]))
+    entries = ((f"{file}: objects[{number}]", entry) for number, entry in enumerate(stated["objects"]))
     yield ToolImage("", size_px, [*collect_boxes(entries, partial(_read_object, report=report), report.faults)], subset)
 
 
-def _read_object(each: Mapping[str, Any], *, report: ToolReport) -> LabelledBox:
-    label, has_mask = str(each["classTitle"]), isinstance(each.get("bitmap"), dict)
-    kind = str(each.get("geometryType") or ("bitmap" if has_mask else "rectangle"))
+def _read_object(item: Mapping[str, Any], *, report: ToolReport) -> LabelledBox:
+    label, has_mask = str(item["classTitle"]), isinstance(item.get("bitmap"), dict)
+    kind = str(item.get("geometryType") or ("bitmap" if has_mask else "rectangle"))
     if kind == "oriented_bbox":
         raise NoBoxError(TURNED, f"'{label[:40]}' is an {kind}")
     if kind not in ("rectangle", "polygon", "bitmap", "alpha_mask"):
         raise NoBoxError(NO_BOX, f"'{label[:40]}' is a {kind[:40]}")
     is_mask = kind in ("bitmap", "alpha_mask")
-    corners = _find_mask(each["bitmap"]) if is_mask else find_bounds(parse_points(each["points"]["exterior"]))
+    corners = _find_mask(item["bitmap"]) if is_mask else find_bounds(parse_points(item["points"]["exterior"]))
     report.unread.update([f"{kind}s, but the boxes about them"] if kind != "rectangle" else [])
-    report.unread.update(f"tag {tag['name']}"[:80] for tag in each.get("tags") or () if isinstance(tag, dict))
-    return make_box(label, corners, {}, line=int(each.get("id") or 0))
+    report.unread.update(f"tag {tag['name']}"[:80] for tag in item.get("tags") or () if isinstance(tag, dict))
+    return make_box(label, corners, {}, line=int(item.get("id") or 0))
 
 
 def _find_mask(bitmap: Mapping[str, Any]) -> BoxCorners:

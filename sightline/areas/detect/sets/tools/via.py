@@ -38,7 +38,7 @@ _SHAPES_3: Mapping[int, tuple[str, tuple[str, ...]]] = {
     4: ("ellipse", ("cx", "cy", "rx", "ry")),
 }
 """Number of a shape of version 3 → its name and numbers in version 2; 7 is a polygon."""
-_OTHERS_3 = {1: "point", 5: "line", 6: "polyline", 8: "extreme rectangle", 9: "extreme circle"}
+_UNSUPPORTED_SHAPES_3 = {1: "point", 5: "line", 6: "polyline", 8: "extreme rectangle", 9: "extreme circle"}
 _Image = Mapping[str, Any]
 """Image of version 2: `filename`, and the list `regions`, each with `shape_attributes` and `region_attributes`."""
 
@@ -55,7 +55,7 @@ def read_via(source: Path, *, label_key: str | None = None, class_name: str | No
     def read_images(file: Path, report: ToolReport) -> Iterator[ToolImage]:
         for image in images[file] if file in images else _read_images(file, report):
             name, regions = str(image["filename"]), image["regions"]
-            entries = ((f"{file}: {name}, region {number}", each) for number, each in enumerate(regions))
+            entries = ((f"{file}: {name}, region {number}", region) for number, region in enumerate(regions))
             parse = partial(_read_region, label_key=label_key, class_name=class_name, report=report)
             boxes = [*collect_boxes(entries, parse, report.faults)]
             yield ToolImage(name, None, boxes, name_subset(file))
@@ -76,8 +76,10 @@ def _find_label_key(
 
     Raises DataError if it is not known, or no region has it.
     """
-    regions = [each for images in files for image in images for each in image["regions"] if isinstance(each, dict)]
-    names = Counter(name for each in regions for name in _attributes(each))
+    regions = [
+        region for images in files for image in images for region in image["regions"] if isinstance(region, dict)
+    ]
+    names = Counter(name for region in regions for name in _attributes(region))
     named = join_some(
         [f"{name} ({count} of {len(regions)} regions)" for name, count in names.most_common()], most=_MAX_LISTED
     )
@@ -100,20 +102,20 @@ def _attributes(region: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_region(
-    each: Mapping[str, Any], *, label_key: str | None, class_name: str | None, report: ToolReport
+    region: Mapping[str, Any], *, label_key: str | None, class_name: str | None, report: ToolReport
 ) -> LabelledBox:
-    attributes = _attributes(each)
+    attributes = _attributes(region)
     label = attributes.pop(label_key, None) if label_key is not None else None
     if isinstance(label, dict):  # a check box for each class
         ticked = [name for name, is_set in label.items() if is_set]
         if len(ticked) > 1:
             raise ValueError(f"it has the classes {join_some(ticked, most=_MAX_LISTED)}, a box has one")
         label = next(iter(ticked), None)
-    shape = each["shape_attributes"]
+    shape = region["shape_attributes"]
     corners = _find_corners(shape)
     report.unread.update(f"attribute {name}"[:80] for name in attributes)
     report.unread.update([f"{shape['name']}s, but the boxes about them"] if shape["name"] != "rect" else [])
-    return make_box(label or class_name, corners, each.get("region_attributes") or {}, line=0)
+    return make_box(label or class_name, corners, region.get("region_attributes") or {}, line=0)
 
 
 def _find_corners(shape: Mapping[str, Any]) -> BoxCorners:
@@ -142,7 +144,7 @@ def _read_images(file: Path, report: ToolReport) -> Sequence[_Image]:
     stated: Any = document.get("_via_img_metadata", document) if isinstance(document, dict) else {}
     if isinstance(stated, dict) and {"file", "view", "metadata"} <= stated.keys():
         return _convert_version_3(stated, file)
-    images = [each for each in stated.values() if isinstance(each, dict)] if isinstance(stated, dict) else []
+    images = [entry for entry in stated.values() if isinstance(entry, dict)] if isinstance(stated, dict) else []
     if not images or not all({"filename", "regions"} <= image.keys() for image in images):
         report.habits["JSON files are not of VIA and are passed over"].append(str(file))
         return ()
@@ -182,20 +184,20 @@ def _convert_version_3(project: Mapping[str, Any], file: Path) -> Sequence[_Imag
     """Return the images of a project of version 3 as version 2 has them. Raises DataError for one about videos."""
     try:
         attributes = {
-            key: (str(each["aname"]), each.get("options") or {}) for key, each in project["attribute"].items()
+            key: (str(entry["aname"]), entry.get("options") or {}) for key, entry in project["attribute"].items()
         }
-        names = {str(key): str(each["fname"]) for key, each in project["file"].items()}
+        names = {str(key): str(entry["fname"]) for key, entry in project["file"].items()}
         images: dict[str, dict[str, Any]] = {}
         for key, view in project["view"].items():
             [number] = view["fid_list"]
             images[key] = {"filename": names[str(number)], "regions": []}
-        for each in project["metadata"].values():
-            if each.get("z"):
+        for entry in project["metadata"].values():
+            if entry.get("z"):
                 raise DataError(f"{file}: has times of a video, which is not read; take its frames as images")
-            if each["xy"]:
-                stated = {attributes[key][0]: attributes[key][1].get(v, v) for key, v in each["av"].items()}
-                region = {"shape_attributes": _convert_shape(each["xy"]), "region_attributes": stated}
-                images[str(each["vid"])]["regions"].append(region)
+            if entry["xy"]:
+                stated = {attributes[key][0]: attributes[key][1].get(v, v) for key, v in entry["av"].items()}
+                region = {"shape_attributes": _convert_shape(entry["xy"]), "region_attributes": stated}
+                images[str(entry["vid"])]["regions"].append(region)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -210,7 +212,7 @@ def _convert_shape(xy: Sequence[Any]) -> dict[str, Any]:
     if kind in _SHAPES_3:
         name, keys = _SHAPES_3[kind]
         return {"name": name, **dict(zip(keys, numbers, strict=True))}
-    return {"name": _OTHERS_3.get(kind, f"shape {kind}")}
+    return {"name": _UNSUPPORTED_SHAPES_3.get(kind, f"shape {kind}")}
 
 
 @registry.data.add("via")

@@ -29,7 +29,7 @@ from sightline.areas.detect.sets.tools.folders import (
     ToolFolder,
     ToolImage,
     ToolReport,
-    place_by_split,
+    path_in_split,
 )
 from sightline.contract import registry
 from sightline.store.files.image_files import IMAGE_SUFFIXES
@@ -69,10 +69,10 @@ def _read_splits(folder: ToolFolder) -> dict[Path, str]:
             _read_list(path, file_by_name, splits, folder.report)
         for file in file_by_name.values() if lists else ():
             splits.setdefault(file, UNLISTED)
-    others = folder.report.habits["lists are not read; put them into ImageSets/Main beside Annotations"]
+    unread_lists = folder.report.habits["lists are not read; put them into ImageSets/Main beside Annotations"]
     for path in list_files(folder.root, {".txt"}) if not splits else ():
         if path.stem in ("train", "val", "trainval", "test"):
-            others.append(str(path))
+            unread_lists.append(str(path))
     return splits
 
 
@@ -107,17 +107,17 @@ def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[
 
 
 def _read_objects(document: XmlElement, file: Path, report: ToolReport, first_pixel: int) -> Iterator[LabelledBox]:
-    for each in document.find_all("object"):
-        where = f"{file}:{each.line}"
+    for item in document.find_all("object"):
+        where = f"{file}:{item.line}"
         try:
-            parts = {part.text("name").lower()[:40]: part for part in each.find_all("part")}
+            parts = {part.text("name").lower()[:40]: part for part in item.find_all("part")}
             head = _read_corners(parts.pop("head"), first_pixel) if "head" in parts else None
-            corners, marks = _read_corners(each, first_pixel), {"difficult": each.text("difficult")}
-            yield make_box(each.text("name"), corners, marks, line=each.line, head=head)
+            corners, marks = _read_corners(item, first_pixel), {"difficult": item.text("difficult")}
+            yield make_box(item.text("name"), corners, marks, line=item.line, head=head)
         except ValueError as error:
-            report.faults.add(BAD_BOX, f"{where}: object '{each.text('name')[:40]}' ({error})")
+            report.faults.add(BAD_BOX, f"{where}: object '{item.text('name')[:40]}' ({error})")
             continue
-        report.unread.update({child.tag[:40] for child in each.children if _is_unread(child)} | {*parts})
+        report.unread.update({child.tag[:40] for child in item.children if _is_unread(child)} | {*parts})
         if first_pixel and 0 in (corners[0] + first_pixel, corners[1] + first_pixel):
             report.habits[
                 "boxes begin at 0, and VOC counts pixels from 1; if the tool counts from 0, first_pixel=0 says so"
@@ -150,9 +150,9 @@ def write_voc(labels: LabelledSet) -> Files:
             yield f"ImageSets/Main/{word}.txt", "".join(f"{_list_name(image)}\n" for image in images).encode()
 
 
-def _place(image: LabelledImage) -> str:
+def _image_path(image: LabelledImage) -> str:
     name = image.name.removeprefix("JPEGImages/").removeprefix("images/")
-    return f"JPEGImages/{place_by_split(name, 'all') if image.split == 'all' else name}"
+    return f"JPEGImages/{path_in_split(name, 'all') if image.split == 'all' else name}"
 
 
 def _list_name(image: LabelledImage) -> str:
@@ -211,7 +211,7 @@ class Voc(LabelledImages):
     label_format = LabelFormat(
         read=read_voc,
         write=write_voc,
-        place=_place,
+        image_path=_image_path,
         holds=frozenset({"head", "is_ignored", "size", "undivided"}),
         fit=_fit,
         rounds="has whole pixels",
