@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import pytest
+from torch import nn
 
 import sightline
 from sightline import register
@@ -15,6 +16,7 @@ from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError
 from sightline.contract.members import describe_members, find_misspelt_members, list_members, suggest_member
 from sightline.contract.registry import REGISTRIES
+from sightline.contract.types import ComponentConfig
 from tests.cases import run_each
 from tests.command import run_here
 from tests.conftest import ROOT
@@ -268,3 +270,23 @@ def test_a_plugin_of_a_plain_class_is_told_its_base(tmp_path: Path, kind: str) -
         f"error: --plugin {path}:4: the {REGISTRIES[kind].noun} 'mine': Mine {reason}; write class Mine({base})\n"
     )
     assert getattr(sightline, base.removeprefix("sightline.")) is REGISTRIES[kind].base
+
+
+def test_a_class_without_a_method_that_its_base_asks_for_is_refused(tmp_path: Path) -> None:
+    path = write_plugin(tmp_path / "parts.py", kind="losses", base="sightline.Loss", method="forward")
+    code, _, err = run_here("list", "data", "--plugin", path)
+    assert code == 2
+    assert err.endswith(f"{path}:4: the loss 'mine': Mine has to define count, as its base class says\n")
+
+
+def test_what_a_function_makes_derives_from_the_base_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = REGISTRIES["models"]
+    registry.names()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    @sightline.register.model("plain")
+    def make_plain() -> nn.Module:
+        return nn.Linear(1, 1)
+
+    with pytest.raises(ConfigError, match=r"make_plain returned a Linear, which derives from no sightline\.Model"):
+        registry.build(ComponentConfig("plain"), facts={})
