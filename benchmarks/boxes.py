@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import (
-    BenchmarkCase,
-    allclose,
-    equal,
-    implementation,
-)
+from benchmarks.case import BenchmarkCase, allclose, equal, implementation
 from sightline.ops.box_overlaps import box_iou, iou
 from sightline.ops.operator import OPERATORS
 from sightline.ops.suppression import batched_nms, soft_nms, sort_detections

@@ -16,7 +16,7 @@ from benchmarks.runner import BenchmarkReport, Runner, describe_machine
 from benchmarks.suites import SUITES, select_cases
 from sightline.contract.errors import RunError, UserError
 from sightline.draw.charts import render_svg
-from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.verbs.output import print_note, show_table
 
 COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU, theirs", "wall, theirs", "peak, theirs")

@@ -22,7 +22,8 @@ from sightline.contract.types import SampleKey
 from sightline.ops.voxels import CubePlacement, occupancy
 from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Scale, Translate
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 
 BATCH = 32
 SCALE, SHIFT = (2 / 3, 3 / 2), 0.2

@@ -31,7 +31,7 @@ import torch
 from benchmarks.gpu_jobs import Bench, Job, StoppedError, list_jobs
 from benchmarks.gpu_page import RESULTS, write_page
 from sightline.contract.errors import RunError, UserError, summarise_error
-from sightline.runs.run_directory import collect_environment, read_version
+from sightline.runs.environment import collect_environment, read_version
 from sightline.verbs.output import print_note
 
 _CHANGED = "-changed"

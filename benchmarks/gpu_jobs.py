@@ -43,7 +43,7 @@ from sightline.config import read_config
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.build import TrainingSetup, build
-from sightline.engine.device import seed_everything, set_backends
+from sightline.engine.device.numerics import seed_everything, set_backends
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.ops.operator import OPERATORS

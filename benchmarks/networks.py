@@ -31,7 +31,7 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.contrast.crosspoint import CrossPoint
 from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.contract.types import SampleKey
-from sightline.parts.losses.embeddings import CrossModal, IntraModal
+from sightline.parts.losses.contrast import CrossModal, IntraModal
 from sightline.parts.models.resnet import ResNet18Encoder
 
 _TEMPERATURE = 0.1

@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.case import BenchmarkCase, BenchmarkResult, Implementation, Quartiles, Run, Seconds
 from benchmarks.memory import MemoryMeter
-from sightline.engine.device import keep_freed_memory
-from sightline.runs.run_directory import collect_environment, read_version
+from sightline.engine.device.freed_memory import keep_freed_memory
+from sightline.runs.environment import collect_environment, read_version
 
 ENOUGH_S = 0.02
 """Minimum duration of a measurement (shorter calls are repeated): more than ten thousand clock ticks."""

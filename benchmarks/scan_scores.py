@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.case import BenchmarkCase, Implementation, Run
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS, SemanticKitti
 from sightline.contract.types import ComponentConfig, SampleKey
-from sightline.engine.build import DataSubset
+from sightline.engine.run_data import DataSubset
 from sightline.store.files.scan_files import write_label_ids
 from sightline.store.label_maps import read_label_map
 from sightline.store.loading.batch_reader import BatchReader

@@ -29,7 +29,8 @@ import sightline
 from sightline.areas.clouds.models.pointnet import PointNetEncoder
 from sightline.areas.contrast.crosspoint import IntraPoint
 from sightline.doctor.watch.watch import Watch
-from sightline.parts.models.resnet import ImageClassifier, ResNet18Encoder
+from sightline.parts.models.image_classifier import ImageClassifier
+from sightline.parts.models.resnet import ResNet18Encoder
 
 EVENTS = (
     *("_begin_forward", "_begin_part", "_end_forward", "_before_backward", "_after_backward"),

@@ -1,4 +1,4 @@
-"""Train perception models you can trust.
+"""Train perception models you can trust; `sightline.ops` and `sightline.metrics` hold what the package itself uses.
 
     import sightline
 
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from sightline.engine.schedules import Schedule
     from sightline.layers.surrogates import surrogate_gradient
     from sightline.parts import metrics
-    from sightline.parts.losses.embeddings import PairLoss
+    from sightline.parts.losses.contrast import PairLoss
     from sightline.parts.tasks.supervised import Supervised
     from sightline.runs.run_folders import list_runs
     from sightline.store.box_fields import BOX_FIELDS

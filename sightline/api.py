@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.contract.call_arguments import to_count, to_path, to_paths, to_texts
+from sightline.contract.named_model import build_model as build_named_model
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import TrainedRun
-from sightline.engine.run_loading import build_model as build_named_model
 from sightline.runs.run_files import is_run
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import Predictions, predict_files
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sightline.training.config_source import ConfigSource
     from sightline.training.run_evaluation import RunEvaluation
     from sightline.training.split_data import Augmentation, SplitData
-    from sightline.training.train_run import Reporter, TrainResult
+    from sightline.training.train_result import Reporter, TrainResult
     from sightline.workbench.compare.comparison import VariantComparison
     from sightline.workbench.export.export import ExportResult
 
@@ -87,7 +87,7 @@ def build_model(source: ConfigSource, /, **arguments: Any) -> nn.Module:
     if isinstance(source, str) and not is_file:
         return build_named_model(source, **arguments)
     from sightline.contract import registry
-    from sightline.engine.build import build_data
+    from sightline.engine.run_data import build_data
     from sightline.training.config_source import read_source
 
     config = read_source(source).config

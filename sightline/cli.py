@@ -41,8 +41,8 @@ from sightline.commands.run import (
     TrainOptions,
     WeightsOptions,
 )
+from sightline.contract.catalogue import gc_paused
 from sightline.contract.errors import UserError
-from sightline.contract.gc_pause import gc_paused
 from sightline.verbs.terminal import guard_streams, stdout_failure
 
 SECTIONS: dict[str, tuple[type[Command], ...]] = {
@@ -186,7 +186,7 @@ def _check_writable(flag: str) -> Callable[[Path | None], Path | None]:
 
     def check(path: Path | None) -> Path | None:
         if path is not None:
-            from sightline.runs.run_directory import assert_writable
+            from sightline.runs.output_files import assert_writable
             from sightline.runs.run_folders import assert_replaceable
 
             assert_writable(path, option=flag)
@@ -236,8 +236,8 @@ def main() -> None:
 
         code = fail(f"standard output: cannot be written: {reason}; the results were not printed in full", 1, None)
     if code != 0:
+        from sightline.engine.failures import exit_process
         from sightline.engine.launcher import launched_world_size
-        from sightline.engine.watchdog import exit_process
 
         with contextlib.suppress(UserError):  # invalid variables were reported already
             if (launched_world_size() or 1) > 1:

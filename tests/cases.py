@@ -1,4 +1,4 @@
-"""Tests of many small cases: one test, whose failure names every case that fails."""
+"""Tests of many small cases: pytest's subtests, in the form of `pytest.mark.parametrize`."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ import torch
 
 __all__ = ["run_each"]
 
-FAILURES = (Exception, pytest.fail.Exception, BaseExceptionGroup)
-"""The second is no `Exception`; the third is of another `run_each`, inside."""
-
 
 def run_each(names: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run the test's body for each case, from the same random state, as `pytest.mark.parametrize` would; all of them.
+    """Run the test's body as a subtest for each case, from the same random state; all of them share its fixtures.
 
-    For bodies of milliseconds, of which pytest itself would cost more; cases share the test's fixtures.
+    Of two such decorators every case of the upper one meets every case of the lower.
     """
-    parameters, cases = [name.strip() for name in names.split(",")], list(values)
+    parameters = [name.strip() for name in names.split(",")]
+    rows: list[dict[str, Any]] = [
+        dict(zip(parameters, case if len(parameters) > 1 else (case,), strict=True)) for case in values
+    ]
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(test)
-        def run(**fixtures: Any) -> None:
-            failures: list[BaseException] = []
-            for case in cases:
-                torch.default_generator.manual_seed(0)
-                arguments = dict(zip(parameters, case if len(parameters) > 1 else (case,), strict=True))
-                try:
-                    test(**arguments, **fixtures)
-                except FAILURES as failure:
-                    failure.add_note(f"case: {arguments}")
-                    failures.append(failure)
-            if failures:
-                raise BaseExceptionGroup(f"{len(failures)} of {len(cases)} cases of {test.__name__} fail", failures)
+        body: Callable[..., None] = getattr(test, "body", test)
+        below: list[dict[str, Any]] = getattr(test, "cases", [{}])
+        cases = [{**row, **inner} for row in rows for inner in below]
 
-        signature = inspect.signature(test)
-        left = [parameter for name, parameter in signature.parameters.items() if name not in parameters]
+        @functools.wraps(body)
+        def run(subtests: pytest.Subtests, **fixtures: Any) -> None:
+            for case in cases:
+                with subtests.test(**case):
+                    torch.default_generator.manual_seed(0)
+                    body(**case, **fixtures)
+
+        signature = inspect.signature(body)
+        left = [parameter for name, parameter in signature.parameters.items() if name not in cases[0]]
+        left.append(inspect.Parameter("subtests", inspect.Parameter.KEYWORD_ONLY))
         run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        run.body, run.cases = body, cases  # type: ignore[attr-defined]
         return run
 
     return decorate

@@ -11,10 +11,10 @@ import yaml
 from torch import Tensor
 
 from sightline.config import RunConfig, read_config
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.types import Batch
 from sightline.engine.build import build
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.queued_step import QueuedStep
 from sightline.engine.step import StepTimer

@@ -294,7 +294,7 @@ def test_a_model_of_an_imported_module_is_named_as_one_to_import_again(tmp_path:
     definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
     (tmp_path / "own_nets.py").write_text("\n".join(definitions))
     reporter = (
-        "from sightline.training.train_run import Reporter\n"
+        "from sightline.training.train_result import Reporter\n"
         "class Printing(Reporter):\n    def note(self, text): print(text)\n"
     )
     train = TRAIN.replace("checks=False", "checks=False, reporter=Printing()")

@@ -119,7 +119,7 @@ def test_an_annotation_of_a_class_inside_of_a_function_is_refused_in_one_line() 
         declared_outputs(forward, owner="model 'mine'")
 
 
-# --- Optional members of components: one record, which the package reads and which refuses misspelt names ---
+# --- optional members of components -----------------------------------------------------------------------------------
 
 
 PACKAGE = {path: path.read_text() for path in sorted((ROOT / "sightline").rglob("*.py"))}

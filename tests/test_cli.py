@@ -30,11 +30,11 @@ from sightline.commands.run import EvaluateOptions, TrainOptions
 from tests.cases import run_each
 from tests.command import built_once, run_here
 from tests.published_layouts import MODELS
+from tests.runs.small import TINY
 
 COMMANDS = [record for records in SECTIONS.values() for record in records]
 VERBS = ["", *(record.name for record in COMMANDS)]
 HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb", "mlflow")
-HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
 SHIPPED = Path(__file__).parents[1] / "configs" / "classify"
 
 
@@ -75,17 +75,17 @@ def test_help_imports_nothing_heavy() -> None:
     ("words", "expected"),
     [
         (["train"], "CONFIG"),
-        (["train", HEALTHY, "--proceses", "2"], "--proceses"),
-        (["train", HEALTHY, "--processes", "0"], "--processes"),
+        (["train", TINY, "--proceses", "2"], "--proceses"),
+        (["train", TINY, "--processes", "0"], "--processes"),
         (["train", SHIPPED / "pointnet.yaml"], "no such file; did you mean 'modelnet10_pointnet.yaml'?"),
         (
-            ["train", HEALTHY, "--lr=1"],
+            ["train", TINY, "--lr=1"],
             "--lr: is not an option; to set a value of the config, write optimizer.lr=VALUE",
         ),
-        (["check", HEALTHY, "--batch-size", "2"], "write train.batch_size=VALUE or evaluate.batch_size=VALUE"),
-        (["check", HEALTHY, "--seed", "2"], "--seed: is not an option; to set a value of the config, write seed=VALUE"),
+        (["check", TINY, "--batch-size", "2"], "write train.batch_size=VALUE or evaluate.batch_size=VALUE"),
+        (["check", TINY, "--seed", "2"], "--seed: is not an option; to set a value of the config, write seed=VALUE"),
         (["check", "epochs=3"], "epochs=3: no such file; the config comes first, key=value after it"),
-        (["show", HEALTHY.with_name("_helthy.yaml")], "no such file; did you mean '_healthy.yaml'?"),
+        (["show", TINY.with_name("tinny.yaml")], "no such file; did you mean 'tiny.yaml'?"),
         (["list", "modells"], "list: there is no kind or component 'modells'; did you mean 'models'?"),
         (["list", "dgcn"], "list: there is no kind or component 'dgcn'; did you mean 'dgcnn'?"),
         (["copy", "modelnet40_dgcn"], "did you mean 'modelnet40_dgcnn'?"),
@@ -174,12 +174,12 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 def test_a_value_longer_than_a_file_name_is_a_value() -> None:
     """A list of transforms is easily longer than the 255 bytes that file systems take."""
     long = "transforms.train=[" + "{name: flip_image}, " * 40 + "]"
-    done = run_here("view", HEALTHY, long, "--out", "never")
+    done = run_here("view", TINY, long, "--out", "never")
     assert done.code == 2
     assert "File name too long" not in done.err
 
 
-# --- Records of commands: what is parsed is the record, and the command line of a record parses to the same record ---
+# --- what is parsed is the record of a command, and its command line parses to it again -------------------------------
 
 
 @pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sightline.ops import operator
 from sightline.ops.ball_query import ball_query
+from sightline.ops.depth_crops import CropPlacement, crop_depth
 from sightline.ops.heat_maps import gaussian_heatmaps
-from sightline.ops.pinhole import CropPlacement, crop_depth
 from sightline.ops.suppression import batched_nms, soft_nms
 from sightline.ops.voxels import CubePlacement, occupancy
 from tests.devices import OTHER, other_device

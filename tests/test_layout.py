@@ -67,6 +67,8 @@ FORBIDDEN = (
 )
 MAX_FILE_LINES = 600
 MAX_BODY_LINES = 80
+MAX_PARAGRAPHS = 2
+"""Of a module's docstring: its first line is one of them."""
 MAX_BODY_OF_ROOMS = {"doctor/rules": 30, "doctor/evidence": 60}
 
 
@@ -206,6 +208,88 @@ def test_folders_files_and_functions_stay_small(trees: dict[Path, ast.Module]) -
                 if (node.end_lineno or 0) - first.lineno >= next(limits, MAX_BODY_LINES):
                     large[f"{path}: {node.name}"] = (node.end_lineno or 0) - first.lineno
     assert not large
+
+
+def count_paragraphs(text: str) -> int:
+    """Number of paragraphs of prose: code, which is indented, and the items of a list belong to what is before them."""
+    return sum(not re.match(r"    |[-*] |\d+\. ", paragraph) for paragraph in text.split("\n\n") if paragraph.strip())
+
+
+def test_a_module_is_about_one_subject(trees: dict[Path, ast.Module]) -> None:
+    """Its docstring says it in one paragraph, below one line that names it; details are at what they are about."""
+    rooms = [PACKAGE / "doctor", PACKAGE / "workbench" / "check"]  # not yet
+    texts = {path: ast.get_docstring(tree) or "" for path, tree in trees.items()}
+    long = {path: count for path, text in texts.items() if (count := count_paragraphs(text)) > MAX_PARAGRAPHS}
+    assert not {path: count for path, count in long.items() if not any(map(path.is_relative_to, rooms))}
+
+
+def test_paragraphs_are_counted() -> None:
+    assert count_paragraphs("A walk.\n\nIt has\ntwo lines.\n\n1. A list.\n2. Of two.\n\n    code\n\n    more\n") == 2
+
+
+def names_bound_by(node: ast.stmt) -> list[str]:
+    """Names that an assignment binds; none for any other statement."""
+    if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return []
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+
+
+def words_read_by(tree: ast.Module) -> set[str]:
+    """Names, attributes, imported names and texts of one word that a file reads."""
+    words: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            words.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            words.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            words.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words.add(node.value)
+    return words
+
+
+def test_every_constant_is_read(trees: dict[Path, ast.Module]) -> None:
+    """One of a module alone (`_NAME`, `logger`) there, any other somewhere in the package."""
+    read = {path: words_read_by(tree) for path, tree in trees.items()}
+    anywhere = set().union(*read.values()) | {"__all__"}
+    unread = [
+        f"{path}:{node.lineno} {name}"
+        for path, tree in trees.items()
+        for node in tree.body
+        for name in names_bound_by(node)
+        if name not in (read[path] if name.lstrip("_") != name != "__all__" or name == "logger" else anywhere)
+    ]
+    assert not unread
+
+
+def stray_texts(tree: ast.Module) -> list[int]:
+    """Lines of texts that describe nothing: each belongs right below the assignment of what it is about."""
+    texts = []
+    for owner in ast.walk(tree):
+        body = getattr(owner, "body", None)
+        if not isinstance(body, list):
+            continue
+        is_documented = isinstance(owner, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for before, node in zip([None, *body], body, strict=False):
+            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if not is_text or not isinstance(node.value.value, str) or (before is None and is_documented):
+                continue
+            if before is None or not names_bound_by(before) or node.lineno != (before.end_lineno or 0) + 1:
+                texts.append(node.lineno)
+    return texts
+
+
+def test_texts_stand_below_what_they_describe(trees: dict[Path, ast.Module]) -> None:
+    assert not [f"{path}:{line}" for path, tree in trees.items() for line in stray_texts(tree)]
+
+
+def test_stray_texts_are_found() -> None:
+    sound = '"""Module."""\nA = 1\n"""Of A."""\n\n\nclass B:\n    """B."""\n\n    c: int\n    """Of c."""\n'
+    assert stray_texts(ast.parse(sound)) == []
+    assert stray_texts(ast.parse('"""Module."""\n\n"""Of what?"""\nA = 1\n"""Of A."""\n"""Of B."""\n')) == [3, 6]
+    assert stray_texts(ast.parse('A = 1\n\n"""Apart."""\n')) == [3]
 
 
 def test_tables_of_parts_hold_what_modules_register() -> None:

@@ -16,9 +16,9 @@ from sightline.contract.cell_plugins import describe_modules
 from sightline.contract.errors import ConfigError, PluginError
 from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins
 from tests.command import run_here
+from tests.runs.small import TINY
 
-HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
-MODEL = '''import sightline
+MODEL = '''from sightline.contract import registry
 
 
 @sightline.register.model("{name}")
@@ -65,12 +65,12 @@ def test_parts_are_registered_and_known_by_their_file(tmp_path: Path) -> None:
     assert find_plugin(entry.builder) == path
     assert find_plugin(registry.models.get_entry("dgcnn").builder) is None
     assert plugin.record() == {"path": str(path), "name": "parts.py", "sha256": plugin.sha256, "modules": {}}
-    assert read_config(HEALTHY, ["model={name: mine}"]).model.arguments == {"width": 3}
+    assert read_config(TINY, ["model={name: mine}"]).model.arguments == {"width": 3}
 
 
 def test_without_it_the_name_is_unknown_and_the_option_named() -> None:
     with pytest.raises(ConfigError, match=r"no model is called 'zzz'; there are .*; parts of your own need --plugin"):
-        read_config(HEALTHY, ["model={name: zzz}"])
+        read_config(TINY, ["model={name: zzz}"])
 
 
 def test_without_it_a_file_beside_the_config_that_defines_the_name_is_named(
@@ -79,16 +79,16 @@ def test_without_it_a_file_beside_the_config_that_defines_the_name_is_named(
     """Its text is searched: it is not run, not even where it ends the program."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a b.py", "raise SystemExit\n" + MODEL.format(name="zzz", width=1))
-    write(tmp_path / "other.py", "register.model('zz')")
-    config = write(tmp_path / "sub" / "mine.yaml", HEALTHY.read_text().replace("pointnet_plain, embedding: 16", "yyy"))
-    write(tmp_path / "sub" / "net.py", "@register.model( 'yyy' )")
+    write(tmp_path / "other.py", "models.add('zz')")
+    config = write(tmp_path / "sub" / "mine.yaml", TINY.read_text().replace("pointnet_plain, embedding: 16", "yyy"))
+    write(tmp_path / "sub" / "net.py", "@models.add( 'yyy' )")
     write(tmp_path / "sub" / "folder.py" / "x", "")
     with pytest.raises(ConfigError, match=r"no model is called 'zzz'; a b\.py defines it: give --plugin 'a b\.py'$"):
-        read_config(HEALTHY, ["model={name: zzz}"])
+        read_config(TINY, ["model={name: zzz}"])
     with pytest.raises(ConfigError, match=rf"called 'yyy'; {config.parent}/net\.py defines it: give --plugin "):
         read_config(config)
     with pytest.raises(ConfigError, match=r"no model is called 'zz\.'; there are"):
-        read_config(HEALTHY, ["model={name: zz.}"])
+        read_config(TINY, ["model={name: zz.}"])
 
 
 def test_what_runs_is_what_was_hashed_and_nothing_is_written_beside_it(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_repeating_a_run_asks_for_its_plugins(tmp_path: Path) -> None:
     from sightline.config import render_config
 
     run = tmp_path / "run"
-    write(run / "config.yaml", render_config(read_config(HEALTHY, ["model={name: mine}"]), origins=False))
+    write(run / "config.yaml", render_config(read_config(TINY, ["model={name: mine}"]), origins=False))
     entry = {"path": str(path), "name": "parts.py", "sha256": "0", "modules": {}}
     write(run / "environment.json", json.dumps({"plugins": [entry]}))
     for given in (run, run / "config.yaml"):

@@ -21,7 +21,7 @@ HERE = SourceLocation("mine.yaml", 3, "model")
 
 
 @pytest.fixture
-def parts() -> Registry:
+def empty_registry() -> Registry:
     """A registry of its own, whose room holds nothing."""
     return Registry("models", "model", modules={})
 
@@ -75,10 +75,10 @@ def eleven(
     ],
 )
 def test_signatures_that_are_no_schema_are_refused_at_definition(
-    parts: Registry, builder: Callable[..., Any], expected: str
+    empty_registry: Registry, builder: Callable[..., Any], expected: str
 ) -> None:
     with pytest.raises(AssertionError, match=f"'bad': {expected}"):
-        parts.add("bad")(builder)
+        empty_registry.add("bad")(builder)
 
 
 def test_the_weight_of_a_loss_is_not_an_argument_of_it() -> None:
@@ -88,16 +88,16 @@ def test_the_weight_of_a_loss_is_not_an_argument_of_it() -> None:
         Registry("losses", "loss", modules={}).add("bad")(weighted)
 
 
-def test_one_name_is_one_part(parts: Registry) -> None:
-    parts.add("mine")(make)
-    parts.add("mine")(make)  # the same one, when its module is run again
+def test_one_name_is_one_part(empty_registry: Registry) -> None:
+    empty_registry.add("mine")(make)
+    empty_registry.add("mine")(make)  # the same one, when its module is run again
     with pytest.raises(AssertionError, match=r"the model 'mine' is registered already, by tests\.test_registry\.make"):
-        parts.add("mine")(lambda: None)
+        empty_registry.add("mine")(lambda: None)
 
 
-def test_summary_and_source_come_from_the_docstring(parts: Registry) -> None:
-    parts.add("mine")(make)
-    entry = parts.get_entry("mine")
+def test_summary_and_source_come_from_the_docstring(empty_registry: Registry) -> None:
+    empty_registry.add("mine")(make)
+    entry = empty_registry.get_entry("mine")
     assert (entry.summary, entry.source) == ("A part.", "nobody 2020, eq. 1; in two lines.")
     assert (list(entry.arguments), entry.facts) == (["width", "names"], ["num_classes"])
 
@@ -132,43 +132,43 @@ def test_summary_and_source_come_from_the_docstring(parts: Registry) -> None:
     ],
 )  # fmt: skip
 def test_faults_of_a_block_have_place_and_remedy(
-    parts: Registry, component: ComponentConfig, expected: list[str]
+    empty_registry: Registry, component: ComponentConfig, expected: list[str]
 ) -> None:
-    parts.add("mine")(make)
+    empty_registry.add("mine")(make)
 
-    @parts.add("strict")
+    @empty_registry.add("strict")
     def strict(*, lr: float) -> None: ...
 
     places = [line.partition(": ") for line in expected]
     lines = [f"mine.yaml:{line}: model.{text}" for line, _, text in places]
-    assert [str(fault) for fault in parts.bind(component).faults] == lines
+    assert [str(fault) for fault in empty_registry.bind(component).faults] == lines
     with pytest.raises(ConfigError) as error:
-        parts.build(component, facts={"num_classes": 5})
+        empty_registry.build(component, facts={"num_classes": 5})
     assert list(error.value.faults) == lines
 
 
-def test_facts_are_injected_by_name(parts: Registry) -> None:
-    parts.add("mine")(make)
-    built = parts.build(block("mine", names=["a"]), facts={"num_classes": 5, "in_channels": 3})
+def test_facts_are_injected_by_name(empty_registry: Registry) -> None:
+    empty_registry.add("mine")(make)
+    built = empty_registry.build(block("mine", names=["a"]), facts={"num_classes": 5, "in_channels": 3})
     assert built == {"num_classes": 5, "width": 3, "names": ("a",)}
 
 
-def test_a_fact_that_no_one_offers_names_both_sides(parts: Registry) -> None:
-    parts.add("mine")(make)
+def test_a_fact_that_no_one_offers_names_both_sides(empty_registry: Registry) -> None:
+    empty_registry.add("mine")(make)
     with pytest.raises(ConfigError) as error:
-        parts.build(block("mine"), facts={"in_channels": 3, "up_axis": "z"})
+        empty_registry.build(block("mine"), facts={"in_channels": 3, "up_axis": "z"})
     assert str(error.value) == (
         "mine.yaml:3: model: model 'mine' needs num_classes; the data set offers in_channels, up_axis"
     )
 
 
-def test_an_optional_fact_may_be_absent(parts: Registry) -> None:
-    @parts.add("tolerant")
+def test_an_optional_fact_may_be_absent(empty_registry: Registry) -> None:
+    @empty_registry.add("tolerant")
     def tolerant(*, ignore_index: int | None = None) -> int | None:
         return ignore_index
 
-    assert parts.build(block("tolerant"), facts={}) is None
-    assert parts.build(block("tolerant"), facts={"ignore_index": 255}) == 255
+    assert empty_registry.build(block("tolerant"), facts={}) is None
+    assert empty_registry.build(block("tolerant"), facts={"ignore_index": 255}) == 255
 
 
 # --- blocks in blocks ------------------------------------------------------------------------------------------------
@@ -179,32 +179,34 @@ def made_of(*, inner: PointEncoder | None = None, several: tuple[TransformBlock,
     return inner, several
 
 
-def test_a_block_may_be_null_where_it_says_so(parts: Registry) -> None:
-    parts.add("made")(made_of)
-    assert parts.build(block("made"), facts={}) == (None, ())
-    assert parts.build(block("made", inner=None), facts={}) == (None, ())
+def test_a_block_may_be_null_where_it_says_so(empty_registry: Registry) -> None:
+    empty_registry.add("made")(made_of)
+    assert empty_registry.build(block("made"), facts={}) == (None, ())
+    assert empty_registry.build(block("made", inner=None), facts={}) == (None, ())
     with pytest.raises(ConfigError, match=r"mine\.yaml:4: model\.inner: found the text 'dgcnn', allowed is a block"):
-        parts.build(block("made", inner="dgcnn"), facts={})
+        empty_registry.build(block("made", inner="dgcnn"), facts={})
 
 
-def test_blocks_are_built_first_and_with_the_same_facts(parts: Registry) -> None:
-    parts.add("made")(made_of)
+def test_blocks_are_built_first_and_with_the_same_facts(empty_registry: Registry) -> None:
+    empty_registry.add("made")(made_of)
     given = block("made", inner={"name": "dgcnn", "embedding": 8}, several=[{"name": "jitter", "std": 0.5}])
-    assert parts.bind(given).needed_facts == {"in_channels"}
-    inner, several = parts.build(given, facts={"in_channels": 6})
+    assert empty_registry.bind(given).needed_facts == {"in_channels"}
+    inner, several = empty_registry.build(given, facts={"in_channels": 6})
     assert (inner.in_channels, inner.feature_width, [each.std for each in several]) == (6, 16, [0.5])
 
 
-def test_components_stand_for_blocks_too(parts: Registry) -> None:
+def test_components_stand_for_blocks_too(empty_registry: Registry) -> None:
     """As a config holds them once it is read."""
-    parts.add("made")(made_of)
-    inner, _ = parts.build(block("made", inner=ComponentConfig("dgcnn", {"embedding": 8})), facts={"in_channels": 3})
+    empty_registry.add("made")(made_of)
+    inner, _ = empty_registry.build(
+        block("made", inner=ComponentConfig("dgcnn", {"embedding": 8})), facts={"in_channels": 3}
+    )
     assert inner.feature_width == 16
 
 
-def test_each_value_is_checked_once(parts: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_value_is_checked_once(empty_registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     """However deep its block is, and though it is bound, then built."""
-    parts.add("made")(made_of)
+    empty_registry.add("made")(made_of)
     checked: list[object] = []
     check = registry.check_value
 
@@ -214,7 +216,7 @@ def test_each_value_is_checked_once(parts: Registry, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(registry, "check_value", counted)
     given = block("made", inner={"name": "dgcnn", "embedding": 8}, several=[{"name": "jitter", "std": 0.5}])
-    bound = parts.bind(given)
+    bound = empty_registry.bind(given)
     bound.build(facts={"in_channels": 3})
     assert checked == [8, 0.5]
     assert [part.entry.name for part in bound.iterate()] == ["made", "dgcnn", "jitter"]
@@ -312,8 +314,8 @@ def beside(mark: Any) -> list[float]:
     return []
 
 
-def test_lists_and_defaults_are_held_to_bounds_as_in_a_config(parts: Registry) -> None:
-    @parts.add("edged")
+def test_lists_and_defaults_are_held_to_bounds_as_in_a_config(empty_registry: Registry) -> None:
+    @empty_registry.add("edged")
     def edged(
         *, edges: tuple[Annotated[float, Gt(0)], ...] | None = None, share: Annotated[float, Ge(0)] = -1.0
     ) -> Any:
@@ -322,6 +324,6 @@ def test_lists_and_defaults_are_held_to_bounds_as_in_a_config(parts: Registry) -
     assert edged(edges=(1, 2.5), share=0) == ((1, 2.5), 0)
     assert edged(edges=None) == (None, -1.0), "a default is the builder's own"
     assert edged(edges=[1.0, 2.0]) == ([1.0, 2.0], -1.0)
-    assert parts.build(block("edged", edges=[1, 2]), facts={}) == ((1.0, 2.0), -1.0)
+    assert empty_registry.build(block("edged", edges=[1, 2]), facts={}) == ((1.0, 2.0), -1.0)
     with pytest.raises(ValueError, match=r"edged: edges\.1: found 0\.0, allowed is a number, above 0"):
         edged(edges=(1.0, 0.0))

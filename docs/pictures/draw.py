@@ -13,13 +13,15 @@ from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
-from sightline.ops.pinhole import project_points, ring_cameras
+from sightline.ops.cameras import ring_cameras
+from sightline.ops.pinhole import project_points
 from sightline.ops.rendering import Style, on_background, render_cloud
 from sightline.parts.transforms.point_selection import SamplePoints
 from sightline.parts.transforms.points import Rotate, Scale
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
-from sightline.view.page import draw_sheet
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.view.samples import Branch, view_sample
+from sightline.view.sheet import draw_sheet
 
 CHOSEN = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """Which solid of each class."""

@@ -1,12 +1,9 @@
 """CPU kernels of optimal one-dimensional clustering: cuts of sorted numbers into clusters of minimal inertia.
 
-Clusters of scalars are intervals of their sorted order: sums over any interval come from prefix sums, no cluster can
-be empty, and the minimal inertia is found by dynamic programming instead of by iterations from a start.
-
-Every sum is computed from two tables of prefix sums, stored as a double and its rounding error: the inertia of a tight
-cluster far from zero is a difference of numbers that agree in most of their digits. Clusters are intervals of the
-sorted order, so none is ever empty; equal numbers are never separated, so a number's value alone identifies its
-cluster.
+Clusters are intervals of the sorted order, so none is ever empty, and the minimal inertia is found by dynamic
+programming instead of by iterations from a start. Equal numbers are never separated: a number's value alone identifies
+its cluster. Sums over any interval come from two tables of prefix sums, a double and its rounding error, because the
+inertia of a tight cluster far from zero is a difference of numbers that agree in most of their digits.
 """
 
 from __future__ import annotations

@@ -18,43 +18,31 @@ OF_ZEROS = 1e-8
 
 @dataclass(frozen=True)
 class QuantisationGrid:
-    """Uniform grid: the values step * (code - zero) for codes from `low` to `high`; `step` and `zero` broadcast."""
+    """Uniform grid: the values step * code for codes from -most to `most`; `step` broadcasts."""
 
     step: Tensor
-    zero: Tensor
-    low: int
-    high: int
+    most: int
 
     def codes(self, values: Tensor) -> Tensor:
         """Return the code of the nearest grid value (...) of values (...), as whole numbers in the tensor's dtype."""
-        return torch.round(values / self.step + self.zero).clamp(self.low, self.high) + 0.0  # no -0
+        return torch.round(values / self.step).clamp(-self.most, self.most) + 0.0  # no -0
 
     def values(self, codes: Tensor) -> Tensor:
         """Convert codes (...) to values (...)."""
-        return (codes - self.zero) * self.step
+        return codes * self.step
 
     def __call__(self, values: Tensor) -> Tensor:
         return self.values(self.codes(values))
 
 
-def symmetric_grid(threshold: Tensor, *, bits: int, has_lowest: bool = False) -> QuantisationGrid:
-    """Make a grid of 2^(bits-1) - 1 steps to the threshold (...) on each side of zero; `has_lowest` adds a code below.
+def symmetric_grid(threshold: Tensor, *, bits: int) -> QuantisationGrid:
+    """Make a grid of 2^(bits-1) - 1 steps to the threshold (...) on each side of zero.
 
-    Source: HAQ (Wang et al. 2019), section 3.4; with `has_lowest` HAWQ (Dong et al. 2019), their code.
+    Source: HAQ (Wang et al. 2019), section 3.4.
     """
     assert bits >= 2, "one bit leaves a symmetric grid no step"
     most = 2 ** (bits - 1) - 1
-    step = torch.where(threshold > 0, threshold, OF_ZEROS) / most
-    return QuantisationGrid(step, torch.zeros_like(threshold), -most - has_lowest, most)
-
-
-def affine_grid(low: Tensor, high: Tensor, *, bits: int) -> QuantisationGrid:
-    """Make a grid of 2^bits - 1 steps from `low` (...) to `high` (...), moved so that zero is on the grid.
-
-    Source: HAWQ, their code.
-    """
-    step = torch.where(high > low, high - low, OF_ZEROS) / (2**bits - 1)
-    return QuantisationGrid(step, torch.round(-low / step), 0, 2**bits - 1)
+    return QuantisationGrid(torch.where(threshold > 0, threshold, OF_ZEROS) / most, most)
 
 
 def weight_grid(weight: Tensor, *, bits: int, name: str, per_channel: bool = False) -> QuantisationGrid:
@@ -112,8 +100,7 @@ class UniformQuantiser(Quantiser):
 
     @property
     def grid(self) -> QuantisationGrid:
-        most = 2 ** (self.bits - 1) - 1
-        return QuantisationGrid(self.step, torch.zeros_like(self.step), -most, most)
+        return QuantisationGrid(self.step, 2 ** (self.bits - 1) - 1)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Round a weight (any shape) to the grid, with straight-through gradients."""

@@ -174,7 +174,7 @@ def encode_tensor(name: str, tensor: Tensor, quantiser: nn.Module | None, origin
                 name, tensor.shape, kind="linear", bits=quantiser.bits, groups=grid.step.numel()
             )
             if entry.kind == "lq":
-                codes = (grid.codes(original) - grid.low).to(torch.uint8).cpu().numpy().reshape(-1)
+                codes = (grid.codes(original) + grid.most).to(torch.uint8).cpu().numpy().reshape(-1)
                 return Content(entry, grid.step.cpu().numpy().reshape(-1), codes)
             return Content(entry, none, values)
         case HalfPrecision():

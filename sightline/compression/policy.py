@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from sightline.config import RunConfig
-from sightline.config.yaml_tree import ConfigFaults, LocatedValue, read_yaml
+from sightline.config.faults import ConfigFaults
+from sightline.config.yaml_tree import LocatedValue, read_yaml
 from sightline.contract.arguments import QuantisedKind, WeightQuantisation
 from sightline.contract.schema import SchemaError, check_value, suggest
 from sightline.contract.types import SourceLocation

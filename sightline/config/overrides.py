@@ -1,18 +1,16 @@
-"""Layers of a config: a file over its base, and command line overrides over both.
-
-Command line options `key=value`, checked against the signature of a function or class.
-"""
+"""Layers of a config: a file over its base, and command line overrides over both."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from sightline.config.yaml_tree import ConfigFaults, LocatedValue, read_value
+from sightline.config.faults import ConfigFaults
+from sightline.config.yaml_tree import LocatedValue, read_value
 from sightline.contract.errors import UserError
-from sightline.contract.schema import check_value, describe_type, format_value, signature_parameters, suggest
+from sightline.contract.schema import format_value
 from sightline.contract.types import SourceLocation
 
 COMMAND_LINE = "command line"
@@ -128,42 +126,3 @@ def _nest(leaf: _Leaf, depth: int, under: LocatedValue | None, faults: ConfigFau
         return LocatedValue(items, under.where)
     below = under.value.get(key) if under is not None and isinstance(under.value, dict) else None
     return LocatedValue({key: _nest(leaf, depth + 1, below, faults)}, where)
-
-
-def read_key_values(
-    name: str, function: Any, options: Sequence[str], *, command: str, exclude: Collection[str] = (), prefix: str = ""
-) -> dict[str, Any]:
-    """Read `key=value` options as the signature of a function or class states, without the parameters in `exclude`.
-
-    `name` is the name of the function in errors. With a `prefix`, the keys of the options begin with it.
-    Raises ConfigError with all faults.
-    """
-    parameters = {f"{prefix}{key}": p for key, p in signature_parameters(function).items() if key not in exclude}
-    faults, values = ConfigFaults(), {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        where = SourceLocation(command, path=key.strip())
-        if not equals or key not in parameters or key in values:
-            faults.add(where, "is given twice" if key in values else _describe_unknown(name, option, parameters))
-            continue
-        values[key], misfits = check_value(parameters[key].annotation, read_value(text, command, key, faults).plain())
-        for path, misfit in misfits:
-            faults.add(SourceLocation(command, path=f"{key}.{path}".rstrip(".")), misfit)
-    for key, parameter in parameters.items():
-        if parameter.is_required and key not in values:
-            faults.add(
-                SourceLocation(command, path=key),
-                f"is required and missing: {key}=VALUE, {describe_type(parameter.annotation)}",
-            )
-    faults.raise_any()
-    return {key.removeprefix(prefix): value for key, value in values.items()}
-
-
-def _describe_unknown(name: str, option: str, valid_names: Collection[str]) -> str:
-    key, equals, _ = option.partition("=")
-    takes = f"; '{name}' takes {', '.join(valid_names) or 'none'}"
-    return (
-        f"is not an option{suggest(key, valid_names, otherwise=takes)}"
-        if equals
-        else f"is not an option key=value{takes}"
-    )

@@ -19,9 +19,12 @@ from typing import Any
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
+from sightline.config.consistency import check_consistency
+from sightline.config.faults import ConfigFaults
 from sightline.config.overrides import apply_overrides, merge
-from sightline.config.run_config import RunConfig, check_consistency, to_plain
-from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_mapping, read_value, read_yaml
+from sightline.config.plain_values import to_plain
+from sightline.config.run_config import RunConfig
+from sightline.config.yaml_tree import DEFAULT, LocatedValue, read_mapping, read_value, read_yaml
 from sightline.contract import registry, schema
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError

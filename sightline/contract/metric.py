@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import summarise_error
-from sightline.contract.intervals import (
-    LEVEL,
-    describe_interval,
-    describe_jackknife,
-    ratio_interval,
-    wilson_interval,
-)
+from sightline.contract.intervals import LEVEL, describe_interval, describe_jackknife, ratio_interval, wilson_interval
 
 State = dict[str, Tensor]
 """State of a metric: its tensors by name."""

@@ -17,10 +17,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from sightline.contract.binding import UnknownKeyError
-from sightline.contract.catalogue import find_modules, load_member
+from sightline.contract.catalogue import find_modules, gc_paused, load_member
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS
-from sightline.contract.gc_pause import gc_paused
 from sightline.contract.members import assert_members
 from sightline.contract.regular_files import read_regular_file
 from sightline.contract.schema import (

@@ -4,11 +4,6 @@ A step grows in three records. `step.Step` is prepared: the micro-batches of a p
 all of them. `queued_step.QueuedStep` is what its work gave to the device, then, completed by the loop, what the host
 has read of it. `records.StepRecord` is what is logged. `loop.train` calls `train.queue_step`, on a GPU by a graph of
 `step_graph`; `train.read_steps` reads the numbers of one step or of several, and observers get the records.
-
-A gradient goes through five files. `step` divides sums of losses by their counts and weights them, under autocast;
-`train` scales the loss for half precision, and adds up micro-batches; `distributed` sums the gradients over processes
-during the last backward pass, in the buckets of `gradients`, which then clips them; `optimizers` leaves out what is
-frozen, and prepares the update, which `train` makes unless a number of the step is not finite.
 """
 
 from __future__ import annotations

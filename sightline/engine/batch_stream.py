@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError, RunError, UserError
 from sightline.contract.types import Batch, SampleKey
+from sightline.engine.failures import rank_label, worker_exit_message
 from sightline.engine.launcher import exit_with_parent
-from sightline.engine.watchdog import rank_label, worker_exit_message
 
 logger = logging.getLogger(__name__)
 

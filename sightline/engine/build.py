@@ -1,123 +1,52 @@
-"""Construction of a training run from its config: data, facts, model, losses, task, metrics, optimiser, schedule.
-
-Changes to a built model before training: quantisation, synchronised batch norm, cuDNN.
-"""
+"""Construction of a training run from its config: data, facts, model, losses, task, metrics, optimiser, schedule."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import numpy as np
 import yaml
 from torch import nn
 
-from sightline.compression.parametrised import quantise_by_config
 from sightline.config import RunConfig, locate_errors
-from sightline.config.run_config import PrecisionName, to_plain
+from sightline.config.run_config import PrecisionName
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
-from sightline.contract.dataset import Dataset, get_data_digest
-from sightline.contract.errors import CheckpointError, ConfigError, escape_to_one_line
-from sightline.contract.facts import check_data_facts
+from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.metric import Metric, find_state_fault
-from sightline.contract.model import Model, model_output_keys
-from sightline.contract.plugins import loaded_plugins
+from sightline.contract.model import model_output_keys
 from sightline.contract.task import Task
 from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_size import find_batch_size
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.device import Precision, is_memory_bound, resolve_precision, seed_everything
+from sightline.engine.device.numerics import Precision, is_memory_bound, resolve_precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec
+from sightline.engine.run_data import (
+    Data,
+    DataSubset,
+    build_data,
+    build_reader,
+    describe_data,
+    log_linked_data_folder,
+    log_unused_validation,
+)
+from sightline.engine.run_model import apply_model_changes, build_unchanged_model, load_initial_weights, load_network
 from sightline.engine.train import TrainState
-from sightline.instrument.random_state import preserve_random_state
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
-from sightline.runs import checkpoint
 from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.lineage import record_teacher, trace_lineage
-from sightline.runs.run_files import RunFiles
-from sightline.runs.trained_weights import assert_sha256, load_trained_state
-from sightline.runs.weight_sources import WeightSource, open_source
-from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
-from sightline.store.loading.divided_copies import divide_copies
-from sightline.store.prepared.columns import prepared_root
-
-Change = Callable[[nn.Module], nn.Module]
-
-
-def apply_model_changes(model: nn.Module, config: RunConfig, world: World) -> nn.Module:
-    """Apply the config's changes to a model: quantisation, synchronised batch norm, cuDNN, in this order.
-
-    Its shapes follow from the config alone, so that a checkpoint fits a model whose weights were others when it was
-    changed. Raises ConfigError for a policy that the model does not allow.
-    """
-    for change in _list_changes(config, world):
-        model = change(model)
-    return model
-
-
-def _list_changes(config: RunConfig, world: World) -> Iterator[Change]:
-    if config.compress is not None:
-        yield lambda model: quantise_by_config(model, config)
-    if config.distributed.sync_batch_norm:
-        yield world.convert_sync_batchnorm
-    if config.train.cudnn == "all_but_batch_norm":
-        yield disable_cudnn_batch_norm
-
+from sightline.runs.weight_sources import WeightSource
+from sightline.runs.weights import WeightLoadReport
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DataSubset:
-    """Some samples of a data set, and the readers that train and evaluate on them."""
-
-    dataset: Dataset
-    indices: np.ndarray
-    reader: BatchReader
-    split: str
-
-    def sample_name(self, index: int) -> str:
-        """Return the data set's name of a sample, or its index as text if the set names none."""
-        return self.dataset.sample_name(index)
-
-    def evenly_spaced_indices(self, count: int) -> np.ndarray:
-        """Return at most `count` of the indices (int64), evenly spaced from the first to the last."""
-        positions = np.linspace(0, len(self.indices) - 1, min(count, len(self.indices))).astype(np.int64)
-        chosen: np.ndarray = self.indices[positions]
-        return chosen
-
-
-@dataclass(frozen=True)
-class Data:
-    """Splits of a run (training, selection of the best checkpoint, test) and the facts of its data."""
-
-    train: DataSubset
-    selection: DataSubset
-    test: DataSubset
-    facts: Mapping[str, Any]
-
-
-def describe_data(facts: Mapping[str, Any], *parts: DataSubset) -> dict[str, Any]:
-    """Describe data by numbers of samples, facts, and the digests of the data sets that state one; none is read."""
-    digests = dict.fromkeys(str(get_data_digest(part.dataset)) for part in parts)
-    return {
-        **{f"number of {part.split} samples": len(part.indices) for part in parts},
-        "fingerprint of the data": " + ".join(digests),
-        **{f"fact {name}": to_plain(value) for name, value in facts.items()},
-    }
 
 
 @dataclass(frozen=True)
@@ -160,8 +89,8 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
             log_unused_validation(config, data, world)
         if config.train.batch_size == "auto":
             config = _resolve_batch_size(config, data, world)
-        model = _build_unchanged_model(config, data.facts, world)
-        config, source, report = (config, None, None) if is_resumed else _load_initial_weights(model, config)
+        model = build_unchanged_model(config, data.facts, world)
+        config, source, report = (config, None, None) if is_resumed else load_initial_weights(model, config)
         model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
@@ -215,145 +144,6 @@ def _resolve_batch_size(config: RunConfig, data: Data, world: World) -> RunConfi
     return dataclasses.replace(config, train=dataclasses.replace(train, batch_size=size))
 
 
-def log_linked_data_folder(config: RunConfig, world: World) -> None:
-    """Log the target of a data folder that is a symbolic link, as the link may change."""
-    root = prepared_root(config.data.arguments.get("root"), config.data.name)
-    if root.is_symlink():
-        target = escape_to_one_line(os.path.realpath(root))
-        world.rank_zero_only(logger.warning)("data-link: %s leads to %s", escape_to_one_line(str(root)), target)
-
-
-def log_unused_validation(config: RunConfig, data: Data, world: World) -> None:
-    """Log the size of a validation part that a data set holds out and `evaluate.select: test` does not score."""
-    num_unused = data.train.dataset.info.split_sizes.get("validation", 0)
-    if config.evaluate.select == "test" and num_unused and config.data.arguments.get("validation_share"):
-        world.rank_zero_only(logger.warning)(
-            "unused-validation: with evaluate.select=test, the %d samples of the validation part are neither trained "
-            "on nor scored; data.validation_share=0 trains on them, unless the files of the set state that part",
-            num_unused,
-        )
-
-
-def _load_initial_weights(
-    model: nn.Module, config: RunConfig
-) -> tuple[RunConfig, WeightSource | None, WeightLoadReport | None]:
-    """Load the weights that `init` names: the EMA of a run's weights, if it has one.
-
-    In the returned config, a name on a hub has the commit that was fetched: later commits are other weights.
-    Raises ConfigError for a model of which checkpoints would lose a tensor.
-    """
-    try:
-        plain_state(model)
-    except CheckpointError as error:
-        raise ConfigError(f"{config.model.location}: {error}") from None
-    if config.init is None:
-        return config, None, None
-    try:
-        source = open_source(config.init.source)
-        weights, note = source.read(), ""
-        fit = model.fit_weights if isinstance(model, Model) else None
-        if fit is not None and source.config is not None:
-            weights, note = fit(weights, source.config)
-        report = load_weights(
-            model,
-            weights,
-            may_be_missing=config.init.may_be_missing,
-            modules=config.init.modules,
-            into=config.init.into,
-        )
-    except CheckpointError as error:
-        where = config.origins.get("init.from", "init.from")
-        prefix = "" if config.init.source in str(error) else f"{config.init.source}: "
-        raise CheckpointError(f"{where}: {prefix}{error}") from None
-    report = dataclasses.replace(report, note=note)
-    return dataclasses.replace(config, init=dataclasses.replace(config.init, source=source.name)), source, report
-
-
-def build_data(config: RunConfig) -> Data:
-    """Build the data sets of every split, hold out a validation part if necessary, and collect the facts."""
-    transforms = config.transforms
-    train_set = _build_dataset(config, "train")
-    facts = dict(train_set.info.facts)
-    check_data_facts(config.data, facts)
-    splits = train_set.info.split_sizes
-    all_indices = np.arange(len(train_set))
-    train_indices, held_out, selection_set, split = all_indices, all_indices, train_set, "validation"
-    test_set = _build_dataset(config, "test") if "test" in splits else None
-    if config.evaluate.select == "test":
-        if test_set is None:
-            raise ConfigError(
-                f"evaluate.select: test, but data set '{config.data.name}' has no test part; it has {', '.join(splits)}"
-            )
-        selection_set, held_out, split = test_set, np.arange(len(test_set)), "test"
-    elif "validation" in splits:
-        selection_set = _build_dataset(config, "validation")
-        held_out = np.arange(len(selection_set))
-    else:
-        repeats = train_set.repeats
-        size = len(train_set) // repeats
-        train_indices, held_out = stratified_split(size, train_set.strata, seed=config.seed)
-        train_indices = np.concatenate([train_indices + visit * size for visit in range(repeats)])
-        if not len(held_out):
-            raise ConfigError(
-                f"evaluate.select: a tenth of {size} training samples held out for validation is empty; "
-                "use evaluate.select=test or more data"
-            )
-    train_indices, held_out = divide_copies(train_set, train_indices, selection_set, held_out, test_set)
-    train_reader = BatchReader(
-        train_set,
-        build_transforms(transforms.train, {**facts, "num_epochs": config.train.epochs}),
-        mixing_indices=train_indices,
-    )
-    train = DataSubset(train_set, train_indices, train_reader, "train")
-    selection = DataSubset(selection_set, held_out, _build_reader(selection_set, transforms.evaluate, facts), split)
-    test = selection
-    if test_set is not None:
-        test_reader = _build_reader(test_set, transforms.evaluate, facts)
-        test = DataSubset(test_set, np.arange(len(test_set)), test_reader, "test")
-    _check_transform_facts(config, train_reader.facts, selection.reader.facts)
-    return Data(train, selection, test, {**facts, **train_reader.facts})
-
-
-def build_part(config: RunConfig, split: str) -> DataSubset:
-    """Build one split of a config's data, read with the evaluation transforms."""
-    dataset = _build_dataset(config, split)
-    return DataSubset(
-        dataset, np.arange(len(dataset)), _build_reader(dataset, config.transforms.evaluate, dataset.info.facts), split
-    )
-
-
-def read_with(
-    config: RunConfig, part: DataSubset, transforms: Literal["train", "evaluate", "none"], training: DataSubset
-) -> DataSubset:
-    """Return a split that is read with other transforms of the config; those of training mix `training` samples."""
-    facts = dict(training.dataset.info.facts)
-    if transforms == "train":
-        chosen = build_transforms(config.transforms.train, {**facts, "num_epochs": config.train.epochs})
-        reader = BatchReader(part.dataset, chosen, mixing_indices=training.indices)
-    else:
-        reader = _build_reader(part.dataset, config.transforms.evaluate if transforms == "evaluate" else (), facts)
-    return dataclasses.replace(part, reader=reader)
-
-
-def build_transforms(components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> list[NamedTransform]:
-    """Build the transforms of these config blocks, in order."""
-    return [NamedTransform(c.name, registry.transforms.build(c, facts=facts)) for c in components]
-
-
-def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
-    """Build the model with random weights from `seed`, equal on every process, in the run's number format.
-
-    It is changed as the config states: trained weights can be loaded into it, weights for `init` cannot.
-    """
-    return apply_model_changes(_build_unchanged_model(config, facts, world), config, world)
-
-
-def _build_unchanged_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
-    seed_everything(config.seed)
-    model = registry.models.build(config.model, facts=facts)
-    return model.to(world.device, Precision(config.train.precision).parameter_dtype)
-
-
 def build_losses(config: RunConfig, facts: Mapping[str, Any], world: World) -> dict[str, Loss]:
     """Build the losses by name, on the run's device; those with parameters are in its number format."""
     losses: dict[str, Loss] = {
@@ -379,7 +169,7 @@ def build_task(
     """
     facts = data.facts
     losses = build_losses(config, facts, world) if losses is None else losses
-    load_network = partial(_load_network, facts=facts, world=world, precision=config.train.precision)
+    load = partial(load_network, facts=facts, world=world, precision=config.train.precision)
     with _missing_keys_located(config.losses):
         model_name = f"model '{config.model.name}'"
         batch = AvailableKeys(f"data set '{config.data.name}'", data.train.reader.keys)
@@ -390,7 +180,7 @@ def build_task(
             task = registry.tasks.build(config.task, facts={**facts, **wiring})
         else:
             wrap = registry.task_wrappers.get_entry("teacher").builder
-            task = wrap(config=config, facts={**facts, **wiring}, load_network=load_network)
+            task = wrap(config=config, facts={**facts, **wiring}, load_network=load)
     if task.compares_rows and config.train.num_samples == 1:
         raise ConfigError(
             f"train.batch_size: the task '{config.task.name}' compares each sample with the others of its step, and 1 "
@@ -417,40 +207,6 @@ def build_metrics(components: Sequence[ComponentConfig], facts: Mapping[str, Any
         if fault is not None:
             raise ConfigError(f"{component.location}: metric '{component.name}': {fault}")
     return metrics
-
-
-def check_same_facts(trained: Mapping[str, Any], actual_facts: Mapping[str, Any], run: Path) -> None:
-    """Raise ConfigError if data are not of the kind that the model of a run was trained for."""
-    for name in ("num_classes", "in_channels", "class_names", "num_joints", "joint_names"):
-        ours, theirs = trained.get(name), actual_facts.get(name)
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
-        if ours != theirs:
-            raise ConfigError(
-                f"{run}: was trained with {name} = {ours}; this data set has {theirs}; give data of the same kind, or "
-                "a run that was trained on this set"
-            )
-
-
-def _load_network(
-    source: Path, *, sha256: str | None, remedy: str, facts: Mapping[str, Any], world: World, precision: str
-) -> nn.Module:
-    """Load the network of another run on such data, with its evaluated weights, in a number format.
-
-    The random state does not change. Raises UserError if the run is missing, has other weights than those of the digest
-    `sha256`, or was trained on other data. `remedy` states what to do with a sound checkpoint if this one is damaged.
-    """
-    assert_sha256(source, sha256)
-    run = checkpoint.enclosing_run(source)
-    if run is None:
-        raise CheckpointError(f"{source}: is not in a run directory, whose config and facts describe the model")
-    files = RunFiles(run)
-    for line in files.check_plugins(loaded_plugins()):
-        world.rank_zero_only(logger.warning)("%s", line)
-    check_same_facts(files.facts, facts, run)
-    with preserve_random_state():
-        model = build_model(files.config, files.facts, World(device=world.device))
-    load_weights(model, load_trained_state(source, remedy=remedy), where=source)
-    return model.to(world.device, Precision(precision).parameter_dtype)
 
 
 @contextmanager
@@ -495,7 +251,7 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
                 f"{config.origins.get('evaluate.votes', 'evaluate.votes')}: the task '{config.task.name}' does not "
                 "merge the predictions of several passes; set evaluate.votes=1"
             )
-        voting = _build_reader(
+        voting = build_reader(
             part.dataset, (*config.transforms.evaluate, *config.transforms.vote), part.dataset.info.facts
         )
     return Evaluator(
@@ -565,29 +321,3 @@ def _build_job(
         logs_gradients=config.log.gradients,
         device=world.device,
     )
-
-
-def _build_dataset(config: RunConfig, split: str) -> Dataset:
-    dataset = registry.data.build(config.data, facts={"split": split})
-    with registry.locate_errors(config.data):
-        size = len(dataset)
-    if size == 0:
-        raise ConfigError(f"{config.data.location}: the {split} part of data set '{config.data.name}' holds no samples")
-    return dataset
-
-
-def _build_reader(dataset: Dataset, components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> BatchReader:
-    return BatchReader(dataset, build_transforms(components, facts))
-
-
-def _check_transform_facts(config: RunConfig, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
-    """Raise ConfigError if transforms state different facts in training and evaluation."""
-    for name in sorted(training.keys() | evaluation.keys()):
-        ours, theirs = training.get(name), evaluation.get(name)
-        if ours != theirs:
-            locations = (where for key, where in config.origins.items() if key.startswith("transforms.evaluate."))
-            where = next(locations, config.data.location)
-            raise ConfigError(
-                f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model "
-                "sees both: give both the same transform that states it"
-            )

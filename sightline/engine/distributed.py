@@ -31,18 +31,12 @@ import torch.distributed.nn.functional  # before the process group: see World.cl
 from torch import Tensor, nn
 
 from sightline.contract.errors import RunError, UserError
-from sightline.engine.device import keep_freed_memory
+from sightline.engine.device.freed_memory import keep_freed_memory
+from sightline.engine.failures import PeerLostError, describe_failed_kernel, exit_process, report_failure
 from sightline.engine.gradients import GradientReduction
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
 from sightline.engine.process_inputs import ProcessesDifferError, describe_process, find_differences
-from sightline.engine.watchdog import (
-    PeerLostError,
-    Watchdog,
-    describe_failed_kernel,
-    exit_process,
-    format_user_frame,
-    report_failure,
-)
+from sightline.engine.watchdog import Watchdog, format_user_frame
 from sightline.instrument import receive_gradients
 from sightline.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 from sightline.runs.run_directory import RunDirectory

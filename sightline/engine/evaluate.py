@@ -22,7 +22,8 @@ from sightline.contract.task import Task
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, divide_by_count, single_batch_step
 

@@ -1,6 +1,10 @@
 """Gradients after a backward pass: their sums over processes in flat buckets, their memory format, norms and clipping.
 
-Buckets travel while the pass computes other gradients.
+A gradient goes through five files. `step` divides sums of losses by their counts and weights them, under autocast;
+`train` scales the loss for half precision, and adds up micro-batches; `distributed` sums the gradients over processes
+during the last backward pass, in the buckets of this module, which travel while the pass computes other gradients, and
+this module then clips them; `optimizers` leaves out what is frozen, and prepares the update, which `train` makes unless
+a number of the step is not finite.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sightline.contract.errors import UserError
-from sightline.engine.watchdog import Failure, read_failure, remove_own_folder
+from sightline.engine.failures import Failure, read_failure, remove_own_folder
 from sightline.runs.launch_folder import launch_folder, remove_launch_folder
 
 if TYPE_CHECKING:

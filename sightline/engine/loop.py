@@ -14,8 +14,8 @@ from torch import nn
 
 from sightline.contract.errors import RunError, join_some
 from sightline.contract.types import LinearRamp
-from sightline.engine.device import BatchTransfer, CopyStream
-from sightline.engine.device_data import DeviceData, find_device_data
+from sightline.engine.device.resident_data import DeviceData, find_device_data
+from sightline.engine.device.transfer import BatchTransfer, CopyStream
 from sightline.engine.distributed import World
 from sightline.engine.queued_step import QueuedStep, RandomStates
 from sightline.engine.records import StepRecord

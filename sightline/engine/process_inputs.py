@@ -18,10 +18,11 @@ from typing import Any, Protocol
 import torch
 
 from sightline.config import RunConfig
-from sightline.config.run_config import flatten, format_inline, to_plain
+from sightline.config.plain_values import flatten, to_plain
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import loaded_plugins
-from sightline.runs.run_directory import read_version
+from sightline.runs.environment import read_version
 
 _MAY_DIFFER = ("loader.", "log.", "init.from", "teacher.from")
 """Keys of folders and logs: weights of `init` are the first process's, those of a teacher are compared."""

@@ -16,13 +16,13 @@ from torch import nn
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.dataset import get_data_digest
-from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, teacher_keys
 from sightline.contract.plugins import load_plugins
-from sightline.contract.schema import check_value, suggest
+from sightline.contract.schema import suggest
 from sightline.contract.task import Task
-from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
-from sightline.engine import build
+from sightline.contract.types import Batch, SampleKey
+from sightline.engine import build, run_data, run_model
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
@@ -31,7 +31,7 @@ from sightline.runs.checkpoint import list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, load_losses, load_trained_state
 from sightline.runs.weights import load_weights
-from sightline.store.loading.batch_reader import NamedTransform, TransformPipeline
+from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +76,12 @@ class OpenRun:
         return build.build(self.config, self.world)
 
     @cached_property
-    def data(self) -> build.Data:
+    def data(self) -> run_data.Data:
         """The data of `config` (cached). Raises ConfigError if the model was trained for another kind of data."""
-        data = build.build_data(self.config)
-        build.log_linked_data_folder(self.config, self.world)
+        data = run_data.build_data(self.config)
+        run_data.log_linked_data_folder(self.config, self.world)
         if self.files is not None:
-            build.check_same_facts(self.facts, data.facts, self.path)
+            run_model.check_same_facts(self.facts, data.facts, self.path)
             fingerprint = get_data_digest(data.train.dataset)
             change = self.files.check_data(fingerprint) if self.config.data == self.files.config.data else None
             if change is not None:
@@ -96,7 +96,7 @@ class OpenRun:
     @cached_property
     def transforms(self) -> tuple[NamedTransform, ...]:
         """The transforms that evaluation applies, in order; they need no data."""
-        return tuple(build.build_transforms(self.config.transforms.evaluate, self.facts))
+        return tuple(run_data.build_transforms(self.config.transforms.evaluate, self.facts))
 
     @property
     def task(self) -> Task:
@@ -108,13 +108,13 @@ class OpenRun:
         """The metrics, bound to data, model and task."""
         return self._task_and_metrics[1]
 
-    def evaluator(self, part: build.DataSubset | None = None) -> Evaluator:
+    def evaluator(self, part: run_data.DataSubset | None = None) -> Evaluator:
         """Build an evaluator of `part`, by default of the test split; all processes have the same one, and weights."""
         part = self.data.test if part is None else part
         self.world.assert_equal(
             lambda: {
                 "SHA-256 of the weights": evaluated_sha256(self.checkpoint_path),
-                **build.describe_data(self.data.facts, part),
+                **run_data.describe_data(self.data.facts, part),
             }
         )
         return build.build_evaluator(self._config_with_losses, part, self.task, self.metrics)
@@ -131,7 +131,7 @@ class OpenRun:
 
     def untrained_model(self) -> nn.Module:
         """Build the network with the random weights of the run's seed."""
-        return build.build_model(self.config, self.facts, self.world)
+        return run_model.build_model(self.config, self.facts, self.world)
 
     @cached_property
     def _task_and_metrics(self) -> tuple[Task, list[BoundMetric]]:
@@ -251,37 +251,6 @@ def open_trained(
         for line in run.notes:
             logger.warning("%s", line)
         return TrainedRun(files, run.checkpoint_path.resolve(), run.config, run.model, run.transforms)
-
-
-def build_model(name: str, /, **arguments: Any) -> nn.Module:
-    """Build a model by its name in `sightline list models`, with random weights from torch's global generator.
-
-    Facts that a data set would give (`num_classes`, `in_channels`) are arguments like any other here. Raises
-    ConfigError for a name or an argument that there is not, and for a value of another type.
-    """
-    facts = {key: value for key, value in arguments.items() if key in registry.FACTS}
-    config_arguments = {key: value for key, value in arguments.items() if key not in facts}
-    component = ComponentConfig(name, config_arguments, location=SourceLocation("build_model"))
-    bound = registry.models.bind(component)
-    if bound.faults:
-        raise ConfigError(*map(str, bound.faults))
-    accepted_facts = bound.accepted_facts
-    faults = [
-        f"build_model.{key}: '{name}' needs the argument '{key}'"
-        for key, parameter in accepted_facts.items()
-        if parameter.is_required and key not in facts
-    ]
-    for key, value in facts.items():
-        if key not in accepted_facts:
-            names = {**bound.entry.parameters, **accepted_facts}
-            faults.append(f"build_model.{key}: '{name}' has no such argument{suggest(key, names)}")
-        else:
-            misfits = check_value(accepted_facts[key].annotation, value)[1]
-            faults += [f"build_model.{'.'.join(filter(None, (key, part)))}: {text}" for part, text in misfits]
-    if faults:
-        raise ConfigError(*faults)
-    model: nn.Module = bound.build(facts=facts)
-    return model
 
 
 def _load_trained(model: nn.Module, path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.autograd import profiler
 
 from sightline.contract.task import Task
 from sightline.contract.types import Batch
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.ops.waits import is_on_host, send
 

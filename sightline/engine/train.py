@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +19,8 @@ from sightline.contract.loss import bad_count_error
 from sightline.contract.task import Task
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
-from sightline.engine.device import PhaseTimer, Precision
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import PhaseTimer
 from sightline.engine.distributed import World
 from sightline.engine.gradients import clip_gradients, module_gradient_norms
 from sightline.engine.learnt_losses import LearntLosses, combine_modules
@@ -29,8 +29,6 @@ from sightline.engine.queued_step import Gate, Key, QueuedStep, read_values
 from sightline.engine.step import divide, prepare_trained_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs
 from sightline.ops.waits import deferred_checks, is_on_host, require
-
-logger = logging.getLogger(__name__)
 
 
 class StepWatch(Protocol):

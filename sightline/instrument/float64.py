@@ -1,11 +1,4 @@
-"""Float64 arithmetic of a reference: draws as in float32, fast convolutions, and masks of attention in float64.
-
-Fast float64 conv3d on the CPU: im2col of one slice at a time, and one matrix product. Torch's own kernel takes ten
-times as long in float64 as in float32. The results are equal except for the order of sums.
-
-A float mask of attention takes the format of the queries. Torch's kernel for the CPU (2.13) reads the bytes of a
-float32 mask as float64 where 16 or more keys meet float64 queries, and tells nobody.
-"""
+"""Float64 arithmetic of a reference: draws as in float32, fast convolutions, and masks of attention in float64."""
 
 from __future__ import annotations
 
@@ -58,6 +51,11 @@ def _convolve_in_slices(*args: Any, **kwargs: Any) -> Any:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any) -> Any:
+    """Attend with a float mask in the format of the queries.
+
+    Torch's kernel for the CPU (2.13) reads the bytes of a float32 mask as float64 where 16 or more keys meet float64
+    queries, and tells nobody.
+    """
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.to(torch.promote_types(query.dtype, attn_mask.dtype))
     return F.scaled_dot_product_attention(query, key, value, attn_mask, *args, **kw)
@@ -80,7 +78,11 @@ Float64Functions = partial(InterceptedFunctions, _compute)
 
 
 def convolve(values: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:
-    """Compute `F.conv3d` with stride, dilation and groups of 1: (B, C, D, H, W) float64 -> (B, E, D', H', W')."""
+    """Compute `F.conv3d` with stride, dilation and groups of 1: (B, C, D, H, W) float64 -> (B, E, D', H', W').
+
+    One slice at a time is laid out for one matrix product (im2col): torch's own kernel for the CPU takes ten times as
+    long in float64 as in float32. The results are equal except for the order of sums.
+    """
     result: Tensor = _Convolution.apply(values, weight, padding)
     return result if bias is None else result + bias[:, None, None, None]
 

@@ -3,9 +3,7 @@
 `PlainEdgeConv` writes every edge feature out: the tested reference. `EdgeConv` has the same numbers and gradients
 without edge features: W (x_j - x_i, x_i) = W_1 x_j + (W_2 - W_1) x_i is two linear maps of points; batch norm and
 activation preserve the order of the values of a channel, or reverse it if the norm's weight is negative, so that the
-extreme can be taken first.
-
-Edge convolution with an MLP of several layers per edge, as in the segmentation form of DGCNN.
+extreme can be taken first. `EdgeMLP` has several layers per edge, as in the segmentation form of DGCNN.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from sightline.layers.batch_norm import (
     normalisation_statistics,
     uses_batch_statistics,
 )
+from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
 from sightline.ops.edge_convolution import edge_extremes, edge_gradients
 from sightline.ops.grouping import gather_points
 from sightline.ops.waits import is_recording, is_transformed

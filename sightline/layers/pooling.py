@@ -19,12 +19,7 @@ from sightline.layers.batch_norm import (
     uses_batch_statistics,
 )
 from sightline.layers.mlp import LinearNorm
-from sightline.ops.numba_kernels import (
-    can_use_numba,
-    cpu_autocast_dtype,
-    numba_kernel,
-    run_parallel,
-)
+from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype, numba_kernel, run_parallel
 
 _ENTRIES_AT_ONCE = 2**21
 """Products of a chunk in `linear_extremes`: 8 MB in float32."""

@@ -1,7 +1,4 @@
-"""Multi-head attention, the pre-norm transformer block, and the encoder.
-
-Stochastic depth: branches dropped at random, sample by sample.
-"""
+"""Multi-head attention, the pre-norm transformer block, and the encoder."""
 
 from __future__ import annotations
 
@@ -9,24 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.errors import ConfigError
-
-
-class StochasticDepth(nn.Dropout):
-    """Stochastic depth (DropPath).
-
-    A branch (B, ...) is zero for a sample with probability `p`, else scaled by 1/(1 - p).
-    In evaluation it is unchanged. Apply it to a branch before the residual is added. It is a dropout, and counts as one
-    wherever dropout is counted: its draws are torch's own, one per sample, and change from step to step.
-    Source: Huang et al. 2016, Deep Networks with Stochastic Depth, equation 2; scaled in training, as dropout is.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Drop samples of a branch (B, ...) -> (B, ...)."""
-        if not self.training or self.p == 0:
-            return input
-        each_B = input.new_ones(len(input), *[1] * (input.ndim - 1))
-        return input * F.dropout(each_B, self.p)
-
+from sightline.layers.stochastic_depth import StochasticDepth
 
 _WEIGHT_STD = 0.02
 

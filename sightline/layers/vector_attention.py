@@ -5,11 +5,6 @@ numbers and gradients and stores an eighth of the channels of each edge. An edge
 points, plus a map of three numbers: kernels recompute it wherever it is needed, in chunks of edges before a matrix
 product. In backward the gradient of the batch statistics is a constant and a slope per channel, so its sum over the
 edges of a point is enough.
-
-Fused vector attention as one autograd function, with its backward pass written out.
-
-Shapes: P points, K neighbours, C channels, G weights of C / G channels each. An edge carries near_j + own_i + code h,
-where near is the key, own the bias of the code less the query, and h the rectified map of the edge's relative position.
 """
 
 from __future__ import annotations
@@ -107,7 +102,9 @@ class _Normalised(NamedTuple):
 class FusedVectorAttention(Function):
     """Autograd function: the attended values (P, C) of queries, keys and values (P, C).
 
-    Backward uses forward's autocast.
+    Shapes: P points, K neighbours, C channels, G weights of C / G channels each. An edge carries near_j + own_i +
+    code h, where near is the key, own the bias of the code less the query, and h the rectified map of the edge's
+    relative position. Backward is written out, and uses forward's autocast.
     """
 
     @staticmethod

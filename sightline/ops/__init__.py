@@ -14,6 +14,7 @@ from sightline.ops.farthest_points import farthest_points, fps, packed_farthest_
 from sightline.ops.grouping import gather_points
 from sightline.ops.interpolation import interpolate, packed_interpolate
 from sightline.ops.losses import sigmoid_focal_loss
+from sightline.ops.meshes import areas_and_normals, sample_surface
 from sightline.ops.neighbours import (
     KNN,
     Neighbours,
@@ -24,17 +25,11 @@ from sightline.ops.neighbours import (
     nearest_neighbours,
     packed_nearest_neighbours,
 )
+from sightline.ops.normals import estimate_normals
 from sightline.ops.points_in_boxes import points_in_boxes
-from sightline.ops.rotations import (
-    axis_rotation,
-    euler_matrix,
-    quaternion_matrix,
-    rotate_points,
-    uniform_quaternion,
-)
+from sightline.ops.rotations import axis_rotation, euler_matrix, quaternion_matrix, rotate_points, uniform_quaternion
 from sightline.ops.segments import batch_to_offsets, offsets_to_batch, pack, unpack
 from sightline.ops.suppression import batched_nms, nms, soft_nms
-from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
     "KNN",

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.lanes import LANES, load, store, zeros_like
-from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.lanes import load, store, zeros_like
+from sightline.ops.numba_kernels import LANES, numba_kernel, run_parallel
 
 _POINTS_AT_ONCE = 256
 """Points of one block of partial sums: fixed, regardless of the number of threads."""

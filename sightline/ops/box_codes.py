@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import _multiply_sides, box_centres, box_sizes, promote_to_float32
+from sightline.ops.box_overlaps import _multiply_sides, box_centres, box_sizes
+from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.waits import send_list
 
 MAX_LOG_RATIO = math.log(1000 / 16)

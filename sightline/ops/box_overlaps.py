@@ -16,19 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.gpu_kernels import gpu_kernel, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import Operator, operator
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """Entries of a matrix of boxes and priors in memory at a time: 4 MB on the CPU, which fits into its cache."""
-
-
-def promote_to_float32(values: Tensor) -> Tensor:
-    """Cast values (...) to float32 at least: half precision to float32, whole numbers to float64, which holds them."""
-    if not values.is_floating_point():
-        return values.double()
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def box_sizes(boxes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from sightline.ops.lanes import LANES
+from sightline.ops.numba_kernels import LANES
 
 
 class LanesType(types.Type):

@@ -4,9 +4,6 @@ A compiler makes vectors of plain loops only where they are long. The rows of na
 most of them would be left to the remainder of such a loop. A kernel that goes through a row eight channels at a time
 keeps them, and the sums over neighbours, in registers. Every number is computed on its own, as in a plain loop: the
 bits are the same. `+`, `-` and `*` take lanes and lanes, or lanes and a number.
-
-In machine code lanes are a type of numba (`lane_types.py`); here they are NumPy arrays of eight numbers, and the plain
-forms of the kernels run on them. Nothing checks that a place lies within its array.
 """
 
 from __future__ import annotations
@@ -17,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from sightline.ops.numba_kernels import NumbaKernel
-
-LANES = 8
-"""Numbers of a vector: one register of AVX2 in float32."""
+from sightline.ops.numba_kernels import LANES, NumbaKernel
 
 
 class LaneOperation(NumbaKernel):
-    """Operation on lanes inside kernels: in machine code the function of the same name in `lane_types`."""
+    """Operation on lanes inside kernels: in machine code the function of the same name in `lane_types`.
+
+    Here it computes with NumPy arrays of eight numbers, and the plain forms of the kernels run on them. Nothing checks
+    that all eight lie within an array.
+    """
 
     def __call__(self, *arguments: Any) -> Any:
         return self.plain(*arguments)

@@ -2,8 +2,6 @@
 
 Images `label` (S, H, W) int64 and `range_image` (S, H, W) metres, negative where empty; packed points of the scans
 with `offsets` (S+1,), their `pixel` (P,), row * W + column of their own image, and `point_range` (P,).
-
-CPU kernel of the kNN vote, for a block of points at a time, which fills the wide registers.
 """
 
 from __future__ import annotations
@@ -16,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.ops.projection import (
-    scan_index,
-)
+from sightline.ops.projection import scan_index
 
 _BLOCK = 64
+"""Points that the CPU kernel takes at a time, which fill the wide registers."""
 _NEVER = 2**63 - 1
 
 

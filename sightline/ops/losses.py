@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.ops.box_overlaps import promote_to_float32
+from sightline.ops.dtypes import promote_to_float32
 
 MIN_FOCAL_BASE = 1e-30
 """Lower bound of what focal losses raise to gamma: below 1 it has an infinite slope at 0. The bound has no gradient."""

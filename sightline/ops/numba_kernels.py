@@ -32,6 +32,8 @@ from sightline.ops.waits import is_transformed
 
 _ENTRIES_AT_ONCE = 2**18
 """Numbers of a widened part: 1 MB in float32."""
+LANES = 8
+"""Numbers of a vector: one register of AVX2 in float32."""
 
 
 class NumbaKernel:

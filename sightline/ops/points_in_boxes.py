@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import promote_to_float32
+from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.gpu_kernels import gpu_kernel, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator

@@ -1,9 +1,4 @@
-"""Priors: the boxes (anchors) or points that predictions refer to, laid out over a network's feature maps.
-
-Affine maps of image coordinates, as matrices (2, 3) that act on (x, y, 1), applied to boxes.
-
-The best overlap of each box with any prior.
-"""
+"""Priors: the boxes (anchors) or points that predictions refer to, laid out over a network's feature maps."""
 
 from __future__ import annotations
 
@@ -17,8 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-
-from sightline.ops.box_overlaps import box_iou, column_blocks, promote_to_float32
 
 PriorKind = Literal["anchors", "points"]
 BACKGROUND = -1
@@ -206,39 +199,3 @@ def _assert_levels(**levels: Sequence[object]) -> None:
     if len(set(counts.values())) > 1 or not min(counts.values()):
         counts_text = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ValueError(f"priors: found {counts_text}; expected one of each for every level of the network")
-
-
-def warp_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
-    """Return the bounding boxes (..., 4) of the mapped corners of `boxes` (..., 4).
-
-    `matrix` (2, 3), computed in float64; those of whole numbers are float64.
-    """
-    left, top, right, bottom = boxes.double().unbind(-1)
-    ones = torch.ones_like(left)
-    corners = torch.stack([torch.stack([x, y, ones], -1) for x in (left, right) for y in (top, bottom)], -2)
-    mapped = corners @ matrix.double().T
-    bounds = torch.cat([mapped.amin(-2), mapped.amax(-2)], dim=-1)
-    return bounds.to(boxes.dtype) if boxes.is_floating_point() else bounds
-
-
-def compose_affine(second: Tensor, first: Tensor) -> Tensor:
-    """Return the map (2, 3) float64 that applies `first` (2, 3), then `second` (2, 3)."""
-    return second.double() @ _square(first)
-
-
-def invert_affine(matrix: Tensor) -> Tensor:
-    """Return the inverse map (2, 3) float64 of `matrix` (2, 3)."""
-    return torch.linalg.inv(_square(matrix))[:2]
-
-
-def _square(matrix: Tensor) -> Tensor:
-    return torch.cat([matrix.double(), matrix.new_tensor([[0, 0, 1]], dtype=torch.float64)])
-
-
-def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
-    """Return the highest IoU (M,) of each of `boxes` (M, 4) with any anchor of `priors`."""
-    boxes = promote_to_float32(boxes)
-    best_iou = boxes.new_zeros(len(boxes))
-    for part in column_blocks(len(boxes), len(priors), boxes.device):
-        best_iou = torch.maximum(best_iou, box_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
-    return best_iou

@@ -4,8 +4,6 @@ Scans follow one another in `points` (P, 3), metres in the sensor's frame (x for
 int64 saying where each starts. A full turn has forward in its middle column and the left side in its left half.
 Arithmetic is that of the published code in the type of the points, float32 as a rule. Roots and angles alone are taken
 in float64 and then rounded: libraries, devices and the loops of one library differ in the last bit of a float32 one.
-
-Border pixels of classes in label images.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import assert_boxes, divide, intersect, iou, load_box, promote_to_float32
+from sightline.ops.box_overlaps import assert_boxes, divide, intersect, iou, load_box
+from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.labels import widen_labels
 from sightline.ops.numba_kernels import numba_kernel
 from sightline.ops.operator import operator
 from sightline.ops.waits import call_on_host, require

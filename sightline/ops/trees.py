@@ -1,8 +1,5 @@
 """Balanced k-d trees of clouds, with the bounding box of each node: a search can skip most points.
 
-Node 1 holds all points, the children of node n are 2n and 2n + 1, the leaves are the last
-`num_leaves` nodes. The points of node n lie one after another in `order`.
-
 Boxes bound distances exactly, rounding included. Rounding never reverses an order: for a point p in the box and a
 query q beside it, the rounded differences, squares and sums towards the box are at most those towards p, one by one,
 when they are taken in the same order. So a box whose bound is not below the largest distance of interest can be left
@@ -25,6 +22,7 @@ LEAF_SIZE = 32
 class Trees(NamedTuple):
     """One tree per cloud; all of a batch have the same shape.
 
+    Node 1 holds all points, the children of node n are 2n and 2n + 1, the leaves are the last `num_leaves` nodes.
     `blocks` (B, leaves, C, LEAF): the leaves' points, infinity in empty slots. `order` (B, N) int64: the points'
     indices, leaf after leaf. `starts` (leaves + 1,): where in `order` the leaves start, and N at the end. `boxes`
     (B, 2 * leaves, 2, C): the lowest and highest coordinates in each node; node 0 is not used.
@@ -52,7 +50,10 @@ def allocate_trees(points: Tensor) -> Trees:
 
 
 def build_trees(points: Tensor) -> Trees:
-    """Build the k-d trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1."""
+    """Build the k-d trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1.
+
+    The points of each node lie one after another in `order`.
+    """
     trees = allocate_trees(points)
     sorted_BCN = points.numpy().transpose(0, 2, 1).copy()
     run_parallel(_build, len(points), sorted_BCN, *trees)

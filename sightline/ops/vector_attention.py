@@ -1,12 +1,10 @@
-"""CPU kernels of fused vector attention, per edge and channel.
+"""CPU kernels of fused vector attention, per edge and channel; all tensors are float32 or all float64.
 
 Point i has the neighbours `index` (P, K), of which the first `count` (P,) are valid. Edge (i, j) carries
 near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) is the matrix, `position` (P, K, 3) is h. Weights
-(P, K, G) are shared: channel c has weight c modulo G, and the C / G channels of a weight are G apart. All tensors are
-float32 or all float64.
-
-Rows of work are either points, or shares: the G channels from t G on. Every sum over edges is added by the one thread
-that has the share, edge by edge: the bits do not depend on the number of threads.
+(P, K, G) are shared: channel c has weight c modulo G, and the C / G channels of a weight are G apart. Rows of work are
+either points, or shares: the G channels from t G on. Every sum over edges is added by the one thread that has the
+share, edge by edge: the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.lanes import LANES, add_lanes, load, rectify, store, where_positive, widen, zeros_like
-from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.lanes import add_lanes, load, rectify, store, where_positive, widen, zeros_like
+from sightline.ops.numba_kernels import LANES, numba_kernel, run_parallel
 
 _EDGES_OF_A_SUM = 64
 """Edges added in the input's dtype before the sum goes on in float64: exact enough for any number of edges."""

@@ -12,24 +12,28 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "losses": {
         "losses.classification": "cross_entropy distillation lovasz_softmax",
-        "losses.embeddings": "cross_modal feature_transform_penalty intra_modal",
+        "losses.contrast": "cross_modal intra_modal",
+        "losses.feature_transform": "feature_transform_penalty",
     },
     "metrics": {
-        "metrics.labels": "accuracy iou iou_by_distance pixel_iou",
+        "metrics.accuracy": "accuracy",
+        "metrics.iou": "iou",
         "metrics.part_iou": "part_iou",
     },
-    "models": {"models.resnet": "image_classifier"},
-    "public": {"losses.embeddings": "PairLoss", "tasks.supervised": "Supervised"},
+    "models": {"models.image_classifier": "image_classifier"},
+    "public": {"losses.contrast": "PairLoss", "tasks.supervised": "Supervised"},
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
+        "tasks.classification": "classify",
         "tasks.segment": "segment",
-        "tasks.supervised": "centre classify pose",
     },
     "transforms": {
-        "transforms.images": "chromatic_auto_contrast chromatic_jitter chromatic_translation color_jitter flip_image "
-        "hue_saturation normalize_image resize_image",
-        "transforms.point_selection": "crop_depth drop_points farthest_points sample_points shuffle_points",
-        "transforms.points": "elastic flip jitter normalize_unit_sphere rotate scale translate two_views",
+        "transforms.colours": "chromatic_auto_contrast chromatic_jitter chromatic_translation hue_saturation",
+        "transforms.elastic": "elastic",
+        "transforms.images": "color_jitter flip_image normalize_image resize_image",
+        "transforms.point_selection": "drop_points farthest_points sample_points shuffle_points",
+        "transforms.points": "flip jitter normalize_unit_sphere rotate scale translate",
+        "transforms.two_views": "two_views",
     },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

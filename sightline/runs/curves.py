@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sightline.contract.errors import UserError
 from sightline.draw.charts import ChartPanel, Series, render_svg
-from sightline.parts.losses.embeddings import CHANCE_SUFFIX
-from sightline.runs.run_directory import read_lines
+from sightline.parts.losses.contrast import CHANCE_SUFFIX
+from sightline.runs.run_documents import read_lines
 from sightline.runs.run_records import Line
 
 _NO_CURVE = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.run_config import format_inline, to_plain
+from sightline.config.plain_values import to_plain
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.ops.grouping import scale_num_neighbours
-from sightline.runs.weights import find_neighbour_graph, find_point_encoder
+from sightline.runs.encoder_blocks import find_neighbour_graph, find_point_encoder
 
 _COMPARED_KEYS = {
     "up_axis": "the up axis",

@@ -14,8 +14,9 @@ from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import Plugin, check_recorded
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo
-from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
-from sightline.runs.run_directory import assert_own_files, load_document, read_facts
+from sightline.runs.inputs import read_inputs
+from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 from sightline.runs.run_folders import NETWORK_ENDINGS, is_own_run
 
 _MAX_LISTED = 3

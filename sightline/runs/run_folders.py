@@ -14,7 +14,8 @@ from typing import Any
 from sightline.contract.call_arguments import to_path
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
-from sightline.runs.run_directory import assert_own_files, find_holder, load_document
+from sightline.runs.folder_lock import find_holder
+from sightline.runs.run_documents import assert_own_files, load_document
 
 SORT_KEYS = ("name", "task", "data", "steps", "figure", "when", "size", "state")
 _MARKS = ("config.yaml", "environment.json", "facts.json")

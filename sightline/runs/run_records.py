@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline.config.run_config import format_inline
-from sightline.config.yaml_tree import ConfigFaults, read_yaml
+from sightline.config.faults import ConfigFaults
+from sightline.config.yaml_tree import read_yaml
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.runs.run_directory import load_document, read_lines
+from sightline.runs.run_documents import load_document, read_lines
 from sightline.runs.run_files import RunFiles
 
 NO_FIGURE = "–"

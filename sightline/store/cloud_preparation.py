@@ -12,7 +12,8 @@ import torch
 
 from sightline.contract.errors import DataError
 from sightline.ops.farthest_points import farthest_points
-from sightline.ops.surfaces import SurfacePoints, estimate_normals, sample_surface
+from sightline.ops.meshes import SurfacePoints, sample_surface
+from sightline.ops.normals import estimate_normals
 from sightline.store.computed_samples import SampleCache
 from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.input_files import damaged, download_again

@@ -12,7 +12,7 @@ from sightline.config import RunConfig, read_config
 from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import Plugin, check_recorded, load_plugins
-from sightline.runs.run_directory import load_document
+from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import config_path_of_run
 
 logger = logging.getLogger(__name__)

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 
 from sightline.commands.run import TrainOptions
+from sightline.engine.failures import report_failure
 from sightline.engine.launcher import launch, resolve_num_processes
-from sightline.engine.watchdog import report_failure
 from sightline.runs.run_files import is_run
 from sightline.training.config_source import read_with_plugins
 from sightline.training.resume import assert_empty
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
-from sightline.training.train_run import Reporter, train_run
+from sightline.training.train_result import Reporter
+from sightline.training.train_run import train_run
 
 
 def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequest | None = None) -> int:

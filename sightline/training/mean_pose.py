@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.build import Data, DataSubset
+from sightline.engine.run_data import Data, DataSubset
 
 _MAX_SAMPLES = 1000
 _CHUNK_SIZE = 16

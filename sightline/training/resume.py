@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.run_config import Log, PrecisionName, flatten, format_inline, to_plain
+from sightline.config.plain_values import flatten, to_plain
+from sightline.config.run_config import Log, PrecisionName
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
-from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
+from sightline.engine.loggers.mlflow import Mlflow
+from sightline.engine.loggers.tensorboard import TensorBoard
+from sightline.engine.loggers.wandb import Wandb
 from sightline.runs import checkpoint
-from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
-from sightline.runs.run_directory import create_numbered_folder, load_document
+from sightline.runs.inputs import INPUTS_FILE
+from sightline.runs.lineage import LINEAGE_FILE
+from sightline.runs.run_directory import create_numbered_folder
+from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256, is_packed
 

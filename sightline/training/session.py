@@ -16,14 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sightline.config import read_config, render_config
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.errors import CheckpointError, RunError, summarise_error
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.finite_state import FiniteState
-from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
+from sightline.engine.loggers.mlflow import Mlflow
+from sightline.engine.loggers.tensorboard import TensorBoard
+from sightline.engine.loggers.wandb import Wandb
 from sightline.engine.loop import train
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.optimizers import format_module_rates
@@ -31,7 +33,8 @@ from sightline.engine.records import EvaluationRecord, Observer, Observers, Step
 from sightline.runs import checkpoint
 from sightline.runs.best_checkpoint import BestCheckpoint, BestCheckpointTracker
 from sightline.runs.curves import RESULTS_PICTURE, draw_runs
-from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
+from sightline.runs.inputs import INPUTS_FILE, inputs_document
+from sightline.runs.lineage import LINEAGE_FILE, describe_lineage, describe_stage
 from sightline.runs.optimizer_state import optimizer_tensors, restore_optimizer
 from sightline.runs.random_states import get_rng_state, set_rng_state
 from sightline.runs.run_directory import RunDirectory

@@ -12,7 +12,7 @@ from sightline.contract.call_arguments import to_count
 from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.contract.types import Batch, Field, Sample, SampleKey
-from sightline.engine import build
+from sightline.engine import run_data
 from sightline.engine.batch_stream import BatchSampler, evaluation_keys, read_batches
 
 Augmentation = Literal["train", "evaluate", "none"]
@@ -26,7 +26,9 @@ class SplitData:
     same bits. `facts` are those that a model is built with; `fields` declare the keys of a sample.
     """
 
-    def __init__(self, part: build.DataSubset, facts: Mapping[str, Any], *, config: RunConfig, transforms: str) -> None:
+    def __init__(
+        self, part: run_data.DataSubset, facts: Mapping[str, Any], *, config: RunConfig, transforms: str
+    ) -> None:
         self.part = part
         self.facts = facts
         self.epoch = 0
@@ -151,13 +153,13 @@ def load_split(config: RunConfig, split: str, transforms: Augmentation | None = 
         raise UserError(f"split: found {split!r}, allowed is a name, as 'train'")
     chosen: Augmentation = transforms or ("train" if split == "train" else "evaluate")
     with locate_errors(config.origins):
-        data = build.build_data(config)
+        data = run_data.build_data(config)
         own = (*data.train.dataset.info.split_sizes,)
         parts = {part.split: part for part in (data.test, data.selection, data.train)}
         if split not in parts and split in own:
-            parts[split] = build.build_part(config, split)
+            parts[split] = run_data.build_part(config, split)
         if split not in parts:
             valid = [*parts, *(name for name in own if name not in parts)]
             raise UserError(f"split: '{split}' is not a part of {config.data.name}{suggest(split, valid)}")
-        part = build.read_with(config, parts[split], chosen, parts["train"])
+        part = run_data.read_with(config, parts[split], chosen, parts["train"])
     return SplitData(part, data.facts, config=config, transforms=chosen)

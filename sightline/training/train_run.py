@@ -8,7 +8,6 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +15,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sightline.config import RunConfig
-from sightline.config.run_config import to_plain
 from sightline.contract.cell_plugins import describe_modules, record_cells
-from sightline.contract.dataset import Dataset, get_data_digest
+from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.plugins import Plugin, plugin_options
-from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.engine.build import Data, TrainingSetup, build
-from sightline.engine.device import describe_nondeterminism, set_backends
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.device.numerics import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
+from sightline.engine.failures import describe_failed_kernel, exit_process
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
+from sightline.engine.run_data import Data
 from sightline.engine.train import NonFiniteGradientError
-from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, collect_environment, load_document, read_lines, remove_dead_lock
+from sightline.runs.environment import collect_environment
+from sightline.runs.run_directory import remove_dead_lock
+from sightline.runs.run_documents import load_document, read_lines
 from sightline.runs.run_files import RunFiles
 from sightline.training.later_end import describe_later_end, list_later_ends
 from sightline.training.mean_pose import pose_baselines
@@ -45,68 +45,14 @@ if TYPE_CHECKING:
     from sightline.doctor.evidence.levels import Levels
     from sightline.doctor.finding import Finding
     from sightline.doctor.watch.watch import Watch
-
+from sightline.config.plain_values import list_component_names
+from sightline.training.run_findings import add_findings, end_findings, read_findings
+from sightline.training.train_result import Reporter, TrainResult
 
 logger = logging.getLogger(__name__)
 
 _MAX_MEASURED = 400
 """Steps of a long run that are measured."""
-
-
-class Reporter:
-    """Base class of reporters, which receive the progress of a run on the first process; it ignores all of it."""
-
-    def note(self, text: str) -> None:
-        """Receive one or more lines for the user."""
-
-    def findings(self, findings: Sequence[Finding]) -> None:
-        """Receive the findings of checks, including notes, before or after training."""
-
-    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: Dataset) -> None:
-        """Receive the metrics of the last weights, as in `final.json`, with the baselines of the data."""
-
-    def final_document(self, document: Mapping[str, Any]) -> None:
-        """Receive the metrics of a run that is finished, now or by an earlier session."""
-
-
-_SHOWN_FIGURES = 4
-
-
-@dataclass(frozen=True, repr=False)
-class TrainResult:
-    """Result of a training run.
-
-    `path` is its folder, None where an error among `findings` kept it from starting. `document` holds the figures of
-    the last weights where the run is finished, on the first process. `stopped_by` is the signal that ended it early;
-    its state is saved, and `resume="auto"` continues it.
-    """
-
-    path: Path | None
-    findings: tuple[Finding, ...] = ()
-    document: Mapping[str, Any] | None = None
-    stopped_by: int | None = None
-
-    def __repr__(self) -> str:
-        problems = [str(finding) for finding in self.findings if finding.severity in ("error", "warning")]
-        if self.path is None:
-            return "\n".join(["TrainResult(not started:", *problems, ")"])
-        metrics = {} if self.document is None else self.document["metrics"]
-        figures = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)]
-        state = [] if self.stopped_by is None else [f"stopped by signal {self.stopped_by}"]
-        warnings = [f"{len(problems)} warning{'s' * (len(problems) != 1)}"] if problems else []
-        return f"TrainResult({', '.join([str(self.path), *state, *figures[:_SHOWN_FIGURES], *warnings])})"
-
-    @property
-    def is_finished(self) -> bool:
-        """True if the run reached its last step and was evaluated."""
-        return self.path is not None and self.stopped_by is None
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of `sightline train`: 0, 1 if it could not start, 128 + the signal's number."""
-        if self.stopped_by is not None:
-            return 128 + self.stopped_by
-        return 0 if self.is_finished else 1
 
 
 def train_run(
@@ -131,7 +77,7 @@ def train_run(
     error. Raises UserError, ConfigError, DataError or CheckpointError if the run cannot start, RunError if it fails.
     """
     is_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
-    plugins = (*plugins, *record_cells(set(_list_names(to_plain(config)))))
+    plugins = (*plugins, *record_cells(list_component_names(config)))
     with contextlib.ExitStack() as stack:
         if stop is None and is_main:
             stack.enter_context(restore_signal_handlers())
@@ -154,15 +100,6 @@ def train_run(
             is_quiet=not shows_progress,
         )
         return run(out=out, resume=resume)
-
-
-def _list_names(tree: Any) -> Iterator[str]:
-    """List every component that a config names."""
-    items = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
-    if isinstance(tree, Mapping) and isinstance(tree.get("name"), str):
-        yield tree["name"]
-    for item in items:
-        yield from _list_names(item)
 
 
 class _TrainRun:
@@ -195,7 +132,7 @@ class _TrainRun:
     def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
         config, world = self._config, self._world
         location = resolve_run_location(config, self._plugins, world, out=out, resume=resume)
-        for line in (*location.notes, *describe_modules(set(_list_names(to_plain(config))))):
+        for line in (*location.notes, *describe_modules(list_component_names(config))):
             self._note(line)
         if location.is_finished:
             assert location.path is not None, "a finished run has a path"
@@ -283,7 +220,7 @@ class _TrainRun:
         if location.checkpoint:
             self._world.rank_zero_only(self._warn_of_changes)(session)
             session.resume(Path(location.checkpoint))
-            self._earlier = _read_findings(directory, session.job.step)
+            self._earlier = read_findings(directory, session.job.step)
         else:
             session.start()
         directory.write_json("findings.json", [finding.to_dict() for finding in (*findings, *self._earlier)])
@@ -344,7 +281,7 @@ class _TrainRun:
             keeps_record_alone=not self._has_checks,
             name_sample=partial(name_sample, session),
             first_step=job.step,
-            receive=partial(_add_findings, directory),
+            receive=partial(add_findings, directory),
         )
         metrics = directory.path / "metrics.jsonl"  # not there before the first lines are written
         lines = read_lines(metrics) if job.step and metrics.exists() else ()
@@ -367,7 +304,7 @@ class _TrainRun:
             from sightline.workbench.check.non_finite_rules import diagnose_non_finite
 
             finding = diagnose_non_finite(error, self._world)
-            _end_findings(session, finding)
+            end_findings(session, finding)
             raise RunError(str(finding)) from error
         except ValueError as error:
             from sightline.workbench.check.first_step_rules import explain_failure
@@ -378,7 +315,7 @@ class _TrainRun:
             diagnosis = None if isinstance(error, UserError) else explain_fault(error, session.job)
             if diagnosis is None:
                 raise
-            _end_findings(session, diagnosis)
+            end_findings(session, diagnosis)
             raise RunError(str(diagnosis)) from error
         except torch.OutOfMemoryError as error:
             step = session.job.step
@@ -389,7 +326,7 @@ class _TrainRun:
             from sightline.workbench.check.failed_steps import explain_index
 
             if (out_of_range := explain_index(error, session.job.step)) is not None:
-                _end_findings(session, out_of_range)
+                end_findings(session, out_of_range)
                 raise RunError(str(out_of_range)) from error
             failed = describe_failed_kernel(error)
             named = describe_nondeterminism(error) if failed is None else RunError(f"step {session.job.step}: {failed}")
@@ -428,33 +365,6 @@ def _measure_levels(built: TrainingSetup) -> Levels:
     from sightline.workbench.check.run_subject import measure_run_levels
 
     return measure_run_levels(built, built.job.model)
-
-
-def _add_findings(directory: RunDirectory, *findings: Finding) -> None:
-    if not directory.is_writer:
-        return
-    earlier_findings = parse_json(read_regular_file(directory.path / "findings.json"))
-    directory.write_json("findings.json", [*earlier_findings, *(finding.to_dict() for finding in findings)])
-
-
-def _end_findings(session: TrainingSession, finding: Finding) -> None:
-    """Write what ends a run before what was found in its training."""
-    before = _read_findings(session.directory, session.job.step + 1)
-    session.directory.write_json("findings.json", [item.to_dict() for item in (finding, *before)])
-
-
-def _read_findings(directory: RunDirectory, step: int) -> tuple[Finding, ...]:
-    """Read what earlier sessions of a run found in training up to a step."""
-    from sightline.doctor.finding import finding_from_dict
-
-    path = directory.path / "findings.json"
-    documents = parse_json(read_regular_file(path)) if path.exists() else []
-    kept = [
-        document
-        for document in documents
-        if document["phase"] == "runtime" and document["where"].get("step", 0) <= step
-    ]
-    return tuple(map(finding_from_dict, kept))
 
 
 def sample_counts(data: Data) -> str:

@@ -14,7 +14,7 @@ from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import start_world
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.verbs.output import load_config, print_note, show_findings, show_progress, show_table
 from sightline.workbench.check.examination import BUDGET_S, RunExamination, describe_examination
 from sightline.workbench.check.suite import check_path

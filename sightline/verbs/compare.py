@@ -10,11 +10,11 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.build import TrainingSetup, build
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.verbs.output import load_config, print_note, show_table
 from sightline.workbench.compare.comparison import (
     ComparisonSubject,

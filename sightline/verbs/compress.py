@@ -25,10 +25,10 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.trained_weights import PACKED_FILE
 from sightline.training.progress import wants_live
 from sightline.verbs.output import print_note, show_evaluation, show_table
@@ -37,14 +37,7 @@ from sightline.workbench.compress.finetuning import FineTuning, assert_tunable
 from sightline.workbench.compress.report import NAME, CompressionReport, compression_markdown
 from sightline.workbench.compress.run_problem import RunProblem, make_simulator, untraced_problem
 from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult, build_searches, search_rows
-from sightline.workbench.compress.stages import (
-    POLICY,
-    WORK,
-    Compression,
-    assert_no_run,
-    lock_folder,
-    search_recorded,
-)
+from sightline.workbench.compress.stages import POLICY, WORK, Compression, assert_no_run, lock_folder, search_recorded
 from sightline.workbench.compress.target import CompressionOptions
 from sightline.workbench.study.study_runs import UnfinishedError
 

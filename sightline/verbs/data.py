@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
-from sightline.config.overrides import read_key_values
+from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_data import SHARED
 from sightline.store.prepared.prepared_writer import Progress

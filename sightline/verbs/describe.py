@@ -15,12 +15,12 @@ from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
 from sightline.engine.build import build
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.train import TrainState
-from sightline.runs.run_directory import write_document, write_file
+from sightline.runs.output_files import write_document, write_file
 from sightline.verbs.output import load_config, print_note, show_table
 from sightline.workbench.describe.drawing import build_figure, draw, short_number, show_shape
 from sightline.workbench.describe.profiling import (

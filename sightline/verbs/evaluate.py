@@ -15,20 +15,21 @@ from sightline.commands.run import EvaluateOptions
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.plugins import load_plugins
-from sightline.engine.build import DataSubset, build_part
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, pool_evaluations
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.process_inputs import describe_command
+from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
+from sightline.training.evaluation_settings import assert_about_evaluation, override_evaluation
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
 from sightline.training.published_results import explain_no_rows, list_published
-from sightline.training.run_evaluation import assert_about_evaluation, compare_training_data, override_evaluation
+from sightline.training.run_evaluation import compare_training_data
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 from sightline.verbs.score import assert_against
 from sightline.workbench.check.other_set_rules import CODE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sightline.commands.run import ExportOptions
 from sightline.contract.errors import UserError
 from sightline.engine.run_loading import open_trained
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.verbs.output import print_note, show_table
 from sightline.workbench.export.export import export_run
 from sightline.workbench.export.int8 import NUM_CALIBRATED

@@ -13,10 +13,10 @@ import torch
 from sightline.commands.run import PredictOptions
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import DataError, RunError, UserError, escape_to_one_line
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import TrainedRun, open_trained
-from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.workbench.export.onnx_file import open_run_or_file

@@ -8,11 +8,11 @@ from functools import partial
 from sightline.commands.run import EvaluateOptions
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.verbs.output import print_note, show_table
 from sightline.workbench.probe.features import FeatureSplit
 from sightline.workbench.probe.measure import Comparison, compare_with_random

@@ -9,11 +9,12 @@ from sightline.commands.look import ReportOptions, ViewOptions
 from sightline.contract.errors import UserError
 from sightline.draw.page import PageClouds, render_page
 from sightline.runs.curves import name_runs
-from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_records import ReportedRun, compare_runs, read_reported_run
 from sightline.verbs.output import print_note
 from sightline.verbs.view import view_run_or_config
-from sightline.view.run_report import make_report, make_samples
+from sightline.view.report_samples import make_samples
+from sightline.view.run_report import make_report
 
 _MAX_BYTES = 5_000_000
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sightline.commands.look import RunsOptions
 from sightline.contract.errors import UserError, escape_to_one_line
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.runs.run_folders import RunSummary, filter_runs, find_run, list_runs, sort_runs
 from sightline.verbs.output import print_note, show_table
 

@@ -9,8 +9,8 @@ from sightline.config import read_sections
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.engine.build import DataSubset
-from sightline.runs.run_directory import write_document
+from sightline.engine.run_data import DataSubset
+from sightline.runs.output_files import write_document
 from sightline.runs.run_files import config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.published_results import explain_no_rows, list_published

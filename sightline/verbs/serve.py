@@ -7,9 +7,9 @@ from typing import Any
 
 from sightline.commands.run import ServeOptions
 from sightline.contract.errors import assert_installed
-from sightline.engine.device import set_backends
+from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
-from sightline.engine.watchdog import exit_process
+from sightline.engine.failures import exit_process
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import print_note
 from sightline.workbench.export.onnx_file import open_run_or_file

@@ -11,8 +11,9 @@ from typing import Any
 
 from sightline.commands.look import CopyOptions, InitOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
-from sightline.config.run_config import format_inline, to_plain
+from sightline.config.plain_values import to_plain
 from sightline.config.shipped import ShippedConfig, copy_shipped, make_project, shipped_configs
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError
 from sightline.contract.metric import is_higher_better
 from sightline.contract.plugins import find_plugin, load_plugins
@@ -34,7 +35,7 @@ from sightline.engine.run_loading import open_run
 from sightline.instrument.random_state import preserve_random_state
 from sightline.published.rows import list_layouts, list_names
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.verbs.output import load_config, print_note
 
 WIDTH = 110

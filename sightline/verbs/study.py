@@ -8,7 +8,7 @@ from typing import Any
 
 from sightline.commands.look import StudyOptions
 from sightline.contract.errors import UserError
-from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.verbs.output import print_note, show_table
 from sightline.verbs.train import SeriesReporter
 from sightline.workbench.study.grid import NAME, GridStudy

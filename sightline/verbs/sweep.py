@@ -12,7 +12,7 @@ from typing import Any
 from sightline.commands.look import SweepOptions
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import join_some
-from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.verbs.output import print_note, show_table
 from sightline.verbs.train import SeriesReporter
 from sightline.workbench.study.sweep import NAME, Sweep

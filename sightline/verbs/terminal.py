@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO, get_type_hints
 
 from sightline.contract.errors import CountError, RunError, UserError, escape_to_one_line
-from sightline.engine.watchdog import describe_failed_kernel, report_failure, worker_exit_message
+from sightline.engine.failures import describe_failed_kernel, report_failure, worker_exit_message
 from sightline.store.files.atomic_write import REPEAT, disk_failure, is_of_disk
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})

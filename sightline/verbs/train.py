@@ -9,10 +9,10 @@ from typing import Any
 from sightline.commands.run import TrainOptions
 from sightline.contract.dataset import Dataset
 from sightline.doctor.finding import Finding
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.training.launch import launch_training
 from sightline.training.stop_request import StopRequest
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 
 

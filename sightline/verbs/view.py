@@ -18,23 +18,27 @@ from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.metric import WorstSamples
 from sightline.contract.task import Task
-from sightline.engine.build import Data, DataSubset, build_task, build_transforms
-from sightline.engine.device import Precision, set_backends
+from sightline.engine.build import build_task
+from sightline.engine.device.numerics import Precision, set_backends
 from sightline.engine.distributed import start_world
+from sightline.engine.run_data import Data, DataSubset, build_transforms
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.run_directory import RunDirectory, assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document
+from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.config_source import reread
-from sightline.training.run_evaluation import assert_about_evaluation
+from sightline.training.evaluation_settings import assert_about_evaluation
 from sightline.verbs.output import load_config, print_note, show_table, split_options
+from sightline.view.cloud_file import view_file
 from sightline.view.image_stages import takes_score
-from sightline.view.output import view_file, write_views
+from sightline.view.output import write_views
+from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
-from sightline.view.stages import SamplePredictor, ViewedSample
+from sightline.view.stages import ViewedSample
 from sightline.workbench.predict.prediction import collect_files
 
 _NUM_SAMPLES = 4

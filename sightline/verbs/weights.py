@@ -9,7 +9,7 @@ from sightline.commands.run import WeightsOptions
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
 from sightline.published.files import find_parts, is_darknet
-from sightline.runs.run_directory import write_document
+from sightline.runs.output_files import write_document
 from sightline.verbs.output import print_note, print_tree
 
 _ENDINGS = frozenset({".ckpt", ".pt", ".pth", ".safetensors", ".t7"})

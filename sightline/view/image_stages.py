@@ -15,7 +15,8 @@ from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.boxes import COLORS, DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import Frame
 from sightline.view.panels import ImagePanel
-from sightline.view.stages import RgbColoring, SamplePredictor, Stage
+from sightline.view.sample_predictor import SamplePredictor
+from sightline.view.stages import RgbColoring, Stage
 
 _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 

@@ -1,7 +1,4 @@
-"""Report of runs: the blocks of one page from what their folders hold, without data, weights or plugins.
-
-A viewer of samples of a run, for which its data are needed.
-"""
+"""Report of runs: the blocks of one page from what their folders hold, without data, weights or plugins."""
 
 from __future__ import annotations
 
@@ -27,26 +24,13 @@ from sightline.runs.run_records import (
 )
 from sightline.runs.trained_weights import is_packed
 from sightline.store.files.image_files import read_image
-from sightline.view.page import make_clouds
-from sightline.view.stages import ViewedSample
+from sightline.view.report_samples import MAX_PICTURE_BYTES
 
-MAX_PICTURE_BYTES = MAX_SAMPLE_BYTES = 1_800_000
-"""Maximum size of the pictures of a page, and of its samples: the page stays below 5 MB, and can be mailed."""
 _MAX_LINES = 400
 """Maximum number of points of the curves of all runs in one split."""
 _MAX_MATRIX = 24
 """Maximum number of classes of a confusion matrix; of more classes the most frequent confusions are listed."""
 _NUM_CONFUSIONS = 20
-
-
-def make_samples(subjects: Sequence[ViewedSample]) -> tuple[PageClouds, list[str]]:
-    """Make the viewer of as many samples as fit into `MAX_SAMPLE_BYTES`; also return a note on the others."""
-    for count in range(len(subjects), 0, -1):
-        clouds = make_clouds(subjects[:count], title="Samples", max_bytes=MAX_SAMPLE_BYTES // 2)
-        if len(clouds.encode()) <= MAX_SAMPLE_BYTES or count == 1:
-            break
-    left_out = [f"{len(subjects) - count} samples do not fit into the page"] if count < len(subjects) else []
-    return clouds, left_out
 
 
 def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) -> tuple[list[PageBlock], list[str]]:

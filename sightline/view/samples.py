@@ -14,7 +14,8 @@ from sightline.draw.pictures import Frame
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.view.cloud_stages import CloudStages
 from sightline.view.image_stages import ImageStages, draws_pictures, target_stages
-from sightline.view.stages import SHOWN, SamplePredictor, Stage, ViewedSample
+from sightline.view.sample_predictor import SHOWN, SamplePredictor
+from sightline.view.stages import Stage, ViewedSample
 
 _MODEL_INPUT = {"train": "model input in training", "evaluate": "model input in evaluation"}
 

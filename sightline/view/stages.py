@@ -1,7 +1,4 @@
-"""Viewed samples: the stages of a sample, colourings of its points, and the numbers that go with them.
-
-Predictor of a trained model for the samples that are shown.
-"""
+"""Viewed samples: the stages of a sample, colourings of its points, and the numbers that go with them."""
 
 from __future__ import annotations
 
@@ -10,16 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from sightline.contract.task import Task
-from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
-from sightline.engine.device import Precision, to_device
 from sightline.parts.tasks.segment import WRONG
-from sightline.store.loading.batch_reader import BatchReader
-from sightline.view.panels import ImagePanel, JointFigure
+from sightline.view.panels import ImagePanel
+from sightline.view.skeletons import JointFigure
 
 _RIGHT = np.array([196, 201, 208], dtype=np.uint8)
 _UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}
@@ -192,30 +184,3 @@ def error_coloring(prediction: np.ndarray, target: np.ndarray, num_classes: int)
 def height_coloring(points: np.ndarray, up_axis: Axis) -> HeightColoring:
     """Colour points (N, 3) by their height along the up axis."""
     return HeightColoring(points[:, _UP[up_axis]])
-
-
-SHOWN = {"probabilities": "classes", "joints_mm": "joints"}
-"""Predictions of a task that can be drawn, and what they are called."""
-
-
-@dataclass(frozen=True)
-class SamplePredictor:
-    """Trained model that predicts a sample with the evaluation transforms of its run.
-
-    `score` is the minimum score of the detections that are drawn; None means the task's own.
-    """
-
-    model: nn.Module
-    task: Task
-    reader: BatchReader
-    precision: Precision
-    device: torch.device
-    score: float | None = None
-
-    def __call__(self, key: SampleKey) -> tuple[Batch, Mapping[str, Any]]:
-        """Return the batch of one sample and the task's predictions for it, from a single pass without voting."""
-        batch = to_device(self.reader([key]), self.device, float_dtype=self.precision.parameter_dtype)
-        self.model.eval()
-        with torch.no_grad(), self.precision.autocast(self.device):
-            predictions = self.task.predict(self.model, batch)
-        return batch, predictions

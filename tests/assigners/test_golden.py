@@ -14,7 +14,8 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from sightline.areas.detect import ota
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions, candidate_pairs
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions
+from sightline.areas.detect.candidates import candidate_pairs
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
 from sightline.areas.detect.ota import OTA, sinkhorn
@@ -285,7 +286,7 @@ def test_atss_of_old_boxes_is_the_published_one(shared: Path, case: int) -> None
     assert_atss(priors, stored["gt_index"].long(), stored, {**info, "is_old": True})
 
 
-# --- Assigners that read predictions, and the losses on what they assign, against the numbers of the published code --
+# --- assigners that read predictions, and their losses ----------------------------------------------------------------
 
 
 def simota_points(golden: Golden) -> Priors:

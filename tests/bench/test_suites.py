@@ -16,7 +16,7 @@ from benchmarks.suites import find_case, list_cases, select_cases
 from benchmarks.textbook import TextbookPointTransformer
 from tests.marks import long_but
 
-# --- the shipped cases: their names, what patterns choose, and that their forms agree at small sizes ------------------
+# --- the shipped cases ------------------------------------------------------------------------------------------------
 
 
 CHEAP = [case for case in list_cases() if case.suite in ("geometry", "data", "compress")]

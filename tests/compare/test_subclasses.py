@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.instrument.formats import FORMATS
-from sightline.instrument.judge import use_sequential_batch_norm
+from sightline.instrument.plain_forms import use_sequential_batch_norm
 from sightline.instrument.replay import PRODUCTS, computes_as
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 from sightline.layers.pooling import LinearNormMax
 from tests.compare.steps import compared, guilty
 from tests.marks import long_but

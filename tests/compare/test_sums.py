@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.instrument.formats import FORMATS
-from sightline.instrument.judge import run_plain_form
+from sightline.instrument.plain_forms import run_plain_form
 from tests.cases import run_each
 
 

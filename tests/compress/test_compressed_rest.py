@@ -35,9 +35,9 @@ from sightline.workbench.study.study_runs import UnfinishedError
 from tests.command import document_of, refuse, run_here, succeed
 from tests.compression.policies import parse_policy
 from tests.processes import ROOT
+from tests.runs.small import TINY
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 PLUGIN = ("--plugin", Path(__file__).with_name("shared_nets.py"))
 WORDS = ("model={name: shared_net}", "optimizer={name: sgd, lr: 0.1, frozen: [{modules: spare}]}")
 SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--device", "cpu")
@@ -51,7 +51,7 @@ FLOAT_BYTES = 4 * NUM_FLOATS + 8
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("shared") / "run"
-    succeed("train", CONFIG, *PLUGIN, *WORDS, "--device", "cpu", "--no-check", "--out", run)
+    succeed("train", TINY, *PLUGIN, *WORDS, "--device", "cpu", "--no-check", "--out", run)
     return run
 
 
@@ -234,7 +234,7 @@ def test_a_metric_that_is_no_number_is_none_in_a_report() -> None:
 
 
 def test_a_run_of_joints_cannot_be_distilled() -> None:
-    assert can_distil(read_config(CONFIG))
+    assert can_distil(read_config(TINY))
     assert not can_distil(read_config(ROOT / "configs" / "pose" / "synthetic_hands_scale_net.yaml"))
 
 

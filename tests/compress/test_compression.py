@@ -20,7 +20,7 @@ from sightline.compression.policy import FP16, FP32, WeightFormat, policy_to_dic
 from sightline.compression.ratios import compression_ratios
 from sightline.compression.weights import quantisable_weights
 from sightline.config import read_config
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.workbench.compress.batch_norm import reestimate_batch_norm
 from sightline.workbench.compress.packing import packed_layer_sizes
@@ -28,13 +28,12 @@ from sightline.workbench.compress.run_problem import RunProblem, calibration_par
 from sightline.workbench.compress.simulator import PolicySimulator
 from sightline.workbench.compress.target import CompressionOptions
 from tests.command import document_of, refuse, run_here, succeed
-from tests.processes import ROOT
+from tests.runs.small import TINY
 
 # --- `sightline compress` on a small trained run: sizes to the byte, the search's samples, packing --------------------
 
 
 pytestmark = pytest.mark.usefixtures("unchecked")
-CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=200", "--device", "cpu")
 SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--batch-norm", "2", "--device", "cpu")
 BYTES = 48_000
@@ -45,7 +44,7 @@ UNTUNED = (*RUN, "--epochs", "0")
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("floats") / "run"
-    succeed("train", CONFIG, *MODEL, "--no-check", "--out", run)
+    succeed("train", TINY, *MODEL, "--no-check", "--out", run)
     return run
 
 
@@ -154,7 +153,7 @@ def test_a_call_that_was_killed_while_it_packed_is_repeated(floats: Path, packed
     assert "was written with other options (num_bytes: 48000 there, 48001 here)" in told
     again = shutil.copytree(floats, packed.parent / "again")
     other = (again / "checkpoints" / "last").resolve()
-    succeed("train", CONFIG, *MODEL, "seed=3", "--no-check", "--out", packed.parent / "other")
+    succeed("train", TINY, *MODEL, "seed=3", "--no-check", "--out", packed.parent / "other")
     shutil.rmtree(other)
     shutil.copytree((packed.parent / "other" / "checkpoints" / "last").resolve(), other)
     told = refuse("compress", "run", again, *words, "--out", copy)

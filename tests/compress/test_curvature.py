@@ -24,7 +24,7 @@ from sightline.workbench.compress.simulator import PolicySimulator
 from tests.golden_parity import Golden, load_golden, rule_made_state
 from tests.runs.small import small_run
 
-# --- products with the Hessian and traces by random signs: against PyHessian's numbers and exact traces --------------
+# --- products with the Hessian, and its trace -------------------------------------------------------------------------
 
 
 KINDS = {"running_mean": "running_mean", "running_var": "running_var", "num_batches_tracked": "num_batches_tracked"}
@@ -138,7 +138,7 @@ def test_a_diagonal_hessian_is_exact_with_one_draw() -> None:
     assert hessian_traces(lambda: linear.sum(), {"b": linear}, seed=0, draws=2) == {"b": 0.0}
 
 
-# --- the curvature of a run's own loss: against exact Hessians, and against differences of gradients ------------------
+# --- curvature of a run's own loss ------------------------------------------------------------------------------------
 
 
 CPU = torch.device("cpu")

@@ -29,7 +29,7 @@ from sightline.workbench.compress.search.knapsack import solve_knapsack
 from tests.compress.toys import counted, made
 from tests.golden_parity import load_golden
 
-# --- every search: the budget to the byte, what it leaves, evaluations once, resuming, and the table ------------------
+# --- every search -----------------------------------------------------------------------------------------------------
 
 
 QUICK = {
@@ -272,7 +272,7 @@ def test_rows_are_sorted_by_loss() -> None:
     assert {row["method"] for row in rows} == {"uniform", "knapsack", "random"}
 
 
-# --- the exact knapsack: brute force, HAWQ-V3's published tables, and large problems in a short time ------------------
+# --- the exact knapsack -----------------------------------------------------------------------------------------------
 
 
 TIED = ((4, 6), (9, 11), (14, 16))

@@ -10,8 +10,8 @@ from sightline.config import RunConfig, read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SourceLocation
+from tests.runs.small import TINY
 
-HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 PLUGIN = " Parts of your own need --plugin FILE.py"
 CONFIG = """\
 model:
@@ -34,7 +34,7 @@ def write(path: Path, *changes: tuple[str, str]) -> Path:
         assert before in text
         text = text.replace(before, after)
     path = path / "mine.yaml"
-    path.write_text(f"base: {HEALTHY}\n{text}")
+    path.write_text(f"base: {TINY}\n{text}")
     return path
 
 

@@ -13,9 +13,8 @@ from sightline.config.reader import MAX_BASES
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import LinearRamp, SourceLocation
 from tests.cases import run_each
+from tests.runs.small import TINY
 
-FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
-HEALTHY = FOLDER / "_healthy.yaml"
 Write = Callable[..., Path]
 
 
@@ -23,7 +22,7 @@ Write = Callable[..., Path]
 def write(tmp_path: Path) -> Write:
     """Writes a config that stands on the healthy one, and gives its path."""
 
-    def write(text: str, name: str = "mine.yaml", base: str | None = str(HEALTHY)) -> Path:
+    def write(text: str, name: str = "mine.yaml", base: str | None = str(TINY)) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((f"base: {base}\n" if base else "") + text)
@@ -42,8 +41,8 @@ def refused(path: Path, *overrides: str) -> str:
 
 
 def test_values_defaults_and_the_name() -> None:
-    config = read_config(HEALTHY)
-    assert config.name == "_healthy"
+    config = read_config(TINY)
+    assert config.name == "tiny"
     assert (config.train.epochs, config.train.batch_size, config.train.micro_batches) == (2, 12, 1)
     assert config.optimizer.arguments["lr"] == 0.1
     assert config.optimizer.arguments["momentum"] == 0.9, "a default of the signature is written out"
@@ -80,7 +79,7 @@ def test_what_is_no_ramp_is_refused(write: Write, weight: str, told: str) -> Non
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        read_config(HEALTHY).seed = 5  # type: ignore[misc]
+        read_config(TINY).seed = 5  # type: ignore[misc]
 
 
 def test_numbers_become_what_the_signature_says(write: Write) -> None:
@@ -171,7 +170,7 @@ def test_no_base_is_the_path_of_nothing(write: Write, base: str) -> None:
 
 def test_overrides_of_values_lists_and_blocks() -> None:
     config = read_config(
-        HEALTHY,
+        TINY,
         [
             "train.epochs=10",
             "optimizer.lr=1e-3",
@@ -192,7 +191,7 @@ def test_overrides_of_values_lists_and_blocks() -> None:
 
 
 def test_overrides_of_whole_blocks_merge_like_files() -> None:
-    config = read_config(HEALTHY, ["train={epochs: 9}", "model={name: dgcnn, dropout: 0.25}"])
+    config = read_config(TINY, ["train={epochs: 9}", "model={name: dgcnn, dropout: 0.25}"])
     assert (config.train.epochs, config.train.batch_size) == (9, 12)
     assert (config.model.name, config.model.arguments["dropout"]) == ("dgcnn", 0.25)
 
@@ -201,7 +200,7 @@ def test_overrides_of_whole_blocks_merge_like_files() -> None:
 def test_the_order_of_overrides_does_not_matter(swap: bool) -> None:
     """A new name drops what the file gave to the old one, and never what the command line gives to the new one."""
     overrides = ["model.name=dgcnn", "model.embedding=32", "losses.0.weight=2", "losses=[{name: cross_entropy}]"]
-    config = read_config(HEALTHY, overrides[::-1] if swap else overrides)
+    config = read_config(TINY, overrides[::-1] if swap else overrides)
     assert (config.model.name, config.model.arguments["embedding"], config.losses[0].weight) == ("dgcnn", 32, 2.0)
 
 
@@ -234,7 +233,7 @@ def test_the_order_of_overrides_does_not_matter(swap: bool) -> None:
     ],
 )
 def test_overrides_are_refused_like_files(overrides: list[str], expected: str) -> None:
-    assert expected in refused(HEALTHY, *overrides)
+    assert expected in refused(TINY, *overrides)
 
 
 def test_faults_of_file_and_command_line_come_together(write: Write) -> None:
@@ -254,7 +253,7 @@ def test_every_value_knows_its_origin(write: Write) -> None:
     assert origins["train.epochs"] == SourceLocation(str(below), 2, "train.epochs")
     assert origins["train.batch_size"] == SourceLocation(str(path), 3, "train.batch_size")
     assert origins["optimizer.groups"] == SourceLocation(str(path), 4, "optimizer.groups")
-    assert origins["optimizer.lr"].source == str(HEALTHY)
+    assert origins["optimizer.lr"].source == str(TINY)
     assert origins["losses.0.label_smoothing"] == SourceLocation(str(below), 5, "losses.0.label_smoothing")
     assert origins["losses.0.weight"] == SourceLocation("command line", None, "losses.0.weight")
     assert origins["seed"] == SourceLocation("command line", None, "seed")
@@ -264,7 +263,7 @@ def test_every_value_knows_its_origin(write: Write) -> None:
 
 
 def test_every_leaf_has_an_origin(write: Write) -> None:
-    from sightline.config.run_config import to_plain
+    from sightline.config.plain_values import to_plain
 
     def leaves(tree: object, path: str) -> list[str]:
         if path in config.origins:
@@ -294,16 +293,16 @@ def test_settings_that_agree_are_left_alone(write: Write) -> None:
 
 @pytest.mark.parametrize("name", ["a b", "übung", "x" * 200, "a.b", "run(1)"])
 def test_names_that_can_be_a_folder(name: str) -> None:
-    assert read_config(HEALTHY, [f"name='{name}'"]).name == name
+    assert read_config(TINY, [f"name='{name}'"]).name == name
 
 
 @run_each("name", ["", ".", "..", ".hidden", "a/b", "a\\\\b", "x" * 201, "é" * 101, " a", "a\\tb"])
 def test_names_that_cannot(name: str) -> None:
-    assert "allowed is what can name a folder" in refused(HEALTHY, f'name="{name}"')
+    assert "allowed is what can name a folder" in refused(TINY, f'name="{name}"')
 
 
 def test_a_fault_hides_no_contradiction_elsewhere() -> None:
-    said = refused(HEALTHY, "train.epochs=x", "train.micro_batches=99", "evaluate.votes=3").splitlines()
+    said = refused(TINY, "train.epochs=x", "train.micro_batches=99", "evaluate.votes=3").splitlines()
     assert len(said) == 3
 
 

@@ -15,9 +15,9 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.plugins import find_plugin
 from tests.cases import run_each
 from tests.command import succeed
+from tests.runs.small import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
-HEALTHY = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 SHIPPED = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("_"))
 EACH = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -91,7 +91,7 @@ def test_random_overrides_come_back_equal(tmp_path: Path, overrides: dict[str, o
     """JSON is a part of YAML that needs no writer of ours: what is given in it is what is read, and read again."""
     given_overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
     try:
-        config = read_config(HEALTHY, given_overrides)
+        config = read_config(TINY, given_overrides)
     except ConfigError as error:
         # text may hold what no file can; a name may not be one of a folder; nothing else is wrong with these
         assume(all("remove it" in fault or "name a folder" in fault for fault in error.faults))
@@ -113,15 +113,15 @@ def test_arguments_of_a_plugin_with_any_keys_come_back(tmp_path: Path) -> None:
         """A part whose argument is a mapping."""
 
     try:
-        config = read_config(HEALTHY, ["model={name: keyed}"])
+        config = read_config(TINY, ["model={name: keyed}"])
         path = tmp_path / "config.yaml"
         for origins in (True, False):
             path.write_text(render_config(config, origins=origins))
             assert read_config(path) == config
-        changed = read_config(HEALTHY, ["model={name: keyed, sizes: {x: 3}}"])
+        changed = read_config(TINY, ["model={name: keyed, sizes: {x: 3}}"])
         assert changed.model.arguments["sizes"] == {"x": 3.0}
         with pytest.raises(ConfigError, match=r"model\.sizes\.x: found the text 'y', allowed is a number"):
-            read_config(HEALTHY, ["model={name: keyed, sizes: {x: y}}"])
+            read_config(TINY, ["model={name: keyed, sizes: {x: y}}"])
     finally:
         registry.models._entries = entries
 
@@ -136,20 +136,20 @@ def run(*words: object) -> str:
 
 def test_show_prints_each_value_with_its_origin(tmp_path: Path) -> None:
     document = tmp_path / "shown.json"
-    out = run("show", HEALTHY, "train.epochs=10", "--json", document)
+    out = run("show", TINY, "train.epochs=10", "--json", document)
     lines = {line.partition("#")[0].strip(): line.partition("#")[2].strip() for line in out.splitlines()}
     assert lines["epochs: 10"] == "command line"
-    assert lines["batch_size: 12"] == f"{HEALTHY}:10"
+    assert lines["batch_size: 12"] == f"{TINY}:10"
     assert lines["micro_batches: 1"] == "default"
-    assert lines['- name: "cross_entropy"'] == f"{HEALTHY}:7"
+    assert lines['- name: "cross_entropy"'] == f"{TINY}:7"
     told = json.loads(document.read_text())
     assert told["config"]["train"]["epochs"] == 10
-    assert told["origins"]["train.batch_size"] == f"{HEALTHY}:10: train.batch_size"
+    assert told["origins"]["train.batch_size"] == f"{TINY}:10: train.batch_size"
 
 
 def test_a_run_directory_stands_for_its_config(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(render_config(read_config(HEALTHY), origins=False))
-    assert 'name: "_healthy"' in run("show", tmp_path)
+    (tmp_path / "config.yaml").write_text(render_config(read_config(TINY), origins=False))
+    assert 'name: "tiny"' in run("show", tmp_path)
 
 
 def test_list_prints_every_component_with_arguments_defaults_and_sources(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sightline.config.faults import ConfigFaults
 from sightline.config.reader import read_config
-from sightline.config.yaml_tree import MAX_NODES, ConfigFaults, read_value, read_yaml
+from sightline.config.yaml_tree import MAX_NODES, read_value, read_yaml
 from sightline.contract.errors import ConfigError
 from tests.cases import run_each
+from tests.runs.small import TINY
 
-HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 EACH = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -182,7 +183,7 @@ def test_any_bytes_are_refused_in_words(tmp_path: Path, data: bytes) -> None:
 @given(position=st.integers(0, 600), byte=st.integers(0, 255))
 @EACH
 def test_a_changed_byte_of_a_healthy_config_is_read_or_refused(tmp_path: Path, position: int, byte: int) -> None:
-    data = bytearray(HEALTHY.read_bytes())
+    data = bytearray(TINY.read_bytes())
     data[position % len(data)] = byte
     path = tmp_path / "a.yaml"
     path.write_bytes(bytes(data))
@@ -199,7 +200,7 @@ def test_a_changed_byte_of_a_healthy_config_is_read_or_refused(tmp_path: Path, p
 @EACH
 def test_any_override_is_read_or_refused(text: str) -> None:
     try:
-        read_config(HEALTHY, [text, f"model.dropout={text}", f"losses.{text}=1"])
+        read_config(TINY, [text, f"model.dropout={text}", f"losses.{text}=1"])
     except ConfigError as error:
         text = str(error)
     assert text
@@ -220,7 +221,7 @@ TREES = st.recursive(
 @EACH
 def test_what_show_writes_is_what_the_reader_reads(tree: object) -> None:
     """Written on one line, any value of a config comes back: kind, bits and characters."""
-    from sightline.config.run_config import format_inline
+    from sightline.config.yaml_writer import format_inline
 
     text = format_inline(tree)
     assert "\n" not in text

@@ -12,11 +12,12 @@ from sightline.areas.scans.range_projection import Project
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.loss import Loss
 from sightline.parts.losses.classification import CrossEntropy, Distillation, LovaszSoftmax
-from sightline.parts.metrics.labels import IoU
+from sightline.parts.metrics.iou import IoU
+from sightline.parts.tasks.classification import Classify
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.segment import Segment
-from sightline.parts.tasks.supervised import Classify, Supervised
-from sightline.store.loading.batch_reader import NamedTransform
+from sightline.parts.tasks.supervised import Supervised
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.compression.policies import quantise
 from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Hits, Logits, Made, Toy, field, supervised
 

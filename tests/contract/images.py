@@ -23,8 +23,8 @@ from sightline.contract.binding import AvailableKeys
 from sightline.contract.types import ComponentConfig
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.loading.batch_reader import NamedTransform
 from sightline.store.loading.concat import Concat
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.contract.toy import NUM_SAMPLES, Made, Toy
 from tests.models.set_networks import make_set_network, normalise_by_image
 

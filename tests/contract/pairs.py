@@ -13,7 +13,7 @@ from sightline.areas.contrast.metrics import CrossPairs
 from sightline.areas.contrast.task import Contrast
 from sightline.contract.binding import AvailableKeys
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.parts.losses.embeddings import CrossModal, PairLoss, nt_xent
+from sightline.parts.losses.contrast import CrossModal, PairLoss, nt_xent
 from tests.contract.toy import Made, Toy, field
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation, Evaluator
 from sightline.engine.learnt_losses import LearntLosses

@@ -51,7 +51,7 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
+def many_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
     """The results of so many processes."""
 
     @cache
@@ -64,7 +64,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict:
+def one_process() -> dict:
     return {name: run(toy, World(), 1) for name, toy in ALL.items()}
 
 
@@ -78,28 +78,30 @@ def assert_same(result: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_four_micro_batches_are_one_batch(whole: dict, name: str) -> None:
-    assert_same(run(ALL[name], World(), 4), whole[name])
+def test_four_micro_batches_are_one_batch(one_process: dict, name: str) -> None:
+    assert_same(run(ALL[name], World(), 4), one_process[name])
 
 
 @pytest.mark.parametrize(("name", "order"), ORDERED)
-def test_the_order_of_parameters_in_memory_changes_nothing(whole: dict, name: str, order: str) -> None:
-    assert_same(run(TOYS[name], World(), 1, order=order), whole[name])
+def test_the_order_of_parameters_in_memory_changes_nothing(one_process: dict, name: str, order: str) -> None:
+    assert_same(run(TOYS[name], World(), 1, order=order), one_process[name])
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("size", "name", "case"), CASES)
 def test_several_processes_are_one(
-    whole: dict, several: Callable[[int], dict], size: int, name: str, case: str
+    one_process: dict, many_processes: Callable[[int], dict], size: int, name: str, case: str
 ) -> None:
-    assert_same(several(size)[name][case], whole[name])
+    assert_same(many_processes(size)[name][case], one_process[name])
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("name", "size"), PAIRS)
-def test_metrics_have_the_same_bits_on_several_processes(several: Callable[[int], dict], name: str, size: int) -> None:
+def test_metrics_have_the_same_bits_on_several_processes(
+    many_processes: Callable[[int], dict], name: str, size: int
+) -> None:
     """Evaluated with the very weights that several processes ended with, on one process: equal, not close."""
-    toy, theirs = ALL[name], several(size)[name]["as_made 1"]
+    toy, theirs = ALL[name], many_processes(size)[name]["as_made 1"]
     model = toy.model().double()
     load(model, theirs["weights"])
     task = toy.task(model, toy.reader.keys)
@@ -117,29 +119,29 @@ def load(module: nn.Module, numbers: dict[str, list[float]]) -> None:
     )
 
 
-def test_parameters_of_losses_move(whole: dict) -> None:
+def test_parameters_of_losses_move(one_process: dict) -> None:
     """From where their constructors put them; a centre that no sample counts for stays, without weight decay."""
     starts = {"learnt": Centre().centres.detach().double().flatten().numpy(), "warmed": np.array([0.5])}
     for name, start in starts.items():
-        (moved,) = whole[name]["of_losses"].values()
+        (moved,) = one_process[name]["of_losses"].values()
         is_still = np.arange(len(start)) >= 2 * NUM_CLASSES
         assert ((np.abs(moved - start) > 0.01) == ~is_still).all()
         np.testing.assert_array_equal(np.array(moved)[is_still], start[is_still])
-    assert [name for name, result in whole.items() if result["of_losses"]] == [*starts]
+    assert [name for name, result in one_process.items() if result["of_losses"]] == [*starts]
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_the_loss_falls(whole: dict, name: str) -> None:
-    totals = [step["total"] for step in whole[name]["trace"]]
+def test_the_loss_falls(one_process: dict, name: str) -> None:
+    totals = [step["total"] for step in one_process[name]["trace"]]
     assert totals[-1] < totals[0]
 
 
-def test_steps_and_processes_without_a_box_have_no_box_loss(whole: dict) -> None:
+def test_steps_and_processes_without_a_box_have_no_box_loss(one_process: dict) -> None:
     """Trap T12: the box loss is 0, and part of the graph; the other loss goes on, and its weights move."""
     for name in ("detector_none", "detector_ignored"):
-        assert {step["box_smooth_l1"] for step in whole[name]["trace"]} == {0.0}
-        assert all(0 < step["grad_norm"] < math.inf for step in whole[name]["trace"])
-        assert all(math.isnan(value) for value in whole[name]["metrics"].values())
+        assert {step["box_smooth_l1"] for step in one_process[name]["trace"]} == {0.0}
+        assert all(0 < step["grad_norm"] < math.inf for step in one_process[name]["trace"])
+        assert all(math.isnan(value) for value in one_process[name]["metrics"].values())
     toy = ALL["detector_few"]
     plan = BatchSampler(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, num_processes=3)
     counts = [
@@ -147,7 +149,9 @@ def test_steps_and_processes_without_a_box_have_no_box_loss(whole: dict) -> None
     ]
     assert any(sum(step) == 0 for step in counts)
     assert any(0 in step and sum(step) > 0 for step in counts)
-    assert [step["box_smooth_l1"] == 0 for step in whole["detector_few"]["trace"]] == [sum(c) == 0 for c in counts]
+    assert [step["box_smooth_l1"] == 0 for step in one_process["detector_few"]["trace"]] == [
+        sum(c) == 0 for c in counts
+    ]
 
 
 def test_all_images_of_a_step_are_scaled_alike_and_steps_are_not() -> None:
@@ -158,8 +162,8 @@ def test_all_images_of_a_step_are_scaled_alike_and_steps_are_not() -> None:
     assert len(set.union(*sizes)) > 2
 
 
-def test_arguments_of_evaluation_change_no_bit_of_training(whole: dict) -> None:
+def test_arguments_of_evaluation_change_no_bit_of_training(one_process: dict) -> None:
     changed = run(detector(evaluation={"suppression": {"name": "soft_linear"}, "most": 3, "clip": False}), World(), 1)
     for part in ("trace", "weights", "losses"):
-        assert changed[part] == whole["detector"][part]
-    assert changed["metrics"]["ar"] < whole["detector"]["metrics"]["ar"]
+        assert changed[part] == one_process["detector"][part]
+    assert changed["metrics"]["ar"] < one_process["detector"]["metrics"]["ar"]

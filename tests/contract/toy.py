@@ -19,7 +19,8 @@ from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.engine.evaluate import BoundMetric
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.parts.tasks.supervised import Supervised
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 
 NUM_SAMPLES = 43
 NUM_CLASSES = 3

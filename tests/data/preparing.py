@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from tests.processes import run_program
+
+Damage = Callable[[Path], object]
+"""What is done to one file, or folder, of a source: a column of the tables of what is refused."""
 
 
 def expect_progress(done: int, total: int, message: str) -> None:
@@ -46,16 +51,26 @@ def read_files(root: Path) -> dict[str, bytes]:
 
 
 def refuse(
-    prepare: Callable[..., object], source: Path, message: str, *arguments: Any, is_list: bool = False, **options: Any
+    prepare: str | Callable[..., object],
+    source: Path,
+    message: str,
+    *arguments: Any,
+    is_list: bool = False,
+    **options: Any,
 ) -> None:
-    """An error of one line that names its place, or a list below such a line, and nothing at the target."""
+    """An error of one line that names its place, or a list below such a line, and nothing at the target.
+
+    `prepare` is the name of a set, or a function of source and target.
+    """
     target = source.parent / "target"
+    prepare = functools.partial(prepare_set, prepare) if isinstance(prepare, str) else prepare
     with pytest.raises(DataError, match=message) as caught:
         prepare(source, target, *arguments, **options)
     text = str(caught.value)
     assert "\n" not in text or (is_list and text.split("\n")[0].endswith("leave them out:"))
     assert str(source.parent) in text
     assert not target.exists()
+    assert not target.with_name("target.partial").exists()
 
 
 def flip_bit(path: Path, place: int = -1) -> None:
@@ -69,21 +84,36 @@ def cut(path: Path, *, by: int = 1) -> None:
     path.write_bytes(path.read_bytes()[:-by])
 
 
-def replace_line(path: Path, number: int, line: str | Callable[[str], str] | None) -> None:
+def replace_line(number: int, line: str | Callable[[str], str] | None) -> Damage:
     """Replace a line, the first being 1, or change it; None cuts the file in front of it."""
-    lines = path.read_text().split("\n")
-    new = line(lines[number - 1]) if callable(line) else line
-    path.write_text("\n".join(lines[: number - 1] if new is None else [*lines[: number - 1], new, *lines[number:]]))
+
+    def damage(path: Path) -> None:
+        lines = path.read_text().split("\n")
+        new = line(lines[number - 1]) if callable(line) else line
+        path.write_text("\n".join(lines[: number - 1] if new is None else [*lines[: number - 1], new, *lines[number:]]))
+
+    return damage
 
 
-def set_key(key: str, value: Any = None) -> Callable[[h5py.File], None]:
+def set_key(key: str, value: Any = None) -> Damage:
     """Set an array of an HDF5 file, or change it; without a value it is deleted."""
 
-    def change(file: h5py.File) -> None:
-        new = value(file[key][...]) if callable(value) else value
-        del file[key]
-        if new is not None:
-            file[key] = new
+    def damage(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            new = value(file[key][...]) if callable(value) else value
+            del file[key]
+            if new is not None:
+                file[key] = new
+
+    return damage
+
+
+def put(index: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Set one value of an array."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array[index] = value
+        return array
 
     return change
 

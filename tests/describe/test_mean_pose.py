@@ -11,7 +11,7 @@ import torch
 
 from sightline.contract.dataset import Dataset
 from sightline.contract.types import SampleKey
-from sightline.engine.build import DataSubset
+from sightline.engine.run_data import DataSubset
 from sightline.training.mean_pose import mean_pose_error_mm, pose_baselines
 from tests.doctor.planting import make
 from tests.doctor.posing import make_pose

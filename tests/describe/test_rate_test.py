@@ -16,7 +16,7 @@ from sightline.contract.errors import RunError, UserError
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.train import TrainState

@@ -48,12 +48,12 @@ def traced(model: nn.Module, **batch: Tensor) -> Trace:
 
 
 @pytest.fixture
-def twice() -> Trace:
+def two_calls() -> Trace:
     return traced(Twice(), points=torch.rand(2, 5, 4))
 
 
-def test_modules_stand_in_order_with_shapes(twice: Trace) -> None:
-    rows = [(n.path, n.class_name, n.call, n.depth, [s for _, s in n.inputs], n.outputs) for n in twice.calls]
+def test_modules_stand_in_order_with_shapes(two_calls: Trace) -> None:
+    rows = [(n.path, n.class_name, n.call, n.depth, [s for _, s in n.inputs], n.outputs) for n in two_calls.calls]
     whole = [(2, 5, 4)]
     assert rows == [
         ("", "Twice", 1, 0, whole, [("logits", (2, 3)), ("more.points", (2, 5, 8))]),
@@ -67,16 +67,20 @@ def test_modules_stand_in_order_with_shapes(twice: Trace) -> None:
     ]
 
 
-def test_parameters_count_once(twice: Trace) -> None:
+def test_parameters_count_once(two_calls: Trace) -> None:
     """What is never called counts with the call around it: 1 for `scale`, 3 for `idle`."""
-    assert [(n.parameters, n.shared) for n in twice.calls if n.parameters or n.shared] == [
+    assert [(n.parameters, n.shared) for n in two_calls.calls if n.parameters or n.shared] == [
         (4, 0),
         (20, 0),
         (16, 0),
         (0, 16),
         (27, 0),
     ]
-    assert twice.parameters == sum(n.parameters for n in twice.calls) == sum(p.numel() for p in Twice().parameters())
+    assert (
+        two_calls.parameters
+        == sum(n.parameters for n in two_calls.calls)
+        == sum(p.numel() for p in Twice().parameters())
+    )
 
 
 def test_tied_weights_count_once() -> None:
@@ -87,8 +91,8 @@ def test_tied_weights_count_once() -> None:
     assert found.parameters == 15
 
 
-def test_products_count_with_the_innermost_module(twice: Trace) -> None:
-    assert [n.macs for n in twice.calls] == [0, 160, 0, 0, 0, 160, 160, 48]
+def test_products_count_with_the_innermost_module(two_calls: Trace) -> None:
+    assert [n.macs for n in two_calls.calls] == [0, 160, 0, 0, 0, 160, 160, 48]
 
 
 def test_the_plain_dgcnn_by_hand() -> None:
@@ -103,10 +107,10 @@ def test_the_plain_dgcnn_by_hand() -> None:
     assert sum(node.macs for node in traced(model, points=torch.rand(2, 16, 3)).calls[1:]) == by_hand
 
 
-def test_calls_name_what_feeds_them(twice: Trace) -> None:
+def test_calls_name_what_feeds_them(two_calls: Trace) -> None:
     """An Identity gives its input back: nothing is made by it."""
-    at = {index: f"{call.path}#{call.call}" for index, call in enumerate(twice.calls)} | {BATCH: "batch"}
-    fed = {at[index]: {at[source] for source in call.sources} for index, call in enumerate(twice.calls)}
+    at = {index: f"{call.path}#{call.call}" for index, call in enumerate(two_calls.calls)} | {BATCH: "batch"}
+    fed = {at[index]: {at[source] for source in call.sources} for index, call in enumerate(two_calls.calls)}
     assert fed == {
         "#1": {"batch"},
         "layers.0#1": {"batch"},
@@ -117,7 +121,7 @@ def test_calls_name_what_feeds_them(twice: Trace) -> None:
         "shared#2": {"shared#1"},
         "head#1": {"shared#1", "shared#2"},
     }
-    assert {at[source] for source in twice.output_sources} == {"shared#1", "shared#2", "head#1"}
+    assert {at[source] for source in two_calls.output_sources} == {"shared#1", "shared#2", "head#1"}
 
 
 def test_writing_into_a_part_counts_as_a_source() -> None:

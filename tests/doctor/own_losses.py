@@ -26,9 +26,9 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.ops.box_codes import decode_boxes, encode_deltas
 from sightline.ops.box_overlaps import iou
-from sightline.parts.losses.embeddings import PairLoss
+from sightline.parts.losses.contrast import PairLoss
+from sightline.parts.tasks.classification import Classify
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
-from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import examine_losses
 from sightline.workbench.check.suite import all_rules, run_all

@@ -176,7 +176,7 @@ def _parts(folder: Path, *overrides: str) -> TrainingSetup:
 
 
 def _rooms(folder: Path, *overrides: str) -> TrainingSetup:
-    network = building._build_unchanged_model(None, {"num_classes": 4, "in_channels": 4}, None)  # type: ignore[arg-type]
+    network = building.build_unchanged_model(None, {"num_classes": 4, "in_channels": 4}, None)  # type: ignore[arg-type]
     return segmenting.make_rooms(folder, model=network)
 
 
@@ -209,6 +209,6 @@ def findings_of(task: str, model: type[nn.Module], *, seed: int = 0, deep: bool 
     with tempfile.TemporaryDirectory() as folder:
         with pytest.MonkeyPatch.context() as patch:
             make_one = lambda config, facts, world: make_network(model, facts, seed)  # noqa: E731
-            patch.setattr(building, "_build_unchanged_model", make_one)
+            patch.setattr(building, "build_unchanged_model", make_one)
             built = _RUNS[task](Path(folder), f"seed={seed}")
         return run_all(built, World(), deep=deep)

@@ -21,9 +21,10 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, Judgement
 from sightline.doctor.finding import CAUSES, Finding
 from sightline.doctor.rules import get_rule
-from sightline.engine.build import TrainingSetup, build, build_transforms
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.parts.tasks.supervised import Classify
+from sightline.engine.run_data import build_transforms
+from sightline.parts.tasks.classification import Classify
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import _locate_all

@@ -15,10 +15,12 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.dataset import Dataset
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
-from sightline.engine.build import Data, DataSubset, TrainingSetup, build_evaluator
+from sightline.engine.build import TrainingSetup, build_evaluator
 from sightline.engine.evaluate import BoundMetric
+from sightline.engine.run_data import Data, DataSubset
 from sightline.parts.tasks.segment import Segment
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.doctor.planting import losses_of, make, subject_of, with_evaluators
 
 PARTS = (

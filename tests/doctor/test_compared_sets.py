@@ -15,7 +15,8 @@ from sightline.contract.types import DataInfo
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.other_set_rules import compare_sets, sample_clouds
 from sightline.workbench.check.run_subject import examine_run

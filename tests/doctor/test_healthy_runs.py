@@ -15,10 +15,11 @@ from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
 from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.build import Data, DataSubset, TrainingSetup, build
-from sightline.engine.device import Precision
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
+from sightline.engine.run_data import Data, DataSubset
 from sightline.engine.schedules import Constant
 from sightline.engine.train import TrainState
 from tests.conftest import ROOT

@@ -15,7 +15,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.pytree import tree_leaves
 from sightline.contract.types import Batch
 from sightline.engine import loop as training
-from sightline.engine.device import BatchTransfer
+from sightline.engine.device.transfer import BatchTransfer
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from tests.runs.small import PLAIN, small_run

@@ -13,11 +13,13 @@ import torch
 from sightline.config import RunConfig, read_config, render_config
 from sightline.contract.errors import CheckpointError, ConfigError, RunError, UserError
 from sightline.engine import build as build_module
+from sightline.engine import run_data
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory, collect_environment
+from sightline.runs.environment import collect_environment
+from sightline.runs.run_directory import RunDirectory
 from sightline.training.resume import RunLocation, assert_same_run, resolve_run_location
 from sightline.training.session import TrainingSession
 from sightline.training.stop_request import StopRequest
@@ -76,14 +78,14 @@ def test_init_below_a_full_match_is_refused_and_can_be_declared(tmp_path: Path) 
 
 def test_a_model_whose_checkpoint_would_lose_a_tensor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """`module.` is what wrappers insert: a part of that name, with a part like another one's, has no name left."""
-    build_model = build_module._build_unchanged_model
+    build_model = build_module.build_unchanged_model
 
     def with_twin(*arguments: Any) -> torch.nn.Module:
         model = build_model(*arguments)
         model.module = torch.nn.ModuleDict({"head": model.head})
         return model
 
-    monkeypatch.setattr(build_module, "_build_unchanged_model", with_twin)
+    monkeypatch.setattr(build_module, "build_unchanged_model", with_twin)
     with pytest.raises(ConfigError, match=r"model: head.*: the model contains it twice"):
         small_run()
 
@@ -110,7 +112,7 @@ def test_the_model_of_a_run_needs_no_data(run: Path, monkeypatch: pytest.MonkeyP
     def refuse(config: object) -> None:
         raise AssertionError("the data were read")
 
-    monkeypatch.setattr(build_module, "build_data", refuse)
+    monkeypatch.setattr(run_data, "build_data", refuse)
     opened = open_run(run)
     expected = checkpoint.load(run / "checkpoints" / "last").evaluation_weights
     assert not opened.model.training

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sightline.config.run_config import Train
-from sightline.engine.device import cudnn_enabled, set_backends
+from sightline.engine.device.numerics import cudnn_enabled, set_backends
 from sightline.instrument.formats import is_tf32_allowed
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 from tests.runs.small import PLAIN, small_run
 
 

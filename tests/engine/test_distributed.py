@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from sightline.contract.errors import ConfigError, RunError, UserError
-from sightline.engine.build import build, build_data
+from sightline.engine.build import build
 from sightline.engine.distributed import World, _select_device, start_world
+from sightline.engine.run_data import build_data
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import free_port, run_ranks
 from tests.runs.small import small_config
@@ -25,7 +26,7 @@ Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+def rank_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each process got: two with a launcher's variables and in debug mode, three with SLURM's."""
     folder, size = tmp_path_factory.mktemp("ranks"), request.param
     run_ranks(
@@ -97,11 +98,11 @@ def each(found: Found, name: str) -> list[Any]:
 
 
 @pytest.mark.processes
-def test_sums_are_exact_and_keep_dtype_and_shape(found: Found) -> None:
+def test_sums_are_exact_and_keep_dtype_and_shape(rank_results: Found) -> None:
     """1 + 2 (+ 3) in every format; halves of 0 + 1 (+ 2); a transposed tensor; an empty one."""
-    size = len(found)
+    size = len(rank_results)
     total = size * (size + 1) // 2
-    for sums in each(found, "sums"):
+    for sums in each(rank_results, "sums"):
         for name in DTYPES:
             assert sums[name] == [f"torch.{name}", [2, 3], np.full((2, 3), float(total)).tolist()]
         assert sums["scalar"] == ["torch.float32", [], 0.5 * (total - size)]
@@ -110,16 +111,16 @@ def test_sums_are_exact_and_keep_dtype_and_shape(found: Found) -> None:
 
 
 @pytest.mark.processes
-def test_sums_of_any_numbers_have_the_same_bits_everywhere(found: Found) -> None:
-    numbers = [sums["numbers"] for sums in each(found, "sums")]
-    expected = np.sum([random_numbers(rank).numpy() for rank in range(len(found))], axis=0)
+def test_sums_of_any_numbers_have_the_same_bits_everywhere(rank_results: Found) -> None:
+    numbers = [sums["numbers"] for sums in each(rank_results, "sums")]
+    expected = np.sum([random_numbers(rank).numpy() for rank in range(len(rank_results))], axis=0)
     assert all(other == numbers[0] for other in numbers)
     np.testing.assert_allclose(numbers[0], expected, rtol=0, atol=4 * np.finfo(float).eps * np.abs(expected).max())
 
 
 @pytest.mark.processes
-def test_rows_come_in_rank_order_however_many_each_holds(found: Found) -> None:
-    size = len(found)
+def test_rows_come_in_rank_order_however_many_each_holds(rank_results: Found) -> None:
+    size = len(rank_results)
     expected = []
     for counts in ROWS[size]:
         for name in (*DTYPES, "bool"):
@@ -132,48 +133,49 @@ def test_rows_come_in_rank_order_however_many_each_holds(found: Found) -> None:
     starts = [
         [sum(counts[:rank]) for counts in ROWS[size] for _ in range(3 * (len(DTYPES) + 1))] for rank in range(size)
     ]
-    for rank, rows in enumerate(each(found, "rows")):
+    for rank, rows in enumerate(each(rank_results, "rows")):
         assert [row[:3] for row in rows[:-1]] == expected
         assert [row[3] for row in rows[:-1]] == starts[rank]
         assert rows[-1] == turned.tolist()
 
 
 @pytest.mark.processes
-def test_texts_travel_whole(found: Found) -> None:
-    assert each(found, "texts") == [TEXTS[len(found)]] * len(found)
-    assert each(found, "broadcast") == ["from 0"] * len(found)
+def test_texts_travel_whole(rank_results: Found) -> None:
+    assert each(rank_results, "texts") == [TEXTS[len(rank_results)]] * len(rank_results)
+    assert each(rank_results, "broadcast") == ["from 0"] * len(rank_results)
 
 
 @pytest.mark.processes
-def test_only_the_first_process_does_what_is_for_one(found: Found) -> None:
-    others = len(found) - 1
-    assert each(found, "from first") == ["made by 0"] * len(found)
-    assert each(found, "on first") == [[[0], 7], *([[[], None]] * others)]
+def test_only_the_first_process_does_what_is_for_one(rank_results: Found) -> None:
+    others = len(rank_results) - 1
+    assert each(rank_results, "from first") == ["made by 0"] * len(rank_results)
+    assert each(rank_results, "on first") == [[[0], 7], *([[[], None]] * others)]
 
 
 @pytest.mark.processes
-def test_gradients_add_up_and_stay_none_where_nobody_has_one(found: Found) -> None:
+def test_gradients_add_up_and_stay_none_where_nobody_has_one(rank_results: Found) -> None:
     """1 from the step before, and 10 + 100 (+ 1000); `some` is used by rank 1 alone."""
-    total = sum(10.0 ** (rank + 1) for rank in range(len(found)))
+    total = sum(10.0 ** (rank + 1) for rank in range(len(rank_results)))
     names = [name for name, _ in Uneven().named_parameters()]
-    for alone, summed in each(found, "gradients"):
+    for alone, summed in each(rank_results, "gradients"):
         assert dict(zip(names, alone, strict=True)) == {
             "used": np.ones((3, 2)).tolist(), "some": None, "nowhere": None, "fixed": None,
         }  # fmt: skip
         assert dict(zip(names, summed, strict=True)) == {
-            "used": np.full((3, 2), total + len(found)).tolist(), "some": [100.0] * 4, "nowhere": None, "fixed": None,
+            "used": np.full((3, 2), total + len(rank_results)).tolist(), "some": [100.0] * 4,
+            "nowhere": None, "fixed": None,
         }  # fmt: skip
 
 
 @pytest.mark.processes
-def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(found: Found) -> None:
+def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(rank_results: Found) -> None:
     """Uneven parts, one of them empty; outputs, every gradient and the running statistics, in float64."""
-    size = len(found)
+    size = len(rank_results)
     model, (batch, weight) = network(), whole_batch(size)
     batch.requires_grad_()
     output = model(batch)
     (output * weight).sum().backward()
-    ours = each(found, "statistics")
+    ours = each(rank_results, "statistics")
     for name, expected in (("output", output), ("batch", batch.grad)):
         parts = [
             np.reshape(one[name], (count, *expected.shape[1:])) for one, count in zip(ours, PARTS[size], strict=True)
@@ -187,8 +189,8 @@ def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(found: Found) 
 
 
 @pytest.mark.processes
-def test_buffers_and_first_weights_become_those_of_the_first_process(found: Found) -> None:
-    for rank, models in enumerate(each(found, "models")):
+def test_buffers_and_first_weights_become_those_of_the_first_process(rank_results: Found) -> None:
+    for rank, models in enumerate(each(rank_results, "models")):
         for name, kept in (("equal", float(rank)), ("replica", 0.0)):
             state = models[name]
             assert state["weight"] == np.full((2, 3), kept).tolist()  # make_equal leaves weights alone
@@ -197,19 +199,19 @@ def test_buffers_and_first_weights_become_those_of_the_first_process(found: Foun
 
 
 @pytest.mark.processes
-def test_models_that_differ_between_processes_are_refused_everywhere(found: Found) -> None:
-    for refusal in each(found, "models"):
+def test_models_that_differ_between_processes_are_refused_everywhere(rank_results: Found) -> None:
+    for refusal in each(rank_results, "models"):
         assert refusal["refusal"].startswith(
             "processes differ: the model's weight is float32[3, 2] on rank 0 and float32[4, 2] on rank 1"
         )
 
 
 @pytest.mark.processes
-def test_debug_mode_names_processes_that_disagree(found: Found) -> None:
-    if len(found) == 3:
-        assert each(found, "disagreement") == [""] * 3  # debug mode is off there
+def test_debug_mode_names_processes_that_disagree(rank_results: Found) -> None:
+    if len(rank_results) == 3:
+        assert each(rank_results, "disagreement") == [""] * 3  # debug mode is off there
         return
-    first, second = each(found, "disagreement")
+    first, second = each(rank_results, "disagreement")
     assert first == second
     assert "rank 0 is about to enter collective" in first
     assert "all_reduce of barrier 'one thing' (here) [here] of int64[1] at " in first
@@ -218,9 +220,9 @@ def test_debug_mode_names_processes_that_disagree(found: Found) -> None:
 
 
 @pytest.mark.processes
-def test_no_thread_of_the_process_group_is_left(found: Found) -> None:
+def test_no_thread_of_the_process_group_is_left(rank_results: Found) -> None:
     """One that still gives back a tensor while the interpreter ends aborts the process, now and then."""
-    for threads in each(found, "threads"):
+    for threads in each(rank_results, "threads"):
         assert [name for name in threads if "gloo" in name] == []
 
 

@@ -36,7 +36,7 @@ from tests.cases import run_each
 from tests.doctor.planting import CONFIG, make
 from tests.runs.small import small_run
 
-# --- evaluation: every sample once, voting, and figures that do not depend on how samples are batched ----------------
+# --- evaluation, whatever the batches ---------------------------------------------------------------------------------
 
 
 VOTE = "transforms.vote=[{name: scale}, {name: translate}]"
@@ -172,7 +172,7 @@ def test_workers_read_what_the_process_itself_reads() -> None:
     assert (ahead.metrics, ahead.losses) == (alone.metrics, alone.losses)
 
 
-# --- the classes of `final.json` that a run is worst at: hand-worked states, either direction of figures -------------
+# --- the worst classes of `final.json` --------------------------------------------------------------------------------
 
 
 def evaluated(name: str, state: dict[str, torch.Tensor], **facts: Any) -> Evaluation:
@@ -298,7 +298,7 @@ Add = Callable[[type], list[str]]
 
 
 @pytest.fixture
-def add(monkeypatch: pytest.MonkeyPatch) -> Add:
+def register_own(monkeypatch: pytest.MonkeyPatch) -> Add:
     """Registers a metric for one test; the overrides that make a run select by it."""
 
     def added(metric: type) -> list[str]:
@@ -312,28 +312,30 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Add:
 
 
 @pytest.mark.parametrize("metric", [MissRate, ByName])
-def test_the_metric_states_which_way_is_better(tmp_path: Path, add: Add, metric: type) -> None:
-    config = make(tmp_path, *add(metric)).config
+def test_the_metric_states_which_way_is_better(tmp_path: Path, register_own: Add, metric: type) -> None:
+    config = make(tmp_path, *register_own(metric)).config
     assert config.evaluate.mode == "min"
     assert str(config.origins["evaluate.mode"]) == "metric 'own': evaluate.mode"
 
 
-def test_the_metric_that_computes_the_figure_states_it(tmp_path: Path, add: Add) -> None:
+def test_the_metric_that_computes_the_figure_states_it(tmp_path: Path, register_own: Add) -> None:
     """`own` would call a lower accuracy better; it does not compute it."""
-    add(ByName)
+    register_own(ByName)
     metrics = "metrics=[{name: accuracy}, {name: own}]"
     assert make(tmp_path, metrics).config.evaluate.mode == "max"
 
 
 @pytest.mark.parametrize(("metric", "mode"), [(Silent, "min"), (Silent, "max"), (OfAnother, "min"), (MissRate, "min")])
-def test_the_config_states_it_where_the_metric_does_not(tmp_path: Path, add: Add, metric: type, mode: str) -> None:
-    assert make(tmp_path, *add(metric), f"evaluate.mode={mode}").config.evaluate.mode == mode
+def test_the_config_states_it_where_the_metric_does_not(
+    tmp_path: Path, register_own: Add, metric: type, mode: str
+) -> None:
+    assert make(tmp_path, *register_own(metric), f"evaluate.mode={mode}").config.evaluate.mode == mode
 
 
 @pytest.mark.parametrize("metric", [Silent, OfAnother])
-def test_neither_is_an_error_that_says_how_to_state_it(tmp_path: Path, add: Add, metric: type) -> None:
+def test_neither_is_an_error_that_says_how_to_state_it(tmp_path: Path, register_own: Add, metric: type) -> None:
     with pytest.raises(ConfigError) as caught:
-        make(tmp_path, *add(metric))
+        make(tmp_path, *register_own(metric))
     told = str(caught.value)
     assert "evaluate.metric: neither the config nor the metric 'own' states whether a higher 'miss_rate' is" in told
     assert "set evaluate.mode to max or min" in told
@@ -341,14 +343,14 @@ def test_neither_is_an_error_that_says_how_to_state_it(tmp_path: Path, add: Add,
 
 
 @pytest.mark.parametrize("returned", [0.5, None, {1: 0.5}])
-def test_a_metric_that_computes_no_dict_is_named(tmp_path: Path, add: Add, returned: Any) -> None:
+def test_a_metric_that_computes_no_dict_is_named(tmp_path: Path, register_own: Add, returned: Any) -> None:
     own = type("Own", (MissRate,), {"compute": lambda self, state: returned})
     with pytest.raises(ConfigError, match=r"metrics.1: compute of 'own' returned .*; return a dict, name: number"):
-        make(tmp_path, *add(own))
+        make(tmp_path, *register_own(own))
 
 
-def test_both_contrary_is_an_error_that_names_both_places(tmp_path: Path, add: Add) -> None:
-    overrides = add(MissRate)
+def test_both_contrary_is_an_error_that_names_both_places(tmp_path: Path, register_own: Add) -> None:
+    overrides = register_own(MissRate)
     path = tmp_path / "small.yaml"
     path.write_text(CONFIG.replace("metric: overall_accuracy", "metric: overall_accuracy, mode: max"))
     with pytest.raises(ConfigError) as caught:
@@ -358,15 +360,15 @@ def test_both_contrary_is_an_error_that_names_both_places(tmp_path: Path, add: A
     assert "test_evaluate.MissRate.higher_is_better = False; command line: metrics.1" in told
 
 
-def test_a_statement_in_words_is_refused(tmp_path: Path, add: Add) -> None:
+def test_a_statement_in_words_is_refused(tmp_path: Path, register_own: Add) -> None:
     with pytest.raises(ConfigError, match=r"metrics.1: higher_is_better of 'miss_rate' is 'min'; give True or False"):
-        make(tmp_path, *add(InWords))
+        make(tmp_path, *register_own(InWords))
 
 
-def test_best_is_the_lowest_error(tmp_path: Path, add: Add) -> None:
+def test_best_is_the_lowest_error(tmp_path: Path, register_own: Add) -> None:
     """Four evaluations of a run that learns: the worst was the best before, since 'max' was the default."""
     built = make(
-        tmp_path, *add(MissRate), "train.epochs=4", "optimizer={name: adam, lr: 3e-3}", "log.tensorboard=false"
+        tmp_path, *register_own(MissRate), "train.epochs=4", "optimizer={name: adam, lr: 3e-3}", "log.tensorboard=false"
     )
     directory = RunDirectory(tmp_path / "run", is_writer=True)
     (tmp_path / "run").mkdir()
@@ -394,9 +396,11 @@ def recorded(tmp_path: Path, built: Any, mode: str) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_runs_that_recorded_a_mode_go_on(tmp_path: Path, add: Add, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_recorded_a_mode_go_on(
+    tmp_path: Path, register_own: Add, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By their own config they keep what they recorded, with a warning where it contradicts the metric."""
-    overrides = add(MissRate)
+    overrides = register_own(MissRate)
     run = recorded(tmp_path, make(tmp_path, *overrides), mode)
     assert_same_run(run, read_config(tmp_path / "small.yaml", overrides), [])
     own = read_config(run / "config.yaml")

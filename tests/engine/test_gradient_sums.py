@@ -21,7 +21,7 @@ Found = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+def rank_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What each process got: two in debug mode, three without."""
     folder, size = tmp_path_factory.mktemp("ranks"), request.param
     run_ranks(
@@ -33,27 +33,27 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("use", [use.__name__ for use in PASSES])
-def test_early_sums_have_the_bits_of_sums_after_the_pass(found: Found, use: str) -> None:
-    for one in found:
+def test_early_sums_have_the_bits_of_sums_after_the_pass(rank_results: Found, use: str) -> None:
+    for one in rank_results:
         assert one[use]["early"] == one[use]["afterwards"]
-        assert one[use]["early"] == found[0][use]["early"]
-    assert (None in found[0][use]["early"][0]) == (use == "use_frozen")
+        assert one[use]["early"] == rank_results[0][use]["early"]
+    assert (None in rank_results[0][use]["early"][0]) == (use == "use_frozen")
 
 
-def test_collectives_of_the_pass_itself_do_not_mix_with_gradients(found: Found) -> None:
-    for one in found:
-        assert one["norms"]["early"] == one["norms"]["afterwards"] == found[0]["norms"]["early"]
+def test_collectives_of_the_pass_itself_do_not_mix_with_gradients(rank_results: Found) -> None:
+    for one in rank_results:
+        assert one["norms"]["early"] == one["norms"]["afterwards"] == rank_results[0]["norms"]["early"]
 
 
-def test_buckets_are_sent_in_one_order_as_soon_as_they_are_complete(found: Found) -> None:
+def test_buckets_are_sent_in_one_order_as_soon_as_they_are_complete(rank_results: Found) -> None:
     """Eight parameters, one a bucket. Where layer 3 has no gradient, all wait for the end of the pass."""
     names = [f"layers.{layer}.{kind}" for layer in (3, 2, 1, 0) for kind in ("bias", "weight")]
-    for one in found:
+    for one in rank_results:
         assert one["sent"] == [*names, "end of pass", "end of pass", *names]
 
 
-def test_a_gradient_that_changes_after_it_was_sent_is_an_error(found: Found) -> None:
-    for one in found:
+def test_a_gradient_that_changes_after_it_was_sent_is_an_error(rank_results: Found) -> None:
+    for one in rank_results:
         assert one["late"].startswith("the gradient of 'layers.3.bias' changed after it was sent"), one["late"]
         assert one["late"].endswith(
             "call torch.utils.checkpoint.checkpoint with use_reentrant=False, or train in one process"

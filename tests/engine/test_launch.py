@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from sightline.contract.errors import UserError
 from sightline.contract.loss import bad_count_error
+from sightline.engine.failures import Failure, exit_process, read_failure, report_failure
 from sightline.engine.launcher import (
     RankInfo,
     _report,
@@ -26,7 +27,7 @@ from sightline.engine.launcher import (
     rendezvous_address,
     resolve_num_processes,
 )
-from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
+from sightline.engine.watchdog import Watchdog
 from sightline.runs.launch_folder import launch_folder
 from sightline.runs.process_identity import ProcessIdentity, process_start_time
 from sightline.training.stop_request import StopRequest
@@ -34,6 +35,7 @@ from sightline.verbs.terminal import format_error
 from tests.cases import run_each
 from tests.command import run_here
 from tests.processes import ROOT, _slurm
+from tests.runs.small import TINY
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SIGHTLINE_LAUNCHED")
 VARIABLES += ("SIGHTLINE_LAUNCH_FOLDER",)
@@ -372,7 +374,7 @@ def test_an_empty_address_is_none(variables: pytest.MonkeyPatch) -> None:
 
 def test_a_variable_that_is_wrong_ends_the_command_in_one_line(variables: pytest.MonkeyPatch) -> None:
     set_all(variables, {"RANK": "0", "WORLD_SIZE": "0"})
-    config = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
+    config = TINY
     ended = run_here("train", config)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == "[rank 0] error: environment variable WORLD_SIZE: found '0', allowed is a whole number from 1\n"

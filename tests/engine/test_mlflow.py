@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sightline.engine.loggers import Mlflow
+from sightline.engine.loggers.mlflow import Mlflow
 from sightline.engine.observers import MetricsLog
 from tests.command import refuse, succeed
 from tests.engine.told import Lines, evaluation, random_states, step

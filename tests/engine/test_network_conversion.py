@@ -22,7 +22,7 @@ from tests.engine.published_weights import convert_state, saved, small_state
 from tests.golden_parity import assert_near_largest, load_golden, stored_part
 from tests.published_layouts import LAYOUTS
 
-# --- Point-BERT's files, pre-trained and fine-tuned, as its code saves them: what is used, and what is not ------------
+# --- files of Point-BERT ----------------------------------------------------------------------------------------------
 
 
 FINE_TUNED, PRETRAINED = "lulutang0608_point_bert_cls", "lulutang0608_point_bert_pretrained"
@@ -233,7 +233,7 @@ def test_the_other_layout_is_suggested(tmp_path: Path) -> None:
         converted(tmp_path, early, FINE_TUNED)
 
 
-# --- published weights of V2V-PoseNet as a run: the port's outputs come back, in either order of axes ----------------
+# --- files of V2V-PoseNet ---------------------------------------------------------------------------------------------
 
 
 LAYOUT = "dragonbook_v2v"

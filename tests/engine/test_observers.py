@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from sightline.contract.errors import RunError
-from sightline.engine.loggers import TensorBoard
+from sightline.engine.loggers.tensorboard import TensorBoard
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, average_records, format_rate
 from sightline.instrument.random_state import preserve_random_state

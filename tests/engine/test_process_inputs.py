@@ -19,8 +19,8 @@ from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 from sightline.config import read_config
 from sightline.contract.plugins import load_plugins
 from sightline.engine import process_inputs
-from sightline.engine.build import build_data, describe_data
 from sightline.engine.process_inputs import ProcessesDifferError, describe_command, describe_process, find_differences
+from sightline.engine.run_data import build_data, describe_data
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.processes import ROOT, forked, free_port, print_to

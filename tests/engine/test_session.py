@@ -17,7 +17,7 @@ import torch
 from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.parts.tasks.supervised import Classify
+from sightline.parts.tasks.classification import Classify
 from sightline.runs import checkpoint
 from sightline.runs.best_checkpoint import BestCheckpoint
 from sightline.runs.run_directory import RunDirectory

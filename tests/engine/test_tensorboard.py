@@ -16,9 +16,11 @@ from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.contract.metric import State
 from sightline.draw.pictures import Picture
-from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
+from sightline.engine.loggers.mlflow import Mlflow
+from sightline.engine.loggers.tensorboard import TensorBoard
+from sightline.engine.loggers.wandb import Wandb
 from sightline.engine.records import Observers
-from sightline.parts.metrics.labels import Accuracy
+from sightline.parts.metrics.accuracy import Accuracy
 from sightline.training.train_run import train_run
 from tests.command import Outcome, run_here
 from tests.conftest import ROOT
@@ -63,7 +65,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
 
 def test_tensorboard_after_a_resume_voids_the_abandoned_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000_000_000, 1_000_000_100))
-    monkeypatch.setattr("sightline.engine.loggers.time.time", lambda: float(next(clock)))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
     killed = TensorBoard(tmp_path, every=1)
     for number in range(1, 8):
         killed.on_step(step(number))
@@ -151,7 +153,7 @@ def test_wandb_that_cannot_start_only_warns(
     ]
 
 
-# --- pictures that a metric of a plugin makes of the whole part: in TensorBoard, beside the run, once ----------------
+# --- pictures that a metric makes -------------------------------------------------------------------------------------
 
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"

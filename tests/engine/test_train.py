@@ -21,7 +21,8 @@ from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss
 from sightline.contract.task import Task
 from sightline.contract.types import Batch
-from sightline.engine.device import Precision, describe_nondeterminism, set_determinism, to_device
+from sightline.engine.device.numerics import Precision, describe_nondeterminism, set_determinism
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.observers import MetricsLog
@@ -419,7 +420,7 @@ def test_gradients_of_layers_are_drawn(tmp_path: Path) -> None:
     assert f"gradient/{path}" in encode_curves({"": lines})
 
 
-# --- nested batches keep their structure; floats take the run's type; strange leaves are named by path ---------------
+# --- nested batches ---------------------------------------------------------------------------------------------------
 
 
 Pair = namedtuple("Pair", "left right")

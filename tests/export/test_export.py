@@ -30,8 +30,9 @@ from sightline.engine.run_loading import open_run
 from sightline.parts.tasks.supervised import Supervised
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import load_written, write_onnx
-from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork, record_graph
+from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork
 from sightline.workbench.export.onnx_file import open_run_or_file
+from sightline.workbench.export.recorded_graph import record_graph
 from sightline.workbench.predict.prediction import predict_files
 from tests.command import refuse, succeed
 from tests.endless import write_endless

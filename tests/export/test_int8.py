@@ -21,8 +21,9 @@ from sightline.compression.packed_file import read_packed
 from sightline.parts.tasks.supervised import Supervised
 from sightline.workbench.export import export
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
-from sightline.workbench.export.graph import GraphNetwork, record_graph
+from sightline.workbench.export.graph import GraphNetwork
 from sightline.workbench.export.int8 import Timing, fold_batch_norms, quantise, time_in_turns, weights_in_float
+from sightline.workbench.export.recorded_graph import record_graph
 from tests.command import refuse, succeed
 from tests.trained import copy_run
 
@@ -55,7 +56,7 @@ class NoTask(Supervised):
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[bytes, list[tuple[Tensor, ...]]]:
+def floats_and_inputs() -> tuple[bytes, list[tuple[Tensor, ...]]]:
     """A file of float numbers, and inputs."""
     torch.manual_seed(0)
     example = {"points": torch.randn(4, 50, 3)}
@@ -68,8 +69,8 @@ def logits(content: bytes, values: tuple[Tensor, ...]) -> Any:
     return run_session(make_session(content), ["logits"], {"points": values[0].numpy()})[0]
 
 
-def test_folded_batch_norms_change_nothing_but_rounding(made: Any, tmp_path: Path) -> None:
-    content, inputs = made
+def test_folded_batch_norms_change_nothing_but_rounding(floats_and_inputs: Any, tmp_path: Path) -> None:
+    content, inputs = floats_and_inputs
     (tmp_path / "net.onnx").write_bytes(content)
     quant_pre_process(str(tmp_path / "net.onnx"), str(tmp_path / "plain.onnx"), skip_symbolic_shape=True)
     model = onnx.load(tmp_path / "plain.onnx")
@@ -79,8 +80,8 @@ def test_folded_batch_norms_change_nothing_but_rounding(made: Any, tmp_path: Pat
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_a_quantised_file_differs_by_steps_and_its_maxima_are_of_codes(made: Any) -> None:
-    content, inputs = made
+def test_a_quantised_file_differs_by_steps_and_its_maxima_are_of_codes(floats_and_inputs: Any) -> None:
+    content, inputs = floats_and_inputs
     quantised, num_layers = quantise(content, inputs)
     assert num_layers == 3
     expected, found = (np.stack([logits(file, values) for values in inputs]) for file in (content, quantised))
@@ -91,8 +92,8 @@ def test_a_quantised_file_differs_by_steps_and_its_maxima_are_of_codes(made: Any
     assert makers[maximum.input[0]] == "QuantizeLinear"
 
 
-def test_a_layer_that_stays_float_has_no_codes(made: Any) -> None:
-    content, inputs = made
+def test_a_layer_that_stays_float_has_no_codes(floats_and_inputs: Any) -> None:
+    content, inputs = floats_and_inputs
     _, every = quantise(content, inputs)
     quantised, num_layers = quantise(content, inputs, keep_float=("first.weight", "head.weight"))
     assert num_layers == every - 2

@@ -13,7 +13,8 @@ from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import RunError
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import load_written, write_onnx
-from sightline.workbench.export.graph import GraphNetwork, record_graph
+from sightline.workbench.export.graph import GraphNetwork
+from sightline.workbench.export.recorded_graph import record_graph
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 

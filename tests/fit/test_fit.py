@@ -23,7 +23,7 @@ from tests.command import run_here, succeed
 from tests.doctor.planting import Wrapped, assert_complete, with_data, with_losses
 from tests.fit import nets
 from tests.fit.nets import run
-from tests.runs.small import ROOT
+from tests.runs.small import ROOT, TINY
 
 
 def fitted(built: TrainingSetup, samples: int = 2, steps: int = 30, seconds: float = 120.0) -> FitResult:
@@ -268,12 +268,11 @@ def test_another_rate_than_the_recipes_is_noted(tmp_path: Path) -> None:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 SMALL = ("model.embedding=8", "--fit", "--steps", "12", "--samples", "2")
 
 
 def test_what_is_not_fitted_is_an_error_and_names_the_cause(tmp_path: Path) -> None:
-    code, out, err = run_here("check", CONFIG, *SMALL, "optimizer.lr=1e-8")
+    code, out, err = run_here("check", TINY, *SMALL, "optimizer.lr=1e-8")
     assert code == 1
     assert "[fit error optim.lr] the recipe's optimiser does not fit these samples, Adam does" in err
     assert "2 samples: NOT FITTED" in err
@@ -283,7 +282,7 @@ def test_what_is_not_fitted_is_an_error_and_names_the_cause(tmp_path: Path) -> N
 def test_a_fit_its_grid_and_its_layers_are_shown_and_written(tmp_path: Path) -> None:
     expected = "expect=[{layer: head, at: last, zeros: [0.5, null]}, {layer: head, shape: [null, 12]}]"
     words = (*SMALL, "--grid", "--trace", expected, "--json", tmp_path / "found.json")
-    code, out, err = run_here("check", CONFIG, *words)
+    code, out, err = run_here("check", TINY, *words)
     assert code == 1
     assert "recipe" in out
     assert "2 samples: fitted" in err
@@ -301,7 +300,7 @@ def test_a_fit_its_grid_and_its_layers_are_shown_and_written(tmp_path: Path) -> 
 
 def test_a_ladder_is_told_and_written(tmp_path: Path) -> None:
     words = ("model.embedding=8", "--fit", "--steps", "12", "--grow", "1,8", "--json", tmp_path / "found.json")
-    _, _, err = succeed("check", CONFIG, *words)
+    _, _, err = succeed("check", TINY, *words)
     assert "rung 1: not judged; batch norm takes two samples or more" in err
     assert "rung 8: passed; fitted after" in err
     rungs = json.loads((tmp_path / "found.json").read_text())["ladder"]["rungs"]
@@ -310,7 +309,7 @@ def test_a_ladder_is_told_and_written(tmp_path: Path) -> None:
 
 def test_expectations_of_the_initial_weights_are_judged_without_a_fit() -> None:
     entries = "expect=[{layer: head, at: first, std: [0, 0.01]}, {layer: head, at: last, std: [0, 0.01]}]"
-    code, _, err = run_here("check", CONFIG, "model.embedding=8", entries)
+    code, _, err = run_here("check", TINY, "model.embedding=8", entries)
     assert code == 1
     assert err.count("[expect error") == 1
 
@@ -336,7 +335,7 @@ def test_expectations_of_the_initial_weights_are_judged_without_a_fit() -> None:
     ],
 )
 def test_mistakes_are_one_line_and_two(words: tuple[str, ...], told: str) -> None:
-    code, _, err = run_here("check", CONFIG, *words)
+    code, _, err = run_here("check", TINY, *words)
     assert code == 2, err
     assert re.search(told.replace("(", r"\(").replace(")", r"\)"), err), err
     assert "Traceback" not in err

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.clouds.models.pct import OffsetAttention, SelfAttention
-from sightline.areas.clouds.models.point_transformer_dense import (
-    DenseVectorAttention,
-)
+from sightline.areas.clouds.models.point_transformer_dense import DenseVectorAttention
 from sightline.layers.pyramid import Edges, build_pyramid
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
 from sightline.ops import gather_points, nearest_neighbours, numba_kernels
@@ -254,7 +252,7 @@ def test_agrees_with_the_authors_block(shared: Path) -> None:
     assert_near_largest(stored_part(golden, label, place.detach()), golden.tensor(label), 1e-10, label)
 
 
-# --- Attention among points against a hand-worked case, the authors' code, and what it claims of itself ---
+# --- attention among points -------------------------------------------------------------------------------------------
 
 
 THEIRS, OURS, LAYOUT = "pt_last.sa1.", "attend.layers.0.", "strawberry_pct_cls"

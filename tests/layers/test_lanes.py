@@ -5,17 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sightline.ops.lanes import (
-    LANES,
-    add_lanes,
-    load,
-    rectify,
-    store,
-    where_positive,
-    widen,
-    zeros_like,
-)
-from sightline.ops.numba_kernels import numba_kernel
+from sightline.ops.lanes import add_lanes, load, rectify, store, where_positive, widen, zeros_like
+from sightline.ops.numba_kernels import LANES, numba_kernel
 
 
 @numba_kernel

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
-from sightline.layers.transformer import StochasticDepth
+from sightline.layers.stochastic_depth import StochasticDepth
 from tests.cases import run_each
 from tests.layers.passes import BOUND, Ranks, assert_passes_agree, run, unsettle
 
@@ -51,7 +51,7 @@ def test_what_a_cloud_has_in_common_need_not_be_repeated(
     assert torch.equal(plain(**given), by_hand)
 
 
-# --- Synchronised batch norm: parts on several processes against torch's batch norm of the whole batch, in float64 ---
+# --- synchronised batch norm ------------------------------------------------------------------------------------------
 
 
 SAME = 1e-12
@@ -165,7 +165,7 @@ def test_copies_do_not_copy_what_stands_behind_the_reducer() -> None:
     assert copy.deepcopy(model)(torch.randn(4, 3)).shape == (4, 3)
 
 
-# --- Stochastic depth: whole samples, the right share of them, the same mean, and nothing in evaluation ---
+# --- stochastic depth -------------------------------------------------------------------------------------------------
 
 
 def test_a_sample_keeps_its_whole_branch_or_nothing_of_it() -> None:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sightline.layers.images import (
-    ConvNorm,
-    FrozenBatchNorm,
-    freeze_module,
-    make_group_norm,
-)
+from sightline.layers.images import ConvNorm
+from sightline.layers.norms import FrozenBatchNorm, freeze_module, make_group_norm
 from tests.cases import run_each
 
 

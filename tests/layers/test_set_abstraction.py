@@ -12,13 +12,12 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from sightline.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
+from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from sightline.layers.set_abstraction import (
     BallGroup,
     BallScale,
     FeaturePropagation,
-    GroupedMLP,
     PlainBallGroup,
-    PlainGroupedMLP,
     PlainNeighbourGroup,
     SampleAndGroup,
     SetAbstraction,

@@ -10,12 +10,11 @@ import pytest
 
 from tests.command import succeed
 from tests.compress.toys import closed_by_ddpg
-from tests.processes import ROOT
+from tests.runs.small import TINY
 
-# --- `sightline compress report` on a small run: every row, its totals, and going on after an interrupt ---
+# --- `sightline compress report` --------------------------------------------------------------------------------------
 
 
-CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=120", "--device", "cpu", "--no-check")
 WORDS = "--epochs 1 train.steps=2 --calibration 6 --method uniform --seeds 2 --device cpu".split()
 TUNED = ("", " + fine-tuning", " + fine-tuning + distillation")
@@ -26,7 +25,7 @@ NAMES = ["float", "float, trained as long", *MIXED[:3], "0.1 preserve", *MIXED[3
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("floats") / "run"
-    succeed("train", CONFIG, *MODEL, "--out", run)
+    succeed("train", TINY, *MODEL, "--out", run)
     return run
 
 

@@ -24,7 +24,7 @@ from tests.models.small_models import OURS
 from tests.models.test_cloud_parity import GOLDEN, LARGEST, assert_agrees
 from tests.models.test_v2v import LAYOUT
 
-# --- The largest networks give the numbers of their authors' code; the suite asks it of smaller ones of each family ---
+# --- the largest networks against their authors' code -----------------------------------------------------------------
 
 
 @pytest.mark.shared
@@ -37,7 +37,7 @@ def test_the_outputs_of_the_largest_range_image_network_come_back(shared: Path, 
     range_images.assert_outputs_come_back(shared, tmp_path, range_images.LARGEST)
 
 
-# --- V2V on the published volume of 88 voxels a side, in float64: its first convolution alone unfolds into 1.9 GB ---
+# --- V2V on a volume of 88 voxels a side ------------------------------------------------------------------------------
 
 
 @pytest.mark.shared
@@ -82,7 +82,7 @@ def test_compiling_changes_no_result_beyond_rounding() -> None:
     assert totals[0] == pytest.approx(totals[1], rel=1e-9)
 
 
-# --- The models that the suite leaves out: no oracle finds a layer wrong, and none differs from itself ---
+# --- models that the suite leaves out ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(set(OURS) - set(MODELS)))

@@ -20,7 +20,7 @@ from tests.doc_blocks import OTHER_PAGES, ROOT, TOUR, blocks_of, lay_out, run_bl
 from tests.long.report_pictures import FOLDER, MAX_BYTES, RUNS, make_page, take_picture
 from tests.view.test_browser import BROWSER
 
-# --- Every block of the pages but the tour runs, in the order of its page, unless it is marked as needing more ---
+# --- blocks of the pages ----------------------------------------------------------------------------------------------
 
 
 PAGES = [page for page in OTHER_PAGES if page != TOUR and any(block.needs is None for block in blocks_of(page))]
@@ -43,7 +43,7 @@ def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             run_block(block)
 
 
-# --- The notebooks of the docs run from their first cell to their last, each within a minute of processor time ---
+# --- notebooks --------------------------------------------------------------------------------------------------------
 
 
 NOTEBOOK_FOLDER = ROOT / "docs" / "start" / "notebooks"
@@ -86,7 +86,7 @@ def test_the_page_quotes_what_is_printed(tmp_path: Path) -> None:
     assert {case: text.replace(f"{ROOT}/", "") for case, text in printed.items()} == cases
 
 
-# --- The report of a run of every task in a real browser: its scripts complain of nothing, and it is drawn ---
+# --- reports in a browser ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")

@@ -25,7 +25,7 @@ from tests.runs import test_recipes as published
 from tests.runs.recipe_traces import RECIPES
 from tests.runs.test_recipe_traces import assert_numbers_of_one_process, traces_of
 
-# --- The checks find nothing in any shipped config as it is, nor in small runs of more seeds than the suite draws ---
+# --- checks of shipped configs and of small runs ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -60,7 +60,7 @@ def test_shipped_detectors_are_not_flagged(name: str, assigner: str, seed: int) 
     assert found == [], list(map(str, found))
 
 
-# --- Shipped recipes of larger networks are fitted by their own optimiser; the suite asks it of one of each family ---
+# --- larger networks fitted by their own optimisers -------------------------------------------------------------------
 
 
 CASES = {
@@ -103,22 +103,22 @@ def test_a_recipe_for_parts_is_trained(parts: Path, layout: str, config: str) ->
     published.assert_parts_are_trained(parts, layout, config)
 
 
-# --- Every shipped recipe of procedural data gives the numbers of one process on two and on three, in float64 ---
+# --- one, two and three processes -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def on_many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def traces_of_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Five samples are dealt 3 + 2, or 2 + 2 + 1."""
     return traces_of(request.param, tmp_path_factory.mktemp("traces"), RECIPES)
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_give_the_numbers_of_one_process(on_many: dict[str, Any], recipe: str) -> None:
-    assert_numbers_of_one_process(on_many, recipe)
+def test_recipes_give_the_numbers_of_one_process(traces_of_processes: dict[str, Any], recipe: str) -> None:
+    assert_numbers_of_one_process(traces_of_processes, recipe)
 
 
-# --- Recipes of segmentation that need no files reach their bars on shapes and rooms that they never saw ---
+# --- segmentation of shapes and rooms never seen ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_recipe_reaches_its_bar(config: str, metric: str, bar: float, tmp_pa
     assert json.loads((run / "final.json").read_text())["metrics"][metric] >= bar
 
 
-# --- One recipe, four models: on ten classes each is at least PointNet, less what PointNet's own seeds differ by ---
+# --- one recipe, four models ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.shared

@@ -236,7 +236,7 @@ def test_distillation_of_large_logits_is_finite() -> None:
     assert Distillation(num_classes=3)(logits=logits, teacher_logits=teacher, label=label).isfinite()
 
 
-# --- The Lovász-softmax loss: the reference's numbers, its identities, and nothing where all labels are ignored ---
+# --- the Lovász-softmax loss ------------------------------------------------------------------------------------------
 
 
 CASES = [case for case in range(14) if case not in (4, 7, 9, 12)]  # those of chosen classes and of none: below

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.parts.losses.embeddings import CrossModal, FeatureTransformPenalty, IntraModal, chance_level, nt_xent
+from sightline.parts.losses.contrast import CrossModal, IntraModal, chance_level, nt_xent
+from sightline.parts.losses.feature_transform import FeatureTransformPenalty
 from tests.golden_parity import load_golden
 
 CASES = [f"case{number}" for number in range(12)]

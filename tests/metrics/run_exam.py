@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.types import SampleKey
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from tests.metrics.cases import CASES

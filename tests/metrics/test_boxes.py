@@ -13,17 +13,10 @@ import pytest
 import torch
 
 from sightline.areas.detect.metrics.box_ap import BoxAp, _curves
-from sightline.areas.detect.metrics.crowds import (
-    BINS,
-    CrowdAp,
-    MissRate,
-    _score,
-    jaccard_counts,
-    jaccard_index,
-)
+from sightline.areas.detect.metrics.crowds import BINS, CrowdAp, MissRate, _score, jaccard_counts, jaccard_index
 from sightline.contract.metric import Meter, State, append_rows, pool_states
 from sightline.ops import numba_kernels
-from sightline.parts.metrics.box_groups import match_predictions
+from sightline.parts.metrics.average_precision import match_predictions
 from tests.cases import run_each
 from tests.metrics.box_references import (
     COCO_NAMES,

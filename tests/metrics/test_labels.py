@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.scans.metrics import DistanceIoU, PixelIoU
 from sightline.contract import registry
 from sightline.contract.metric import Meter, State, make_state
 from sightline.contract.types import ComponentConfig
 from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
-from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, class_ious, predict_labels
+from sightline.parts.metrics.confusion import class_ious
+from sightline.parts.metrics.predicted_labels import predict_labels
 from tests.cases import run_each
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
@@ -114,7 +116,7 @@ def test_wrong_shape_names_both() -> None:
         accuracy_state(Accuracy(num_classes=3), torch.rand(4, 2), torch.zeros(4, dtype=torch.int64))
 
 
-# --- Labels from probabilities, worked by hand: one a sample, one a point, and among the parts of the own category ---
+# --- labels from probabilities ----------------------------------------------------------------------------------------
 
 
 TABLE = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])

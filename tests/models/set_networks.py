@@ -9,7 +9,7 @@ from torch import nn
 
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
-from sightline.layers.images import make_group_norm
+from sightline.layers.norms import make_group_norm
 
 __all__ = ["SETTINGS", "SMALL_DFINE", "make_set_network", "make_small_words", "normalise_by_image"]
 

@@ -18,7 +18,7 @@ from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, Poin
 from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
 from sightline.layers.mlp import LinearNorm
 from sightline.parts.losses.classification import CrossEntropy
-from sightline.parts.losses.embeddings import FeatureTransformPenalty
+from sightline.parts.losses.feature_transform import FeatureTransformPenalty
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline.areas.clouds.models.dgcnn import DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder
 from sightline.areas.contrast.crosspoint import CrossPoint, IntraPoint, projection_head
 from sightline.parts.losses.classification import CrossEntropy
-from sightline.parts.losses.embeddings import CrossModal, IntraModal, nt_xent
+from sightline.parts.losses.contrast import CrossModal, IntraModal, nt_xent
 from sightline.parts.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.published.translation import convert_state_dict, translate_key, unused_names
 from tests.golden_parity import (

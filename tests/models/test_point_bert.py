@@ -17,7 +17,8 @@ from sightline.areas.clouds.models.point_bert import (
     PointBERTParts,
     group_points,
 )
-from sightline.layers.transformer import StochasticDepth, TransformerBlock
+from sightline.layers.stochastic_depth import StochasticDepth
+from sightline.layers.transformer import TransformerBlock
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
 from tests.golden_parity import (
@@ -143,7 +144,7 @@ def test_too_few_points_for_parts_are_refused_with_the_argument() -> None:
         model(points=torch.randn(1, 40, 3), category=torch.tensor([1]))
 
 
-# --- Features carried over edges: a plain loop in NumPy, the quick form against the plain one, what is refused ---
+# --- features carried over edges --------------------------------------------------------------------------------------
 
 
 def pair_of_propagations() -> tuple[EdgePropagation, EdgePropagation]:

@@ -51,7 +51,7 @@ def clouds(batch: int = 3) -> Tensor:
 
 
 @pytest.fixture(params=registry.point_encoders.names())
-def name(request: pytest.FixtureRequest) -> str:
+def encoder_name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -61,8 +61,8 @@ def test_every_encoder_has_its_width_here() -> None:
     assert found == FEATURE_WIDTHS
 
 
-def test_feature_is_as_wide_as_it_says(name: str) -> None:
-    encoder = small(name)
+def test_feature_is_as_wide_as_it_says(encoder_name: str) -> None:
+    encoder = small(encoder_name)
     feature = encoder.encode(points=clouds())
     assert feature.shape == (3, encoder.feature_width)
     assert feature.isfinite().all()
@@ -86,8 +86,8 @@ def test_weights_of_an_encoder_are_those_of_the_classifier(of: str) -> None:
     assert torch.equal(encoder.encode(points=points), model.encode(points=points))
 
 
-def test_further_channels_are_read(name: str) -> None:
-    component = ComponentConfig(name, ARGUMENTS.get(name, {}))
+def test_further_channels_are_read(encoder_name: str) -> None:
+    component = ComponentConfig(encoder_name, ARGUMENTS.get(encoder_name, {}))
     encoder = registry.point_encoders.build(component, facts={**FACTS, "in_channels": 5}).double().eval()
     points, features = clouds(), torch.randn(3, NUM_POINTS, 2, dtype=torch.float64)
     feature = encoder.encode(points=points, features=features)

@@ -79,7 +79,7 @@ def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
     assert shapes == {"alignment.head.0.norm.weight": (512,), "alignment.embed.norm.weight": (1024,)}
 
 
-# --- third-party files of weights: what is unwrapped, what is refused, and that nothing in them is run ----------------
+# --- files of weights of third parties --------------------------------------------------------------------------------
 
 
 STATE = {"conv1.weight": torch.arange(4.0), "bn1.bias": torch.ones(2)}

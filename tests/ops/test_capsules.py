@@ -121,7 +121,7 @@ def test_nothing_to_see_is_background() -> None:
         assert not seen(capsules).any()
 
 
-# --- surface patches: their equations, areas from textbooks, uniform spread, and any size of a batch ------------------
+# --- patches of surfaces ----------------------------------------------------------------------------------------------
 
 
 NUM = 20_000

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sightline.ops import numba_kernels, rendering
-from sightline.ops.pinhole import Projection, ring_cameras
+from sightline.ops.cameras import Projection, ring_cameras
+from sightline.ops.meshes import sample_surface
 from sightline.ops.rendering import Style, on_background, render_cloud
-from sightline.ops.surfaces import sample_surface
 from tests.ops.threads import with_one_and_three_threads
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])

@@ -11,20 +11,9 @@ import torch
 from torch import Tensor
 
 from sightline.ops import voxels as volumes
-from sightline.ops.heat_maps import (
-    Decoding,
-    decode,
-    gaussian_heatmaps,
-    peaks,
-    soft_cells,
-)
-from sightline.ops.pinhole import (
-    CropPlacement,
-    crop_depth,
-    from_crop_coordinates,
-    project_points,
-    to_crop_coordinates,
-)
+from sightline.ops.depth_crops import CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
+from sightline.ops.heat_maps import Decoding, decode, gaussian_heatmaps, peaks, soft_cells
+from sightline.ops.pinhole import project_points
 from sightline.ops.voxels import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
@@ -121,7 +110,7 @@ def test_offsets_are_undone_exactly(angle_rad: float, camera: tuple[float, ...])
     assert torch.equal(to_crop_coordinates(points, again), to_crop_coordinates(points, placement))
 
 
-# --- Cubes of voxels: the spec's hand-worked points, exact inverses, the reference implementations, the release's bias
+# --- cubes of voxels --------------------------------------------------------------------------------------------------
 
 
 REFERENCE = torch.tensor([[0.0, 0.0, 350.0]], dtype=torch.float64)
@@ -352,7 +341,7 @@ def test_what_the_conventions_cost(encoded: str, decoded: str) -> None:
     assert largest_mm is None or error.abs().max().sub(largest_mm).abs() < WITHIN_MM
 
 
-# --- Heat maps against closed forms and reference implementations, and what is read from them against the truth ---
+# --- heat maps --------------------------------------------------------------------------------------------------------
 
 
 def inner_joints(count: int = 40) -> Tensor:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.contrast.crosspoint import CrossPoint
 from sightline.contract.draws import Draws
-from sightline.parts.losses.embeddings import PairLoss, nt_xent
-from sightline.parts.transforms.points import TwoViews
+from sightline.parts.losses.contrast import PairLoss, nt_xent
+from sightline.parts.transforms.two_views import TwoViews
 from tests.planted.planting import Plant, change_result, wrap
 
 _INTRA = "{name: intra_modal}"

@@ -20,7 +20,8 @@ from sightline.doctor.finding import Finding, finding_from_dict
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.training import train_run as training
-from sightline.training.train_run import Reporter, train_run
+from sightline.training.train_result import Reporter
+from sightline.training.train_run import train_run
 from sightline.workbench.check import suite
 from sightline.workbench.check.suite import run_all, run_quick
 from tests.planted.catalog import FaultCase, HealthyCase

@@ -108,35 +108,35 @@ def test_a_refiner_that_saw_the_tested_subject_is_refused(
 
 
 @pytest.fixture
-def copied(refiner: Path, tmp_path: Path) -> Path:
+def copied_refiner(refiner: Path, tmp_path: Path) -> Path:
     """A copy of the refiner, to be changed."""
     return shutil.copytree(refiner, tmp_path / "copied", symlinks=True)
 
 
-def test_so_is_one_that_started_from_other_weights(copied: Path, config: Path, tmp_path: Path) -> None:
+def test_so_is_one_that_started_from_other_weights(copied_refiner: Path, config: Path, tmp_path: Path) -> None:
     match = {"matched": 1, "total": 1, "filled": []}
     kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
-    (copied / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
-    done = written(copied, config, "--out", tmp_path / "c.txt")
+    (copied_refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
+    done = written(copied_refiner, config, "--out", tmp_path / "c.txt")
     assert done.code == 2
-    assert f"{copied}: started from a.pth, which may have been trained on P1, on which this" in done.err
+    assert f"{copied_refiner}: started from a.pth, which may have been trained on P1, on which this" in done.err
 
 
-def test_a_run_that_did_not_note_its_parts_is_refused(copied: Path, config: Path, tmp_path: Path) -> None:
-    document = json.loads((copied / "inputs.json").read_text())
+def test_a_run_that_did_not_note_its_parts_is_refused(copied_refiner: Path, config: Path, tmp_path: Path) -> None:
+    document = json.loads((copied_refiner / "inputs.json").read_text())
     document["folds"] = None  # of a set that names none
-    (copied / "inputs.json").write_text(json.dumps(document))
-    done = written(copied, config, "--out", tmp_path / "c.txt")
+    (copied_refiner / "inputs.json").write_text(json.dumps(document))
+    done = written(copied_refiner, config, "--out", tmp_path / "c.txt")
     assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
 
 
-def test_other_data_are_refused(copied: Path, tmp_path: Path) -> None:
+def test_other_data_are_refused(copied_refiner: Path, tmp_path: Path) -> None:
     file = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-    done = written(copied, file, "--out", tmp_path / "c.txt")
+    done = written(copied_refiner, file, "--out", tmp_path / "c.txt")
     assert (done.code, "data set 'synthetic_shapes' has no depth images" in done.err) == (2, True)
-    facts = json.loads((copied / "facts.json").read_text())
-    (copied / "facts.json").write_text(json.dumps({**facts, "cube_mm": 2000.0}))
-    done = written(copied, ROOT / "configs" / "pose" / "synthetic_hands_v2v.yaml", "--out", tmp_path / "c.txt")
+    facts = json.loads((copied_refiner / "facts.json").read_text())
+    (copied_refiner / "facts.json").write_text(json.dumps({**facts, "cube_mm": 2000.0}))
+    done = written(copied_refiner, ROOT / "configs" / "pose" / "synthetic_hands_v2v.yaml", "--out", tmp_path / "c.txt")
     assert "was trained with cube_mm = 2000.0; data set 'synthetic_hands' has 200" in done.err
 
 

@@ -162,7 +162,7 @@ class Scaled(IntraPoint):
 
 
 @pytest.fixture
-def registered() -> Iterator[None]:
+def plugins_are_gone_afterwards() -> Iterator[None]:
     """Plugins are gone afterwards: other tests count the built-in names, and features depend on what is loaded."""
     before = {kind: dict(kept._entries) for kind, kept in registry.REGISTRIES.items() if kept.names()}
     modules = set(sys.modules)
@@ -173,7 +173,7 @@ def registered() -> Iterator[None]:
         registry.REGISTRIES[kind]._entries = entries
 
 
-@pytest.mark.usefixtures("registered")
+@pytest.mark.usefixtures("plugins_are_gone_afterwards")
 def test_a_rewritten_plugin_is_computed_anew(run: Path, tmp_path: Path) -> None:
     """Twice the factor is twice every feature, exactly: 2 is a power of two."""
     plugin = tmp_path / "scaled_model.py"

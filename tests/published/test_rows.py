@@ -33,7 +33,7 @@ net:
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def replaced_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The rows of a folder of one file instead of the package's."""
     readers = (rows.read_layout, rows._find_rows, rows._read_row, rows._read_names)
     monkeypatch.setattr(rows, "FOLDER", tmp_path)
@@ -93,16 +93,16 @@ def test_every_shared_row_is_a_part_of_another() -> None:
             assert re.search(rf"<{name[1:]}>|base: .*\b{name}\b", text), f"{name} is used by no row"
 
 
-def test_a_fault_is_named_with_its_line(planted: Path) -> None:
-    planted.write_text(PLANTED)
-    with pytest.raises(DataError, match=rf"{planted}:12: .*'fc' is given twice, first on line 11"):
+def test_a_fault_is_named_with_its_line(replaced_rows: Path) -> None:
+    replaced_rows.write_text(PLANTED)
+    with pytest.raises(DataError, match=rf"{replaced_rows}:12: .*'fc' is given twice, first on line 11"):
         rows.read_layout("net")
 
 
-def test_a_name_of_two_rows_is_refused(planted: Path) -> None:
+def test_a_name_of_two_rows_is_refused(replaced_rows: Path) -> None:
     good = PLANTED.replace("fc: tail", "fb: tail")
-    planted.write_text(good)
-    planted.with_name("others.yaml").write_text(good)
+    replaced_rows.write_text(good)
+    replaced_rows.with_name("others.yaml").write_text(good)
     with pytest.raises(AssertionError, match=r"others\.yaml: a row is in another file"):
         list_names()
 

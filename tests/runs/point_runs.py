@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import sightline
-from sightline.layers.mlp import as_packed
-from sightline.contract.types import CloudInputSpec
+from sightline.contract import registry
+from sightline.layers.cloud_layouts import as_packed
+from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 
 class Output(TypedDict):

@@ -9,6 +9,8 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests/config/tiny.yaml"
+"""A config that is healthy, of a second, and needs no files."""
 
 SMALL = (
     "data.train_size=60",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sightline.config import read_config
-from sightline.engine.device import resolve_precision
+from sightline.engine.device.numerics import resolve_precision
 from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.processes import ROOT

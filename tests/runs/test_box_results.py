@@ -45,7 +45,7 @@ def boxes_of(draw: np.random.Generator, image: int, count: int) -> list[dict[str
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared set: ids with gaps, images without boxes, the same id in both files; and a config of its data."""
     folder = tmp_path_factory.mktemp("results")
     for split, ids in (("train", (4, 9, 11)), ("val", (17, 9, 250, 33, 5, 8))):
@@ -100,13 +100,13 @@ def score(made: Path, rows: Any, *words: object, file: str = "found.json") -> tu
 
 
 @pytest.mark.parametrize("chosen", [(), (90, 3)])
-def test_results_of_anyone_are_scored_as_pycocotools_does(made: Path, chosen: tuple[int, ...]) -> None:
-    truth = truth_of(made)
+def test_results_of_anyone_are_scored_as_pycocotools_does(prepared_boxes: Path, chosen: tuple[int, ...]) -> None:
+    truth = truth_of(prepared_boxes)
     rows = results_of(truth)
     assert len(rows) > 20
     names = {each["id"]: each["name"] for each in truth["categories"]}
     words = [f"data.classes=[{', '.join(names[number] for number in chosen)}]"] if chosen else []
-    done, document = score(made, rows, *words)
+    done, document = score(prepared_boxes, rows, *words)
     assert done.code == 0, done.err
     for name, value in zip(COCO_NAMES, by_pycocotools(truth, rows, list(chosen or IDS)), strict=True):
         found = document["metrics"][name]
@@ -115,11 +115,11 @@ def test_results_of_anyone_are_scored_as_pycocotools_does(made: Path, chosen: tu
     assert (f"not scored: {others} boxes of classes that the config does not choose" in done.err) == bool(chosen)
 
 
-def test_the_report_names_what_was_scored_and_how(made: Path) -> None:
+def test_the_report_names_what_was_scored_and_how(prepared_boxes: Path) -> None:
     """Trap T15."""
-    truth = truth_of(made)
+    truth = truth_of(prepared_boxes)
     ignored = sum(each["iscrowd"] for each in truth["annotations"])
-    done, document = score(made, results_of(truth))
+    done, document = score(prepared_boxes, results_of(truth))
     counts = f"{len(truth['annotations']) - ignored} to find, {ignored} ignored"
     assert f"COCO, IoU 0.50 to 0.95, at most 100 an image and class; annotated boxes: {counts}" in done.out
     assert "on test, 6 samples" in done.out
@@ -129,31 +129,31 @@ def test_the_report_names_what_was_scored_and_how(made: Path) -> None:
     assert document["data"] == {"name": "coco", "split": "test", "num_samples": 6, "box_type": "annotated"}
 
 
-def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(made: Path) -> None:
-    rows = results_of(truth_of(made))
-    done, document = score(made, [*rows, rows[0] | {"image_id": 4}])
+def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(prepared_boxes: Path) -> None:
+    rows = results_of(truth_of(prepared_boxes))
+    done, document = score(prepared_boxes, [*rows, rows[0] | {"image_id": 4}])
     assert "not scored: 1 boxes of images outside the test part" in done.err
-    assert document["metrics"] == score(made, rows)[1]["metrics"]
+    assert document["metrics"] == score(prepared_boxes, rows)[1]["metrics"]
     for changed, message in (
         ({"image_id": 6}, f"found.json: row {len(rows)}: the set has no image 6"),
         ({"category_id": 1}, f"found.json: row {len(rows)}: the set has no category 1, but 3, 7, 90"),
         ({"bbox": [0, 0, 5]}, f"found.json: row {len(rows)} is"),
     ):
-        done, _ = score(made, [*rows, rows[0] | changed])
+        done, _ = score(prepared_boxes, [*rows, rows[0] | changed])
         assert done.code == 2
         assert message in done.err
         assert "Traceback" not in done.err
 
 
-def test_joined_sets_are_scored_by_the_names_in_them(made: Path) -> None:
+def test_joined_sets_are_scored_by_the_names_in_them(prepared_boxes: Path) -> None:
     """The number of a set and the name there; numbers that may be those of several images are refused."""
-    rows = results_of(truth_of(made))
-    joined = f"data={{name: concat, sets: [{{name: coco, root: {made / 'set'}}}]}}"
+    rows = results_of(truth_of(prepared_boxes))
+    joined = f"data={{name: concat, sets: [{{name: coco, root: {prepared_boxes / 'set'}}}]}}"
     named = [row | {"image_id": f"1/val/{row['image_id']}.png"} for row in rows]
-    (alone, figures), (done, ours) = score(made, rows), score(made, named, joined)
+    (alone, figures), (done, ours) = score(prepared_boxes, rows), score(prepared_boxes, named, joined)
     assert (alone.code, done.code) == (0, 0), done.err
     assert ours["metrics"] == figures["metrics"]
-    wrong, _ = score(made, rows, joined)
+    wrong, _ = score(prepared_boxes, rows, joined)
     assert wrong.code == 2
     assert "the set has no image 17; its first is 1, '1/val/" in wrong.err
 
@@ -271,13 +271,13 @@ def test_a_run_is_scored_by_metrics_that_it_was_not_trained_with(run: Path, tmp_
     assert (done.code, "found 'metrics=" in done.err) == (2, True)
 
 
-def test_category_ids_may_count_from_another_number(made: Path) -> None:
-    rows = results_of(truth_of(made))
+def test_category_ids_may_count_from_another_number(prepared_boxes: Path) -> None:
+    rows = results_of(truth_of(prepared_boxes))
     moved = [row | {"category_id": row["category_id"] + 100} for row in rows]
-    (_, figures), (done, ours) = score(made, rows), score(made, moved, "category_offset=100")
+    (_, figures), (done, ours) = score(prepared_boxes, rows), score(prepared_boxes, moved, "category_offset=100")
     assert done.code == 0, done.err
     assert ours["metrics"] == figures["metrics"]
-    wrong, _ = score(made, moved, "category_offset=one")
+    wrong, _ = score(prepared_boxes, moved, "category_offset=one")
     assert wrong.code == 2
     assert "category_offset=one: give a whole number" in wrong.err
     assert "category_offset=1, if their category ids count" in " ".join(run_here("score", "--help").out.split())

@@ -429,13 +429,13 @@ HARMFUL_STATES: dict[str, Callable[[str], str]] = {
 
 
 @pytest.fixture
-def harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_harms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     yield
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.usefixtures("harmless")
+@pytest.mark.usefixtures("nothing_harms")
 @pytest.mark.parametrize("name", HARMFUL_TENSORS)
 def test_harmful_tensor_files_are_refused_though_the_manifest_vouches(folder: Path, tmp_path: Path, name: str) -> None:
     (folder / "model.safetensors").write_bytes(HARMFUL_TENSORS[name](tmp_path))
@@ -455,7 +455,7 @@ def test_a_sparse_file_is_refused_before_it_fills_the_memory(tmp_path: Path, is_
     assert says in assert_refused(folder, "model.safetensors")
 
 
-@pytest.mark.usefixtures("harmless")
+@pytest.mark.usefixtures("nothing_harms")
 @pytest.mark.parametrize("name", HARMFUL_STATES)
 def test_harmful_states_are_refused_though_the_manifest_vouches(folder: Path, name: str) -> None:
     text = (folder / "state.json").read_text()

@@ -19,6 +19,7 @@ from sightline.runs.checkpoint import load, newest_valid, save
 from tests.cases import run_each
 from tests.command import Outcome, run_here, succeed
 from tests.engine.snapshots import assert_same, snapshot_of
+from tests.runs.small import TINY
 from tests.runs.test_run_directory import HalfWritten
 
 # --- checkpoints and a stop at any call to the disk: kill -9, a full disk, a read-only one ---------------------------
@@ -204,13 +205,12 @@ def test_a_disk_that_fills_up_within_a_file(is_first: bool, tmp_path: Path, monk
 # --- a disk that fills up or closes under a run: one line, exit code 1, the last checkpoint whole ---------------------
 
 
-CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 NUM_STEPS = 8  # 48 of 60 samples train (one of each class is held out), 12 at a step, 2 epochs
 EVERY_STEP = ("checkpoint.every_steps=1", "checkpoint.keep_last=100")
 
 
 def train(out: Path, *words: str) -> Outcome:
-    return run_here("train", CONFIG, *EVERY_STEP, "--no-check", "--out", out, *words)
+    return run_here("train", TINY, *EVERY_STEP, "--no-check", "--out", out, *words)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 
 import sightline
 from sightline.contract.types import SampleKey
-from sightline.engine.build import build_part
+from sightline.engine.run_data import build_part
 from sightline.workbench.evaluate.saved_predictions import file_stems
 from tests.command import document_of, run_here, succeed
 from tests.runs.broken_off import run_forked
@@ -77,7 +77,7 @@ def test_what_would_be_another_run_is_refused_in_one_line(classes: Path, overrid
     assert expected in err
 
 
-# --- `evaluate --save-predictions`: the very labels that were scored, by name, from one process or two ---------------
+# --- `evaluate --save-predictions` ------------------------------------------------------------------------------------
 
 
 def kept(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -50,7 +50,7 @@ log: {{tensorboard: false}}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pre-trained encoder, and a config that fine-tunes it for classes."""
     folder = tmp_path_factory.mktemp("finetune")
     (folder / "dgcnn.yaml").write_text(PRETRAIN)
@@ -60,17 +60,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(place: Path) -> tuple[Path, Outcome]:
+def fine_tuned(work_folder: Path) -> tuple[Path, Outcome]:
     """The encoder fine-tuned for classes, and what was said."""
-    done = succeed("train", place / "fine.yaml", "--out", place / "fine", "--no-check")
-    return place / "fine", done
+    done = succeed("train", work_folder / "fine.yaml", "--out", work_folder / "fine", "--no-check")
+    return work_folder / "fine", done
 
 
 # --- what is taken ---------------------------------------------------------------------------------------------------
 
 
-def test_below_a_full_match_nothing_starts(place: Path, tmp_path: Path) -> None:
-    done = refuse("train", place / "fine.yaml", "init.may_be_missing=[]", "--out", tmp_path / "run", "--no-check")
+def test_below_a_full_match_nothing_starts(work_folder: Path, tmp_path: Path) -> None:
+    done = refuse("train", work_folder / "fine.yaml", "init.may_be_missing=[]", "--out", tmp_path / "run", "--no-check")
     assert "30 of 45 tensors" in done
     assert "missing: head" in done
     assert not (tmp_path / "run").exists()
@@ -79,8 +79,8 @@ def test_below_a_full_match_nothing_starts(place: Path, tmp_path: Path) -> None:
 # --- what is told and kept -------------------------------------------------------------------------------------------
 
 
-def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: tuple[Path, Outcome]) -> None:
-    run, done = tuned
+def test_the_report_and_the_rates_are_told_logged_and_kept(work_folder: Path, fine_tuned: tuple[Path, Outcome]) -> None:
+    run, done = fine_tuned
     log = (run / "train.log").read_text()
     for line in (
         "task: classify on synthetic_shapes · model: dgcnn (",
@@ -93,7 +93,7 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
         assert line in log, line
     lineage = read_lineage(run)
     assert lineage is not None
-    source = place / "pre_dgcnn"
+    source = work_folder / "pre_dgcnn"
     weights = (source / "checkpoints/last/model.safetensors").read_bytes()
     assert lineage["from"] == str(source.resolve())
     assert lineage["sha256"] == hashlib.sha256(weights).hexdigest()
@@ -105,9 +105,9 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
     assert lineage["here"]["training"] == []
 
 
-def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: Path) -> None:
+def test_clouds_of_another_form_are_told_logged_and_kept(work_folder: Path, tmp_path: Path) -> None:
     words = ["data.num_points=16", "--out", tmp_path / "run", "--no-check"]
-    succeed("train", place / "fine.yaml", *words)
+    succeed("train", work_folder / "fine.yaml", *words)
     expected = "the number of points of a cloud: 32 in dgcnn (synthetic_shapes), 16 in fine (synthetic_shapes)"
     lineage = read_lineage(tmp_path / "run")
     assert lineage is not None
@@ -115,25 +115,25 @@ def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: 
     assert f"stages differ: {expected}" in (tmp_path / "run/train.log").read_text()
 
 
-def test_a_chain_is_kept_whole(place: Path, tuned: tuple[Path, Outcome], tmp_path: Path) -> None:
-    run, _ = tuned
+def test_a_chain_is_kept_whole(work_folder: Path, fine_tuned: tuple[Path, Outcome], tmp_path: Path) -> None:
+    run, _ = fine_tuned
     words = [f"init.from={run}", "init.modules=null", "init.may_be_missing=[]"]
-    succeed("train", place / "fine.yaml", *words, "--out", tmp_path / "again", "--no-check")
+    succeed("train", work_folder / "fine.yaml", *words, "--out", tmp_path / "again", "--no-check")
     lineage = read_lineage(tmp_path / "again")
     assert lineage is not None
     assert lineage["lineage"] == read_lineage(run)
     told = describe_lineage(lineage)
-    assert told.index(str(run)) < told.index(str(place / "pre_dgcnn"))
+    assert told.index(str(run)) < told.index(str(work_folder / "pre_dgcnn"))
     shown = run_here("show", tmp_path / "again", "--json", tmp_path / "show.json")
     assert told in shown.err
     assert json.loads((tmp_path / "show.json").read_text())["lineage"] == lineage
 
 
 def test_show_tells_the_rates_of_a_config_and_of_a_run(
-    place: Path, tuned: tuple[Path, Outcome], tmp_path: Path
+    work_folder: Path, fine_tuned: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
     """Six modules, 0.1 x 0.5^5 for the first: 0.003125."""
-    for what in (place / "fine.yaml", tuned[0]):
+    for what in (work_folder / "fine.yaml", fine_tuned[0]):
         shown = succeed("show", what, "--json", tmp_path / "show.json")
         rates = {rate["module"]: rate for rate in json.loads((tmp_path / "show.json").read_text())["rates"]}
         assert list(rates) == ["edges.0", "edges.1", "edges.2", "edges.3", "embed", "head"]
@@ -142,16 +142,16 @@ def test_show_tells_the_rates_of_a_config_and_of_a_run(
         assert "rates: edges.0" in shown.err
     again = tmp_path / "again.yaml"
     again.write_text(shown.out)
-    config, run = read_config(again), read_config(tuned[0] / "config.yaml")
+    config, run = read_config(again), read_config(fine_tuned[0] / "config.yaml")
     assert (config.optimizer, config.init) == (run.optimizer, run.init)
 
 
-def test_a_resumed_run_keeps_its_lineage(place: Path, tuned: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_lineage(work_folder: Path, fine_tuned: tuple[Path, Outcome], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(tuned[0], run, symlinks=True)
+    shutil.copytree(fine_tuned[0], run, symlinks=True)
     (run / "final.json").unlink()
     before = (run / "lineage.json").read_bytes()
-    succeed("train", place / "fine.yaml", "--out", run, "--resume", "auto", "--no-check")
+    succeed("train", work_folder / "fine.yaml", "--out", run, "--resume", "auto", "--no-check")
     assert (run / "lineage.json").read_bytes() == before
 
 
@@ -159,10 +159,12 @@ def test_a_resumed_run_keeps_its_lineage(place: Path, tuned: tuple[Path, Outcome
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_study_compares_scratch_with_pre_trained_at_shares_of_the_labels(place: Path) -> None:
+def test_a_study_compares_scratch_with_pre_trained_at_shares_of_the_labels(work_folder: Path) -> None:
     """Runs of one seed differ by their start alone; every cell has the bits of a run of its own, scored once."""
-    (place / "scratch.yaml").write_text("base: fine.yaml\ninit: null\noptimizer: {frozen: [], layer_decay: null}\n")
-    configs, out = (place / "fine.yaml", place / "scratch.yaml"), place / "labels"
+    (work_folder / "scratch.yaml").write_text(
+        "base: fine.yaml\ninit: null\noptimizer: {frozen: [], layer_decay: null}\n"
+    )
+    configs, out = (work_folder / "fine.yaml", work_folder / "scratch.yaml"), work_folder / "labels"
     words = ("evaluate.select=test", "--vary", "data.fraction=0.1,1", "--seeds", "2", "--out", out)
     succeed("study", *configs, *words)
     document = json.loads((out / "study.json").read_text())
@@ -178,16 +180,16 @@ def test_a_study_compares_scratch_with_pre_trained_at_shares_of_the_labels(place
     assert (given.init is None, scratch.init) == (False, None)
     assert (scratch.seed, scratch.data, scratch.train) == (given.seed, given.data, given.train) != (0, None, None)
     cell = out / "config_fine" / "fraction_0.1" / "seed_1"
-    alone = ["data.fraction=0.1", "seed=1", "evaluate.select=test", "--out", place / "alone"]
-    succeed("train", place / "fine.yaml", *alone)
-    weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (place / "alone", cell)]
+    alone = ["data.fraction=0.1", "seed=1", "evaluate.select=test", "--out", work_folder / "alone"]
+    succeed("train", work_folder / "fine.yaml", *alone)
+    weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (work_folder / "alone", cell)]
     assert weights[0] == weights[1]
     lineage = json.loads((cell / "lineage.json").read_text())
     (cell / "lineage.json").write_text(json.dumps(lineage | {"sha256": "0" * 64}))
     assert "started from other weights (0000" in refuse("study", *configs, *words)
 
 
-# --- the recipe of a frozen extractor: only its head learns, nothing else moves, and checks are silent ----------------
+# --- a frozen extractor -----------------------------------------------------------------------------------------------
 
 
 RECIPE = ROOT / "configs/classify/modelnet40_point_bert_frozen_cpu.yaml"

@@ -15,7 +15,7 @@ from sightline.contract.errors import CheckpointError, PluginError, UserError
 from sightline.contract.plugins import check_recorded
 from sightline.runs.checkpoint import resolve
 from sightline.runs.lineage import read_lineage
-from sightline.runs.run_directory import assert_own_files, load_document, read_facts
+from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 from tests.cases import run_each
 from tests.command import run_here
 from tests.marks import long_but
@@ -91,7 +91,6 @@ LINEAGE = {
     "source": {"model": "pointnet", "task": "classify", "data": {"name": "modelnet40"}},
     "lineage": None,
 }
-CONVERTED = {"file": "a.pth", "layout": "x", "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
         resolve(tmp_path / "run")
 
 
-# --- names of files and classes with escape codes, line ends and bytes that are no text, in every verb ----------------
+# --- names with escape codes, line ends and bytes that are no text ----------------------------------------------------
 
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "cloud_folder_pointnet.yaml"

@@ -31,7 +31,7 @@ BOUND = 1e-9
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict[str, Any]:
+def steps_of_one_process() -> dict[str, Any]:
     return run_steps(World())
 
 
@@ -48,9 +48,9 @@ def assert_same(found: dict[str, Any], whole: dict[str, Any]) -> None:
 
 
 @pytest.mark.processes
-def test_processes_with_uneven_scans_are_one(whole: dict[str, Any], tmp_path: Path) -> None:
+def test_processes_with_uneven_scans_are_one(steps_of_one_process: dict[str, Any], tmp_path: Path) -> None:
     """Three; two: tests/long/test_launched_processes.py."""
-    assert_processes_are_one(3, whole, tmp_path / "found.json")
+    assert_processes_are_one(3, steps_of_one_process, tmp_path / "found.json")
 
 
 def assert_processes_are_one(num_processes: int, whole: dict[str, Any], found: Path) -> None:
@@ -121,7 +121,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with twelve scans and the page's config, the set prepared."""
     folder = tmp_path_factory.mktemp("own")
     write_own(folder / "scans", 12, num_columns=200)
@@ -133,8 +133,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_commands_of_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def test_the_commands_of_the_page(prepared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared_folder)
     told = {}
     for words in COMMANDS:
         done = succeed(*words, *TINY.get(words[0], ()))
@@ -143,8 +143,8 @@ def test_the_commands_of_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "100.0% of the points shown" in told["describe"]
     assert "0 errors, 0 warnings" in told["check"]
     assert "on test, 2 samples" in told["evaluate"]
-    assert (place / "view/view.html").is_file()  # and a picture a sample
-    assert list((place / "view").glob("*.png"))
+    assert (prepared_folder / "view/view.html").is_file()  # and a picture a sample
+    assert list((prepared_folder / "view").glob("*.png"))
 
 
 WRONG = {
@@ -170,8 +170,8 @@ SEEN_ALIKE = {"more rows than rings", "the other way round"}
 
 
 @pytest.mark.parametrize("mistake", long_but(WRONG.keys() - SEEN_ALIKE, WRONG))
-def test_a_newcomers_mistakes_are_named(place: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
-    monkeypatch.chdir(place)
+def test_a_newcomers_mistakes_are_named(prepared_folder: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
+    monkeypatch.chdir(prepared_folder)
     overrides, words = WRONG[mistake]
     done = run_here("check", "own.yaml", *overrides, *TINY["check"])
     assert words in " ".join((done.out + done.err).split())

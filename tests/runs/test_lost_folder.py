@@ -21,13 +21,13 @@ from sightline.training.session import TrainingSession
 from tests.command import Outcome, run_here
 from tests.engine.snapshots import snapshot_of
 from tests.runs.broken_off import Bench, Forked, wait_for
+from tests.runs.small import TINY
 
-CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 LOGS = ("log.tensorboard=true",)
 
 
 def train(out: Path, *words: str) -> Outcome:
-    return run_here("train", CONFIG, *LOGS, "--no-check", "--device", "cpu", "--out", out, *words)
+    return run_here("train", TINY, *LOGS, "--no-check", "--device", "cpu", "--out", out, *words)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of another seed."""
     out = tmp_path_factory.mktemp("other") / "run"
     done = train(out, "seed=6")
@@ -99,16 +99,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disturbed:
     ("moment", "kind"),
     [("step", "folder"), ("writing a checkpoint", "folder"), ("final evaluation", "folder"), ("step", "link")],
 )
-def test_a_finished_run_in_its_place_is_left_alone(moment: str, kind: str, run: Disturbed, other: Path) -> None:
+def test_a_finished_run_in_its_place_is_left_alone(moment: str, kind: str, run: Disturbed, other_seed: Path) -> None:
     def replace() -> None:
         run.out.rename(run.moved)
         if kind == "folder":
-            shutil.copytree(other, run.out, symlinks=True)
+            shutil.copytree(other_seed, run.out, symlinks=True)
         else:
-            run.out.symlink_to(other)
+            run.out.symlink_to(other_seed)
 
     run.at(moment, replace)
-    before = tree(other)
+    before = tree(other_seed)
     assert "is no longer the folder of this run" in run.error_of()
     assert tree(run.out) == before
 
@@ -161,20 +161,20 @@ def test_a_lock_that_another_run_took_is_left_to_it(run: Disturbed) -> None:
 
 
 def test_a_run_that_finished_while_this_one_was_built_is_left_alone(
-    run: Disturbed, other: Path, monkeypatch: pytest.MonkeyPatch
+    run: Disturbed, other_seed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both found the folder empty; the other one locked it first, and had ended when this one came to lock it."""
     before = train_run.create_run_folder
 
     def late(*arguments: Any) -> Path:
-        shutil.copytree(other, run.out, symlinks=True)
+        shutil.copytree(other_seed, run.out, symlinks=True)
         return before(*arguments)
 
     monkeypatch.setattr(train_run, "create_run_folder", late)
     ended = train(run.out, "seed=5")
     assert ended.code == 2, ended.err
     assert f"error: {run.out}: another run wrote to this folder while this one was built" in ended.err
-    assert tree(run.out) == tree(other)
+    assert tree(run.out) == tree(other_seed)
 
 
 @pytest.mark.processes

@@ -28,7 +28,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder after all commands of the page."""
     folder = tmp_path_factory.mktemp("own")
     write_folder(folder / "scans")
@@ -46,23 +46,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_file_has_an_answer_and_those_of_the_test_part_are_scored(place: Path) -> None:
-    with (place / "answers.csv").open(newline="") as file:
+def test_every_file_has_an_answer_and_those_of_the_test_part_are_scored(work_folder: Path) -> None:
+    with (work_folder / "answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == [f"scans/{kind}/{kind}_{n:02d}.ply" for kind in CLASSES for n in range(10)]
     assert {row["class"] for row in rows} <= set(CLASSES)
     assert all(row["refused"] == "" and 0 < float(row["probability"]) <= 1 for row in rows)
     answers = {Path(row["file"]).name: row["class"] for row in rows}
-    test = CloudFolder(split="test", root=str(place / "prepared"))
+    test = CloudFolder(split="test", root=str(work_folder / "prepared"))
     names = [test.sample_name(index) for index in range(len(test))]
     right = [answers[Path(name).name] == name.split("/")[0] for name in names]
-    scores = json.loads((place / "scores.json").read_text())
+    scores = json.loads((work_folder / "scores.json").read_text())
     assert scores["metrics"]["overall_accuracy"] == np.mean(right)
     assert scores["data"]["num_samples"] == len(names) == 6
 
 
-def test_evaluating_on_clouds_that_lie_otherwise_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def test_evaluating_on_clouds_that_lie_otherwise_is_refused(work_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work_folder)
     succeed("data", "prepare", "cloud_folder", "--from", "scans", "--to", "lying", "up_axis=y")
     told = run_here("evaluate", "runs/own", "data.root=lying", "--json", "lying.json")
     assert told.code == 1
@@ -78,14 +78,16 @@ def test_evaluating_on_clouds_that_lie_otherwise_is_refused(place: Path, monkeyp
     assert Path("lying.json").exists()
 
 
-def test_a_run_whose_data_is_gone_is_compared_by_what_it_noted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def test_a_run_whose_data_is_gone_is_compared_by_what_it_noted(
+    work_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work_folder)
     succeed("data", "prepare", "cloud_folder", "--from", "scans", "--to", "copy", "up_axis=z")
-    (place / "prepared").rename(place / "away")
+    (work_folder / "prepared").rename(work_folder / "away")
     try:
         told = succeed("evaluate", "runs/own", "data.root=copy", "--json", "copy.json")
     finally:
-        (place / "away").rename(place / "prepared")
+        (work_folder / "away").rename(work_folder / "prepared")
     assert "cannot be read; the recorded statistics of the run are compared" in told.err
     assert (
         json.loads(Path("copy.json").read_text())["metrics"] == json.loads(Path("scores.json").read_text())["metrics"]

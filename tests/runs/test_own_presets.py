@@ -12,7 +12,7 @@ from PIL import Image
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.config import read_config
 from sightline.contract.types import SampleKey
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from sightline.workbench.weights.recipe import make_expected_info
 from tests.command import succeed
 from tests.runs.small import ROOT

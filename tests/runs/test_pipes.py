@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from tests.command import refuse, succeed
+from tests.runs.small import TINY
 
-CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 LIMIT_S = 20.0
-RESUME = ("train", CONFIG, "--no-check", "--device", "cpu", "--resume", "auto", "--out", "RUN")
+RESUME = ("train", TINY, "--no-check", "--device", "cpu", "--resume", "auto", "--out", "RUN")
 EVALUATE = ("evaluate", "RUN", "--device", "cpu")
 PREDICT = ("predict", "RUN", "CLOUD", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    succeed("train", CONFIG, "--no-check", "--device", "cpu", "--out", out)
+    succeed("train", TINY, "--no-check", "--device", "cpu", "--out", out)
     return out
 
 
@@ -59,12 +59,12 @@ def limit() -> Iterator[None]:
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
 def test_a_document_that_is_none_is_named(
-    words: tuple[str | Path, ...], name: str, kinds: str, finished: Path, tmp_path: Path
+    words: tuple[str | Path, ...], name: str, kinds: str, finished_run: Path, tmp_path: Path
 ) -> None:
     for kind in kinds.split():
         folder = tmp_path / kind
         folder.mkdir()
-        line = error_of(folder, finished, words, name, kind)
+        line = error_of(folder, finished_run, words, name, kind)
         assert line.startswith(f"error: {folder / 'run' / name}:"), kind
 
 
@@ -96,7 +96,7 @@ def test_what_a_user_names_may_not_be_a_pipe(option: str, tmp_path: Path) -> Non
     pipe, config = tmp_path / "pipe.py", tmp_path / "config.yaml"
     os.mkfifo(pipe)
     config.write_text("base: pipe.py\n")
-    words = {"--plugin": (CONFIG, "--plugin", pipe), "config": (pipe,), "base": (config,)}[option]
+    words = {"--plugin": (TINY, "--plugin", pipe), "config": (pipe,), "base": (config,)}[option]
     ended = refuse("show", *words)
     assert f"{pipe}: " in ended
     assert "is not a plain file" in ended

@@ -11,7 +11,7 @@ import torch
 from sightline.api import load_run
 from sightline.config import read_config
 from sightline.contract.types import SampleKey
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from tests.command import document_of, refuse, succeed
 from tests.doctor.posing import CONFIG
 from tests.trained import trained_run
@@ -46,8 +46,8 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path) -> 
     found = []
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
+        from sightline.areas.pose.task import decode_joints
         from sightline.ops.voxels import CubePlacement
-        from sightline.parts.tasks.supervised import decode_joints
 
         with torch.no_grad():
             likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]

@@ -15,7 +15,7 @@ import pytest
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.types import SampleKey
-from sightline.parts.tasks.supervised import Classify
+from sightline.parts.tasks.classification import Classify
 from tests.command import run_here, succeed
 from tests.data.clouds.cloud_writers import WRITERS, columns_of, write_off, write_ply
 from tests.data.clouds.modelnet_writers import CLASS_NAMES, prepare

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 import sightline
+from sightline.areas.pose.refiner import CentreRefinement
+from sightline.areas.pose.task import Pose
 from sightline.contract.errors import ConfigError
-from sightline.parts.tasks.supervised import CentreRefinement, Pose
 from tests.command import Outcome, refuse, run_here
 from tests.runs.poses import NUM_HANDS, hands, train_refiner, write_frames
 from tests.trained import copy_run
@@ -41,13 +42,13 @@ def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def given() -> dict[str, Tensor]:
+def hand_batch() -> dict[str, Tensor]:
     return hands()
 
 
 @pytest.fixture
-def frames(given: dict[str, Tensor], tmp_path: Path) -> Path:
-    write_frames(tmp_path / "frames", given["depth"])
+def frames(hand_batch: dict[str, Tensor], tmp_path: Path) -> Path:
+    write_frames(tmp_path / "frames", hand_batch["depth"])
     return tmp_path / "frames"
 
 
@@ -94,10 +95,10 @@ def test_frames_give_the_joints_that_evaluation_scored(run: Path, frames: Path, 
     assert "about" in done.out
 
 
-def test_the_reference_point_is_that_of_the_set(run: Path, frames: Path, given: dict[str, Tensor]) -> None:
+def test_the_reference_point_is_that_of_the_set(run: Path, frames: Path, hand_batch: dict[str, Tensor]) -> None:
     document, _ = told(run, frames, *CAMERA)
     points = np.array([row["reference_mm"] for row in document["predictions"]])
-    np.testing.assert_allclose(points, given["reference"].numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(points, hand_batch["reference"].numpy(), rtol=0, atol=1e-4)
 
 
 def test_frames_of_the_runs_size_get_its_camera_with_a_note(run: Path, frames: Path) -> None:
@@ -121,9 +122,9 @@ def test_pixels_are_those_of_the_camera(run: Path, frames: Path) -> None:
 
 
 def test_kinds_of_files_that_hold_the_same_depths_give_the_same_joints(
-    run: Path, given: dict[str, Tensor], tmp_path: Path
+    run: Path, hand_batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    whole = given["depth"].round()
+    whole = hand_batch["depth"].round()
     write_frames(tmp_path / "npy", whole)
     for kind in ("png", "msra", "tif", "marked", "metres"):
         (tmp_path / kind).mkdir()
@@ -148,7 +149,7 @@ def test_kinds_of_files_that_hold_the_same_depths_give_the_same_joints(
 
 
 def test_a_camera_whose_y_points_down_has_the_same_joints_turned(
-    run: Path, frames: Path, given: dict[str, Tensor], tmp_path: Path
+    run: Path, frames: Path, hand_batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
     """The image is the same, so the run sees the same; only the frame in which it is told is another."""
     up, _ = told(run, frames, *CAMERA)

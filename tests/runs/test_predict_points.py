@@ -18,7 +18,7 @@ from tests.command import succeed
 from tests.data.clouds.cloud_writers import write_off, write_ply
 from tests.runs.point_runs import CONFIG, PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
 
-# --- `sightline predict` gives every point of a file the very label that `sightline evaluate` scored ------------------
+# --- labels of predict are those that evaluate scores -----------------------------------------------------------------
 
 
 # Float32 products of other batches are rounded differently: 2^-24 for each of some 1,024 terms at the worst.

@@ -171,7 +171,7 @@ def test_labels_of_others_are_not_overwritten(street: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def kept(street: Path) -> tuple[Path, dict[str, Any]]:
+def saved_scores(street: Path) -> tuple[Path, dict[str, Any]]:
     """What `--save-predictions` wrote, and the figures of that evaluation."""
     document = evaluate(street, "--out", street / "kept")
     return street / "kept", document
@@ -182,9 +182,11 @@ def score(street: Path, predictions: Path, config: Path | None = None, *words: o
     return document
 
 
-def test_kept_predictions_score_as_the_run_did(street: Path, kept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_kept_predictions_score_as_the_run_did(
+    street: Path, saved_scores: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     """By the kept labels, by the label files alone, and by a config of two sections."""
-    folder, expected = kept
+    folder, expected = saved_scores
     shutil.copytree(folder / "sequences", tmp_path / "only/sequences")
     (tmp_path / "two.yaml").write_text("".join(CONFIG.splitlines(keepends=True)[i] for i in (2, 5)).replace(
         "ROOT", str(street / "set")))  # fmt: skip
@@ -201,9 +203,11 @@ def test_kept_predictions_score_as_the_run_did(street: Path, kept: tuple[Path, d
     assert {"iou", "pixel_iou"} <= expected["per_class"]["road"].keys()
 
 
-def test_label_files_that_do_not_fit_are_named(street: Path, kept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_label_files_that_do_not_fit_are_named(
+    street: Path, saved_scores: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     folder = tmp_path / "own"
-    shutil.copytree(kept[0] / "sequences", folder / "sequences")
+    shutil.copytree(saved_scores[0] / "sequences", folder / "sequences")
     first, second = (folder / f"sequences/08/predictions/{n:06d}.label" for n in (0, 1))
     whole = first.read_bytes()
 

@@ -43,11 +43,11 @@ def assert_numbers_of_one_process(traces: dict[str, Any], recipe: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def on_three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def traces_of_three_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Five samples are dealt 2 + 2 + 1."""
     return traces_of(3, tmp_path_factory.mktemp("traces"), RECIPES)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_give_the_numbers_of_one_process(on_three: dict[str, Any], recipe: str) -> None:
-    assert_numbers_of_one_process(on_three, recipe)
+def test_recipes_give_the_numbers_of_one_process(traces_of_three_processes: dict[str, Any], recipe: str) -> None:
+    assert_numbers_of_one_process(traces_of_three_processes, recipe)

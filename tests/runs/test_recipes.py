@@ -12,7 +12,7 @@ from PIL import Image
 
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.types import SampleKey
 from tests.command import document_of, run_here, succeed
 from tests.data.clouds.shapenet_part_writers import LAYOUTS, prepare, write_layout
@@ -23,7 +23,7 @@ from tests.processes import ROOT
 from tests.published_layouts import MODELS
 from tests.published_layouts import make_config_of as _make_config
 
-# --- the published recipes of detection on small sets in the true layouts: checked, trained, evaluated ----------------
+# --- recipes of detection ---------------------------------------------------------------------------------------------
 
 
 FOLDER = ROOT / "configs" / "detect"
@@ -121,7 +121,7 @@ def test_weights_of_torchvision_are_evaluated_by_its_recipe() -> None:
     assert stated.data.name == shipped.data.name
 
 
-# --- the published recipes for parts and scenes on small sets in the true layouts: trained, evaluated -----------------
+# --- recipes of parts and scenes --------------------------------------------------------------------------------------
 
 
 PARTS = {

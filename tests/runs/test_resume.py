@@ -219,7 +219,7 @@ def test_workers_draw_no_random_number_and_end_with_their_stream() -> None:
 
 
 @pytest.fixture
-def copied(bench: Bench, unbroken: Unbroken, request: pytest.FixtureRequest) -> Path:
+def copied_run(bench: Bench, unbroken: Unbroken, request: pytest.FixtureRequest) -> Path:
     """A copy of the unbroken run, for a test to harm."""
     run = bench.folder / f"copy_{request.node.originalname}"
     return Path(shutil.copytree(unbroken(1), run, symlinks=True))
@@ -240,42 +240,42 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 
-def test_a_finished_run_and_runs_of_another_kind_are_left_alone(bench: Bench, copied: Path) -> None:
-    before = state_of(copied)
-    told = copied.with_suffix(".json")
+def test_a_finished_run_and_runs_of_another_kind_are_left_alone(bench: Bench, copied_run: Path) -> None:
+    before = state_of(copied_run)
+    told = copied_run.with_suffix(".json")
     code, text = run_forked(
-        [*bench.words(copied.name, *OVERRIDES[1], resume="auto"), "--json", str(told)], log_of(told)
+        [*bench.words(copied_run.name, *OVERRIDES[1], resume="auto"), "--json", str(told)], log_of(told)
     )
     assert (code, "this run is finished" in text) == (0, True), text
-    assert json.loads(told.read_text()) == json.loads((copied / "final.json").read_text())
-    code, text = again(bench, copied, resume=str(copied))
+    assert json.loads(told.read_text()) == json.loads((copied_run / "final.json").read_text())
+    code, text = again(bench, copied_run, resume=str(copied_run))
     assert (code, "this run is finished" in text) == (0, True), text
-    code, text = again(bench, copied, "optimizer.lr=2e-3", "train.epochs=2", "loader.workers=1")
+    code, text = again(bench, copied_run, "optimizer.lr=2e-3", "train.epochs=2", "loader.workers=1")
     assert code == 2, text
     assert "2 keys differ" in text
     assert "optimizer.lr: 0.001 there, 0.002 here" in text
     assert "train.epochs: 3 there, 2 here" in text
-    code, text = again(bench, copied, resume=None)
+    code, text = again(bench, copied_run, resume=None)
     assert (code, "is not empty" in text) == (2, True), text
-    assert state_of(copied) == before
+    assert state_of(copied_run) == before
 
 
-def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
-    damaged = copied / "checkpoints/step_00000015/optimizer.safetensors"
+def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied_run: Path, unbroken: Unbroken) -> None:
+    damaged = copied_run / "checkpoints/step_00000015/optimizer.safetensors"
     data = spoil(damaged)
-    for path in (copied, copied / "checkpoints/last"):
-        code, text = again(bench, copied, resume=str(path))
+    for path in (copied_run, copied_run / "checkpoints/last"):
+        code, text = again(bench, copied_run, resume=str(path))
         assert (code, f"{damaged}: damaged" in text) == (2, True), text
-    before = state_of(copied / "checkpoints")
-    code, text = again(bench, copied)
+    before = state_of(copied_run / "checkpoints")
+    code, text = again(bench, copied_run)
     assert (code, f"is finished, but {damaged}: damaged" in text) == (1, True), text
-    assert f"to train its end again from the newest sound one: --resume {copied}/checkpoints/step_00000014" in text
-    assert state_of(copied / "checkpoints") == before
-    (copied / "final.json").unlink()
-    text = assert_resumes(bench, copied, unbroken(1))
+    assert f"to train its end again from the newest sound one: --resume {copied_run}/checkpoints/step_00000014" in text
+    assert state_of(copied_run / "checkpoints") == before
+    (copied_run / "final.json").unlink()
+    text = assert_resumes(bench, copied_run, unbroken(1))
     assert f"damaged checkpoint passed over: {damaged}" in text
     assert "resumed at step 14" in text
-    assert (copied / "checkpoints/step_00000015.damaged/optimizer.safetensors").read_bytes() == data
+    assert (copied_run / "checkpoints/step_00000015.damaged/optimizer.safetensors").read_bytes() == data
 
 
 def spoil(path: Path) -> bytes:
@@ -300,49 +300,51 @@ def test_a_run_is_never_begun_again_over_its_checkpoints(bench: Bench, unbroken:
     assert state_of(run) == before
 
 
-def test_a_finished_run_whose_checkpoints_were_deleted_is_left_alone(bench: Bench, copied: Path) -> None:
-    shutil.rmtree(copied / "checkpoints")
-    before = state_of(copied)
-    code, text = again(bench, copied)
+def test_a_finished_run_whose_checkpoints_were_deleted_is_left_alone(bench: Bench, copied_run: Path) -> None:
+    shutil.rmtree(copied_run / "checkpoints")
+    before = state_of(copied_run)
+    code, text = again(bench, copied_run)
     assert (code, "this run is finished" in text) == (0, True), text
-    code, text = again(bench, copied, "train.epochs=4")
+    code, text = again(bench, copied_run, "train.epochs=4")
     assert (code, "is finished and has no checkpoint to train longer from" in text) == (1, True), text
-    assert state_of(copied) == before
+    assert state_of(copied_run) == before
 
 
 def test_a_run_that_goes_back_to_an_earlier_checkpoint_is_not_finished(
-    bench: Bench, copied: Path, unbroken: Unbroken
+    bench: Bench, copied_run: Path, unbroken: Unbroken
 ) -> None:
     """Killed on its way, it must not take the figures of its abandoned future for its own."""
-    words = bench.words(copied.name, *OVERRIDES[1], resume=str(copied / "checkpoints/step_00000014"), slow=True)
-    started = Forked(words, log_of(copied), slowed_s=60)
+    words = bench.words(copied_run.name, *OVERRIDES[1], resume=str(copied_run / "checkpoints/step_00000014"), slow=True)
+    started = Forked(words, log_of(copied_run), slowed_s=60)
     wait_for(
-        lambda: "from step 14" in (copied / "train.log").read_text(), timeout_s=60, otherwise=started.log.read_text
+        lambda: "from step 14" in (copied_run / "train.log").read_text(), timeout_s=60, otherwise=started.log.read_text
     )
     started.processes[0].kill()
-    assert not (copied / "final.json").exists()
-    assert os.readlink(copied / "checkpoints/last") == "step_00000014"
-    assert_resumes(bench, copied, unbroken(1))
+    assert not (copied_run / "final.json").exists()
+    assert os.readlink(copied_run / "checkpoints/last") == "step_00000014"
+    assert_resumes(bench, copied_run, unbroken(1))
 
 
-def test_a_run_killed_before_its_final_evaluation_only_finishes(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
-    (copied / "final.json").unlink()
-    shutil.rmtree(copied / "predictions")
-    checkpoints = state_of(copied / "checkpoints")
-    assert_resumes(bench, copied, unbroken(1))
-    assert (copied / "predictions").is_dir()
-    assert state_of(copied / "checkpoints") == checkpoints
+def test_a_run_killed_before_its_final_evaluation_only_finishes(
+    bench: Bench, copied_run: Path, unbroken: Unbroken
+) -> None:
+    (copied_run / "final.json").unlink()
+    shutil.rmtree(copied_run / "predictions")
+    checkpoints = state_of(copied_run / "checkpoints")
+    assert_resumes(bench, copied_run, unbroken(1))
+    assert (copied_run / "predictions").is_dir()
+    assert state_of(copied_run / "checkpoints") == checkpoints
 
 
-def test_a_run_killed_in_its_first_save_starts_afresh(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
+def test_a_run_killed_in_its_first_save_starts_afresh(bench: Bench, copied_run: Path, unbroken: Unbroken) -> None:
     """Lines and events of the lost attempt must not stand beside those of the new one."""
-    for folder in (copied / "checkpoints").iterdir():
+    for folder in (copied_run / "checkpoints").iterdir():
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-    (copied / "checkpoints/step_00000002.partial").mkdir()
-    (copied / "checkpoints/step_00000002.partial/model.safetensors").write_bytes(b"half of")
-    (copied / "final.json").unlink()
-    assert_resumes(bench, copied, unbroken(1))
-    assert_one_point_per_step(copied)
+    (copied_run / "checkpoints/step_00000002.partial").mkdir()
+    (copied_run / "checkpoints/step_00000002.partial/model.safetensors").write_bytes(b"half of")
+    (copied_run / "final.json").unlink()
+    assert_resumes(bench, copied_run, unbroken(1))
+    assert_one_point_per_step(copied_run)
 
 
 def test_a_run_killed_before_it_wrote_its_config_starts_afresh(bench: Bench, unbroken: Unbroken) -> None:

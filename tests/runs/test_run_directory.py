@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from sightline.contract.errors import DataError, RunError, UserError
-from sightline.runs.run_directory import RunDirectory, collect_environment, create_numbered_folder, read_lines
+from sightline.runs.environment import collect_environment
+from sightline.runs.run_directory import RunDirectory, create_numbered_folder
+from sightline.runs.run_documents import read_lines
 
 
 @pytest.fixture

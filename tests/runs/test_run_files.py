@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.runs import run_directory, run_files
+from sightline.runs import run_documents, run_files
 from tests.cases import run_each
 from tests.command import succeed
 from tests.trained import copy_run
@@ -38,7 +38,7 @@ def test_a_command_verifies_a_run_once(
         monkeypatch.setattr(module, name, counting)
 
     count(run_files, "assert_own_files")
-    count(run_directory, "read_regular_file")
+    count(run_documents, "read_regular_file")
     succeed(verb, run, *words, "--device", "cpu")
     seen = Counter({key: times for key, times in seen.items() if str(run) in key and not key.endswith(".jsonl")})
     assert seen[f"assert_own_files {run}"] == 1

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import sightline
 from sightline.contract.errors import UserError
 from sightline.doctor.tried_forms import find_form
+from tests.runs.small import TINY
 from tests.runtime.blind_loaders import Items
 from tests.runtime.healthy_loops import batches, net
 from tests.runtime.odd_healthy_loops import classes, mlp
@@ -73,7 +74,7 @@ def test_a_healthy_module_raises_nothing_and_is_unchanged(name: str) -> None:
 
 def test_a_config_and_a_mapping_give_the_findings_of_the_command() -> None:
     tiny = {"name": "scale", "low": 0.001, "high": 0.001, "isotropic": True}
-    config = ROOT / "tests/broken_configs/_healthy.yaml"
+    config = TINY
     whole = {"base": str(config), "transforms": {"train": [tiny]}}
     assert sightline.check(config).findings == []
     assert [finding.code for finding in sightline.check(whole).findings][:1] == ["dataset-mismatch"]

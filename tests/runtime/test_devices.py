@@ -55,7 +55,7 @@ def test_numbers_of_a_gpu_are_read_once_its_own_queue_is_done(monkeypatch: pytes
 
 
 @pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> None:
+def numbers_arrive_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers arrive when the next update begins, as those of a GPU do."""
     monkeypatch.setattr(torch, "Event", Arrived)
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: device)
@@ -73,7 +73,7 @@ class Arrived(Event):
 _READ = {"non-finite", "constant-output", "large-update", "no-update", "dead-units", "ema", "skipped-updates"}
 
 
-@pytest.mark.usefixtures("late")
+@pytest.mark.usefixtures("numbers_arrive_late")
 @pytest.mark.parametrize("name", [name for name, plant in planted_loops.PLANTS.items() if plant.code in _READ])
 def test_a_bug_whose_numbers_arrive_late_has_the_same_cause(name: str) -> None:
     """By then weights may be NaN, which a later pass would be blamed for, and the loop may have ended."""
@@ -84,7 +84,7 @@ def test_a_bug_whose_numbers_arrive_late_has_the_same_cause(name: str) -> None:
     assert (findings[0].where.step or 0) <= plant.step or plant.step == 0
 
 
-@pytest.mark.usefixtures("late")
+@pytest.mark.usefixtures("numbers_arrive_late")
 def test_a_layer_is_not_searched_with_weights_that_a_late_number_has_spoilt() -> None:
     torch.manual_seed(0)
     finding = planted_loops.train(planted_loops.Overflow(), bisect=True).findings[0]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import sightline
-from sightline.runs.run_directory import load_document
-from sightline.training.train_run import TrainResult
+from sightline.runs.run_documents import load_document
+from sightline.training.train_result import TrainResult
 from tests.runs.small import PLAIN
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/classify/synthetic_shapes_pointnet.yaml"

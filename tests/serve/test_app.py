@@ -18,8 +18,8 @@ from starlette.testclient import TestClient
 import sightline
 from benchmarks.malformed_requests import MALFORMED
 from sightline.contract.types import ComponentConfig
-from sightline.engine.build import build_transforms
 from sightline.engine.distributed import World
+from sightline.engine.run_data import build_transforms
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.serve import inputs
 from sightline.workbench.serve.app import Limits, open_app

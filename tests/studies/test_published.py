@@ -12,7 +12,7 @@ import pytest
 from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.config import read_config
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.types import CloudInputSpec, ComponentConfig, DataInfo, Field, Folds
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature

@@ -26,7 +26,7 @@ from sightline.config import read_config
 from sightline.contract.errors import ConfigError, RunError, UserError
 from sightline.store.files.atomic_write import disk_failure
 from sightline.training.stop_request import StopRequest
-from sightline.training.train_run import Reporter, TrainResult
+from sightline.training.train_result import Reporter, TrainResult
 from sightline.verbs.sweep import _locate
 from sightline.verbs.train import SeriesReporter
 from sightline.workbench.study import sweep as sweep_module

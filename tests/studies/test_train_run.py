@@ -18,7 +18,8 @@ from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
-from sightline.training.train_run import Reporter, TrainResult, sample_counts, train_run
+from sightline.training.train_result import Reporter, TrainResult
+from sightline.training.train_run import sample_counts, train_run
 from sightline.workbench.check import suite
 from tests.command import succeed
 from tests.doctor.planting import make

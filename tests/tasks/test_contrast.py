@@ -18,7 +18,7 @@ from sightline.contract.errors import ConfigError
 from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
-from sightline.parts.losses.embeddings import IntraModal, nt_xent
+from sightline.parts.losses.contrast import IntraModal, nt_xent
 from tests.doctor.pairing import make_pairs
 
 

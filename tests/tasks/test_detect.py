@@ -23,7 +23,8 @@ from sightline.engine.step import compute_batch_losses
 from sightline.ops.box_codes import encode_deltas, encode_distances
 from sightline.ops.box_overlaps import box_iou
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.tasks.detectors import make_task
 
 LOSSES = {"retina": ("sigmoid_focal", "box_smooth_l1"), "fcos": ("sigmoid_focal", "box_overlap", "centreness")}

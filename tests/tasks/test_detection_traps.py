@@ -15,7 +15,8 @@ from sightline.config import read_config
 from sightline.contract.types import SampleKey
 from sightline.engine.step import compute_batch_losses
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.processes import ROOT
 from tests.tasks.test_detect import LOSSES, detect
 

@@ -17,7 +17,8 @@ from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import load_written, write_onnx
-from sightline.workbench.export.graph import GraphNetwork, record_graph
+from sightline.workbench.export.graph import GraphNetwork
+from sightline.workbench.export.recorded_graph import record_graph
 from tests.processes import ROOT
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "darknet53", "cspdarknet")

@@ -13,7 +13,7 @@ from sightline.areas.detect.retinanet import RetinaHead
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import model_output_keys
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.priors import Priors
@@ -56,7 +56,7 @@ def task_of(head: str, assigner: dict[str, Any], builder: Any = None) -> tuple[A
 
 
 @pytest.fixture(autouse=True)
-def own(monkeypatch: pytest.MonkeyPatch) -> None:
+def nearest_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers `nearest`: a prior predicts the box whose middle is nearest to its own, if it is within 9 pixels."""
     registry.assigners.names()  # the built-in ones, too
     monkeypatch.setattr(registry.assigners, "_entries", dict(registry.assigners._entries))

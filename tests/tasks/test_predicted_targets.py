@@ -14,7 +14,7 @@ from sightline.areas.detect.task import Detect
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.box_overlaps import box_iou

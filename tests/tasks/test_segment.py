@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
 from sightline.parts.losses.classification import CrossEntropy
-from sightline.parts.losses.embeddings import FeatureTransformPenalty
-from sightline.parts.tasks.segment import BlockWindows, Segment, SphereWindows, column_windows, sphere_windows
+from sightline.parts.losses.feature_transform import FeatureTransformPenalty
+from sightline.parts.tasks.segment import Segment
+from sightline.parts.tasks.windows import BlockWindows, SphereWindows, column_windows, sphere_windows
 
 # --- the task of labels for points: one form of answers for every form of batches ------------------------------------
 
@@ -287,7 +288,7 @@ def test_knn_needs_range_images() -> None:
         segment(lift="knn")
 
 
-# --- windows cover every point, and what they say together is what a model of single points says at once -------------
+# --- windows of a scene, and what they say together -------------------------------------------------------------------
 
 
 def room(num_points: int, seed: int = 0) -> Tensor:

@@ -16,10 +16,11 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import transforms
 from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
-from sightline.ops.priors import warp_boxes
+from sightline.ops.affine_maps import warp_boxes
 from sightline.parts.transforms import images
 from sightline.parts.transforms.images import ColorJitter, FlipImage, NormalizeImage, ResizeImage
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.transforms.scenes import draws_of
 
@@ -180,7 +181,7 @@ def test_a_transform_that_leaves_boxes_behind_is_refused() -> None:
     assert batch["box_offsets"].tolist() == [0, 1]
 
 
-# --- Transforms of images: Pillow's numbers, NumPy's, hand-worked ones, and the same bits alone and in any batch ---
+# --- transforms of images ---------------------------------------------------------------------------------------------
 
 
 ALL = {

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.detect.combined_images import MixUp, Mosaic
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
-from sightline.areas.detect.transforms import MixUp, Mosaic, TurnImage
+from sightline.areas.detect.transforms import TurnImage
 from sightline.config import read_config
 from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.processes import ROOT
 
 SIZE = (96, 128)

@@ -13,7 +13,8 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.transform import Transform
 from sightline.contract.types import ComponentConfig, SampleKey
-from sightline.parts.transforms.points import Rotate, Scale, Translate, TwoViews
+from sightline.parts.transforms.points import Rotate, Scale, Translate
+from sightline.parts.transforms.two_views import TwoViews
 from tests.transforms.scenes import Given
 from tests.transforms.test_points import Golden
 

@@ -17,6 +17,7 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.ops.rotations import axis_rotation, euler_matrix, rotate_points
+from sightline.parts.transforms.elastic import Elastic
 from sightline.parts.transforms.point_selection import (
     DropPoints,
     FarthestPoints,
@@ -26,7 +27,6 @@ from sightline.parts.transforms.point_selection import (
     index_after_drop,
 )
 from sightline.parts.transforms.points import (
-    Elastic,
     Flip,
     Jitter,
     NormalizeUnitSphere,

@@ -23,7 +23,8 @@ from sightline.contract.types import ComponentConfig, DataInfo, Field, Sample, S
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.transforms.point_selection import DropPoints, SamplePoints
 from sightline.parts.transforms.points import Flip, Jitter, Rotate, Scale, Translate
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.ops.scans.lidar_scene import NAMES, cast_scan
 from tests.transforms.scenes import draws_of
@@ -249,7 +250,7 @@ def test_rings_of_the_file_outlast_what_moves_and_drops_points() -> None:
     assert given["whole_label"].max() < len(NAMES)
 
 
-# --- Points that sampling leaves out are answered for by the nearest one that stays; nothing else may move them about
+# --- points that sampling leaves out ----------------------------------------------------------------------------------
 
 
 ORDERS = ("first", "random")

@@ -19,7 +19,7 @@ from sightline.areas.scenes.transforms import CropPoints, PlaceOnFloor, SampleBl
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import transforms
 from sightline.contract.types import ComponentConfig, SampleKey
-from sightline.parts.transforms.images import (
+from sightline.parts.transforms.colours import (
     ChromaticAutoContrast,
     ChromaticJitter,
     ChromaticTranslation,
@@ -28,8 +28,10 @@ from sightline.parts.transforms.images import (
     rgb_from_hsv,
     stretch_contrast,
 )
-from sightline.parts.transforms.points import Elastic, Flip, Jitter, Rotate, Scale, bend, smooth
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.parts.transforms.elastic import Elastic, bend, smooth
+from sightline.parts.transforms.points import Flip, Jitter, Rotate, Scale
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.transforms.scenes import Given, draws_of, make_scene
@@ -272,7 +274,7 @@ def test_moves_of_points_work_on_ragged_rooms(transform: object) -> None:
     assert torch.equal(alone["points"], moved["points"][moved["offsets"][1] :])
 
 
-# --- Transforms of colours: the reference code's numbers for its own draws, the standard library's HSV, and symmetries
+# --- transforms of colours --------------------------------------------------------------------------------------------
 
 
 ALL = {

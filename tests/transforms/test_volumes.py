@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.pose.refiner import CentreMSE
+from sightline.areas.pose.refiner import CentreMSE, CropDepth
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
+from sightline.areas.pose.task import decode_joints
 from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
+from sightline.ops.depth_crops import CropPlacement, from_crop_coordinates
 from sightline.ops.heat_maps import decode
-from sightline.ops.pinhole import CropPlacement, from_crop_coordinates
 from sightline.ops.voxels import CubePlacement, to_camera, to_voxels
-from sightline.parts.tasks.supervised import decode_joints
-from sightline.parts.transforms.point_selection import CropDepth
 
 VARIED = {"size": 44, "scale": (0.8, 1.2), "max_angle_rad": math.radians(40), "max_shift": 2.0}
 
@@ -169,7 +168,7 @@ def test_the_release_reads_half_a_voxel_off() -> None:
     assert (to_camera(to_voxels(joints, neutral), neutral) - joints).abs().max() < 1e-9
 
 
-# --- The crops of a depth frame: input and target agree under every variation; samples keep their bits ---
+# --- crops of a depth frame -------------------------------------------------------------------------------------------
 
 
 VARIED_CROPS = {"moved_mm": 5.0, "scale": (0.9, 1.1), "max_angle_rad": math.pi}

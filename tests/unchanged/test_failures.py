@@ -99,7 +99,7 @@ _OF_CHECKS = ("_check", "check_module", "find_obstacle")
 
 
 @pytest.fixture(scope="module")
-def plain() -> str:
+def plain_digest() -> str:
     return train(None)[0]
 
 
@@ -109,20 +109,22 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("owner", "name"), PARTS, ids=[name for _, name in PARTS])
-def test_a_part_that_fails_is_said(owner: Any, name: str, plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_fails_is_said(owner: Any, name: str, plain_digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, name, fail)
     watched, watch = train(watch_with_all if name in _OF_CHECKS else watch_alone)
-    assert watched == plain
+    assert watched == plain_digest
     assert torch._C._len_torch_function_stack() == 0
     text = str(watch.report)
     if name not in ("prepare_search", "take", "find_user_line", "place"):  # of findings alone
         assert "ZeroDivisionError: planted" in text
 
 
-def test_nothing_is_said_of_a_loop_whose_updates_are_not_seen(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_said_of_a_loop_whose_updates_are_not_seen(
+    plain_digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Watch, "_after_update", fail)
     watched, watch = train(watch_average)
-    assert watched == plain
+    assert watched == plain_digest
     assert watch.findings == []
     assert "updates: ZeroDivisionError: planted" in str(watch.report)
 
@@ -164,7 +166,7 @@ def test_a_step_that_raises_is_no_step_of_which_later_ones_are_a_part(forgets: b
     assert "updates 11" in watch.report.summary
 
 
-def test_a_log_that_fails_ends_nothing(plain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_fails_ends_nothing(plain_digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             fail()
@@ -174,7 +176,7 @@ def test_a_log_that_fails_ends_nothing(plain: str, monkeypatch: pytest.MonkeyPat
     logger.setLevel(logging.NOTSET)
     monkeypatch.setattr(Watch, "_before_load", fail)
     try:
-        assert train(watch_alone)[0] == plain
+        assert train(watch_alone)[0] == plain_digest
     finally:
         logger.removeHandler(handler)
 

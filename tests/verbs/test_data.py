@@ -19,7 +19,7 @@ from tests.command import refuse, run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.depth.own_frames import write_disc_frames
 
-# --- what `data prepare` and `data info` print: counts by name, no hashes, nothing that has no answer ----------------
+# --- what `data prepare` and `data info` print ------------------------------------------------------------------------
 
 
 def scans(folder: Path) -> Path:

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from sightline.runs.run_records import format_interval, list_differences, note_figures, read_reported_run
-from sightline.view import run_report
+from sightline.view import report_samples, run_report
 from sightline.view.panels import ImagePanel
-from sightline.view.run_report import make_report, make_samples
+from sightline.view.report_samples import make_samples
+from sightline.view.run_report import make_report
 from sightline.view.stages import Stage, ViewedSample, height_coloring
 from tests.cases import run_each
 from tests.command import run_here
@@ -290,7 +291,7 @@ def test_samples_that_do_not_fit_are_counted(monkeypatch: pytest.MonkeyPatch) ->
     noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
     stage = Stage("raw", points, (height_coloring(points, "z"),), panels=(ImagePanel("noise", noise),))
     subjects = [ViewedSample(str(number), (stage,)) for number in range(4)]
-    monkeypatch.setattr(run_report, "MAX_SAMPLE_BYTES", 130_000)
+    monkeypatch.setattr(report_samples, "MAX_SAMPLE_BYTES", 130_000)
     clouds, notes = make_samples(subjects)
     assert len(clouds.data["subjects"]) == 2
     assert len(clouds.encode()) <= 130_000

@@ -14,7 +14,7 @@ from PIL import Image
 import sightline
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE
-from sightline.engine.build import build_data, build_part
+from sightline.engine.run_data import build_data, build_part
 from sightline.store.files.ply import write_ply
 from tests.command import Outcome, document_of, run_here, succeed
 from tests.runs.poses import NUM_HANDS

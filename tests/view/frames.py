@@ -9,7 +9,8 @@ from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 
 JOINTS = torch.tensor([[10.0, 30.0, 400.0], [-20.0, 5.0, 420.0], [24.0, -15.0, 480.0]])
 NAMES = ("wrist", "thumb", "tip")

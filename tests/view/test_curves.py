@@ -13,7 +13,7 @@ from PIL import ImageFont
 from sightline.contract.errors import DataError, UserError
 from sightline.draw.charts import BOTTOM, FONT_SIZE, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.runs.curves import draw_runs, encode_curves
-from sightline.runs.run_directory import read_lines
+from sightline.runs.run_documents import read_lines
 from tests.command import succeed
 from tests.runs.small import ROOT, SMALL
 

@@ -10,18 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.areas.pose.task import Pose
 from sightline.areas.pose.v2v import Voxelize
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
 from sightline.contract.transform import Transform
 from sightline.contract.types import Sample, SampleKey
 from sightline.draw.pictures import PALETTE
-from sightline.engine.device import Precision
-from sightline.parts.tasks.supervised import Pose
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
-from sightline.view.page import draw_sheet, make_tiles
+from sightline.engine.device.numerics import Precision
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.samples import Branch, view_sample
-from sightline.view.stages import SamplePredictor, Stage, ViewedSample
+from sightline.view.sheet import draw_sheet, make_tiles
+from sightline.view.stages import Stage, ViewedSample
 from tests.view.frames import JOINTS, NAMES, Frames, Transposed, reader, transforms
 
 STAGES = ["raw", "train 1: place_cube", "train 2: voxelize", "train 3: draw_heatmaps"]

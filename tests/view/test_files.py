@@ -10,7 +10,7 @@ import pytest
 from sightline.contract.errors import DataError
 from sightline.draw.pictures import PALETTE
 from sightline.store.files.ply import write_ply
-from sightline.view.output import view_file
+from sightline.view.cloud_file import view_file
 from sightline.view.stages import ClassColoring
 
 POINTS = np.random.default_rng(0).normal(size=(20, 3))

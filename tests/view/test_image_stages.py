@@ -13,7 +13,8 @@ from sightline.contract.types import DataInfo, Field
 from sightline.draw.pictures import Picture
 from sightline.parts.tasks.supervised import Supervised
 from sightline.view.image_stages import ImageStages, takes_score, target_stages
-from sightline.view.page import encode_page, make_tiles
+from sightline.view.page import encode_page
+from sightline.view.sheet import make_tiles
 from sightline.view.stages import ViewedSample
 
 INFO = DataInfo({}, {"image": Field("1 4 6", "float32"), "angle": Field("", "float32", "rad")})

@@ -14,8 +14,10 @@ from PIL import Image
 
 from sightline.draw.pictures import PALETTE
 from sightline.view.page import MAX_SHOWN, encode_page, make_clouds
-from sightline.view.panels import TRUE, ImagePanel, JointFigure, Volume
+from sightline.view.panels import ImagePanel
+from sightline.view.skeletons import TRUE, JointFigure
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring
+from sightline.view.volumes import Volume
 
 NAMES = ("floor", "wall", "chair")
 

@@ -7,8 +7,8 @@ import torch
 
 from sightline.draw.pictures import PALETTE, UNLABELLED
 from sightline.parts.tasks.segment import WRONG
-from sightline.view.cloud_stages import describe_image, image_panels, prediction_panels
 from sightline.view.panels import ImagePanel
+from sightline.view.range_images import describe_image, image_panels, prediction_panels
 
 EMPTY = np.array([28, 31, 36], dtype=np.uint8)
 FACTS = {"ignore_index": 0}

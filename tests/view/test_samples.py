@@ -15,14 +15,17 @@ from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import UNLABELLED
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.parts.tasks.segment import WRONG
 from sightline.parts.tasks.supervised import Supervised
 from sightline.parts.transforms.point_selection import SamplePoints, ShufflePoints
-from sightline.parts.transforms.points import Rotate, Scale, TwoViews
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.parts.transforms.points import Rotate, Scale
+from sightline.parts.transforms.two_views import TwoViews
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.samples import Branch, view_sample
-from sightline.view.stages import ClassColoring, SamplePredictor, ViewedSample
+from sightline.view.stages import ClassColoring, ViewedSample
 
 NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)

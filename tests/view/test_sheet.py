@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sightline.draw.pictures import PALETTE
-from sightline.view.page import draw_sheet, make_tiles, subsample
 from sightline.view.panels import ImagePanel
+from sightline.view.sheet import draw_sheet, make_tiles, subsample
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, error_coloring, height_coloring
 
 NAMES = ("floor", "wall")

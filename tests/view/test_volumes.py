@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sightline.draw.pictures import PALETTE
-from sightline.view.panels import PLANES, TRUE, JointFigure, Plane, Volume, volume_panels
+from sightline.view.panels import volume_panels
+from sightline.view.skeletons import TRUE, JointFigure
+from sightline.view.volumes import PLANES, Plane, Volume
 from tests.cases import run_each
 
 # Voxels (x, y, z) of a volume of 2 x 3 x 4: two in one column along z, one apart.

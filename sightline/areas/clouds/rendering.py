@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.data import RenderOptions
-from sightline.config.overrides import read_key_values
+from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.schema import suggest
-from sightline.ops.pinhole import Cameras, ring_cameras
+from sightline.ops.cameras import Cameras, ring_cameras
 from sightline.ops.rendering import Style, render_cloud
 from sightline.store.files.input_files import expand_home
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, prepared_root, read_manifest
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,

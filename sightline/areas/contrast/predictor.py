@@ -17,15 +17,9 @@ from sightline.contract.model import Encoder
 from sightline.contract.types import Batch
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.atomic_write import open_atomic
-from sightline.store.loading.batch_reader import NamedTransform
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.workbench.predict.classify import CloudPredictor
-from sightline.workbench.predict.predictor import (
-    Inference,
-    ReadFile,
-    Refusal,
-    refuse_non_finite,
-    report_write_errors,
-)
+from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite, report_write_errors
 
 
 @dataclass(frozen=True)

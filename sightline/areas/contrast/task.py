@@ -18,7 +18,7 @@ from sightline.contract.loss import Loss, cast_forward, learns
 from sightline.contract.task import AllReduce, Task
 from sightline.contract.types import Batch
 from sightline.instrument import preserve_buffers
-from sightline.parts.losses.embeddings import CHANCE_SUFFIX, PairLoss, chance_level
+from sightline.parts.losses.contrast import CHANCE_SUFFIX, PairLoss, chance_level
 
 
 class AllGather(AllReduce, Protocol):

@@ -1,10 +1,5 @@
 """Detection in images: data sets with boxes, networks, assigners, losses, metrics, and tables of their errors.
 
-A paper is its own file, with its head and its assignment of boxes: `retinanet.py`, `fcos.py` (with ATSS), `yolo.py`
-(YOLOv3 and YOLOX with SimOTA: the backbones and necks, too), `ota.py`, `free_anchor.py`; then `losses.py`, and
-`output.py`, which decodes. `transformers_detector.py` wraps the detectors of a library, which have no priors, and
-`set_task.py` is their task. ResNets and the feature pyramid of RetinaNet and FCOS are in `networks.py`.
-
 The way from a config to detections, for a reader of this folder (B images, P priors, K classes). Names of other rooms
 come with their guarantee, so that their files need not be opened.
 
@@ -108,7 +103,16 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "suppressions": {"output": "adaptive greedy set soft_gaussian soft_linear"},
     "tasks": {"set_task": "detect_set", "task": "detect"},
     "tools": {"sets.convert": "convert_labels"},
-    "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
+    "transforms": {
+        "combined_images": "mix_up mosaic",
+        "transforms": "cut_image fit_image scale_steps turn_image",
+    },
     "view_summaries": {"pictures": "summarise_assigners"},
 }
-"""Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""
+"""Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
+
+A paper is its own file, with its head and its assignment of boxes: `retinanet.py`, `fcos.py` (with ATSS), `yolo.py`
+(YOLOv3 and YOLOX with SimOTA: the backbones and necks, too), `ota.py`, `free_anchor.py`; then `losses.py`, and
+`output.py`, which decodes. `transformers_detector.py` wraps the detectors of a library, which have no priors, and
+`set_task.py` is their task. ResNets and the feature pyramid of RetinaNet and FCOS are in `networks.py`.
+"""

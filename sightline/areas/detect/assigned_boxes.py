@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.types import Batch
-from sightline.ops.priors import BACKGROUND, Priors, best_iou_of_boxes
+from sightline.ops.box_overlaps import box_iou, column_blocks
+from sightline.ops.dtypes import promote_to_float32
+from sightline.ops.priors import BACKGROUND, Priors
 
 _SIDE_STRIDES = 8
 """Side, in strides, of the square around a point prior whose IoU with a box is measured."""
@@ -73,3 +75,12 @@ def _collect_image(priors: Priors, batch: Batch, context: Batch, image: int, row
         for is_selected in (target >= 0, target == BACKGROUND)
     ]
     return boxes, torch.stack(best, dim=1), best_free, context["is_unmatched"][rows][is_counted], *counts
+
+
+def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
+    """Return the highest IoU (M,) of each of `boxes` (M, 4) with any anchor of `priors`."""
+    boxes = promote_to_float32(boxes)
+    best_iou = boxes.new_zeros(len(boxes))
+    for part in column_blocks(len(boxes), len(priors), boxes.device):
+        best_iou = torch.maximum(best_iou, box_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
+    return best_iou

@@ -1,7 +1,4 @@
-"""Base class of assigners, with the shared rules of ignore regions and of images without boxes.
-
-Candidate pairs of boxes and priors, and classification costs, for assigners by predictions.
-"""
+"""Base class of assigners, with the shared rules of ignore regions and of images without boxes."""
 
 from __future__ import annotations
 
@@ -13,9 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_centres, box_ioa, column_blocks, promote_to_float32
-from sightline.ops.labels import widen_labels
+from sightline.ops.box_overlaps import box_ioa, column_blocks
+from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.priors import BACKGROUND, IGNORED, PriorKind, Priors
 from sightline.ops.waits import (
     POSITIVE,
@@ -258,34 +254,3 @@ def _region_mask(regions: Tensor, priors: Priors) -> Tensor:
             is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
             is_inside[part] = is_past.all(dim=2).any(dim=1)
     return is_inside
-
-
-def is_within_reach(boxes: Tensor, points: Tensor, reach_px: Tensor) -> Tensor:
-    """Return a mask (M, P): points (P, 2) nearer than `reach_px` (P,) to the centres of boxes (M, 4), in x and y."""
-    centres = box_centres(boxes)
-    is_near = (points[:, 0] - centres[:, :1]).abs() < reach_px
-    return is_near & ((points[:, 1] - centres[:, 1:]).abs() < reach_px)
-
-
-def candidate_pairs(
-    priors: Priors, boxes: Tensor, radius: float, *, inside_px: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the boxes (E,) and priors (E,) whose centres are less than `radius` strides apart, in x and in y.
-
-    With `inside_px` the prior must also be inside the box by more than that.
-    """
-    centres, reach, all_pairs = priors.centres, radius * priors.prior_stride, []
-    for part in column_blocks(len(boxes), len(priors), boxes.device):
-        pairs = is_within_reach(boxes, centres[part], reach[part]).nonzero()
-        all_pairs.append(pairs + pairs.new_tensor([0, part.start]))
-    box, prior = torch.cat(all_pairs).unbind(dim=1)
-    if inside_px is not None:
-        is_inside = encode_distances(centres[prior], boxes[box]).amin(dim=1) > inside_px
-        box, prior = box[is_inside], prior[is_inside]
-    return box, prior
-
-
-def class_costs(of_background: Tensor, of_target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cost (P, K) of each class as the only one, and of none (P,), from binary costs per class (P, K)."""
-    none = of_background.sum(dim=1)
-    return none[:, None] + (of_target - of_background), none

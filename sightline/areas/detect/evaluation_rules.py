@@ -14,15 +14,12 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
+from sightline.ops.affine_maps import warp_boxes
 from sightline.ops.box_overlaps import box_iou
-from sightline.ops.priors import warp_boxes
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.context import Context, JudgedMetric, metrics
-from sightline.workbench.check.evaluation_rules import (
-    Predicted,
-    metric_values,
-)
+from sightline.workbench.check.evaluation_rules import Predicted, metric_values
 
 _MAX_SCORES = {"crowd_ap": 0.01, "miss_rate": 0.01, "box_ap": 0.05}
 """Metric -> the score from which its published evaluation keeps detections."""

@@ -15,7 +15,8 @@ from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, ar
 from sightline.areas.detect.networks import DenseHead, HeadOutput, PriorProbability, flatten_to_priors
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat
-from sightline.layers.images import ConvBlock, make_group_norm
+from sightline.layers.images import ConvBlock
+from sightline.layers.norms import make_group_norm
 from sightline.ops.box_codes import encode_distances
 from sightline.ops.box_overlaps import box_area, box_centres, column_blocks, iou
 from sightline.ops.neighbours import nearest_neighbours

@@ -19,8 +19,8 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.loss import Loss
 from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
-from sightline.ops.box_overlaps import box_iou, column_blocks, giou, promote_to_float32
-from sightline.ops.labels import widen_labels
+from sightline.ops.box_overlaps import box_iou, column_blocks, giou
+from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.priors import IGNORED, PriorKind, Priors
 from sightline.ops.waits import is_on_host, read_list, send_list
 

@@ -21,7 +21,8 @@ from sightline.contract.arguments import BackboneBlock, Count, HeadBlock, NeckBl
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import Backbone, Head, Model, Neck, model_output_keys
 from sightline.layers.attention import ATTENTIONS, AttentionName
-from sightline.layers.images import NORMS, ConvBlock, NormName, assert_images, freeze_module
+from sightline.layers.images import ConvBlock, assert_images
+from sightline.layers.norms import NORMS, NormName, freeze_module
 from sightline.ops.priors import PriorKind
 from sightline.parts.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualStages
 

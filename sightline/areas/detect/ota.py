@@ -7,15 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigner import (
-    BACKGROUND,
-    Assigner,
-    Assignment,
-    PriorPredictions,
-    argmax_by_group,
-    candidate_pairs,
-    class_costs,
-)
+from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions, argmax_by_group
+from sightline.areas.detect.candidates import candidate_pairs, class_costs
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.ops.box_overlaps import box_iou, column_blocks, iou

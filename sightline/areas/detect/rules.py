@@ -17,13 +17,13 @@ from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import Evidence, measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
 from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.instrument import copy_module
 from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
 from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.store.loading.batch_reader import mixes_samples
+from sightline.store.loading.transform_pipeline import mixes_samples
 from sightline.workbench.check.loss_subjects import FixedOutputs, LossSubject, make_loss_subjects
 from sightline.workbench.check.sample_statistics import evenly_spaced_keys
 

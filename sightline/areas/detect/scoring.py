@@ -26,9 +26,10 @@ from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.metric import make_state, sorted_rows
 from sightline.contract.types import Batch, ComponentConfig
-from sightline.engine.build import DataSubset, build_metrics
+from sightline.engine.build import build_metrics
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.engine.run_data import DataSubset
 from sightline.parts.metrics.box_groups import NO_LIMIT, iou_or_ioa
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.workbench.evaluate.saved_predictions import MANIFEST

@@ -18,7 +18,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
-from sightline.ops.box_overlaps import promote_to_float32
+from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.waits import fetch
 from sightline.parts.tasks.supervised import Supervised
 

@@ -50,16 +50,8 @@ from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
 from sightline.ops.box_codes import decode_boxes
 from sightline.ops.box_overlaps import box_iou
-from sightline.ops.labels import widen_labels
-from sightline.ops.priors import (
-    IGNORED,
-    PRESETS,
-    AnchorShapes,
-    PriorGrid,
-    Priors,
-    make_anchors,
-    make_points,
-)
+from sightline.ops.dtypes import widen_labels
+from sightline.ops.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.ops.waits import POSITIVE, fetch, is_on_host, read_list, recall, remember, send_list
 from sightline.parts.tasks.supervised import Decoder, Supervised
 

@@ -15,15 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.areas.detect.assigner import (
-    BACKGROUND,
-    Assigner,
-    Assignment,
-    PriorPredictions,
-    candidate_pairs,
-    class_costs,
-    is_within_reach,
-)
+from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
+from sightline.areas.detect.candidates import candidate_pairs, class_costs, is_within_reach
 from sightline.areas.detect.networks import (
     FinestStride,
     FrozenStages,
@@ -37,15 +30,10 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.contract.model import Backbone, Head, Neck
 from sightline.layers.attention import ATTENTIONS, AttentionName
-from sightline.layers.images import (
-    NORMS,
-    ConvBlock,
-    ConvNorm,
-    NormName,
-    assert_images,
-    freeze_module,
-)
-from sightline.ops.box_overlaps import box_iou, box_sizes, column_blocks, promote_to_float32
+from sightline.layers.images import ConvBlock, ConvNorm, assert_images
+from sightline.layers.norms import NORMS, NormName, freeze_module
+from sightline.ops.box_overlaps import box_iou, box_sizes, column_blocks
+from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.priors import PriorKind, Priors
 from sightline.parts.models.darknet import Darknet
 

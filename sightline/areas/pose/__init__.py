@@ -26,7 +26,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "references": {"sets.depth_frames": "centre_of_mass file truth"},
     "rules": {"rules": "misplaced-heatmap misplaced-joints misplaced-volume"},
     "stages": {"stages": "DepthStages"},
+    "tasks": {"refiner": "centre", "task": "pose"},
     "tools": {"centres": "find_centres"},
-    "transforms": {"v2v": "draw_heatmaps place_cube voxelize"},
+    "transforms": {"refiner": "crop_depth", "v2v": "draw_heatmaps place_cube voxelize"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -16,7 +16,8 @@ from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.types import Batch, DataInfo, Sample, SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.workbench.predict.prediction import InferencePipeline
 
 FileSplit = Literal["train", "test"]

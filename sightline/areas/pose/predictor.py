@@ -22,7 +22,7 @@ from sightline.areas.pose.centres import (
 from sightline.areas.pose.depth_files import DEPTH_KINDS, check_marks, read_depth
 from sightline.areas.pose.sets.depth_frames import CentreOfMass, DepthCamera
 from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
-from sightline.config.overrides import read_key_values
+from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
 from sightline.contract.errors import ConfigError, DataError, UserError
@@ -30,8 +30,9 @@ from sightline.draw.pictures import encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.ops.pinhole import project_points
-from sightline.store.loading.batch_reader import NamedTransform
-from sightline.view.panels import READ, JointFigure, depth_panel
+from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.view.panels import depth_panel
+from sightline.view.skeletons import READ, JointFigure
 from sightline.workbench.predict.predictor import (
     CommandLine,
     Inference,

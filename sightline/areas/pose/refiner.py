@@ -1,21 +1,27 @@
-"""Refiner of reference points (DeepPrior++): ScaleNet, its loss, and the error of the points that it finds.
+"""Refiner of reference points (DeepPrior++): its crops, ScaleNet, task and loss, and the error of the points found.
 
 Source: Oberweger and Lepetit 2017.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import Probability
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.metric import MeanMetric, State
 from sightline.contract.model import Model
-from sightline.ops.pinhole import CropPlacement, to_crop_coordinates
+from sightline.contract.transform import Transform
+from sightline.contract.types import Batch, Field
+from sightline.ops.depth_crops import CROP_WIDTH, CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
+from sightline.parts.tasks.supervised import Supervised
 
 _SIZE = 128
 _CHANNELS = 8
@@ -159,3 +165,72 @@ class CentreError(MeanMetric):
         figures = (refined.median().item(), refined.max().item()) if len(refined) else (torch.nan, torch.nan)
         names = ("median_centre_error_mm", "max_centre_error_mm")
         return super().compute(state) | dict(zip(names, figures, strict=True))
+
+
+@registry.tasks.add("centre")
+class CentreRefinement(Supervised):
+    """Predicts `centre_mm` (B, 3), camera frame, where the joint in the middle is, from `offset`.
+
+    What it finds are the reference points of another run: `sightline predict --data` writes them.
+    Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1.
+    """
+
+    predicts = frozenset({"centre_mm"})
+
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """Add `centre_mm` (B, 3), camera frame, computed from `offset` (B, 3) and the placement of each crop."""
+        placement = CropPlacement.from_rows(batch["crop_placement"])
+        return {**outputs, "centre_mm": from_crop_coordinates(outputs["offset"].detach()[:, None], placement)[:, 0]}
+
+
+@registry.transforms.add("crop_depth")
+class CropDepth(Transform):
+    """Crop (B, 1, size, size) of the cube about the reference point, `side_mm` wide or as the data set states.
+
+    Depths run from -1 at the cube's front to 1 at its back, which is the background too. For training the point is
+    moved by a normal error of `moved_mm` along each axis, the side multiplied by a factor uniform in `scale`, and the
+    crop turned by up to `max_angle_rad`; `crop_placement` records this, for loss and task.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.areas.pose.refiner import CropDepth
+    >>> depth = torch.tensor([[[500.0, 500, 500, 500], [500, 400, 500, 550], [500, 500, 500, 500], [500, 600, 500, 0]]])
+    >>> frame = {"camera": torch.tensor([[10.0, 10, 1.5, 1.5]]), "reference": torch.tensor([[0.0, 0, 500]])}
+    >>> CropDepth(cube_mm=200.0, size=2)(Draws.from_seed(0), depth=depth, **frame)["crop"]  # from 400 to 600 mm
+    tensor([[[[-1.0000,  0.5000],
+              [ 1.0000,  1.0000]]]])
+
+    Source: Oberweger and Lepetit 2017 (DeepPrior++), section 3.3: 5 mm, any angle.
+    """
+
+    adds: Mapping[str, Field] = {
+        "crop": Field("1 S S", "float32", low=-1.0, high=1.0),
+        "crop_placement": Field(str(CROP_WIDTH), "float64"),
+    }
+
+    def __init__(
+        self,
+        *,
+        cube_mm: float,
+        size: Count = 128,
+        side_mm: PositiveFloat | None = None,
+        moved_mm: NonNegativeFloat = 0.0,
+        scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0),
+        max_angle_rad: NonNegativeFloat = 0.0,
+    ) -> None:
+        if scale[0] > scale[1]:
+            raise ConfigError(
+                f"crop_depth: scale [{scale[0]:g}, {scale[1]:g}] is empty; the smaller factor comes first"
+            )
+        self.side_mm = float(cube_mm if side_mm is None else side_mm)
+        self.size = size
+        self.moved_mm = moved_mm
+        self.scale = scale
+        self.max_angle_rad = max_angle_rad
+
+    def __call__(self, draws: Draws, *, depth: Tensor, camera: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        moved = draws.normal(3).double() * self.moved_mm
+        scale = draws.uniform(low=self.scale[0], high=self.scale[1]).double()
+        angle = draws.uniform(low=-self.max_angle_rad, high=self.max_angle_rad).double()
+        placement = CropPlacement(reference.double() + moved, camera.double(), self.side_mm * scale, angle)
+        return {"crop": crop_depth(depth, placement, size=self.size), "crop_placement": placement.rows()}

@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from sightline.areas.pose.depth_files import MIN_RANGE_MM, read_depth
+from sightline.areas.pose.task import decode_joints
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import PALETTE, Frame
 from sightline.ops.pinhole import depth_points, project_points
 from sightline.ops.voxels import CubePlacement, permute_axes, to_camera, to_voxels
-from sightline.parts.tasks.supervised import decode_joints
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.image_files import DEPTH_MODES, read_header
 from sightline.view.image_stages import picture_stage
-from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, volume_panels
-from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage, ViewedSample
+from sightline.view.panels import Window, depth_panel, volume_panels
+from sightline.view.sample_predictor import SamplePredictor
+from sightline.view.skeletons import READ, TRUE, JointFigure
+from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample
+from sightline.view.volumes import Volume
 
 _ROUND_TRIP_MM = 1e-9
 """Rounding error of coordinates of some thousand mm in float64 after a dozen operations."""

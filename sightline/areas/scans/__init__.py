@@ -13,6 +13,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_lidar": "synthetic_lidar",
     },
     "descriptions": {"projections": "describe_projection"},
+    "metrics": {"metrics": "iou_by_distance pixel_iou"},
     "models": {
         "models.deeplabv3": "deeplabv3",
         "models.rangenet": "rangenet21 rangenet53",

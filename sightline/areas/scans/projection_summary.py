@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sightline.ops.labels import widen_labels
+from sightline.ops.dtypes import widen_labels
 from sightline.ops.lift import KNNVote, lift_knn, lift_nearest
 from sightline.ops.projection import Projection, RangeView, count_coverage, gather_to_image, project_scans
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
-from sightline.engine.build import TrainingSetup, build_transforms
+from sightline.engine.build import TrainingSetup
+from sightline.engine.run_data import build_transforms
 from sightline.ops.projection import RangeView
 from sightline.workbench.describe.report import DataDescription
 

@@ -14,15 +14,8 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
 from sightline.contract.transform import Transform
 from sightline.contract.types import Field
-from sightline.ops.labels import widen_labels
-from sightline.ops.projection import (
-    Projection,
-    RangeView,
-    Rows,
-    gather_to_image,
-    project_scans,
-    rows_by_file_order,
-)
+from sightline.ops.dtypes import widen_labels
+from sightline.ops.projection import Projection, RangeView, Rows, gather_to_image, project_scans, rows_by_file_order
 
 Channels = tuple[float, float, float, float, float]
 """One number each for range, x, y, z and remission."""

@@ -7,18 +7,14 @@ from typing import Literal, TypedDict, cast
 
 from torch import Tensor, nn
 
-from sightline.areas.scenes.transitions import (
-    GlobalContext,
-    TransitionDown,
-    TransitionUp,
-    segment_mean,
-)
+from sightline.areas.scenes.transitions import GlobalContext, TransitionDown, TransitionUp, segment_mean
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability, Width
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import Encoder, Model
 from sightline.layers.batch_norm import SynchronisedBatchNorm
-from sightline.layers.mlp import LinearNorm, packed_channels
+from sightline.layers.cloud_layouts import packed_channels
+from sightline.layers.mlp import LinearNorm
 from sightline.layers.pyramid import Edges, PyramidLevel, build_pyramid
 from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
 from sightline.ops.distances import assert_finite_rows

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from sightline.contract.metric import MeanMetric, Meter, Metric, State
-from sightline.parts.metrics.labels import (
-    Accuracy,
-    IoU,
-    class_ious,
-    confusion_matrix,
-    mean_class_accuracy,
-    overall_accuracy,
-)
+from sightline.parts.metrics.accuracy import Accuracy
+from sightline.parts.metrics.confusion import class_ious, confusion_matrix, mean_class_accuracy, overall_accuracy
+from sightline.parts.metrics.iou import IoU
 from sightline.parts.metrics.part_iou import PartIoU, category_means, shape_ious
 
 __all__ = [

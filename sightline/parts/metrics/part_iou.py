@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.metric import Metric, SampleSums, State
-from sightline.ops.labels import widen_labels
-from sightline.parts.metrics.labels import assert_offsets
+from sightline.ops.dtypes import widen_labels
+from sightline.parts.metrics.iou import assert_offsets
 
 
 class PartCounts(NamedTuple):

@@ -1,18 +1,14 @@
-"""Residual networks (ResNet) on images. Source: He et al. 2016, Deep Residual Learning for Image Recognition.
-
-Image classifier: any image encoder and one linear map. Source: He et al. 2016, table 1, the last row.
-"""
+"""Residual networks (ResNet) on images. Source: He et al. 2016, Deep Residual Learning for Image Recognition."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import ImageEncoder
-from sightline.contract.model import Encoder, Model
+from sightline.contract.model import Encoder
 from sightline.layers.images import ConvNorm, assert_images
 from sightline.layers.range_image import build_pool
 
@@ -212,27 +208,3 @@ class ResNet101Encoder(_ResNet):
 
     def __init__(self) -> None:
         super().__init__(depths=RESNET_DEPTHS["resnet101"], sizes=BOTTLENECK, expansion=4)
-
-
-class ImageClassifierOutput(TypedDict):
-    """`logits` (B, num_classes), before any softmax."""
-
-    logits: Tensor
-
-
-@registry.models.add("image_classifier")
-class ImageClassifier(Model):
-    """Image classifier: an image encoder, `images`, and a linear head, as in published weights of image networks.
-
-    Its encoder can initialise that of another model: `init: {from: RUN, modules: images}` for `crosspoint`.
-    Source: He et al. 2016, table 1; Dosovitskiy et al. 2021, section 3.1 (the head of fine-tuning).
-    """
-
-    def __init__(self, *, images: ImageEncoder, num_classes: int) -> None:
-        super().__init__()
-        self.images = images
-        self.head = nn.Linear(images.feature_width, num_classes)
-
-    def forward(self, *, image: Tensor) -> ImageClassifierOutput:
-        """Predict from `image` (B, 3, H, W), normalised."""
-        return {"logits": self.head(self.images.encode(image=image))}

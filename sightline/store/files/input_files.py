@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sightline.config.yaml_tree import ConfigFaults, read_tables
+from sightline.config.faults import ConfigFaults
+from sightline.config.yaml_tree import read_tables
 from sightline.contract.errors import ConfigError, DataError, UserError, summarise_error
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
 

@@ -229,7 +229,7 @@ def without_endings(names: Sequence[str]) -> list[str]:
 # --- range images as SqueezeSeg's release stores them: x, y, z, intensity, range and label of each pixel --------------
 
 
-_X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
+_INTENSITY, _RANGE, _LABEL = 3, 4, 5
 _NUM_CHANNELS = 6
 _MAX_RANGE_ERROR = 1e-3
 """Maximum relative error between range and coordinates: half precision files reach 5e-4."""
@@ -254,7 +254,7 @@ def read_range_image(path: Path, *, height: int, width: int) -> RawScan:
     pixels = image[row, column]
     distance = pixels[:, _RANGE]
     with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below
-        points = pixels[:, : _Z + 1].astype(np.float32)
+        points = pixels[:, :3].astype(np.float32)
         norm = np.linalg.norm(points, axis=1)
         is_mismatch = ~(np.abs(norm - distance) <= _MAX_RANGE_ERROR * np.maximum(distance, 1))
     if is_mismatch.any():

@@ -1,252 +1,22 @@
-"""Batch reader: samples read by key, transformed and collated to batches.
-
-Numeric leaves of a nested sample, and their bytes.
-
-Collation of samples to batches: equal shapes are stacked, ragged fields as their Field declares.
-
-Stratified split into training and held-out samples, seeded.
-"""
+"""Batch reader: samples read by key, transformed and collated to batches."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.contract.binding import AvailableKeys, BoundFunction, bind
 from sightline.contract.dataset import Dataset
 from sightline.contract.draws import DeviceDraws, Draws
 from sightline.contract.errors import ConfigError, DataError, RunError, UserError
-from sightline.contract.pytree import join_path, tree_children
-from sightline.contract.transform import Transform
 from sightline.contract.types import Batch, Field, Sample, SampleKey
-
-
-def array_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the path and tensor of every number or array in nested dicts, lists, tuples and dataclasses; not text."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, np.ndarray):
-        if value.dtype.kind in "biuf":
-            yield path, torch.from_numpy(value.copy())
-    elif isinstance(value, np.generic):
-        yield from array_leaves(np.asarray(value), path)
-    elif isinstance(value, bool | int | float):
-        yield path, torch.as_tensor(value)
-    else:
-        for name, item in tree_children(value):
-            yield from array_leaves(item, join_path(path, name))
-
-
-def as_bytes(value: np.ndarray | Tensor) -> np.ndarray:
-    """View or copy the bytes of an array, or of a tensor on any device, as one uint8 array."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-
-
-def collate(samples: Sequence[Sample], keys: Sequence[SampleKey], fields: Mapping[str, Field]) -> Batch:
-    """Collate samples to one batch: stack, concatenate (adds `offsets`), pad (adds `<name>_mask`) or list, as declared.
-
-    Raises DataError naming the sample and field if samples do not fit together.
-    """
-    batch: Batch = {}
-    for name in samples[0]:
-        declared = fields.get(name)
-        values = [_get_value(sample, name, key) for sample, key in zip(samples, keys, strict=True)]
-        mode = declared.collate if declared is not None else "stack"
-        if mode == "list":
-            batch[name] = values
-        elif declared is not None and mode == "concatenate":
-            batch[name] = torch.cat([torch.as_tensor(value) for value in values])
-            _add_offsets(batch, values, name, declared.offsets, keys)
-        elif mode == "pad":
-            batch[name], batch[f"{name}_mask"] = _pad([torch.as_tensor(value) for value in values])
-        else:
-            batch[name] = _stack(values, name, keys)
-    batch["sample_index"] = torch.tensor([key.index for key in keys], dtype=torch.int64)
-    return batch
-
-
-def batch_keys(fields: Mapping[str, Field], features: Sequence[str] = ()) -> frozenset[str]:
-    """Return the keys of batches with these fields."""
-    keys = {"sample_index", *fields, *({"features"} if features else ())}
-    keys |= {f"{name}_mask" for name, field in fields.items() if field.collate == "pad"}
-    keys |= {field.offsets for field in fields.values() if field.collate == "concatenate"}
-    return frozenset(keys)
-
-
-def _get_value(sample: Sample, name: str, key: SampleKey) -> Any:
-    """Return a field of a sample. Raises DataError if it is missing."""
-    if name not in sample:
-        raise DataError(f"sample {key.index}: has no '{name}', which other samples of its batch have")
-    return sample[name]
-
-
-def _add_offsets(batch: Batch, values: Sequence[Any], name: str, offsets_key: str, keys: Sequence[SampleKey]) -> None:
-    """Add the offsets (B + 1,) int64 of a concatenated field; fields that share them need equal lengths."""
-    lengths = torch.tensor([len(value) for value in values])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    if offsets_key in batch and not torch.equal(batch[offsets_key], offsets):
-        index = int((batch[offsets_key].diff() != lengths).nonzero()[0])
-        raise DataError(
-            f"sample {keys[index].index}: '{name}' has {int(lengths[index])} rows, other concatenated fields have "
-            f"{int(batch[offsets_key].diff()[index])}"
-        )
-    batch[offsets_key] = offsets
-
-
-def _pad(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad with zero rows to the longest, (B, longest, ...), with a mask (B, longest) that is True for real rows."""
-    longest = max(len(value) for value in values)
-    padded = values[0].new_zeros((len(values), longest, *values[0].shape[1:]))
-    mask = torch.zeros(len(values), longest, dtype=torch.bool)
-    for row, value in enumerate(values):
-        padded[row, : len(value)] = value
-        mask[row, : len(value)] = True
-    return padded, mask
-
-
-def _stack(values: list[Any], name: str, keys: Sequence[SampleKey]) -> Any:
-    """Stack values, also within dicts and tuples. Raises DataError naming the first sample of another shape."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {inner: _stack([value[inner] for value in values], f"{name}.{inner}", keys) for inner in first}
-    if isinstance(first, str):
-        return values
-    if isinstance(first, list | tuple) and first and not isinstance(first[0], int | float):
-        return type(first)(
-            _stack(list(column), f"{name}[{i}]", keys) for i, column in enumerate(zip(*values, strict=True))
-        )
-    tensors = [torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else torch.as_tensor(v) for v in values]
-    for tensor, key in zip(tensors, keys, strict=True):
-        if tensor.shape != tensors[0].shape:
-            raise DataError(
-                f"sample {key.index}: '{name}' has shape {tuple(tensor.shape)}, sample {keys[0].index} has "
-                f"{tuple(tensors[0].shape)}; declare its field as concatenate, pad or list"
-            )
-    return torch.stack(tensors)
-
-
-_DrawSamples = Callable[[int], list[Batch]]
-
-
-class NamedTransform(NamedTuple):
-    """Transform with its name in the config, which also names its stream of random numbers."""
-
-    name: str
-    apply: Transform
-
-
-class TransformPipeline:
-    """Composition of transforms; each is called with the batch keys that its signature names. Stateless.
-
-    `added` are the fields that transforms add to those of the samples, `facts` the facts that they state. A transform
-    with a parameter `draw_samples` combines samples: it gets a function `(count) -> batches` that draws as many of
-    `mixing_indices` for a sample and reads them with `read`, each as a batch of one changed by the preceding
-    transforms; or None, from its `until_epoch` on. Raises ConfigError if a transform names a field that does not exist,
-    or combines samples outside training.
-    """
-
-    def __init__(
-        self,
-        transforms: Sequence[NamedTransform],
-        fields: Collection[str],
-        *,
-        source: str,
-        read: Callable[[SampleKey], Batch] | None = None,
-        mixing_indices: np.ndarray | None = None,
-    ) -> None:
-        self.added: dict[str, Field] = {}
-        self.facts: dict[str, Any] = {}
-        self._transforms: list[tuple[str, BoundFunction, int | None, bool]] = []
-        self._read, self._indices = read, mixing_indices
-        for index, (name, transform) in enumerate(transforms):
-            available = AvailableKeys(source, {*fields, *self.added})
-            bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", "draw_samples"))
-            mixes = mixes_samples(bound)
-            if mixing_indices is None and mixes:
-                raise ConfigError(
-                    f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
-                )
-            until_epoch = transform.until_epoch
-            self._transforms.append((f"{index}.{name}", bound, until_epoch, mixes))
-            self.added |= transform.adds
-            self.facts |= transform.facts
-
-    def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
-        for _, transformed in self.apply_stepwise(batch, keys):
-            batch = transformed
-        return batch
-
-    def __len__(self) -> int:
-        return len(self._transforms)
-
-    def apply_stepwise(self, batch: Batch, keys: Sequence[SampleKey]) -> Iterator[tuple[str, Batch]]:
-        """Yield the name of each transform, in order, and the batch after it."""
-        if not self._transforms:
-            return
-        draws = Draws.for_samples(keys)
-        for index, name in enumerate(self.names):
-            batch = self.apply_one(index, batch, keys, draws)
-            yield name, batch
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the transforms, in order."""
-        return [stream.partition(".")[2] for stream, *_ in self._transforms]
-
-    @property
-    def mixes(self) -> bool:
-        """True if a transform combines samples."""
-        return any(mixes for *_, mixes in self._transforms)
-
-    @property
-    def functions(self) -> list[BoundFunction]:
-        """Bound functions of the transforms, in order."""
-        return [bound for _, bound, *_ in self._transforms]
-
-    def apply_one(self, index: int, batch: Batch, keys: Sequence[SampleKey], draws: Draws | None = None) -> Batch:
-        """Return the batch after the transform of this index alone, with its random numbers for these keys."""
-        stream, bound, until_epoch, mixes = self._transforms[index]
-        transform_draws = (draws or Draws.for_samples(keys)).stream(stream)
-        mixing = {"draw_samples": self._make_draw(transform_draws, keys, index, until_epoch)} if mixes else {}
-        changed = bound.function(transform_draws, **mixing, **bound.select(batch))
-        if not isinstance(changed, Mapping):
-            raise UserError(
-                f"the transform '{self.names[index]}' returned a {type(changed).__name__}; return a dict of fields"
-            )
-        return {**batch, **changed}
-
-    def _make_draw(
-        self, draws: Draws, keys: Sequence[SampleKey], index: int, until_epoch: int | None
-    ) -> _DrawSamples | None:
-        """Return a reader of random training samples for a mixing transform, or None after its `until_epoch`."""
-        read, indices, (key,) = self._read, self._indices, keys
-        assert read is not None
-        assert indices is not None
-
-        def draw_samples(count: int) -> list[Batch]:
-            batches = []
-            for offset, seed in draws.stream("others").bits(count, 2)[0].tolist():
-                # A separate seed: elsewhere in this epoch the same sample gets other random numbers.
-                other_key = SampleKey(int(indices[offset % len(indices)]), key.epoch, seed >> 1, key.step)
-                batch = read(other_key)
-                batches.append(
-                    [
-                        batch,
-                        *(result for _, result in itertools.islice(self.apply_stepwise(batch, [other_key]), index)),
-                    ][-1]
-                )
-            return batches
-
-        return None if until_epoch is not None and key.epoch >= until_epoch else draw_samples
+from sightline.store.loading.collation import batch_keys, collate
+from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 
 
 class BatchReader:
@@ -411,11 +181,6 @@ class BatchReader:
         return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
 
 
-def mixes_samples(transform: BoundFunction) -> bool:
-    """Return True if a transform combines samples."""
-    return "draw_samples" in inspect.signature(transform.function).parameters
-
-
 def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
     """Raise ConfigError if a transform selects points but not the rows of a field of these points.
 
@@ -485,33 +250,3 @@ def _lift(sample: dict[str, Any]) -> Batch:
 def _lower(batch: Batch) -> dict[str, Any]:
     """Remove the batch dimension of a batch of one."""
     return {name: value.squeeze(0) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
-def stratified_split(
-    size: int, strata: np.ndarray | None, *, share: float = 0.1, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Split the indices of samples into remaining and held-out ones, both sorted: `share` of every stratum, rounded.
-
-    A stratum of two or more keeps at least one on either side; a stratum of one sample stays in training.
-    """
-    classes = np.zeros(size, dtype=np.int64) if strata is None else np.asarray(strata)
-    assert len(classes) == size, f"{len(classes)} strata for {size} samples"
-    order = Draws.for_samples([SampleKey(0, 0, seed)]).stream("held out").permutation(size)[0].numpy()
-    held_by_stratum: list[np.ndarray] = []
-    for stratum in np.unique(classes):
-        members = order[classes[order] == stratum]
-        num_held = round(share * len(members))
-        held_by_stratum.append(members[: min(max(num_held, 1), len(members) - 1)] if len(members) > 1 else members[:0])
-    held_out = np.sort(np.concatenate(held_by_stratum)) if held_by_stratum else np.zeros(0, dtype=np.int64)
-    return np.setdiff1d(np.arange(size), held_out), held_out
-
-
-def stratified_subset(strata: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
-    """Select sorted indices of a share of every stratum, rounded, at least one; pure.
-
-    With the same seed a smaller share is a subset of a larger one.
-    """
-    order = Draws.for_samples([SampleKey(0, 0, seed)]).stream("fraction").permutation(len(strata))[0].numpy()
-    members = [order[strata[order] == stratum] for stratum in np.unique(strata)]
-    selected = [stratum_rows[: max(1, round(fraction * len(stratum_rows)))] for stratum_rows in members]
-    return np.sort(np.concatenate(selected)) if selected else np.zeros(0, dtype=np.int64)

@@ -19,7 +19,7 @@ from sightline.contract.arguments import Count, DataBlock
 from sightline.contract.dataset import Dataset, get_data_digest
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
-from sightline.ops.pinhole import Axis, ring_cameras
+from sightline.ops.cameras import Axis, ring_cameras
 from sightline.ops.rendering import Background, Style, on_background, render_cloud
 
 

@@ -18,13 +18,14 @@ from sightline.contract.dataset import Dataset
 from sightline.contract.errors import DataError
 from sightline.contract.types import Copies
 from sightline.store.files.input_files import expand_home, file_size, list_files
-from sightline.store.prepared.columns import ColumnForm, prepared_root
+from sightline.store.prepared.columns import ColumnForm
 from sightline.store.prepared.prepared_set import (
     LISTED,
     MANIFEST,
     PreparedSet,
     open_prepared,
     prepare_command,
+    prepared_root,
     summarise_folder,
     verify,
 )

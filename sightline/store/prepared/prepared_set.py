@@ -29,7 +29,7 @@ from sightline.contract.regular_files import check_regular_file, find_outward_li
 from sightline.contract.schema import suggest
 from sightline.contract.validation import Ge, Lt, TypeAdapter, ValidationError
 from sightline.store.files.array_files import check_npy
-from sightline.store.files.input_files import prepare_again, read_file
+from sightline.store.files.input_files import expand_home, prepare_again, read_file
 from sightline.store.prepared.columns import OFFSETS, ColumnForm
 
 
@@ -505,3 +505,10 @@ def _read_json(path: Path) -> Any:
         return parse_json(read_regular_file(path), object_hook=_Entries)
     except (OSError, ValueError) as error:
         raise prepare_again(f"{path}: does not read as JSON ({summarise_error(error)})") from error
+
+
+def prepared_root(root: str | None, set_name: str) -> Path:
+    """Return the folder of a prepared set: `root`, else `set_name` in $SIGHTLINE_DATA (default `data`)."""
+    if root is not None:
+        return expand_home(root)
+    return expand_home(os.environ.get("SIGHTLINE_DATA") or "data") / set_name

@@ -16,11 +16,12 @@ from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.draw.pictures import encode_png
 from sightline.engine.batch_stream import evaluation_keys
-from sightline.engine.build import DataSubset, TrainingSetup
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord
+from sightline.engine.run_data import DataSubset
 from sightline.instrument import copy_metric
 from sightline.workbench.check.dry_run import (
     NUM_SAMPLES,

@@ -17,7 +17,7 @@ from sightline.contract.errors import OutputError, UserError
 from sightline.contract.pytree import ReadTrackingDict, tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum

@@ -21,7 +21,7 @@ from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.build import DataSubset
+from sightline.engine.run_data import DataSubset
 from sightline.workbench.check.batch_of_one import find_batch_of_one
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_evaluation import DryEvaluation

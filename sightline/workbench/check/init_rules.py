@@ -17,10 +17,10 @@ from sightline.contract.errors import CheckpointError
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.finding import Fault, Finding, FindingLocation
-from sightline.doctor.rules import find_by, rule
-from sightline.engine.build import DataSubset
-from sightline.engine.device import to_device
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.rules import rule
+from sightline.engine.device.transfer import to_device
+from sightline.engine.run_data import DataSubset
 from sightline.runs.weight_sources import open_source
 from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context
@@ -234,8 +234,3 @@ def _compute_statistics(
 
 def _compute_rms(mean: Tensor, variance: Tensor) -> Tensor:
     return (variance + mean.square()).sqrt()
-
-
-def other_scale(scales: list[LayerScale], *, source: str) -> Finding | None:
-    """Return a finding if the first layer's scale is out of bounds for the weights of `source`, else None."""
-    return next(iter(find_by(feature_scale, loaded_scales=(scales, source))), None)

@@ -24,14 +24,15 @@ from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.device import seed_torch, to_device
+from sightline.engine.device.numerics import seed_torch
+from sightline.engine.device.transfer import to_device
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.replay import computes_as
 from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.ops.numba_kernels import compute_seconds
-from sightline.store.loading.batch_reader import array_leaves
+from sightline.store.loading.leaves import array_leaves
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.derivatives import describe_uncompared, gradient_errors, worst_error
 from sightline.workbench.check.dry_run import isolated_copy

@@ -18,7 +18,7 @@ from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.form import Batch, CalledForm, make_keyed_form
 from sightline.doctor.objects import find_read_values
 from sightline.doctor.subject import LossTerm, Subject
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.engine.step import single_batch_step, weighted_sum
 from sightline.engine.train import TrainState
 from sightline.ops.box_codes import encode_deltas, encode_distances

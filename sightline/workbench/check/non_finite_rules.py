@@ -25,7 +25,7 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import single_batch_step, weighted_sum
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
-from sightline.store.loading.batch_reader import array_leaves
+from sightline.store.loading.leaves import array_leaves
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import forward_backward, isolated_copy
 from sightline.workbench.check.sample_statistics import describe_sample

@@ -17,7 +17,7 @@ from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, Finding, FindingLocation
 from sightline.doctor.rules import find_by, rule
-from sightline.engine.build import DataSubset, build_transforms
+from sightline.engine.run_data import DataSubset, build_transforms
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context

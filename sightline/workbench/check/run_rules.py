@@ -20,10 +20,11 @@ from sightline.doctor.finding import Fault
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.rules import rule
 from sightline.engine.batch_stream import evaluation_keys
-from sightline.engine.build import DataSubset
+from sightline.engine.run_data import DataSubset
 from sightline.instrument.random_state import preserve_random_state
-from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
+from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.divided_copies import find_shared
+from sightline.store.loading.leaves import array_leaves, as_bytes
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.sample_statistics import (
     ClassCounts,

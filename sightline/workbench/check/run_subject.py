@@ -26,9 +26,10 @@ from sightline.doctor.rules import Rule, find_by
 from sightline.doctor.rules.model import rectified_outputs
 from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_read_keys
-from sightline.engine.build import DataSubset, TrainingSetup
-from sightline.engine.device import to_device
+from sightline.engine.build import TrainingSetup
+from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing
+from sightline.engine.run_data import DataSubset
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
 from sightline.workbench.check.examination import BUDGET_S

@@ -22,10 +22,10 @@ from torch import Tensor
 from sightline.contract.dataset import Dataset
 from sightline.contract.types import Sample, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.engine.build import Data, DataSubset
+from sightline.engine.run_data import Data, DataSubset
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.loading.batch_reader import array_leaves, as_bytes
+from sightline.store.loading.leaves import array_leaves, as_bytes
 
 _MIN_SAMPLES, _MAX_SAMPLES = 4, 256
 _MAX_SECONDS, _QUICK_SECONDS = 1.5, 0.125  # CPU time of this thread, which other load does not change

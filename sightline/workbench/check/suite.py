@@ -29,7 +29,7 @@ from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.checkpoint import list_checkpoints
-from sightline.runs.run_directory import read_lines
+from sightline.runs.run_documents import read_lines
 from sightline.workbench.check.context import Context, TrainedRecords
 from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.run_subject import examine_relations, examine_run

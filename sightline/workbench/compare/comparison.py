@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from sightline.config.run_config import Cudnn
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import Cudnn
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.workbench.compare.external_model import (
     Bridge,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError, summarise_error
 from sightline.instrument.replay import LayerUnit
-from sightline.layers.batch_norm import Native
-from sightline.runs.run_directory import write_file
+from sightline.layers.native_batch_norm import Native
+from sightline.runs.output_files import write_file
 from sightline.workbench.compare import repro_script
 from sightline.workbench.compare.comparison import VariantComparison
 from sightline.workbench.compare.external_model import ExternalModel

@@ -5,16 +5,6 @@ network and the rate. So the bound is measured: the reference trains in float64 
 every layer's result and gradient, and every weight after every step, perturbed by one unit in the last place of the
 variant's format. The spread of these runs is rounding; `MAX_ROUNDING_UNITS` times the spread, or units of the loss, is
 the bound. Source: Parker 1997, Monte Carlo Arithmetic, layer by layer.
-
-The task's decisions before the forward pass, such as which prior belongs to which box, are computed here in the
-variant's format: `layerwise.py` judges them separately. If the first two perturbed runs do not explain everything, the
-decisions are computed in float64, with perturbed batches and operations: of two priors that overlap a box equally
-either is right. So are the decisions that a network takes itself, without gradients, such as which of its queries
-belongs to which box.
-
-Perturbed values do not show the error of long sums: torch's float32 batch norm on a CPU adds row by row if channels
-come last, and over 340,000 rows, layer after layer, the first gradient of a V2V network deviates by 1 %. So the later
-runs compute their batch norms that way (`instrument/judge.py`), if the earlier ones do not explain everything.
 """
 
 from __future__ import annotations
@@ -38,7 +28,8 @@ from sightline.engine.train import NonFiniteGradientError, TrainState, train_ste
 from sightline.instrument import ModuleCall, copy_module, record
 from sightline.instrument.float64 import Float32Draws, Float64Functions
 from sightline.instrument.formats import Format, get_format
-from sightline.instrument.judge import MAX_ROUNDING_UNITS, use_sequential_batch_norm
+from sightline.instrument.judge import MAX_ROUNDING_UNITS
+from sightline.instrument.plain_forms import use_sequential_batch_norm
 from sightline.instrument.replay import PerturbedDecisions, PerturbedOperations, perturb_with_gradient
 from sightline.workbench.compare.variants import ModelVariant, backend_settings, prepare_in_format
 
@@ -87,8 +78,10 @@ def trace_losses(
 ) -> LossTrace:
     """Compare the losses of a variant that computes in `format_` with those of the reference.
 
-    Perturbed runs are added until everything is explained: at most four, and then eight that are perturbed
-    `MAX_ROUNDING_UNITS` times as far, for decisions that rounding may change.
+    The task's decisions before the forward pass, such as which prior belongs to which box, are computed here in the
+    variant's format: `layerwise.py` judges them separately. Perturbed runs are added until everything is
+    explained: at most four, and then eight that are perturbed `MAX_ROUNDING_UNITS` times as far, for decisions that
+    rounding may change.
     """
     count = len(losses)
     decided = prepare_in_format(job, format_)
@@ -108,6 +101,14 @@ def trace_losses(
 
 
 def _make_noise(format_: Format, draw: int) -> _Noise:
+    """Choose what a perturbed run perturbs: the first two do not explain every difference.
+
+    Later ones compute the decisions in float64, with perturbed batches and operations: of two priors that overlap a box
+    equally either is right. So are the decisions that a network takes itself, without gradients, such as which of its
+    queries belongs to which box. Nor do perturbed values show the error of long sums: torch's float32 batch norm on a
+    CPU adds row by row if channels come last, and over 340,000 rows, layer after layer, the first gradient of a V2V
+    network deviates by 1 %. So later runs compute their batch norms that way (`instrument/plain_forms.py`).
+    """
     weights = get_format(torch.float32) if format_.digits < 24 else format_
     is_far = draw >= _NUM_NEAR_DRAWS
     sums_in_order = weights.name == "float32" and _NUM_FIRST_DRAWS <= draw < _NUM_NEAR_DRAWS

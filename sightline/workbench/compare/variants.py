@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.config.run_config import Cudnn
 from sightline.contract.pytree import tree_cast, tree_map
 from sightline.contract.types import Batch
-from sightline.engine.device import Cudnn, Precision, cudnn_enabled, to_device
+from sightline.engine.device.numerics import Precision, cudnn_enabled
+from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState
 from sightline.instrument import copy_module, preserve_buffers
 from sightline.instrument.formats import TF32, Format, get_format, is_tf32_allowed
 from sightline.instrument.random_state import preserve_random_state
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
 from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sightline.engine.batch_stream import evaluation_keys, read_batches
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
 from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument.random_state import preserve_random_state

@@ -14,7 +14,8 @@ from typing_extensions import TypeIs
 
 from sightline.compression.policy import Policy, policy_from_dict, policy_to_dict
 from sightline.contract.errors import DataError, RunError
-from sightline.runs.run_directory import RunDirectory, read_lines
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_documents import read_lines
 
 
 class PolicyEvaluation(NamedTuple):

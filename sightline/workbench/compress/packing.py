@@ -21,8 +21,11 @@ from sightline.config.run_config import Compress
 from sightline.contract.errors import RunError
 from sightline.doctor.rules import find_by
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
-from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
+from sightline.runs.environment import collect_environment
+from sightline.runs.inputs import INPUTS_FILE
+from sightline.runs.lineage import LINEAGE_FILE
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import PACKED_FILE
 from sightline.workbench.compress.rules import size_promise
 from sightline.workbench.compress.run_problem import packed_metadata

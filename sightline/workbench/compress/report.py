@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sightline.compression.policy import Policy, WeightFormat, policy_from_dict, policy_to_dict
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.errors import ConfigError, UserError
 from sightline.draw.page import PageTable
 from sightline.engine.run_loading import OpenRun
-from sightline.runs.run_directory import load_document, write_document, write_file
+from sightline.runs.output_files import write_document, write_file
+from sightline.runs.run_documents import load_document
 from sightline.runs.trained_weights import PACKED_FILE, is_packed
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.workbench.compress.finetuning import FINE_TUNED, FineTuning, assert_tunable, can_distil
 from sightline.workbench.compress.packing import SUMMARY
 from sightline.workbench.compress.run_problem import (

@@ -22,7 +22,7 @@ from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.parts.tasks.distillation import DistillationTask
-from sightline.store.loading.batch_reader import array_leaves
+from sightline.store.loading.leaves import array_leaves
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import DryRun, isolated_copy
 

@@ -16,12 +16,13 @@ from sightline.compression.inputs import calibrate_activations
 from sightline.compression.policy import FP32, Activation, Policy, WeightFormat
 from sightline.compression.weights import list_weights
 from sightline.config import RunConfig
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.errors import UserError
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import evaluation_keys
-from sightline.engine.build import Data, DataSubset, build_part
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
+from sightline.engine.run_data import Data, DataSubset, build_part
 from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import compute_batch_losses, single_batch_step
 from sightline.runs.trained_weights import evaluated_sha256, is_packed, resolve_weights

@@ -18,12 +18,15 @@ from sightline.compression.weights import quantisable_weights
 from sightline.config import read_config, render_config
 from sightline.contract.errors import UserError
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
+from sightline.runs.folder_lock import LOCK
+from sightline.runs.output_files import assert_writable, write_document, write_file
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import is_run
 from sightline.runs.trained_weights import PACKED_FILE, is_packed
 from sightline.training.config_source import reread
 from sightline.training.resume import assert_empty
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.workbench.compress.batch_norm import reestimate_batch_norm
 from sightline.workbench.compress.evaluations import EvaluationCache, open_record
 from sightline.workbench.compress.finetuning import FINE_TUNE, FINE_TUNED, FineTuning, finetuning_config

@@ -23,7 +23,7 @@ from sightline.engine.records import StepRecord
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.memory import peak_rise
-from sightline.runs.run_directory import write_file
+from sightline.runs.output_files import write_file
 
 NUM_WARM = 2
 """Number of warm-up steps: they compile kernels, fill memory pools, make the optimiser's state."""

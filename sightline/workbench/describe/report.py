@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sightline.contract.errors import RunError
 from sightline.contract.types import PrintedTable, SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState

@@ -8,8 +8,8 @@ from typing import Any
 
 from sightline.config import RunConfig
 from sightline.contract.types import ComponentConfig
-from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import Evaluation
+from sightline.engine.run_data import DataSubset
 from sightline.runs.class_causes import describe_class_causes
 from sightline.workbench.evaluate.scoring import ScoredFiles
 

@@ -21,12 +21,13 @@ from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError, UserError, join_some
 from sightline.contract.metric import make_state
 from sightline.contract.types import Batch, ComponentConfig, Folds, SampleKey
-from sightline.engine.build import DataSubset, build_metrics
+from sightline.engine.build import build_metrics
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.engine.run_data import DataSubset
 from sightline.ops.projection import point_ranges
-from sightline.parts.metrics.labels import predict_labels
-from sightline.runs.run_directory import load_document
+from sightline.parts.metrics.predicted_labels import predict_labels
+from sightline.runs.run_documents import load_document
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.atomic_write import REPEAT, disk_failure
 from sightline.store.files.scan_files import read_label_ids, write_label_ids

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
 from sightline.contract.types import ComponentConfig, DataInfo
-from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import Evaluation
+from sightline.engine.run_data import DataSubset
 from sightline.workbench.evaluate.saved_predictions import ExternalPredictions, score_labels
 
 

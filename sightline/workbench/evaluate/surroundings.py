@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Batch
-from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BatchCallback, Evaluation, Evaluator
+from sightline.engine.run_data import DataSubset
 from sightline.engine.run_loading import OpenRun
 from sightline.ops import packed_nearest_neighbours
-from sightline.ops.labels import widen_labels
-from sightline.parts.metrics.labels import predict_labels
+from sightline.ops.dtypes import widen_labels
+from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.runs.class_causes import group_classes
 
 _NUM_NEIGHBOURS = 8

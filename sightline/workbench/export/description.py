@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.runs.lineage import inputs_document
-from sightline.runs.run_directory import write_file
+from sightline.runs.inputs import inputs_document
+from sightline.runs.output_files import write_file
 
 if TYPE_CHECKING:
     from sightline.engine.run_loading import TrainedRun

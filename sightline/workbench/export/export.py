@@ -17,14 +17,16 @@ from sightline.contract.types import Batch
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run
-from sightline.runs.run_directory import assert_writable, read_processor, write_file
+from sightline.runs.environment import read_processor
+from sightline.runs.output_files import assert_writable, write_file
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
 from sightline.workbench.export.description import describe_export, write_description
 from sightline.workbench.export.formats import ENDING, load_written, write_onnx
-from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, record_graph, split_transforms
+from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, split_transforms
 from sightline.workbench.export.int8 import FileMeasure, Int8Report, quantise, time_files, weights_in_float
 from sightline.workbench.export.onnx_file import MAX_SECONDS, OnnxSession, make_session_model
+from sightline.workbench.export.recorded_graph import record_graph
 from sightline.workbench.predict.prediction import InferencePipeline, build_predictor, collect_files
 
 

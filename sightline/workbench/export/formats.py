@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import RunError
-from sightline.workbench.export.graph import RecordedGraph, explain, quiet
+from sightline.workbench.export.recorded_graph import RecordedGraph, explain, quiet
 
 ENDING = ".onnx"
 MAX_ONNX_BYTES = 2**31 - 1

@@ -1,26 +1,18 @@
-"""Network of a run as one graph: the arithmetic of its last transforms, the network, and the decoding of its outputs.
-
-Recording of the graph by torch.export, with as many free sizes as the network allows.
-"""
+"""Network of a run as one graph: its last transforms' arithmetic, the network, and the decoding of its outputs."""
 
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from sightline.contract.binding import AvailableKeys, bind
-from sightline.contract.errors import RunError, summarise_error
 from sightline.contract.model import Model
 from sightline.contract.types import Batch
-from sightline.store.loading.batch_reader import NamedTransform
+from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.workbench.compare.variants import deterministic_copy
 from sightline.workbench.probe.features import get_encode
 
@@ -30,10 +22,6 @@ MAX_POINTS = 4096
 """Maximum number of points of a cloud on which a file is recorded and checked."""
 _PACKED = ("points", "features")
 """Inputs with a row a point."""
-AXES = ("batch", "points")
-"""Names of free sizes, axis by axis."""
-_FREE = ((0, 1), (0,), (1,), ())
-"""Axes that are tried to be free, the most useful first."""
 
 
 class SplitTransforms(NamedTuple):
@@ -137,70 +125,3 @@ def _unhide_modules(model: nn.Module) -> nn.Module:
             renamed = {f"{name}_" if name in hidden else name: child for name, child in module._modules.items()}
             module.__dict__["_modules"] = _RenamedModules(renamed)
     return model
-
-
-class RecordedGraph(NamedTuple):
-    """Graph as torch.export records it, the names of its inputs, and for each the names of its free axes."""
-
-    program: ExportedProgram
-    names: tuple[str, ...]
-    free_axes: tuple[Mapping[int, str], ...]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Context without the warnings and messages of exporters, which are about torch and not about the network."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.__trace", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def record_graph(network: GraphNetwork, values: Sequence[Tensor]) -> RecordedGraph:
-    """Record the graph with as many free sizes as possible. Raises RunError, in one line, if that is impossible."""
-    is_cloud = "points" in network.names
-    can_vary = values[0].shape[0] > 1  # torch.export takes a size of 1 for a constant
-    reason: Exception | None = None
-    for free in _FREE:
-        if (1 in free and not is_cloud) or (0 in free and not can_vary):
-            continue
-        axes = tuple(_name_axes(name, free) for name in network.names)
-        shapes = tuple({axis: Dim.DYNAMIC for axis in of_input} for of_input in axes)
-        torch.compiler.reset()  # else sizes that loops met before count as constants
-        try:
-            with quiet():
-                program = torch.export.export(
-                    network,
-                    tuple(_take_rows(value, 0 in free) for value in values),
-                    dynamic_shapes=(shapes,),
-                    strict=False,
-                )
-            return RecordedGraph(program, network.names, axes)
-        except Exception as error:  # noqa: BLE001 - torch.export has no class of its own for what it cannot record
-            reason = error
-    assert reason is not None, "the last try has no free sizes"
-    raise RunError(f"export: torch.export cannot record this network: {explain(reason)}") from reason
-
-
-def _take_rows(value: Tensor, is_batch_free: bool) -> Tensor:
-    """Copy a value, which torch marks; without free batches the graph is of one sample."""
-    return value.clone() if is_batch_free else value[:1].clone()
-
-
-def _name_axes(name: str, free: Sequence[int]) -> dict[int, str]:
-    """Return the free axes of an input by name; only clouds and their features have the second."""
-    return {axis: AXES[axis] for axis in free if axis == 0 or name in ("points", "features")}
-
-
-def explain(error: BaseException) -> str:
-    """Summarise what an exporter says in one line: its first cause, without advice about torch's code."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return summarise_error(error, max_length=240)

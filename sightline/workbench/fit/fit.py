@@ -17,7 +17,7 @@ from sightline.doctor.evidence.levels import FITTED, LossBounds
 from sightline.doctor.finding import Fault, Finding, FindingLocation, Severity
 from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import Precision, seed_everything
+from sightline.engine.device.numerics import Precision, seed_everything
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.train import TrainState

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import Precision
+from sightline.engine.device.numerics import Precision
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.fit import OWN, Attempt, Candidate, FitResult, Fitter, Note, make_candidate
 

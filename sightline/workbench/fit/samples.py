@@ -18,10 +18,12 @@ from sightline.contract.types import Batch, ComponentConfig
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import LossBounds
 from sightline.engine.batch_stream import BatchSampler
-from sightline.engine.build import TrainingSetup, build_transforms
-from sightline.engine.device import Precision, to_device
+from sightline.engine.build import TrainingSetup
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing
+from sightline.engine.run_data import build_transforms
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import Inputs, ModuleCall, record

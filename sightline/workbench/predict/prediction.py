@@ -21,20 +21,16 @@ from sightline.contract.errors import ConfigError, DataError, UserError, escape_
 from sightline.contract.model import model_output_keys
 from sightline.contract.schema import signature_parameters, suggest
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import list_skipped_files
 from sightline.store.files.input_files import list_files, natural_sort_key
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform, TransformPipeline, batch_keys
-from sightline.workbench.predict.predictor import (
-    Inference,
-    Predictions,
-    Predictor,
-    ReadFile,
-    Refusal,
-    predictor_class,
-)
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.collation import batch_keys
+from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
+from sightline.workbench.predict.predictor import Inference, Predictions, Predictor, ReadFile, Refusal, predictor_class
 
 logger = logging.getLogger(__name__)
 

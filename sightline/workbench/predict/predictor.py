@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from sightline.config.overrides import read_key_values
+from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
 from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.atomic_write import REPEAT, disk_failure
-from sightline.store.loading.batch_reader import NamedTransform
+from sightline.store.loading.transform_pipeline import NamedTransform
 
 
 def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) -> dict[Path, Path]:

@@ -20,20 +20,14 @@ from sightline.contract.types import Field
 from sightline.draw.pictures import label_colors
 from sightline.engine.run_loading import TrainedRun
 from sightline.ops.neighbours import nearest_neighbours
-from sightline.parts.metrics.labels import predict_labels
+from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
 from sightline.store.files.scan_reading import NoReturn, label_path, scan_name
 from sightline.workbench.predict.classify import CloudPredictor
 from sightline.workbench.predict.file_samples import FileSample, PointOrigin
-from sightline.workbench.predict.predictor import (
-    Inference,
-    ReadFile,
-    Refusal,
-    refuse_non_finite,
-    report_write_errors,
-)
+from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite, report_write_errors
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,10 @@ from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.model import Encoder
 from sightline.engine.batch_stream import evaluation_keys, read_batches
-from sightline.engine.build import DataSubset
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device.numerics import Precision
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
+from sightline.engine.run_data import DataSubset
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,13 @@ from sightline.config import RunConfig, read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, DataInfo, SampleKey
-from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
+from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import open_run
+from sightline.engine.run_model import build_model
 from sightline.instrument.random_state import preserve_random_state
 from sightline.ops.grouping import scale_num_neighbours
+from sightline.runs.encoder_blocks import find_neighbour_graph
 from sightline.runs.preprocessing_signature import (
     is_for_pairs,
     keep_normalising,
@@ -28,7 +30,6 @@ from sightline.runs.preprocessing_signature import (
     signature_differences,
 )
 from sightline.runs.run_files import RunFiles, config_path_of_run
-from sightline.runs.weights import find_neighbour_graph
 from sightline.workbench.probe.features import FeatureSplit, extract, get_encode, label_key
 from sightline.workbench.probe.methods import UnprobableError
 from sightline.workbench.probe.saved_features import FOLDER, SavedFeatures, make_key

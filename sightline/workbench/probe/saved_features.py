@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sightline.config import RunConfig
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.dataset import get_data_digest
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
-from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
 from sightline.engine.process_inputs import digest_package
-from sightline.runs.run_directory import read_version
+from sightline.engine.run_data import DataSubset
+from sightline.runs.environment import read_version
 from sightline.store.files.atomic_write import replace_atomic
-from sightline.store.loading.batch_reader import as_bytes
+from sightline.store.loading.leaves import as_bytes
 from sightline.workbench.probe.features import Features, FeatureSplit
 
 FOLDER = "features"

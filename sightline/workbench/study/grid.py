@@ -19,15 +19,16 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.intervals import student_t
 from sightline.draw.charts import ChartPanel, Series, render_svg
-from sightline.engine.build import build_metrics, build_part
+from sightline.engine.build import build_metrics
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import resolve_num_processes
+from sightline.engine.run_data import build_part
 from sightline.runs.best_checkpoint import resolve_mode
-from sightline.runs.run_directory import write_document, write_file
+from sightline.runs.output_files import write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.resume import assert_same_run
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.workbench.study.study_runs import StudyRun, assert_same_inputs, digest_inputs, plan_run, run_all
 
 NAME = "study"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sightline.config.faults import ConfigFaults
 from sightline.config.overrides import COMMAND_LINE, split_values
-from sightline.config.run_config import format_inline
-from sightline.config.yaml_tree import ConfigFaults, LocatedValue, read_value, read_yaml
+from sightline.config.yaml_tree import LocatedValue, read_value, read_yaml
+from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.schema import format_value, suggest
 from sightline.contract.types import SourceLocation

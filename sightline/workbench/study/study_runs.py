@@ -12,14 +12,14 @@ from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig
 from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import DiskError, RunError, UserError, summarise_error
-from sightline.engine.build import build_part
+from sightline.engine.run_data import build_part
 from sightline.runs.lineage import read_lineage
-from sightline.runs.run_directory import load_document
+from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import RunFiles
 from sightline.runs.trained_weights import assert_sha256
 from sightline.runs.weight_sources import open_source
 from sightline.training import launch
-from sightline.training.train_run import Reporter
+from sightline.training.train_result import Reporter
 from sightline.workbench.check.dry_run import error_location
 
 _SIGNALS = 128

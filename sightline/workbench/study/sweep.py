@@ -15,19 +15,21 @@ from typing import Any, Literal
 
 from sightline.commands.look import SweepOptions
 from sightline.config import RunConfig
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract.errors import DiskError, UserError, assert_installed
 from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import launched_world_size
 from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.runs.folder_lock import LOCK, find_holder
+from sightline.runs.output_files import write_document
 from sightline.runs.process_identity import ProcessIdentity
-from sightline.runs.run_directory import LOCK, find_holder, read_lines, write_document
+from sightline.runs.run_documents import read_lines
 from sightline.runs.run_files import is_run
 from sightline.runs.run_records import flatten_config
 from sightline.store.files.atomic_write import is_of_disk
 from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
-from sightline.training.train_run import Reporter, TrainResult
+from sightline.training.train_result import Reporter, TrainResult
 from sightline.training.train_run import train_run as train
 from sightline.workbench.study.grid import resolve_metric_mode
 from sightline.workbench.study.optuna_storage import explain_storage, open_study

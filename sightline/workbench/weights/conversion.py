@@ -13,24 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from sightline.config import RunConfig, render_config
-from sightline.config.run_config import to_plain
+from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.plugins import Plugin
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo
-from sightline.engine.build import build_model
-from sightline.engine.device import Precision, seed_everything
+from sightline.engine.device.numerics import Precision, seed_everything
 from sightline.engine.distributed import World
+from sightline.engine.run_model import build_model
 from sightline.instrument.random_state import preserve_random_state
 from sightline.published.files import PublishedFile, choose_layout, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names
 from sightline.runs import checkpoint
-from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
+from sightline.runs.environment import collect_environment
+from sightline.runs.inputs import INPUTS_FILE, inputs_document
+from sightline.runs.lineage import LINEAGE_FILE
 from sightline.runs.optimizer_state import optimizer_tensors
 from sightline.runs.random_states import get_rng_state
-from sightline.runs.run_directory import RunDirectory, collect_environment
+from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import load_weights
 from sightline.store.files.atomic_write import whole_folder
 from sightline.store.prepared.prepared_set import compute_sha256

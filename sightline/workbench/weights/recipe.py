@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig, read_config
-from sightline.config.run_config import Init, format_inline
+from sightline.config.run_config import Init
+from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.types import ComponentConfig, DataInfo
-from sightline.engine.build import build_transforms
+from sightline.engine.run_data import build_transforms
 from sightline.published.rows import PublishedLayout
 from sightline.runs.run_files import config_path_of_run
 

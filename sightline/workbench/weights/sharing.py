@@ -18,7 +18,8 @@ from sightline.contract.errors import CheckpointError, RunError, UserError, summ
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_directory import RunDirectory, load_document
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import RunFiles
 from sightline.runs.run_folders import list_runs
 from sightline.runs.run_records import ReportedRun, compare_runs, note_figures, read_reported_run

@@ -21,7 +21,8 @@ from sightline.areas.detect.sets.detections import Detections
 from sightline.areas.detect.transforms import FitImage
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image

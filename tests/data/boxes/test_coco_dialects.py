@@ -11,9 +11,9 @@ import pytest
 from sightline.areas.detect.sets.coco import read_coco
 from sightline.areas.detect.sets.convert import convert_labels
 from sightline.areas.detect.sets.label_table import LabelledSet
-from sightline.contract.errors import DataError
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.test_coco import BOX, ONE, prepare
+from tests.data.preparing import refuse
 
 ROOT = {"id": 0, "name": "cars", "supercategory": "none"}
 CAR = {"id": 1, "name": "cars", "supercategory": "cars"}
@@ -47,8 +47,7 @@ def test_a_category_that_only_groups_others_is_no_class(tmp_path: Path) -> None:
         assert found == [*labelled.notes]
     both_used = [BOX | {"category_id": number} for number in (0, 1)]
     write_coco(tmp_path / "3/train/_annotations.coco.json", ONE, both_used, categories=[ROOT, CAR])
-    with pytest.raises(DataError, match="'cars' is the name of two classes; give every class a name of its own"):
-        prepare(tmp_path / "3/train", tmp_path / "two")
+    refuse(prepare, tmp_path / "3/train", "'cars' is the name of two classes; give every class a name of its own")
 
 
 PLACES: dict[str, tuple[str, str, str, str]] = {
@@ -102,8 +101,7 @@ def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
         ("x.json", ["k/\0.png"], "there is no such file"),
     ):
         write_coco(tmp_path / "in" / file, [(n, name, 8, 6) for n, name in enumerate(names, start=1)], [BOX])
-        with pytest.raises(DataError, match=message):
-            prepare(tmp_path / "in", tmp_path / "set", annotations=(file,))
+        refuse(prepare, tmp_path / "in", message, annotations=(file,))
         assert not read_coco(tmp_path / "in", annotations=(file,), images=None).images
     write_coco(tmp_path / "in/x.json", [(1, "k/a.png", 8, 6)], [BOX])
     _, labelled = both(tmp_path / "in", tmp_path / "set", annotations=("x.json",), images="two")
@@ -126,8 +124,7 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
         document = json.loads(write_coco(source / file, ONE, [BOX]).read_text("utf-8"))
         document.pop(lacking, None)
         (source / file).write_text(json.dumps(document), "utf-8")
-        with pytest.raises(DataError, match=f"{file}: {told} no other is about its part"):
-            prepare(source, tmp_path / "set")
+        refuse(prepare, source, f"{file}: {told} no other is about its part")
         alone = prepare(source, tmp_path / f"set{number}", annotations=("annotations/instances_val.json",))
         assert alone["differences"] == []
         (source / file).unlink()
@@ -138,8 +135,7 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
         ]
         assert manifest["differences"] == [*labelled.notes] == left_out
         write_image(source / "val/b.png", pattern(6, 8))
-        with pytest.raises(DataError, match=r"1 images that no annotation file names, first: .*val/b\.png; correct"):
-            prepare(source, tmp_path / f"beside{number}")
+        refuse(prepare, source, r"1 images that no annotation file names, first: .*val/b\.png; correct")
 
 
 def test_a_box_that_cvat_states_as_turned_is_a_fault(tmp_path: Path) -> None:
@@ -148,8 +144,7 @@ def test_a_box_that_cvat_states_as_turned_is_a_fault(tmp_path: Path) -> None:
     for degrees in (0.0, 45.0):
         write_coco(tmp_path / "in/x.json", ONE, [BOX | {"attributes": {"occluded": False, "rotation": degrees}}])
         if degrees:
-            with pytest.raises(DataError, match=r"1 impossible boxes, first: a.png: .*turned by 45.0 degrees"):
-                prepare(tmp_path / "in", tmp_path / "turned")
+            refuse(prepare, tmp_path / "in", r"1 impossible boxes, first: a.png: .*turned by 45.0 degrees")
         else:
             assert prepare(tmp_path / "in", tmp_path / "set")["statistics"]["boxes"] == {"all": 1}
 

@@ -18,6 +18,7 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.concat import Concat
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_image
+from tests.data.preparing import refuse
 
 
 def prepare(source: Path, target: Path, **options: Any) -> dict[str, Any]:
@@ -144,25 +145,21 @@ def test_a_kind_of_box_that_the_file_lacks_is_refused_when_it_is_chosen(tmp_path
 )
 def test_faulty_boxes_are_named_or_left_out(tmp_path: Path, fault: dict[str, Any], message: str) -> None:
     write_set(tmp_path / "in", train={"a": [CROWD[0], fault, CROWD[1]], "b": []})
-    with pytest.raises(DataError, match=f"1 impossible boxes, first: {message}"):
-        prepare(tmp_path / "in", tmp_path / "set")
+    refuse(prepare, tmp_path / "in", f"1 impossible boxes, first: {message}")
     prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
     assert len(opened(tmp_path / "set").record(0).boxes) == 2
 
 
 def test_folders_and_lines_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     source = tmp_path / "in"
-    with pytest.raises(DataError, match=r"there is no such folder, no \.odgt file"):
-        prepare(source, tmp_path / "set")
+    refuse(prepare, source, r"there is no such folder, no \.odgt file")
     write_set(source, train={"a": CROWD, "b": []})
     image = source / "CrowdHuman_train01" / "Images" / "b.png"
     moved = image.rename(tmp_path / "b.png")
-    with pytest.raises(DataError, match="1 images that are missing or damaged, first: there is no image 'b' below"):
-        prepare(source, tmp_path / "set")
+    refuse(prepare, source, "1 images that are missing or damaged, first: there is no image 'b' below")
     moved.rename(image)
     write_image(source / "copy" / "b.png", pattern(16, 32))
-    with pytest.raises(DataError, match=r"has the same name, and the boxes of 'b' fit either"):
-        prepare(source, tmp_path / "set")
+    refuse(prepare, source, r"has the same name, and the boxes of 'b' fit either")
     file = source / "annotation_train.odgt"
     for text, message in (
         ('{"ID": "a", "gtboxes": []}\n{"ID": "a", "gtboxes": []}', "2: the image 'a' appears twice"),
@@ -173,8 +170,7 @@ def test_folders_and_lines_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ("\n", "contains no lines"),
     ):
         file.write_text(text)
-        with pytest.raises(DataError, match=message):
-            prepare(source, tmp_path / "set")
+        refuse(prepare, source, message)
 
 
 def test_files_and_synthetic_crowds_are_trained_on_as_one(root: Path) -> None:

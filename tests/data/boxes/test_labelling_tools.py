@@ -20,7 +20,7 @@ from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import verify
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.tool_files import OBJECTS, SIZE, WRITERS, write_cvat, write_labelme, write_voc
-from tests.data.preparing import list_other_notes, prepare_set
+from tests.data.preparing import list_other_notes, prepare_set, refuse
 from tests.long.mutations import mutated
 
 
@@ -65,18 +65,15 @@ def test_boxes_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     assert verify(tmp_path / "set") >= len(expected) + len(labels)
     assert registry.data.get_entry(name).builder.survey(source)["images"] == {"all": len(expected)}
     write_image(source / "more" / "d.png", pattern(*SIZE))
-    with pytest.raises(DataError, match=r"1 images that no annotation file is about, first: more/d\.png; correct them"):
-        prepare_set(name, source, tmp_path / "none")
+    refuse(name, source, r"1 images that no annotation file is about, first: more/d\.png; correct them")
     prepare_set(name, source, tmp_path / "most", faulty="leave_out")
     assert all_of(name, tmp_path / "most") == expected
     for image in source.rglob("*.png"):
         image.unlink()
     lost = rf"{len(expected)} images that are missing or damaged, first: .*there is no image '.*a\.png' below"
-    with pytest.raises(DataError, match=lost):
-        prepare_set(name, source, tmp_path / "none")
+    refuse(name, source, lost)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds nothing; .* has .*: give the folder with them"):
-        prepare_set(name, tmp_path / "empty", tmp_path / "none")
+    refuse(name, tmp_path / "empty", r"holds nothing; .* has .*: give the folder with them")
 
 
 def test_voc_counts_pixels_from_1_unless_stated(tmp_path: Path) -> None:
@@ -148,8 +145,7 @@ def test_splits_are_those_of_folders_and_of_the_nearest_image(tmp_path: Path) ->
     assert counts == {"train": 2, "validation": 2, "test": 2}
     (tmp_path / "in" / "train" / "a.png").unlink()
     several = r"train/a\.xml: states the image 'a\.png', which .* and .* may be; rename one"
-    with pytest.raises(DataError, match=several):
-        prepare_set("voc", tmp_path / "in", tmp_path / "other")
+    refuse("voc", tmp_path / "in", several)
 
 
 def test_shapes_of_labelme_become_the_boxes_about_them(tmp_path: Path) -> None:
@@ -178,8 +174,7 @@ def test_shapes_of_labelme_become_the_boxes_about_them(tmp_path: Path) -> None:
     )
     (tmp_path / "in" / "package.json").write_text("{}")
     refused = r"2 shapes that are no boxes, first: .*a\.json: shapes\[7\]: 'cell ' is a point; 6 imp"
-    with pytest.raises(DataError, match=refused):
-        prepare_set("labelme", tmp_path / "in", tmp_path / "set")
+    refuse("labelme", tmp_path / "in", refused)
     counts = {"polygons": 3, "circles": 1, "masks": 1}
     unread = read_labelme(tmp_path / "in").unread
     assert unread == {
@@ -235,8 +230,7 @@ def test_subsets_of_cvat_are_splits_and_a_video_is_refused(tmp_path: Path) -> No
     assert prepare_set("cvat", root / "Train.xml", tmp_path / "one")["statistics"]["images"] == {"train": 1}
     (root / "Train.xml").write_text('<annotations>\n<track id="0" label="car"/></annotations>')
     video = r"Train\.xml:2: is a track of a video, .*export it as 'CVAT for images 1\.1'"
-    with pytest.raises(DataError, match=video):
-        prepare_set("cvat", root, tmp_path / "video")
+    refuse("cvat", root, video)
 
 
 FAULTS = {

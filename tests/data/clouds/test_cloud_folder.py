@@ -16,7 +16,7 @@ from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 from sightline.commands.data import PrepareOptions
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.types import SampleKey
-from sightline.ops.surfaces import estimate_normals
+from sightline.ops.normals import estimate_normals
 from sightline.store.cloud_preparation import prepare_cloud
 from sightline.store.files.cloud_files import read_cloud
 from sightline.store.prepared.prepared_set import verify
@@ -25,6 +25,7 @@ from sightline.workbench.predict.file_samples import read_sample
 from tests.command import run_here
 from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, prepare_folder, solid, write_folder, write_ply
+from tests.data.preparing import refuse
 
 
 def everything(dataset: CloudFolder) -> dict[str, Any]:
@@ -82,8 +83,7 @@ def test_shares_are_rounded_and_leave_something_everywhere(clouds: Path, tmp_pat
     manifest = prepare_folder(clouds, tmp_path / "set", test_share=0.34, validation_share=0.01)
     assert manifest["splits"]["test"]["class_counts"] == [3, 3, 3]
     assert manifest["splits"]["validation"]["class_counts"] == [1, 1, 1]
-    with pytest.raises(DataError, match="class 'ball' has 10 clouds, too few for 9 to test, 1 to validate"):
-        prepare_folder(clouds, tmp_path / "none", test_share=0.9)
+    refuse(prepare_folder, clouds, "class 'ball' has 10 clouds, too few for 9 to test, 1 to validate", test_share=0.9)
 
 
 def test_given_parts_are_kept(tmp_path: Path) -> None:
@@ -438,10 +438,7 @@ def test_folders_that_are_no_set(tmp_path: Path, case: str) -> None:
     (tmp_path / "in").mkdir()
     for name, text in files.items():
         touch(tmp_path / "in" / name, text)
-    with pytest.raises(DataError, match=words):
-        prepare_folder(tmp_path / "in", tmp_path / "set")
-    assert not (tmp_path / "set").exists()
-    assert not (tmp_path / "set.partial").exists()
+    refuse(prepare_folder, tmp_path / "in", words)
 
 
 LISTS: dict[str, tuple[bytes, str]] = {
@@ -466,8 +463,7 @@ def test_lists_that_are_no_set(tmp_path: Path, case: str) -> None:
     for name in ("a.txt", "b.txt", "a.gltf"):
         touch(tmp_path / name)
     (tmp_path / "list.csv").write_bytes(content)
-    with pytest.raises(DataError, match=f"list.csv{words}"):
-        prepare_folder(tmp_path / "list.csv", tmp_path / "set")
+    refuse(prepare_folder, tmp_path / "list.csv", f"list.csv{words}")
 
 
 @pytest.mark.parametrize(

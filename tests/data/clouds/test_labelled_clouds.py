@@ -11,10 +11,10 @@ import torch
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
-from sightline.ops.surfaces import estimate_normals
+from sightline.ops.normals import estimate_normals
 from sightline.store.cloud_preparation import EstimatedNormals, prepare_cloud
 from sightline.store.files.cloud_files import PointCloud
-from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.loading.stratified import stratified_subset
 from sightline.store.scene_preparation import prepare_scene
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import solid
@@ -139,7 +139,7 @@ def test_a_stray_point_is_named_and_spread_out_clouds_are_not_refused() -> None:
         assert np.isfinite(prepare_cloud(PointCloud(cloud), num_points=500, where="a.ply")["points"]).all()
 
 
-# --- Normals and fractions on the sets that have them: the input widens, bits stay pure, the test part stays whole ---
+# --- normals and fractions --------------------------------------------------------------------------------------------
 
 
 def keys(*indices: int) -> list[SampleKey]:

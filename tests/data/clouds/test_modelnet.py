@@ -29,6 +29,7 @@ from tests.data.clouds.modelnet_writers import (
     write_off,
     write_text,
 )
+from tests.data.preparing import refuse
 
 TEN = ["bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet"]
 
@@ -156,8 +157,7 @@ def test_modelnet10_lists_serve_where_the_others_are_absent(tmp_path: Path) -> N
         (source / f"modelnet10_{split}.txt").write_text("\n".join(kept))
         (source / f"modelnet40_{split}.txt").unlink()
     assert prepare(source, tmp_path / "ten", "modelnet10")["splits"]["train"]["num_rows"] == 3
-    with pytest.raises(DataError, match=r"modelnet40_train\.txt: is missing"):
-        prepare(source, tmp_path / "forty")
+    refuse(prepare, source, r"modelnet40_train\.txt: is missing")
 
 
 def test_symbolic_links_are_followed_and_reported(tmp_path: Path) -> None:
@@ -288,24 +288,24 @@ def test_what_cannot_be_opened_is_named(prepared: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def forty(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_modelnet40(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("modelnet") / "modelnet40"
     prepare(shared / "data/modelnet40_1024.npz", target)
     return target
 
 
 @pytest.mark.shared
-def test_the_real_set_has_the_published_counts(forty: Path) -> None:
-    facts = ModelNet40.describe(forty)
+def test_the_real_set_has_the_published_counts(real_modelnet40: Path) -> None:
+    facts = ModelNet40.describe(real_modelnet40)
     assert facts["sizes"] == {"train": 9843, "test": 2468}
     assert facts["counts"] == ModelNet40.card()["splits"]
     assert (facts["differences"], facts["duplicates"], facts["up_axis"]) == ([], [], "z")
-    assert ModelNet10(split="train", root=str(forty)).info.split_sizes == {"train": 3991, "test": 908}
+    assert ModelNet10(split="train", root=str(real_modelnet40)).info.split_sizes == {"train": 3991, "test": 908}
 
 
 @pytest.mark.shared
-def test_a_real_shape_has_the_stored_bits(forty: Path, shared: Path) -> None:
-    shapes = ModelNet40(split="test", root=str(forty), num_points=512)
+def test_a_real_shape_has_the_stored_bits(real_modelnet40: Path, shared: Path) -> None:
+    shapes = ModelNet40(split="test", root=str(real_modelnet40), num_points=512)
     with np.load(shared / "data/modelnet40_1024.npz", allow_pickle=False) as archive:
         for index in (0, 1234, 2467):
             sample = shapes[SampleKey(index, 0, 0)]
@@ -315,17 +315,17 @@ def test_a_real_shape_has_the_stored_bits(forty: Path, shared: Path) -> None:
 
 
 @pytest.mark.shared
-def test_the_real_set_opens_at_once(forty: Path) -> None:
+def test_the_real_set_opens_at_once(real_modelnet40: Path) -> None:
     def seconds() -> float:
         start = time.process_time()
-        ModelNet40(split="train", root=str(forty))[SampleKey(9842, 0, 0)]
+        ModelNet40(split="train", root=str(real_modelnet40))[SampleKey(9842, 0, 0)]
         return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.1
 
 
 @pytest.mark.shared
-def test_real_meshes_are_the_shapes_that_others_drew(forty: Path, shared: Path, tmp_path: Path) -> None:
+def test_real_meshes_are_the_shapes_that_others_drew(real_modelnet40: Path, shared: Path, tmp_path: Path) -> None:
     """The archive's clouds were drawn from the same meshes by other hands: ours must lie on them, the same way up."""
     from scipy.spatial import cKDTree
 
@@ -336,7 +336,7 @@ def test_real_meshes_are_the_shapes_that_others_drew(forty: Path, shared: Path, 
     manifest = prepare(source, tmp_path / "set")
     assert manifest["source"]["path"].endswith("modelnet_off_samples/ModelNet10")
     assert "test: 0 shapes, published 2468" in manifest["differences"]
-    ours, theirs = (ModelNet40(split="train", root=str(root)) for root in (tmp_path / "set", forty))
+    ours, theirs = (ModelNet40(split="train", root=str(root)) for root in (tmp_path / "set", real_modelnet40))
     index_of = {theirs.sample_name(index): index for index in range(626, 732)}
     assert len(ours) == 5
     for index in range(5):

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ from tests.data.clouds.modelnet_writers import (
     write_text,
 )
 from tests.data.files.test_broken_clouds import Trap
-from tests.data.preparing import refuse, replace_line, set_key
+from tests.data.preparing import Damage, refuse, replace_line, set_key
 
 refused = functools.partial(refuse, prepare, is_list=True)
 
@@ -66,10 +65,9 @@ def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path: Path) -> None:
         (set_key("data", np.full((2, NUM_POINTS, 3), np.nan, "f4")), r"train10\.h5: shape 0: points\[0, 0\] is nan"),
     ],
 )
-def test_broken_hdf5(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:
+def test_broken_hdf5(tmp_path: Path, change: Damage, message: str) -> None:
     root = write_hdf5(tmp_path / "in")
-    with h5py.File(root / "ply_data_train10.h5", "r+") as file:
-        change(file)
+    change(root / "ply_data_train10.h5")
     refused(root, message)
 
 
@@ -166,7 +164,7 @@ def test_an_archive_with_a_flipped_bit_in_any_entry(tmp_path: Path) -> None:
 )
 def test_broken_text(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
     root = write_text(tmp_path / "in")
-    replace_line(root / "bed/bed_0001.txt", 4, change)
+    replace_line(4, change)(root / "bed/bed_0001.txt")
     refused(root, r"bed/bed_0001\.txt" + message)
 
 
@@ -201,7 +199,7 @@ def test_a_release_without_any_of_the_ten_classes(tmp_path: Path) -> None:
 
 def test_a_broken_mesh_and_an_unknown_class(tmp_path: Path) -> None:
     root = write_off(tmp_path / "in")
-    replace_line(root / "airplane/train/airplane_0001.off", 6, "0 two 2")
+    replace_line(6, "0 two 2")(root / "airplane/train/airplane_0001.off")
     refused(root, r"airplane_0001\.off:6: 'two' is not a number")
     (root / "bed").rename(root / "boat")
     refused(root, "boat: 'boat' is not one of ModelNet's 40 classes")

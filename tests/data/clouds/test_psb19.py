@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sightline.areas.clouds.sets.psb19 import Psb19
-from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from tests.data.preparing import refuse
 
 
 def prepare(source: Path, target: Path) -> dict[str, object]:
@@ -69,13 +69,10 @@ def test_the_real_set(shared: Path, tmp_path: Path) -> None:
 )
 def test_archives_that_are_something_else(tmp_path: Path, changes: dict[str, np.ndarray], words: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays(**changes))
-    with pytest.raises(DataError, match=f"a.npz: {words}"):
-        prepare(tmp_path / "a.npz", tmp_path / "set")
+    refuse(prepare, tmp_path / "a.npz", f"a.npz: {words}")
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file"):
-        prepare(tmp_path / "a.npz", tmp_path / "set")
+    refuse(prepare, tmp_path / "a.npz", "there is no such file")
     np.savez(tmp_path / "a.npz", xyz=np.zeros(3))
-    with pytest.raises(DataError, match="has no entry 'normal'; needed are xyz, normal"):
-        prepare(tmp_path / "a.npz", tmp_path / "set")
+    refuse(prepare, tmp_path / "a.npz", "has no entry 'normal'; needed are xyz, normal")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,8 +16,9 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.command import refuse, succeed
+from tests.data import preparing
 from tests.data.clouds.scanobjectnn_writers import CLASSES, FILES, NUM_POINTS, SIZES, object_of, prepare, write_variant
-from tests.data.preparing import set_key
+from tests.data.preparing import Damage, put, set_key
 
 
 @pytest.fixture(scope="module")
@@ -146,88 +145,68 @@ def test_the_recipe_builds(obj_bg: Path) -> None:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def edit(word: str, change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
-    """Change one file of the variant obj_bg."""
-
-    def apply(root: Path) -> None:
-        with h5py.File(root / f"main_split/{word}_objectdataset.h5", "r+") as file:
-            change(file)
-
-    return apply
-
-
-def put(index: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarray]:
-    def apply(array: np.ndarray) -> np.ndarray:
-        array[index] = value
-        return array
-
-    return apply
-
-
-def list_classes(names: list[str]) -> Callable[[Path], None]:
-    def apply(root: Path) -> None:
-        (root / "shape_names_ext.txt").write_text("\n".join(names) + "\n")
-
-    return apply
+def list_classes(names: list[str]) -> Damage:
+    return lambda path: path.write_text("\n".join(names) + "\n")
 
 
 SWAPPED = [*CLASSES[:9], "bed", "table", *CLASSES[11:]]
-TRAIN, TEST = (rf"main_split/{word}_objectdataset\.h5" for word in ("training", "test"))
+TRAINING = "main_split/training_objectdataset.h5"
+TEST = "main_split/test_objectdataset.h5"
+NAMES = "shape_names_ext.txt"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "damage", "message"),
     [
-        (edit("training", lambda file: file.pop("mask")), rf"{TRAIN}: has no key 'mask', it has data, label"),
-        (edit("test", lambda file: file.pop("label")), rf"{TEST}: has no key 'label'"),
-        (edit("training", set_key("label", put((7,), 15))), rf"{TRAIN}: label\[7\] is 15, there are 15 classes"),
-        (edit("test", set_key("label", put((2,), -1))), rf"{TEST}: label\[2\] is -1, there are 15 classes"),
-        (edit("training", set_key("label", lambda x: x[:-1])), rf"{TRAIN}: 'label' is int32 \(29,\), integers \(30,\)"),
+        (TRAINING, set_key("mask"), rf"{TRAINING}: has no key 'mask', it has data, label"),
+        (TEST, set_key("label"), rf"{TEST}: has no key 'label'"),
+        (TRAINING, set_key("label", put((7,), 15)), rf"{TRAINING}: label\[7\] is 15, there are 15 classes"),
+        (TEST, set_key("label", put((2,), -1)), rf"{TEST}: label\[2\] is -1, there are 15 classes"),
+        (TRAINING, set_key("label", lambda x: x[:-1]), rf"{TRAINING}: 'label' is int32 \(29,\), integers \(30,\)"),
         (
-            edit("training", set_key("mask", lambda x: x.astype(np.uint8))),
-            rf"{TRAIN}: 'mask' is uint8 \(30, 20\), signed numbers \(30, 20\) are needed, -1 for the background",
+            TRAINING,
+            set_key("mask", lambda x: x.astype(np.uint8)),
+            rf"{TRAINING}: 'mask' is uint8 \(30, 20\), signed numbers \(30, 20\) are needed, -1 for the background",
         ),
-        (edit("test", set_key("mask", lambda x: x[:, :5])), rf"{TEST}: 'mask' is int32 \(16, 5\)"),
-        (edit("test", set_key("data", lambda x: x[..., :2])), rf"{TEST}: 'data' is float32 \(16, 20, 2\), floats"),
+        (TEST, set_key("mask", lambda x: x[:, :5]), rf"{TEST}: 'mask' is int32 \(16, 5\)"),
+        (TEST, set_key("data", lambda x: x[..., :2]), rf"{TEST}: 'data' is float32 \(16, 20, 2\), floats"),
         (
-            lambda root: [edit("test", set_key(key, lambda x: x[:, :5]))(root) for key in ("data", "mask")],
+            TEST,
+            lambda path: [set_key(key, lambda x: x[:, :5])(path) for key in ("data", "mask")],
             rf"{TEST}: 'data' has 5 points an object, training_objectdataset\.h5 has 20",
         ),
-        (edit("training", set_key("data", put((4, 3, 1), np.nan))), rf"{TRAIN}: object 4: data\[3, 1\] is nan"),
+        (TRAINING, set_key("data", put((4, 3, 1), np.nan)), rf"{TRAINING}: object 4: data\[3, 1\] is nan"),
         (
-            edit("training", set_key("data", lambda x: np.concatenate([x[:1] * 0, x[1:]]))),
-            rf"{TRAIN}: object 0: all 20 points coincide",
+            TRAINING,
+            set_key("data", lambda x: np.concatenate([x[:1] * 0, x[1:]])),
+            rf"{TRAINING}: object 0: all 20 points coincide",
         ),
+        (TEST, Path.unlink, rf"{TEST}: is missing, it is of 'obj_bg'; .*main_split holds training_objectdataset\.h5"),
+        (TEST, lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40), rf"{TEST}: is not a sound HDF5 file"),
         (
-            lambda root: (root / "main_split/test_objectdataset.h5").unlink(),
-            rf"{TEST}: is missing, it is of 'obj_bg'; .*main_split holds training_objectdataset\.h5",
-        ),
-        (
-            lambda root: (root / "main_split/test_objectdataset.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40),
-            rf"{TEST}: is not a sound HDF5 file",
-        ),
-        (
-            lambda root: (root / "main_split").rename(root / "split9"),
+            "main_split",
+            lambda path: path.rename(path.with_name("split9")),
             r"h5_files/main_split: is missing, 'obj_bg' is read from it; .*h5_files holds split9",
         ),
-        (list_classes(SWAPPED), r"shape_names_ext\.txt:10: has 'bed' where the release has 'table' \(label 9\)"),
-        (list_classes(sorted(CLASSES)), r"shape_names_ext\.txt:2: has 'bed' where the release has 'bin' \(label 1\)"),
-        (list_classes(CLASSES[:14]), r"shape_names_ext\.txt:15: has nothing where the release has 'toilet'"),
-        (list_classes([*CLASSES, "tv"]), r"shape_names_ext\.txt:16: has 'tv' where the release has nothing"),
+        (NAMES, list_classes(SWAPPED), r"shape_names_ext\.txt:10: has 'bed' where the release has 'table' \(label 9\)"),
+        (
+            NAMES,
+            list_classes(sorted(CLASSES)),
+            r"shape_names_ext\.txt:2: has 'bed' where the release has 'bin' \(label 1\)",
+        ),
+        (NAMES, list_classes(CLASSES[:14]), r"shape_names_ext\.txt:15: has nothing where the release has 'toilet'"),
+        (NAMES, list_classes([*CLASSES, "tv"]), r"shape_names_ext\.txt:16: has 'tv' where the release has nothing"),
     ],
 )
-def test_broken_releases_are_refused(tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
+def test_broken_releases_are_refused(tmp_path: Path, file: str, damage: Damage, message: str) -> None:
     root = write_variant(tmp_path / "h5_files", "obj_bg")
-    change(root)
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(root, tmp_path / "set")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "set").exists()
+    damage(root / file)
+    preparing.refuse(prepare, root, message)
 
 
 def test_a_list_in_the_right_order_is_welcome(tmp_path: Path) -> None:
     root = write_variant(tmp_path / "h5_files", "obj_bg")
-    list_classes(CLASSES)(root)
+    list_classes(CLASSES)(root / NAMES)
     assert prepare(root, tmp_path / "set")["outcome"] == "prepared"
 
 
@@ -245,7 +224,7 @@ def test_another_variant_than_was_prepared_is_refused(obj_bg: Path, tmp_path: Pa
 
 def test_an_object_without_points_of_its_own_cannot_be_read_alone(tmp_path: Path) -> None:
     root = write_variant(tmp_path / "h5_files", "obj_bg")
-    edit("training", set_key("mask", lambda x: np.where(np.arange(30)[:, None] == 8, -1, x)))(root)
+    set_key("mask", lambda x: np.where(np.arange(30)[:, None] == 8, -1, x))(root / TRAINING)
     prepare(root, tmp_path / "set")
     with pytest.raises(DataError, match=r"train/training_objectdataset/00008: has no point of the object; set backg"):
         opened(tmp_path / "set", background="drop")[SampleKey(8, 0, 0)]

@@ -9,7 +9,6 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ import torch
 from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
-from sightline.store.loading.batch_reader import collate
+from sightline.store.loading.collation import collate
 from tests.command import succeed
 from tests.data.clouds.shapenet_part_writers import (
     CATEGORIES,
@@ -31,7 +30,7 @@ from tests.data.clouds.shapenet_part_writers import (
     write_layout,
     write_text,
 )
-from tests.data.preparing import refuse, replace_line, set_key
+from tests.data.preparing import Damage, cut, put, refuse, replace_line, set_key
 
 OURS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -252,7 +251,7 @@ def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
     assert ShapeNetPart.verify(target) == 3 * 5  # points, normals, label, category and offsets of each split
 
 
-# --- Every broken ShapeNetPart is refused in one line that names the file and the line; nothing appears at the target
+# --- broken releases --------------------------------------------------------------------------------------------------
 
 
 ONE_OF_TWO_FLAT = np.stack([np.ones((NUM_POINTS, 3)), np.eye(NUM_POINTS, 3)]).astype(np.float32)
@@ -271,39 +270,7 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
     refused(both, r"both: holds 2 layouts, give one: .*both \(hdf5\), .*both \(text\)")
 
 
-# --- the text benchmark: shapes ---------------------------------------------------------------------------------------
-
-
-def with_line(line: int, text: str | None) -> Callable[[Path], None]:
-    """Replace a line of a file, the first being 1, or cut the file in front of it."""
-    return lambda path: replace_line(path, line, text)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (with_line(3, "0.1 0.2 0.3 0 0 1"), r"04225987/b\.txt:3: 6 columns, 7 are needed; found '0\.1 0\.2 0\.3"),
-        (with_line(8, "0.1 0.2 0,3 0 0 1 44"), r"04225987/b\.txt:8: '0,3' is not a number"),
-        (with_line(2, "0.1 0.2 nan 0 0 1 44"), r"04225987/b\.txt:2: nan is not a finite number"),
-        (with_line(4, "1e200 0.2 0.3 0 0 1 44"), r"b\.txt: a coordinate is 1e\+200; the file is damaged or in another"),
-        (with_line(6, "0.1 0.2 0.3 0 1e200 1 44"), r"04225987/b\.txt:6: the normal is too long to be one"),
-        (with_line(20, "0 0 0 0 0 1 43.000000"), r"b\.txt:20: part 43 is none of skateboard's \(44 to 46\); download"),
-        (with_line(1, "0 0 0 0 0 1 -1"), r"04225987/b\.txt:1: part -1 is none of skateboard's"),
-        (with_line(1, "0 0 0 0 0 1 50"), r"04225987/b\.txt:1: part 50 is none of skateboard's"),
-        (with_line(1, "0 0 0 0 0 1 47"), r"04225987/b\.txt:1: part 47 is none of skateboard's"),  # is one of a table's
-        (with_line(7, "0 0 0 0 0 1 44.5"), r"04225987/b\.txt:7: part 44\.5 is none of skateboard's"),
-        (with_line(1, None), r"04225987/b\.txt: holds no rows, 7 columns are needed"),
-        (with_line(2, None), r"04225987/b\.txt: all 1 points coincide"),
-        (Path.unlink, r"shuffled_train_file_list\.json:1: lists .*04225987/b\.txt, which is missing, as are 1 of 64"),
-    ],
-)
-def test_broken_shapes(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
-    root = write_text(tmp_path / "in")
-    change(root / "04225987/b.txt")
-    refused(root, message)
-
-
-# --- the text benchmark: lists ----------------------------------------------------------------------------------------
+# --- the layouts: one file of a whole release is damaged --------------------------------------------------------------
 
 
 def with_entries(change: Callable[[list[str]], object]) -> Callable[[Path], None]:
@@ -317,95 +284,134 @@ def with_entries(change: Callable[[list[str]], object]) -> Callable[[Path], None
     return rewrite
 
 
+SHAPE = "04225987/b.txt"
+LIST = "train_test_split/shuffled_val_file_list.json"
+KINDS = "synsetoffset2category.txt"
+ARRAYS = "ply_data_train10.h5"
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "damage", "message"),
     [
-        (Path.unlink, r"shuffled_val_file_list\.json: is missing, it lists the shapes of the validation split"),
-        (lambda path: path.write_text('["shape_data/02691156/c",\n"sha'), r"list\.json:2: is not JSON \(Unterm"),
-        (lambda path: path.write_text("[" * 10**5), r"val_file_list\.json: cannot be read \(lists and mappings"),
-        (lambda path: path.write_text("[]"), r"val_file_list\.json:1: is not a list of texts"),
-        (lambda path: path.write_text("[1, 2]"), r"val_file_list\.json:1: is not a list of texts"),
-        (lambda path: path.write_bytes(b"\xff\xfe["), r"val_file_list\.json: cannot be read \('utf-8' codec"),
-        (with_entries(lambda x: x.insert(3, "02691156/c")), r"json:5: '02691156/c' is not shape_data/<synset>/<id>"),
-        (with_entries(lambda x: x.insert(3, "shape_data/../c")), r"json:5: 'shape_data/\.\./c' is not shape_data/"),
         (
+            SHAPE,
+            replace_line(3, "0.1 0.2 0.3 0 0 1"),
+            r"04225987/b\.txt:3: 6 columns, 7 are needed; found '0\.1 0\.2 0\.3",
+        ),
+        (SHAPE, replace_line(8, "0.1 0.2 0,3 0 0 1 44"), r"04225987/b\.txt:8: '0,3' is not a number"),
+        (SHAPE, replace_line(2, "0.1 0.2 nan 0 0 1 44"), r"04225987/b\.txt:2: nan is not a finite number"),
+        (
+            SHAPE,
+            replace_line(4, "1e200 0.2 0.3 0 0 1 44"),
+            r"b\.txt: a coordinate is 1e\+200; the file is damaged or in another",
+        ),
+        (SHAPE, replace_line(6, "0.1 0.2 0.3 0 1e200 1 44"), r"04225987/b\.txt:6: the normal is too long to be one"),
+        (
+            SHAPE,
+            replace_line(20, "0 0 0 0 0 1 43.000000"),
+            r"b\.txt:20: part 43 is none of skateboard's \(44 to 46\); download",
+        ),
+        (SHAPE, replace_line(1, "0 0 0 0 0 1 -1"), r"04225987/b\.txt:1: part -1 is none of skateboard's"),
+        (SHAPE, replace_line(1, "0 0 0 0 0 1 50"), r"04225987/b\.txt:1: part 50 is none of skateboard's"),
+        (
+            SHAPE,
+            replace_line(1, "0 0 0 0 0 1 47"),
+            r"04225987/b\.txt:1: part 47 is none of skateboard's",
+        ),  # is one of a table's
+        (SHAPE, replace_line(7, "0 0 0 0 0 1 44.5"), r"04225987/b\.txt:7: part 44\.5 is none of skateboard's"),
+        (SHAPE, replace_line(1, None), r"04225987/b\.txt: holds no rows, 7 columns are needed"),
+        (SHAPE, replace_line(2, None), r"04225987/b\.txt: all 1 points coincide"),
+        (
+            SHAPE,
+            Path.unlink,
+            r"shuffled_train_file_list\.json:1: lists .*04225987/b\.txt, which is missing, as are 1 of 64",
+        ),
+        (LIST, Path.unlink, r"shuffled_val_file_list\.json: is missing, it lists the shapes of the validation split"),
+        (LIST, lambda path: path.write_text('["shape_data/02691156/c",\n"sha'), r"list\.json:2: is not JSON \(Unterm"),
+        (LIST, lambda path: path.write_text("[" * 10**5), r"val_file_list\.json: cannot be read \(lists and mappings"),
+        (LIST, lambda path: path.write_text("[]"), r"val_file_list\.json:1: is not a list of texts"),
+        (LIST, lambda path: path.write_text("[1, 2]"), r"val_file_list\.json:1: is not a list of texts"),
+        (LIST, lambda path: path.write_bytes(b"\xff\xfe["), r"val_file_list\.json: cannot be read \('utf-8' codec"),
+        (
+            LIST,
+            with_entries(lambda x: x.insert(3, "02691156/c")),
+            r"json:5: '02691156/c' is not shape_data/<synset>/<id>",
+        ),
+        (
+            LIST,
+            with_entries(lambda x: x.insert(3, "shape_data/../c")),
+            r"json:5: 'shape_data/\.\./c' is not shape_data/",
+        ),
+        (
+            LIST,
             with_entries(lambda x: x.insert(2, "shape_data/02691157/c")),
             r"json:4: shape_data/02691157/c is of the synset 02691157, which synsetoffset2category\.txt does not name",
         ),
         (
+            LIST,
             with_entries(lambda x: x.insert(2, x[0])),
             r"json:4: 02691156/c is listed twice, before at .*val_file_list\.json:2; download the lists again",
         ),
         (
+            LIST,
             with_entries(lambda x: x.append("shape_data/02691156/a")),
             r"val_file_list\.json:18: 02691156/a is listed in the splits train and validation, before at .*train_file",
         ),
         (
+            LIST,
             with_entries(lambda x: x.append("shape_data/02691156/lost")),
             r"val_file_list\.json:18: lists .*02691156/lost\.txt, which is missing, as are 1 of 65 files",
         ),
+        (KINDS, Path.unlink, r"synsetoffset2category\.txt: is missing, it names the categories"),
+        (KINDS, replace_line(3, "Cap"), r"synsetoffset2category\.txt:3: 'Cap' is not a name and a synset"),
+        (
+            KINDS,
+            replace_line(5, "Chairs\t03001627"),
+            r"txt:5: 'Chairs' is not one of the 16 categories; did you mean 'chair",
+        ),
+        (KINDS, replace_line(5, "Chair\t03001628"), r"category\.txt:5: gives 03001628 for Chair, it is 03001627"),
+        (KINDS, replace_line(5, "Cap\t02954340"), r"category\.txt:5: names Cap a second time"),
+        (
+            KINDS,
+            replace_line(16, None),
+            r"list\.json:1: shape_data/04379243/. is of the synset 04379243, which synsetoff",
+        ),
+        (ARRAYS, set_key("data"), r"train10\.h5: has no key 'data', it has label, pid; is it a file of ShapeNetPart\?"),
+        (ARRAYS, set_key("pid"), r"ply_data_train10\.h5: has no key 'pid'"),
+        (
+            ARRAYS,
+            set_key("data", np.zeros((2, NUM_POINTS, 6), np.float32)),
+            r"'data' is float32 \(2, 24, 6\), floats \(shapes",
+        ),
+        (
+            ARRAYS,
+            set_key("label", np.zeros((5, 1), np.uint8)),
+            r"'label' is uint8 \(5, 1\), integers \(2, 1\) are needed",
+        ),
+        (ARRAYS, set_key("pid", np.zeros((2, 9), np.uint8)), r"'pid' is uint8 \(2, 9\), integers \(2, 24\) are needed"),
+        (
+            ARRAYS,
+            set_key("label", put((1, 0), 16)),
+            r"train10\.h5: label\[1\] is 16, there are 16 categories \(0 to 15\)",
+        ),
+        (ARRAYS, set_key("pid", put((1, 7), 50)), r"train10\.h5: pid\[1, 7\]: part 50 is none of table's \(47 to 49\)"),
+        (
+            ARRAYS,
+            set_key("pid", put((0, 3), 0)),
+            r"train10\.h5: pid\[0, 3\]: part 0 is none of skateboard's \(44 to 46\)",
+        ),
+        (ARRAYS, set_key("data", put((1, 5, 2), np.nan)), r"train10\.h5: shape 1: data\[5, 2\] is nan"),
+        (ARRAYS, set_key("data", ONE_OF_TWO_FLAT), r"train10\.h5: shape 0: all 24 points coincide"),
+        (
+            "ply_data_train3.h5",
+            lambda path: cut(path, by=path.stat().st_size // 2),
+            r"train3\.h5: is not a sound HDF5 file \(.*truncated file",
+        ),
+        ("ply_data_train3.h5", Path.unlink, r"ply_data_train3\.h5: is missing, there are ply_data_train0\.h5, "),
+        ("ply_data_val0.h5", Path.unlink, r"in: holds no \*val\*\.h5, the validation split"),
     ],
 )
-def test_broken_lists(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
-    root = write_text(tmp_path / "in")
-    change(root / "train_test_split/shuffled_val_file_list.json")
+def test_broken_releases(tmp_path: Path, file: str, damage: Damage, message: str) -> None:
+    root = (write_hdf5 if file.endswith(".h5") else write_text)(tmp_path / "in")
+    damage(root / file)
     refused(root, message)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (Path.unlink, r"synsetoffset2category\.txt: is missing, it names the categories"),
-        (with_line(3, "Cap"), r"synsetoffset2category\.txt:3: 'Cap' is not a name and a synset"),
-        (with_line(5, "Chairs\t03001627"), r"txt:5: 'Chairs' is not one of the 16 categories; did you mean 'chair"),
-        (with_line(5, "Chair\t03001628"), r"category\.txt:5: gives 03001628 for Chair, it is 03001627"),
-        (with_line(5, "Cap\t02954340"), r"category\.txt:5: names Cap a second time"),
-        (with_line(16, None), r"list\.json:1: shape_data/04379243/. is of the synset 04379243, which synsetoff"),
-    ],
-)
-def test_broken_names_of_categories(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
-    root = write_text(tmp_path / "in")
-    change(root / "synsetoffset2category.txt")
-    refused(root, message)
-
-
-# --- HDF5 -------------------------------------------------------------------------------------------------------------
-
-
-def with_value(key: str, place: tuple[int, ...], value: float) -> Callable[[h5py.File], None]:
-    return lambda file: file[key].__setitem__(place, value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (set_key("data"), r"train10\.h5: has no key 'data', it has label, pid; is it a file of ShapeNetPart\?"),
-        (set_key("pid"), r"ply_data_train10\.h5: has no key 'pid'"),
-        (set_key("data", np.zeros((2, NUM_POINTS, 6), np.float32)), r"'data' is float32 \(2, 24, 6\), floats \(shapes"),
-        (set_key("label", np.zeros((5, 1), np.uint8)), r"'label' is uint8 \(5, 1\), integers \(2, 1\) are needed"),
-        (set_key("pid", np.zeros((2, 9), np.uint8)), r"'pid' is uint8 \(2, 9\), integers \(2, 24\) are needed"),
-        (with_value("label", (1, 0), 16), r"train10\.h5: label\[1\] is 16, there are 16 categories \(0 to 15\)"),
-        (with_value("pid", (1, 7), 50), r"train10\.h5: pid\[1, 7\]: part 50 is none of table's \(47 to 49\)"),
-        (with_value("pid", (0, 3), 0), r"train10\.h5: pid\[0, 3\]: part 0 is none of skateboard's \(44 to 46\)"),
-        (with_value("data", (1, 5, 2), np.nan), r"train10\.h5: shape 1: data\[5, 2\] is nan"),
-        (set_key("data", ONE_OF_TWO_FLAT), r"train10\.h5: shape 0: all 24 points coincide"),
-    ],
-)
-def test_broken_hdf5(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:
-    root = write_hdf5(tmp_path / "in")
-    with h5py.File(root / "ply_data_train10.h5", "r+") as file:
-        change(file)
-    refused(root, message)
-
-
-def test_cut_and_missing_hdf5_files(tmp_path: Path) -> None:
-    root = write_hdf5(tmp_path / "in")
-    path = root / "ply_data_train3.h5"
-    raw = path.read_bytes()
-    path.write_bytes(raw[: len(raw) // 2])
-    refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file \(.*truncated file")
-    path.unlink()
-    refused(root, r"ply_data_train3\.h5: is missing, there are ply_data_train0\.h5, ")
-    path.write_bytes(raw)
-    (root / "ply_data_val0.h5").unlink()
-    refused(root, r"in: holds no \*val\*\.h5, the validation split")

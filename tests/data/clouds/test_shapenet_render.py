@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from tests.data.clouds.shapenet_render_writers import (
     write_cloud,
     write_release,
 )
-from tests.data.preparing import cut, flip_bit, refuse
+from tests.data.preparing import Damage, cut, flip_bit, refuse
 
 
 @pytest.fixture(scope="module")
@@ -229,44 +228,48 @@ IMAGE = "ShapeNetRendering/03001627/c2e9/rendering/11.png"
 CLOUD = "ShapeNet/03001627/c2e9.ply"
 
 
-def save_image(root: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(root / IMAGE)
+def save(pixels: np.ndarray) -> Damage:
+    return lambda path: Image.fromarray(pixels).save(path)
+
+
+def store(points: np.ndarray) -> Damage:
+    return lambda path: write_cloud(path, points)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "damage", "message"),
     [
-        (lambda root: (root / IMAGE).write_bytes(b""), r"in: 1 files of 1 objects are broken: .*11\.png \(is empty\)"),
-        (lambda root: cut(root / IMAGE, by=200), r"broken: .*c2e9/rendering/11\.png \(is cut short at byte \d+\)"),
-        (lambda root: (root / IMAGE).write_bytes(b"GIF89a" * 9), r"broken: .*11\.png \(is not a PNG file\)"),
-        (lambda root: save_image(root, view_of("a", 0)[:8]), r"11\.png \(is 12 x 8 pixels, a square"),
+        (IMAGE, lambda path: path.write_bytes(b""), r"in: 1 files of 1 objects are broken: .*11\.png \(is empty\)"),
+        (IMAGE, functools.partial(cut, by=200), r"broken: .*c2e9/rendering/11\.png \(is cut short at byte \d+\)"),
+        (IMAGE, lambda path: path.write_bytes(b"GIF89a" * 9), r"broken: .*11\.png \(is not a PNG file\)"),
+        (IMAGE, save(view_of("a", 0)[:8]), r"11\.png \(is 12 x 8 pixels, a square"),
         (
-            lambda root: flip_bit(root / IMAGE, 300),
+            IMAGE,
+            functools.partial(flip_bit, place=300),
             r"^\S*11\.png: cannot be decoded \(.*\); the file is damaged or in another format",
         ),
-        (lambda root: save_image(root, view_of("a", 0)[..., :3]), r"^\S*11\.png: is RGB, RGBA is needed, whose transp"),
-        (lambda root: (root / CLOUD).write_bytes(b""), r"broken: .*c2e9\.ply \(is empty\)"),
-        (lambda root: (root / CLOUD).write_text("OFF\n"), r"broken: .*c2e9\.ply \(is not a PLY file\)"),
-        (lambda root: cut(root / CLOUD, by=100), r"^\S*c2e9\.ply: byte \d+: 32 x vertex need 384 bytes"),
+        (IMAGE, save(view_of("a", 0)[..., :3]), r"^\S*11\.png: is RGB, RGBA is needed, whose transp"),
+        (CLOUD, lambda path: path.write_bytes(b""), r"broken: .*c2e9\.ply \(is empty\)"),
+        (CLOUD, lambda path: path.write_text("OFF\n"), r"broken: .*c2e9\.ply \(is not a PLY file\)"),
+        (CLOUD, functools.partial(cut, by=100), r"^\S*c2e9\.ply: byte \d+: 32 x vertex need 384 bytes"),
+        (CLOUD, store(cloud_of("b")[:20]), r"^\S*c2e9\.ply: has 20 points, the first cloud of the set has 32"),
         (
-            lambda root: write_cloud(root / CLOUD, cloud_of("b")[:20]),
-            r"^\S*c2e9\.ply: has 20 points, the first cloud of the set has 32",
-        ),
-        (
-            lambda root: write_cloud(root / CLOUD, np.where(np.eye(NUM_POINTS, 3, k=-4) > 0, np.nan, cloud_of("b"))),
+            CLOUD,
+            store(np.where(np.eye(NUM_POINTS, 3, k=-4) > 0, np.nan, cloud_of("b"))),
             r"^\S*c2e9\.ply: vertex 4: x is nan; download the file again",
         ),
-        (lambda root: write_cloud(root / CLOUD, np.ones((NUM_POINTS, 3))), r"^\S*c2e9\.ply: all 32 points coincide"),
+        (CLOUD, store(np.ones((NUM_POINTS, 3))), r"^\S*c2e9\.ply: all 32 points coincide"),
         (
-            lambda root: (root / CLOUD).write_text(
+            CLOUD,
+            lambda path: path.write_text(
                 "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nend_header\n0 0\n"
             ),
             r"^\S*c2e9\.ply: its vertices have no z, they have x, y",
         ),
     ],
 )
-def test_broken_files_are_named(own: Path, change: Callable[[Path], object], message: str) -> None:
-    change(own)
+def test_broken_files_are_named(own: Path, file: str, damage: Damage, message: str) -> None:
+    damage(own / file)
     refused(own, message)
 
 

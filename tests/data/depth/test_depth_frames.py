@@ -113,7 +113,7 @@ def test_orders_of_joints() -> None:
     assert BODY_15.joint_names[8:10] == ("torso", "right_hip")
 
 
-# --- Reference points: the truth, the centre of mass against one computed by hand, and files with their counts ---
+# --- reference points -------------------------------------------------------------------------------------------------
 
 
 FRAME_CAMERA = np.array([100.0, -100.0, 16.0, 12.0])

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
@@ -21,6 +20,7 @@ from sightline.contract.types import SampleKey
 from sightline.store.files.text_tables import LabelLines
 from tests.data.depth.depth_trees import (
     Drawn,
+    msra_bytes,
     png16,
     write_hands2017,
     write_icvl,
@@ -28,7 +28,7 @@ from tests.data.depth.depth_trees import (
     write_msra,
     write_nyu,
 )
-from tests.data.preparing import cut, names_of, prepare_set, refuse, replace_line, set_key
+from tests.data.preparing import Damage, cut, names_of, prepare_set, put, refuse, replace_line, set_key
 
 PEOPLE = {
     "train": ["00_00000", "00_00001", "03_00000", "03_00001", "07_00000"],
@@ -123,38 +123,6 @@ def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.Monke
 # --- NYU --------------------------------------------------------------------------------------------------------------
 
 
-def test_nyu_labels_of_other_shapes_and_places(tmp_path: Path) -> None:
-    write_nyu(tmp_path / "source", {"train": 2, "test": 2})
-    path = tmp_path / "source" / "train" / "joint_data.mat"
-    sound = {key: loadmat(path)[key] for key in ("joint_xyz",)}
-    whole = path.read_bytes()
-
-    def spoilt(value: float) -> dict[str, Any]:
-        joints = sound["joint_xyz"].astype(np.float64)
-        joints[0, 1, 4, 2] = value
-        return sound | {"joint_xyz": joints}
-
-    cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: savemat(path, {"other": sound["joint_xyz"]}), "has no array of numbers 'joint_xyz'"),
-        (lambda: savemat(path, {k: v[:1] for k, v in sound.items()}), r"joint_xyz is \(1, 2, 36, 3\)"),
-        (lambda: savemat(path, {k: v[:, :, :14] for k, v in sound.items()}), r"\(3, frames, 36, 3\) are needed"),
-        (lambda: savemat(path, spoilt(1e300)), r"joint_xyz\[0\]: the coordinate \[1, 4, 2\] is 1e\+300 mm, less than"),
-        (lambda: savemat(path, spoilt(np.nan)), r"the coordinate \[1, 4, 2\] is nan mm"),
-        (lambda: savemat(path, {k: v[:, :1] for k, v in sound.items()}), "depth_1_0000002.png: .* labels for 1 frames"),
-        (lambda: path.write_bytes(whole[: len(whole) // 4]), "joint_xyz cannot be read"),
-        (lambda: path.write_bytes(b"no mat file at all, only text" * 9), "joint_xyz cannot be read"),
-    ]
-    for change, told in cases:
-        change()
-        with pytest.raises(DataError, match=told) as error:
-            prepare(NyuHands, tmp_path)
-        assert "\n" not in str(error.value)
-    path.write_bytes(whole)
-    (tmp_path / "source/train/depth_1_0000001.png").write_bytes(png16(np.ones((480, 640))))
-    with pytest.raises(DataError, match=r"depth_1_0000001.png: has the mode I;16, RGB is needed"):
-        prepare(NyuHands, tmp_path)
-
-
 # --- HANDS 2017 -------------------------------------------------------------------------------------------------------
 
 
@@ -223,84 +191,122 @@ def test_a_view_that_is_not_there(tmp_path: Path) -> None:
 # --- what is refused ---
 
 
-def change_line(file: str, number: int, change: Callable[[str], str]) -> Callable[[Path], object]:
-    return lambda root: replace_line(root / file, number, change)
-
-
-def change_labels(key: str, change: Callable[[Any], Any]) -> Callable[[Path], object]:
-    def apply(root: Path) -> None:
-        with h5py.File(root / "ITOP_side_train_labels.h5", "r+") as file:
-            set_key(key, change)(file)
-
-    return apply
-
-
 def swapped(joints: np.ndarray) -> np.ndarray:
     """Left where right is, as some readers have it."""
     return joints[:, [0, 1, 3, 2, 5, 4, 7, 6, 8, 10, 9, 12, 11, 14, 13]]
 
 
-def compress(root: Path) -> None:
-    path = root / DEPTHS
+def change_joints(change: Callable[[Any], Any]) -> Damage:
+    return lambda path: savemat(path, {"joint_xyz": change(loadmat(path)["joint_xyz"].astype(np.float64))})
+
+
+def of_another_size(path: Path) -> None:
+    path.write_bytes(msra_bytes(np.ones((1, 1)), 0, 0, size=(640, 480)))
+
+
+def compress(path: Path) -> None:
     path.with_suffix(".h5.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-
-
-def with_nan(root: Path) -> None:
-    with h5py.File(root / DEPTHS, "r+") as file:
-        file["data"][2, 5, 7] = np.nan
 
 
 TRAINING = "Training/labels.txt"
 LABELS = "training/Training_Annotation.txt"
 DEPTHS = "ITOP_side_train_depth_map.h5"
 WORLD = "real_world_coordinates"
-BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
-    ("icvl_hands", lambda r: (r / "Testing/Depth/test_seq_1/image_0001.png").unlink(), "01.png: the image is missing"),
-    ("icvl_hands", change_line(TRAINING, 3, lambda line: line.replace(" ", " x ", 1)), "labels.txt:3: 49 columns, 48"),
-    ("icvl_hands", change_line(TRAINING, 3, lambda line: ""), "labels.txt:3: is empty"),
-    ("icvl_hands", change_line(TRAINING, 3, lambda line: f"../{line}"), "'../20141/image_0000.png' is not the path"),
+JOINTS = "ITOP_side_train_labels.h5"
+MAT = "train/joint_data.mat"
+PLACE = r"joint_xyz\[0\]: the coordinate \[1, 4, 2\]"
+FRAME = "test/depth_1_0000002.png"
+LINES = "P0/1/joint.txt"
+IMAGE = "P0/1/000002_depth.bin"
+WINDOW = r"P0/1/000002_depth.bin: has \d+ bytes, its window of"
+BROKEN: list[tuple[str, str, Damage, str]] = [
+    ("icvl_hands", "Testing/Depth/test_seq_1/image_0001.png", Path.unlink, "01.png: the image is missing"),
+    ("icvl_hands", TRAINING, replace_line(3, lambda line: line.replace(" ", " x ", 1)), "labels.txt:3: 49 columns, 48"),
+    ("icvl_hands", TRAINING, replace_line(3, ""), "labels.txt:3: is empty"),
+    ("icvl_hands", TRAINING, replace_line(3, lambda line: f"../{line}"), "'../20141/image_0000.png' is not the path"),
     (
         "icvl_hands",
-        change_line(TRAINING, 3, lambda line: line.split()[0] + " 1 1 -300" * 16),
+        TRAINING,
+        replace_line(3, lambda line: line.split()[0] + " 1 1 -300" * 16),
         r"labels.txt: frame 2 \(20141/image_0000.png\): a joint is at z = -300",
     ),
     (
         "icvl_hands",
-        lambda r: (r / "Training/Depth/20140/image_0000.png").write_bytes(png16(np.ones((480, 640)))),
+        "Training/Depth/20140/image_0000.png",
+        lambda path: path.write_bytes(png16(np.ones((480, 640)))),
         "image_0000.png: the image is 640 x 480 pixels, the camera's 320 x 240",
     ),
-    ("icvl_hands", lambda r: (r / "Testing/test_seq_2.txt").unlink(), "test_seq_2.txt: there is no such file"),
+    ("icvl_hands", "Testing/test_seq_2.txt", Path.unlink, "test_seq_2.txt: there is no such file"),
+    ("nyu_hands", MAT, lambda path: savemat(path, {"other": np.ones(9)}), "has no array of numbers 'joint_xyz'"),
+    ("nyu_hands", MAT, change_joints(lambda joints: joints[:1]), r"joint_xyz is \(1, 3, 36, 3\)"),
+    ("nyu_hands", MAT, change_joints(lambda joints: joints[:, :, :14]), r"\(3, frames, 36, 3\) are needed"),
+    ("nyu_hands", MAT, change_joints(put((0, 1, 4, 2), 1e300)), rf"{PLACE} is 1e\+300 mm, less than"),
+    ("nyu_hands", MAT, change_joints(put((0, 1, 4, 2), np.nan)), f"{PLACE} is nan mm"),
+    ("nyu_hands", MAT, change_joints(lambda joints: joints[:, :1]), "depth_1_0000002.png: .* labels for 1 frames"),
     (
         "nyu_hands",
-        lambda r: (r / "test/depth_1_0000002.png").unlink(),
-        "test/depth_1_0000002.png: the image is missing, and every test frame counts",
+        MAT,
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 4]),
+        "joint_xyz cannot be read",
     ),
+    ("nyu_hands", MAT, lambda path: path.write_bytes(b"no mat file at all, only text" * 9), "joint_xyz cannot be read"),
+    (
+        "nyu_hands",
+        "train/depth_1_0000001.png",
+        lambda path: path.write_bytes(png16(np.ones((480, 640)))),
+        "depth_1_0000001.png: has the mode I;16, RGB is needed",
+    ),
+    ("nyu_hands", FRAME, Path.unlink, "test/depth_1_0000002.png: the image is missing, and every test frame counts"),
     (
         "hands2017",
-        change_line("frame/test_annotation_frame.txt", 3, lambda line: f"{line}\n{line}"),
+        "frame/test_annotation_frame.txt",
+        replace_line(3, lambda line: f"{line}\n{line}"),
         "test_annotation_frame.txt: has 4 lines, BoundingBox.txt has 3; get both again",
     ),
-    ("hands2017", change_line(LABELS, 4, lambda line: f"{line}\t7"), "Training_Annotation.txt:4: 64 columns, 63"),
-    ("hands2017", lambda r: (r / "frame/images/image_D00000003.png").unlink(), "0003.png: the image is missing"),
-    ("hands2017", lambda r: cut(r / "training/images/image_D00000001.png"), "does not end as PNG files do"),
-    ("itop", change_labels(WORLD, swapped), r" appears \d+ px from where image_coordinates has it"),
-    ("itop", change_labels(WORLD, lambda joints: joints * 2 + 1), "in another order or in other units"),
-    ("itop", change_labels(WORLD, lambda joints: -joints), "has a joint at or behind the camera"),
-    ("itop", change_labels(WORLD, lambda of: of[:, :14]), rf"{WORLD} is float16 \(5, 14, 3\), \(5, 15, 3\) is needed"),
-    ("itop", change_labels("is_valid", lambda valid: valid[:4]), r"is_valid is uint8 \(4,\), \(5,\) is needed"),
-    ("itop", change_labels("id", lambda ids: ids[::-1]), r"id\[0\] is 07_00000, that of the depth maps is 00_00000"),
-    ("itop", compress, rf"{DEPTHS}\.gz: is compressed, .* gunzip -k "),
-    ("itop", with_nan, r"data\[2\]: the depth in row 5, column 7 is nan"),
-    ("itop", lambda r: cut(r / "ITOP_side_test_depth_map.h5", by=9000), "ITOP_side_test_depth_map.h5: "),
-    ("itop", lambda r: (r / "ITOP_side_test_labels.h5").unlink(), "ITOP_side_test_labels.h5: is missing"),
+    ("hands2017", LABELS, replace_line(4, lambda line: f"{line}\t7"), "Training_Annotation.txt:4: 64 columns, 63"),
+    ("hands2017", "frame/images/image_D00000003.png", Path.unlink, "0003.png: the image is missing"),
+    ("hands2017", "training/images/image_D00000001.png", cut, "does not end as PNG files do"),
+    ("itop", JOINTS, set_key(WORLD, swapped), r" appears \d+ px from where image_coordinates has it"),
+    ("itop", JOINTS, set_key(WORLD, lambda joints: joints * 2 + 1), "in another order or in other units"),
+    ("itop", JOINTS, set_key(WORLD, lambda joints: -joints), "has a joint at or behind the camera"),
+    (
+        "itop",
+        JOINTS,
+        set_key(WORLD, lambda of: of[:, :14]),
+        rf"{WORLD} is float16 \(5, 14, 3\), \(5, 15, 3\) is needed",
+    ),
+    ("itop", JOINTS, set_key("is_valid", lambda valid: valid[:4]), r"is_valid is uint8 \(4,\), \(5,\) is needed"),
+    ("itop", JOINTS, set_key("id", lambda ids: ids[::-1]), r"id\[0\] is 07_00000, that of the depth maps is 00_00000"),
+    ("itop", DEPTHS, compress, rf"{DEPTHS}\.gz: is compressed, .* gunzip -k "),
+    ("itop", DEPTHS, set_key("data", put((2, 5, 7), np.nan)), r"data\[2\]: the depth in row 5, column 7 is nan"),
+    ("itop", "ITOP_side_test_depth_map.h5", functools.partial(cut, by=9000), "ITOP_side_test_depth_map.h5: "),
+    ("itop", "ITOP_side_test_labels.h5", Path.unlink, "ITOP_side_test_labels.h5: is missing"),
+    (
+        "msra_hands",
+        "P0/1/000001_depth.bin",
+        Path.unlink,
+        "P0/1.*has 2 images, joint.txt announces 3, and 000001_depth.bin is",
+    ),
+    ("msra_hands", "P0/1/000003_depth.bin", Path.touch, "P0/1.*has 4 images, joint.txt announces 3, and there are"),
+    ("msra_hands", IMAGE, lambda path: path.write_bytes(path.read_bytes() + b"\0" * 4), f"{WINDOW} .* asks for"),
+    ("msra_hands", IMAGE, cut, WINDOW),
+    ("msra_hands", IMAGE, of_another_size, "P0/1.*byte 0: the image is 640 x 480, 320 x 240"),
+    ("msra_hands", LINES, replace_line(1, "three"), "P0/1/joint.txt:1: 'three' is not the number of frames"),
+    ("msra_hands", LINES, replace_line(3, "1 2 3"), "P0/1/joint.txt:3: 3 columns, 63 are needed"),
+    ("msra_hands", LINES, replace_line(3, "1 2 300 " * 21), "P0/1/joint.txt:3: a joint has z = 300.*version"),
+    (
+        "msra_hands",
+        LINES,
+        replace_line(3, "1 2 -3e9 " * 21),
+        r"P0/1.*\[0, 2\] is 3e\+09 mm, less than 1e\+06 is needed",
+    ),
+    ("msra_hands", LINES, replace_line(5, "1 2 -3\n"), "P0/1/joint.txt:1: announces 3 frames, 4 lines follow"),
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "told"), BROKEN)
-def test_what_is_broken_is_refused_in_a_line(
-    tmp_path: Path, name: str, change: Callable[[Path], object], told: str
-) -> None:
+@pytest.mark.parametrize(("name", "file", "damage", "told"), BROKEN)
+def test_what_is_broken_is_refused_in_a_line(tmp_path: Path, name: str, file: str, damage: Damage, told: str) -> None:
     SETS[name][1](tmp_path / "source")
-    change(tmp_path / "source")
+    damage(tmp_path / "source" / file)
     refuse(functools.partial(prepare_set, name), tmp_path / "source", told)

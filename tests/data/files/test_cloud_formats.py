@@ -58,7 +58,7 @@ def test_points_without_a_return_are_left_out(tmp_path: Path) -> None:
     refused(write_pcd(tmp_path / "b.pcd", "binary", [(1.0, nan, 1.0, 0.0, 7)]), r"points\[0, 1\] is nan")
 
 
-# --- LAS and LAZ files: byte by byte by the specification, as laspy writes them, and what is damaged ---
+# --- LAS and LAZ ------------------------------------------------------------------------------------------------------
 
 
 NUM_POINTS = 300

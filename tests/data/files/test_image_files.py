@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from sightline.areas.pose.depth_files import read_colour_png, read_depth, read_windowed_depth
+from sightline.areas.pose.sets.packed_depth import pack_depth, unpack_depth
 from sightline.ops.pinhole import unproject_pixels
 from sightline.store.files.image_files import check_image, read_header, read_image
-from sightline.store.prepared.columns import pack_depth, unpack_depth
 from tests.cases import run_each
 from tests.data.depth.depth_trees import msra_bytes, png16, png_colour
 from tests.data.files.refusals import refused
@@ -88,7 +88,7 @@ def test_a_check_returns_the_highest_value_of_16_bits(tmp_path: Path) -> None:
     assert check_image(written(tmp_path / "d.png", png_colour(DEPTH))).deep_max is None
 
 
-# --- Depth images in files of one's own and of MSRA: what is read, what is refused and at which byte ---
+# --- depth images -----------------------------------------------------------------------------------------------------
 
 
 DEPTH = np.array([[0, 300, 301], [65535, 0, 256]])

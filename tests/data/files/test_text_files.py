@@ -93,7 +93,7 @@ def test_large_files_are_read_or_refused_as_small_ones(
         assert all(first == second for first, second in results.values())
 
 
-# --- YAML of one's own files: plain values as others write them, and in one line what hangs, fills memory or is none -
+# --- YAML of one's own ------------------------------------------------------------------------------------------------
 
 
 HERE = Path("mine.yaml")

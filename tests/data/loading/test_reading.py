@@ -24,7 +24,10 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.parts.transforms.point_selection import DropPoints, SamplePoints, ShufflePoints
 from sightline.parts.transforms.points import Jitter, Rotate
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform, batch_keys, collate, stratified_split
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.collation import batch_keys, collate
+from sightline.store.loading.stratified import stratified_split
+from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
 from tests.runs.small import ROOT
 
@@ -289,7 +292,7 @@ def test_samples_that_do_not_fit_are_named(samples: list, how: dict, message: st
         collate(samples, SAMPLE_KEYS, how)
 
 
-# --- Several sets as one: every sample is its own set's, and sets that do not fit together are refused by name ---
+# --- several sets as one ----------------------------------------------------------------------------------------------
 
 
 ONE = {"name": "synthetic_shapes", "num_points": 16, "train_size": 12, "test_size": 6}

@@ -16,7 +16,7 @@ from sightline.areas.scans.sets.synthetic_lidar import (
     cast_street,
     draw_street,
 )
-from sightline.store.files.scan_samples import SensorBlock, make_sensor
+from sightline.store.files.sensors import SensorBlock, make_sensor
 
 
 def quiet(done: int, total: int, message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from sightline.areas.scans.sets.kitti_object import TYPES, KittiObject, read_frame, read_objects
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from tests.data.preparing import refuse
 from tests.data.scans.lidar_writers import TYPE_OF, quiet, write_kitti_object
 
 WHOLE = ("000000", "000001", "000002", "000003", "002155", "007347")
@@ -26,7 +27,7 @@ def opened(root: Path, split: str = "train", **arguments: Any) -> KittiObject:
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_frames(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("real") / "set"
     prepare(shared / "data/kitti_object_mini", target)
     return target
@@ -49,32 +50,32 @@ def test_real_frames_have_the_specifications_counts(shared: Path, frame: str, ex
     assert {name: count for name, count in found.items() if count} == expected
 
 
-def test_real_frames_without_all_parts_are_named(real: Path) -> None:
-    told = KittiObject.describe(real)["differences"]
+def test_real_frames_without_all_parts_are_named(real_frames: Path) -> None:
+    told = KittiObject.describe(real_frames)["differences"]
     assert told == [
         "4 frames left out: 000008 lacks label_2, calib; 000462 lacks velodyne, calib; "
         "001426 lacks velodyne, calib; 005541 lacks velodyne, calib"
     ]
-    assert KittiObject.describe(real)["scans"] == {"all": 6}
+    assert KittiObject.describe(real_frames)["scans"] == {"all": 6}
 
 
-def test_real_frames_become_samples(real: Path) -> None:
+def test_real_frames_become_samples(real_frames: Path) -> None:
     whole = {part.sample_name(index): part[SampleKey(index, 0, 0)]
-             for part in (opened(real, split, crop="none") for split in ("train", "validation", "test"))
+             for part in (opened(real_frames, split, crop="none") for split in ("train", "validation", "test"))
              for index in range(len(part))}  # fmt: skip
     assert tuple(sorted(whole)) == WHOLE
     assert [len(whole[name]["points"]) for name in WHOLE[:4]] == [115384, 120268, 126891, 19463]
     assert int((whole["000000"]["label"] == 2).sum()) == 376
     assert int((whole["000001"]["label"] == 1).sum()) == 9
     assert int((whole["000001"]["label"] == 3).sum()) == 18
-    cropped = opened(real, "test", tested=("000000",))
+    cropped = opened(real_frames, "test", tested=("000000",))
     sample = cropped[SampleKey(0, 0, 0)]
     kept = whole["000000"]["label"] != 255
     assert np.array_equal(sample["points"], whole["000000"]["points"][kept])
     azimuth = np.degrees(np.arctan2(*sample["points"].numpy().T[[1, 0]]))
     assert -45 < azimuth.min() < azimuth.max() < 45
     assert cropped.info.facts["azimuth_deg"] == (45.0, -45.0)
-    assert opened(real, crop="none").info.facts["azimuth_deg"] == (180.0, -180.0)
+    assert opened(real_frames, crop="none").info.facts["azimuth_deg"] == (180.0, -180.0)
     assert cropped.info.facts["ignore_index"] == 255
 
 
@@ -141,8 +142,7 @@ def test_lists_and_options(tmp_path: Path) -> None:
     assert [part.sample_name(0), part.sample_name(1)] == ["000000", "000003"]
     for path in (tmp_path / "kitti/training/image_2").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"no frame has all of .*; 000000 lacks image_2; if there are no images, give"):
-        prepare(tmp_path / "kitti", tmp_path / "bare")
+    refuse(prepare, tmp_path / "kitti", r"no frame has all of .*; 000000 lacks image_2; if there are no images, give")
     prepare(tmp_path / "kitti", tmp_path / "bare", image_px=(200, 100))
     other = opened(tmp_path / "bare", validation_share=0.0)
     assert np.array_equal(other[SampleKey(0, 0, 0)]["label"], part[SampleKey(0, 0, 0)]["label"])
@@ -174,8 +174,7 @@ def test_damaged_files_are_refused(tmp_path: Path, part: str, old: str, new: str
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(DataError, match=told):
-        prepare(tmp_path / "kitti", tmp_path / "set")
+    refuse(prepare, tmp_path / "kitti", told)
 
 
 OBJECT = "Car 0 0 0 0 0 50 50 1.5 1.6 4 0 1.7 9 0.5"
@@ -209,13 +208,11 @@ def test_objects_that_hold_no_point_are_refused(
 
 
 def test_other_things_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="velodyne, label_2, calib and image_2 are needed"):
-        prepare(tmp_path, tmp_path / "set")
+    refuse(prepare, tmp_path, "velodyne, label_2, calib and image_2 are needed")
     write_kitti_object(tmp_path / "kitti", 1)
     image = tmp_path / "kitti/training/image_2/000000.png"
     image.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"000000\.png: cannot be decoded"):
-        prepare(tmp_path / "kitti", tmp_path / "set")
+    refuse(prepare, tmp_path / "kitti", r"000000\.png: cannot be decoded")
 
 
 def test_scores_of_a_detector_are_passed_over(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from sightline.areas.scans.sets.scan_folder import ScanFolder
-from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
-from sightline.store.files.scan_samples import SensorBlock
+from sightline.store.files.sensors import SensorBlock
 from tests.cases import run_each
+from tests.data.preparing import refuse
 from tests.data.scans.lidar_writers import quiet
 
 SENSOR: SensorBlock = {"preset": "hdl32"}
@@ -138,5 +138,4 @@ def test_faulty_tables_are_refused(
     root = tmp_path_factory.mktemp("nuscenes")
     write_nuscenes(root)
     plant(root)
-    with pytest.raises(DataError, match=re.escape(message)):
-        prepare(root, root.parent / f"{root.name}_set")
+    refuse(prepare, root, re.escape(message))

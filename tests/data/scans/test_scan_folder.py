@@ -15,8 +15,8 @@ from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.files.scan_reading import read_scan
-from sightline.store.files.scan_samples import SensorBlock
-from tests.data.preparing import list_other_notes
+from sightline.store.files.sensors import SensorBlock
+from tests.data.preparing import list_other_notes, refuse
 from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_bin, write_labels, write_own
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
@@ -193,11 +193,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"001\.bin: has no column 'label', it has intensity, ring, and there is no "):
         prepare(tmp_path / "own", tmp_path / "again", columns=COLUMNS)
     np.save(tmp_path / "own/000.npy", np.zeros((1, 5)))
-    with pytest.raises(DataError, match="has the same name; leave one of them out"):
-        prepare(tmp_path / "own", tmp_path / "again", columns=COLUMNS)
+    refuse(prepare, tmp_path / "own", "has the same name; leave one of them out", columns=COLUMNS)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds nothing, no scan \(\.bin \.npy"):
-        prepare(tmp_path / "empty", tmp_path / "again")
+    refuse(prepare, tmp_path / "empty", r"holds nothing, no scan \(\.bin \.npy")
 
 
 def test_a_column_of_rings_that_is_not_read_is_reported_with_the_cause(tmp_path: Path) -> None:
@@ -249,8 +247,7 @@ def test_the_example_has_as_many_columns_as_the_file(tmp_path: Path) -> None:
     for count, example in ((3, "x, y, z"), (4, "x, y, z, intensity"), (5, "x, y, z, intensity, _")):
         np.ones((7, count), dtype="<f4").tofile(tmp_path / "own/000.bin")
         for columns in (None, ("x", "y", "z", *"_" * 8)):
-            with pytest.raises(DataError, match=rf"'columns=\[{example}\]' when preparing, --columns"):
-                prepare(tmp_path / "own", tmp_path / "set", columns=columns)
+            refuse(prepare, tmp_path / "own", rf"'columns=\[{example}\]' when preparing, --columns", columns=columns)
 
 
 @pytest.mark.parametrize("kind", ["npy", "ply", "pcd"])

@@ -14,7 +14,7 @@ from sightline.commands.data import InfoOptions
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError
 from sightline.contract.registry import DATA_FACTS
-from sightline.store.files.scan_samples import SensorBlock, SensorName, make_sensor
+from sightline.store.files.sensors import SensorBlock, SensorName, make_sensor
 from sightline.verbs import data
 from tests.cases import run_each
 from tests.data.scans.lidar_writers import street_scan, write_bin, write_own
@@ -90,16 +90,16 @@ PLAIN = COLUMNS[:4]
 
 
 @pytest.fixture(scope="module")
-def ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scans_ahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scans of a sensor of 16 beams from 12 to -18 degrees that sees 100 degrees ahead, remissions to 255."""
     folder = tmp_path_factory.mktemp("ahead")
     write_own(folder, 4, num_columns=400)
     return folder
 
 
-def test_of_a_sensor_that_nobody_knows(ahead: Path) -> None:
+def test_of_a_sensor_that_nobody_knows(scans_ahead: Path) -> None:
     """Within half a degree, as beams are counted by tenths."""
-    found = ScanFolder.survey(ahead, columns=COLUMNS)
+    found = ScanFolder.survey(scans_ahead, columns=COLUMNS)
     high, low = found["sensor"]["elevations_deg"]
     assert (high, low) == pytest.approx((12.0, -18.0), abs=0.5)
     assert found["sensor"]["azimuths_deg"] == [50.0, -50.0]
@@ -128,9 +128,9 @@ def test_the_narrowest_width_that_shows_the_points_is_proposed(tmp_path: Path) -
     assert "width: 128} shows 100%" in ScanFolder.survey(tmp_path, columns=COLUMNS)["proposed_projection"]
 
 
-def test_scans_without_labels(ahead: Path, tmp_path: Path) -> None:
+def test_scans_without_labels(scans_ahead: Path, tmp_path: Path) -> None:
     """As files allow: no class, and no ceiling."""
-    (tmp_path / "000000.bin").write_bytes((ahead / "000.bin").read_bytes())
+    (tmp_path / "000000.bin").write_bytes((scans_ahead / "000.bin").read_bytes())
     found = ScanFolder.survey(tmp_path, columns=COLUMNS)
     assert "ceiling_nearest" not in found["projected"]["16 x 576"]
     assert found["sensor"]["rings"] == "16"
@@ -148,8 +148,10 @@ def test_real_scans_have_the_measured_shares(shared: Path, tmp_path: Path) -> No
         assert low - 0.01 <= found["projected"][size]["points_shown"] <= high + 0.01
 
 
-def test_the_verb_takes_options_for_files_alone(ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = data.info(InfoOptions(dataset="scan_folder", options=("columns=[x, y, z, intensity, ring]",), source=ahead))
+def test_the_verb_takes_options_for_files_alone(scans_ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = data.info(
+        InfoOptions(dataset="scan_folder", options=("columns=[x, y, z, intensity, ring]",), source=scans_ahead)
+    )
     assert done == 0
     said = capsys.readouterr().out
     assert "proposed: sensor: {fov_deg: [" in said
@@ -159,7 +161,7 @@ def test_the_verb_takes_options_for_files_alone(ahead: Path, capsys: pytest.Capt
     assert config.data.arguments["sensor"]["num_beams"] == 16
     assert [config.transforms.evaluate[0].arguments[side] for side in ("height", "width")] == [16, 576]
     with pytest.raises(ConfigError, match="colums"):
-        data.info(InfoOptions(dataset="scan_folder", options=("colums=[x, y, z]",), source=ahead))
+        data.info(InfoOptions(dataset="scan_folder", options=("colums=[x, y, z]",), source=scans_ahead))
     with pytest.raises(Exception, match="options need --from PATH"):
         data.info(InfoOptions(dataset="scan_folder", options=("columns=[x, y, z]",)))
 

@@ -12,7 +12,7 @@ from sightline.areas.scans.sets.squeezeseg_npy import SqueezeSegNpy
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Sample, SampleKey
 from sightline.store.prepared import prepared_set
-from tests.data.preparing import names_of
+from tests.data.preparing import names_of, refuse
 from tests.data.scans.lidar_writers import quiet, street_scan, write_squeezeseg
 
 NAMES = [f"2011_09_26_{drive:04d}_{frame:010d}" for drive in (1, 2, 5) for frame in (3, 17)]
@@ -103,8 +103,7 @@ def test_parts_are_drives_lists_or_the_last_images(images: Path) -> None:
     assert names_of(opened(images / "listed", "train", validation_share=0.0)) == NAMES[:3]
     assert names_of(opened(images / "listed", "test", tested=("2011_09_26_0002",))) == [NAMES[2]]
     (lists / "val.txt").write_text(NAMES[0])
-    with pytest.raises(DataError, match="is in both lists; each name has one part"):
-        prepare(images, images / "again")
+    refuse(prepare, images, "is in both lists; each name has one part")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +121,7 @@ def test_faulty_pixels_are_refused(images: Path, channel: int, value: float, tol
     row, column = np.argwhere(image[..., 4] > 0)[7]
     image[row, column, channel] = value
     np.save(path, image)
-    with pytest.raises(DataError, match=rf"{NAMES[1]}\.npy: .*{told}"):
-        prepare(images, images / "set")
+    refuse(prepare, images, rf"{NAMES[1]}\.npy: .*{told}")
 
 
 def test_other_files_are_refused(images: Path) -> None:
@@ -135,11 +133,8 @@ def test_other_files_are_refused(images: Path) -> None:
     with pytest.raises(DataError, match=r"the label id 1 "):
         opened(images / "set", label_map=str(maps))
     np.save(images / f"lidar_2d/{NAMES[2]}.npy", np.zeros((64, 8, 6), dtype=np.float32))
-    with pytest.raises(DataError, match=r"has \(64, 8\) pixels, the first image has \(64, 16\)"):
-        prepare(images, images / "again")
+    refuse(prepare, images, r"has \(64, 8\) pixels, the first image has \(64, 16\)")
     np.save(images / f"lidar_2d/{NAMES[0]}.npy", np.zeros((64, 16, 5), dtype=np.float32))
-    with pytest.raises(DataError, match=r"holds float32 \(64, 16, 5\); a range image is float \(64, 512, 6\)"):
-        prepare(images, images / "again")
+    refuse(prepare, images, r"holds float32 \(64, 16, 5\); a range image is float \(64, 512, 6\)")
     (images / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds nothing; files <date>_<drive>_<frame>\.npy are needed"):
-        prepare(images / "empty", images / "again")
+    refuse(prepare, images / "empty", r"empty: holds nothing; files <date>_<drive>_<frame>\.npy are needed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import BatchReader
-from tests.data.preparing import names_of, prepare_set
+from tests.data.preparing import Damage, names_of, prepare_set, refuse
 from tests.data.scenes.scene_writers import ROOMS, annotation, write_s3dis
 
 prepare = functools.partial(prepare_set, "s3dis")
@@ -168,55 +168,54 @@ def test_stray_bytes_are_mended_and_reported(
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
-WRONG_LINES = [
-    (b"1.0 2.0 3.0 4 5", "5 columns, 6 are needed"),
-    (b"1.0 2.0 nan 4 5 6", "nan is not a finite number"),
-    (b"1.0 2.0 3.x 4 5 6", "'3.x' is not a number"),
-    (b"1.0 2.0 3.0 4 5 256", "the colour 4 5 256 is not three whole numbers from 0 to 255"),
-    (b"1.0 2.0 3.0 -1 5 6", "the colour -1 5 6 is not"),
-    (b"1.0 2.0 3.0 1.5 5 6", "the colour 1.5 5 6 is not"),
-    (b"", "0 columns, 6 are needed"),
-    (b"1.0 2.0 \x10 4 5\x00", "has stray bytes and is not 6 numbers"),
-]
+
+def second_line(line: bytes) -> Damage:
+    def damage(path: Path) -> None:
+        first, _, rest = path.read_bytes().split(b"\n", 2)
+        path.write_bytes(b"\n".join([first, line, rest]))
+
+    return damage
 
 
-@pytest.mark.parametrize(("line", "words"), WRONG_LINES)
-def test_wrong_lines_are_named(source: Path, tmp_path: Path, line: bytes, words: str) -> None:
-    change_line(source / WALL, 2, line)
-    with pytest.raises(DataError, match=f"wall_1.txt:2: .*{words}"):
-        prepare(source, tmp_path / "set")
-    assert not (tmp_path / "set").exists()
+OTHER = "Area_2/WC_1/Annotations"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("file", "damage", "words"),
     [
-        (lambda root: (root / WALL).write_bytes(b"\n \n"), "wall_1.txt: holds no points"),
+        (WALL, second_line(b"1.0 2.0 3.0 4 5"), "wall_1.txt:2: .*5 columns, 6 are needed"),
+        (WALL, second_line(b"1.0 2.0 nan 4 5 6"), "wall_1.txt:2: .*nan is not a finite number"),
+        (WALL, second_line(b"1.0 2.0 3.x 4 5 6"), "wall_1.txt:2: .*'3.x' is not a number"),
         (
-            lambda root: (root / "Area_2/WC_1/Annotations").rename(root / "Area_2/WC_1/annotation"),
+            WALL,
+            second_line(b"1.0 2.0 3.0 4 5 256"),
+            "wall_1.txt:2: .*the colour 4 5 256 is not three whole numbers from 0 to 255",
+        ),
+        (WALL, second_line(b"1.0 2.0 3.0 -1 5 6"), "wall_1.txt:2: .*the colour -1 5 6 is not"),
+        (WALL, second_line(b"1.0 2.0 3.0 1.5 5 6"), "wall_1.txt:2: .*the colour 1.5 5 6 is not"),
+        (WALL, second_line(b""), "wall_1.txt:2: .*0 columns, 6 are needed"),
+        (WALL, second_line(b"1.0 2.0 \x10 4 5\x00"), "wall_1.txt:2: .*has stray bytes and is not 6 numbers"),
+        (WALL, lambda path: path.write_bytes(b"\n \n"), "wall_1.txt: holds no points"),
+        (
+            OTHER,
+            lambda path: path.rename(path.with_name("annotation")),
             "WC_1: has no folder Annotations, it holds WC_1.txt, annotation",
         ),
-        (
-            lambda root: [path.unlink() for path in (root / "Area_2/WC_1/Annotations").iterdir()],
-            "Annotations: holds no <class>_<number>.txt",
-        ),
-        (lambda root: (root / "Area_7/office_1").mkdir(parents=True), "Area_7: is not one of the areas 1 to 6"),
-        (lambda root: (root / "Area_3").mkdir(), "Area_3: holds no room"),
-        (lambda root: (root / WALL).rename((root / WALL).with_name("wall.txt")), "wall.txt: is not named <class>_<num"),
+        (OTHER, lambda path: [each.unlink() for each in path.iterdir()], "Annotations: holds no <class>_<number>.txt"),
+        ("Area_7/office_1", lambda path: path.mkdir(parents=True), "Area_7: is not one of the areas 1 to 6"),
+        ("Area_3", Path.mkdir, "Area_3: holds no room"),
+        (WALL, lambda path: path.rename(path.with_name("wall.txt")), "wall.txt: is not named <class>_<num"),
+        (".", shutil.rmtree, r"there is no such folder .*; give the folder with Area_1 to Area_6"),
     ],
 )
-def test_wrong_trees_are_named(source: Path, tmp_path: Path, spoil: Callable[[Path], object], words: str) -> None:
-    spoil(source)
-    with pytest.raises(DataError, match=words):
-        prepare(source, tmp_path / "set")
+def test_broken_releases_are_refused(source: Path, file: str, damage: Damage, words: str) -> None:
+    damage(source / file)
+    refuse(prepare, source, words)
 
 
-def test_sources_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no such folder .*; give the folder with Area_1 to Area_6"):
-        prepare(tmp_path / "nothing", tmp_path / "set")
+def test_a_folder_without_areas_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other" / "office_1").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no area, it holds office_1"):
-        prepare(tmp_path / "other", tmp_path / "set")
+    refuse(prepare, tmp_path / "other", "holds no area, it holds office_1")
 
 
 def test_parts_that_are_none(root: Path) -> None:

@@ -12,6 +12,7 @@ from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from tests.data.preparing import refuse
 from tests.data.scenes.scene_writers import no_progress, write_s3dis
 
 
@@ -51,10 +52,8 @@ def test_both_orders_lead_to_the_same_classes(tmp_path: Path) -> None:
 
 def test_an_order_is_asked_for_where_it_matters_and_nowhere_else(tmp_path: Path) -> None:
     source = write_npy(tmp_path / "in", table())
-    with pytest.raises(DataError, match=r"two orders are in use; give one \(order=A: table, chair, sofa, bookcase"):
-        prepare(source, tmp_path / "set")
-    with pytest.raises(DataError, match="raw text names its classes; leave order=B out"):
-        prepare(write_s3dis(tmp_path / "raw"), tmp_path / "set", order="B")
+    refuse(prepare, source, r"two orders are in use; give one \(order=A: table, chair, sofa, bookcase")
+    refuse(prepare, write_s3dis(tmp_path / "raw"), "raw text names its classes; leave order=B out", order="B")
     prepare(source, tmp_path / "set", order="A")
     with pytest.raises(DataError, match="was prepared with order = A, now it is B"):
         prepare(source, tmp_path / "set", order="B")
@@ -79,5 +78,4 @@ def test_wrong_tables_are_named(tmp_path: Path, change: Any, words: str) -> None
 
 def test_a_file_of_another_name_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "office_1.npy", table())
-    with pytest.raises(DataError, match=r"office_1.npy: is not named Area_<1 to 6>_<room>"):
-        prepare(tmp_path, tmp_path / "set", order="A")
+    refuse(prepare, tmp_path, r"office_1.npy: is not named Area_<1 to 6>_<room>", order="A")

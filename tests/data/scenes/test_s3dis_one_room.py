@@ -12,6 +12,7 @@ from sightline.areas.scenes.sets.s3dis import S3disOneRoom
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
+from tests.data.preparing import refuse
 from tests.data.scenes.scene_writers import no_progress
 
 
@@ -80,13 +81,10 @@ def test_nothing_is_held_out_and_that_is_told(tmp_path: Path) -> None:
 )
 def test_archives_that_are_something_else(tmp_path: Path, changes: dict[str, np.ndarray], words: str) -> None:
     np.savez(tmp_path / "room.npz", **arrays(**changes))
-    with pytest.raises(DataError, match=f"room.npz: {words}"):
-        prepare(tmp_path / "room.npz", tmp_path / "set")
+    refuse(prepare, tmp_path / "room.npz", f"room.npz: {words}")
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file"):
-        prepare(tmp_path / "room.npz", tmp_path / "set")
+    refuse(prepare, tmp_path / "room.npz", "there is no such file")
     np.savez(tmp_path / "room.npz", xyz=np.zeros((3, 3)))
-    with pytest.raises(DataError, match="has no entry 'label'; needed are xyz, label, classes"):
-        prepare(tmp_path / "room.npz", tmp_path / "set")
+    refuse(prepare, tmp_path / "room.npz", "has no entry 'label'; needed are xyz, label, classes")

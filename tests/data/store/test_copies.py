@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from sightline.config import read_config
 from sightline.contract.registry import data as data_sets
-from sightline.engine.build import build_data
+from sightline.engine.run_data import build_data
 from sightline.store.loading.divided_copies import find_shared
 from tests.command import run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image

@@ -122,20 +122,20 @@ def test_a_part_that_cannot_be_begun_does_not_hide_the_others(tmp_path: Path) ->
     assert "joint.txt:2: 2 columns, 63 are needed" in lines_of(caught)[1]
 
 
-# --- Prepared sets whose manifest was changed and sealed again, or whose files are links out of the folder ---
+# --- sets that were changed and sealed again --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("forged")
     prepare(write_text(folder / "release"), folder / "set")
     return folder / "set"
 
 
 @pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
+def root(prepared_set: Path, tmp_path: Path) -> Path:
     """A copy to change."""
-    return Path(shutil.copytree(sound, tmp_path / "set"))
+    return Path(shutil.copytree(prepared_set, tmp_path / "set"))
 
 
 def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:

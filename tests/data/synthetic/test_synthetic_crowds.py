@@ -12,7 +12,8 @@ from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.transforms import FitImage
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.transform_pipeline import NamedTransform
 
 NUM_SCENES = 40
 

@@ -41,7 +41,7 @@ def frames() -> dict[str, Batch]:
 
 
 @pytest.fixture
-def quiet(frames: dict[str, Batch]) -> Batch:
+def hands_without_noise(frames: dict[str, Batch]) -> Batch:
     """40 hands without noise."""
     return frames["hands"]
 
@@ -188,9 +188,9 @@ def test_forearms_are_as_frequent_as_said() -> None:
 # --- what the camera does ---------------------------------------------------------------------------------------------
 
 
-def test_depth_errors_are_normal_and_as_large_as_said(quiet: Batch) -> None:
+def test_depth_errors_are_normal_and_as_large_as_said(hands_without_noise: Batch) -> None:
     noisy = SyntheticHands(split="train", noise_mm=(2.0, 2.0), missing=(0.0, 0.0)).get_batch(keys(range(40)))
-    clean = quiet
+    clean = hands_without_noise
     assert torch.equal(noisy["joints"], clean["joints"])
     is_there = clean["depth"] > 0
     assert torch.equal(noisy["depth"] > 0, is_there)
@@ -210,9 +210,9 @@ def test_an_error_that_leads_behind_the_camera_leaves_no_depth() -> None:
     assert 0 < depth[depth > 0].min() < 100
 
 
-def test_missing_pixels_are_as_many_as_said_and_anywhere(quiet: Batch) -> None:
+def test_missing_pixels_are_as_many_as_said_and_anywhere(hands_without_noise: Batch) -> None:
     gappy = SyntheticHands(split="train", noise_mm=(0.0, 0.0), missing=(0.05, 0.05)).get_batch(keys(range(40)))
-    clean = quiet["depth"]
+    clean = hands_without_noise["depth"]
     is_there, is_left = clean > 0, gappy["depth"] > 0
     assert torch.equal(gappy["depth"][is_left], clean[is_left])
     gone, count = int((is_there & ~is_left).sum()), int(is_there.sum())
@@ -223,10 +223,10 @@ def test_missing_pixels_are_as_many_as_said_and_anywhere(quiet: Batch) -> None:
     assert abs(both - expected) < 5 * np.sqrt(expected)
 
 
-def test_by_default_each_frame_has_a_noise_and_a_share_of_its_own(quiet: Batch) -> None:
+def test_by_default_each_frame_has_a_noise_and_a_share_of_its_own(hands_without_noise: Batch) -> None:
     """Uniform in 0 to 2 mm and in 0 to 5 %: means of 40 within 4 deviations, and both ends come near."""
     noisy = SyntheticHands(split="train").get_batch(keys(range(40)))["depth"]
-    clean = quiet["depth"]
+    clean = hands_without_noise["depth"]
     both = (noisy > 0) & (clean > 0)
     deviations = np.array([float((n - c)[b].std()) for n, c, b in zip(noisy, clean, both, strict=True)])
     shares = 1 - (both.sum((1, 2)) / (clean > 0).sum((1, 2))).numpy()

@@ -22,7 +22,7 @@ from sightline.areas.scans.sets.synthetic_lidar import (
 )
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
-from sightline.store.files.scan_samples import SensorBlock, make_sensor
+from sightline.store.files.sensors import SensorBlock, make_sensor
 from sightline.store.loading.batch_reader import BatchReader
 
 EXACT = LidarNoise(range_m=0.0, remission=0.0, lost_share=0.0)

@@ -18,7 +18,8 @@ from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.metric import Metric
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.parts.metrics.labels import IoU, confusion_matrix
+from sightline.parts.metrics.confusion import confusion_matrix
+from sightline.parts.metrics.iou import IoU
 from sightline.workbench.check.context import Context, JudgedMetric
 from sightline.workbench.check.evaluation_rules import (
     _falls_short,

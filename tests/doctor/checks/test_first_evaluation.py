@@ -19,7 +19,7 @@ from sightline.doctor.finding import Finding
 from sightline.draw.pictures import Picture
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.parts.tasks.supervised import Classify
+from sightline.parts.tasks.classification import Classify
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_evaluation import rehearse_evaluations
 from sightline.workbench.check.first_step_rules import failed_evaluation

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import to_device
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.step import StepTimer

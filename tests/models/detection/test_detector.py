@@ -15,7 +15,7 @@ from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import model_output_keys
 from sightline.contract.types import ComponentConfig
-from sightline.layers.images import FrozenBatchNorm
+from sightline.layers.norms import FrozenBatchNorm
 from tests.cases import run_each
 
 BACKBONES = {

@@ -12,7 +12,9 @@ import torch
 from pycocotools import mask as maskUtils
 from torch import Tensor
 
+from sightline.areas.detect.assigned_boxes import best_iou_of_boxes
 from sightline.areas.detect.output import GreedyNMS
+from sightline.ops.affine_maps import warp_boxes
 from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
 from sightline.ops.box_overlaps import (
     OVERLAPS,
@@ -25,7 +27,7 @@ from sightline.ops.box_overlaps import (
     ioa,
     iou,
 )
-from sightline.ops.priors import Priors, best_iou_of_boxes, warp_boxes
+from sightline.ops.priors import Priors
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 from tests.ops.boxes.crowds import aligned_pairs, crowd

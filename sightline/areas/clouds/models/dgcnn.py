@@ -1,6 +1,6 @@
-"""DGCNN for the classification of clouds. Source: Wang et al. 2019, Dynamic Graph CNN.
+"""DGCNN for the classification of clouds, and the segmentation of objects and scenes.
 
-DGCNN for the segmentation of objects and scenes. Source: Wang et al. 2019, Dynamic Graph CNN.
+Source: Wang et al. 2019, Dynamic Graph CNN.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability, Width
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import Encoder, Model
+from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
 from sightline.layers.edge_conv import EdgeConv, EdgeMLP, PlainEdgeConv, PlainEdgeMLP
-from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
 from sightline.ops.grouping import assert_meant_for, scale_num_neighbours
 from sightline.ops.neighbours import nearest_neighbours

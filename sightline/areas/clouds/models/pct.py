@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability
 from sightline.contract.model import Encoder, Model
-from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
+from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
 from sightline.ops.distances import assert_finite
 from sightline.ops.grouping import assert_meant_for

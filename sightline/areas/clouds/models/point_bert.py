@@ -1,6 +1,6 @@
-"""Point-BERT's point transformer, as feature extractor and for classification. Source: Yu et al. 2022, Point-BERT.
+"""Point-BERT's point transformer, as feature extractor, for classification and for part segmentation.
 
-Point-BERT's point transformer for part segmentation. Source: Yu et al. 2022, Point-BERT.
+Source: Yu et al. 2022, Point-BERT.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability, Width
 from sightline.contract.model import Encoder, Model
-from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
+from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.set_abstraction import FeaturePropagation, gather_rows, sample_centres
 from sightline.layers.transformer import TransformerEncoder, init_trunc_normal
 from sightline.ops import gather_points, nearest_neighbours

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Width
 from sightline.contract.model import Encoder, Model
-from sightline.layers.mlp import LinearNorm, dense_channels, one_hot_category
+from sightline.layers.cloud_layouts import dense_channels, one_hot_category
+from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import PlainPositionGroup, RelativeGroup, gather_rows
 from sightline.ops import farthest_points, gather_points, interpolate, nearest_neighbours
 

@@ -1,6 +1,6 @@
-"""PointNet++ for the classification of clouds. Source: Qi et al. 2017, PointNet++.
+"""PointNet++ for the classification of clouds, and the segmentation of objects and scenes.
 
-PointNet++ for the segmentation of objects and scenes. Source: Qi et al. 2017, PointNet++.
+Source: Qi et al. 2017, PointNet++.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, Probability
 from sightline.contract.model import Encoder, Model
-from sightline.layers.mlp import LinearNorm, concat_channels, dense_channels, one_hot_category
+from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
+from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import BallScale, FeaturePropagation, SetAbstraction
 
 

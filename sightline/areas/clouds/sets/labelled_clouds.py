@@ -15,7 +15,7 @@ from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sam
 from sightline.ops.rendering import Background
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
-from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.loading.stratified import stratified_subset
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
 from sightline.store.prepared.prepared_data import PreparedData, describe_foreign_label
 from sightline.store.prepared.prepared_set import PreparedSet

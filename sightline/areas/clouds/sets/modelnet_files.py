@@ -1,8 +1,7 @@
-"""ModelNet in folders of small files: the resampled text release, or the OFF meshes.
+"""Files of ModelNet: its classes, and the contents of its four layouts.
 
-ModelNet in array files: the HDF5 release, or one NPZ archive.
-
-Classes of ModelNet, and helpers shared by all of its layouts.
+The resampled text release and the OFF meshes are folders of small files; the HDF5 release and the NPZ archive are array
+files.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_la
 from sightline.contract import registry
 from sightline.store.files.array_files import check_array, npz_array
 from sightline.store.files.input_files import download_again
-from sightline.store.loading.batch_reader import stratified_split
+from sightline.store.loading.stratified import stratified_split
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard

@@ -24,9 +24,8 @@ from sightline.store.cloud_preparation import Normals, check_finite, check_label
 from sightline.store.files.array_files import check_array
 from sightline.store.files.hdf5_files import open_hdf5
 from sightline.store.files.text_tables import read_text
-from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import PreparedSet, prepare_command, summarise_folder
+from sightline.store.prepared.prepared_set import PreparedSet, prepare_command, prepared_root, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,

@@ -28,7 +28,7 @@ from sightline.contract.arguments import PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import Normals, estimated_normals
-from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.loading.stratified import stratified_subset
 from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm
 from sightline.store.prepared.prepared_data import PreparedData, SetSpec, find_layout
 from sightline.store.prepared.prepared_set import PreparedSet

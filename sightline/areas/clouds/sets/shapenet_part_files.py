@@ -1,8 +1,7 @@
-"""Text release of ShapeNetPart with normals: a file per shape, and the official lists of the splits.
+"""Files of ShapeNetPart: its categories and parts, and the shards of its two layouts.
 
-HDF5 release of ShapeNetPart: files of many shapes each.
-
-Categories and parts of ShapeNetPart, and helpers shared by both of its layouts.
+The text release has a file per shape, with normals, and the official lists of the splits; files of the HDF5 release
+hold many shapes each.
 """
 
 from __future__ import annotations

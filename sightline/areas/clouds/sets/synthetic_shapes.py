@@ -20,8 +20,8 @@ from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sam
 from sightline.parts.transforms.points import to_unit_sphere
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.computed_samples import ComputedSet, Many
-from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.loading.concat import RenderedViewsConfig, make_rendered_views
+from sightline.store.loading.stratified import stratified_subset
 from sightline.store.prepared.views import IMAGE, image_field
 
 Ratio = Annotated[float, Ge(1.0), Le(1e6)]
@@ -44,7 +44,7 @@ class SyntheticShapes(ComputedSet):
     point's part is its `label` and the cloud's class its `category`. With `views` (a number, or `count` with `size_px`,
     `style` and `background`) a sample has an `image`, one of `views` views of its own cloud, drawn anew in every epoch;
     else epoch and seed of a key change nothing.
-    Source: made here; sightline/ops/surfaces.py.
+    Source: made here; sightline/ops/meshes.py.
     """
 
     computed = "sample is computed"

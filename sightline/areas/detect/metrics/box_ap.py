@@ -11,18 +11,17 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.intervals import LeftOutFigures
 from sightline.contract.metric import State
+from sightline.parts.metrics.average_precision import Matches, precision_and_recall
 from sightline.parts.metrics.box_groups import (
     BoxGroups,
     BoxRows,
     DetectionColumn,
     GroupMatches,
     LabelColumn,
-    Matches,
     group_boxes,
     iou_or_ioa,
     leave_one_out_masks,
     left_out_figures,
-    precision_and_recall,
 )
 
 _AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}

@@ -13,16 +13,8 @@ from sightline.areas.detect.metrics.crowds import nan_mean, protocol_header
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.metric import State, WorstSamples
-from sightline.parts.metrics.box_groups import (
-    NO_LIMIT,
-    BoxRows,
-    DetectionColumn,
-    LabelColumn,
-    Matches,
-    group_boxes,
-    iou_or_ioa,
-    precision_and_recall,
-)
+from sightline.parts.metrics.average_precision import Matches, precision_and_recall
+from sightline.parts.metrics.box_groups import NO_LIMIT, BoxRows, DetectionColumn, LabelColumn, group_boxes, iou_or_ioa
 
 KINDS = ("localisation", "class", "both", "duplicate", "background", "missed")
 _LOCALISATION, _CLASS, _BOTH, _DUPLICATE, _BACKGROUND, _MISSED = range(6)

@@ -14,15 +14,14 @@ from sightline.contract.arguments import Count
 from sightline.contract.intervals import LeftOutFigures
 from sightline.contract.metric import State
 from sightline.ops.numba_kernels import run_parallel
+from sightline.parts.metrics.average_precision import Matches, cumulative_tp_fp
 from sightline.parts.metrics.box_groups import (
     BoxColumn,
     BoxGroups,
     DetectionColumn,
     GroupMatches,
     LabelColumn,
-    Matches,
     VisibleBoxRows,
-    cumulative_tp_fp,
     group_boxes,
     iou_or_ioa,
     leave_one_out_masks,

@@ -24,21 +24,14 @@ from sightline.areas.pose.sets.depth_frames import (
     Skeleton,
     frames_info,
 )
+from sightline.areas.pose.sets.packed_depth import DEPTH_TYPES, pack_depth, unpack_depth
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
 from sightline.store.files.input_files import file_size
 from sightline.store.files.text_tables import BLOCK_LINES
-from sightline.store.loading.batch_reader import stratified_split
-from sightline.store.prepared.columns import (
-    CLASSES,
-    DEPTH_TYPES,
-    VECTORS,
-    ColumnForm,
-    ColumnSpec,
-    pack_depth,
-    unpack_depth,
-)
+from sightline.store.loading.stratified import stratified_split
+from sightline.store.prepared.columns import CLASSES, VECTORS, ColumnForm, ColumnSpec
 from sightline.store.prepared.prepared_data import PreparedData, SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard

@@ -12,13 +12,7 @@ import numpy as np
 import torch
 
 from sightline.areas.scans.sets.labelled_scans import NamedScans
-from sightline.areas.scans.sets.scan_preparation import (
-    BY_NAME,
-    ListedScan,
-    describe_split,
-    read_name_lists,
-    scan_plan,
-)
+from sightline.areas.scans.sets.scan_preparation import BY_NAME, ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
@@ -26,7 +20,8 @@ from sightline.ops.points_in_boxes import points_in_boxes
 from sightline.store.files.image_files import read_header
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
-from sightline.store.files.scan_samples import RawScan, Sensor, SensorBlock, make_sensor
+from sightline.store.files.scan_samples import RawScan
+from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
 from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec

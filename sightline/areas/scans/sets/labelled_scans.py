@@ -14,15 +14,8 @@ from sightline.areas.scans.sets.scan_preparation import guess_remission_max, id_
 from sightline.contract.arguments import FractionBelowOne
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
-from sightline.store.files.scan_samples import (
-    FEATURES,
-    RawScan,
-    Sensor,
-    SensorBlock,
-    make_sensor,
-    mean_and_std,
-    scan_fields,
-)
+from sightline.store.files.scan_samples import FEATURES, RawScan, mean_and_std, scan_fields
+from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
 from sightline.store.label_maps import LabelMap, identity_map, read_label_map
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet

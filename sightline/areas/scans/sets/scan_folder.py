@@ -36,7 +36,8 @@ from sightline.store.files.scan_reading import (
     scan_ids,
     to_raw_scan,
 )
-from sightline.store.files.scan_samples import RawScan, Sensor, SensorBlock, make_sensor
+from sightline.store.files.scan_samples import RawScan
+from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder

@@ -19,7 +19,8 @@ from sightline.contract.types import DataInfo, Folds, ScanInputSpec
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.files.scan_files import read_bin, read_label_ids
 from sightline.store.files.scan_reading import to_raw_scan
-from sightline.store.files.scan_samples import FEATURES, RawScan, SensorBlock, make_sensor, scan_fields
+from sightline.store.files.scan_samples import FEATURES, RawScan, scan_fields
+from sightline.store.files.sensors import SensorBlock, make_sensor
 from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, describe_contents

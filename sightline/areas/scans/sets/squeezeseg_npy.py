@@ -16,7 +16,8 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.scan_reading import range_image_shape, read_range_image
-from sightline.store.files.scan_samples import RawScan, Sensor
+from sightline.store.files.scan_samples import RawScan
+from sightline.store.files.sensors import Sensor
 from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, describe_contents

@@ -14,15 +14,8 @@ from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFlo
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache, array_bytes
-from sightline.store.files.scan_samples import (
-    FEATURES,
-    Sensor,
-    SensorBlock,
-    channel_sums,
-    make_sensor,
-    mean_and_std,
-    scan_fields,
-)
+from sightline.store.files.scan_samples import FEATURES, channel_sums, mean_and_std, scan_fields
+from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
 from sightline.store.label_maps import LabelMap, identity_map
 
 SENSOR_HEIGHT_M = 1.73

@@ -35,7 +35,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
 from sightline.store.files.array_files import check_array, npz_array
 from sightline.store.files.input_files import file_size, get_again
-from sightline.store.loading.batch_reader import stratified_split
+from sightline.store.loading.stratified import stratified_split
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet

@@ -1,0 +1,81 @@
+"""Pose estimation: joint positions decoded from one heat map per joint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.loss import Loss
+from sightline.contract.types import Batch
+from sightline.ops.heat_maps import Decoding, decode, peaks
+from sightline.ops.voxels import CubePlacement, permute_axes, to_camera
+from sightline.parts.tasks.supervised import Decoder, Supervised
+
+
+@registry.tasks.add("pose")
+class Pose(Supervised):
+    """Predicts `joints_mm` (B, J, 3), camera frame, and each map's `peaks` (B, J) from `likelihood`.
+
+    `decoding` is how a coordinate is read from a heat map: `parabola` around the largest cell, its middle (`argmax`),
+    `soft` or `centroid`. Votes are averaged in camera coordinates, each pass converted by its own placement.
+    Source: Moon et al. 2018, section 4 (heat maps of joints in a volume).
+    """
+
+    predicts = frozenset({"joints_mm", "peaks"})
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
+        decoding: Decoding = "parabola",
+    ) -> None:
+        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self.decoding: Decoding = decoding
+
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """Add `joints_mm` (B, J, 3), camera frame, and `peaks` (B, J), decoded from the heat maps."""
+        likelihood = outputs["likelihood"]
+        joints_mm = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"]), decoding=self.decoding)
+        return {**outputs, "joints_mm": joints_mm, "peaks": peaks(likelihood).float()}
+
+    def make_decoding(self, example: Batch) -> Decoder:
+        """Make the decoding of an exported file: `joints_mm` (B, J, 3) and `peaks` (B, J), in the example's grid."""
+        grid = CubePlacement.from_rows(example["placement"])
+
+        def decode(outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+            rows, likelihood = batch["placement"].double(), outputs["likelihood"]
+            placement = replace(
+                grid, reference_mm=rows[:, :3], scale=rows[:, 3], angle_rad=rows[:, 4], shift=rows[:, 5:8]
+            )
+            joints_mm = decode_joints(likelihood, placement, decoding=self.decoding)
+            return {"joints_mm": joints_mm.to(likelihood.dtype), "peaks": peaks(likelihood)}
+
+        return decode
+
+    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Average joints (B, J, 3) and peaks (B, J) of several passes over varied input."""
+        return {
+            name: torch.stack([predictions[name] for predictions in passes]).mean(dim=0)
+            for name in ("joints_mm", "peaks")
+        }
+
+
+def decode_joints(likelihood: Tensor, placement: CubePlacement, *, decoding: Decoding) -> Tensor:
+    """Decode heat maps (B, J, V, V, V) to joints (B, J, 3) float64, in mm, camera frame.
+
+    The authors' release reads the index of the largest cell alone, for any `decoding`, and adds half a voxel.
+    """
+    maps = permute_axes(likelihood.detach(), placement.axes)
+    pooling = placement.size / maps.shape[-1]
+    if placement.compat == "release":
+        return to_camera((decode(maps, decoding="argmax") - 0.5) * pooling, placement)
+    return to_camera(decode(maps, decoding=decoding) * pooling, placement)

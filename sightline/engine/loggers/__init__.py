@@ -1,0 +1,1 @@
+"""Observers that write to TensorBoard, Weights & Biases and MLflow."""

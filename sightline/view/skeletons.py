@@ -1,0 +1,55 @@
+"""Skeletons: joints and bones for pictures, pages and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sightline.draw.pictures import Lines
+
+TRUE, READ = np.array([30, 122, 74], dtype=np.uint8), np.array([214, 69, 65], dtype=np.uint8)
+"""Colours: green for labelled joints, red for joints decoded from heat maps."""
+
+
+@dataclass(frozen=True, eq=False)
+class JointFigure:
+    """Skeleton: joints (J, 3) in the frame of a cloud or a picture; `is_known` (J,) marks the labelled ones.
+
+    `bones` are pairs of joint indices, `color` (3,) uint8 is the colour of the whole figure.
+    """
+
+    name: str
+    joints: np.ndarray
+    is_known: np.ndarray
+    bones: tuple[tuple[int, int], ...]
+    color: np.ndarray
+
+    def with_joints(self, joints: np.ndarray) -> JointFigure:
+        """Return the figure with its joints at other positions (J, 3) or, in a picture, (J, 2)."""
+        return JointFigure(self.name, joints, self.is_known, self.bones, self.color)
+
+    def known_joint_indices(self) -> np.ndarray:
+        """Return the indices of the known joints with finite coordinates."""
+        return np.flatnonzero(self.is_known & np.isfinite(self.joints).all(axis=1))
+
+    def known_bones(self) -> list[tuple[int, int]]:
+        """List the bones with two known ends."""
+        known_joints = set(self.known_joint_indices().tolist())
+        return [bone for bone in self.bones if known_joints.issuperset(bone)]
+
+    def lines(self) -> Lines:
+        """Return the ends of the known bones (E, 2, 3), and the colour."""
+        bones = self.known_bones()
+        return (self.joints[np.array(bones)] if bones else np.zeros((0, 2, 3))), self.color
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a page: known joints in order, and bones as pairs of indices into them."""
+        known_joints = self.known_joint_indices().tolist()
+        return {
+            "name": self.name,
+            "color": self.color.tolist(),
+            "joints": [[round(float(value), 4) for value in self.joints[joint]] for joint in known_joints],
+            "bones": [[known_joints.index(end) for end in bone] for bone in self.known_bones()],
+        }
