@@ -17,6 +17,7 @@ from benchmarks.rendering import make_frames
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.compression.bit_packing import pack_bits
 from sightline.compression.codebooks import cluster_weight
+from sightline.contract import dataset
 from sightline.contract.types import SampleKey
 from sightline.ops.voxels import CubePlacement, occupancy
 from sightline.parts.transforms.point_selection import ShufflePoints
@@ -76,7 +77,7 @@ class PerItem(Dataset[tuple[np.ndarray, int]]):
         return cloud[np.random.permutation(len(cloud))], int(self.labels[index])
 
 
-class _PointDataset:
+class _PointDataset(dataset.Dataset):
     """In-memory data set with the fields of `PerItem`, points and labels, that returns whole batches."""
 
     def __init__(self, inputs: dict[str, Any]) -> None:

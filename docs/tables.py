@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
 import inspect
+import itertools
+import re
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sightline import ops
 from sightline.config import RunConfig
-from sightline.contract.members import MEMBERS
+from sightline.contract.catalogue import find_modules
+from sightline.contract.members import describe_members
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.schema import describe_type
 from sightline.contract.types import ComponentConfig
@@ -104,14 +110,39 @@ def relation_table() -> str:
 
 
 def member_table() -> str:
-    """Every optional member of a component: what it is for."""
-    nouns: dict[str, list[str]] = {}
-    for kind, members in MEMBERS.items():
-        for name in members:
-            nouns.setdefault(name, []).append(REGISTRIES[kind].noun)
-    meanings = {name: member.meaning for members in MEMBERS.values() for name, member in members.items()}
-    lines = [f"| {', '.join(nouns[name])} | `{name}` | {meaning} |" for name, meaning in meanings.items()]
-    return "\n".join(["| component | member | meaning |", "|---|---|---|", *lines])
+    """Every member of the base class of a kind: whether a component has to define it, and what it is for."""
+    nouns: dict[tuple[str, str, str], list[str]] = {}
+    for kind, registry in REGISTRIES.items():
+        parts = [part for part in registry.base.__mro__ if part.__module__.startswith("sightline.")]
+        for name, member in ((name, member) for part in parts for name, member in describe_members(part).items()):
+            if kind != "optimizers":  # functions
+                nouns.setdefault((name, "" if member.has_default else "yes", member.text), []).append(registry.noun)
+    lines = [f"| {', '.join(kinds)} | {' | '.join((f'`{n}`', *more))} |" for (n, *more), kinds in nouns.items()]
+    return "\n".join(["| component | member | required | meaning |", "|---|---|---|---|", *lines])
+
+
+def public_table() -> str:
+    """Every name of `import sightline` for parts of one's own: what it is, by the first sentence of its docstring."""
+    lines = []
+    for name, module in sorted(find_modules("public").items(), key=lambda pair: pair[0].lower()):
+        text = re.split(
+            r"(?<=[^.])\. (?=[A-Z`])", _describe(importlib.import_module(module), name).replace("|", "\\|")
+        )[0]
+        lines.append(f"| `sightline.{name}` | {text.removesuffix('.')} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *lines])
+
+
+def _describe(module: ModuleType, name: str) -> str:
+    """The first paragraph of the docstring of a class or function, or of the text below a constant, in one line."""
+    value = getattr(module, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return " ".join(inspect.cleandoc(value.__doc__ or "").split("\n\n")[0].split())
+    body = ast.parse(inspect.getsource(module)).body
+    for node, after in itertools.pairwise(body):
+        targets = {target.id for target in ast.walk(node) if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Assign | ast.AnnAssign) and name in targets and isinstance(after, ast.Expr):
+            return " ".join(ast.literal_eval(after.value).split("\n\n")[0].split())
+    raise AssertionError(f"{name} of {module.__name__} has no text below it")
 
 
 def operator_table() -> str:
@@ -131,10 +162,12 @@ TABLES = {
     "config": config_table,
     "relations": relation_table,
     "members": member_table,
+    "public": public_table,
     "ops": operator_table,
 }
 PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {
     "ops": REFERENCE.parent / "ops.md",
+    "public": REFERENCE / "python.md",
     "relations": REFERENCE / "checks.md",
 }
 

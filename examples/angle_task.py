@@ -15,18 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from sightline.contract import registry
-from sightline.contract.arguments import Count
-from sightline.contract.errors import DataError
-from sightline.contract.loss import Loss
-from sightline.contract.metric import MeanMetric, State
-from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
-from sightline.doctor.finding import Fault
-from sightline.doctor.rules import rule
-from sightline.draw.pictures import Picture
-from sightline.engine.run_loading import TrainedRun
-from sightline.parts.tasks.supervised import Supervised
-from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
+import sightline
 
 SIZE_PX = 28
 _MAX_ANGLES = 64
@@ -50,24 +39,24 @@ def draw_digit(digit: int, *, angle_rad: float, scale: float = 1.0) -> np.ndarra
     return np.exp(-((distance / 0.1) ** 2)).astype(np.float32)
 
 
-@registry.data.add("turned_digits")
-class TurnedDigits:
+@sightline.register.data("turned_digits")
+class TurnedDigits(sightline.Dataset):
     """Digits at all angles, a pure function of split and index."""
 
-    def __init__(self, *, split: str, train_size: Count = 512, test_size: Count = 128) -> None:
+    def __init__(self, *, split: str, train_size: sightline.Count = 512, test_size: sightline.Count = 128) -> None:
         sizes = {"train": train_size, "test": test_size}
         self._split_index = list(sizes).index(split)
         self._size = sizes[split]
         fields = {
-            "image": Field(f"1 {SIZE_PX} {SIZE_PX}", "float32", low=0.0, high=1.0),
-            "angle": Field("", "float32", "rad", low=-math.pi, high=math.pi),
+            "image": sightline.Field(f"1 {SIZE_PX} {SIZE_PX}", "float32", low=0.0, high=1.0),
+            "angle": sightline.Field("", "float32", "rad", low=-math.pi, high=math.pi),
         }
-        self.info = DataInfo({}, fields, sizes)
+        self.info = sightline.DataInfo({}, fields, sizes)
 
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: sightline.SampleKey) -> sightline.Sample:
         random = np.random.default_rng((self._split_index, key.index))
         angle, digit = random.uniform(-math.pi, math.pi), int(random.choice(list(_STROKES)))
         image = draw_digit(digit, angle_rad=angle, scale=random.uniform(0.8, 1.2))
@@ -78,11 +67,11 @@ class Direction(TypedDict):
     direction: Tensor
 
 
-@registry.models.add("turn_net")
-class TurnNet(nn.Module):
+@sightline.register.model("turn_net")
+class TurnNet(sightline.Model):
     """Three convolutions with stride 2, and a linear layer to a direction (B, 2) in the plane."""
 
-    def __init__(self, *, width: Count = 16) -> None:
+    def __init__(self, *, width: sightline.Count = 16) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             *(nn.Conv2d(1, width, 3, stride=2, padding=1), nn.ReLU()),
@@ -95,8 +84,8 @@ class TurnNet(nn.Module):
         return {"direction": self.layers(image)}
 
 
-@registry.losses.add("direction")
-class DirectionLoss(Loss):
+@sightline.register.loss("direction")
+class DirectionLoss(sightline.Loss):
     """The squared distance of the direction from the unit vector of the angle: no jump where the angle has one."""
 
     def count(self, *, angle: Tensor) -> Tensor:
@@ -106,8 +95,8 @@ class DirectionLoss(Loss):
         return F.mse_loss(direction, torch.stack([angle.cos(), angle.sin()], dim=1), reduction="sum")
 
 
-@registry.metrics.add("angle_error")
-class AngleError(MeanMetric):
+@sightline.register.metric("angle_error")
+class AngleError(sightline.MeanMetric):
     """The mean and the largest difference of angles, the short way round, in degrees."""
 
     figures = ("angle_error_deg",)
@@ -117,29 +106,29 @@ class AngleError(MeanMetric):
         turn = (found_angle - angle).double()
         return torch.atan2(turn.sin(), turn.cos()).abs().rad2deg()
 
-    def compute(self, state: State) -> dict[str, float]:
+    def compute(self, state: sightline.State) -> dict[str, float]:
         errors = state["sums"][state["weights"] > 0]
         return super().compute(state) | {"max_error_deg": float(errors.max()) if len(errors) else math.nan}
 
 
-@registry.tasks.add("angle")
-class Angle(Supervised):
+@sightline.register.task("angle")
+class Angle(sightline.Supervised):
     """Predicts `found_angle` (B,) in rad, from the direction."""
 
     predicts = frozenset({"found_angle"})
 
-    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def postprocess(self, outputs: dict[str, Any], batch: sightline.Batch) -> dict[str, Any]:
         """The outputs, and the angle of the direction."""
         x, y = outputs["direction"].float().unbind(dim=1)
         return {**outputs, "found_angle": torch.atan2(y, x)}
 
-    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+    def show(self, batch: sightline.Batch, predictions: Mapping[str, Any]) -> list[sightline.Picture]:
         """The first images of a batch, below each the same image turned back by the angle found."""
         images, angles = batch["image"][:8].float().cpu(), predictions["found_angle"][:8].float().cpu()
         rows = [torch.cat(list(group[:, 0]), dim=1) for group in (images, upright(images, angles))]
         pixels = (torch.cat(rows).clamp(0, 1) * 255).byte().numpy().repeat(4, axis=0).repeat(4, axis=1)
         caption = ", ".join(f"{degrees:.0f}" for degrees in angles.rad2deg().tolist())
-        return [Picture("turned back", np.stack([pixels] * 3, axis=2), f"by {caption} degrees")]
+        return [sightline.Picture("turned back", np.stack([pixels] * 3, axis=2), f"by {caption} degrees")]
 
 
 def upright(images: Tensor, angles: Tensor) -> Tensor:
@@ -158,8 +147,8 @@ class AnglePrediction:
     image: Tensor
 
 
-@registry.predictors.add("angle")
-class AnglePredictor(Predictor[AnglePrediction]):
+@sightline.register.predictor("angle")
+class AnglePredictor(sightline.Predictor[AnglePrediction]):
     """Reads PNG images. `dark_on_light` is for pictures of ink on paper."""
 
     suffixes = (".png",)
@@ -167,27 +156,29 @@ class AnglePredictor(Predictor[AnglePrediction]):
     noun = "image"
     columns = ("file", "angle_deg")
 
-    def __init__(self, *, run: TrainedRun, dark_on_light: bool = False) -> None:
+    def __init__(self, *, run: sightline.TrainedRun, dark_on_light: bool = False) -> None:
         super().__init__(run=run)
         self.fields = {"image": self.info.fields["image"]}
         self.dark_on_light = dark_on_light
 
-    def read(self, path: Path) -> ReadFile:
+    def read(self, path: Path) -> sightline.ReadFile:
         """An image of any size, brought to that of the data set."""
         try:
             with Image.open(path) as file:
                 pixels = np.asarray(file.convert("L").resize((SIZE_PX, SIZE_PX), Image.Resampling.BILINEAR))
         except UnidentifiedImageError as error:
-            raise DataError(f"{path}: is not an image; give a PNG file") from error
+            raise sightline.DataError(f"{path}: is not an image; give a PNG file") from error
         image = torch.from_numpy(pixels.astype(np.float32) / 255)[None]
-        return ReadFile(path, {"image": 1 - image if self.dark_on_light else image})
+        return sightline.ReadFile(path, {"image": 1 - image if self.dark_on_light else image})
 
-    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[AnglePrediction | Refusal]:
+    def predict(
+        self, files: Sequence[sightline.ReadFile], inference: sightline.Inference
+    ) -> list[AnglePrediction | sightline.Refusal]:
         angles = inference.predictions["found_angle"].double().cpu().tolist()
         return [
             AnglePrediction(file.path, angle, file.sample["image"])
             if math.isfinite(angle)
-            else refuse_non_finite(file.path)
+            else sightline.refuse_non_finite(file.path)
             for file, angle in zip(files, angles, strict=True)
         ]
 
@@ -203,23 +194,23 @@ class AnglePredictor(Predictor[AnglePrediction]):
         return {"upright": path}
 
 
-@rule(
+@sightline.rule(
     "one-sided-angles",
     "warning",
     "data.sampling data.split",
     holds="angles of a split on all sides: their mean direction is short",
     do="look at how the samples were chosen: one constant direction is a good prediction of such a set",
 )
-def one_sided_angles(run: Any, surveys: list[Any]) -> Iterator[Fault]:
+def one_sided_angles(run: Any, surveys: list[Any]) -> Iterator[sightline.Fault]:
     """Measure the mean direction of the angles of each split."""
     for survey in surveys:
         part = survey.part
         indices = part.evenly_spaced_indices(_MAX_ANGLES)
-        angles = [float(part.dataset[SampleKey(int(i), 0, 0)]["angle"]) for i in indices]
+        angles = [float(part.dataset[sightline.SampleKey(int(i), 0, 0)]["angle"]) for i in indices]
         length = float(np.abs(np.exp(1j * np.array(angles)).mean()))
         bound = 4 / math.sqrt(len(angles))  # uniform angles exceed it once in a million sets
         if length > bound:
-            yield Fault(
+            yield sightline.Fault(
                 f"angles lie on one side: their mean direction is {length:.2f} long",
                 measured=f"{length:.2f}, of {len(angles)} angles",
                 expected=f"at most {bound:.2f}",

@@ -5,15 +5,15 @@ from typing import TypedDict
 
 from torch import Tensor, nn
 
-from sightline.contract import registry
+import sightline
 
 
 class Output(TypedDict):
     logits: Tensor
 
 
-@registry.models.add("faulty_net")
-class FaultyNet(nn.Module):
+@sightline.register.model("faulty_net")
+class FaultyNet(sightline.Model):
     """A small PointNet: layers on every point, the maximum over the points, a layer of classes."""
 
     def __init__(self, *, num_classes: int, in_channels: int, is_mended: bool = False) -> None:

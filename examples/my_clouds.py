@@ -8,21 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.clouds.sets.file_clouds import CloudSpec, FileClouds
-from sightline.contract import registry
-from sightline.store.files.array_files import npz_array
+import sightline
 
 
 def read_cloud(path: Path) -> dict[str, np.ndarray]:
     """Read one file: `xyz`, an array (64, 3)."""
-    return {"points": npz_array(path, "xyz")}
+    return {"points": sightline.npz_array(path, "xyz")}
 
 
-@registry.data.add("my_clouds")
-class MyClouds(FileClouds):
+@sightline.register.data("my_clouds")
+class MyClouds(sightline.FileClouds):
     """Clouds of cups and spoons. Source: our laboratory."""
 
-    spec = CloudSpec(
+    spec = sightline.CloudSpec(
         name="my_clouds",
         what="the folders train and test",
         marks=("train",),

@@ -2,12 +2,11 @@
 
 from torch import Tensor
 
-from sightline.contract import registry
-from sightline.contract.metric import MeanMetric
+import sightline
 
 
-@registry.metrics.add("true_class_probability")
-class TrueClassProbability(MeanMetric):
+@sightline.register.metric("true_class_probability")
+class TrueClassProbability(sightline.MeanMetric):
     """The probability of a cloud's own class, 0 to 1."""
 
     figures = ("true_class_probability",)

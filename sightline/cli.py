@@ -43,8 +43,8 @@ from sightline.commands.run import (
     TrainOptions,
     WeightsOptions,
 )
+from sightline.contract.catalogue import gc_paused
 from sightline.contract.errors import UserError
-from sightline.contract.gc_pause import gc_paused
 from sightline.verbs.terminal import guard_streams, stdout_failure
 
 SECTIONS: dict[str, tuple[type[Command], ...]] = {

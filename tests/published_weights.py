@@ -35,12 +35,11 @@ def _published_state(layout: str) -> dict[str, Tensor]:
 
 def _own_state(layout: str) -> dict[str, Tensor]:
     from sightline.contract import registry
-    from sightline.contract.members import DataMembers
     from sightline.published.files import make_meta_model
     from sightline.published.rows import read_layout
 
     published = read_layout(layout)
-    promise = DataMembers.expected_info.get(registry.data.get_entry(published.protocol.data).builder)
+    promise = registry.data.get_class(published.protocol.data).expected_info
     promised = dict(promise().facts) if promise is not None else {}
     facts = {"num_classes": 12, "in_channels": 3, "num_categories": 16, "num_joints": 21, **promised}
     if published.class_indices:

@@ -226,7 +226,7 @@ cell(1, '''
 from typing import TypedDict
 import torch
 from torch import Tensor, nn
-from sightline.contract import registry
+import sightline
 WIDTH = 8
 points = torch.zeros(3)
 ''')
@@ -237,8 +237,8 @@ class Output(TypedDict):
     logits: Tensor
 ''')
 cell(3, '''
-@registry.models.add("cell_net")
-class CellNet(nn.Module):
+@sightline.register.model("cell_net")
+class CellNet(sightline.Model):
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(in_channels, widen(WIDTH)), nn.ReLU(), nn.Linear(16, num_classes))

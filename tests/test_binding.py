@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TypedDict
 
 import pytest
+from torch import nn
 
+import sightline
+from sightline import register
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import MEMBERS, REQUIRED, find_misspelt_members, suggest_member
+from sightline.contract.members import describe_members, find_misspelt_members, list_members, suggest_member
 from sightline.contract.registry import REGISTRIES
+from sightline.contract.types import ComponentConfig
 from tests.cases import run_each
 from tests.command import run_here
 from tests.conftest import ROOT
@@ -121,14 +126,14 @@ PACKAGE = {path: path.read_text() for path in sorted((ROOT / "sightline").rglob(
 
 PLANTED = {
     "data": {"strataa": "strata", "stata": "strata", "smaple_name": "sample_name", "getBatch": "get_batch"},
-    "models": {"enccode": "encode", "feature_widht": "feature_width"},
+    "models": {"outputkeys": "output_keys", "taregts": "targets"},
     "point_encoders": {"enocde": "encode"},
     "image_encoders": {"encode_": "encode", "featurewidth": "feature_width"},
     "backbones": {"fowrard": "forward"},
     "necks": {"forwad": "forward"},
     "heads": {"prior_per_cell": "priors_per_cell", "asigners": "assigners"},
     "references": {"titel": "title"},
-    "tasks": {"predict_": "predict", "predictss": "predicts", "vot": "vote", "shwo": "show", "ouputs": "outputs"},
+    "tasks": {"predict_": "predict", "predictss": "predicts", "vot": "vote", "shwo": "show", "prepar": "prepare"},
     "losses": {"cuont": "count"},
     "metrics": {"higher_is_beter": "higher_is_better", "perclass": "per_class", "slotss": "slots", "udpate": "update"},
     "transforms": {"adds_": "adds", "chose_points": "chooses_points"},
@@ -151,31 +156,43 @@ updates veto view views vote_all voted voter voters votes voting weights width w
 """.split()
 
 
+def test_members_of_every_base_class_of_a_plugin_are_known() -> None:
+    assert suggest_member(list_members(sightline.Supervised), "ouputs") == "outputs"
+    assert suggest_member(list_members(sightline.MeanMetric), "vlaues") == "values"
+    assert suggest_member(list_members(sightline.Encoder), "feature_widht") == "feature_width"
+
+
 @run_each("kind, planted", PLANTED.items())
 def test_misspelt_members_are_known(kind: str, planted: dict[str, str]) -> None:
-    assert {name: suggest_member(kind, name) for name in planted} == planted
+    members = list_members(REGISTRIES[kind].base)
+    assert {name: suggest_member(members, name) for name in planted} == planted
 
 
 @run_each("kind", REGISTRIES)
 def test_plausible_names_of_an_author_are_his_own(kind: str) -> None:
     """A near miss costs a rename, a false alarm too; a word with another ending, or with another word, is none."""
-    own = {name: known for name in OWN if (known := suggest_member(kind, name)) is not None}
+    members = list_members(REGISTRIES[kind].base)
+    own = {name: known for name in OWN if (known := suggest_member(members, name)) is not None}
     assert own == {}
 
 
 @run_each("kind", REGISTRIES)
 def test_known_members_and_private_ones_are_no_misspellings(kind: str) -> None:
-    known = {*MEMBERS.get(kind, ()), *REQUIRED.get(kind, ())}
-    assert not [name for name in known if suggest_member(kind, name)]
-    assert not [name for name in known if suggest_member(kind, f"_{name}s")]
+    known = list_members(REGISTRIES[kind].base)
+    assert not [name for name in known if suggest_member(known, name)]
+    assert not [name for name in known if suggest_member(known, f"_{name}s")]
 
 
-def test_the_package_reads_every_member_through_the_record() -> None:
-    """A member that nothing reads is documented and does nothing; one that is looked up by text escapes the record."""
+@run_each("kind", REGISTRIES.keys() - {"optimizers"})  # a specification, which functions return
+def test_every_member_is_described_and_read(kind: str) -> None:
+    """A member that nothing reads is documented and does nothing; one that is looked up by text escapes mypy."""
+    base = REGISTRIES[kind].base
+    described = describe_members(base)
+    assert described.keys() >= {name for name in list_members(base) if name in vars(base)}
     text = "\n".join(PACKAGE.values())
-    names = {name for members in MEMBERS.values() for name in members}
-    assert names <= set(re.findall(r"\wMembers\.(\w+)", text))
-    by_text = re.compile(rf"(?:has|get)attr\([^\n]*\"(?:{'|'.join(names)})\"")
+    assert not [name for name in described if not re.search(rf"\.{name}\b|\"{name}\"", text)]
+    optional = [name for name, member in described.items() if member.has_default]
+    by_text = re.compile(rf"(?:has|get)attr\([^\n]*\"(?:{'|'.join(optional) or 'no member'})\"")
     assert not [f"{path}: {found[0]}" for path, text in PACKAGE.items() for found in by_text.finditer(text)]
 
 
@@ -202,7 +219,7 @@ class Planted(Base):
 
 
 def test_members_are_found_wherever_a_class_defines_them() -> None:
-    assert dict(find_misspelt_members("data", Planted)) == {
+    assert dict(find_misspelt_members(Dataset, Planted)) == {
         "finger_print": "fingerprint",
         "getBatch": "get_batch",
         "sample_nam": "sample_name",
@@ -210,24 +227,29 @@ def test_members_are_found_wherever_a_class_defines_them() -> None:
         "strataa": "strata",
         "baslines": "baselines",
     }
-    assert not list(find_misspelt_members("data", lambda: None))
 
 
 PLUGIN = """\
-from sightline.contract import registry
+import sightline
 
 
-@registry.{kind}.add("mine")
-class Mine:
+@sightline.register.{kind}("mine")
+class Mine({base}):
     def {method}(self) -> None: ...
 """
+
+
+def write_plugin(path: Path, *, kind: str, base: str, method: str) -> Path:
+    [noun] = [name for name, add in vars(register).items() if getattr(add, "__self__", None) is REGISTRIES[kind]]
+    path.write_text(PLUGIN.format(kind=noun, base=base, method=method))
+    return path
 
 
 @pytest.mark.parametrize(("kind", "planted"), PLANTED.items())
 def test_a_plugin_with_a_misspelt_member_is_refused(tmp_path: Path, kind: str, planted: dict[str, str]) -> None:
     found, known = next(iter(planted.items()))
-    path = tmp_path / "parts.py"
-    path.write_text(PLUGIN.format(kind=kind, method=found))
+    base = f"sightline.{REGISTRIES[kind].base.__name__}"
+    path = write_plugin(tmp_path / "parts.py", kind=kind, base=base, method=found)
     code, out, err = run_here("list", "data", "--plugin", path)
     assert (code, out) == (2, "")
     where = f"error: --plugin {path}:4: the {REGISTRIES[kind].noun} 'mine': Mine.{found} is close to '{known}' ("
@@ -235,3 +257,36 @@ def test_a_plugin_with_a_misspelt_member_is_refused(tmp_path: Path, kind: str, p
     assert err.endswith(f"); call it '{known}', or give a member of your own a name that is less like it\n")
     assert err.count("\n") == 1
     assert "mine" not in REGISTRIES[kind]._entries
+
+
+@run_each("kind", REGISTRIES)
+def test_a_plugin_of_a_plain_class_is_told_its_base(tmp_path: Path, kind: str) -> None:
+    path = write_plugin(tmp_path / "parts.py", kind=kind, base="object", method="forward")
+    code, out, err = run_here("list", "data", "--plugin", path)
+    base = f"sightline.{REGISTRIES[kind].base.__name__}"
+    reason = "lacks the base class of its kind"
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: --plugin {path}:4: the {REGISTRIES[kind].noun} 'mine': Mine {reason}; write class Mine({base})\n"
+    )
+    assert getattr(sightline, base.removeprefix("sightline.")) is REGISTRIES[kind].base
+
+
+def test_a_class_without_a_method_that_its_base_asks_for_is_refused(tmp_path: Path) -> None:
+    path = write_plugin(tmp_path / "parts.py", kind="losses", base="sightline.Loss", method="forward")
+    code, _, err = run_here("list", "data", "--plugin", path)
+    assert code == 2
+    assert err.endswith(f"{path}:4: the loss 'mine': Mine has to define count, as its base class says\n")
+
+
+def test_what_a_function_makes_derives_from_the_base_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = REGISTRIES["models"]
+    registry.names()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    @sightline.register.model("plain")
+    def make_plain() -> nn.Module:
+        return nn.Linear(1, 1)
+
+    with pytest.raises(ConfigError, match=r"make_plain returned a Linear, which derives from no sightline\.Model"):
+        registry.build(ComponentConfig("plain"), facts={})

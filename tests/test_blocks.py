@@ -6,29 +6,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch import nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import Backbone, Count, Head, Neck
+from sightline.contract.arguments import BackboneBlock, Count, HeadBlock, NeckBlock
 from sightline.contract.errors import ConfigError
+from sightline.contract.model import Backbone, Head, Model, Neck
 from sightline.contract.types import ComponentConfig, SourceLocation
 
 
-class Thing:
+class Thing(nn.Module):
     """Keeps what it was built with."""
 
     def __init__(self, **arguments: Any) -> None:
+        super().__init__()
         self.arguments = arguments
 
     def forward(self) -> None: ...
 
 
-class Stem(Thing):
+class Stem(Thing, Backbone):
     def __init__(self, *, in_channels: int, width: Count = 4) -> None:
         super().__init__(in_channels=in_channels)
         self.channels, self.strides = (width, 2 * width), (8, 16)
 
 
-class Silent(Thing):
+class Silent(Thing, Backbone):
     """States nothing."""
 
     def __init__(self) -> None:
@@ -42,19 +45,19 @@ class Odd(Silent):
     strides = (8,)
 
 
-class Middle(Thing):
+class Middle(Thing, Neck):
     def __init__(self, *, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__(channels=channels, strides=strides)
         self.channels, self.strides = (9,) * len(channels), strides
 
 
-class End(Thing):
+class End(Thing, Head):
     def __init__(self, *, num_classes: int, channels: tuple[int, ...], offset: float = 0.5) -> None:
         super().__init__(num_classes=num_classes, channels=channels)
 
 
-class Whole(Thing):
-    def __init__(self, *, first: Backbone, second: Neck | None = None, third: Head) -> None:
+class Whole(Thing, Model):
+    def __init__(self, *, first: BackboneBlock, second: NeckBlock | None = None, third: HeadBlock) -> None:
         super().__init__(first=first, second=second, third=third)
 
 

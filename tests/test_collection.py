@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from sightline.contract.gc_pause import gc_paused
+from sightline.contract.catalogue import gc_paused
 
 
 class Knot:

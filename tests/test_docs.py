@@ -195,10 +195,12 @@ def test_every_kind_and_public_name_is_in_the_reference() -> None:
 
 def test_every_kind_is_in_the_table_of_parts() -> None:
     page = (ROOT / "docs" / "start" / "plugins.md").read_text()
-    rows = [line for line in page.splitlines() if line.startswith("|") and "@registry." in line]
-    missing = [kind for kind in REGISTRIES if not any(re.search(rf"\b{kind}\b", row) for row in rows)]
+    rows = [line for line in page.splitlines() if line.startswith("|") and "@sightline.register." in line]
+    kinds = [name for name, add in vars(sightline.register).items() if hasattr(add, "__self__")]
+    assert {getattr(sightline.register, kind).__self__ for kind in kinds} == {*REGISTRIES.values()}
+    missing = [kind for kind in kinds if not any(re.search(rf"\b{kind}\b", row) for row in rows)]
     assert missing == []
-    (metric,) = (row for row in rows if "registry.metrics" in row)
+    (metric,) = (row for row in rows if "register.metric(" in row)
     assert "higher_is_better" in metric, "a metric without a direction needs evaluate.mode"
 
 

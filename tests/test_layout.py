@@ -43,7 +43,7 @@ workbench.weights
 areas.clouds
 areas.contrast areas.detect areas.pose areas.scans areas.scenes
 verbs
-cli api
+cli api register
 __main__ __init__
 """
 FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}

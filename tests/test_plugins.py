@@ -21,7 +21,7 @@ from tests.runs.small import TINY
 MODEL = '''from sightline.contract import registry
 
 
-@registry.models.add("{name}")
+@sightline.register.model("{name}")
 def build(*, num_classes: int, width: int = {width}) -> None:
     """A model of the user. Source: {name} 2026, eq. 1."""
 '''
@@ -159,7 +159,7 @@ def test_annotations_may_name_a_class_inside_of_a_function(tmp_path: Path) -> No
     """Which only Python itself, as it comes to them, can evaluate."""
     text = """
 from typing import TypedDict
-from sightline.contract import registry
+import sightline
 
 def make(name):
     class Width(TypedDict):
@@ -168,7 +168,7 @@ def make(name):
     def build(*, width: Width) -> None:
         pass
 
-    registry.models.add(name)(build)
+    sightline.register.model(name)(build)
 
 make("local")
 """

@@ -108,7 +108,7 @@ def train_lidar(folder: Path) -> Path:
 OWN_ENCODER = """
 from torch import Tensor, nn
 
-from sightline.contract import registry
+import sightline
 
 _rectify = lambda values: values.relu()  # private, and nothing that can be pickled
 
@@ -117,8 +117,8 @@ class _Layers(nn.Sequential):
     forward = lambda self, values: _rectify(nn.Sequential.forward(self, values))
 
 
-@registry.point_encoders.add("own_encoder")
-class OwnEncoder(nn.Module):
+@sightline.register.point_encoder("own_encoder")
+class OwnEncoder(sightline.Encoder):
     feature_width = 16
 
     def __init__(self, *, in_channels: int) -> None:

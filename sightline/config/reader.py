@@ -32,7 +32,6 @@ from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry, schema
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import ModelMembers
 from sightline.contract.registry import Registry
 from sightline.contract.types import ComponentConfig, LinearRamp, SourceLocation
 
@@ -537,7 +536,7 @@ def _refuse_task(task: str, model: str | None) -> str | None:
     """Describe why a model cannot have a task, before that task's arguments are missed."""
     if model is None or model not in registry.models.names():
         return None
-    tasks = ModelMembers.tasks.get(registry.models.get_entry(model).builder)
+    tasks = registry.models.get_class(model).tasks
     if tasks is None or task in tasks:
         return None
     instead = " or ".join(f"task={{name: {name}}}" for name in sorted(tasks))

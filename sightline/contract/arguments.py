@@ -37,11 +37,11 @@ ImageEncoder = Annotated[Any, Block("image_encoders")]
 """A network from images to vectors: `feature_width`, and `encode(*, image) -> (B, feature_width)`."""
 DataBlock = Annotated[Any, Block("data")]
 """A data set inside another."""
-Backbone = Annotated[Any, Block("backbones")]
+BackboneBlock = Annotated[Any, Block("backbones")]
 """A network from images to maps, finest first: `channels` and `strides`, and `(image) -> list of (B, C, H, W)`."""
-Neck = Annotated[Any, Block("necks")]
+NeckBlock = Annotated[Any, Block("necks")]
 """A network from a backbone's maps to others: `channels` and `strides` of these, and `(maps) -> list of maps`."""
-Head = Annotated[Any, Block("heads")]
+HeadBlock = Annotated[Any, Block("heads")]
 """A network from maps to predictions at priors, as described in `sightline/areas/detect/networks.py`."""
 AssignerBlock = Annotated[Any, Block("assigners")]
 """A rule that assigns boxes to priors: `(priors, boxes, is_ignored, ...) -> Assignment`."""

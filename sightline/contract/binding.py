@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightline.contract.errors import ConfigError, OutputError
-from sightline.contract.members import ModelMembers
 
 
 class UnknownKeyError(ConfigError):
@@ -121,9 +120,3 @@ def locate_output_error(
         return None
     text = f"{error}; correct the '{named}' that {returned_by} returns"
     return OutputError(text, file=code.co_filename, line=code.co_firstlineno)
-
-
-def model_output_keys(model: Any, *, owner: str) -> frozenset[str]:
-    """Return the output keys of a model: those that it states itself, else those of its `forward`."""
-    stated = ModelMembers.output_keys.get(model)
-    return declared_outputs(model.forward, owner=owner) if stated is None else stated

@@ -11,9 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sightline.contract import registry
 from sightline.contract.errors import CountError
-from sightline.contract.types import ComponentConfig
 
 TEACHER_PREFIX = "teacher_"
 """Beginning of the keys of a teacher's outputs."""
@@ -55,11 +53,9 @@ def bad_count_error(name: str, count: Tensor | float) -> CountError:
     )
 
 
-def teacher_keys(component: ComponentConfig) -> set[str]:
-    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
-    builder = registry.losses.entry(component).builder
-    functions = (getattr(builder, name, None) for name in ("count", "forward"))
-    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
+def teacher_keys(loss: type[Loss]) -> set[str]:
+    """Return the teacher keys that a class of losses reads, in its count and in its sum."""
+    names = (name for function in (loss.count, loss.forward) for name in inspect.signature(function).parameters)
     return {name for name in names if name.startswith(TEACHER_PREFIX)}
 
 

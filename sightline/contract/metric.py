@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,30 +15,12 @@ from torch import Tensor
 
 from sightline.contract.errors import summarise_error
 from sightline.contract.intervals import LEVEL, describe_interval, describe_jackknife, ratio_interval, wilson_interval
-from sightline.contract.members import MetricMembers
 
 State = dict[str, Tensor]
+"""State of a metric: its tensors by name."""
 
 _NUM_TRIED = 3
 _NUM_RESAMPLINGS = 1000
-
-
-class Metric(Protocol):
-    """Metric with a state that is exact in any order of batches and on any number of processes.
-
-    State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric
-    with slots names them in an attribute `slots` and takes `num_samples` in `new_state`, one more than the largest
-    index that it will get. If samples have any number of rows each, such as detections, the attribute `rows`
-    names float64 states (0, 1 + K) that `update` extends by `append_rows`; they are gathered, in the order of samples.
-    `update` names batch keys and prediction keys after the state. `compute` runs on the reduced state and returns named
-    numbers (NaN if nothing was counted). Its optional members: `members.MetricMembers`.
-    """
-
-    update: Callable[..., None]
-
-    def new_state(self) -> State: ...
-
-    def compute(self, state: State) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +136,74 @@ class WorstSamples:
         return {"min_score": self.min_score, "kinds": kinds}
 
 
-class MeanMetric:
+class Metric(ABC):
+    """Metric with a state that is exact in any order of batches and on any number of processes.
+
+    State tensors are int64 counts, or slots (one row per sample, zero elsewhere); both are reduced by SUM. A metric
+    with slots names them in `slots` and takes `num_samples` in `new_state`, one more than the largest index that it
+    will get. If samples have any number of rows each, such as detections, `rows` names float64 states (0, 1 + K) that
+    `update` extends by `append_rows`; they are gathered, in the order of samples. All methods but the first two get the
+    reduced state of a whole split.
+    """
+
+    higher_is_better: bool | Mapping[str, bool] | None = None
+    """True, False, or figure → True or False; `evaluate.mode` is then not needed."""
+    slots: Collection[str] = ()
+    """Names of states with a row per sample."""
+    rows: Collection[str] = ()
+    """Names of states with any number of rows per sample (float64, the sample's index first)."""
+    within_batch: Collection[str] = frozenset()
+    """Names of figures that by definition depend on the batch size."""
+    scores_absent_zero: bool = False
+    """True where a class that neither labels nor predictions have counts 0 by the protocol."""
+    update_labels: Callable[..., None] | None = None
+    """`update_labels(state, *, labels, ...)`: as `update`, of predicted labels where only these are known."""
+    per_sample: Callable[[State], Tensor] | None = None
+    """`per_sample(state)`: a number for each sample."""
+    worst_samples: Callable[[State], WorstSamples] | None = None
+    """`worst_samples(state)`: `sightline.WorstSamples`, the samples with the most errors of each kind.
+
+    Evaluations with pictures and `view` draw them.
+    """
+
+    @abstractmethod
+    def new_state(self) -> State:
+        """Return the state in which nothing is counted: zeros, by name."""
+
+    @abstractmethod
+    def update(self, state: State, *args: Any, **kwargs: Any) -> None:
+        """Add a batch to the state; the further arguments name batch keys and prediction keys."""
+
+    @abstractmethod
+    def compute(self, state: State) -> dict[str, float]:
+        """Return the named numbers of a reduced state, NaN if nothing was counted."""
+
+    def per_class(self, state: State) -> Mapping[str, Mapping[str, Any]]:
+        """Return class → {figure: number}."""
+        return {}
+
+    def sums(self, state: State) -> Mapping[str, SampleSums]:
+        """Return figure → `sightline.SampleSums` that it is made of, for its interval."""
+        return {}
+
+    def class_intervals(self, state: State) -> Mapping[str, Any]:
+        """Return figure of `per_class` → what its intervals are made of, for each of its classes.
+
+        It is `sightline.SampleSums` with a column, or `sightline.SampleShares` or `LeftOutFigures` with a number, of
+        each class.
+        """
+        return {}
+
+    def tables(self, state: State) -> Mapping[str, Any]:
+        """Return name → plain values, kept in JSON."""
+        return {}
+
+    def pictures(self, state: State) -> Sequence[Any]:
+        """Return `sightline.Picture`s of the whole part, for TensorBoard and `predictions/`."""
+        return ()
+
+
+class MeanMetric(Metric):
     """Metric of means over all samples of a split: a subclass names its `figures`, and defines `values`.
 
     `values` names batch keys and prediction keys. It returns a number for each sample (B,), or for each of its elements
@@ -166,12 +216,12 @@ class MeanMetric:
     0, and for values on another device than the batch.
 
     >>> import torch
-    >>> from sightline.contract.metric import MeanMetric, Meter
-    >>> class AbsoluteError(MeanMetric):
+    >>> import sightline
+    >>> class AbsoluteError(sightline.MeanMetric):
     ...     figures = ("absolute_error",)
     ...     def values(self, *, predicted, target):
     ...         return (predicted - target).abs()
-    >>> meter = Meter(AbsoluteError())
+    >>> meter = sightline.Meter(AbsoluteError())
     >>> meter.update(predicted=torch.tensor([1.0, 4.0]), target=torch.tensor([0.0, 2.0]), sample_index=torch.arange(2))
     >>> meter.compute()
     {'absolute_error': 1.5}
@@ -180,7 +230,6 @@ class MeanMetric:
     figures: tuple[str, ...] = ()
     slots = frozenset({"sums", "weights"})
     values: Callable[..., Any]
-    update: Callable[..., None]
 
     def __init_subclass__(cls) -> None:
         """Give a class that defines `values` an `update` with its arguments, the state and `sample_index`."""
@@ -198,7 +247,11 @@ class MeanMetric:
         parameters |= {"sample_index": inspect.Parameter("sample_index", keyword)}
         parameters |= {name: parameter.replace(kind=keyword) for name, parameter in names.items() if name != "self"}
         update.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
-        cls.update = update
+        cls.update = update  # type: ignore[method-assign]
+
+    def update(self, state: State, *args: Any, **kwargs: Any) -> None:
+        """Add the values of each sample to its row: a subclass that defines `values` names their arguments here."""
+        raise TypeError("a MeanMetric has a method `values`")
 
     def new_state(self, *, num_samples: int = 0) -> State:
         """Return a row of 0 per sample: the `sums` of its weighted values, and of its `weights`, by figure."""
@@ -230,7 +283,7 @@ class MeanMetric:
         return {
             name: SampleSums(state["sums"][:, [column]], state["weights"][:, [column]])
             for column, name in enumerate(self.figures)
-            if name not in MetricMembers.within_batch.get(self)
+            if name not in self.within_batch
         }
 
 
@@ -299,7 +352,7 @@ def sorted_rows(rows: Tensor) -> Tensor:
 
 def row_states(metric: Metric) -> frozenset[str]:
     """Return the names of the states with any number of rows per sample."""
-    return frozenset(MetricMembers.rows.get(metric))
+    return frozenset(metric.rows)
 
 
 def find_state_fault(metric: Metric) -> str | None:
@@ -403,12 +456,12 @@ class Meter:
         }
 
 
-def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> bool | None:
+def is_higher_better(metric: Metric | type[Metric], figure: str) -> bool | None:
     """Return True if a higher value of a metric's figure is better, False if not, None if the metric does not state it.
 
     Raises TypeError for a statement that is neither True nor False.
     """
-    stated = MetricMembers.higher_is_better.get(metric)
+    stated = metric.higher_is_better
     better = stated.get(figure) if isinstance(stated, Mapping) else stated
     if better is not None and not isinstance(better, bool):
         raise TypeError(f"higher_is_better of '{figure}' is {better!r}; give True or False")
@@ -416,4 +469,4 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
 
 def _slots(metric: Metric) -> frozenset[str]:
-    return frozenset(MetricMembers.slots.get(metric))
+    return frozenset(metric.slots)

@@ -232,6 +232,11 @@ def run_file(plugin: Plugin) -> ModuleType:
     return module
 
 
+def load_plugin(path: str | Path) -> ModuleType:
+    """Run a plugin file, as `--plugin` does, and return its module. Raises PluginError with the file's own line."""
+    return run_file(Plugin(Path(path)))
+
+
 def read_module_source(module: ModuleType) -> str:
     """Return the text of a module: of a plugin, that which was run. Raises OSError or TypeError if it has none."""
     plugin = getattr(module, _PLUGIN_ATTRIBUTE, None)

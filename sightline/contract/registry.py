@@ -14,24 +14,38 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from sightline.contract.binding import UnknownKeyError
-from sightline.contract.catalogue import find_modules
+from sightline.contract.catalogue import find_modules, gc_paused, load_member
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS
-from sightline.contract.gc_pause import gc_paused
-from sightline.contract.members import MEMBERS, find_misspelt_members
+from sightline.contract.members import assert_members
 from sightline.contract.regular_files import read_regular_file
-from sightline.contract.schema import Parameter, check_value, describe_type, refuse_block, signature_parameters, suggest
+from sightline.contract.schema import (
+    Parameter,
+    assert_signature,
+    check_value,
+    describe_type,
+    refuse_block,
+    signature_parameters,
+    suggest,
+)
 from sightline.contract.types import ComponentConfig, SourceLocation
 from sightline.contract.validation import Ge, Gt, Le, Lt
 
-MAX_ARGUMENTS = 10
+if TYPE_CHECKING:
+    from sightline.contract.dataset import Dataset
+    from sightline.contract.loss import Loss
+    from sightline.contract.metric import Metric
+    from sightline.contract.model import Backbone, Encoder, Head, Model, Neck
+    from sightline.contract.task import Task
+    from sightline.contract.transform import Transform
 
 _COMPARISONS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
+ComponentT = TypeVar("ComponentT")
 
 
 class ConfigFault(NamedTuple):
@@ -131,18 +145,27 @@ def _list_comparisons(annotation: Any) -> list[tuple[Callable[[Any, Any], Any], 
     return own + [pair for part in typing.get_args(annotation) for pair in _list_comparisons(part)]
 
 
-class Registry:
+class Registry(Generic[ComponentT]):
     """Registry of the components of one kind (`noun`); a component's module is imported on the first use of its name.
 
+    `base` names the base class of the kind, a name of `import sightline`: every class that is added derives
+    from it, and so does what a function returns that is added.
     Components of an `in_chain` kind take the `BLOCK_FACTS` that an earlier block of such a kind has as attributes.
     `modules` are the shipped components' modules by name; by default those of the catalogue.
     """
 
     def __init__(
-        self, kind: str, noun: str, *, in_chain: bool = False, modules: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        noun: str,
+        *,
+        base: str = "",
+        in_chain: bool = False,
+        modules: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.noun = noun
+        self._base_name = base
         self.block_facts = BLOCK_FACTS if in_chain else frozenset()
         self._modules = modules
         self._entries: dict[str, RegistryEntry] = {}
@@ -153,6 +176,12 @@ class Registry:
         """Modules of the shipped components by name."""
         return find_modules(self.kind) if self._modules is None else self._modules
 
+    @property
+    def base(self) -> type[ComponentT]:
+        """The base class of all components of this kind."""
+        base: Any = load_member("public", self._base_name) if self._base_name else object
+        return typing.cast(type[ComponentT], base)
+
     def add(self, name: str) -> Callable[[BuilderT], BuilderT]:
         """Register a class or function under `name`; its keyword-only arguments are what a config may give.
 
@@ -161,8 +190,9 @@ class Registry:
 
         def register(builder: BuilderT) -> BuilderT:
             reserved = ("name", "weight") if self.kind == "losses" else ("name",)
-            _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
-            self._assert_no_misspelt_members(builder, name)
+            assert_signature(builder, name, reserved=reserved, injected=FACTS | self.block_facts)
+            if inspect.isclass(builder):
+                assert_members(builder, self.base, subject=f"the {self.noun} '{name}'")
             parameters = signature_parameters(builder)
             if inspect.isclass(builder):
                 builder.__init__ = within_bounds(builder.__init__, parameters)  # type: ignore[method-assign]
@@ -205,6 +235,11 @@ class Registry:
         """Return the entry of a name from `names()`."""
         return self.entry(ComponentConfig(name))
 
+    def get_class(self, component: ComponentConfig | str) -> type[ComponentT]:
+        """Return the class of a component block or name; the base class of the kind for one that a function makes."""
+        builder = self.entry(ComponentConfig(component) if isinstance(component, str) else component).builder
+        return typing.cast(type[ComponentT], builder) if inspect.isclass(builder) else self.base
+
     def bind(self, component: ComponentConfig, *, elsewhere: Mapping[str, str] = MappingProxyType({})) -> BoundBlock:
         """Bind a component block and the blocks inside it to their signatures, with all faults that these show.
 
@@ -245,19 +280,17 @@ class Registry:
         ]
         return BoundBlock(self, component, entry, values, blocks, faults)
 
-    def build(self, component: ComponentConfig, *, facts: Mapping[str, object]) -> Any:
+    def build(self, component: ComponentConfig, *, facts: Mapping[str, object]) -> ComponentT:
         """Bind a component block and build it, with the facts that its signature names (`BoundBlock.build`)."""
-        return self.bind(component).build(facts=facts)
+        built: ComponentT = self.bind(component).build(facts=facts)
+        return built
 
-    def _assert_no_misspelt_members(self, builder: Callable[..., Any], name: str) -> None:
-        """Raise AssertionError for a misspelt member: it would never be called, without any sign of it."""
-        for misspelt, member_name in find_misspelt_members(self.kind, builder):
-            member = MEMBERS.get(self.kind, {}).get(member_name)
-            meaning = "a member that every one needs" if member is None else member.meaning
-            raise AssertionError(
-                f"the {self.noun} '{name}': {builder.__qualname__}.{misspelt} is close to '{member_name}' ({meaning}); "
-                f"call it '{member_name}', or give a member of your own a name that is less like it"
-            )
+    def describe_foreign(self, entry: RegistryEntry, made: object) -> str:
+        """Describe what a function made that does not derive from the base class of the kind."""
+        return (
+            f"the {self.noun} '{entry.name}': {entry.builder.__name__} returned a {type(made).__name__}, which derives "
+            f"from no sightline.{self._base_name}; return one, such as one that holds this object"
+        )
 
     def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
         where = component.origins.get("name", _locate_key(component.location, "name"))
@@ -282,7 +315,7 @@ class BoundBlock(NamedTuple):
     `blocks` has the inner blocks of each argument that is a block, a list of blocks, or null, in the signature's order.
     """
 
-    kind: Registry
+    kind: Registry[Any]
     component: ComponentConfig
     entry: RegistryEntry
     values: Mapping[str, Any]
@@ -344,7 +377,10 @@ class BoundBlock(NamedTuple):
         if stated is not None:
             injected |= {name: stated.facts[name] for name in self.entry.parameters_from_blocks if name in stated.facts}
         with locate_errors(self.component):
-            return self.entry.builder(**arguments, **injected)
+            made = self.entry.builder(**arguments, **injected)
+        if not isinstance(made, self.kind.base):
+            raise ConfigError(f"{self.component.location}: {self.kind.describe_foreign(self.entry, made)}")
+        return made
 
     def _find_missing_facts(self, facts: Mapping[str, object]) -> Iterator[str]:
         """Yield the fault of facts that the builder requires and nobody gives."""
@@ -391,7 +427,7 @@ def find_mismatch(needs: Iterable[Need]) -> str | None:
 
 def _find_plugin_beside(component: ComponentConfig) -> Path | None:
     """Return the Python file beside a block's config whose text registers its name; nothing is imported or run."""
-    registers = re.compile(rf"""\.add\(\s*["']{re.escape(component.name)}["']""")
+    registers = re.compile(rf"""\bregister\.\w+\(\s*["']{re.escape(component.name)}["']""")
     folders = {Path(where.source).parent for where in (component.location, *component.origins.values())}
     for path in (path for folder in sorted(folders) for path in sorted(folder.glob("*.py"))):
         with suppress(OSError):
@@ -514,61 +550,29 @@ def _builder_origin(builder: Callable[..., Any]) -> tuple[str, str]:
     return builder.__module__, builder.__qualname__
 
 
-def _assert_signature(
-    builder: Callable[..., Any], name: str, *, reserved: tuple[str, ...], facts: frozenset[str]
-) -> None:
-    parameters = inspect.signature(builder).parameters.values()
-    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
-        f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs); write "
-        f"{_write_keyword_only(builder, parameters)}"
-    )
-    config_parameters = [
-        parameter for parameter in parameters if parameter.name not in facts
-    ]  # users never set the others
-    assert len(config_parameters) <= MAX_ARGUMENTS, (
-        f"'{name}': {len(config_parameters)} arguments, at most {MAX_ARGUMENTS}"
-    )
-    for parameter in parameters:
-        assert parameter.annotation is not inspect.Parameter.empty, (
-            f"'{name}': annotate the argument '{parameter.name}'"
-        )
-        assert parameter.name not in reserved, (
-            f"'{name}': '{parameter.name}' has a meaning of its own in a config; rename it"
-        )
-
-
-def _write_keyword_only(builder: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> str:
-    """Write the line that defines a builder as it should be, with every argument keyword-only and named."""
-    named = [p for p in parameters if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
-    texts = [str(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in named]
-    written = [text.replace(repr(p.annotation), str(p.annotation), 1) for p, text in zip(named, texts, strict=True)]
-    names = ["self"] * inspect.isclass(builder) + ["*", *written] * bool(written)
-    return f"`def {'__init__' if inspect.isclass(builder) else builder.__name__}({', '.join(names)})`"
-
-
-data = Registry("data", "data set")
-models = Registry("models", "model")
-point_encoders = Registry("point_encoders", "point encoder")
-image_encoders = Registry("image_encoders", "image encoder")
-backbones = Registry("backbones", "backbone", in_chain=True)
-necks = Registry("necks", "neck", in_chain=True)
-heads = Registry("heads", "head", in_chain=True)
-references = Registry("references", "reference point")
-assigners = Registry("assigners", "assigner")
-suppressions = Registry("suppressions", "suppression")
-tasks = Registry("tasks", "task")
-task_wrappers = Registry("task_wrappers", "task around another")
+data: Registry[Dataset] = Registry("data", "data set", base="Dataset")
+models: Registry[Model] = Registry("models", "model", base="Model")
+point_encoders: Registry[Encoder] = Registry("point_encoders", "point encoder", base="Encoder")
+image_encoders: Registry[Encoder] = Registry("image_encoders", "image encoder", base="Encoder")
+backbones: Registry[Backbone] = Registry("backbones", "backbone", base="Backbone", in_chain=True)
+necks: Registry[Neck] = Registry("necks", "neck", base="Neck", in_chain=True)
+heads: Registry[Head] = Registry("heads", "head", base="Head", in_chain=True)
+references: Registry[Any] = Registry("references", "reference point", base="Reference")
+assigners: Registry[Any] = Registry("assigners", "assigner", base="Assigner")
+suppressions: Registry[Any] = Registry("suppressions", "suppression", base="Suppression")
+tasks: Registry[Task] = Registry("tasks", "task", base="Task")
+task_wrappers: Registry[Task] = Registry("task_wrappers", "task around another", base="Task")
 """Builders of a task around that of the config, by the section of the config that asks for it. No config names them."""
-losses = Registry("losses", "loss")
-metrics = Registry("metrics", "metric")
-transforms = Registry("transforms", "transform")
-optimizers = Registry("optimizers", "optimizer")
-schedules = Registry("schedules", "schedule")
-predictors = Registry("predictors", "predictor")
-probes = Registry("probes", "probe")
-searches = Registry("searches", "search")
+losses: Registry[Loss] = Registry("losses", "loss", base="Loss")
+metrics: Registry[Metric] = Registry("metrics", "metric", base="Metric")
+transforms: Registry[Transform] = Registry("transforms", "transform", base="Transform")
+optimizers: Registry[Any] = Registry("optimizers", "optimizer", base="OptimizerSpec")
+schedules: Registry[Any] = Registry("schedules", "schedule", base="Schedule")
+predictors: Registry[Any] = Registry("predictors", "predictor", base="Predictor")
+probes: Registry[Any] = Registry("probes", "probe", base="Probe")
+searches: Registry[Any] = Registry("searches", "search", base="Search")
 
-REGISTRIES: dict[str, Registry] = {
+REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry
     for registry in (
         models,

@@ -9,7 +9,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NotRequired, TypeGuard
 
@@ -28,6 +28,7 @@ _DESCRIPTIONS: dict[Any, str] = {
 _LISTS = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 _UNIONS = (typing.Union, types.UnionType)
+MAX_ARGUMENTS = 10
 _MAX_SHOWN_LENGTH = 60
 _EXAMPLES = (0.001, 0.5, 10, 1)
 _WORDS = {"none": None, "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -245,6 +246,39 @@ def _list_keys(annotation: Any) -> dict[str, tuple[Any, bool]]:
         is_optional = key in annotation.__optional_keys__ or typing.get_origin(hint) is NotRequired
         fields[key] = (typing.get_args(hint)[0] if typing.get_origin(hint) is NotRequired else hint, not is_optional)
     return fields
+
+
+def assert_signature(
+    builder: Callable[..., Any], name: str, *, reserved: tuple[str, ...], injected: frozenset[str]
+) -> None:
+    """Raise AssertionError for a builder whose signature is no schema; a config never gives what is `injected`."""
+    parameters = inspect.signature(builder).parameters.values()
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
+        f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs); write "
+        f"{_write_keyword_only(builder, parameters)}"
+    )
+    config_parameters = [
+        parameter for parameter in parameters if parameter.name not in injected
+    ]  # users never set the others
+    assert len(config_parameters) <= MAX_ARGUMENTS, (
+        f"'{name}': {len(config_parameters)} arguments, at most {MAX_ARGUMENTS}"
+    )
+    for parameter in parameters:
+        assert parameter.annotation is not inspect.Parameter.empty, (
+            f"'{name}': annotate the argument '{parameter.name}'"
+        )
+        assert parameter.name not in reserved, (
+            f"'{name}': '{parameter.name}' has a meaning of its own in a config; rename it"
+        )
+
+
+def _write_keyword_only(builder: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> str:
+    """Write the line that defines a builder as it should be, with every argument keyword-only and named."""
+    named = [p for p in parameters if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
+    texts = [str(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in named]
+    written = [text.replace(repr(p.annotation), str(p.annotation), 1) for p, text in zip(named, texts, strict=True)]
+    names = ["self"] * inspect.isclass(builder) + ["*", *written] * bool(written)
+    return f"`def {'__init__' if inspect.isclass(builder) else builder.__name__}({', '.join(names)})`"
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

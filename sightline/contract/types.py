@@ -1,10 +1,10 @@
-"""Shared types: source locations, sample keys, component blocks, and the interface of data sets and transforms."""
+"""Shared types: source locations, sample keys, what a data set states of itself, and component blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -162,20 +162,6 @@ class DataInfo:
     dealing: Dealing | None = None
 
 
-class Dataset(Protocol):
-    """Data set: a map from keys to samples. Pure: a key gives the same bits, and reading changes nothing stored.
-
-    Its optional members: `optional_members.DataMembers`.
-    """
-
-    @property
-    def info(self) -> DataInfo: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: SampleKey) -> Sample: ...
-
-
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
     """Source of a value: a line of a file, the command line, a default, or a fact of the data set."""
@@ -221,17 +207,6 @@ class ComponentConfig:
     weight: float | LinearRamp = 1.0
     location: SourceLocation = field(default=SourceLocation("code"), compare=False)
     origins: Mapping[str, SourceLocation] = field(default_factory=dict, compare=False)
-
-
-class Transform(Protocol):
-    """Transform: a pure function of a batch and its random streams, from the fields it names to those it changes.
-
-    One that returns further fields declares them in `adds`. One that drops or reorders points declares it by
-    `chooses_points = True`: a data set with another field of points is then refused, whose rows it would part from
-    them. All optional members: `members.TransformMembers`.
-    """
-
-    def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...
 
 
 class PrintedTable(NamedTuple):

@@ -16,11 +16,12 @@ from torch import nn
 from sightline.config import RunConfig, locate_errors
 from sightline.config.run_config import PrecisionName
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
+from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
-from sightline.contract.members import TaskMembers, TransformMembers
 from sightline.contract.metric import Metric, find_state_fault
+from sightline.contract.model import model_output_keys
+from sightline.contract.task import Task
 from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_size import find_batch_size
 from sightline.engine.batch_stream import BatchSampler, BatchStream
@@ -39,7 +40,6 @@ from sightline.engine.run_data import (
     log_unused_validation,
 )
 from sightline.engine.run_model import apply_model_changes, build_unchanged_model, load_initial_weights, load_network
-from sightline.engine.step import Task
 from sightline.engine.train import TrainState
 from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.lineage import record_teacher, trace_lineage
@@ -181,14 +181,12 @@ def build_task(
         else:
             wrap = registry.task_wrappers.get_entry("teacher").builder
             task = wrap(config=config, facts={**facts, **wiring}, load_network=load)
-    if TaskMembers.compares_rows.get(task) and config.train.num_samples == 1:
+    if task.compares_rows and config.train.num_samples == 1:
         raise ConfigError(
             f"train.batch_size: the task '{config.task.name}' compares each sample with the others of its step, and 1 "
             "leaves none, so that the loss would be 0; give at least 2, better tens"
         )
-    predictions = AvailableKeys(
-        f"task '{config.task.name}'", TaskMembers.predicts.get(task) | TaskMembers.context_keys.get(task)
-    )
+    predictions = AvailableKeys(f"task '{config.task.name}'", task.predicts | task.context_keys)
     meters = []
     for component, metric in zip(config.metrics, build_metrics(config.metrics, facts), strict=True):
         offers, location = (batch, outputs, predictions), dataclasses.replace(component.location, path="")
@@ -225,8 +223,8 @@ def _missing_keys_located(losses: Sequence[ComponentConfig]) -> Iterator[None]:
                 if error.key.startswith("teacher_"):
                     advice = f"add a trained run as teacher: {{from: RUN}}, whose model returns it, or {removal}"
                 raise UnknownKeyError(f"{location}: {error}; {advice}") from error
-        builders = {name: registry.transforms.get_entry(name).builder for name in registry.transforms.names()}
-        sources = [f"'{name}'" for name, builder in builders.items() if error.key in TransformMembers.adds.get(builder)]
+        classes = {name: registry.transforms.get_class(name) for name in registry.transforms.names()}
+        sources = [f"'{name}'" for name, transform in classes.items() if error.key in transform.adds]
         if sources:
             advice = f"add {' or '.join(sources)}, which makes it, to transforms.train and to transforms.evaluate"
             raise UnknownKeyError(f"{error}; {advice}") from error
@@ -248,7 +246,7 @@ def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Seq
     """Build an evaluator of one split with the config's settings."""
     voting = None
     if config.evaluate.votes > 1:
-        if TaskMembers.vote.get(task) is None:
+        if task.vote is None:
             raise ConfigError(
                 f"{config.origins.get('evaluate.votes', 'evaluate.votes')}: the task '{config.task.name}' does not "
                 "merge the predictions of several passes; set evaluate.votes=1"

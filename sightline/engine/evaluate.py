@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from sightline.contract.binding import BoundFunction, select_arguments
 from sightline.contract.errors import RunError
-from sightline.contract.members import MetricMembers, TaskMembers
 from sightline.contract.metric import Metric, State, WorstSamples, make_state, pool_states, row_states, sorted_rows
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
-from sightline.engine.step import StepTimer, Task, divide_by_count, single_batch_step
+from sightline.engine.step import StepTimer, divide_by_count, single_batch_step
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ class Evaluation:
         Empty if no metric states which values of its figures per class are better.
         """
         for result in self.results:
-            per_class_of = MetricMembers.per_class.get(result.metric.metric)
-            if per_class_of is None or result.suffix:
+            if result.suffix:
                 continue
-            rows = {name: row for name, row in per_class_of(result.state).items() if row.get("count", 1)}
+            per_class = result.metric.metric.per_class(result.state)
+            rows = {name: row for name, row in per_class.items() if row.get("count", 1)}
             figure = next((name for row in rows.values() for name in row if name != "count"), "")
-            better = MetricMembers.higher_is_better.get(result.metric.metric)
+            better = result.metric.metric.higher_is_better
             is_higher = better.get(figure) if isinstance(better, Mapping) else better
             valid = {name: row[figure] for name, row in rows.items() if not math.isnan(row.get(figure, math.nan))}
             if is_higher is not None and valid:
@@ -112,15 +112,11 @@ class Evaluation:
         """
         intervals: dict[str, dict[str, Any]] = {}
         for result in self.results:
-            per_class_of, sums_of = (
-                member.get(result.metric.metric) for member in (MetricMembers.per_class, MetricMembers.class_intervals)
-            )
-            if per_class_of is None or sums_of is None:
-                continue
-            for figure, sums in result.add_suffix(sums_of(result.state)).items():
+            metric = result.metric.metric
+            for figure, sums in result.add_suffix(metric.class_intervals(result.state)).items():
                 if sums.num_samples > self.num_samples:  # labels of points were counted: those of a cloud are alike
                     continue
-                for name, interval in zip(per_class_of(result.state), sums.intervals(), strict=True):
+                for name, interval in zip(metric.per_class(result.state), sums.intervals(), strict=True):
                     if interval["num_samples"]:
                         intervals.setdefault(name, {})[figure] = interval
         return intervals
@@ -129,10 +125,9 @@ class Evaluation:
     def worst_samples(self) -> WorstSamples | None:
         """The samples that the first metric with `worst_samples` lists, from plain predictions; None without one."""
         for result in self.results:
-            worst_of = MetricMembers.worst_samples.get(result.metric.metric)
+            worst_of = result.metric.metric.worst_samples
             if worst_of is not None and not result.suffix:
-                worst: WorstSamples = worst_of(result.state)
-                return worst
+                return worst_of(result.state)
         return None
 
     @property
@@ -164,8 +159,7 @@ class Evaluation:
             "worst_samples": {} if worst is None else worst.to_dict(name_of),
         }
         for result in self.results:
-            sums_of = MetricMembers.sums.get(result.metric.metric)
-            sums = {} if sums_of is None else result.add_suffix(sums_of(result.state))
+            sums = result.add_suffix(result.metric.metric.sums(result.state))
             interval = sums[headline].interval() if headline in sums else None
             if interval and interval["num_samples"] <= self.num_samples:  # else labels of points were counted
                 further["interval"] = {"figure": headline, **interval}
@@ -236,8 +230,8 @@ class Evaluator:
             for meter in self.metrics
         ]
         drawn: tuple[Picture, ...] = ()
-        show = TaskMembers.show.get(self.task) if pictures else None
-        hardness_of = TaskMembers.hardness.get(self.task) if show and len(self.indices) > self._num_drawn else None
+        show = self.task.show if pictures else None
+        hardness_of = self.task.hardness if show and len(self.indices) > self._num_drawn else None
         numbers = range(world.rank, len(plan), world.size)
         batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
         with torch.no_grad(), contextlib.closing(batches):
@@ -303,7 +297,7 @@ class Evaluator:
         """Read and predict samples again, and draw them, with those optional arguments that the task's `show` takes."""
         if not len(indices):
             return []
-        show: Any = TaskMembers.show.get(self.task)
+        show: Any = self.task.show
         (keys,) = evaluation_keys(indices, len(indices), epoch=0, seed=self.seed)
         batch = self._to_device(self.reader(keys), world)
         with torch.no_grad(), self.precision.autocast(world.device):
@@ -342,7 +336,7 @@ class Evaluator:
                 varied = self.voting_reader([SampleKey(key.index, vote, key.seed, step=vote) for key in keys])
                 batch = to_device(varied, world.device, float_dtype=self.precision.parameter_dtype)
                 passes.append(self.task.predict(model, batch))
-        return {f"_vote{self.votes}": self.task.vote(passes)}  # type: ignore[attr-defined]
+        return {f"_vote{self.votes}": self._vote(passes)}
 
     def _predict_ensemble(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:
         """Predict a batch by the ensemble of the model and `ensemble_models`; empty without these."""
@@ -350,7 +344,11 @@ class Evaluator:
             return {}
         with self.precision.autocast(world.device):
             passes = [first, *(self.task.predict(member.eval(), batch) for member in self.ensemble_models)]
-        return {self._ensemble_suffix: self.task.vote(passes)}  # type: ignore[attr-defined]
+        return {self._ensemble_suffix: self._vote(passes)}
+
+    def _vote(self, passes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        assert self.task.vote is not None, "whoever asks for several passes has looked for it"
+        return self.task.vote(passes)
 
     def _reduce(
         self, tallies: Sequence[_MetricAccumulator], ledger: _SampleLedger, world: World, started: float
@@ -390,8 +388,9 @@ def _draw_pictures(results: Sequence[MetricResult]) -> list[Picture]:
     """Collect the pictures that metrics draw from plain predictions. Raises RunError for any other object."""
     pictures: list[Picture] = []
     for result in results:
-        if result.suffix or (pictures_of := MetricMembers.pictures.get(result.metric.metric)) is None:
+        if result.suffix:
             continue
+        pictures_of = result.metric.metric.pictures
         for picture in pictures_of(result.state):
             if not isinstance(picture, Picture):
                 name = f"{pictures_of.__module__}.{pictures_of.__qualname__}"
@@ -412,11 +411,9 @@ def _compute_figures(
     for result in results:
         metric = result.metric.metric
         metrics |= result.add_suffix(metric.compute(result.state))
-        if (per_class_of := MetricMembers.per_class.get(metric)) is not None:
-            for name, row in per_class_of(result.state).items():
-                per_class.setdefault(name, {}).update(result.add_suffix(row))
-        if (tables_of := MetricMembers.tables.get(metric)) is not None:
-            tables |= result.add_suffix(tables_of(result.state))
+        for name, row in metric.per_class(result.state).items():
+            per_class.setdefault(name, {}).update(result.add_suffix(row))
+        tables |= result.add_suffix(metric.tables(result.state))
     return metrics, per_class, tables
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from sightline.contract.errors import RunError, join_some
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import LinearRamp
 from sightline.engine.device.resident_data import DeviceData, find_device_data
 from sightline.engine.device.transfer import BatchTransfer, CopyStream
@@ -213,8 +212,7 @@ def _warn_of_uncounted(queued: QueuedStep, losses: Sequence[str], num_processes:
 def _record(job: TrainState, queued: QueuedStep, num_processes: int) -> StepRecord:
     losses = queued.losses
     losses = {name: losses[name] for name in job.loss_weights}
-    step_metrics = TaskMembers.step_metrics.get(job.task)
-    metrics = {} if step_metrics is None else step_metrics(losses, queued.num_samples, num_processes)
+    metrics = job.task.step_metrics(losses, queued.num_samples, num_processes)
     weights = job.loss_weights_at(queued.step)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
     gradients = {f"gradient/{path}": norm for path, norm in queued.gradient_norms.items()}

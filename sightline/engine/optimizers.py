@@ -20,8 +20,8 @@ from sightline.compression.codebooks import Codebook
 from sightline.compression.parametrised import quantised_weights
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
+from sightline.contract.catalogue import gc_paused
 from sightline.contract.errors import ConfigError
-from sightline.contract.gc_pause import gc_paused
 from sightline.contract.schema import suggest
 from sightline.engine.gradients import has_memory_gaps, match_memory_format
 from sightline.engine.learnt_losses import LearntLosses, combine_modules

@@ -14,10 +14,10 @@ import numpy as np
 from sightline.config import RunConfig
 from sightline.config.plain_values import to_plain
 from sightline.contract import registry
+from sightline.contract.dataset import Dataset, get_data_digest
 from sightline.contract.errors import ConfigError, escape_to_one_line
 from sightline.contract.facts import check_data_facts
-from sightline.contract.members import DataMembers, get_data_digest
-from sightline.contract.types import ComponentConfig, Dataset
+from sightline.contract.types import ComponentConfig
 from sightline.engine.distributed import World
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.divided_copies import divide_copies
@@ -39,7 +39,7 @@ class DataSubset:
 
     def sample_name(self, index: int) -> str:
         """Return the data set's name of a sample, or its index as text if the set names none."""
-        sample_name = DataMembers.sample_name.get(self.dataset)
+        sample_name = self.dataset.sample_name
         return str(index) if sample_name is None else str(sample_name(index))
 
     def evenly_spaced_indices(self, count: int) -> np.ndarray:
@@ -108,9 +108,9 @@ def build_data(config: RunConfig) -> Data:
         selection_set = _build_dataset(config, "validation")
         held_out = np.arange(len(selection_set))
     else:
-        repeats = DataMembers.repeats.get(train_set)
+        repeats = train_set.repeats
         size = len(train_set) // repeats
-        train_indices, held_out = stratified_split(size, DataMembers.strata.get(train_set), seed=config.seed)
+        train_indices, held_out = stratified_split(size, train_set.strata, seed=config.seed)
         train_indices = np.concatenate([train_indices + visit * size for visit in range(repeats)])
         if not len(held_out):
             raise ConfigError(

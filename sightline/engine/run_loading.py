@@ -15,17 +15,17 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.contract import registry
+from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, teacher_keys
-from sightline.contract.members import get_data_digest
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import suggest
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine import build, run_data, run_model
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.train import Task
 from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.checkpoint import list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
@@ -229,7 +229,9 @@ def open_run(
         assert files is not None, "without a config, the path is a run"
         notes, config = files.check_plugins(load_plugins(plugins)), files.config
     if config.teacher is None and files is not None:  # `teacher=null`: evaluated without the losses that need it
-        config = dataclasses.replace(config, losses=tuple(loss for loss in config.losses if not teacher_keys(loss)))
+        config = dataclasses.replace(
+            config, losses=tuple(loss for loss in config.losses if not teacher_keys(registry.losses.get_class(loss)))
+        )
     return OpenRun(path, config, checkpoint, world or World(), tuple(notes), files)
 
 

@@ -14,7 +14,7 @@ from sightline.compression.parametrised import quantise_by_config
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError
-from sightline.contract.members import ModelMembers
+from sightline.contract.model import Model
 from sightline.contract.plugins import loaded_plugins
 from sightline.engine.device.numerics import Precision, seed_everything
 from sightline.engine.distributed import World
@@ -52,7 +52,7 @@ def _list_changes(config: RunConfig, world: World) -> Iterator[Change]:
 
 
 def load_initial_weights(
-    model: nn.Module, config: RunConfig
+    model: Model, config: RunConfig
 ) -> tuple[RunConfig, WeightSource | None, WeightLoadReport | None]:
     """Load the weights that `init` names: the EMA of a run's weights, if it has one.
 
@@ -67,7 +67,7 @@ def load_initial_weights(
         return config, None, None
     try:
         source = open_source(config.init.source)
-        weights, note, fit = source.read(), "", ModelMembers.fit_weights.get(model)
+        weights, note, fit = source.read(), "", model.fit_weights
         if fit is not None and source.config is not None:
             weights, note = fit(weights, source.config)
         report = load_weights(
@@ -93,7 +93,7 @@ def build_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn
     return apply_model_changes(build_unchanged_model(config, facts, world), config, world)
 
 
-def build_unchanged_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
+def build_unchanged_model(config: RunConfig, facts: Mapping[str, Any], world: World) -> Model:
     """Build the model with random weights, before the changes that the config states; `init` is loaded into it."""
     seed_everything(config.seed)
     model = registry.models.build(config.model, facts=facts)

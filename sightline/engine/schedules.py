@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from sightline.contract import registry
 from sightline.contract.arguments import (
@@ -18,13 +18,18 @@ from sightline.contract.arguments import (
 from sightline.contract.errors import ConfigError
 
 
-class Schedule(Protocol):
-    """Schedule: the factor of every group's learning rate at a step (0-based)."""
+class Schedule(ABC):
+    """Schedule: the factor of every group's learning rate.
 
-    def __call__(self, step: int) -> float: ...
+    Its constructor takes `num_steps`, those of the whole run, and `steps_per_epoch`.
+    """
+
+    @abstractmethod
+    def __call__(self, step: int) -> float:
+        """Return the factor at a step, counted from 0."""
 
 
-class _WithWarmUp:
+class _WithWarmUp(Schedule):
     """Base class of schedules with a linear warm-up from 0 over the first epochs.
 
     The warm-up is a number of epochs, or a share of the whole run, which fits a run of any length: of a short one it is
@@ -187,7 +192,7 @@ class Exponential(_WithWarmUp):
 
 
 @registry.schedules.add("one_cycle")
-class OneCycle:
+class OneCycle(Schedule):
     """Cosine from 1/start_divisor up to 1 over the first `rise` of the run, then down to 1/final_divisor of the start.
 
     Momentum is constant. Source: Smith and Topin 2019, section 3, with cosine instead of linear flanks.

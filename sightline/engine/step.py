@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import profiler
 
-from sightline.contract.members import TaskMembers
+from sightline.contract.task import Task
 from sightline.contract.types import Batch
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
@@ -23,33 +23,6 @@ PROFILER_END_PREFIX = "end of "
 """Prefix of a profiler event that marks the end of a phase, before the phase's name."""
 _FLOAT32 = Precision("float32")  # without autocast
 _HALVES = (torch.bfloat16, torch.float16)
-
-
-class Task(Protocol):
-    """Interface of a task to the training loop; losses are sums, so a step can be split in any way."""
-
-    def prepare(
-        self, model: nn.Module, micro_batches: Sequence[Batch], world: World
-    ) -> tuple[Mapping[str, Tensor], Sequence[Any]]:
-        """Return the global count of each loss (all micro-batches, all processes) and a context per micro-batch."""
-        ...
-
-    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
-        """Return the sum of each loss over this micro-batch."""
-        ...
-
-    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
-        """Return the predictions that metrics read."""
-        ...
-
-    def losses_and_predictions(
-        self, model: nn.Module, batch: Batch, context: Any
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        """Return loss sums and predictions of one forward pass."""
-        ...
-
-    # Optional: step_metrics(losses, num_samples, num_processes) -> dict[str, float], figures of a step;
-    # step_counts(contexts) -> dict[str, Tensor], counts of a step that are summed over all processes.
 
 
 @dataclass(frozen=True)
@@ -72,9 +45,7 @@ class Step:
         """Return the sum of each loss over a micro-batch."""
         with self.precision.autocast(self.device):
             if self.outputs is not None:
-                losses_of: Any = TaskMembers.losses_of.get(self.task)
-                sums: Mapping[str, Tensor] = losses_of(self.micro_batches[index], self.outputs, self.contexts[index])
-                return sums
+                return self.task.losses_of(self.micro_batches[index], self.outputs, self.contexts[index])
             return self.task.losses(model, self.micro_batches[index], self.contexts[index])
 
     def loss_sums_and_predictions(
@@ -106,8 +77,7 @@ class StepTimer:
         self._remainder = remainder
         self._is_split = False
         self._last = time.perf_counter()
-        if TaskMembers.on_phase_end.get(task) is not None:
-            task.on_phase_end = partial(self.end_phase, is_own=True)  # type: ignore[attr-defined]
+        task.on_phase_end = partial(self.end_phase, is_own=True)
 
     def end_phase(self, name: str, *, is_own: bool = False) -> None:
         """End a phase; `is_own` marks one that the task reports."""
@@ -142,10 +112,9 @@ def prepare_trained_step(
 
     A task that needs the outputs of a single batch computes them once, for its losses too.
     """
-    prepare_outputs = TaskMembers.prepare_outputs.get(task)
-    if prepare_outputs is not None and len(micro_batches) == 1:
+    if len(micro_batches) == 1:
         with precision.autocast(world.device):
-            prepared = prepare_outputs(network, micro_batches[0], world)
+            prepared = task.prepare_outputs(network, micro_batches[0], world)
         if prepared is not None:
             counts, contexts, outputs = prepared
             return Step(task, micro_batches, counts, contexts, precision, world.device, outputs)

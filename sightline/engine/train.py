@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import RunError
 from sightline.contract.loss import bad_count_error
-from sightline.contract.members import TaskMembers
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device.numerics import Precision
@@ -26,7 +26,7 @@ from sightline.engine.gradients import clip_gradients, module_gradient_norms
 from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.queued_step import Gate, Key, QueuedStep, read_values
-from sightline.engine.step import Task, divide, prepare_trained_step, weighted_sum
+from sightline.engine.step import divide, prepare_trained_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs
 from sightline.ops.waits import deferred_checks, is_on_host, require
 
@@ -275,8 +275,7 @@ def _compute_numbers(
     job.scaler.unscale_(job.optimizer)
     gradients = module_gradient_norms(trained) if job.logs_gradients else {}
     norm = clip_gradients(trained, job.clip_norm)
-    step_counts = TaskMembers.step_counts.get(job.task)
-    counts = {} if step_counts is None else step_counts(step.contexts)
+    counts = job.task.step_counts(step.contexts)
     extra = {**host, **{Key.COUNT + name: count for name, count in counts.items()}}
     totals = world.all_reduce_sum(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"

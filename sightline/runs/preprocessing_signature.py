@@ -10,7 +10,6 @@ from sightline.config import RunConfig
 from sightline.config.plain_values import to_plain
 from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
-from sightline.contract.members import TransformMembers
 from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.ops.grouping import scale_num_neighbours
 from sightline.runs.encoder_blocks import find_neighbour_graph, find_point_encoder
@@ -127,12 +126,12 @@ def read_fields(block: ComponentConfig) -> Collection[str]:
 
 def makes_pairs(block: ComponentConfig) -> bool:
     """Return True if a transform makes the two clouds of a pair from one."""
-    return "other_points" in TransformMembers.adds.get(registry.transforms.entry(block).builder)
+    return "other_points" in registry.transforms.get_class(block).adds
 
 
 def makes_unit_sphere(block: ComponentConfig) -> bool:
     """Return True if a transform scales a cloud to the unit sphere."""
-    return TransformMembers.makes_unit_sphere.get(registry.transforms.entry(block).builder)
+    return registry.transforms.get_class(block).makes_unit_sphere
 
 
 def is_for_pairs(block: ComponentConfig) -> bool:

@@ -6,5 +6,14 @@ from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {"loading.concat": "concat"},
+    "public": {
+        "box_fields": "BOX_FIELDS",
+        "files.array_files": "npz_array",
+        "prepared.columns": "ColumnSpec SampleRow",
+        "prepared.prepared_data": "PreparedData SetSpec",
+        "prepared.prepared_set": "PreparedSet",
+        "prepared.prepared_writer": "PreparationPlan Shard normalize_to_unit_sphere",
+        "prepared.views": "Views",
+    },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

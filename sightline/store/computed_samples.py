@@ -7,12 +7,14 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from annotated_types import Ge, Le
 
+from sightline.contract.dataset import Dataset
+
 Many = Annotated[int, Ge(1), Le(1_000_000)]
 """Number of samples; larger numbers are refused as a mistake, before they fill the memory."""
 Item = TypeVar("Item")
 
 
-class ComputedSet:
+class ComputedSet(Dataset):
     """Base of sets without files; `computed` names a sample and the verb for its making, as in "room is computed"."""
 
     computed: ClassVar[str]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from sightline.config import RunConfig, read_config
 from sightline.contract import registry
 from sightline.contract.errors import UserError
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import ComponentConfig
 from sightline.runs.run_files import RunFiles, config_path_of_run
 
@@ -40,7 +39,7 @@ def assert_about_evaluation(
 
     `also` are keys that this verb may change in addition to those of evaluation.
     """
-    task_arguments = TaskMembers.evaluation_arguments.get(registry.tasks.entry(task).builder)
+    task_arguments = registry.tasks.get_class(task).evaluation_arguments
     patterns = (*_EVALUATION_KEYS, *also, *(f"task.{name}" for name in sorted(task_arguments)))
     for override in overrides:
         key = override.partition("=")[0].strip()

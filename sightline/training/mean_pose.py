@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.run_data import Data, DataSubset
 
@@ -55,7 +54,7 @@ def _read_batches(part: DataSubset) -> Iterator[Batch]:
     chosen = part.evenly_spaced_indices(_MAX_SAMPLES)
     for start in range(0, len(chosen), _CHUNK_SIZE):
         keys = [SampleKey(int(index), 0, 0) for index in chosen[start : start + _CHUNK_SIZE]]
-        get_batch = DataMembers.get_batch.get(part.dataset)
+        get_batch = part.dataset.get_batch
         if get_batch is not None:
             yield get_batch(keys)
             continue

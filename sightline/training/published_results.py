@@ -8,7 +8,6 @@ from importlib import resources
 from typing import Any
 
 from sightline.contract import registry
-from sightline.contract.members import DataMembers
 from sightline.contract.types import ComponentConfig, DataInfo
 
 _COMPARED_FACTS = {
@@ -63,7 +62,7 @@ def describe_foreign_data(data: ComponentConfig, info: DataInfo) -> str | None:
     Own photos may have the layout of COCO, and scans of any sensor that of SemanticKITTI: the classes, the sensor and
     the number of test samples are compared, if they are known on both sides.
     """
-    promise = DataMembers.expected_info.get(registry.data.entry(data).builder)
+    promise = registry.data.get_class(data).expected_info
     facts = {} if promise is None else promise().facts
     for name, phrase in _COMPARED_FACTS.items():
         ours, published = info.facts.get(name), facts.get(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sightline.contract.dataset import Dataset
     from sightline.doctor.finding import Finding
 
 
@@ -20,7 +21,7 @@ class Reporter:
     def findings(self, findings: Sequence[Finding]) -> None:
         """Receive the findings of checks, including notes, before or after training."""
 
-    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
+    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: Dataset) -> None:
         """Receive the metrics of the last weights, as in `final.json`, with the baselines of the data."""
 
     def final_document(self, document: Mapping[str, Any]) -> None:

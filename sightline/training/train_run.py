@@ -16,8 +16,8 @@ import torch
 
 from sightline.config import RunConfig
 from sightline.contract.cell_plugins import describe_modules, record_cells
+from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import RunError, UserError
-from sightline.contract.members import get_data_digest
 from sightline.contract.plugins import Plugin, plugin_options
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device.numerics import describe_nondeterminism, set_backends

@@ -17,7 +17,6 @@ from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line
-from sightline.contract.members import DataMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.output_files import write_document
@@ -84,7 +83,7 @@ def _write_config(path: Path, name: str, root: Path, presets: Sequence[str]) -> 
 
 def list_preparable() -> set[str]:
     """List the data sets that `data prepare` makes from files."""
-    return {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
+    return {n for n in registry.data.names() if _builder(n).prepare is not None}
 
 
 def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
@@ -169,7 +168,7 @@ def info(options: InfoOptions) -> int:
     elif (folder / "manifest.json").is_file():
         document = _find_describer(folder).describe(folder)
     elif name in registry.data.names():
-        card = DataMembers.card.get(_builder(name))
+        card = _builder(name).card
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
     elif name and folder.is_dir():
         raise UserError(
@@ -222,7 +221,7 @@ def verify(options: VerifyOptions) -> int:
 
 
 def _builder(name: str) -> Any:
-    return registry.data.get_entry(name).builder
+    return registry.data.get_class(name)
 
 
 def _find_describer(folder: Path) -> Any:

@@ -14,7 +14,6 @@ from torch import nn
 from sightline.commands.run import EvaluateOptions
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
 from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
@@ -139,7 +138,7 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
 def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
     """Load the models of the run's other checkpoints. Raises UserError if there is nothing to average."""
     config = run.config
-    if TaskMembers.vote.get(run.task) is None:
+    if run.task.vote is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not define how to average predictions")
     checkpoints = run.other_checkpoints
     if not checkpoints:
@@ -156,7 +155,7 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
 
 def _make_writer(part: DataSubset, path: Path, run: OpenRun) -> Any:
     """Make the writer of a run's predictions. Raises ConfigError for a task without classes or boxes."""
-    predicts = TaskMembers.predicts.get(run.task)
+    predicts = run.task.predicts
     for writer in load_members("prediction_writers"):
         if writer.writes in predicts:
             return writer(path, part, run.world)

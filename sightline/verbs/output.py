@@ -16,8 +16,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import UserError, escape_to_one_line
-from sightline.contract.members import DataMembers
 from sightline.runs.run_records import ERROR_COLUMNS, format_interval, list_errors, note_figures
 from sightline.training.progress import wants_live
 
@@ -150,12 +150,12 @@ def print_tree(tree: Any, indent: int = 0) -> None:
         sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_NO_BREAK, " "))
 
 
-def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object = None) -> None:
+def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset | None = None) -> None:
     """Print the metrics, the rows per class or joint, and below them the metrics of simple baselines."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
     rows = list(document["per_class"].items())
-    info = getattr(dataset, "info", None)
-    noun, plural = ("joint", "joints") if info is not None and "joint_names" in info.facts else ("class", "classes")
+    facts = {} if dataset is None else dataset.info.facts
+    noun, plural = ("joint", "joints") if "joint_names" in facts else ("class", "classes")
     if rows:
         columns = _list_class_columns(document)
         cells = [[name, *(column.get(name) for column in columns.values())] for name, _ in rows]
@@ -188,7 +188,10 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         print_note(f"{interval['figure']} {value:.4g} ({100 * interval['level']:g} % interval {around}, {samples})")
     for line in note_figures(document):
         print_note(line)
-    for metric, baselines in {**DataMembers.baselines.get(dataset), **document.get("yardsticks", {})}.items():
+    for metric, baselines in {
+        **({} if dataset is None else dataset.baselines),
+        **document.get("yardsticks", {}),
+    }.items():
         listed = ", ".join(f"{value:.3f} for {baseline}" for baseline, value in baselines.items())
         print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.look import StudyOptions, SweepOptions
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import UserError, assert_installed, join_some
 from sightline.doctor.finding import Finding
 from sightline.runs.output_files import assert_writable, write_document
@@ -43,7 +44,7 @@ class SeriesReporter(TerminalReporter):
 class _TrialReporter(SeriesReporter):
     """Reporter without figures of the test part: a sweep that shows them invites to choose by them."""
 
-    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
+    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: Dataset) -> None:
         """Print nothing."""
 
 

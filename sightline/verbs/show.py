@@ -67,7 +67,7 @@ def show(options: ShowOptions) -> int:
 def _add_origin_of_mode(config: RunConfig) -> RunConfig:
     """Return the config with the origin of a default `evaluate.mode`: the metric whose class defines the direction."""
     figure = config.evaluate.metric
-    direction_by_metric = {c.name: is_higher_better(metrics.entry(c).builder, figure) for c in config.metrics}
+    direction_by_metric = {c.name: is_higher_better(metrics.get_class(c), figure) for c in config.metrics}
     directions = {better for better in direction_by_metric.values() if better is not None}
     if config.evaluate.mode is not None or len(directions) != 1:
         return config

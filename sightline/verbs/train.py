@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.run import TrainOptions
+from sightline.contract.dataset import Dataset
 from sightline.doctor.finding import Finding
 from sightline.engine.watchdog import report_failure
 from sightline.runs.output_files import write_document
@@ -30,7 +31,7 @@ class TerminalReporter(Reporter):
         """Print warnings and errors in full; notes are in findings.json."""
         show_findings([finding for finding in findings if finding.severity != "note"])
 
-    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
+    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: Dataset) -> None:
         """Print the tables to standard output."""
         show_evaluation(document, title=title, dataset=dataset)
 

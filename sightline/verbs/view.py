@@ -17,14 +17,13 @@ from sightline.config.yaml_tree import describe_prepared
 from sightline.contract import registry
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
-from sightline.contract.members import MetricMembers, TaskMembers
 from sightline.contract.metric import WorstSamples
+from sightline.contract.task import Task
 from sightline.engine.build import build_task
 from sightline.engine.device.numerics import Precision, set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_data import Data, DataSubset, build_transforms
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.engine.train import Task
 from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_files import is_run
@@ -193,7 +192,7 @@ def _find_worst(run: OpenRun, part: DataSubset) -> WorstSamples:
     plain = dataclasses.replace(part, reader=_branches(run.config, part, 0)[-1].reader)
     worst = run.evaluator(plain)(run.model, run.world).worst_samples
     if worst is None:
-        listing = [n for n in registry.metrics.names() if MetricMembers.worst_samples.get(_metric_class(n)) is not None]
+        listing = [n for n in registry.metrics.names() if registry.metrics.get_class(n).worst_samples is not None]
         raise UserError(
             f"--samples worst: none of the run's metrics lists its worst samples, as {', '.join(listing)} does; view "
             f"{run.path} --samples worst 'metrics=[{{name: {listing[0]}}}]'"
@@ -201,10 +200,6 @@ def _find_worst(run: OpenRun, part: DataSubset) -> WorstSamples:
     if not any(worst.of_kind.values()):
         raise UserError(f"--samples worst: found no error on the {part.split} part; name samples by number, as in 0,5")
     return worst
-
-
-def _metric_class(name: str) -> object:
-    return registry.metrics.get_entry(name).builder
 
 
 def _name_samples(
@@ -226,7 +221,7 @@ def _other_split_note(part: DataSubset, index: int | None) -> str:
 
 def _target_task(run: OpenRun) -> Task | None:
     """Return the task if it draws its targets, else None; for a config, its model is untrained."""
-    if TaskMembers.show_targets.get(registry.tasks.get_entry(run.config.task.name).builder) is None:
+    if registry.tasks.get_class(run.config.task.name).show_targets is None:
         return None
     return run.task if run.files else build_task(run.config, run.data, run.untrained_model(), run.world)[0]
 

@@ -10,11 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from sightline.contract.binding import select_arguments
-from sightline.contract.members import TaskMembers
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.boxes import COLORS, DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import Frame
-from sightline.engine.train import Task
 from sightline.view.panels import ImagePanel
 from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.stages import RgbColoring, Stage
@@ -63,12 +62,12 @@ class ImageStages:
         self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
     ) -> tuple[Stage, dict[str, Any]]:
         """Build the stage of the pictures that the task draws of the prediction, and return its numbers."""
-        show = TaskMembers.show.get(predictor.task)
+        show = predictor.task.show
         optional_arguments = {"pixels": self.pixels, **({} if predictor.score is None else {"score": predictor.score})}
         pictures = [] if show is None else show(batch, predictions, **select_arguments(show, optional_arguments))
         figures = {
             name: predictions[name][0].double().cpu().tolist()
-            for name in sorted(TaskMembers.predicts.get(predictor.task))
+            for name in sorted(predictor.task.predicts)
             if isinstance(predictions.get(name), Tensor) and len(predictions[name]) == predictions[name].numel() == 1
         }
         text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
@@ -119,7 +118,7 @@ def _sample_boxes(sample: Sample, class_names: Sequence[str]) -> list[DrawnBox]:
 
 def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None) -> Iterator[Stage]:
     """Build the stages of a task's targets (such as an assignment) if it draws them, on `pixels` (H, W, 3) uint8."""
-    show_targets = TaskMembers.show_targets.get(task)
+    show_targets = task.show_targets
     if show_targets is None:
         return
     optional_arguments = {} if pixels is None else select_arguments(show_targets, {"pixels": pixels})
@@ -131,12 +130,12 @@ def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None)
 
 def draws_pictures(task: Task) -> bool:
     """Return True if a task draws pictures of its predictions."""
-    return TaskMembers.show.get(task) is not None
+    return task.show is not None
 
 
 def takes_score(task: Task) -> bool:
     """Return True if a task can draw only detections above a given score."""
-    show = TaskMembers.show.get(task)
+    show = task.show
     return show is not None and "score" in inspect.signature(show).parameters
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
-from sightline.engine.step import Task
 from sightline.store.loading.batch_reader import BatchReader
 
 SHOWN = {"probabilities": "classes", "joints_mm": "joints"}

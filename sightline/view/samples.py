@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import TaskMembers
+from sightline.contract.task import Task
 from sightline.contract.types import Batch, DataInfo, Sample, SampleKey
 from sightline.draw.pictures import Frame
-from sightline.engine.train import Task
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.view.cloud_stages import CloudStages
 from sightline.view.image_stages import ImageStages, draws_pictures, target_stages
@@ -110,7 +109,7 @@ def _list_builders() -> list[Any]:
 def can_draw_predictions(task: Task, info: DataInfo) -> bool:
     """Return True if predictions of a task can be drawn over the samples of a set."""
     first_kind = next((builder for builder in _list_builders() if builder.needs <= info.fields.keys()), None)
-    return draws_pictures(task) if first_kind is ImageStages else bool(SHOWN.keys() & TaskMembers.predicts.get(task))
+    return draws_pictures(task) if first_kind is ImageStages else bool(SHOWN.keys() & task.predicts)
 
 
 def _choose_builder(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> StageBuilder:

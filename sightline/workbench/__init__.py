@@ -14,6 +14,11 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "probe.classifiers": "knn linear svm",
         "probe.few_shot": "few_shot",
     },
+    "public": {
+        "compress.search.base": "Search",
+        "predict.predictor": "Inference Predictor ReadFile Refusal refuse_non_finite",
+        "probe.methods": "Probe",
+    },
     "rules": {
         "compress.rules": "broken-codebook quantised-outputs rounding-gradient size-promise unfit-teacher "
         "unquantised-weights"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract import registry
+from sightline.contract.model import Model
 
 
 class Logits(TypedDict):
@@ -20,7 +21,7 @@ class Logits(TypedDict):
 
 
 @registry.models.add("healthy_small")
-class Healthy(nn.Module):
+class Healthy(Model):
     """Two layers over points, their maximum, and a head."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.task import Task
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
@@ -17,7 +18,7 @@ __all__ = ["CPU", "compared", "guilty", "step_of", "variant"]
 CPU = torch.device("cpu")
 
 
-class _Weighted:
+class _Weighted(Task):
     """A loss that weighs every output by numbers of its own, so that all of them count and none alike."""
 
     def prepare(self, model: Any, micro_batches: Any, world: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.task import Task
 from sightline.workbench.compare.layerwise import LOSS, TARGETS, LayerComparison
 from tests.compare.steps import compared
 
@@ -17,7 +18,7 @@ SIZES = torch.tensor([30.0, 60.0], dtype=torch.float64)
 """Of anchors: a box of the larger ones has one that is best."""
 
 
-class Assigning:
+class Assigning(Task):
     """Each box goes to the anchors that it overlaps most; `skips` the best of them, `scale` is the loss's."""
 
     def __init__(self, *, skips: int = 0, scale: float = 1.0, divisor: float = 1.0) -> None:

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
 from sightline.contract import registry
+from sightline.contract.model import Model
 
 
 @registry.models.add("shared_net")
-class SharedNet(nn.Module):
+class SharedNet(Model):
     """The mean over points of their octants' vectors and of two layers with one weight; `spare` is never called."""
 
     def __init__(self, *, num_classes: int) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sightline.compression.policy import WeightFormat
 from sightline.compression.weights import quantisable_weights
 from sightline.contract.errors import UserError
+from sightline.contract.task import Task
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.step import Step, prepare_step, single_batch_step
@@ -143,7 +144,7 @@ def test_a_diagonal_hessian_is_exact_with_one_draw() -> None:
 CPU = torch.device("cpu")
 
 
-class Regression:
+class Regression(Task):
     """A task of two losses, sums over samples."""
 
     def __init__(self, first: Any = F.mse_loss) -> None:

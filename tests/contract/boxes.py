@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.loss import Loss
-from sightline.contract.metric import append_rows
+from sightline.contract.metric import Metric, append_rows
 from sightline.parts.tasks.supervised import Supervised
 from tests.contract.toy import Made, Toy, field, supervised
 
@@ -79,7 +79,7 @@ class Codes(Scores):
         return total
 
 
-class Found:
+class Found(Metric):
     """Any number of detections a sample: their scores and whether they were wanted, one row each, some samples none."""
 
     rows = ("detections",)

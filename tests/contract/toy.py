@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.binding import AvailableKeys, bind, declared_outputs
+from sightline.contract.dataset import Dataset
 from sightline.contract.loss import Loss
-from sightline.contract.members import TaskMembers
 from sightline.contract.metric import MeanMetric
 from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.engine.evaluate import BoundMetric
@@ -70,7 +70,7 @@ class Toy:
         return BatchReader(self.dataset, self.transforms)
 
 
-class Made:
+class Made(Dataset):
     """A data set whose samples are drawn from (`seed`, index), whatever the epoch."""
 
     def __init__(
@@ -109,7 +109,7 @@ def supervised(
 def meters(toy: Toy, model: nn.Module, reader: BatchReader) -> list[BoundMetric]:
     task, outputs = toy.task(model, reader.keys), declared_outputs(model.forward, owner="model") | toy.predicts
     offers = AvailableKeys("data", reader.keys), AvailableKeys("model", outputs)
-    offers = *offers, AvailableKeys("task", TaskMembers.context_keys.get(task))
+    offers = *offers, AvailableKeys("task", task.context_keys)
     metrics = [make() for make in toy.metrics]
     return [BoundMetric(each, bind(each.update, *offers, owner="metric", exclude=("state",))) for each in metrics]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.contract.dataset import Dataset
 from sightline.contract.types import SampleKey
 from sightline.engine.run_data import DataSubset
 from sightline.training.mean_pose import mean_pose_error_mm, pose_baselines
@@ -16,7 +17,7 @@ from tests.doctor.planting import make
 from tests.doctor.posing import make_pose
 
 
-class _Poses:
+class _Poses(Dataset):
     """Joints, some of them hidden, and reference points; single samples alone."""
 
     def __init__(self, seed: int, count: int) -> None:

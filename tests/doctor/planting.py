@@ -14,6 +14,7 @@ from torch import nn
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, declared_outputs
+from sightline.contract.dataset import Dataset
 from sightline.contract.types import SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence import Evidence
@@ -63,7 +64,7 @@ def judge(rule: Callable[..., Any], context: Context, **given: Any) -> list[Find
     return _locate_all(Examination(judgements=[Judgement(own, "broken", findings=found)]), context, otherwise="data")
 
 
-class Wrapped:
+class Wrapped(Dataset):
     """A data set whose batches pass through `edit(batch, keys)`; its `info` takes changes."""
 
     def __init__(self, inner: Any, edit: Callable[[dict[str, Any], Sequence[SampleKey]], Any], **changes: Any) -> None:

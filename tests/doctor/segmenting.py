@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, bind
+from sightline.contract.dataset import Dataset
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.engine.build import TrainingSetup, build_evaluator
 from sightline.engine.evaluate import BoundMetric
@@ -66,7 +67,7 @@ def make_parts(folder: Path, *overrides: str, model: nn.Module | None = None) ->
     return _with_task(make(folder, *PARTS, *overrides), model)
 
 
-class Rooms:
+class Rooms(Dataset):
     """Ragged rooms of a floor, a wall, a ceiling and chairs, with grey values; z is up."""
 
     def __init__(self, count: int, *, seed: int, split_sizes: dict[str, int]) -> None:
@@ -97,7 +98,7 @@ class Rooms:
         }
 
 
-class Edited:
+class Edited(Dataset):
     """A set whose samples pass through `edit(sample, index)`; `info` takes changes of its facts and fields."""
 
     def __init__(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sightline.contract.transform import Transform
 from sightline.contract.types import DataInfo
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
@@ -62,7 +63,7 @@ def site(inner: Any) -> Edited:
     return Edited(inner, fields=unbounded(inner))
 
 
-class Crop:
+class Crop(Transform):
     """Training on a tenth of each room."""
 
     def __call__(self, draws: Any, *, points: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -13,7 +13,8 @@ from torch import Tensor
 import sightline
 from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.contract import registry
-from sightline.contract.types import DataInfo, Field
+from sightline.contract.dataset import Dataset
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.workbench.weights.conversion import ConversionResult, convert_published_weights
 from tests.published_layouts import LAYOUTS, MODELS
 
@@ -49,7 +50,17 @@ def saved(path: Path, state: Mapping[str, Tensor]) -> Path:
     return path
 
 
-class Fifty:
+class FactsAlone(Dataset):
+    """Data set of facts and fields, without a sample."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        raise IndexError(key)
+
+
+class Fifty(FactsAlone):
     """The fifty parts of ShapeNetPart's sixteen categories, with or without normals. Source: this test."""
 
     def __init__(self, *, split: str, has_normals: bool = False) -> None:

@@ -22,7 +22,7 @@ from sightline.contract.types import DataInfo, Field
 from sightline.runs import checkpoint
 from tests.command import run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
-from tests.engine.published_weights import Fifty, convert_state, registered, saved, small_state
+from tests.engine.published_weights import FactsAlone, Fifty, convert_state, registered, saved, small_state
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part
 from tests.models.test_point_transformer import padded_as_theirs, ragged_input
 from tests.published_layouts import MODELS
@@ -79,7 +79,7 @@ def params_of(cases: Sequence[Case]) -> list[Any]:
     return [pytest.param(case, id=case.golden, marks=[pytest.mark.long] * (case.golden in LARGE)) for case in cases]
 
 
-class Fifteen:
+class Fifteen(FactsAlone):
     """Fifteen classes, with or without normals. Source: this test."""
 
     def __init__(self, *, split: str, has_normals: bool = False) -> None:
@@ -96,7 +96,7 @@ class Fifteen:
         )
 
 
-class Thirteen:
+class Thirteen(FactsAlone):
     """Coloured rooms of thirteen classes, ragged; on request with the place of each point. Source: this test."""
 
     def __init__(self, *, split: str, has_place: bool = False) -> None:

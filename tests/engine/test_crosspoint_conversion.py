@@ -18,14 +18,14 @@ from sightline.contract.types import ComponentConfig, DataInfo, Field
 from sightline.published.translation import published_name
 from sightline.runs.weights import load_weights
 from tests.command import succeed
-from tests.engine.published_weights import Fifty, convert_state, registered, saved
+from tests.engine.published_weights import FactsAlone, Fifty, convert_state, registered, saved
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden
 from tests.models.test_image_encoders import SIZES
 
 IMAGES = {"vit_tiny": "timm_vit_tiny", "resnet18": "torchvision_resnet18"}
 
 
-class Thousand:
+class Thousand(FactsAlone):
     """Images of a thousand classes. Source: this test."""
 
     def __init__(self, *, split: str) -> None:

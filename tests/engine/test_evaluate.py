@@ -19,7 +19,7 @@ from torch import Tensor
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.metric import WorstSamples
+from sightline.contract.metric import Metric, WorstSamples
 from sightline.contract.registry import RegistryEntry
 from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, ComponentConfig, SampleKey
@@ -256,7 +256,7 @@ LOWER = ("error", "distance")
 State = dict[str, Tensor]
 
 
-class Silent:
+class Silent(Metric):
     """The share of wrong answers; states no direction."""
 
     def new_state(self) -> State:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.loss import Loss, cast_forward
+from sightline.contract.model import Model
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -44,7 +45,7 @@ class Out(TypedDict):
     hidden: Tensor
 
 
-class HiddenNet(nn.Module):
+class HiddenNet(Model):
     """The maximum over points of a linear layer, and one over that: a network that shows what it knows of a cloud."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:

@@ -15,11 +15,12 @@ from sightline.api import load_run
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
 from sightline.contract import registry
 from sightline.contract.draws import Draws
+from sightline.contract.transform import Transform
 from sightline.contract.types import DataInfo, Field
 from sightline.store.label_maps import read_label_map
 from tests.command import Outcome, run_here, succeed
 from tests.data.scans.lidar_writers import street_scan, write_bin
-from tests.engine.published_weights import registered
+from tests.engine.published_weights import FactsAlone, registered
 from tests.golden_parity import Golden
 from tests.lidar_parity import load_lidar_golden, theirs_of
 from tests.marks import long_but
@@ -56,7 +57,7 @@ evaluate: {metric: miou}
 """
 
 
-class FourNumbers:
+class FourNumbers(FactsAlone):
     """Scans of points and remissions, of twenty classes. Source: this test."""
 
     def __init__(self, *, split: str) -> None:
@@ -77,7 +78,7 @@ class FourNumbers:
         )
 
 
-class FiveChannels:
+class FiveChannels(Transform):
     """States that models see five channels, as a projection does. Source: this test."""
 
     facts: Mapping[str, Any] = {"in_channels": 5}

@@ -273,8 +273,8 @@ from pathlib import Path
 import torch
 
 
-@registry.metrics.add("fatal")
-class Fatal:
+@sightline.register.metric("fatal")
+class Fatal(sightline.Metric):
     """Ends the process in its first real evaluation while a file is there. Source: ours."""
 
     higher_is_better = True

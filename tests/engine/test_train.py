@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss
+from sightline.contract.task import Task
 from sightline.contract.types import Batch
 from sightline.engine.device.numerics import Precision, describe_nondeterminism, set_determinism
 from sightline.engine.device.transfer import to_device
@@ -54,7 +55,7 @@ class Doubled(nn.Module):
         return 2 * x
 
 
-class Sizes:
+class Sizes(Task):
     """The sum of the outputs and of their squares; notes whether autocast was on, and in which world it was asked."""
 
     def __init__(self) -> None:

@@ -27,6 +27,7 @@ import sightline
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_run
+from sightline.parts.tasks.supervised import Supervised
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import load_written, write_onnx
 from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork
@@ -183,8 +184,10 @@ class Offset(nn.Module):
         return {"logits": self.map(points).amax(dim=1)}
 
 
-class NoTask:
+class NoTask(Supervised):
     """Task without anything that files contain."""
+
+    def __init__(self) -> None: ...
 
 
 def test_the_check_finds_a_file_that_is_off_by_a_thousandth() -> None:

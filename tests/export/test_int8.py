@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import sightline
 from sightline.compression.packed_file import read_packed
+from sightline.parts.tasks.supervised import Supervised
 from sightline.workbench.export import export
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
 from sightline.workbench.export.graph import GraphNetwork
@@ -48,8 +49,10 @@ class Points(nn.Module):
         return {"logits": self.head(rows.amax(dim=1))}
 
 
-class NoTask:
+class NoTask(Supervised):
     """Task without anything that files contain."""
+
+    def __init__(self) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.members import MetricMembers
 from sightline.contract.metric import Meter, Metric, State, find_state_fault, make_state, row_states, sorted_rows
 
 Sample = dict[str, np.ndarray]
@@ -92,9 +91,8 @@ def evaluate(metric: Metric, batches: Sequence[Batch], num_samples: int, num_pro
 def figures(metric: Metric, state: State) -> dict[str, float]:
     """All numbers of a state, under the names that a reference has for them."""
     numbers: dict[str, Any] = dict(metric.compute(state))
-    if (per_class := MetricMembers.per_class.get(metric)) is not None:
-        numbers |= {f"{name}/{key}": value for name, row in per_class(state).items() for key, value in row.items()}
-    if (per_sample := MetricMembers.per_sample.get(metric)) is not None:
+    numbers |= {f"{name}/{key}": value for name, row in metric.per_class(state).items() for key, value in row.items()}
+    if (per_sample := metric.per_sample) is not None:
         scores = per_sample(state).tolist()
         assert all(map(math.isnan, scores[::2])), "a sample that was not evaluated has a score"
         numbers |= {f"sample {number}": score for number, score in enumerate(scores[1::2])}
@@ -103,9 +101,8 @@ def figures(metric: Metric, state: State) -> dict[str, float]:
 
 def bits(metric: Metric, state: State, *, without: frozenset[str] = frozenset()) -> str:
     """All that a metric makes of a state, to the last bit: numbers, and tables."""
-    tables = MetricMembers.tables.get(metric)
     numbers = {name: value for name, value in figures(metric, state).items() if name not in without}
-    return str((numbers, tables(state) if tables is not None else {}))
+    return str((numbers, metric.tables(state)))
 
 
 def splits(num_samples: int) -> dict[str, Split]:
@@ -146,7 +143,7 @@ def has_the_same_bits_from_any_split(case: Case) -> None:
     Numbers that compare the samples of a batch have the same bits for the same batches, in any order.
     """
     metric, samples = case.build(), case.samples()
-    of_batches = MetricMembers.within_batch.get(metric)
+    of_batches = frozenset(metric.within_batch)
     whole = bits(
         metric, evaluate(metric, case.batches(samples, [range(len(samples))]), len(samples)), without=of_batches
     )
@@ -227,8 +224,8 @@ def is_used_alone_in_three_lines(case: Case) -> None:
 def is_made_of_the_sums_that_it_states(case: Case) -> None:
     """The mean of the ratios of all sums is the figure, and an interval is the same from any split."""
     metric, samples = case.build(), case.samples()
-    sums_of = MetricMembers.sums.get(metric)
-    if sums_of is None:
+    sums_of = metric.sums
+    if type(metric).sums is Metric.sums:
         return
     states = [evaluate(metric, case.batches(samples, splits(len(samples))[name]), len(samples)) for name in SPLITS]
     for name, sums in sums_of(states[0]).items():
@@ -246,8 +243,8 @@ def is_made_of_the_sums_that_it_states(case: Case) -> None:
 def has_an_interval_for_each_class(case: Case) -> None:
     """The sums of a class make its figure, which is within its interval, and both are the same from any split."""
     metric, samples = case.build(), case.samples()
-    sums_of = MetricMembers.class_intervals.get(metric)
-    if sums_of is None:
+    sums_of = metric.class_intervals
+    if type(metric).class_intervals is Metric.class_intervals:
         return
     states = [evaluate(metric, case.batches(samples, splits(len(samples))[name]), len(samples)) for name in SPLITS]
     rows = metric.per_class(states[0])

@@ -18,6 +18,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.metric import (
     MeanMetric,
     Meter,
+    Metric,
     SampleSums,
     append_rows,
     find_state_fault,
@@ -33,7 +34,7 @@ from tests.doctor.planting import make
 State = dict[str, Tensor]
 
 
-class OfState:
+class OfState(Metric):
     """A metric with a given state, and figures that need none of it."""
 
     def __init__(self, slots: Any = frozenset(), rows: Any = (), **state: Any) -> None:
@@ -100,7 +101,7 @@ def test_rows_of_several_evaluations_are_numbered_on() -> None:
     assert sorted_rows(pooled)[:, 1].tolist() == [0.5, 0.25, 0.75, 2.0, 1.0]
 
 
-class RunningMean:
+class RunningMean(Metric):
     """A float sum of the losses of batches; it states no slots."""
 
     higher_is_better = False

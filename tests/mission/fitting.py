@@ -64,9 +64,7 @@ class Rough(PointNetPlain):
 def _precision(work: Path) -> None:
     words = (CLOUDS, *SOLIDS, "--against", "float64", "--steps", 0, *CPU, "--json", work / "found.json")
     assert run_here("compare", *words, *NETWORK).code == 0
-    (work / "rough.py").write_text(
-        _ROUGH + '\n\nfrom sightline.contract import registry\n\nregistry.models.add("rough")(Rough)\n'
-    )
+    (work / "rough.py").write_text(_ROUGH + '\n\nimport sightline\n\nsightline.register.model("rough")(Rough)\n')
     model = ("model={name: rough}", "losses=[{name: cross_entropy}]", "--plugin", work / "rough.py")
     done = run_here("compare", *words, *model)
     assert done.code == 1, done.err
@@ -370,7 +368,7 @@ _WRONG = """
 import torch
 
 from sightline.areas.clouds.models.pointnet import PointNetPlain
-from sightline.contract import registry
+import sightline
 
 
 class Wrong(torch.nn.Linear):
@@ -379,7 +377,7 @@ class Wrong(torch.nn.Linear):
         return made * 1.001 if made.dtype == torch.float32 else made
 
 
-@registry.models.add("wrong")
+@sightline.register.model("wrong")
 class Net(PointNetPlain):
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, embedding=16)

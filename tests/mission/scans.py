@@ -14,6 +14,7 @@ from torch import Tensor
 import sightline
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.contract import registry
+from sightline.contract.dataset import Dataset
 from sightline.contract.loss import Loss
 from sightline.contract.metric import MeanMetric
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
@@ -91,7 +92,7 @@ def _collation(work: Path) -> None:
     assert batch["points_mask"].sum(1).tolist() == [1, 2, 3]
 
 
-class Padded:
+class Padded(Dataset):
     """Clouds of one, two and three points."""
 
     def __init__(self) -> None:

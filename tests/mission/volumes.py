@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import sightline
 from sightline.areas.pose.v2v import V2VSmall
 from sightline.contract import registry
+from sightline.contract.transform import Transform
 from tests.command import document_of, succeed
 from tests.data.depth import depth_trees
 from tests.engine.published_weights import registered
@@ -135,7 +136,7 @@ def _mutation(work: Path) -> None:
     "`sightline check CONFIG --plugin FILE.py` of a transform that edits its input",
 )
 def _unchanged(work: Path) -> None:
-    class Shrinking:
+    class Shrinking(Transform):
         def __call__(self, draws: object, *, points: Tensor) -> dict[str, Tensor]:
             points *= 0.5
             return {"points": points}

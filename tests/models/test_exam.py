@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.binding import model_output_keys
+from sightline.contract.model import model_output_keys
 from sightline.contract.schema import get_block_marker, signature_parameters
 from sightline.engine.gradients import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD

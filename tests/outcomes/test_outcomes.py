@@ -211,13 +211,13 @@ def test_the_sample_of_a_far_input_is_named(is_packed: bool, row: int, sample: i
 # --- runs ---
 
 PLUGIN = """
-from sightline.contract import registry
+import sightline
 
 CALLS = [0]
 
 
-@registry.transforms.add("one_at")
-class OneAt:
+@sightline.register.transform("one_at")
+class OneAt(sightline.Transform):
     '''Sets one number of one batch in one call. Source: ours.'''
 
     def __init__(self, *, at: int, value: float) -> None:
@@ -237,8 +237,8 @@ LABELS = """
 LABELS = [0]
 
 
-@registry.transforms.add("label_at")
-class LabelAt:
+@sightline.register.transform("label_at")
+class LabelAt(sightline.Transform):
     '''Sets one label of one batch in one call. Source: ours.'''
 
     def __init__(self, *, at: int) -> None:

@@ -15,6 +15,7 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.config import read_config
 from sightline.contract.loss import Loss
+from sightline.contract.metric import Metric
 from sightline.engine.build import TrainingSetup
 from sightline.runs import checkpoint
 from sightline.training.train_run import train_run
@@ -96,7 +97,7 @@ class _TwoHeads(OwnNetwork):
         return {"logits": self.classify(pooled)}
 
 
-class _AccuracyOfParts:
+class _AccuracyOfParts(Metric):
     """Accuracy of each part of the samples, then the mean over parts, which are of unequal size."""
 
     higher_is_better = True
@@ -112,7 +113,7 @@ class _AccuracyOfParts:
         return {"overall_accuracy": float(state["millionths"] / (1e6 * state["parts"]))}
 
 
-class _RepeatedRow:
+class _RepeatedRow(Metric):
     """Accuracy of each class, in a table that has the first row twice, and a total of another run."""
 
     higher_is_better = True

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.contract.model import Model
 from tests.planted.planting import OWN, LogitsOutput, Plant
 
 
-class OwnNetwork(nn.Module):
+class OwnNetwork(Model):
     """PointNet of two layers a point, a maximum over points, and a head: (B, N, in_channels) to logits (B, C)."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:

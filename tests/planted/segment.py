@@ -14,6 +14,7 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scans import range_projection
 from sightline.areas.scans.models.squeezeseg import SqueezeSeg
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
+from sightline.contract.metric import Metric
 from sightline.contract.types import Batch, Sample, SampleKey
 from sightline.ops import interpolation
 from sightline.parts.metrics.confusion import class_ious, confusion_matrix
@@ -24,7 +25,7 @@ from tests.planted.planting import Plant, add_class_loss, change_arguments, chan
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
-class _MeanOfBatches:
+class _MeanOfBatches(Metric):
     """Mean over batches of each batch's mIoU."""
 
     def __init__(self, *, num_classes: int) -> None:

@@ -24,12 +24,12 @@ from sightline.workbench.predict.classify import ClassPredictor
 from sightline.workbench.predict.prediction import predict_files
 from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal
 from sightline.workbench.weights.conversion import convert_published_weights
-from tests.engine.published_weights import saved, small_state
+from tests.engine.published_weights import FactsAlone, saved, small_state
 
 NUM_CLASSES = 4
 
 
-class Loose:
+class Loose(FactsAlone):
     """Clouds of any number of points, in metres. Source: this test."""
 
     def __init__(self, *, split: str, name_of_points: str = "points") -> None:

@@ -151,9 +151,9 @@ def test_another_root_or_a_set_that_was_prepared_again_is_computed_anew(run: Pat
 
 MODEL = """\
 from sightline.areas.contrast.crosspoint import IntraPoint
-from sightline.contract import registry
+import sightline
 
-@registry.models.add("scaled_intrapoint")
+@sightline.register.model("scaled_intrapoint")
 class Scaled(IntraPoint):
     def encode(self, *, points):
         {late}

@@ -34,11 +34,11 @@ PLUGIN = '''\
 import os
 import time
 
-from sightline.contract import registry
+import sightline
 
 
-@registry.transforms.add("slowed")
-class Slowed:
+@sightline.register.transform("slowed")
+class Slowed(sightline.Transform):
     """Leaves the points as they are. Source: ours."""
 
     def __call__(self, draws, *, points):

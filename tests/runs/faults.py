@@ -12,10 +12,11 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
+from sightline.contract.transform import Transform
 
 
 @registry.transforms.add("fault")
-class Fault:
+class Fault(Transform):
     """Leaves the points as they are, if it leaves anything. Source: ours."""
 
     def __init__(self) -> None:

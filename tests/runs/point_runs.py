@@ -48,7 +48,7 @@ class PerPoint(nn.Module):
         return {"logits": self.net(torch.cat([rows, around], dim=1)).view(*form.shape[:-1], -1)}
 
 
-@registry.models.add("parts_toy")
+@sightline.register.model("parts_toy")
 class PartsToy(PerPoint):
     def __init__(self, *, num_classes: int, in_channels: int, num_categories: int) -> None:
         super().__init__(in_channels + 3 + num_categories, num_classes)
@@ -61,7 +61,7 @@ class PartsToy(PerPoint):
         return self.logits(rows, bounds, points)
 
 
-@registry.models.add("rooms_toy")
+@sightline.register.model("rooms_toy")
 class RoomsToy(PerPoint):
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         super().__init__(in_channels + 3, num_classes)
@@ -71,27 +71,27 @@ class RoomsToy(PerPoint):
         return self.logits(torch.cat([rows, features], dim=1), bounds, points)
 
 
-@registry.data.add("toy_rooms")
-class ToyRooms:
+@sightline.register.data("toy_rooms")
+class ToyRooms(sightline.Dataset):
     """Rooms of ragged size with colours, ten metres from the origin; a point's class is its height."""
 
     def __init__(self, *, split: str) -> None:
         self.split = split
         ragged = {"collate": "concatenate"}
         fields = {
-            "points": Field("points 3", "float32", "m", "", -50.0, 50.0, **ragged),
-            "colours": Field("points 3", "float32", "", "", 0.0, 1.0, **ragged),
-            "label": Field("points", "int64", low=0, high=2, **ragged),
+            "points": sightline.Field("points 3", "float32", "m", "", -50.0, 50.0, **ragged),
+            "colours": sightline.Field("points 3", "float32", "", "", 0.0, 1.0, **ragged),
+            "label": sightline.Field("points", "int64", low=0, high=2, **ragged),
         }
         facts = {"num_classes": 3, "class_names": ("floor", "wall", "ceiling"), "in_channels": 6, "up_axis": "z"}
         facts["ignore_index"] = 255
         sizes = {"train": 12, "test": 7}
-        self.info = DataInfo(facts, fields, sizes, features=("colours",), clouds=CloudInputSpec())
+        self.info = sightline.DataInfo(facts, fields, sizes, features=("colours",), clouds=CloudInputSpec())
 
     def __len__(self) -> int:
         return self.info.split_sizes[self.split]
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: sightline.SampleKey) -> sightline.Sample:
         random = np.random.default_rng([key.index, self.split == "test"])
         points = random.uniform(-2, 2, size=(random.integers(300, 600), 3)).astype(np.float32) + np.float32(10)
         label = np.digitize(points[:, 2], (9.2, 10.8))
@@ -102,14 +102,14 @@ class ToyRooms:
 WHOLE = {"collate": "concatenate", "offsets": "whole_offsets"}
 
 
-@registry.transforms.add("thin")
-class Thin:
+@sightline.register.transform("thin")
+class Thin(sightline.Transform):
     """Every other point, backwards; with `keep` the row of the nearest that stays stands for each point."""
 
     def __init__(self, *, keep: bool) -> None:
         self.keep = keep
-        self.adds = {"nearest": Field("whole", "int64", **WHOLE), "whole_label": Field("whole", "int64", **WHOLE)}
-        self.adds = self.adds if keep else {}
+        field = sightline.Field("whole", "int64", **WHOLE)
+        self.adds = {"nearest": field, "whole_label": field} if keep else {}
 
     def __call__(self, draws, *, points: Tensor, colours: Tensor, label: Tensor) -> dict[str, Tensor]:
         rows = torch.arange(points.shape[1] - 1, -1, -2)

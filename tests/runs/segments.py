@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.contract import registry
-from sightline.contract.types import DataInfo, Field, Sample, SampleKey
+import sightline
 
 
 class Output(TypedDict):
     logits: Tensor
 
 
-@registry.models.add("per_point")
-class PerPoint(nn.Module):
+@sightline.register.model("per_point")
+class PerPoint(sightline.Model):
     """Sees one point at a time, in either form of a batch."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
@@ -35,20 +34,21 @@ class PerPoint(nn.Module):
         return {"logits": self.net(torch.cat([points, features], dim=-1))}
 
 
-@registry.data.add("toy_rooms")
-class ToyRooms:
+@sightline.register.data("toy_rooms")
+class ToyRooms(sightline.Dataset):
     """Coloured rooms of ragged size; the class of a point is the third of the height that it lies in, some ignored."""
 
     def __init__(self, *, split: str) -> None:
         self.split = split
         point = {"collate": "concatenate"}
         fields = {
-            "points": Field("points 3", "float32", "m", "room, z up", **point),
-            "colours": Field("points 3", "float32", "", "", 0.0, 1.0, **point),
-            "label": Field("points", "int64", low=0, high=255, **point),
+            "points": sightline.Field("points 3", "float32", "m", "room, z up", **point),
+            "colours": sightline.Field("points 3", "float32", "", "", 0.0, 1.0, **point),
+            "label": sightline.Field("points", "int64", low=0, high=255, **point),
         }
         facts = {"num_classes": 3, "class_names": ("low", "middle", "high"), "in_channels": 6, "up_axis": "z"}
-        self.info = DataInfo(facts | {"ignore_index": 255}, fields, {"train": 6, "test": 5}, features=("colours",))
+        sizes = {"train": 6, "test": 5}
+        self.info = sightline.DataInfo(facts | {"ignore_index": 255}, fields, sizes, features=("colours",))
 
     def __len__(self) -> int:
         return self.info.split_sizes[self.split]
@@ -56,7 +56,7 @@ class ToyRooms:
     def sample_name(self, index: int) -> str:
         return f"Area_1/room {index}"
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: sightline.SampleKey) -> sightline.Sample:
         random = np.random.default_rng((key.index, self.split == "test"))
         points = random.uniform(0, 3, size=(random.integers(60, 120), 3)).astype(np.float32)
         label = np.minimum(points[:, 2].astype(np.int64), 2)

@@ -18,30 +18,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.contract import registry
-from sightline.contract.types import DataInfo, Field, Folds, Sample, SampleKey
+import sightline
+from sightline.contract.types import Folds
 
 AREAS = ("north", "south", "west")
 
 
-@registry.data.add("areas")
-class Areas:
+@sightline.register.data("areas")
+class Areas(sightline.Dataset):
     """Rooms of ragged size in three areas, one of them tested; a point's class is the octant half that it lies in."""
 
     def __init__(self, *, split: str, test_area: str = "north", areas: tuple[str, ...] = AREAS) -> None:
         tested = {"train": [a for a in areas if a != test_area], "test": [test_area]}
         self.rooms = [(areas.index(area), room) for area in tested[split] for room in range(3)]
         point = {"collate": "concatenate"}
-        label = Field("points", "int64", low=0, high=2, **point)
-        fields = {"points": Field("points 3", "float32", **point), "label": label}
+        label = sightline.Field("points", "int64", low=0, high=2, **point)
+        fields = {"points": sightline.Field("points 3", "float32", **point), "label": label}
         facts = {"num_classes": 3, "class_names": ("low", "middle", "high"), "in_channels": 3}
         sizes = {name: 3 * len(held) for name, held in tested.items()}
-        self.info = DataInfo(facts, fields, sizes, folds=Folds(tuple(areas), (test_area,)))
+        self.info = sightline.DataInfo(facts, fields, sizes, folds=Folds(tuple(areas), (test_area,)))
 
     def __len__(self) -> int:
         return len(self.rooms)
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: sightline.SampleKey) -> sightline.Sample:
         random = np.random.default_rng(self.rooms[key.index])
         points = random.uniform(-1, 1, size=(random.integers(30, 90), 3)).astype(np.float32)
         return {"points": torch.from_numpy(points), "label": torch.from_numpy(np.digitize(points[:, 2], (-0.3, 0.3)))}
@@ -51,8 +51,8 @@ class Output(TypedDict):
     logits: Tensor
 
 
-@registry.models.add("per_point")
-class PerPoint(nn.Module):
+@sightline.register.model("per_point")
+class PerPoint(sightline.Model):
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(in_channels, 8), nn.ReLU(), nn.Linear(8, num_classes))

@@ -14,11 +14,11 @@ from tests.runs.broken_off import CONFIG, differences
 PLUGIN = '''\
 """A transform that takes the number of epochs, as mosaic does."""
 
-from sightline.contract import registry
+import sightline
 
 
-@registry.transforms.add("plain_at_last")
-class PlainAtLast:
+@sightline.register.transform("plain_at_last")
+class PlainAtLast(sightline.Transform):
     """Leaves the points as they are. Source: ours."""
 
     def __init__(self, *, num_epochs: int | None = None) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.binding import AvailableKeys
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, prepare_step, single_batch_step
@@ -107,9 +106,9 @@ def test_all_else_is_the_parents() -> None:
     assert unwrap_distillation(task) is task.parent
     assert unwrap_distillation(task.parent) is task.parent
     assert task.predicts == Segment.predicts
-    assert TaskMembers.vote.get(task) == task.parent.vote
-    assert TaskMembers.step_counts.get(task) is None
-    assert TaskMembers.step_metrics.get(task) is None
+    assert task.vote == task.parent.vote
+    assert task.step_counts([({}, {})]) == {}
+    assert task.step_metrics == task.parent.step_metrics
     assert copy.copy(task).parent is task.parent
     with pytest.raises(AttributeError):
         _ = task.nothing_of_this_name

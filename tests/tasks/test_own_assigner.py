@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.retinanet import RetinaHead
 from sightline.contract import registry
-from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
+from sightline.contract.model import model_output_keys
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step

@@ -13,7 +13,6 @@ from sightline.areas.detect.retinanet import RetinaEMDHead
 from sightline.areas.detect.task import Detect
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import ComponentConfig
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
@@ -88,8 +87,7 @@ def test_whoever_changes_a_step_gets_two_passes(kind: str, batch: dict[str, Any]
         task.context = lambda model, batch: {}
     else:
         task = DistillationTask(task, teacher=model, teacher_task=task)
-    prepare_outputs = TaskMembers.prepare_outputs.get(task)
-    assert prepare_outputs is None or prepare_outputs(model.train(), batch, World()) is None
+    assert task.prepare_outputs(model.train(), batch, World()) is None
 
 
 @pytest.mark.parametrize("assigner", ["simota", "ota"])

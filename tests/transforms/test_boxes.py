@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps, TurnImage
+from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import transforms
@@ -154,7 +155,7 @@ def test_images_that_the_canvas_does_not_hold_are_refused() -> None:
         FitImage(height=8, width=8, mode="short_side")
 
 
-class _Boxed:
+class _Boxed(Dataset):
     """A data set of one painted image."""
 
     info = DataInfo(

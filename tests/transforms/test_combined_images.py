@@ -14,6 +14,7 @@ from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sampl
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.transforms import TurnImage
 from sightline.config import read_config
+from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey
@@ -35,7 +36,7 @@ HEAVY = (
 )
 
 
-class Painted:
+class Painted(Dataset):
     """Crowds whose pixels are the number of their image (red) and of the person whom they show (green, from 1).
 
     Boxes are the visible ones, of masks that say so exactly; the class is 100 x image + person.

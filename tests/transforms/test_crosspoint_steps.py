@@ -11,6 +11,7 @@ import torch
 from sightline.contract import registry
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
+from sightline.contract.transform import Transform
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.parts.transforms.points import Rotate, Scale, Translate
 from sightline.parts.transforms.two_views import TwoViews
@@ -80,7 +81,7 @@ def test_without_transforms_both_are_the_cloud() -> None:
 
 
 def test_what_needs_more_than_points_is_refused() -> None:
-    class Labelled:
+    class Labelled(Transform):
         def __call__(self, draws: Draws, *, points: torch.Tensor, label: torch.Tensor) -> dict:
             return {"points": points}
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scans.range_projection import Project, RingFromOrder
 from sightline.contract.binding import AvailableKeys
+from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import transforms
-from sightline.contract.types import ComponentConfig, DataInfo, Dataset, Field, Sample, SampleKey
+from sightline.contract.types import ComponentConfig, DataInfo, Field, Sample, SampleKey
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.transforms.point_selection import DropPoints, SamplePoints
 from sightline.parts.transforms.points import Flip, Jitter, Rotate, Scale, Translate
@@ -61,7 +62,7 @@ def lifted(scan: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: field[None] for name, field in scan.items()}
 
 
-class Scans:
+class Scans(Dataset):
     """Uneven scans, one of them empty, as a data set of ragged clouds gives them."""
 
     def __init__(self, *, has_ring: bool = False) -> None:
@@ -318,7 +319,7 @@ class Heights(nn.Module):
         return {"logits": torch.stack([up, torch.zeros_like(up)], dim=-1)}
 
 
-class Ragged:
+class Ragged(Dataset):
     """Clouds of 40 to 70 points."""
 
     info = DataInfo(

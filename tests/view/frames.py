@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.store.loading.batch_reader import BatchReader
@@ -16,7 +17,7 @@ NAMES = ("wrist", "thumb", "tip")
 CUBE_MM, SIZE = 200.0, 16
 
 
-class Frames:
+class Frames(Dataset):
     """One image of 40 by 30 pixels; fy is negative where y points up."""
 
     def __init__(self, *, fy: float = -100.0) -> None:

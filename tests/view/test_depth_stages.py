@@ -14,6 +14,7 @@ from sightline.areas.pose.task import Pose
 from sightline.areas.pose.v2v import Voxelize
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
+from sightline.contract.transform import Transform
 from sightline.contract.types import Sample, SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.engine.device.numerics import Precision
@@ -120,7 +121,7 @@ def test_voxels_with_swapped_axes_lie_off_the_joints() -> None:
 
 
 def test_a_transform_that_moves_joints_is_told_by_the_way_back() -> None:
-    class Moved:
+    class Moved(Transform):
         def __call__(self, draws: Draws, *, joints: Tensor) -> dict[str, Tensor]:
             return {"joints": joints + torch.tensor([3.0, 4.0, 0.0])}
 

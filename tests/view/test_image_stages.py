@@ -11,6 +11,7 @@ import torch
 
 from sightline.contract.types import DataInfo, Field
 from sightline.draw.pictures import Picture
+from sightline.parts.tasks.supervised import Supervised
 from sightline.view.image_stages import ImageStages, takes_score, target_stages
 from sightline.view.page import encode_page
 from sightline.view.sheet import make_tiles
@@ -66,7 +67,9 @@ def test_a_task_draws_on_the_pixels_that_are_shown_and_by_the_score_that_is_give
     stages.raw_stage({"image": image})
     given: dict[str, Any] = {}
 
-    class Drawing:
+    class Drawing(Supervised):
+        def __init__(self) -> None: ...
+
         def show(self, batch: Any, predictions: Any, *, pixels: Any = None, score: float = 0.3) -> list[Picture]:
             given.update(pixels=pixels, score=score)
             return [Picture("one", pixels, "")]
@@ -74,7 +77,9 @@ def test_a_task_draws_on_the_pixels_that_are_shown_and_by_the_score_that_is_give
         def show_targets(self, batch: Any, *, pixels: Any = None) -> dict[str, Any]:
             return {"targets": ([Picture("two", pixels, "")], {})}
 
-    class Older:
+    class Older(Supervised):
+        def __init__(self) -> None: ...
+
         def show(self, batch: Any, predictions: Any) -> list[Picture]:
             return [Picture("one", image.numpy(), "older")]
 

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import UNLABELLED
 from sightline.engine.device.numerics import Precision
 from sightline.parts.tasks.segment import WRONG
+from sightline.parts.tasks.supervised import Supervised
 from sightline.parts.transforms.point_selection import SamplePoints, ShufflePoints
 from sightline.parts.transforms.points import Rotate, Scale
 from sightline.parts.transforms.two_views import TwoViews
@@ -29,7 +31,7 @@ NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)
 
 
-class Rooms:
+class Rooms(Dataset):
     """One ragged room with colours, twelve points; the third has an ignored label."""
 
     def __init__(self) -> None:
@@ -48,7 +50,7 @@ class Rooms:
         return {"points": self.points.clone(), "colours": colours, "label": self.label.clone()}
 
 
-class Answering:
+class Answering(Supervised):
     """A task that answers as it is told, whatever the model says, in the form of `segment` or of `classify`."""
 
     def __init__(self, answers: list[int], *, num_classes: int = 3, whole: bool = False) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sightline.contract.plugins import Plugin, run_file
+import sightline
 
 
 @pytest.fixture(scope="session")
 def parts():
     """Return the module of the parts."""
-    return run_file(Plugin(Path(__file__).parent / "my_project.py"))
+    return sightline.load_plugin(Path(__file__).parent / "my_project.py")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import sightline
-from sightline.ops.depth_crops import CropPlacement
 
 HERE = Path(__file__).parent
 
@@ -12,7 +11,7 @@ def test_the_loss_of_the_true_offset_is_zero(parts):
     """The offset of the joint, by the placement of the crop itself; a tenth more on each axis costs three tenths."""
     data = sightline.load_data(HERE / "my_project.yaml", "test", plugins=[HERE / "my_project.py"])
     batch = data[:2]
-    placement = CropPlacement.from_rows(batch["crop_placement"])
+    placement = sightline.CropPlacement.from_rows(batch["crop_placement"])
     joint = batch["joints"][:, 0].double()
     expected = (joint - placement.reference_mm) / (placement.side_mm[:, None] / 2)
     fields = {name: batch[name] for name in ("joints", "visible", "crop_placement")}

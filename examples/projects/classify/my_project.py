@@ -6,31 +6,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.contract import registry
-from sightline.contract.arguments import Count, Probability
-from sightline.contract.loss import Loss
-from sightline.contract.types import DataInfo, Field, Sample, SampleKey
+import sightline
 
 CLASSES = ("ball", "disc", "rod")
 STRETCH = ((1.0, 1.0, 1.0), (1.0, 1.0, 0.2), (0.2, 0.2, 1.0))
 
 
-@registry.data.add("my_project_clouds")
-class MyClouds:
+@sightline.register.data("my_project_clouds")
+class MyClouds(sightline.Dataset):
     """Clouds of 64 points in three shapes; `__getitem__` is where yours are read from files."""
 
-    def __init__(self, *, split: str, train_size: Count = 96, test_size: Count = 24) -> None:
+    def __init__(self, *, split: str, train_size: sightline.Count = 96, test_size: sightline.Count = 24) -> None:
         sizes = {"train": train_size, "test": test_size}
         self._split = list(sizes).index(split)
         self.strata = np.arange(sizes[split]) % len(CLASSES)  # one class a sample: every class is held out
         facts = {"num_classes": len(CLASSES), "class_names": CLASSES, "in_channels": 3}
-        fields = {"points": Field("64 3", "float32"), "label": Field("", "int64", low=0, high=len(CLASSES) - 1)}
-        self.info = DataInfo(facts, fields, sizes)
+        fields = {
+            "points": sightline.Field("64 3", "float32"),
+            "label": sightline.Field("", "int64", low=0, high=len(CLASSES) - 1),
+        }
+        self.info = sightline.DataInfo(facts, fields, sizes)
 
     def __len__(self) -> int:
         return len(self.strata)
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: sightline.SampleKey) -> sightline.Sample:
         """Return a sample; the same key must give the same bits, so random numbers depend on the index alone."""
         label = int(self.strata[key.index])
         points = np.random.default_rng((self._split, key.index)).normal(size=(64, 3)) * STRETCH[label]
@@ -41,11 +41,11 @@ class Output(TypedDict):
     logits: Tensor
 
 
-@registry.models.add("my_project_net")
-class MyNet(nn.Module):
+@sightline.register.model("my_project_net")
+class MyNet(sightline.Model):
     """Two layers on every point, the maximum over the points, and one layer for the classes."""
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: Count = 32) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, width: sightline.Count = 32) -> None:
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(in_channels, width), nn.ReLU(), nn.Linear(width, 2 * width))
         self.head = nn.Linear(2 * width, num_classes)
@@ -55,11 +55,11 @@ class MyNet(nn.Module):
         return {"logits": self.head(self.embed(points).amax(dim=1))}
 
 
-@registry.losses.add("my_project_loss")
-class MyLoss(Loss):
+@sightline.register.loss("my_project_loss")
+class MyLoss(sightline.Loss):
     """Cross entropy with a share of the target on all classes."""
 
-    def __init__(self, *, smoothing: Probability = 0.1) -> None:
+    def __init__(self, *, smoothing: sightline.Probability = 0.1) -> None:
         super().__init__()
         self.smoothing = smoothing
 

@@ -3,31 +3,25 @@
 import numpy as np
 from torch import Tensor, nn
 
-from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
-from sightline.contract import registry
-from sightline.contract.arguments import Count
-from sightline.contract.loss import Loss
-from sightline.contract.types import DataInfo, Sample, SampleKey
-from sightline.ops.box_codes import encode_deltas
-from sightline.store.box_fields import BOX_FIELDS
+import sightline
 
 CLASSES = ("red", "green")
 
 
-@registry.data.add("my_project_images")
-class MyImages:
+@sightline.register.data("my_project_images")
+class MyImages(sightline.Dataset):
     """Images of 64 x 64 pixels with one or two squares; `__getitem__` is where yours are read from files."""
 
-    def __init__(self, *, split: str, train_size: Count = 48, test_size: Count = 12) -> None:
+    def __init__(self, *, split: str, train_size: sightline.Count = 48, test_size: sightline.Count = 12) -> None:
         sizes = {"train": train_size, "test": test_size}
         self._split = list(sizes).index(split)
         self._size = sizes[split]
-        self.info = DataInfo(box_facts(CLASSES, "full"), BOX_FIELDS, sizes)
+        self.info = sightline.DataInfo(sightline.box_facts(CLASSES, "full"), sightline.BOX_FIELDS, sizes)
 
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: sightline.SampleKey) -> sightline.Sample:
         """Return a sample; the same key must give the same bits, so random numbers depend on the index alone."""
         random = np.random.default_rng((self._split, key.index))
         image = random.integers(0, 80, (64, 64, 3), dtype=np.uint8)
@@ -40,16 +34,18 @@ class MyImages:
             image[top : top + side, left : left + side, label[index]] = 250
             boxes[index] = left, top, left + side, top + side
         area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        return make_sample(image, BoxRecord(boxes, boxes.copy(), label, np.zeros(count, dtype=bool), area))
+        return sightline.make_sample(
+            image, sightline.BoxRecord(boxes, boxes.copy(), label, np.zeros(count, dtype=bool), area)
+        )
 
 
-@registry.backbones.add("my_project_net")
-class MyNet(nn.Module):
+@sightline.register.backbone("my_project_net")
+class MyNet(sightline.Backbone):
     """Three halving convolutions, of which the last two are returned: maps of strides 8 and 16."""
 
     strides = (8, 16)
 
-    def __init__(self, *, in_channels: int = 3, width: Count = 16) -> None:
+    def __init__(self, *, in_channels: int = 3, width: sightline.Count = 16) -> None:
         super().__init__()
         self.channels = (2 * width, 4 * width)
 
@@ -67,8 +63,8 @@ class MyNet(nn.Module):
         return [fine, self.deep(fine)]
 
 
-@registry.losses.add("my_project_loss")
-class MyLoss(Loss):
+@sightline.register.loss("my_project_loss")
+class MyLoss(sightline.Loss):
     """L1 distance of the box deltas of the priors that have a box."""
 
     def count(self, *, target: Tensor) -> Tensor:
@@ -78,5 +74,5 @@ class MyLoss(Loss):
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """Return the sum over these priors, never a mean: `codes`, `matched_boxes` (B, P, 4) and anchors (P, 4)."""
         is_matched = target > 0
-        expected = encode_deltas(priors.expand_as(matched_boxes), matched_boxes)
+        expected = sightline.encode_deltas(priors.expand_as(matched_boxes), matched_boxes)
         return ((codes.float() - expected).abs().sum(dim=-1) * is_matched).sum()

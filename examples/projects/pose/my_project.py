@@ -5,38 +5,36 @@ from typing import TypedDict
 import numpy as np
 from torch import Tensor, nn
 
-from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrame, DepthFrames, FrameSplit, Skeleton
-from sightline.contract import registry
-from sightline.contract.arguments import Count
-from sightline.contract.loss import Loss
+import sightline
 
-CAMERA = DepthCamera(fx=60.0, fy=60.0, u0=32.0, v0=32.0, width_px=64, height_px=64)  # fy < 0 where Y points up
-SKELETON = Skeleton(("middle", "left", "right"), ((0, 1), (0, 2)), 0, 240.0)
+# fy < 0 where Y points up
+CAMERA = sightline.DepthCamera(fx=60.0, fy=60.0, u0=32.0, v0=32.0, width_px=64, height_px=64)
+SKELETON = sightline.Skeleton(("middle", "left", "right"), ((0, 1), (0, 2)), 0, 240.0)
 RADII_MM = (40.0, 28.0, 20.0)
 
 
-@registry.data.add("my_project_frames")
-class MyFrames(DepthFrames):
+@sightline.register.data("my_project_frames")
+class MyFrames(sightline.DepthFrames):
     """Three balls in a row before a camera; `_frame` is where yours are read from files."""
 
     set_name = "my_project_frames"
     farthest_mm = 1000.0
 
-    def __init__(self, *, split: str, train_size: Count = 48, test_size: Count = 12) -> None:
+    def __init__(self, *, split: str, train_size: sightline.Count = 48, test_size: sightline.Count = 12) -> None:
         sizes = {"train": train_size, "test": test_size}
         self._split = list(sizes).index(split)
         count = sizes[split]
         super().__init__(
-            part=FrameSplit(split, split, np.arange(count), count, sizes), camera=CAMERA, skeleton=SKELETON
+            part=sightline.FrameSplit(split, split, np.arange(count), count, sizes), camera=CAMERA, skeleton=SKELETON
         )
 
-    def _frame(self, frame_index: int) -> DepthFrame:
+    def _frame(self, frame_index: int) -> sightline.DepthFrame:
         """Return a frame; the same index must give the same bits."""
         random = np.random.default_rng((self._split, frame_index))
         angle, middle = random.uniform(-1.0, 1.0), random.normal((0, 0, 400), 15.0)
         along = 70.0 * np.array([np.cos(angle), np.sin(angle), 0.0])
         joints = np.stack([middle, middle - along, middle + along]).astype(np.float32)
-        return DepthFrame(draw_balls(joints), joints, np.ones(3, dtype=bool))
+        return sightline.DepthFrame(draw_balls(joints), joints, np.ones(3, dtype=bool))
 
 
 def draw_balls(joints: np.ndarray) -> np.ndarray:
@@ -55,11 +53,11 @@ class Output(TypedDict):
     likelihood: Tensor
 
 
-@registry.models.add("my_project_net")
-class MyNet(nn.Module):
+@sightline.register.model("my_project_net")
+class MyNet(sightline.Model):
     """Two convolutions on the volume, of which the first halves its sides, and a map for each joint."""
 
-    def __init__(self, *, num_joints: int, width: Count = 8) -> None:
+    def __init__(self, *, num_joints: int, width: sightline.Count = 8) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             *(nn.Conv3d(1, width, 5, stride=2, padding=2), nn.ReLU()),
@@ -71,8 +69,8 @@ class MyNet(nn.Module):
         return {"likelihood": self.layers(volume)}
 
 
-@registry.losses.add("my_project_loss")
-class MyLoss(Loss):
+@sightline.register.loss("my_project_loss")
+class MyLoss(sightline.Loss):
     """Cross entropy of the softmax over each map with its target, which is divided by its sum."""
 
     def count(self, *, visible: Tensor) -> Tensor:

@@ -6,33 +6,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.contract import registry
-from sightline.contract.arguments import Count, NonNegativeFloat
-from sightline.contract.loss import Loss
-from sightline.contract.types import DataInfo, Field, Sample, SampleKey
+import sightline
 
 CLASSES = ("floor", "thing")
 
 
-@registry.data.add("my_project_scenes")
-class MyScenes:
+@sightline.register.data("my_project_scenes")
+class MyScenes(sightline.Dataset):
     """Scenes of 200 to 300 points with a class each; `__getitem__` is where yours are read from files."""
 
-    def __init__(self, *, split: str, train_size: Count = 48, test_size: Count = 12) -> None:
+    def __init__(self, *, split: str, train_size: sightline.Count = 48, test_size: sightline.Count = 12) -> None:
         sizes = {"train": train_size, "test": test_size}
         self._split = list(sizes).index(split)
         self._size = sizes[split]
         facts = {"num_classes": 2, "class_names": CLASSES, "in_channels": 3, "up_axis": "z"}
         fields = {
-            "points": Field("points 3", "float32", "m", collate="concatenate"),  # batches have `offsets` beside them
-            "label": Field("points", "int64", low=0, high=1, collate="concatenate"),
+            # concatenated: batches have `offsets` beside them
+            "points": sightline.Field("points 3", "float32", "m", collate="concatenate"),
+            "label": sightline.Field("points", "int64", low=0, high=1, collate="concatenate"),
         }
-        self.info = DataInfo(facts, fields, sizes)
+        self.info = sightline.DataInfo(facts, fields, sizes)
 
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: sightline.SampleKey) -> sightline.Sample:
         """Return a sample; the same key must give the same bits, so random numbers depend on the index alone."""
         random = np.random.default_rng((self._split, key.index))
         label = (random.random(random.integers(200, 301)) < 0.4).astype(np.int64)
@@ -45,11 +43,11 @@ class Output(TypedDict):
     logits: Tensor
 
 
-@registry.models.add("my_project_net")
-class MyNet(nn.Module):
+@sightline.register.model("my_project_net")
+class MyNet(sightline.Model):
     """Two layers on every point, beside them the maximum over its scene, and the classes of every point."""
 
-    def __init__(self, *, num_classes: int, in_channels: int, width: Count = 32) -> None:
+    def __init__(self, *, num_classes: int, in_channels: int, width: sightline.Count = 32) -> None:
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(in_channels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, num_classes))
@@ -62,11 +60,11 @@ class MyNet(nn.Module):
         return {"logits": self.head(torch.cat([embedded, per_point], dim=1))}
 
 
-@registry.losses.add("my_project_loss")
-class MyLoss(Loss):
+@sightline.register.loss("my_project_loss")
+class MyLoss(sightline.Loss):
     """Focal loss of every point. Source: Lin et al. 2017, equation 4."""
 
-    def __init__(self, *, gamma: NonNegativeFloat = 1.0) -> None:
+    def __init__(self, *, gamma: sightline.NonNegativeFloat = 1.0) -> None:
         super().__init__()
         self.gamma = gamma
 

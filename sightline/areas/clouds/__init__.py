@@ -29,6 +29,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "models.pointnet": "pointnet",
         "models.pointnet2": "pointnet2",
     },
+    "public": {"sets.file_clouds": "CloudSpec FileClouds", "sets.labelled_clouds": "LabelledClouds count_labels"},
     "rules": {"rules": "augmentation-mismatch label-outside-parts padded-points scattered-labels"},
     "tools": {"rendering": "render_views"},
 }

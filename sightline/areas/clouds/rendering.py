@@ -12,7 +12,6 @@ from sightline.commands.data import RenderOptions
 from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
-from sightline.contract.members import DataMembers
 from sightline.contract.schema import suggest
 from sightline.ops.cameras import Cameras, ring_cameras
 from sightline.ops.rendering import Style, render_cloud
@@ -129,9 +128,9 @@ def _find_clouds(options: RenderOptions) -> RenderedClouds:
     arguments = read_key_values(options.source, RenderedClouds, options.options, command="data render")
     advice = suggest(options.source, names, otherwise="; prepare one: sightline data prepare SET --from PATH --to DIR")
     if not folder.is_dir() and options.source in names:
-        data_set: Any = registry.data.get_entry(options.source).builder
+        data_set: Any = registry.data.get_class(options.source)
         advice = ""
-        if DataMembers.prepare.get(data_set) is not None:
+        if data_set.prepare is not None:
             folder = prepared_root(None, options.source)
             advice = f"; give the folder that contains it, or prepare one: {data_set.card()['prepare']}"
     if not (folder / MANIFEST).is_file():

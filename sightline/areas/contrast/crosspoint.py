@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import ImageEncoder, PointEncoder, Width
+from sightline.contract.model import Encoder, Model
 
 _IMAGE_HIDDEN = 512
 
@@ -27,7 +28,7 @@ class CrossPointOutput(IntraPointOutput):
 
 
 @registry.models.add("intrapoint")
-class IntraPoint(nn.Module):
+class IntraPoint(Encoder, Model):
     """IntraPoint: a point encoder with a projection head, for contrast between two augmented clouds of every object.
 
     Only what the losses read is computed. `encode` returns the encoder's own feature, which probes and fine-tuning

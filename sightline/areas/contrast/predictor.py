@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import ModelMembers
+from sightline.contract.model import Encoder
 from sightline.contract.types import Batch
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.atomic_write import open_atomic
@@ -35,10 +35,13 @@ class EncodingTask:
     """Task that computes the features of clouds alone: `encoding` (B, D)."""
 
     def __init__(self, model: nn.Module, keys: frozenset[str]) -> None:
-        encode = ModelMembers.encode.get(model)
-        if encode is None:
-            raise ConfigError(f"{type(model).__name__}: has no `encode`; predict needs the feature of each cloud")
-        self._encode = bind(encode, AvailableKeys("a cloud from a file", keys), owner=f"{type(model).__name__}.encode")
+        if not isinstance(model, Encoder):
+            raise ConfigError(
+                f"{type(model).__name__}: is no sightline.Encoder; predict needs the feature of each cloud"
+            )
+        self._encode = bind(
+            model.encode, AvailableKeys("a cloud from a file", keys), owner=f"{type(model).__name__}.encode"
+        )
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Compute the features of a batch."""

@@ -15,10 +15,10 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, BoundFunction, bind, locate_output_error
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss, cast_forward, learns
+from sightline.contract.task import AllReduce, Task
 from sightline.contract.types import Batch
 from sightline.instrument import preserve_buffers
 from sightline.parts.losses.contrast import CHANCE_SUFFIX, PairLoss, chance_level
-from sightline.parts.tasks.supervised import AllReduce
 
 
 class AllGather(AllReduce, Protocol):
@@ -42,7 +42,7 @@ class _MicroBatchContext:
 
 
 @registry.tasks.add("contrast")
-class Contrast:
+class Contrast(Task):
     """Learns without labels, from pairs that belong together among all that do not.
 
     Every loss receives the rows of all micro-batches and processes (`negatives: gathered`), so that value and gradient
@@ -52,7 +52,6 @@ class Contrast:
     """
 
     compares_rows = True
-    predicts: frozenset[str] = frozenset()
 
     def __init__(
         self,

@@ -87,6 +87,13 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "necks": {"networks": "fpn", "yolo": "pafpn yolov3"},
     "prediction_writers": {"scoring": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
+    "public": {
+        "assigner": "Assigner Assignment PriorPredictions",
+        "losses": "encode_deltas",
+        "output": "Suppression",
+        "sets.labelled_images": "LabelledImages",
+        "sets.records": "BoxRecord box_facts make_sample",
+    },
     "rules": {
         "evaluation_rules": "box-evaluation box-protocol",
         "rules": "anchor-coverage augmentation-mismatch broken-boxes decoded-boxes ignored-regions level-order "

@@ -69,16 +69,17 @@ ImageBoxes = tuple[Tensor, Tensor, Tensor | None, PriorPredictions | None]
 class Assigner(ABC):
     """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
 
-    `prior_kinds` are the kinds of priors that it can assign boxes to. `excludes` are the outputs that its targets do
-    not train: a head that predicts one of them cannot be trained with it. Subclasses implement their rule in `match`,
-    which also returns `second_matched` if `boxes_per_prior` is 2. Ties go to the lower index, of a box or of a prior.
-    If `needs_predictions` is True, the call and `match` also take the labels and the predictions of the image.
+    Subclasses implement their rule in `match`. Ties go to the lower index, of a box or of a prior.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]]
+    """The kinds of priors that it can assign boxes to."""
     needs_predictions: ClassVar[bool] = False
+    """True if `match` also reads `labels` and the network's predictions, a `PriorPredictions`."""
     excludes: ClassVar[frozenset[str]] = frozenset()
+    """Outputs that its targets do not train, such as `objectness`: heads that predict one do not fit."""
     boxes_per_prior: int = 1
+    """Number of boxes that it assigns to each prior, 1 or 2; with 2, `match` also returns `second_matched`."""
 
     @torch.no_grad()
     def __call__(

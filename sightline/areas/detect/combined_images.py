@@ -25,6 +25,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
+from sightline.contract.transform import Transform
 
 DrawSamples = Callable[[int], list[dict[str, Any]]] | None
 _JOINED = ("boxes", "label", "is_ignored")
@@ -125,7 +126,7 @@ class Mosaic(BoxCroppingTransform):
 
 
 @registry.transforms.add("mix_up")
-class MixUp:
+class MixUp(Transform):
     """Mix-up with a probability: an image is blended with another of the same size; the boxes of both are kept.
 
     The weight of the first image is drawn from Beta(`alpha`, `alpha`). The other has been through the transforms before

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
@@ -31,7 +30,7 @@ _MAX_LOST, _MIN_BOXES, _MAX_IMAGES = 0.02, 5, 8
 def detecting_task(run: Context) -> Any:
     """Return the task of a run that detects boxes."""
     task: Any = unwrap_distillation(run.built.job.task)
-    if TaskMembers.get_priors.get(task) is None:
+    if task.get_priors is None:
         raise NotApplicableError("no boxes")
     return task
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract import registry
-from sightline.contract.arguments import Backbone, Count, Head, Neck
-from sightline.contract.binding import model_output_keys
+from sightline.contract.arguments import BackboneBlock, Count, HeadBlock, NeckBlock
 from sightline.contract.errors import ConfigError
+from sightline.contract.model import Backbone, Head, Model, Neck, model_output_keys
 from sightline.layers.attention import ATTENTIONS, AttentionName
 from sightline.layers.images import ConvBlock, assert_images
 from sightline.layers.norms import NORMS, NormName, freeze_module
@@ -37,7 +37,7 @@ def strides_from(finest: FinestStride) -> tuple[int, ...]:
     return (4, 8, 16, 32) if finest == 4 else (8, 16, 32)
 
 
-class _ResNet(ResidualStages):
+class _ResNet(ResidualStages, Backbone):
     depths: ClassVar[Sequence[int]]
     sizes: ClassVar[Sequence[int]]
 
@@ -115,7 +115,7 @@ _COARSER = 2
 
 
 @registry.necks.add("fpn")
-class FPN(nn.Module):
+class FPN(Neck):
     """FPN: a pyramid of `width` channels on a backbone's maps, and up to two coarser maps by convolutions of stride 2.
 
     Level n has the stride 2^n. `levels` are all of these by default: 3 to 7, or 2 to 7 with `finest_stride: 4`.
@@ -223,7 +223,7 @@ def init_prior_bias(layer: ConvBlock, prior: float, channels: slice = slice(None
         layer.conv.bias[channels] = -math.log((1 - prior) / prior)
 
 
-class DenseHead(nn.Module):
+class DenseHead(Head):
     """Dense head: two towers of 3x3 convolutions that all levels share, one for classes, one for boxes.
 
     A head states its kind of `priors`, and their number per cell, `priors_per_cell`. Subclasses end
@@ -286,7 +286,7 @@ class DetectorOutput(HeadOutput):
 
 
 @registry.models.add("detector")
-class Detector(nn.Module):
+class Detector(Model):
     """Object detector: a backbone, a neck on its maps and a head on those of the neck, each of `sightline list`.
 
     Each states its `channels` and `strides` for the next. With resnet50, fpn, retina and 80 classes it has 33,839,924
@@ -294,7 +294,9 @@ class Detector(nn.Module):
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, figure 3.
     """
 
-    def __init__(self, *, backbone: Backbone, neck: Neck, head: Head, channels_last: bool = False) -> None:
+    def __init__(
+        self, *, backbone: BackboneBlock, neck: NeckBlock, head: HeadBlock, channels_last: bool = False
+    ) -> None:
         super().__init__()
         self.backbone, self.neck, self.head = backbone, neck, head
         self.channels_last = channels_last

@@ -27,10 +27,10 @@ class Suppression(ABC):
 
     With `per_class`, different classes never suppress one another.
     Equal scores are taken in the order of their indices. The work is done on the CPU, wherever the detections are.
-    `reads` names further inputs, of `proposal` and `density`: the head must provide them.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    """Names of further inputs, of `proposal` and `density`: the head must provide them."""
 
     def __init__(self, *, per_class: bool) -> None:
         self.per_class = per_class

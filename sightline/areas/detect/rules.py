@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.assigned_boxes import AssignedBoxes, assigned_boxes
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import Evidence, measure
@@ -187,7 +186,7 @@ def _follow_box(before: Any, apply: Callable[[Any], Any]) -> float | None:
 def assigned(run: Any) -> AssignedBoxes:
     """Assign boxes in samples of the first step, under `sightline check` also in 64 other samples."""
     task = unwrap_distillation(run.built.job.task)
-    if TaskMembers.get_priors.get(task) is None or not run.dry_run.is_sound:
+    if task.get_priors is None or not run.dry_run.is_sound:
         raise NotApplicableError("no boxes")
     part, batches = run.built.data.train, iter([run.first_outputs[0]])
     if not run.is_quick:

@@ -40,11 +40,12 @@ from sightline.contract.arguments import (
     PositiveFloat,
     SuppressionBlock,
 )
-from sightline.contract.binding import AvailableKeys, BoundFunction, model_output_keys
+from sightline.contract.binding import AvailableKeys, BoundFunction
 from sightline.contract.errors import ConfigError, RunError
 from sightline.contract.loss import Loss
-from sightline.contract.members import AssignerMembers, HeadMembers
+from sightline.contract.model import model_output_keys
 from sightline.contract.registry import Need
+from sightline.contract.task import AllReduce
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
 from sightline.ops.box_codes import decode_boxes
@@ -52,7 +53,7 @@ from sightline.ops.box_overlaps import box_iou
 from sightline.ops.dtypes import widen_labels
 from sightline.ops.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.ops.waits import POSITIVE, fetch, is_on_host, read_list, recall, remember, send_list
-from sightline.parts.tasks.supervised import AllReduce, Decoder, Supervised
+from sightline.parts.tasks.supervised import Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
 """Topics of needs."""
@@ -156,9 +157,7 @@ class Detect(Supervised):
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Assign every prior its target: `target` (B, P), `matched_boxes` (B, P, 4) and the other `context_keys`."""
         priors = self.get_priors(batch["image"])
-        predictions = (
-            self._predict_priors(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
-        )
+        predictions = self._predict_priors(model, batch) if self._assigner.needs_predictions else None
         targets, boxes, densities, second = [], [], [], []
         positive: list[tuple[Tensor, ...]] = []
         is_matched = torch.zeros(len(batch["boxes"]) + 1, dtype=torch.bool, device=batch["boxes"].device)
@@ -195,7 +194,7 @@ class Detect(Supervised):
         self, model: nn.Module, batch: Batch, world: AllReduce
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]] | None:
         """Return what `prepare` does for a batch, and the outputs that its assigner has read; None if it reads none."""
-        if not AssignerMembers.needs_predictions.get(self._assigner) or any(map(self._is_changed, _OF_ONE_PASS)):
+        if not self._assigner.needs_predictions or any(map(self._is_changed, _OF_ONE_PASS)):
             return None
         outputs = self.outputs(model, batch)
         self.on_phase_end("forward")
@@ -283,7 +282,7 @@ class Detect(Supervised):
                 f"priors of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network "
                 "has"
             )
-        to_deltas = HeadMembers.to_deltas.get(self._head)
+        to_deltas = self._head.to_deltas
         return outputs if to_deltas is None else {**outputs, "codes": to_deltas(outputs["codes"], priors)}
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
@@ -300,7 +299,7 @@ class Detect(Supervised):
         return {**outputs, **about, **concatenate_detections(detections, outputs["codes"].device)}
 
     @property
-    def left_to_caller(self) -> tuple[str, ...]:
+    def left_to_caller(self) -> tuple[str, ...]:  # type: ignore[override]
         """Steps that follow the network here and are not in a file of it."""
         select = self._select
         name = type(select.suppression).__name__
@@ -312,7 +311,7 @@ class Detect(Supervised):
         )
 
     @property
-    def greedy_threshold(self) -> float | None:
+    def greedy_threshold(self) -> float | None:  # type: ignore[override]
         """The IoU of a suppression that ONNX has, greedy and of each class by itself; None for another."""
         suppression = self._select.suppression
         is_of_onnx = type(suppression) is GreedyNMS and (suppression.per_class or self._head.num_classes == 1)
@@ -323,7 +322,7 @@ class Detect(Supervised):
 
         Boxes are on the canvas, which has the size of the example's.
         """
-        priors, to_deltas = self.get_priors(example["image"]), HeadMembers.to_deltas.get(self._head)
+        priors, to_deltas = self.get_priors(example["image"]), self._head.to_deltas
 
         def decode(outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
             if to_deltas is not None:
@@ -380,12 +379,12 @@ class Detect(Supervised):
         name_of_own = _get_assigner_name(self._assigner)
         other_assigners = _make_other_assigners(name_of_own, self._head)
         assigners = {f"{name_of_own} (this config's)": self._assigner, **other_assigners}
-        if any(map(AssignerMembers.needs_predictions.get, assigners.values())):
+        if any(assigner.needs_predictions for assigner in assigners.values()):
             first_image = {**batch, "image": batch["image"][:1]}
             [predicted] = self._predict_priors(self._model, first_image)
             assigners = {
                 name: partial(assigner, labels=batch["label"][rows], predicted=predicted)
-                if AssignerMembers.needs_predictions.get(assigner)
+                if assigner.needs_predictions
                 else assigner
                 for name, assigner in assigners.items()
             }
@@ -470,13 +469,13 @@ def _list_needs(name: str, assigner: Any, count: int, head: Any) -> list[Need]:
     kinds, predictor = getattr(assigner, "prior_kinds", ()), type(head).__name__
     if not kinds or isinstance(kinds, str):
         kinds = ["that its `prior_kinds` name, such as frozenset({'anchors'})"]
-    outputs, names = _head_output_keys(head), HeadMembers.assigners.get(head)
-    trained = outputs - {*AssignerMembers.excludes.get(assigner)}
+    outputs, names = _head_output_keys(head), head.assigners
+    trained = outputs - {*assigner.excludes}
     return [
         Need("priors", name, kinds, predictor, {head.priors}),
         *(Need(_TARGETS, predictor, {output}, name, trained) for output in sorted(outputs)),
         *([] if names is None else [Need(_TARGETS, predictor, names, name, {name})]),
-        Need(_BOXES, name, {count}, predictor, {HeadMembers.predictions_per_prior.get(head)}),
+        Need(_BOXES, name, {count}, predictor, {head.predictions_per_prior}),
     ]
 
 
@@ -490,12 +489,13 @@ def _head_output_keys(head: Any) -> frozenset[str]:
 
 def _find_fitting(head: Any) -> dict[str, dict[str, Any]]:
     """Find the registered assigners that a head can be trained with, each with the required arguments."""
-    expected, fitting = HeadMembers.predictions_per_prior.get(head), {}
+    expected, fitting = head.predictions_per_prior, {}
     for name in registry.assigners.names():
         entry = registry.assigners.get_entry(name)
         arguments = {"boxes_per_prior": expected} if "boxes_per_prior" in entry.parameters else {}
-        count = expected if arguments else AssignerMembers.boxes_per_prior.get(entry.builder)
-        if registry.find_mismatch(_list_needs(name, entry.builder, count, head)) is None:
+        assigner = registry.assigners.get_class(name)
+        count = expected if arguments else assigner.boxes_per_prior
+        if registry.find_mismatch(_list_needs(name, assigner, count, head)) is None:
             fitting[name] = arguments
     return fitting
 
@@ -520,7 +520,7 @@ def _assert_met(section: str, needs: Iterable[Need], advice: str) -> None:
 def _assert_compatible(assigner: Any, head: Any) -> None:
     """Raise ConfigError for an assigner that a head cannot be trained with."""
     name, fitting = _get_assigner_name(assigner), _find_fitting(head)
-    count, advice = AssignerMembers.boxes_per_prior.get(assigner), f"take {', '.join(fitting) or 'one of your own'}"
+    count, advice = assigner.boxes_per_prior, f"take {', '.join(fitting) or 'one of your own'}"
     if fitting.get(name):
         advice = f"set task.assigner.boxes_per_prior={fitting[name]['boxes_per_prior']}"
     _assert_met("assigner", _list_needs(name, assigner, count, head), advice)
@@ -528,7 +528,7 @@ def _assert_compatible(assigner: Any, head: Any) -> None:
 
 def _assert_losses(losses: Mapping[str, BoundFunction], head: Any) -> None:
     """Raise ConfigError for a loss of one prediction per prior if the head has two, and the reverse."""
-    offered = {HeadMembers.predictions_per_prior.get(head)}
+    offered = {head.predictions_per_prior}
     for name, loss in losses.items():
         is_of_pairs = "second_match" in loss.names
         if {"logits", "codes"} & {*loss.names}:
@@ -550,15 +550,14 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
                     f"losses: {entry} has {key}={getattr(loss, key)}, its assigner {name} {getattr(assigner, key)}; "
                     "state the same for both"
                 )
-    entries = {entry: registry.losses.get_entry(entry).builder for entry in registry.losses.names()}
-    required = [entry for entry, builder in entries.items() if getattr(builder, "assigner", None) == name]
+    required = [entry for entry in registry.losses.names() if registry.losses.get_class(entry).assigner == name]
     needs = [Need("the loss", name, required, "the config", losses)] if required else []
     _assert_met("assigner", needs, "take such losses, or another assigner")
 
 
 def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
     """Raise ConfigError for a suppression that reads a key which the head does not predict."""
-    offered = {*output_keys.keys} | ({"proposal"} if HeadMembers.predictions_per_prior.get(head) > 1 else set())
+    offered = {*output_keys.keys} | ({"proposal"} if head.predictions_per_prior > 1 else set())
     advice = {
         "density": "set model.head.density=true for retina, and train it with the loss box_density",
         "proposal": "take a head of two predictions at each prior, such as retina_emd",

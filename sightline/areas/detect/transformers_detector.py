@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError, assert_installed, escape_to_one_line, join_some
 from sightline.contract.loss import Loss
+from sightline.contract.model import Model
 from sightline.contract.schema import suggest
 from sightline.instrument import InterceptedFunctions
 from sightline.instrument.float64 import Float64Functions
@@ -73,7 +74,7 @@ class SetOutput(TypedDict):
 
 
 @registry.models.add("transformers_detector")
-class TransformersDetector(nn.Module):
+class TransformersDetector(Model):
     """Detector of the library transformers, D-FINE or RT-DETR v2, for the task `detect_set`.
 
     `network` has the name `d_fine` or `rt_detr_v2`, and values of the library's own config (`DFineConfig`,

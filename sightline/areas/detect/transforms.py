@@ -25,6 +25,7 @@ from sightline.contract.arguments import (
 )
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.transform import Transform
 from sightline.ops.affine_maps import compose_affine, invert_affine, warp_boxes
 from sightline.ops.box_overlaps import box_area
 from sightline.parts.transforms.images import is_normalized, resize_images
@@ -35,7 +36,7 @@ PAD_VALUE = 114.0
 
 
 @registry.transforms.add("fit_image")
-class FitImage:
+class FitImage(Transform):
     """Letterboxing (or stretching) of images into the upper left corner of a canvas of `height` x `width` pixels.
 
     `letterbox` keeps the ratio of its sides and fills one of the canvas's; `stretch` fills both; `short_side` makes the
@@ -100,7 +101,7 @@ class FitImage:
 
 
 @registry.transforms.add("scale_steps")
-class ScaleSteps:
+class ScaleSteps(Transform):
     """Multi-scale training: all images of a step and their canvas scaled by one factor, uniform in [low, high].
 
     The draw belongs to the step: its samples agree on it in every worker and on every process. The canvas's sides are
@@ -136,7 +137,7 @@ class ScaleSteps:
         return {**resized, "image": resized["image"].permute(0, 3, 1, 2).contiguous()} if was_normalized else resized
 
 
-class BoxCroppingTransform:
+class BoxCroppingTransform(Transform):
     """Base of transforms that may crop boxes: boxes outside are dropped, those with little left are ignored.
 
     Little is less than `min_visible` of the area, a side of at most `min_side_px`, or one `max_aspect` times the other.

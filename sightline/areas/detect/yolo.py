@@ -28,6 +28,7 @@ from sightline.areas.detect.networks import (
 )
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.contract.model import Backbone, Head, Neck
 from sightline.layers.attention import ATTENTIONS, AttentionName
 from sightline.layers.images import ConvBlock, ConvNorm, assert_images
 from sightline.layers.norms import NORMS, NormName, freeze_module
@@ -40,7 +41,7 @@ _SLOPE = 0.1
 
 
 @registry.backbones.add("darknet53")
-class Darknet53Backbone(Darknet):
+class Darknet53Backbone(Darknet, Backbone):
     """Darknet-53; 40,584,928 parameters, maps of 256, 512 and 1,024 channels; arguments as those of resnet18.
 
     `slope` is that of the leaky ReLU, in NuayHL's code 0.01.
@@ -150,7 +151,7 @@ class _PyramidPooling(nn.Module):
 
 
 @registry.backbones.add("cspdarknet")
-class CSPDarknet(nn.Module):
+class CSPDarknet(Backbone):
     """CSPDarknet, YOLOX's backbone: maps of 4, 8 and 16 times `width` channels; `depth` blocks in the first stage.
 
     YOLOX-tiny has the width 24 and a depth of 1, -s 32 and 1, -m 48 and 2, -l 64 and 3, -x 80 and 4; that of -s has
@@ -198,7 +199,7 @@ class CSPDarknet(nn.Module):
 
 
 @registry.necks.add("pafpn")
-class PathAggregation(nn.Module):
+class PathAggregation(Neck):
     """PAFPN: a feature pyramid with a top-down and a bottom-up pathway of cross-stage partial blocks.
 
     Maps keep their numbers of channels; each level has twice those of the next finer one. `depth` is that of
@@ -252,7 +253,7 @@ def _leaky(in_channels: int, out_channels: int, kernel_size: int, slope: float, 
 
 
 @registry.necks.add("yolov3")
-class YOLOv3Neck(nn.Module):
+class YOLOv3Neck(Neck):
     """YOLOv3 neck: five convolutions per level, with a top-down pathway of concatenated, upsampled maps.
 
     The finest map has `width` channels, each coarser one twice as many; `slope` is that of the leaky ReLU. On
@@ -298,7 +299,7 @@ class YOLOv3Neck(nn.Module):
 
 
 @registry.heads.add("yolov3")
-class YOLOv3Head(nn.Module):
+class YOLOv3Head(Head):
     """YOLOv3 head: logits, objectness and boxes at `num_anchors` anchors per cell, by two convolutions per level.
 
     `coding: sigmoid`: a box is up to half a stride from the middle of its anchor in x and y, as in the paper;
@@ -356,7 +357,7 @@ class YOLOv3Head(nn.Module):
 
 
 @registry.heads.add("yolox")
-class YOLOXHead(nn.Module):
+class YOLOXHead(Head):
     """YOLOX head: logits, objectness and distances at one point per cell; every level has towers of its own.
 
     A level's map is projected to `width` channels, by default those of the finest; one tower is of classes, one of

@@ -17,6 +17,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "metrics": {"metrics": "detection_rate joint_error keypoints", "refiner": "centre_error"},
     "models": {"refiner": "scale_net", "v2v": "v2v v2v_small"},
     "predictors": {"predictor": "centre pose"},
+    "public": {
+        "predictor": "CameraOptions DepthFrameOptions",
+        "refiner": "CropPlacement to_crop_coordinates",
+        "sets.depth_frames": "DepthCamera DepthFrame DepthFrames FrameSplit Reference Skeleton",
+        "sets.depth_sets": "PreparedFrames",
+    },
     "references": {"sets.depth_frames": "centre_of_mass file truth"},
     "rules": {"rules": "misplaced-heatmap misplaced-joints misplaced-volume"},
     "stages": {"stages": "DepthStages"},

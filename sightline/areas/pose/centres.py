@@ -13,7 +13,6 @@ from sightline.areas.pose.sets.depth_frames import CentreOfMass, DepthFrames, No
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.members import TaskMembers, TransformMembers
 from sightline.contract.types import Batch, DataInfo, Sample, SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
@@ -28,7 +27,7 @@ INPUTS = ("depth", "camera", "reference")
 
 def assert_refiner(run: TrainedRun) -> None:
     """Raise ConfigError for a run that does not refine reference points."""
-    if "centre_mm" not in TaskMembers.predicts.get(registry.tasks.entry(run.config.task).builder):
+    if "centre_mm" not in registry.tasks.get_class(run.config.task).predicts:
         raise ConfigError(
             f"{run.path}: the task '{run.config.task.name}' predicts no centres; give a run of the task centre"
         )
@@ -66,7 +65,7 @@ def without_target_transforms(transforms: Sequence[NamedTransform], info: DataIn
 
     def draws_targets(transform: NamedTransform) -> bool:
         needs_labels = labels & inspect.signature(transform.apply.__call__).parameters.keys()
-        return bool(needs_labels and TransformMembers.adds.get(transform.apply))
+        return bool(needs_labels and transform.apply.adds)
 
     return [transform for transform in transforms if not draws_targets(transform)]
 
@@ -159,7 +158,7 @@ def _build_sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> lis
     mass = get_centre_of_mass(refiner)
     reference = {"name": "centre_of_mass", "passes": mass.passes, "near_mm": mass.near_mm, "far_mm": mass.far_mm}
     data = config.data
-    if issubclass(registry.data.entry(data).builder, DepthFrames):  # type: ignore[arg-type]
+    if issubclass(registry.data.get_class(data), DepthFrames):
         data = dataclasses.replace(data, arguments={**data.arguments, "reference": reference})
     first = registry.data.build(data, facts={"split": split})
     if not isinstance(first, DepthFrames):
@@ -173,7 +172,8 @@ def _build_sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> lis
     _assert_same_y(refiner, first.info.facts["camera_px"][1], f"data set '{data.name}'")
     other_splits = [name for name in first.info.split_sizes if name not in ("train", "test")]
     other_sets = [registry.data.build(data, facts={"split": name}) for name in other_splits] if split == "train" else []
-    return [first, *(frames for frames in other_sets if frames.part.file_split == split)]
+    others = [frames for frames in other_sets if isinstance(frames, DepthFrames)]
+    return [first, *(frames for frames in others if frames.part.file_split == split)]
 
 
 def _read_batches(frames: DepthFrames, refiner: TrainedRun) -> Iterator[Batch]:

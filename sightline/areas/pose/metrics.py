@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError
-from sightline.contract.metric import SampleShares, SampleSums, State
+from sightline.contract.metric import Metric, SampleShares, SampleSums, State
 from sightline.contract.schema import suggest
 
 _CURVE_MM = range(81)
@@ -42,7 +42,7 @@ def measure_distances(joints_mm: Tensor, joints: Tensor, visible: Tensor, sample
     return torch.where(visible, (joints_mm.double() - joints.double()).norm(dim=-1), 0.0)
 
 
-class _DistanceMetric:
+class _DistanceMetric(Metric):
     """Base of metrics of joint distances, with a state of slots: a joint's distance in mm, and if it is labelled."""
 
     slots = frozenset({"distance_mm", "labelled"})
@@ -191,7 +191,7 @@ class DetectionRate(_DistanceMetric):
 
 
 @registry.metrics.add("keypoints")
-class Keypoints:
+class Keypoints(Metric):
     """PCK and OKS: joints off by at most `share` of a length of the figure, and the similarity of key points.
 
     `pck` is the share of joints whose distance is at most `share` of the length between two joints of the true pose:

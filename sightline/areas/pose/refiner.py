@@ -5,7 +5,8 @@ Source: Oberweger and Lepetit 2017.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypedDict, cast
+from collections.abc import Mapping
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.metric import MeanMetric, State
+from sightline.contract.model import Model
+from sightline.contract.transform import Transform
 from sightline.contract.types import Batch, Field
 from sightline.ops.depth_crops import CROP_WIDTH, CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
 from sightline.parts.tasks.supervised import Supervised
@@ -35,7 +38,7 @@ class ScaleNetOutput(TypedDict):
 
 
 @registry.models.add("scale_net")
-class ScaleNet(nn.Module):
+class ScaleNet(Model):
     """ScaleNet: refines a reference point from the crop, its middle half and its middle quarter, at one scale.
 
     Three branches of three valid convolutions, then layers of 1,024 values with `dropout` after each; 3,567,651
@@ -181,7 +184,7 @@ class CentreRefinement(Supervised):
 
 
 @registry.transforms.add("crop_depth")
-class CropDepth:
+class CropDepth(Transform):
     """Crop (B, 1, size, size) of the cube about the reference point, `side_mm` wide or as the data set states.
 
     Depths run from -1 at the cube's front to 1 at its back, which is the background too. For training the point is
@@ -200,7 +203,7 @@ class CropDepth:
     Source: Oberweger and Lepetit 2017 (DeepPrior++), section 3.3: 5 mm, any angle.
     """
 
-    adds: ClassVar[dict[str, Field]] = {
+    adds: Mapping[str, Field] = {
         "crop": Field("1 S S", "float32", low=-1.0, high=1.0),
         "crop_placement": Field(str(CROP_WIDTH), "float64"),
     }

@@ -6,7 +6,8 @@ follow it, and the task `pose` decodes with it. Source: Moon et al. 2018.
 
 from __future__ import annotations
 
-from typing import ClassVar, TypedDict, cast
+from collections.abc import Mapping
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
+from sightline.contract.model import Model
+from sightline.contract.transform import Transform
 from sightline.contract.types import Field
 from sightline.ops.heat_maps import gaussian_heatmaps
 from sightline.ops.voxels import (
@@ -34,7 +37,7 @@ HEATMAP_STRIDE = 2
 
 
 @registry.transforms.add("place_cube")
-class PlaceCube:
+class PlaceCube(Transform):
     """Cube of `size` voxels a side around each reference point, `side_mm` wide or as the data set states.
 
     For training the grid is scaled by a factor uniform in `scale`, turned about the optical axis by up to
@@ -51,7 +54,7 @@ class PlaceCube:
     Source: Moon et al. 2018, section 5 (0.8 to 1.2, 40 degrees, 8 voxels).
     """
 
-    adds: ClassVar[dict[str, Field]] = {"placement": Field(str(PLACEMENT_WIDTH), "float64")}
+    adds: Mapping[str, Field] = {"placement": Field(str(PLACEMENT_WIDTH), "float64")}
 
     def __init__(
         self,
@@ -103,7 +106,7 @@ class PlaceCube:
 
 
 @registry.transforms.add("voxelize")
-class Voxelize:
+class Voxelize(Transform):
     """Voxelisation of the frame's measured points: occupied voxels of the cube as `volume` (B, 1, S, S, S), 0 or 1.
 
     A voxel is 1 if at least one point falls into it. A pixel without depth gives no point; points outside the cube are
@@ -121,14 +124,14 @@ class Voxelize:
     Source: Moon et al. 2018, section 4.
     """
 
-    adds: ClassVar[dict[str, Field]] = {"volume": Field("1 S S S", "float32", low=0.0, high=1.0)}
+    adds: Mapping[str, Field] = {"volume": Field("1 S S S", "float32", low=0.0, high=1.0)}
 
     def __call__(self, draws: Draws, *, depth: Tensor, camera: Tensor, placement: Tensor) -> dict[str, Tensor]:
         return {"volume": occupancy(depth, camera, CubePlacement.from_rows(placement))}
 
 
 @registry.transforms.add("draw_heatmaps")
-class DrawHeatmaps:
+class DrawHeatmaps(Transform):
     """Target `heatmaps` (B, J, S/2, S/2, S/2) of the joints: Gaussians of peak 1, `sigma` cells wide.
 
     A joint that is not visible has an empty map, which no loss counts; one outside the cube keeps the tail that reaches
@@ -146,7 +149,7 @@ class DrawHeatmaps:
     Source: Moon et al. 2018, eq. 1 (1.7 cells).
     """
 
-    adds: ClassVar[dict[str, Field]] = {"heatmaps": Field("joints V V V", "float32", low=0.0, high=1.0)}
+    adds: Mapping[str, Field] = {"heatmaps": Field("joints V V V", "float32", low=0.0, high=1.0)}
 
     def __init__(self, *, sigma: PositiveFloat = 1.7) -> None:
         self.sigma = sigma
@@ -228,7 +231,7 @@ class V2VOutput(TypedDict):
     likelihood: Tensor
 
 
-class _VolumeNetwork(nn.Module):
+class _VolumeNetwork(Model):
     """Base of volumetric networks: initialisation and memory format."""
 
     size_divisor = 8

@@ -21,6 +21,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "models.salsanext": "salsanext",
         "models.squeezeseg": "squeezeseg squeezesegv2",
     },
+    "public": {"sets.labelled_scans": "LabelledScans NamedScans"},
     "rules": {"rules": "mismatched-labels projection-coverage"},
     "transforms": {"range_projection": "project ring_from_order"},
 }

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
-from sightline.contract.metric import State
+from sightline.contract.metric import Metric, State
 from sightline.parts.metrics.confusion import confusion_matrix
 from sightline.parts.metrics.iou import IoU
 from sightline.parts.metrics.predicted_labels import predict_classes
 
 
 @registry.metrics.add("pixel_iou")
-class PixelIoU:
+class PixelIoU(Metric):
     """Pixel mIoU and accuracy over the labelled pixels of range images, 0 to 1, by the rules of `iou`.
 
     They measure how well the network labels its input. A pixel shows only the nearest of the points that fall into it,
@@ -73,7 +73,7 @@ class PixelIoU:
 
 
 @registry.metrics.add("iou_by_distance")
-class DistanceIoU:
+class DistanceIoU(Metric):
     """Mean IoU by distance from the sensor: `miou_0_10m`, ... and `miou_over_50m`.
 
     `edges_m` are the distances in between, in rising order; a point at an edge belongs to the farther side. Rules are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
+from sightline.contract.transform import Transform
 from sightline.contract.types import Field
 from sightline.ops.dtypes import widen_labels
 from sightline.ops.projection import Projection, RangeView, Rows, gather_to_image, project_scans, rows_by_file_order
@@ -21,7 +22,7 @@ Channels = tuple[float, float, float, float, float]
 
 
 @registry.transforms.add("project")
-class Project:
+class Project(Transform):
     """Spherical projection of each scan to the range image of its nearest returns, with the pixel of every point.
 
     Adds `image` (B, 5, H, W), range, x, y, z and remission less `input_mean` over `input_std`, 0 in empty pixels
@@ -46,7 +47,7 @@ class Project:
     with the mask).
     """
 
-    adds: ClassVar[dict[str, Field]] = {
+    adds: Mapping[str, Field] = {
         "image": Field("channels H W", "float32"),
         "range_image": Field("H W", "float32", unit="m", low=-1.0),
         "label": Field("H W", "int64", unit="class", low=0),
@@ -81,7 +82,7 @@ class Project:
         self.append_mask = append_mask
 
     @property
-    def facts(self) -> Mapping[str, object]:
+    def facts(self) -> Mapping[str, object]:  # type: ignore[override]
         """The number of channels, for the models."""
         return {"in_channels": 6 if self.append_mask else 5}
 
@@ -120,7 +121,7 @@ class Project:
 
 
 @registry.transforms.add("ring_from_order")
-class RingFromOrder:
+class RingFromOrder(Transform):
     """The `ring` of each point's laser, 0 to `num_beams` - 1, from a file that lists one laser after another.
 
     It comes first, before points are rotated, moved or dropped; then `project` may use `rows: ring` after all of them.
@@ -136,7 +137,7 @@ class RingFromOrder:
     Source: Triess et al. 2020, scan unfolding.
     """
 
-    adds: ClassVar[dict[str, Field]] = {"ring": Field("points", "int64", low=0, collate="concatenate")}
+    adds: Mapping[str, Field] = {"ring": Field("points", "int64", low=0, collate="concatenate")}
 
     def __init__(self, *, num_beams: int) -> None:
         self.num_beams = num_beams

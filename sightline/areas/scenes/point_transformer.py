@@ -11,6 +11,7 @@ from sightline.areas.scenes.transitions import GlobalContext, TransitionDown, Tr
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability, Width
 from sightline.contract.errors import ConfigError
+from sightline.contract.model import Encoder, Model
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.cloud_layouts import packed_channels
 from sightline.layers.mlp import LinearNorm
@@ -83,7 +84,7 @@ class _Decoder(nn.Module):
 
 
 @registry.point_encoders.add("point_transformer")
-class PointTransformerEncoder(nn.Module):
+class PointTransformerEncoder(Encoder):
     """Point Transformer encoder: vector attention at several resolutions, and the mean of the coarsest.
 
     (B, widths[-1]). Clouds may be of any size, packed too with `offsets`. Sampling starts at a cloud's first point:
@@ -157,7 +158,7 @@ class PointTransformerEncoder(nn.Module):
 
 
 @registry.models.add("point_transformer")
-class PointTransformer(PointTransformerEncoder):
+class PointTransformer(PointTransformerEncoder, Model):
     """Point Transformer: vector attention among neighbours at several resolutions, on packed or stacked clouds.
 
     `per: point` predicts for every point, `per: cloud` for every cloud. Each stage keeps one of `strides` points of a

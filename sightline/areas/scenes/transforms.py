@@ -15,6 +15,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, UpAxis
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
+from sightline.contract.transform import Transform
 from sightline.contract.types import Field
 from sightline.parts.transforms.point_selection import PointSelection, PointSelector, full_cloud_fields
 
@@ -161,7 +162,7 @@ class SampleBlock(PointSelector):
 
 
 @registry.transforms.add("place_on_floor")
-class PlaceOnFloor:
+class PlaceOnFloor(Transform):
     """Translation of each cloud: its ground plan begins at the origin, or is centred there, its lowest point is at 0.
 
     `up: keep` leaves heights unchanged: a crop may not contain the floor. Draws nothing.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.intervals import LeftOutFigures
-from sightline.contract.metric import State, append_rows
+from sightline.contract.metric import Metric, State, append_rows
 from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.average_precision import IOU_THRESHOLDS
 from sightline.parts.metrics.match_kernels import match_boxes
@@ -43,7 +43,7 @@ class LabelColumn(BoxColumn):
     CLASS, AREA, IS_IGNORED, VISIBLE = 5, 6, 7, 8
 
 
-class BoxRows:
+class BoxRows(Metric):
     """Base of metrics with detections and labels."""
 
     rows = ("detections", "labels")
@@ -72,7 +72,7 @@ class BoxRows:
             append_rows(state, name, sample_index.repeat_interleave(offsets.diff()), rows)
 
 
-class VisibleBoxRows:
+class VisibleBoxRows(Metric):
     """Base of metrics with detections, labels with their visible share, and images with their sizes."""
 
     rows = ("detections", "labels", "images")

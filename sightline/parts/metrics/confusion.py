@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.metric import State
+from sightline.contract.metric import Metric, State
 from sightline.ops.dtypes import widen_labels
 
 
@@ -75,7 +75,7 @@ def recalls(confusion: Tensor) -> Tensor:
     return confusion.diagonal().double() / confusion.sum(dim=1)
 
 
-class LabelMetric:
+class LabelMetric(Metric):
     """Base of metrics with a state `confusion`, the confusion matrix of all labels."""
 
     higher_is_better = True

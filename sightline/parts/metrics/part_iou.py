@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.metric import SampleSums, State
+from sightline.contract.metric import Metric, SampleSums, State
 from sightline.ops.dtypes import widen_labels
 from sightline.parts.metrics.iou import assert_offsets
 
@@ -87,7 +87,7 @@ _RULES = ("", "_all_parts")
 
 
 @registry.metrics.add("part_iou")
-class PartIoU:
+class PartIoU(Metric):
     """Part segmentation mIoU: `instance_miou` over shapes, `class_miou` over categories, and point accuracy, 0 to 1.
 
     A shape's IoU is the mean over the parts of its category; a part in neither label nor prediction counts 1.

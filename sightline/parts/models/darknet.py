@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat
+from sightline.contract.model import Encoder
 from sightline.layers.images import ConvNorm, assert_images
 
 MakeLayer = Callable[[int], nn.Module]
@@ -124,7 +125,7 @@ class Darknet(nn.Module):
 
 
 @registry.image_encoders.add("darknet53")
-class Darknet53Encoder(Darknet):
+class Darknet53Encoder(Darknet, Encoder):
     """Darknet-53: 52 convolutions; images of any size, features (B, 1024). `slope` is that of the leaky ReLU.
 
     Source: Redmon and Farhadi 2018, YOLOv3, table 1.

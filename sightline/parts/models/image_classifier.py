@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import ImageEncoder
+from sightline.contract.model import Model
 
 
 class ImageClassifierOutput(TypedDict):
@@ -17,7 +18,7 @@ class ImageClassifierOutput(TypedDict):
 
 
 @registry.models.add("image_classifier")
-class ImageClassifier(nn.Module):
+class ImageClassifier(Model):
     """Image classifier: an image encoder, `images`, and a linear head, as in published weights of image networks.
 
     Its encoder can initialise that of another model: `init: {from: RUN, modules: images}` for `crosspoint`.

@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from sightline.contract import registry
+from sightline.contract.model import Encoder
 from sightline.layers.images import ConvNorm, assert_images
 from sightline.layers.range_image import build_pool
 
@@ -151,7 +152,7 @@ class ResidualNetwork(ResidualStages):
         return self.forward_features(image)[-1]
 
 
-class _ResNet(ResidualNetwork):
+class _ResNet(ResidualNetwork, Encoder):
     """ResNet encoder: global average pooling of the last stage."""
 
     def __init__(self, *, depths: Sequence[int], sizes: Sequence[int], expansion: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Width
 from sightline.contract.errors import ConfigError
+from sightline.contract.model import Encoder
 from sightline.layers.images import assert_images
 from sightline.layers.transformer import TransformerBlock, init_trunc_normal
 
@@ -19,7 +20,7 @@ _INITIAL_STD = 0.02
 
 
 @registry.image_encoders.add("vit")
-class ViTEncoder(nn.Module):
+class ViTEncoder(Encoder):
     """Vision transformer (ViT) of any size: self-attention among patch tokens and a class token.
 
     The feature (B, width) is the final class token. Images are squares of `size_px`, cut into patches of

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from sightline.config.run_config import RunConfig, Teacher
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.loss import TEACHER_PREFIX, teacher_keys
+from sightline.contract.members import list_members
+from sightline.contract.model import model_output_keys
+from sightline.contract.task import AllReduce, Task
 from sightline.contract.types import Batch, SourceLocation
-from sightline.parts.tasks.supervised import AllReduce, Supervised
+from sightline.parts.tasks.supervised import Supervised
 
 
 def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys) -> AvailableKeys:
@@ -26,7 +29,11 @@ def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys) -> AvailableK
     return AvailableKeys(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
 
 
-class DistillationTask:
+_OF_NO_TEACHER = {"prepare_outputs", "losses_of"}
+"""Methods of a parent that this task does without: theirs know no teacher."""
+
+
+class DistillationTask(Task):
     """A task, its `parent`, whose losses and counts read each output of `teacher` as `teacher_<output>`.
 
     The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
@@ -35,13 +42,13 @@ class DistillationTask:
     attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
-    prepare_outputs = losses_of = None  # the parent's know no teacher
-
-    def __init__(self, parent: Any, *, teacher: nn.Module, teacher_task: Supervised) -> None:
+    def __init__(self, parent: Task, *, teacher: nn.Module, teacher_task: Supervised) -> None:
         self.parent = parent
         self.teacher = teacher.eval().requires_grad_(False)
         self._teachers = {(parameter.dtype, parameter.device): teacher for parameter in teacher.parameters()}
         self._teacher_task = teacher_task
+        for name in list_members(Task) - vars(DistillationTask).keys() - _OF_NO_TEACHER:
+            setattr(self, name, getattr(parent, name))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "parent":  # `copy` looks up attributes before they exist
@@ -51,18 +58,19 @@ class DistillationTask:
     @property
     def on_phase_end(self) -> Callable[[str], None]:
         """The parent's callback, set by the timer of a step."""
-        lap: Callable[[str], None] = self.parent.on_phase_end
-        return lap
+        return self.parent.on_phase_end
 
     @on_phase_end.setter
     def on_phase_end(self, lap: Callable[[str], None]) -> None:
         self.parent.on_phase_end = lap
 
-    @property
-    def step_counts(self) -> Callable[[Sequence[Any]], Mapping[str, Tensor]]:
-        """The parent's function, of the parent's contexts."""
-        step_counts = self.parent.step_counts
-        return lambda contexts: step_counts([parent_context for _, parent_context in contexts])
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+        """Return the parent's predictions."""
+        return self.parent.predict(model, batch)
+
+    def step_counts(self, contexts: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Return the parent's counts, of the parent's contexts."""
+        return self.parent.step_counts([parent_context for _, parent_context in contexts])
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce
@@ -120,7 +128,7 @@ def build_distillation(
     assert config.teacher is not None, "it is the section that asks for this"
     where = config.origins.get("teacher.from", "teacher.from")
     teacher, owner = _load_teacher(config.teacher, load_network, where), f"the teacher '{config.teacher.source}'"
-    if not any(map(teacher_keys, config.losses)):
+    if not any(map(teacher_keys, map(registry.losses.get_class, config.losses))):
         raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
     outputs = AvailableKeys(owner, model_output_keys(teacher, owner=owner))
     try:

@@ -63,7 +63,7 @@ class Segment(Supervised):
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     @property
-    def left_to_caller(self) -> tuple[str, ...]:
+    def left_to_caller(self) -> tuple[str, ...]:  # type: ignore[override]
         """Steps that follow the network here and cannot be in a file of it."""
         steps = ["a point of the whole cloud or scan takes the probabilities of the point or pixel that stands for it"]
         if self.windows is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sightline.contract.binding import AvailableKeys, BoundFunction, bind, locate_output_error
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, bad_count_error, cast_forward
+from sightline.contract.task import AllReduce, Task
 from sightline.contract.types import Batch
 from sightline.ops.waits import require
 
@@ -19,24 +20,13 @@ Decoder = Callable[[Mapping[str, Tensor], Batch], dict[str, Tensor]]
 """Function from the outputs of a network and its batch to what an exported file predicts beside them."""
 
 
-class AllReduce(Protocol):
-    """Interface of a task to the world of processes."""
-
-    def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]: ...
-
-
-class Supervised:
+class Supervised(Task):
     """Supervised task: calls the model and each loss with the keys that their signatures name.
 
     What a task computes from a batch before the forward pass, such as the assignment of priors to boxes, it returns
     from `context` and names in `context_keys`: losses, their counts and metrics may name these keys, too.
     Raises ConfigError, naming both sides, if a key is missing or available twice.
     """
-
-    context_keys: frozenset[str] = frozenset()
-    """Keys that `context` returns."""
-    on_phase_end: Callable[[str], None] = staticmethod(lambda part: None)
-    """Callback at the end of the phases `forward` and `loss`, set by the timer of a step."""
 
     def __init__(
         self, *, model: nn.Module, losses: Mapping[str, Loss], batch_keys: AvailableKeys, output_keys: AvailableKeys

@@ -13,10 +13,11 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.draws import Draws
+from sightline.contract.transform import Transform
 
 
 @registry.transforms.add("chromatic_auto_contrast")
-class ChromaticAutoContrast:
+class ChromaticAutoContrast(Transform):
     """Auto-contrast with a probability: every channel of a cloud is stretched to 0..1 and blended with the original.
 
     The share of the stretched one is uniform in [0, 1).
@@ -41,7 +42,7 @@ class ChromaticAutoContrast:
 
 
 @registry.transforms.add("chromatic_translation")
-class ChromaticTranslation:
+class ChromaticTranslation(Transform):
     """Colour shift of a cloud with a probability, each channel uniformly within +-`max_shift`.
 
     Values outside 0..1 are clipped.
@@ -68,7 +69,7 @@ class ChromaticTranslation:
 
 
 @registry.transforms.add("chromatic_jitter")
-class ChromaticJitter:
+class ChromaticJitter(Transform):
     """Colour jitter with a probability: independent normal noise on every channel of every point, clipped to 0..1.
 
     >>> import torch
@@ -93,7 +94,7 @@ class ChromaticJitter:
 
 
 @registry.transforms.add("hue_saturation")
-class HueSaturation:
+class HueSaturation(Transform):
     """Random hue and saturation of a cloud, within `max_hue` of the circle and 1 +- `max_saturation`.
 
     Both uniform. Colours stay exact; the reference rounds them down to 8 bits.

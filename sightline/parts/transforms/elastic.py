@@ -9,13 +9,14 @@ from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.transform import Transform
 from sightline.parts.transforms.points import keep_missing
 
 _MAX_NODES = 4_000_000
 
 
 @registry.transforms.add("elastic")
-class Elastic:
+class Elastic(Transform):
     """Elastic distortion of a cloud with a probability, at several scales in turn.
 
     At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes

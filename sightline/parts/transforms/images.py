@@ -17,6 +17,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
+from sightline.contract.transform import Transform
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,7 +25,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 @registry.transforms.add("resize_image")
-class ResizeImage:
+class ResizeImage(Transform):
     """Resizing of each image to height and width `size_px`, with a triangle filter as wide as the larger pixel.
 
     uint8 is rounded and stays uint8.
@@ -50,7 +51,7 @@ class ResizeImage:
 
 
 @registry.transforms.add("flip_image")
-class FlipImage:
+class FlipImage(Transform):
     """Random horizontal flip of each image, with its boxes if there are any.
 
     It may follow `normalize_image`, for `transforms.vote`.
@@ -91,7 +92,7 @@ class FlipImage:
 
 
 @registry.transforms.add("color_jitter")
-class ColorJitter:
+class ColorJitter(Transform):
     """Colour jitter: brightness, contrast and saturation of each image changed by random factors in random order.
 
     A factor is uniform in [1 - amount, 1 + amount), at least 0. It blends the image with black, with the mean of its
@@ -132,7 +133,7 @@ class ColorJitter:
 
 
 @registry.transforms.add("normalize_image")
-class NormalizeImage:
+class NormalizeImage(Transform):
     """Normalisation of images to float32 (B, 3, H, W).
 
     Colours over 255, less `mean`, over `std`, ImageNet's by default.
@@ -172,7 +173,7 @@ class NormalizeImage:
         return {"image": (channels - mean) / std}
 
 
-class ChannelsFirst:
+class ChannelsFirst(Transform):
     """Permutation of images (B, H, W, 3) to (B, 3, H, W), what `normalize_image` leaves outside an exported file."""
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:

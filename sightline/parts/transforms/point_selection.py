@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from typing import Literal, NamedTuple
@@ -14,6 +14,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.transform import Transform
 from sightline.contract.types import Field
 from sightline.ops.farthest_points import farthest_points
 from sightline.ops.neighbours import nearest_neighbours
@@ -27,7 +28,7 @@ class PointSelection(NamedTuple):
     origin: Tensor | None = None
 
 
-class PointSelector(ABC):
+class PointSelector(Transform):
     """Base of transforms that select or reorder points, with all their fields; a subclass defines `choose`.
 
     With `score_all`, the kept point that represents each original point is added, too: `nearest` and `whole_label`.

@@ -18,12 +18,13 @@ from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, UpAxis
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
+from sightline.contract.transform import Transform
 from sightline.ops.rotations import axis_rotation, quaternion_matrix, rotate_points, uniform_quaternion
 from sightline.ops.waits import is_recording
 
 
 @registry.transforms.add("normalize_unit_sphere")
-class NormalizeUnitSphere:
+class NormalizeUnitSphere(Transform):
     """Normalisation of clouds to the unit sphere: mean at the origin, farthest point at distance 1.
 
     Zero for equal points.
@@ -51,7 +52,7 @@ class NormalizeUnitSphere:
 
 
 @registry.transforms.add("scale")
-class Scale:
+class Scale(Transform):
     """Random scaling of each cloud about the origin by factors uniform in [low, high): one per axis, or one for all.
 
     Normals follow as S^-1 n, normalised, if the axes differ.
@@ -84,7 +85,7 @@ class Scale:
 
 
 @registry.transforms.add("rotate")
-class Rotate:
+class Rotate(Transform):
     """Random rotation of each cloud about the origin, with its normals, by an angle uniform in [-max, max).
 
     The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
@@ -128,7 +129,7 @@ _Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
 
 @registry.transforms.add("translate")
-class Translate:
+class Translate(Transform):
     """Random translation of each cloud, uniform in [-max_shift, max_shift), or in the `ranges` of x, y, z.
 
     `relative` measures the shift of an axis in extents of the cloud's bounding box along it. Points of LiDAR scans
@@ -171,7 +172,7 @@ class Translate:
 
 
 @registry.transforms.add("jitter")
-class Jitter:
+class Jitter(Transform):
     """Jitter: independent normal noise on every coordinate, clipped to +-clip; normals are unchanged.
 
     >>> import torch
@@ -195,7 +196,7 @@ class Jitter:
 
 
 @registry.transforms.add("flip")
-class Flip:
+class Flip(Transform):
     """Random flip of each cloud, with its normals, along each named axis with a probability.
 
     >>> import torch

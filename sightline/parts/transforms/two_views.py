@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import ClassVar
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -11,11 +11,12 @@ from sightline.contract import registry
 from sightline.contract.arguments import TransformBlock
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import Field, Transform
+from sightline.contract.transform import Transform
+from sightline.contract.types import Field
 
 
 @registry.transforms.add("two_views")
-class TwoViews:
+class TwoViews(Transform):
     """Two augmented views of each cloud, `points` and `other_points`, both by the transforms of `each`.
 
     The two draw from streams of their own. A transform of `each` takes points alone, and keeps their number.
@@ -33,7 +34,7 @@ class TwoViews:
     Source: Afham et al. 2022, CrossPoint, section 3.1.
     """
 
-    adds: ClassVar[dict[str, Field]] = {"other_points": Field("as points", "float32", "as points", "as points")}
+    adds: Mapping[str, Field] = {"other_points": Field("as points", "float32", "as points", "as points")}
 
     def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
         for index, transform in enumerate(each):

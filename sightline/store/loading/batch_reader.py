@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.contract.dataset import Dataset
 from sightline.contract.draws import DeviceDraws, Draws
 from sightline.contract.errors import ConfigError, DataError, RunError, UserError
-from sightline.contract.members import DataMembers, TransformMembers
-from sightline.contract.types import Batch, Dataset, Field, Sample, SampleKey
+from sightline.contract.types import Batch, Field, Sample, SampleKey
 from sightline.store.loading.collation import batch_keys, collate
 from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 
@@ -36,7 +36,7 @@ class BatchReader:
         _assert_points_stay_whole(transforms, dataset.info.fields)
         _assert_pixels_move_together(transforms, dataset.info.fields)
         self.dataset = dataset
-        mixing_indices = None if DataMembers.get_batch.get(dataset) is not None else mixing_indices
+        mixing_indices = None if dataset.get_batch is not None else mixing_indices
         read = None if mixing_indices is None else self._read_one  # else no reference cycle, which keeps files open
         arguments: Any = {"source": "the data set", "read": read, "mixing_indices": mixing_indices}
         self._transform = TransformPipeline(transforms, dataset.info.fields, **arguments)
@@ -70,7 +70,7 @@ class BatchReader:
         return self._transform
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
-        get_batch, combine = DataMembers.get_batch.get(self.dataset), DataMembers.collate.get(self.dataset)
+        get_batch, combine = self.dataset.get_batch, self.dataset.collate
         if get_batch is not None:
             with self._convert_errors(keys):
                 batch = _as_tensors(get_batch(keys))
@@ -87,11 +87,11 @@ class BatchReader:
     @property
     def can_finish(self) -> bool:
         """True if whole batches are read, and all that their transforms draw depends on keys."""
-        return DataMembers.get_batch.get(self.dataset) is not None and not self._transform.mixes
+        return self.dataset.get_batch is not None and not self._transform.mixes
 
     def read_raw(self, keys: Sequence[SampleKey]) -> Batch:
         """Read a batch without transforms, for `finish`: with the keys of its draws."""
-        get_batch = DataMembers.get_batch.get(self.dataset)
+        get_batch = self.dataset.get_batch
         assert get_batch is not None
         with self._convert_errors(keys):
             batch = _as_tensors(get_batch(keys))
@@ -99,7 +99,7 @@ class BatchReader:
 
     def reads_index_alone(self, keys: Sequence[SampleKey]) -> bool:
         """Return True if the samples of these keys depend on their index: the set reads nothing else of a key."""
-        get_batch = DataMembers.get_batch.get(self.dataset)
+        get_batch = self.dataset.get_batch
         assert get_batch is not None
         read: set[str] = set()
 
@@ -139,7 +139,7 @@ class BatchReader:
 
     def batch_stages(self, key: SampleKey) -> Iterator[tuple[str, Batch]]:
         """Yield the same as `sample_stages`, each a batch of one, as transforms receive it."""
-        if (get_batch := DataMembers.get_batch.get(self.dataset)) is not None:
+        if (get_batch := self.dataset.get_batch) is not None:
             with self._convert_errors([key]):
                 batch = _as_tensors(get_batch([key]))
         else:
@@ -191,13 +191,13 @@ def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapp
     point_fields = {name for name, field in fields.items() if rows and field.shape.split()[:1] == rows}
     for name, transform in transforms:
         parameters = inspect.signature(transform.__call__).parameters
-        selects = TransformMembers.chooses_points.get(transform)
+        selects = transform.chooses_points
         if selects and scored:
             raise ConfigError(
                 f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: the values for each "
                 f"point of the whole cloud would be lost; put '{name}' before it, or take it out of transforms.evaluate"
             )
-        scored = name if "nearest" in TransformMembers.adds.get(transform) else scored
+        scored = name if "nearest" in transform.adds else scored
         unselected = sorted(point_fields - set(parameters)) if selects else []
         if unselected:
             field_names = ", ".join(sorted(set(parameters) - {"draws", "points"}))
@@ -212,7 +212,7 @@ def _assert_pixels_move_together(transforms: Sequence[NamedTransform], fields: M
     """Raise ConfigError if a transform moves the pixels but not a field in image coordinates."""
     image_fields = {name for name, field in fields.items() if field.frame == "image"}
     for name, transform in transforms:
-        if not TransformMembers.moves_pixels.get(transform):
+        if not transform.moves_pixels:
             continue
         parameters = inspect.signature(transform.__call__).parameters
         if unmoved := sorted(image_fields - set(parameters)):

@@ -11,13 +11,13 @@ import numpy as np
 
 from sightline.contract import registry
 from sightline.contract.arguments import DataBlock
+from sightline.contract.dataset import Dataset, get_data_digest
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import DataMembers, get_data_digest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 
 
 @registry.data.add("concat")
-class Concat:
+class Concat(Dataset):
     """Concatenation of several data sets; every sample is read as from its own set.
 
     The sets have the same splits, the same fields, and the same facts except `class_counts`, which are added, and
@@ -31,11 +31,11 @@ class Concat:
         self._sets: tuple[Any, ...] = sets
         self._ends = list(accumulate(len(data_set) for data_set in sets))
         self.info = _combine_infos([data_set.info for data_set in sets])
-        if any(DataMembers.collate.get(data_set) is not None for data_set in sets):
+        if any(data_set.collate is not None for data_set in sets):
             raise ConfigError("sets: one of them combines its samples in a way of its own; train on it alone")
-        strata = [DataMembers.strata.get(data_set) for data_set in sets]
+        strata = [data_set.strata for data_set in sets]
         self.strata = None if any(data_set is None for data_set in strata) else np.concatenate(strata)
-        fingerprints = [DataMembers.fingerprint.get(data_set) for data_set in sets]
+        fingerprints = [data_set.fingerprint for data_set in sets]
         self.fingerprint = None if None in fingerprints else " + ".join(map(str, fingerprints))
         digests = [get_data_digest(data_set) for data_set in sets]
         self.content_sha256 = None if None in digests else " + ".join(map(str, digests))
@@ -52,8 +52,7 @@ class Concat:
     def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         set_index, local_index = self._locate(index)
-        sample_name = DataMembers.sample_name.get(self._sets[set_index])
-        return f"{set_index + 1}/{local_index if sample_name is None else sample_name(local_index)}"
+        return f"{set_index + 1}/{self._sets[set_index].sample_name(local_index)}"
 
     def record(self, index: int) -> Any:
         """Return the boxes of an image, if the sets have images with boxes."""

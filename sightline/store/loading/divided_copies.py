@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.contract.members import DataMembers
-from sightline.contract.types import Dataset
+from sightline.contract.dataset import Dataset
 
 
 class SharedSamples(NamedTuple):
@@ -21,7 +20,7 @@ def find_shared(
     train_set: Dataset, train_indices: np.ndarray, evaluated_set: Dataset, evaluated: np.ndarray
 ) -> SharedSamples | None:
     """Count the evaluated samples of which training has copies; None without any, or for sets that state no copies."""
-    trained, other = DataMembers.copies.get(train_set), DataMembers.copies.get(evaluated_set)
+    trained, other = train_set.copies, evaluated_set.copies
     if trained is None or other is None:
         return None
     first_by_digest = {trained.digests[index]: index for index in reversed(train_indices.tolist())}
@@ -41,7 +40,7 @@ def divide_copies(
     Samples that are held out of this set stay in training if it has copies of them; if all are such, training gives
     its own up. If the preparation says so, training leaves out what is evaluated.
     """
-    copies = DataMembers.copies.get(train_set)
+    copies = train_set.copies
     if copies is None:
         return train_indices, held_out
     digests = np.array(copies.digests, dtype=object)
@@ -51,7 +50,7 @@ def divide_copies(
         if is_copy.all():  # nothing else is held out: training gives up its copies
             held_digests = {*digests[held_out]}
             is_held = np.array([digest in held_digests for digest in digests[train_indices]], dtype=bool)
-            size = len(train_set) // DataMembers.repeats.get(train_set)
+            size = len(train_set) // train_set.repeats
             held_out = np.unique(np.concatenate([held_out, train_indices[is_held] % size]))
             train_indices = train_indices[~is_held]
         else:
@@ -62,7 +61,7 @@ def divide_copies(
         evaluated = {
             digest
             for dataset, indices in parts
-            if (of_set := DataMembers.copies.get(dataset)) is not None
+            if (of_set := dataset.copies) is not None
             for digest in np.array(of_set.digests, dtype=object)[indices]
             if digest
         }
@@ -72,5 +71,5 @@ def divide_copies(
 
 def _list_visits(dataset: Dataset, indices: np.ndarray) -> list[np.ndarray]:
     """Return indices of samples in each visit of an epoch."""
-    repeats = DataMembers.repeats.get(dataset)
+    repeats = dataset.repeats
     return [indices + visit * (len(dataset) // repeats) for visit in range(repeats)]

@@ -12,8 +12,8 @@ import numpy as np
 from sightline.contract.binding import AvailableKeys, BoundFunction, bind
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.members import TransformMembers
-from sightline.contract.types import Batch, Field, SampleKey, Transform
+from sightline.contract.transform import Transform
+from sightline.contract.types import Batch, Field, SampleKey
 
 _DrawSamples = Callable[[int], list[Batch]]
 
@@ -56,10 +56,10 @@ class TransformPipeline:
                 raise ConfigError(
                     f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
                 )
-            until_epoch = TransformMembers.until_epoch.get(transform)
+            until_epoch = transform.until_epoch
             self._transforms.append((f"{index}.{name}", bound, until_epoch, mixes))
-            self.added |= TransformMembers.adds.get(transform)
-            self.facts |= TransformMembers.facts.get(transform)
+            self.added |= transform.adds
+            self.facts |= transform.facts
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
         for _, transformed in self.apply_stepwise(batch, keys):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import DataError
 from sightline.contract.types import Copies
 from sightline.store.files.input_files import expand_home, file_size, list_files
@@ -117,7 +118,7 @@ Summary: TypeAlias = Mapping[str, SplitFigure | Callable[[Mapping[str, Any]], An
 """Entries of the summary of a prepared folder, read from its manifest."""
 
 
-class PreparedData:
+class PreparedData(Dataset):
     """Base of the data sets that read a prepared folder.
 
     A class that defines `plan` can be prepared, and its source surveyed. `plan(root, *, ...)` plans the preparation of
@@ -144,12 +145,12 @@ class PreparedData:
     _prepared: PreparedSet
 
     @property
-    def content_sha256(self) -> str | None:
+    def content_sha256(self) -> str | None:  # type: ignore[override]
         """Digest of the contents of the prepared folder; None if the class does not keep it as `_prepared`."""
         return self._prepared.content_sha256() if "_prepared" in vars(self) else None
 
     @property
-    def copies(self) -> Copies | None:
+    def copies(self) -> Copies | None:  # type: ignore[override]
         """Digests of the samples, of a set that knows their stored rows; samples of one digest are the same."""
         rows = self._list_stored_rows() if "_prepared" in vars(self) else None
         if rows is None:
@@ -164,7 +165,7 @@ class PreparedData:
         )
 
     @property
-    def doubts(self) -> Sequence[str]:
+    def doubts(self) -> Sequence[str]:  # type: ignore[override]
         """What the preparation found in the samples themselves that training may suffer from: mixed units, say."""
         return self._prepared.manifest.get("doubts", ()) if "_prepared" in vars(self) else ()
 

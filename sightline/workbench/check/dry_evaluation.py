@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.members import MetricMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.draw.pictures import encode_png
@@ -166,10 +165,9 @@ def _record(result: DryEvaluation, built: TrainingSetup, evaluation: Evaluation)
     for metric_result in evaluation.results:
         own: Any = metric_result.metric.metric
         named = names[id(own)]
-        for member in (own.compute, *(each.get(own) for each in (MetricMembers.per_class, MetricMembers.tables))):
-            if member is not None:
-                result.mark_progress(member.__name__, *named)
-                _assert_plain(member.__name__, member(metric_result.state))
+        for member in (own.compute, own.per_class, own.tables):
+            result.mark_progress(member.__name__, *named)
+            _assert_plain(member.__name__, member(metric_result.state))
     result.mark_progress("record", "the metrics log", "metrics")
     numbers = (evaluation.metrics, evaluation.losses, evaluation.seconds, evaluation.num_samples)
     MetricsLog(_DiscardedLines()).on_evaluation(EvaluationRecord(0, 0, result.part.split, *numbers, is_best=False))

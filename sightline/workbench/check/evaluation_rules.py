@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import summarise_error
-from sightline.contract.members import MetricMembers, TaskMembers
 from sightline.contract.metric import Meter
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch
@@ -124,7 +123,7 @@ def label_form(run: Context) -> LabelForm:
 
 def can_score(context: Context, meter: BoundMetric) -> bool:
     """Return True if all that a metric reads is in batches or follows from logits; other outputs are not made."""
-    available = {"logits", *context.dry_run.batch, *TaskMembers.predicts.get(context.built.job.task)}
+    available = {"logits", *context.dry_run.batch, *context.built.job.task.predicts}
     return set(meter.update.names) <= available - _OF_PIXELS
 
 
@@ -227,7 +226,7 @@ def _absent_class_faults(
             action="check how the metric derives the prediction (argmax over the classes), and its divisor",
             evidence={"figures": figures, "looked_at": "synthetic predictions"},
         )
-    elif absent and not MetricMembers.scores_absent_zero.get(metric.meter.metric):  # else as the config asks for
+    elif absent and not metric.meter.metric.scores_absent_zero:  # else as the config asks for
         yield Fault(
             f"'{name}' of the metric '{metric.name}' scores classes that neither labels nor predictions have",
             where=FindingLocation(config_path=metric.path),
@@ -310,7 +309,7 @@ def _judge_splits(
             action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
             evidence={"field": metric.path},
         )
-    by_definition = MetricMembers.within_batch.get(metric.meter.metric)
+    by_definition = metric.meter.metric.within_batch
     for split in splits:
         apart = metric_values(metric.meter, split).used
         pairs = {

@@ -14,9 +14,9 @@ from torch import nn
 import sightline
 from sightline.config import RunConfig
 from sightline.contract import registry
-from sightline.contract.binding import model_output_keys
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, OutputError, UserError, summarise_error
+from sightline.contract.model import model_output_keys
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import Fault, FindingLocation

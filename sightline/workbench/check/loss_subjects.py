@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.binding import BoundFunction
-from sightline.contract.members import TaskMembers
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch as RunBatch
 from sightline.doctor.attempts import MissingError, attempt
@@ -113,7 +112,7 @@ def make_loss_subjects(context: Context) -> Iterator[LossSubject]:
     prepared = single_batch_step(job.task, stand_in, batch, job.device, job.precision)
     with torch.no_grad():
         sums, around = prepared.loss_sums(stand_in), prepared.contexts[0]
-    outputs = outputs if TaskMembers.compares_rows.get(task) else task.outputs(stand_in, batch)
+    outputs = outputs if task.compares_rows else task.outputs(stand_in, batch)
     offered: dict[str, Any] = {**batch, **outputs}
     for part in around if isinstance(around, tuple) else (around,):
         offered |= part if isinstance(part, Mapping) else {}

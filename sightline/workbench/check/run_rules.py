@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import join_some
-from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
@@ -97,7 +96,7 @@ def empty_loader(run: Context) -> Iterator[Fault]:
 def shared_samples(run: Context) -> Iterator[Fault]:
     """Compare the contents of training samples with those of each evaluated part; published splits get a warning."""
     data = run.built.data
-    copies = DataMembers.copies.get(data.train.dataset)
+    copies = data.train.dataset.copies
     if copies is None:
         raise NotApplicableError("no digests of samples")
     for part in distinct_parts(data)[1:]:
@@ -128,7 +127,7 @@ def shared_samples(run: Context) -> Iterator[Fault]:
 )
 def prepared_doubts(run: Context) -> Iterator[Fault]:
     """Say again what the preparation of the training's set found in its samples."""
-    for doubt in DataMembers.doubts.get(run.built.data.train.dataset):
+    for doubt in run.built.data.train.dataset.doubts:
         yield Fault(doubt, measured="noted by its preparation", where=run.locate("train", config_path="data"))
 
 
@@ -407,7 +406,7 @@ def repeated_samples(run: Context, surveys: list[PartStatistics]) -> Iterator[Fa
     """Look for inputs that are the same in all samples, or in more than half of them."""
     for survey in surveys:
         found = {name: survey.fields[name] for name in _INPUTS if name in survey.fields}
-        repeats = DataMembers.repeats.get(survey.part.dataset)  # of an epoch, as the set declares
+        repeats = survey.part.dataset.repeats  # of an epoch, as the set declares
         for name, each in found.items():
             count, total = len(each.contents), each.num_hashed
             if total < _MIN_SAMPLES or (max(count, repeats) > 1 and 2 * count * repeats >= total):

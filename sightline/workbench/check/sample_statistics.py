@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.contract.members import DataMembers
-from sightline.contract.types import Dataset, Sample, SampleKey
+from sightline.contract.dataset import Dataset
+from sightline.contract.types import Sample, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.engine.run_data import Data, DataSubset
 from sightline.ops.numba_kernels import compute_seconds
@@ -232,15 +232,15 @@ def _find_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int, 
 
 def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
     """Read samples before any transform; as rows of a batch if the data set reads batches of equal shapes."""
-    if not _serves_batches(dataset):
+    if not _serves_batches(dataset) or dataset.get_batch is None:
         return [dataset[key] for key in keys]
-    batch = dataset.get_batch(keys)  # type: ignore[attr-defined]
+    batch = dataset.get_batch(keys)
     return [{name: value[row] for name, value in batch.items()} for row in range(len(keys))]
 
 
 def _serves_batches(dataset: Dataset) -> bool:
     is_stacked = all(promise.collate == "stack" for promise in dataset.info.fields.values())
-    return DataMembers.get_batch.get(dataset) is not None and is_stacked
+    return dataset.get_batch is not None and is_stacked
 
 
 def all_labels(survey: PartStatistics) -> np.ndarray | None:
@@ -248,7 +248,7 @@ def all_labels(survey: PartStatistics) -> np.ndarray | None:
 
     Strata may be any grouping for stratified splits: they must equal the labels of all samples that were read.
     """
-    strata = DataMembers.strata.get(survey.part.dataset)
+    strata = survey.part.dataset.strata
     if strata is None or not survey.labellings or set(survey.fields["label"].shapes) != {()}:
         return None
     if not all(int(strata[labelling.sample]) == int(labelling.classes[0]) for labelling in survey.labellings):
@@ -275,8 +275,8 @@ def distinct_parts(data: Data) -> list[DataSubset]:
 
 def describe_sample(dataset: Dataset, index: int) -> str:
     """Format a sample as its index, with its name or file if the data set has one."""
-    sample_name = DataMembers.sample_name.get(dataset)
-    return f"sample {index}" if sample_name is None else f"sample {index} ({sample_name(index)})"
+    name = dataset.sample_name(index)
+    return f"sample {index}" if name == str(index) else f"sample {index} ({name})"
 
 
 def evenly_spaced_keys(

@@ -57,7 +57,7 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
     arguments["lr"] = how.rate * _learning_rate(config.optimizer)
     # in so short a run, an average of weights would consist mostly of the untrained quantised ones
     tuned = dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None, ema_decay=None)
-    losses = tuple(component for component in config.losses if not teacher_keys(component))
+    losses = tuple(component for component in config.losses if not teacher_keys(registry.losses.get_class(component)))
     compress = None if policy is None else Compress(policy=policy_to_dict(policy))  # type: ignore[arg-type]
     return dataclasses.replace(
         config,

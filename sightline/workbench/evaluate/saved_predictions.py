@@ -19,7 +19,6 @@ from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError, UserError, join_some
-from sightline.contract.members import DataMembers, MetricMembers
 from sightline.contract.metric import make_state
 from sightline.contract.types import Batch, ComponentConfig, Folds, SampleKey
 from sightline.engine.build import build_metrics
@@ -136,9 +135,11 @@ def file_stems(names: Sequence[str]) -> list[str]:
 
 def _sample_ious(evaluation: Evaluation) -> Tensor | None:
     """Return the IoU of each sample by the saved predictions: the averaged ones, if there are votes."""
-    of_samples = [result for result in evaluation.results if MetricMembers.per_sample.get(result.metric.metric)]
-    saved = [result for result in of_samples if result.suffix == evaluation.results[-1].suffix]
-    return saved[0].metric.metric.per_sample(saved[0].state) if saved else None  # type: ignore[attr-defined]
+    for result in evaluation.results:
+        per_sample = result.metric.metric.per_sample
+        if per_sample is not None and result.suffix == evaluation.results[-1].suffix:
+            return per_sample(result.state)
+    return None
 
 
 _MAX_NAMED = 3
@@ -155,7 +156,7 @@ class ExternalPredictions:
 
     def __init__(self, path: Path, part: DataSubset) -> None:
         self._part = part
-        self._map = DataMembers.label_map.get(part.dataset)
+        self._map = part.dataset.label_map
         names = [part.sample_name(index) for index in part.indices.tolist()]
         if not path.is_dir():
             raise DataError(f"{path}: there is no such folder")
@@ -203,7 +204,7 @@ def score_labels(
     results, skipped = [], []
     for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
         try:
-            update = MetricMembers.update_labels.get(metric)
+            update = metric.update_labels
             if update is None:
                 raise UnknownKeyError(f"metrics.{component.name} needs more than labels")
             meter = BoundMetric(

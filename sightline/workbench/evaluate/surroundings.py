@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BatchCallback, Evaluation, Evaluator
@@ -29,7 +28,7 @@ def evaluate_with_surroundings(
 ) -> Evaluation:
     """Evaluate a run as its evaluator does, and add the table `class_surroundings` where points have classes."""
     evaluator = run.evaluator(part) if evaluator is None else evaluator
-    if "seen" not in TaskMembers.predicts.get(run.task):
+    if "seen" not in run.task.predicts:
         return evaluator(run.model, run.world, on_batch=on_batch)
     surroundings = Surroundings(run.facts, run.world)
 

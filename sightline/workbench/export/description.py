@@ -18,7 +18,6 @@ from torch import Tensor
 from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import UserError
-from sightline.contract.members import TaskMembers
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.runs.inputs import inputs_document
 from sightline.runs.output_files import write_file
@@ -76,7 +75,7 @@ def describe_export(
         "outputs": results,
         "before": [_describe_transform(name, blocks) for name, _ in split.outside],
         "inside": [name for name, _ in split.inside],
-        "after": list(TaskMembers.left_to_caller.get(task)),
+        "after": list(task.left_to_caller),
         "check": check.to_dict(),
         "run": {"path": str(run.path), "checkpoint": run.checkpoint.name, "documents": _copy_documents(run)},
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.errors import DataError, RunError, UserError, assert_installed
-from sightline.contract.members import TaskMembers
+from sightline.contract.task import Task
 from sightline.contract.types import Batch
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
@@ -76,7 +76,7 @@ def export_run(
     with torch.no_grad():
         outputs = tuple(network(*inputs[0]))
     recorded = record_graph(network, inputs[0])
-    threshold = TaskMembers.greedy_threshold.get(examples.task)
+    threshold = examples.task.greedy_threshold
     most = None if threshold is None else examples.task.selection.max_detections
     suppression = None if threshold is None else {"iou_threshold": threshold, "most": most}
     content = write_onnx(recorded, outputs, suppression=suppression)
@@ -158,7 +158,7 @@ def read_examples(run: TrainedRun, split: SplitTransforms, files: Sequence[Path]
         return _read_files(run, split, files)
     try:
         data = open_run(run.files, config=run.config).data
-        transforms = () if TaskMembers.compares_rows.get(_task_class(run)) else split.outside
+        transforms = () if _task_class(run).compares_rows else split.outside
         batches: list[Batch] = []
         for part in (data.test, data.train):
             if (missing := NUM_CHECKED - sum(len(batch["sample_index"]) for batch in batches)) > 0:
@@ -175,13 +175,13 @@ def read_examples(run: TrainedRun, split: SplitTransforms, files: Sequence[Path]
     return Examples(batches, _build_task(run, batches[0], info), source)
 
 
-def _task_class(run: TrainedRun) -> Any:
-    return registry.tasks.entry(run.config.task).builder
+def _task_class(run: TrainedRun) -> type[Task]:
+    return registry.tasks.get_class(run.config.task)
 
 
 def _build_task(run: TrainedRun, batch: Batch, info: Any) -> Any:
     """Build the task bound to the keys of a batch; for an encoder, its class."""
-    if TaskMembers.compares_rows.get(_task_class(run)):
+    if _task_class(run).compares_rows:
         return _task_class(run)
     transformless = replace(run, transforms=())
     fields = {name: info.fields[name] for name in info.fields if name in batch}

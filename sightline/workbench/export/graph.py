@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.binding import AvailableKeys, bind
-from sightline.contract.members import ModelMembers, TaskMembers, TransformMembers
+from sightline.contract.model import Model
 from sightline.contract.types import Batch
 from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.workbench.compare.variants import deterministic_copy
@@ -35,7 +35,7 @@ def split_transforms(transforms: Sequence[NamedTransform]) -> SplitTransforms:
     """Split transforms into those outside and those inside a file: the last ones that a graph can contain."""
     outside: list[NamedTransform] = list(transforms)
     inside: list[Inside] = []
-    while outside and (split := TransformMembers.split_for_graph.get(outside[-1].apply)) is not None:
+    while outside and (split := outside[-1].apply.split_for_graph) is not None:
         name = outside.pop().name
         rest, arithmetic = split()
         inside.insert(0, (name, arithmetic))
@@ -56,12 +56,12 @@ class GraphNetwork(nn.Module):
         super().__init__()
         self.model = _unhide_modules(deterministic_copy(model, dtype=torch.float32, device=torch.device("cpu")))
         self.model.eval().requires_grad_(False)
-        self.is_encoder = TaskMembers.compares_rows.get(task)
+        self.is_encoder = task.compares_rows
         self._inside = tuple(inside)
-        make_decoding = TaskMembers.make_decoding.get(task)
+        make_decoding = task.make_decoding
         self._decode = None if self.is_encoder or make_decoding is None else make_decoding(example)
         call = self._find_call()
-        inputs = frozenset(example) - ModelMembers.targets.get(model)
+        inputs = frozenset(example) - (model.targets if isinstance(model, Model) else frozenset())
         keys = bind(call, AvailableKeys("the batch", inputs), owner=type(model).__name__).names
         self._inputs = tuple(name for name in keys if name != "offsets")
         more = ("placement",) if "placement" in example and self._decode is not None else ()

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError, RunError, UserError, assert_installed, summarise_error
-from sightline.contract.members import TaskMembers
+from sightline.contract.model import model_output_keys
 from sightline.contract.regular_files import read_regular_file
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_trained
 from sightline.instrument.random_state import preserve_random_state
@@ -142,7 +141,7 @@ def _restore_files(path: Path, description: Any, folder: Path) -> RunFiles:
 def make_session_model(run: OpenRun, session: OnnxSession) -> torch.nn.Module:
     """Build the run's network, whose `forward`, or `encode` of an encoder, is computed by the session."""
     model = run.untrained_model().eval().requires_grad_(False)
-    is_encoder = TaskMembers.compares_rows.get(registry.tasks.entry(run.config.task).builder)
+    is_encoder = registry.tasks.get_class(run.config.task).compares_rows
     name = "encode" if is_encoder else "forward"
     owner = f"model '{run.config.model.name}'"
     session.choose_outputs({"encoding"} if is_encoder else model_output_keys(model, owner=owner))

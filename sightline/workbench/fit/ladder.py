@@ -15,7 +15,6 @@ import numpy as np
 from torch import nn
 
 from sightline.contract.errors import RunError, UserError
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import Finding
@@ -109,7 +108,7 @@ def climb(built: TrainingSetup, rungs: Sequence[int | str], note: Note, *, steps
 
 def _memorise(built: TrainingSetup, size: int, note: Note, *, steps: int, seconds: float) -> Rung:
     """Fit some samples; of many, also score held-out ones with the fitted network, beside the best constant."""
-    if size == 1 and TaskMembers.compares_rows.get(built.job.task):
+    if size == 1 and built.job.task.compares_rows:
         return Rung(size, "not judged", "the losses compare samples with one another, of which there is one", {})
     scores: dict[str, float] = {}
 

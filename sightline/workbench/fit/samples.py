@@ -14,7 +14,6 @@ from torch import nn
 
 from sightline.contract import registry
 from sightline.contract.errors import UserError
-from sightline.contract.members import TransformMembers
 from sightline.contract.types import Batch, ComponentConfig
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import LossBounds
@@ -118,7 +117,7 @@ def _without_augmentation(built: TrainingSetup) -> tuple[BatchReader, tuple[str,
 def _describe_transform(block: ComponentConfig, facts: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
     """Return the fields that a transform adds, and True if it chooses points."""
     transform: Any = registry.transforms.build(block, facts=facts)
-    return frozenset(TransformMembers.adds.get(transform)), TransformMembers.chooses_points.get(transform)
+    return frozenset(transform.adds), transform.chooses_points
 
 
 def evaluation_reader(built: TrainingSetup) -> BatchReader:

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
+from sightline.contract.model import model_output_keys
 from sightline.contract.schema import signature_parameters, suggest
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.engine.device.numerics import Precision
@@ -120,7 +122,7 @@ class InferencePipeline:
         return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})
 
 
-class _SampleStream:
+class _SampleStream(Dataset):
     """Samples as a data set that is read once, in order."""
 
     def __init__(self, info: DataInfo, samples: Sequence[Sample]) -> None:

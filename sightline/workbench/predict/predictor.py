@@ -18,7 +18,6 @@ import numpy as np
 from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
-from sightline.contract.members import TaskMembers
 from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.run_loading import TrainedRun
@@ -144,7 +143,7 @@ class CommandLine(NamedTuple):
 
 
 class Predictor(Generic[PredictionT]):
-    """Base class of predictors. A subclass is registered under the task's name: `@predictors.add("classify")`.
+    """Base class of predictors. A subclass is registered under the task's name: `@register.predictor("classify")`.
 
     Its constructor takes `run`, the `TrainedRun` that predicts, and keyword-only options, which the user gives as
     KEY=VALUE on the command line or as arguments of `LoadedRun.predict`; facts of the run's data set, and `world`, are
@@ -299,12 +298,12 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
     }
     if task.name in classes:
         return classes[task.name]
-    predicted_keys = TaskMembers.predicts.get(registry.tasks.entry(task).builder)
+    predicted_keys = registry.tasks.get_class(task).predicts
     matches = [candidate for candidate in classes.values() if candidate.reads and candidate.reads <= predicted_keys]
     if not matches:
         raise ConfigError(
             f"{run.path}: the task '{task.name}' has no predictor; tasks with one: {', '.join(names)}; a plugin "
-            f"registers its own with predictors.add('{task.name}')"
+            f"registers its own with sightline.register.predictor('{task.name}')"
         )
     return max(matches, key=lambda candidate: len(candidate.reads))
 

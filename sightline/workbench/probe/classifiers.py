@@ -16,7 +16,15 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
 from sightline.workbench.probe.features import Features, Scale
-from sightline.workbench.probe.methods import Outcome, Table, UnprobableError, assert_fits, require_sklearn, start
+from sightline.workbench.probe.methods import (
+    Outcome,
+    Probe,
+    Table,
+    UnprobableError,
+    assert_fits,
+    require_sklearn,
+    start,
+)
 
 Folds = Annotated[int, Ge(2), Le(100)]
 """Number of folds of a cross-validation."""
@@ -44,7 +52,7 @@ def assign_folds(labels: np.ndarray, *, num_folds: int, seed: int) -> np.ndarray
     return fold_of
 
 
-class CrossValidated:
+class CrossValidated(Probe):
     """Classifier with one setting, chosen by a seeded, stratified cross-validation on the training split.
 
     Of `values` that are equally good the smallest is chosen; one value is used as given. The test accuracy of every

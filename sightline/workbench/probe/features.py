@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline.config import RunConfig
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.members import ModelMembers
+from sightline.contract.model import Encoder
 from sightline.engine.batch_stream import evaluation_keys, read_batches
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
@@ -136,13 +136,12 @@ def share_errors(world: World) -> Iterator[None]:
 
 def get_encode(model: nn.Module) -> Any:
     """Get the model's `encode`. Raises ConfigError for a model without it."""
-    encode = ModelMembers.encode.get(model)
-    if not callable(encode) or ModelMembers.feature_width.get(model) is None:
+    if not isinstance(model, Encoder):
         raise ConfigError(
-            f"{type(model).__name__}: has no `encode` and `feature_width`; probes need a model that derives from an "
-            "encoder, such as dgcnn, intrapoint or crosspoint"
+            f"{type(model).__name__}: is no sightline.Encoder, with `encode` and `feature_width`; probes need one, "
+            "such as dgcnn, intrapoint or crosspoint"
         )
-    return encode
+    return model.encode
 
 
 def _sort_samples(part: DataSubset, rows: Tensor, labels: Tensor, sample_indices: Tensor) -> Features:

@@ -10,7 +10,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, Seed
 from sightline.contract.errors import ConfigError, DataError
 from sightline.workbench.probe.features import Features
-from sightline.workbench.probe.methods import Outcome, Table, require_sklearn
+from sightline.workbench.probe.methods import Outcome, Probe, Table, require_sklearn
 
 
 def draw_episodes(
@@ -40,7 +40,7 @@ def draw_episodes(
 
 
 @registry.probes.add("few_shot")
-class FewShot:
+class FewShot(Probe):
     """Few-shot probe: linear SVM (C = 1) on `shots` samples of `ways` classes, scored on `queries` others of each.
 
     All samples are of the training split. Features are standardised by the samples to learn from. Metrics are mean and

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -46,15 +47,15 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
-class Probe(Protocol):
-    """Probe: trained on training features and scored on test features; deterministic to the bit.
-
-    `most_rows` is the maximum number of training features, None for no limit.
-    """
+class Probe(ABC):
+    """Probe: trained on training features and scored on test features; deterministic to the bit."""
 
     most_rows: ClassVar[int | None]
+    """The maximum number of training features, None for no limit."""
 
-    def __call__(self, train: Features, test: Features) -> Outcome: ...
+    @abstractmethod
+    def __call__(self, train: Features, test: Features) -> Outcome:
+        """Return the figures of the test features."""
 
 
 def assert_fits(probe: Probe, num_samples: int) -> None:

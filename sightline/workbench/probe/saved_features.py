@@ -20,7 +20,7 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.config.plain_values import to_plain
-from sightline.contract.members import get_data_digest
+from sightline.contract.dataset import get_data_digest
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
 from sightline.engine.distributed import World

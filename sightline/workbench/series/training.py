@@ -9,8 +9,8 @@ from typing import Any
 
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig
+from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import RunError, UserError
-from sightline.contract.members import get_data_digest
 from sightline.engine.records import Observer
 from sightline.engine.run_data import build_part
 from sightline.runs.lineage import read_lineage

@@ -16,7 +16,6 @@ from sightline.config import RunConfig, render_config
 from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, UserError
-from sightline.contract.members import DataMembers
 from sightline.contract.plugins import Plugin
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo
@@ -159,7 +158,7 @@ def select_classes(weights: dict[str, Tensor], published: PublishedLayout, info:
     size, class_indices = published.num_classes, published.class_indices
     if size is None or not class_indices or size.name not in weights or size.read(weights) != max(class_indices) + 1:
         return weights
-    promise = DataMembers.expected_info.get(registry.data.get_entry(published.protocol.data).builder)
+    promise = registry.data.get_class(published.protocol.data).expected_info
     assert promise is not None, published.protocol.data
     index_of = dict(zip(promise().facts["class_names"], class_indices, strict=True))
     names = info.facts.get("class_names", ())

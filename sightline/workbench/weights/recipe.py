@@ -14,7 +14,6 @@ from sightline.config.run_config import Init
 from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.members import DataMembers, TransformMembers
 from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.engine.run_data import build_transforms
 from sightline.published.rows import PublishedLayout
@@ -129,7 +128,7 @@ def make_expected_info(config: RunConfig) -> tuple[DataInfo, list[str]]:
     A data set of the user without `expected_info` is read, and so is one in a folder that the config names: photos
     prepared as COCO have classes of their own.
     """
-    expected_info = DataMembers.expected_info.get(registry.data.entry(config.data).builder)
+    expected_info = registry.data.get_class(config.data).expected_info
     root = config.data.arguments.get("root")
     if expected_info is None or (root is not None and (Path(root) / "manifest.json").is_file()):
         dataset_info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
@@ -145,7 +144,7 @@ def collect_transform_facts(config: RunConfig, info: DataInfo) -> dict[str, Any]
     """Collect the facts that the evaluation transforms state instead of the data set's."""
     facts: dict[str, Any] = {}
     for transform in build_transforms(config.transforms.evaluate, info.facts):
-        facts |= TransformMembers.facts.get(transform.apply)
+        facts |= transform.apply.facts
     return facts
 
 

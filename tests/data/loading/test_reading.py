@@ -15,8 +15,10 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scenes.transforms import CropPoints, SampleBlock, VoxelSample
 from sightline.config import read_config
 from sightline.contract import registry
+from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.transform import Transform
 from sightline.contract.types import ComponentConfig, DataInfo, Field, Sample, SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
@@ -32,7 +34,7 @@ from tests.runs.small import ROOT
 KEYS = [SampleKey(index, 3, 1) for index in (5, 0, 7)]
 
 
-class OneByOne:
+class OneByOne(Dataset):
     """The same set without its batched access."""
 
     def __init__(self, dataset: SyntheticShapes) -> None:
@@ -88,7 +90,7 @@ def test_two_transforms_of_one_name_draw_independently(shapes: SyntheticShapes) 
 
 
 def test_a_transform_that_names_a_missing_field_is_refused(shapes: SyntheticShapes) -> None:
-    class Recolour:
+    class Recolour(Transform):
         def __call__(self, draws: Draws, *, colors: Tensor) -> dict[str, Tensor]:
             return {"colors": colors}
 
@@ -105,7 +107,7 @@ def test_a_tenth_of_every_class_is_held_out(shapes: SyntheticShapes) -> None:
     assert np.array_equal(held, stratified_split(len(strata), strata, seed=3)[1])
 
 
-class Stored:
+class Stored(Dataset):
     """A set of NumPy arrays that must not be written to, as the house style shows."""
 
     def __init__(self, shapes: SyntheticShapes) -> None:
@@ -177,7 +179,7 @@ def test_stages_without_transforms_are_the_sample_alone(shapes: SyntheticShapes)
     assert [name for name, _ in reader.sample_stages(KEYS[0])] == [""]
 
 
-class WithIntensity:
+class WithIntensity(Dataset):
     """Clouds of eight points, each with an intensity, which no transform of ours names."""
 
     info = DataInfo({}, {"points": Field("8 3", "float32"), "intensity": Field("8", "float32")}, {"train": 1})

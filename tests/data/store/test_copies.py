@@ -12,7 +12,6 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sightline.config import read_config
-from sightline.contract.members import DataMembers
 from sightline.contract.registry import data as data_sets
 from sightline.engine.run_data import build_data
 from sightline.store.loading.divided_copies import find_shared
@@ -94,7 +93,7 @@ def test_a_copy_in_the_test_part_is_found(tmp_path: Path, name: str, is_shared: 
     assert (shared is not None) == is_shared
     if shared is not None:
         assert shared.total == 1
-        assert DataMembers.copies.get(train).is_error
+        assert train.copies.is_error
 
 
 def test_check_and_train_refuse_a_copy_and_their_command_leaves_it_out(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
 from sightline.contract.errors import DataError
-from sightline.contract.members import DataMembers
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.splits import deal_by_hash
 from tests.command import refuse, succeed
@@ -31,22 +30,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sightline.contract import registry
-from sightline.contract.types import DataInfo
-from sightline.store.prepared.columns import ColumnSpec, SampleRow
-from sightline.store.prepared.prepared_data import PreparedData, SetSpec
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, Shard
+import sightline
+from sightline.store.prepared.prepared_writer import Progress
 
 
-def _read_row(path: Path, number: int, text: str, factor: int) -> SampleRow:
-    return SampleRow(f"line {number}", f"{path}:{number}", {"value": int(text) * factor})
+def _read_row(path: Path, number: int, text: str, factor: int) -> sightline.SampleRow:
+    return sightline.SampleRow(f"line {number}", f"{path}:{number}", {"value": int(text) * factor})
 
 
-@registry.data.add("my_numbers")
-class MyNumbers(PreparedData):
+@sightline.register.data("my_numbers")
+class MyNumbers(sightline.PreparedData):
     """The numbers of a file. Source: the user's."""
 
-    spec = SetSpec(
+    spec = sightline.SetSpec(
         name="my_numbers",
         what="numbers (numbers.txt)",
         marks=("numbers.txt",),
@@ -56,7 +52,7 @@ class MyNumbers(PreparedData):
 
     def __init__(self, *, split: str, root: str | None = None) -> None:
         self.values = self.open_root(root).array(split, "value")
-        self.info = DataInfo({}, {}, {split: len(self.values)})
+        self.info = sightline.DataInfo({}, {}, {split: len(self.values)})
 
     def __len__(self) -> int:
         return len(self.values)
@@ -67,15 +63,16 @@ class MyNumbers(PreparedData):
     @classmethod
     def plan(
         cls, root: Path, *, target: Path, factor: int = 1, split: Literal["train", "test"] = "train"
-    ) -> PreparationPlan:
+    ) -> sightline.PreparationPlan:
         """Plan to store the numbers, multiplied by `factor`."""
         path = root / "numbers.txt"
         lines = list(enumerate(path.read_text().splitlines(), start=1))
         rows = lambda: (_read_row(path, number, text, factor) for number, text in lines)
-        shard = Shard(split, split, len(lines), (path,), rows)
+        shard = sightline.Shard(split, split, len(lines), (path,), rows)
         about = {"beside": target.name}
-        columns = {"value": ColumnSpec((), "int64")}
-        return PreparationPlan("my_numbers", "lines", root, columns, (shard,), about, lambda _: {}, {"factor": factor})
+        columns = {"value": sightline.ColumnSpec((), "int64")}
+        options = {"factor": factor}
+        return sightline.PreparationPlan("my_numbers", "lines", root, columns, (shard,), about, lambda _: {}, options)
 '''
 
 
@@ -151,8 +148,8 @@ def test_a_class_without_a_plan_is_not_prepared() -> None:
         set_name = "opened"
         readable_sets = ("cloud_folder",)
 
-    assert DataMembers.prepare.get(Opened) is None
-    assert DataMembers.card.get(Opened) is None
+    assert Opened.prepare is None
+    assert Opened.card is None
 
 
 def test_a_derived_set_is_prepared_and_opened_under_its_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sightline.areas.detect.evaluation_rules import _box_metric_faults
 from sightline.areas.detect.metrics.crowds import MissRate
 from sightline.areas.pose.metrics import JointError
 from sightline.contract.binding import AvailableKeys, bind
+from sightline.contract.metric import Metric
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.metrics.confusion import confusion_matrix
@@ -75,7 +76,7 @@ def test_an_ignored_class_is_healthy(tmp_path: Path) -> None:
     assert judge(absent_class_score, Context(ignoring, World())) == []
 
 
-class OfClouds:
+class OfClouds(Metric):
     """The mean over clouds of the share answered rightly: a mean of samples is no mean of batches."""
 
     def new_state(self) -> State:
@@ -100,7 +101,7 @@ def test_means_of_samples_are_healthy(tmp_path: Path) -> None:
 # --- on the model's own predictions, whatever the task ----------------------------------------------------------------
 
 
-class OfJoints:
+class OfJoints(Metric):
     """The mean error over frames, exact: in slots."""
 
     slots = frozenset({"error", "seen"})

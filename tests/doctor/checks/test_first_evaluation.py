@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.loss import Loss
+from sightline.contract.metric import Metric
+from sightline.contract.model import Model
 from sightline.doctor.finding import Finding
 from sightline.draw.pictures import Picture
 from sightline.engine.build import TrainingSetup
@@ -56,7 +58,7 @@ class Scores(TypedDict):
     scores: Tensor
 
 
-class Scorer(nn.Module):
+class Scorer(Model):
     """The task reads `logits`."""
 
     def __init__(self, *, num_classes: int, in_channels: int) -> None:
@@ -75,7 +77,7 @@ class OfScores(Loss):
         return nn.functional.cross_entropy(scores, label, reduction="sum")
 
 
-class Hits:
+class Hits(Metric):
     higher_is_better = True
 
     def new_state(self) -> State:
@@ -152,7 +154,7 @@ def test_a_branch_of_evaluation_alone(tmp_path: Path) -> None:
 # --- metrics and pictures ---------------------------------------------------------------------------------------------
 
 
-class Sound:
+class Sound(Metric):
     """The share answered rightly, with a hook for every stage."""
 
     plant: Callable[..., Any] = staticmethod(lambda value: value)

@@ -12,8 +12,8 @@ from torch import nn
 import sightline
 from sightline.areas.detect.networks import FPN, flatten_to_priors
 from sightline.contract import registry
-from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
+from sightline.contract.model import model_output_keys
 from sightline.contract.types import ComponentConfig
 from sightline.layers.norms import FrozenBatchNorm
 from tests.cases import run_each

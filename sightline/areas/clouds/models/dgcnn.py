@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability, Width
 from sightline.contract.errors import ConfigError
+from sightline.contract.model import Encoder, Model
 from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
 from sightline.layers.edge_conv import EdgeConv, EdgeMLP, PlainEdgeConv, PlainEdgeMLP
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
@@ -30,7 +31,7 @@ class DGCNNOutput(TypedDict):
 
 
 @registry.point_encoders.add("dgcnn")
-class DGCNNEncoder(nn.Module):
+class DGCNNEncoder(Encoder):
     """DGCNN encoder: four edge convolutions on dynamic kNN graphs, then max and mean pooling of a map of their outputs.
 
     `encode` returns (B, 2 * embedding), independent of the order of the points. Clouds need at least as many points as
@@ -85,7 +86,7 @@ class DGCNNEncoder(nn.Module):
 
 
 @registry.models.add("dgcnn")
-class DGCNN(DGCNNEncoder):
+class DGCNN(DGCNNEncoder, Model):
     """DGCNN: four edge convolutions on dynamic kNN graphs, first among the coordinates, then among the features.
 
     The output does not depend on the order of the points. Clouds need at least `num_neighbours` points; the authors
@@ -199,7 +200,7 @@ class _Levels(nn.Module):
 
 
 @registry.point_encoders.add("dgcnn_parts")
-class DGCNNPartsEncoder(nn.Module):
+class DGCNNPartsEncoder(Encoder):
     """DGCNN encoder for parts: a spatial transform, three edge convolutions, and max pooling of their outputs.
 
     `encode` returns (B, embedding), independent of the order of the points. Clouds need at least `num_neighbours`
@@ -236,7 +237,7 @@ class DGCNNPartsEncoder(nn.Module):
 
 
 @registry.models.add("dgcnn_parts")
-class DGCNNParts(DGCNNPartsEncoder):
+class DGCNNParts(DGCNNPartsEncoder, Model):
     """DGCNN part segmentation: a spatial transform, three edge convolutions, a head; the object's category is an input.
 
     The order of the points does not matter. Clouds need at least `num_neighbours` points, and are of one size in a
@@ -290,7 +291,7 @@ class DGCNNParts(DGCNNPartsEncoder):
 
 
 @registry.models.add("dgcnn_scenes")
-class DGCNNScenes(nn.Module):
+class DGCNNScenes(Model):
     """DGCNN scene segmentation: the class of every point of a block, by three edge convolutions, max pooling, a head.
 
     `first_graph` is where the first graph is built: among the `points`, or in the last three channels, the `place`,

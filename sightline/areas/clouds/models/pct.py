@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability
+from sightline.contract.model import Encoder, Model
 from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
@@ -105,7 +106,7 @@ class PCTPointsOutput(TypedDict):
 
 
 @registry.point_encoders.add("pct")
-class PCTEncoder(nn.Module):
+class PCTEncoder(Encoder):
     """PCT encoder: two sample-and-group stages, four layers of offset attention among the samples, and max pooling.
 
     `encode` returns (B, 1024). Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in
@@ -163,7 +164,7 @@ class PCTEncoder(nn.Module):
 
 
 @registry.models.add("pct")
-class PCT(PCTEncoder):
+class PCT(PCTEncoder, Model):
     """PCT: two sample-and-group stages, four layers of offset attention among the samples, max pooling, a head.
 
     Clouds need at least `num_centres[0]` points. Sampling starts at the first point, in training and in evaluation:
@@ -207,7 +208,7 @@ class PCT(PCTEncoder):
         return {"logits": self.head(self.encode(points=points, features=features))}
 
 
-class _PointwisePCT(nn.Module):
+class _PointwisePCT(Encoder, Model):
     """PCT with attention among all points, without neighbourhoods; the order of the points does not matter."""
 
     _layer: type[SelfAttention]
@@ -264,7 +265,7 @@ class NaivePCT(_PointwisePCT):
 
 
 @registry.models.add("pct_parts")
-class PCTParts(nn.Module):
+class PCTParts(Model):
     """PCT part segmentation: attention among all points, their maximum and mean, a head; the category is an input.
 
     The order of the points does not matter; clouds are of one size in a batch, and memory grows with their number of

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability, Width
+from sightline.contract.model import Encoder, Model
 from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.set_abstraction import FeaturePropagation, gather_rows, sample_centres
@@ -135,7 +136,7 @@ class PointBERTOutput(TypedDict):
 
 
 @registry.point_encoders.add("point_bert")
-class PointBERTEncoder(nn.Module):
+class PointBERTEncoder(Encoder):
     """Point-BERT encoder: a transformer over a class token and patch tokens; the class token joined with their maximum.
 
     `encode` returns (B, 2 * width). Each of `num_groups` tokens represents the `group_size` points about a centre; the
@@ -187,7 +188,7 @@ class PointBERTEncoder(nn.Module):
 
 
 @registry.models.add("point_bert")
-class PointBERT(PointBERTEncoder):
+class PointBERT(PointBERTEncoder, Model):
     """Point-BERT classifier: its point transformer and a two-layer head, fully trained or as a frozen extractor.
 
     Frozen: `optimizer.frozen: [{modules: embed}, {modules: trunk}]`. The arguments are those of the point encoder
@@ -300,7 +301,7 @@ class PointBERTPointsOutput(TypedDict):
 
 
 @registry.models.add("point_bert_parts")
-class PointBERTParts(nn.Module):
+class PointBERTParts(Model):
     """Point-BERT part segmentation: features of three depths, propagated from the groups to all points.
 
     The object's category is an input. The tokens of the 4th and the 8th block reach `num_centres` points each by

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Width
+from sightline.contract.model import Encoder, Model
 from sightline.layers.cloud_layouts import dense_channels, one_hot_category
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import PlainPositionGroup, RelativeGroup, gather_rows
@@ -121,7 +122,7 @@ class DenseLevel(NamedTuple):
     nearest: Tensor
 
 
-class _WithLevels(nn.Module):
+class _WithLevels(Encoder):
     """Base with the encoder's levels, and the mean of the coarsest one's points."""
 
     def __init__(
@@ -210,7 +211,7 @@ class DensePointTransformerEncoder(_WithLevels):
 
 
 @registry.models.add("point_transformer_dense")
-class DensePointTransformer(_WithLevels):
+class DensePointTransformer(_WithLevels, Model):
     """Dense Point Transformer, on clouds of one size: vector attention, a quarter of the points per level.
 
     `per` is what gets a label: each point, through a decoder, or each cloud. `num_blocks` is the number of attention

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import Probability, Width
+from sightline.contract.model import Encoder, Model
 from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.pooling import LinearNormMax
@@ -32,7 +33,7 @@ class PointNetPlainOutput(TypedDict):
 
 
 @registry.point_encoders.add("pointnet")
-class PointNetEncoder(nn.Module):
+class PointNetEncoder(Encoder):
     """PointNet encoder with input and feature T-Nets.
 
     The global feature (B, 1024), independent of the order of the points. The last layer before the maximum has no ReLU,
@@ -73,7 +74,7 @@ class PointNetEncoder(nn.Module):
 
 
 @registry.models.add("pointnet")
-class PointNet(PointNetEncoder):
+class PointNet(PointNetEncoder, Model):
     """PointNet with input and feature T-Nets; its output does not depend on the order of the points.
 
     Two slips of the widely used code are kept, for its published weights: dropout comes before the second batch norm
@@ -124,7 +125,7 @@ class TNet(nn.Module):
 
 
 @registry.models.add("pointnet_plain")
-class PointNetPlain(nn.Module):
+class PointNetPlain(Model):
     """PointNet without T-Nets: one shared MLP per point, max pooling, a short head.
 
     `fused: false` uses the plain forms of its layers: the same numbers, slower, for comparison.
@@ -175,7 +176,7 @@ class PointNetPointsOutput(TypedDict):
 
 
 @registry.models.add("pointnet_parts")
-class PointNetParts(nn.Module):
+class PointNetParts(Model):
     """PointNet part segmentation, from the values of every layer at a point and their maxima; the category is an input.
 
     The order of the points does not matter; clouds are of one size in a batch. Train it with
@@ -237,7 +238,7 @@ class PointNetParts(nn.Module):
 
 
 @registry.models.add("pointnet_scenes")
-class PointNetScenes(nn.Module):
+class PointNetScenes(Model):
     """PointNet scene segmentation.
 
     The class of every point of a block, from its features and the maxima over the block.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, Probability
+from sightline.contract.model import Encoder, Model
 from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import BallScale, FeaturePropagation, SetAbstraction
@@ -23,7 +24,7 @@ class PointNet2Output(TypedDict):
     logits: Tensor
 
 
-class _PointNet2Encoder(nn.Module):
+class _PointNet2Encoder(Encoder):
     """PointNet++ encoder: two set abstractions, an MLP over the remaining points, and max pooling."""
 
     def __init__(self, *, in_channels: int, first: SetAbstraction, second: SetAbstraction) -> None:
@@ -78,7 +79,7 @@ class PointNet2Encoder(_PointNet2Encoder):
 
 
 @registry.models.add("pointnet2")
-class PointNet2(PointNet2Encoder):
+class PointNet2(PointNet2Encoder, Model):
     """PointNet++ with single-scale grouping (SSG): neighbourhoods within a radius, so the unit of the points matters.
 
     The radii are for clouds in the unit sphere. Clouds need at least `num_centres[0]` points. The order of the
@@ -113,7 +114,7 @@ class PointNet2(PointNet2Encoder):
 
 
 @registry.models.add("pointnet2_msg")
-class PointNet2MultiScale(_PointNet2Encoder):
+class PointNet2MultiScale(_PointNet2Encoder, Model):
     """PointNet++ with multi-scale grouping (MSG).
 
     Three balls per centre, of half, once and twice the radii of `pointnet2`.
@@ -189,7 +190,7 @@ class PointNet2PointsOutput(TypedDict):
 
 
 @registry.models.add("pointnet2_parts")
-class PointNet2Parts(nn.Module):
+class PointNet2Parts(Model):
     """PointNet++ part segmentation: two set abstractions, global pooling, and three feature propagations.
 
     The object's category is an input. The radii are for clouds in the unit sphere. Clouds need at least
@@ -251,7 +252,7 @@ class PointNet2Parts(nn.Module):
 
 
 @registry.models.add("pointnet2_scenes")
-class PointNet2Scenes(nn.Module):
+class PointNet2Scenes(Model):
     """PointNet++ scene segmentation: the class of every point of a block, by four set abstractions and propagations.
 
     The radii are in metres. Clouds need at least `num_centres[0]` points, and are of one size in a batch. All channels,

@@ -80,7 +80,7 @@ class LabelledClouds(PreparedRows):
         return tuple(self._prepared.manifest["class_names"])
 
     @cached_property
-    def info(self) -> DataInfo:
+    def info(self) -> DataInfo:  # type: ignore[override]
         """Facts, fields and sizes; the class counts are those of the samples used from this split."""
         fields = {name: self._field(name) for name in ("points", *self._features)}
         pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}

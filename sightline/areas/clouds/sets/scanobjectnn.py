@@ -220,7 +220,7 @@ class ScanObjectNN(LabelledClouds):
         )
 
     @cached_property
-    def info(self) -> DataInfo:
+    def info(self) -> DataInfo:  # type: ignore[override]
         """Facts and fields; `background: tell` adds the field `part`."""
         info = super().info
         if self.background != "tell":

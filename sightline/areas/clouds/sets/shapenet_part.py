@@ -111,7 +111,7 @@ class ShapeNetPart(WholeRows):
             self._columns["normals"] = SampleColumn("points", fields["normals"], _estimate_normals)
 
     @cached_property
-    def info(self) -> DataInfo:
+    def info(self) -> DataInfo:  # type: ignore[override]
         """Facts, fields and sizes; `class_counts` counts the points of each part in the samples that are used."""
         info = _make_info(self._normals)
         counts = np.zeros(len(info.facts["class_names"]), dtype=np.int64)

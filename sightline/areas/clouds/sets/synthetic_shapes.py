@@ -48,6 +48,7 @@ class SyntheticShapes(ComputedSet):
     """
 
     computed = "sample is computed"
+    fingerprint = "synthetic_shapes 1"  # changes when the same arguments give other samples
 
     def __init__(
         self,
@@ -88,11 +89,6 @@ class SyntheticShapes(ComputedSet):
         if self._pictures is not None:
             fields = {**self.info.fields, IMAGE: image_field(self._pictures.background)}
             self.info = dataclasses.replace(self.info, fields=fields)
-
-    @property
-    def fingerprint(self) -> str:
-        """Version of the generator: it changes when the same arguments give other samples."""
-        return "synthetic_shapes 1"
 
     def __len__(self) -> int:
         return len(self.strata)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ class BoxErrors(BoxRows):
     Source: Bolya et al. 2020, TIDE, section 2, and its published program tidecv.
     """
 
-    higher_is_better: ClassVar[dict[str, bool]] = {"error_ap50": True}
+    higher_is_better: Mapping[str, bool] = {"error_ap50": True}
 
     def __init__(self, *, class_names: tuple[str, ...], most: Count = 100) -> None:
         self.class_names = tuple(class_names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -432,7 +432,7 @@ class CrowdAp(VisibleBoxRows):
     Source: Shao et al. 2018, CrowdHuman, section 4.
     """
 
-    higher_is_better: ClassVar[dict[str, bool]] = {
+    higher_is_better: Mapping[str, bool] = {
         "crowd_ap": True,
         "ji": True,
         "mr2": False,

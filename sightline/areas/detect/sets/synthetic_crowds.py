@@ -35,6 +35,7 @@ class SyntheticCrowds(ComputedSet):
     """
 
     computed = "image is drawn"
+    fingerprint = "synthetic_crowds 1"  # changes when the same arguments give other samples
     classes = CategoryIds(("person",), (1,))
 
     def __init__(
@@ -61,11 +62,6 @@ class SyntheticCrowds(ComputedSet):
         self._data_seed = data_seed
         self._cache = SampleCache[tuple[np.ndarray, BoxRecord]](_MAX_CACHE_BYTES, _image_bytes)
         self.info = DataInfo(facts=box_facts(("person",), scored_box), fields=BOX_FIELDS, split_sizes=self._sizes)
-
-    @property
-    def fingerprint(self) -> str:
-        """Version of the generator: it changes when the same arguments give other samples."""
-        return "synthetic_crowds 1"
 
     def __len__(self) -> int:
         return self._sizes[self._split]

@@ -6,11 +6,12 @@ A reference point is the centre of the cube in which a pose is estimated, one fo
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from annotated_types import Ge, Le
 
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
+from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Field, Folds, Sample, SampleKey
 from sightline.ops.pinhole import depth_points
@@ -165,16 +167,19 @@ class Locator(NamedTuple):
     is_known: np.ndarray | None = None
 
 
-class Reference(Protocol):
-    """Component of the kind `references`; `title` is its name in facts and reports."""
+class Reference(ABC):
+    """Reference point of depth images: where the middle of the cube is."""
 
-    title: str
+    title: ClassVar[str]
+    """Its name in facts and reports."""
 
-    def points_for(self, order: FrameOrder) -> Locator: ...
+    @abstractmethod
+    def points_for(self, order: FrameOrder) -> Locator:
+        """Return the locator of the points of one part."""
 
 
 @registry.references.add("truth")
-class TrueJoint:
+class TrueJoint(Reference):
     """The labelled central joint: an oracle, which is not available for unlabelled images.
 
     Source: made here.
@@ -190,7 +195,7 @@ class TrueJoint:
 
 
 @registry.references.add("centre_of_mass")
-class CentreOfMass:
+class CentreOfMass(Reference):
     """The mean of the measured points, then `passes` times the mean of those in the cube about the last mean.
 
     Only depths above `near_mm`, and below `far_mm` if given, are used. The cube is that of the set.
@@ -232,7 +237,7 @@ class CentreOfMass:
 
 
 @registry.references.add("file")
-class ReferencePointFile:
+class ReferencePointFile(Reference):
     """One line `x y z` per frame, in the order of the set's files, or a line that begins with `invalid`.
 
     `{split}` in `path` is replaced by train or test; a set may replace further words ({subject}). A frame whose line is
@@ -364,7 +369,7 @@ class FrameSplit:
     if_counts_differ: str = ""
 
 
-class DepthFrames:
+class DepthFrames(Dataset):
     """Base of sets of depth images with joints: `depth`, `camera`, `joints`, `visible`, `reference`, in mm.
 
     A subclass calls `__init__` and defines `_frame`. The default `reference` is the centre of mass. Frames without a

@@ -129,7 +129,7 @@ class SyntheticFigures(ComputedSet, DepthFrames):
         raise NotImplementedError
 
     @property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """Version of the generator: it changes when the same arguments give other samples."""
         return f"{self.set_name} {self.version}"
 

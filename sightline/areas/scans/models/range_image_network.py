@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sightline.contract.model import Model
 from sightline.layers.range_image import assert_range_images
 
 
@@ -16,7 +17,7 @@ class RangeImageOutput(TypedDict):
     logits: Tensor
 
 
-class RangeImageNetwork(nn.Module):
+class RangeImageNetwork(Model):
     """Network from range images to logits of the same size; subclasses define `forward_logits`.
 
     With `channels_last`, weights and values have their channels together in memory.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -53,7 +53,7 @@ class S3disOneRoom(LabelledScenes):
     Source: Armeni et al. 2016, one room resampled to 8,192 points an instance (WinerDeCoder).
     """
 
-    baselines: ClassVar[dict[str, dict[str, float]]] = {
+    baselines: Mapping[str, Mapping[str, float]] = {
         "miou": {"the majority class everywhere": 0.020, "a random forest on height, normal and eigenvalues": 0.417}
     }
     """Metrics of simple baselines on the same half, shown next to the results of a run."""

@@ -88,14 +88,12 @@ class PolicyEvaluator:
 
 
 class Search(ABC):
-    """Search method: finds a policy within a problem's budget. The same arguments give the same policy.
-
-    `fills_budget` is False for baselines that must not be changed: after other methods the driver tries to use the
-    remaining budget.
-    """
+    """Search method: finds a policy within a problem's budget. The same arguments give the same policy."""
 
     fills_budget: bool = True
+    """False for baselines that must not be changed: after others, the driver tries to use the remaining budget."""
     max_evaluations: int = RESERVED_EVALUATIONS
+    """The largest number of policies that it evaluates, with those that the driver reserves."""
 
     def max_num_evaluations(self, problem: Problem) -> int:
         """Return the largest number of policies that a search evaluates, with the `RESERVED_EVALUATIONS`."""

@@ -1,0 +1,41 @@
+"""Base class of transforms: changes of the fields of a batch, before the network gets it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from sightline.contract.types import Field
+
+
+class Transform(ABC):
+    """Transform: a pure function of a batch and its random streams, from the fields it names to those it changes.
+
+    One that returns further fields declares them in `adds`. One that drops or reorders points declares it by
+    `chooses_points = True`: a data set with another field of points is then refused, whose rows it would part from
+    them.
+    """
+
+    adds: Mapping[str, Field] = MappingProxyType({})
+    """Name → `Field` of each field that it adds."""
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """Facts that replace those of the data set, such as `in_channels`."""
+    chooses_points: bool = False
+    """True if it drops or reorders points."""
+    moves_pixels: bool = False
+    """True if it moves the content of an image."""
+    makes_unit_sphere: bool = False
+    """True if it normalises clouds to the unit sphere about their mean."""
+    until_epoch: int | None = None
+    """The epoch from which one that takes `draw_samples` gets None for it, counted from 0."""
+    split_for_graph: Callable[[], tuple[Transform | None, Callable[..., Any]]] | None = None
+    """`split_for_graph()`: of one that an exported file can contain, the transform that is left outside, or None.
+
+    It returns it with a function of the fields inside.
+    """
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the fields that change, by name; called as `(draws, *, fields...)` with those that it names."""
