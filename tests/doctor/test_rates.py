@@ -93,7 +93,9 @@ def test_rates_are_counted_by_what_is_drawn_and_by_whole_runs() -> None:
     measured = measure(lines, [{**lines[0], "alarms": alarm}, *lines[1:]])
     checks = {"checks": Rate(1, 1), "rare_checks": Rate(1, 0), "run_checks": Rate(1, 1)}
     counts = {"rules": {"x": Rate(2, 0), "y": Rate(1, 0)}, "runs": {"x": Rate(1, 0), "z": Rate(1, 1)}}
-    assert measured == {"commit": "a", **checks, **counts}
+    assert measured == {"commit": "a", "anew": [], **checks, **counts}
+    assert measure(lines, lines, lines[1:], ["x"])["rules"] == {"x": Rate(1, 0), "y": Rate(1, 0)}
+    assert measure(lines, lines, lines[1:], ["y"])["rules"]["y"] == Rate(0, 0)
 
 
 @pytest.mark.parametrize("kind", ["", "captions"])
@@ -132,7 +134,7 @@ def test_what_drawn_programs_showed_is_no_alarm() -> None:
     for is_declared in (True, False):
         assert len(find_by(end_is_not_learnt, ends=Ends(0, 0, [3, 4, 5], is_declared))) == (not is_declared)
     weak = Levels(0.69, 0.693, 0.692, are_maps=False)
-    (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69), trained_levels=weak)
+    (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69, 0.69), trained_levels=weak)
     assert found.severity == "note"
     for ratio in (1.12, 100.0):
         gap = ModeGap(60, "1", 2.04, 0.03, ratio, "body.1", "", loss=0.744, start=2.0)
