@@ -109,7 +109,7 @@ def test_rare_programs_are_rows_of_their_own() -> None:
     rows = list_draws(3, first=600)
     assert [row.id for row in rows if row.kind == "healthy"] == ["healthy/600", "healthy/601", "healthy/602"]
     assert sum(row.kind == "rare" for row in rows) == sum(each.num for each in RARE.values())
-    assert "healthy/masked/0" in {row.id for row in rows}
+    assert "healthy/masked/600" in {row.id for row in rows}
 
 
 @pytest.mark.filterwarnings("ignore")
