@@ -16,6 +16,7 @@ from sightline.doctor.check import make_subject
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.matched import Apart
+from sightline.doctor.evidence.places import Order
 from sightline.doctor.evidence.reading import Split
 from sightline.doctor.evidence.run import Plateau
 from sightline.doctor.evidence.samples import Ends
@@ -26,7 +27,7 @@ from sightline.doctor.rules import Rule, find_by
 from sightline.doctor.rules.outcomes import mode_gap
 from sightline.doctor.rules.run import trivial_plateau
 from sightline.doctor.rules.samples import end_is_not_learnt
-from sightline.doctor.rules.targets import boxes_apart
+from sightline.doctor.rules.targets import boxes_apart, other_places
 from sightline.workbench.check.suite import all_rules
 from tests.doctor.asking import recorded
 from tests.doctor.healthy.program import draw, list_draws
@@ -39,8 +40,9 @@ DRAWS = (3, 16, 21, 38, 57, 78)
 as widths, a whole graph: most had a false alarm once."""
 
 
-RARE_DRAWS = [("captions", 0)]
-"""Items without an end, whose embedding declares what fills them up."""
+RARE_DRAWS = [("captions", 0), ("bounded", 48), ("bounded", 75), ("distilled", 402)]
+"""Items without an end, whose embedding declares what fills them up; numbers behind a bound, of which a few or
+all are 0 at some weights; shares of classes that are 0."""
 
 
 @pytest.fixture
@@ -133,6 +135,9 @@ def test_what_drawn_programs_showed_is_no_alarm() -> None:
     assert len(find_by(boxes_apart, apart=[Apart("", at_target=0.0, along_one=1.0, along_two=0.9)])) == 1
     for is_declared in (True, False):
         assert len(find_by(end_is_not_learnt, ends=Ends(0, 0, [3, 4, 5], is_declared))) == (not is_declared)
+    for own in (-0.23, 0.01):
+        turned = Order("", "turned by 180 degrees", own=own, other=0.06, t=15.8)
+        assert len(find_by(other_places, orders=[turned])) == (own > 0)
     weak = Levels(0.69, 0.693, 0.692, are_maps=False)
     (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69, 0.69), trained_levels=weak)
     assert found.severity == "note"
