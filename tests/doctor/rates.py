@@ -88,6 +88,8 @@ def write_section(document: Mapping[str, Any]) -> str:
     if waiting := document.get("waiting", ()):
         text += f" {len(waiting)} statistical rules keep their alarms until they are measured anew."
     others = {rule.name for rule in all_rules() if rule.is_statistical and rates.is_of_runs(rule.name)}
+    if anew := document.get("anew", ()):
+        text += f" {', '.join(f'`{name}`' for name in anew)}: changed after the first draws, so later ones count alone."
     own = (runs.keys() | others) - counts.keys()
     text += f" The {len(own)} rules of the second table judge whole runs, of which none are drawn."
     tables = [_write_table(RATE_COLUMNS, list_rates(counts)), _write_table(RUN_COLUMNS, _list_rows(runs, own))]
@@ -107,15 +109,20 @@ def with_section(text: str, document: Mapping[str, Any]) -> str:
     return before + START + write_section(document) + END + after
 
 
-def measure(lines: Sequence[Line], first: Sequence[Line]) -> dict[str, Any]:
+def measure(
+    lines: Sequence[Line], first: Sequence[Line], newest: Sequence[Line] = (), anew: Collection[str] = ()
+) -> dict[str, Any]:
     """Measure the numbers of rules by the last lines of correct rows, and those of whole programs by the first.
 
-    A row is run again after what it showed was mended: that it is silent then is no measurement of the whole.
+    A row is run again after what it showed was mended: that it is silent then is no measurement of the whole. Of rules
+    that were changed after the other lines, those `anew`, the newest lines count alone.
     """
+    drawn, late = (count_asked(line for line in part if line["kind"] in DRAWN) for part in (lines, newest))
     return {
         "commit": ", ".join(sorted({line["commit"] for line in lines if line.get("asked")})),
         **{name: count_checks(first, kind) for name, kind in CHECKS.items()},
-        "rules": count_asked(line for line in lines if line["kind"] in DRAWN),
+        "anew": sorted(anew),
+        "rules": {name: late.get(name, Rate(0, 0)) if name in anew else rate for name, rate in drawn.items()},
         "runs": count_asked(line for line in lines if line["kind"] == WHOLE),
     }
 
@@ -133,10 +140,15 @@ def _list_counts(counts: Mapping[str, Rate]) -> str:
     return "{\n" + ",\n".join(f'  "{name}": {json.dumps(rate)}' for name, rate in counts.items()) + "\n}"
 
 
-def list_rows(draws: int, first: int) -> list[tuple[list[Row], int]]:
-    """List the correct rows by which rates are measured, drawn ones and whole runs, each with the number of seeds."""
+def list_rows(draws: int, first: int, kinds: Collection[str]) -> list[tuple[list[Row], int]]:
+    """List the correct rows by which rates are measured, drawn ones and whole runs, each with the number of seeds.
+
+    Only rows of some rare kinds are listed if these are named.
+    """
     from tests.doctor.cases import ROWS  # takes seconds
 
+    if kinds:
+        return [([row for row in list_draws(0, first) if row.id.split("/")[1] in kinds], 1)]
     runs = [row for row in ROWS if row.kind == WHOLE and not row.has_bug]
     return [(list_draws(draws, first), 1), (runs, _SEEDS_OF_RUNS)]
 
@@ -149,7 +161,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--measure", action="store_true", help="first run the rows that the last file lacks at this state"
     )
     parser.add_argument("--draws", metavar="N", type=int, default=600, help="plain drawn programs")
-    parser.add_argument("--first", metavar="N", type=int, default=0, help="number of the first of them")
+    parser.add_argument(
+        "--first", metavar="N", type=int, default=0, help="number of the first of them, and of each rare kind"
+    )
+    parser.add_argument("--kinds", metavar="KIND", nargs="*", default=(), help="rare kinds that alone are run")
+    parser.add_argument(
+        "--anew", metavar="RULE", nargs="*", default=(), help="rules of which the lines of the last file count alone"
+    )
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that run rows side by side")
     options = parser.parse_args(words)
     if options.measure and not options.files:
@@ -163,14 +181,15 @@ def main(options: argparse.Namespace) -> None:
         torch.set_num_threads(1)
         path, commit = options.files[-1], describe_doctor()
         done = read_lines(path, commit)
-        for rows, seeds in list_rows(options.draws, options.first):
+        for rows, seeds in list_rows(options.draws, options.first, options.kinds):
             for line in run_rows(rows, range(seeds), done, commit=commit, jobs=options.jobs):
                 append_line(path, line)
                 print_note(describe_line(line))
     files = [read_lines(path) for path in options.files]
     last, first = ({key: line for file in order for key, line in file.items()} for order in (files, files[::-1]))
     if last:
-        write(measure(*([line for line in each.values() if not line["has_bug"]] for each in (last, first))))
+        parts = ([line for line in part.values() if not line["has_bug"]] for part in (last, first, files[-1]))
+        write(measure(*parts, options.anew))
     rates._read.cache_clear()
     document = json.loads(PATH.read_text(encoding="utf-8"))
     PAGE.write_text(with_section(PAGE.read_text(encoding="utf-8"), document), encoding="utf-8")

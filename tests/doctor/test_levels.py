@@ -287,8 +287,23 @@ def test_a_loss_that_stays_at_a_trivial_level_is_named() -> None:
 )
 def test_the_level_at_which_a_trained_network_stays_is_named(start: float, constant: float, named: str) -> None:
     levels = Levels(start, zero=0.032, constant=constant)
-    found = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.031), trained_levels=levels)
+    found = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.031, 0.031), trained_levels=levels)
     assert [each.summary for each in found] == ([f"the loss stays {named}, while training goes on"] if named else [])
+
+
+@run_each(
+    "start, early, severity",
+    [
+        (0.0321, 0.05, "warning"),  # maps of zeros, wherever it began
+        (0.0311, 0.0312, "warning"),
+        (0.0311, 0.0318, "note"),  # it has fallen
+        (0.0322, 0.031, "note"),  # the batches are noisy
+    ],
+)
+def test_a_loss_that_has_moved_is_a_note(start: float, early: float, severity: str) -> None:
+    levels = Levels(start, zero=0.0321 if start == 0.0321 else 0.04, constant=0.03)
+    (finding,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.031, early), trained_levels=levels)
+    assert finding.severity == severity
 
 
 @run_each(

@@ -16,6 +16,7 @@ from sightline.doctor.check import make_subject
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.matched import Apart
+from sightline.doctor.evidence.places import Order
 from sightline.doctor.evidence.reading import Split
 from sightline.doctor.evidence.run import Plateau
 from sightline.doctor.evidence.samples import Ends
@@ -26,7 +27,7 @@ from sightline.doctor.rules import Rule, find_by
 from sightline.doctor.rules.outcomes import mode_gap
 from sightline.doctor.rules.run import trivial_plateau
 from sightline.doctor.rules.samples import end_is_not_learnt
-from sightline.doctor.rules.targets import boxes_apart
+from sightline.doctor.rules.targets import boxes_apart, other_places
 from sightline.workbench.check.suite import all_rules
 from tests.doctor.asking import recorded
 from tests.doctor.healthy.program import draw, list_draws
@@ -39,8 +40,9 @@ DRAWS = (3, 16, 21, 38, 57, 78)
 as widths, a whole graph: most had a false alarm once."""
 
 
-RARE_DRAWS = [("captions", 0)]
-"""Items without an end, whose embedding declares what fills them up."""
+RARE_DRAWS = [("captions", 0), ("bounded", 48), ("bounded", 75), ("distilled", 402)]
+"""Items without an end, whose embedding declares what fills them up; numbers behind a bound, of which a few or
+all are 0 at some weights; shares of classes that are 0."""
 
 
 @pytest.fixture
@@ -93,7 +95,9 @@ def test_rates_are_counted_by_what_is_drawn_and_by_whole_runs() -> None:
     measured = measure(lines, [{**lines[0], "alarms": alarm}, *lines[1:]])
     checks = {"checks": Rate(1, 1), "rare_checks": Rate(1, 0), "run_checks": Rate(1, 1)}
     counts = {"rules": {"x": Rate(2, 0), "y": Rate(1, 0)}, "runs": {"x": Rate(1, 0), "z": Rate(1, 1)}}
-    assert measured == {"commit": "a", **checks, **counts}
+    assert measured == {"commit": "a", "anew": [], **checks, **counts}
+    assert measure(lines, lines, lines[1:], ["x"])["rules"] == {"x": Rate(1, 0), "y": Rate(1, 0)}
+    assert measure(lines, lines, lines[1:], ["y"])["rules"]["y"] == Rate(0, 0)
 
 
 @pytest.mark.parametrize("kind", ["", "captions"])
@@ -107,7 +111,7 @@ def test_rare_programs_are_rows_of_their_own() -> None:
     rows = list_draws(3, first=600)
     assert [row.id for row in rows if row.kind == "healthy"] == ["healthy/600", "healthy/601", "healthy/602"]
     assert sum(row.kind == "rare" for row in rows) == sum(each.num for each in RARE.values())
-    assert "healthy/masked/0" in {row.id for row in rows}
+    assert "healthy/masked/600" in {row.id for row in rows}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -131,8 +135,11 @@ def test_what_drawn_programs_showed_is_no_alarm() -> None:
     assert len(find_by(boxes_apart, apart=[Apart("", at_target=0.0, along_one=1.0, along_two=0.9)])) == 1
     for is_declared in (True, False):
         assert len(find_by(end_is_not_learnt, ends=Ends(0, 0, [3, 4, 5], is_declared))) == (not is_declared)
+    for own in (-0.23, 0.01):
+        turned = Order("", "turned by 180 degrees", own=own, other=0.06, t=15.8)
+        assert len(find_by(other_places, orders=[turned])) == (own > 0)
     weak = Levels(0.69, 0.693, 0.692, are_maps=False)
-    (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69), trained_levels=weak)
+    (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69, 0.69), trained_levels=weak)
     assert found.severity == "note"
     for ratio in (1.12, 100.0):
         gap = ModeGap(60, "1", 2.04, 0.03, ratio, "body.1", "", loss=0.744, start=2.0)

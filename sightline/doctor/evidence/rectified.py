@@ -113,7 +113,8 @@ def _is_bound(node: Any) -> bool:
 def _measure_blocked(subject: Subject, passed: Pass, compared: _Compared) -> tuple[float, int]:
     """Return the share of outputs at targets, and at high ones, that is 0 and passes no gradient, and their number.
 
-    It is 0 where outputs that are not 0 are larger than the targets: these are then nearer to 0.
+    It is 0 where outputs that are not 0 are larger than the targets: these are then nearer to 0. Of rows of numbers
+    those channels count that are 0 in all samples: as long as some samples reach its weights, a channel comes back.
     """
     output = compared.output
     target = dict(dense_leaves(passed.batch.target))[compared.name].reshape(output.shape)
@@ -121,6 +122,8 @@ def _measure_blocked(subject: Subject, passed: Pass, compared: _Compared) -> tup
     counted = (target != 0) & (slope != 0) if slope is not None else torch.zeros_like(target, dtype=torch.bool)
     high = counted & _is_high(target)
     still = counted & (output == 0) & ~_is_raised(subject, passed, compared)
+    if target.ndim <= 2:
+        still &= (output == 0).reshape(len(output), -1).all(0).reshape(output.shape[1:])
     alive = output[output > 0].double()
     size = float(alive.detach().square().mean().sqrt()) if alive.numel() else 0.0
     if not bool(still.any()) or size > float(target.detach().max()) or _passes(compared, still):

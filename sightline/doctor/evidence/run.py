@@ -21,7 +21,7 @@ from sightline.doctor.trace import Inputs, Trace, read_numbers
 _MIN_BATCHES, _MIN_CURVE, _MIN_PULLS, _MIN_ROWS = 4, 20, 6, 16
 _MIN_RATIO, _MIN_SHIFT, _MIN_Z = 2.0, 1.5, 8.0
 _LOW, _HIGH = 0.05, 0.9
-_MIN_STILL, _MIN_POINTS, _MAX_FALL = 100, 6, 0.02
+_MIN_STILL, _MIN_POINTS, _MAX_FALL, _EARLY = 100, 6, 0.02, 0.05
 """Steps, and points of a curve, over which a loss that falls by less is still."""
 _MIN_UNLIKE_COUNTS, _MIN_UNIQUE, _MIN_REPEATED = 1.5, 0.9, 0.9
 
@@ -124,11 +124,12 @@ def loss_curve(trace: Trace) -> list[tuple[int, float]]:
 
 
 class Plateau(NamedTuple):
-    """Steps between which a loss stays where it is until the end, and its mean."""
+    """Steps between which a loss stays where it is until the end, its mean, and that of the first steps."""
 
     first: int
     last: int
     mean: float
+    start: float
 
 
 @measure()
@@ -143,7 +144,8 @@ def plateau(loss_curve: Sequence[tuple[int, float]]) -> Plateau:
     noise = math.hypot(*(statistics.pstdev(half) / math.sqrt(len(half)) for half in halves))
     if means[0] - means[1] > max(_MAX_FALL * abs(means[0]), 2 * noise):
         raise NotApplicableError("a loss that falls")
-    return Plateau(late[0][0], last, statistics.fmean(means))
+    early = [value for step, value in loss_curve if step <= last * _EARLY]
+    return Plateau(late[0][0], last, statistics.fmean(means), statistics.fmean(early))
 
 
 @measure()

@@ -34,6 +34,7 @@ def num_samples(passed: Pass, slopes: list[Slope]) -> int:
     return num
 
 
+_NUM_JITTERED = 4
 _BROADCAST = frozenset("add sub mul div pow where mse_loss smooth_l1_loss huber_loss".split())
 """Operators that take a column (B, 1) and a row (B,), and give (B, B)."""
 
@@ -370,13 +371,20 @@ def ends(subject: Subject, passed: Pass, num_samples: int, labelled: list[Labell
 
 @measure(passes=0.5)
 def shared_rows(subject: Subject) -> list[str]:
-    """List the outputs, if all are so, whose rows are equal for unlike samples, at jittered weights."""
+    """List the outputs, if all are so, whose rows are equal for unlike samples, at several jittered weights.
+
+    Outputs behind a bound at 0 may all be 0 at some weights by chance, and come back as these move.
+    """
     batch = subject.batches[0]
     count = count_samples(batch)
     inputs = [tensor for _, tensor in dense_leaves(batch.inputs) if tensor.is_floating_point()]
     if count < 2 or not inputs or all(bool((tensor == tensor[:1]).all()) for tensor in inputs):
         raise NotApplicableError("samples that are alike")
-    with torch.no_grad():
-        outputs = subject.call(subject.jitter(subject.copy("eval"), seed=0), batch.inputs)
-    rows = {path or "output": each for path, each in dense_leaves(outputs) if each.ndim and len(each) == count}
-    return list(rows) if rows and all(bool((each == each[:1]).all()) for each in rows.values()) else []
+    rows: dict[str, Tensor] = {}
+    for seed in range(_NUM_JITTERED):
+        with torch.no_grad():
+            outputs = subject.call(subject.jitter(subject.copy("eval"), seed=seed), batch.inputs)
+        rows = {path or "output": leaf for path, leaf in dense_leaves(outputs) if leaf.ndim and len(leaf) == count}
+        if not rows or any(bool((leaf != leaf[:1]).any()) for leaf in rows.values()):
+            return []
+    return list(rows)

@@ -468,7 +468,8 @@ def constant_output(shared_rows: list[str]) -> Iterator[Fault]:
     if shared_rows:
         yield Fault(
             f"the outputs do not depend on the inputs: {join_some(shared_rows, most=3)}",
-            measured="equal bits for all samples, whose inputs differ, with jittered weights in evaluation mode",
+            measured="equal bits for all samples, whose inputs differ, in evaluation mode, each time the weights were "
+            "jittered anew",
         )
 
 

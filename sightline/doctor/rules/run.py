@@ -25,6 +25,8 @@ _MAX_COLLAPSE, _MIN_LEFT = 0.01, 0.5
 _MIN_ADDENDS = 3
 _NEAR = 0.02
 """Share by which a loss at a trivial level may differ from it."""
+_STUCK = 0.01
+"""Share by which a loss moves at most where nothing is learnt."""
 _MIN_LEFT_BY_CONSTANTS = 1e-4
 """Share of the loss of zeros that constants leave of targets that are not alike, as labels of the same class are."""
 _MIN_MIXED, _MIN_SEEN, _MIN_BATCHES = 0.9, 5, 1.5
@@ -155,7 +157,9 @@ def unbounded_loss(curves: list[list[float]]) -> Iterator[Fault]:
 def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
     """Compare a loss that stays where it is with that of zeros and of the best constants, on the same samples.
 
-    Of one number or class a sample it is a note: a signal may be so weak that no network gets far below constants.
+    It is a warning where maps stay at zeros, or where the loss of maps is what it was in the first steps, on the same
+    samples, too. One that has moved is a note: a slow start takes a hundred steps, and a signal may be so weak that no
+    network gets far below constants.
     """
     level = trained_levels
     least = _MIN_LEFT_BY_CONSTANTS * level.zero if 0 < level.zero < math.inf else 0.0
@@ -163,12 +167,13 @@ def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:
         return None
     is_zero = abs(level.start - level.zero) <= _NEAR * level.zero
     name, value = ("all-zero outputs", level.zero) if is_zero else ("the best constants", level.constant)
+    has_moved = max(abs(loss - plateau.mean) for loss in (plateau.start, level.start)) > _STUCK * plateau.mean
     side = "at" if level.start <= (1 + _NEAR) * value else "above"
     return Fault(
         f"the loss stays {side} the level of {name}, while training goes on",
-        measured=f"{plateau.mean:.4g} from step {plateau.first} to {plateau.last}; on the same samples the trained "
-        f"network has {level.start:.4g}, {name} {value:.4g}",
-        severity=None if level.are_maps else "note",
+        measured=f"{plateau.start:.4g} at first, {plateau.mean:.4g} from step {plateau.first} to {plateau.last}; on "
+        f"the same samples the trained network has {level.start:.4g}, {name} {value:.4g}",
+        severity=None if level.are_maps and (is_zero or not has_moved) else "note",
     )
 
 

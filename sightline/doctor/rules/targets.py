@@ -170,10 +170,13 @@ def one_direction(sides: list[Sides]) -> Iterator[Fault]:
     is_statistical=True,
 )
 def other_places(orders: list[Order]) -> Iterator[Fault]:
-    """Find gradients that follow the image in another order of places, and not in that of the outputs."""
+    """Find gradients that follow the image in another order of places, and not in that of the outputs.
+
+    Gradients that are small where images are unlike one another follow their order, too.
+    """
     for each in orders:
         is_sure = each.t >= 6 if each.other >= 0.25 else each.t >= 7 and each.other >= 0.05
-        if is_sure and each.own <= 0.4 * each.other:
+        if is_sure and -each.other <= each.own <= 0.4 * each.other:
             yield Fault(
                 f"the loss looks for what is in an image elsewhere in the outputs{_name(each.path)}: {each.name}",
                 measured="where images are unlike one another, and where the gradients at the outputs are: correlation "

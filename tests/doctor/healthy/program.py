@@ -341,13 +341,13 @@ def _load(
 
 
 def list_draws(num: int, first: int = 0) -> list[Row]:
-    """List rows of some programs that are drawn, and of those of rare kinds."""
+    """List rows of some programs that are drawn, and of those of rare kinds, by numbers from the first one on."""
 
     def run(kind: str, number: int, seed: int, known: Any) -> Any:
         return observe(draw(number + 1_000_000 * seed, kind).run)
 
     rows = [("healthy", "", number) for number in range(first, first + num)]
-    rows += [("rare", kind, number) for kind, each in RARE.items() for number in range(each.num)]
+    rows += [("rare", kind, number) for kind, each in RARE.items() for number in range(first, first + each.num)]
     return [
         Row(id="/".join(filter(None, ("healthy", word, str(n)))), kind=kind, family="run", run=partial(run, word, n))
         for kind, word, n in rows

@@ -389,6 +389,6 @@ RARE: Mapping[str, Rare] = {
     "distilled": Rare(draw_distilled, 680),
     "scenes": Rare(draw_scenes, 700),
     "masked": Rare(partial(draw_until_it_learns, draw_masked_once), 640),
-    "bounded": Rare(partial(draw_until_it_learns, draw_bounded_once), 300),
+    "bounded": Rare(partial(draw_until_it_learns, draw_bounded_once), 1200),
     "captions": Rare(draw_captions, 700),
 }
