@@ -89,9 +89,9 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
             log_unused_validation(config, data, world)
         if config.train.batch_size == "auto":
             config = _resolve_batch_size(config, data, world)
-        model = build_unchanged_model(config, data.facts, world)
-        config, source, report = (config, None, None) if is_resumed else load_initial_weights(model, config)
-        model = apply_model_changes(model, config, world)
+        unchanged = build_unchanged_model(config, data.facts, world)
+        config, source, report = (config, None, None) if is_resumed else load_initial_weights(unchanged, config)
+        model = apply_model_changes(unchanged, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
         config = record_teacher(resolve_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
