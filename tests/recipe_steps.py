@@ -32,7 +32,7 @@ _CLOUDS = {"data": _SHAPES, "transforms": {"train": [{"name": "scale"}], "evalua
 _PHOTOS = [{"name": "fit_image", "height": 64, "width": 96}, {"name": "normalize_image"}]
 _SCANS = [{"name": "project", "height": 64, "width": 64, "rows": "ring"}]
 _ROOMS = [{"name": "crop_points", "max_points": 256}, {"name": "place_on_floor", "plan": "centre", "up": "keep"}]
-_PAIRS = [{"name": "two_views", "each": [{"name": "scale"}]}]
+_PAIRS = [{"name": "two_views", "transforms": [{"name": "scale"}]}]
 _IMAGES = [{"name": "resize_image", "size_px": 48}, {"name": "normalize_image"}]
 _CUBE = [{"name": "place_cube", "size": 32}, {"name": "voxelize"}, {"name": "draw_heatmaps"}]
 

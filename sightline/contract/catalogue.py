@@ -43,7 +43,7 @@ def find_modules(kind: str) -> Mapping[str, str]:
 def are_of_one_area(kind: str, name: str, other: str) -> bool:
     """Return True if two parts of a kind are of one area; of those of plugins nothing is known."""
     modules = find_modules(kind)
-    return len({modules[each].split(".")[2] for each in (name, other) if each in modules}) < 2
+    return len({modules[part].split(".")[2] for part in (name, other) if part in modules}) < 2
 
 
 def load_members(kind: str) -> list[Any]:

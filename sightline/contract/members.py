@@ -85,7 +85,7 @@ def assert_members(builder: type, base: type, *, subject: str) -> None:
 def _explain_member(builder: type, name: str) -> str:
     """Return what a member means to the base class of `builder` that describes it."""
     described = (describe_members(part).get(name) for part in builder.__mro__ if _is_ours(part))
-    return next((found.text for found in described if found is not None), "a member of its base class")
+    return next((member.text for member in described if member is not None), "a member of its base class")
 
 
 def suggest_member(member_names: Collection[str], name: str) -> str | None:

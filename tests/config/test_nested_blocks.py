@@ -23,7 +23,7 @@ model:
 transforms:
   train:
     - name: two_views
-      each: [{name: jitter, std: 0.02}, {name: scale, low: 0.5}]
+      transforms: [{name: jitter, std: 0.02}, {name: scale, low: 0.5}]
 """
 
 
@@ -62,7 +62,7 @@ def test_inner_blocks_are_completed_like_outer_ones(tmp_path: Path) -> None:
     )
     assert encoder(config, "images").arguments["patch_px"] == 8
     assert config.model.arguments["embedding"] == 256
-    views = config.transforms.train[0].arguments["each"]
+    views = config.transforms.train[0].arguments["transforms"]
     assert [(each.name, each.arguments.get("low")) for each in views] == [("jitter", None), ("scale", 0.5)]
 
 
@@ -73,8 +73,10 @@ def test_every_inner_value_knows_its_origin(tmp_path: Path) -> None:
     assert origins["model.points.num_neighbours"] == SourceLocation(str(path), 6, "model.points.num_neighbours")
     assert origins["model.points.embedding"] == SourceLocation("default", None, "model.points.embedding")
     assert origins["model.images.depth"] == SourceLocation("command line", None, "model.images.depth")
-    assert origins["transforms.train.0.each.1.low"] == SourceLocation(str(path), 11, "transforms.train.0.each.1.low")
-    assert origins["transforms.train.0.each.1.high"].source == "default"
+    assert origins["transforms.train.0.transforms.1.low"] == SourceLocation(
+        str(path), 11, "transforms.train.0.transforms.1.low"
+    )
+    assert origins["transforms.train.0.transforms.1.high"].source == "default"
 
 
 def test_the_model_is_built_of_them(tmp_path: Path) -> None:
@@ -134,7 +136,9 @@ def test_an_encoder_of_the_other_kind_is_no_encoder_here(tmp_path: Path) -> None
 def test_one_block_where_a_list_is_meant_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, ("[{name: jitter, std: 0.02}, {name: scale, low: 0.5}]", "{name: jitter}"))
     (said,) = refused(path)
-    assert said.startswith("11: transforms.train.0.each: found a mapping with name, allowed is a list, each a block")
+    assert said.startswith(
+        "11: transforms.train.0.transforms: found a mapping with name, allowed is a list, each a block"
+    )
     assert said.endswith("; did you mean [{name: jitter}]?")
 
 
@@ -148,7 +152,7 @@ def test_what_an_inner_builder_refuses_stands_where_it_was_given(tmp_path: Path)
 
 def test_contradictions_inside_are_found_before_data_is_read(tmp_path: Path) -> None:
     (said,) = refused(write(tmp_path, ("low: 0.5", "low: 3, high: 1")))
-    assert said.startswith("11: transforms.train.0.each.1")
+    assert said.startswith("11: transforms.train.0.transforms.1")
 
 
 def test_a_fact_that_only_an_inner_block_needs_is_asked_for_by_its_name(tmp_path: Path) -> None:
@@ -167,13 +171,13 @@ def test_overrides_reach_inside(tmp_path: Path) -> None:
         [
             "model.points.num_neighbours=5",
             "model.images={depth: 2}",
-            "transforms.train.0.each.0.std=0.5",
+            "transforms.train.0.transforms.0.std=0.5",
             "model.embedding=64",
         ],
     )
     assert (encoder(config).arguments["num_neighbours"], config.model.arguments["embedding"]) == (5, 64)
     assert (encoder(config, "images").arguments["depth"], encoder(config, "images").arguments["size_px"]) == (2, 32)
-    assert config.transforms.train[0].arguments["each"][0].arguments["std"] == 0.5
+    assert config.transforms.train[0].arguments["transforms"][0].arguments["std"] == 0.5
     assert refused(path, "model.points.num_neighbors=5") == [
         "command line: model.points.num_neighbors: 'dgcnn' has no such argument; did you mean 'num_neighbours'?"
     ]

@@ -75,7 +75,7 @@ ROWS = {
     "shapenet_part_hdf5": SetRow("shapenet_part", shapenet_part_writers.write_hdf5),
     "shapenet_render": SetRow("shapenet_render", shapenet_render_writers.write_release),
     "cloud_folder": SetRow("cloud_folder", cloud_writers.write_folder, {"up_axis": "z"}),
-    "s3dis": SetRow("s3dis", scene_writers.write_s3dis, arguments={"place": True}),
+    "s3dis": SetRow("s3dis", scene_writers.write_s3dis, arguments={"normalised_position": True}),
     "s3dis_npy": SetRow(
         "s3dis", lambda folder: test_s3dis_integers.write_npy(folder, test_s3dis_integers.table()), {"order": "B"}
     ),

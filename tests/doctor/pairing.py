@@ -14,15 +14,15 @@ model: {name: intrapoint, points: {name: dgcnn, num_neighbours: 8, embedding: 32
 losses: [{name: intra_modal}]
 metrics: [{name: pairs}]
 transforms:
-  train: [{name: two_views, each: [{name: rotate, axis: up}, {name: jitter}]}]
-  evaluate: [{name: two_views, each: [{name: rotate, axis: up}, {name: jitter}]}]
+  train: [{name: two_views, transforms: [{name: rotate, axis: up}, {name: jitter}]}]
+  evaluate: [{name: two_views, transforms: [{name: rotate, axis: up}, {name: jitter}]}]
 optimizer: {name: adam, lr: 1e-3}
 train: {epochs: 2, batch_size: 16}
 evaluate: {metric: uniformity}
 """
 
 STRONG = (
-    "transforms.train=[{name: two_views, each: [{name: normalize_unit_sphere}, "
+    "transforms.train=[{name: two_views, transforms: [{name: normalize_unit_sphere}, "
     "{name: scale, low: 0.5, high: 2.0, isotropic: true}, {name: rotate, axis: up}, "
     "{name: translate, max_shift: 0.5, relative: true}, {name: jitter}, {name: drop_points, max_ratio: 0.875}]}]"
 )

@@ -100,7 +100,7 @@ class Thirteen(FactsAlone):
     """Coloured rooms of thirteen classes, ragged; on request with the place of each point. Source: this test."""
 
     def __init__(self, *, split: str, has_place: bool = False) -> None:
-        features = ("colours", *(("place",) if has_place else ()))
+        features = ("colours", *(("normalised_position",) if has_place else ()))
         names = tuple(f"class_{i}" for i in range(13))
         of_points = {name: Field("points 3", "float32", collate="concatenate") for name in ("points", *features)}
         self.info = DataInfo(
@@ -195,7 +195,11 @@ def test_normals_of_a_points_network_are_seen_in_its_weights(tmp_path: Path) -> 
     ("layout", "facts", "data"),
     [
         ("yanx27_pointnet_parts", {"num_classes": 50, "in_channels": 6, "num_categories": 16}, {"normals": "file"}),
-        ("yanx27_pointnet_scenes", {"num_classes": 13, "in_channels": 9}, {"colours": True, "place": True}),
+        (
+            "yanx27_pointnet_scenes",
+            {"num_classes": 13, "in_channels": 9},
+            {"colours": True, "normalised_position": True},
+        ),
     ],
 )
 def test_weights_for_points_know_the_set_they_were_published_for(

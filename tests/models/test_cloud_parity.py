@@ -156,7 +156,7 @@ GOLDEN = {
     "dgcnn_semseg_antao": Case(
         DGCNNScenes,
         "antao97_dgcnn_scenes",
-        SCENES | {"num_neighbours": 20, "first_graph": "place"},
+        SCENES | {"num_neighbours": 20, "first_graph": "normalised_position"},
         LEVELS,
         smoothing=0.2,
         plain_alone=tuple(EDGES),

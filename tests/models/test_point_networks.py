@@ -92,7 +92,7 @@ def test_transform_starts_from_the_identity() -> None:
     assert torch.equal(transform(torch.randn(2, 10, 3)), torch.eye(3).expand(2, 3, 3))
 
 
-@pytest.mark.parametrize(("first_graph", "moved"), [("points", slice(0, 3)), ("place", slice(6, 9))])
+@pytest.mark.parametrize(("first_graph", "moved"), [("points", slice(0, 3)), ("normalised_position", slice(6, 9))])
 def test_first_graph_of_scenes_is_sought_where_it_is_told(first_graph: str, moved: slice) -> None:
     """It changes with the three channels named, and with no others."""
     arguments = {"num_classes": 4, "in_channels": 9, "num_neighbours": 5, "first_graph": first_graph}
@@ -110,8 +110,8 @@ def test_first_graph_of_scenes_is_sought_where_it_is_told(first_graph: str, move
 
 
 def test_a_place_that_no_channel_holds_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"first_graph: place .* at least 6 channels, there are 3"):
-        DGCNNScenes(num_classes=4, in_channels=3, first_graph="place")
+    with pytest.raises(ConfigError, match=r"first_graph: normalised_position .* at least 6 channels, there are 3"):
+        DGCNNScenes(num_classes=4, in_channels=3, first_graph="normalised_position")
 
 
 # --- PCT --------------------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ model: {name: intrapoint, points: {name: dgcnn, num_neighbours: 8, embedding: 16
 losses: [{name: intra_modal}]
 metrics: [{name: pairs}]
 transforms:
-  train: [{name: two_views, each: [{name: rotate, axis: up}, {name: jitter}]}]
-  evaluate: [{name: two_views, each: [{name: rotate, axis: up}, {name: jitter}]}]
+  train: [{name: two_views, transforms: [{name: rotate, axis: up}, {name: jitter}]}]
+  evaluate: [{name: two_views, transforms: [{name: rotate, axis: up}, {name: jitter}]}]
 optimizer: {name: adam, lr: 1e-3}
 train: {epochs: 1, batch_size: 16}
 evaluate: {metric: uniformity, batch_size: 10}

@@ -219,7 +219,7 @@ def test_advice_on_a_graph_that_grows_is_in_its_own_count(tmp_path: Path) -> Non
 
 
 def test_a_graph_of_an_encoder_that_does_not_grow_is_told_as_well(tmp_path: Path) -> None:
-    views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
+    views = "[{name: two_views, transforms: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
     points = "model.points={name: dgcnn_parts, num_neighbours: 8, embedding: 16}"
     run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", points)
     told = "\n".join(open_probed(run, checkpoint="last", data=None).notes)
@@ -227,7 +227,7 @@ def test_a_graph_of_an_encoder_that_does_not_grow_is_told_as_well(tmp_path: Path
 
 
 def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(run: Path) -> None:
-    views = "transforms.evaluate=[{name: two_views, each: [{name: normalize_unit_sphere}, {name: jitter}]}]"
+    views = "transforms.evaluate=[{name: two_views, transforms: [{name: normalize_unit_sphere}, {name: jitter}]}]"
     probed = open_probed(run, checkpoint="last", data=None, overrides=[views])
     batch = probed.data.train.reader([SampleKey(int(probed.data.train.indices[0]), 0, 0)])
     (points,) = batch["points"]

@@ -29,8 +29,8 @@ model: {{name: intrapoint, points: {{name: dgcnn, num_neighbours: 4, embedding: 
 losses: [{{name: intra_modal}}]
 metrics: [{{name: pairs}}]
 transforms:
-  train: [{{name: two_views, each: [{{name: rotate}}, {{name: jitter}}]}}]
-  evaluate: [{{name: two_views, each: [{{name: rotate}}, {{name: jitter}}]}}]
+  train: [{{name: two_views, transforms: [{{name: rotate}}, {{name: jitter}}]}}]
+  evaluate: [{{name: two_views, transforms: [{{name: rotate}}, {{name: jitter}}]}}]
 optimizer: {{name: adam, lr: 1e-3}}
 train: {{epochs: 1, batch_size: 32, steps: 2}}
 evaluate: {{metric: uniformity}}

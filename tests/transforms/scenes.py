@@ -26,7 +26,7 @@ def make_scene(num_points: int = 3000, num_clouds: int = 1, *, seed: int = 0) ->
         "colours": torch.rand(num_clouds, num_points, 3, generator=generator),
         "label": number % 13,
         "part": number,
-        "place": points / torch.tensor([3.0, 2.0, 2.5]),
+        "normalised_position": points / torch.tensor([3.0, 2.0, 2.5]),
     }
 
 

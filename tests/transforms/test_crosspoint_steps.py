@@ -41,8 +41,10 @@ def test_each_step_agrees_with_the_authors_on_their_own_draws(shared: Path) -> N
 JITTER = {"name": "jitter", "std": 0.01, "clip": 0.05}
 
 
-def two_views(*each: dict) -> TwoViews:
-    return registry.transforms.build(ComponentConfig("two_views", {"each": list(each)}), facts={"up_axis": "z"})
+def two_views(*transforms: dict) -> TwoViews:
+    return registry.transforms.build(
+        ComponentConfig("two_views", {"transforms": list(transforms)}), facts={"up_axis": "z"}
+    )
 
 
 def draws(*indices: int) -> Draws:
@@ -85,5 +87,7 @@ def test_what_needs_more_than_points_is_refused() -> None:
         def __call__(self, draws: Draws, *, points: torch.Tensor, label: torch.Tensor) -> dict:
             return {"points": points}
 
-    with pytest.raises(ConfigError, match=r"two_views.each: transform 0 takes label, points; only those of points"):
-        TwoViews(each=(Labelled(),))
+    with pytest.raises(
+        ConfigError, match=r"two_views.transforms: transform 0 takes label, points; only those of points"
+    ):
+        TwoViews(transforms=(Labelled(),))

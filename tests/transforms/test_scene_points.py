@@ -61,7 +61,7 @@ def test_what_belongs_to_a_point_goes_with_it(name: str) -> None:
     scene = make_scene()
     chosen = apply(name, scene)
     index = chosen["part"][0]
-    for key in ("colours", "label", "place"):
+    for key in ("colours", "label", "normalised_position"):
         assert torch.equal(chosen[key][0], scene[key][0, index])
     moved = chosen["points"][0] - scene["points"][0, index]
     assert (moved - moved[:1]).abs().max() <= 4 * EPS * 3, "as a whole, up to the rounding of one subtraction"

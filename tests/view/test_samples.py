@@ -103,7 +103,7 @@ def test_stages_hold_the_bits_that_training_and_evaluation_see() -> None:
 def test_both_views_of_a_pair_are_shown_by_height_alone() -> None:
     """Its parts and normals belong to the rows of the raw cloud: a view may have dropped or turned them."""
     dataset = shapes()
-    reader = BatchReader(dataset, [NamedTransform("two_views", TwoViews(each=(Rotate(up_axis="z"),)))])
+    reader = BatchReader(dataset, [NamedTransform("two_views", TwoViews(transforms=(Rotate(up_axis="z"),)))])
     subject = subject_of(dataset, Branch("train", reader, 3), index=5)
     stages = ["raw", "train 1: two_views, first", "train 1: two_views, second"]
     assert [cloud.stage for cloud in subject.stages] == stages

@@ -172,8 +172,8 @@ def _build_sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> lis
     _assert_same_y(refiner, first.info.facts["camera_px"][1], f"data set '{data.name}'")
     other_splits = [name for name in first.info.split_sizes if name not in ("train", "test")]
     other_sets = [registry.data.build(data, facts={"split": name}) for name in other_splits] if split == "train" else []
-    others = [frames for frames in other_sets if isinstance(frames, DepthFrames)]
-    return [first, *(frames for frames in others if frames.part.file_split == split)]
+    depth_sets = [frames for frames in other_sets if isinstance(frames, DepthFrames)]
+    return [first, *(frames for frames in depth_sets if frames.part.file_split == split)]
 
 
 def _read_batches(frames: DepthFrames, refiner: TrainedRun) -> Iterator[Batch]:

@@ -52,7 +52,7 @@ class PointSelector(Transform):
         part: Tensor | None = None,
         label: Tensor | None = None,
         colours: Tensor | None = None,
-        place: Tensor | None = None,
+        normalised_position: Tensor | None = None,
         remission: Tensor | None = None,
         ring: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class PointSelector(Transform):
         if choice is None:
             return {}
         fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
-        fields |= {"colours": colours, "place": place, "remission": remission, "ring": ring}
+        fields |= {"colours": colours, "normalised_position": normalised_position, "remission": remission, "ring": ring}
         is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
         chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
         if self.score_all:

@@ -25,7 +25,7 @@ class TwoViews(Transform):
     >>> from sightline.contract.draws import Draws
     >>> from sightline.parts.transforms.points import Jitter
     >>> from sightline.parts.transforms.two_views import TwoViews
-    >>> views = TwoViews(each=(Jitter(),))(Draws.from_seed(0), points=torch.zeros(1, 2, 3))
+    >>> views = TwoViews(transforms=(Jitter(),))(Draws.from_seed(0), points=torch.zeros(1, 2, 3))
     >>> {name: tuple(view.shape) for name, view in views.items()}
     {'points': (1, 2, 3), 'other_points': (1, 2, 3)}
     >>> torch.equal(views["points"], views["other_points"])
@@ -36,15 +36,15 @@ class TwoViews(Transform):
 
     adds: Mapping[str, Field] = {"other_points": Field("as points", "float32", "as points", "as points")}
 
-    def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
-        for index, transform in enumerate(each):
+    def __init__(self, *, transforms: tuple[TransformBlock, ...]) -> None:
+        for index, transform in enumerate(transforms):
             needed = _list_required_fields(transform)
             if needed != {"points"}:
                 raise ConfigError(
-                    f"two_views.each: transform {index} takes {', '.join(sorted(needed))}; only those of points alone "
-                    "can be drawn twice"
+                    f"two_views.transforms: transform {index} takes {', '.join(sorted(needed))}; only those of points "
+                    "alone can be drawn twice"
                 )
-        self.each: tuple[Transform, ...] = each
+        self.transforms: tuple[Transform, ...] = transforms
 
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
         return {
@@ -53,7 +53,7 @@ class TwoViews(Transform):
         }
 
     def _view(self, draws: Draws, points: Tensor) -> Tensor:
-        for index, transform in enumerate(self.each):
+        for index, transform in enumerate(self.transforms):
             points = transform(draws.stream(str(index)), points=points)["points"]
         return points
 

@@ -182,7 +182,7 @@ def _make_scene_sample(
         prepared["colours"] = prepared["colours"] / np.float32(255)
     if "place" in info.features:
         with np.errstate(invalid="ignore"):  # points too large for float32 are refused with their own message
-            prepared["place"] = normalised_position(prepared["points"])
+            prepared["normalised_position"] = normalised_position(prepared["points"])
     fields = {key: prepared[key] for key in ("points", *info.features)}
     assert_within(fields, info, where, any_scale=True)
     if not any_scale:
@@ -269,7 +269,7 @@ def _extract_features(
         steps += treatment
     if "place" in info.features:
         with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused later
-            offered["place"] = normalised_position(cloud.points.astype(np.float32))
+            offered["normalised_position"] = normalised_position(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
     _assert_features(offered, features, cloud, where)
     rows = {name: np.asarray(offered[name]).reshape(len(cloud.points), -1) for name in features}

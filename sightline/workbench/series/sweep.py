@@ -83,8 +83,10 @@ class Sweep:
         asked |= {f"--space {dimension.key}": dimension.describe() for dimension in self._space}
         asked |= {f"--plugin {name}": sha for plugin in self._read.plugins for name, sha in plugin.digests().items()}
         asked |= {k: v for k, v in flatten(to_plain(config)).items() if not k.startswith(MAY_DIFFER)}
-        others = {f" with {override}": c for override, c in tried.items() if get_sources(c) != get_sources(config)}
-        for at, other in {"": config, **others}.items():
+        tried_values = {
+            f" with {override}": c for override, c in tried.items() if get_sources(c) != get_sources(config)
+        }
+        for at, other in {"": config, **tried_values}.items():
             asked |= {f"contents of {name}{at}": digest for name, digest in digest_inputs(other).items()}
         return asked
 

@@ -71,20 +71,20 @@ def test_facts_and_fields(root: Path) -> None:
         seen += np.bincount(rooms[SampleKey(index, 0, 0)]["label"], minlength=13)
     assert facts["class_counts"] == tuple(seen.tolist())
     assert S3dis(split="train", root=str(root), colours=False).info.facts["in_channels"] == 3
-    nine = S3dis(split="train", root=str(root), place=True)
+    nine = S3dis(split="train", root=str(root), normalised_position=True)
     assert nine.info.facts["in_channels"] == 9
     batch = BatchReader(nine)([SampleKey(0, 0, 0), SampleKey(1, 0, 0)])
     assert batch["features"].shape == (int(batch["offsets"][-1]), 6)
-    assert torch.equal(batch["features"], torch.cat((batch["colours"], batch["place"]), 1))
-    assert batch["place"].amin() == 0
-    assert batch["place"].amax() == 1
+    assert torch.equal(batch["features"], torch.cat((batch["colours"], batch["normalised_position"]), 1))
+    assert batch["normalised_position"].amin() == 0
+    assert batch["normalised_position"].amax() == 1
 
 
-@pytest.mark.parametrize(("colours", "place"), [(True, False), (False, False), (True, True)])
-def test_a_promise_is_what_info_states(root: Path, colours: bool, place: bool) -> None:
+@pytest.mark.parametrize(("colours", "position"), [(True, False), (False, False), (True, True)])
+def test_a_promise_is_what_info_states(root: Path, colours: bool, position: bool) -> None:
     """How far points reach, and what a field is called there, a set that is not there cannot tell."""
-    info = S3dis(split="train", root=str(root), colours=colours, place=place).info
-    promised = S3dis.expected_info(colours=colours, place=place)
+    info = S3dis(split="train", root=str(root), colours=colours, normalised_position=position).info
+    promised = S3dis.expected_info(colours=colours, normalised_position=position)
     assert {**promised.facts, "class_counts": info.facts["class_counts"]} == info.facts
     assert (promised.features, list(promised.fields)) == (info.features, list(info.fields))
     for name, field in promised.fields.items():

@@ -83,7 +83,7 @@ def test_what_the_set_does_and_what_a_transform_does_is_the_same() -> None:
 
 
 def test_views_of_a_method_are_no_transform_of_its_data() -> None:
-    views = "transforms.evaluate=[{name: two_views, each: [{name: rotate}, {name: jitter}]}]"
+    views = "transforms.evaluate=[{name: two_views, transforms: [{name: rotate}, {name: jitter}]}]"
     assert signature_differences(stage(), stage(views)) == []
 
 

@@ -294,10 +294,11 @@ class DGCNNParts(DGCNNPartsEncoder, Model):
 class DGCNNScenes(Model):
     """DGCNN scene segmentation: the class of every point of a block, by three edge convolutions, max pooling, a head.
 
-    `first_graph` is where the first graph is built: among the `points`, or in the last three channels, the `place`,
-    where the published code takes its nine channels xyz, rgb and position in the room. The order of the points does not
-    matter. Clouds need at least `num_neighbours` points, and are of one size in a batch; the authors take 20 of 4096.
-    `fused: false` uses the plain forms of all layers: the same numbers, several times slower, for comparison.
+    `first_graph` is where the first graph is built: among the `points`, or in the last three channels, the
+    `normalised_position`, where the published code takes its nine channels xyz, rgb and position in the room. The order
+    of the points does not matter. Clouds need at least `num_neighbours` points, and are of one size in a batch; the
+    authors take 20 of 4096. `fused: false` uses the plain forms of all layers: the same numbers, several times slower,
+    for comparison.
     Source: Wang et al. 2019, section 4.5; layout of antao97/dgcnn.pytorch.
     """
 
@@ -306,17 +307,17 @@ class DGCNNScenes(Model):
         *,
         num_classes: int,
         in_channels: int,
-        first_graph: Literal["points", "place"] = "points",
+        first_graph: Literal["points", "normalised_position"] = "points",
         num_neighbours: Count = 20,
         embedding: Width = 1024,
         dropout: Probability = 0.5,
         fused: bool = True,
     ) -> None:
         super().__init__()
-        if first_graph == "place" and in_channels < 6:
+        if first_graph == "normalised_position" and in_channels < 6:
             raise ConfigError(
-                f"dgcnn_scenes.first_graph: place is in the last three of at least 6 channels, there are {in_channels}"
-                "; give the points their position in the room as last feature, or take points"
+                f"dgcnn_scenes.first_graph: normalised_position is in the last three of at least 6 channels, there are "
+                f"{in_channels}; give the points their position in the room as last feature, or take points"
             )
         self.in_channels = in_channels
         self.first_graph = first_graph
@@ -337,7 +338,7 @@ class DGCNNScenes(Model):
         Raises ValueError for clouds of several sizes and for values that are not finite.
         """
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
-        near_BN3 = channels_BNC[..., -3:] if self.first_graph == "place" else channels_BNC[..., :3]
+        near_BN3 = channels_BNC[..., -3:] if self.first_graph == "normalised_position" else channels_BNC[..., :3]
         logits = self.head(self.join(*self.levels(channels_BNC, near_BN3)))
         return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 

@@ -185,13 +185,13 @@ class LabelledClouds(PreparedRows):
             raise DataError(f"{self._prepared.root}: its normals are all 0; set data.normals=estimated, or none")
         return () if normals == "none" else ("normals",)
 
-    def _check_num_points(self, wanted: int | None) -> int:
+    def _check_num_points(self, num_points: int | None) -> int:
         stored = self._prepared.manifest["columns"]["points"]["shape"][0]
-        if wanted is not None and wanted > stored:
+        if num_points is not None and num_points > stored:
             raise DataError(
-                f"{self._prepared.root}: num_points is {wanted}, {stored} points a shape are stored; ask for fewer"
+                f"{self._prepared.root}: num_points is {num_points}, {stored} points a shape are stored; ask for fewer"
             )
-        return wanted or stored
+        return num_points or stored
 
 
 def promised_info(

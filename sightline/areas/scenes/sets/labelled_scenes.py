@@ -30,7 +30,8 @@ class LabelledScenes(WholeRows):
     """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 
     Transforms crop and subsample. With `repeats` an epoch of the training split visits every scene `repeats` times;
-    other splits have every scene once. `features` are added to the model's input: stored columns, or `place`.
+    other splits have every scene once. `features` are added to the model's input: stored columns, or
+    `normalised_position`.
     """
 
     forms: ClassVar[Mapping[str, ColumnForm]] = {"points": VECTORS, "normals": VECTORS, "label": CLASSES}
@@ -88,7 +89,7 @@ class LabelledScenes(WholeRows):
         if name == "colours":
             field = Field("points 3", "float32", "red, green, blue", "", 0.0, 1.0, "concatenate")
             return SampleColumn(name, field, _scale_colours)
-        if name == "place":
+        if name == "normalised_position":
             field = Field("points 3", "float32", "share of the scene's extent", "", 0.0, 1.0, "concatenate")
             return SampleColumn("points", field, _scale_position)
         if name == "normals":

@@ -127,9 +127,9 @@ _FORM = CloudInputSpec(columns=("x", "y", "z", "red", "green", "blue"), scene={"
 class S3dis(LabelledScenes):
     """Rooms of S3DIS, one sample each, in metres from the room's lowest corner: all areas but `test_area` to train on.
 
-    `colours` adds red, green and blue, 0 to 1, to the model's input; `place` adds the position relative to the room's
-    extent, 0 to 1; both together give the nine channels of the dense models. An epoch visits every training room
-    `repeats` times; `validation_share` of the training rooms, by `split_seed`, choose the checkpoint.
+    `colours` adds red, green and blue, 0 to 1, to the model's input; `normalised_position` adds the position relative
+    to the room's extent, 0 to 1; both together give the nine channels of the dense models. An epoch visits every
+    training room `repeats` times; `validation_share` of the training rooms, by `split_seed`, choose the checkpoint.
     Source: Armeni et al. 2016; the splits of Tchapmi et al. 2017 (area 5) and Qi et al. 2017 (six folds).
     """
 
@@ -144,7 +144,7 @@ class S3dis(LabelledScenes):
         root: str | None = None,
         test_area: AreaNumber = 5,
         colours: bool = True,
-        place: bool = False,
+        normalised_position: bool = False,
         repeats: Count = 1,
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
@@ -156,13 +156,13 @@ class S3dis(LabelledScenes):
             deal=partial(_deal_rooms, share=validation_share, seed=split_seed),
             advice="set data.test_area to one of these",
         )
-        features = _feature_names(colours=colours, place=place)
+        features = _feature_names(colours=colours, normalised_position=normalised_position)
         super().__init__(prepared=prepared, split=split, parts=parts, features=features, repeats=repeats)
 
     @classmethod
-    def expected_info(cls, *, colours: bool = True, place: bool = False) -> DataInfo:
+    def expected_info(cls, *, colours: bool = True, normalised_position: bool = False) -> DataInfo:
         """Return the DataInfo expected before preparation, without counts."""
-        features = _feature_names(colours=colours, place=place)
+        features = _feature_names(colours=colours, normalised_position=normalised_position)
         coordinates = Field("points 3", "float32", "m", "scene, z up", collate="concatenate")
         shares = Field("points 3", "float32", "", "", 0.0, 1.0, "concatenate")
         fields = {"points": coordinates, **dict.fromkeys(features, shares)}
@@ -196,9 +196,9 @@ class S3dis(LabelledScenes):
         return _FORM
 
 
-def _feature_names(*, colours: bool, place: bool) -> tuple[str, ...]:
+def _feature_names(*, colours: bool, normalised_position: bool) -> tuple[str, ...]:
     """Return the names of the features in addition to the coordinates."""
-    return (*(["colours"] if colours else []), *(["place"] if place else []))
+    return (*(["colours"] if colours else []), *(["normalised_position"] if normalised_position else []))
 
 
 def _read_row(order: str | None, room: Room) -> SampleRow:
