@@ -13,12 +13,22 @@ from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
-__all__ = ["CPU", "compared", "guilty", "step_of", "variant"]
+__all__ = ["CPU", "LossesAlone", "compared", "guilty", "step_of", "variant"]
 
 CPU = torch.device("cpu")
 
 
-class _Weighted(Task):
+class LossesAlone(Task):
+    """Base of tasks whose steps are taken, and which predict nothing."""
+
+    def predict(self, model: Any, batch: Any) -> Any:
+        raise NotImplementedError
+
+    def losses_and_predictions(self, model: Any, batch: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+
+class _Weighted(LossesAlone):
     """A loss that weighs every output by numbers of its own, so that all of them count and none alike."""
 
     def prepare(self, model: Any, micro_batches: Any, world: Any) -> Any:

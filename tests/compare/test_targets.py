@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.task import Task
 from sightline.workbench.compare.layerwise import LOSS, TARGETS, LayerComparison
-from tests.compare.steps import compared
+from tests.compare.steps import LossesAlone, compared
 
 RATIOS = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
 """Of anchors of equal areas: one that holds a box overlaps it as much as any other, but for rounding."""
@@ -18,7 +17,7 @@ SIZES = torch.tensor([30.0, 60.0], dtype=torch.float64)
 """Of anchors: a box of the larger ones has one that is best."""
 
 
-class Assigning(Task):
+class Assigning(LossesAlone):
     """Each box goes to the anchors that it overlaps most; `skips` the best of them, `scale` is the loss's."""
 
     def __init__(self, *, skips: int = 0, scale: float = 1.0, divisor: float = 1.0) -> None:

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from sightline.compression.policy import WeightFormat
 from sightline.compression.weights import quantisable_weights
 from sightline.contract.errors import UserError
-from sightline.contract.task import Task
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.step import Step, prepare_step, single_batch_step
 from sightline.workbench.compress.curvature import Curvature, build_curvature, hessian_product, hessian_traces
 from sightline.workbench.compress.simulator import PolicySimulator
+from tests.compare.steps import LossesAlone
 from tests.golden_parity import Golden, load_golden, rule_made_state
 from tests.runs.small import small_run
 
@@ -144,7 +144,7 @@ def test_a_diagonal_hessian_is_exact_with_one_draw() -> None:
 CPU = torch.device("cpu")
 
 
-class Regression(Task):
+class Regression(LossesAlone):
     """A task of two losses, sums over samples."""
 
     def __init__(self, first: Any = F.mse_loss) -> None:

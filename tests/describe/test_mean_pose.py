@@ -27,6 +27,9 @@ class _Poses(Dataset):
         self.reference = draw.normal([0, 0, 350], 20, (count, 3)).astype(np.float32)
         self.info = SimpleNamespace(fields=dict.fromkeys(("joints", "visible", "reference")))
 
+    def __len__(self) -> int:
+        return len(self.joints)
+
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
         return {
             name: torch.from_numpy(np.asarray(getattr(self, name)[key.index]))

@@ -137,6 +137,7 @@ def test_losses_of_a_few_samples_go_up_and_down(losses: list[float]) -> None:
         ((0.9, 0.95, 0.1), (1.0, 0.5, 2.0), True, []),  # a training that diverges shows it by its losses
         ((0.9, 0.3, 0.8, 0.2), (1.0, 0.5, 0.4, 0.3), True, []),  # figures that always leap
         ((0.9, 0.95, 0.8), (1.0, 0.5, 0.1), True, []),  # over-fitting
+        ((0.016, 0.026, 0.0004), (1.6, 1.56, 1.56), True, []),  # a figure of chance comes and goes
     ],
 )
 def test_a_figure_falls_while_the_loss_does_not_rise(

@@ -371,13 +371,14 @@ def loss_begins_high(levels: Levels, term: LossTerm) -> Fault | None:
 
 
 def compare_start(levels: Levels) -> Fault | None:
-    """Return the fault of a first loss that is far above those of trivial outputs."""
+    """Return the fault of a first loss that is far above those of trivial outputs; up to 100 times it is a note."""
     trivial = max(levels.zero, levels.constant)
     if levels.constant < 0 or not trivial > 0 or levels.start <= _MAX_START * trivial:
         return None
     return Fault(
         f"the network begins {levels.start / trivial:.3g} times worse than outputs that need no network",
         measured=_describe_levels(levels, "outputs"),
+        severity=None if levels.start > _MAX_START**2 * trivial else "note",
     )
 
 

@@ -21,6 +21,8 @@ _MIN_TIMES = 4.5
 _MAX_LOW, _MIN_BACK, _MIN_RISE = 0.6, 0.8, math.log(2.0)
 """Level of losses that have fallen and of losses that are back, by that of the first ones; least step up."""
 _MIN_FALL, _MIN_UNUSUAL, _MAX_LOSS = 0.5, 3.0, 1.5
+_MIN_BEST = 0.1
+"""Smallest best figure, of those of which a larger one is better, that was learnt: one of 0.02 comes and goes."""
 _MIN_GAP, _MIN_NOISES, _MAX_LEARNT = 0.5, 10.0, 0.7
 _MIN_RATIO, _MIN_NOISES_OF_SPOILT = 1e4, 4.0
 """Ratio of running statistics to those of a batch from which less of a gap is unusual."""
@@ -113,6 +115,8 @@ def _has_returned(levels: LossLevels, rise: Jump) -> bool:
 def fallen_metric(record: Record, metric_fall: Fall) -> Fault | None:
     """Look for a figure that has fallen far, stays there or is the last one, while the training loss has not risen."""
     fall = metric_fall
+    if record.is_higher_better and fall.best.value < _MIN_BEST:
+        return None
     is_lasting = record.is_over or fall.num_fallen > 1
     is_far = fall.share > max(_MIN_FALL, _MIN_UNUSUAL * fall.usual_share)
     if not is_lasting or not is_far or not fall.last.loss <= _MAX_LOSS * fall.best.loss:
