@@ -7,10 +7,8 @@
     run = sightline.load_run("runs/modelnet40_pointnet/1")
     logits = run.model(points=run.transform({"points": points})["points"])["logits"]
 
-`sightline.ops` and `sightline.metrics` contain the functions and states that the package itself uses. One's own parts
-derive from `sightline.Model`, `sightline.Dataset`, `sightline.Loss` and so on, are annotated by `sightline.Count` and
-the like, and are registered by `sightline.register.model("my_net")`.
-
+One's own parts derive from `sightline.Model`, `sightline.Dataset`, `sightline.Loss` and so on, are annotated by
+`sightline.Count` and the like, and are registered by `sightline.register.model("my_net")`.
 Nothing is imported before its first use: `import sightline` alone does not even import torch.
 """
 

@@ -9,6 +9,28 @@ from __future__ import annotations
 
 from sightline.contract import registry
 
+__all__ = [
+    "assigner",
+    "backbone",
+    "data",
+    "head",
+    "image_encoder",
+    "loss",
+    "metric",
+    "model",
+    "neck",
+    "optimizer",
+    "point_encoder",
+    "predictor",
+    "probe",
+    "reference",
+    "schedule",
+    "search",
+    "suppression",
+    "task",
+    "transform",
+]
+
 data = registry.data.add
 model = registry.models.add
 point_encoder = registry.point_encoders.add

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import FAILURES
 from tests.mission.__main__ import PAGE, write_page
 from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows
 from tests.processes import ROOT
 from tests.test_docs import parsed
 
 pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+FAILURES = (Exception, pytest.fail.Exception)
+"""The second is no `Exception`."""
 
 
 def _as_case(row: Row, check: Check) -> object:

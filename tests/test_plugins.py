@@ -18,7 +18,7 @@ from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load
 from tests.command import run_here
 from tests.runs.small import TINY
 
-MODEL = '''from sightline.contract import registry
+MODEL = '''import sightline
 
 
 @sightline.register.model("{name}")
@@ -79,9 +79,9 @@ def test_without_it_a_file_beside_the_config_that_defines_the_name_is_named(
     """Its text is searched: it is not run, not even where it ends the program."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a b.py", "raise SystemExit\n" + MODEL.format(name="zzz", width=1))
-    write(tmp_path / "other.py", "models.add('zz')")
+    write(tmp_path / "other.py", "register.model('zz')")
     config = write(tmp_path / "sub" / "mine.yaml", TINY.read_text().replace("pointnet_plain, embedding: 16", "yyy"))
-    write(tmp_path / "sub" / "net.py", "@models.add( 'yyy' )")
+    write(tmp_path / "sub" / "net.py", "@sightline.register.model( 'yyy' )")
     write(tmp_path / "sub" / "folder.py" / "x", "")
     with pytest.raises(ConfigError, match=r"no model is called 'zzz'; a b\.py defines it: give --plugin 'a b\.py'$"):
         read_config(TINY, ["model={name: zzz}"])

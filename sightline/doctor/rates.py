@@ -77,13 +77,8 @@ def get_rate_of_runs(name: str) -> Rate:
     return Rate(*_read()["runs"].get(name, (0, 0)))
 
 
-def is_waiting(name: str) -> bool:
-    """Return True for a rule that keeps its alarms until it is measured anew."""
-    return name in _read().get("waiting", ())
-
-
 @functools.cache
 def may_alarm(name: str) -> bool:
     """Return True for a statistical rule that gives errors and warnings."""
     is_silent = is_of_runs(name) and not get_rate_of_runs(name).alarms
-    return get_rate(name).is_low or is_silent or is_waiting(name)
+    return get_rate(name).is_low or is_silent

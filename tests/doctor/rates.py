@@ -85,8 +85,6 @@ def write_section(document: Mapping[str, Any]) -> str:
         f"At {document['commit']}: of {plain.asked} drawn programs **{plain.alarms} had an alarm when they were first "
     )
     text += f"run**, of {rare.asked} of rare kinds {rare.alarms}, of {whole.asked} runs {whole.alarms}."
-    if waiting := document.get("waiting", ()):
-        text += f" {len(waiting)} statistical rules keep their alarms until they are measured anew."
     others = {rule.name for rule in all_rules() if rule.is_statistical and rates.is_of_runs(rule.name)}
     if anew := document.get("anew", ()):
         text += f" {', '.join(f'`{name}`' for name in anew)}: changed after the first draws, so later ones count alone."

@@ -28,7 +28,6 @@ from sightline.doctor.rules.outcomes import mode_gap
 from sightline.doctor.rules.run import trivial_plateau
 from sightline.doctor.rules.samples import end_is_not_learnt
 from sightline.doctor.rules.targets import boxes_apart, other_places
-from sightline.workbench.check.suite import all_rules
 from tests.doctor.asking import recorded
 from tests.doctor.healthy.program import draw, list_draws
 from tests.doctor.healthy.rare import RARE
@@ -49,7 +48,7 @@ all are 0 at some weights; shares of classes that are 0."""
 def _written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rules = {"doctor.rules.few": [9, 0], "doctor.rules.many": [700, 0], "doctor.rules.loud": [700, 9]}
     runs = {"doctor.rules.of_runs": [40, 0], "areas.loud": [40, 1], "doctor.rules.few": [40, 0]}
-    document = {"waiting": ["doctor.rules.waits"], "rules": rules, "runs": runs}
+    document = {"rules": rules, "runs": runs}
     monkeypatch.setattr(rates, "_read", lambda: document)
     rates.may_alarm.cache_clear()
     yield
@@ -69,7 +68,7 @@ def test_the_bound_is_that_of_clopper_and_pearson() -> None:
 
 @pytest.mark.usefixtures("_written")
 def test_a_statistic_without_a_known_rate_is_a_note() -> None:
-    alarming = "doctor.rules.many", "doctor.rules.waits", "doctor.rules.of_runs", "areas.never_asked"
+    alarming = "doctor.rules.many", "doctor.rules.of_runs", "areas.never_asked"
     assert all(map(rates.may_alarm, alarming))
     assert not any(map(rates.may_alarm, ("doctor.rules.few", "doctor.rules.loud", "areas.loud", "plugin.other")))
     for is_statistical, severity in ((True, "note"), (False, "error")):
@@ -80,7 +79,6 @@ def test_a_statistic_without_a_known_rate_is_a_note() -> None:
 def test_the_page_has_the_numbers_of_the_file() -> None:
     text, document = PAGE.read_text(encoding="utf-8"), json.loads(PATH.read_text(encoding="utf-8"))
     assert text == with_section(text, document), "run `python -m tests.doctor.rates`"
-    assert {*document.get("waiting", ())} <= {rule.name for rule in all_rules() if rule.is_statistical}
 
 
 def test_rates_are_counted_by_what_is_drawn_and_by_whole_runs() -> None:

@@ -407,7 +407,7 @@ def test_a_forked_process_that_leaves_keeps_its_parents_folder() -> None:
     assert child.exitcode == 3
     assert (folder / "socket").exists()
     script = (
-        "import multiprocessing.util, sys; from sightline.engine.watchdog import exit_process; "
+        "import multiprocessing.util, sys; from sightline.engine.failures import exit_process; "
         "print(multiprocessing.util.get_temp_dir(), flush=True); exit_process(3)"
     )
     left = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

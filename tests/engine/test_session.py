@@ -272,6 +272,8 @@ from pathlib import Path
 
 import torch
 
+import sightline
+
 
 @sightline.register.metric("fatal")
 class Fatal(sightline.Metric):

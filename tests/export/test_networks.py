@@ -11,6 +11,7 @@ import torch
 
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import RunError
+from sightline.contract.task import Task
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import load_written, write_onnx
 from sightline.workbench.export.graph import GraphNetwork
@@ -30,7 +31,7 @@ class Encoding:
     compares_rows = True
 
 
-class Plain:
+class Plain(Task):
     """Task without a decoding."""
 
 

@@ -16,6 +16,7 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch, Field, SampleKey
 from sightline.engine.build import TrainingSetup
+from sightline.engine.schedules import Schedule
 from tests.planted import networks
 from tests.planted.networks import OwnNetwork, change_layers, change_network
 from tests.planted.planting import Plant, Planter, add_class_loss, edit, wrap
@@ -28,7 +29,7 @@ def _train_head_only(built: TrainingSetup) -> None:
     built.job.optimizer.param_groups[0]["params"] = head
 
 
-class NoSchedule:
+class NoSchedule(Schedule):
     """Schedule that divides by the wrong number: 0 for the first million steps."""
 
     def __init__(self, *, num_steps: int, steps_per_epoch: int) -> None:

@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.contract.errors import DataError
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.distributed import World
-from sightline.store.loading import concat
+from sightline.store.loading import rendered_views
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.probe import probed_run
 from sightline.workbench.probe.classifiers import SVM
@@ -98,7 +98,7 @@ def test_any_classifier_has_features(tmp_path: Path) -> None:
 
 def test_no_view_is_rendered_for_features(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And they are the same with views as without, from the same files."""
-    monkeypatch.setattr(concat, "render_cloud", None)
+    monkeypatch.setattr(rendered_views, "render_cloud", None)
     (before, _), (after, _) = features_of(run), features_of(run, "data.views={count: 3, size_px: 8}")
     assert np.array_equal(before.train.rows, after.train.rows)
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.contract import registry
+import sightline
 from sightline.layers.cloud_layouts import as_packed
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
@@ -35,7 +35,7 @@ class Output(TypedDict):
     logits: Tensor
 
 
-class PerPoint(nn.Module):
+class PerPoint(sightline.Model):
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(in_channels, 16), nn.ReLU(), nn.Linear(16, num_classes))

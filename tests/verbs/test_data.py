@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.config import read_config
 from sightline.config.plain_values import to_plain
 from sightline.engine.build import build_data
@@ -261,7 +262,7 @@ def test_a_narrow_terminal_drops_the_first_columns_and_breaks_no_name(
 
 
 def test_baselines_of_a_data_set_stand_below_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    class Room:
+    class Room(SyntheticShapes):
         baselines: ClassVar = {"miou": {"the majority class": 0.02, "a forest": 0.417}}
 
     document = {
@@ -270,7 +271,7 @@ def test_baselines_of_a_data_set_stand_below_the_figures(capsys: pytest.CaptureF
         "data": {"num_samples": 1},
         "metrics": {"miou": 0.5},
     }
-    show_evaluation(document, title="a run", dataset=Room())
+    show_evaluation(document, title="a run", dataset=Room(split="test", train_size=4, test_size=4))
     assert "to compare miou with: 0.020 for the majority class, 0.417 for a forest" in capsys.readouterr().err
 
 

@@ -69,7 +69,7 @@ def test_of_two_processes_each_states_how_long_it_waited_for_gradients(tmp_path:
         (["--find-rate", "--trace", "trace.json.gz"], "leave one of the two out"),
         (["--svg", "rates.svg"], "draws the curve of --find-rate; give both"),
         (["train.epochss=1"], "did you mean 'epochs'?"),
-        (["--epochs", "1"], "write train.epochs=VALUE"),
+        (["--epochs", "1"], "write train.epochs=1"),
     ],
 )
 def test_a_mistake_gets_one_line(words: list[object], expected: str) -> None:
