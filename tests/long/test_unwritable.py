@@ -34,7 +34,7 @@ WRITTEN = (
     (("report", "closed/run", "--out", "closed/a.html"), OUT),
     (("export", "closed/run", "--out", "closed/a.onnx"), OUT),
     (("view", "closed/run", "--num", 1, "--out", "closed/pictures"), OUT),
-    (("compress", "closed/run", "--ratio", "0.2", "--out", "closed/packed"), OUT),
+    (("compress", "run", "closed/run", "--ratio", "0.2", "--out", "closed/packed"), OUT),
     (("data", "prepare", *NEW, "closed/new"), AGAIN.format("to")),
     (("train", "closed/run", "--resume", "auto", "train.epochs=9"), AGAIN.format("out")),
     (
