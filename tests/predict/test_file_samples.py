@@ -214,15 +214,18 @@ def test_colours_are_shares_or_bytes() -> None:
         make_sample(PointCloud(TETRAHEDRON, channels={"red": np.ones(4)}), stated, name="a", where="a.ply")
 
 
-def test_the_place_of_points_is_their_share_of_the_extent() -> None:
+def test_the_normalised_position_of_points_is_their_share_of_the_extent() -> None:
     points = np.array([[2.0, -1, 5], [4, 1, 5], [3.5, 0, 5]])
     found = make_sample(
-        PointCloud(points), info(CloudInputSpec(), "place", low=None, high=None), name="a", where="a.ply"
+        PointCloud(points), info(CloudInputSpec(), "normalised_position", low=None, high=None), name="a", where="a.ply"
     )
-    assert found.fields["place"].tolist() == [[0, 0, 0], [1, 1, 0], [0.75, 0.5, 0]]
+    assert found.fields["normalised_position"].tolist() == [[0, 0, 0], [1, 1, 0], [0.75, 0.5, 0]]
     with pytest.raises(DataError, match="points do not fit into float32"):
         make_sample(
-            PointCloud(points * 1e40), info(CloudInputSpec(), "place", low=None, high=None), name="a", where="a.ply"
+            PointCloud(points * 1e40),
+            info(CloudInputSpec(), "normalised_position", low=None, high=None),
+            name="a",
+            where="a.ply",
         )
 
 
@@ -230,12 +233,12 @@ def test_a_raw_room_of_s3dis_is_the_sample_of_its_set(tmp_path: Path) -> None:
     """The text of a whole room, without names for its columns, against the room that was made of its annotations."""
     raw = write_s3dis(tmp_path / "raw")
     S3dis.prepare(source=raw, target=tmp_path / "set", name="s3dis", progress=no_progress)
-    rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=5, place=True)
+    rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=5, normalised_position=True)
     for index in range(len(rooms)):
         room = rooms.sample_name(index).rpartition("/")[2].removeprefix("Area_5_")
         found = read_sample(raw / "Area_5" / room / f"{room}.txt", rooms.info)
         sample = rooms[SampleKey(index, 0, 0)]
-        for name in ("points", "colours", "place"):
+        for name in ("points", "colours", "normalised_position"):
             assert found.fields[name].dtype == np.float32
             assert np.array_equal(sorted(found.fields[name].tolist()), sorted(sample[name].tolist()))
         assert found.treatment == "prepared as the set was"

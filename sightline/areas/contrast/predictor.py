@@ -105,5 +105,5 @@ def _list_evaluation_transforms(run: TrainedRun) -> list[Any]:
     """List the transforms of evaluation, those of the two views among them."""
     blocks: list[Any] = []
     for block in run.config.transforms.evaluate:
-        blocks += [block, *block.arguments.get("each", ())]
+        blocks += [block, *block.arguments.get("transforms", ())]
     return blocks

@@ -107,7 +107,7 @@ def make_sample(
 
     A cloud that is already normalised as the prepared ones are is taken bit for bit. `to_sphere` centres others and
     scales them to radius 1 if the set only promises that; `any_scale` skips the bounds, for a run whose transforms
-    normalise. The feature `colours` is made of the channels red, green and blue; `place` of the points.
+    normalise. The feature `colours` is made of the channels red, green and blue; `normalised_position` of the points.
     Raises DataError, beginning with `where`, for a missing field, too few points, and a scale outside the set's bounds;
     ConfigError for `to_sphere` if the set was prepared without normalisation.
     """
@@ -167,7 +167,7 @@ def _make_scene_sample(
     available = {
         "normals": cloud.normals,
         "colours": cloud.points if set(COLOURS) <= set(cloud.channels) else None,
-        "place": cloud.points,
+        "normalised_position": cloud.points,
     }
     _assert_features(available, info.features, cloud, where)
     prepared = prepare_scene(
@@ -180,7 +180,7 @@ def _make_scene_sample(
     )
     if "colours" in prepared:
         prepared["colours"] = prepared["colours"] / np.float32(255)
-    if "place" in info.features:
+    if "normalised_position" in info.features:
         with np.errstate(invalid="ignore"):  # points too large for float32 are refused with their own message
             prepared["normalised_position"] = normalised_position(prepared["points"])
     fields = {key: prepared[key] for key in ("points", *info.features)}
@@ -267,7 +267,7 @@ def _extract_features(
     if "colours" in info.features and "colours" not in offered:
         offered["colours"], treatment = _stack_colours(cloud)
         steps += treatment
-    if "place" in info.features:
+    if "normalised_position" in info.features:
         with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused later
             offered["normalised_position"] = normalised_position(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
