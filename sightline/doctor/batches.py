@@ -51,4 +51,4 @@ def join_leaves(trees: Iterable[Any], path: str) -> Tensor | None:
 
 def count_rows(tensor: Tensor) -> int:
     """Count the rows of a tensor; -1 for a number without axes."""
-    return len(tensor) if tensor.ndim else -1
+    return tensor.size(0) if tensor.ndim else -1

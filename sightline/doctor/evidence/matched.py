@@ -266,7 +266,7 @@ def _are_shares(target: Tensor) -> bool:
 
 
 def _move(target: Tensor, place: int, step: float) -> Tensor:
-    moved = target.clone()
+    moved = target.clone(memory_format=torch.contiguous_format)
     moved.view(-1)[place] += step
     return moved
 
