@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TypedDict
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 import sightline
 from sightline import register
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
 from sightline.contract.dataset import Dataset
-from sightline.contract.errors import ConfigError
+from sightline.contract.errors import ConfigError, PluginError
 from sightline.contract.members import describe_members, find_misspelt_members, list_members, suggest_member
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.types import ComponentConfig
@@ -290,3 +290,17 @@ def test_what_a_function_makes_derives_from_the_base_too(monkeypatch: pytest.Mon
 
     with pytest.raises(ConfigError, match=r"make_plain returned a Linear, which derives from no sightline\.Model"):
         registry.build(ComponentConfig("plain"), facts={})
+
+
+def test_a_layer_cannot_hide_what_sightline_reads_of_a_model() -> None:
+    class Net(sightline.Model):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            setattr(self, name, nn.Linear(2, 2))
+
+        def forward(self, *, points: Tensor) -> Tensor:
+            return self.get_submodule("layer")(points)
+
+    assert Net("layer").state_dict()
+    with pytest.raises(PluginError, match=r"self\.tasks is read by sightline, .*; give it another name"):
+        Net("tasks")

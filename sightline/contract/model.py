@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from sightline.contract.binding import declared_outputs
+from sightline.contract.errors import PluginError
 
 
 class Model(nn.Module, ABC):
@@ -32,6 +33,12 @@ class Model(nn.Module, ABC):
 
     def __init__(self) -> None:  # the registry reads signatures; that of nn.Module would take anything
         super().__init__()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a layer by the name of an attribute of this class, which would hide it."""
+        if isinstance(value, nn.Module | nn.Parameter) and name in vars(Model):
+            raise PluginError(f"self.{name} is read by sightline, so no layer can be called so; give it another name")
+        super().__setattr__(name, value)
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -89,17 +89,22 @@ class Subject:
 
 
 class RefusedError(NotApplicableError):
-    """The user's model or loss raises an error; of other inputs than those of its loader, that is its right."""
+    """The user's model, loss or optimizer raises an error; of other inputs than those of its loader, it may."""
+
+
+def step_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step of a copy of the user's optimizer. Raises RefusedError for an error of its own."""
+    _ask(optimizer.step)
 
 
 def _ask(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the user's model or loss. Raises RefusedError for an error of theirs."""
+    """Call the user's model, loss or optimizer. Raises RefusedError for an error of theirs."""
     try:
         return function(*arguments)
     except (NotApplicableError, MissingError, UserError):
         raise
     except Exception as error:
-        words = {"call": "the model", "evaluate": "the loss"}[function.__name__]
+        words = {"call": "the model", "evaluate": "the loss"}.get(function.__name__, "the optimizer")
         raise RefusedError(f"{words} refuses: {summarise_error(error, max_length=120)}") from error
 
 

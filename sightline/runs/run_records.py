@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.config.faults import ConfigFaults
+from sightline.config.plain_values import flatten
 from sightline.config.yaml_tree import read_yaml
 from sightline.config.yaml_writer import format_inline
 from sightline.contract.errors import UserError, join_some
@@ -85,17 +86,7 @@ def _read_findings(path: Path) -> list[Any] | None:
 
 def flatten_config(tree: Any) -> dict[str, str]:
     """Flatten a config to its leaves by their dotted keys, as text."""
-    return dict(_flatten(tree, ""))
-
-
-def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """List the leaves of a config by their dotted keys, as text."""
-    is_block = isinstance(value, list) and any(isinstance(item, dict) for item in value)
-    if isinstance(value, dict) or is_block:
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _flatten(item, f"{path}.{key}".lstrip("."))
-    else:
-        yield path, format_inline(value)
+    return {key: format_inline(value) for key, value in flatten(tree).items()}
 
 
 def list_differences(runs: Sequence[ReportedRun]) -> list[list[str]]:

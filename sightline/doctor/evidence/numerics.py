@@ -17,7 +17,7 @@ from sightline.doctor.evidence.levels import promote
 from sightline.doctor.evidence.losses import value_of
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.objects import read_rate
-from sightline.doctor.subject import Pass, Subject
+from sightline.doctor.subject import Pass, Subject, step_optimizer
 
 _NUM_STEPS = 6
 _STEPS = (1e-5, 1e-4)
@@ -97,7 +97,7 @@ def trial(subject: Subject) -> Trial:
         value = subject.run(model, subject.batches[0]).value
         losses.append(float(value))
         value.backward()
-        optimizer.step()
+        step_optimizer(optimizer)
         for name, parameter in names.items():
             moved = float((parameter.detach() - before[name]).norm())
             old = moves[name]

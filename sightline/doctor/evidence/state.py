@@ -14,7 +14,7 @@ from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.numerics import copy_with_optimizer
 from sightline.doctor.evidence.passes import Repeat
-from sightline.doctor.subject import Subject
+from sightline.doctor.subject import Subject, step_optimizer
 from sightline.instrument.random_state import seed_all
 
 
@@ -100,7 +100,7 @@ def _step(subject: Subject, model: nn.Module, optimizer: torch.optim.Optimizer) 
     seed_all(0)
     optimizer.zero_grad()
     subject.run(model, subject.batches[0]).value.backward()
-    optimizer.step()
+    step_optimizer(optimizer)
 
 
 @measure(passes=4)
