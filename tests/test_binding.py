@@ -14,9 +14,9 @@ from sightline import register
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, PluginError
-from sightline.contract.members import describe_members, find_misspelt_members, list_members, suggest_member
+from sightline.contract.members import describe_members, find_misspelt_members, list_members, list_unset, suggest_member
 from sightline.contract.registry import REGISTRIES
-from sightline.contract.types import ComponentConfig
+from sightline.contract.types import ComponentConfig, DataInfo, Sample, SampleKey
 from tests.cases import run_each
 from tests.command import run_here
 from tests.conftest import ROOT
@@ -304,3 +304,19 @@ def test_a_layer_cannot_hide_what_sightline_reads_of_a_model() -> None:
     assert Net("layer").state_dict()
     with pytest.raises(PluginError, match=r"self\.tasks is read by sightline, .*; give it another name"):
         Net("tasks")
+
+
+def test_what_a_base_class_leaves_open_is_asked_for() -> None:
+    class Cups(sightline.Dataset):
+        def __init__(self, *, split: str) -> None: ...
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, key: SampleKey) -> Sample:
+            return {}
+
+    assert list_unset(Cups(split="train"), Dataset) == ["info"]
+    cups = Cups(split="train")
+    cups.info = DataInfo({}, {}, {})
+    assert list_unset(cups, Dataset) == []

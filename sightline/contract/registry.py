@@ -20,7 +20,7 @@ from sightline.contract.binding import UnknownKeyError
 from sightline.contract.catalogue import find_modules, gc_paused, load_member
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS
-from sightline.contract.members import assert_members
+from sightline.contract.members import assert_members, list_unset
 from sightline.contract.regular_files import read_regular_file
 from sightline.contract.schema import (
     Parameter,
@@ -380,6 +380,8 @@ class BoundBlock(NamedTuple):
             made = self.entry.builder(**arguments, **injected)
         if not isinstance(made, self.kind.base):
             raise ConfigError(f"{self.component.location}: {self.kind.describe_foreign(self.entry, made)}")
+        if unset := ", ".join(list_unset(made, self.kind.base)):
+            raise ConfigError(f"{self.component.location}: {self.entry.name}: its base class asks it to set {unset}")
         return made
 
     def _find_missing_facts(self, facts: Mapping[str, object]) -> Iterator[str]:
