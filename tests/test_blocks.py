@@ -52,8 +52,11 @@ class Middle(Thing, Neck):
 
 
 class End(Thing, Head):
+    priors = "points"
+
     def __init__(self, *, num_classes: int, channels: tuple[int, ...], offset: float = 0.5) -> None:
         super().__init__(num_classes=num_classes, channels=channels)
+        self.priors_per_cell = 1
 
 
 class Whole(Thing, Model):
@@ -122,13 +125,11 @@ def test_no_config_may_give_them() -> None:
 
 
 def test_a_block_that_states_nothing_is_named_with_what_it_should_state() -> None:
-    assert refused(whole(first="toy_silent")) == [
-        f"mine.yaml:3: model.second: neck 'toy_middle' needs {name}; the backbone 'toy_silent' before it should state "
-        "it, as an attribute: a list, each a whole number"
-        for name in ("channels", "strides")
-    ]
-    (fault,) = refused(whole(first="toy_silent", second=None))
-    assert fault.startswith("mine.yaml:3: model.third: head 'toy_end' needs channels; the backbone 'toy_silent' before")
+    for more in ({}, {"second": None}):
+        assert refused(whole(first="toy_silent", **more)) == [
+            "mine.yaml:3: model.first: toy_silent: its base class asks it to set channels (Channels of each map), "
+            "strides (Pixels of the image that a cell of each map is wide and high)"
+        ]
 
 
 def test_a_block_that_states_something_else_is_named() -> None:

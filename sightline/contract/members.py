@@ -56,11 +56,12 @@ def describe_members(base: type) -> dict[str, Description]:
 
 
 def list_unset(component: object, base: type) -> list[str]:
-    """List the attributes that a base class has without a value, and that a component has not set."""
+    """List the attributes that a base class has without a value, and that a component has not set, each explained."""
     parts = [part for part in base.__mro__ if _is_ours(part)]
     names = dict.fromkeys(name for part in parts for name in vars(part).get("__annotations__", ()))
     # A property is not computed: the static look finds it; `hasattr` finds the layers of a network.
-    return [n for n in names if inspect.getattr_static(component, n, None) is None and not hasattr(component, n)]
+    unset = [n for n in names if inspect.getattr_static(component, n, None) is None and not hasattr(component, n)]
+    return [f"{name} ({_explain_member(base, name)})" for name in unset]
 
 
 def _join(text: str) -> str:

@@ -37,7 +37,7 @@ class Model(nn.Module, ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a layer by the name of an attribute of this class, which would hide it."""
         if isinstance(value, nn.Module | nn.Parameter) and name in vars(Model):
-            raise PluginError(f"self.{name} is read by sightline, so no layer can be called so; give it another name")
+            raise PluginError(f"self.{name} is read of every model, so no layer can be called so; give it another name")
         super().__setattr__(name, value)
 
     @abstractmethod

@@ -197,11 +197,7 @@ class Texted(Odd):
         ),
         ("retina_emd", {"name": "atss"}, "atss needs boxes at each prior: 1; RetinaEMDHead offers 2; take max_iou, n"),
         ("retina", {"name": "nearest"}, "Named needs targets of max_iou; nearest offers nearest; take max_iou$"),
-        (
-            "retina",
-            {"name": "odd"},
-            "odd needs priors that its `prior_kinds` name, such as frozenset.*; RetinaHead offers",
-        ),
+        ("retina", {"name": "odd"}, r"odd: its base class asks it to set prior_kinds \("),
         ("retina", {"name": "texted"}, "texted needs priors that its `prior_kinds` name, such as frozenset"),
     ],
 )
