@@ -17,9 +17,9 @@ from sightline.areas.detect.free_anchor import FreeAnchor
 from sightline.areas.detect.ota import OTA
 from sightline.areas.detect.retinanet import MaxIoU
 from sightline.areas.detect.yolo import SimOTA
-from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_area, box_centres, box_sizes, iou
-from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.ops.boxes.codes import encode_distances
+from sightline.ops.boxes.overlaps import box_area, box_centres, box_sizes, iou
+from sightline.ops.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 
 _STRIDES = (8, 16, 32, 64, 128)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import BenchmarkCase, allclose, equal, implementation
-from sightline.ops.box_overlaps import box_iou, iou
+from sightline.ops.boxes.overlaps import box_iou, iou
+from sightline.ops.boxes.suppression import batched_nms, soft_nms, sort_detections
 from sightline.ops.operator import OPERATORS
-from sightline.ops.suppression import batched_nms, soft_nms, sort_detections
 
 WIDTH, HEIGHT = 1344, 800
 """Size of an image, in pixels."""

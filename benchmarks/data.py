@@ -19,7 +19,7 @@ from sightline.compression.bit_packing import pack_bits
 from sightline.compression.codebooks import cluster_weight
 from sightline.contract import dataset
 from sightline.contract.types import SampleKey
-from sightline.ops.voxels import CubePlacement, occupancy
+from sightline.ops.voxels.cubes import CubePlacement, occupancy
 from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Scale, Translate
 from sightline.store.loading.batch_reader import BatchReader

@@ -22,8 +22,8 @@ from torch.nn import functional
 from benchmarks import textbook
 from benchmarks.case import BenchmarkCase, Implementation, Run, allclose, equal, implementation
 from sightline import ops
-from sightline.ops.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference
-from sightline.ops.projection import RangeView, compute_pixels, gather_to_image, project_scans
+from sightline.ops.views.projection import RangeView, compute_pixels, gather_to_image, project_scans
+from sightline.ops.voxels.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference
 
 RADIUS = 0.25
 """Radius of the ball query; a power of two, so that its square is exact."""

@@ -12,8 +12,8 @@ from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.v2v import PlaceCube
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
-from sightline.ops.heat_maps import gaussian_heatmaps
-from sightline.ops.voxels import CubePlacement, to_voxels
+from sightline.ops.voxels.cubes import CubePlacement, to_voxels
+from sightline.ops.voxels.heat_maps import gaussian_heatmaps
 
 _CUBE_MM = 200.0
 _SIGMA = 1.7

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sightline.ops import operator
-from sightline.ops.ball_query import ball_query
-from sightline.ops.depth_crops import CropPlacement, crop_depth
-from sightline.ops.heat_maps import gaussian_heatmaps
-from sightline.ops.suppression import batched_nms, soft_nms
-from sightline.ops.voxels import CubePlacement, occupancy
+from sightline.ops.boxes.suppression import batched_nms, soft_nms
+from sightline.ops.points.ball_query import ball_query
+from sightline.ops.views.depth_crops import CropPlacement, crop_depth
+from sightline.ops.voxels.cubes import CubePlacement, occupancy
+from sightline.ops.voxels.heat_maps import gaussian_heatmaps
 from tests.devices import OTHER, other_device
 
 CAMERA = torch.tensor([[50.0, 50, 8, 6]])

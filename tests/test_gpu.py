@@ -19,7 +19,7 @@ from torch import nn
 
 from sightline.instrument.random_state import preserve_random_state
 from sightline.layers.range_image import MeanPool2d
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.ops.waits import send
 from tests.devices import rounded_to
 from tests.recipe_steps import RECIPES, SmallStep

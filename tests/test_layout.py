@@ -51,8 +51,6 @@ FOLDERS_OF_ROOMS = {"areas", "parts", "store", "workbench"}
 """Their own files hold a docstring and a table of names."""
 MAX_FILES = 25
 """Of a folder."""
-MAX_OPERATORS = 40
-"""Of `ops`, which has a file for each operator."""
 
 TORCH_LOAD = r"(?<!safetensors\.)torch\.load\("
 """Reads pickles, and a pickle is a program: `published/files.py` alone may, with `weights_only=True`."""
@@ -192,11 +190,7 @@ def test_circles_are_found() -> None:
 
 def test_folders_files_and_functions_stay_small(trees: dict[Path, ast.Module]) -> None:
     counts = Counter(path.parent for path in FILES)
-    large = {
-        str(folder): count
-        for folder, count in counts.items()
-        if count > (MAX_OPERATORS if folder.name == "ops" else MAX_FILES)
-    }
+    large = {str(folder): count for folder, count in counts.items() if count > MAX_FILES}
     for path in FILES:
         text = path.read_text()
         if text.count("\n") > MAX_FILE_LINES:

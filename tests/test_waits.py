@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.ops import numba_kernels
-from sightline.ops.losses import masked_lovasz_of_image
+from sightline.ops.boxes.focal import masked_lovasz_of_image
 from sightline.ops.waits import (
     call_on_host,
     deferred_checks,

@@ -13,9 +13,9 @@ from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
-from sightline.ops.cameras import ring_cameras
-from sightline.ops.pinhole import project_points
-from sightline.ops.rendering import Style, on_background, render_cloud
+from sightline.ops.views.cameras import ring_cameras
+from sightline.ops.views.pinhole import project_points
+from sightline.ops.views.rendering import Style, on_background, render_cloud
 from sightline.parts.transforms.point_selection import SamplePoints
 from sightline.parts.transforms.points import Rotate, Scale
 from sightline.store.loading.batch_reader import BatchReader

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.ops.batch_statistics import batch_statistics, moments_from_sums, statistics_gradients
+from sightline.ops.points.batch_statistics import batch_statistics, moments_from_sums, statistics_gradients
 
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sum of a tensor over all processes; differentiable: backward sums the gradients over all processes."""

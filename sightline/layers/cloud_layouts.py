@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sightline.ops.distances import assert_finite
 from sightline.ops.dtypes import widen_labels
+from sightline.ops.points.distances import assert_finite
 from sightline.ops.waits import read_list, require, send_list
 
 

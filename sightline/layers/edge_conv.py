@@ -25,8 +25,8 @@ from sightline.layers.batch_norm import (
 )
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from sightline.layers.mlp import LinearNorm
-from sightline.ops.edge_convolution import edge_extremes, edge_gradients
-from sightline.ops.grouping import gather_points
+from sightline.ops.points.edge_convolution import edge_extremes, edge_gradients
+from sightline.ops.points.grouping import gather_points
 from sightline.ops.waits import is_recording, is_transformed
 
 

@@ -32,9 +32,9 @@ from sightline.layers.group_kernels import (
 )
 from sightline.layers.mlp import LinearNorm
 from sightline.ops import gather_points
-from sightline.ops.distances import assert_same_form
-from sightline.ops.grouping import assert_rows
 from sightline.ops.numba_kernels import can_use_numba
+from sightline.ops.points.distances import assert_same_form
+from sightline.ops.points.grouping import assert_rows
 
 
 class PlainGroupedMLP(nn.Module):

@@ -14,10 +14,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sightline.ops.farthest_points import packed_farthest_points
-from sightline.ops.grouping import SortedIndex, can_add_up, gather_rows
-from sightline.ops.interpolation import inverse_distance_weights
-from sightline.ops.neighbours import packed_nearest_neighbours
+from sightline.ops.points.farthest_points import packed_farthest_points
+from sightline.ops.points.grouping import SortedIndex, can_add_up, gather_rows
+from sightline.ops.points.interpolation import inverse_distance_weights
+from sightline.ops.points.neighbours import packed_nearest_neighbours
 from sightline.ops.waits import read_list, send_list
 
 _NUM_INTERPOLATED = 3

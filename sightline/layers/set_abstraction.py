@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from sightline.layers.mlp import LinearNorm
 from sightline.ops import ball_query, farthest_points, gather_points, nearest_neighbours
-from sightline.ops.grouping import scale_num_neighbours
-from sightline.ops.interpolation import interpolate
+from sightline.ops.points.grouping import scale_num_neighbours
+from sightline.ops.points.interpolation import interpolate
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ from sightline.layers.batch_norm import (
 )
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pyramid import Edges
-from sightline.ops.attention_scores import attention_scores, mapped_sums, score_gradients
-from sightline.ops.grouping import assert_rows
 from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
-from sightline.ops.vector_attention import (
+from sightline.ops.points.attention_scores import attention_scores, mapped_sums, score_gradients
+from sightline.ops.points.grouping import assert_rows
+from sightline.ops.points.vector_attention import (
     SHARE_PLANES,
     EdgeGradients,
     edge_sums,

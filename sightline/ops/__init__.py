@@ -6,16 +6,18 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
-from sightline.ops.ball_query import ball_query, packed_ball_query, radius, radius_graph
-from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
-from sightline.ops.box_overlaps import box_area, box_ioa, box_iou, clip_boxes_to_image
-from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
-from sightline.ops.farthest_points import farthest_points, fps, packed_farthest_points, sample_farthest_points
-from sightline.ops.grouping import gather_points
-from sightline.ops.interpolation import interpolate, packed_interpolate
-from sightline.ops.losses import sigmoid_focal_loss
-from sightline.ops.meshes import areas_and_normals, sample_surface
-from sightline.ops.neighbours import (
+from sightline.ops.boxes.focal import sigmoid_focal_loss
+from sightline.ops.boxes.overlaps import box_area, box_ioa, box_iou, clip_boxes_to_image
+from sightline.ops.boxes.points_in_boxes import points_in_boxes
+from sightline.ops.boxes.suppression import batched_nms, nms, soft_nms
+from sightline.ops.points.ball_query import ball_query, packed_ball_query, radius, radius_graph
+from sightline.ops.points.batch_statistics import batch_statistics, statistics_gradients
+from sightline.ops.points.edge_convolution import EdgeSums, edge_extremes, edge_gradients
+from sightline.ops.points.farthest_points import farthest_points, fps, packed_farthest_points, sample_farthest_points
+from sightline.ops.points.grouping import gather_points
+from sightline.ops.points.interpolation import interpolate, packed_interpolate
+from sightline.ops.points.meshes import areas_and_normals, sample_surface
+from sightline.ops.points.neighbours import (
     KNN,
     Neighbours,
     chamfer_distance,
@@ -25,11 +27,15 @@ from sightline.ops.neighbours import (
     nearest_neighbours,
     packed_nearest_neighbours,
 )
-from sightline.ops.normals import estimate_normals
-from sightline.ops.points_in_boxes import points_in_boxes
-from sightline.ops.rotations import axis_rotation, euler_matrix, quaternion_matrix, rotate_points, uniform_quaternion
-from sightline.ops.segments import batch_to_offsets, offsets_to_batch, pack, unpack
-from sightline.ops.suppression import batched_nms, nms, soft_nms
+from sightline.ops.points.normals import estimate_normals
+from sightline.ops.points.rotations import (
+    axis_rotation,
+    euler_matrix,
+    quaternion_matrix,
+    rotate_points,
+    uniform_quaternion,
+)
+from sightline.ops.segments.offsets import batch_to_offsets, offsets_to_batch, pack, unpack
 
 __all__ = [
     "KNN",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
-from sightline.ops.grouping import scale_num_neighbours
+from sightline.ops.points.grouping import scale_num_neighbours
 
 
 def get_argument(kind: str, component: ComponentConfig, name: str) -> Any:

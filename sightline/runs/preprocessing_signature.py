@@ -11,7 +11,7 @@ from sightline.config.plain_values import to_plain
 from sightline.config.yaml_writer import format_inline
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig, DataInfo
-from sightline.ops.grouping import scale_num_neighbours
+from sightline.ops.points.grouping import scale_num_neighbours
 from sightline.runs.encoder_blocks import find_neighbour_graph, find_point_encoder
 
 _COMPARED_KEYS = {

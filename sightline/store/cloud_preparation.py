@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from sightline.contract.errors import DataError
-from sightline.ops.farthest_points import farthest_points
-from sightline.ops.meshes import SurfacePoints, sample_surface
-from sightline.ops.normals import estimate_normals
+from sightline.ops.points.farthest_points import farthest_points
+from sightline.ops.points.meshes import SurfacePoints, sample_surface
+from sightline.ops.points.normals import estimate_normals
 from sightline.store.computed_samples import SampleCache
 from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.input_files import damaged, download_again

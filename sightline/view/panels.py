@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sightline.draw.pictures import PALETTE, apply_colormap
-from sightline.ops.pinhole import project_points
+from sightline.ops.views.pinhole import project_points
 from sightline.view.skeletons import JointFigure
 from sightline.view.volumes import PLANES, Plane, Volume
 

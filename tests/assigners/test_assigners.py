@@ -24,7 +24,7 @@ from sightline.areas.detect.yolo import SimOTA
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.ops import numba_kernels
-from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.ops.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.cases import run_each
 from tests.marks import long_but
 from tests.ops.boxes.crowds import crowd

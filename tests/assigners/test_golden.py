@@ -21,9 +21,9 @@ from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_foc
 from sightline.areas.detect.ota import OTA, sinkhorn
 from sightline.areas.detect.retinanet import MaxIoU
 from sightline.areas.detect.yolo import SimOTA, _Costs
-from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
-from sightline.ops.box_overlaps import OVERLAPS, box_area, box_iou, box_sizes, iou
-from sightline.ops.priors import Priors, make_points
+from sightline.ops.boxes.codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
+from sightline.ops.boxes.overlaps import OVERLAPS, box_area, box_iou, box_sizes, iou
+from sightline.ops.boxes.priors import Priors, make_points
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

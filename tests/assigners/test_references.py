@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from sightline.areas.detect.assigner import BACKGROUND, IGNORED
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.retinanet import MaxIoU
-from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.ops.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.ops.boxes.crowds import crowd
 
 SEEDS = range(200)

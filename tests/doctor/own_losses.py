@@ -24,8 +24,8 @@ from sightline.doctor.causes import merge_findings
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.ops.box_codes import decode_boxes, encode_deltas
-from sightline.ops.box_overlaps import iou
+from sightline.ops.boxes.codes import decode_boxes, encode_deltas
+from sightline.ops.boxes.overlaps import iou
 from sightline.parts.losses.contrast import PairLoss
 from sightline.parts.tasks.classification import Classify
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys

@@ -16,8 +16,8 @@ from sightline.layers.edge_conv import (
     graph_features,
 )
 from sightline.ops import numba_kernels
-from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.points.edge_convolution import EdgeSums, edge_extremes, edge_gradients
+from sightline.ops.points.neighbours import nearest_neighbours
 from tests.golden_parity import load_golden
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
 from tests.ops.threads import with_one_and_three_threads

@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
-from sightline.ops.box_overlaps import box_iou
+from sightline.ops.boxes.overlaps import box_iou
 from tests.conftest import ROOT
 
 NUM_IMAGES = 8

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.losses import earth_mover, overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
-from sightline.ops.box_overlaps import OVERLAPS
+from sightline.ops.boxes.overlaps import OVERLAPS
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import aligned_pairs

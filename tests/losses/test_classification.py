@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
-from sightline.ops.losses import lovasz_of_image
+from sightline.ops.boxes.focal import lovasz_of_image
 from sightline.parts.losses.classification import (
     ClassLoss,
     CrossEntropy,

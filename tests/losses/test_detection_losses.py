@@ -22,8 +22,8 @@ from sightline.areas.detect.losses import (
     SigmoidFocal,
 )
 from sightline.contract.loss import Loss
-from sightline.ops.box_codes import encode_deltas, encode_distances
-from sightline.ops.priors import BACKGROUND, IGNORED
+from sightline.ops.boxes.codes import encode_deltas, encode_distances
+from sightline.ops.boxes.priors import BACKGROUND, IGNORED
 from tests.cases import run_each
 
 TARGET = torch.tensor([[0, BACKGROUND, 2, IGNORED, 1], [BACKGROUND, 1, IGNORED, BACKGROUND, 0]])

@@ -17,9 +17,9 @@ from sightline.areas.detect.free_anchor import (
     anchor_bags,
     bag_losses,
 )
-from sightline.ops.box_codes import encode_deltas
-from sightline.ops.box_overlaps import iou
-from sightline.ops.priors import Priors
+from sightline.ops.boxes.codes import encode_deltas
+from sightline.ops.boxes.overlaps import iou
+from sightline.ops.boxes.priors import Priors
 from tests.assigners.test_golden import PLUS_ONE, case_of
 from tests.cases import run_each
 from tests.golden_parity import load_golden

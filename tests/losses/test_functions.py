@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.ops.losses import lovasz_of_image, masked_lovasz_of_image, sigmoid_focal_loss
+from sightline.ops.boxes.focal import lovasz_of_image, masked_lovasz_of_image, sigmoid_focal_loss
 from tests.cases import run_each
 
 LOGITS = torch.linspace(-4, 4, 12, dtype=torch.float64).view(3, 4)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sightline.areas.pose.refiner import CentreMSE
 from sightline.areas.pose.v2v import HeatmapMSE
-from sightline.ops.depth_crops import CropPlacement
-from sightline.ops.heat_maps import gaussian_heatmaps
+from sightline.ops.views.depth_crops import CropPlacement
+from sightline.ops.voxels.heat_maps import gaussian_heatmaps
 
 CELLS = 6
 

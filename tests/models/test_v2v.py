@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.areas.pose.refiner import ScaleNet
 from sightline.areas.pose.v2v import V2V, HeatmapMSE, ResidualBlock3d, UpsampleBlock3d, V2VSmall
-from sightline.ops.heat_maps import soft_cells
+from sightline.ops.voxels.heat_maps import soft_cells
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,

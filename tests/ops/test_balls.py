@@ -8,10 +8,10 @@ import torch
 from scipy.spatial import cKDTree
 
 from sightline.ops import operator
-from sightline.ops.ball_query import ball_query, packed_ball_query
-from sightline.ops.farthest_points import farthest_points
-from sightline.ops.grouping import gather_points
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.points.ball_query import ball_query, packed_ball_query
+from sightline.ops.points.farthest_points import farthest_points
+from sightline.ops.points.grouping import gather_points
+from sightline.ops.points.neighbours import nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 

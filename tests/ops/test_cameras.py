@@ -10,9 +10,15 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from sightline.ops.cameras import Axis, Cameras, Projection, ring_cameras
-from sightline.ops.pinhole import depth_points, pixel_rays, project_points, unproject_pixels
-from sightline.ops.rotations import axis_rotation, euler_matrix, quaternion_matrix, rotate_points, uniform_quaternion
+from sightline.ops.points.rotations import (
+    axis_rotation,
+    euler_matrix,
+    quaternion_matrix,
+    rotate_points,
+    uniform_quaternion,
+)
+from sightline.ops.views.cameras import Axis, Cameras, Projection, ring_cameras
+from sightline.ops.views.pinhole import depth_points, pixel_rays, project_points, unproject_pixels
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 

@@ -10,11 +10,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.ops import neighbour_kernels, neighbours, operator
-from sightline.ops.distances import paired_squared_distances, squared_distances
-from sightline.ops.grouping import SortedIndex, gather_points, gather_rows, scale_num_neighbours
-from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by_tree
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops import operator
+from sightline.ops.points import neighbour_kernels, neighbours
+from sightline.ops.points.distances import paired_squared_distances, squared_distances
+from sightline.ops.points.grouping import SortedIndex, gather_points, gather_rows, scale_num_neighbours
+from sightline.ops.points.neighbour_kernels import neighbours_by_product, neighbours_by_tree
+from sightline.ops.points.neighbours import nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 

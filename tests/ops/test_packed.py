@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sightline.layers.pyramid import build_pyramid
 from sightline.ops import ball_query, farthest_points, interpolate, nearest_neighbours
-from sightline.ops.ball_query import packed_ball_query
-from sightline.ops.farthest_points import packed_farthest_points
-from sightline.ops.interpolation import packed_interpolate
-from sightline.ops.neighbours import packed_nearest_neighbours
-from sightline.ops.segments import pack, unpack
+from sightline.ops.points.ball_query import packed_ball_query
+from sightline.ops.points.farthest_points import packed_farthest_points
+from sightline.ops.points.interpolation import packed_interpolate
+from sightline.ops.points.neighbours import packed_nearest_neighbours
+from sightline.ops.segments.offsets import pack, unpack
 from tests.golden_parity import Golden, load_golden
 
 COUNTS = (37, 1, 0, 500, 5)

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from sightline.ops import numba_kernels, rendering
-from sightline.ops.cameras import Projection, ring_cameras
-from sightline.ops.meshes import sample_surface
-from sightline.ops.rendering import Style, on_background, render_cloud
+from sightline.ops import numba_kernels
+from sightline.ops.points.meshes import sample_surface
+from sightline.ops.views import rendering
+from sightline.ops.views.cameras import Projection, ring_cameras
+from sightline.ops.views.rendering import Style, on_background, render_cloud
 from tests.ops.threads import with_one_and_three_threads
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])

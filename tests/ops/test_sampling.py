@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from sightline.ops import operator
-from sightline.ops.farthest_points import farthest_points
-from sightline.ops.grouping import gather_points
-from sightline.ops.interpolation import Weighting, interpolate, inverse_distance_weights
-from sightline.ops.neighbours import nearest_neighbours, packed_nearest_neighbours
+from sightline.ops.points.farthest_points import farthest_points
+from sightline.ops.points.grouping import gather_points
+from sightline.ops.points.interpolation import Weighting, interpolate, inverse_distance_weights
+from sightline.ops.points.neighbours import nearest_neighbours, packed_nearest_neighbours
 from sightline.ops.waits import send_list
 from tests.cases import run_each
 from tests.golden_parity import load_golden

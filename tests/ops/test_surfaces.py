@@ -10,9 +10,9 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from sightline.ops.meshes import areas_and_normals, sample_surface
-from sightline.ops.normals import estimate_normals
-from sightline.ops.rotations import euler_matrix, rotate_points
+from sightline.ops.points.meshes import areas_and_normals, sample_surface
+from sightline.ops.points.normals import estimate_normals
+from sightline.ops.points.rotations import euler_matrix, rotate_points
 from tests.cases import run_each
 
 # A step: a 3 by 4 floor of two triangles and a right triangle of legs 3 and 2 standing on its edge y = 0.

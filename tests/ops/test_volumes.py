@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.ops import voxels as volumes
-from sightline.ops.depth_crops import CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
-from sightline.ops.heat_maps import Decoding, decode, gaussian_heatmaps, peaks, soft_cells
-from sightline.ops.pinhole import project_points
-from sightline.ops.voxels import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
+from sightline.ops.views.depth_crops import CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
+from sightline.ops.views.pinhole import project_points
+from sightline.ops.voxels import cubes as volumes
+from sightline.ops.voxels.cubes import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
+from sightline.ops.voxels.heat_maps import Decoding, decode, gaussian_heatmaps, peaks, soft_cells
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

@@ -24,8 +24,8 @@ from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
 from sightline.contract.loss import Loss
 from sightline.contract.types import Sample, SampleKey
-from sightline.ops.box_codes import encode_deltas
-from sightline.ops.priors import Priors
+from sightline.ops.boxes.codes import encode_deltas
+from sightline.ops.boxes.priors import Priors
 from sightline.parts.transforms.images import FlipImage
 from tests.planted.planting import Plant, Planter, change_arguments, change_result, join, override, wrap
 

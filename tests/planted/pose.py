@@ -15,7 +15,7 @@ from sightline.areas.pose.v2v import DrawHeatmaps, V2VSmall, Voxelize
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.engine.build import TrainingSetup
-from sightline.ops.voxels import CubePlacement
+from sightline.ops.voxels.cubes import CubePlacement
 from tests.planted.planting import Plant, Planter, change_arguments, change_result, edit, wrap
 
 

@@ -16,7 +16,7 @@ from sightline.areas.scans.models.squeezeseg import SqueezeSeg
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.metric import Metric
 from sightline.contract.types import Batch, Sample, SampleKey
-from sightline.ops import interpolation
+from sightline.ops.points import interpolation
 from sightline.parts.metrics.confusion import class_ious, confusion_matrix
 from sightline.parts.metrics.part_iou import PartIoU
 from sightline.parts.transforms.points import Rotate

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sightline
-from sightline.ops.box_codes import decode_deltas
-from sightline.ops.priors import make_anchors
+from sightline.ops.boxes.codes import decode_deltas
+from sightline.ops.boxes.priors import make_anchors
 from sightline.published.files import make_meta_model, read_published
 from sightline.published.rows import read_layout
 from sightline.runs.weight_sources import open_source

@@ -47,7 +47,7 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path) -> 
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
         from sightline.areas.pose.task import decode_joints
-        from sightline.ops.voxels import CubePlacement
+        from sightline.ops.voxels.cubes import CubePlacement
 
         with torch.no_grad():
             likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]

@@ -15,7 +15,7 @@ from sightline.areas.detect.pictures import (
     show_priors,
 )
 from sightline.areas.detect.retinanet import MaxIoU
-from sightline.ops.priors import PRESETS, make_anchors, make_points
+from sightline.ops.boxes.priors import PRESETS, make_anchors, make_points
 
 MAPS, STRIDES = [(48, 64), (24, 32)], [8, 16]
 POINTS = make_points(MAPS, STRIDES)

@@ -20,8 +20,8 @@ from sightline.contract.errors import ConfigError, RunError
 from sightline.contract.metric import Meter
 from sightline.contract.types import SampleKey
 from sightline.engine.step import compute_batch_losses
-from sightline.ops.box_codes import encode_deltas, encode_distances
-from sightline.ops.box_overlaps import box_iou
+from sightline.ops.boxes.codes import encode_deltas, encode_distances
+from sightline.ops.boxes.overlaps import box_iou
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.transform_pipeline import NamedTransform

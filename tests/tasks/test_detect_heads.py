@@ -14,9 +14,9 @@ from sightline.areas.detect import output
 from sightline.areas.detect.output import DetectionFilter, GreedyNMS
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.ops.box_codes import decode_boxes
-from sightline.ops.priors import BACKGROUND, make_anchors, make_points
-from sightline.ops.suppression import SuppressionResult
+from sightline.ops.boxes.codes import decode_boxes
+from sightline.ops.boxes.priors import BACKGROUND, make_anchors, make_points
+from sightline.ops.boxes.suppression import SuppressionResult
 from tests.tasks.detectors import make_task
 
 STRIDES, MAPS = (8, 16), ((2, 3), (1, 2))

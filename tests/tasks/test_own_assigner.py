@@ -16,7 +16,7 @@ from sightline.contract.model import model_output_keys
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
-from sightline.ops.priors import Priors
+from sightline.ops.boxes.priors import Priors
 from tests.cases import run_each
 from tests.doctor.detecting import make_crowds
 from tests.tasks.detectors import make_task

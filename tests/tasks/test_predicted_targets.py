@@ -17,7 +17,7 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
-from sightline.ops.box_overlaps import box_iou
+from sightline.ops.boxes.overlaps import box_iou
 from sightline.parts.tasks.distillation import DistillationTask
 from tests.tasks.detectors import make_task
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture

@@ -16,7 +16,7 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import transforms
 from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
-from sightline.ops.affine_maps import warp_boxes
+from sightline.ops.points.affine_maps import warp_boxes
 from sightline.parts.transforms import images
 from sightline.parts.transforms.images import ColorJitter, FlipImage, NormalizeImage, ResizeImage
 from sightline.store.loading.batch_reader import BatchReader

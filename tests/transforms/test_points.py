@@ -16,7 +16,7 @@ from torch import Tensor
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.ops.rotations import axis_rotation, euler_matrix, rotate_points
+from sightline.ops.points.rotations import axis_rotation, euler_matrix, rotate_points
 from sightline.parts.transforms.elastic import Elastic
 from sightline.parts.transforms.point_selection import (
     DropPoints,

@@ -16,9 +16,9 @@ from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
-from sightline.ops.depth_crops import CropPlacement, from_crop_coordinates
-from sightline.ops.heat_maps import decode
-from sightline.ops.voxels import CubePlacement, to_camera, to_voxels
+from sightline.ops.views.depth_crops import CropPlacement, from_crop_coordinates
+from sightline.ops.voxels.cubes import CubePlacement, to_camera, to_voxels
+from sightline.ops.voxels.heat_maps import decode
 
 VARIED = {"size": 44, "scale": (0.8, 1.2), "max_angle_rad": math.radians(40), "max_shift": 2.0}
 

@@ -13,8 +13,8 @@ from sightline.config.key_values import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.schema import suggest
-from sightline.ops.cameras import Cameras, ring_cameras
-from sightline.ops.rendering import Style, render_cloud
+from sightline.ops.views.cameras import Cameras, ring_cameras
+from sightline.ops.views.rendering import Style, render_cloud
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, prepared_root, read_manifest
 from sightline.store.prepared.prepared_writer import (

@@ -21,7 +21,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, UnitSphere
-from sightline.ops.rendering import Background
+from sightline.ops.views.rendering import Background
 from sightline.store.files.image_files import png_fault, read_view
 from sightline.store.files.input_files import download_again, open_regular
 from sightline.store.files.ply import read_ply

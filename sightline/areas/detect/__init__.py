@@ -23,11 +23,11 @@ come with their guarantee, so that their files need not be opened.
    losses of weight x loss / count (1 for a count of 0), adds up the gradients of all micro-batches and processes, and
    updates once: no division of the batch changes the step, but for batch norms.
 4. Priors and targets. `make_points` lays one point on the middle of each cell, `make_anchors` boxes around it, for
-   every level, finest first (`ops.priors`); `Priors.level_slices` are the rows of each level. The
+   every level, finest first (`ops.boxes.priors`); `Priors.level_slices` are the rows of each level. The
    assigner gives each prior the index of its box, -1 for background, -2 to be ignored (`assigner.py`: its base).
 5. Network, `networks.py`. `Detector` calls backbone, neck and head: one map (B, C, H / stride, W / stride) per level,
    then `logits` (B, P, K) before the sigmoid, `codes` (B, P, 4), and of FCOS `centreness` (B, P), in the order of the
-   priors. `decode_boxes(priors, codes)` (`ops.box_codes`) makes boxes: codes are distances in pixels
+   priors. `decode_boxes(priors, codes)` (`ops.boxes.codes`) makes boxes: codes are distances in pixels
    to the four sides from a point (P, 2), or shifts and logarithms of sizes relative to an anchor (P, 4).
 6. Losses, `losses.py`. `target` (B, P), `matched_boxes` (B, P, 4) and `priors` come from the context.
    `find_positive(target)` returns the image and prior of each target that is not negative. The centre-ness of a point

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.types import Batch
-from sightline.ops.box_overlaps import box_iou, column_blocks
+from sightline.ops.boxes.overlaps import box_iou, column_blocks
+from sightline.ops.boxes.priors import BACKGROUND, Priors
 from sightline.ops.dtypes import promote_to_float32
-from sightline.ops.priors import BACKGROUND, Priors
 
 _SIDE_STRIDES = 8
 """Side, in strides, of the square around a point prior whose IoU with a box is measured."""

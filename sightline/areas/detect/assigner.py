@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import box_ioa, column_blocks
+from sightline.ops.boxes.overlaps import box_ioa, column_blocks
+from sightline.ops.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
 from sightline.ops.dtypes import promote_to_float32, widen_labels
-from sightline.ops.priors import BACKGROUND, IGNORED, PriorKind, Priors
 from sightline.ops.waits import (
     POSITIVE,
     call_on_host,

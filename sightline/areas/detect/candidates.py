@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_centres, column_blocks
-from sightline.ops.priors import Priors
+from sightline.ops.boxes.codes import encode_distances
+from sightline.ops.boxes.overlaps import box_centres, column_blocks
+from sightline.ops.boxes.priors import Priors
 
 
 def is_within_reach(boxes: Tensor, points: Tensor, reach_px: Tensor) -> Tensor:

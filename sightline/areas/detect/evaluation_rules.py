@@ -15,8 +15,8 @@ from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.device.transfer import to_device
-from sightline.ops.affine_maps import warp_boxes
-from sightline.ops.box_overlaps import box_iou
+from sightline.ops.boxes.overlaps import box_iou
+from sightline.ops.points.affine_maps import warp_boxes
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.context import Context, JudgedMetric, metrics
 from sightline.workbench.check.evaluation_rules import Predicted, metric_values

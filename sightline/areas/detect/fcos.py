@@ -17,10 +17,10 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat
 from sightline.layers.images import ConvBlock
 from sightline.layers.norms import make_group_norm
-from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_area, box_centres, column_blocks, iou
-from sightline.ops.neighbours import nearest_neighbours
-from sightline.ops.priors import PriorKind, Priors
+from sightline.ops.boxes.codes import encode_distances
+from sightline.ops.boxes.overlaps import box_area, box_centres, column_blocks, iou
+from sightline.ops.boxes.priors import PriorKind, Priors
+from sightline.ops.points.neighbours import nearest_neighbours
 
 
 class CentreOutput(HeadOutput):

@@ -18,10 +18,10 @@ from sightline.areas.detect.losses import sigmoid_focal
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.loss import Loss
-from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
-from sightline.ops.box_overlaps import box_iou, column_blocks, giou
+from sightline.ops.boxes.codes import DeltaWeights, decode_boxes, encode_deltas
+from sightline.ops.boxes.overlaps import box_iou, column_blocks, giou
+from sightline.ops.boxes.priors import IGNORED, PriorKind, Priors
 from sightline.ops.dtypes import promote_to_float32, widen_labels
-from sightline.ops.priors import IGNORED, PriorKind, Priors
 from sightline.ops.waits import is_on_host, read_list, send_list
 
 _FARTHEST = 3.0

@@ -16,11 +16,11 @@ from torch.nn import functional
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
-from sightline.ops.box_codes import centreness, decode_boxes, encode_deltas, encode_distances
-from sightline.ops.box_overlaps import OVERLAPS, iou
+from sightline.ops.boxes.codes import centreness, decode_boxes, encode_deltas, encode_distances
+from sightline.ops.boxes.focal import sigmoid_focal_loss
+from sightline.ops.boxes.overlaps import OVERLAPS, iou
+from sightline.ops.boxes.priors import IGNORED
 from sightline.ops.dtypes import promote_to_float32, widen_labels
-from sightline.ops.losses import sigmoid_focal_loss
-from sightline.ops.priors import IGNORED
 from sightline.ops.waits import find_positive
 
 _MIN_OVERLAP = 1e-7

@@ -23,7 +23,7 @@ from sightline.contract.model import Backbone, Head, Model, Neck, model_output_k
 from sightline.layers.attention import ATTENTIONS, AttentionName
 from sightline.layers.images import ConvBlock, assert_images
 from sightline.layers.norms import NORMS, NormName, freeze_module
-from sightline.ops.priors import PriorKind
+from sightline.ops.boxes.priors import PriorKind
 from sightline.parts.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualStages
 
 FrozenStages = Annotated[int, Ge(0), Le(4)]

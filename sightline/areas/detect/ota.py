@@ -11,9 +11,9 @@ from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, Pr
 from sightline.areas.detect.candidates import candidate_pairs, class_costs
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
-from sightline.ops.box_overlaps import box_iou, column_blocks, iou
-from sightline.ops.losses import sigmoid_focal_loss
-from sightline.ops.priors import PriorKind, Priors
+from sightline.ops.boxes.focal import sigmoid_focal_loss
+from sightline.ops.boxes.overlaps import box_iou, column_blocks, iou
+from sightline.ops.boxes.priors import PriorKind, Priors
 
 MARGIN = 1e-8
 """Margin added to each supply and each demand."""

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, Probability
-from sightline.ops.affine_maps import invert_affine, warp_boxes
-from sightline.ops.box_codes import decode_boxes
-from sightline.ops.box_overlaps import clip_boxes_to_image
+from sightline.ops.boxes.codes import decode_boxes
+from sightline.ops.boxes.overlaps import clip_boxes_to_image
+from sightline.ops.boxes.priors import Priors
+from sightline.ops.boxes.suppression import SuppressionResult, batched_nms, soft_nms
 from sightline.ops.dtypes import promote_to_float32, widen_labels
-from sightline.ops.priors import Priors
-from sightline.ops.suppression import SuppressionResult, batched_nms, soft_nms
+from sightline.ops.points.affine_maps import invert_affine, warp_boxes
 from sightline.ops.waits import fetch, send, send_list
 
 

@@ -17,9 +17,9 @@ from sightline.areas.detect.metrics.box_errors import KINDS, classify_errors
 from sightline.contract.types import Batch, PrintedTable
 from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes, name_class
 from sightline.draw.pictures import Picture, normalize_to_uint8
-from sightline.ops.affine_maps import warp_boxes
-from sightline.ops.box_overlaps import box_area
-from sightline.ops.priors import Priors
+from sightline.ops.boxes.overlaps import box_area
+from sightline.ops.boxes.priors import Priors
+from sightline.ops.points.affine_maps import warp_boxes
 from sightline.parts.metrics.box_groups import BoxColumn, DetectionColumn, LabelColumn
 
 _LEGEND = {"found": "found (TP)", "missed": "missed (FN)", "truth": "label of a wrong box"}

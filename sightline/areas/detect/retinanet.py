@@ -18,8 +18,8 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability
 from sightline.contract.errors import ConfigError, assert_installed
 from sightline.layers.images import ConvBlock
-from sightline.ops.box_overlaps import box_area, box_centres, box_iou, column_blocks, iou
-from sightline.ops.priors import PriorKind, Priors
+from sightline.ops.boxes.overlaps import box_area, box_centres, box_iou, column_blocks, iou
+from sightline.ops.boxes.priors import PriorKind, Priors
 from sightline.ops.waits import POSITIVE, call_on_host, is_on_host, remember
 
 

@@ -20,8 +20,8 @@ from sightline.doctor.rules import rule
 from sightline.engine.device.transfer import to_device
 from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.instrument import copy_module
-from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
-from sightline.ops.priors import BACKGROUND, IGNORED
+from sightline.ops.boxes.overlaps import box_area, box_sizes, ioa, iou
+from sightline.ops.boxes.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.store.loading.transform_pipeline import mixes_samples
 from sightline.workbench.check.loss_subjects import FixedOutputs, LossSubject, make_loss_subjects

@@ -48,10 +48,10 @@ from sightline.contract.registry import Need
 from sightline.contract.task import AllReduce
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
-from sightline.ops.box_codes import decode_boxes
-from sightline.ops.box_overlaps import box_iou
+from sightline.ops.boxes.codes import decode_boxes
+from sightline.ops.boxes.overlaps import box_iou
+from sightline.ops.boxes.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.ops.waits import POSITIVE, fetch, is_on_host, read_list, recall, remember, send_list
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
@@ -60,7 +60,7 @@ _BOXES, _TARGETS = "boxes at each prior:", "targets of"
 
 
 class AnchorBlock(TypedDict, total=False):
-    """Anchors of a cell: a preset of `ops.priors`, of which single values may be replaced.
+    """Anchors of a cell: a preset of `ops.boxes.priors`, of which single values may be replaced.
 
     `sizes` replace all other values, which may come from a base config: widths and heights in pixels of the anchors
     of a cell, level by level, the finest first.
@@ -77,7 +77,7 @@ class AnchorBlock(TypedDict, total=False):
 class GridBlock(TypedDict, total=False):
     """Positions of cells: `offset` in steps, 0.5 for their centres; a step is the stride, or image side / cells.
 
-    `offset_px` replaces `offset`, in pixels at every level. See `ops.priors.PriorGrid`.
+    `offset_px` replaces `offset`, in pixels at every level. See `ops.boxes.priors.PriorGrid`.
     """
 
     offset: FractionBelowOne

@@ -26,8 +26,8 @@ from sightline.contract.arguments import (
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.transform import Transform
-from sightline.ops.affine_maps import compose_affine, invert_affine, warp_boxes
-from sightline.ops.box_overlaps import box_area
+from sightline.ops.boxes.overlaps import box_area
+from sightline.ops.points.affine_maps import compose_affine, invert_affine, warp_boxes
 from sightline.parts.transforms.images import is_normalized, resize_images
 
 Fit = Literal["letterbox", "stretch", "short_side"]

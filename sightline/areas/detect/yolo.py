@@ -32,9 +32,9 @@ from sightline.contract.model import Backbone, Head, Neck
 from sightline.layers.attention import ATTENTIONS, AttentionName
 from sightline.layers.images import ConvBlock, ConvNorm, assert_images
 from sightline.layers.norms import NORMS, NormName, freeze_module
-from sightline.ops.box_overlaps import box_iou, box_sizes, column_blocks
+from sightline.ops.boxes.overlaps import box_iou, box_sizes, column_blocks
+from sightline.ops.boxes.priors import PriorKind, Priors
 from sightline.ops.dtypes import promote_to_float32
-from sightline.ops.priors import PriorKind, Priors
 from sightline.parts.models.darknet import Darknet
 
 _SLOPE = 0.1

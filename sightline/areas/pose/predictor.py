@@ -29,7 +29,7 @@ from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.draw.pictures import encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
-from sightline.ops.pinhole import project_points
+from sightline.ops.views.pinhole import project_points
 from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.view.panels import depth_panel
 from sightline.view.skeletons import READ, JointFigure

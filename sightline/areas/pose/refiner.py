@@ -20,7 +20,13 @@ from sightline.contract.metric import MeanMetric, State
 from sightline.contract.model import Model
 from sightline.contract.transform import Transform
 from sightline.contract.types import Batch, Field
-from sightline.ops.depth_crops import CROP_WIDTH, CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
+from sightline.ops.views.depth_crops import (
+    CROP_WIDTH,
+    CropPlacement,
+    crop_depth,
+    from_crop_coordinates,
+    to_crop_coordinates,
+)
 from sightline.parts.tasks.supervised import Supervised
 
 _SIZE = 128

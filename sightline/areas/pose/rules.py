@@ -15,8 +15,8 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.ops.heat_maps import decode, peaks
-from sightline.ops.voxels import CubePlacement, occupancy, permute_axes, to_voxels
+from sightline.ops.voxels.cubes import CubePlacement, occupancy, permute_axes, to_voxels
+from sightline.ops.voxels.heat_maps import decode, peaks
 
 _NUM_FRAMES, _WINDOW = 8, tuple(itertools.product((-2, 0, 2), repeat=2))
 _ORDERS = list(itertools.permutations(range(3)))[1:]

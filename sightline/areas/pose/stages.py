@@ -20,8 +20,8 @@ from sightline.areas.pose.depth_files import MIN_RANGE_MM, read_depth
 from sightline.areas.pose.task import decode_joints
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import PALETTE, Frame
-from sightline.ops.pinhole import depth_points, project_points
-from sightline.ops.voxels import CubePlacement, permute_axes, to_camera, to_voxels
+from sightline.ops.views.pinhole import depth_points, project_points
+from sightline.ops.voxels.cubes import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.image_files import DEPTH_MODES, read_header
 from sightline.view.image_stages import picture_stage

@@ -13,8 +13,8 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
-from sightline.ops.heat_maps import Decoding, decode, peaks
-from sightline.ops.voxels import CubePlacement, permute_axes, to_camera
+from sightline.ops.voxels.cubes import CubePlacement, permute_axes, to_camera
+from sightline.ops.voxels.heat_maps import Decoding, decode, peaks
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
 

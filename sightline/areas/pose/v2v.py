@@ -20,8 +20,7 @@ from sightline.contract.loss import Loss
 from sightline.contract.model import Model
 from sightline.contract.transform import Transform
 from sightline.contract.types import Field
-from sightline.ops.heat_maps import gaussian_heatmaps
-from sightline.ops.voxels import (
+from sightline.ops.voxels.cubes import (
     PLACEMENT_WIDTH,
     Axes,
     Compat,
@@ -31,6 +30,7 @@ from sightline.ops.voxels import (
     permute_axes,
     to_voxels,
 )
+from sightline.ops.voxels.heat_maps import gaussian_heatmaps
 
 HEATMAP_STRIDE = 2
 """Voxels along a side of a cell of a heat map."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.lift import KNNVote, lift_knn, lift_nearest
-from sightline.ops.projection import Projection, RangeView, count_coverage, gather_to_image, project_scans
+from sightline.ops.views.projection import Projection, RangeView, count_coverage, gather_to_image, project_scans
+from sightline.ops.voxels.lift import KNNVote, lift_knn, lift_nearest
 
 
 def upper_bound_confusions(

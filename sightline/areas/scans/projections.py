@@ -9,7 +9,7 @@ from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.run_data import build_transforms
-from sightline.ops.projection import RangeView
+from sightline.ops.views.projection import RangeView
 from sightline.workbench.describe.report import DataDescription
 
 _MAX_SCANS = 8

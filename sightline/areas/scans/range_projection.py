@@ -15,7 +15,14 @@ from sightline.contract.errors import DataError
 from sightline.contract.transform import Transform
 from sightline.contract.types import Field
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.projection import Projection, RangeView, Rows, gather_to_image, project_scans, rows_by_file_order
+from sightline.ops.views.projection import (
+    Projection,
+    RangeView,
+    Rows,
+    gather_to_image,
+    project_scans,
+    rows_by_file_order,
+)
 
 Channels = tuple[float, float, float, float, float]
 """One number each for range, x, y, z and remission."""
@@ -29,7 +36,7 @@ class Project(Transform):
     (`empty: normalized`: as if all five were 0); `append_mask` adds 1 for filled and 0 for empty pixels as a sixth
     channel. `range_image` (B, H, W) is in metres, -1 where empty, and `label` becomes that of the nearest return,
     `ignore_index` where empty. Of all points there are `whole_label`, `nearest`, the pixel row * W + column of their
-    own image, and `point_range`. `rows` as in `ops.projection.RangeView`. Draws nothing; transforms that
+    own image, and `point_range`. `rows` as in `ops.views.projection.RangeView`. Draws nothing; transforms that
     move or drop points come before it.
     Raises DataError for rings outside the image and points that are not finite; ConfigError for a view without area.
 

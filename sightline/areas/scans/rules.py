@@ -13,7 +13,7 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.ops.projection import RangeView, compute_pixels
+from sightline.ops.views.projection import RangeView, compute_pixels
 
 _NUM_SCANS, _MIN_POINTS, _MIN_CHANGES, _MIN_JUMP = 4, 100, 60, 1.1
 _MAX_ASIDE, _MAX_EMPTY_ROWS, _MAX_GAPS, _MAX_EMPTY_COLUMNS, _MIN_SHOWN = 0.1, 0.5, (0.25, 0.1), 0.25, 0.5

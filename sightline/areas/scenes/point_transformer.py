@@ -17,8 +17,8 @@ from sightline.layers.cloud_layouts import packed_channels
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pyramid import Edges, PyramidLevel, build_pyramid
 from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
-from sightline.ops.distances import assert_finite_rows
-from sightline.ops.segments import locate_row
+from sightline.ops.points.distances import assert_finite_rows
+from sightline.ops.segments.offsets import locate_row
 from sightline.ops.waits import read_list
 
 _HEAD_WIDTHS = (256, 128)

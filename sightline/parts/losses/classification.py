@@ -19,8 +19,8 @@ from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
+from sightline.ops.boxes.focal import lovasz_of_image, masked_lovasz_of_image
 from sightline.ops.dtypes import promote_to_float32, widen_labels
-from sightline.ops.losses import lovasz_of_image, masked_lovasz_of_image
 from sightline.ops.waits import is_on_host, read_list
 
 logger = logging.getLogger(__name__)

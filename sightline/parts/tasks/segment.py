@@ -22,7 +22,7 @@ from sightline.contract.types import Batch
 from sightline.draw.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.layers.cloud_layouts import as_packed
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.lift import KNNVote, lift_knn
+from sightline.ops.voxels.lift import KNNVote, lift_knn
 from sightline.parts.tasks.supervised import Decoder, Supervised
 from sightline.parts.tasks.windows import BlockWindows, Origin, SphereWindows, Windows, split_clouds
 

@@ -16,8 +16,8 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.transform import Transform
 from sightline.contract.types import Field
-from sightline.ops.farthest_points import farthest_points
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.points.farthest_points import farthest_points
+from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.ops.waits import require
 
 

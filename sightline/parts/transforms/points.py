@@ -19,7 +19,7 @@ from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probab
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.transform import Transform
-from sightline.ops.rotations import axis_rotation, quaternion_matrix, rotate_points, uniform_quaternion
+from sightline.ops.points.rotations import axis_rotation, quaternion_matrix, rotate_points, uniform_quaternion
 from sightline.ops.waits import is_recording
 
 

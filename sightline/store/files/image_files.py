@@ -17,7 +17,7 @@ import torch
 from PIL import ExifTags, Image
 
 from sightline.contract.errors import DataError
-from sightline.ops.rendering import Background
+from sightline.ops.views.rendering import Background
 from sightline.parts.transforms.images import resize_images
 from sightline.store.files.input_files import assert_regular, check_decompressed_size, convert_errors, open_regular
 

@@ -11,8 +11,8 @@ from typing_extensions import TypedDict
 
 from sightline.contract.arguments import Count
 from sightline.contract.types import SampleKey
-from sightline.ops.cameras import Axis, ring_cameras
-from sightline.ops.rendering import Background, Style, on_background, render_cloud
+from sightline.ops.views.cameras import Axis, ring_cameras
+from sightline.ops.views.rendering import Background, Style, on_background, render_cloud
 
 _SIZE_PX = 64
 _MAX_CACHE_BYTES = 2**28

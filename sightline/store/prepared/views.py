@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, MissingDataError, join_some
 from sightline.contract.types import Field, SampleKey
-from sightline.ops.rendering import Background, on_background
+from sightline.ops.views.rendering import Background, on_background
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
 

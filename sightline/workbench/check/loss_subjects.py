@@ -21,7 +21,7 @@ from sightline.doctor.subject import LossTerm, Subject
 from sightline.engine.device.numerics import Precision
 from sightline.engine.step import single_batch_step, weighted_sum
 from sightline.engine.train import TrainState
-from sightline.ops.box_codes import encode_deltas, encode_distances
+from sightline.ops.boxes.codes import encode_deltas, encode_distances
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import take_samples

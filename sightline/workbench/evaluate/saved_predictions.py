@@ -25,7 +25,7 @@ from sightline.engine.build import build_metrics
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
 from sightline.engine.run_data import DataSubset
-from sightline.ops.projection import point_ranges
+from sightline.ops.views.projection import point_ranges
 from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.runs.run_documents import load_document
 from sightline.store.files.array_files import read_npy

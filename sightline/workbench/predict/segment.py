@@ -19,7 +19,7 @@ from sightline.contract.schema import suggest
 from sightline.contract.types import Field
 from sightline.draw.pictures import label_colors
 from sightline.engine.run_loading import TrainedRun
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.parts.metrics.predicted_labels import predict_labels
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.files.ply import write_ply

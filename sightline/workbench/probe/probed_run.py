@@ -20,7 +20,7 @@ from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import open_run
 from sightline.engine.run_model import build_model
 from sightline.instrument.random_state import preserve_random_state
-from sightline.ops.grouping import scale_num_neighbours
+from sightline.ops.points.grouping import scale_num_neighbours
 from sightline.runs.encoder_blocks import find_neighbour_graph
 from sightline.runs.preprocessing_signature import (
     is_for_pairs,

@@ -16,7 +16,7 @@ from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 from sightline.commands.data import PrepareOptions
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.types import SampleKey
-from sightline.ops.normals import estimate_normals
+from sightline.ops.points.normals import estimate_normals
 from sightline.store.cloud_preparation import prepare_cloud
 from sightline.store.files.cloud_files import read_cloud
 from sightline.store.prepared.prepared_set import verify

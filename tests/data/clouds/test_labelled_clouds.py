@@ -11,7 +11,7 @@ import torch
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
-from sightline.ops.normals import estimate_normals
+from sightline.ops.points.normals import estimate_normals
 from sightline.store.cloud_preparation import EstimatedNormals, prepare_cloud
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.loading.stratified import stratified_subset

@@ -16,8 +16,8 @@ from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.commands.data import RenderOptions
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.ops.cameras import ring_cameras
-from sightline.ops.rendering import on_background, render_cloud
+from sightline.ops.views.cameras import ring_cameras
+from sightline.ops.views.rendering import on_background, render_cloud
 from sightline.store.prepared.prepared_set import PreparedSet, verify
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.store.prepared.views import Views

@@ -28,7 +28,7 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.ops.pinhole import project_points
+from sightline.ops.views.pinhole import project_points
 from sightline.store.loading.batch_reader import BatchReader
 
 CAMERA = DepthCamera(100.0, -100.0, 16.0, 12.0, 32, 24)

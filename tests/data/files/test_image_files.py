@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from sightline.areas.pose.depth_files import read_colour_png, read_depth, read_windowed_depth
 from sightline.areas.pose.sets.packed_depth import pack_depth, unpack_depth
-from sightline.ops.pinhole import unproject_pixels
+from sightline.ops.views.pinhole import unproject_pixels
 from sightline.store.files.image_files import check_image, read_header, read_image
 from tests.cases import run_each
 from tests.data.depth.depth_trees import msra_bytes, png16, png_colour

@@ -16,8 +16,8 @@ from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import ConfigError, DataError, MissingDataError
 from sightline.contract.types import SampleKey
-from sightline.ops.cameras import ring_cameras
-from sightline.ops.rendering import on_background, render_cloud
+from sightline.ops.views.cameras import ring_cameras
+from sightline.ops.views.rendering import on_background, render_cloud
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, write_prepared_set
 from sightline.store.prepared.views import IMAGE, VIEWS_SET, Views

@@ -19,7 +19,7 @@ from sightline.areas.pose.sets.synthetic_figures import Figures, SyntheticFigure
 from sightline.areas.pose.sets.synthetic_hands import HAND_CAMERA, HandShape, SyntheticHands, build_hands
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import Batch, SampleKey
-from sightline.ops.pinhole import depth_points, project_points
+from sightline.ops.views.pinhole import depth_points, project_points
 
 top_bodies = partial(SyntheticBodies, view="top")
 SETS: dict[str, Callable[..., SyntheticFigures]] = {

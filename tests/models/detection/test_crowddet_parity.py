@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from sightline.areas.detect.losses import sigmoid_focal, smooth_l1
 from sightline.areas.detect.retinanet import MaxIoU
-from sightline.ops.box_codes import decode_deltas, encode_deltas
-from sightline.ops.box_overlaps import box_iou
-from sightline.ops.priors import IGNORED, Priors
+from sightline.ops.boxes.codes import decode_deltas, encode_deltas
+from sightline.ops.boxes.overlaps import box_iou
+from sightline.ops.boxes.priors import IGNORED, Priors
 from tests.detect_parity import load_detect_golden, load_theirs, our_name
 from tests.golden_parity import (
     OUTPUT_BOUND,

@@ -13,7 +13,7 @@ from torch import nn
 import sightline
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
-from sightline.ops.priors import PriorGrid, make_anchors
+from sightline.ops.boxes.priors import PriorGrid, make_anchors
 from sightline.published.rows import model_arguments as _model_arguments
 from sightline.published.rows import nest_paths as _nest_paths
 from sightline.published.translation import convert_state_dict, published_name

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from sightline.areas.detect.assigned_boxes import best_iou_of_boxes
 from sightline.areas.detect.output import GreedyNMS
-from sightline.ops.affine_maps import warp_boxes
-from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
-from sightline.ops.box_overlaps import (
+from sightline.ops.boxes.codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
+from sightline.ops.boxes.overlaps import (
     OVERLAPS,
     box_area,
     box_centres,
@@ -27,7 +26,8 @@ from sightline.ops.box_overlaps import (
     ioa,
     iou,
 )
-from sightline.ops.priors import Priors
+from sightline.ops.boxes.priors import Priors
+from sightline.ops.points.affine_maps import warp_boxes
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 from tests.ops.boxes.crowds import aligned_pairs, crowd

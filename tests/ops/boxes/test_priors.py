@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sightline.areas.detect.assigned_boxes import best_iou_of_boxes
-from sightline.ops.box_overlaps import box_area, box_centres, box_sizes
-from sightline.ops.priors import PRESETS, AnchorShapes, PriorGrid, make_anchors, make_points
+from sightline.ops.boxes.overlaps import box_area, box_centres, box_sizes
+from sightline.ops.boxes.priors import PRESETS, AnchorShapes, PriorGrid, make_anchors, make_points
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import crowd

@@ -12,8 +12,8 @@ from torch import Tensor
 from sightline.areas.detect.output import Adaptive, GreedyNMS, SetSuppression, SoftGaussian, SoftLinear, Suppression
 from sightline.contract import registry
 from sightline.ops import numba_kernels
-from sightline.ops.box_overlaps import box_iou
-from sightline.ops.suppression import SuppressionResult, batched_nms, nms, soft_nms
+from sightline.ops.boxes.overlaps import box_iou
+from sightline.ops.boxes.suppression import SuppressionResult, batched_nms, nms, soft_nms
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import crowd

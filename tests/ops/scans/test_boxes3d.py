@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sightline.areas.scans.sets.kitti_object import Calibration, read_calibration
-from sightline.ops.points_in_boxes import points_in_boxes
+from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sightline.areas.scans.projection_summary import mean_iou, upper_bound_confusions
 from sightline.ops import numba_kernels
-from sightline.ops.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference, lift_nearest
-from sightline.ops.projection import RangeView, project_scans
+from sightline.ops.views.projection import RangeView, project_scans
+from sightline.ops.voxels.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference, lift_nearest
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.scans.lidar_scene import NAMES, cast_scan

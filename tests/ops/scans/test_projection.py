@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline.areas.scans.projection_summary import ProjectionSummary
-from sightline.ops.projection import (
+from sightline.ops.views.projection import (
     Projection,
     RangeView,
     count_coverage,

@@ -18,8 +18,8 @@ from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_
 from sightline.layers.edge_conv import EdgeConv, EdgeMLP, PlainEdgeConv, PlainEdgeMLP
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.ops.grouping import assert_meant_for, scale_num_neighbours
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.points.grouping import assert_meant_for, scale_num_neighbours
+from sightline.ops.points.neighbours import nearest_neighbours
 
 _EDGE_WIDTHS = (64, 64, 128, 256)
 

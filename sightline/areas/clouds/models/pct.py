@@ -14,8 +14,8 @@ from sightline.contract.model import Encoder, Model
 from sightline.layers.cloud_layouts import concat_channels, dense_channels, one_hot_category
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
 from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
-from sightline.ops.distances import assert_finite
-from sightline.ops.grouping import assert_meant_for
+from sightline.ops.points.distances import assert_finite
+from sightline.ops.points.grouping import assert_meant_for
 
 
 class SelfAttention(nn.Module):

@@ -19,7 +19,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import CloudInputSpec, UnitSphere
-from sightline.ops.rendering import Background
+from sightline.ops.views.rendering import Background
 from sightline.store.cloud_preparation import Normals, Zeros, cloud_radius, prepare_cloud
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,

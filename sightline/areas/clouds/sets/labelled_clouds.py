@@ -12,7 +12,7 @@ import torch
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey, UnitSphere
-from sightline.ops.rendering import Background
+from sightline.ops.views.rendering import Background
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
 from sightline.store.loading.stratified import stratified_subset

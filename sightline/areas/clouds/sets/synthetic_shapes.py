@@ -44,7 +44,7 @@ class SyntheticShapes(ComputedSet):
     point's part is its `label` and the cloud's class its `category`. With `views` (a number, or `count` with `size_px`,
     `style` and `background`) a sample has an `image`, one of `views` views of its own cloud, drawn anew in every epoch;
     else epoch and seed of a key change nothing.
-    Source: made here; sightline/ops/meshes.py.
+    Source: made here; sightline/ops/points/meshes.py.
     """
 
     computed = "sample is computed"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sightline.areas.pose.sets.depth_frames import DepthCamera
-from sightline.ops.pinhole import pixel_rays
+from sightline.ops.views.pinhole import pixel_rays
 
 _ROW = 18
 """Row of a capsule: start, end (0:6), radius, axis (7:10), start x axis (10:13), length, columns, rows (14:18)."""

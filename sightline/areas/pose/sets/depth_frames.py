@@ -22,7 +22,7 @@ from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Batch, DataInfo, Field, Folds, Sample, SampleKey
-from sightline.ops.pinhole import depth_points
+from sightline.ops.views.pinhole import depth_points
 from sightline.store.files.input_files import expand_home
 from sightline.store.files.text_tables import read_text
 

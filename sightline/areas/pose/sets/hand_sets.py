@@ -33,7 +33,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Folds
-from sightline.ops.pinhole import unproject_pixels
+from sightline.ops.views.pinhole import unproject_pixels
 from sightline.store.files.input_files import get_again
 from sightline.store.files.mat_files import read_mat
 from sightline.store.files.text_tables import LabelLines, parse_count, parse_rows, read_text

@@ -22,7 +22,7 @@ from sightline.areas.pose.sets.depth_sets import (
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
-from sightline.ops.pinhole import project_points
+from sightline.ops.views.pinhole import project_points
 from sightline.store.files.hdf5_files import TEXT, Hdf5File, open_hdf5
 from sightline.store.files.input_files import get_again
 from sightline.store.files.text_tables import parse_count

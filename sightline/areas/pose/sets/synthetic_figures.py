@@ -23,8 +23,8 @@ from sightline.contract.arguments import ReferencePoint
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
-from sightline.ops.pinhole import project_points
-from sightline.ops.rotations import euler_matrix
+from sightline.ops.points.rotations import euler_matrix
+from sightline.ops.views.pinhole import project_points
 from sightline.store.computed_samples import ComputedSet, SampleCache
 
 

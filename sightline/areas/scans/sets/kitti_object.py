@@ -15,7 +15,7 @@ from sightline.areas.scans.sets.scan_preparation import BY_NAME, ListedScan, des
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
-from sightline.ops.points_in_boxes import points_in_boxes
+from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from sightline.store.files.image_files import read_header
 from sightline.store.files.input_files import list_named_files, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices

@@ -13,7 +13,7 @@ import torch
 
 from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.areas.scans.sets.scan_preparation import guess_remission_max
-from sightline.ops.projection import RangeView, rows_by_file_order
+from sightline.ops.views.projection import RangeView, rows_by_file_order
 from sightline.store.files.scan_samples import RawScan, channel_sums, check_scan, mean_and_std
 from sightline.store.label_maps import LabelMap, identity_map
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from sightline.ops.dtypes import widen_labels
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.ops.projection import scan_index
+from sightline.ops.views.projection import scan_index
 
 _BLOCK = 64
 """Points that the CPU kernel takes at a time, which fill the wide registers."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import assert_boxes, divide, intersect, iou, load_box
+from sightline.ops.boxes.overlaps import assert_boxes, divide, intersect, iou, load_box
 from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel

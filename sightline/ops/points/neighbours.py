@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.ops.distances import (
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.operator import operator
+from sightline.ops.points.distances import (
     FEW_CHANNELS,
     assert_clouds,
     assert_finite,
@@ -28,11 +30,9 @@ from sightline.ops.distances import (
     tile_of_distances,
     upcast_for_comparison,
 )
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import edges_of_rows, first_neighbours, gather_points
-from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by_tree
-from sightline.ops.operator import operator
-from sightline.ops.segments import (
+from sightline.ops.points.grouping import edges_of_rows, first_neighbours, gather_points
+from sightline.ops.points.neighbour_kernels import neighbours_by_product, neighbours_by_tree
+from sightline.ops.segments.offsets import (
     assert_packed,
     first_rows,
     list_runs,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.ops.distances import distance_scores
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
-from sightline.ops.trees import LEAF_SIZE, build_trees
+from sightline.ops.points.distances import distance_scores
+from sightline.ops.points.trees import LEAF_SIZE, build_trees
 
 _ENTRIES_AT_ONCE = 2**19
 """Scores in memory at a time: 2 MB in float32."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import _multiply_sides, box_centres, box_sizes
+from sightline.ops.boxes.overlaps import _multiply_sides, box_centres, box_sizes
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.waits import send_list
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import assert_rows, gather_points
 from sightline.ops.numba_kernels import numba_kernel, run_parallel, widen_in_parts
 from sightline.ops.operator import operator
+from sightline.ops.points.grouping import assert_rows, gather_points
 
 _ENTRIES_AT_ONCE = 2**22
 """Numbers of the edges that the plain form has in memory."""

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.distances import (
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.operator import operator
+from sightline.ops.points.distances import (
     assert_clouds,
     assert_finite,
     assert_finite_rows,
     paired_squared_distances,
     upcast_for_comparison,
 )
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.numba_kernels import numba_kernel, run_parallel
-from sightline.ops.operator import operator
-from sightline.ops.segments import (
+from sightline.ops.points.trees import LEAF_SIZE, build_trees
+from sightline.ops.segments.offsets import (
     first_rows,
     list_runs,
     locate_row,
@@ -31,7 +32,6 @@ from sightline.ops.segments import (
     pack,
     read_sizes,
 )
-from sightline.ops.trees import LEAF_SIZE, build_trees
 from sightline.ops.waits import read_list, require, send_list
 
 FAN = 16

@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.ops.distances import (
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.operator import operator
+from sightline.ops.points.distances import (
     assert_clouds,
     assert_finite,
     assert_finite_rows,
@@ -25,11 +27,9 @@ from sightline.ops.distances import (
     tile_of_distances,
     upcast_for_comparison,
 )
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import edges_of_rows, first_neighbours
-from sightline.ops.neighbour_kernels import ball_query_by_tree
-from sightline.ops.operator import operator
-from sightline.ops.segments import (
+from sightline.ops.points.grouping import edges_of_rows, first_neighbours
+from sightline.ops.points.neighbour_kernels import ball_query_by_tree
+from sightline.ops.segments.offsets import (
     assert_packed,
     first_rows,
     list_runs,

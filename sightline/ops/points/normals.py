@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.ops.distances import assert_clouds
-from sightline.ops.grouping import gather_points
-from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.operator import operator
+from sightline.ops.points.distances import assert_clouds
+from sightline.ops.points.grouping import gather_points
+from sightline.ops.points.neighbours import nearest_neighbours
 from sightline.ops.waits import is_recording, require
 
 _FLAT = 1e-12

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from sightline.ops.cameras import Cameras
-from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.points.neighbours import nearest_neighbours
+from sightline.ops.views.cameras import Cameras
 
 
 @numba_kernel

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.ops.distances import paired_squared_distances, strides_of_clouds, upcast_for_comparison
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.grouping import gather_points
-from sightline.ops.neighbours import nearest_neighbours, packed_nearest_neighbours
 from sightline.ops.operator import operator
+from sightline.ops.points.distances import paired_squared_distances, strides_of_clouds, upcast_for_comparison
+from sightline.ops.points.grouping import gather_points
+from sightline.ops.points.neighbours import nearest_neighbours, packed_nearest_neighbours
 
 Weighting = Literal["inverse_square", "inverse"]
 _SOFTENING = 1e-8

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sightline.ops.pinhole import project_points, unproject_pixels
+from sightline.ops.views.pinhole import project_points, unproject_pixels
 
 CROP_WIDTH = 9
 

@@ -1,0 +1,1 @@
+"""Boxes: overlaps, suppression, codes, priors, losses."""

@@ -1,0 +1,1 @@
+"""Points: neighbours, samples, interpolation, convolutions over neighbours, rotations."""

@@ -1,0 +1,1 @@
+"""Voxels and heat maps."""
