@@ -36,6 +36,7 @@ from sightline.ops.points.rotations import (
     uniform_quaternion,
 )
 from sightline.ops.segments.offsets import batch_to_offsets, offsets_to_batch, pack, unpack
+from sightline.ops.waits import check
 
 __all__ = [
     "KNN",
@@ -51,6 +52,7 @@ __all__ = [
     "box_ioa",
     "box_iou",
     "chamfer_distance",
+    "check",
     "clip_boxes_to_image",
     "edge_extremes",
     "edge_gradients",
