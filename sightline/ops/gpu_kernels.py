@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, update_wrapper
 from types import FunctionType
 from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 
 class _Language:
@@ -50,9 +53,19 @@ class GpuKernel:
         return self._jitted
 
     def launch(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-        """Run a program for every place of the grid; without any, nothing."""
+        """Run a program for every place of the grid, on the device of the tensors; without any place, nothing."""
         if all(grid):
-            self.jitted[grid](*arguments, **constants, enable_fp_fusion=False)
+            with torch.cuda.device_of(self._find_first(arguments)):  # else Triton takes the current one
+                self.jitted[grid](*arguments, **constants, enable_fp_fusion=False)
+
+    def _find_first(self, arguments: Sequence[Any]) -> Tensor:
+        """Return the first tensor. Raises ValueError for tensors of several devices."""
+        tensors = [value for value in arguments if isinstance(value, Tensor)]
+        devices = {str(tensor.device): None for tensor in tensors}
+        if len(devices) > 1:
+            name = self.function.__name__.strip("_")
+            raise ValueError(f"{name}: found tensors on {' and '.join(devices)}; move all of them to one device")
+        return tensors[0]
 
 
 def gpu_kernel(function: Callable[..., Any]) -> Any:
