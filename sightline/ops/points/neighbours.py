@@ -206,7 +206,7 @@ def _check(points: Tensor, queries: Tensor | None, num_neighbours: int) -> None:
         assert_finite(queries, name="queries")
 
 
-@operator(launches=2, check=_check)
+@operator(launches=2, check=_check, differentiable=False, stacked=True)
 def _nearest_neighbours(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
     """Compute all distances, for a bounded number of queries at a time."""
     num_samples, num_points, _ = points.shape
@@ -288,7 +288,7 @@ def _check_packed(
         assert_finite_rows(queries, lambda row: locate_row(row, own), name="queries")
 
 
-@operator(launches=2, check=_check_packed)
+@operator(launches=2, check=_check_packed, differentiable=False)
 def _packed_nearest_neighbours(
     points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None, num_neighbours: int
 ) -> tuple[Tensor, Tensor]:
