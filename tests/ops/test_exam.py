@@ -114,7 +114,9 @@ def test_gradients_are_those_of_finite_differences(case: OperatorCase) -> None:
             arguments[place] = value
         return [result for result in tensors_of(operator(*arguments)) if result.is_floating_point()]
 
-    assert torch.autograd.gradcheck(call, [arguments[place].requires_grad_() for place in case.differentiable])
+    values = [arguments[place].requires_grad_() for place in case.differentiable]
+    assert torch.autograd.gradcheck(call, values)
+    assert torch.autograd.gradgradcheck(call, values, fast_mode=True)
 
 
 def tensors_and_call(case: OperatorCase, dtype: torch.dtype) -> tuple[list[Tensor], Callable[..., list[Tensor]]]:
