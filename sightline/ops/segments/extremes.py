@@ -1,0 +1,201 @@
+"""Highest or lowest rows by segment, and which rows they are: the same on every device, ties by index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.operator import operator
+from sightline.ops.segments.rows import check_segments, number_segments, sort_on_device, sort_on_host
+from sightline.ops.segments.sums import MAX_CHANNELS
+
+
+def scatter_extremes(
+    values: Tensor, index: Tensor, num_segments: int, *, is_highest: bool, is_sorted: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Find the highest or lowest row of each segment: `values` (B, E, K), `index` (I, E) -> two of (B, N, K).
+
+    The values, and their rows, int64: of equal ones the first; NaN wins. A segment without rows has 0 and row E. The
+    gradient reaches these rows. Raises ValueError for an index that names none of `num_segments` segments, or, if
+    `is_sorted`, falls.
+    """
+    return _scatter_extremes(values, index, num_segments, is_highest, is_sorted)
+
+
+def _check(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> None:
+    check_segments(index, num_segments, is_sorted=is_sorted)
+
+
+@operator(launches=1, check=_check)
+def _scatter_extremes(
+    values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool
+) -> tuple[Tensor, Tensor]:
+    num_samples, num_rows, num_channels = values.shape
+    segment = number_segments(index, num_samples, num_segments)[:, None].expand(-1, num_channels)
+    rows = values.detach().flatten(0, 1)
+    shape = (num_samples * num_segments + 1, num_channels)  # the last for rows of no segment
+    kind = "amax" if is_highest else "amin"
+    best = rows.new_zeros(shape).scatter_reduce(0, segment, rows, kind, include_self=False).gather(0, segment)
+    is_best = (rows == best) | ((rows != rows) & (best != best))
+    row = torch.arange(num_rows, device=values.device).repeat(num_samples)[:, None].where(is_best, num_rows)
+    first = row.new_full(shape, num_rows).scatter_reduce(0, segment, row, "amin")[:-1]
+    first = first.reshape(num_samples, num_segments, num_channels)
+    padded = torch.cat([values, values.new_zeros((num_samples, 1, num_channels))], dim=1)
+    return padded.gather(1, first), first
+
+
+@_scatter_extremes.fake
+def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
+    shape = (values.shape[0], num_segments, values.shape[2])
+    return values.new_empty(shape), index.new_empty(shape)
+
+
+def _save_rows(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.num_rows = inputs[0].shape[1]
+
+
+@_scatter_extremes.gradient(_save_rows)
+def _(ctx: Any, to_best: Tensor, _: Any) -> tuple[Any, ...]:
+    (row,) = ctx.saved_tensors
+    shape = (row.shape[0], ctx.num_rows + 1, row.shape[2])  # the last for segments without rows
+    return to_best.new_zeros(shape).scatter(1, row, to_best)[:, : ctx.num_rows], None, None, None, None
+
+
+# --- CPU --------------------------------------------------------------------------------------------------------------
+
+
+@_scatter_extremes.cpu_kernel
+def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
+    order, offsets = sort_on_host(index, num_segments)
+    array, shape = values.detach().contiguous().numpy(), (len(values), num_segments, values.shape[2])
+    best, row = np.empty(shape, array.dtype), np.empty(shape, np.int64)  # in large pages, which torch does not ask for
+    sign = array.dtype.type(1 if is_highest else -1)
+    run_parallel(_find_extremes, len(values) * num_segments, array, order, offsets, sign, best, row)
+    return torch.from_numpy(best), torch.from_numpy(row)
+
+
+@numba_kernel
+def _find_extremes(
+    first: int,
+    last: int,
+    values: np.ndarray,
+    order: np.ndarray,
+    offsets: np.ndarray,
+    sign: float,
+    best: np.ndarray,
+    row_of: np.ndarray,
+) -> None:
+    """Compare two rows of a segment at a time; an odd last one twice, which changes nothing."""
+    num_samples, num_segments, num_channels = best.shape
+    top, place_of = np.empty(num_channels, values.dtype), np.empty(num_channels, np.int32)
+    for number in range(first, last):
+        sample, segment = number // num_segments, number % num_segments
+        own = sample * len(order) // num_samples
+        begin, end = offsets[own, segment], offsets[own, segment + 1]
+        if begin == end:
+            for channel in range(num_channels):
+                best[sample, segment, channel] = 0
+                row_of[sample, segment, channel] = values.shape[1]
+            continue
+        for channel in range(num_channels):
+            top[channel] = sign * values[sample, order[own, begin], channel]
+            place_of[channel] = 0
+        for place in range(begin + 1, end, 2):
+            after = min(place + 1, end - 1)
+            row, next_row = order[own, place], order[own, after]
+            place_32, next_place_32 = np.int32(place - begin), np.int32(after - begin)
+            for channel in range(num_channels):
+                highest, place_of_highest = top[channel], place_of[channel]
+                value, next_value = sign * values[sample, row, channel], sign * values[sample, next_row, channel]
+                is_higher = (not (value <= highest)) & (highest == highest)
+                highest = value if is_higher else highest
+                place_of_highest = place_32 if is_higher else place_of_highest
+                is_higher = (not (next_value <= highest)) & (highest == highest)
+                top[channel] = next_value if is_higher else highest
+                place_of[channel] = next_place_32 if is_higher else place_of_highest
+        for channel in range(num_channels):
+            best[sample, segment, channel] = sign * top[channel]
+            row_of[sample, segment, channel] = order[own, begin + place_of[channel]]
+
+
+# --- GPU: a program a segment -----------------------------------------------------------------------------------------
+
+_TILE = 256
+"""Numbers that a program of a segment holds at a time, each with its row."""
+
+
+@_scatter_extremes.gpu_kernel()
+def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
+    num_samples, num_rows, num_channels = values.shape
+    order, offsets = sort_on_device(index, num_segments, is_sorted=is_sorted)
+    best = values.new_empty((num_samples, num_segments, num_channels))
+    row = torch.empty_like(best, dtype=torch.int64)
+    channels = min(MAX_CHANNELS, next_power_of_2(max(1, num_channels)))
+    _find_extreme_tiles.launch(
+        (num_samples * num_segments, -(-num_channels // channels)),
+        values.contiguous(),
+        order,
+        offsets,
+        best,
+        row,
+        num_samples // max(1, len(index)),
+        num_rows,
+        num_segments,
+        num_channels,
+        SIGN=1 if is_highest else -1,
+        CHANNELS=channels,
+        ROWS=_TILE // channels,
+        num_warps=1,
+    )
+    return best, row
+
+
+@gpu_kernel
+def _find_extreme_tiles(  # type: ignore[no-untyped-def]
+    values,
+    order,
+    offsets,
+    best,
+    row_of,
+    samples_of_index,
+    num_rows,
+    num_segments,
+    num_channels,
+    SIGN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Find the highest of every ROWS-th row, then the highest of these, and read it anew."""
+    number = tl.program_id(0).to(tl.int64)
+    sample, own = number // num_segments, number // num_segments // samples_of_index
+    bounds = offsets + own * (num_segments + 1) + number % num_segments
+    begin, end = tl.load(bounds), tl.load(bounds + 1)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    is_channel = channel < num_channels
+    numbers = values + sample * num_rows * num_channels + channel
+    top = tl.full([ROWS, CHANNELS], -float("inf"), tl.float32)
+    row_of_top = tl.zeros([ROWS, CHANNELS], tl.int64) + num_rows
+    while begin < end:
+        place = begin + tl.arange(0, ROWS)[:, None]
+        is_row = place < end
+        row = place if order is None else tl.load(order + own * num_rows + place, mask=is_row, other=0)
+        value = SIGN * tl.load(numbers + row * num_channels, mask=is_row & is_channel, other=0.0)
+        is_higher = (value > top) | ((value != value) & (top == top)) | (row_of_top == num_rows)
+        is_higher = is_higher & is_row
+        top = tl.where(is_higher, value, top)
+        row_of_top = tl.where(is_higher, row + tl.zeros_like(row_of_top), row_of_top)
+        begin += ROWS
+    is_nan = top != top
+    has_nan = tl.max(is_nan.to(tl.int32), axis=0)[None, :] > 0
+    highest = tl.max(tl.where(is_nan, -float("inf"), top), axis=0)[None, :]
+    is_best = tl.where(has_nan, is_nan, top == highest)
+    row = tl.min(tl.where(is_best, row_of_top, num_rows), axis=0)[None, :]
+    value = tl.load(numbers + row * num_channels, mask=is_channel & (row < num_rows), other=0.0)
+    tl.store(best + number * num_channels + channel, value, mask=is_channel)
+    tl.store(row_of + number * num_channels + channel, row, mask=is_channel)

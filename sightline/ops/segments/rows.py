@@ -1,0 +1,167 @@
+"""Rows and the segments that they belong to: the form in which operators reduce them.
+
+`values` (B, E, K) are E rows of K channels in each of B samples; `index` (I, E) int64 is the segment of each row. Each
+row of `index` holds for B / I samples, one after another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.ops.dtypes import widen_labels
+from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.waits import require
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedRows:
+    """Rows of a tensor `src` along `dim`, and their segments; half precision is widened to float32."""
+
+    src: Tensor
+    dim: int
+    values: Tensor
+    index: Tensor
+    num_segments: int
+    is_moved: bool
+
+    @classmethod
+    def from_tensors(
+        cls, src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None
+    ) -> SegmentedRows:
+        """Arrange `src` (...) by an `index` of any shape that torch_scatter spreads over it.
+
+        Without `out` and `dim_size`, the largest index is read, which waits for a GPU.
+        """
+        index = widen_labels(index, "index")
+        dim = _find_dim(src, dim)
+        index = _align(index, src, dim)
+        is_moved = index.ndim > dim + 1
+        wide = src.float() if src.dtype in (torch.float16, torch.bfloat16) else src
+        if is_moved:
+            wide, index = wide.movedim(dim, -1), index.expand(src.shape).movedim(dim, -1)
+        lead, num_rows = wide.shape[: index.ndim - 1], src.shape[dim]
+        own_lead = lead if any(size != 1 for size in index.shape[:-1]) else index.shape[:-1]
+        index = index.expand(*own_lead, num_rows).reshape(math.prod(own_lead), num_rows)
+        values = wide.reshape(math.prod(lead), num_rows, math.prod(wide.shape[len(lead) + 1 :]))
+        return cls(src, dim, values, index, _count_segments(index, dim, out, dim_size), is_moved)
+
+    def restore(self, result: Tensor) -> Tensor:
+        """Arrange (B, X, K) as `src`, with X in place of its dimension `dim`."""
+        shape = [*self.src.shape]
+        if self.is_moved:
+            shape.append(shape.pop(self.dim))
+        shape[-1 if self.is_moved else self.dim] = result.shape[1]
+        result = result.reshape(shape)
+        return result.movedim(-1, self.dim) if self.is_moved else result
+
+    def spread(self, of_segments: Tensor) -> Tensor:
+        """Repeat numbers of segments (I, N) for each sample and channel: (B, N, K)."""
+        return repeat_index(of_segments, len(self.values))[:, :, None].expand(-1, -1, self.values.shape[2])
+
+
+def _find_dim(src: Tensor, dim: int) -> int:
+    if not -src.ndim <= dim < src.ndim:
+        raise ValueError(f"dim: found {dim}, expected one of the dimensions of src {tuple(src.shape)}")
+    return dim % src.ndim
+
+
+def _align(index: Tensor, src: Tensor, dim: int) -> Tensor:
+    """Align an index with the first dimensions of `src`, and leave out the last ones along which it is the same.
+
+    A vector is along `dim`. Raises ValueError if it cannot be spread over `src`.
+    """
+    if index.ndim == 1:
+        index = index[(None,) * dim]
+    sizes = zip(index.shape, src.shape, strict=False)
+    if index.ndim > src.ndim or index.ndim <= dim or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(
+            f"index: found the shape {tuple(index.shape)}, expected that of src {tuple(src.shape)}, its first "
+            f"dimensions up to {dim}, or ({src.shape[dim]},); a dimension may be 1"
+        )
+    while index.ndim > dim + 1 and (index.shape[-1] == 1 or index.stride(-1) == 0):
+        index = index.select(-1, 0) if index.shape[-1] else index.new_zeros(index.shape[:-1])
+    return index
+
+
+def _count_segments(index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> int:
+    if out is not None:
+        return out.shape[dim]
+    if dim_size is not None:
+        return dim_size
+    return max(0, int(index.max()) + 1) if index.numel() else 0
+
+
+def repeat_index(index: Tensor, num_samples: int) -> Tensor:
+    """Repeat the rows of `index` (I, ...), one after another, for `num_samples` samples."""
+    return index if len(index) == num_samples else index.repeat_interleave(num_samples // max(1, len(index)), dim=0)
+
+
+def number_segments(index: Tensor, num_samples: int, num_segments: int) -> Tensor:
+    """Give each row (num_samples * E,) the number of its segment among those of all samples; the last + 1 for none."""
+    first = torch.arange(num_samples, device=index.device)[:, None] * num_segments
+    is_inside = (index >= 0) & (index < num_segments)
+    of_sample = torch.where(is_inside, index, num_samples * num_segments)
+    numbered = repeat_index(of_sample, num_samples) + first * repeat_index(is_inside, num_samples)
+    return numbered.flatten()
+
+
+def check_segments(index: Tensor, num_segments: int, *, is_sorted: bool = False) -> None:
+    """Raise ValueError, or defer it, if an `index` (I, E) is outside, or falls where it is said to be sorted."""
+    if not index.numel():
+        return
+    lowest, highest = index.aminmax()
+    require(
+        (lowest >= 0) & (highest < num_segments),
+        lambda: ValueError(
+            f"index: segments {int(lowest)}..{int(highest)} named, of {num_segments}; they are 0 to "
+            f"{num_segments - 1}: raise dim_size, or leave out the rows of no segment"
+        ),
+    )
+    if is_sorted:
+        require((index.diff() >= 0).all(), lambda: _make_falling_error(index))
+
+
+def _make_falling_error(index: Tensor) -> ValueError:
+    sample, row = (index.diff() < 0).nonzero()[0].tolist()
+    found = index[sample, row : row + 2].tolist()
+    return ValueError(
+        f"index: falls from {found[0]} to {found[1]} after row {row}, expected segments in rising order; sort the "
+        "rows, or call scatter, which takes any order"
+    )
+
+
+# --- Order of the rows by segment -------------------------------------------------------------------------------------
+
+
+def sort_on_host(index: Tensor, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sort rows by segment, those of one in their order: rows (I, E), and where each segment begins (I, N + 2)."""
+    index = index.contiguous()
+    order, offsets = np.empty(index.shape, np.int64), np.zeros((len(index), num_segments + 2), np.int64)
+    run_parallel(_sort_rows, len(index), index.numpy(), order, offsets)
+    return order, offsets
+
+
+@numba_kernel
+def _sort_rows(first: int, last: int, index: np.ndarray, order: np.ndarray, offsets: np.ndarray) -> None:
+    """Count the rows of each segment, two places on; the sums are then where the next row of a segment goes."""
+    for sample in range(first, last):
+        for row in range(index.shape[1]):
+            offsets[sample, index[sample, row] + 2] += 1
+        for segment in range(2, offsets.shape[1]):
+            offsets[sample, segment] += offsets[sample, segment - 1]
+        for row in range(index.shape[1]):
+            segment = index[sample, row] + 1
+            order[sample, offsets[sample, segment]] = row
+            offsets[sample, segment] += 1
+
+
+def sort_on_device(index: Tensor, num_segments: int, *, is_sorted: bool) -> tuple[Tensor | None, Tensor]:
+    """Sort rows by segment: rows (I, E), None if they are sorted, and where each segment begins (I, N+1)."""
+    rising, order = (index.contiguous(), None) if is_sorted else index.sort(stable=True)
+    bounds = torch.arange(num_segments + 1, device=index.device).expand(len(index), -1).contiguous()
+    return order, torch.searchsorted(rising, bounds)

@@ -1,0 +1,153 @@
+"""Reductions of rows by segment, in any order, by the names and with the calls of torch_scatter.
+
+`scatter_sum(src, index, dim, out, dim_size)` puts the sum of the numbers of `src` with index i along `dim` at place i.
+Half precision is computed in float32. Sums have the same bits for any number of threads, and on a GPU from run to run.
+
+The index has the shape of `src`, or its first dimensions; each may be 1, and a vector lies along `dim`. One outside is
+refused: on a GPU within a training step of sightline, at its end. The result has `dim_size` places along `dim`; without
+it, the largest index + 1, which is read: on a GPU the host waits, and a graph cannot be recorded. Places without rows
+are 0. `out`, if given, is changed in place, and returned: sums are added to it, means are those of its numbers plus
+the sums, over the counts, and extremes are those of its numbers and the rows'.
+
+Source: the documentation of torch_scatter 2.1. Others than there: NaN wins over numbers in extremes, a segment of
+-inf alone has the highest row -inf, not 0, and ties have the lowest row.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sightline.ops.segments.extremes import scatter_extremes
+from sightline.ops.segments.rows import SegmentedRows
+from sightline.ops.segments.sums import gather_segments, scatter_rows
+
+Reduction = Literal["sum", "add", "mean", "min", "max"]
+
+
+def scatter(
+    src: Tensor,
+    index: Tensor,
+    dim: int = -1,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+    reduce: Reduction = "sum",
+) -> Tensor:
+    """Reduce rows of equal `index` along `dim`: the function `scatter_<reduce>`, of extremes the values alone."""
+    if reduce in ("min", "max"):
+        return _scatter_extremes(src, index, dim, out, dim_size, is_highest=reduce == "max")[0]
+    if reduce not in ("sum", "add", "mean"):
+        raise ValueError(f"reduce: found {reduce!r}, expected 'sum', 'add', 'mean', 'min' or 'max'")
+    return (scatter_mean if reduce == "mean" else scatter_sum)(src, index, dim, out, dim_size)
+
+
+def scatter_sum(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> Tensor:
+    """Add up rows of equal `index` along `dim`: `src` (..., E, ...) -> (..., dim_size, ...).
+
+    The index has the shape of `src`, or its first dimensions, each of which may be 1; a vector lies along `dim`.
+    Without `dim_size`, the largest index is read. `out` is added to, and returned. A CPU adds rows in their order.
+    Raises ValueError for an index outside.
+    """
+    return add_up(SegmentedRows.from_tensors(src, index, dim, out, dim_size), out)
+
+
+def scatter_add(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> Tensor:
+    """Add up rows of equal `index` along `dim`: another name of `scatter_sum`."""
+    return scatter_sum(src, index, dim, out, dim_size)
+
+
+def scatter_mean(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> Tensor:
+    """Average rows of equal `index` along `dim`; means of whole numbers are rounded down. As `scatter_sum`."""
+    return average(SegmentedRows.from_tensors(src, index, dim, out, dim_size), out)
+
+
+def scatter_max(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the highest row of equal `index` along `dim`: values, and their places along `dim`, int64.
+
+    Of equal ones the first; NaN is higher than any number. The place of a segment without rows, or whose highest number
+    is that of `out`, is `src.size(dim)`. Gradients reach the places. As `scatter_sum`.
+    """
+    return _scatter_extremes(src, index, dim, out, dim_size, is_highest=True)
+
+
+def scatter_min(
+    src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the lowest row of equal `index` along `dim`: values and places, as `scatter_max`; NaN is lowest."""
+    return _scatter_extremes(src, index, dim, out, dim_size, is_highest=False)
+
+
+def scatter_std(
+    src: Tensor,
+    index: Tensor,
+    dim: int = -1,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+    unbiased: bool = True,
+) -> Tensor:
+    """Compute the standard deviation of rows of equal `index` along `dim`: over n - 1 if `unbiased`, else over n.
+
+    0 for a single row, with the gradient 0. `out` is added to the sum of squares. As `scatter_sum`.
+    """
+    rows = SegmentedRows.from_tensors(src, index, dim, out, dim_size)
+    if not src.is_floating_point():
+        raise ValueError(f"scatter_std: found {src.dtype}, expected floating-point numbers; give src.float()")
+    sums, counts = scatter_rows(rows.values, rows.index, rows.num_segments)
+    mean = sums / rows.spread(counts).clamp(min=1)
+    squares = (rows.values - gather_segments(mean, rows.index)).square()
+    total = rows.restore(scatter_rows(squares, rows.index, rows.num_segments)[0])
+    total = total.to(src.dtype) if out is None else out.add_(total)
+    variance = total / rows.restore(rows.spread(counts - 1 if unbiased else counts).clamp(min=1))
+    is_positive = variance > 0  # the root has no slope at 0
+    deviation = torch.where(is_positive, variance.where(is_positive, 1).sqrt(), variance).to(src.dtype)
+    return deviation if out is None else out.copy_(deviation)
+
+
+# --- Reductions of rows that are arranged -----------------------------------------------------------------------------
+
+
+def add_up(rows: SegmentedRows, out: Tensor | None = None, *, is_sorted: bool = False) -> Tensor:
+    """Add up rows by segment; `out` is added to."""
+    sums, _ = scatter_rows(rows.values, rows.index, rows.num_segments, is_sorted=is_sorted)
+    total = rows.restore(sums).to(rows.src.dtype)
+    return total if out is None else out.add_(total)
+
+
+def average(rows: SegmentedRows, out: Tensor | None = None, *, is_sorted: bool = False) -> Tensor:
+    """Average rows by segment; `out` is added to the sums."""
+    sums, counts = scatter_rows(rows.values, rows.index, rows.num_segments, is_sorted=is_sorted)
+    count = rows.restore(rows.spread(counts)).clamp(min=1)
+    total = rows.restore(sums) if out is None else out.add_(rows.restore(sums))
+    mean = total / count if total.is_floating_point() else total.div(count, rounding_mode="floor")
+    return mean.to(rows.src.dtype) if out is None else out.copy_(mean)
+
+
+def find_extremes(
+    rows: SegmentedRows, out: Tensor | None = None, *, is_highest: bool, is_sorted: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Find the highest or lowest row of each segment, and of `out`, which gets it."""
+    found = scatter_extremes(rows.values, rows.index, rows.num_segments, is_highest=is_highest, is_sorted=is_sorted)
+    best, place = (rows.restore(each) for each in found)
+    best = best.to(rows.src.dtype)
+    if out is None:
+        return best, place
+    num_rows = rows.src.shape[rows.dim]
+    is_farther = (best > out if is_highest else best < out) | ((best != best) & (out == out))
+    is_better = is_farther & (place < num_rows)
+    return out.copy_(torch.where(is_better, best, out)), place.where(is_better, num_rows)
+
+
+def _scatter_extremes(
+    src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None, *, is_highest: bool
+) -> tuple[Tensor, Tensor]:
+    return find_extremes(SegmentedRows.from_tensors(src, index, dim, out, dim_size), out, is_highest=is_highest)

@@ -1,0 +1,179 @@
+"""Reductions of rows in the order of their segments, by the names and with the calls of torch_scatter.
+
+The functions `*_coo` take the segment of each row, which must rise; those of `*_csr` where each segment begins,
+`indptr`, which rises from 0 to the number of rows. Both reduce along the last dimension of what they get: its other
+dimensions are the first of `src`, or 1. Otherwise they are as in `scatter.py`, but that `*_csr` writes into `out`
+without adding to it.
+
+Source: the documentation of torch_scatter 2.1, where an `indptr` may leave out rows, and neither is checked.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sightline.ops.dtypes import widen_labels
+from sightline.ops.segments.rows import SegmentedRows
+from sightline.ops.segments.scatter import Reduction, add_up, average, find_extremes
+from sightline.ops.segments.sums import gather_segments
+from sightline.ops.waits import require
+
+
+def segment_coo(
+    src: Tensor,
+    index: Tensor,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+    reduce: Reduction = "sum",
+) -> Tensor:
+    """Reduce rows of equal `index`, which rises along its last dimension: as `scatter`, without a sort on GPUs.
+
+    `src` (X, E, ...), `index` (X, E), (1, E), or (E,) if there is no X. Raises ValueError for an index that falls.
+    """
+    return _reduce(_of_index(src, index, out, dim_size), out, reduce)
+
+
+def segment_sum_coo(src: Tensor, index: Tensor, out: Tensor | None = None, dim_size: int | None = None) -> Tensor:
+    """Add up rows of equal `index`, in rising order, as `segment_coo`."""
+    return segment_coo(src, index, out, dim_size, "sum")
+
+
+def segment_mean_coo(src: Tensor, index: Tensor, out: Tensor | None = None, dim_size: int | None = None) -> Tensor:
+    """Average rows of equal `index`, in rising order, as `segment_coo`."""
+    return segment_coo(src, index, out, dim_size, "mean")
+
+
+def segment_max_coo(
+    src: Tensor, index: Tensor, out: Tensor | None = None, dim_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the highest row of equal `index`, in rising order: values and places, as `scatter_max`."""
+    return find_extremes(_of_index(src, index, out, dim_size), out, is_highest=True, is_sorted=True)
+
+
+def segment_min_coo(
+    src: Tensor, index: Tensor, out: Tensor | None = None, dim_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the lowest row of equal `index`, in rising order: values and places, as `scatter_min`."""
+    return find_extremes(_of_index(src, index, out, dim_size), out, is_highest=False, is_sorted=True)
+
+
+def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: Reduction = "sum") -> Tensor:
+    """Reduce rows indptr[i] to indptr[i + 1] - 1 of `src` (X, E, ...): (X, S, ...), which `out` gets.
+
+    `indptr` (X, S + 1), (1, S + 1), or (S + 1,) if there is no X. Raises ValueError for one that does not begin at 0,
+    falls, or does not end at E.
+    """
+    result = _reduce(_of_bounds(src, indptr), None, reduce)
+    return result if out is None else out.copy_(result)
+
+
+def segment_sum_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
+    """Add up the rows of each segment, as `segment_csr`."""
+    return segment_csr(src, indptr, out, "sum")
+
+
+def segment_mean_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
+    """Average the rows of each segment, as `segment_csr`."""
+    return segment_csr(src, indptr, out, "mean")
+
+
+def segment_max_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Find the highest row of each segment, as `segment_csr`: values and places, as `scatter_max`."""
+    return _find_csr(src, indptr, out, is_highest=True)
+
+
+def segment_min_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Find the lowest row of each segment, as `segment_csr`: values and places, as `scatter_min`."""
+    return _find_csr(src, indptr, out, is_highest=False)
+
+
+def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """Repeat the numbers of segments for their rows: `src` (X, S, ...), `index` (X, E) -> (X, E, ...), into `out`.
+
+    The index may be in any order. Gradients are summed in the order of the rows. Raises ValueError for one outside.
+    """
+    index = widen_labels(index, "index")
+    _assert_leading(index, src, name="index")
+    lead, num_rows = src.shape[: index.ndim - 1], index.shape[-1]
+    own_lead = lead if any(size != 1 for size in index.shape[:-1]) else index.shape[:-1]
+    rest = src.shape[index.ndim :]
+    values = src.reshape(math.prod(lead), src.shape[index.ndim - 1], math.prod(rest))
+    rows = gather_segments(values, index.expand(*own_lead, num_rows).reshape(math.prod(own_lead), num_rows))
+    rows = rows.reshape(*lead, num_rows, *rest)
+    return rows if out is None else out.copy_(rows)
+
+
+def gather_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
+    """Repeat the numbers of segment i for rows indptr[i] to indptr[i + 1] - 1: `src` (X, S, ...) -> (X, E, ...).
+
+    Without `out`, the last number of `indptr` is read, which waits for a GPU. Raises ValueError as `segment_csr`.
+    """
+    _assert_leading(indptr, src, name="indptr")
+    dim = indptr.ndim - 1
+    if src.shape[dim] != indptr.shape[-1] - 1:
+        raise ValueError(
+            f"indptr: {indptr.shape[-1]} bounds for {src.shape[dim]} segments of src {tuple(src.shape)}, expected "
+            f"{src.shape[dim] + 1}"
+        )
+    num_rows = int(indptr[..., -1].max()) if out is None else out.shape[dim]
+    return gather_coo(src, _list_segments(indptr, num_rows), out)
+
+
+# --- Arranged rows ----------------------------------------------------------------------------------------------------
+
+
+def _of_index(src: Tensor, index: Tensor, out: Tensor | None, dim_size: int | None) -> SegmentedRows:
+    _assert_leading(index, src, name="index")
+    return SegmentedRows.from_tensors(src, index, index.ndim - 1, out, dim_size)
+
+
+def _of_bounds(src: Tensor, indptr: Tensor) -> SegmentedRows:
+    _assert_leading(indptr, src, name="indptr")
+    dim = indptr.ndim - 1
+    index = _list_segments(indptr, src.shape[dim])
+    return SegmentedRows.from_tensors(src, index, dim, None, indptr.shape[-1] - 1)
+
+
+def _assert_leading(of_rows: Tensor, src: Tensor, *, name: str) -> None:
+    lead = zip(of_rows.shape[:-1], src.shape, strict=False)
+    if not 1 <= of_rows.ndim <= src.ndim or any(size not in (1, whole) for size, whole in lead):
+        raise ValueError(
+            f"{name}: found the shape {tuple(of_rows.shape)} for src {tuple(src.shape)}; give the first dimensions of "
+            "src, or 1 in their place, and rows along the last one"
+        )
+
+
+def _list_segments(indptr: Tensor, num_rows: int) -> Tensor:
+    """List the segment of each row (..., E) from bounds (..., S + 1); raise ValueError for bounds that do not fit."""
+    indptr = widen_labels(indptr, "indptr")
+    if indptr.shape[-1] == 0:
+        raise ValueError("indptr: found no bounds, expected one more than segments, from 0")
+    holds = (indptr[..., 0] == 0) & (indptr[..., -1] == num_rows) & (indptr.diff() >= 0).all(dim=-1)
+    require(
+        holds.all(),
+        lambda: ValueError(
+            f"indptr: found {indptr.flatten()[:8].tolist()} ... {int(indptr.flatten()[-1])} for {num_rows} rows; "
+            "bounds start at 0, never fall, and end at the number of rows"
+        ),
+    )
+    inside = indptr.clamp(0, num_rows).cummax(dim=-1).values  # bounds that do not fit may be refused later
+    lead, num_segments = indptr.shape[:-1], indptr.shape[-1] - 1
+    segment = torch.arange(num_segments, device=indptr.device).expand(*lead, num_segments)
+    repeated = segment.flatten().repeat_interleave(inside.diff().flatten(), output_size=math.prod(lead) * num_rows)
+    return repeated.reshape(*lead, num_rows)
+
+
+def _reduce(rows: SegmentedRows, out: Tensor | None, reduce: Reduction) -> Tensor:
+    if reduce in ("min", "max"):
+        return find_extremes(rows, out, is_highest=reduce == "max", is_sorted=True)[0]
+    if reduce not in ("sum", "add", "mean"):
+        raise ValueError(f"reduce: found {reduce!r}, expected 'sum', 'add', 'mean', 'min' or 'max'")
+    return (average if reduce == "mean" else add_up)(rows, out, is_sorted=True)
+
+
+def _find_csr(src: Tensor, indptr: Tensor, out: Tensor | None, *, is_highest: bool) -> tuple[Tensor, Tensor]:
+    best, place = find_extremes(_of_bounds(src, indptr), is_highest=is_highest, is_sorted=True)
+    return best if out is None else out.copy_(best), place

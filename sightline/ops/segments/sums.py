@@ -1,0 +1,195 @@
+"""Sums of rows by segment, and rows gathered by segment: each is the gradient of the other.
+
+A sum adds the rows of a segment one after another on a CPU, and in a fixed tree on a GPU: no order of threads changes
+a bit. Rows are sorted by segment first, so that nothing is added by atomic operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.operator import operator
+from sightline.ops.segments.rows import check_segments, number_segments, sort_on_device, sort_on_host
+from sightline.ops.waits import is_on_host
+
+
+def scatter_rows(values: Tensor, index: Tensor, num_segments: int, *, is_sorted: bool = False) -> tuple[Tensor, Tensor]:
+    """Add up the rows of each segment: `values` (B, E, K), `index` (I, E) -> sums (B, N, K) and counts (I, N) int64.
+
+    If `is_sorted`, the index rises along its rows, and a GPU does not sort them. Raises ValueError for an index that
+    names none of `num_segments` segments, or falls.
+    """
+    return _scatter_rows(values, index, num_segments, is_sorted)
+
+
+def gather_segments(values: Tensor, index: Tensor) -> Tensor:
+    """Gather the numbers of each row's segment: `values` (B, N, K), `index` (I, E) -> (B, E, K).
+
+    Raises ValueError for an index outside.
+    """
+    return _gather_segments(values, index)
+
+
+def _check(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> None:
+    check_segments(index, num_segments, is_sorted=is_sorted)
+
+
+@operator(launches=1, check=_check)
+def _scatter_rows(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
+    num_samples, _, num_channels = values.shape
+    segment = number_segments(index, num_samples, num_segments)
+    sums = _add_rows(values.flatten(0, 1), segment, num_samples * num_segments)
+    of_index = number_segments(index, len(index), num_segments)
+    counts = _add_rows(torch.ones_like(of_index), of_index, len(index) * num_segments)
+    return sums.reshape(num_samples, num_segments, num_channels), counts.reshape(len(index), num_segments)
+
+
+def _add_rows(rows: Tensor, segment: Tensor, num_segments: int) -> Tensor:
+    """Add up rows (P, ...) of segments (P,), without those that come after the last."""
+    if rows.is_floating_point() and not is_on_host(rows):  # `index_add` adds in any order there
+        return add_sorted_rows(rows, segment, num_segments)
+    return rows.new_zeros((num_segments + 1, *rows.shape[1:])).index_add(0, segment, rows)[:num_segments]
+
+
+def add_sorted_rows(rows: Tensor, segment: Tensor, num_segments: int) -> Tensor:
+    """Add up rows (P, K) of floats in segments (P,), sorted first."""
+    rising, order = segment.sort(stable=True)
+    offsets = torch.searchsorted(rising, torch.arange(num_segments + 1, device=rows.device))
+    return torch.segment_reduce(rows[order], "sum", offsets=offsets, axis=0, unsafe=True)
+
+
+@_scatter_rows.fake
+def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
+    sums = values.new_empty((values.shape[0], num_segments, values.shape[2]))
+    return sums, index.new_empty((index.shape[0], num_segments))
+
+
+def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    values, index, *_ = inputs
+    ctx.save_for_backward(index)
+    ctx.num_segments = values.shape[1]
+
+
+@_scatter_rows.gradient(_save_index)
+def _(ctx: Any, to_sums: Tensor, _: Any) -> tuple[Any, ...]:
+    (index,) = ctx.saved_tensors
+    return _gather_segments(to_sums, index), None, None, None
+
+
+def _check_gather(values: Tensor, index: Tensor) -> None:
+    check_segments(index, values.shape[1])
+
+
+@operator(check=_check_gather)
+def _gather_segments(values: Tensor, index: Tensor) -> Tensor:
+    num_samples, num_segments, num_channels = values.shape
+    inside = index.clamp(min=0, max=num_segments - 1)  # one outside is an error, which a step may read later
+    segment = number_segments(inside, num_samples, num_segments)
+    rows = values.flatten(0, 1).index_select(0, segment)
+    return rows.reshape(num_samples, index.shape[1], num_channels)
+
+
+@_gather_segments.fake
+def _(values: Tensor, index: Tensor) -> Tensor:
+    return values.new_empty((values.shape[0], index.shape[1], values.shape[2]))
+
+
+@_gather_segments.gradient(_save_index)
+def _(ctx: Any, to_rows: Tensor) -> tuple[Any, ...]:
+    (index,) = ctx.saved_tensors
+    return _scatter_rows(to_rows, index, ctx.num_segments, False)[0], None
+
+
+# --- CPU: a segment after the other, each by one thread ---------------------------------------------------------------
+
+
+@_scatter_rows.cpu_kernel
+def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
+    order, offsets = sort_on_host(index, num_segments)
+    sums = values.new_empty((len(values), num_segments, values.shape[2]))
+    arrays = values.detach().contiguous().numpy(), order, offsets, sums.numpy()
+    run_parallel(_add_up, len(values) * num_segments, *arrays)
+    return sums, torch.from_numpy(np.diff(offsets[:, :-1], axis=1))
+
+
+@numba_kernel
+def _add_up(
+    first: int, last: int, values: np.ndarray, order: np.ndarray, offsets: np.ndarray, sums: np.ndarray
+) -> None:
+    num_samples, num_segments, num_channels = sums.shape
+    for number in range(first, last):
+        sample, segment = number // num_segments, number % num_segments
+        own = sample * len(order) // num_samples
+        for channel in range(num_channels):
+            sums[sample, segment, channel] = 0
+        for place in range(offsets[own, segment], offsets[own, segment + 1]):
+            row = order[own, place]
+            for channel in range(num_channels):
+                sums[sample, segment, channel] += values[sample, row, channel]
+
+
+# --- GPU: a program a segment -----------------------------------------------------------------------------------------
+
+_TILE = 512
+"""Numbers that a program of a segment holds at a time."""
+MAX_CHANNELS = 64
+"""Channels of a program."""
+
+
+@_scatter_rows.gpu_kernel()
+def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
+    num_samples, num_rows, num_channels = values.shape
+    order, offsets = sort_on_device(index, num_segments, is_sorted=is_sorted)
+    sums = values.new_empty((num_samples, num_segments, num_channels))
+    channels = min(MAX_CHANNELS, next_power_of_2(max(1, num_channels)))
+    _add_up_tiles.launch(
+        (num_samples * num_segments, -(-num_channels // channels)),
+        values.contiguous(),
+        order,
+        offsets,
+        sums,
+        num_samples // max(1, len(index)),
+        num_rows,
+        num_segments,
+        num_channels,
+        CHANNELS=channels,
+        ROWS=_TILE // channels,
+        num_warps=1,
+    )
+    return sums, offsets.diff()
+
+
+@gpu_kernel
+def _add_up_tiles(  # type: ignore[no-untyped-def]
+    values,
+    order,
+    offsets,
+    sums,
+    samples_of_index,
+    num_rows,
+    num_segments,
+    num_channels,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    number = tl.program_id(0).to(tl.int64)
+    sample, own = number // num_segments, number // num_segments // samples_of_index
+    bounds = offsets + own * (num_segments + 1) + number % num_segments
+    begin, end = tl.load(bounds), tl.load(bounds + 1)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    totals = tl.zeros([ROWS, CHANNELS], tl.float32)
+    while begin < end:
+        place = begin + tl.arange(0, ROWS)[:, None]
+        is_row = place < end
+        row = place if order is None else tl.load(order + own * num_rows + place, mask=is_row, other=0)
+        numbers = values + (sample * num_rows + row) * num_channels + channel
+        totals += tl.load(numbers, mask=is_row & (channel < num_channels), other=0.0)
+        begin += ROWS
+    total = tl.sum(totals, axis=0)[None, :]
+    tl.store(sums + number * num_channels + channel, total, mask=channel < num_channels)
