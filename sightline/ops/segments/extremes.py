@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
-from sightline.ops.segments.rows import check_segments, number_segments, sort_on_device, sort_on_host
+from sightline.ops.segments.rows import check_segments, number_segments, sort_rows
 from sightline.ops.segments.sums import MAX_CHANNELS
 
 
@@ -67,16 +67,21 @@ def _(ctx: Any, to_best: Tensor, _: Any) -> tuple[Any, ...]:
     return to_best.new_zeros(shape).scatter(1, row, to_best)[:, : ctx.num_rows], None, None, None, None
 
 
-# --- CPU --------------------------------------------------------------------------------------------------------------
+# --- CPU: threads go through all rows, each for segments of its own ---------------------------------------------------
+
+_MAX_ROWS = 2**31 - 1
 
 
 @_scatter_extremes.cpu_kernel
 def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
-    order, offsets = sort_on_host(index, num_segments)
+    if values.shape[1] > _MAX_ROWS:
+        return _scatter_extremes.plain(values, index, num_segments, is_highest, is_sorted)
     array, shape = values.detach().contiguous().numpy(), (len(values), num_segments, values.shape[2])
     best, row = np.empty(shape, array.dtype), np.empty(shape, np.int64)  # in large pages, which torch does not ask for
-    sign = array.dtype.type(1 if is_highest else -1)
-    run_parallel(_find_extremes, len(values) * num_segments, array, order, offsets, sign, best, row)
+    if best.size:
+        sign, narrow = array.dtype.type(1 if is_highest else -1), np.empty(shape, np.int32)
+        arrays = array, index.contiguous().numpy(), sign, best, narrow, row
+        run_parallel(_find_extremes, len(values) * num_segments, *arrays)
     return torch.from_numpy(best), torch.from_numpy(row)
 
 
@@ -85,43 +90,42 @@ def _find_extremes(
     first: int,
     last: int,
     values: np.ndarray,
-    order: np.ndarray,
-    offsets: np.ndarray,
+    index: np.ndarray,
     sign: float,
     best: np.ndarray,
+    narrow: np.ndarray,
     row_of: np.ndarray,
 ) -> None:
-    """Compare two rows of a segment at a time; an odd last one twice, which changes nothing."""
+    """Compute segments first to last, numbered through all samples. Rows are as wide as numbers until the end."""
     num_samples, num_segments, num_channels = best.shape
-    top, place_of = np.empty(num_channels, values.dtype), np.empty(num_channels, np.int32)
-    for number in range(first, last):
-        sample, segment = number // num_segments, number % num_segments
-        own = sample * len(order) // num_samples
-        begin, end = offsets[own, segment], offsets[own, segment + 1]
-        if begin == end:
+    none = np.int32(values.shape[1])
+    for sample in range(first // num_segments, (last - 1) // num_segments + 1):
+        lowest = max(first - sample * num_segments, 0)
+        end = min(last - sample * num_segments, num_segments)
+        for segment in range(lowest, end):
+            narrow[sample, segment, 0] = none
+        of_sample = sample * len(index) // num_samples
+        for row in range(values.shape[1]):
+            segment, narrow_row = index[of_sample, row], np.int32(row)
+            if not lowest <= segment < end:
+                continue
+            if narrow[sample, segment, 0] == none:
+                for channel in range(num_channels):
+                    best[sample, segment, channel] = values[sample, row, channel]
+                    narrow[sample, segment, channel] = narrow_row
+                continue
             for channel in range(num_channels):
-                best[sample, segment, channel] = 0
-                row_of[sample, segment, channel] = values.shape[1]
-            continue
-        for channel in range(num_channels):
-            top[channel] = sign * values[sample, order[own, begin], channel]
-            place_of[channel] = 0
-        for place in range(begin + 1, end, 2):
-            after = min(place + 1, end - 1)
-            row, next_row = order[own, place], order[own, after]
-            place_32, next_place_32 = np.int32(place - begin), np.int32(after - begin)
+                value, of_best = values[sample, row, channel], narrow[sample, segment, channel]
+                highest = best[sample, segment, channel]
+                is_higher = (highest == highest) & (not (sign * value <= sign * highest))
+                best[sample, segment, channel] = value if is_higher else highest
+                narrow[sample, segment, channel] = narrow_row if is_higher else of_best
+        for segment in range(lowest, end):
+            has_rows = narrow[sample, segment, 0] != none
             for channel in range(num_channels):
-                highest, place_of_highest = top[channel], place_of[channel]
-                value, next_value = sign * values[sample, row, channel], sign * values[sample, next_row, channel]
-                is_higher = (not (value <= highest)) & (highest == highest)
-                highest = value if is_higher else highest
-                place_of_highest = place_32 if is_higher else place_of_highest
-                is_higher = (not (next_value <= highest)) & (highest == highest)
-                top[channel] = next_value if is_higher else highest
-                place_of[channel] = next_place_32 if is_higher else place_of_highest
-        for channel in range(num_channels):
-            best[sample, segment, channel] = sign * top[channel]
-            row_of[sample, segment, channel] = order[own, begin + place_of[channel]]
+                row_of[sample, segment, channel] = narrow[sample, segment, channel] if has_rows else none
+                if not has_rows:
+                    best[sample, segment, channel] = 0
 
 
 # --- GPU: a program a segment -----------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ _TILE = 256
 @_scatter_extremes.gpu_kernel()
 def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
-    order, offsets = sort_on_device(index, num_segments, is_sorted=is_sorted)
+    order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)
     best = values.new_empty((num_samples, num_segments, num_channels))
     row = torch.empty_like(best, dtype=torch.int64)
     channels = min(MAX_CHANNELS, next_power_of_2(max(1, num_channels)))

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.numba_kernels import numba_kernel, run_parallel
-from sightline.ops.waits import require
+from sightline.ops.waits import is_on_host, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +101,10 @@ def repeat_index(index: Tensor, num_samples: int) -> Tensor:
 
 def number_segments(index: Tensor, num_samples: int, num_segments: int) -> Tensor:
     """Give each row (num_samples * E,) the number of its segment among those of all samples; the last + 1 for none."""
-    first = torch.arange(num_samples, device=index.device)[:, None] * num_segments
-    is_inside = (index >= 0) & (index < num_segments)
-    of_sample = torch.where(is_inside, index, num_samples * num_segments)
-    numbered = repeat_index(of_sample, num_samples) + first * repeat_index(is_inside, num_samples)
+    segment = repeat_index(index, num_samples)
+    numbered = segment + torch.arange(num_samples, device=index.device)[:, None] * num_segments
+    if not is_on_host(index):  # where a segment outside is refused later
+        numbered = numbered.where((segment >= 0) & (segment < num_segments), num_samples * num_segments)
     return numbered.flatten()
 
 
@@ -123,7 +121,7 @@ def check_segments(index: Tensor, num_segments: int, *, is_sorted: bool = False)
         ),
     )
     if is_sorted:
-        require((index.diff() >= 0).all(), lambda: _make_falling_error(index))
+        require((index[:, 1:] >= index[:, :-1]).all(), lambda: _make_falling_error(index))
 
 
 def _make_falling_error(index: Tensor) -> ValueError:
@@ -135,33 +133,8 @@ def _make_falling_error(index: Tensor) -> ValueError:
     )
 
 
-# --- Order of the rows by segment -------------------------------------------------------------------------------------
-
-
-def sort_on_host(index: Tensor, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sort rows by segment, those of one in their order: rows (I, E), and where each segment begins (I, N + 2)."""
-    index = index.contiguous()
-    order, offsets = np.empty(index.shape, np.int64), np.zeros((len(index), num_segments + 2), np.int64)
-    run_parallel(_sort_rows, len(index), index.numpy(), order, offsets)
-    return order, offsets
-
-
-@numba_kernel
-def _sort_rows(first: int, last: int, index: np.ndarray, order: np.ndarray, offsets: np.ndarray) -> None:
-    """Count the rows of each segment, two places on; the sums are then where the next row of a segment goes."""
-    for sample in range(first, last):
-        for row in range(index.shape[1]):
-            offsets[sample, index[sample, row] + 2] += 1
-        for segment in range(2, offsets.shape[1]):
-            offsets[sample, segment] += offsets[sample, segment - 1]
-        for row in range(index.shape[1]):
-            segment = index[sample, row] + 1
-            order[sample, offsets[sample, segment]] = row
-            offsets[sample, segment] += 1
-
-
-def sort_on_device(index: Tensor, num_segments: int, *, is_sorted: bool) -> tuple[Tensor | None, Tensor]:
-    """Sort rows by segment: rows (I, E), None if they are sorted, and where each segment begins (I, N+1)."""
+def sort_rows(index: Tensor, num_segments: int, *, is_sorted: bool) -> tuple[Tensor | None, Tensor]:
+    """Sort rows by segment: rows (I, E), or None if they are sorted, and where each segment begins (I, N + 1)."""
     rising, order = (index.contiguous(), None) if is_sorted else index.sort(stable=True)
     bounds = torch.arange(num_segments + 1, device=index.device).expand(len(index), -1).contiguous()
     return order, torch.searchsorted(rising, bounds)

@@ -1,16 +1,9 @@
 """Reductions of rows by segment, in any order, by the names and with the calls of torch_scatter.
 
-`scatter_sum(src, index, dim, out, dim_size)` puts the sum of the numbers of `src` with index i along `dim` at place i.
 Half precision is computed in float32. Sums have the same bits for any number of threads, and on a GPU from run to run.
-
-The index has the shape of `src`, or its first dimensions; each may be 1, and a vector lies along `dim`. One outside is
-refused: on a GPU within a training step of sightline, at its end. The result has `dim_size` places along `dim`; without
-it, the largest index + 1, which is read: on a GPU the host waits, and a graph cannot be recorded. Places without rows
-are 0. `out`, if given, is changed in place, and returned: sums are added to it, means are those of its numbers plus
-the sums, over the counts, and extremes are those of its numbers and the rows'.
-
-Source: the documentation of torch_scatter 2.1. Others than there: NaN wins over numbers in extremes, a segment of
--inf alone has the highest row -inf, not 0, and ties have the lowest row.
+Others than in torch_scatter: an index outside is refused, on a GPU within a training step of sightline at its end; NaN
+wins over numbers in extremes, -inf alone is -inf, not 0, and of equal rows the first counts.
+Source: the documentation of torch_scatter 2.1.
 """
 
 from __future__ import annotations
@@ -49,8 +42,9 @@ def scatter_sum(
     """Add up rows of equal `index` along `dim`: `src` (..., E, ...) -> (..., dim_size, ...).
 
     The index has the shape of `src`, or its first dimensions, each of which may be 1; a vector lies along `dim`.
-    Without `dim_size`, the largest index is read. `out` is added to, and returned. A CPU adds rows in their order.
-    Raises ValueError for an index outside.
+    Without `dim_size`, it is the largest index + 1, which is read: the host waits for a GPU, and no graph can hold it.
+    Places without rows are 0. `out` is added to, and returned. A CPU adds rows in their order. Raises ValueError for an
+    index outside.
     """
     return add_up(SegmentedRows.from_tensors(src, index, dim, out, dim_size), out)
 
@@ -65,7 +59,10 @@ def scatter_add(
 def scatter_mean(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
-    """Average rows of equal `index` along `dim`; means of whole numbers are rounded down. As `scatter_sum`."""
+    """Average rows of equal `index` along `dim`; means of whole numbers are rounded down. As `scatter_sum`.
+
+    `out` is added to the sums before they are divided by the numbers of rows, and gets the result.
+    """
     return average(SegmentedRows.from_tensors(src, index, dim, out, dim_size), out)
 
 
@@ -74,8 +71,9 @@ def scatter_max(
 ) -> tuple[Tensor, Tensor]:
     """Find the highest row of equal `index` along `dim`: values, and their places along `dim`, int64.
 
-    Of equal ones the first; NaN is higher than any number. The place of a segment without rows, or whose highest number
-    is that of `out`, is `src.size(dim)`. Gradients reach the places. As `scatter_sum`.
+    Of equal ones the first; NaN is higher than any number. Without rows, the value is 0 and the place `src.size(dim)`.
+    `out`, which gets the values, counts as a row before the others, with that place. Gradients reach the places. As
+    `scatter_sum`.
     """
     return _scatter_extremes(src, index, dim, out, dim_size, is_highest=True)
 
@@ -106,7 +104,7 @@ def scatter_std(
     mean = sums / rows.spread(counts).clamp(min=1)
     squares = (rows.values - gather_segments(mean, rows.index)).square()
     total = rows.restore(scatter_rows(squares, rows.index, rows.num_segments)[0])
-    total = total.to(src.dtype) if out is None else out.add_(total)
+    total = total if out is None else out.add_(total)
     variance = total / rows.restore(rows.spread(counts - 1 if unbiased else counts).clamp(min=1))
     is_positive = variance > 0  # the root has no slope at 0
     deviation = torch.where(is_positive, variance.where(is_positive, 1).sqrt(), variance).to(src.dtype)

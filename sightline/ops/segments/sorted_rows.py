@@ -3,9 +3,8 @@
 The functions `*_coo` take the segment of each row, which must rise; those of `*_csr` where each segment begins,
 `indptr`, which rises from 0 to the number of rows. Both reduce along the last dimension of what they get: its other
 dimensions are the first of `src`, or 1. Otherwise they are as in `scatter.py`, but that `*_csr` writes into `out`
-without adding to it.
-
-Source: the documentation of torch_scatter 2.1, where an `indptr` may leave out rows, and neither is checked.
+without adding to it. In torch_scatter an `indptr` may leave out rows, and neither is checked.
+Source: the documentation of torch_scatter 2.1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sums of rows by segment, and rows gathered by segment: each is the gradient of the other.
 
-A sum adds the rows of a segment one after another on a CPU, and in a fixed tree on a GPU: no order of threads changes
-a bit. Rows are sorted by segment first, so that nothing is added by atomic operations.
+A CPU adds the rows of a segment one after another, a GPU, which sorts them by segment, in a fixed tree: no order of
+threads changes a bit.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
-from sightline.ops.segments.rows import check_segments, number_segments, sort_on_device, sort_on_host
+from sightline.ops.segments.rows import check_segments, number_segments, sort_rows
 from sightline.ops.waits import is_on_host
 
 
 def scatter_rows(values: Tensor, index: Tensor, num_segments: int, *, is_sorted: bool = False) -> tuple[Tensor, Tensor]:
-    """Add up the rows of each segment: `values` (B, E, K), `index` (I, E) -> sums (B, N, K) and counts (I, N) int64.
+    """Add up the rows of each segment: `values` (B, E, K), `index` (I, E) -> sums (B, N, K), counts (I, N) int64.
 
     If `is_sorted`, the index rises along its rows, and a GPU does not sort them. Raises ValueError for an index that
     names none of `num_segments` segments, or falls.
@@ -106,32 +106,37 @@ def _(ctx: Any, to_rows: Tensor) -> tuple[Any, ...]:
     return _scatter_rows(to_rows, index, ctx.num_segments, False)[0], None
 
 
-# --- CPU: a segment after the other, each by one thread ---------------------------------------------------------------
+# --- CPU: threads go through all rows, each for segments of its own ---------------------------------------------------
 
 
 @_scatter_rows.cpu_kernel
 def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
-    order, offsets = sort_on_host(index, num_segments)
-    sums = values.new_empty((len(values), num_segments, values.shape[2]))
-    arrays = values.detach().contiguous().numpy(), order, offsets, sums.numpy()
-    run_parallel(_add_up, len(values) * num_segments, *arrays)
-    return sums, torch.from_numpy(np.diff(offsets[:, :-1], axis=1))
+    array = values.detach().contiguous().numpy()
+    sums = np.empty((len(values), num_segments, values.shape[2]), array.dtype)  # in large pages, unlike those of torch
+    counts = np.zeros((len(index), num_segments), np.int64)
+    if len(values):
+        run_parallel(_add_up, len(values) * num_segments, array, index.contiguous().numpy(), sums, counts)
+    return torch.from_numpy(sums), torch.from_numpy(counts)
 
 
 @numba_kernel
-def _add_up(
-    first: int, last: int, values: np.ndarray, order: np.ndarray, offsets: np.ndarray, sums: np.ndarray
-) -> None:
+def _add_up(first: int, last: int, values: np.ndarray, index: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> None:
+    """Compute segments first to last, numbered through all samples; the first sample of an index counts its rows."""
     num_samples, num_segments, num_channels = sums.shape
-    for number in range(first, last):
-        sample, segment = number // num_segments, number % num_segments
-        own = sample * len(order) // num_samples
-        for channel in range(num_channels):
-            sums[sample, segment, channel] = 0
-        for place in range(offsets[own, segment], offsets[own, segment + 1]):
-            row = order[own, place]
+    for sample in range(first // max(1, num_segments), (last - 1) // max(1, num_segments) + 1):
+        lowest = max(first - sample * num_segments, 0)
+        end = min(last - sample * num_segments, num_segments)
+        for segment in range(lowest, end):
             for channel in range(num_channels):
-                sums[sample, segment, channel] += values[sample, row, channel]
+                sums[sample, segment, channel] = 0
+        of_sample = sample * len(index) // num_samples
+        one = 1 if sample == 0 or (sample - 1) * len(index) // num_samples < of_sample else 0
+        for row in range(values.shape[1]):
+            segment = index[of_sample, row]
+            if lowest <= segment < end:
+                counts[of_sample, segment] += one
+                for channel in range(num_channels):
+                    sums[sample, segment, channel] += values[sample, row, channel]
 
 
 # --- GPU: a program a segment -----------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ MAX_CHANNELS = 64
 @_scatter_rows.gpu_kernel()
 def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
-    order, offsets = sort_on_device(index, num_segments, is_sorted=is_sorted)
+    order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)
     sums = values.new_empty((num_samples, num_segments, num_channels))
     channels = min(MAX_CHANNELS, next_power_of_2(max(1, num_channels)))
     _add_up_tiles.launch(

@@ -76,8 +76,9 @@ def _for_all_axes(value: float | Sequence[float] | Tensor, points: Tensor, *, na
 
 
 def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tensor | None) -> None:
-    place, count = (points - start) / size, ((end - start) / size).floor() + 1
-    is_inside = ((place >= 0) & (place.floor() < count)).all(dim=1)
+    require((size > 0).all(), lambda: ValueError(f"size: found {size.tolist()}, expected sides above 0"))
+    place, last = (points - start) / size, ((end - start) / size).floor()
+    is_inside = ((place >= 0) & (place.floor() <= last)).all(dim=1)
 
     def make_error() -> ValueError:
         row = int((~is_inside).nonzero()[0])
@@ -88,7 +89,7 @@ def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tens
         )
 
     require(is_inside.all(), make_error)
-    num_voxels = count.double().prod()
+    num_voxels = (last.double() + 1).prod()
     if batch is not None and len(batch):
         require((batch >= 0).all(), lambda: ValueError(f"batch: found {int(batch.min())}, expected samples from 0"))
         num_voxels = num_voxels * (batch.max() + 1)
