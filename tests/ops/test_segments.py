@@ -270,6 +270,13 @@ OTHER: Any = "mul"
         (lambda: ops.scatter_sum(ROWS, SIX[:5], 0), r"index: found the shape \(5,\), expected that of src \(6, 2\)"),
         (lambda: ops.scatter_sum(ROWS, SIX.float(), 0), r"index: found torch.float32, expected whole numbers"),
         (lambda: ops.scatter_sum(ROWS, SIX, 2), r"dim: found 2, expected one of the dimensions of src \(6, 2\)"),
+        (lambda: ops.scatter_sum(ROWS, SIX, 0, dim_size=-1), "dim_size: found -1, expected a number of segments"),
+        (lambda: ops.scatter_sum(ROWS[:, :1], SIX, 0, ROWS), r"out: found the shape \(6, 2\), expected \(6, 1\)"),
+        (lambda: ops.segment_csr(ROWS, SIX[[0, 0]] + 6, ROWS), r"indptr: found \[6, 6\]"),
+        (
+            lambda: ops.segment_csr(ROWS, torch.tensor([0, 6]), ROWS),
+            r"out: found the shape \(6, 2\), expected \(1, 2\)",
+        ),
         (lambda: ops.scatter(ROWS, SIX, 0, reduce=OTHER), "reduce: found 'mul', expected 'sum', 'add', 'mean'"),
         (lambda: ops.segment_coo(ROWS, SIX, reduce=OTHER), "reduce: found 'mul', expected 'sum', 'add', 'mean'"),
         (lambda: ops.scatter_softmax(SIX, SIX), "scatter_softmax: found torch.int64, expected floating-point numbers"),

@@ -46,7 +46,7 @@ class SegmentedRows:
         own_lead = lead if any(size != 1 for size in index.shape[:-1]) else index.shape[:-1]
         index = index.expand(*own_lead, num_rows).reshape(math.prod(own_lead), num_rows)
         values = wide.reshape(math.prod(lead), num_rows, math.prod(wide.shape[len(lead) + 1 :]))
-        return cls(src, dim, values, index, _count_segments(index, dim, out, dim_size), is_moved)
+        return cls(src, dim, values, index, _count_segments(src, index, dim, out, dim_size), is_moved)
 
     def restore(self, result: Tensor) -> Tensor:
         """Arrange (B, X, K) as `src`, with X in place of its dimension `dim`."""
@@ -86,12 +86,21 @@ def _align(index: Tensor, src: Tensor, dim: int) -> Tensor:
     return index
 
 
-def _count_segments(index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> int:
+def _count_segments(src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None) -> int:
     if out is not None:
+        assert_out(out, (*src.shape[:dim], out.shape[dim] if dim < out.ndim else 0, *src.shape[dim + 1 :]))
         return out.shape[dim]
     if dim_size is not None:
+        if dim_size < 0:
+            raise ValueError(f"dim_size: found {dim_size}, expected a number of segments")
         return dim_size
     return max(0, int(index.max()) + 1) if index.numel() else 0
+
+
+def assert_out(out: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `out` has the `shape` of the result, which torch would otherwise spread over it."""
+    if out.shape != shape:
+        raise ValueError(f"out: found the shape {tuple(out.shape)}, expected {tuple(shape)}")
 
 
 def repeat_index(index: Tensor, num_samples: int) -> Tensor:

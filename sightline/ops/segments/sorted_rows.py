@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.segments.rows import SegmentedRows
+from sightline.ops.segments.rows import SegmentedRows, assert_out
 from sightline.ops.segments.scatter import Reduction, add_up, average, find_extremes
 from sightline.ops.segments.sums import gather_segments
 from sightline.ops.waits import require
@@ -65,8 +65,7 @@ def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: 
     `indptr` (X, S + 1), (1, S + 1), or (S + 1,) if there is no X. Raises ValueError for one that does not begin at 0,
     falls, or does not end at E.
     """
-    result = _reduce(_of_bounds(src, indptr), None, reduce)
-    return result if out is None else out.copy_(result)
+    return _write(_reduce(_of_bounds(src, indptr), None, reduce), out)
 
 
 def segment_sum_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
@@ -101,8 +100,7 @@ def gather_coo(src: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
     rest = src.shape[index.ndim :]
     values = src.reshape(math.prod(lead), src.shape[index.ndim - 1], math.prod(rest))
     rows = gather_segments(values, index.expand(*own_lead, num_rows).reshape(math.prod(own_lead), num_rows))
-    rows = rows.reshape(*lead, num_rows, *rest)
-    return rows if out is None else out.copy_(rows)
+    return _write(rows.reshape(*lead, num_rows, *rest), out)
 
 
 def gather_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor:
@@ -175,4 +173,11 @@ def _reduce(rows: SegmentedRows, out: Tensor | None, reduce: Reduction) -> Tenso
 
 def _find_csr(src: Tensor, indptr: Tensor, out: Tensor | None, *, is_highest: bool) -> tuple[Tensor, Tensor]:
     best, place = find_extremes(_of_bounds(src, indptr), is_highest=is_highest, is_sorted=True)
-    return best if out is None else out.copy_(best), place
+    return _write(best, out), place
+
+
+def _write(result: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        return result
+    assert_out(out, result.shape)
+    return out.copy_(result)

@@ -62,10 +62,9 @@ def consecutive_cluster(src: Tensor) -> tuple[Tensor, Tensor]:
     The number of clusters is read, which waits for a GPU.
     """
     rising, order = src.sort(stable=True)
-    is_first = torch.ones_like(rising, dtype=torch.bool)
-    is_first[1:] = rising[1:] != rising[:-1]
-    number = is_first.cumsum(0) - 1
-    return torch.empty_like(order).scatter_(0, order, number), order[is_first]
+    begins = torch.ones_like(rising, dtype=torch.bool)
+    begins[1:] = rising[1:] != rising[:-1]
+    return torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - 1), order[begins]
 
 
 def _for_all_axes(value: float | Sequence[float] | Tensor, points: Tensor, *, name: str) -> Tensor:
