@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline import ops
+from sightline.ops.operator import OPERATORS
 from sightline.ops.segments.sums import add_sorted_rows
 from tests.cases import run_each
 from tests.ops.results import find_difference
@@ -95,6 +96,13 @@ def test_sums_are_those_of_numpy_in_the_order_of_rows() -> None:
     assert np.array_equal(on_device.numpy(), expected)
     one, three = with_one_and_three_threads(lambda: ops.scatter_max(src, index, 0, dim_size=50))
     assert find_difference(one, three, 0.0) is None
+
+
+def test_whole_numbers_do_not_go_through_float32_on_a_gpu() -> None:
+    src, index = torch.tensor([[[2**24], [1]]]), torch.zeros(1, 2, dtype=torch.int64)
+    assert not OPERATORS["scatter_rows"].takes(src, index, 1, False)
+    assert not OPERATORS["scatter_extremes"].takes(src, index, 1, True, False)
+    assert ops.scatter_sum(src, index[0], 1).item() == 2**24 + 1
 
 
 @run_each("reduce", ["sum", "mean", "min", "max"])

@@ -134,7 +134,7 @@ _TILE = 256
 """Numbers that a program of a segment holds at a time, each with its row."""
 
 
-@_scatter_extremes.gpu_kernel()
+@_scatter_extremes.gpu_kernel(lambda values, *_: values.is_floating_point())
 def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
     order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)

@@ -147,7 +147,7 @@ MAX_CHANNELS = 64
 """Channels of a program."""
 
 
-@_scatter_rows.gpu_kernel()
+@_scatter_rows.gpu_kernel(lambda values, *_: values.is_floating_point())  # whole numbers are exact in any order
 def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
     order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)
