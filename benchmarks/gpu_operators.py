@@ -128,6 +128,18 @@ def _finding_boxes(device: torch.device, share: int) -> Callable[[], Any]:
     return lambda: ops.points_in_boxes(points, boxes)
 
 
+def _reducing(reduce: Callable[..., Any], channels: int) -> Any:
+    """Rows of 100,000 segments, in any order."""
+
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        rows, segments = 1_000_000 // share, 100_000 // share
+        index = torch.randint(segments, (rows,), generator=torch.Generator().manual_seed(1)).to(device)
+        values = _drawn(device, rows, channels)
+        return lambda: reduce(values, index, dim=0, dim_size=segments)
+
+    return make
+
+
 def _edges(channels: int, *, is_trained: bool) -> Any:
     """An edge convolution of DGCNN, 20 neighbours; with its backward pass, all gradients."""
 
@@ -178,4 +190,7 @@ SHAPES = [
     OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing),
     OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes),
     OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
+    OperatorShape("scatter_rows", "1,000,000 x 64 to 100,000", _reducing(ops.scatter_sum, 64)),
+    OperatorShape("scatter_extremes", "1,000,000 x 64 to 100,000", _reducing(ops.scatter_max, 64)),
+    OperatorShape("scatter_rows", "1,000,000 x 3 to 100,000", _reducing(ops.scatter_sum, 3)),
 ]

@@ -89,7 +89,7 @@ def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
 def test_inputs_are_the_same_every_time() -> None:
     for case in CHEAP:
         first, second = case.smaller().inputs(), case.smaller().inputs()
-        names = ("points", "capsules", "depth", "volume", "boxes", "weights", "codes")
+        names = ("points", "capsules", "depth", "volume", "boxes", "weights", "codes", "src")
         name = next(name for name in names if name in first)
         assert torch.equal(first[name], second[name])
 
