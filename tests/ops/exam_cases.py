@@ -97,6 +97,23 @@ def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
     return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 10, 10, 20]), 0.6, 5, True
 
 
+def _rows(num_samples: int, num_channels: int, *further: Any, is_sorted: bool = False, holes: bool = False) -> Any:
+    """Rows with ties, if there is a second sample, and one index for all: of 9 segments, some are empty."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        values = clouds(dtype, num_samples, 70, num_channels)
+        if holes:
+            values[:, ::9], values[:, 1::4] = torch.nan, -torch.inf
+        drawn = torch.randint(0, 5, (1, 70), generator=torch.Generator().manual_seed(4)) * 2
+        return values, drawn.sort(dim=1).values if is_sorted else drawn, 9, *further, is_sorted
+
+    return make
+
+
+def _row_table(num_channels: int, *further: Any) -> Any:
+    return lambda: (empty(1, 200_000, num_channels), indices(1, 200_000), 20_000, *further)
+
+
 def _weigh(weighting: str, num_channels: int, *, has_mask: bool) -> Any:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(2)
@@ -170,23 +187,6 @@ def _detections(num_proposals: int) -> Any:
 def _weakened(is_linear: bool) -> Any:
     detections = _detections(0)
     return lambda dtype: (*detections(dtype)[:4], is_linear, 0.01)
-
-
-def _rows(num_samples: int, num_channels: int, *further: Any, is_sorted: bool = False, holes: bool = False) -> Any:
-    """Rows with ties, if there is a second sample, and one index for all: of 9 segments, some are empty."""
-
-    def make(dtype: torch.dtype) -> tuple[Any, ...]:
-        values = clouds(dtype, num_samples, 70, num_channels)
-        if holes:
-            values[:, ::9], values[:, 1::4] = torch.nan, -torch.inf
-        drawn = torch.randint(0, 5, (1, 70), generator=torch.Generator().manual_seed(4)) * 2
-        return values, drawn.sort(dim=1).values if is_sorted else drawn, 9, *further, is_sorted
-
-    return make
-
-
-def _row_table(num_channels: int, *further: Any) -> Any:
-    return lambda: (empty(1, 200_000, num_channels), indices(1, 200_000), 20_000, *further)
 
 
 CASES = [
@@ -264,6 +264,25 @@ CASES = [
         "ragged",
         _query_packed_balls,
         table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 0.1, 32, True),
+    ),
+    OperatorCase("scatter_rows", "any order", _rows(1, 3), 1e-6, (0,), table=_row_table(64, False)),
+    OperatorCase("scatter_rows", "sorted", _rows(3, 20, is_sorted=True), 1e-6, table=_row_table(1, True)),
+    OperatorCase("scatter_extremes", "highest", _rows(1, 3, True), 0.0, (0,), table=_row_table(64, True, False)),
+    OperatorCase("scatter_extremes", "lowest", _rows(3, 20, False, is_sorted=True), table=_row_table(1, False, True)),
+    OperatorCase("scatter_extremes", "NaN and -inf", _rows(3, 5, True, holes=True)),
+    OperatorCase(
+        "gather_segments",
+        "of two samples",
+        lambda dtype: (clouds(dtype, 2, 9, 3), torch.arange(40).reshape(2, 20) % 7),
+        differentiable=(0,),
+    ),
+    OperatorCase(
+        "grid_cluster",
+        "of samples",
+        lambda dtype: (
+            *(clouds(dtype, 1, 50, 3)[0], torch.tensor([0.3, 0.5, 1], dtype=dtype)),
+            *(torch.full((3,), -9, dtype=dtype), torch.full((3,), 9, dtype=dtype), torch.arange(50) // 20),
+        ),
     ),
     OperatorCase(
         "farthest_points",
@@ -345,24 +364,5 @@ CASES = [
         "upright",
         lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
         table=lambda: (empty(120_000, 3), empty(50, 8), 0.1, 0.0),
-    ),
-    OperatorCase("scatter_rows", "any order", _rows(1, 3), 1e-6, (0,), table=_row_table(64, False)),
-    OperatorCase("scatter_rows", "sorted", _rows(3, 20, is_sorted=True), 1e-6, table=_row_table(1, True)),
-    OperatorCase("scatter_extremes", "highest", _rows(1, 3, True), 0.0, (0,), table=_row_table(64, True, False)),
-    OperatorCase("scatter_extremes", "lowest", _rows(3, 20, False, is_sorted=True), table=_row_table(1, False, True)),
-    OperatorCase("scatter_extremes", "NaN and -inf", _rows(3, 5, True, holes=True)),
-    OperatorCase(
-        "gather_segments",
-        "of two samples",
-        lambda dtype: (clouds(dtype, 2, 9, 3), torch.arange(40).reshape(2, 20) % 7),
-        differentiable=(0,),
-    ),
-    OperatorCase(
-        "grid_cluster",
-        "of samples",
-        lambda dtype: (
-            *(clouds(dtype, 1, 50, 3)[0], torch.tensor([0.3, 0.5, 1], dtype=dtype)),
-            *(torch.full((3,), -9, dtype=dtype), torch.full((3,), 9, dtype=dtype), torch.arange(50) // 20),
-        ),
     ),
 ]
