@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.gpu_kernels import gpu_kernel, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
 from sightline.ops.segments.rows import check_segments, number_segments, sort_rows
-from sightline.ops.segments.sums import MAX_CHANNELS
+from sightline.ops.segments.sums import channels_of_program
 
 
 def scatter_extremes(
@@ -130,8 +130,8 @@ def _find_extremes(
 
 # --- GPU: a program a segment -----------------------------------------------------------------------------------------
 
-_TILE = 256
-"""Numbers that a program of a segment holds at a time, each with its row."""
+_TILE_BYTES = 1024
+"""Numbers that a program of a segment holds, each with its row."""
 
 
 @_scatter_extremes.gpu_kernel(lambda values, *_: values.is_floating_point())
@@ -140,9 +140,9 @@ def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sor
     order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)
     best = values.new_empty((num_samples, num_segments, num_channels))
     row = torch.empty_like(best, dtype=torch.int64)
-    channels = min(MAX_CHANNELS, next_power_of_2(max(1, num_channels)))
+    channels, num_blocks = channels_of_program(num_channels)
     _find_extreme_tiles.launch(
-        (num_samples * num_segments, -(-num_channels // channels)),
+        (num_samples * num_segments * num_blocks,),
         values.contiguous(),
         order,
         offsets,
@@ -152,9 +152,10 @@ def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sor
         num_rows,
         num_segments,
         num_channels,
+        num_blocks,
         SIGN=1 if is_highest else -1,
         CHANNELS=channels,
-        ROWS=_TILE // channels,
+        ROWS=_TILE_BYTES // values.itemsize // channels,
         num_warps=1,
     )
     return best, row
@@ -167,23 +168,24 @@ def _find_extreme_tiles(  # type: ignore[no-untyped-def]
     offsets,
     best,
     row_of,
-    samples_of_index,
-    num_rows,
-    num_segments,
-    num_channels,
+    samples_of_index: tl.int64,
+    num_rows: tl.int64,
+    num_segments: tl.int64,
+    num_channels: tl.int64,
+    num_blocks: tl.int32,
     SIGN: tl.constexpr,
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Find the highest of every ROWS-th row, then the highest of these, and read it anew."""
-    number = tl.program_id(0).to(tl.int64)
+    number = (tl.program_id(0) // num_blocks).to(tl.int64)
     sample, own = number // num_segments, number // num_segments // samples_of_index
     bounds = offsets + own * (num_segments + 1) + number % num_segments
     begin, end = tl.load(bounds), tl.load(bounds + 1)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    channel = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     is_channel = channel < num_channels
     numbers = values + sample * num_rows * num_channels + channel
-    top = tl.full([ROWS, CHANNELS], -float("inf"), tl.float32)
+    top = tl.full([ROWS, CHANNELS], -float("inf"), best.dtype.element_ty)
     row_of_top = tl.zeros([ROWS, CHANNELS], tl.int64) + num_rows
     while begin < end:
         place = begin + tl.arange(0, ROWS)[:, None]

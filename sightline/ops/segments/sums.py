@@ -141,10 +141,14 @@ def _add_up(first: int, last: int, values: np.ndarray, index: np.ndarray, sums: 
 
 # --- GPU: a program a segment -----------------------------------------------------------------------------------------
 
-_TILE = 512
-"""Numbers that a program of a segment holds at a time."""
-MAX_CHANNELS = 64
-"""Channels of a program."""
+_TILE_BYTES = 2048
+"""Sums that a program of a segment holds."""
+
+
+def channels_of_program(num_channels: int) -> tuple[int, int]:
+    """Return how many channels a program takes, and how many programs a segment needs."""
+    channels = min(64, next_power_of_2(max(1, num_channels)))
+    return channels, -(-num_channels // channels)
 
 
 @_scatter_rows.gpu_kernel(lambda values, *_: values.is_floating_point())  # whole numbers are exact in any order
@@ -152,9 +156,9 @@ def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tupl
     num_samples, num_rows, num_channels = values.shape
     order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)
     sums = values.new_empty((num_samples, num_segments, num_channels))
-    channels = min(MAX_CHANNELS, next_power_of_2(max(1, num_channels)))
+    channels, num_blocks = channels_of_program(num_channels)
     _add_up_tiles.launch(
-        (num_samples * num_segments, -(-num_channels // channels)),
+        (num_samples * num_segments * num_blocks,),
         values.contiguous(),
         order,
         offsets,
@@ -163,8 +167,9 @@ def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tupl
         num_rows,
         num_segments,
         num_channels,
+        num_blocks,
         CHANNELS=channels,
-        ROWS=_TILE // channels,
+        ROWS=_TILE_BYTES // values.itemsize // channels,
         num_warps=1,
     )
     return sums, offsets.diff()
@@ -176,19 +181,20 @@ def _add_up_tiles(  # type: ignore[no-untyped-def]
     order,
     offsets,
     sums,
-    samples_of_index,
-    num_rows,
-    num_segments,
-    num_channels,
+    samples_of_index: tl.int64,
+    num_rows: tl.int64,
+    num_segments: tl.int64,
+    num_channels: tl.int64,
+    num_blocks: tl.int32,
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    number = tl.program_id(0).to(tl.int64)
+    number = (tl.program_id(0) // num_blocks).to(tl.int64)
     sample, own = number // num_segments, number // num_segments // samples_of_index
     bounds = offsets + own * (num_segments + 1) + number % num_segments
     begin, end = tl.load(bounds), tl.load(bounds + 1)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    totals = tl.zeros([ROWS, CHANNELS], tl.float32)
+    channel = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    totals = tl.zeros([ROWS, CHANNELS], sums.dtype.element_ty)
     while begin < end:
         place = begin + tl.arange(0, ROWS)[:, None]
         is_row = place < end
