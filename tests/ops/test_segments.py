@@ -100,8 +100,8 @@ def test_sums_are_those_of_numpy_in_the_order_of_rows() -> None:
 
 def test_whole_numbers_do_not_go_through_float32_on_a_gpu() -> None:
     src, index = torch.tensor([[[2**24], [1]]]), torch.zeros(1, 2, dtype=torch.int64)
-    assert not OPERATORS["scatter_rows"].takes(src, index, 1, False)
-    assert not OPERATORS["scatter_extremes"].takes(src, index, 1, True, False)
+    assert not OPERATORS["scatter_rows"].takes(src, index, 1, "any")
+    assert not OPERATORS["scatter_extremes"].takes(src, index, 1, True, "any")
     assert ops.scatter_sum(src, index[0], 1).item() == 2**24 + 1
 
 

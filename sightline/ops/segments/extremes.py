@@ -11,31 +11,32 @@ from torch import Tensor
 from sightline.ops.gpu_kernels import gpu_kernel, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
-from sightline.ops.segments.rows import check_segments, number_segments, sort_rows
+from sightline.ops.segments.rows import Layout, check_segments, list_segments, number_segments, sort_rows
 from sightline.ops.segments.sums import channels_of_program
 
 
 def scatter_extremes(
-    values: Tensor, index: Tensor, num_segments: int, *, is_highest: bool, is_sorted: bool = False
+    values: Tensor, index: Tensor, num_segments: int, *, is_highest: bool, layout: Layout = "any"
 ) -> tuple[Tensor, Tensor]:
     """Find the highest or lowest row of each segment: `values` (B, E, K), `index` (I, E) -> two of (B, N, K).
 
     The values, and their rows, int64: of equal ones the first; NaN wins. A segment without rows has 0 and row E. The
-    gradient reaches these rows. Raises ValueError for an index that names none of `num_segments` segments, or, if
-    `is_sorted`, falls.
+    gradient reaches these rows. The index is in a layout of `rows.py`. Raises ValueError for an index that names none
+    of `num_segments` segments, or is in another layout.
     """
-    return _scatter_extremes(values, index, num_segments, is_highest, is_sorted)
+    return _scatter_extremes(values, index, num_segments, is_highest, layout)
 
 
-def _check(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> None:
-    check_segments(index, num_segments, is_sorted=is_sorted)
+def _check(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, layout: str) -> None:
+    check_segments(index, num_segments, layout, values.shape[1])
 
 
 @operator(launches=1, check=_check)
 def _scatter_extremes(
-    values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool
+    values: Tensor, index: Tensor, num_segments: int, is_highest: bool, layout: str
 ) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
+    index = list_segments(index, num_rows) if layout == "bounds" else index
     segment = number_segments(index, num_samples, num_segments)[:, None].expand(-1, num_channels)
     rows = values.detach().flatten(0, 1)
     shape = (num_samples * num_segments + 1, num_channels)  # the last for rows of no segment
@@ -50,7 +51,7 @@ def _scatter_extremes(
 
 
 @_scatter_extremes.fake
-def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
+def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, layout: str) -> tuple[Tensor, Tensor]:
     shape = (values.shape[0], num_segments, values.shape[2])
     return values.new_empty(shape), index.new_empty(shape)
 
@@ -73,15 +74,16 @@ _MAX_ROWS = 2**31 - 1
 
 
 @_scatter_extremes.cpu_kernel
-def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
+def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, layout: str) -> tuple[Tensor, Tensor]:
     if values.shape[1] > _MAX_ROWS:
-        return _scatter_extremes.plain(values, index, num_segments, is_highest, is_sorted)
+        return _scatter_extremes.plain(values, index, num_segments, is_highest, layout)
     array, shape = values.detach().contiguous().numpy(), (len(values), num_segments, values.shape[2])
     best, row = np.empty(shape, array.dtype), np.empty(shape, np.int64)  # in large pages, which torch does not ask for
-    if best.size:
-        sign, narrow = array.dtype.type(1 if is_highest else -1), np.empty(shape, np.int32)
-        arrays = array, index.contiguous().numpy(), sign, best, narrow, row
-        run_parallel(_find_extremes, len(values) * num_segments, *arrays)
+    arrays = array, index.contiguous().numpy(), array.dtype.type(1 if is_highest else -1), best, row
+    if layout == "bounds":
+        run_parallel(_find_extremes_between, len(values) * num_segments, *arrays)
+    elif best.size:
+        run_parallel(_find_extremes, len(values) * num_segments, *arrays, np.empty(shape, np.int32))
     return torch.from_numpy(best), torch.from_numpy(row)
 
 
@@ -93,8 +95,8 @@ def _find_extremes(
     index: np.ndarray,
     sign: float,
     best: np.ndarray,
-    narrow: np.ndarray,
     row_of: np.ndarray,
+    narrow: np.ndarray,
 ) -> None:
     """Compute segments first to last, numbered through all samples. Rows are as wide as numbers until the end."""
     num_samples, num_segments, num_channels = best.shape
@@ -128,6 +130,32 @@ def _find_extremes(
                     best[sample, segment, channel] = 0
 
 
+@numba_kernel
+def _find_extremes_between(
+    first: int,
+    last: int,
+    values: np.ndarray,
+    bounds: np.ndarray,
+    sign: float,
+    best: np.ndarray,
+    row_of: np.ndarray,
+) -> None:
+    num_samples, num_segments, num_channels = best.shape
+    for number in range(first, last):
+        sample, segment = number // num_segments, number % num_segments
+        of_sample = sample * len(bounds) // num_samples
+        begin, end = bounds[of_sample, segment], bounds[of_sample, segment + 1]
+        for channel in range(num_channels):
+            best[sample, segment, channel] = values[sample, begin, channel] if begin < end else 0
+            row_of[sample, segment, channel] = begin if begin < end else values.shape[1]
+        for row in range(begin + 1, end):
+            for channel in range(num_channels):
+                value, highest = values[sample, row, channel], best[sample, segment, channel]
+                is_higher = (highest == highest) & (not (sign * value <= sign * highest))
+                best[sample, segment, channel] = value if is_higher else highest
+                row_of[sample, segment, channel] = row if is_higher else row_of[sample, segment, channel]
+
+
 # --- GPU: a program a segment -----------------------------------------------------------------------------------------
 
 _TILE_BYTES = 1024
@@ -135,9 +163,9 @@ _TILE_BYTES = 1024
 
 
 @_scatter_extremes.gpu_kernel(lambda values, *_: values.is_floating_point())
-def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, is_sorted: bool) -> tuple[Tensor, Tensor]:
+def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, layout: str) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
-    order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)
+    order, offsets = sort_rows(index, num_segments, layout, num_rows)
     best = values.new_empty((num_samples, num_segments, num_channels))
     row = torch.empty_like(best, dtype=torch.int64)
     channels, num_blocks = channels_of_program(num_channels)

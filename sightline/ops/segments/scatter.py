@@ -114,27 +114,25 @@ def scatter_std(
 # --- Reductions of rows that are arranged -----------------------------------------------------------------------------
 
 
-def add_up(rows: SegmentedRows, out: Tensor | None = None, *, is_sorted: bool = False) -> Tensor:
+def add_up(rows: SegmentedRows, out: Tensor | None = None) -> Tensor:
     """Add up rows by segment; `out` is added to."""
-    sums, _ = scatter_rows(rows.values, rows.index, rows.num_segments, is_sorted=is_sorted)
+    sums, _ = scatter_rows(rows.values, rows.index, rows.num_segments, layout=rows.layout)
     total = rows.restore(sums).to(rows.src.dtype)
     return total if out is None else out.add_(total)
 
 
-def average(rows: SegmentedRows, out: Tensor | None = None, *, is_sorted: bool = False) -> Tensor:
+def average(rows: SegmentedRows, out: Tensor | None = None) -> Tensor:
     """Average rows by segment; `out` is added to the sums."""
-    sums, counts = scatter_rows(rows.values, rows.index, rows.num_segments, is_sorted=is_sorted)
+    sums, counts = scatter_rows(rows.values, rows.index, rows.num_segments, layout=rows.layout)
     count = rows.restore(rows.spread(counts)).clamp(min=1)
     total = rows.restore(sums) if out is None else out.add_(rows.restore(sums))
     mean = total / count if total.is_floating_point() else total.div(count, rounding_mode="floor")
     return mean.to(rows.src.dtype) if out is None else out.copy_(mean)
 
 
-def find_extremes(
-    rows: SegmentedRows, out: Tensor | None = None, *, is_highest: bool, is_sorted: bool = False
-) -> tuple[Tensor, Tensor]:
+def find_extremes(rows: SegmentedRows, out: Tensor | None = None, *, is_highest: bool) -> tuple[Tensor, Tensor]:
     """Find the highest or lowest row of each segment, and of `out`, which gets it."""
-    found = scatter_extremes(rows.values, rows.index, rows.num_segments, is_highest=is_highest, is_sorted=is_sorted)
+    found = scatter_extremes(rows.values, rows.index, rows.num_segments, is_highest=is_highest, layout=rows.layout)
     best, place = (rows.restore(each) for each in found)
     best = best.to(rows.src.dtype)
     if out is None:

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.segments.rows import SegmentedRows, assert_out
+from sightline.ops.segments.rows import SegmentedRows, assert_out, check_bounds, list_segments
 from sightline.ops.segments.scatter import Reduction, add_up, average, find_extremes
 from sightline.ops.segments.sums import gather_segments
-from sightline.ops.waits import require
 
 
 def segment_coo(
@@ -49,14 +47,14 @@ def segment_max_coo(
     src: Tensor, index: Tensor, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the highest row of equal `index`, in rising order: values and places, as `scatter_max`."""
-    return find_extremes(_of_index(src, index, out, dim_size), out, is_highest=True, is_sorted=True)
+    return find_extremes(_of_index(src, index, out, dim_size), out, is_highest=True)
 
 
 def segment_min_coo(
     src: Tensor, index: Tensor, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Find the lowest row of equal `index`, in rising order: values and places, as `scatter_min`."""
-    return find_extremes(_of_index(src, index, out, dim_size), out, is_highest=False, is_sorted=True)
+    return find_extremes(_of_index(src, index, out, dim_size), out, is_highest=False)
 
 
 def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: Reduction = "sum") -> Tensor:
@@ -116,7 +114,9 @@ def gather_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor
             f"{src.shape[dim] + 1}"
         )
     num_rows = int(indptr[..., -1].max()) if out is None else out.shape[dim]
-    return gather_coo(src, _list_segments(indptr, num_rows), out)
+    bounds = widen_labels(indptr, "indptr").reshape(-1, indptr.shape[-1])
+    check_bounds(bounds, num_rows)
+    return gather_coo(src, list_segments(bounds, num_rows).reshape(*indptr.shape[:-1], num_rows), out)
 
 
 # --- Arranged rows ----------------------------------------------------------------------------------------------------
@@ -124,14 +124,12 @@ def gather_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None) -> Tensor
 
 def _of_index(src: Tensor, index: Tensor, out: Tensor | None, dim_size: int | None) -> SegmentedRows:
     _assert_leading(index, src, name="index")
-    return SegmentedRows.from_tensors(src, index, index.ndim - 1, out, dim_size)
+    return SegmentedRows.from_tensors(src, index, index.ndim - 1, out, dim_size, "sorted")
 
 
 def _of_bounds(src: Tensor, indptr: Tensor) -> SegmentedRows:
     _assert_leading(indptr, src, name="indptr")
-    dim = indptr.ndim - 1
-    index = _list_segments(indptr, src.shape[dim])
-    return SegmentedRows.from_tensors(src, index, dim, None, indptr.shape[-1] - 1)
+    return SegmentedRows.from_bounds(src, indptr)
 
 
 def _assert_leading(of_rows: Tensor, src: Tensor, *, name: str) -> None:
@@ -141,38 +139,20 @@ def _assert_leading(of_rows: Tensor, src: Tensor, *, name: str) -> None:
             f"{name}: found the shape {tuple(of_rows.shape)} for src {tuple(src.shape)}; give the first dimensions of "
             "src, or 1 in their place, and rows along the last one"
         )
-
-
-def _list_segments(indptr: Tensor, num_rows: int) -> Tensor:
-    """List the segment of each row (..., E) from bounds (..., S + 1); raise ValueError for bounds that do not fit."""
-    indptr = widen_labels(indptr, "indptr")
-    if indptr.shape[-1] == 0:
+    if name == "indptr" and of_rows.shape[-1] == 0:
         raise ValueError("indptr: found no bounds, expected one more than segments, from 0")
-    holds = (indptr[..., 0] == 0) & (indptr[..., -1] == num_rows) & (indptr.diff() >= 0).all(dim=-1)
-    require(
-        holds.all(),
-        lambda: ValueError(
-            f"indptr: found {indptr.flatten()[:8].tolist()} ... {int(indptr.flatten()[-1])} for {num_rows} rows; "
-            "bounds start at 0, never fall, and end at the number of rows"
-        ),
-    )
-    inside = indptr.clamp(0, num_rows).cummax(dim=-1).values  # bounds that do not fit may be refused later
-    lead, num_segments = indptr.shape[:-1], indptr.shape[-1] - 1
-    segment = torch.arange(num_segments, device=indptr.device).expand(*lead, num_segments)
-    repeated = segment.flatten().repeat_interleave(inside.diff().flatten(), output_size=math.prod(lead) * num_rows)
-    return repeated.reshape(*lead, num_rows)
 
 
 def _reduce(rows: SegmentedRows, out: Tensor | None, reduce: Reduction) -> Tensor:
     if reduce in ("min", "max"):
-        return find_extremes(rows, out, is_highest=reduce == "max", is_sorted=True)[0]
+        return find_extremes(rows, out, is_highest=reduce == "max")[0]
     if reduce not in ("sum", "add", "mean"):
         raise ValueError(f"reduce: found {reduce!r}, expected 'sum', 'add', 'mean', 'min' or 'max'")
-    return (average if reduce == "mean" else add_up)(rows, out, is_sorted=True)
+    return (average if reduce == "mean" else add_up)(rows, out)
 
 
 def _find_csr(src: Tensor, indptr: Tensor, out: Tensor | None, *, is_highest: bool) -> tuple[Tensor, Tensor]:
-    best, place = find_extremes(_of_bounds(src, indptr), is_highest=is_highest, is_sorted=True)
+    best, place = find_extremes(_of_bounds(src, indptr), is_highest=is_highest)
     return _write(best, out), place
 
 

@@ -15,17 +15,17 @@ from torch import Tensor
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
-from sightline.ops.segments.rows import check_segments, number_segments, sort_rows
+from sightline.ops.segments.rows import Layout, check_segments, list_segments, number_segments, sort_rows
 from sightline.ops.waits import is_on_host
 
 
-def scatter_rows(values: Tensor, index: Tensor, num_segments: int, *, is_sorted: bool = False) -> tuple[Tensor, Tensor]:
+def scatter_rows(values: Tensor, index: Tensor, num_segments: int, *, layout: Layout = "any") -> tuple[Tensor, Tensor]:
     """Add up the rows of each segment: `values` (B, E, K), `index` (I, E) -> sums (B, N, K), counts (I, N) int64.
 
-    If `is_sorted`, the index rises along its rows, and a GPU does not sort them. Raises ValueError for an index that
-    names none of `num_segments` segments, or falls.
+    The index is in a layout of `rows.py`; a GPU sorts rows in `any` order. Raises ValueError for an index that names
+    none of `num_segments` segments, or is in another layout.
     """
-    return _scatter_rows(values, index, num_segments, is_sorted)
+    return _scatter_rows(values, index, num_segments, layout)
 
 
 def gather_segments(values: Tensor, index: Tensor) -> Tensor:
@@ -36,13 +36,14 @@ def gather_segments(values: Tensor, index: Tensor) -> Tensor:
     return _gather_segments(values, index)
 
 
-def _check(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> None:
-    check_segments(index, num_segments, is_sorted=is_sorted)
+def _check(values: Tensor, index: Tensor, num_segments: int, layout: str) -> None:
+    check_segments(index, num_segments, layout, values.shape[1])
 
 
 @operator(launches=1, check=_check)
-def _scatter_rows(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
-    num_samples, _, num_channels = values.shape
+def _scatter_rows(values: Tensor, index: Tensor, num_segments: int, layout: str) -> tuple[Tensor, Tensor]:
+    num_samples, num_rows, num_channels = values.shape
+    index = list_segments(index, num_rows) if layout == "bounds" else index
     segment = number_segments(index, num_samples, num_segments)
     sums = _add_rows(values.flatten(0, 1), segment, num_samples * num_segments)
     of_index = number_segments(index, len(index), num_segments)
@@ -65,20 +66,21 @@ def add_sorted_rows(rows: Tensor, segment: Tensor, num_segments: int) -> Tensor:
 
 
 @_scatter_rows.fake
-def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
+def _(values: Tensor, index: Tensor, num_segments: int, layout: str) -> tuple[Tensor, Tensor]:
     sums = values.new_empty((values.shape[0], num_segments, values.shape[2]))
     return sums, index.new_empty((index.shape[0], num_segments))
 
 
 def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    values, index, *_ = inputs
+    values, index, *further = inputs
     ctx.save_for_backward(index)
-    ctx.num_segments = values.shape[1]
+    ctx.num_rows, ctx.layout = values.shape[1], further[-1] if further else "any"
 
 
 @_scatter_rows.gradient(_save_index)
 def _(ctx: Any, to_sums: Tensor, _: Any) -> tuple[Any, ...]:
     (index,) = ctx.saved_tensors
+    index = list_segments(index, ctx.num_rows) if ctx.layout == "bounds" else index
     return _gather_segments(to_sums, index), None, None, None
 
 
@@ -103,19 +105,23 @@ def _(values: Tensor, index: Tensor) -> Tensor:
 @_gather_segments.gradient(_save_index)
 def _(ctx: Any, to_rows: Tensor) -> tuple[Any, ...]:
     (index,) = ctx.saved_tensors
-    return _scatter_rows(to_rows, index, ctx.num_segments, False)[0], None
+    return _scatter_rows(to_rows, index, ctx.num_rows, "any")[0], None
 
 
 # --- CPU: threads go through all rows, each for segments of its own ---------------------------------------------------
 
 
 @_scatter_rows.cpu_kernel
-def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
+def _(values: Tensor, index: Tensor, num_segments: int, layout: str) -> tuple[Tensor, Tensor]:
     array = values.detach().contiguous().numpy()
     sums = np.empty((len(values), num_segments, values.shape[2]), array.dtype)  # in large pages, unlike those of torch
     counts = np.zeros((len(index), num_segments), np.int64)
-    if len(values):
-        run_parallel(_add_up, len(values) * num_segments, array, index.contiguous().numpy(), sums, counts)
+    arrays = array, index.contiguous().numpy(), sums
+    if layout == "bounds":
+        run_parallel(_add_up_between, len(values) * num_segments, *arrays)
+        counts = np.diff(arrays[1])
+    elif len(values):
+        run_parallel(_add_up, len(values) * num_segments, *arrays, counts)
     return torch.from_numpy(sums), torch.from_numpy(counts)
 
 
@@ -139,6 +145,19 @@ def _add_up(first: int, last: int, values: np.ndarray, index: np.ndarray, sums: 
                     sums[sample, segment, channel] += values[sample, row, channel]
 
 
+@numba_kernel
+def _add_up_between(first: int, last: int, values: np.ndarray, bounds: np.ndarray, sums: np.ndarray) -> None:
+    num_samples, num_segments, num_channels = sums.shape
+    for number in range(first, last):
+        sample, segment = number // num_segments, number % num_segments
+        of_sample = sample * len(bounds) // num_samples
+        for channel in range(num_channels):
+            sums[sample, segment, channel] = 0
+        for row in range(bounds[of_sample, segment], bounds[of_sample, segment + 1]):
+            for channel in range(num_channels):
+                sums[sample, segment, channel] += values[sample, row, channel]
+
+
 # --- GPU: a program a segment -----------------------------------------------------------------------------------------
 
 _TILE_BYTES = 2048
@@ -152,9 +171,9 @@ def channels_of_program(num_channels: int) -> tuple[int, int]:
 
 
 @_scatter_rows.gpu_kernel(lambda values, *_: values.is_floating_point())  # whole numbers are exact in any order
-def _(values: Tensor, index: Tensor, num_segments: int, is_sorted: bool) -> tuple[Tensor, Tensor]:
+def _(values: Tensor, index: Tensor, num_segments: int, layout: str) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
-    order, offsets = sort_rows(index, num_segments, is_sorted=is_sorted)
+    order, offsets = sort_rows(index, num_segments, layout, num_rows)
     sums = values.new_empty((num_samples, num_segments, num_channels))
     channels, num_blocks = channels_of_program(num_channels)
     _add_up_tiles.launch(
