@@ -98,7 +98,7 @@ def divide_exactly(part, total):  # type: ignore[no-untyped-def]
 
 @gpu_kernel
 def clamp_index(index, count):  # type: ignore[no-untyped-def]
-    """Move an index that is outside of 0 .. count - 1 to the nearest inside: the check of values names it at its end."""
+    """Move an index outside of 0 .. count - 1 to the nearest inside; the check of values names it when it is read."""
     return tl.minimum(tl.maximum(index, 0), count - 1)
 
 

@@ -92,6 +92,18 @@ def build(launch: Launch, capability: int) -> Build:
     return Build(numbers["REG"], numbers["STACK"], compiled.metadata.shared, compiled.asm["ptx"])
 
 
+def find_variant(launch: Launch) -> tuple[Any, ...]:
+    """Return what Triton compiles a kernel anew for: types, constants, values and addresses that it tells apart."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    jitted = launch.kernel.jitted
+    bind = create_function_from_signature(jitted.signature, jitted.params, make_backend(GPUTarget("cuda", 90, 32)))
+    _, specialization, options = bind(**launch.arguments, **launch.options)
+    return launch.kernel.function.__name__, *map(tuple, specialization), *sorted(options.items())
+
+
 def _dump_usage(cubin: bytes) -> str:
     spec = importlib.util.find_spec("triton")
     assert spec is not None

@@ -22,7 +22,8 @@ from triton.runtime.interpreter import GridExecutor
 
 from sightline.ops.boxes import suppression
 from sightline.ops.operator import OPERATORS
-from tests.ops.exam_cases import CASES, OperatorCase
+from sightline.ops.points import neighbour_gpu_kernels
+from tests.ops.exam_cases import CASES, OperatorCase, clouds
 from tests.ops.results import find_difference
 
 OUTSIDE = {
@@ -44,6 +45,9 @@ def main() -> None:
         if case.operator == "keep_greedily":
             with mock.patch.object(suppression, "_MOST_AT_ONCE", 32):
                 report(f"{case}, in blocks", compare(case, torch.float32))
+    with mock.patch.dict(neighbour_gpu_kernels._SLOTS_OF_A_WARP, {torch.float32: 16, torch.float64: 16}):
+        for dtype in (torch.float32, torch.float64):
+            report(f"packed_nearest_neighbours-in parts, {dtype}", search_in_parts(dtype))
     with far_points() as points:
         for name, rest in {"nearest_neighbours": (None, 2), "ball_query": (points[:, :2], 2.0, 3, True)}.items():
             gpu, plain = OPERATORS[name].gpu, OPERATORS[name].plain
@@ -83,13 +87,21 @@ def read_outside(case: OperatorCase, place: int) -> str | None:
     return find_difference(found, expected, case.tolerance)
 
 
+def search_in_parts(dtype: torch.dtype) -> str | None:
+    """Look for 35 neighbours, 16 at a time, among 30 and among 9 points."""
+    operator, (points, queries) = OPERATORS["packed_nearest_neighbours"], clouds(dtype, 2, 39, 3)
+    arguments = points, torch.tensor([0, 30, 39]), queries[:3], torch.tensor([0, 2, 3]), 35
+    assert operator.gpu is not None
+    return find_difference(operator.gpu(*arguments), operator.plain(*arguments), 0.0)
+
+
 @contextlib.contextmanager
 def far_points() -> Iterator[Tensor]:
     """Points (1, 3, 3) of which the last is 2^31 numbers behind the first, in a file with a hole."""
     step: Any = 2**30
     with (
         tempfile.NamedTemporaryFile() as file,
-        mock.patch.object(GridExecutor, "_restore_args_dev", lambda *arguments: None),  # copies all that lies between
+        mock.patch.object(GridExecutor, "_restore_args_dev"),  # copies all that lies between
     ):
         memory = torch.from_file(file.name, shared=True, size=2 * step + 64)
         points = memory.as_strided((1, 3, 3), (0, step, 1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -218,8 +219,22 @@ def _sample_in_graph(
 _farthest_points.graph = _sample_in_graph
 
 
-def _check_packed(points: Tensor, offsets: Tensor, *_: object) -> None:
+def _check_packed(
+    points: Tensor, offsets: Tensor, first: Tensor, sample_offsets: Tensor, sizes: list[int], counts: list[int], *_: Any
+) -> None:
     assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
+    is_inside = (first >= 0) & (first < offsets.diff())
+    if not all(counts):  # a segment of which nothing is sampled needs no start
+        is_inside = is_inside | (sample_offsets.diff() == 0)
+
+    def make_error() -> ValueError:
+        segment = int((~is_inside).nonzero()[0])
+        return ValueError(
+            f"start[{segment}]: {int(first[segment])} is outside 0..{sizes[segment] - 1}; give an index of a point of "
+            "the segment"
+        )
+
+    require(is_inside, make_error)
 
 
 @operator(launches=1, check=_check_packed)

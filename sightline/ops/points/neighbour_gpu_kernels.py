@@ -20,7 +20,9 @@ from sightline.ops.points.distances import (
 )
 
 _SLOTS_OF_A_WARP = {torch.float32: 512, torch.float64: 256}
-"""Best neighbours that a warp holds in registers, of 1 to 16 queries: 8 bytes for each in float32, 12 in float64."""
+"""Best neighbours that a warp holds in registers, of all its queries: 8 bytes for each in float32, 12 in float64."""
+_MOST_QUERIES = {torch.float32: 16, torch.float64: 4}
+"""Queries of a warp."""
 
 
 def launch_search(
@@ -38,7 +40,7 @@ def launch_search(
         return
     most = _SLOTS_OF_A_WARP[points.dtype]
     slots = min(next_power_of_2(max(index.shape[-1], 16)), most)
-    in_block = min(most // slots, most // 32)
+    in_block = min(most // slots, _MOST_QUERIES[points.dtype])
     points = by_channel(points)
     queries = points if queries is None else by_channel(queries)
     num_blocks = -(-num_queries // in_block)
@@ -237,10 +239,6 @@ def _first_of(keys, points, IS_WIDE: tl.constexpr):  # type: ignore[no-untyped-d
 
 @gpu_kernel
 def _last_of(keys, points, IS_WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return the largest key of each column, and its point: in float64, of equal ones the highest."""
+    """Return the largest key of each column, and in float64 its point: of equal ones the highest."""
     key = tl.max(keys, axis=0)
-    if IS_WIDE:
-        point = tl.max(tl.where(keys == key[None, :], points, -1), axis=0)
-    else:
-        point = (key & 0x7FFFFFFF).to(tl.int32)
-    return key, point
+    return key, tl.max(tl.where(keys == key[None, :], points, -1), axis=0) if IS_WIDE else -1
