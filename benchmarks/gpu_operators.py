@@ -75,9 +75,9 @@ def _searching(
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
-        drawn = _drawn(device, clouds, max(points // share, neighbours), channels, dtype=dtype)
+        drawn, count = _drawn(device, clouds, points // share, channels, dtype=dtype), min(neighbours, points // share)
         asked = None if queries is None else drawn[:, : max(queries // share, 1)].contiguous()
-        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours, queries=asked)
+        return lambda: ops.nearest_neighbours(drawn, num_neighbours=count, queries=asked)
 
     return make
 
