@@ -35,10 +35,14 @@ OUTSIDE = {
 }
 """Cases of kernels that read where an index says, and the index's place among the arguments."""
 
+SLOW = {f"nearest_neighbours-{label}" for label in ("in space", "of other features", "many")}
+"""Cases whose form in float64 others have, too, with fewer points."""
+
 
 def main() -> None:
     for case, dtype in itertools.product(CASES, (torch.float32, torch.float64)):
-        report(f"{case}, {dtype}", compare(case, dtype))
+        if dtype == torch.float32 or str(case) not in SLOW:
+            report(f"{case}, {dtype}", compare(case, dtype))
     for case in CASES:
         if str(case) in OUTSIDE:
             report(f"{case}, outside", read_outside(case, OUTSIDE[str(case)]))

@@ -394,8 +394,8 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: 
     is_kept, hits = labels.new_empty(count, dtype=torch.bool), labels.new_empty((size, -(-size // _WORD)))
     is_out = labels.new_zeros(count, dtype=torch.bool) if count > size else None
     rows = 256 // boxes.itemsize  # fewer in float64, whose division takes many registers
-    columns = (boxes, labels, limits, proposals if len(proposals) else None)
-    columns = tuple(None if column is None else column.contiguous() for column in columns)
+    given = (boxes, labels, limits, proposals if len(proposals) else None)
+    columns = [None if column is None else column.contiguous() for column in given]
     for first in range(0, count, size or 1):
         last = min(first + size, count)
         part = [None if column is None else column[first:last] for column in (*columns, is_out, is_kept)]
