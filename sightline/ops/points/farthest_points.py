@@ -439,6 +439,8 @@ def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.nd
 
 _MOST_IN_REGISTERS = 2**15
 """Bytes of one coordinate of all points, up to which coordinates and distances of a cloud stay in registers."""
+_BYTES_OF_A_CHUNK = 2**14
+"""Bytes of one coordinate of a part of the points, which 16 warps look at at a time."""
 _SMALLEST_BLOCK = 256
 """Points of a block are powers of two from here on, for each of which a kernel is compiled."""
 
@@ -489,8 +491,8 @@ def _launch(
         num_warps = min(block // 256, 16)
         _sample_in_registers.launch(num_clouds, *tensors, *numbers, BLOCK=block, num_warps=num_warps)
     else:
-        nearest, block = points.new_empty(points.shape[:-1]), min(block, 4096)
-        sizes = {"CHANNELS": points.shape[-1], "BLOCK": block, "num_warps": block // 256}
+        nearest, block = points.new_empty(points.shape[:-1]), min(block, _BYTES_OF_A_CHUNK // points.itemsize)
+        sizes = {"CHANNELS": points.shape[-1], "BLOCK": block, "num_warps": 16 * block * points.itemsize // _BYTES_OF_A_CHUNK}
         _sample_in_chunks.launch(num_clouds, *tensors, nearest, *numbers, **sizes)
 
 

@@ -115,7 +115,8 @@ def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, w
 def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str) -> Tensor:
     weights, num_neighbours = points.new_empty(index.shape), index.shape[-1]
     num_queries, slots = index[..., 0].numel(), next_power_of_2(num_neighbours)
-    in_block = max(1, min(32, _SLOTS_OF_A_WARP // slots))
+    of_a_warp = _BYTES_OF_A_WARP // points.itemsize
+    in_block = max(1, min(32, of_a_warp // slots))
     _weigh.launch(
         -(-num_queries // in_block),
         points,
@@ -134,12 +135,13 @@ def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, w
         CHANNELS=points.shape[-1],
         SLOTS=slots,
         QUERIES=in_block,
-        num_warps=max(1, slots // _SLOTS_OF_A_WARP),
+        num_warps=max(1, slots // of_a_warp),
     )
     return weights
 
 
-_SLOTS_OF_A_WARP = 256
+_BYTES_OF_A_WARP = 1024
+"""Bytes of the distances that a warp holds, of all its queries."""
 _MOST_SLOTS = 1024
 """Neighbours of a query; with more, the plain form takes a launch for each of its operations."""
 
