@@ -86,8 +86,8 @@ def inverse_distance_weights(
 ) -> Tensor:
     """Compute weights (B, M, K), with sum 1, of the points `index` (B, M, K) at the queries (B, M, C).
 
-    0 if not `is_valid`. Raises ValueError for an index outside of the points on a CPU; on a GPU, the weights of its query
-    are NaN.
+    0 if not `is_valid`. Raises ValueError for an index outside of the points on a CPU; on a GPU, the weights of its
+    query are NaN.
     """
     points, queries = upcast_for_comparison(points), upcast_for_comparison(queries)
     return _inverse_distance_weights(points, queries, index, is_valid, weighting)
