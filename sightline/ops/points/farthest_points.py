@@ -492,7 +492,7 @@ def _launch(
         _sample_in_registers.launch(num_clouds, *tensors, *numbers, BLOCK=block, num_warps=num_warps)
     else:
         nearest, block = points.new_empty(points.shape[:-1]), min(block, _BYTES_OF_A_CHUNK // points.itemsize)
-        num_warps = 16 * block * points.itemsize // _BYTES_OF_A_CHUNK
+        num_warps = min(32 * block * points.itemsize // _BYTES_OF_A_CHUNK, 16)
         sizes = {"CHANNELS": points.shape[-1], "BLOCK": block, "num_warps": num_warps}
         _sample_in_chunks.launch(num_clouds, *tensors, nearest, *numbers, **sizes)
 
