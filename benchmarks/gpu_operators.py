@@ -92,7 +92,7 @@ def _packed_searching(neighbours: int) -> Any:
 
 def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
     points, _, offsets = _rooms(device, share)
-    return lambda: ops.packed_ball_query(
+    return lambda: ops.packed_points_in_balls(
         points, offsets=offsets, centres=points, centre_offsets=offsets, radius=0.2, num_neighbours=32
     )
 
@@ -103,7 +103,7 @@ def _balls(
     def make(device: torch.device, share: int) -> Callable[[], Any]:
         drawn = _drawn(device, clouds, points // share, 3, dtype=dtype)
         middle = drawn[:, : centres // share].contiguous()
-        return lambda: ops.ball_query(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
+        return lambda: ops.points_in_balls(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
 
     return make
 
@@ -190,14 +190,14 @@ SHAPES = [
     OperatorShape("nearest_neighbours", "16 x 256 x 3, 16 of them for 128", _searching(16, 256, 3, 16, 128)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 8 of them", _packed_searching(8)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 16 of them", _packed_searching(16)),
-    OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
-    OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
-    OperatorShape("packed_ball_query", "4 rooms of 4,096, 32 of them", _packed_balls),
+    OperatorShape("points_in_balls", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
+    OperatorShape("points_in_balls", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
+    OperatorShape("packed_points_in_balls", "4 rooms of 4,096, 32 of them", _packed_balls),
     OperatorShape("inverse_distance_weights", "16 x 512 x 128 at 2,048, interpolated", _interpolating),
     OperatorShape("box_iou", "100,000 x 100", _overlapping(torch.float32)),
     OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing(5000)),
     OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes(torch.float32)),
-    OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
+    OperatorShape("points_in_balls", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
     OperatorShape("farthest_points", "8 x 1,024 x 64 to 256", _sampling(8, 1024, 256, channels=64)),
     OperatorShape("nearest_neighbours", "4 x 4,096 x 3, 2,000 of them", _searching(4, 4096, 3, 2000)),
     OperatorShape("keep_greedily", "100,000 boxes, suppressed", _suppressing(100_000)),
@@ -210,7 +210,7 @@ SHAPES = [
         "nearest_neighbours", "32 x 1,024 x 64, 20 of them, float64", _searching(32, 1024, 64, 20, dtype=torch.float64)
     ),
     OperatorShape(
-        "ball_query", "24 x 1,024 at 512, 32 of them, float64", _balls(24, 1024, 512, 0.2, 32, dtype=torch.float64)
+        "points_in_balls", "24 x 1,024 at 512, 32 of them, float64", _balls(24, 1024, 512, 0.2, 32, dtype=torch.float64)
     ),
     OperatorShape(
         "edge_extremes", "32 x 1,024 x 64, both passes, float64", _edges(64, is_trained=True, dtype=torch.float64)

@@ -53,7 +53,10 @@ def main() -> None:
         for dtype in (torch.float32, torch.float64):
             report(f"packed_nearest_neighbours-in parts, {dtype}", search_in_parts(dtype))
     with far_points() as points:
-        for name, rest in {"nearest_neighbours": (None, 2), "ball_query": (points[:, :2], 2.0, 3, True)}.items():
+        for name, rest in {
+            "nearest_neighbours": (None, 2),
+            "points_in_balls": (points[:, :2], 2.0, 3, True, True),
+        }.items():
             gpu, plain = OPERATORS[name].gpu, OPERATORS[name].plain
             assert gpu is not None
             report(f"{name}-far", find_difference(gpu(points, *rest), plain(points, *rest), 0.0))

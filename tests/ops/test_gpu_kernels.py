@@ -118,8 +118,10 @@ SIZES = (1, 16, 33, 250, 256)
 VARIED: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "nearest_neighbours": lambda size: (empty(size, size + 5, 3), empty(size, size, 3), 5),
     "packed_nearest_neighbours": lambda size: (empty(4 * size, 64), size * FOUR, None, None, 16),
-    "ball_query": lambda size: (empty(size, size, 3), empty(size, size, 3), size / 2, size, True),
-    "packed_ball_query": lambda size: (empty(4 * size, 3), size * FOUR, empty(4, 3), FOUR, 0.1, size, True),
+    "points_in_balls": lambda size: (empty(size, size, 3), empty(size, size, 3), size / 2, size, True, True),
+    "packed_points_in_balls": lambda size: (
+        *(empty(4 * size, 3), size * FOUR, empty(4, 3), FOUR, 0.1, size, True, True),
+    ),
     "inverse_distance_weights": lambda size: (empty(2, size, 3), empty(2, size, 3), indices(2, size, 3), None, ""),
     "farthest_points": lambda size: (empty(size, size, 3), indices(size), size, float(size), 0.0),
     "packed_farthest_points": lambda size: (
@@ -153,7 +155,9 @@ def test_sizes_do_not_multiply_the_compiled_variants(operator: str) -> None:
 MANY = 2**27
 HUGE: dict[str, tuple[Any, ...]] = {
     "packed_nearest_neighbours": (empty(MANY, 3), MANY // 4 * FOUR, None, None, 16),
-    "packed_ball_query": (empty(MANY, 3), MANY // 4 * FOUR, empty(MANY, 3), MANY // 4 * FOUR, 0.1, 32, True),
+    "packed_points_in_balls": (
+        *(empty(MANY, 3), MANY // 4 * FOUR, empty(MANY, 3), MANY // 4 * FOUR, 0.1, 32, True, True),
+    ),
     "farthest_points": (empty(MANY // 64, 64, 3), indices(MANY // 64), 8, torch.inf, -1.0),
     "inverse_distance_weights": (empty(1, MANY, 3), empty(1, MANY, 3), indices(1, MANY, 3), None, "inverse"),
     "edge_extremes": (empty(1, MANY, 256), indices(1, MANY, 20), empty(128), empty(128), None),
