@@ -70,6 +70,7 @@ from sightline.ops.segments.sorted_rows import (
     segment_sum_csr,
 )
 from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
+from sightline.ops.waits import check
 
 __all__ = [
     "KNN",
@@ -87,6 +88,7 @@ __all__ = [
     "box_ioa",
     "box_iou",
     "chamfer_distance",
+    "check",
     "clip_boxes_to_image",
     "consecutive_cluster",
     "edge_extremes",
