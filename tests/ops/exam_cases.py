@@ -105,6 +105,26 @@ def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
     return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 12, 12, 20]), 0.6, 5, True, True
 
 
+def _rows(num_samples: int, num_channels: int, *further: Any, layout: str = "any", holes: bool = False) -> Any:
+    """Rows with ties, if there is a second sample, and one index for all: of 9 segments, some are empty."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        values = clouds(dtype, num_samples, 70, num_channels)
+        if holes:
+            values[:, ::9], values[:, 1::4] = torch.nan, -torch.inf
+        drawn = torch.randint(0, 5, (1, 70), generator=torch.Generator().manual_seed(4)) * 2
+        rising = drawn.sort(dim=1).values
+        bounds = torch.searchsorted(rising, torch.arange(10)[None])
+        return values, {"any": drawn, "sorted": rising, "bounds": bounds}[layout], 9, *further, layout
+
+    return make
+
+
+def _row_table(num_channels: int, *further: Any) -> Any:
+    num_indices = 20_001 if further[-1] == "bounds" else 200_000
+    return lambda: (empty(1, 200_000, num_channels), indices(1, num_indices), 20_000, *further)
+
+
 def _weigh(weighting: str, num_channels: int, *, has_mask: bool) -> Any:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(2)
@@ -179,6 +199,72 @@ def _weakened(is_linear: bool) -> Any:
     detections = _detections(0)
     return lambda dtype: (*detections(dtype)[:4], is_linear, 0.01)
 
+
+@dataclass(frozen=True)
+class LargeCall:
+    """Arguments (on the meta device) of a float format for which a kernel takes another form, and its launches."""
+
+    operator: str
+    label: str
+    make: Callable[[torch.dtype], tuple[Any, ...]]
+    launches: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.operator}-{self.label}"
+
+
+def _suppress_table(count: int, *, has_proposals: bool) -> Any:
+    index = indices(count)
+    return lambda dtype: (
+        *(empty(count, 4, dtype=dtype), empty(count, dtype=dtype), index, empty(count, dtype=dtype)),
+        index if has_proposals else index[:0],
+    )
+
+
+LARGE = [
+    LargeCall(
+        "nearest_neighbours", "more than a warp holds", lambda dtype: (empty(4, 4096, 3, dtype=dtype), None, 2000)
+    ),
+    LargeCall(
+        "nearest_neighbours",
+        "rows far apart",
+        lambda dtype: (empty(1, 2**28, 8, dtype=dtype).expand(2, -1, -1), None, 8),
+    ),
+    LargeCall(
+        "farthest_points",
+        "few channels",
+        lambda dtype: (empty(24, 1024, 2, dtype=dtype), indices(24), 512, torch.inf, -1.0),
+    ),
+    LargeCall(
+        "farthest_points",
+        "many channels",
+        lambda dtype: (empty(4, 20_000, 64, dtype=dtype), indices(4), 500, torch.inf, -1.0),
+    ),
+    LargeCall(
+        "farthest_points",
+        "up to its registers",
+        lambda dtype: (empty(4, 2**15 // dtype.itemsize, 3, dtype=dtype), indices(4), 500, torch.inf, -1.0),
+    ),
+    LargeCall(
+        "points_in_balls",
+        "thousands",
+        lambda dtype: (empty(4, 4096, 3, dtype=dtype), empty(4, 1024, 3, dtype=dtype), 0.2, 3000, True, True),
+    ),
+    LargeCall(
+        "inverse_distance_weights",
+        "of many neighbours",
+        lambda dtype: (
+            *(empty(4, 4096, 3, dtype=dtype), empty(4, 512, 3, dtype=dtype), indices(4, 512, 1024)),
+            *(None, "inverse"),
+        ),
+    ),
+    *(
+        LargeCall(
+            "keep_greedily", f"in blocks{label}", _suppress_table(100_000, has_proposals=bool(label)), launches=11
+        )
+        for label in ("", ", with proposals")
+    ),
+]
 
 CASES = [
     OperatorCase(
@@ -257,6 +343,29 @@ CASES = [
         "ragged",
         _query_packed_balls,
         table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 0.1, 32, True, True),
+    ),
+    OperatorCase("scatter_rows", "any order", _rows(1, 3), 1e-6, (0,), table=_row_table(64, "any")),
+    OperatorCase("scatter_rows", "sorted", _rows(3, 20, layout="sorted"), 1e-6),
+    OperatorCase("scatter_rows", "bounds", _rows(2, 5, layout="bounds"), 1e-6, (0,), table=_row_table(1, "bounds")),
+    OperatorCase("scatter_extremes", "highest", _rows(1, 3, True), 0.0, (0,), table=_row_table(64, True, "any")),
+    OperatorCase("scatter_extremes", "lowest", _rows(3, 20, False, layout="sorted")),
+    OperatorCase(
+        "scatter_extremes", "bounds", _rows(1, 5, True, layout="bounds"), 0.0, (0,), table=_row_table(1, True, "bounds")
+    ),
+    OperatorCase("scatter_extremes", "NaN and -inf", _rows(3, 5, True, holes=True)),
+    OperatorCase(
+        "gather_segments",
+        "of two samples",
+        lambda dtype: (clouds(dtype, 2, 9, 3), torch.arange(40).reshape(2, 20) % 7),
+        differentiable=(0,),
+    ),
+    OperatorCase(
+        "grid_cluster",
+        "of samples",
+        lambda dtype: (
+            *(clouds(dtype, 1, 50, 3)[0], torch.tensor([0.3, 0.5, 1], dtype=dtype)),
+            *(torch.full((3,), -9, dtype=dtype), torch.full((3,), 9, dtype=dtype), torch.arange(50) // 20),
+        ),
     ),
     OperatorCase(
         "farthest_points",

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 import sightline.ops  # registers all operators
 from sightline.ops.operator import OPERATORS
 from tests.cases import run_each
 from tests.marks import long_but
-from tests.ops.exam_cases import CASES, OperatorCase
-from tests.ops.gpu_builds import build, recorded_launches
+from tests.ops.exam_cases import CASES, OperatorCase, clouds
 from tests.ops.results import find_difference, tensors_of
 from tests.ops.threads import with_one_and_three_threads
-from tests.processes import ROOT
 
 FIRST = [*{case.operator: case for case in reversed(CASES)}.values()]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_operator = pytest.mark.parametrize("case", long_but(FIRST, CASES), ids=str)
 """What torch asks of an operator takes no notice of which kernel computes it: one case of each in `make test`."""
-TABLE = [case for case in CASES if case.table is not None]
-ARCHITECTURES = (80, 86, 89, 90, 100)
-MAX_REGISTERS = 144
 
 
 def test_every_operator_is_examined() -> None:
     assert sightline.ops.__all__
     assert {case.operator for case in CASES} == OPERATORS.keys()
     with_gpu = {name for name, operator in OPERATORS.items() if operator.gpu is not None}
-    assert with_gpu == {case.operator for case in TABLE}
+    assert with_gpu == {case.operator for case in CASES if case.table is not None}
     assert all(OPERATORS[name].launches is not None for name in with_gpu)
 
 
@@ -95,9 +89,12 @@ def test_tensors_without_numbers_get_the_shapes_and_the_device(case: OperatorCas
             for value in arguments
         ]
         promised = tensors_of(operator(*fake))
-    for shown, real in zip(promised, tensors_of(operator(*arguments)), strict=True):
-        assert (shown.device.type, shown.dtype) == ("cuda", real.dtype)
-        assert all(not isinstance(size, int) or size == own for size, own in zip(shown.shape, real.shape, strict=True))
+    on_meta = tensors_of(operator(*(v.to("meta") if isinstance(v, Tensor) else v for v in arguments)))
+    for device, results in (("cuda", promised), ("meta", on_meta)):
+        for shown, real in zip(results, tensors_of(operator(*arguments)), strict=True):
+            assert (shown.device.type, shown.dtype) == (device, real.dtype)
+            sizes = zip(shown.shape, real.shape, strict=True)
+            assert all(not isinstance(size, int) or size == own for size, own in sizes)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.differentiable], ids=str)
@@ -109,43 +106,81 @@ def test_gradients_are_those_of_finite_differences(case: OperatorCase) -> None:
             arguments[place] = value
         return [result for result in tensors_of(operator(*arguments)) if result.is_floating_point()]
 
-    assert torch.autograd.gradcheck(call, [arguments[place].requires_grad_() for place in case.differentiable])
+    values = [arguments[place].requires_grad_() for place in case.differentiable]
+    assert torch.autograd.gradcheck(call, values)
+    assert torch.autograd.gradgradcheck(call, values, fast_mode=True)
 
 
-# --- GPU kernels, without a GPU ---------------------------------------------------------------------------------------
+def tensors_and_call(case: OperatorCase, dtype: torch.dtype) -> tuple[list[Tensor], Callable[..., list[Tensor]]]:
+    """The tensors among the arguments, and a function of those that stand in their places."""
+    arguments = case.make(dtype)
+    places = [place for place, value in enumerate(arguments) if isinstance(value, Tensor)]
+
+    def call(*tensors: Tensor) -> list[Tensor]:
+        given = list(arguments)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor
+        return tensors_of(OPERATORS[case.operator](*given))
+
+    return [arguments[place] for place in places], call
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, str]:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.interpreted"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
+@each_case
+def test_vmap_is_one_call_for_each(case: OperatorCase) -> None:
+    (first, *others), call = tensors_and_call(case, torch.float32)
+    other = first.flip(-2) if first.ndim > 1 else first
+    along = torch.vmap(lambda values: tuple(call(values, *others)), in_dims=1)(torch.stack([first, other], dim=1))
+    pairs = [torch.stack([values, values]) for values in (other, *others)]
+    of_all = torch.vmap(lambda *values: tuple(call(*values)))(*pairs)
+    assert find_difference([result[0] for result in along], call(first, *others), case.tolerance) is None
+    twice = torch.vmap(torch.vmap(lambda *values: tuple(call(*values))))(*(pair[None] for pair in pairs))
+    assert find_difference([result[0] for result in twice], of_all, 0.0) is None
+    of_none = torch.vmap(lambda *values: tuple(call(*values)))(*(pair[:0] for pair in pairs))
+    assert [result.shape for result in of_none] == [result[:0].shape for result in of_all]
+    for results in ([result[1] for result in along], [result[1] for result in of_all]):
+        assert find_difference(results, call(other, *others), case.tolerance) is None
 
 
-def test_gpu_kernels_are_the_plain_form_in_the_interpreter(interpreted: dict[str, str]) -> None:
-    assert {name: fault for name, fault in interpreted.items() if fault != "equal"} == {}
-    assert {case.operator for case in TABLE} == {name.split("-")[0] for name in interpreted}
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, in its rules of forward mode
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_transforms_and_tangents_are_those_of_the_backward_pass(case: OperatorCase) -> None:
+    """Of all results with a gradient; indices have none, and let the gradient of what is beside them through."""
+    (first, *others), call = tensors_and_call(case, torch.float64)
+
+    def loss(values: Tensor) -> Tensor:
+        results = call(values, *others) if OPERATORS[case.operator].differentiable else []
+        call(values, *others)
+        return values.square().sum() + sum(result.square().sum() for result in results if result.is_floating_point())
+
+    values = first.clone().requires_grad_()
+    loss(values).backward()
+    gradient = values.grad
+    assert gradient is not None
+    assert find_difference(torch.func.grad(loss)(first), gradient, 1e-9) is None
+    assert find_difference(torch.vmap(torch.func.grad(loss))(first[None])[0], gradient, 1e-9) is None
+    assert find_difference(torch.func.grad(lambda v: torch.vmap(loss)(v[None]).sum())(first), gradient, 1e-9) is None
+    direction = clouds(torch.float64, *first.shape, seed=9)
+    expected = (gradient * direction).sum()
+    assert find_difference(torch.func.jvp(loss, (first,), (direction,))[1], expected, 1e-9) is None
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(loss(forward_ad.make_dual(first, direction))).tangent
+    assert find_difference(tangent, expected, 1e-9) is None
 
 
-@pytest.mark.parametrize("case", TABLE, ids=str)
-def test_gpu_kernels_fit_every_architecture(case: OperatorCase) -> None:
-    """No spills, few registers, and no fused multiply-add: each product is rounded before it is added."""
-    pytest.importorskip("triton")
-    operator = OPERATORS[case.operator]
-    assert case.table is not None
-    assert operator.gpu is not None
-    with recorded_launches() as launches:
-        operator.gpu(*case.table())
-    assert launches
-    assert len(launches) <= (operator.launches or 0)
-    for launch in launches:
-        for architecture in ARCHITECTURES:
-            built = build(launch, architecture)
-            where = f"{launch.kernel.function.__name__} for sm_{architecture}"
-            assert built.registers <= MAX_REGISTERS, where
-            assert built.stack == 0, where
-            assert "fma.rn.f32" not in built.ptx, where
+DIFFERENTIABLE = [case for case in FIRST if OPERATORS[case.operator].differentiable]
+
+
+@pytest.mark.parametrize("case", long_but(DIFFERENTIABLE[:1] + DIFFERENTIABLE[-1:], DIFFERENTIABLE), ids=str)
+def test_a_compiled_graph_has_the_same_gradient(case: OperatorCase) -> None:
+    (first, *others), call = tensors_and_call(case, torch.float64)
+
+    def loss(values: Tensor) -> Tensor:
+        return sum((result.square().sum() for result in call(values, *others) if result.is_floating_point()), values[0])
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.compiler.reset()
+        values = first.clone().requires_grad_()
+        function(values).sum().backward()
+        gradients.append(values.grad)
+    assert find_difference(*gradients, 1e-9) is None

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sightline.ops.gpu_kernels import gpu_kernel, tl
-from sightline.ops.waits import is_on_host, is_recording, require
+from sightline.ops.waits import has_values, is_on_host, require, require_between
+
+_LARGEST = torch.finfo(torch.float64).max
 
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
@@ -40,10 +42,13 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
 
     Summed as above.
     """
-    squared = points.new_zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1])
+    squared = None
     for query, point in zip(queries.unbind(-1), points.unbind(-1), strict=True):
         difference = query - point
-        squared += difference.mul_(difference)
+        product = difference * difference
+        squared = product if squared is None else squared + product
+    if squared is None:  # no channels: not asked first, as `broadcast_shapes` imports torch's compiler
+        return points.new_zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1])
     return squared
 
 
@@ -120,23 +125,21 @@ def assert_finite(values: Tensor, *, name: str) -> None:
 
 def assert_finite_rows(rows: Tensor, locate: Callable[[int], tuple[int, int]], *, name: str) -> None:
     """Raise ValueError for a row of `rows` (P, C) that is not finite; `locate` gives its cloud and place."""
-    if is_recording() or not rows.numel():
-        return
-    rows = rows.detach()
-    if is_on_host(rows):  # ten times as fast there as a mask of all
-        holds = torch.stack(torch.aminmax(rows)).isfinite()
-    else:  # a mask would take six launches instead of two
-        holds = torch.linalg.vector_norm(rows, torch.inf) < torch.inf
 
     def make_error() -> ValueError:
-        row = int((~torch.isfinite(rows).all(dim=-1)).int().argmax())
-        cloud, point = locate(row)
+        is_fault = ~torch.isfinite(rows).all(dim=-1)
+        if not bool(is_fault.any()):
+            return ValueError(f"{name}: held numbers that are not finite, and has changed since then")
+        cloud, point = locate(row := int(is_fault.int().argmax()))
         return ValueError(
             f"{name}[{cloud}]: point {point} is {rows[row].tolist()[:6]}, neighbours need finite numbers; "
             "check the data with `sightline check`, or the weights if these are features"
         )
 
-    require(holds, make_error)
+    if is_on_host(rows):  # ten times as fast there as a mask of all
+        require_between(rows, -_LARGEST, _LARGEST, make_error)
+    elif rows.numel() and has_values(rows):  # a mask would take six launches instead of two
+        require(torch.linalg.vector_norm(rows.detach(), torch.inf) < torch.inf, make_error)
 
 
 def assert_some(num_neighbours: int) -> None:
@@ -178,6 +181,17 @@ def strides_of_clouds(points: Tensor) -> tuple[int, int, int]:
     return (points.stride(0) if points.ndim == 3 else 0), points.stride(-2), points.stride(-1)
 
 
+def is_far(points: Tensor) -> bool:
+    """Return True if rows of points (..., N, C) are so far apart that only 64 bits count the numbers between them."""
+    return points.shape[-2] * points.stride(-2) >= 2**31
+
+
+@gpu_kernel
+def to_rows(base, row, step, IS_FAR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return pointers to rows that are `step` numbers apart; in 32 bits where these suffice: fewer registers."""
+    return base + (row.to(tl.int64) * step if IS_FAR else row * step.to(tl.int32))
+
+
 @gpu_kernel
 def find_segment(offsets, cloud, num_rows):  # type: ignore[no-untyped-def]
     """Return a cloud's first row and its number of rows, by offsets or, without any, as all have `num_rows`."""
@@ -194,7 +208,7 @@ def tile_of_distances(  # type: ignore[no-untyped-def]
     points, is_point, channel_step, queries, is_query, query_channel_step, CHANNELS: tl.constexpr
 ):
     """Return the squared distances (points, queries) of a block of points to a block of queries, both by pointers."""
-    squared = tl.zeros([is_point.shape[0], is_query.shape[0]], tl.float32)
+    squared = tl.zeros([is_point.shape[0], is_query.shape[0]], points.dtype.element_ty)
     for _ in range(CHANNELS):
         values = tl.load(points, mask=is_point, other=0.0)
         difference = tl.load(queries, mask=is_query, other=0.0)[None, :] - values[:, None]
