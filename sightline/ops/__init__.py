@@ -7,8 +7,19 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 from __future__ import annotations
 
 from sightline.ops.boxes.focal import sigmoid_focal_loss
-from sightline.ops.boxes.overlaps import box_area, box_ioa, box_iou, clip_boxes_to_image
+from sightline.ops.boxes.formats import box_convert, masks_to_boxes, remove_small_boxes
+from sightline.ops.boxes.losses import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+from sightline.ops.boxes.overlaps import (
+    box_area,
+    box_ioa,
+    box_iou,
+    clip_boxes_to_image,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+)
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
+from sightline.ops.boxes.regions import roi_align
 from sightline.ops.boxes.suppression import batched_nms, nms, soft_nms
 from sightline.ops.points.ball_query import ball_query, packed_ball_query, radius, radius_graph
 from sightline.ops.points.batch_statistics import batch_statistics, statistics_gradients
@@ -36,6 +47,7 @@ from sightline.ops.points.rotations import (
     uniform_quaternion,
 )
 from sightline.ops.segments.offsets import batch_to_offsets, offsets_to_batch, pack, unpack
+from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
 
 __all__ = [
     "KNN",
@@ -48,10 +60,16 @@ __all__ = [
     "batch_to_offsets",
     "batched_nms",
     "box_area",
+    "box_convert",
     "box_ioa",
     "box_iou",
     "chamfer_distance",
     "clip_boxes_to_image",
+    "complete_box_iou",
+    "complete_box_iou_loss",
+    "decode_heatmaps",
+    "distance_box_iou",
+    "distance_box_iou_loss",
     "edge_extremes",
     "edge_gradients",
     "estimate_normals",
@@ -59,10 +77,15 @@ __all__ = [
     "farthest_points",
     "fps",
     "gather_points",
+    "gaussian_heatmaps",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
+    "heatmap_peaks",
     "interpolate",
     "knn",
     "knn_graph",
     "knn_points",
+    "masks_to_boxes",
     "nearest_neighbours",
     "nms",
     "offsets_to_batch",
@@ -75,10 +98,13 @@ __all__ = [
     "quaternion_matrix",
     "radius",
     "radius_graph",
+    "remove_small_boxes",
+    "roi_align",
     "rotate_points",
     "sample_farthest_points",
     "sample_surface",
     "sigmoid_focal_loss",
+    "soft_argmax",
     "soft_nms",
     "statistics_gradients",
     "uniform_quaternion",

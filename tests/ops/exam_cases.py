@@ -172,6 +172,19 @@ def _weakened(is_linear: bool) -> Any:
     return lambda dtype: (*detections(dtype)[:4], is_linear, 0.01)
 
 
+def _pool(ratio: int, *, is_gradient: bool = False) -> Any:
+    """Regions of maps, some outside or inverted; the gradient adds up those of ten regions."""
+
+    def make(dtype: torch.dtype, *, ratio: int = ratio) -> tuple[Any, ...]:
+        image = torch.arange(10)[:, None] % 2
+        rois = torch.cat([image.to(dtype), boxes(dtype, 10, 3)], dim=1)
+        if is_gradient:
+            return clouds(dtype, 10, 3, 4, 2), rois, [2, 3, 9, 12], 0.5, ratio, True
+        return clouds(dtype, 2, 3, 9, 12), rois, 4, 2, 0.5, ratio, True
+
+    return {"make": make, "export": partial(make, ratio=ratio or 2), "tolerance": 1e-6, "differentiable": (0,)}
+
+
 CASES = [
     OperatorCase(
         "inverse_distance_weights",
@@ -329,4 +342,7 @@ CASES = [
         lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
         table=lambda: (empty(120_000, 3), empty(50, 8), 0.1, 0.0),
     ),
+    OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
+    OperatorCase("roi_align", "four samples", **_pool(2)),
+    OperatorCase("roi_align_gradient", "as many samples as pixels", **_pool(0, is_gradient=True)),
 ]

@@ -3,7 +3,7 @@
 Boxes are x1, y1, x2, y2. The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4), so that
 `iou(a, b)` is of aligned rows; those with `box` in their name are of all pairs. Half precision is computed in float32,
 whole numbers in float64. A box without an area overlaps nothing: its IoU is 0, and gradients are finite, without an
-epsilon.
+epsilon; other libraries add an `eps` to what they divide by, which is 0 here unless it is given.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ def assert_box_sets(boxes1: Tensor, boxes2: Tensor) -> None:
         raise ValueError(f"boxes2: found on {boxes2.device}, boxes1 on {boxes1.device}; move one to the other's device")
 
 
+def assert_epsilon(eps: float) -> None:
+    """Raise ValueError unless `eps`, which is added to what is divided by, is at least 0."""
+    if not eps >= 0:
+        raise ValueError(f"eps: found {eps}, allowed is a number, at least 0: no division needs more")
+
+
 def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut boxes (..., 4) to an image of `size` (height, width): coordinates are 0 to its sides."""
     assert_boxes(boxes)
@@ -75,9 +81,9 @@ def _multiply_sides(sizes: Tensor) -> Tensor:
     return width * height
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
+def iou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the IoU (...) of boxes (..., 4) and (..., 4), 0 to 1."""
-    return _iou_and_union(a, b)[0]
+    return _iou_and_union(a, b, eps)[0]
 
 
 def ioa(a: Tensor, b: Tensor) -> Tensor:
@@ -85,38 +91,33 @@ def ioa(a: Tensor, b: Tensor) -> Tensor:
     return _ratio(_intersection(a, b), box_area(a))
 
 
-def giou(a: Tensor, b: Tensor) -> Tensor:
+def giou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the GIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
 
     The IoU less the uncovered share of the enclosing box.
     Source: Rezatofighi et al. 2019.
     """
-    overlap, union = _iou_and_union(a, b)
+    overlap, union = _iou_and_union(a, b, eps)
     enclosing = _multiply_sides(_enclosing(a, b))
-    return overlap - _ratio(enclosing - union, enclosing)
+    return overlap - _ratio(enclosing - union, enclosing, eps)
 
 
-def diou(a: Tensor, b: Tensor) -> Tensor:
+def diou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the DIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
 
     The IoU less the squared distance of the centres over the squared diagonal of the enclosing box.
     Source: Zheng et al. 2020, equation 7.
     """
-    return iou(a, b) - _distance_term(a, b)
+    return iou(a, b, eps=eps) - distance_term(a, b, eps)
 
 
-def ciou(a: Tensor, b: Tensor) -> Tensor:
+def ciou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the CIoU (...) of boxes (..., 4) and (..., 4): the DIoU less a penalty for different aspect ratios.
 
     The penalty's factor has no gradient. Source: Zheng et al. 2020, eq. 10.
     """
-    overlap = iou(a, b)
-    angle = _aspect(a) - _aspect(b)
-    both = ((box_sizes(a) > 0) & (box_sizes(b) > 0)).all(dim=-1)
-    difference = torch.where(both, 4 / math.pi**2 * angle.square(), 0)
-    with torch.no_grad():
-        factor = _ratio(difference, 1 - overlap + difference)
-    return overlap - _distance_term(a, b) - factor * difference
+    overlap = iou(a, b, eps=eps)
+    return overlap - distance_term(a, b, eps) - aspect_term(a, b, overlap, eps)
 
 
 def siou(a: Tensor, b: Tensor) -> Tensor:
@@ -161,6 +162,34 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return _overlap_all(_box_ioa, boxes1, boxes2)
 
 
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1: `giou(boxes1[:, None], boxes2)`."""
+    assert_box_sets(boxes1, boxes2)
+    return giou(boxes1[:, None], boxes2)
+
+
+def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """Compute the DIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1.
+
+    `eps` is added to the squared diagonal of the enclosing box; of 0, it is `diou(boxes1[:, None], boxes2)`.
+    """
+    assert_box_sets(boxes1, boxes2)
+    assert_epsilon(eps)
+    return iou(boxes1[:, None], boxes2) - distance_term(boxes1[:, None], boxes2, eps)
+
+
+def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """Compute the CIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), above -2 and at most 1.
+
+    `eps` is added to the squared diagonal, and to what the factor of the aspect ratios is divided by, which has no
+    gradient; of 0, it is `ciou(boxes1[:, None], boxes2)`.
+    """
+    assert_box_sets(boxes1, boxes2)
+    assert_epsilon(eps)
+    rows, overlap = boxes1[:, None], iou(boxes1[:, None], boxes2)
+    return overlap - distance_term(rows, boxes2, eps) - aspect_term(rows, boxes2, overlap, eps)
+
+
 def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
     assert_box_sets(boxes1, boxes2)
     boxes1, boxes2 = promote_to_float32(boxes1), promote_to_float32(boxes2)
@@ -185,8 +214,9 @@ def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iter
     yield from (slice(first, first + step) for first in range(0, num_columns, step))
 
 
-def _ratio(part: Tensor, total: Tensor) -> Tensor:
-    """Divide, with 0 where `total` is 0; the gradient is finite everywhere."""
+def _ratio(part: Tensor, total: Tensor, eps: float = 0.0) -> Tensor:
+    """Divide by `total` + `eps`, with 0 where that is 0; the gradient is finite everywhere."""
+    total = total + eps if eps else total
     is_some = total >= torch.finfo(total.dtype).tiny
     return torch.where(is_some, part / torch.where(is_some, total, 1), 0)
 
@@ -197,10 +227,10 @@ def _intersection(a: Tensor, b: Tensor) -> Tensor:
     return _multiply_sides((last - first).clamp(min=0))
 
 
-def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _iou_and_union(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     intersection = _intersection(a, b)
     union = box_area(a) + box_area(b) - intersection
-    return _ratio(intersection, union), union
+    return _ratio(intersection, union, eps), union
 
 
 def _enclosing(a: Tensor, b: Tensor) -> Tensor:
@@ -211,9 +241,19 @@ def _enclosing(a: Tensor, b: Tensor) -> Tensor:
     return last - first
 
 
-def _distance_term(a: Tensor, b: Tensor) -> Tensor:
+def distance_term(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
+    """Compute what the DIoU (...) is below the IoU, 0 to 1."""
     squared = (box_centres(a) - box_centres(b)).square().sum(dim=-1)
-    return _ratio(squared, _enclosing(a, b).square().sum(dim=-1))
+    return _ratio(squared, _enclosing(a, b).square().sum(dim=-1), eps)
+
+
+def aspect_term(a: Tensor, b: Tensor, overlap: Tensor, eps: float = 0.0) -> Tensor:
+    """Compute what the CIoU (...) is below the DIoU, for their IoU `overlap` (...)."""
+    angle = _aspect(a) - _aspect(b)
+    both = ((box_sizes(a) > 0) & (box_sizes(b) > 0)).all(dim=-1)
+    difference = torch.where(both, 4 / math.pi**2 * angle.square(), 0)
+    constant, overlap = difference.detach(), overlap.detach()  # forward derivatives pass through `no_grad`
+    return _ratio(constant, 1 - overlap + constant, eps) * difference
 
 
 def _aspect(boxes: Tensor) -> Tensor:

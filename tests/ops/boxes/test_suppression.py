@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from sightline.areas.detect.output import Adaptive, GreedyNMS, SetSuppression, SoftGaussian, SoftLinear, Suppression
 from sightline.contract import registry
 from sightline.ops import numba_kernels
 from sightline.ops.boxes.overlaps import box_iou
 from sightline.ops.boxes.suppression import SuppressionResult, batched_nms, nms, soft_nms
+from sightline.workbench.export.recorded_graph import quiet
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import crowd
@@ -169,6 +172,50 @@ def test_suppression_compiles_whole_and_is_recorded() -> None:
             given = detections(seed, count=20)
             assert torch.equal(compiled(*given), function(*given))
             torch.testing.assert_close(program.module()(*given), function(*given), rtol=1e-12, atol=0)
+
+
+def test_onnxruntime_keeps_the_same_boxes_of_any_number() -> None:
+    """With ties, and sizes that are free: each of the three loops ends by values."""
+    runtime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+
+    class Suppressing(torch.nn.Module):
+        def forward(self, boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, ...]:
+            kept = nms(boxes, scores, 0.3), batched_nms(boxes, scores, idxs, 0.3)
+            return (
+                *kept,
+                soft_nms(boxes, scores, idxs, min_score=0.3).indices,
+                soft_nms(boxes, scores, sigma=0.5).scores,
+            )
+
+    names = ["boxes", "scores", "idxs"]
+    given = singles(5)
+    free = {name: {0: torch.export.Dim.DYNAMIC} for name in names}
+    with quiet():
+        made = torch.onnx.export(Suppressing(), given, dynamo=True, dynamic_shapes=free, verbose=False)
+    assert made is not None
+    session = runtime.InferenceSession(made.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for seed, count in ((6, 40), (7, 7), (8, 1), (9, 0)):
+        given = tuple(value[:count] for value in singles(seed))
+        feeds = {name: value.numpy() for name, value in zip(names, given, strict=True)}
+        for found, expected in zip(session.run(None, feeds), Suppressing()(*given), strict=True):
+            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-6, atol=0)
+
+
+def singles(seed: int) -> tuple[Tensor, ...]:
+    boxes, scores, idxs = detections(seed, has_ties=True)
+    return boxes.float(), scores.float(), idxs
+
+
+def test_without_values_the_number_of_kept_boxes_is_unbacked_or_refused() -> None:
+    boxes, scores, _ = detections(0)
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        assert isinstance(nms(torch.empty(9, 4), torch.empty(9), 0.5).shape[0], torch.SymInt)
+        assert isinstance(soft_nms(torch.empty(9, 4), torch.empty(9)).indices.shape[0], torch.SymInt)
+    for call in (lambda *given: nms(*given, 0.5), soft_nms):
+        with pytest.raises(ValueError, match="boxes: found on meta, but values decide how many are kept; take FakeT"):
+            call(boxes.to("meta"), scores.to("meta"))  # type: ignore[operator]
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace has no loops that end by values"):
+            torch.jit.trace(call, (boxes, scores))
 
 
 @pytest.mark.parametrize("name", ALL)
