@@ -35,7 +35,7 @@ def test_what_was_drawn_is_found_again(axes: Any, middle: float) -> None:
     maps = ops.gaussian_heatmaps(joints, [sizes[axis] for axis in axes], sigma=1.5, dtype=torch.float64, **form)
     assert maps.shape == (3, 5, *(sizes[axis] for axis in axes))
     torch.testing.assert_close(ops.decode_heatmaps(maps, **form), joints)
-    for decoding, bound in (("argmax", 0.5), ("soft", 0.2), ("centroid", 0.3)):
+    for decoding, bound in (("argmax", 0.5), ("soft", 0.4), ("centroid", 0.4)):
         found = ops.decode_heatmaps(maps, decoding=decoding, **form)  # type: ignore[arg-type]
         assert (found - joints).abs().max() <= bound + 1e-9
     assert torch.equal(

@@ -377,7 +377,7 @@ def _suppress_softly(
             if picked == _REST:
                 count, picked = _move_together(table, rows, count, lowest), 0
             best = _find_highest(bits, highest, count)
-            if best < 0 or not left[best] >= lowest:
+            if best < 0 or bits[best] < 0 or left[best] < lowest:  # -1, or -0, of those that are picked
                 break
             new_scores[rows[best]], limit = left[best], limits[rows[best]]
             left[best], picked = -one, picked + 1
@@ -413,7 +413,7 @@ def _move_together(table: np.ndarray, rows: np.ndarray, count: int, lowest: floa
 
 @numba_kernel
 def _find_highest(bits: np.ndarray, highest: np.ndarray, count: int) -> int:
-    """Return the first place of the highest of `count` numbers, -1 of none; `highest` is scratch, one for each block."""
+    """Return the first place of the highest of `count` numbers, -1 of none; `highest` has room for one a block."""
     num_blocks = -(-count // _BLOCK)
     best_block = 0
     for block in range(num_blocks):

@@ -131,16 +131,14 @@ def _find_largest(values: Tensor) -> Tensor:
 
 def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
     """Return the offset (B, J, D) of the top of a parabola through three logarithms from the largest cell."""
-    index = largest.long()
-    centre = _gather_cells(values, index)
+    cell = largest.long().unbind(-1)
+    centre = _gather_cells(values, cell)
     offsets = []
     for axis, size in enumerate(values.shape[2:]):
-        step = torch.zeros(index.shape[-1], dtype=torch.int64, device=values.device)
-        step[axis] = 1
-        previous, following = (_gather_cells(values, (index + sign * step).clamp(0, size - 1)) for sign in (-1, 1))
-        is_usable = (
-            (index[..., axis] > 0) & (index[..., axis] < size - 1) & (previous > 0) & (following > 0) & (centre > 0)
-        )
+        place, before, after = cell[axis], cell[:axis], cell[axis + 1 :]
+        previous = _gather_cells(values, (*before, (place - 1).clamp(min=0), *after))
+        following = _gather_cells(values, (*before, (place + 1).clamp(max=size - 1), *after))
+        is_usable = (place > 0) & (place < size - 1) & (previous > 0) & (following > 0) & (centre > 0)
         low, mid, high = (torch.where(is_usable, value, 1.0).log() for value in (previous, centre, following))
         bend = low - 2 * mid + high
         is_usable &= bend < 0
@@ -149,8 +147,8 @@ def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
     return torch.stack(offsets, dim=-1)
 
 
-def _gather_cells(values: Tensor, index: Tensor) -> Tensor:
-    cell, *others = index.unbind(-1)
+def _gather_cells(values: Tensor, index: Sequence[Tensor]) -> Tensor:
+    cell, *others = index
     for size, place in zip(values.shape[3:], others, strict=True):
         cell = cell * size + place
     return values.flatten(2).gather(2, cell[..., None])[..., 0]

@@ -69,6 +69,7 @@ def test_they_are_those_of_torchvision(kind: str) -> None:
     torch.testing.assert_close(*(torch.autograd.grad(each.sum(), a)[0] for each in (ours, theirs)))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, in its forward derivatives
 @run_each("function", [*MATRICES.values(), *LOSSES.values(), ops.box_iou, ops.box_ioa])
 def test_derivatives_agree_forward_backward_and_by_rows(function: Callable[..., Tensor]) -> None:
     a, b = aligned_pairs(4)

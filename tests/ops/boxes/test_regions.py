@@ -73,21 +73,21 @@ def test_regions_and_gradients_are_those_of_torchvision(form: tuple[bool, int]) 
     torch.testing.assert_close(*(torch.autograd.grad(each, maps, given)[0] for each in (ours, theirs)))
 
 
-@run_each("form", FORMS)
+@run_each("form", [(False, -1), (True, 2)])
 def test_gradients_are_those_of_finite_differences(form: tuple[bool, int]) -> None:
     (aligned, ratio), (maps, rois) = form, regions(torch.float64)
-    maps, rois = maps[:, :1].clone().requires_grad_(), rois[:6]
+    maps, rois = maps[:, :1, :4, :5].clone().requires_grad_(), rois[:4]
 
     def pool(maps: Tensor) -> Tensor:
         return ops.roi_align(maps, rois, 2, 0.25, ratio, aligned)
 
     assert torch.autograd.gradcheck(pool, (maps,))
     assert torch.autograd.gradgradcheck(pool, (maps,))
-    boxes = torch.tensor([[0, 3.1, 5.3, 20.7, 17.9], [1, 9.2, 4.4, 30.1, 25.3]], dtype=torch.float64)
+    boxes = torch.tensor([[0, 3.1, 5.3, 13.7, 14.9], [1, 4.2, 1.4, 15.1, 12.3]], dtype=torch.float64)
     corners = boxes[:, 1:].clone().requires_grad_()
 
     def move(corners: Tensor) -> Tensor:
-        return ops.roi_align(maps.detach(), torch.cat([boxes[:, :1], corners], dim=1), 2, 0.25, ratio or 2, aligned)
+        return ops.roi_align(maps.detach(), torch.cat([boxes[:, :1], corners], dim=1), 2, 0.25, ratio, aligned)
 
     if ratio > 0:  # of an adaptive number, the value jumps with it
         assert torch.autograd.gradcheck(move, (corners,))
@@ -101,7 +101,7 @@ def test_the_plain_form_takes_parts_that_fit(monkeypatch: pytest.MonkeyPatch) ->
     whole, pool = OPERATORS["roi_align"].plain(maps, *arguments), OPERATORS["roi_align_gradient"].plain
     gradient = pool(whole, rois, list(maps.shape), 0.25, 0, True)
     monkeypatch.setattr("sightline.ops.boxes.regions._ENTRIES_AT_ONCE", {"cpu": 1})
-    assert torch.equal(OPERATORS["roi_align"].plain(maps, *arguments), whole)
+    torch.testing.assert_close(OPERATORS["roi_align"].plain(maps, *arguments), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(pool(whole, rois, list(maps.shape), 0.25, 0, True), gradient, rtol=1e-12, atol=1e-12)
 
 
