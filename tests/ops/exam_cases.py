@@ -155,6 +155,10 @@ def boxes(dtype: torch.dtype, count: int, seed: int) -> Tensor:
     return torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:] + 6], dim=1)
 
 
+def _penalise(kind: str, eps: float) -> Any:
+    return lambda dtype: (boxes(dtype, 37, 0), boxes(dtype, 70, 1), kind, eps)
+
+
 def _detections(num_proposals: int) -> Any:
     """Scores in threes that are equal, and a limit for each box."""
     labels, proposals = torch.arange(70) % 3, torch.arange(num_proposals) // 6
@@ -321,6 +325,10 @@ CASES = [
             table=lambda: (empty(10_000, 4), empty(1000, 4)),
         )
         for name in ("box_iou", "box_ioa")
+    ),
+    *(
+        OperatorCase("penalised_iou", kind, _penalise(kind, eps))
+        for kind, eps in (("giou", 0.0), ("diou", 0.5), ("ciou", 1e-7))
     ),
     *(
         OperatorCase(

@@ -164,8 +164,7 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1: `giou(boxes1[:, None], boxes2)`."""
-    assert_box_sets(boxes1, boxes2)
-    return giou(boxes1[:, None], boxes2)
+    return _penalise_all(boxes1, boxes2, "giou", 0.0)
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -173,9 +172,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
     `eps` is added to the squared diagonal of the enclosing box; of 0, it is `diou(boxes1[:, None], boxes2)`.
     """
-    assert_box_sets(boxes1, boxes2)
-    assert_epsilon(eps)
-    return iou(boxes1[:, None], boxes2) - distance_term(boxes1[:, None], boxes2, eps)
+    return _penalise_all(boxes1, boxes2, "diou", eps)
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -184,10 +181,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     `eps` is added to the squared diagonal, and to what the factor of the aspect ratios is divided by, which has no
     gradient; of 0, it is `ciou(boxes1[:, None], boxes2)`.
     """
-    assert_box_sets(boxes1, boxes2)
-    assert_epsilon(eps)
-    rows, overlap = boxes1[:, None], iou(boxes1[:, None], boxes2)
-    return overlap - distance_term(rows, boxes2, eps) - aspect_term(rows, boxes2, overlap, eps)
+    return _penalise_all(boxes1, boxes2, "ciou", eps)
 
 
 def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -195,6 +189,25 @@ def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, bo
     boxes1, boxes2 = promote_to_float32(boxes1), promote_to_float32(boxes2)
     needs_gradient = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
     return (overlap.plain if needs_gradient else overlap)(boxes1, boxes2)
+
+
+def _penalise_all(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    assert_box_sets(boxes1, boxes2)
+    assert_epsilon(eps)
+    boxes1, boxes2 = promote_to_float32(boxes1), promote_to_float32(boxes2)
+    needs_gradient = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
+    return (_penalised_iou.plain if needs_gradient else _penalised_iou)(boxes1, boxes2, kind, float(eps))
+
+
+@operator()
+def _penalised_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    """Compute the overlap `kind`; `eps` is that of the DIoU's and the CIoU's penalty."""
+    rows = boxes1[:, None]
+    if kind == "giou":
+        return giou(rows, boxes2)
+    overlap = iou(rows, boxes2)
+    near = overlap - distance_term(rows, boxes2, eps)
+    return near - aspect_term(rows, boxes2, overlap, eps) if kind == "ciou" else near
 
 
 @operator(launches=1)
@@ -269,6 +282,11 @@ def _make_matrix(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return boxes1.new_empty((len(boxes1), len(boxes2)), dtype=dtype)
 
 
+@_penalised_iou.fake
+def _(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    return _make_matrix(boxes1, boxes2)
+
+
 # --- CPU: a row of the matrix at a time -------------------------------------------------------------------------------
 
 
@@ -285,7 +303,7 @@ _box_ioa.cpu_kernel(partial(_overlap_rows, is_ioa=True))
 @numba_kernel
 def _overlap(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, is_ioa: bool, overlaps: np.ndarray) -> None:
     """Write the overlaps (N, M) of boxes (N, 4) with `columns` (4, M): the IoU, or the share of `boxes`."""
-    x1, y1, x2, y2 = columns
+    x1, y1, x2, y2 = columns[0], columns[1], columns[2], columns[3]  # unpacked, loops would be slow
     zero, one, tiny = _constants(overlaps)
     areas = np.empty(len(x1), dtype=overlaps.dtype)
     for column in range(len(x1)):
@@ -300,6 +318,66 @@ def _overlap(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, is_i
             total = area if is_ioa else area + areas[column] - intersection
             ratio = intersection / (total if total >= tiny else one)
             result[column] = ratio if total >= tiny else zero
+
+
+@_penalised_iou.cpu_kernel
+def _(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    boxes1, boxes2 = boxes1.detach().contiguous(), boxes2.detach().contiguous()
+    overlaps, aspects = _overlap_rows(boxes1, boxes2, is_ioa=False), []
+    for boxes in (boxes1, boxes2):
+        has_shape = (box_sizes(boxes) > 0).all(dim=-1)
+        aspects.append(torch.where(has_shape, _aspect(boxes), -1).numpy())  # of those with one it is at least 0
+    numbers = boxes1.new_tensor([eps, 4 / math.pi**2]).numpy()
+    code, columns = ("giou", "diou", "ciou").index(kind), boxes2.T.contiguous().numpy()
+    run_parallel(_penalise, len(boxes1), boxes1.numpy(), columns, *aspects, numbers, code, overlaps.numpy())
+    return overlaps
+
+
+@numba_kernel
+def _penalise(
+    first: int,
+    last: int,
+    boxes: np.ndarray,
+    columns: np.ndarray,
+    aspects: np.ndarray,
+    column_aspects: np.ndarray,
+    numbers: np.ndarray,
+    code: int,
+    overlaps: np.ndarray,
+) -> None:
+    """Subtract the penalty of the GIoU, the DIoU or the CIoU, by `code`, from IoUs (N, M)."""
+    x1, y1, x2, y2 = columns[0], columns[1], columns[2], columns[3]
+    (zero, one, tiny), two, eps, scale = _constants(overlaps), overlaps.dtype.type(2), numbers[0], numbers[1]
+    for row in range(first, last):
+        left, top, right, bottom = boxes[row]
+        far, low, result = max(left, right), max(top, bottom), overlaps[row]
+        area, middle, level = (
+            max(right - left, zero) * max(bottom - top, zero),
+            (left + right) / two,
+            (top + bottom) / two,
+        )
+        for column in range(len(x1)):
+            wide = max(far, max(x1[column], x2[column])) - min(left, x1[column])
+            high = max(low, max(y1[column], y2[column])) - min(top, y1[column])
+            if code == 0:
+                width = max(min(right, x2[column]) - max(left, x1[column]), zero)
+                height = max(min(bottom, y2[column]) - max(top, y1[column]), zero)
+                other = max(x2[column] - x1[column], zero) * max(y2[column] - y1[column], zero)
+                part, total = wide * high - (area + other - width * height), wide * high
+            else:
+                aside, below = middle - (x1[column] + x2[column]) / two, level - (y1[column] + y2[column]) / two
+                part, total = aside * aside + below * below, (wide * wide + high * high) + eps
+            ratio = part / (total if total >= tiny else one)
+            penalty = ratio if total >= tiny else zero
+            overlap = result[column]
+            result[column] = overlap - penalty
+            if code == 2:
+                angle = aspects[row] - column_aspects[column]
+                has_both = (aspects[row] >= zero) & (column_aspects[column] >= zero)
+                difference = scale * (angle * angle) if has_both else zero
+                total = ((one - overlap) + difference) + eps
+                ratio = difference / (total if total >= tiny else one)
+                result[column] -= (ratio if total >= tiny else zero) * difference
 
 
 @numba_kernel

@@ -206,6 +206,7 @@ def singles(seed: int) -> tuple[Tensor, ...]:
     return boxes.float(), scores.float(), idxs
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace`:DeprecationWarning")
 def test_without_values_the_number_of_kept_boxes_is_unbacked_or_refused() -> None:
     boxes, scores, _ = detections(0)
     with FakeTensorMode(shape_env=ShapeEnv()):
