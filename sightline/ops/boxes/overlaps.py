@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.gpu_kernels import gpu_kernel, tl
@@ -164,7 +165,7 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1: `giou(boxes1[:, None], boxes2)`."""
-    return _penalise_all(boxes1, boxes2, "giou", 0.0)
+    return _overlap_all(_penalised_iou, boxes1, boxes2, "giou", 0.0)
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -172,7 +173,8 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
     `eps` is added to the squared diagonal of the enclosing box; of 0, it is `diou(boxes1[:, None], boxes2)`.
     """
-    return _penalise_all(boxes1, boxes2, "diou", eps)
+    assert_epsilon(eps)
+    return _overlap_all(_penalised_iou, boxes1, boxes2, "diou", float(eps))
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -181,22 +183,20 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     `eps` is added to the squared diagonal, and to what the factor of the aspect ratios is divided by, which has no
     gradient; of 0, it is `ciou(boxes1[:, None], boxes2)`.
     """
-    return _penalise_all(boxes1, boxes2, "ciou", eps)
-
-
-def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    assert_box_sets(boxes1, boxes2)
-    boxes1, boxes2 = promote_to_float32(boxes1), promote_to_float32(boxes2)
-    needs_gradient = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
-    return (overlap.plain if needs_gradient else overlap)(boxes1, boxes2)
-
-
-def _penalise_all(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
-    assert_box_sets(boxes1, boxes2)
     assert_epsilon(eps)
+    return _overlap_all(_penalised_iou, boxes1, boxes2, "ciou", float(eps))
+
+
+def _overlap_all(overlap: Operator[..., Tensor], boxes1: Tensor, boxes2: Tensor, *form: str | float) -> Tensor:
+    assert_box_sets(boxes1, boxes2)
     boxes1, boxes2 = promote_to_float32(boxes1), promote_to_float32(boxes2)
-    needs_gradient = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
-    return (_penalised_iou.plain if needs_gradient else _penalised_iou)(boxes1, boxes2, kind, float(eps))
+    return (overlap.plain if wants_derivative(boxes1, boxes2) else overlap)(boxes1, boxes2, *form)
+
+
+def wants_derivative(*values: Tensor) -> bool:
+    """Return True if one of `values` may have a derivative, backward or forward, which a kernel would lose."""
+    wants_gradient = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    return wants_gradient or forward_ad._current_level >= 0
 
 
 @operator()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import jacfwd, jacrev, vmap
 
 from sightline import ops
@@ -78,6 +79,9 @@ def test_derivatives_agree_forward_backward_and_by_rows(function: Callable[..., 
     torch.testing.assert_close(forward, backward, rtol=1e-12, atol=1e-12)
     plain = torch.autograd.functional.jacobian(function, (a, b))
     torch.testing.assert_close(backward, plain, rtol=1e-12, atol=1e-12)
+    with forward_ad.dual_level():
+        moved = forward_ad.unpack_dual(function(forward_ad.make_dual(a, torch.ones_like(a)), b)).tangent
+    torch.testing.assert_close(moved, forward[0].sum(dim=(-2, -1)), rtol=1e-12, atol=1e-12)
     sets = torch.stack([a, b]), torch.stack([b, a])
     torch.testing.assert_close(vmap(function)(*sets), torch.stack([function(a, b), function(b, a)]))
 

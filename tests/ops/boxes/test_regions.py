@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sightline import ops
 from sightline.ops.operator import OPERATORS
@@ -89,6 +90,11 @@ def test_gradients_are_those_of_finite_differences(form: tuple[bool, int]) -> No
     def move(corners: Tensor) -> Tensor:
         return ops.roi_align(maps.detach(), torch.cat([boxes[:, :1], corners], dim=1), 2, 0.25, ratio, aligned)
 
+    along = torch.randn(maps.shape, dtype=maps.dtype)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(pool(forward_ad.make_dual(maps.detach(), along))).tangent
+    torch.testing.assert_close(tangent, pool(along), rtol=1e-12, atol=1e-12)  # it is linear
+    assert torch.equal(torch.func.jvp(pool, (maps.detach(),), (along,))[1], tangent)
     if ratio > 0:  # of an adaptive number, the value jumps with it
         assert torch.autograd.gradcheck(move, (corners,))
     moved = torch.autograd.functional.jacobian(move, corners.detach())
