@@ -113,9 +113,10 @@ def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tenso
         raise ValueError(f"scores: found {scores.dtype}, expected numbers such as torch.float32")
     if not boxes.device == scores.device == idxs.device:
         raise ValueError(f"boxes on {boxes.device}, scores on {scores.device}, idxs on {idxs.device}; give one device")
-    if boxes.device.type == "meta":
-        raise ValueError(
-            "boxes: found on meta, but values decide how many are kept; take FakeTensorMode and a ShapeEnv"
+    if boxes.is_meta and type(boxes) is Tensor:
+        raise NotImplementedError(
+            "boxes: found on the device meta, which has no values, and they decide how many are kept; "
+            "take fake tensors: torch._subclasses.FakeTensorMode(shape_env=ShapeEnv())"
         )
     boxes, scores = promote_to_float32(boxes), promote_to_float32(scores)
     dtype = torch.promote_types(boxes.dtype, scores.dtype)
