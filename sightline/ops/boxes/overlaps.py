@@ -164,14 +164,18 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1: `giou(boxes1[:, None], boxes2)`."""
+    """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1.
+
+    The IoU less the uncovered share of the enclosing box. Source: Rezatofighi et al. 2019.
+    """
     return _overlap_all(_penalised_iou, boxes1, boxes2, "giou", 0.0)
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Compute the DIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1.
 
-    `eps` is added to the squared diagonal of the enclosing box; of 0, it is `diou(boxes1[:, None], boxes2)`.
+    The IoU less the squared distance of the centres over the squared diagonal of the enclosing box, to which `eps` is
+    added; it may be 0. Source: Zheng et al. 2020, equation 7.
     """
     assert_epsilon(eps)
     return _overlap_all(_penalised_iou, boxes1, boxes2, "diou", float(eps))
@@ -180,8 +184,8 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Compute the CIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), above -2 and at most 1.
 
-    `eps` is added to the squared diagonal, and to what the factor of the aspect ratios is divided by, which has no
-    gradient; of 0, it is `ciou(boxes1[:, None], boxes2)`.
+    The DIoU less a penalty for different aspect ratios, whose factor has no gradient. `eps` is added to what both are
+    divided by; it may be 0. Source: Zheng et al. 2020, equation 10.
     """
     assert_epsilon(eps)
     return _overlap_all(_penalised_iou, boxes1, boxes2, "ciou", float(eps))

@@ -83,8 +83,9 @@ def soft_nms(
 
     The highest of the scores left is kept and lowers the others: times 1 - IoU from `iou_threshold` on, which may be
     one for each box (N,) and applies to the boxes whose scores it lowers; or, with a `sigma`, times exp(-IoU^2 /
-    sigma). Those below `min_score` are dropped. Indices and new scores (K,), highest first, of equal ones the lower
-    index. Raises ValueError as `nms` does, and for a `sigma` that is not above 0 or a `min_score` below 0.
+    sigma). Those below `min_score` are dropped. Indices and new scores (K,), which have no gradient, highest first, of
+    equal ones the lower index. Raises ValueError as `nms` does, and for a `sigma` that is not above 0 or a `min_score`
+    below 0.
     """
     boxes, scores, idxs = _read_detections(
         boxes, scores, torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
