@@ -98,8 +98,8 @@ def soft_nms(
     weakened = _weaken(boxes, scores, idxs, limits, sigma is None, min_score)
     order = _sort_falling(weakened)
     new_scores = weakened.index_select(0, order)
-    is_kept = new_scores >= 0
-    return SuppressionResult(order[is_kept], new_scores[is_kept])
+    kept = (new_scores >= 0).nonzero()[:, 0]
+    return SuppressionResult(order.index_select(0, kept), new_scores.index_select(0, kept))
 
 
 def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -292,7 +292,8 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: 
     table = boxes.new_empty((7, len(boxes)))
     bits = table[5].view(torch.int32 if table.itemsize == 4 else torch.int64)
     scratch = table.numpy(), bits.numpy(), new_scores.numpy()
-    _suppress_softly(*columns, boxes.new_tensor([min_score]).numpy(), is_linear, *scratch)
+    lowest = scratch[0].dtype.type(min_score)  # in the dtype of the scores
+    _suppress_softly(*columns, lowest, is_linear, *scratch)
     return torch.empty_like(new_scores).index_copy_(0, by_label, new_scores)
 
 
@@ -350,7 +351,7 @@ def _suppress_softly(
     scores: np.ndarray,
     labels: np.ndarray,
     limits: np.ndarray,
-    min_score: np.ndarray,
+    lowest: float,
     is_linear: bool,
     table: np.ndarray,
     bits: np.ndarray,
@@ -363,7 +364,7 @@ def _suppress_softly(
     indices, their scores, and overlaps. `bits` (N,) are the scores there as whole numbers, whose order is theirs from 0
     on, and of which a processor finds the highest many at a time. Scores never rise: those below the lowest stay there.
     """
-    (zero, one, tiny), lowest = _constants(limits), min_score[0]
+    zero, one, tiny = _constants(limits)
     x1, y1, x2, y2, areas = table[0], table[1], table[2], table[3], table[4]  # unpacked, loops would be slow
     left, overlaps = table[5], table[6]
     rows, highest = np.empty(len(boxes), dtype=np.int64), np.empty(len(boxes) // _BLOCK + 1, dtype=bits.dtype)
