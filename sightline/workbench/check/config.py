@@ -16,7 +16,7 @@ from sightline.workbench.check.suite import check_path
 
 
 def check_config(
-    subject: str | Path | Mapping[str, Any] | RunConfig,
+    subject: object,
     *,
     overrides: Sequence[str],
     plugins: Sequence[str | Path],
