@@ -56,6 +56,31 @@ from sightline.ops.points.rotations import (
 )
 from sightline.ops.points.torch_cluster import fps, knn, knn_graph, nearest, radius, radius_graph
 from sightline.ops.segments.offsets import batch_to_offsets, offsets_to_batch, pack, unpack
+from sightline.ops.segments.scatter import (
+    scatter,
+    scatter_add,
+    scatter_max,
+    scatter_mean,
+    scatter_min,
+    scatter_std,
+    scatter_sum,
+)
+from sightline.ops.segments.softmax import scatter_log_softmax, scatter_logsumexp, scatter_softmax
+from sightline.ops.segments.sorted_rows import (
+    gather_coo,
+    gather_csr,
+    segment_coo,
+    segment_csr,
+    segment_max_coo,
+    segment_max_csr,
+    segment_mean_coo,
+    segment_mean_csr,
+    segment_min_coo,
+    segment_min_csr,
+    segment_sum_coo,
+    segment_sum_csr,
+)
+from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
 from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
 
 __all__ = [
@@ -78,6 +103,7 @@ __all__ = [
     "clip_boxes_to_image",
     "complete_box_iou",
     "complete_box_iou_loss",
+    "consecutive_cluster",
     "decode_heatmaps",
     "distance_box_iou",
     "distance_box_iou_loss",
@@ -88,11 +114,14 @@ __all__ = [
     "farthest_points",
     "fps",
     "furthest_point_sample",
+    "gather_coo",
+    "gather_csr",
     "gather_operation",
     "gather_points",
     "gaussian_heatmaps",
     "generalized_box_iou",
     "generalized_box_iou_loss",
+    "grid_cluster",
     "grouping_operation",
     "heatmap_peaks",
     "interpolate",
@@ -120,6 +149,26 @@ __all__ = [
     "rotate_points",
     "sample_farthest_points",
     "sample_surface",
+    "scatter",
+    "scatter_add",
+    "scatter_log_softmax",
+    "scatter_logsumexp",
+    "scatter_max",
+    "scatter_mean",
+    "scatter_min",
+    "scatter_softmax",
+    "scatter_std",
+    "scatter_sum",
+    "segment_coo",
+    "segment_csr",
+    "segment_max_coo",
+    "segment_max_csr",
+    "segment_mean_coo",
+    "segment_mean_csr",
+    "segment_min_coo",
+    "segment_min_csr",
+    "segment_sum_coo",
+    "segment_sum_csr",
     "sigmoid_focal_loss",
     "soft_argmax",
     "soft_nms",
@@ -128,4 +177,5 @@ __all__ = [
     "three_nn",
     "uniform_quaternion",
     "unpack",
+    "voxel_grid",
 ]
