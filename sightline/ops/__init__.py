@@ -82,6 +82,7 @@ from sightline.ops.segments.sorted_rows import (
 )
 from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
 from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
+from sightline.ops.waits import check
 
 __all__ = [
     "KNN",
@@ -100,6 +101,7 @@ __all__ = [
     "box_ioa",
     "box_iou",
     "chamfer_distance",
+    "check",
     "clip_boxes_to_image",
     "complete_box_iou",
     "complete_box_iou_loss",
