@@ -178,7 +178,7 @@ def _query_by_mask_and_sort(inputs: dict[str, Any]) -> Tensor:
 
 
 def _query_balls(inputs: dict[str, Any]) -> Tensor:
-    return ops.ball_query(
+    return ops.points_in_balls(
         inputs["points"], centres=inputs["centres"], radius=RADIUS, num_neighbours=inputs["num_neighbours"]
     )
 

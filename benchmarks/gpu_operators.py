@@ -84,7 +84,7 @@ def _packed_searching(neighbours: int) -> Any:
 
 def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
     points, _, offsets = _rooms(device, share)
-    return lambda: ops.packed_ball_query(
+    return lambda: ops.packed_points_in_balls(
         points, offsets=offsets, centres=points, centre_offsets=offsets, radius=0.2, num_neighbours=32
     )
 
@@ -93,7 +93,7 @@ def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: in
     def make(device: torch.device, share: int) -> Callable[[], Any]:
         drawn = _drawn(device, clouds, points // share, 3)
         middle = drawn[:, : centres // share].contiguous()
-        return lambda: ops.ball_query(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
+        return lambda: ops.points_in_balls(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
 
     return make
 
@@ -170,12 +170,12 @@ SHAPES = [
     OperatorShape("nearest_neighbours", "16 x 256 x 3, 16 of them for 128", _searching(16, 256, 3, 16, 128)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 8 of them", _packed_searching(8)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 16 of them", _packed_searching(16)),
-    OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
-    OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
-    OperatorShape("packed_ball_query", "4 rooms of 4,096, 32 of them", _packed_balls),
+    OperatorShape("points_in_balls", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
+    OperatorShape("points_in_balls", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
+    OperatorShape("packed_points_in_balls", "4 rooms of 4,096, 32 of them", _packed_balls),
     OperatorShape("inverse_distance_weights", "16 x 512 x 128 at 2,048, interpolated", _interpolating),
     OperatorShape("box_iou", "100,000 x 100", _overlapping),
     OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing),
     OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes),
-    OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
+    OperatorShape("points_in_balls", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
 ]

@@ -196,7 +196,8 @@ _MODULE_BY_NAME["surrogate_gradient"] = "sightline.layers.surrogates"
 _MODULE_BY_NAME |= {"Fault": "sightline.doctor.finding", "rule": "sightline.doctor.rules"}
 _MODULE_BY_NAME["Picture"] = "sightline.draw.pictures"
 _FACES = {"ops": "sightline.ops", "metrics": "sightline.parts.metrics", "register": "sightline.register"}
-_NEEDS_TORCH_ALONE = ("ops", "surrogate_gradient")
+_NEEDS_TORCH_ALONE = ("Fault", "check", "ops", "surrogate_gradient", "watch")
+"""With modules of the user's own; `check` of a config needs the workbench."""
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.ops import operator
 from sightline.ops.boxes.suppression import batched_nms, soft_nms
-from sightline.ops.points.ball_query import ball_query
+from sightline.ops.points.ball_query import points_in_balls
 from sightline.ops.views.depth_crops import CropPlacement, crop_depth
 from sightline.ops.voxels.cubes import CubePlacement, occupancy
 from sightline.ops.voxels.heat_maps import gaussian_heatmaps
@@ -61,7 +61,7 @@ def test_the_numbers_on_another_device_are_those_of_the_host(name: str) -> None:
 
 
 def test_a_recorded_graph_of_balls_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    query = partial(ball_query, centres=CLOUD[:, :4], radius=0.3, num_neighbours=6)
+    query = partial(points_in_balls, centres=CLOUD[:, :4], radius=0.3, num_neighbours=6)
     expected = query(CLOUD)
     monkeypatch.setattr(operator, "is_recording", lambda: True)
     with other_device():

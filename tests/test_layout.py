@@ -45,6 +45,7 @@ areas.contrast areas.detect areas.pose areas.scans areas.scenes
 verbs
 cli api register
 __main__ __init__
+pytest_plugin
 """
 FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
 FOLDERS_OF_ROOMS = {"areas", "parts", "store", "workbench"}

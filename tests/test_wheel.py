@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from sightline.contract.errors import UserError
 from tests.bare import list_modules_beside, write_bare_site
 from tests.command import run_here
 from tests.doc_blocks import blocks_of
+from tests.marks import long_but
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "from setuptools import build_meta as b; print(b.build_wheel('wheel'), b.build_editable('editable'))"
@@ -113,14 +115,14 @@ def test_with_torch_and_numpy_alone_it_computes_and_names_the_extra(installed: P
     code = (
         "import importlib, pkgutil, sys, sightline, sightline.layers, sightline.ops, torch\n"
         "for room in (sightline.ops, sightline.layers):\n"
-        "    for module in pkgutil.iter_modules(room.__path__, room.__name__ + '.'):\n"
+        "    for module in pkgutil.walk_packages(room.__path__, room.__name__ + '.'):\n"
         "        if not module.name.endswith('.lane_types'):  # types of numba\n"
         "            importlib.import_module(module.name)\n"
         "cloud = torch.rand(1, 9, 3)\n"
         "assert sightline.ops.nearest_neighbours(cloud, num_neighbours=1).flatten().tolist() == [*range(9)]\n"
-        "from sightline.doctor.check import check_module\n"
         "batch = torch.rand(8, 4), torch.arange(8) % 3\n"
-        "report = check_module(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss(), batch)\n"
+        "model = torch.nn.Linear(4, 3)\n"
+        "report = sightline.check(model, torch.nn.CrossEntropyLoss(), batch)\n"
         "assert report.is_sound and report.verdict, str(report)\n"
         "def told(action):\n"
         "    try:\n"
@@ -131,8 +133,10 @@ def test_with_torch_and_numpy_alone_it_computes_and_names_the_extra(installed: P
         "        return line.partition(' needs ')[0]\n"
         "def import_registry():\n"
         "    from sightline.contract import registry\n"
-        "names = [told(lambda name=name: getattr(sightline, name)) for name in ('load_run', 'check', 'watch')]\n"
-        "assert names == ['sightline.load_run', 'sightline.check', 'sightline.watch'], names\n"
+        "with sightline.watch(model):\n"
+        "    model(batch[0]).sum().backward()\n"
+        "assert told(lambda: sightline.load_run) == 'sightline.load_run'\n"
+        "assert told(lambda: sightline.check('a.yaml')) == 'sightline.check of a config'\n"
         "assert told(import_registry) == 'sightline.contract'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -142,6 +146,88 @@ def test_with_torch_and_numpy_alone_it_computes_and_names_the_extra(installed: P
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert done.stderr.startswith("error: the command sightline needs the packages 'pydantic', 'PyYAML', ")
         assert done.stderr.endswith(": pip install 'sightline[workbench]'\n")
+
+
+TEST_SUITE = """
+import sys
+
+def test_nothing_is_imported_before_it_is_asked():
+    assert "torch" not in sys.modules
+
+def test_net(sightline_doctor):
+    check(sightline_doctor, squash=False)
+
+def test_what_is_intended(sightline_doctor):
+    check(sightline_doctor, squash=True, declared=["double-softmax"])
+
+def test_squashed_net(sightline_doctor):
+    check(sightline_doctor, squash=True)
+
+def test_loop(sightline_doctor):
+    train(sightline_doctor, clears=True)
+
+def test_loop_that_keeps_gradients(sightline_doctor):
+    train(sightline_doctor, clears=False)
+
+def test_an_error_of_the_loop_is_passed_on(sightline_doctor):
+    try:
+        with sightline_doctor.watch(build(squash=False)):
+            raise KeyError("own")
+    except KeyError:
+        return
+    raise AssertionError
+
+def test_its_assertions_are_its_own():
+    assert type(sys.modules["sightline.doctor.check"].__loader__).__name__ == "SourceFileLoader"
+
+def build(squash):
+    import torch
+    from torch import nn
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3), *[nn.Softmax(1)] * squash)
+
+def batches():
+    import torch
+    inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    return [*zip(inputs.split(16), inputs[:, :3].argmax(1).split(16))]
+
+def check(doctor, squash, **more):
+    from torch import nn
+    assert doctor.check(build(squash), nn.CrossEntropyLoss(), batches(), **more).verdict
+
+def train(doctor, clears):
+    import torch
+    model = build(squash=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with doctor.watch(model, optimizer=optimizer):
+        for inputs, labels in batches():
+            if clears:
+                optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("options", long_but(["-p no:xdist"], ["-p no:xdist", "-n 2 --dist loadfile"]))
+def test_any_test_suite_has_the_doctor_as_a_fixture(options: str, installed: Path, tmp_path: Path) -> None:
+    """By the wheel beside torch, NumPy and pytest with its plugins alone; `-p no:sightline` leaves it out."""
+    plugins = {point.dist.name for point in metadata.entry_points(group="pytest11") if point.dist is not None}
+    site = write_bare_site(tmp_path / "site", list_modules_beside("torch", "numpy", "pytest", *plugins))
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"}
+    (tmp_path / "test_nets.py").write_text(TEST_SUITE)
+
+    def run(*words: str) -> str:
+        command = (sys.executable, "-m", "pytest", "-q", "-rA", "--color=no", "test_nets.py", *words)
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True).stdout
+
+    printed = run(*options.split())
+    outcomes = sorted(re.findall(r"(?m)^(PASSED|FAILED|ERROR) test_nets.py::test_(\w+)", printed))
+    assert len(outcomes) == 8, printed
+    failed = [name for outcome, name in outcomes if outcome != "PASSED"]
+    assert failed == ["loop_that_keeps_gradients", "squashed_net"], printed
+    assert "Failed: [double-softmax error loss.double_softmax]" in printed
+    assert re.search(r"Failed: \[gradients-kept error[^\n]*\nE +where: \S*test_nets.py:\d+", printed)
+    assert "fixture 'sightline_doctor' not found" in run("-p", "no:sightline", "-k", "test_squashed_net")
 
 
 def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(installed: Path, tmp_path: Path) -> None:

@@ -210,8 +210,8 @@ class Trace:
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
     parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
     sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers. `remainder` counts what a loader
-    leaves out of an evaluation, `answers` are those of the last evaluations. `twins` says of measured losses that read
-    the outputs of two passes whether these are equal.
+    leaves out of an evaluation, `shared_set` is what both kinds of loaders read parts of, `answers` are those of the
+    last evaluations. `twins` says of measured losses that read the outputs of two passes whether these are equal.
     """
 
     num_backward: int = 0
@@ -230,6 +230,7 @@ class Trace:
     evaluated: deque[EvaluatedBatch] = field(default_factory=lambda: deque(maxlen=_MAX_EVALUATED))
     is_rich: bool = True
     remainder: Mapping[str, int] = field(default_factory=dict)
+    shared_set: Any = None
     answers: deque[Answers] = field(default_factory=lambda: deque(maxlen=_MAX_ANSWERED))
     spreads: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     pulls: list[list[Pull]] = field(default_factory=list)

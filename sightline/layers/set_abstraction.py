@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from sightline.layers.mlp import LinearNorm
-from sightline.ops import ball_query, farthest_points, gather_points, nearest_neighbours
+from sightline.ops import farthest_points, gather_points, nearest_neighbours, points_in_balls
 from sightline.ops.points.grouping import scale_num_neighbours
 from sightline.ops.points.interpolation import interpolate
 from sightline.ops.products import linear_map
@@ -113,7 +113,7 @@ class PlainBallGroup(PlainPositionGroup):
 
     def forward(self, points: Tensor, features: Tensor | None, centres: Tensor) -> Tensor:
         """Map points (B, N, 3), features (B, N, C) or None, centres (B, M, 3) -> (B, M, widths[-1])."""
-        index = ball_query(points, centres=centres, radius=self.radius, num_neighbours=self.num_neighbours)
+        index = points_in_balls(points, centres=centres, radius=self.radius, num_neighbours=self.num_neighbours)
         return self.forward_groups(points, features, centres, index)
 
 

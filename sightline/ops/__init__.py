@@ -10,24 +10,32 @@ from sightline.ops.boxes.focal import sigmoid_focal_loss
 from sightline.ops.boxes.overlaps import box_area, box_ioa, box_iou, clip_boxes_to_image
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from sightline.ops.boxes.suppression import batched_nms, nms, soft_nms
-from sightline.ops.points.ball_query import ball_query, packed_ball_query, radius, radius_graph
+from sightline.ops.points.ball_query import packed_points_in_balls, points_in_balls
 from sightline.ops.points.batch_statistics import batch_statistics, statistics_gradients
 from sightline.ops.points.edge_convolution import EdgeSums, edge_extremes, edge_gradients
-from sightline.ops.points.farthest_points import farthest_points, fps, packed_farthest_points, sample_farthest_points
+from sightline.ops.points.farthest_points import farthest_points, packed_farthest_points
 from sightline.ops.points.grouping import gather_points
 from sightline.ops.points.interpolation import interpolate, packed_interpolate
 from sightline.ops.points.meshes import areas_and_normals, sample_surface
-from sightline.ops.points.neighbours import (
-    KNN,
-    Neighbours,
-    chamfer_distance,
-    knn,
-    knn_graph,
-    knn_points,
-    nearest_neighbours,
-    packed_nearest_neighbours,
-)
+from sightline.ops.points.neighbours import Neighbours, nearest_neighbours, packed_nearest_neighbours
 from sightline.ops.points.normals import estimate_normals
+from sightline.ops.points.pointnet2 import (
+    GroupAll,
+    QueryAndGroup,
+    furthest_point_sample,
+    gather_operation,
+    grouping_operation,
+    three_interpolate,
+    three_nn,
+)
+from sightline.ops.points.pytorch3d import (
+    KNN,
+    ball_query,
+    chamfer_distance,
+    knn_gather,
+    knn_points,
+    sample_farthest_points,
+)
 from sightline.ops.points.rotations import (
     axis_rotation,
     euler_matrix,
@@ -35,12 +43,15 @@ from sightline.ops.points.rotations import (
     rotate_points,
     uniform_quaternion,
 )
+from sightline.ops.points.torch_cluster import fps, knn, knn_graph, nearest, radius, radius_graph
 from sightline.ops.segments.offsets import batch_to_offsets, offsets_to_batch, pack, unpack
 
 __all__ = [
     "KNN",
     "EdgeSums",
+    "GroupAll",
     "Neighbours",
+    "QueryAndGroup",
     "areas_and_normals",
     "axis_rotation",
     "ball_query",
@@ -58,19 +69,25 @@ __all__ = [
     "euler_matrix",
     "farthest_points",
     "fps",
+    "furthest_point_sample",
+    "gather_operation",
     "gather_points",
+    "grouping_operation",
     "interpolate",
     "knn",
+    "knn_gather",
     "knn_graph",
     "knn_points",
+    "nearest",
     "nearest_neighbours",
     "nms",
     "offsets_to_batch",
     "pack",
-    "packed_ball_query",
     "packed_farthest_points",
     "packed_interpolate",
     "packed_nearest_neighbours",
+    "packed_points_in_balls",
+    "points_in_balls",
     "points_in_boxes",
     "quaternion_matrix",
     "radius",
@@ -81,6 +98,8 @@ __all__ = [
     "sigmoid_focal_loss",
     "soft_nms",
     "statistics_gradients",
+    "three_interpolate",
+    "three_nn",
     "uniform_quaternion",
     "unpack",
 ]

@@ -58,6 +58,7 @@ from tests.runtime import odd_healthy_loops as odd
 SHARED = Path(os.environ.get("SIGHTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 EXAMS = SHARED / "exams"
 REPORTS = Path(__file__).parent / "reports"
+ORDINARY = Path(__file__).parent / "ordinary"
 Subject = Callable[[int], object]
 """Runs with a seed, and calls `sightline.check` and `sightline.watch` as a user would."""
 
@@ -369,6 +370,9 @@ def _list_scripts() -> Iterator[Row]:
     yield from _list_plain_scripts(answers)
     for path in sorted(REPORTS.glob("[!_]*.py")):
         yield from _make_pair("script", f"reports/{path.stem}", partial(_run_main, path), (), "run")
+    for path in sorted(ORDINARY.glob("[!_]*.py")):
+        known = answers[f"ordinary/{path.stem.partition('_')[0]}"].causes
+        yield from _make_pair("script", f"ordinary/{path.stem}", partial(_run_main, path), known)
 
 
 def _list_plain_scripts(answers: Mapping[str, Answer]) -> Iterator[Row]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
+import sightline
 from sightline.contract.transform import Transform
 from sightline.contract.types import DataInfo
 from sightline.doctor.finding import Finding
@@ -21,6 +24,7 @@ from sightline.workbench.check.context import Context
 from sightline.workbench.check.other_set_rules import compare_sets, sample_clouds
 from sightline.workbench.check.run_subject import examine_run
 from sightline.workbench.check.suite import all_rules
+from tests.cases import run_each
 from tests.doctor.planting import Wrapped, make, with_data
 from tests.doctor.segmenting import Edited, make_rooms
 
@@ -115,3 +119,54 @@ def test_without_clouds_what_is_declared_is_compared(tmp_path: Path) -> None:
     info: DataInfo = dataclasses.replace(other.info, facts={**other.info.facts, "up_axis": "x"})
     (finding,) = compare_sets(ours, other._replace(info=info))
     assert (finding.severity, finding.cause) == ("error", "cfg.axis_swap")
+
+
+class Scaled(Dataset[tuple[Tensor, Tensor]]):
+    """Rows of two classes, which a transform may change."""
+
+    def __init__(self, transform: Callable[[Tensor], Tensor] | None) -> None:
+        self.labels = torch.arange(80) % 2
+        self.rows = torch.randn(80, 4, generator=torch.Generator().manual_seed(0)) + self.labels[:, None]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        row = self.rows[index]
+        return row if self.transform is None else self.transform(row), self.labels[index]
+
+
+def jitter(row: Tensor) -> Tensor:
+    return row + 0.1 * torch.randn(4)
+
+
+@run_each(
+    "training, evaluation, is_said",
+    [
+        (jitter, None, True),  # the transform of training holds for the evaluation, too
+        (torch.neg, None, True),  # that of the evaluation was set last
+        (jitter, torch.neg, False),
+        (None, None, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_one_object_have_one_transform(training: Any, evaluation: Any, is_said: bool) -> None:
+    """As `random_split` leaves them; a set of its own for each part has the transform of its own."""
+    one = Scaled(training)
+    other = Scaled(evaluation) if evaluation is not None else one
+    loaders = [DataLoader(Subset(each, range(*ends)), 8) for each, ends in ((one, (0, 64)), (other, (64, 80)))]
+    model, loss = nn.Linear(4, 2), nn.CrossEntropyLoss()
+    report = sightline.check(model, loss, loaders[0], evaluation=loaders[1])
+    with sightline.watch(model, check=False) as watch:
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for inputs, labels in loaders[0]:
+            optimizer.zero_grad()
+            loss(model(inputs), labels).backward()
+            optimizer.step()
+        model.eval()
+        for inputs, _ in loaders[1]:
+            model(inputs)
+    for findings in (report.findings, watch.report.findings):
+        notes = [each.severity for each in findings if each.code == "shared-transform"]
+        assert notes == ["note"] * is_said

@@ -84,17 +84,25 @@ def _search_packed(dtype: torch.dtype, *, first: int = 0, has_queries: bool = Tr
     return points, OFFSETS, *((queries, torch.tensor([0, 9, 9, 9, 21])) if has_queries else (None, None)), 6
 
 
-def _query_balls(num_points: int, num_channels: int, num_neighbours: int, radius: float, *, mark: bool = True) -> Any:
+def _query_balls(
+    num_points: int,
+    num_channels: int,
+    num_neighbours: int,
+    radius: float,
+    *,
+    mark: bool = True,
+    has_rim: bool = True,
+) -> Any:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         points = clouds(dtype, 3, num_points, num_channels)
-        return points, points[:, ::3] + (0.25 if mark else 0), radius, num_neighbours, mark
+        return points, points[:, ::3] + (0.25 if mark else 0), radius, num_neighbours, mark, has_rim
 
     return make
 
 
 def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
     points = clouds(dtype, 2, 40, 3).flatten(0, 1)
-    return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 10, 10, 20]), 0.6, 5, True
+    return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 12, 12, 20]), 0.6, 5, True, True
 
 
 def _weigh(weighting: str, num_channels: int, *, has_mask: bool) -> Any:
@@ -210,6 +218,7 @@ CASES = [
         **_search(140, 3, 130, 3),
         table=lambda: (empty(4, 4096, 3), None, 200),
     ),
+    OperatorCase("nearest_by_differences", "of features", **_search(65, 24, 9)),
     OperatorCase(
         "packed_nearest_neighbours",
         "ragged",
@@ -224,29 +233,30 @@ CASES = [
         table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 3),
     ),
     OperatorCase(
-        "ball_query",
+        "points_in_balls",
         "marked",
         _query_balls(70, 3, 20, 0.5),
-        table=lambda: (empty(24, 1024, 3), empty(24, 512, 3), 0.2, 32, True),
+        table=lambda: (empty(24, 1024, 3), empty(24, 512, 3), 0.2, 32, True, True),
     ),
     OperatorCase(
-        "ball_query",
+        "points_in_balls",
         "own centres",
-        _query_balls(37, 3, 50, 0.3, mark=False),
-        table=lambda: (empty(24, 512, 3), empty(24, 128, 3), 0.4, 64, True),
+        _query_balls(37, 3, 50, 0.25, mark=False),
+        table=lambda: (empty(24, 512, 3), empty(24, 128, 3), 0.4, 64, True, True),
     ),
     OperatorCase(
-        "ball_query",
+        "points_in_balls",
         "of features",
         _query_balls(37, 12, 7, 4.5),
-        table=lambda: (empty(24, 512, 64), empty(24, 128, 64), 0.4, 128, True),
+        table=lambda: (empty(24, 512, 64), empty(24, 128, 64), 0.4, 128, True, True),
     ),
+    OperatorCase("points_in_balls", "without the rim", _query_balls(37, 3, 50, 0.25, has_rim=False)),
     OperatorCase("estimate_normals", "of a cloud", lambda dtype: (clouds(dtype, 1, 50, 3), 9), tolerance=1e-6),
     OperatorCase(
-        "packed_ball_query",
+        "packed_points_in_balls",
         "ragged",
         _query_packed_balls,
-        table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 0.1, 32, True),
+        table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 0.1, 32, True, True),
     ),
     OperatorCase(
         "farthest_points",

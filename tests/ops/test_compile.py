@@ -35,7 +35,9 @@ def interpolate_packed(points: Tensor, queries: Tensor) -> Tensor:
 CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "nearest_neighbours": lambda points, queries: ops.nearest_neighbours(points, num_neighbours=4, queries=queries),
     "packed_nearest_neighbours": search_packed,
-    "ball_query": lambda points, queries: ops.ball_query(points, centres=queries, radius=3.0, num_neighbours=4),
+    "points_in_balls": lambda points, queries: ops.points_in_balls(
+        points, centres=queries, radius=3.0, num_neighbours=4
+    ),
     "interpolate": lambda points, queries: ops.interpolate(2 * points, points=points, queries=queries),
     "packed_interpolate": interpolate_packed,
     "estimate_normals": lambda points, queries: ops.estimate_normals(points, num_neighbours=9),

@@ -8,8 +8,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sightline.layers.pyramid import build_pyramid
-from sightline.ops import ball_query, farthest_points, interpolate, nearest_neighbours
-from sightline.ops.points.ball_query import packed_ball_query
+from sightline.ops import farthest_points, interpolate, nearest_neighbours, points_in_balls
+from sightline.ops.points.ball_query import packed_points_in_balls
 from sightline.ops.points.farthest_points import packed_farthest_points
 from sightline.ops.points.interpolation import packed_interpolate
 from sightline.ops.points.neighbours import packed_nearest_neighbours
@@ -69,7 +69,7 @@ def test_each_segment_is_grouped_and_interpolated_as_it_is_alone(ragged: tuple[T
     points, offsets = ragged
     chosen = packed_farthest_points(points, offsets=offsets, num_samples=(offsets.diff() + 1) // 2)
     centres, features = points[chosen.index], torch.randn(len(chosen.index), 6)
-    groups = packed_ball_query(
+    groups = packed_points_in_balls(
         points, offsets=offsets, centres=centres, centre_offsets=chosen.offsets, radius=0.7, num_neighbours=9
     )
     spread = packed_interpolate(
@@ -77,7 +77,7 @@ def test_each_segment_is_grouped_and_interpolated_as_it_is_alone(ragged: tuple[T
     )
     for (begin, end), (first, last) in zip(segments(offsets), segments(chosen.offsets), strict=True):
         own, coarse = points[None, begin:end], centres[None, first:last]
-        alone = ball_query(own, centres=coarse, radius=0.7, num_neighbours=9)[0] + begin
+        alone = points_in_balls(own, centres=coarse, radius=0.7, num_neighbours=9)[0] + begin
         assert torch.equal(groups[first:last], alone)
         carried = interpolate(features[None, first:last], points=coarse, queries=own, weighting="inverse")[0]
         # fewer points than neighbours: zeros are added to the same sums

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -241,6 +243,44 @@ class Sampling(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         coarse = gather_points(points, farthest_points(points, num_samples=4)[:, None])[:, 0]
         return interpolate(points, points=points, queries=coarse)
+
+
+class Interpolation(nn.Module):
+    """Both weightings, at queries of which some are points."""
+
+    def forward(self, points: Tensor, queries: Tensor) -> list[Tensor]:
+        both: tuple[Weighting, Weighting] = ("inverse_square", "inverse")
+        return [interpolate(points, points=points, queries=queries, weighting=weighting) for weighting in both]
+
+
+@pytest.fixture
+def interpolated() -> tuple[Tensor, Tensor]:
+    points = torch.randn(1, 12, 3)
+    return points, torch.cat([points[:, :4], torch.randn(1, 2, 3)], dim=1)
+
+
+def test_a_recorded_graph_has_the_same_bits_and_no_addend_near_0(interpolated: tuple[Tensor, Tensor]) -> None:
+    """torch's exporter to ONNX takes an addend of 1e-8 for 0: a query that is a point would be no number."""
+    program = torch.export.export(Interpolation(), interpolated)
+    nodes = [node for part in program.graph_module.modules() for node in part.graph.nodes]
+    addends = [node.args[1] for node in nodes if node.target is torch.ops.aten.add.Tensor]
+    assert min(addend for addend in addends if isinstance(addend, float)) > 1e-3
+    for found, expected in zip(program.module()(*interpolated), Interpolation()(*interpolated), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_a_query_that_is_a_point_is_a_number_in_onnx(interpolated: tuple[Tensor, Tensor]) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    content = io.BytesIO()
+    torch.onnx.export(Interpolation().eval(), interpolated, dynamo=True, verbose=False).save(content)
+    session = runtime.InferenceSession(content.getvalue())
+    names = [entry.name for entry in session.get_inputs()]
+    found = session.run(None, dict(zip(names, map(Tensor.numpy, interpolated), strict=True)))
+    for one, other in zip(found, Interpolation()(*interpolated), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 class PackedSearch(nn.Module):

@@ -1,22 +1,27 @@
-"""Backward passes that users write: each autograd function of the loss's graph beside its finite differences."""
+"""Backward passes that are not those of the forward pass: functions that users write, and draws that have none."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
-from sightline.doctor.autograd_graph import iter_nodes
+from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import measure
 from sightline.doctor.form import Batch
 from sightline.doctor.subject import Pass, Subject
 from sightline.instrument.random_state import seed_all
 
+_NORMAL = "Normal"
+"""Name of the node of `torch.normal`, whose gradient is 0."""
 _MAX_CLASSES, _NUM_DRAWS = 4, 2
 _STEPS = (1e-5, 1e-6)
 _SMOOTH, _MAX_ERROR, _MIN_CHANGE, _MAX_SHARE = 1e-3, 1e-2, 1e-9, 1e-4
@@ -151,3 +156,78 @@ def _measure_slope(function: Function, args: list[Any], place: int, step: Tensor
         function(*[a + sign * step if at == place else a for at, a in enumerate(args)]) for sign in (1.0, -1.0)
     )
     return float(((high - low) * ways).sum()) / 2
+
+
+class CutDraw(NamedTuple):
+    """Call that draws numbers which move the loss, from parameters that want a gradient and get none through them."""
+
+    call: str
+    instead: str
+
+
+@measure(passes=1)
+def cut_draws(subject: Subject, passed: Pass) -> list[CutDraw]:
+    """List the draws through which no gradient comes although one could.
+
+    Left out are distributions whose `log_prob` is asked in the same step: the score function is another way to train
+    them.
+    """
+    with _recorded() as record:
+        value = subject.run(subject.copy("train"), passed.batch).value
+    nodes = {get_node_name(node) for node in iter_nodes([passed.value.grad_fn])}
+    cut = [CutDraw("torch.normal(mean, std)", "mean + std * torch.randn_like(std)")] if _NORMAL in nodes else []
+    if not record.draws and not cut:
+        raise NotApplicableError("no draw from a distribution of trained parameters")
+    leaves = [leaf for distribution, leaf in record.draws if id(distribution) not in record.scored]
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True) if leaves and value.requires_grad else ()
+    moving = {id(leaf) for leaf, slope in zip(leaves, gradients, strict=False) if slope is not None and slope.any()}
+    names = dict.fromkeys(type(distribution).__name__ for distribution, leaf in record.draws if id(leaf) in moving)
+    return [*(CutDraw(f"{name}(...).sample()", f"{name}(...).rsample()") for name in names), *cut]
+
+
+class _Record(NamedTuple):
+    """Distributions with what they drew, and by their ids those whose `log_prob` was asked."""
+
+    draws: list[tuple[Distribution, Tensor]]
+    scored: dict[int, Distribution]
+
+
+@contextmanager
+def _recorded() -> Iterator[_Record]:
+    """Context in which draws by `sample` are leaves that want a gradient."""
+    record = _Record([], {})
+    with ExitStack() as stack:
+        for kind in _list_kinds(Distribution):
+            for name, wrap in (("sample", _wrap_sample), ("log_prob", _wrap_score)):
+                if name in vars(kind):
+                    stack.enter_context(mock.patch.object(kind, name, wrap(vars(kind)[name], record)))
+        yield record
+
+
+def _list_kinds(kind: type[Distribution]) -> Iterator[type[Distribution]]:
+    yield kind
+    for derived in kind.__subclasses__():
+        yield from _list_kinds(derived)
+
+
+def _wrap_sample(sample: Callable[..., Any], record: _Record) -> Callable[..., Any]:
+    @functools.wraps(sample)
+    def run(self: Distribution, *arguments: Any, **named: Any) -> Any:
+        drawn = sample(self, *arguments, **named)
+        wants = any(isinstance(value, Tensor) and value.requires_grad for value in vars(self).values())
+        if not (self.has_rsample and wants and torch.is_grad_enabled() and isinstance(drawn, Tensor)):
+            return drawn
+        leaf = drawn.detach().requires_grad_()
+        record.draws.append((self, leaf))
+        return leaf.clone()  # of which the program may change elements
+
+    return run
+
+
+def _wrap_score(log_prob: Callable[..., Any], record: _Record) -> Callable[..., Any]:
+    @functools.wraps(log_prob)
+    def run(self: Distribution, *arguments: Any, **named: Any) -> Any:
+        record.scored[id(self)] = self
+        return log_prob(self, *arguments, **named)
+
+    return run

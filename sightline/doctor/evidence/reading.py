@@ -418,6 +418,29 @@ def split(source: Source, evaluation_source: Source) -> Split:
     return Split("inputs of equal bits", len(common), *sizes, repeated, sizes[0] - len(first), is_coarse)
 
 
+class SharedSet(NamedTuple):
+    """Set that training and evaluation read parts of: its class, and the names of its transforms."""
+
+    name: str
+    transforms: list[str]
+
+
+@measure()
+def shared_set(source: Source, evaluation_source: Source) -> SharedSet:
+    """Find the object behind both parts that has transforms."""
+    return find_shared_set(source.loader.dataset, evaluation_source.loader.dataset)
+
+
+def find_shared_set(one: Any, other: Any) -> SharedSet:
+    """Find one object behind two sets, as `random_split` leaves it. Raises NotApplicableError without a transform."""
+    if not (isinstance(one, Subset) and isinstance(other, Subset) and one.dataset is other.dataset):
+        raise NotApplicableError("training and evaluation read sets of their own")
+    names = [name for name, value in vars(one.dataset).items() if "transform" in name and callable(value)]
+    if not names:
+        raise NotApplicableError("the set that both parts read has no transform")
+    return SharedSet(type(one.dataset).__name__, names)
+
+
 def _hash(inputs: Any) -> int:
     if sum(leaf.numel() for leaf in list_leaves(inputs)) < 4:
         raise NotApplicableError("inputs of too few numbers")

@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
 
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence.reading import Padded, Reads, Source, Split, WorkerSeeds, list_leaves, to_bytes
+from sightline.doctor.evidence.reading import (
+    Padded,
+    Reads,
+    SharedSet,
+    Source,
+    Split,
+    WorkerSeeds,
+    list_leaves,
+    to_bytes,
+)
 from sightline.doctor.evidence.statistics import Confusion, Gap, Seams
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.form import Batch
@@ -340,6 +349,22 @@ def overlapping_split(split: Split) -> Fault | None:
         measured=f"{split.kind}: {split.common} of {split.evaluation} of evaluation are among {split.training} of "
         "training",
         severity="warning" if share == 1 else None,  # evaluation on all of training may be meant
+    )
+
+
+@rule(
+    "shared-transform",
+    "note",
+    "data.split eval.protocol data.augment_target_mismatch",
+    holds="training and evaluation have transforms of their own",
+    do="make the set twice, with the transform of each part, and take the same indices of both",
+)
+def shared_transform(shared_set: SharedSet) -> Fault:
+    """Say that parts of one object have one transform: the last that was set holds for both."""
+    names = " and ".join(shared_set.transforms)
+    return Fault(
+        f"training and evaluation read one object of {shared_set.name}, and so with one {names}",
+        measured=f"both are parts of it, as random_split makes them: the {names} that was set last holds for both",
     )
 
 

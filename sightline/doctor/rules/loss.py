@@ -10,7 +10,7 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.levels import FreeLoss, Levels
-from sightline.doctor.evidence.losses import SHARES, Addend, Certain, Free, Labelled, Shares
+from sightline.doctor.evidence.losses import SHARES, SIGNED, Addend, Certain, Free, Labelled, Shares
 from sightline.doctor.evidence.numerics import Descent
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
@@ -35,7 +35,7 @@ def loss_direction(certain: list[Certain]) -> Iterator[Fault]:
     """Compare right with wrong scores of one size; at each place the gradient must raise the wrong class, too."""
     for each in certain:
         right, wrong = each.right[4.0], each.wrong[4.0]
-        is_score = each.range in SHARES or bool((each.item.slope.output < 0).any())  # others may be distances
+        is_score = each.range in SHARES | SIGNED or bool((each.item.slope.output < 0).any())  # others may be distances
         is_score = is_score or each.wrong[1000.0] < -abs(each.equal) - 1
         is_pushed = min(each.item.agreement[1], each.item.pushed_in_each) >= 0.95
         if is_score and right > wrong + 1e-4 * abs(wrong) and is_pushed:

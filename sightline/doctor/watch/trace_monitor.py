@@ -19,7 +19,7 @@ from sightline.doctor.attempts import attempt
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import Levels
-from sightline.doctor.evidence.reading import count_remainder
+from sightline.doctor.evidence.reading import SharedSet, count_remainder, find_shared_set
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
@@ -102,6 +102,10 @@ class TraceMonitor(Monitor):
             self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
             is_evaluation = not any(model.training for model in loop.models.values())
             self._remainder = attempt("remainder", count_remainder, {"loader": loader}) if is_evaluation else None
+            trained = None if loop.loader is None else loop.loader()
+            if is_evaluation and trained is not None and self.trace.shared_set is None:
+                sets = {"one": trained.dataset, "other": loader.dataset}
+                self.trace.shared_set = attempt("the sets of both loaders", find_shared_set, sets)
             if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
                 self.trace.epochs.append(self.trace.num_updates)
                 loop.first_of_epoch = loop.num_forwards + 1
@@ -293,6 +297,8 @@ class TraceMonitor(Monitor):
 
     def _examine(self) -> Iterator[Found]:
         given: dict[str, Any] = {"trace": self.trace, "record": self._record}
+        if isinstance(self.trace.shared_set, SharedSet):
+            given["shared_set"] = self.trace.shared_set
         if self.trace.remainder:
             given["evaluation_remainder"] = self.trace.remainder
         if self.level_source is not None and self.trace.is_over:

@@ -27,14 +27,12 @@ from sightline.ops.points.distances import (
     tile_of_distances,
     upcast_for_comparison,
 )
-from sightline.ops.points.grouping import edges_of_rows, first_neighbours
 from sightline.ops.points.neighbour_kernels import ball_query_by_tree
 from sightline.ops.segments.offsets import (
     assert_packed,
     first_rows,
     list_runs,
     locate_row,
-    offsets_of_batches,
     offsets_to_batch,
     read_both_sizes,
 )
@@ -46,14 +44,21 @@ Empty = Literal["refuse", "mark"]
 
 
 @torch.no_grad()
-def ball_query(
-    points: Tensor, *, centres: Tensor, radius: float, num_neighbours: int, empty: Empty = "refuse"
+def points_in_balls(
+    points: Tensor,
+    *,
+    centres: Tensor,
+    radius: float,
+    num_neighbours: int,
+    empty: Empty = "refuse",
+    has_rim: bool = True,
 ) -> Tensor:
     """Return the first `num_neighbours` points, by index, whose squared distance to the centre is at most radius^2.
 
     `points` (B, N, C), `centres` (B, M, C) -> index (B, M, num_neighbours) int64. A group with fewer points repeats
     its first one in the places that are left; with `empty="mark"`, one without points is -1 in all of them. radius^2 is
-    rounded to the points' precision (half is compared in float32) before the comparison.
+    rounded to the points' precision (half is compared in float32) before the comparison; without `has_rim`, squared
+    distances have to be below it.
     Raises ValueError for fewer than one neighbour, a radius that is below 0 or NaN, a centre with no point in its ball
     unless they are marked, and values that are not finite, naming the sample.
     """
@@ -62,11 +67,11 @@ def ball_query(
     assert_clouds(points, name="points")
     assert_same_form(points, centres, name="centres")
     points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
-    return _ball_query(points, centres, radius, num_neighbours, _is_mark(empty))
+    return _points_in_balls(points, centres, radius, num_neighbours, _is_mark(empty), has_rim)
 
 
 @torch.no_grad()
-def packed_ball_query(
+def packed_points_in_balls(
     points: Tensor,
     *,
     offsets: Tensor,
@@ -75,10 +80,13 @@ def packed_ball_query(
     radius: float,
     num_neighbours: int,
     empty: Empty = "refuse",
+    has_rim: bool = True,
 ) -> Tensor:
-    """Ball query within each segment: rows (M, num_neighbours) of `points` (N, C) for the `centres` (M, C).
+    """Find points in balls within each segment: rows (M, num_neighbours) of `points` (N, C) for `centres` (M, C).
 
-    Raises ValueError as `ball_query`, the number of a centre being that within its segment.
+    With `empty="mark"`, a segment may have centres and no points. Reads the offsets, which a GPU waits for unless the
+    host has sent them.
+    Raises ValueError as `points_in_balls`, the number of a centre being that within its segment.
     """
     assert_some(num_neighbours)
     assert_radius(radius)
@@ -86,55 +94,14 @@ def packed_ball_query(
     assert_packed(centres, centre_offsets, name="centres")
     assert_same_form(points, centres, name="centres")
     points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
-    return _packed_ball_query(points, offsets, centres, centre_offsets, radius, num_neighbours, _is_mark(empty))
+    rows = (points, offsets, centres, centre_offsets)
+    return _packed_points_in_balls(*rows, radius, num_neighbours, _is_mark(empty), has_rim)
 
 
-def radius(
-    x: Tensor,
-    y: Tensor,
-    r: float,
-    batch_x: Tensor | None = None,
-    batch_y: Tensor | None = None,
-    max_num_neighbors: int = 32,
-) -> Tensor:
-    """Find the first rows of `x` (N, C) within `r` of each of `y` (M, C): edges (2, E), rows of y above those of x.
-
-    The rim counts. At most `max_num_neighbors` of each, the first by index; only within a segment of the batch vectors
-    (N,) and (M,), in rising order. `row, column = radius(scan, centres, 0.2)`. As in torch-cluster.
-    """
-    offsets, centre_offsets = offsets_of_batches(x, batch_x, y, batch_y)
-    index = packed_ball_query(
-        x,
-        offsets=offsets,
-        centres=y,
-        centre_offsets=centre_offsets,
-        radius=r,
-        num_neighbours=max_num_neighbors,
-        empty="mark",
-    )
-    return edges_of_rows(index, _is_neighbour(index))
-
-
-def radius_graph(
-    x: Tensor, r: float, batch: Tensor | None = None, loop: bool = False, max_num_neighbors: int = 32
-) -> Tensor:
-    """Connect the rows of `x` (N, C) within `r` of each: edges (2, E), neighbours above the rows they are next to.
-
-    With `loop`, a row is its own neighbour. Otherwise as `radius`: `source, target = radius_graph(points, 0.1)`.
-    """
-    offsets, _ = offsets_of_batches(x, batch, x, batch)
-    count = max_num_neighbors if loop else max_num_neighbors + 1
-    index = packed_ball_query(x, offsets=offsets, centres=x, centre_offsets=offsets, radius=r, num_neighbours=count)
-    is_neighbour = _is_neighbour(index)
-    return edges_of_rows(
-        index, is_neighbour if loop else first_neighbours(index, is_neighbour, max_num_neighbors)
-    ).flip(0)
-
-
-def _is_neighbour(index: Tensor) -> Tensor:
-    """Mark the slots (M, K) of a ball query that do not repeat the first one, and are not marked as empty."""
-    is_leading = torch.arange(index.shape[1], device=index.device) == 0
-    return (index >= 0) & (is_leading | (index > index[:, :1]))
+def mark_found(index: Tensor) -> Tensor:
+    """Mark the slots (..., K) of an index of points in balls that do not repeat the first one, and are not empty."""
+    is_leading = torch.arange(index.shape[-1], device=index.device) == 0
+    return (index >= 0) & (is_leading | (index > index[..., :1]))
 
 
 def _is_mark(empty: Empty) -> bool:
@@ -143,7 +110,13 @@ def _is_mark(empty: Empty) -> bool:
     return empty == "mark"
 
 
-def _check(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> None:
+def _largest_inside(radius: float, has_rim: bool, dtype: torch.dtype) -> float:
+    """Return the largest squared distance of a format that is inside."""
+    limit = torch.tensor(radius * radius, dtype=dtype)
+    return float(limit if has_rim else torch.nextafter(limit, torch.full_like(limit, -1.0)))
+
+
+def _check(points: Tensor, centres: Tensor, *_: object) -> None:
     assert_finite(points, name="points")
     assert_finite(centres, name="centres")
 
@@ -183,117 +156,173 @@ def _require_packed(
 
 
 @operator(launches=3, check=_check)
-def _ball_query(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
+def _points_in_balls(
+    points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool, has_rim: bool
+) -> Tensor:
     """Compute all distances, for a bounded number of centres at a time; an empty ball is -1 if `marks`, or an error."""
     num_samples, num_points, _ = points.shape
     points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))
-    squared_radius = torch.full((), radius * radius, dtype=points.dtype, device=points.device)
+    limit = torch.full((), _largest_inside(radius, has_rim, points.dtype), dtype=points.dtype, device=points.device)
     at_once = _ENTRIES_AT_ONCE.get(points.device.type, _ENTRIES_AT_ONCE["cpu"])
     parts = [
-        _first_inside(squared_distances(centres_CBm, points_CBN) <= squared_radius, num_neighbours)
+        _first_inside(squared_distances(centres_CBm, points_CBN) <= limit, num_neighbours)
         for centres_CBm in centres_CBM.split(max(1, at_once // max(1, num_samples * num_points)), dim=2)
     ]
     index = torch.cat(parts, dim=1)
-    index = index.masked_fill(index == num_points, -1)
+    index = index.masked_fill(index == _NOWHERE, -1)
     return index if marks else _require_dense(index, points, centres, radius)
 
 
+_NOWHERE = 2**31 - 1
+"""Place in no cloud; not the number of its points, which may be free in a graph."""
+
+
 def _first_inside(is_inside: Tensor, num_neighbours: int) -> Tensor:
-    """Return the first places (..., K) of True in the rows of `is_inside` (..., N), then the first one; or N in all."""
-    num_points = is_inside.shape[-1]
-    position = torch.arange(num_points, device=is_inside.device).where(is_inside, num_points)
-    filled = torch.nn.functional.pad(position, (0, num_neighbours), value=num_points)  # there may be fewer
+    """Return the first places (..., K) of True in the rows of `is_inside` (..., N), then the first; or `_NOWHERE`."""
+    position = torch.arange(is_inside.shape[-1], device=is_inside.device).where(is_inside, _NOWHERE)
+    filled = torch.nn.functional.pad(position, (0, num_neighbours), value=_NOWHERE)  # there may be fewer
     index = filled.topk(num_neighbours, dim=-1, largest=False, sorted=True).values
-    return torch.where(index == num_points, index[..., :1], index)
+    return torch.where(index == _NOWHERE, index[..., :1], index)
 
 
-@_ball_query.fake
-def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
+def _compare(has_rim: bool) -> Callable[[Tensor, float], Tensor]:
+    return torch.le if has_rim else torch.lt
+
+
+@_points_in_balls.fake
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool, has_rim: bool) -> Tensor:
     return centres.new_empty((*centres.shape[:2], num_neighbours), dtype=torch.int64)
 
 
-def _query_in_graph(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
+def _query_in_graph(
+    points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool, has_rim: bool
+) -> Tensor:
     """Query balls in operations that a graph can record for any number of points; it cannot refuse an empty one."""
     squared = squared_distances(centres.permute(2, 0, 1), points.permute(2, 0, 1))
-    index = _first_inside(squared <= radius * radius, num_neighbours)
-    return index.masked_fill(index == points.shape[1], -1) if marks else index
+    index = _first_inside(_compare(has_rim)(squared, radius * radius), num_neighbours)
+    return index.masked_fill(index == _NOWHERE, -1) if marks else index
 
 
-_ball_query.graph = _query_in_graph
+_points_in_balls.graph = _query_in_graph
 
 
-@_ball_query.cpu_kernel
-def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
+@_points_in_balls.cpu_kernel
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool, has_rim: bool) -> Tensor:
     if not (points.numel() and centres.numel()):
-        return _ball_query.plain(points, centres, radius, num_neighbours, marks)
-    index = ball_query_by_tree(points, centres, radius, num_neighbours)
+        return _points_in_balls.plain(points, centres, radius, num_neighbours, marks, has_rim)
+    index = ball_query_by_tree(points, centres, _largest_inside(radius, has_rim, points.dtype), num_neighbours)
     return index if marks else _require_dense(index, points, centres, radius)
 
 
 # --- Packed -----------------------------------------------------------------------------------------------------------
 
 
+def _read_both_sizes(
+    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, *, marks: bool
+) -> tuple[list[int], list[int]]:
+    return read_both_sizes(points, offsets, centres, centre_offsets, name="centre", may_lack_points=marks)
+
+
 def _check_packed(
-    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    count: int,
+    marks: bool,
+    has_rim: bool,
 ) -> None:
-    read_both_sizes(points, offsets, centres, centre_offsets, name="centre")
+    _read_both_sizes(points, offsets, centres, centre_offsets, marks=marks)
     assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
     assert_finite_rows(centres, lambda row: locate_row(row, centre_offsets), name="centres")
 
 
 @operator(launches=3, check=_check_packed)
-def _packed_ball_query(
-    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
+def _packed_points_in_balls(
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    count: int,
+    marks: bool,
+    has_rim: bool,
 ) -> Tensor:
     index = offsets.new_empty((len(centres), count), dtype=torch.int64)
-    for run in list_runs(*read_both_sizes(points, offsets, centres, centre_offsets, name="centre")):
-        stacked, own = (rows.unflatten(0, (run.count, -1)) for rows in (points[run.rows], centres[run.other_rows]))
-        near = _ball_query(stacked, own, radius, count, True)
+    for run in list_runs(*_read_both_sizes(points, offsets, centres, centre_offsets, marks=marks)):
+        stacked = points[run.rows].unflatten(0, (run.count, run.size))
+        own = centres[run.other_rows].unflatten(0, (run.count, run.other_size))
+        near = _points_in_balls(stacked, own, radius, count, True, has_rim)
         rows = torch.where(near >= 0, near + first_rows(run, points.device)[:, None, None], -1)
         index[run.other_rows] = rows.flatten(0, 1)
     return index if marks else _require_packed(index, points, offsets, centres, centre_offsets, radius)
 
 
-@_packed_ball_query.fake
+@_packed_points_in_balls.fake
 def _(
-    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    count: int,
+    marks: bool,
+    has_rim: bool,
 ) -> Tensor:
     return centres.new_empty((len(centres), count), dtype=torch.int64)
 
 
 def _query_packed_in_graph(
-    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    count: int,
+    marks: bool,
+    has_rim: bool,
 ) -> Tensor:
     """Query cloud by cloud if the graph knows their sizes, else among all points with a mask."""
     if knows_list(offsets):
-        return _packed_ball_query.plain(points, offsets, centres, centre_offsets, radius, count, marks)
+        return _packed_points_in_balls.plain(points, offsets, centres, centre_offsets, radius, count, marks, has_rim)
     cloud_N, cloud_M = (offsets_to_batch(o, len(rows)) for rows, o in ((points, offsets), (centres, centre_offsets)))
-    is_inside = squared_distances(centres.mT[:, None], points.mT[:, None])[0] <= radius * radius
+    squared = squared_distances(centres.mT[:, None], points.mT[:, None])[0]
+    is_inside = _compare(has_rim)(squared, radius * radius)
     index = _first_inside(is_inside & (cloud_M[:, None] == cloud_N), count)
-    return index.masked_fill(index == len(points), -1)
+    return index.masked_fill(index == _NOWHERE, -1)
 
 
-_packed_ball_query.graph = _query_packed_in_graph
+_packed_points_in_balls.graph = _query_packed_in_graph
 
 
 # --- GPU: some threads a centre ---------------------------------------------------------------------------------------
 
 
-@_ball_query.gpu_kernel()
-def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
+@_points_in_balls.gpu_kernel()
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool, has_rim: bool) -> Tensor:
     num_clouds, num_centres, _ = centres.shape
     index = centres.new_empty((num_clouds, num_centres, num_neighbours), dtype=torch.int64)
-    _launch(num_clouds, points, None, centres, None, radius, index, num_centres)
+    limit = _largest_inside(radius, has_rim, points.dtype)
+    _launch(num_clouds, points, None, centres, None, limit, index, num_centres)
     return index if marks else _require_dense(index, points, centres, radius)
 
 
-@_packed_ball_query.gpu_kernel()
+@_packed_points_in_balls.gpu_kernel()
 def _(
-    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    count: int,
+    marks: bool,
+    has_rim: bool,
 ) -> Tensor:
-    _, counts = read_both_sizes(points, offsets, centres, centre_offsets, name="centre")
+    _, counts = _read_both_sizes(points, offsets, centres, centre_offsets, marks=marks)
     index = centres.new_empty((len(centres), count), dtype=torch.int64)
-    _launch(len(counts), points, offsets, centres, centre_offsets, radius, index, max(counts, default=0))
+    limit = _largest_inside(radius, has_rim, points.dtype)
+    _launch(len(counts), points, offsets, centres, centre_offsets, limit, index, max(counts, default=0))
     return index if marks else _require_packed(index, points, offsets, centres, centre_offsets, radius)
 
 
@@ -303,7 +332,7 @@ def _launch(
     offsets: Tensor | None,
     centres: Tensor,
     centre_offsets: Tensor | None,
-    radius: float,
+    squared_radius: float,
     index: Tensor,
     num_centres: int,
 ) -> None:
@@ -320,7 +349,7 @@ def _launch(
         points.shape[-2],
         num_centres,
         index.shape[-1],
-        radius * radius,
+        squared_radius,
         *strides_of_clouds(points),
         *strides_of_clouds(centres),
         CHANNELS=points.shape[-1],

@@ -19,12 +19,20 @@ def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     equal bits wherever they stand, on every device, and compiled loops can be held to the same bits. The expansion
     a^2 - 2ab + b^2 would lose the digits that decide between near points far from the origin.
     """
-    squared_BMN = queries.new_zeros((*queries.shape[1:], points.shape[2]))
+    # Not `addcmul_`: its products may go unrounded into the sum, on some machines and in some lanes.
+    return _sum_over_channels(queries, points, lambda difference: difference.mul_(difference))
+
+
+def absolute_distances(queries: Tensor, points: Tensor) -> Tensor:
+    """Compute the sum over channels of |a - b|, of every query to every point: (C, B, M), (C, B, N) -> (B, M, N)."""
+    return _sum_over_channels(queries, points, Tensor.abs_)
+
+
+def _sum_over_channels(queries: Tensor, points: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    total_BMN = queries.new_zeros((*queries.shape[1:], points.shape[2]))
     for query_BM, point_BN in zip(queries, points, strict=True):
-        difference_BMN = query_BM[:, :, None] - point_BN[:, None, :]
-        # Not `addcmul_`: its products may go unrounded into the sum, on some machines and in some lanes.
-        squared_BMN += difference_BMN.mul_(difference_BMN)
-    return squared_BMN
+        total_BMN += measure(query_BM[:, :, None] - point_BN[:, None, :])
+    return total_BMN
 
 
 def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:

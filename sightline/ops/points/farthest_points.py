@@ -27,12 +27,9 @@ from sightline.ops.segments.offsets import (
     first_rows,
     list_runs,
     locate_row,
-    offsets_of_batches,
-    offsets_to_batch,
-    pack,
     read_sizes,
 )
-from sightline.ops.waits import read_list, require, send_list
+from sightline.ops.waits import read_list, require, send, send_list
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
@@ -105,49 +102,11 @@ def packed_farthest_points(
     return PackedSample(index, sample_offsets)
 
 
-def fps(
-    x: Tensor,
-    batch: Tensor | None = None,
-    ratio: float = 0.5,
-    random_start: bool = False,
-    *,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Sample ceil(ratio * n) farthest rows of each of the segments of `x` (N, C): rows (M,) int64.
-
-    `batch` (N,) is the segment of each row, in rising order. The first sample is a segment's first row, or with
-    `random_start` one drawn by `generator`: `chosen = fps(points, batch, ratio=0.25)`. Otherwise as
-    `packed_farthest_points`. Arguments are those of torch-cluster, which draws the start unless told not to.
-    """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio: found {ratio:g}, expected a share of 0 to 1")
-    offsets, _ = offsets_of_batches(x, batch, x, batch)
-    sizes = offsets.diff()
-    drawn = torch.rand(len(sizes), generator=generator).to(x.device) if random_start else torch.zeros_like(sizes)
-    num_samples = (ratio * sizes.double()).ceil().long()
-    return packed_farthest_points(x, num_samples, offsets=offsets, start=(drawn * sizes).long()).index
-
-
-def sample_farthest_points(
-    points: Tensor,
-    lengths: Tensor | None = None,
-    K: int = 50,
-) -> tuple[Tensor, Tensor]:
-    """Sample K farthest points of `points` (B, N, C), clouds of `lengths` (B,) points: points (B, K, C), index (B, K).
-
-    A cloud of fewer points gives all; the places left contain 0, and the index -1. Points have gradients:
-    `centres, index = sample_farthest_points(points, K=128)`. Arguments and results are those of PyTorch3D.
-    """
-    assert_clouds(points, name="points")
-    sizes = torch.full((len(points),), points.shape[1], device=points.device) if lengths is None else lengths
-    rows, offsets = pack(points.detach(), mask=torch.arange(points.shape[1], device=points.device) < sizes[:, None])
-    counts = sizes.clamp(max=K)
-    chosen = packed_farthest_points(rows, counts, offsets=offsets).index
-    is_chosen = torch.arange(K, device=points.device) < counts[:, None]
-    index = torch.full_like(is_chosen, -1, dtype=torch.int64)
-    index[is_chosen] = chosen - offsets[offsets_to_batch(offsets, len(rows))[chosen]]
-    cloud = torch.arange(len(points), device=points.device)[:, None]
-    return points[cloud, index.clamp(min=0)] * is_chosen[..., None], index
+def draw_starts(sizes: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw the index (S,) of a point of each cloud of `sizes` (S,), without reading them; 0 of an empty one."""
+    device = sizes.device if generator is None else generator.device
+    drawn = torch.rand(sizes.shape, dtype=torch.float64, generator=generator, device=device)
+    return (send(drawn, sizes.device) * sizes).long()
 
 
 def _check(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> None:

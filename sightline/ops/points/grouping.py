@@ -40,6 +40,11 @@ def gather_points(values: Tensor, index: Tensor) -> Tensor:
     """
     if is_on_host(index) and not (torch.compiler.is_compiling() or is_recording() or is_transformed()):
         _assert_inside(index, values.shape[1])
+    return take_points(values, index)
+
+
+def take_points(values: Tensor, index: Tensor) -> Tensor:
+    """Gather rows as `gather_points`, by an index (B, M, K) that an operator has made: nothing is checked or read."""
     sample_index = torch.arange(values.shape[0], device=values.device)[:, None, None]
     return values[sample_index, index]
 
@@ -121,13 +126,25 @@ def _assert_inside(index: Tensor, num_points: int) -> None:
         )
 
 
+def edges_of_all(index: Tensor) -> Tensor:
+    """List the neighbours `index` (M, K) as edges (2, M * K): rows 0 .. M - 1 above their neighbours."""
+    row = torch.arange(index.shape[0], device=index.device)[:, None].expand_as(index)
+    return torch.stack([row, index]).flatten(1)
+
+
 def edges_of_rows(index: Tensor, is_valid: Tensor) -> Tensor:
-    """List the valid neighbours `index` (M, K) as edges (2, E): rows 0 .. M - 1 above their neighbours."""
-    row, _ = is_valid.nonzero(as_tuple=True)
-    return torch.stack([row, index[is_valid]])
+    """List the valid neighbours `index` (M, K) as edges (2, E), as above; their number E is read."""
+    row, slot = is_valid.nonzero(as_tuple=True)
+    return torch.stack([row, index[row, slot]])
 
 
-def first_neighbours(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
+def mark_first_others(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
     """Mark (M, K) the first `count` valid neighbours `index` of each row that are not the row itself."""
-    is_other = is_valid & (index != torch.arange(len(index), device=index.device)[:, None])
+    is_other = is_valid & (index != torch.arange(index.shape[0], device=index.device)[:, None])
     return is_other & (is_other.cumsum(dim=1) <= count)
+
+
+def take_first_others(index: Tensor, count: int) -> Tensor:
+    """Take (M, count) the first neighbours `index` (M, K) of each row that are not the row itself; at most one is."""
+    is_self = index == torch.arange(index.shape[0], device=index.device)[:, None]
+    return index.gather(1, is_self.byte().argsort(dim=1, stable=True)[:, :count])

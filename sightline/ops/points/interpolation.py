@@ -14,7 +14,7 @@ from torch import Tensor
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.operator import operator
 from sightline.ops.points.distances import paired_squared_distances, strides_of_clouds, upcast_for_comparison
-from sightline.ops.points.grouping import gather_points
+from sightline.ops.points.grouping import take_points
 from sightline.ops.points.neighbours import nearest_neighbours, packed_nearest_neighbours
 
 Weighting = Literal["inverse_square", "inverse"]
@@ -77,7 +77,7 @@ def weighted_mean(features: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Sum the rows `index` (B, M, K) of `features` (B, N, F) times `weights` (B, M, K): (B, M, F)."""
     if features.is_floating_point():
         weights = weights.to(features.dtype)
-    return (gather_points(features, index) * weights[..., None]).sum(dim=2)
+    return (take_points(features, index) * weights[..., None]).sum(dim=2)
 
 
 @torch.no_grad()
@@ -96,13 +96,30 @@ def inverse_distance_weights(
 def _inverse_distance_weights(
     points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str
 ) -> Tensor:
-    distances = paired_squared_distances(queries[:, :, None], gather_points(points, index))
-    if weighting == "inverse":
-        distances = distances.sqrt()
-    weights = 1 / (distances + _SOFTENING)
+    return _shares(_distances(points, queries, index, weighting), _SOFTENING, is_valid)
+
+
+def _distances(points: Tensor, queries: Tensor, index: Tensor, weighting: str) -> Tensor:
+    squared = paired_squared_distances(queries[:, :, None], take_points(points, index))
+    return squared.sqrt() if weighting == "inverse" else squared
+
+
+def _shares(distances: Tensor, softening: float, is_valid: Tensor | None) -> Tensor:
+    weights = 1 / (distances + softening)
     if is_valid is not None:
         weights = weights * is_valid
     return weights / weights.sum(dim=-1, keepdim=True)
+
+
+_SCALE = 2.0**26
+
+
+def _weigh_in_graph(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str) -> Tensor:
+    """Weigh distances times a power of 2: the same shares, and no addend so small that an exporter to ONNX drops it."""
+    return _shares(_distances(points, queries, index, weighting) * _SCALE, _SOFTENING * _SCALE, is_valid)
+
+
+_inverse_distance_weights.graph = _weigh_in_graph
 
 
 @_inverse_distance_weights.fake

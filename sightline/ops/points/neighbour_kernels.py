@@ -37,13 +37,13 @@ def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> 
     return torch.from_numpy(index)
 
 
-def ball_query_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
-    """Find points within the radius by k-d tree: points (B, N, C), centres (B, M, C) -> index (B, M, K) int64.
+def ball_query_by_tree(points: Tensor, centres: Tensor, limit: float, num_neighbours: int) -> Tensor:
+    """Find points by k-d tree within a squared distance: points (B, N, C), centres (B, M, C) -> index (B, M, K) int64.
 
     The first one fills the slots that are left; where there is none, all contain -1.
     """
     num_clouds, num_centres, _ = centres.shape
-    squared_radius = torch.tensor(radius * radius, dtype=points.dtype).numpy()
+    squared_radius = torch.tensor(limit, dtype=points.dtype).numpy()
     index = np.empty((num_clouds, num_centres, num_neighbours), dtype=np.int64)
     trees = build_trees(points)
     run_parallel(

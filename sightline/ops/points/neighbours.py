@@ -7,8 +7,8 @@ Source: the neighbourhood of Wang et al. 2019, section 3.1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.operator import operator
 from sightline.ops.points.distances import (
     FEW_CHANNELS,
+    absolute_distances,
     assert_clouds,
     assert_finite,
     assert_finite_rows,
@@ -31,7 +32,6 @@ from sightline.ops.points.distances import (
     tile_of_distances,
     upcast_for_comparison,
 )
-from sightline.ops.points.grouping import edges_of_rows, first_neighbours, gather_points
 from sightline.ops.points.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.ops.points.proven_neighbours import neighbours_by_proof
 from sightline.ops.segments.offsets import (
@@ -39,11 +39,8 @@ from sightline.ops.segments.offsets import (
     first_rows,
     list_runs,
     locate_row,
-    offsets_of_batches,
     offsets_to_batch,
-    pack,
     read_both_sizes,
-    unpack,
 )
 from sightline.ops.waits import is_exporting, is_on_host, is_transformed, knows_list
 
@@ -58,14 +55,14 @@ _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 
 
 @torch.no_grad()
-def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor | None = None) -> Tensor:
+def nearest_neighbours(points: Tensor, num_neighbours: int, *, queries: Tensor | None = None, norm: int = 2) -> Tensor:
     """Find the `num_neighbours` nearest points of each query in the same sample, in order of (distance, index).
 
     `points` (B, N, C), `queries` (B, M, C), by default the points themselves -> index (B, M, num_neighbours) int64.
     A query that is a point counts itself (distance 0; a duplicate with a lower index comes before it). Distances are
     the plain sum of (a - b)^2 over the channels in order, in the points' own precision (half precision in float32).
     So a squared distance is off by (C / 2 + 1) eps of itself at most, wherever the points stand: at 1e4 m float32
-    orders them as float64 would, but for those that are equally far to that.
+    orders them as float64 would, but for those that are equally far to that. With `norm` 1 they are the sum of |a - b|.
     Raises ValueError for no neighbours or more than points, for queries of another kind than the points, and for values
     that are not finite, naming the sample.
     """
@@ -80,7 +77,10 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
     if queries is not None:
         assert_same_form(points, queries, name="queries")
         queries = upcast_for_comparison(queries)
-    return _nearest_neighbours(upcast_for_comparison(points), queries, num_neighbours)
+    if norm not in (1, 2):
+        raise ValueError(f"norm: found {norm}, expected 2, of squared distances, or 1, of absolute differences")
+    find = _nearest_neighbours if norm == 2 else _nearest_by_differences
+    return find(upcast_for_comparison(points), queries, num_neighbours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,9 @@ class Neighbours:
 @torch.no_grad()
 def packed_nearest_neighbours(
     points: Tensor,
+    num_neighbours: int,
     *,
     offsets: Tensor,
-    num_neighbours: int,
     queries: Tensor | None = None,
     query_offsets: Tensor | None = None,
 ) -> Neighbours:
@@ -118,85 +118,6 @@ def packed_nearest_neighbours(
         queries = upcast_for_comparison(queries)
     points = upcast_for_comparison(points)
     return Neighbours(*_packed_nearest_neighbours(points, offsets, queries, query_offsets, num_neighbours))
-
-
-# --- By the names of other libraries ----------------------------------------------------------------------------------
-
-
-class KNN(NamedTuple):
-    """Squared distances and indices (B, P1, K), and the neighbours themselves (B, P1, K, C) if they are asked for."""
-
-    dists: Tensor
-    idx: Tensor
-    knn: Tensor | None
-
-
-def knn_points(
-    p1: Tensor,
-    p2: Tensor,
-    lengths1: Tensor | None = None,
-    lengths2: Tensor | None = None,
-    K: int = 1,
-    return_nn: bool = False,
-) -> KNN:
-    """Find the K nearest points of `p2` (B, P2, C) to each of `p1` (B, P1, C), and squared distances with gradients.
-
-    `lengths1` and `lengths2` (B,) are the numbers of points of padded clouds. Places without a point, or beyond the
-    points of a cloud of `p2`, contain 0. `dists, idx, _ = knn_points(scan, mesh_points, K=3)`. Raises ValueError as
-    `nearest_neighbours`. Arguments and results are those of PyTorch3D.
-    """
-    assert_clouds(p1, name="p1")
-    assert_clouds(p2, name="p2")
-    sizes = [
-        torch.full((len(points),), points.shape[1], device=p1.device) if lengths is None else lengths
-        for points, lengths in ((p1, lengths1), (p2, lengths2))
-    ]
-    (queries, query_offsets), (points, offsets) = (
-        pack(padded.detach(), mask=torch.arange(padded.shape[1], device=p1.device) < own[:, None])
-        for padded, own in zip((p1, p2), sizes, strict=True)
-    )
-    near = packed_nearest_neighbours(
-        points, offsets=offsets, num_neighbours=K, queries=queries, query_offsets=query_offsets
-    )
-    cloud = offsets_to_batch(query_offsets, len(queries))
-    index, _ = unpack((near.index - offsets[cloud][:, None]) * near.is_valid, offsets=query_offsets)
-    is_valid, _ = unpack(near.is_valid, offsets=query_offsets)
-    index, is_valid = (F.pad(padded, (0, 0, 0, p1.shape[1] - padded.shape[1])) for padded in (index, is_valid))
-    nearest = gather_points(p2, index)
-    distances = (p1[:, :, None] - nearest).square().sum(dim=-1).masked_fill(~is_valid, 0)
-    return KNN(distances, index, nearest.masked_fill(~is_valid[..., None], 0) if return_nn else None)
-
-
-def chamfer_distance(x: Tensor, y: Tensor, x_lengths: Tensor | None = None, y_lengths: Tensor | None = None) -> Tensor:
-    """Compute the mean squared distance of points `x` (B, P1, C) to the nearest of `y` (B, P2, C), plus that of y to x.
-
-    A mean of each cloud, then over the clouds, with gradients: `chamfer_distance(predicted, scan).backward()`.
-    """
-    there = knn_points(x, y, x_lengths, y_lengths).dists[..., 0].sum(dim=1)
-    back = knn_points(y, x, y_lengths, x_lengths).dists[..., 0].sum(dim=1)
-    counts = x.shape[1] if x_lengths is None else x_lengths, y.shape[1] if y_lengths is None else y_lengths
-    return (there / counts[0] + back / counts[1]).mean()
-
-
-def knn(x: Tensor, y: Tensor, k: int, batch_x: Tensor | None = None, batch_y: Tensor | None = None) -> Tensor:
-    """Find the k nearest rows of `x` (N, C) to each of `y` (M, C): edges (2, E), rows of y above those of x.
-
-    In order of y, then of (distance, index); only within a segment of the batch vectors (N,) and (M,), in rising order.
-    `row, column = knn(scan, centres, 8)`. Raises ValueError as `packed_nearest_neighbours`. As in torch-cluster.
-    """
-    offsets, query_offsets = offsets_of_batches(x, batch_x, y, batch_y)
-    near = packed_nearest_neighbours(x, offsets=offsets, num_neighbours=k, queries=y, query_offsets=query_offsets)
-    return edges_of_rows(near.index, near.is_valid)
-
-
-def knn_graph(x: Tensor, k: int, batch: Tensor | None = None, loop: bool = False) -> Tensor:
-    """Connect the k nearest rows of `x` (N, C) to each: edges (2, E), neighbours above the rows they are next to.
-
-    With `loop`, a row is its own neighbour, one of the k. `source, target = knn_graph(points, 6)`. As in torch-cluster.
-    """
-    offsets, _ = offsets_of_batches(x, batch, x, batch)
-    near = packed_nearest_neighbours(x, offsets=offsets, num_neighbours=k if loop else k + 1)
-    return edges_of_rows(near.index, near.is_valid if loop else first_neighbours(near.index, near.is_valid, k)).flip(0)
 
 
 # --- Dense ------------------------------------------------------------------------------------------------------------
@@ -219,17 +140,31 @@ def _nearest_neighbours(points: Tensor, queries: Tensor | None, num_neighbours: 
 
 def measure_all(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
     """Compute all distances, for a bounded number of queries at a time: the definition of the nearest."""
+    return _find_by(points, queries, num_neighbours, squared_distances)
+
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+def _find_by(points: Tensor, queries: Tensor | None, num_neighbours: int, measure: Measure) -> Tensor:
     num_samples, num_points, _ = points.shape
     points_CBN = points.permute(2, 0, 1).contiguous()  # one channel is read at a time: five times faster than strided
+    queries = points if queries is None else queries
     queries_CBM = points_CBN if queries is points else queries.permute(2, 0, 1).contiguous()
     at_once = _ENTRIES_AT_ONCE.get(points.device.type, _ENTRIES_AT_ONCE["cpu"])
     parts = [
-        first_by_distance_and_index(squared_distances(queries_CBm, points_CBN), num_neighbours)
+        first_by_distance_and_index(measure(queries_CBm, points_CBN), num_neighbours)
         for queries_CBm in queries_CBM.split(max(1, at_once // max(1, num_samples * num_points)), dim=2)
     ]
     return torch.cat(parts, dim=1)
 
 
+@operator(check=_check)
+def _nearest_by_differences(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
+    return _find_by(points, queries, num_neighbours, absolute_distances)
+
+
+@_nearest_by_differences.fake
 @_nearest_neighbours.fake
 def _(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
     asking = points if queries is None else queries
@@ -261,7 +196,13 @@ def _find_in_graph(points: Tensor, queries: Tensor | None, num_neighbours: int) 
     return candidates.gather(-1, distances.topk(num_neighbours, largest=False, sorted=True).indices)
 
 
+def _find_by_differences_in_graph(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
+    distances = absolute_distances((points if queries is None else queries).permute(2, 0, 1), points.permute(2, 0, 1))
+    return distances.topk(num_neighbours, largest=False, sorted=True).indices
+
+
 _nearest_neighbours.graph = _find_in_graph
+_nearest_by_differences.graph = _find_by_differences_in_graph
 
 
 @_nearest_neighbours.cpu_kernel

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from sightline.config import RunConfig, read_config
-from sightline.contract.call_arguments import to_path, to_paths, to_texts
-from sightline.contract.errors import UserError
-from sightline.contract.plugins import load_plugins
+from sightline.contract.errors import UserError, assert_workbench_installed
 from sightline.doctor.check import BUDGET_S, check_models, check_module, name_models
 from sightline.doctor.report import Report
-from sightline.doctor.verdict import Verdict
-from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
-from sightline.workbench.check.examination import BUDGET_S as RUN_BUDGET_S
-from sightline.workbench.check.examination import CheckReport, RunExamination
-from sightline.workbench.check.suite import check_path
+
+if TYPE_CHECKING:
+    from sightline.config import RunConfig
 
 
 def check(
@@ -80,23 +75,10 @@ def check(
             "check: loss, loader, step, optimizer, evaluation, score and declared belong to a module; a config names "
             "its own"
         )
-    source: Path | Mapping[str, Any] | RunConfig
-    if isinstance(subject, Mapping | RunConfig):
-        source = subject
-    else:
-        source = to_path(subject, name="subject", what="a YAML file or a run directory, a dict, or a module")
-    overrides = to_texts(overrides, name="overrides")
-    loaded = load_plugins(to_paths(plugins, name="plugins", what="a Python file"))
-    path = source if isinstance(source, Path) else Path("dict")
-    if isinstance(source, Path) and is_run(source):
-        RunFiles(source).check_plugins(loaded)
-        source = config_path_of_run(source)
-    config = read_config(source, overrides)
-    examination = RunExamination(budget_s=RUN_BUDGET_S if budget_s is None else budget_s)
-    findings = check_path(path, config, examination=examination)
-    document = examination.to_dict()
-    verdict = Verdict(document["verdict"], document["judged"], document["not_judged"])
-    return CheckReport(config.name, findings, verdict, examination=document)
+    assert_workbench_installed("sightline.check of a config")
+    from sightline.workbench.check.config import check_config  # a module is checked with torch alone
+
+    return check_config(subject, overrides=overrides, plugins=plugins, budget_s=budget_s)
 
 
 def _are_modules(subject: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 
 from tests.doctor.rows import Cases
 
@@ -23,16 +25,17 @@ class Tagger(nn.Module):
 
 
 class Coder(nn.Module):
-    """Variational autoencoder of vectors."""
+    """Variational autoencoder of vectors, which draws its code in one of several ways."""
 
-    def __init__(self) -> None:
+    def __init__(self, draw: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.encode, self.decode = nn.Linear(6, 4), nn.Linear(2, 6)
+        self.draw = draw or (lambda mean, scale: mean + scale * torch.randn_like(mean))
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, log_variance = self.encode(values).chunk(2, -1)
-        noise = torch.randn_like(mean) * self.training
-        return self.decode(mean + noise * (0.5 * log_variance).exp()), mean, log_variance
+        code = self.draw(mean, (0.5 * log_variance).exp()) if self.training else mean
+        return self.decode(code), mean, log_variance
 
 
 def net(*last: nn.Module, outputs: int = 4) -> nn.Module:
@@ -55,6 +58,17 @@ def masks(loss: Any) -> tuple[Any, ...]:
 def dice(out: Tensor, mask: Tensor) -> Tensor:
     shares = out.sigmoid()
     return (2 * (shares * mask).sum() + 1) / (shares.sum() + mask.sum() + 1)
+
+
+def cups(bug: bool) -> tuple[Any, ...]:
+    """Masks of a network whose scores are all above 0 when it starts."""
+    network, loss, data = masks(lambda out, mask: dice(out, mask) if bug else 1 - dice(out, mask))
+    nn.init.constant_(network.bias, 6.0)
+    return network, loss, data
+
+
+def drawn(draw: Callable[[Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
+    return codes(lambda each: each.mean(), draw)
 
 
 def true_share(out: Tensor, target: Tensor) -> Tensor:
@@ -99,13 +113,13 @@ def summed_boxes(bug: bool) -> tuple[Any, ...]:
     return net(outputs=8), loss, (inputs, (label, torch.rand(16, 4)))
 
 
-def codes(loss: Any) -> tuple[Any, ...]:
+def codes(loss: Any, draw: Callable[[Tensor, Tensor], Tensor] | None = None) -> tuple[Any, ...]:
     def with_divergence(out: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
         decoded, mean, log_variance = out
         return F.mse_loss(decoded, target) + loss(-0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1))
 
     values = torch.randn(16, 6)
-    return Coder(), with_divergence, (values, values)
+    return Coder(draw), with_divergence, (values, values)
 
 
 def detached_self(bug: bool) -> tuple[Any, ...]:
@@ -209,6 +223,21 @@ CASES: Cases = {
     "error is maximised": (
         "loss.sign",
         lambda bug: (net(outputs=2), lambda out, t: (-1 if bug else 1) * F.mse_loss(out, t), numbers(2)),
+    ),
+    "overlap is minimised": ("loss.sign", cups),
+    "a draw without a gradient": (
+        "loss.detached",
+        lambda bug: drawn(lambda m, s: Normal(m, s).sample() if bug else Normal(m, s).rsample()),
+    ),
+    "draws of several numbers without a gradient": (
+        "loss.detached",
+        lambda bug: drawn(
+            lambda m, s: Independent(Normal(m, s), 1).sample() if bug else Independent(Normal(m, s), 1).rsample()
+        ),
+    ),
+    "a normal draw without a gradient": (
+        "loss.detached",
+        lambda bug: drawn(lambda m, s: torch.normal(m, s) if bug else m + s * torch.normal(0.0, 1.0, m.shape)),
     ),
     "divergence is rewarded": ("loss.sign", lambda bug: codes(lambda each: (-1 if bug else 1) * each.mean())),
     "divergence is a sum over the batch": (

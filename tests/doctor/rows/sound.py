@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -179,6 +180,27 @@ def _train(model: nn.Module, loss: Callable[..., Tensor], loader: Any, epochs: i
     return optimizer
 
 
+class Glimpse(nn.Module):
+    """Network that reads one place of a row, drawn from those that it prefers, and says how likely the place was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefer, self.answer = nn.Linear(6, 1), nn.Linear(1, 4)
+
+    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        places = Normal(self.prefer(values), 0.3)
+        place = places.sample()
+        seen = (values * (-((torch.linspace(-1, 1, 6) - place) ** 2)).exp()).sum(1, keepdim=True)
+        return self.answer(seen), places.log_prob(place)[:, 0]
+
+
+def score_function(outputs: tuple[Tensor, Tensor], label: Tensor) -> Tensor:
+    """Expected cross entropy: a place that was drawn is preferred where it was of use (Williams 1992)."""
+    scores, likelihood = outputs
+    errors = F.cross_entropy(scores, label, reduction="none")
+    return (errors + likelihood * (errors.detach() - errors.detach().mean())).mean()
+
+
 MODULES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
     "a slow folder by class": partial(folder, is_slow=True),
     "a folder by class, evaluated in its order": partial(folder, is_slow=False),
@@ -200,6 +222,11 @@ MODULES: Mapping[str, Callable[[], tuple[Any, ...]]] = {
         for end in (None, nn.ReLU, nn.Softplus)
         for delta in (1.0, 5.0)
     },
+    "a place that is drawn by its score": lambda: (
+        Glimpse(),
+        score_function,
+        (torch.randn(24, 6), torch.arange(24) % 4),
+    ),
     "three classes": partial(three_classes, 0.0),
     "three classes, smoothed": partial(three_classes, 0.1),
     "sure of smooth labels": sure_of_smooth_labels,
