@@ -30,6 +30,9 @@ PACKAGES = {
     "per_item_loader": "torch's DataLoader",
     "torch_default": "torch's Adam",
     "torch_foreach": "torch's Adam, foreach",
+    "index_add": "torch's index_add",
+    "scatter_reduce": "torch's scatter_reduce",
+    "segment_reduce": "torch's segment_reduce",
 }
 """What can be installed and is measured, by the name of its form."""
 NOT_MEASURED = {
