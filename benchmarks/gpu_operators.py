@@ -37,8 +37,8 @@ class OperatorShape:
         return self.operator in OPERATORS and OPERATORS[self.operator].gpu is not None
 
 
-def _drawn(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+def _drawn(device: torch.device, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
 def _rooms(device: torch.device, share: int, *sizes: int) -> tuple[Tensor, list[int], Tensor]:
@@ -48,9 +48,9 @@ def _rooms(device: torch.device, share: int, *sizes: int) -> tuple[Tensor, list[
     return _drawn(device, sum(counts), 3), counts, offsets
 
 
-def _sampling(clouds: int, points: int, samples: int) -> Any:
+def _sampling(clouds: int, points: int, samples: int, *, channels: int = 3, dtype: torch.dtype = torch.float32) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
-        drawn = _drawn(device, clouds, points // share, 3)
+        drawn = _drawn(device, clouds, points // share, channels, dtype=dtype)
         return lambda: ops.farthest_points(drawn, samples // share)
 
     return make
@@ -65,11 +65,19 @@ def _packed_sampling(*sizes: int) -> Any:
     return make
 
 
-def _searching(clouds: int, points: int, channels: int, neighbours: int, queries: int | None = None) -> Any:
+def _searching(
+    clouds: int,
+    points: int,
+    channels: int,
+    neighbours: int,
+    queries: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
-        drawn = _drawn(device, clouds, max(points // share, neighbours), channels)
+        drawn, count = _drawn(device, clouds, points // share, channels, dtype=dtype), min(neighbours, points // share)
         asked = None if queries is None else drawn[:, : max(queries // share, 1)].contiguous()
-        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours, queries=asked)
+        return lambda: ops.nearest_neighbours(drawn, num_neighbours=count, queries=asked)
 
     return make
 
@@ -89,9 +97,11 @@ def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
     )
 
 
-def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: int) -> Any:
+def _balls(
+    clouds: int, points: int, centres: int, radius: float, neighbours: int, *, dtype: torch.dtype = torch.float32
+) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
-        drawn = _drawn(device, clouds, points // share, 3)
+        drawn = _drawn(device, clouds, points // share, 3, dtype=dtype)
         middle = drawn[:, : centres // share].contiguous()
         return lambda: ops.points_in_balls(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
 
@@ -123,32 +133,42 @@ def _boxes(device: torch.device, count: int, seed: int = 0) -> Tensor:
     return torch.cat([1000 * corner, 1000 * corner + 20 + 100 * size], dim=1).to(device)
 
 
-def _overlapping(device: torch.device, share: int) -> Callable[[], Any]:
-    anchors, labels = _boxes(device, 100_000 // share), _boxes(device, 100, seed=1)
-    return lambda: ops.box_iou(anchors, labels)
+def _overlapping(dtype: torch.dtype) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        anchors, labels = _boxes(device, 100_000 // share).to(dtype), _boxes(device, 100, seed=1).to(dtype)
+        return lambda: ops.box_iou(anchors, labels)
+
+    return make
 
 
-def _suppressing(device: torch.device, share: int) -> Callable[[], Any]:
-    boxes = _boxes(device, 5000 // share)
-    scores = _drawn(device, len(boxes)).sigmoid()
-    return lambda: ops.nms(boxes, scores, 0.5)
+def _suppressing(count: int, dtype: torch.dtype = torch.float32) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        boxes = _boxes(device, count // share).to(dtype)
+        scores = _drawn(device, len(boxes), dtype=dtype).sigmoid()
+        return lambda: ops.nms(boxes, scores, 0.5)
+
+    return make
 
 
-def _finding_boxes(device: torch.device, share: int) -> Callable[[], Any]:
-    points, boxes = 20 * _drawn(device, 120_000 // share, 3), 20 * _drawn(device, 50, 7, seed=1)
-    boxes[:, 3:6] = boxes[:, 3:6].abs() / 10
-    return lambda: ops.points_in_boxes(points, boxes)
+def _finding_boxes(dtype: torch.dtype) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        points = 20 * _drawn(device, 120_000 // share, 3, dtype=dtype)
+        boxes = 20 * _drawn(device, 50, 7, seed=1, dtype=dtype)
+        boxes[:, 3:6] = boxes[:, 3:6].abs() / 10
+        return lambda: ops.points_in_boxes(points, boxes)
+
+    return make
 
 
-def _edges(channels: int, *, is_trained: bool) -> Any:
+def _edges(channels: int, *, is_trained: bool, dtype: torch.dtype = torch.float32) -> Any:
     """An edge convolution of DGCNN, 20 neighbours; with its backward pass, all gradients."""
 
     def make(device: torch.device, share: int) -> Callable[[], Any]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            layer = EdgeConv(in_channels=64, out_channels=channels).to(device).train()
+            layer = EdgeConv(in_channels=64, out_channels=channels).to(device, dtype).train()
         size = 1024 // share
-        features = _drawn(device, 32, size, 64).requires_grad_(is_trained)
+        features = _drawn(device, 32, size, 64, dtype=dtype).requires_grad_(is_trained)
         drawn = torch.randint(size, (32, size, 20), generator=torch.Generator().manual_seed(1)).to(device)
 
         def run() -> Any:
@@ -189,8 +209,28 @@ SHAPES = [
     OperatorShape("scatter_rows", "1,000,000 x 64 to 100,000", _reducing(ops.scatter_sum, 64)),
     OperatorShape("scatter_extremes", "1,000,000 x 64 to 100,000", _reducing(ops.scatter_max, 64)),
     OperatorShape("scatter_rows", "1,000,000 x 3 to 100,000", _reducing(ops.scatter_sum, 3)),
-    OperatorShape("box_iou", "100,000 x 100", _overlapping),
-    OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing),
-    OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes),
+    OperatorShape("box_iou", "100,000 x 100", _overlapping(torch.float32)),
+    OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing(5000)),
+    OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes(torch.float32)),
     OperatorShape("points_in_balls", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
+    OperatorShape("farthest_points", "8 x 1,024 x 64 to 256", _sampling(8, 1024, 256, channels=64)),
+    OperatorShape("nearest_neighbours", "4 x 4,096 x 3, 2,000 of them", _searching(4, 4096, 3, 2000)),
+    OperatorShape("keep_greedily", "100,000 boxes, suppressed", _suppressing(100_000)),
+    OperatorShape("farthest_points", "24 x 1,024 to 512, float64", _sampling(24, 1024, 512, dtype=torch.float64)),
+    OperatorShape("farthest_points", "8 x 8,192 to 1,024, float64", _sampling(8, 8192, 1024, dtype=torch.float64)),
+    OperatorShape(
+        "nearest_neighbours", "32 x 1,024 x 3, 20 of them, float64", _searching(32, 1024, 3, 20, dtype=torch.float64)
+    ),
+    OperatorShape(
+        "nearest_neighbours", "32 x 1,024 x 64, 20 of them, float64", _searching(32, 1024, 64, 20, dtype=torch.float64)
+    ),
+    OperatorShape(
+        "points_in_balls", "24 x 1,024 at 512, 32 of them, float64", _balls(24, 1024, 512, 0.2, 32, dtype=torch.float64)
+    ),
+    OperatorShape(
+        "edge_extremes", "32 x 1,024 x 64, both passes, float64", _edges(64, is_trained=True, dtype=torch.float64)
+    ),
+    OperatorShape("box_iou", "100,000 x 100, float64", _overlapping(torch.float64)),
+    OperatorShape("keep_greedily", "5,000 boxes, suppressed, float64", _suppressing(5000, torch.float64)),
+    OperatorShape("points_in_boxes", "120,000 in 50, float64", _finding_boxes(torch.float64)),
 ]

@@ -60,10 +60,11 @@ def test_an_operator_counts_as_declared_and_without_its_kernel_as_its_plain_form
 ) -> None:
     """A choice of the plain form are nine launches and more; the check of the points and of the start is counted."""
     points, found = torch.randn(2, 40, 3), []
-    for values in (points, points.double()):
+    for is_taken in (True, False):
+        monkeypatch.setattr(OPERATORS["farthest_points"], "_takes", lambda *arguments, is_taken=is_taken: is_taken)
         with device_form(monkeypatch), Launches() as launches:
-            index = ops.farthest_points(values, 20)
-        assert torch.equal(index, ops.farthest_points(values, 20))
+            index = ops.farthest_points(points, 20)
+        assert torch.equal(index, ops.farthest_points(points, 20))
         found.append(launches.count)
     declared = [number for (name, _), number in found[0].items() if name == "farthest_points"]
     assert declared == [OPERATORS["farthest_points"].launches]

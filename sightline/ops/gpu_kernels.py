@@ -1,7 +1,8 @@
 """GPU kernels in Triton, compiled at their first launch; nothing is imported, and no compiler needed, before it.
 
 A kernel is a function of pointers and numbers in Triton's language, `tl`. Each product is rounded before it is added
-(`enable_fp_fusion=False`), so that the bits are those of the plain form.
+(`enable_fp_fusion=False`), so that the bits are those of the plain form. The type of a computation is that of what a
+pointer points to, so that one kernel takes float32 and float64.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ class _Language:
 tl: Any = _Language()
 
 
+_MOST_PROGRAMS = 2**31 - 1
+"""Programs of a launch along its first axis; the others have room for 65,535, and are not used."""
+
+
 class GpuKernel:
-    """Kernel that Triton compiles at its first launch, once for each combination of types and constants."""
+    """Kernel that Triton compiles at its first launch, once for each combination of types and constants.
+
+    Parameters that are annotated as `tl.constexpr` are constants, those with a type are numbers, the others pointers.
+    Numbers vary with the sizes of clouds: none of their values is compiled for, as Triton does for 1 and multiples of
+    16. Pointers are compiled for their alignment.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -46,18 +56,50 @@ class GpuKernel:
             language = {"tl": importlib.import_module("triton.language")}
             function = FunctionType(plain.__code__, plain.__globals__ | language | inner, plain.__name__)
             update_wrapper(function, plain)
-            self._jitted = triton.jit(function)
+            self._jitted = triton.jit(function, do_not_specialize=self.numbers)
         return self._jitted
 
-    def launch(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-        """Run a program for every place of the grid; without any, nothing."""
-        if all(grid):
-            self.jitted[grid](*arguments, **constants, enable_fp_fusion=False)
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the parameters that are numbers, in a type that the kernel states."""
+        return [name for name, kind in self.function.__annotations__.items() if "constexpr" not in str(kind)]
+
+    def launch(self, num_programs: int, *arguments: Any, **constants: Any) -> None:
+        """Run programs 0 .. num_programs - 1; without any, nothing. Raises ValueError for more than a GPU can number.
+
+        Programs have one number, from which a kernel takes cloud, block and channels apart.
+        """
+        if num_programs > _MOST_PROGRAMS:
+            name = self.function.__name__.strip("_")
+            raise ValueError(
+                f"{name}: {num_programs} programs are needed, and a launch has at most {_MOST_PROGRAMS}; give fewer "
+                "clouds or points at a time"
+            )
+        if num_programs:
+            self.jitted[(num_programs,)](*arguments, **constants, enable_fp_fusion=False)
 
 
 def gpu_kernel(function: Callable[..., Any]) -> Any:
-    """Decorate a kernel; its parameters annotated as `tl.constexpr` are known when it is compiled."""
+    """Decorate a kernel, as `GpuKernel` describes it."""
     return GpuKernel(function)
+
+
+@gpu_kernel
+def as_type(number, dtype):  # type: ignore[no-untyped-def]
+    """Round a number to the type of a computation."""
+    return tl.full((), number, dtype)
+
+
+@gpu_kernel
+def divide_exactly(part, total):  # type: ignore[no-untyped-def]
+    """Divide, rounded to nearest, in both types."""
+    return part / total if part.dtype == tl.float64 else tl.div_rn(part, total)
+
+
+@gpu_kernel
+def clamp_index(index, count):  # type: ignore[no-untyped-def]
+    """Move an index outside of 0 .. count - 1 to the nearest inside; the check of values names it when it is read."""
+    return tl.minimum(tl.maximum(index, 0), count - 1)
 
 
 @cache

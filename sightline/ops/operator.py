@@ -89,7 +89,7 @@ class Operator(Generic[P, R]):
         return function
 
     def gpu_kernel(self, takes: Callable[..., bool] | None = None) -> Callable[[Callable[..., R]], Callable[..., R]]:
-        """Decorate the launches of the GPU's kernel, for tensors in float32 of which `takes` is True."""
+        """Decorate the launches of the GPU's kernel, for tensors all in float32 or float64 if `takes` is True."""
 
         def decorate(function: Callable[..., R]) -> Callable[..., R]:
             def run(*arguments: Any) -> R:
@@ -104,9 +104,10 @@ class Operator(Generic[P, R]):
         return decorate
 
     def takes(self, *arguments: Any) -> bool:
-        """Return True if the GPU's kernel takes these arguments: numbers in float32, of the form that it states."""
+        """Return True if the GPU's kernel takes these arguments: one float format, of the form that it states."""
         dtypes = {value.dtype for value in arguments if isinstance(value, Tensor) and value.is_floating_point()}
-        return dtypes - {self._extra_dtype} <= {torch.float32} and self._takes(*arguments)
+        is_taken = any(dtypes - {self._extra_dtype} <= {kind} for kind in (torch.float32, torch.float64))
+        return is_taken and self._takes(*arguments)
 
     def gradient(self, setup: Callable[..., None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorate the backward pass; `setup(ctx, inputs, output)` saves what it needs."""

@@ -200,6 +200,72 @@ def _weakened(is_linear: bool) -> Any:
     return lambda dtype: (*detections(dtype)[:4], is_linear, 0.01)
 
 
+@dataclass(frozen=True)
+class LargeCall:
+    """Arguments (on the meta device) of a float format for which a kernel takes another form, and its launches."""
+
+    operator: str
+    label: str
+    make: Callable[[torch.dtype], tuple[Any, ...]]
+    launches: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.operator}-{self.label}"
+
+
+def _suppress_table(count: int, *, has_proposals: bool) -> Any:
+    index = indices(count)
+    return lambda dtype: (
+        *(empty(count, 4, dtype=dtype), empty(count, dtype=dtype), index, empty(count, dtype=dtype)),
+        index if has_proposals else index[:0],
+    )
+
+
+LARGE = [
+    LargeCall(
+        "nearest_neighbours", "more than a warp holds", lambda dtype: (empty(4, 4096, 3, dtype=dtype), None, 2000)
+    ),
+    LargeCall(
+        "nearest_neighbours",
+        "rows far apart",
+        lambda dtype: (empty(1, 2**28, 8, dtype=dtype).expand(2, -1, -1), None, 8),
+    ),
+    LargeCall(
+        "farthest_points",
+        "few channels",
+        lambda dtype: (empty(24, 1024, 2, dtype=dtype), indices(24), 512, torch.inf, -1.0),
+    ),
+    LargeCall(
+        "farthest_points",
+        "many channels",
+        lambda dtype: (empty(4, 20_000, 64, dtype=dtype), indices(4), 500, torch.inf, -1.0),
+    ),
+    LargeCall(
+        "farthest_points",
+        "up to its registers",
+        lambda dtype: (empty(4, 2**15 // dtype.itemsize, 3, dtype=dtype), indices(4), 500, torch.inf, -1.0),
+    ),
+    LargeCall(
+        "points_in_balls",
+        "thousands",
+        lambda dtype: (empty(4, 4096, 3, dtype=dtype), empty(4, 1024, 3, dtype=dtype), 0.2, 3000, True, True),
+    ),
+    LargeCall(
+        "inverse_distance_weights",
+        "of many neighbours",
+        lambda dtype: (
+            *(empty(4, 4096, 3, dtype=dtype), empty(4, 512, 3, dtype=dtype), indices(4, 512, 1024)),
+            *(None, "inverse"),
+        ),
+    ),
+    *(
+        LargeCall(
+            "keep_greedily", f"in blocks{label}", _suppress_table(100_000, has_proposals=bool(label)), launches=11
+        )
+        for label in ("", ", with proposals")
+    ),
+]
+
 CASES = [
     OperatorCase(
         "inverse_distance_weights",

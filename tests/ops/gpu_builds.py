@@ -27,12 +27,14 @@ _TYPES = {
     torch.bool: "i1",
 }
 
+_NUMBERS = {"tl.int32": "i32", "tl.int64": "i64", "tl.float64": "fp64"}
+
 
 class Launch(NamedTuple):
     """A kernel, its arguments by name and the options of its compilation."""
 
     kernel: GpuKernel
-    grid: tuple[int, ...]
+    num_programs: int
     arguments: dict[str, Any]
     options: dict[str, Any]
 
@@ -51,13 +53,14 @@ def recorded_launches() -> Iterator[list[Launch]]:
     """Context in which kernels are recorded instead of launched; tensors may lie on any device."""
     launches: list[Launch] = []
 
-    def record(kernel: GpuKernel, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-        if not all(grid):
+    def record(kernel: GpuKernel, num_programs: int, *arguments: Any, **constants: Any) -> None:
+        if not num_programs:
             return
+        assert num_programs < 2**31, "a GPU numbers programs along one axis by 31 bits"
         names = kernel.function.__code__.co_varnames[: kernel.function.__code__.co_argcount]
         given = dict(zip(names, arguments, strict=False)) | {k: v for k, v in constants.items() if k in names}
         options = {name: value for name, value in constants.items() if name not in names}
-        launches.append(Launch(kernel, grid, given, options))
+        launches.append(Launch(kernel, num_programs, given, options))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GpuKernel, "launch", record)
@@ -75,18 +78,30 @@ def build(launch: Launch, capability: int) -> Build:
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     for place, (name, value) in enumerate(launch.arguments.items()):
-        if "constexpr" in str(annotations.get(name, "")) or value is None or value is True or value is False:
+        if "constexpr" in str(annotations.get(name, "")) or value is None:
             signature[name], constants[(place,)] = "constexpr", value
         elif isinstance(value, Tensor):
             signature[name], attributes[(place,)] = "*" + _TYPES[value.dtype], [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+            signature[name] = _NUMBERS[annotations[name]]
     source = ASTSource(fn=launch.kernel.jitted, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": 4, **launch.options, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     usage = _dump_usage(compiled.asm["cubin"])
     numbers = {key: int(number) for key, number in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
     return Build(numbers["REG"], numbers["STACK"], compiled.metadata.shared, compiled.asm["ptx"])
+
+
+def find_variant(launch: Launch) -> tuple[Any, ...]:
+    """Return what Triton compiles a kernel anew for: types, constants, values and addresses that it tells apart."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    jitted = launch.kernel.jitted
+    bind = create_function_from_signature(jitted.signature, jitted.params, make_backend(GPUTarget("cuda", 90, 32)))
+    _, specialization, options = bind(**launch.arguments, **launch.options)
+    return launch.kernel.function.__name__, *map(tuple, specialization), *sorted(options.items())
 
 
 def _dump_usage(cubin: bytes) -> str:

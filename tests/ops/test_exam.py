@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -17,25 +14,20 @@ from sightline.ops.operator import OPERATORS
 from tests.cases import run_each
 from tests.marks import long_but
 from tests.ops.exam_cases import CASES, OperatorCase
-from tests.ops.gpu_builds import build, recorded_launches
 from tests.ops.results import find_difference, tensors_of
 from tests.ops.threads import with_one_and_three_threads
-from tests.processes import ROOT
 
 FIRST = [*{case.operator: case for case in reversed(CASES)}.values()]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_operator = pytest.mark.parametrize("case", long_but(FIRST, CASES), ids=str)
 """What torch asks of an operator takes no notice of which kernel computes it: one case of each in `make test`."""
-TABLE = [case for case in CASES if case.table is not None]
-ARCHITECTURES = (80, 86, 89, 90, 100)
-MAX_REGISTERS = 144
 
 
 def test_every_operator_is_examined() -> None:
     assert sightline.ops.__all__
     assert {case.operator for case in CASES} == OPERATORS.keys()
     with_gpu = {name for name, operator in OPERATORS.items() if operator.gpu is not None}
-    assert with_gpu == {case.operator for case in TABLE}
+    assert with_gpu == {case.operator for case in CASES if case.table is not None}
     assert all(OPERATORS[name].launches is not None for name in with_gpu)
 
 
@@ -110,42 +102,3 @@ def test_gradients_are_those_of_finite_differences(case: OperatorCase) -> None:
         return [result for result in tensors_of(operator(*arguments)) if result.is_floating_point()]
 
     assert torch.autograd.gradcheck(call, [arguments[place].requires_grad_() for place in case.differentiable])
-
-
-# --- GPU kernels, without a GPU ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> dict[str, str]:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.interpreted"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
-
-
-def test_gpu_kernels_are_the_plain_form_in_the_interpreter(interpreted: dict[str, str]) -> None:
-    assert {name: fault for name, fault in interpreted.items() if fault != "equal"} == {}
-    assert {case.operator for case in TABLE} == {name.split("-")[0] for name in interpreted}
-
-
-@pytest.mark.parametrize("case", TABLE, ids=str)
-def test_gpu_kernels_fit_every_architecture(case: OperatorCase) -> None:
-    """No spills, few registers, and no fused multiply-add: each product is rounded before it is added."""
-    pytest.importorskip("triton")
-    operator = OPERATORS[case.operator]
-    assert case.table is not None
-    assert operator.gpu is not None
-    with recorded_launches() as launches:
-        operator.gpu(*case.table())
-    assert launches
-    assert len(launches) <= (operator.launches or 0)
-    for launch in launches:
-        for architecture in ARCHITECTURES:
-            built = build(launch, architecture)
-            where = f"{launch.kernel.function.__name__} for sm_{architecture}"
-            assert built.registers <= MAX_REGISTERS, where
-            assert built.stack == 0, where
-            assert "fma.rn.f32" not in built.ptx, where

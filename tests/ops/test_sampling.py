@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from sightline.ops import operator
-from sightline.ops.points.farthest_points import farthest_points
+from sightline.ops.points.farthest_points import farthest_points, packed_farthest_points
 from sightline.ops.points.grouping import gather_points
 from sightline.ops.points.interpolation import Weighting, interpolate, inverse_distance_weights
 from sightline.ops.points.neighbours import nearest_neighbours, packed_nearest_neighbours
@@ -133,6 +133,9 @@ def test_what_cannot_be_sampled_is_named() -> None:
         farthest_points(torch.zeros(1, 8, 3), num_samples=9)
     with pytest.raises(ValueError, match=r"start\[1\]: 8 is outside 0..7"):
         farthest_points(torch.zeros(2, 8, 3), num_samples=2, start=torch.tensor([0, 8]))
+    counts, offsets = torch.tensor([0, 1, 2]), torch.tensor([0, 0, 3, 8])
+    with pytest.raises(ValueError, match=r"start\[2\]: 5 is outside 0..4"):
+        packed_farthest_points(torch.zeros(8, 3), counts, offsets=offsets, start=torch.tensor([9, 2, 5]))
     points = torch.zeros(1, 8, 3)
     points[0, 3, 1] = np.nan
     with pytest.raises(ValueError, match=r"points\[0\]: point 3 is \[0.0, nan, 0.0\]"):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.dtypes import promote_to_float32
-from sightline.ops.gpu_kernels import gpu_kernel, tl
+from sightline.ops.gpu_kernels import divide_exactly, gpu_kernel, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import Operator, operator
 
@@ -278,9 +278,10 @@ _ROWS, _COLUMNS = 16, 64
 
 def _launch(boxes1: Tensor, boxes2: Tensor, *, is_ioa: bool) -> Tensor:
     matrix, (num_rows, num_columns) = _make_matrix(boxes1, boxes2), (len(boxes1), len(boxes2))
-    grid = (-(-num_rows // _ROWS) * -(-num_columns // _COLUMNS),)
+    num_tiles = -(-num_rows // _ROWS) * -(-num_columns // _COLUMNS)
     tensors = (boxes1.contiguous(), boxes2.contiguous(), matrix)
-    _overlap_tile.launch(grid, *tensors, num_rows, num_columns, IS_IOA=is_ioa, ROWS=_ROWS, COLUMNS=_COLUMNS)
+    sizes = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "num_warps": matrix.itemsize}
+    _overlap_tile.launch(num_tiles, *tensors, num_rows, num_columns, IS_IOA=is_ioa, **sizes)
     return matrix
 
 
@@ -291,7 +292,7 @@ _box_ioa.gpu_kernel()(partial(_launch, is_ioa=True))
 @gpu_kernel
 def load_box(boxes, index, is_box):  # type: ignore[no-untyped-def]
     """Load the corners and the area of boxes (N, 4) at an index."""
-    pointer = boxes + index * 4
+    pointer = boxes + index.to(tl.int64) * 4
     left, top = tl.load(pointer, mask=is_box, other=0.0), tl.load(pointer + 1, mask=is_box, other=0.0)
     right, bottom = tl.load(pointer + 2, mask=is_box, other=0.0), tl.load(pointer + 3, mask=is_box, other=0.0)
     return left, top, right, bottom, tl.maximum(right - left, 0.0) * tl.maximum(bottom - top, 0.0)
@@ -307,8 +308,8 @@ def intersect(left, top, right, bottom, x1, y1, x2, y2):  # type: ignore[no-unty
 @gpu_kernel
 def divide(part, total):  # type: ignore[no-untyped-def]
     """Divide, with 0 where `total` is below the smallest normal number."""
-    is_some = total >= 1.1754943508222875e-38
-    return tl.where(is_some, tl.div_rn(part, tl.where(is_some, total, 1.0)), 0.0)
+    is_some = total >= (2.2250738585072014e-308 if total.dtype == tl.float64 else 1.1754943508222875e-38)
+    return tl.where(is_some, divide_exactly(part, tl.where(is_some, total, 1.0)), 0.0)
 
 
 @gpu_kernel
@@ -316,8 +317,8 @@ def _overlap_tile(  # type: ignore[no-untyped-def]
     boxes1,
     boxes2,
     overlaps,
-    num_rows,
-    num_columns,
+    num_rows: tl.int32,
+    num_columns: tl.int32,
     IS_IOA: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,

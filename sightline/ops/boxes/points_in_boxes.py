@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.dtypes import promote_to_float32
-from sightline.ops.gpu_kernels import gpu_kernel, tl
+from sightline.ops.gpu_kernels import as_type, gpu_kernel, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
 
@@ -83,15 +83,24 @@ def _find(first: int, last: int, points: np.ndarray, boxes: np.ndarray, limits: 
 def _(points: Tensor, boxes: Tensor, margin: float, bottom: float) -> Tensor:
     index, count, block = points.new_empty(len(points), dtype=torch.int64), len(points), 256
     tensors = (points.contiguous(), boxes.contiguous(), index)
-    _find_boxes.launch((-(-count // block),), *tensors, count, len(boxes), margin, bottom, BLOCK=block)
+    _find_boxes.launch(-(-count // block), *tensors, count, len(boxes), margin, bottom, BLOCK=block)
     return index
 
 
 @gpu_kernel
-def _find_boxes(points, boxes, index, count, num_boxes, margin, bottom, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    is_row = row < count
-    pointer = points + row.to(tl.int64) * 3
+def _find_boxes(  # type: ignore[no-untyped-def]
+    points,
+    boxes,
+    index,
+    count: tl.int64,
+    num_boxes: tl.int32,
+    margin: tl.float64,
+    bottom: tl.float64,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_row, pointer = row < count, points + row * 3
+    wider, above = as_type(margin, points.dtype.element_ty), as_type(bottom, points.dtype.element_ty)
     left, down = tl.load(pointer, mask=is_row, other=0.0), tl.load(pointer + 1, mask=is_row, other=0.0)
     front = tl.load(pointer + 2, mask=is_row, other=0.0)
     first_box = tl.full((BLOCK,), -1, tl.int64)
@@ -99,8 +108,8 @@ def _find_boxes(points, boxes, index, count, num_boxes, margin, bottom, BLOCK: t
         box = boxes + number * 8
         x, y, z = left - tl.load(box), down - tl.load(box + 1), front - tl.load(box + 2)
         cosine, sine = tl.load(box + 6), tl.load(box + 7)
-        is_inside = (y >= -tl.load(box + 4) - margin) & (y <= -bottom)
-        is_inside &= tl.abs(cosine * x - sine * z) <= tl.load(box + 3) * 0.5 + margin
-        is_inside &= tl.abs(sine * x + cosine * z) <= tl.load(box + 5) * 0.5 + margin
+        is_inside = (y >= -tl.load(box + 4) - wider) & (y <= -above)
+        is_inside &= tl.abs(cosine * x - sine * z) <= tl.load(box + 3) * 0.5 + wider
+        is_inside &= tl.abs(sine * x + cosine * z) <= tl.load(box + 5) * 0.5 + wider
         first_box = tl.where(is_inside & (first_box < 0), number, first_box)
     tl.store(index + row, first_box, mask=is_row)

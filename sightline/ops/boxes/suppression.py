@@ -383,52 +383,87 @@ def _constants(like: np.ndarray) -> tuple[float, float, float]:
 # --- GPU: bits of the boxes that each suppresses, then one program that reads them in order ---------------------------
 
 _WORD = 64
-_MAX_BOXES = 32_768
-"""Boxes whose bits are at most 128 MB; more go to the host."""
+_MOST_AT_ONCE = 32_768
+"""Boxes whose bits are at most 128 MB. Of more, the best come first, and what they keep is held against the rest."""
 
 
-@_keep_greedily.gpu_kernel(lambda boxes, *_: len(boxes) <= _MAX_BOXES)
+@_keep_greedily.gpu_kernel()
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
-    count, num_words = len(boxes), -(-len(boxes) // _WORD)
-    hits = labels.new_empty((count, num_words))
-    is_kept = labels.new_empty(count, dtype=torch.bool)
-    columns = (labels.contiguous(), limits.contiguous(), proposals.contiguous() if len(proposals) else None)
-    grid = (num_words * num_words,)
-    _mark_hits.launch(grid, boxes.contiguous(), *columns, hits, count, num_words, WORD=_WORD, num_warps=16)
-    words = next_power_of_2(max(num_words, 128))
-    _keep_in_order.launch((min(count, 1),), hits, is_kept, count, num_words, WORD=_WORD, WORDS=words)
+    """Take two launches for up to 32,768 boxes, and three for each 32,768 of more."""
+    count, size = len(boxes), min(len(boxes), _MOST_AT_ONCE)
+    is_kept, hits = labels.new_empty(count, dtype=torch.bool), labels.new_empty((size, -(-size // _WORD)))
+    is_out = labels.new_zeros(count, dtype=torch.bool) if count > size else None
+    rows = 256 // boxes.itemsize  # fewer in float64, whose division takes many registers
+    given = (boxes, labels, limits, proposals if len(proposals) else None)
+    columns = [None if column is None else column.contiguous() for column in given]
+    for first in range(0, count, size or 1):
+        last = min(first + size, count)
+        part = [None if column is None else column[first:last] for column in (*columns, is_out, is_kept)]
+        num_words = -(-(last - first) // _WORD)
+        numbers, words = (last - first, num_words), next_power_of_2(max(num_words, 128))
+        num_tiles = -(-(last - first) // rows) * num_words
+        _mark_hits.launch(num_tiles, *part[:4], hits, *numbers, ROWS=rows, WORD=_WORD, num_warps=16)
+        _keep_in_order.launch(1, *part[4:], hits, *numbers, WORD=_WORD, WORDS=words)
+        if last < count:
+            num_programs = -(-(count - last) // _WORD)
+            sizes = {"ROWS": 16, "COLUMNS": _WORD, "num_warps": 8}
+            _drop_later.launch(num_programs, *columns, is_out, is_kept, first, last, count, **sizes)
     return is_kept
 
 
 @gpu_kernel
-def _mark_hits(boxes, labels, limits, proposals, hits, count, num_words, WORD: tl.constexpr):  # type: ignore[no-untyped-def]
+def _find_hits(boxes, labels, limits, proposals, row, is_row, column, is_column):  # type: ignore[no-untyped-def]
+    """Return which of the boxes of `column` each of `row` would suppress."""
+    left, top, right, bottom, area = load_box(boxes, row[:, None], is_row[:, None])
+    x1, y1, x2, y2, other_area = load_box(boxes, column[None, :], is_column[None, :])
+    shared = intersect(left, top, right, bottom, x1, y1, x2, y2)
+    limit = tl.load(limits + row, mask=is_row, other=0.0)
+    label, other = tl.load(labels + row, mask=is_row, other=0), tl.load(labels + column, mask=is_column, other=0)
+    is_hit = divide(shared, (area + other_area) - shared) > limit[:, None]
+    is_hit &= (label[:, None] == other[None, :]) & is_row[:, None] & is_column[None, :]
+    if proposals is not None:
+        own = tl.load(proposals + row, mask=is_row, other=0)
+        is_hit &= own[:, None] != tl.load(proposals + column, mask=is_column, other=0)[None, :]
+    return is_hit
+
+
+@gpu_kernel
+def _mark_hits(  # type: ignore[no-untyped-def]
+    boxes,
+    labels,
+    limits,
+    proposals,
+    hits,
+    count: tl.int32,
+    num_words: tl.int32,
+    ROWS: tl.constexpr,
+    WORD: tl.constexpr,
+):
     """Write one bit for each later box that a box would suppress; words of earlier boxes alone are left out."""
-    block, word = tl.program_id(0) // num_words, tl.program_id(0) % num_words
-    if word >= block:
-        row, column = block * WORD + tl.arange(0, WORD), word * WORD + tl.arange(0, WORD)
-        is_row, is_column = row < count, column < count
-        left, top, right, bottom, area = load_box(boxes, row[:, None], is_row[:, None])
-        x1, y1, x2, y2, other_area = load_box(boxes, column[None, :], is_column[None, :])
-        shared = intersect(left, top, right, bottom, x1, y1, x2, y2)
-        limit = tl.load(limits + row, mask=is_row, other=0.0)
-        label, other = tl.load(labels + row, mask=is_row, other=0), tl.load(labels + column, mask=is_column, other=0)
-        is_hit = divide(shared, (area + other_area) - shared) > limit[:, None]
-        is_hit &= (label[:, None] == other[None, :]) & (row[:, None] < column[None, :]) & is_column[None, :]
-        if proposals is not None:
-            own = tl.load(proposals + row, mask=is_row, other=0)
-            is_hit &= own[:, None] != tl.load(proposals + column, mask=is_column, other=0)[None, :]
+    first, word = tl.program_id(0) // num_words * ROWS, tl.program_id(0) % num_words
+    if (word + 1) * WORD > first:
+        row, column = first + tl.arange(0, ROWS), word * WORD + tl.arange(0, WORD)
+        is_row = row < count
+        is_hit = _find_hits(boxes, labels, limits, proposals, row, is_row, column, column < count)
+        is_hit &= row[:, None] < column[None, :]
         bit = tl.full((WORD,), 1, tl.int64) << tl.arange(0, WORD).to(tl.int64)
         bits = tl.sum(tl.where(is_hit, bit[None, :], 0), axis=1)
         tl.store(hits + row * num_words + word, bits, mask=is_row)
 
 
 @gpu_kernel
-def _keep_in_order(hits, is_kept, count, num_words, WORD: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _keep_in_order(  # type: ignore[no-untyped-def]
+    is_out, is_kept, hits, count: tl.int32, num_words: tl.int32, WORD: tl.constexpr, WORDS: tl.constexpr
+):
     """Keep each box that no kept one before it suppresses; the bits of the suppressed ones stay in registers."""
     words = tl.arange(0, WORDS)
     suppressed = tl.zeros((WORDS,), tl.int64)
     for block in range(num_words):
         own = tl.sum(tl.where(words == block, suppressed, 0), axis=0)
+        if is_out is not None:
+            place = tl.arange(0, WORD)
+            is_dropped = tl.load(is_out + block * WORD + place, mask=block * WORD + place < count, other=0)
+            own |= tl.sum(is_dropped.to(tl.int64) << place.to(tl.int64), axis=0)
         for bit in range(tl.minimum(WORD, count - block * WORD)):
             index = block * WORD + bit
             is_free = ((own >> bit) & 1) == 0
@@ -437,3 +472,30 @@ def _keep_in_order(hits, is_kept, count, num_words, WORD: tl.constexpr, WORDS: t
                 base = hits + index * num_words
                 own |= tl.load(base + block)
                 suppressed |= tl.load(base + words, mask=(words >= block) & (words < num_words), other=0)
+
+
+@gpu_kernel
+def _drop_later(  # type: ignore[no-untyped-def]
+    boxes,
+    labels,
+    limits,
+    proposals,
+    is_out,
+    is_kept,
+    first: tl.int32,
+    last: tl.int32,
+    count: tl.int32,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Mark the boxes from `last` on that a kept one of `first` .. `last` - 1 suppresses."""
+    column = last + tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = column < count
+    num_hits = tl.load(is_out + column, mask=is_column, other=0).to(tl.int32)
+    for begin in range(first, last, ROWS):
+        row = begin + tl.arange(0, ROWS)
+        is_row = tl.load(is_kept + row, mask=row < last, other=0) != 0
+        if tl.max(is_row.to(tl.int32), axis=0) > 0:
+            is_hit = _find_hits(boxes, labels, limits, proposals, row, is_row, column, is_column)
+            num_hits += tl.sum(is_hit.to(tl.int32), axis=0)
+    tl.store(is_out + column, num_hits > 0, mask=is_column)

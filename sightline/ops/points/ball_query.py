@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.gpu_kernels import as_type, gpu_kernel, tl
 from sightline.ops.operator import operator
 from sightline.ops.points.distances import (
     assert_clouds,
@@ -22,9 +22,11 @@ from sightline.ops.points.distances import (
     assert_some,
     by_channel,
     find_segment,
+    is_far,
     squared_distances,
     strides_of_clouds,
     tile_of_distances,
+    to_rows,
     upcast_for_comparison,
 )
 from sightline.ops.points.neighbour_kernels import ball_query_by_tree
@@ -339,7 +341,7 @@ def _launch(
     points, centres = by_channel(points), by_channel(centres)
     num_blocks = -(-num_centres // _CENTRES)
     _find_in_balls.launch(
-        (num_clouds * num_blocks,),
+        num_clouds * num_blocks,
         points,
         offsets,
         centres,
@@ -353,9 +355,9 @@ def _launch(
         *strides_of_clouds(points),
         *strides_of_clouds(centres),
         CHANNELS=points.shape[-1],
-        SLOTS=next_power_of_2(index.shape[-1]),
         CENTRES=_CENTRES,
         BLOCK=32,
+        IS_FAR=is_far(points) or is_far(centres),
         num_warps=1,
     )
 
@@ -370,21 +372,21 @@ def _find_in_balls(  # type: ignore[no-untyped-def]
     centres,
     centre_offsets,
     index,
-    num_blocks,
-    num_points,
-    num_centres,
-    num_neighbours,
-    squared_radius,
-    cloud_step,
-    point_step,
-    channel_step,
-    centre_cloud_step,
-    centre_step,
-    centre_channel_step,
+    num_blocks: tl.int32,
+    num_points: tl.int32,
+    num_centres: tl.int32,
+    num_neighbours: tl.int32,
+    squared_radius: tl.float64,
+    cloud_step: tl.int64,
+    point_step: tl.int64,
+    channel_step: tl.int64,
+    centre_cloud_step: tl.int64,
+    centre_step: tl.int64,
+    centre_channel_step: tl.int64,
     CHANNELS: tl.constexpr,
-    SLOTS: tl.constexpr,
     CENTRES: tl.constexpr,
     BLOCK: tl.constexpr,
+    IS_FAR: tl.constexpr,
 ):
     """Write points inside as they come, until each group is full; then the first one into the places left."""
     cloud = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -396,18 +398,19 @@ def _find_in_balls(  # type: ignore[no-untyped-def]
     if offsets is not None:
         base += first_point * point_step
         centre_base += first_centre * centre_step
-    to_centre = centre_base + centre * centre_step
+    to_centre = to_rows(centre_base, centre, centre_step, IS_FAR)
+    limit = as_type(squared_radius, points.dtype.element_ty)
     slots = index + (first_centre + centre) * num_neighbours
     num_found = tl.where(is_centre, 0, num_neighbours)
     first = tl.full([CENTRES], 0x7FFFFFFF, tl.int32)
     begin = 0
     while (begin < count) & (tl.min(num_found, axis=0) < num_neighbours):
         point = begin + tl.arange(0, BLOCK)
-        is_point = point < count
+        is_point, place = point < count, to_rows(base, point, point_step, IS_FAR)
         distances = tile_of_distances(
-            base + point * point_step, is_point, channel_step, to_centre, is_centre, centre_channel_step, CHANNELS
+            place, is_point, channel_step, to_centre, is_centre, centre_channel_step, CHANNELS
         )
-        is_inside = (distances <= squared_radius) & is_point[:, None] & is_centre[None, :]
+        is_inside = (distances <= limit) & is_point[:, None] & is_centre[None, :]
         rank = num_found[None, :] + tl.cumsum(is_inside.to(tl.int32), axis=0) - 1
         row = point[:, None].to(tl.int64) + (0 if offsets is None else first_point)
         tl.store(slots[None, :] + rank, row + tl.zeros_like(rank), mask=is_inside & (rank < num_neighbours))
@@ -415,6 +418,7 @@ def _find_in_balls(  # type: ignore[no-untyped-def]
         num_found += tl.sum(is_inside.to(tl.int32), axis=0)
         begin += BLOCK
     first_row = tl.where(num_found > 0, first.to(tl.int64) + (0 if offsets is None else first_point), -1)
-    slot = tl.arange(0, SLOTS)[:, None]
-    is_left = (slot >= num_found[None, :]) & (slot < num_neighbours) & is_centre[None, :]
-    tl.store(slots[None, :] + slot, first_row[None, :] + tl.zeros_like(slot), mask=is_left)
+    for first_slot in range(tl.min(num_found, axis=0), num_neighbours, BLOCK):
+        slot = first_slot + tl.arange(0, BLOCK)[:, None]
+        is_left = (slot >= num_found[None, :]) & (slot < num_neighbours) & is_centre[None, :]
+        tl.store(slots[None, :] + slot, first_row[None, :] + tl.zeros_like(slot), mask=is_left)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.ops.gpu_kernels import gpu_kernel, tl
+from sightline.ops.gpu_kernels import as_type, gpu_kernel, tl
 from sightline.ops.operator import operator
 
 _CHANNELS_AT_ONCE = 128
@@ -122,7 +122,7 @@ def _(to_bias: Tensor, to_weight: Tensor, scale: Tensor, *_: Any) -> tuple[Tenso
 # --- GPU: the same float64, in one kernel -----------------------------------------------------------------------------
 
 
-@_batch_statistics.gpu_kernel(lambda origin, total, squares, running, *_: running.dtype == torch.float32)
+@_batch_statistics.gpu_kernel()
 def _(
     origin: Tensor,
     total: Tensor,
@@ -138,7 +138,7 @@ def _(
     results += [torch.empty_like(running_mean), torch.empty_like(running_var)]
     inputs = [tensor.contiguous() for tensor in (origin, total, total_of_squares, running_mean, running_var)]
     numbers = (num_values, momentum, eps, len(origin))
-    _finish.launch((-(-len(origin) // _CHANNELS_AT_ONCE),), *inputs, *results, *numbers, BLOCK=_CHANNELS_AT_ONCE)
+    _finish.launch(-(-len(origin) // _CHANNELS_AT_ONCE), *inputs, *results, *numbers, BLOCK=_CHANNELS_AT_ONCE)
     return results[0], results[1], results[2], results[3]
 
 
@@ -148,8 +148,8 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     constant, slope = torch.empty_like(scale), torch.empty_like(scale)
     inputs = [tensor.contiguous() for tensor in (to_bias, to_weight, scale, inverse_deviation)]
-    grid = (-(-len(scale) // _CHANNELS_AT_ONCE),)
-    _share.launch(grid, *inputs, constant, slope, num_values, len(scale), BLOCK=_CHANNELS_AT_ONCE)
+    num_programs = -(-len(scale) // _CHANNELS_AT_ONCE)
+    _share.launch(num_programs, *inputs, constant, slope, num_values, len(scale), BLOCK=_CHANNELS_AT_ONCE)
     return constant, slope
 
 
@@ -164,15 +164,16 @@ def _finish(  # type: ignore[no-untyped-def]
     inverse_deviation,
     new_mean,
     new_var,
-    num_values,
-    momentum,
-    eps,
-    width,
+    num_values: tl.int64,
+    momentum: tl.float64,
+    eps: tl.float64,
+    width: tl.int32,
     BLOCK: tl.constexpr,
 ):
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_inside = channel < width
     start = tl.load(origin + channel, mask=is_inside, other=0.0).to(tl.float64)
+    kind = new_mean.dtype.element_ty
     sums = tl.load(total + channel, mask=is_inside, other=0.0)
     squares = tl.load(total_of_squares + channel, mask=is_inside, other=0.0)
     count = tl.zeros((BLOCK,), tl.float64) + num_values
@@ -181,23 +182,33 @@ def _finish(  # type: ignore[no-untyped-def]
     about_mean = squares - moved * (2 * sums - count * moved)
     variance = tl.where(about_mean < 0, 0.0, about_mean) / count
     tl.store(mean + channel, middle, mask=is_inside)
-    tl.store(inverse_deviation + channel, 1 / tl.sqrt(variance + eps), mask=is_inside)
+    deviation = tl.sqrt(variance + as_type(eps, tl.float64))
+    tl.store(inverse_deviation + channel, 1 / deviation, mask=is_inside)
     unbiased = variance * (count / (count - 1))
     old_mean = tl.load(running_mean + channel, mask=is_inside, other=0.0)
     old_var = tl.load(running_var + channel, mask=is_inside, other=0.0)
-    tl.store(new_mean + channel, old_mean * (1 - momentum) + middle.to(tl.float32) * momentum, mask=is_inside)
-    tl.store(new_var + channel, old_var * (1 - momentum) + unbiased.to(tl.float32) * momentum, mask=is_inside)
+    kept, share = as_type(1 - momentum, kind), as_type(momentum, kind)
+    tl.store(new_mean + channel, old_mean * kept + middle.to(kind) * share, mask=is_inside)
+    tl.store(new_var + channel, old_var * kept + unbiased.to(kind) * share, mask=is_inside)
 
 
 @gpu_kernel
 def _share(  # type: ignore[no-untyped-def]
-    to_bias, to_weight, scale, inverse_deviation, constant, slope, num_values, width, BLOCK: tl.constexpr
+    to_bias,
+    to_weight,
+    scale,
+    inverse_deviation,
+    constant,
+    slope,
+    num_values: tl.int64,
+    width: tl.int32,
+    BLOCK: tl.constexpr,
 ):
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_inside = channel < width
     factor = tl.load(scale + channel, mask=is_inside, other=0.0)
     of_bias = tl.load(to_bias + channel, mask=is_inside, other=0.0).to(tl.float64) / num_values
     of_weight = tl.load(to_weight + channel, mask=is_inside, other=0.0).to(tl.float64) / num_values
-    tl.store(constant + channel, factor * of_bias.to(tl.float32), mask=is_inside)
+    tl.store(constant + channel, factor * of_bias.to(factor.dtype), mask=is_inside)
     deviation = tl.load(inverse_deviation + channel, mask=is_inside, other=0.0)
-    tl.store(slope + channel, factor * deviation * of_weight.to(tl.float32), mask=is_inside)
+    tl.store(slope + channel, factor * deviation * of_weight.to(factor.dtype), mask=is_inside)

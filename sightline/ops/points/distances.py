@@ -188,6 +188,17 @@ def strides_of_clouds(points: Tensor) -> tuple[int, int, int]:
     return (points.stride(0) if points.ndim == 3 else 0), points.stride(-2), points.stride(-1)
 
 
+def is_far(points: Tensor) -> bool:
+    """Return True if rows of points (..., N, C) are so far apart that only 64 bits count the numbers between them."""
+    return points.shape[-2] * points.stride(-2) >= 2**31
+
+
+@gpu_kernel
+def to_rows(base, row, step, IS_FAR: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return pointers to rows that are `step` numbers apart; in 32 bits where these suffice: fewer registers."""
+    return base + (row.to(tl.int64) * step if IS_FAR else row * step.to(tl.int32))
+
+
 @gpu_kernel
 def find_segment(offsets, cloud, num_rows):  # type: ignore[no-untyped-def]
     """Return a cloud's first row and its number of rows, by offsets or, without any, as all have `num_rows`."""
@@ -204,7 +215,7 @@ def tile_of_distances(  # type: ignore[no-untyped-def]
     points, is_point, channel_step, queries, is_query, query_channel_step, CHANNELS: tl.constexpr
 ):
     """Return the squared distances (points, queries) of a block of points to a block of queries, both by pointers."""
-    squared = tl.zeros([is_point.shape[0], is_query.shape[0]], tl.float32)
+    squared = tl.zeros([is_point.shape[0], is_query.shape[0]], points.dtype.element_ty)
     for _ in range(CHANNELS):
         values = tl.load(points, mask=is_point, other=0.0)
         difference = tl.load(queries, mask=is_query, other=0.0)[None, :] - values[:, None]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.gpu_kernels import clamp_index, gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel, widen_in_parts
 from sightline.ops.operator import operator
 from sightline.ops.points.grouping import assert_rows, gather_points
@@ -308,12 +308,7 @@ def _spread_gradients(  # type: ignore[no-untyped-def]
 # --- GPU --------------------------------------------------------------------------------------------------------------
 
 
-def _is_in_reach(pairs: Tensor, index: Tensor, *_: object) -> bool:
-    """Return True if numbers of 32 bits count the entries of a cloud, and the grid its blocks."""
-    return pairs.shape[1] * pairs.shape[2] < 2**31 and pairs.shape[1] < 2**20 and index.numel() < 2**31
-
-
-@_edge_extremes.gpu_kernel(_is_in_reach)
+@_edge_extremes.gpu_kernel()
 def _(
     pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor, offset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -321,21 +316,21 @@ def _(
     extreme = shift.new_empty((num_clouds, num_points, len(shift)))
     position = torch.empty(extreme.shape, dtype=_position_dtype(index), device=index.device)
     block, columns = 16, min(64, next_power_of_2(max(len(shift), 16)))
-    num_blocks = -(-num_points // block)
+    num_blocks, num_parts = -(-num_points // block), -(-len(shift) // columns)
     partial = shift.new_empty((2, num_clouds * num_blocks, len(shift)), dtype=torch.float64)
     inputs = (pairs, index, sign, shift, offset)
     _reduce_block.launch(
-        (num_clouds, num_blocks, -(-len(shift) // columns)),
+        num_clouds * num_blocks * num_parts,
         *(None if tensor is None else tensor.contiguous() for tensor in inputs),
-        *(extreme, position, partial, num_points, num_neighbours, len(shift)),
+        *(extreme, position, partial, num_clouds * num_blocks, num_points, num_neighbours, len(shift)),
         BLOCK=block,
         COLUMNS=columns,
-        num_warps=4,
+        num_warps=shift.itemsize,
     )
     return extreme, position, partial.sum(dim=1)
 
 
-@_edge_gradients.gpu_kernel(_is_in_reach)
+@_edge_gradients.gpu_kernel()
 def _(
     pairs: Tensor,
     index: Tensor,
@@ -348,14 +343,14 @@ def _(
 ) -> Tensor:
     num_clouds, num_points, num_neighbours = index.shape
     index, columns = index.contiguous(), min(128, next_power_of_2(max(len(shift), 16)))
-    rows = torch.empty(index.numel(), dtype=torch.int32, device=index.device)
-    number = (-(-index.numel() // 1024),)
+    wide = torch.int32 if num_clouds * num_points < 2**31 else torch.int64
+    rows, number = torch.empty(index.numel(), dtype=wide, device=index.device), -(-index.numel() // 1024)
     _number_rows.launch(number, index, rows, num_points, num_points * num_neighbours, index.numel(), BLOCK=1024)
     rows, edges = rows.sort(stable=True)  # the edges of each row, in order
     result = torch.empty_like(pairs, memory_format=torch.contiguous_format)
     inputs = (pairs, index, position, chosen, constant, slope, shift, offset)
     _gather_gradients.launch(
-        (num_clouds * num_points, -(-len(shift) // columns)),
+        num_clouds * num_points * -(-len(shift) // columns),
         *(None if tensor is None else tensor.contiguous() for tensor in inputs),
         *(rows, edges, result, num_points, num_neighbours, len(shift), index.numel()),
         COLUMNS=columns,
@@ -374,31 +369,35 @@ def _reduce_block(  # type: ignore[no-untyped-def]
     extreme,
     position,
     partial,
-    num_points,
-    num_neighbours,
-    width,
+    num_blocks: tl.int64,
+    num_points: tl.int64,
+    num_neighbours: tl.int32,
+    width: tl.int32,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    cloud = tl.program_id(0).to(tl.int64)
-    point = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    channel = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    kind = shift.dtype.element_ty
+    num_parts = tl.cdiv(width, COLUMNS)
+    block, own_blocks = (tl.program_id(0) // num_parts).to(tl.int64), tl.cdiv(num_points, BLOCK)
+    cloud, first_channel = block // own_blocks, (tl.program_id(0) % num_parts) * COLUMNS
+    point = (block % own_blocks) * BLOCK + tl.arange(0, BLOCK)
+    channel = first_channel + tl.arange(0, COLUMNS)
     is_point, is_channel = point < num_points, channel < width
     is_inside, row = is_point[:, None] & is_channel[None, :], cloud * num_points + point
     columns = pairs + cloud * num_points * 2 * width + channel[None, :]
-    own = tl.load(columns + (point[:, None] * 2 + 1) * width, mask=is_inside, other=0.0).to(tl.float32)
+    own = tl.load(columns + (point[:, None] * 2 + 1) * width, mask=is_inside, other=0.0).to(kind)
     if offset is not None:
         offset += cloud * 2 * width + channel
         ahead = tl.load(offset, mask=is_channel, other=0.0)[None, :]
         own += tl.load(offset + width, mask=is_channel, other=0.0)[None, :]
     moved = own - tl.load(shift + channel, mask=is_channel, other=0.0)[None, :]
     signs = tl.load(sign + channel, mask=is_channel, other=0.0)[None, :]
-    total, squares = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, COLUMNS), tl.float32)
-    chosen, best = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, COLUMNS), tl.float32)
+    total, squares = tl.zeros((BLOCK, COLUMNS), kind), tl.zeros((BLOCK, COLUMNS), kind)
+    chosen, best = tl.zeros((BLOCK, COLUMNS), kind), tl.zeros((BLOCK, COLUMNS), kind)
     best_slot = tl.zeros((BLOCK, COLUMNS), tl.int32)
     for slot in range(num_neighbours):
-        neighbour = tl.load(index + row * num_neighbours + slot, mask=is_point, other=0)
-        value = tl.load(columns + neighbour[:, None] * 2 * width, mask=is_inside, other=0.0).to(tl.float32)
+        neighbour = clamp_index(tl.load(index + row * num_neighbours + slot, mask=is_point, other=0), num_points)
+        value = tl.load(columns + neighbour[:, None] * 2 * width, mask=is_inside, other=0.0).to(kind)
         if offset is not None:
             value += ahead
         edge, signed = value + moved, value * signs
@@ -411,7 +410,6 @@ def _reduce_block(  # type: ignore[no-untyped-def]
     target = row[:, None] * width + channel[None, :]
     tl.store(extreme + target, chosen, mask=is_inside)
     tl.store(position + target, best_slot, mask=is_inside)
-    block, num_blocks = cloud * tl.num_programs(1) + tl.program_id(1), tl.num_programs(0) * tl.num_programs(1)
     total = tl.sum(tl.where(is_inside, total, 0.0).to(tl.float64), axis=0)
     squares = tl.sum(tl.where(is_inside, squares, 0.0).to(tl.float64), axis=0)
     tl.store(partial + block * width + channel, total, mask=is_channel)
@@ -419,11 +417,14 @@ def _reduce_block(  # type: ignore[no-untyped-def]
 
 
 @gpu_kernel
-def _number_rows(index, rows, num_points, edges_of_a_cloud, num_edges, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _number_rows(  # type: ignore[no-untyped-def]
+    index, rows, num_points: tl.int64, edges_of_a_cloud: tl.int64, num_edges: tl.int64, BLOCK: tl.constexpr
+):
     """Write the row of every edge's neighbour among the points of all clouds."""
-    edge = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.load(index + edge, mask=edge < num_edges, other=0) + edge // edges_of_a_cloud * num_points
-    tl.store(rows + edge, row.to(tl.int32), mask=edge < num_edges)
+    edge = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    neighbour = clamp_index(tl.load(index + edge, mask=edge < num_edges, other=0), num_points)
+    row = neighbour + edge // edges_of_a_cloud * num_points
+    tl.store(rows + edge, row.to(rows.dtype.element_ty), mask=edge < num_edges)
 
 
 @gpu_kernel
@@ -450,45 +451,48 @@ def _gather_gradients(  # type: ignore[no-untyped-def]
     rows,
     edges,
     result,
-    num_points,
-    num_neighbours,
-    width,
-    num_edges,
+    num_points: tl.int64,
+    num_neighbours: tl.int32,
+    width: tl.int32,
+    num_edges: tl.int64,
     COLUMNS: tl.constexpr,
 ):
-    row, channel = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    kind = shift.dtype.element_ty
+    num_parts = tl.cdiv(width, COLUMNS)
+    row = (tl.program_id(0) // num_parts).to(tl.int64)
+    channel = (tl.program_id(0) % num_parts) * COLUMNS + tl.arange(0, COLUMNS)
     cloud, is_channel = row // num_points, channel < width
-    columns = pairs + cloud.to(tl.int64) * num_points * 2 * width + channel
-    own = pairs + row.to(tl.int64) * 2 * width + channel
+    columns = pairs + cloud * num_points * 2 * width + channel
+    own = pairs + row * 2 * width + channel
     moved_by = 0.0 - tl.load(shift + channel, mask=is_channel, other=0.0)
-    near = tl.load(own, mask=is_channel, other=0.0).to(tl.float32)
-    behind = tl.load(own + width, mask=is_channel, other=0.0).to(tl.float32)
+    near = tl.load(own, mask=is_channel, other=0.0).to(kind)
+    behind = tl.load(own + width, mask=is_channel, other=0.0).to(kind)
     if offset is not None:
         ahead = tl.load(offset + cloud * 2 * width + channel, mask=is_channel, other=0.0)
         added = tl.load(offset + (cloud * 2 + 1) * width + channel, mask=is_channel, other=0.0)
         near, behind = near + ahead, behind + added
-    neighbour_sums, received = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
-    reached = tl.zeros((COLUMNS,), tl.float32)
+    neighbour_sums, received = tl.zeros((COLUMNS,), kind), tl.zeros((COLUMNS,), kind)
+    reached = tl.zeros((COLUMNS,), kind)
     for slot in range(num_neighbours):
-        neighbour = tl.load(index + row.to(tl.int64) * num_neighbours + slot)
-        value = tl.load(columns + neighbour * 2 * width, mask=is_channel, other=0.0).to(tl.float32)
+        neighbour = clamp_index(tl.load(index + row * num_neighbours + slot), num_points)
+        value = tl.load(columns + neighbour * 2 * width, mask=is_channel, other=0.0).to(kind)
         neighbour_sums += value if offset is None else value + ahead
     first, last = _find_first(rows, row, num_edges), _find_first(rows, row + 1, num_edges)
     for position_of_edge in range(first, last):
         edge = tl.load(edges + position_of_edge)
         source = edge // num_neighbours
-        value = tl.load(pairs + (source * 2 + 1) * width + channel, mask=is_channel, other=0.0).to(tl.float32)
+        value = tl.load(pairs + (source * 2 + 1) * width + channel, mask=is_channel, other=0.0).to(kind)
         received += (value if offset is None else value + added) + moved_by
         is_chosen = tl.load(position + source * width + channel, mask=is_channel, other=0) == edge % num_neighbours
         reached += tl.load(chosen + source * width + channel, mask=is_channel & is_chosen, other=0.0)
     constants = tl.load(constant + channel, mask=is_channel, other=0.0)
     slopes = tl.load(slope + channel, mask=is_channel, other=0.0)
-    degree = (last - first).to(tl.float32)
+    degree = (last - first).to(kind)
     tl.store(
-        result + row.to(tl.int64) * 2 * width + channel,
+        result + row * 2 * width + channel,
         reached - (degree * constants + slopes * (degree * near + received)),
         mask=is_channel,
     )
-    own_chosen = tl.load(chosen + row.to(tl.int64) * width + channel, mask=is_channel, other=0.0)
+    own_chosen = tl.load(chosen + row * width + channel, mask=is_channel, other=0.0)
     statistics = num_neighbours * constants + slopes * (neighbour_sums + num_neighbours * (behind + moved_by))
-    tl.store(result + (row.to(tl.int64) * 2 + 1) * width + channel, own_chosen - statistics, mask=is_channel)
+    tl.store(result + (row * 2 + 1) * width + channel, own_chosen - statistics, mask=is_channel)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.gpu_kernels import as_type, clamp_index, gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import inlined_kernel, numba_kernel, run_parallel
 from sightline.ops.operator import operator
 from sightline.ops.points.distances import (
@@ -177,8 +178,22 @@ def _sample_in_graph(
 _farthest_points.graph = _sample_in_graph
 
 
-def _check_packed(points: Tensor, offsets: Tensor, *_: object) -> None:
+def _check_packed(
+    points: Tensor, offsets: Tensor, first: Tensor, sample_offsets: Tensor, sizes: list[int], counts: list[int], *_: Any
+) -> None:
     assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
+    is_inside = (first >= 0) & (first < offsets.diff())
+    if not all(counts):  # a segment of which nothing is sampled needs no start
+        is_inside = is_inside | (sample_offsets.diff() == 0)
+
+    def make_error() -> ValueError:
+        segment = int((~is_inside).nonzero()[0])
+        return ValueError(
+            f"start[{segment}]: {int(first[segment])} is outside 0..{sizes[segment] - 1}; give an index of a point of "
+            "the segment"
+        )
+
+    require(is_inside, make_error)
 
 
 @operator(launches=1, check=_check_packed)
@@ -380,15 +395,15 @@ def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.nd
 
 # --- GPU: a program a cloud ------------------------------------------------------------------------------------------
 
-_MAX_BLOCK = 8192
-"""Points whose coordinates and distances stay in registers; of larger clouds they are read anew for each choice."""
+_MOST_IN_REGISTERS = 2**15
+"""Bytes of one coordinate of all points, up to which coordinates and distances of a cloud stay in registers."""
+_BYTES_OF_A_CHUNK = 2**14
+"""Bytes of one coordinate of a part of the points, which 16 warps look at at a time."""
+_SMALLEST_BLOCK = 256
+"""Points of a block are powers of two from here on, for each of which a kernel is compiled."""
 
 
-def _is_in_space(points: Tensor, *arguments: object) -> bool:
-    return points.shape[-1] == 3
-
-
-@_farthest_points.gpu_kernel(_is_in_space)
+@_farthest_points.gpu_kernel()
 def _(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> Tensor:
     num_clouds, num_points, _ = points.shape
     samples = first.new_empty((num_clouds, num_samples))
@@ -397,7 +412,7 @@ def _(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_
     return samples
 
 
-@_packed_farthest_points.gpu_kernel(_is_in_space)
+@_packed_farthest_points.gpu_kernel()
 def _(
     points: Tensor,
     offsets: Tensor,
@@ -427,15 +442,17 @@ def _launch(
 ) -> None:
     if not samples.numel():
         return
-    block = next_power_of_2(max(num_points, 16))
+    block = next_power_of_2(max(num_points, _SMALLEST_BLOCK))
     tensors = (points.contiguous(), offsets, first.contiguous(), sample_offsets, samples)
     numbers = (num_points, num_samples, limit, min_squared_norm)
-    if block <= _MAX_BLOCK:
-        num_warps = min(max(block // 256, 1), 16)
-        _sample_in_registers.launch((num_clouds,), *tensors, *numbers, BLOCK=block, num_warps=num_warps)
+    if points.shape[-1] == 3 and block * points.itemsize <= _MOST_IN_REGISTERS:
+        num_warps = min(block // 256, 16)
+        _sample_in_registers.launch(num_clouds, *tensors, *numbers, BLOCK=block, num_warps=num_warps)
     else:
-        nearest = points.new_empty(points.shape[:-1])
-        _sample_in_chunks.launch((num_clouds,), *tensors, nearest, *numbers, BLOCK=4096, num_warps=16)
+        nearest, block = points.new_empty(points.shape[:-1]), min(block, _BYTES_OF_A_CHUNK // points.itemsize)
+        num_warps = min(32 * block * points.itemsize // _BYTES_OF_A_CHUNK, 16)
+        sizes = {"CHANNELS": points.shape[-1], "BLOCK": block, "num_warps": num_warps}
+        _sample_in_chunks.launch(num_clouds, *tensors, nearest, *numbers, **sizes)
 
 
 @gpu_kernel
@@ -452,9 +469,11 @@ def _find_cloud(offsets, sample_offsets, num_points, num_samples):  # type: igno
 
 
 @gpu_kernel
-def _initial_distances(x, y, z, is_point, limit, min_squared_norm):  # type: ignore[no-untyped-def]
-    is_free = (x * x + y * y) + z * z > min_squared_norm
-    return tl.where(is_point & is_free, limit, tl.where(is_point, -1.0, -2.0))
+def _initial_distances(squared_norms, is_point, limit, min_squared_norm):  # type: ignore[no-untyped-def]
+    kind = squared_norms.dtype
+    is_free = squared_norms > as_type(min_squared_norm, kind)
+    barred = tl.where(is_point, as_type(-1.0, kind), as_type(-2.0, kind))
+    return tl.where(is_point & is_free, as_type(limit, kind), barred)
 
 
 @gpu_kernel
@@ -464,10 +483,10 @@ def _sample_in_registers(  # type: ignore[no-untyped-def]
     first,
     sample_offsets,
     samples,
-    num_points,
-    num_samples,
-    limit,
-    min_squared_norm,
+    num_points: tl.int32,
+    num_samples: tl.int32,
+    limit: tl.float64,
+    min_squared_norm: tl.float64,
     BLOCK: tl.constexpr,
 ):
     row, count, first_sample, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
@@ -476,8 +495,8 @@ def _sample_in_registers(  # type: ignore[no-untyped-def]
     x = tl.load(base + slot * 3, mask=is_point, other=0.0)
     y = tl.load(base + slot * 3 + 1, mask=is_point, other=0.0)
     z = tl.load(base + slot * 3 + 2, mask=is_point, other=0.0)
-    nearest = _initial_distances(x, y, z, is_point, limit, min_squared_norm)
-    chosen = tl.load(first + tl.program_id(0)).to(tl.int32)
+    nearest = _initial_distances((x * x + y * y) + z * z, is_point, limit, min_squared_norm)
+    chosen = clamp_index(tl.load(first + tl.program_id(0)), count).to(tl.int32)
     for sample in range(num_chosen):
         tl.store(samples + first_sample + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
         centre = base + chosen * 3
@@ -494,37 +513,45 @@ def _sample_in_chunks(  # type: ignore[no-untyped-def]
     sample_offsets,
     samples,
     scratch,
-    num_points,
-    num_samples,
-    limit,
-    min_squared_norm,
+    num_points: tl.int32,
+    num_samples: tl.int32,
+    limit: tl.float64,
+    min_squared_norm: tl.float64,
+    CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row, count, first_sample, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
-    base, scratch = points + row * 3, scratch + row
-    chosen = tl.load(first + tl.program_id(0)).to(tl.int32)
+    base, scratch = points + row * CHANNELS, scratch + row
+    kind = points.dtype.element_ty
+    chosen = clamp_index(tl.load(first + tl.program_id(0)), count).to(tl.int32)
     for sample in range(num_chosen):
         tl.store(samples + first_sample + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
-        from_x, from_y, from_z = (
-            tl.load(base + chosen * 3),
-            tl.load(base + chosen * 3 + 1),
-            tl.load(base + chosen * 3 + 2),
-        )
-        farthest, next_chosen = -3.0, 0
+        centre = base + chosen.to(tl.int64) * CHANNELS
+        farthest, next_chosen = as_type(-3.0, kind), 0
         for begin in range(0, count, BLOCK):
             slot = begin + tl.arange(0, BLOCK)
-            is_point = slot < count
-            x = tl.load(base + slot * 3, mask=is_point, other=0.0)
-            y = tl.load(base + slot * 3 + 1, mask=is_point, other=0.0)
-            z = tl.load(base + slot * 3 + 2, mask=is_point, other=0.0)
+            is_point, place = slot < count, base + slot.to(tl.int64) * CHANNELS
+            distances = _distances_to(place, is_point, centre, CHANNELS)
             if sample == 0:
-                nearest = _initial_distances(x, y, z, is_point, limit, min_squared_norm)
+                norms = _distances_to(place, is_point, None, CHANNELS)
+                nearest = _initial_distances(norms, is_point, limit, min_squared_norm)
             else:  # written before the barrier of the last maximum
                 nearest = tl.load(scratch + slot, mask=is_point, other=-2.0)
-            to_x, to_y, to_z = x - from_x, y - from_y, z - from_z
-            nearest = tl.minimum(nearest, (to_x * to_x + to_y * to_y) + to_z * to_z)
+            nearest = tl.minimum(nearest, distances)
             tl.store(scratch + slot, nearest, mask=is_point)
             best, where = tl.max(nearest, axis=0, return_indices=True, return_indices_tie_break_left=True)
             next_chosen = tl.where(best > farthest, begin + where, next_chosen)
             farthest = tl.maximum(farthest, best)
         chosen = next_chosen
+
+
+@gpu_kernel
+def _distances_to(place, is_point, centre, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Return the squared distances of points to a centre, or without one to the origin, channel after channel."""
+    squared = tl.zeros(is_point.shape, place.dtype.element_ty)
+    for channel in range(CHANNELS):
+        difference = tl.load(place + channel, mask=is_point, other=0.0)
+        if centre is not None:
+            difference -= tl.load(centre + channel)
+        squared += difference * difference
+    return squared

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.gpu_kernels import clamp_index, divide_exactly, gpu_kernel, next_power_of_2, tl
 from sightline.ops.operator import operator
 from sightline.ops.points.distances import paired_squared_distances, strides_of_clouds, upcast_for_comparison
 from sightline.ops.points.grouping import take_points
@@ -86,7 +86,8 @@ def inverse_distance_weights(
 ) -> Tensor:
     """Compute weights (B, M, K), with sum 1, of the points `index` (B, M, K) at the queries (B, M, C).
 
-    0 if not `is_valid`.
+    0 if not `is_valid`. Raises ValueError for an index outside of the points on a CPU; on a GPU, the weights of its
+    query are NaN.
     """
     points, queries = upcast_for_comparison(points), upcast_for_comparison(queries)
     return _inverse_distance_weights(points, queries, index, is_valid, weighting)
@@ -127,12 +128,14 @@ def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, w
     return points.new_empty(index.shape)
 
 
-@_inverse_distance_weights.gpu_kernel()
+@_inverse_distance_weights.gpu_kernel(lambda points, queries, index, *_: index.shape[-1] <= _MOST_SLOTS)
 def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str) -> Tensor:
     weights, num_neighbours = points.new_empty(index.shape), index.shape[-1]
-    num_queries = index[..., 0].numel()
+    num_queries, slots = index[..., 0].numel(), next_power_of_2(num_neighbours)
+    of_a_warp = _BYTES_OF_A_WARP // points.itemsize
+    in_block = max(1, min(32, of_a_warp // slots))
     _weigh.launch(
-        (-(-num_queries // _QUERIES),),
+        -(-num_queries // in_block),
         points,
         queries,
         index.contiguous(),
@@ -140,20 +143,24 @@ def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, w
         weights,
         num_queries,
         index.shape[1],
+        points.shape[-2],
         num_neighbours,
         *strides_of_clouds(points),
         *strides_of_clouds(queries),
         SOFTENING=_SOFTENING,
         IS_SQUARE=weighting != "inverse",
         CHANNELS=points.shape[-1],
-        SLOTS=next_power_of_2(num_neighbours),
-        QUERIES=_QUERIES,
-        num_warps=1,
+        SLOTS=slots,
+        QUERIES=in_block,
+        num_warps=max(1, slots // of_a_warp),
     )
     return weights
 
 
-_QUERIES = 32
+_BYTES_OF_A_WARP = 1024
+"""Bytes of the distances that a warp holds, of all its queries."""
+_MOST_SLOTS = 1024
+"""Neighbours of a query; with more, the plain form takes a launch for each of its operations."""
 
 
 @gpu_kernel
@@ -163,38 +170,43 @@ def _weigh(  # type: ignore[no-untyped-def]
     index,
     is_valid,
     weights,
-    num_queries,
-    num_of_cloud,
-    num_neighbours,
-    cloud_step,
-    point_step,
-    channel_step,
-    query_cloud_step,
-    query_step,
-    query_channel_step,
+    num_queries: tl.int64,
+    num_of_cloud: tl.int64,
+    num_points: tl.int64,
+    num_neighbours: tl.int32,
+    cloud_step: tl.int64,
+    point_step: tl.int64,
+    channel_step: tl.int64,
+    query_cloud_step: tl.int64,
+    query_step: tl.int64,
+    query_channel_step: tl.int64,
     SOFTENING: tl.constexpr,
     IS_SQUARE: tl.constexpr,
     CHANNELS: tl.constexpr,
     SLOTS: tl.constexpr,
     QUERIES: tl.constexpr,
 ):
+    """Write the weights; those of a query with an index outside of the points are NaN."""
     query = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[:, None]
     slot = tl.arange(0, SLOTS)[None, :]
     is_query = query < num_queries
     is_slot = is_query & (slot < num_neighbours)
     offset, cloud, row = query * num_neighbours + slot, query // num_of_cloud, query % num_of_cloud
-    to_points = points + cloud * cloud_step + tl.load(index + offset, mask=is_slot, other=0) * point_step
+    point = tl.load(index + offset, mask=is_slot, other=0)
+    is_inside = (point >= 0) & (point < num_points)
+    to_points = points + cloud * cloud_step + clamp_index(point, num_points) * point_step
     to_queries = queries + cloud * query_cloud_step + row * query_step
-    distances = tl.zeros([QUERIES, SLOTS], tl.float32)
+    distances = tl.zeros([QUERIES, SLOTS], points.dtype.element_ty)
     for _ in range(CHANNELS):
         difference = tl.load(to_queries, mask=is_query, other=0.0) - tl.load(to_points, mask=is_slot, other=0.0)
         distances += difference * difference
         to_points += channel_step
         to_queries += query_channel_step
     if not IS_SQUARE:
-        distances = tl.sqrt_rn(distances)
-    shares = tl.where(is_slot, tl.div_rn(tl.full([QUERIES, SLOTS], 1.0, tl.float32), distances + SOFTENING), 0.0)
+        distances = tl.sqrt(distances) if distances.dtype == tl.float64 else tl.sqrt_rn(distances)
+    shares = tl.where(is_slot, divide_exactly(tl.zeros_like(distances) + 1.0, distances + SOFTENING), 0.0)
     if is_valid is not None:
         shares = tl.where(tl.load(is_valid + offset, mask=is_slot, other=0) != 0, shares, 0.0)
+    shares = tl.where(is_inside, shares, float("nan"))
     total = tl.sum(shares, axis=1)[:, None] + tl.zeros_like(shares)
-    tl.store(weights + offset, tl.div_rn(shares, total), mask=is_slot)
+    tl.store(weights + offset, divide_exactly(shares, total), mask=is_slot)

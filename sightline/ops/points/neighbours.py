@@ -14,24 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.operator import operator
 from sightline.ops.points.distances import (
-    FEW_CHANNELS,
     absolute_distances,
     assert_clouds,
     assert_finite,
     assert_finite_rows,
     assert_same_form,
     assert_some,
-    by_channel,
-    find_segment,
     first_by_distance_and_index,
     squared_distances,
-    strides_of_clouds,
-    tile_of_distances,
     upcast_for_comparison,
 )
+from sightline.ops.points.neighbour_gpu_kernels import launch_search
 from sightline.ops.points.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.ops.points.proven_neighbours import neighbours_by_proof
 from sightline.ops.segments.offsets import (
@@ -274,148 +269,23 @@ def _find_packed_in_graph(
 _packed_nearest_neighbours.graph = _find_packed_in_graph
 
 
-# --- GPU: a thread a query --------------------------------------------------------------------------------------------
-
-_SLOTS_OF_A_THREAD = 16
-"""Best keys that a thread holds in registers: a warp has 512, of 1 to 16 queries."""
-_MOST_ON_GPU = 1024
+# --- GPU --------------------------------------------------------------------------------------------------------------
 
 
-def _is_few(*arguments: object) -> bool:
-    return isinstance(arguments[-1], int) and arguments[-1] <= _MOST_ON_GPU
-
-
-@_nearest_neighbours.gpu_kernel(_is_few)
+@_nearest_neighbours.gpu_kernel()
 def _(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
     num_clouds, num_queries, _ = (points if queries is None else queries).shape
     index = points.new_empty((num_clouds, num_queries, num_neighbours), dtype=torch.int64)
-    _launch(num_clouds, points, None, queries, None, index, None, num_queries)
+    launch_search(num_clouds, points, None, queries, None, index, None, num_queries)
     return index
 
 
-@_packed_nearest_neighbours.gpu_kernel(_is_few)
+@_packed_nearest_neighbours.gpu_kernel()
 def _(
     points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None, num_neighbours: int
 ) -> tuple[Tensor, Tensor]:
     _, counts = read_both_sizes(points, offsets, queries, query_offsets)
     index = points.new_empty((len(points if queries is None else queries), num_neighbours), dtype=torch.int64)
     is_valid = torch.empty_like(index, dtype=torch.bool)
-    _launch(len(counts), points, offsets, queries, query_offsets, index, is_valid, max(counts, default=0))
+    launch_search(len(counts), points, offsets, queries, query_offsets, index, is_valid, max(counts, default=0))
     return index, is_valid
-
-
-def _launch(
-    num_clouds: int,
-    points: Tensor,
-    offsets: Tensor | None,
-    queries: Tensor | None,
-    query_offsets: Tensor | None,
-    index: Tensor,
-    is_valid: Tensor | None,
-    num_queries: int,
-) -> None:
-    if not index.numel():
-        return
-    slots = next_power_of_2(max(index.shape[-1], 16))
-    in_block = min(max(_SLOTS_OF_A_THREAD * 32 // slots, 1), 16)
-    points = by_channel(points)
-    queries = points if queries is None else by_channel(queries)
-    num_blocks = -(-num_queries // in_block)
-    _find_nearest.launch(
-        (num_clouds * num_blocks,),
-        points,
-        offsets,
-        queries,
-        offsets if query_offsets is None else query_offsets,
-        index,
-        is_valid,
-        num_blocks,
-        points.shape[-2],
-        num_queries,
-        index.shape[-1],
-        *strides_of_clouds(points),
-        *strides_of_clouds(queries),
-        CHANNELS=points.shape[-1],
-        SLOTS=slots,
-        QUERIES=in_block,
-        BLOCK=16 if points.shape[-1] <= FEW_CHANNELS else 32,
-        STEP=8,
-        num_warps=1,
-    )
-
-
-@gpu_kernel
-def _find_nearest(  # type: ignore[no-untyped-def]
-    points,
-    offsets,
-    queries,
-    query_offsets,
-    index,
-    is_valid,
-    num_blocks,
-    num_points,
-    num_queries,
-    num_neighbours,
-    cloud_step,
-    point_step,
-    channel_step,
-    query_cloud_step,
-    query_step,
-    query_channel_step,
-    CHANNELS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEP: tl.constexpr,
-):
-    """Keep each query's best keys, (distance, index) in 64 bits, in any order; a nearer one replaces the last of them.
-
-    A block of points is looked at as long as one of the queries finds a nearer one in it: seldom after the first ones.
-    One of `STEP` blocks is taken at first: where near points follow one another, that halves these looks.
-    """
-    largest = 0x7FFFFFFFFFFFFFFF
-    cloud = (tl.program_id(0) // num_blocks).to(tl.int64)
-    first_point, count = find_segment(offsets, cloud, num_points)
-    first_query, num_own = find_segment(query_offsets, cloud, num_queries)
-    query = (tl.program_id(0) % num_blocks) * QUERIES + tl.arange(0, QUERIES)
-    is_query = query < num_own
-    base, query_base = points + cloud * cloud_step, queries + cloud * query_cloud_step
-    if offsets is not None:
-        base += first_point * point_step
-        query_base += first_query * query_step
-    to_query = query_base + query * query_step
-    slot = tl.arange(0, SLOTS)[:, None]
-    # Slots that are empty differ, so that one is replaced at a time; those beyond the neighbours never are.
-    best = tl.where((slot < num_neighbours) & is_query[None, :], largest - slot.to(tl.int64), -1)
-    worst = tl.max(best, axis=0)
-    begin, first = 0, 0
-    for _ in range(tl.cdiv(count, BLOCK)):
-        point = begin + tl.arange(0, BLOCK)
-        is_point = point < count
-        distances = tile_of_distances(
-            base + point * point_step, is_point, channel_step, to_query, is_query, query_channel_step, CHANNELS
-        )
-        keys = (distances.to(tl.int32, bitcast=True).to(tl.int64) << 32) | point[:, None].to(tl.int64)
-        keys = tl.where(is_point[:, None], keys, largest)
-        nearest = tl.min(keys, axis=0)
-        while tl.max((nearest < worst).to(tl.int32), axis=0) > 0:
-            best = tl.where((best == worst[None, :]) & (nearest < worst)[None, :], nearest[None, :], best)
-            worst = tl.max(best, axis=0)
-            keys = tl.where(keys == nearest[None, :], largest, keys)
-            nearest = tl.min(keys, axis=0)
-        begin += STEP * BLOCK
-        is_over = begin >= count
-        first = tl.where(is_over, first + BLOCK, first)
-        begin = tl.where(is_over, first, begin)
-    best = tl.where(slot < num_neighbours, best, largest)
-    first_slot = (first_query + query) * num_neighbours
-    for rank in range(num_neighbours):
-        nearest = tl.min(best, axis=0)
-        best = tl.where(best == nearest[None, :], largest, best)
-        if offsets is None:
-            tl.store(index + first_slot + rank, nearest & 0xFFFFFFFF, mask=is_query)
-        else:
-            is_found = rank < count
-            row = first_point + tl.where(is_found, nearest & 0xFFFFFFFF, 0)
-            tl.store(index + first_slot + rank, row, mask=is_query)
-            tl.store(is_valid + first_slot + rank, is_found, mask=is_query)
