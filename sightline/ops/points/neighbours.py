@@ -124,7 +124,7 @@ def _check(points: Tensor, queries: Tensor | None, num_neighbours: int) -> None:
         assert_finite(queries, name="queries")
 
 
-@operator(launches=2, check=_check)
+@operator(launches=2, check=_check, differentiable=False, stacked=True)
 def _nearest_neighbours(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
     """Take the nearest by `measure_all`; in many channels on a CPU most of it is proven instead."""
     queries, index = points if queries is None else queries, None
@@ -154,7 +154,7 @@ def _find_by(points: Tensor, queries: Tensor | None, num_neighbours: int, measur
     return torch.cat(parts, dim=1)
 
 
-@operator(check=_check)
+@operator(check=_check, differentiable=False, stacked=True)
 def _nearest_by_differences(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
     return _find_by(points, queries, num_neighbours, absolute_distances)
 
@@ -224,7 +224,7 @@ def _check_packed(
         assert_finite_rows(queries, lambda row: locate_row(row, own), name="queries")
 
 
-@operator(launches=2, check=_check_packed)
+@operator(launches=2, check=_check_packed, differentiable=False)
 def _packed_nearest_neighbours(
     points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None, num_neighbours: int
 ) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ out, and the answer has the bits of the plain form.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,15 @@ class Trees(NamedTuple):
     boxes: np.ndarray
 
 
+@lru_cache(maxsize=64)
+def _divide_evenly(num_points: int) -> np.ndarray:
+    """Return where the leaves of a tree start, and the number of points."""
+    num_leaves = 1
+    while num_leaves * LEAF_SIZE < num_points:
+        num_leaves *= 2
+    return num_points * np.arange(num_leaves + 1) // num_leaves
+
+
 def build_trees(points: Tensor) -> Trees:
     """Build the k-d trees of `points` (B, N, C), float32 or float64 on the CPU, N at least 1.
 
@@ -47,14 +57,13 @@ def build_trees(points: Tensor) -> Trees:
     """
     values = points.contiguous().numpy()
     num_clouds, num_points, num_channels = values.shape
-    num_leaves = 1
-    while num_leaves * LEAF_SIZE < num_points:
-        num_leaves *= 2
+    starts = _divide_evenly(num_points)
+    num_leaves = len(starts) - 1
     trees = Trees(
-        blocks=np.full((num_clouds, num_leaves, num_channels, LEAF_SIZE), np.inf, dtype=values.dtype),
-        order=np.tile(np.arange(num_points), (num_clouds, 1)),
-        starts=num_points * np.arange(num_leaves + 1) // num_leaves,
-        boxes=np.zeros((num_clouds, 2 * num_leaves, 2, num_channels), dtype=values.dtype),
+        blocks=np.empty((num_clouds, num_leaves, num_channels, LEAF_SIZE), values.dtype),
+        order=np.empty((num_clouds, num_points), np.int64),
+        starts=starts,
+        boxes=np.empty((num_clouds, 2 * num_leaves, 2, num_channels), values.dtype),
     )
     run_parallel(_build, num_clouds, values, *trees)
     return trees
@@ -76,6 +85,8 @@ def _build(
     sample = np.empty(_SAMPLE, dtype=points.dtype)
     for cloud in range(first, last):
         values, own_order, level, width = points[cloud], order[cloud], 1, num_leaves
+        for rank in range(num_points):
+            own_order[rank] = rank
         for node in range(1, num_leaves):
             if node == 2 * level:
                 level, width = node, width // 2
@@ -105,6 +116,8 @@ def _fill(points: np.ndarray, order: np.ndarray, begin: int, end: int, block: np
             value = points[order[rank], channel]
             block[channel, rank - begin] = value
             smallest, largest = min(smallest, value), max(largest, value)
+        for slot in range(end - begin, LEAF_SIZE):
+            block[channel, slot] = np.inf
         box[0, channel], box[1, channel] = smallest, largest
 
 

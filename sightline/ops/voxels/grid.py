@@ -98,7 +98,7 @@ def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tens
     )
 
 
-@operator(check=_check)
+@operator(check=_check, differentiable=False)
 def _grid_cluster(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tensor | None) -> Tensor:
     count = ((end - start) / size).long() + 1
     before = count.cumprod(0)  # voxels of each axis and those that count faster
