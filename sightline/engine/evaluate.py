@@ -26,6 +26,7 @@ from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, divide_by_count, single_batch_step
+from sightline.ops import waits
 
 logger = logging.getLogger(__name__)
 
@@ -319,6 +320,7 @@ class Evaluator:
         step = single_batch_step(self.task, model, batch, world.device, self.precision)
         clock.end_phase("prepare")
         sums, predictions = step.loss_sums_and_predictions(model)
+        waits.check()
         clock.end_phase("forward")
         ledger.note_losses(number, sums, step.counts)
         return predictions

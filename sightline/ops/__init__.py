@@ -45,6 +45,7 @@ from sightline.ops.points.rotations import (
 )
 from sightline.ops.points.torch_cluster import fps, knn, knn_graph, nearest, radius, radius_graph
 from sightline.ops.segments.offsets import batch_to_offsets, offsets_to_batch, pack, unpack
+from sightline.ops.waits import check
 
 __all__ = [
     "KNN",
@@ -62,6 +63,7 @@ __all__ = [
     "box_ioa",
     "box_iou",
     "chamfer_distance",
+    "check",
     "clip_boxes_to_image",
     "edge_extremes",
     "edge_gradients",

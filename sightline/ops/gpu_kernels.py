@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, update_wrapper
 from types import FunctionType
 from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 
 class _Language:
@@ -65,9 +68,10 @@ class GpuKernel:
         return [name for name, kind in self.function.__annotations__.items() if "constexpr" not in str(kind)]
 
     def launch(self, num_programs: int, *arguments: Any, **constants: Any) -> None:
-        """Run programs 0 .. num_programs - 1; without any, nothing. Raises ValueError for more than a GPU can number.
+        """Run programs 0 .. num_programs - 1 on the device of the tensors; without any, nothing.
 
-        Programs have one number, from which a kernel takes cloud, block and channels apart.
+        Programs have one number, from which a kernel takes cloud, block and channels apart. Raises ValueError for more
+        than a GPU can number, and for tensors of several devices.
         """
         if num_programs > _MOST_PROGRAMS:
             name = self.function.__name__.strip("_")
@@ -76,7 +80,17 @@ class GpuKernel:
                 "clouds or points at a time"
             )
         if num_programs:
-            self.jitted[(num_programs,)](*arguments, **constants, enable_fp_fusion=False)
+            with torch.cuda.device_of(self._find_first(arguments)):  # else Triton takes the current one
+                self.jitted[(num_programs,)](*arguments, **constants, enable_fp_fusion=False)
+
+    def _find_first(self, arguments: Sequence[Any]) -> Tensor:
+        """Return the first tensor. Raises ValueError for tensors of several devices."""
+        tensors = [value for value in arguments if isinstance(value, Tensor)]
+        devices = {str(tensor.device): None for tensor in tensors}
+        if len(devices) > 1:
+            name = self.function.__name__.strip("_")
+            raise ValueError(f"{name}: found tensors on {' and '.join(devices)}; move all of them to one device")
+        return tensors[0]
 
 
 def gpu_kernel(function: Callable[..., Any]) -> Any:

@@ -8,9 +8,11 @@ copies and adds arrays by loops: for `a[:] = b` numba compiles its message about
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import itertools
+import logging
 import os
 import shutil
 import sys
@@ -32,6 +34,7 @@ from sightline.ops.waits import is_transformed
 
 _ENTRIES_AT_ONCE = 2**18
 """Numbers of a widened part: 1 MB in float32."""
+_NUMBA_DTYPES = ({torch.float32}, {torch.float64})
 LANES = 8
 """Numbers of a vector: one register of AVX2 in float32."""
 
@@ -48,7 +51,12 @@ class NumbaKernel:
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
-        return (self.machine_code if _has_numba() else self.plain)(*arguments)
+        if not _has_numba():
+            return self.plain(*arguments)
+        if self._machine_code is None:
+            with _collector_paused():
+                return self.machine_code(*arguments)
+        return self._machine_code(*arguments)
 
     @property
     def machine_code(self) -> Callable[..., Any]:
@@ -69,6 +77,18 @@ class NumbaKernel:
             update_wrapper(function, self.plain)
             self._machine_code = _compile_cached(function)
         return self._machine_code
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Context without collections of garbage, which cost more than importing numba and loading machine code."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def numba_kernel(function: Callable[..., Any]) -> NumbaKernel:
@@ -198,7 +218,7 @@ def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> b
     dtypes = {tensor.dtype for tensor in tensors}
     if extra_dtype is not None and torch.float32 in dtypes:
         dtypes -= {extra_dtype}
-    return dtypes in ({torch.float32}, {torch.float64}) and all(tensor.device.type == "cpu" for tensor in tensors)
+    return dtypes in _NUMBA_DTYPES and all(tensor.is_cpu for tensor in tensors)
 
 
 def widen_in_parts(values: Tensor, dtype: torch.dtype, offset: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -230,13 +250,14 @@ def run_parallel(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> 
 
 
 def _run_threads(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:
-    count = max(1, min(torch.get_num_threads(), num_rows))
+    count = min(torch.get_num_threads(), num_rows)
+    if count <= 1:
+        kernel(0, num_rows, *arguments)
+        return
     bounds = [num_rows * part // count for part in range(count + 1)]
-    # The calling thread takes the last part: with one thread no pool is made at all.
-    parts = list(itertools.pairwise(bounds[:-1]))
-    pool = _pool(os.getpid(), torch.get_num_threads()) if parts else None
-    futures = [pool.submit(kernel, *part, *arguments) for part in parts if pool is not None]
-    try:
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    futures = [pool.submit(kernel, *part, *arguments) for part in itertools.pairwise(bounds[:-1])]
+    try:  # the calling thread takes the last part
         kernel(bounds[-2], bounds[-1], *arguments)
     finally:
         failures = [other.exception() for other in futures]
@@ -254,3 +275,13 @@ def _pool(process: int, size: int) -> ThreadPoolExecutor:
 @cache
 def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
+
+
+@cache
+def report_missing_numba() -> None:
+    """Log one line, once, if numba is not installed."""
+    if importlib.util.find_spec("numba") is None:
+        logging.getLogger("sightline.ops").warning(
+            "sightline: numba is not installed, so operators on the CPU run in torch: slower, with the same results; "
+            "pip install 'sightline[ops]'"
+        )

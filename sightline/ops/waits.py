@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import logging
+import math
+import os
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,21 +56,33 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None
 
 
+def has_values(values: Tensor) -> bool:
+    """Return True if `values` (...) have numbers to read: those of a graph, `vmap` and the device `meta` have none."""
+    if is_recording() or torch.compiler.is_compiling() or _is_meta(values):
+        return False
+    if type(values).__module__.startswith("torch._subclasses"):  # fake and functional tensors
+        return False
+    while torch._C._functorch.is_gradtrackingtensor(values):
+        values = torch._C._functorch.get_unwrapped(values)
+    return not torch._C._functorch.is_batchedtensor(values)
+
+
+def _is_meta(values: Tensor) -> bool:
+    return values.is_meta and type(values) in (Tensor, torch.nn.Parameter)
+
+
 def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
     """Raise the error of `make_error` unless all of `holds` (...) are True: now, or in `deferred_checks` at its end.
 
     Neither a recorded nor a compiled graph contains the check; those of operators run inside of them.
     """
-    if is_recording() or torch.compiler.is_compiling():
+    if not has_values(holds):
         return
-    if _deferred is not None and _is_deferrable(holds):
-        _deferred.append(DeviceCheck(holds if holds.ndim == 0 else holds.all(), make_error))
+    checks = _deferred if _deferred is not None else _local.checks
+    if checks is not None and not is_on_host(holds):
+        checks.append(DeviceCheck(holds if holds.ndim == 0 else holds.all(), make_error))
     elif not bool(holds.all()):
         raise make_error()
-
-
-def _is_deferrable(values: Tensor) -> bool:
-    return not (is_on_host(values) or torch.compiler.is_compiling())
 
 
 @contextmanager
@@ -77,6 +94,89 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
         yield _deferred
     finally:
         _deferred = previous
+
+
+def require_between(values: Tensor, low: float, high: float, make_error: Callable[[], Exception]) -> None:
+    """Raise the error unless `low` <= values (...) <= `high`, as `require` does; NaN is not. In one pass on a CPU."""
+    if not (values.numel() and has_values(values)):
+        return
+    lowest, highest = torch.aminmax(values.detach())
+    if not is_on_host(values):
+        holds = lowest >= low
+        require(holds if high == math.inf else holds & (highest <= high), make_error)
+    elif not (low <= lowest.item() and highest.item() <= high):
+        raise make_error()
+
+
+# --- checks of operators outside of a step ---------------------------------------------------------------------------
+
+_MAX_PENDING = 16
+"""Checks that may be unread; each keeps what its operator was given, to name the number at fault."""
+_pending: list[DeviceCheck] = []
+
+
+class _Local(threading.local):
+    checks: list[DeviceCheck] | None = None
+
+
+_local = _Local()
+
+
+@contextmanager
+def pending_checks() -> Iterator[None]:
+    """Context of an operator on a GPU: `check` reads its checks, unless a step around it does.
+
+    A CUDA graph that is captured has no checks: its numbers come later.
+    """
+    before = _local.checks
+    is_captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    _local.checks = [] if is_captured else _pending
+    try:
+        yield
+    finally:
+        _local.checks = before
+    if len(_pending) >= _MAX_PENDING:
+        check()
+
+
+def check() -> None:
+    """Raise the error of the first operator on a GPU that was given values that it refuses, such as NaN.
+
+    On a GPU an operator does not wait for its check of values. It is read here, together with those of all calls
+    before, which waits for the device; also where sightline reads numbers of the device anyway, and after every 16
+    checks. On a CPU each call raises at once, and there is nothing to do here: `loss.backward(); ops.check()`.
+    """
+    found = [_pending.pop(0) for _ in range(len(_pending))]  # in a backward pass, other threads append
+    for one, holds in zip(found, _read_all([one.holds for one in found]), strict=True):
+        if not holds:
+            raise one.make_error()
+
+
+def _read_all(flags: Sequence[Tensor]) -> list[bool]:
+    """Read numbers (), in one transfer for each device."""
+    values: dict[int, bool] = {}
+    for device in {flag.device for flag in flags}:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # of all streams: the flags may be of several
+        places = [place for place, flag in enumerate(flags) if flag.device == device]
+        values |= zip(places, torch.stack([flags[place] for place in places]).tolist(), strict=True)
+    return [values[place] for place in range(len(flags))]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pending.clear)  # a child cannot read its parent's device
+
+
+@atexit.register
+def _report_unread() -> None:
+    """Log the error that nothing has read when the program ends."""
+    try:
+        check()
+    except Exception as error:  # noqa: BLE001 - the program has ended
+        logging.getLogger("sightline.ops").error("sightline: found after the last call of ops.check(): %s", error)
+
+
+# --- what the host sends and knows -----------------------------------------------------------------------------------
 
 
 class SentValues(NamedTuple):
@@ -217,9 +317,23 @@ def read_list(values: Tensor) -> list[Any]:
     if not isinstance(values, Tensor):
         raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
     known = get_known_list(values)
-    if known is not None and _traffic is not None:
-        _traffic.read.append((_locate_caller(), known))
-    return values.tolist() if known is None else known
+    if known is not None:
+        if _traffic is not None:
+            _traffic.read.append((_locate_caller(), known))
+        return known
+    if not is_on_host(values):
+        assert_no_meta(values, name="offsets or numbers")
+        check()
+    return values.tolist()
+
+
+def assert_no_meta(values: Tensor, *, name: str) -> None:
+    """Raise NotImplementedError for values of the device `meta`, where the size of a result depends on them."""
+    if _is_meta(values):
+        raise NotImplementedError(
+            f"{name}: found {tuple(values.shape)} on the device meta, which has no values, and the size of the result "
+            "depends on them; give a tensor of the CPU, or fake tensors (torch._subclasses.FakeTensorMode)"
+        )
 
 
 def knows_list(values: Tensor) -> bool:
@@ -250,6 +364,7 @@ def _fetch_tree(tree: Any) -> Any:
 
 
 def _fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
+    check()
     wide_first = sorted(range(len(tensors)), key=lambda index: -tensors[index].itemsize)  # so that all stay aligned
     parts = [tensors[index].detach().reshape(-1).contiguous().view(torch.uint8) for index in wide_first]
     copies: list[Tensor] = [*tensors]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 import sightline.ops  # registers all operators
 from sightline.ops.operator import OPERATORS
 from tests.cases import run_each
 from tests.marks import long_but
-from tests.ops.exam_cases import CASES, OperatorCase
+from tests.ops.exam_cases import CASES, OperatorCase, clouds
 from tests.ops.results import find_difference, tensors_of
 from tests.ops.threads import with_one_and_three_threads
 
@@ -87,9 +89,12 @@ def test_tensors_without_numbers_get_the_shapes_and_the_device(case: OperatorCas
             for value in arguments
         ]
         promised = tensors_of(operator(*fake))
-    for shown, real in zip(promised, tensors_of(operator(*arguments)), strict=True):
-        assert (shown.device.type, shown.dtype) == ("cuda", real.dtype)
-        assert all(not isinstance(size, int) or size == own for size, own in zip(shown.shape, real.shape, strict=True))
+    on_meta = tensors_of(operator(*(v.to("meta") if isinstance(v, Tensor) else v for v in arguments)))
+    for device, results in (("cuda", promised), ("meta", on_meta)):
+        for shown, real in zip(results, tensors_of(operator(*arguments)), strict=True):
+            assert (shown.device.type, shown.dtype) == (device, real.dtype)
+            sizes = zip(shown.shape, real.shape, strict=True)
+            assert all(not isinstance(size, int) or size == own for size, own in sizes)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.differentiable], ids=str)
@@ -101,4 +106,81 @@ def test_gradients_are_those_of_finite_differences(case: OperatorCase) -> None:
             arguments[place] = value
         return [result for result in tensors_of(operator(*arguments)) if result.is_floating_point()]
 
-    assert torch.autograd.gradcheck(call, [arguments[place].requires_grad_() for place in case.differentiable])
+    values = [arguments[place].requires_grad_() for place in case.differentiable]
+    assert torch.autograd.gradcheck(call, values)
+    assert torch.autograd.gradgradcheck(call, values, fast_mode=True)
+
+
+def tensors_and_call(case: OperatorCase, dtype: torch.dtype) -> tuple[list[Tensor], Callable[..., list[Tensor]]]:
+    """The tensors among the arguments, and a function of those that stand in their places."""
+    arguments = case.make(dtype)
+    places = [place for place, value in enumerate(arguments) if isinstance(value, Tensor)]
+
+    def call(*tensors: Tensor) -> list[Tensor]:
+        given = list(arguments)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor
+        return tensors_of(OPERATORS[case.operator](*given))
+
+    return [arguments[place] for place in places], call
+
+
+@each_case
+def test_vmap_is_one_call_for_each(case: OperatorCase) -> None:
+    (first, *others), call = tensors_and_call(case, torch.float32)
+    other = first.flip(-2) if first.ndim > 1 else first
+    along = torch.vmap(lambda values: tuple(call(values, *others)), in_dims=1)(torch.stack([first, other], dim=1))
+    pairs = [torch.stack([values, values]) for values in (other, *others)]
+    of_all = torch.vmap(lambda *values: tuple(call(*values)))(*pairs)
+    assert find_difference([result[0] for result in along], call(first, *others), case.tolerance) is None
+    twice = torch.vmap(torch.vmap(lambda *values: tuple(call(*values))))(*(pair[None] for pair in pairs))
+    assert find_difference([result[0] for result in twice], of_all, 0.0) is None
+    of_none = torch.vmap(lambda *values: tuple(call(*values)))(*(pair[:0] for pair in pairs))
+    assert [result.shape for result in of_none] == [result[:0].shape for result in of_all]
+    for results in ([result[1] for result in along], [result[1] for result in of_all]):
+        assert find_difference(results, call(other, *others), case.tolerance) is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, in its rules of forward mode
+@pytest.mark.parametrize("case", FIRST, ids=str)
+def test_transforms_and_tangents_are_those_of_the_backward_pass(case: OperatorCase) -> None:
+    """Of all results with a gradient; indices have none, and let the gradient of what is beside them through."""
+    (first, *others), call = tensors_and_call(case, torch.float64)
+
+    def loss(values: Tensor) -> Tensor:
+        results = call(values, *others) if OPERATORS[case.operator].differentiable else []
+        call(values, *others)
+        return values.square().sum() + sum(result.square().sum() for result in results if result.is_floating_point())
+
+    values = first.clone().requires_grad_()
+    loss(values).backward()
+    gradient = values.grad
+    assert gradient is not None
+    assert find_difference(torch.func.grad(loss)(first), gradient, 1e-9) is None
+    assert find_difference(torch.vmap(torch.func.grad(loss))(first[None])[0], gradient, 1e-9) is None
+    assert find_difference(torch.func.grad(lambda v: torch.vmap(loss)(v[None]).sum())(first), gradient, 1e-9) is None
+    direction = clouds(torch.float64, *first.shape, seed=9)
+    expected = (gradient * direction).sum()
+    assert find_difference(torch.func.jvp(loss, (first,), (direction,))[1], expected, 1e-9) is None
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(loss(forward_ad.make_dual(first, direction))).tangent
+    assert find_difference(tangent, expected, 1e-9) is None
+
+
+DIFFERENTIABLE = [case for case in FIRST if OPERATORS[case.operator].differentiable]
+
+
+@pytest.mark.parametrize("case", long_but(DIFFERENTIABLE[:1] + DIFFERENTIABLE[-1:], DIFFERENTIABLE), ids=str)
+def test_a_compiled_graph_has_the_same_gradient(case: OperatorCase) -> None:
+    (first, *others), call = tensors_and_call(case, torch.float64)
+
+    def loss(values: Tensor) -> Tensor:
+        return sum((result.square().sum() for result in call(values, *others) if result.is_floating_point()), values[0])
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        torch.compiler.reset()
+        values = first.clone().requires_grad_()
+        function(values).sum().backward()
+        gradients.append(values.grad)
+    assert find_difference(*gradients, 1e-9) is None

@@ -163,9 +163,7 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
     assert_box_sets(boxes1, boxes2)
-    boxes1, boxes2 = promote_to_float32(boxes1), promote_to_float32(boxes2)
-    needs_gradient = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
-    return (overlap.plain if needs_gradient else overlap)(boxes1, boxes2)
+    return overlap(promote_to_float32(boxes1), promote_to_float32(boxes2))
 
 
 @operator(launches=1)

@@ -36,7 +36,7 @@ def points_in_boxes(points: Tensor, boxes: Tensor, *, margin: float = 0.0, botto
     return _points_in_boxes(points.to(dtype), table, margin, bottom)
 
 
-@operator(launches=1)
+@operator(launches=1, differentiable=False)
 def _points_in_boxes(points: Tensor, boxes: Tensor, margin: float, bottom: float) -> Tensor:
     """Find the boxes (M, 8), with the cosine and the sine of their turn in place of it."""
     length, height, width, cosine, sine = boxes[:, 3:, None].unbind(1)

@@ -132,7 +132,7 @@ def _check_scores(boxes: Tensor, scores: Tensor, *_: object) -> None:
     require(is_number, lambda: ValueError(f"scores: {int((~is_number).sum())} of {len(scores)} are nan, not a number"))
 
 
-@operator(launches=2, check=_check_scores)
+@operator(launches=2, check=_check_scores, differentiable=False)
 def _keep_greedily(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
     """Return a mask (N,) of the kept boxes of (N, 4), which are in the order of their scores."""
     return _on_host(_keep_in_a_loop, boxes, labels, limits, proposals)
@@ -150,7 +150,7 @@ def _keep_in_a_loop(boxes: Tensor, labels: Tensor, limits: Tensor, proposals: Te
     return is_kept
 
 
-@operator(check=_check_scores)
+@operator(check=_check_scores, differentiable=False)
 def _weaken(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float) -> Tensor:
     """Return the new scores (N,) of boxes (N, 4), -1 for the dropped ones."""
     form = partial(_weaken_in_a_loop, is_linear=is_linear, min_score=min_score)

@@ -5,6 +5,7 @@ Source: Qi et al. 2017 (PointNet++), section 3.2; which points and their order f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -38,7 +39,7 @@ from sightline.ops.segments.offsets import (
     offsets_to_batch,
     read_both_sizes,
 )
-from sightline.ops.waits import knows_list, require
+from sightline.ops.waits import knows_list, require_between
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 
@@ -134,7 +135,7 @@ def _require_points(index: Tensor, radius: float, locate: Callable[[int], tuple[
             'take centres from the points themselves, raise the radius, or mark empty balls by empty="mark"'
         )
 
-    require(index[..., 0] >= 0, make_error)
+    require_between(index[..., 0], 0, math.inf, make_error)
 
 
 def _require_dense(index: Tensor, points: Tensor, centres: Tensor, radius: float) -> Tensor:
@@ -157,7 +158,7 @@ def _require_packed(
     return index
 
 
-@operator(launches=3, check=_check)
+@operator(launches=3, check=_check, differentiable=False, stacked=True)
 def _points_in_balls(
     points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool, has_rim: bool
 ) -> Tensor:
@@ -240,7 +241,7 @@ def _check_packed(
     assert_finite_rows(centres, lambda row: locate_row(row, centre_offsets), name="centres")
 
 
-@operator(launches=3, check=_check_packed)
+@operator(launches=3, check=_check_packed, differentiable=False)
 def _packed_points_in_balls(
     points: Tensor,
     offsets: Tensor,

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sightline.ops.gpu_kernels import gpu_kernel, tl
-from sightline.ops.waits import is_on_host, is_recording, require
+from sightline.ops.waits import has_values, is_on_host, require, require_between
+
+_LARGEST = torch.finfo(torch.float64).max
 
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
@@ -40,10 +42,13 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
 
     Summed as above.
     """
-    squared = points.new_zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1])
+    squared = None
     for query, point in zip(queries.unbind(-1), points.unbind(-1), strict=True):
         difference = query - point
-        squared += difference.mul_(difference)
+        product = difference * difference
+        squared = product if squared is None else squared + product
+    if squared is None:  # no channels: not asked first, as `broadcast_shapes` imports torch's compiler
+        return points.new_zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1])
     return squared
 
 
@@ -120,23 +125,21 @@ def assert_finite(values: Tensor, *, name: str) -> None:
 
 def assert_finite_rows(rows: Tensor, locate: Callable[[int], tuple[int, int]], *, name: str) -> None:
     """Raise ValueError for a row of `rows` (P, C) that is not finite; `locate` gives its cloud and place."""
-    if is_recording() or not rows.numel():
-        return
-    rows = rows.detach()
-    if is_on_host(rows):  # ten times as fast there as a mask of all
-        holds = torch.stack(torch.aminmax(rows)).isfinite()
-    else:  # a mask would take six launches instead of two
-        holds = torch.linalg.vector_norm(rows, torch.inf) < torch.inf
 
     def make_error() -> ValueError:
-        row = int((~torch.isfinite(rows).all(dim=-1)).int().argmax())
-        cloud, point = locate(row)
+        is_fault = ~torch.isfinite(rows).all(dim=-1)
+        if not bool(is_fault.any()):
+            return ValueError(f"{name}: held numbers that are not finite, and has changed since then")
+        cloud, point = locate(row := int(is_fault.int().argmax()))
         return ValueError(
             f"{name}[{cloud}]: point {point} is {rows[row].tolist()[:6]}, neighbours need finite numbers; "
             "check the data with `sightline check`, or the weights if these are features"
         )
 
-    require(holds, make_error)
+    if is_on_host(rows):  # ten times as fast there as a mask of all
+        require_between(rows, -_LARGEST, _LARGEST, make_error)
+    elif rows.numel() and has_values(rows):  # a mask would take six launches instead of two
+        require(torch.linalg.vector_norm(rows.detach(), torch.inf) < torch.inf, make_error)
 
 
 def assert_some(num_neighbours: int) -> None:

@@ -30,7 +30,7 @@ from sightline.ops.segments.offsets import (
     locate_row,
     read_sizes,
 )
-from sightline.ops.waits import read_list, require, send, send_list
+from sightline.ops.waits import read_list, require_between, send, send_list
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
@@ -113,18 +113,17 @@ def draw_starts(sizes: Tensor, generator: torch.Generator | None) -> Tensor:
 def _check(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> None:
     assert_finite(points, name="points")
     num_points = points.shape[1]
-    is_inside = (first >= 0) & (first < num_points)
 
     def make_error() -> ValueError:
-        cloud = int((~is_inside).nonzero()[0])
+        cloud = int(((first < 0) | (first >= num_points)).int().argmax())
         return ValueError(
             f"start[{cloud}]: {int(first[cloud])} is outside 0..{num_points - 1}; give an index of a point"
         )
 
-    require(is_inside, make_error)
+    require_between(first, 0, num_points - 1, make_error)
 
 
-@operator(launches=1, check=_check)
+@operator(launches=1, check=_check, differentiable=False, stacked=True)
 def _farthest_points(
     points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float
 ) -> Tensor:
@@ -196,7 +195,7 @@ def _check_packed(
     require(is_inside, make_error)
 
 
-@operator(launches=1, check=_check_packed)
+@operator(launches=1, check=_check_packed, differentiable=False)
 def _packed_farthest_points(
     points: Tensor,
     offsets: Tensor,

@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from sightline.contract.errors import ConfigError
-from sightline.ops.waits import is_on_host, is_recording, is_transformed, require
+from sightline.ops.waits import is_on_host, is_recording, is_transformed, require_between
 
 
 def scale_num_neighbours(count: int, *, reference_num_points: int | None, num_points: int) -> int:
@@ -115,15 +115,14 @@ def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
 
 
 def _assert_inside(index: Tensor, num_points: int) -> None:
-    if index.numel():
+    def make_error() -> ValueError:
         lowest, highest = index.aminmax()
-        require(
-            (lowest >= 0) & (highest < num_points),
-            lambda: ValueError(
-                f"index: rows {int(lowest)}..{int(highest)} named in clouds of {num_points} points; give rows of these "
-                "clouds"
-            ),
+        return ValueError(
+            f"index: rows {int(lowest)}..{int(highest)} named in clouds of {num_points} points; give rows of these "
+            "clouds"
         )
+
+    require_between(index, 0, num_points - 1, make_error)
 
 
 def edges_of_all(index: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def inverse_distance_weights(
     return _inverse_distance_weights(points, queries, index, is_valid, weighting)
 
 
-@operator(launches=1)
+@operator(launches=1, stacked=True)
 def _inverse_distance_weights(
     points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str
 ) -> Tensor:

@@ -44,12 +44,10 @@ def ball_query_by_tree(points: Tensor, centres: Tensor, limit: float, num_neighb
     The first one fills the slots that are left; where there is none, all contain -1.
     """
     num_clouds, num_centres, _ = centres.shape
-    squared_radius = torch.tensor(limit, dtype=points.dtype).numpy()
+    squared_radius = np.array([limit], dtype=points.numpy().dtype)
     index = np.empty((num_clouds, num_centres, num_neighbours), dtype=np.int64)
     trees = build_trees(points)
-    run_parallel(
-        _search_balls, num_clouds * num_centres, centres.contiguous().numpy(), squared_radius[None], *trees, index
-    )
+    run_parallel(_search_balls, num_clouds * num_centres, centres.contiguous().numpy(), squared_radius, *trees, index)
     return torch.from_numpy(index)
 
 

@@ -122,7 +122,7 @@ def _check(points: Tensor, queries: Tensor | None, num_neighbours: int) -> None:
         assert_finite(queries, name="queries")
 
 
-@operator(launches=2, check=_check)
+@operator(launches=2, check=_check, differentiable=False, stacked=True)
 def _nearest_neighbours(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
     """Compute all distances, for a bounded number of queries at a time."""
     return _find_by(points, queries, num_neighbours, squared_distances)
@@ -153,7 +153,7 @@ def _first_by_distance_and_index(distances_BMN: Tensor, count: int) -> Tensor:
     return keys.topk(count, largest=False, sorted=True).indices
 
 
-@operator(check=_check)
+@operator(check=_check, differentiable=False, stacked=True)
 def _nearest_by_differences(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
     return _find_by(points, queries, num_neighbours, absolute_distances)
 
@@ -223,7 +223,7 @@ def _check_packed(
         assert_finite_rows(queries, lambda row: locate_row(row, own), name="queries")
 
 
-@operator(launches=2, check=_check_packed)
+@operator(launches=2, check=_check_packed, differentiable=False)
 def _packed_nearest_neighbours(
     points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None, num_neighbours: int
 ) -> tuple[Tensor, Tensor]:

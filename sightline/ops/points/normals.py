@@ -9,7 +9,7 @@ from sightline.ops.operator import operator
 from sightline.ops.points.distances import assert_clouds
 from sightline.ops.points.grouping import gather_points
 from sightline.ops.points.neighbours import nearest_neighbours
-from sightline.ops.waits import is_recording, require
+from sightline.ops.waits import has_values, require
 
 _FLAT = 1e-12
 _ENTRIES_AT_ONCE = 2**20
@@ -30,7 +30,7 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     return _estimate_normals(points.detach(), num_neighbours)
 
 
-@operator()
+@operator(stacked=True)
 def _estimate_normals(points: Tensor, num_neighbours: int) -> Tensor:
     index = nearest_neighbours(points, num_neighbours=num_neighbours)
     wide = points.double()
@@ -51,7 +51,8 @@ def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
     near_BMK3 = gather_points(points, index)
     near_BMK3 = near_BMK3 - near_BMK3.mean(dim=2, keepdim=True)
     covariances = near_BMK3.mT @ near_BMK3
-    if not (is_recording() or bool(covariances.isfinite().all())):  # `eigh` would not end, or name a matrix of its own
+    # Else `eigh` would not end, or name a matrix of its own.
+    if has_values(covariances) and not bool(covariances.isfinite().all()):
         raise ValueError(f"points: found coordinates up to {points.abs().max():.4g}, their squares are beyond float64")
     values, vectors = torch.linalg.eigh(covariances)
     has_none = values[..., 1] <= _FLAT * values[..., 2]

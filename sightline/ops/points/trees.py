@@ -8,6 +8,7 @@ out, and the answer has the bits of the plain form.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,19 +35,13 @@ class Trees(NamedTuple):
     boxes: np.ndarray
 
 
-def allocate_trees(points: Tensor) -> Trees:
-    """Allocate the trees of `points` (B, N, C), with `order` as in the input."""
-    values = points.numpy()
-    num_clouds, num_points, num_channels = values.shape
+@lru_cache(maxsize=64)
+def _divide_evenly(num_points: int) -> np.ndarray:
+    """Return where the leaves of a tree start, and the number of points."""
     num_leaves = 1
     while num_leaves * LEAF_SIZE < num_points:
         num_leaves *= 2
-    return Trees(
-        blocks=np.full((num_clouds, num_leaves, num_channels, LEAF_SIZE), np.inf, dtype=values.dtype),
-        order=np.tile(np.arange(num_points), (num_clouds, 1)),
-        starts=num_points * np.arange(num_leaves + 1) // num_leaves,
-        boxes=np.zeros((num_clouds, 2 * num_leaves, 2, num_channels), dtype=values.dtype),
-    )
+    return num_points * np.arange(num_leaves + 1) // num_leaves
 
 
 def build_trees(points: Tensor) -> Trees:
@@ -54,9 +49,17 @@ def build_trees(points: Tensor) -> Trees:
 
     The points of each node lie one after another in `order`.
     """
-    trees = allocate_trees(points)
     sorted_BCN = points.numpy().transpose(0, 2, 1).copy()
-    run_parallel(_build, len(points), sorted_BCN, *trees)
+    num_clouds, num_channels, num_points = sorted_BCN.shape
+    starts, dtype = _divide_evenly(num_points), sorted_BCN.dtype
+    num_leaves = len(starts) - 1
+    trees = Trees(
+        blocks=np.empty((num_clouds, num_leaves, num_channels, LEAF_SIZE), dtype),
+        order=np.empty((num_clouds, num_points), np.int64),
+        starts=starts,
+        boxes=np.empty((num_clouds, 2 * num_leaves, 2, num_channels), dtype),
+    )
+    run_parallel(_build, num_clouds, sorted_BCN, *trees)
     return trees
 
 
@@ -73,6 +76,8 @@ def _build(
     num_leaves = blocks.shape[1]
     for cloud in range(first, last):
         values, level, width = sorted_BCN[cloud], 1, num_leaves
+        for rank in range(order.shape[1]):
+            order[cloud, rank] = rank
         for node in range(1, 2 * num_leaves):
             if node == 2 * level:
                 level, width = node, width // 2
@@ -85,6 +90,8 @@ def _build(
                 for channel in range(len(values)):
                     for rank in range(begin, end):
                         block[channel, rank - begin] = values[channel, rank]
+                    for slot in range(end - begin, LEAF_SIZE):
+                        block[channel, slot] = np.inf
 
 
 @numba_kernel

@@ -25,6 +25,7 @@ from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
+from sightline.ops import waits
 from sightline.store.files.cloud_files import list_skipped_files
 from sightline.store.files.input_files import list_files, natural_sort_key
 from sightline.store.loading.batch_reader import BatchReader
@@ -108,7 +109,9 @@ class InferencePipeline:
     def predict(self, inputs: Batch) -> Mapping[str, Any]:
         """Run model and task; return the predictions."""
         with torch.no_grad(), self._precision.autocast(self._device):
-            return self.task.predict(self.model, inputs)
+            predictions: Mapping[str, Any] = self.task.predict(self.model, inputs)
+        waits.check()
+        return predictions
 
     def _build_task(self, keys: frozenset[str]) -> Any:
         """Build the run's task without losses, bound to the keys of files."""

@@ -20,6 +20,7 @@ from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_data import DataSubset
+from sightline.ops import waits
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,7 @@ def extract(model: nn.Module, part: DataSubset, world: World, *, config: RunConf
             inputs = to_device(encode.select(batch), world.device, float_dtype=precision_context.parameter_dtype)
             with precision_context.autocast(world.device):
                 encoded: Tensor = encode.function(**inputs)
+            waits.check()
             start, end = end, end + len(encoded)
             rows[start:end] = encoded.float().cpu()
             labels[start:end] = batch[key]
