@@ -115,6 +115,18 @@ def _interpolating(device: torch.device, share: int) -> Callable[[], Any]:
     return lambda: ops.interpolate(features, points=known, queries=points)
 
 
+def _reducing(reduce: Callable[..., Any], channels: int) -> Any:
+    """Rows of 100,000 segments, in any order."""
+
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        rows, segments = 1_000_000 // share, 100_000 // share
+        index = torch.randint(segments, (rows,), generator=torch.Generator().manual_seed(1)).to(device)
+        values = _drawn(device, rows, channels)
+        return lambda: reduce(values, index, dim=0, dim_size=segments)
+
+    return make
+
+
 def _boxes(device: torch.device, count: int, seed: int = 0) -> Tensor:
     """Boxes of 20 to 120 pixels a side in an image of 1,000."""
     corner, size = torch.rand(2, count, 2, generator=torch.Generator().manual_seed(seed))
@@ -194,6 +206,9 @@ SHAPES = [
     OperatorShape("points_in_balls", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
     OperatorShape("packed_points_in_balls", "4 rooms of 4,096, 32 of them", _packed_balls),
     OperatorShape("inverse_distance_weights", "16 x 512 x 128 at 2,048, interpolated", _interpolating),
+    OperatorShape("scatter_rows", "1,000,000 x 64 to 100,000", _reducing(ops.scatter_sum, 64)),
+    OperatorShape("scatter_extremes", "1,000,000 x 64 to 100,000", _reducing(ops.scatter_max, 64)),
+    OperatorShape("scatter_rows", "1,000,000 x 3 to 100,000", _reducing(ops.scatter_sum, 3)),
     OperatorShape("box_iou", "100,000 x 100", _overlapping(torch.float32)),
     OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing(5000)),
     OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes(torch.float32)),

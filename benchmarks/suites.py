@@ -16,6 +16,7 @@ from benchmarks import (
     networks,
     rendering,
     scan_scores,
+    segments,
     training,
 )
 from benchmarks.case import BenchmarkCase
@@ -23,7 +24,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 
 SUITES: Mapping[str, Callable[[], list[BenchmarkCase]]] = {
-    "geometry": lambda: [*geometry.cases(), *assignment.cases(), *boxes.cases()],
+    "geometry": lambda: [*geometry.cases(), *assignment.cases(), *boxes.cases(), *segments.cases()],
     "models": lambda: [*networks.cases(), *image_networks.cases(), *training.recipe_cases()],
     "data": lambda: [*data.cases(), *rendering.cases()],
     "metrics": lambda: [*metrics.cases(), *scan_scores.cases()],

@@ -45,6 +45,31 @@ from sightline.ops.points.rotations import (
 )
 from sightline.ops.points.torch_cluster import fps, knn, knn_graph, nearest, radius, radius_graph
 from sightline.ops.segments.offsets import batch_to_offsets, offsets_to_batch, pack, unpack
+from sightline.ops.segments.scatter import (
+    scatter,
+    scatter_add,
+    scatter_max,
+    scatter_mean,
+    scatter_min,
+    scatter_std,
+    scatter_sum,
+)
+from sightline.ops.segments.softmax import scatter_log_softmax, scatter_logsumexp, scatter_softmax
+from sightline.ops.segments.sorted_rows import (
+    gather_coo,
+    gather_csr,
+    segment_coo,
+    segment_csr,
+    segment_max_coo,
+    segment_max_csr,
+    segment_mean_coo,
+    segment_mean_csr,
+    segment_min_coo,
+    segment_min_csr,
+    segment_sum_coo,
+    segment_sum_csr,
+)
+from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
 from sightline.ops.waits import check
 
 __all__ = [
@@ -65,6 +90,7 @@ __all__ = [
     "chamfer_distance",
     "check",
     "clip_boxes_to_image",
+    "consecutive_cluster",
     "edge_extremes",
     "edge_gradients",
     "estimate_normals",
@@ -72,8 +98,11 @@ __all__ = [
     "farthest_points",
     "fps",
     "furthest_point_sample",
+    "gather_coo",
+    "gather_csr",
     "gather_operation",
     "gather_points",
+    "grid_cluster",
     "grouping_operation",
     "interpolate",
     "knn",
@@ -97,6 +126,26 @@ __all__ = [
     "rotate_points",
     "sample_farthest_points",
     "sample_surface",
+    "scatter",
+    "scatter_add",
+    "scatter_log_softmax",
+    "scatter_logsumexp",
+    "scatter_max",
+    "scatter_mean",
+    "scatter_min",
+    "scatter_softmax",
+    "scatter_std",
+    "scatter_sum",
+    "segment_coo",
+    "segment_csr",
+    "segment_max_coo",
+    "segment_max_csr",
+    "segment_mean_coo",
+    "segment_mean_csr",
+    "segment_min_coo",
+    "segment_min_csr",
+    "segment_sum_coo",
+    "segment_sum_csr",
     "sigmoid_focal_loss",
     "soft_nms",
     "statistics_gradients",
@@ -104,4 +153,5 @@ __all__ = [
     "three_nn",
     "uniform_quaternion",
     "unpack",
+    "voxel_grid",
 ]

@@ -105,6 +105,26 @@ def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
     return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 12, 12, 20]), 0.6, 5, True, True
 
 
+def _rows(num_samples: int, num_channels: int, *further: Any, layout: str = "any", holes: bool = False) -> Any:
+    """Rows with ties, if there is a second sample, and one index for all: of 9 segments, some are empty."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        values = clouds(dtype, num_samples, 70, num_channels)
+        if holes:
+            values[:, ::9], values[:, 1::4] = torch.nan, -torch.inf
+        drawn = torch.randint(0, 5, (1, 70), generator=torch.Generator().manual_seed(4)) * 2
+        rising = drawn.sort(dim=1).values
+        bounds = torch.searchsorted(rising, torch.arange(10)[None])
+        return values, {"any": drawn, "sorted": rising, "bounds": bounds}[layout], 9, *further, layout
+
+    return make
+
+
+def _row_table(num_channels: int, *further: Any) -> Any:
+    num_indices = 20_001 if further[-1] == "bounds" else 200_000
+    return lambda: (empty(1, 200_000, num_channels), indices(1, num_indices), 20_000, *further)
+
+
 def _weigh(weighting: str, num_channels: int, *, has_mask: bool) -> Any:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         generator = torch.Generator().manual_seed(2)
@@ -323,6 +343,29 @@ CASES = [
         "ragged",
         _query_packed_balls,
         table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 0.1, 32, True, True),
+    ),
+    OperatorCase("scatter_rows", "any order", _rows(1, 3), 1e-6, (0,), table=_row_table(64, "any")),
+    OperatorCase("scatter_rows", "sorted", _rows(3, 20, layout="sorted"), 1e-6),
+    OperatorCase("scatter_rows", "bounds", _rows(2, 5, layout="bounds"), 1e-6, (0,), table=_row_table(1, "bounds")),
+    OperatorCase("scatter_extremes", "highest", _rows(1, 3, True), 0.0, (0,), table=_row_table(64, True, "any")),
+    OperatorCase("scatter_extremes", "lowest", _rows(3, 20, False, layout="sorted")),
+    OperatorCase(
+        "scatter_extremes", "bounds", _rows(1, 5, True, layout="bounds"), 0.0, (0,), table=_row_table(1, True, "bounds")
+    ),
+    OperatorCase("scatter_extremes", "NaN and -inf", _rows(3, 5, True, holes=True)),
+    OperatorCase(
+        "gather_segments",
+        "of two samples",
+        lambda dtype: (clouds(dtype, 2, 9, 3), torch.arange(40).reshape(2, 20) % 7),
+        differentiable=(0,),
+    ),
+    OperatorCase(
+        "grid_cluster",
+        "of samples",
+        lambda dtype: (
+            *(clouds(dtype, 1, 50, 3)[0], torch.tensor([0.3, 0.5, 1], dtype=dtype)),
+            *(torch.full((3,), -9, dtype=dtype), torch.full((3,), 9, dtype=dtype), torch.arange(50) // 20),
+        ),
     ),
     OperatorCase(
         "farthest_points",

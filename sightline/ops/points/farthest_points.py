@@ -30,7 +30,7 @@ from sightline.ops.segments.offsets import (
     locate_row,
     read_sizes,
 )
-from sightline.ops.waits import read_list, require_between, send, send_list
+from sightline.ops.waits import read_list, require, require_between, send, send_list
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
