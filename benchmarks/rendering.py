@@ -52,4 +52,4 @@ def _make_dense_heatmaps(inputs: dict[str, Any]) -> Tensor:
 
 
 def _make_heatmaps(inputs: dict[str, Any]) -> Tensor:
-    return gaussian_heatmaps(inputs["cells"], cells=inputs["placement"].size // 2)
+    return gaussian_heatmaps(inputs["cells"], inputs["placement"].size // 2, axes="xyz")

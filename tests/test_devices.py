@@ -44,7 +44,7 @@ def weaken(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "batched_nms": (partial(batched_nms, iou_threshold=0.5), (BOXES, SCORES, LABELS)),
     "crop_depth": (crop, (DEPTH, CENTRE, CAMERA)),
-    "gaussian_heatmaps": (partial(gaussian_heatmaps, cells=6), (JOINTS,)),
+    "gaussian_heatmaps": (partial(gaussian_heatmaps, size=6), (JOINTS,)),
     "occupancy": (occupy, (DEPTH, CAMERA, CENTRE)),
     "soft_nms": (weaken, (BOXES, SCORES, LABELS)),
 }

@@ -7,8 +7,19 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 from __future__ import annotations
 
 from sightline.ops.boxes.focal import sigmoid_focal_loss
-from sightline.ops.boxes.overlaps import box_area, box_ioa, box_iou, clip_boxes_to_image
+from sightline.ops.boxes.formats import box_convert, masks_to_boxes, remove_small_boxes
+from sightline.ops.boxes.losses import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+from sightline.ops.boxes.overlaps import (
+    box_area,
+    box_ioa,
+    box_iou,
+    clip_boxes_to_image,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+)
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
+from sightline.ops.boxes.regions import roi_align
 from sightline.ops.boxes.suppression import batched_nms, nms, soft_nms
 from sightline.ops.points.ball_query import packed_points_in_balls, points_in_balls
 from sightline.ops.points.batch_statistics import batch_statistics, statistics_gradients
@@ -70,6 +81,7 @@ from sightline.ops.segments.sorted_rows import (
     segment_sum_csr,
 )
 from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
+from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
 from sightline.ops.waits import check
 
 __all__ = [
@@ -85,12 +97,18 @@ __all__ = [
     "batch_to_offsets",
     "batched_nms",
     "box_area",
+    "box_convert",
     "box_ioa",
     "box_iou",
     "chamfer_distance",
     "check",
     "clip_boxes_to_image",
+    "complete_box_iou",
+    "complete_box_iou_loss",
     "consecutive_cluster",
+    "decode_heatmaps",
+    "distance_box_iou",
+    "distance_box_iou_loss",
     "edge_extremes",
     "edge_gradients",
     "estimate_normals",
@@ -102,13 +120,18 @@ __all__ = [
     "gather_csr",
     "gather_operation",
     "gather_points",
+    "gaussian_heatmaps",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
     "grid_cluster",
     "grouping_operation",
+    "heatmap_peaks",
     "interpolate",
     "knn",
     "knn_gather",
     "knn_graph",
     "knn_points",
+    "masks_to_boxes",
     "nearest",
     "nearest_neighbours",
     "nms",
@@ -123,6 +146,8 @@ __all__ = [
     "quaternion_matrix",
     "radius",
     "radius_graph",
+    "remove_small_boxes",
+    "roi_align",
     "rotate_points",
     "sample_farthest_points",
     "sample_surface",
@@ -147,6 +172,7 @@ __all__ = [
     "segment_sum_coo",
     "segment_sum_csr",
     "sigmoid_focal_loss",
+    "soft_argmax",
     "soft_nms",
     "statistics_gradients",
     "three_interpolate",

@@ -4,6 +4,7 @@ A kernel is a plain function of arrays whose first two parameters, `first` and `
 independent, so the result has the same bits for any number of threads. Threads are Python's, not numba's: kernels
 release the interpreter's lock, and a second pool of OpenMP threads next to torch's would make both slow. A kernel
 copies and adds arrays by loops: for `a[:] = b` numba compiles its message about unequal shapes too, which takes 2 s.
+It takes the columns of a table one by one, `a = table[0]`: after `a, b = table`, its loops are not vectors.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def batch() -> dict[str, Tensor]:
     joints = torch.empty(2, 3, 3, dtype=torch.float64).uniform_(-50, 50)
     return {
         "likelihood": torch.randn(2, 3, CELLS, CELLS, CELLS, dtype=torch.float64),
-        "heatmaps": gaussian_heatmaps(joints / 20 + 3, cells=CELLS, dtype=torch.float64),
+        "heatmaps": gaussian_heatmaps(joints / 20 + 3, CELLS, axes="xyz", dtype=torch.float64),
         "visible": torch.tensor([[True, True, False], [True, True, True]]),
     }
 

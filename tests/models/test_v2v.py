@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.areas.pose.refiner import ScaleNet
 from sightline.areas.pose.v2v import V2V, HeatmapMSE, ResidualBlock3d, UpsampleBlock3d, V2VSmall
-from sightline.ops.voxels.heat_maps import soft_cells
+from sightline.ops.voxels.heat_maps import soft_argmax
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
@@ -126,7 +126,7 @@ def test_soft_argmax_agrees_with_the_integral_port(shared: Path) -> None:
     model.load_state_dict(convert_state_dict(state, LAYOUT))
     for mode in each_mode(model):
         maps = model(volume=golden.tensor("in.x"))["likelihood"]
-        cells, log_shares = soft_cells(maps), maps.flatten(2).log_softmax(dim=2)
+        cells, log_shares = soft_argmax(maps, axes="xyz"), maps.flatten(2).log_softmax(dim=2)
         of_maps = -(golden.tensor("in.target_heat").flatten(2) * log_shares).sum(dim=2).mean()
         loss = 0.5 * of_maps + 0.5 * (cells - golden.tensor("in.target_coord")).abs().mean()
         assert_outputs(golden, mode, {"heatmap": maps, "coord": cells}, loss)

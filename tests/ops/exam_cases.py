@@ -183,6 +183,10 @@ def boxes(dtype: torch.dtype, count: int, seed: int) -> Tensor:
     return torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:] + 6], dim=1)
 
 
+def _penalise(kind: str, eps: float) -> Any:
+    return lambda dtype: (boxes(dtype, 37, 0), boxes(dtype, 70, 1), kind, eps)
+
+
 def _detections(num_proposals: int) -> Any:
     """Scores in threes that are equal, and a limit for each box."""
     labels, proposals = torch.arange(70) % 3, torch.arange(num_proposals) // 6
@@ -265,6 +269,19 @@ LARGE = [
         for label in ("", ", with proposals")
     ),
 ]
+
+def _pool(ratio: int, *, is_gradient: bool = False) -> Any:
+    """Regions of maps, some outside or inverted; the gradient adds up those of ten regions."""
+
+    def make(dtype: torch.dtype, *, ratio: int = ratio) -> tuple[Any, ...]:
+        image = torch.arange(10)[:, None] % 2
+        rois = torch.cat([image.to(dtype), boxes(dtype, 10, 3)], dim=1)
+        if is_gradient:
+            return clouds(dtype, 10, 3, 4, 2), rois, [2, 3, 9, 12], 0.5, ratio, True
+        return clouds(dtype, 2, 3, 9, 12), rois, 4, 2, 0.5, ratio, True
+
+    return {"make": make, "export": partial(make, ratio=ratio or 2), "tolerance": 1e-6, "differentiable": (0,)}
+
 
 CASES = [
     OperatorCase(
@@ -429,6 +446,10 @@ CASES = [
         for name in ("box_iou", "box_ioa")
     ),
     *(
+        OperatorCase("penalised_iou", kind, _penalise(kind, eps))
+        for kind, eps in (("giou", 0.0), ("diou", 0.5), ("ciou", 1e-7))
+    ),
+    *(
         OperatorCase(
             "keep_greedily",
             f"{num_proposals} proposals",
@@ -448,4 +469,7 @@ CASES = [
         lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
         table=lambda: (empty(120_000, 3), empty(50, 8), 0.1, 0.0),
     ),
+    OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
+    OperatorCase("roi_align", "four samples", **_pool(2)),
+    OperatorCase("roi_align_gradient", "as many samples as pixels", **_pool(0, is_gradient=True)),
 ]

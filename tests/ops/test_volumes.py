@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sightline.ops.views.depth_crops import CropPlacement, crop_depth, from_crop
 from sightline.ops.views.pinhole import project_points
 from sightline.ops.voxels import cubes as volumes
 from sightline.ops.voxels.cubes import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
-from sightline.ops.voxels.heat_maps import Decoding, decode, gaussian_heatmaps, peaks, soft_cells
+from sightline.ops.voxels.heat_maps import Decoding, decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 
@@ -289,9 +290,9 @@ def test_agrees_with_the_release(shared: Path, number: int) -> None:
     found = to_voxels(golden.tensor(f"{case}.points")[None], placement)
     assert np.array_equal(occupied(found, placement), golden.arrays[f"{case}.occupied"])
     cells = to_voxels(golden.tensor(f"{case}.keypoints")[None], placement) / 2
-    maps = gaussian_heatmaps(cells, cells=placement.size // 2, middle=0.0, dtype=torch.float64)
+    maps = gaussian_heatmaps(cells, placement.size // 2, axes="xyz", middle=0.0, dtype=torch.float64)
     assert_golden_maps(golden, case, maps.transpose(-1, -3))
-    decoded = decode(maps, decoding="argmax") - 0.5
+    decoded = decode_heatmaps(maps, decoding="argmax", axes="xyz") - 0.5
     torch.testing.assert_close(decoded[0], golden.tensor(f"{case}.decoded_cells"), rtol=0, atol=0)
     world = golden.tensor(f"{case}.decoded_world")
     torch.testing.assert_close(to_camera(decoded * 2, placement)[0], world, rtol=0, atol=ROUNDING)
@@ -353,15 +354,17 @@ def test_the_product_is_the_dense_exponential() -> None:
     joints = torch.from_numpy(np.random.default_rng(1).uniform(-6, 18, (4, 5, 3)))
     grid = torch.stack(torch.meshgrid(*[torch.arange(12) + 0.5] * 3, indexing="ij"), dim=-1)
     exact = torch.exp(-((grid - joints[:, :, None, None, None]) ** 2).sum(dim=-1) / (2 * 1.7**2))
-    torch.testing.assert_close(gaussian_heatmaps(joints, cells=12, dtype=torch.float64), exact, rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(
+        gaussian_heatmaps(joints, 12, axes="xyz", dtype=torch.float64), exact, rtol=1e-13, atol=1e-15
+    )
     # float32 rounds two factors and their product: three half units of the last place.
-    torch.testing.assert_close(gaussian_heatmaps(joints, cells=12).double(), exact, rtol=2e-7, atol=1e-30)
+    torch.testing.assert_close(gaussian_heatmaps(joints, 12, axes="xyz").double(), exact, rtol=2e-7, atol=1e-30)
 
 
 @pytest.mark.parametrize(("joint", "mean_square"), [((0, 22, 22), 1.606e-4), ((0, 0, 0), 4.014e-5)])
 def test_a_joint_on_a_border_keeps_what_reaches_in(joint: tuple[float, ...], mean_square: float) -> None:
     """Half of it on a face, an eighth in a corner."""
-    maps = gaussian_heatmaps(torch.tensor([[joint]], dtype=torch.float64), cells=44, dtype=torch.float64)
+    maps = gaussian_heatmaps(torch.tensor([[joint]], dtype=torch.float64), 44, axes="xyz", dtype=torch.float64)
     assert maps.square().mean().item() == pytest.approx(mean_square, rel=1e-3)
 
 
@@ -373,8 +376,8 @@ def test_a_joint_on_a_border_keeps_what_reaches_in(joint: tuple[float, ...], mea
 )
 def test_a_joint_is_read_back(decoding: str, bound: float) -> None:
     joints = inner_joints()
-    maps = gaussian_heatmaps(joints, cells=44, dtype=torch.float64)
-    assert (decode(maps, decoding=decoding) - joints).abs().max() <= bound  # type: ignore[arg-type]
+    maps = gaussian_heatmaps(joints, 44, axes="xyz", dtype=torch.float64)
+    assert (decode_heatmaps(maps, decoding=decoding, axes="xyz") - joints).abs().max() <= bound  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("decoding", ["parabola", "argmax", "soft", "centroid"])
@@ -382,15 +385,15 @@ def test_a_joint_is_read_back(decoding: str, bound: float) -> None:
 def test_a_trace_of_torchscript_decodes_alike(decoding: Decoding) -> None:
     """On maps other than those it was recorded with, of unequal sides."""
     first, other = (torch.rand(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    traced = torch.jit.trace(lambda maps: decode(maps, decoding=decoding), (first,))
-    torch.testing.assert_close(traced(other), decode(other, decoding=decoding), rtol=0, atol=1e-12)
+    traced = torch.jit.trace(lambda maps: decode_heatmaps(maps, decoding=decoding, axes="xyz"), (first,))
+    torch.testing.assert_close(traced(other), decode_heatmaps(other, decoding=decoding, axes="xyz"), rtol=0, atol=1e-12)
     largest = np.stack(np.unravel_index(other.flatten(2).argmax(-1).numpy(), (4, 5, 6)), axis=-1)
-    np.testing.assert_array_equal(decode(other, decoding="argmax").numpy(), largest + 0.5)
+    np.testing.assert_array_equal(decode_heatmaps(other, decoding="argmax", axes="xyz").numpy(), largest + 0.5)
 
 
 def test_parabola_of_float32_maps_is_as_good_as_their_rounding() -> None:
     joints = inner_joints()
-    assert (decode(gaussian_heatmaps(joints, cells=44)) - joints).abs().max() < 1e-5
+    assert (decode_heatmaps(gaussian_heatmaps(joints, 44, axes="xyz"), axes="xyz") - joints).abs().max() < 1e-5
 
 
 def test_parabola_stays_where_it_cannot_be_laid() -> None:
@@ -399,25 +402,25 @@ def test_parabola_stays_where_it_cannot_be_laid() -> None:
     maps[0, 0, 0, 2, 4] = 1.0
     maps[0, 1, 2, 2, 2], maps[0, 1, 1, 2, 2], maps[0, 1, 3, 2, 2] = 1.0, -0.5, 0.5
     expected = [[0.5, 2.5, 4.5], [2.5, 2.5, 2.5], [0.5, 0.5, 0.5]]
-    assert decode(maps).tolist() == [expected]
+    assert decode_heatmaps(maps, axes="xyz").tolist() == [expected]
 
 
 def test_no_answer_leaves_its_cell() -> None:
     """Noise has parabolas that point far away; half a cell is as far as one may go."""
     maps = torch.rand(8, 4, 6, 5, 7, dtype=torch.float64)
-    assert (decode(maps) - decode(maps, decoding="argmax")).abs().max() <= 0.5
+    assert (decode_heatmaps(maps, axes="xyz") - decode_heatmaps(maps, decoding="argmax", axes="xyz")).abs().max() <= 0.5
 
 
 def test_equal_maxima_give_the_first() -> None:
     maps = torch.zeros(1, 1, 4, 4, 4)
     maps[0, 0, 1, 2, 3] = maps[0, 0, 1, 3, 0] = 2.0
-    assert decode(maps, decoding="argmax").tolist() == [[[1.5, 2.5, 3.5]]]
-    assert peaks(maps).tolist() == [[2.0]]
+    assert decode_heatmaps(maps, decoding="argmax", axes="xyz").tolist() == [[[1.5, 2.5, 3.5]]]
+    assert heatmap_peaks(maps).tolist() == [[2.0]]
 
 
 def test_a_soft_coordinate_has_the_gradient_of_finite_differences() -> None:
     logits = torch.randn(1, 2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(soft_cells, (logits,))
+    assert torch.autograd.gradcheck(partial(soft_argmax, axes="xyz"), (logits,))
 
 
 @pytest.mark.shared
@@ -426,7 +429,7 @@ def test_targets_agree_with_the_port(shared: Path, number: int) -> None:
     golden, case = load_golden(shared, "fn_heatmap", area="pose"), f"case{number}"
     placement, joints = of_golden(golden, case), golden.tensor(f"{case}.keypoints")[None]
     cells = to_voxels(joints, placement) / 2
-    assert_golden_maps(golden, case, gaussian_heatmaps(cells, cells=placement.size // 2, dtype=torch.float64))
+    assert_golden_maps(golden, case, gaussian_heatmaps(cells, placement.size // 2, axes="xyz", dtype=torch.float64))
 
 
 @pytest.mark.shared
@@ -434,14 +437,14 @@ def test_targets_agree_with_the_port(shared: Path, number: int) -> None:
 def test_decoding_agrees_with_the_port(shared: Path, number: int) -> None:
     golden, case = load_golden(shared, "fn_decode", area="pose"), f"case{number}"
     maps = golden.tensor(f"{case}.heat").requires_grad_()
-    cells = decode(maps.detach(), decoding="argmax")
+    cells = decode_heatmaps(maps.detach(), decoding="argmax", axes="xyz")
     assert torch.equal(cells, golden.tensor(f"{case}.cells"))
     # Its `evaluate` takes 88 voxels and two to a cell, whatever the map's size.
     cube = CubePlacement.identity(
         golden.tensor(f"{case}.refpoint")[:, 0], cube_mm=float(golden.arrays[f"{case}.cubic"]), size=88
     )
     torch.testing.assert_close(to_camera(cells * 2, cube), golden.tensor(f"{case}.world"), rtol=0, atol=1e-9)
-    soft = soft_cells(maps)
+    soft = soft_argmax(maps, axes="xyz")
     torch.testing.assert_close(soft, golden.tensor(f"{case}.soft_coord"), rtol=0, atol=1e-9)
     (soft * golden.tensor(f"{case}.soft_w")).sum().backward()
     torch.testing.assert_close(maps.grad, golden.tensor(f"{case}.soft_grad"), rtol=0, atol=1e-9)

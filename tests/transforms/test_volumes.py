@@ -18,7 +18,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
 from sightline.ops.views.depth_crops import CropPlacement, from_crop_coordinates
 from sightline.ops.voxels.cubes import CubePlacement, to_camera, to_voxels
-from sightline.ops.voxels.heat_maps import decode
+from sightline.ops.voxels.heat_maps import decode_heatmaps
 
 VARIED = {"size": 44, "scale": (0.8, 1.2), "max_angle_rad": math.radians(40), "max_shift": 2.0}
 
@@ -132,7 +132,7 @@ def test_scale_changes_input_and_target_and_neither_joint_nor_frame() -> None:
             Voxelize()(draws(0), depth=given["depth"], camera=given["camera"], placement=placement)["volume"]
         )
         target = DrawHeatmaps()(draws(0), joints=given["joints"], visible=given["visible"], placement=placement)
-        maps.append(decode(target["heatmaps"]))
+        maps.append(decode_heatmaps(target["heatmaps"], axes="xyz"))
     assert not torch.equal(*volumes)
     # Distances between joints in cells grow by the ratio of the two scales.
     apart = [each[0, 0] - each[0, 1] for each in maps]

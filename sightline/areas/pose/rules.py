@@ -16,7 +16,7 @@ from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.ops.voxels.cubes import CubePlacement, occupancy, permute_axes, to_voxels
-from sightline.ops.voxels.heat_maps import decode, peaks
+from sightline.ops.voxels.heat_maps import decode_heatmaps, heatmap_peaks
 
 _NUM_FRAMES, _WINDOW = 8, tuple(itertools.product((-2, 0, 2), repeat=2))
 _ORDERS = list(itertools.permutations(range(3)))[1:]
@@ -197,10 +197,12 @@ def misplaced_heatmaps(frames: list[Frames]) -> Iterator[Fault]:
             raise NotApplicableError("no heat maps")
         maps, visible = permute_axes(part.batch["heatmaps"].double(), part.placement.axes), part.batch["visible"].bool()
         is_one_hot, cells = bool(((maps.sum((2, 3, 4)) - 1).abs() < 1e-3)[visible].all()), maps.shape[-1]
-        decoded = decode(maps, decoding="argmax" if is_one_hot else "parabola")
+        decoded = decode_heatmaps(maps, decoding="argmax" if is_one_hot else "parabola", axes="xyz")
         expected, margin = _find_cells(part, part.placement, cells), 0.0 if is_one_hot else 1.0
         is_usable = (
-            visible & (is_one_hot | (peaks(maps) > 0.3)) & ((expected > margin) & (expected < cells - margin)).all(-1)
+            visible
+            & (is_one_hot | (heatmap_peaks(maps) > 0.3))
+            & ((expected > margin) & (expected < cells - margin)).all(-1)
         )
         error = (decoded - expected).abs().amax(dim=-1)[is_usable]
         fits = lambda other, d=decoded, u=is_usable, h=is_one_hot: _share_near(other, d, u, _MAX_CELLS[h])  # noqa: E731

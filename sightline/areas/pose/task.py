@@ -14,7 +14,7 @@ from sightline.contract.binding import AvailableKeys
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.ops.voxels.cubes import CubePlacement, permute_axes, to_camera
-from sightline.ops.voxels.heat_maps import Decoding, decode, peaks
+from sightline.ops.voxels.heat_maps import Decoding, decode_heatmaps, heatmap_peaks
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
 
@@ -45,7 +45,7 @@ class Pose(Supervised):
         """Add `joints_mm` (B, J, 3), camera frame, and `peaks` (B, J), decoded from the heat maps."""
         likelihood = outputs["likelihood"]
         joints_mm = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"]), decoding=self.decoding)
-        return {**outputs, "joints_mm": joints_mm, "peaks": peaks(likelihood).float()}
+        return {**outputs, "joints_mm": joints_mm, "peaks": heatmap_peaks(likelihood).float()}
 
     def make_decoding(self, example: Batch) -> Decoder:
         """Make the decoding of an exported file: `joints_mm` (B, J, 3) and `peaks` (B, J), in the example's grid."""
@@ -57,7 +57,7 @@ class Pose(Supervised):
                 grid, reference_mm=rows[:, :3], scale=rows[:, 3], angle_rad=rows[:, 4], shift=rows[:, 5:8]
             )
             joints_mm = decode_joints(likelihood, placement, decoding=self.decoding)
-            return {"joints_mm": joints_mm.to(likelihood.dtype), "peaks": peaks(likelihood)}
+            return {"joints_mm": joints_mm.to(likelihood.dtype), "peaks": heatmap_peaks(likelihood)}
 
         return decode
 
@@ -77,5 +77,5 @@ def decode_joints(likelihood: Tensor, placement: CubePlacement, *, decoding: Dec
     maps = permute_axes(likelihood.detach(), placement.axes)
     pooling = placement.size / maps.shape[-1]
     if placement.compat == "release":
-        return to_camera((decode(maps, decoding="argmax") - 0.5) * pooling, placement)
-    return to_camera(decode(maps, decoding=decoding) * pooling, placement)
+        return to_camera((decode_heatmaps(maps, decoding="argmax", axes="xyz") - 0.5) * pooling, placement)
+    return to_camera(decode_heatmaps(maps, decoding=decoding, axes="xyz") * pooling, placement)

@@ -158,7 +158,7 @@ class DrawHeatmaps(Transform):
         placed = CubePlacement.from_rows(placement)
         cells = to_voxels(joints.double(), placed) / HEATMAP_STRIDE
         middle = 0.0 if placed.compat == "release" else 0.5
-        maps = gaussian_heatmaps(cells, cells=placed.size // HEATMAP_STRIDE, sigma=self.sigma, middle=middle)
+        maps = gaussian_heatmaps(cells, placed.size // HEATMAP_STRIDE, sigma=self.sigma, axes="xyz", middle=middle)
         maps = maps * visible[:, :, None, None, None]
         return {"heatmaps": permute_axes(maps, placed.axes).contiguous()}
 

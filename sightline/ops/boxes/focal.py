@@ -6,18 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sightline.ops.boxes.losses import Reduction, reduce_losses
 from sightline.ops.dtypes import promote_to_float32
 
 MIN_FOCAL_BASE = 1e-30
 """Lower bound of what focal losses raise to gamma: below 1 it has an infinite slope at 0. The bound has no gradient."""
 
 
-def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0, reduction: Reduction = "none"
+) -> Tensor:
     """Compute the focal loss of logits (...) with a sigmoid each: -alpha_t (1 - p_t)^gamma log p_t.
 
     `targets` (...) are bool, or numbers from 0 to 1, between which alpha_t and p_t are interpolated and the logarithm
-    becomes the binary cross entropy. `alpha` weighs targets of 1, 1 - alpha those of 0; -1 weighs all 1. Raises
-    ValueError for another shape, and for an `alpha` or a `gamma` out of bounds.
+    becomes the binary cross entropy. `alpha` weighs targets of 1, 1 - alpha those of 0; -1 weighs all 1. `mean` and
+    `sum` are one number, 0 of no logits. Raises ValueError for another shape or reduction, and for an `alpha` or a
+    `gamma` out of bounds.
     Source: Lin et al. 2017, equation 5.
     """
     if inputs.shape != targets.shape:
@@ -38,7 +42,7 @@ def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = 0.25, gam
         entropy = functional.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
         losses = doubt.clamp(min=MIN_FOCAL_BASE).pow(gamma) * entropy
         weight = alpha * targets + (1 - alpha) * (1 - targets) if alpha >= 0 else None
-    return losses if weight is None else losses * weight
+    return reduce_losses(losses if weight is None else losses * weight, reduction)
 
 
 def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Boxes are x1, y1, x2, y2. The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4), so that
 `iou(a, b)` is of aligned rows; those with `box` in their name are of all pairs. Half precision is computed in float32,
 whole numbers in float64. A box without an area overlaps nothing: its IoU is 0, and gradients are finite, without an
-epsilon.
+epsilon; other libraries add an `eps` to what they divide by, which is 0 here unless it is given.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.gpu_kernels import divide_exactly, gpu_kernel, tl
@@ -61,6 +62,12 @@ def assert_box_sets(boxes1: Tensor, boxes2: Tensor) -> None:
         raise ValueError(f"boxes2: found on {boxes2.device}, boxes1 on {boxes1.device}; move one to the other's device")
 
 
+def assert_epsilon(eps: float) -> None:
+    """Raise ValueError unless `eps`, which is added to what is divided by, is at least 0."""
+    if not eps >= 0:
+        raise ValueError(f"eps: found {eps}, allowed is a number, at least 0: no division needs more")
+
+
 def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Cut boxes (..., 4) to an image of `size` (height, width): coordinates are 0 to its sides."""
     assert_boxes(boxes)
@@ -75,9 +82,9 @@ def _multiply_sides(sizes: Tensor) -> Tensor:
     return width * height
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
+def iou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the IoU (...) of boxes (..., 4) and (..., 4), 0 to 1."""
-    return _iou_and_union(a, b)[0]
+    return _iou_and_union(a, b, eps)[0]
 
 
 def ioa(a: Tensor, b: Tensor) -> Tensor:
@@ -85,38 +92,33 @@ def ioa(a: Tensor, b: Tensor) -> Tensor:
     return _ratio(_intersection(a, b), box_area(a))
 
 
-def giou(a: Tensor, b: Tensor) -> Tensor:
+def giou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the GIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
 
     The IoU less the uncovered share of the enclosing box.
     Source: Rezatofighi et al. 2019.
     """
-    overlap, union = _iou_and_union(a, b)
+    overlap, union = _iou_and_union(a, b, eps)
     enclosing = _multiply_sides(_enclosing(a, b))
-    return overlap - _ratio(enclosing - union, enclosing)
+    return overlap - _ratio(enclosing - union, enclosing, eps)
 
 
-def diou(a: Tensor, b: Tensor) -> Tensor:
+def diou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the DIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
 
     The IoU less the squared distance of the centres over the squared diagonal of the enclosing box.
     Source: Zheng et al. 2020, equation 7.
     """
-    return iou(a, b) - _distance_term(a, b)
+    return iou(a, b, eps=eps) - distance_term(a, b, eps)
 
 
-def ciou(a: Tensor, b: Tensor) -> Tensor:
+def ciou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Compute the CIoU (...) of boxes (..., 4) and (..., 4): the DIoU less a penalty for different aspect ratios.
 
     The penalty's factor has no gradient. Source: Zheng et al. 2020, eq. 10.
     """
-    overlap = iou(a, b)
-    angle = _aspect(a) - _aspect(b)
-    both = ((box_sizes(a) > 0) & (box_sizes(b) > 0)).all(dim=-1)
-    difference = torch.where(both, 4 / math.pi**2 * angle.square(), 0)
-    with torch.no_grad():
-        factor = _ratio(difference, 1 - overlap + difference)
-    return overlap - _distance_term(a, b) - factor * difference
+    overlap = iou(a, b, eps=eps)
+    return overlap - distance_term(a, b, eps) - aspect_term(a, b, overlap, eps)
 
 
 def siou(a: Tensor, b: Tensor) -> Tensor:
@@ -161,9 +163,54 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return _overlap_all(_box_ioa, boxes1, boxes2)
 
 
-def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1.
+
+    The IoU less the uncovered share of the enclosing box. Source: Rezatofighi et al. 2019.
+    """
+    return _overlap_all(_penalised_iou, boxes1, boxes2, "giou", 0.0)
+
+
+def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """Compute the DIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1.
+
+    The IoU less the squared distance of the centres over the squared diagonal of the enclosing box, to which `eps` is
+    added; it may be 0. Source: Zheng et al. 2020, equation 7.
+    """
+    assert_epsilon(eps)
+    return _overlap_all(_penalised_iou, boxes1, boxes2, "diou", float(eps))
+
+
+def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """Compute the CIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), above -2 and at most 1.
+
+    The DIoU less a penalty for different aspect ratios, whose factor has no gradient. `eps` is added to what both are
+    divided by; it may be 0. Source: Zheng et al. 2020, equation 10.
+    """
+    assert_epsilon(eps)
+    return _overlap_all(_penalised_iou, boxes1, boxes2, "ciou", float(eps))
+
+
+def _overlap_all(overlap: Operator[..., Tensor], boxes1: Tensor, boxes2: Tensor, *form: str | float) -> Tensor:
     assert_box_sets(boxes1, boxes2)
-    return overlap(promote_to_float32(boxes1), promote_to_float32(boxes2))
+    return overlap(promote_to_float32(boxes1), promote_to_float32(boxes2), *form)
+
+
+def wants_derivative(*values: Tensor) -> bool:
+    """Return True if one of `values` may have a derivative, backward or forward, which a kernel would lose."""
+    wants_gradient = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+    return wants_gradient or forward_ad._current_level >= 0
+
+
+@operator()
+def _penalised_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    """Compute the overlap `kind`; `eps` is that of the DIoU's and the CIoU's penalty."""
+    rows = boxes1[:, None]
+    if kind == "giou":
+        return giou(rows, boxes2)
+    overlap = iou(rows, boxes2)
+    near = overlap - distance_term(rows, boxes2, eps)
+    return near - aspect_term(rows, boxes2, overlap, eps) if kind == "ciou" else near
 
 
 @operator(launches=1)
@@ -183,8 +230,9 @@ def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iter
     yield from (slice(first, first + step) for first in range(0, num_columns, step))
 
 
-def _ratio(part: Tensor, total: Tensor) -> Tensor:
-    """Divide, with 0 where `total` is 0; the gradient is finite everywhere."""
+def _ratio(part: Tensor, total: Tensor, eps: float = 0.0) -> Tensor:
+    """Divide by `total` + `eps`, with 0 where that is 0; the gradient is finite everywhere."""
+    total = total + eps if eps else total
     is_some = total >= torch.finfo(total.dtype).tiny
     return torch.where(is_some, part / torch.where(is_some, total, 1), 0)
 
@@ -195,10 +243,10 @@ def _intersection(a: Tensor, b: Tensor) -> Tensor:
     return _multiply_sides((last - first).clamp(min=0))
 
 
-def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _iou_and_union(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     intersection = _intersection(a, b)
     union = box_area(a) + box_area(b) - intersection
-    return _ratio(intersection, union), union
+    return _ratio(intersection, union, eps), union
 
 
 def _enclosing(a: Tensor, b: Tensor) -> Tensor:
@@ -209,9 +257,19 @@ def _enclosing(a: Tensor, b: Tensor) -> Tensor:
     return last - first
 
 
-def _distance_term(a: Tensor, b: Tensor) -> Tensor:
+def distance_term(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
+    """Compute what the DIoU (...) is below the IoU, 0 to 1."""
     squared = (box_centres(a) - box_centres(b)).square().sum(dim=-1)
-    return _ratio(squared, _enclosing(a, b).square().sum(dim=-1))
+    return _ratio(squared, _enclosing(a, b).square().sum(dim=-1), eps)
+
+
+def aspect_term(a: Tensor, b: Tensor, overlap: Tensor, eps: float = 0.0) -> Tensor:
+    """Compute what the CIoU (...) is below the DIoU, for their IoU `overlap` (...)."""
+    angle = _aspect(a) - _aspect(b)
+    both = ((box_sizes(a) > 0) & (box_sizes(b) > 0)).all(dim=-1)
+    difference = torch.where(both, 4 / math.pi**2 * angle.square(), 0)
+    constant, overlap = difference.detach(), overlap.detach()  # forward derivatives pass through `no_grad`
+    return _ratio(constant, 1 - overlap + constant, eps) * difference
 
 
 def _aspect(boxes: Tensor) -> Tensor:
@@ -225,6 +283,11 @@ def _aspect(boxes: Tensor) -> Tensor:
 def _make_matrix(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
     return boxes1.new_empty((len(boxes1), len(boxes2)), dtype=dtype)
+
+
+@_penalised_iou.fake
+def _(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    return _make_matrix(boxes1, boxes2)
 
 
 # --- CPU: a row of the matrix at a time -------------------------------------------------------------------------------
@@ -243,7 +306,7 @@ _box_ioa.cpu_kernel(partial(_overlap_rows, is_ioa=True))
 @numba_kernel
 def _overlap(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, is_ioa: bool, overlaps: np.ndarray) -> None:
     """Write the overlaps (N, M) of boxes (N, 4) with `columns` (4, M): the IoU, or the share of `boxes`."""
-    x1, y1, x2, y2 = columns
+    x1, y1, x2, y2 = columns[0], columns[1], columns[2], columns[3]  # unpacked, loops would be slow
     zero, one, tiny = _constants(overlaps)
     areas = np.empty(len(x1), dtype=overlaps.dtype)
     for column in range(len(x1)):
@@ -258,6 +321,66 @@ def _overlap(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, is_i
             total = area if is_ioa else area + areas[column] - intersection
             ratio = intersection / (total if total >= tiny else one)
             result[column] = ratio if total >= tiny else zero
+
+
+@_penalised_iou.cpu_kernel
+def _(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float) -> Tensor:
+    boxes1, boxes2 = boxes1.detach().contiguous(), boxes2.detach().contiguous()
+    overlaps, aspects = _overlap_rows(boxes1, boxes2, is_ioa=False), []
+    for boxes in (boxes1, boxes2):
+        has_shape = (box_sizes(boxes) > 0).all(dim=-1)
+        aspects.append(torch.where(has_shape, _aspect(boxes), -1).numpy())  # of those with one it is at least 0
+    numbers = boxes1.new_tensor([eps, 4 / math.pi**2]).numpy()
+    code, columns = ("giou", "diou", "ciou").index(kind), boxes2.T.contiguous().numpy()
+    run_parallel(_penalise, len(boxes1), boxes1.numpy(), columns, *aspects, numbers, code, overlaps.numpy())
+    return overlaps
+
+
+@numba_kernel
+def _penalise(
+    first: int,
+    last: int,
+    boxes: np.ndarray,
+    columns: np.ndarray,
+    aspects: np.ndarray,
+    column_aspects: np.ndarray,
+    numbers: np.ndarray,
+    code: int,
+    overlaps: np.ndarray,
+) -> None:
+    """Subtract the penalty of the GIoU, the DIoU or the CIoU, by `code`, from IoUs (N, M)."""
+    x1, y1, x2, y2 = columns[0], columns[1], columns[2], columns[3]
+    (zero, one, tiny), two, eps, scale = _constants(overlaps), overlaps.dtype.type(2), numbers[0], numbers[1]
+    for row in range(first, last):
+        left, top, right, bottom = boxes[row]
+        far, low, result = max(left, right), max(top, bottom), overlaps[row]
+        area, middle, level = (
+            max(right - left, zero) * max(bottom - top, zero),
+            (left + right) / two,
+            (top + bottom) / two,
+        )
+        for column in range(len(x1)):
+            wide = max(far, max(x1[column], x2[column])) - min(left, x1[column])
+            high = max(low, max(y1[column], y2[column])) - min(top, y1[column])
+            if code == 0:
+                width = max(min(right, x2[column]) - max(left, x1[column]), zero)
+                height = max(min(bottom, y2[column]) - max(top, y1[column]), zero)
+                other = max(x2[column] - x1[column], zero) * max(y2[column] - y1[column], zero)
+                part, total = wide * high - (area + other - width * height), wide * high
+            else:
+                aside, below = middle - (x1[column] + x2[column]) / two, level - (y1[column] + y2[column]) / two
+                part, total = aside * aside + below * below, (wide * wide + high * high) + eps
+            ratio = part / (total if total >= tiny else one)
+            penalty = ratio if total >= tiny else zero
+            overlap = result[column]
+            result[column] = overlap - penalty
+            if code == 2:
+                angle = aspects[row] - column_aspects[column]
+                has_both = (aspects[row] >= zero) & (column_aspects[column] >= zero)
+                difference = scale * (angle * angle) if has_both else zero
+                total = ((one - overlap) + difference) + eps
+                ratio = difference / (total if total >= tiny else one)
+                result[column] -= (ratio if total >= tiny else zero) * difference
 
 
 @numba_kernel

@@ -20,7 +20,7 @@ from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel
 from sightline.ops.operator import operator
-from sightline.ops.waits import call_on_host, require
+from sightline.ops.waits import call_on_host, is_exporting, is_recording, require
 
 
 class SuppressionResult(NamedTuple):
@@ -61,7 +61,7 @@ def sort_detections(
     boxes, scores, idxs = _read_detections(boxes, scores, idxs)
     if not isinstance(iou_threshold, Tensor) and not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold: found {iou_threshold}, allowed is a number from 0 to 1")
-    order = scores.argsort(descending=True, stable=True)
+    order = _sort_falling(scores)
     limits = _expand_limit(iou_threshold, boxes)
     if isinstance(iou_threshold, Tensor):
         limits = limits[order]
@@ -83,8 +83,9 @@ def soft_nms(
 
     The highest of the scores left is kept and lowers the others: times 1 - IoU from `iou_threshold` on, which may be
     one for each box (N,) and applies to the boxes whose scores it lowers; or, with a `sigma`, times exp(-IoU^2 /
-    sigma). Those below `min_score` are dropped. Indices and new scores (K,), highest first, of equal ones the lower
-    index. Raises ValueError as `nms` does, and for a `sigma` that is not above 0 or a `min_score` below 0.
+    sigma). Those below `min_score` are dropped. Indices and new scores (K,), which have no gradient, highest first, of
+    equal ones the lower index. Raises ValueError as `nms` does, and for a `sigma` that is not above 0 or a `min_score`
+    below 0.
     """
     boxes, scores, idxs = _read_detections(
         boxes, scores, torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
@@ -95,9 +96,10 @@ def soft_nms(
         raise ValueError(f"sigma: found {sigma}, allowed is a number above 0")
     limits = _expand_limit(iou_threshold if sigma is None else sigma, boxes)
     weakened = _weaken(boxes, scores, idxs, limits, sigma is None, min_score)
-    new_scores, order = weakened.sort(descending=True, stable=True)
-    is_kept = new_scores >= 0
-    return SuppressionResult(order[is_kept], new_scores[is_kept])
+    order = _sort_falling(weakened)
+    new_scores = weakened.index_select(0, order)
+    kept = (new_scores >= 0).nonzero()[:, 0]
+    return SuppressionResult(order.index_select(0, kept), new_scores.index_select(0, kept))
 
 
 def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,6 +114,11 @@ def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tenso
         raise ValueError(f"scores: found {scores.dtype}, expected numbers such as torch.float32")
     if not boxes.device == scores.device == idxs.device:
         raise ValueError(f"boxes on {boxes.device}, scores on {scores.device}, idxs on {idxs.device}; give one device")
+    if boxes.is_meta and type(boxes) is Tensor:
+        raise NotImplementedError(
+            "boxes: found on the device meta, which has no values, and they decide how many are kept; "
+            "take fake tensors: torch._subclasses.FakeTensorMode(shape_env=ShapeEnv())"
+        )
     boxes, scores = promote_to_float32(boxes), promote_to_float32(scores)
     dtype = torch.promote_types(boxes.dtype, scores.dtype)
     return boxes.detach().to(dtype), scores.detach().to(dtype), widen_labels(idxs, "idxs")
@@ -120,8 +127,8 @@ def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tenso
 def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
     """Expand a limit to each of the boxes (N,), in their dtype."""
     if isinstance(limit, Tensor):
-        return limit.to(boxes).expand(len(boxes))
-    return boxes.new_full((len(boxes),), limit)
+        return limit.to(boxes).expand(boxes.shape[0])
+    return boxes.new_full((boxes.shape[0],), limit)
 
 
 # --- the definitions: loops over the kept boxes, on the host ----------------------------------------------------------
@@ -195,19 +202,40 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: 
     return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
+# --- recorded graphs: loops of torch alone, for any number of boxes ---------------------------------------------------
+
+
+def _sort_falling(scores: Tensor) -> Tensor:
+    """Return the order (N,) of falling scores, of equal ones the lower index first.
+
+    ONNX has no stable sort: a graph counts the scores before each, which a matrix of all boxes has room for anyway.
+    """
+    if not is_recording():
+        return scores.argsort(descending=True, stable=True)
+    place = torch.arange(scores.shape[0], device=scores.device)  # `len` would make the number a constant of the graph
+    is_before = (scores > scores[:, None]) | ((scores == scores[:, None]) & (place < place[:, None]))
+    return torch.zeros_like(place).scatter(0, is_before.sum(dim=1), place)
+
+
 def _keep_in_graph(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
-    """Suppress with all overlaps, a row a turn, in a loop that a graph records once."""
+    """Suppress all boxes at once by those kept a turn before, until no more change.
+
+    After n turns, boxes are right of which the chain of boxes that decide on them is shorter than n.
+    """
     is_hit = (iou(boxes[:, None], boxes) > limits[:, None]) & (labels[:, None] == labels)
-    if len(proposals):
+    if proposals.shape[0]:
         is_hit = is_hit & (proposals[:, None] != proposals)
-    turn = torch.arange(len(boxes), device=boxes.device)
-    is_hit = is_hit & (turn[:, None] < turn)
+    place = torch.arange(boxes.shape[0], device=boxes.device)
+    hits = (is_hit & (place[:, None] < place)).T.to(boxes.dtype)
 
-    def suppress(is_kept: Tensor, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        hits, index = row
-        return is_kept & ~(hits & is_kept.gather(0, index[None])), index.clone()
+    def is_unsettled(is_kept: Tensor, before: Tensor) -> Tensor:
+        return (is_kept != before).sum() > 0
 
-    return _scan(suppress, torch.ones_like(labels, dtype=torch.bool), (is_hit, turn))
+    def suppress(is_kept: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        return hits @ is_kept.to(hits.dtype) == 0, is_kept.clone()
+
+    is_kept = torch.ones_like(labels, dtype=torch.bool)
+    return _repeat(is_unsettled, suppress, (is_kept, ~is_kept))[0]
 
 
 def _weaken_in_graph(
@@ -216,25 +244,30 @@ def _weaken_in_graph(
     """Weaken with all overlaps; a box that is done has a score of -inf left."""
     factors = _decay(iou(boxes[:, None], boxes), limits[:, None], is_linear)
     factors = torch.where(labels[:, None] == labels, factors, 1)
-    places = torch.arange(len(boxes), device=boxes.device)
+    place = torch.arange(boxes.shape[0], device=boxes.device)
 
-    def pick(state: tuple[Tensor, Tensor], turn: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        left, weakened = state
-        score, best = left.max(dim=0)
-        is_best = (places == best) & (score >= min_score)
-        factor = torch.where(score >= min_score, factors.index_select(0, best[None])[0], 1)
+    def has_more(left: Tensor, weakened: Tensor) -> Tensor:
+        return (left >= min_score).sum() > 0
+
+    def pick(left: Tensor, weakened: Tensor) -> tuple[Tensor, Tensor]:
+        best = left.argmax(dim=0)
+        is_best, factor = place == best, factors.index_select(0, best[None])[0]
         weakened = torch.where(is_best, left, weakened)
         left = torch.where(left > -torch.inf, left * factor, left)  # -inf times 0 is no number
-        return (torch.where(is_best, -torch.inf, left), weakened), turn.clone()
+        return torch.where(is_best, -torch.inf, left), weakened
 
-    return _scan(pick, (scores.clone(), torch.full_like(scores, -1)), places)[1]
+    return _repeat(has_more, pick, (scores.clone(), torch.full_like(scores, -1)))[1]
 
 
-def _scan(step: Callable[..., Any], state: Any, rows: Any) -> Any:
-    """Return the last state of a loop over rows, as one operation of an exported graph."""
-    from torch._higher_order_ops.scan import scan
+def _repeat(condition: Callable[..., Tensor], step: Callable[..., Any], state: tuple[Tensor, ...]) -> Any:
+    """Return the last state of a loop, which is one operation of an exported graph. TorchScript has none for it."""
+    if not is_exporting():
+        raise RuntimeError(
+            "nms: torch.jit.trace has no loops that end by values; take torch.export or the dynamo exporter"
+        )
+    from torch._higher_order_ops.while_loop import while_loop
 
-    return scan(step, state, rows)[0]
+    return while_loop(condition, step, state)
 
 
 _keep_greedily.graph, _weaken.graph = _keep_in_graph, _weaken_in_graph
@@ -256,7 +289,11 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: 
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float) -> Tensor:
     by_label, new_scores = labels.argsort(stable=True), torch.full_like(scores, -1)
     columns = (column.index_select(0, by_label).numpy() for column in (boxes, scores, labels, limits))
-    _suppress_softly(*columns, boxes.new_tensor([min_score]).numpy(), is_linear, new_scores.numpy())
+    table = boxes.new_empty((7, len(boxes)))
+    bits = table[5].view(torch.int32 if table.itemsize == 4 else torch.int64)
+    scratch = table.numpy(), bits.numpy(), new_scores.numpy()
+    lowest = scratch[0].dtype.type(min_score)  # in the dtype of the scores
+    _suppress_softly(*columns, lowest, is_linear, *scratch)
     return torch.empty_like(new_scores).index_copy_(0, by_label, new_scores)
 
 
@@ -275,7 +312,7 @@ def _suppress_greedily(
     """
     zero, one, tiny = _constants(limits)
     columns = np.empty((6, len(boxes)), dtype=boxes.dtype)
-    x1, y1, x2, y2, areas, kept_limits = columns
+    x1, y1, x2, y2, areas, kept_limits = columns[0], columns[1], columns[2], columns[3], columns[4], columns[5]
     first = count = 0
     for index in range(len(boxes)):
         if index and labels[index] != labels[index - 1]:
@@ -304,59 +341,95 @@ def _suppress_greedily(
     return count
 
 
+_REST = 24
+"""Boxes that are picked before the others are moved together."""
+
+
 @numba_kernel
 def _suppress_softly(
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
     limits: np.ndarray,
-    min_score: np.ndarray,
+    lowest: float,
     is_linear: bool,
+    table: np.ndarray,
+    bits: np.ndarray,
     new_scores: np.ndarray,
 ) -> None:
     """Write the scores of kept boxes to `new_scores` (N,).
 
     `boxes` (N, 4), `scores` and `labels` (N,) are sorted by label; `limits` (N,) are the lowest IoU or the width of the
-    Gaussian of each box. `remaining` contains the remaining boxes of a label in order of their indices. `scores` is
-    changed.
+    Gaussian of each box. `table` (7, N) is scratch: the columns of a label's boxes that remain, in the order of their
+    indices, their scores, and overlaps. `bits` (N,) are the scores there as whole numbers, whose order is theirs from 0
+    on, and of which a processor finds the highest many at a time. Scores never rise: those below the lowest stay there.
     """
-    (zero, one, tiny), lowest_score = _constants(limits), min_score[0]
-    remaining = np.empty(len(boxes), dtype=np.int64)
-    start = 0
-    while start < len(boxes):
-        best, num_remaining = start, 0
-        while start < len(boxes) and labels[start] == labels[best]:
-            remaining[num_remaining] = start
-            num_remaining += 1
-            start += 1
-        for index in remaining[:num_remaining]:
-            if scores[index] > scores[best]:
-                best = index
-        while num_remaining and scores[best] >= lowest_score:
-            new_scores[best] = scores[best]
-            picked, limit, num_still, next_best = best, limits[best], 0, -1
-            x1, y1, x2, y2 = boxes[picked]
-            area = max(x2 - x1, zero) * max(y2 - y1, zero)
-            for rank in range(num_remaining):
-                index = remaining[rank]
-                if index == picked:
-                    continue
-                box = boxes[index]
-                width = max(min(x2, box[2]) - max(x1, box[0]), zero)
-                height = max(min(y2, box[3]) - max(y1, box[1]), zero)
+    zero, one, tiny = _constants(limits)
+    x1, y1, x2, y2, areas = table[0], table[1], table[2], table[3], table[4]  # unpacked, loops would be slow
+    left, overlaps = table[5], table[6]
+    rows, highest = np.empty(len(boxes), dtype=np.int64), np.empty(len(boxes) // _BLOCK + 1, dtype=bits.dtype)
+    first = 0
+    while first < len(boxes):
+        count, picked = 0, _REST
+        while first < len(boxes) and (count == 0 or labels[first] == labels[first - 1]):
+            x1[count], y1[count], x2[count], y2[count] = boxes[first]
+            areas[count] = max(x2[count] - x1[count], zero) * max(y2[count] - y1[count], zero)
+            left[count], rows[count] = scores[first] + zero, first  # -0 becomes 0, whose bits are the lowest
+            count, first = count + 1, first + 1
+        while True:
+            if picked == _REST:
+                count, picked = _move_together(table, rows, count, lowest), 0
+            best = _find_highest(bits, highest, count)
+            if best < 0 or bits[best] < 0 or left[best] < lowest:  # -1, or -0, of those that are picked
+                break
+            new_scores[rows[best]], limit = left[best], limits[rows[best]]
+            left[best], picked = -one, picked + 1
+            left_side, top, right, bottom, area = x1[best], y1[best], x2[best], y2[best], areas[best]
+            for other in range(count):
+                width = max(min(right, x2[other]) - max(left_side, x1[other]), zero)
+                height = max(min(bottom, y2[other]) - max(top, y1[other]), zero)
                 intersection = width * height
-                union = area + max(box[2] - box[0], zero) * max(box[3] - box[1], zero) - intersection
-                overlap = intersection / union if union >= tiny else zero
-                if is_linear:
-                    scores[index] *= one - overlap if overlap >= limit else one
-                elif overlap > zero:
-                    scores[index] *= math.exp(-(overlap * overlap) / limit)
-                if scores[index] >= lowest_score:
-                    remaining[num_still] = index
-                    num_still += 1
-                    if next_best < 0 or scores[index] > scores[next_best]:
-                        next_best = index
-            num_remaining, best = num_still, next_best
+                union = area + areas[other] - intersection
+                overlap = intersection / (union if union >= tiny else one)
+                overlaps[other] = overlap if union >= tiny else zero
+            if is_linear:
+                for other in range(count):
+                    left[other] *= one - overlaps[other] if overlaps[other] >= limit else one
+            else:
+                for other in range(count):
+                    if overlaps[other] > zero:
+                        left[other] *= math.exp(-(overlaps[other] * overlaps[other]) / limit)
+
+
+@numba_kernel
+def _move_together(table: np.ndarray, rows: np.ndarray, count: int, lowest: float) -> int:
+    """Move the columns of boxes with a score of at least `lowest` to the front, in order; return how many there are."""
+    x1, y1, x2, y2, areas, left = table[0], table[1], table[2], table[3], table[4], table[5]
+    kept = 0
+    for index in range(count):
+        if left[index] >= lowest:
+            x1[kept], y1[kept], x2[kept], y2[kept] = x1[index], y1[index], x2[index], y2[index]
+            areas[kept], left[kept], rows[kept] = areas[index], left[index], rows[index]
+            kept += 1
+    return kept
+
+
+@numba_kernel
+def _find_highest(bits: np.ndarray, highest: np.ndarray, count: int) -> int:
+    """Return the first place of the highest of `count` numbers, -1 of none; `highest` has room for one a block."""
+    num_blocks = -(-count // _BLOCK)
+    best_block = 0
+    for block in range(num_blocks):
+        value = bits[block * _BLOCK]
+        for index in range(block * _BLOCK, min(block * _BLOCK + _BLOCK, count)):
+            value = max(value, bits[index])
+        highest[block] = value
+        if value > highest[best_block]:
+            best_block = block
+    for index in range(best_block * _BLOCK, count):
+        if bits[index] == highest[best_block]:
+            return index
+    return -1
 
 
 @numba_kernel

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from sightline.areas.detect.output import Adaptive, GreedyNMS, SetSuppression, SoftGaussian, SoftLinear, Suppression
 from sightline.contract import registry
 from sightline.ops import numba_kernels
 from sightline.ops.boxes.overlaps import box_iou
 from sightline.ops.boxes.suppression import SuppressionResult, batched_nms, nms, soft_nms
+from sightline.workbench.export.recorded_graph import quiet
 from tests.cases import run_each
 from tests.golden_parity import load_golden
+from tests.marks import long_but
 from tests.ops.boxes.crowds import crowd
 
 ALL = {"greedy": GreedyNMS, "soft_linear": SoftLinear, "soft_gaussian": SoftGaussian}
@@ -169,6 +174,53 @@ def test_suppression_compiles_whole_and_is_recorded() -> None:
             given = detections(seed, count=20)
             assert torch.equal(compiled(*given), function(*given))
             torch.testing.assert_close(program.module()(*given), function(*given), rtol=1e-12, atol=0)
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "greedy": lambda boxes, scores, idxs: batched_nms(boxes, scores, idxs, 0.3),
+    "linear": lambda boxes, scores, idxs: soft_nms(boxes, scores, idxs, min_score=0.3).indices,
+    "Gaussian": lambda boxes, scores, idxs: soft_nms(boxes, scores, idxs, sigma=0.5).scores,
+}
+
+
+@pytest.mark.parametrize("name", long_but(["greedy"], FORMS))
+def test_onnxruntime_keeps_the_same_boxes_of_any_number(name: str) -> None:
+    """With ties, and a number of boxes that is free: the loop ends by values."""
+    runtime, _ = pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+
+    class Suppressing(torch.nn.Module):
+        def forward(self, boxes: Tensor, scores: Tensor, idxs: Tensor) -> Tensor:
+            return FORMS[name](boxes, scores, idxs)
+
+    names, free = ["boxes", "scores", "idxs"], {0: torch.export.Dim.DYNAMIC}
+    with quiet():
+        program = torch.export.export(Suppressing(), singles(5), dynamic_shapes=(free,) * 3, strict=False)
+        made = torch.onnx.export(program, dynamo=True, input_names=names, verbose=False, optimize=False)
+    assert made is not None
+    session = runtime.InferenceSession(made.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for seed, count in ((6, 40), (7, 7), (8, 1), (9, 0)):
+        given = tuple(value[:count] for value in singles(seed))
+        [found] = session.run(None, {key: value.numpy() for key, value in zip(names, given, strict=True)})
+        torch.testing.assert_close(torch.from_numpy(found), FORMS[name](*given), rtol=1e-6, atol=0)
+
+
+def singles(seed: int) -> tuple[Tensor, ...]:
+    boxes, scores, idxs = detections(seed, has_ties=True)
+    return boxes.float(), scores.float(), idxs
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_without_values_the_number_of_kept_boxes_is_unbacked_or_refused() -> None:
+    boxes, scores, _ = detections(0)
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        assert isinstance(nms(torch.empty(9, 4), torch.empty(9), 0.5).shape[0], torch.SymInt)
+        assert isinstance(soft_nms(torch.empty(9, 4), torch.empty(9)).indices.shape[0], torch.SymInt)
+    for call in (lambda *given: nms(*given, 0.5), soft_nms):
+        with pytest.raises(NotImplementedError, match=r"boxes: found on the device meta, .* take fake tensors"):
+            call(boxes.to("meta"), scores.to("meta"))  # type: ignore[operator]
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace has no loops that end by values"):
+            torch.jit.trace(call, (boxes, scores))
 
 
 @pytest.mark.parametrize("name", ALL)
