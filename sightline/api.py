@@ -227,8 +227,8 @@ def compare(
     """
     from sightline.engine.run_loading import open_run
     from sightline.training.config_source import read_source
-    from sightline.verbs.compare import make_subject
     from sightline.workbench.compare.comparison import compare_networks, read_reference
+    from sightline.workbench.compare.subject import make_subject
 
     read = read_source(config, overrides, plugins).config
     path = Path(config) if isinstance(config, str | Path) else Path(read.name)

@@ -42,8 +42,8 @@ workbench.compress
 workbench.weights
 areas.clouds
 areas.contrast areas.detect areas.pose areas.scans areas.scenes
-verbs
-cli api register
+verbs api register
+cli
 __main__ __init__
 pytest_plugin
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, get_args
 
@@ -13,6 +14,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import PointEncoder, TransformBlock
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.errors import CheckpointError, ConfigError, DataError
+from sightline.contract.facts import check_data_facts
 from sightline.contract.registry import REGISTRIES, Need, Registry, find_mismatch, locate_errors
 from sightline.contract.types import ComponentConfig, SourceLocation
 from tests.cases import run_each
@@ -151,6 +153,15 @@ def test_facts_are_injected_by_name(empty_registry: Registry) -> None:
     empty_registry.add("mine")(make)
     built = empty_registry.build(block("mine", names=["a"]), facts={"num_classes": 5, "in_channels": 3})
     assert built == {"num_classes": 5, "width": 3, "names": ("a",)}
+
+
+def test_a_fact_of_a_data_set_has_a_known_name() -> None:
+    data = ComponentConfig("pebbles", location=SourceLocation("a.yaml", 3, path="data"))
+    told = (
+        "a.yaml:3: data: data set 'pebbles' states the fact 'num_clases', which is not one; did you mean 'num_classes'?"
+    )
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        check_data_facts(data, {"num_clases": 3})
 
 
 def test_a_fact_that_no_one_offers_names_both_sides(empty_registry: Registry) -> None:

@@ -102,6 +102,11 @@ class BatchSampler:
             [[SampleKey(int(i), epoch, self.seed, step) for i in part] for part in parts] for parts in micro_batches
         ]
 
+    def first_keys(self, count: int) -> list[SampleKey]:
+        """Return the keys of the first `count` samples of the first step, repeated if it has fewer."""
+        keys = [key for parts in self.step_keys(0) for part in parts for key in part]
+        return [keys[index % len(keys)] for index in range(count)]
+
     def _num_micro_batches(self, num_samples: int) -> int:
         return min(self.micro_batches, num_samples // self.num_processes)
 

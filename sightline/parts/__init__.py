@@ -17,6 +17,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "metrics": {
         "metrics.accuracy": "accuracy",
+        "metrics.calibration": "calibration",
         "metrics.iou": "iou",
         "metrics.part_iou": "part_iou",
     },

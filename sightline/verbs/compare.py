@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-
 from sightline.commands.prove import CompareOptions
-from sightline.contract import registry
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import tree_leaves
-from sightline.engine.build import TrainingSetup, build
-from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import start_world
-from sightline.engine.run_loading import OpenRun, open_run
+from sightline.engine.run_loading import open_run
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.runs.output_files import write_document
 from sightline.verbs.output import load_config, print_note, show_table
-from sightline.workbench.compare.comparison import (
-    ComparisonSubject,
-    VariantComparison,
-    compare_networks,
-    read_reference,
-)
+from sightline.workbench.compare.comparison import VariantComparison, compare_networks, read_reference
 from sightline.workbench.compare.layerwise import LayerComparison
 from sightline.workbench.compare.matrix import SHOWN_STEPS, Matrix, run_matrix
 from sightline.workbench.compare.repro import assert_empty_folder, write_repro
-from sightline.workbench.describe.report import first_samples
+from sightline.workbench.compare.subject import ComparisonSubject, make_subject
 
 _LOSSES = tuple(f"loss at {step}" for step in SHOWN_STEPS)
 _MATRIX_COLUMNS = ("format", "device", "cuDNN", "TF32", "diverges first", *_LOSSES, "s/step", "MiB")
-_MAX_NUMBERS = 2**18
-"""Numbers per sample (64 x 64 x 64 voxels) above which one sample is compared, over two steps."""
 
 
 def compare_variants(options: CompareOptions) -> int:
@@ -95,38 +81,6 @@ def _describe_diverging(matrix: Matrix) -> list[str]:
     """Describe the first diverging layer of each cell that has one."""
     guilty = [f"{result.cell}: {result.first.describe()}" for result in matrix.results if result.first is not None]
     return guilty or ["equal: rounding explains every difference of the cells that ran"]
-
-
-def make_subject(
-    opened: OpenRun, samples: int | None, steps: int | None, *, note: Callable[[str], object]
-) -> tuple[ComparisonSubject, int]:
-    """Build what is compared of an opened run or config, and the number of optimiser steps; both have defaults."""
-    config = opened.config
-    set_backends(config.train)
-    built = _build_setup(opened, note)
-    recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
-    is_large = _count_inputs(built) > _MAX_NUMBERS
-    count = samples or min(1 if is_large else 4, built.config.train.num_samples)
-    num_steps = steps if steps is not None else 2 if is_large else 5
-    return ComparisonSubject(built, recipe, tuple(first_samples(built.job, count)), opened.world.device), num_steps
-
-
-def _count_inputs(built: TrainingSetup) -> int:
-    """Count the numbers of one sample that the model reads."""
-    batch = built.job.stream.reader(first_samples(built.job, 1))
-    names = inspect.signature(built.job.model.forward).parameters
-    return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in tree_leaves(value))
-
-
-def _build_setup(opened: OpenRun, note: Callable[[str], object]) -> TrainingSetup:
-    """Build the training setup with the initial weights, or for a run directory with the trained ones."""
-    if opened.config.init is not None and opened.files is None:
-        return opened.training_setup
-    built = build(opened.config, opened.world, is_resumed=True)
-    note(f"batch: the first samples of data set '{opened.config.data.name}', with its training transforms")
-    if opened.files is not None:
-        opened.load_into(built.job.model)
-    return built
 
 
 def _show_comparison(comparison: VariantComparison) -> None:

@@ -15,7 +15,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "probe.few_shot": "few_shot",
     },
     "public": {
-        "compress.search.base": "Search",
+        "compress.problem": "SearchProblem",
+        "compress.search.base": "MaxEvaluations PolicyEvaluator Search",
         "predict.predictor": "Inference Predictor ReadFile Refusal refuse_non_finite",
         "probe.methods": "Probe",
     },

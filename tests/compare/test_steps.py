@@ -13,10 +13,9 @@ import torch
 
 from sightline.contract import registry
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.workbench.compare.comparison import ComparisonSubject
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
+from sightline.workbench.compare.subject import ComparisonSubject
 from sightline.workbench.compare.variants import backend_settings
-from sightline.workbench.describe.report import first_samples
 from tests.compare.steps import CPU, variant
 from tests.compare.test_planted import Leaking
 from tests.runs.small import small_run
@@ -32,7 +31,7 @@ def subject() -> ComparisonSubject:
 def make_subject() -> ComparisonSubject:
     built = small_run(*PLAIN)
     recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
-    return ComparisonSubject(built, recipe, tuple(first_samples(built.job, 4)), CPU)
+    return ComparisonSubject(built, recipe, tuple(built.job.stream.plan.first_keys(4)), CPU)
 
 
 def run(subject: ComparisonSubject, change: Callable[[Any], object] = lambda model: None) -> LossTrace:

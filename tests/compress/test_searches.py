@@ -20,20 +20,23 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from sightline.compression.policy import FP32, Policy, WeightFormat
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
+from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
 from sightline.workbench.compress.curvature import Curvature
 from sightline.workbench.compress.evaluations import EvaluationCache, PolicyEvaluation, open_record
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult, run_search, search_rows
 from sightline.workbench.compress.search.knapsack import solve_knapsack
 from tests.compress.toys import counted, made
 from tests.golden_parity import load_golden
+from tests.processes import ROOT
 
 # --- every search -----------------------------------------------------------------------------------------------------
 
 
 QUICK = {
     "ddpg": {"episodes": 24, "warm_up": 20, "max_evaluations": 60},
+    "annealing": {"max_evaluations": 40},
     "hybrid": {"max_evaluations": 100},
     "nsga2": {"max_evaluations": 60, "population": 10},
     "random": {"max_evaluations": 60},
@@ -46,7 +49,11 @@ def built(name: str, **arguments: object) -> Search:
 
 
 def searched(
-    name: str, problem: Problem, losses: EvaluationCache | Callable[[Policy], float], method: Any = None, **more: Any
+    name: str,
+    problem: SearchProblem,
+    losses: EvaluationCache | Callable[[Policy], float],
+    method: Any = None,
+    **more: Any,
 ) -> SearchResult:
     evaluations = losses if isinstance(losses, EvaluationCache) else EvaluationCache(losses)
     num_floats = sum(layer.num_weights for layer in problem.layers)
@@ -119,6 +126,20 @@ def test_an_interrupted_search_resumes_to_the_same_result(name: str, tmp_path: P
     assert len(lines) == whole.num_evaluated
     with pytest.raises(DataError, match=r"evaluations\.jsonl:1: contains losses of 'a', this search evaluates 'b'"):
         open_record(path, subject="b", names=names)
+
+
+def test_a_search_of_a_plugin_takes_the_same_exam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`examples/my_search.py`: it also finds less loss than the uniform bits that it begins with."""
+    registry.searches.names()
+    monkeypatch.setattr(registry.searches, "_entries", dict(registry.searches._entries))
+    load_plugins([ROOT / "examples" / "my_search.py"])
+    test_every_budget_holds_to_the_byte_and_nothing_is_left("annealing")
+    for bits in ((2, 4), (1, 3, 8), (5,)):
+        test_any_bits_and_protected_layers("annealing", bits)
+    test_an_interrupted_search_resumes_to_the_same_result("annealing", tmp_path)
+    problem, loss_of = made(5, coupled=True)
+    found = [searched(name, problem, loss_of).loss for name in ("annealing", "uniform_protected")]
+    assert found[0] < found[1]
 
 
 @pytest.mark.parametrize("change", [{"loss": math.nan}, {"loss": math.inf}, {"loss": True}, {"seconds": -1.0}])
@@ -227,7 +248,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_a_search_that_breaks_the_budget_is_refused() -> None:
     class Broken(type(built("uniform"))):  # type: ignore[misc]
-        def run(self, problem: Problem, evaluator: object) -> Policy:
+        def run(self, problem: SearchProblem, evaluator: object) -> Policy:
             return problem.float_policy
 
     problem, loss_of = made(0)
@@ -241,7 +262,7 @@ def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatc
     journal, url = str(tmp_path / "journal.log"), f"sqlite:///{tmp_path}/trials.db"
     for storage, opened in ((journal, lambda: JournalStorage(JournalFileBackend(journal))), (url, lambda: url)):
 
-        def search(which: Problem, storage: str = storage) -> SearchResult:
+        def search(which: SearchProblem, storage: str = storage) -> SearchResult:
             return searched("nsga2", which, loss_of, built("nsga2", storage=storage))
 
         def count_trials(opened: Callable[[], Any] = opened) -> dict[str, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from sightline.compression.policy import FP32, Policy, WeightFormat
 from sightline.workbench.compress.evaluations import EvaluationCache
 from sightline.workbench.compress.layer_costs import LayerCost
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.search.base import PolicyEvaluator
 from sightline.workbench.compress.search.ddpg import DDPG
 from sightline.workbench.compress.search.knapsack import best_levels
@@ -35,7 +35,7 @@ def file_bytes(layers: tuple[LayerCost, ...]) -> Callable[[Policy], int]:
 
 def made(
     seed: int, *, num_layers: int = 6, bits: tuple[int, ...] = tuple(range(1, 9)), coupled: bool = False
-) -> tuple[Problem, Callable[[Policy], float]]:
+) -> tuple[SearchProblem, Callable[[Policy], float]]:
     """A problem at about 2.5 bits, and its loss: layers of random sizes, coupled in pairs if asked."""
     draws = np.random.default_rng(seed)
     sizes = (10 ** draws.uniform(2, 4.5, num_layers)).astype(int)
@@ -56,7 +56,7 @@ def made(
         return float(0.2 + terms.sum() + (40 * (terms[1:] * terms[:-1]).sum() if coupled else 0.0))
 
     choices = tuple(WeightFormat("codebook", each) for each in bits)
-    problem = Problem(layers, choices, file_bytes(layers), budget_bytes=0)
+    problem = SearchProblem(layers, choices, file_bytes(layers), budget_bytes=0)
     budget = max(problem.bytes(problem.lowest), int(2.5 / 8 * sizes.sum()))
     return replace(problem, budget_bytes=budget), loss_of
 
@@ -86,7 +86,9 @@ def closed_by_ddpg(*, seed: int, episodes: int) -> float:
     def loss_of(policy: Policy) -> float:
         return sum(weights[name] * 4.0**-choice.bits for name, choice in policy.items() if choice != FP32)
 
-    problem = Problem(layers, tuple(WeightFormat("codebook", bits) for bits in range(1, 9)), size, budget_bytes=2000)
+    problem = SearchProblem(
+        layers, tuple(WeightFormat("codebook", bits) for bits in range(1, 9)), size, budget_bytes=2000
+    )
     costs = np.asarray([[weights[layer.name] * 4.0**-bits for bits in problem.bits] for layer in layers])
     optimum, uniform = (
         loss_of(problem.policy(levels)) for levels in (best_levels(problem, costs), [problem.uniform_level] * 5)

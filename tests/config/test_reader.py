@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sightline.config import RunConfig, locate_errors, read_config, render_config
-from sightline.config.reader import MAX_BASES
+from sightline.config.reader import MAX_BASES, parse_component
+from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import LinearRamp, SourceLocation
 from tests.cases import run_each
@@ -311,3 +312,32 @@ def test_errors_of_building_get_the_place_of_what_they_name() -> None:
     with pytest.raises(ConfigError) as error, locate_errors(origins):
         raise ConfigError("train.tail: too short", "nowhere: else", "train.tail is no subject here")
     assert error.value.faults == ("a.yaml:5: train.tail: too short", "nowhere: else", "train.tail is no subject here")
+
+
+# --- words of an option, and the config of a run ----------------------------------------------------------------------
+
+
+@run_each(
+    "name, words, told",
+    [
+        ("svm", ("folds",), "command line: found 'folds', allowed is key=value, each key once, as folds=5"),
+        ("svm", ("folds=3", "folds=4"), "command line: found 'folds=4', allowed is key=value, each key once"),
+        ("swm", (), "command line: --probe: no probe is called 'swm'; did you mean 'svm'?"),
+    ],
+)
+def test_words_that_are_no_arguments_are_refused(name: str, words: tuple[str, ...], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_component(registry.probes, name, words, option="--probe")
+    assert str(error.value).startswith(told)
+
+
+def test_a_recorded_config_that_lacks_an_argument_is_of_another_version(tmp_path: Path) -> None:
+    """A default of today may not be the one that the run had."""
+    (tmp_path / "config.yaml").write_text(render_config(read_config(TINY), origins=False))
+    (tmp_path / "facts.json").write_text("{}")
+    assert read_config(tmp_path / "config.yaml").train.epochs == 2
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace('  tail: "keep"\n', ""))
+    assert "config.yaml: lacks train.tail, which this version of sightline records; read the run" in refused(
+        tmp_path / "config.yaml"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,20 @@ def iou_reference(batches: Batches, ignored: int = NONE, absent: str = "skipped"
     scores = [[class_row(pairs_of([one]), number, ignored)["iou"] for number in range(5)] for one in samples]
     alone = {f"sample {number}": mean(each) for number, each in enumerate(scores)}
     return {**label_figures(pairs_of(samples), ignored, absent), **alone}
+
+
+def calibration_reference(batches: Batches, key: str, bins: int = 15) -> dict[str, float]:
+    """A prediction at a time: its bin is the first whose upper end is not below its confidence."""
+    gaps, total = [Fraction(0)] * bins, 0
+    for one in (one for batch in batches for one in batch):
+        scores = one["probabilities"].reshape(-1, 5)
+        for row, answer, label in zip(scores.tolist(), predicted(scores), one[key].ravel().tolist(), strict=True):
+            sure = Fraction(max(row))
+            number = next(number for number in range(bins) if sure <= Fraction(number + 1, bins))
+            gaps[number] += (sure - (answer == label)) * (label != NONE)
+            total += label != NONE
+    error, above = sum(map(abs, gaps)), sum(gaps)
+    return {"calibration_error": share(float(error), total), "overconfidence": share(float(above), total)}
 
 
 def pixel_reference(batches: Batches) -> dict[str, float]:
@@ -407,6 +422,7 @@ def all_ignored(sample: Sample) -> Sample:
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
 CLASSES = {"num_classes": 5, "class_names": NAMES, "ignore_index": NONE}
+COUNTED = {"num_classes": 5, "ignore_index": NONE}
 IGNORED_CLASS: dict[str, Any] = {**CLASSES, "ignore_index": 0, "absent": "zero"}
 JOINTS = {"num_joints": 5, "joint_names": NAMES}
 POINT_KEYS = {"probabilities": "cloud_offsets", "target": "cloud_offsets", "point_range": ""}
@@ -428,6 +444,15 @@ CASES = [
         IGNORED_CLASS,
         POINT_KEYS,
         lambda sample: {**sample, "target": np.zeros_like(sample["target"])},
+    ),
+    Case("calibration", draw_classes, lambda rows: calibration_reference(rows, "label"), COUNTED, ignore=without_label),
+    Case(
+        "calibration",
+        draw_points,
+        lambda rows: calibration_reference(rows, "target", 4),
+        {**COUNTED, "bins": 4},
+        POINT_KEYS,
+        without_label,
     ),
     Case("pixel_iou", draw_pixels, pixel_reference, CLASSES, {"seen": ""}, without_label),
     Case(

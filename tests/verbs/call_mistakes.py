@@ -83,6 +83,7 @@ EVALUATE = [
     _call("evaluate", "found 'model.dropout=0.1', allowed is key=value with", "run", overrides=["model.dropout=0.1"]),
     _call("evaluate", "evaluate.votes: found -3, allowed is a whole number", "run", overrides=["evaluate.votes=-3"]),
     _call("evaluate", "overrides: found the text 'a=b', allowed is a list", "run", overrides="a=b"),
+    _call("evaluate", "overrides: found 3, allowed are texts, as 'train.epochs=10'", "run", overrides=[3]),
     _call("evaluate", r"plugins: found the text 'a\.py', allowed is a list", "run", plugins="a.py"),
     _call("evaluate", "--device: found 'gpu', allowed are auto, cpu, cuda", "run", device="gpu"),
 ]

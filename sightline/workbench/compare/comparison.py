@@ -13,9 +13,7 @@ from torch import nn
 from sightline.config.run_config import Cudnn
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.contract.types import Batch, SampleKey
-from sightline.engine.build import TrainingSetup
-from sightline.engine.optimizers import OptimizerSpec
+from sightline.contract.types import Batch
 from sightline.workbench.compare.external_model import (
     Bridge,
     ExternalModel,
@@ -28,26 +26,12 @@ from sightline.workbench.compare.recorded_step import STAGES, compare_step
 from sightline.workbench.compare.recording import StepRecording
 from sightline.workbench.compare.records import StepRecord, is_record, read_record
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
+from sightline.workbench.compare.subject import ComparisonSubject
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
 AGAINST = ("float64", "float32", "bfloat16", "cuda", "no-cudnn", "native-batch-norm")
 _PRECISIONS = ("bf16", "fp16", "tf32", "float32", "float64")
 """Number formats of a training, the coarsest first."""
-
-
-@dataclass(frozen=True)
-class ComparisonSubject:
-    """Subject of a comparison: a run's training setup, its optimizer recipe, and the sample keys of one step."""
-
-    built: TrainingSetup
-    recipe: OptimizerSpec
-    keys: Sequence[SampleKey]
-    device: torch.device
-
-    @property
-    def batch(self) -> Batch:
-        """The samples as the loop reads them, before they go to a device."""
-        return self.built.job.stream.reader(list(self.keys))
 
 
 @dataclass(frozen=True, repr=False)

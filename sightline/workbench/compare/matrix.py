@@ -16,9 +16,9 @@ from sightline.config.run_config import Cudnn
 from sightline.contract.errors import RunError, summarise_error
 from sightline.instrument.formats import get_tf32_switch
 from sightline.instrument.memory import measure_peak
-from sightline.workbench.compare.comparison import ComparisonSubject
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.workbench.compare.steps import iterate_losses, losses_over_steps
+from sightline.workbench.compare.subject import ComparisonSubject
 from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
 SHOWN_STEPS = (0, 1, 10, 50)

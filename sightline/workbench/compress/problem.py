@@ -19,7 +19,7 @@ Levels: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchProblem:
     """Search problem: formats of layers (`choices`, fewest bits first) within `budget_bytes` by `bytes_of(policy)`.
 
     Policies contain every layer: `protected` layers with their given format, other `unused` layers with the first

@@ -28,7 +28,7 @@ from sightline.engine.step import compute_batch_losses, single_batch_step
 from sightline.runs.trained_weights import evaluated_sha256, is_packed, resolve_weights
 from sightline.workbench.compress.curvature import Curvature, build_curvature
 from sightline.workbench.compress.layer_costs import LayerCost, bit_operations, layer_costs
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.simulator import PolicySimulator
 from sightline.workbench.compress.target import CompressionOptions
 from sightline.workbench.compress.unused_weights import unused_weights
@@ -107,7 +107,7 @@ class RunProblem:
         """Add the quantisation of layer inputs to a policy, if the options request it."""
         return {name: choice._replace(activation=self._inputs.get(name)) for name, choice in policy.items()}
 
-    def _calibrate_inputs(self, problem: Problem) -> dict[str, Activation]:
+    def _calibrate_inputs(self, problem: SearchProblem) -> dict[str, Activation]:
         """Measure the input range of each quantised layer on the calibration samples; empty unless requested.
 
         Raises UserError for layers that the model does not call, as in fused layers.
@@ -161,7 +161,7 @@ def json_digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> Problem:
+def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> SearchProblem:
     """Build the problem with layer sizes but no costs, which suffices to check the budget.
 
     Raises ConfigError for an infeasible budget, and for faults of the options.
@@ -170,7 +170,7 @@ def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> P
     base_bytes = simulated.base_bytes(asked.on)
     budget = asked.num_bytes if asked.ratio is None else math.floor(asked.ratio * base_bytes)
     assert budget is not None, "a ratio or bytes are asked for"
-    problem = Problem(
+    problem = SearchProblem(
         layers=tuple(LayerCost(name, parameters[name].numel(), 1, 1) for name in simulated.names),
         choices=tuple(WeightFormat(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits))),
         bytes_of=lambda policy: simulated.count_bytes(policy, asked.on),

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sightline.contract.errors import RunError
-from sightline.contract.types import PrintedTable, SampleKey
+from sightline.contract.types import PrintedTable
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
-from sightline.engine.train import TrainState
 from sightline.workbench.describe.trace import Node, Trace, trace
 
 NUM_SAMPLES = 3
@@ -27,17 +26,11 @@ class DataDescription(NamedTuple):
     lines: list[str | PrintedTable]
 
 
-def first_samples(job: TrainState, count: int) -> list[SampleKey]:
-    """Return the keys of the first `count` training samples, repeated if there are fewer."""
-    keys = [key for parts in job.stream.plan.step_keys(0) for part in parts for key in part]
-    return [keys[index % len(keys)] for index in range(count)]
-
-
 def trace_run(built: TrainingSetup) -> Trace:
     """Trace the forward pass of a training step on three samples. Raises RunError naming a module that fails."""
     job = built.job
     num_samples = min(NUM_SAMPLES, built.config.train.num_samples)
-    batch = job.stream.reader(first_samples(job, num_samples))
+    batch = job.stream.reader(job.stream.plan.first_keys(num_samples))
     batch = to_device(batch, job.device, float_dtype=job.precision.parameter_dtype)
 
     def forward(model: Any) -> None:

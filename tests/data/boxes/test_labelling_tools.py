@@ -48,8 +48,11 @@ EXPECTED_OF = {
     "label_studio": UNMARKED,
     "supervisely": UNMARKED,
     "tensorflow_csv": {stem: rows for stem, rows in UNMARKED.items() if rows},
+    "wider_face": {stem: [("face", *rest) for _, *rest in rows] for stem, rows in EXPECTED.items()},
 }
-"""What is read of formats that state less: no marks, and no image without a box."""
+"""What is read of formats that state less: no marks, no image without a box, no class."""
+CLASSES_OF = {"cvat": ["car", "dog", "never"], "wider_face": ["face"]}
+"""Classes of formats that declare others than those of their boxes."""
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -58,10 +61,10 @@ def test_boxes_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     source, expected = WRITERS[name](tmp_path / "in"), EXPECTED_OF.get(name, EXPECTED)
     manifest = prepare_set(name, source, tmp_path / "set")
     assert all_of(name, tmp_path / "set") == expected
-    declared = {"cvat": {"names": ["car", "dog", "never"], "ids": [1, 2, 3]}}
-    assert manifest["classes"] == declared.get(name, {"names": ["car", "dog"], "ids": [1, 2]})
+    classes = CLASSES_OF.get(name, ["car", "dog"])
+    assert manifest["classes"] == {"names": classes, "ids": [*range(1, len(classes) + 1)]}
     assert list_other_notes(manifest) == []
-    labels = [path for path in source.rglob("*") if path.suffix in (".xml", ".json", ".csv")]
+    labels = [path for path in source.rglob("*") if path.is_file() and path.suffix != ".png"]
     assert verify(tmp_path / "set") >= len(expected) + len(labels)
     assert registry.data.get_entry(name).builder.survey(source)["images"] == {"all": len(expected)}
     write_image(source / "more" / "d.png", pattern(*SIZE))
@@ -330,6 +333,7 @@ MUTATED = [
     ("supervisely", WRITERS["supervisely"], "ds0/ann/a.png.json"),
     ("tensorflow_csv", WRITERS["tensorflow_csv"], "_annotations.csv"),
     ("via", WRITERS["via"], "via_project.json"),
+    ("wider_face", WRITERS["wider_face"], "wider_face_split/wider_face_all_bbx_gt.txt"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Files of VIA, Label Studio, Supervisely and TensorFlow's tables: versions, shapes, and what is refused by name."""
+"""Files of VIA, Label Studio, Supervisely, TensorFlow's tables, WIDER FACE and a plugin: dialects, and refusals."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from sightline.areas.detect.sets.tools.label_studio import read_label_studio
 from sightline.areas.detect.sets.tools.supervisely import read_supervisely
 from sightline.areas.detect.sets.tools.tensorflow_csv import read_tensorflow_csv
 from sightline.areas.detect.sets.tools.via import read_via
+from sightline.areas.detect.sets.tools.wider_face import read_wider_face
 from sightline.contract.errors import DataError
 from tests.cases import run_each
+from tests.command import run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_image
 from tests.data.boxes.tool_files import (
     OBJECTS,
@@ -31,6 +33,7 @@ from tests.data.boxes.tool_files import (
     write_supervisely,
     write_tensorflow_csv,
     write_via,
+    write_wider_face,
 )
 
 Boxes = list[tuple[str, list[float]]]
@@ -336,3 +339,77 @@ def test_tables_of_boxes_are_read_line_by_line(tmp_path: Path) -> None:
     assert read_tensorflow_csv(root).unread == {"column score": len(rows) - 1}
     named.write_bytes(b"filename,class\nb\xff,dog\n")
     assert "is not UTF-8 text (byte 16); save it as UTF-8" in refusal_of(read_tensorflow_csv, root)
+
+
+def test_lists_of_wider_face_are_read_line_by_line(tmp_path: Path) -> None:
+    """Two splits and a photo of WIDER_test; the image of no face has a row of zeros, which is none."""
+    root = write_wider_face(tmp_path / "in")
+    lists = root / "wider_face_split"
+    sound = (lists / "wider_face_all_bbx_gt.txt").rename(lists / "wider_face_train_bbx_gt.txt").read_text()
+    write_image(root / "WIDER_val/images/9--Press/d.png", pattern(*SIZE))
+    (lists / "wider_face_val_bbx_gt.txt").write_text("9--Press/d.png\r\n1\r\n5 6 0 0 0 1 1 1 2 1 \r\n")
+    write_image(root / "WIDER_test/images/9--Press/e.png", pattern(*SIZE))
+    (lists / "wider_face_test_filelist.txt").write_text("9--Press/e.png\n")
+    labels = read_wider_face(root)
+    assert labels.faults.raise_or_note("refuse", root=root) == []
+    assert [(image.path.stem, image.split) for image in labels.images] == [
+        *((stem, "train") for stem in "abc"),
+        ("d", "validation"),
+    ]
+    assert boxes_of(labels) == [("face", box) for _, box in PLAIN]
+    assert [box.is_ignored for image in labels.images for box in image.boxes] == [False, True, False, True]
+    assert boxes_of(labels, "d") == [("face", [5, 6, 5, 6])]  # without an extent, and marked invalid
+    marks = {"blur": 3, "occlusion": 4, "expression": 1, "illumination": 1, "pose": 1}
+    assert labels.unread == {f"marks of {name}": count for name, count in marks.items()}
+    assert [note.partition(", first: ")[0] for note in labels.notes] == [
+        "1 images are in WIDER_test, which has no labels, and are left out",
+        "1 text files are no lists of faces and are passed over",
+    ]
+    file = lists / "wider_face_train_bbx_gt.txt"
+    for change, text in (
+        (("0\n" + "0 " * 10 + "\n", ""), f"{file}:9: states '' faces, 0 follow"),
+        (("a.png\n2", "a.png\n3"), f"{file}:5: (5, '0--Parade/b.png') (four sides and six marks are needed)"),
+        (("b.png\n1", "b.png\none"), f"{file}:6: states 'one' faces, 0 follow"),
+        (("4 6 20 30 2", "4 6 20 2"), f"{file}:3: (3, '4 6 20 2 0 0 0 1 0 ') (four sides and six marks are needed)"),
+        (("4 6 20 30", "4 6 x 30"), "(width is 'x', a number is needed)"),
+        (("4 6 20 30", "4 6 0 30"), "(its sides are at 4, 6, 4, 36 (left, top, right, bottom); width and height above"),
+        (("4 6 20 30 2 0 0 0", "4 6 20 30 2 0 0 7"), "(ignore is '7'; it is 0 or 1, false or true)"),
+        (("Parade/a", "Parade/x"), f"{file}:1: there is no image '0--Parade/x.png' below {root}"),
+    ):
+        file.write_text(sound.replace(*change, 1))
+        assert text in refusal_of(read_wider_face, root)
+
+
+PASCAL = """# PASCAL Annotation Version 1.00
+
+Image filename : "Train/pos/{name}.png"
+Image size (X x Y x C) : 64 x 48 x 3
+Database : "The Rh\xf4ne-Alpes, France based INRIA Person database"
+Objects with ground truth : {count} {{ "PASperson" }}
+# Top left pixel co-ordinates : (1, 1)
+"""
+"""The head of a file; each object has a line of its box behind a line that is not read."""
+
+
+def test_a_label_format_of_a_plugin_is_prepared_and_converted(tmp_path: Path) -> None:
+    """`examples/my_labels.py`: the commands find it, and do all that they do for a format of the package."""
+    for name, rows in OBJECTS.items():
+        write_image(tmp_path / "in/pos" / f"{name}.png", pattern(*SIZE))
+        text = PASCAL.format(name=name, count=len(rows)) + "".join(
+            f'\nOriginal label for object {number} "PAS{label}" : "UprightPerson"\n'
+            f'Bounding box for object {number} "PAS{label}" (Xmin, Ymin) - (Xmax, Ymax) : '
+            f"({int(x) + 1}, {int(y) + 1}) - ({int(right)}, {int(bottom)})\n"
+            for number, (label, (x, y, right, bottom), _) in enumerate(rows, start=1)
+        )
+        (tmp_path / "in/pos" / f"{name}.txt").write_text(text, encoding="latin-1")
+    words = ("pascal_text", "--plugin", Path("examples/my_labels.py").resolve(), "--from", tmp_path / "in")
+    succeed("data", "convert", *words, "--as", "coco", "--to", tmp_path / "coco")
+    rows = json.loads((tmp_path / "coco/instances.json").read_text())["annotations"]
+    assert [row["bbox"] for row in rows] == [[4, 6, 20, 30], [0, 0, 64, 48], [10, 20, 20, 20]]
+    file = tmp_path / "in/pos/a.txt"
+    file.write_text(file.read_text(encoding="latin-1").replace("truth : 2", "truth : 3"), encoding="latin-1")
+    done = run_here("data", "prepare", *words, "--to", tmp_path / "set")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert f"1 annotation files that are missing or damaged, first: {file}: states 3 objects, 2 follow" in done.err
+    succeed("data", "prepare", *words, "--to", tmp_path / "set", "faulty=leave_out")
+    assert "pascal_text" in succeed("data", "info", tmp_path / "set", *words[1:3]).out

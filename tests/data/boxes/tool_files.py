@@ -162,6 +162,21 @@ def write_via(root: Path, objects: Mapping[str, list[Object]] = OBJECTS, *, more
     return root
 
 
+def write_wider_face(root: Path, objects: Mapping[str, list[Object]] = OBJECTS) -> Path:
+    """A text file about all photos; six marks behind a box, and a line of zeros for no face."""
+    text = ""
+    for name, rows in objects.items():
+        write_image(root / "WIDER_all/images/0--Parade" / f"{name}.png", pattern(*SIZE))
+        faces = [
+            f"{x:g} {y:g} {right - x:g} {bottom - y:g} 2 0 0 {int(mark)} 1 0 \n"
+            for _, (x, y, right, bottom), mark in rows
+        ]
+        text += f"0--Parade/{name}.png\n{len(rows)}\n" + ("".join(faces) or "0 0 0 0 0 0 0 0 0 0 \n")
+    (root / "wider_face_split").mkdir()
+    (root / "wider_face_split/wider_face_all_bbx_gt.txt").write_text(text)
+    return root
+
+
 WRITERS: Mapping[str, Callable[..., Path]] = {
     "cvat": write_cvat,
     "label_studio": write_label_studio,
@@ -170,4 +185,5 @@ WRITERS: Mapping[str, Callable[..., Path]] = {
     "tensorflow_csv": write_tensorflow_csv,
     "via": write_via,
     "voc": write_voc,
+    "wider_face": write_wider_face,
 }

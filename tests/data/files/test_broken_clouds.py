@@ -246,6 +246,7 @@ def pcd(kind: str, body: bytes = b"1 2 3 4\n", n: int = 1, old: str = "", new: s
         (pcd("binary_compressed", b"\0" * 64, n=10**9), "promises 1000000000 points"),
         (pcd("binary_compressed", struct.pack("<II", 4, 2**30) + bytes(4)), "promises 1 points"),
         (pcd("ascii", n=-1), "no header"),
+        (pcd("ascii", b"1.0000 2.0000 3.0000 4.0000\n", n=2), "promises 2 points and holds 1"),
         (pcd("ascii", old="SIZE 4", new="SIZE -4"), "no header"),
         (pcd("ascii", b"a b c d\n"), "does not read as PCD"),
         (pcd("strange"), r"its points are DATA strange, .*save them as ascii or"),

@@ -79,6 +79,11 @@ def test_damaged_files_are_refused_in_a_line(change, told: str, tmp_path: Path) 
     refused(tmp_path / "a.e57", told)
 
 
+def test_a_file_without_scans_is_refused(tmp_path: Path) -> None:
+    write_e57(tmp_path / "a.e57")
+    refused(tmp_path / "a.e57", "holds no scan; leave the file out")
+
+
 def test_four_hundred_changes_of_bytes_never_leave_a_trace(tmp_path: Path) -> None:
     content = write_e57(tmp_path / "a.e57", make_scan(9))
     generator = np.random.default_rng(7)

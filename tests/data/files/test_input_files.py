@@ -21,7 +21,7 @@ from sightline.contract.errors import DataError
 from sightline.store.files.array_files import check_array
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, read_cloud
 from sightline.store.files.image_files import PNG_END, read_image, read_view
-from sightline.store.files.input_files import natural_sort_key, read_file
+from sightline.store.files.input_files import expand_home, natural_sort_key, read_file
 from sightline.store.files.mat_files import read_mat
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from tests.cases import run_each
@@ -57,6 +57,16 @@ def mat(place: int, word: int, *, shape: tuple[int, int] = (4, 3), compressed: b
     return bytes(content)
 
 
+def word_at(content: bytes, place: int, word: int) -> bytes:
+    """The same bytes but for one word."""
+    return content[:place] + word.to_bytes(4, "little") + content[place + 4 :]
+
+
+SOUND_MAT = mat(0, int.from_bytes(b"MATL", "little"))
+CELLS, COMPLEX = 1, 0x806
+"""Kinds of an array of MATLAB: the word at byte 144; the length of its first side is at byte 160."""
+
+
 read_points = partial(read_mat, key="points")
 FORGED: list[tuple[Callable[..., object], str, bytes, str]] = [
     (read_depth, "a.png", png(60_000, 60_000), "cannot be decoded"),
@@ -75,6 +85,13 @@ FORGED: list[tuple[Callable[..., object], str, bytes, str]] = [
     (read_points, "a.mat", mat(188, 2**30), "points cannot be read"),
     (read_points, "a.mat", mat(160, 2**30, compressed=True), "points cannot be read"),
     (read_points, "a.mat", mat(-8, 0, shape=(0, 3)), "numbers of type 0 in 0 bytes"),
+    (read_points, "a.mat", SOUND_MAT.replace(b"points", b"pointz"), "has no array of numbers 'points'"),
+    (read_points, "a.mat", b"MATLAB" + bytes(200), r"points cannot be read .*no header of MATLAB 5 to 7\.2"),
+    (read_points, "a.mat", SOUND_MAT[:132], "it is cut short at byte 128"),
+    (read_points, "a.mat", word_at(SOUND_MAT, 128, 9), "element at byte 136 is of type 9, not a variable"),
+    (read_points, "a.mat", word_at(SOUND_MAT, 144, COMPLEX), "an array of the kind 0x806, which is not read"),
+    (read_points, "a.mat", word_at(SOUND_MAT, 160, 2**32 - 1), r"an array of shape \[-1, 3\], 0 deep in others"),
+    (read_points, "a.mat", word_at(word_at(SOUND_MAT, 144, CELLS), 160, 2**20), "3145728 arrays in 104 bytes"),
 ]
 
 
@@ -126,6 +143,11 @@ def test_pipes_links_folders_and_devices_are_never_opened(
         refused(path, "is not a regular file", read=read)
     refused(folder / f"absent{suffix}", "there is no such file", read=read)
     refused(folder / f"{'n' * 300}{suffix}", r"cannot be read \(File name too long\)", read=read)
+
+
+def test_the_home_of_a_user_that_is_not_known_is_one_line() -> None:
+    with pytest.raises(DataError, match=r"^~nobody_of_this_name/data: the home of ~nobody_of_this_name is not known"):
+        expand_home("~nobody_of_this_name/data")
 
 
 def test_a_file_of_holes_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from sightline.store.files import text_tables
 from sightline.store.files.cloud_files import read_cloud
 from sightline.store.files.input_files import MAX_BYTES, MAX_NODES, parsed_yaml
 from sightline.store.files.number_kernel import parse_plain_rows
-from sightline.store.files.text_tables import parse_rows
+from sightline.store.files.text_tables import LabelLines, parse_rows, read_table
 from tests.cases import run_each
+from tests.data.files.refusals import refused
 from tests.long.mutations import ALIASES, MERGES, mutated
 
 
@@ -144,6 +147,21 @@ def test_what_is_not_plain_is_refused(text: str, told: str) -> None:
     with pytest.raises(DataError, match=told) as error:
         read(text)
     assert len(str(error.value)) < 300
+
+
+@run_each(
+    "read, text, told",
+    [
+        (partial(read_table, num_columns=3), "\n \n", "a.txt: holds no rows, 3 columns are needed"),
+        (partial(LabelLines, num_columns=2), "\n\n", "a.txt: holds no lines"),
+        (partial(LabelLines, num_columns=2), "n0 1 2\n\nn1 1 2\n", "a.txt:2: is empty, a name and numbers are needed"),
+    ],
+)
+def test_tables_without_rows_and_gaps_are_refused(
+    tmp_path: Path, read: Callable[[Path], object], text: str, told: str
+) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    refused(tmp_path / "a.txt", told, read=read)
 
 
 def test_bytes_of_another_encoding_are_refused() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ import torch
 from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.store.files.scan_reading import read_scan
+from sightline.store.files.cloud_files import PointCloud
+from sightline.store.files.scan_files import check_pose
+from sightline.store.files.scan_reading import read_scan, scan_ids, to_raw_scan
+from sightline.store.files.scan_samples import RawScan, check_scan
 from sightline.store.files.sensors import SensorBlock
+from tests.cases import run_each
+from tests.data.files.refusals import refused
 from tests.data.preparing import list_other_notes, refuse
 from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_bin, write_labels, write_own
 
@@ -283,3 +289,43 @@ def test_points_without_a_return_keep_their_labels_in_every_kind_of_file(
         assert (sample["label"][~is_return] == part.label_map.ignore_index).all()
         assert part.info.scans is not None
         assert part.info.scans.no_return == "nan"
+
+
+def some_scan(**channels: float) -> PointCloud:
+    """Four points, one metre apart, with columns of one value."""
+    points = np.arange(12.0).reshape(4, 3)
+    return PointCloud(points, channels={name: np.full(4, value) for name, value in channels.items()})
+
+
+def far_scan(*rows: int, distance_m: float) -> RawScan:
+    """A hundred points within ten metres, of which some lie further away."""
+    points = np.random.default_rng(0).uniform(-9, 9, (100, 3)).astype(np.float32)
+    points[list(rows), 0] += distance_m
+    return RawScan(points, np.zeros(100, np.float32), np.zeros(100, np.int64))
+
+
+ORDERED = {"ids": np.zeros(4, np.int64), "ring_order": "top_first", "num_beams": 4}
+REFUSED: list[tuple[Callable[[Path], object], str]] = [
+    (partial(read_scan, columns=None), "is empty; leave the file out"),
+    (
+        lambda path: scan_ids(some_scan(label=1.5), path, "label"),
+        r"label\[0\] is 1.5; labels are whole numbers",
+    ),
+    (lambda path: scan_ids(some_scan(a=1), path, "label"), "has no column 'label', it has a, .* column: label=NAME"),
+    (lambda path: to_raw_scan(some_scan(a=1), path=path, **ORDERED), "has no column ring .*, it has a;"),
+    (
+        lambda path: check_scan(far_scan(*range(100), distance_m=5e6), where=str(path)),
+        "99 % of its points lie up to 5e.06 m away, as in coordinates of the world; .* subtract its position",
+    ),
+    (
+        lambda path: check_scan(far_scan(7, distance_m=2e4), where=str(path)),
+        "point 7 lies 1.999e.04 m away, 99 % of the 100 points within .*; no sensor measures that",
+    ),
+    (lambda path: check_pose(np.eye(3, 4) + 2e9 * np.eye(3, 4, 3), where=str(path)), "is 2e.09 m away"),
+]
+
+
+@run_each("read, told", REFUSED)
+def test_scans_with_a_fault_are_refused_in_a_line(tmp_path: Path, read: Callable[[Path], object], told: str) -> None:
+    (tmp_path / "a.bin").touch()
+    refused(tmp_path / "a.bin", told, read=read)

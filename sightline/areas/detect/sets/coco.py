@@ -514,6 +514,7 @@ class Coco(LabelledImages):
         write=write_coco,
         holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "is_crowd", "visible_share", "area"})
         | {"size", "undivided", "suffix"},
+        known_by={".json": rb'"(?:images|categories)"\s*:\s*\[|"annotations"\s*:\s*\[\s*\{[^}]*"image_id"'},
     )
 
     @classmethod

@@ -200,6 +200,8 @@ class LabelFormat:
       whole box, `size`: that of an image, `undivided`: images of no split, `suffix`: names that differ in it alone.
     - `fit(box, size_px)` returns the nearest box that the format can state, or a text: why it is left out. `rounds`
       says what it does to corners.
+    - `known_by` maps a suffix to a regular expression that the first 64 KiB of such a file match, and no file of
+      another format: the sets of other formats then name this one in a refusal.
     """
 
     read: Callable[..., LabelledSet]
@@ -210,6 +212,7 @@ class LabelFormat:
     holds: frozenset[str] = frozenset()
     fit: Callable[[LabelledBox, tuple[int, int]], LabelledBox | str] = lambda box, _: box
     rounds: str = ""
+    known_by: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.holds <= _HELD, f"{self.holds - _HELD}: no field of a box, and no other that a format may hold"

@@ -550,4 +550,5 @@ class YoloTxt(LabelledImages):
         holds=frozenset({"undivided"}),
         fit=_fit,
         rounds="cuts them at the border of the image",
+        known_by={".yaml": rb"(?m)^names\s*:"},
     )

@@ -14,7 +14,7 @@ from sightline.config.reader import parse_component
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.workbench.compress.evaluations import EvaluationCache
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 
 RESERVED_EVALUATIONS = 20
 """Evaluations of every search reserved for the float model, the result, and filling the budget."""
@@ -54,7 +54,7 @@ class PolicyEvaluator:
     """Source of losses for a search; counts the different policies and reports progress."""
 
     def __init__(
-        self, problem: Problem, evaluations: EvaluationCache, *, at_most: int, report: ProgressCallback = None
+        self, problem: SearchProblem, evaluations: EvaluationCache, *, at_most: int, report: ProgressCallback = None
     ) -> None:
         self._evaluations = evaluations
         self._report = report
@@ -95,22 +95,22 @@ class Search(ABC):
     max_evaluations: int = RESERVED_EVALUATIONS
     """The largest number of policies that it evaluates, with those that the driver reserves."""
 
-    def max_num_evaluations(self, problem: Problem) -> int:
+    def max_num_evaluations(self, problem: SearchProblem) -> int:
         """Return the largest number of policies that a search evaluates, with the `RESERVED_EVALUATIONS`."""
         return self.max_evaluations
 
-    def assert_fits(self, problem: Problem) -> None:  # noqa: B027
+    def assert_fits(self, problem: SearchProblem) -> None:  # noqa: B027
         """Raise ConfigError for a problem that the method cannot solve, before any evaluation."""
 
     @abstractmethod
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         """Return the best policy found, not the last one."""
 
 
 def run_search(
     name: str,
     method: Search,
-    problem: Problem,
+    problem: SearchProblem,
     evaluations: EvaluationCache,
     *,
     base_bytes: int,
@@ -142,7 +142,7 @@ def run_search(
     return SearchResult(name, policy, loss, size, evaluator.num_asked, num_new, seconds, evaluating, raisable)
 
 
-def _fill_budget(problem: Problem, evaluator: PolicyEvaluator, policy: Policy) -> tuple[Policy, tuple[str, ...]]:
+def _fill_budget(problem: SearchProblem, evaluator: PolicyEvaluator, policy: Policy) -> tuple[Policy, tuple[str, ...]]:
     """Raise layers by one choice while that fits and lowers the loss; return the policy and the untried layers."""
     while True:
         loss, untried = evaluator.loss(policy), []

@@ -11,7 +11,7 @@ from sightline.compression.policy import Policy
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Index, Seed
 from sightline.workbench.compress.layer_costs import LayerCost
-from sightline.workbench.compress.problem import Problem, actions_to_levels
+from sightline.workbench.compress.problem import SearchProblem, actions_to_levels
 from sightline.workbench.compress.search.base import MaxEvaluations, PolicyEvaluator, Search
 from sightline.workbench.compress.search.ddpg_agent import Agent, ReplayBuffer
 
@@ -75,7 +75,7 @@ class DDPG(Search):
         self.max_evaluations = max_evaluations
         self.seed = seed
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         generator = np.random.Generator(np.random.PCG64(self.seed))
         layer_states, bits = state_vectors(problem.searched_layers), np.asarray(problem.bits)
         agent = Agent(layer_states.shape[1] + 1, seed=self.seed)

@@ -6,7 +6,7 @@ import numpy as np
 
 from sightline.compression.policy import Policy
 from sightline.contract import registry
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.search.base import PolicyEvaluator
 from sightline.workbench.compress.search.knapsack import Knapsack
 from sightline.workbench.compress.search.sensitivity import sensitivity
@@ -20,7 +20,7 @@ class GreedySearch(Knapsack):
     1957.
     """
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         table = sensitivity(problem, evaluator, table_evaluations=self.table_evaluations)
         levels, rows = np.asarray(problem.highest), np.arange(len(problem.searched_layers))
         while not problem.fits_budget(levels.tolist()):

@@ -9,7 +9,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, Seed
 from sightline.contract.errors import ConfigError
 from sightline.workbench.compress.curvature import hessian_traces
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.search.base import PolicyEvaluator, Search
 from sightline.workbench.compress.search.knapsack import best_levels
 
@@ -26,13 +26,13 @@ class HessianAware(Search):
         self.draws = draws
         self.seed = seed
 
-    def assert_fits(self, problem: Problem) -> None:
+    def assert_fits(self, problem: SearchProblem) -> None:
         if problem.curvature is None:
             raise ConfigError(
                 "search 'hessian': needs a differentiable loss, which this problem does not have; take knapsack"
             )
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         assert problem.curvature is not None, "as assert_fits requires"
         curvature = problem.curvature()
         traces = hessian_traces(curvature.loss_of, curvature.parameters, seed=self.seed, draws=self.draws)

@@ -8,7 +8,7 @@ import numpy as np
 
 from sightline.compression.policy import Policy
 from sightline.contract import registry
-from sightline.workbench.compress.problem import Levels, Problem
+from sightline.workbench.compress.problem import Levels, SearchProblem
 from sightline.workbench.compress.search.base import RESERVED_EVALUATIONS, MaxEvaluations, PolicyEvaluator, Search
 from sightline.workbench.compress.search.knapsack import best_levels
 from sightline.workbench.compress.search.sensitivity import TableEvaluations, num_measured, sensitivity
@@ -27,12 +27,12 @@ class Hybrid(Search):
         self.max_evaluations = max_evaluations
         self.table_evaluations = table_evaluations
 
-    def assert_fits(self, problem: Problem) -> None:
+    def assert_fits(self, problem: SearchProblem) -> None:
         num_measured(
             problem, min(self.table_evaluations, self.max_evaluations - RESERVED_EVALUATIONS - 1)
         )  # one is the float model
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         table_evaluations = min(self.table_evaluations, evaluator.num_left)
         table = sensitivity(problem, evaluator, table_evaluations=table_evaluations)
         levels, is_better = best_levels(problem, table), True
@@ -48,7 +48,7 @@ class Hybrid(Search):
         return problem.policy(levels)
 
 
-def _moves(problem: Problem, table: np.ndarray, levels: Levels) -> Iterator[Levels]:
+def _moves(problem: SearchProblem, table: np.ndarray, levels: Levels) -> Iterator[Levels]:
     """Iterate over moves: one layer raised and another or none lowered, sorted by the change of the table's sum."""
     current, rows, top = np.asarray(levels), np.arange(len(levels)), len(problem.choices) - 1
     up, down = np.minimum(current + 1, top), np.maximum(current - 1, 0)

@@ -6,7 +6,7 @@ import numpy as np
 
 from sightline.compression.policy import Policy
 from sightline.contract import registry
-from sightline.workbench.compress.problem import Levels, Problem
+from sightline.workbench.compress.problem import Levels, SearchProblem
 from sightline.workbench.compress.search.base import RESERVED_EVALUATIONS, PolicyEvaluator, Search
 from sightline.workbench.compress.search.sensitivity import TableEvaluations, num_measured, sensitivity
 
@@ -62,7 +62,7 @@ def _find_multiplier(costs: np.ndarray, sizes: np.ndarray, budget: float) -> tup
     return high, cheapest(high)[1]
 
 
-def best_levels(problem: Problem, costs: np.ndarray) -> Levels:
+def best_levels(problem: SearchProblem, costs: np.ndarray) -> Levels:
     """Find the levels of lowest total cost whose exact file size fits the budget."""
     room = problem.budget_bytes - problem.bytes(problem.lowest)
     while (levels := solve_knapsack(costs, problem.sizes, room)) is not None:
@@ -83,9 +83,9 @@ class Knapsack(Search):
     def __init__(self, *, table_evaluations: TableEvaluations = 150) -> None:
         self.table_evaluations = table_evaluations
 
-    def max_num_evaluations(self, problem: Problem) -> int:
+    def max_num_evaluations(self, problem: SearchProblem) -> int:
         return num_measured(problem, self.table_evaluations) * len(problem.searched_layers) + RESERVED_EVALUATIONS
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         table = sensitivity(problem, evaluator, table_evaluations=self.table_evaluations)
         return problem.policy(best_levels(problem, table))

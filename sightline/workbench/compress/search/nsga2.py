@@ -9,7 +9,7 @@ from sightline.compression.policy import Policy
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Seed
 from sightline.contract.errors import assert_installed
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.search.base import MaxEvaluations, PolicyEvaluator, Search
 
 
@@ -37,7 +37,7 @@ class NSGA2(Search):
         self.seed = seed
         self.storage = storage
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         study = self._open_study(problem)
         highest = len(problem.choices) - 1
         # all trials of a shared study count; without storage repeated policies are free, up to a limit
@@ -53,7 +53,7 @@ class NSGA2(Search):
         best = min(finished, key=lambda trial: (*trial.values, trial.number))
         return problem.policy(best.user_attrs["levels"])
 
-    def _open_study(self, problem: Problem) -> Any:
+    def _open_study(self, problem: SearchProblem) -> Any:
         import optuna
 
         from sightline.workbench.series.storage import open_study  # needs optuna

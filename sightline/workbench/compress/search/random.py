@@ -7,7 +7,7 @@ import numpy as np
 from sightline.compression.policy import Policy
 from sightline.contract import registry
 from sightline.contract.arguments import Seed
-from sightline.workbench.compress.problem import Problem, actions_to_levels
+from sightline.workbench.compress.problem import SearchProblem, actions_to_levels
 from sightline.workbench.compress.search.base import MaxEvaluations, PolicyEvaluator, Search
 
 
@@ -19,7 +19,7 @@ class RandomSearch(Search):
         self.max_evaluations = max_evaluations
         self.seed = seed
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         generator = np.random.Generator(np.random.PCG64(self.seed))
         best = problem.uniform_policy
         for _ in range(4 * self.max_evaluations):  # draws repeat if few policies are possible

@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 
 from sightline.compression.policy import FP32
 from sightline.contract.errors import ConfigError
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.search.base import PolicyEvaluator
 
 TableEvaluations = Annotated[int, Ge(2), Le(100_000)]
@@ -18,7 +18,7 @@ _MIN_INCREASE = 1e-12
 """Smallest loss increase, as a share of the loss, in the logarithmic interpolation."""
 
 
-def num_measured(problem: Problem, table_evaluations: int) -> int:
+def num_measured(problem: SearchProblem, table_evaluations: int) -> int:
     """Return the number of choices evaluated per layer. Raises ConfigError if there is not even one."""
     num = min(len(problem.choices), table_evaluations // len(problem.searched_layers))
     if num == 0:
@@ -29,7 +29,7 @@ def num_measured(problem: Problem, table_evaluations: int) -> int:
     return num
 
 
-def sensitivity(problem: Problem, evaluator: PolicyEvaluator, *, table_evaluations: int) -> np.ndarray:
+def sensitivity(problem: SearchProblem, evaluator: PolicyEvaluator, *, table_evaluations: int) -> np.ndarray:
     """Measure the loss increase (L, C), at least 0, of one searched layer with a choice and all others in float.
 
     If `table_evaluations` do not suffice for all choices, those nearest to the uniform choice of the budget are

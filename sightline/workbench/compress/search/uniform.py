@@ -5,7 +5,7 @@ from __future__ import annotations
 from sightline.compression.policy import Policy
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.workbench.compress.problem import Problem
+from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.search.base import PolicyEvaluator, Search
 
 
@@ -16,7 +16,7 @@ class UniformProtected(Search):
     fills_budget = False
     max_evaluations = 2
 
-    def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
+    def run(self, problem: SearchProblem, evaluator: PolicyEvaluator) -> Policy:
         return problem.uniform_policy
 
 
@@ -24,6 +24,6 @@ class UniformProtected(Search):
 class UniformSearch(UniformProtected):
     """Uniform bits: the most that all layers can have; none may be protected. Source: the baseline of HAQ."""
 
-    def assert_fits(self, problem: Problem) -> None:
+    def assert_fits(self, problem: SearchProblem) -> None:
         if problem.protected:
             raise ConfigError("search 'uniform': cannot give protected layers other bits; take uniform_protected")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from sightline.areas.detect.sets.label_table import (
     MAX_PX,
-    AnnotationFaults,
     BoxCorners,
     LabelledBox,
     is_valid_box,
@@ -23,28 +23,12 @@ MARKS = ("difficult", "ignore", *_CROWD_MARKS)
 """Names of a mark of an object that is neither a target nor background; those of crowds are among them."""
 
 
-_Entry = TypeVar("_Entry")
-
-
 class NoBoxError(ValueError):
     """Object that is no upright box; `kind` is that of the fault."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
-
-
-def collect_boxes(
-    entries: Iterable[tuple[str, _Entry]], parse: Callable[[_Entry], LabelledBox], faults: AnnotationFaults
-) -> Iterator[LabelledBox]:
-    """Yield the boxes of objects, given with their place in the file; add a fault for each that is none."""
-    for where, entry in entries:
-        try:
-            yield parse(entry)
-        except NoBoxError as error:
-            faults.add(error.kind, f"{where}: {error}")
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            faults.add(BAD_BOX, f"{where}: {str(entry)[:120]} ({error})")
 
 
 def refuse_turned(degrees: Any, text: str) -> None:
@@ -55,9 +39,14 @@ def refuse_turned(degrees: Any, text: str) -> None:
 
 
 def make_box(
-    label: Any, corners: BoxCorners, marks: Mapping[str, Any], *, line: int, head: BoxCorners | None = None
+    label: Any,
+    corners: BoxCorners,
+    marks: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    line: int = 0,
+    head: BoxCorners | None = None,
 ) -> LabelledBox:
-    """Return a box, ignored by those of its marks that are known.
+    """Return a box of left, top, right and bottom; marks called ignore, difficult, iscrowd or is_crowd make it ignored.
 
     Raises ValueError without a label, for an impossible box, and for a mark but 0 and 1, false and true.
     """

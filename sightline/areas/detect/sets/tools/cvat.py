@@ -30,13 +30,12 @@ from sightline.areas.detect.sets.tools.boxes import (
     refuse_turned,
     state_marks,
 )
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, path_in_split
+from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelReport, StatedImage, label_reader, path_in_split
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.xml_files import XmlElement, iterate_xml
 from sightline.store.prepared.prepared_data import SetSpec
 
-_CVAT = Tool("cvat", (".xml",), "'CVAT for images 1.1' has annotations.xml with images/", is_alone=False)
 _SHAPES: Mapping[str, tuple[tuple[str, ...], Callable[..., BoxCorners]]] = {
     "box": (("xtl", "ytl", "xbr", "ybr"), lambda left, top, right, bottom: (left, top, right, bottom)),
     "ellipse": (("cx", "cy", "rx", "ry"), lambda x, y, rx, ry: (x - rx, y - ry, x + rx, y + ry)),
@@ -45,15 +44,10 @@ _SHAPES: Mapping[str, tuple[tuple[str, ...], Callable[..., BoxCorners]]] = {
 """Element of an image → its attributes of numbers, and the box about it; polygons have points."""
 
 
-def read_cvat(source: Path) -> LabelledSet:
-    """Read 'CVAT for images': XML files about images anywhere below a folder; subsets state the splits, else folders.
-
-    Raises DataError for a folder without such files.
-    """
-    return ToolFolder(source, _CVAT).read(_read_file)
-
-
-def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
+@label_reader(
+    layout="cvat", suffixes=(".xml",), needs="'CVAT for images 1.1' has annotations.xml with images/", is_alone=False
+)
+def read_cvat(file: Path, report: LabelReport) -> Iterator[StatedImage]:
     """Yield the images of a file of CVAT for images; the labels that it declares are classes.
 
     Boxes, polygons, masks and ellipses become the boxes about them. An attribute that is called as one of `MARKS` is
@@ -80,12 +74,12 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
             report.faults.add(BAD_IMAGE, f"{where}: {error}")
             continue
         boxes = tuple(_read_shapes(element, file, report))
-        yield ToolImage(
+        yield StatedImage(
             element.attributes.get("name", ""), size_px, boxes, element.attributes.get("subset", ""), element.line
         )
 
 
-def _read_shapes(image: XmlElement, file: Path, report: ToolReport) -> Iterator[LabelledBox]:
+def _read_shapes(image: XmlElement, file: Path, report: LabelReport) -> Iterator[LabelledBox]:
     for shape in image.children:
         label = shape.attributes.get("label", "")
         where = f"{file}:{shape.line}: {shape.tag[:40]} '{label[:40]}'"
@@ -182,4 +176,5 @@ class Cvat(LabelledImages):
         image_path=_image_path,
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),
         fit=lambda box, _: fit_label(box),
+        known_by={".xml": rb"<annotations[\s>]"},
     )

@@ -1,14 +1,15 @@
-"""Folders with files of a labelling tool: each file states the names of its images, which may be of another machine."""
+"""Folders with files of labels: each file states the names of its images, which may be of another machine."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
 from sightline.areas.detect.sets.label_table import (
@@ -20,22 +21,23 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
 from sightline.areas.detect.sets.other_formats import name_other_set
+from sightline.areas.detect.sets.tools.boxes import BAD_BOX, NoBoxError
 from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, list_files
 from sightline.store.prepared.prepared_set import describe_contents
 
 BAD_IMAGE = "images that are missing or damaged"
+Entry = TypeVar("Entry")
 UNLISTED = ""
 """Split of an image that is in none of the lists that state splits."""
-_MASK_FOLDERS = frozenset({"SegmentationClass", "SegmentationObject"})
-"""Folders of Pascal VOC whose images are masks, not photos."""
 
 
-class ToolImage(NamedTuple):
-    """Image as a file states it: name or path, height and width (or None), boxes, subset, and the line of its entry.
+class StatedImage(NamedTuple):
+    """Image as a file of labels states it: name or path, height and width (or None), boxes, and the line of its entry.
 
-    Boxes are in pixels, or in shares of width and height if they are `relative`.
+    `subset` is the word for its split, if the file states one. Boxes are in pixels, or in shares of width and height if
+    they are `relative`.
     """
 
     name: str
@@ -47,7 +49,7 @@ class ToolImage(NamedTuple):
 
 
 @dataclass
-class ToolReport:
+class LabelReport:
     """What files declare and lack: class names, faults by kind, habits with their places, counts of fields not read."""
 
     class_names: list[str] = field(default_factory=list)
@@ -55,32 +57,61 @@ class ToolReport:
     habits: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     unread: Counter[str] = field(default_factory=Counter)
 
+    def collect_boxes(
+        self, entries: Iterable[tuple[str, Entry]], parse: Callable[[Entry], LabelledBox]
+    ) -> tuple[LabelledBox, ...]:
+        """Return the boxes of objects, given with their place in the file; add a fault for each that is none.
+
+        `parse` raises NoBoxError for an object of another kind, and any error of its values for an impossible box.
+        """
+        boxes = []
+        for where, entry in entries:
+            try:
+                boxes.append(parse(entry))
+            except NoBoxError as error:
+                self.faults.add(error.kind, f"{where}: {error}")
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                self.faults.add(BAD_BOX, f"{where}: {str(entry)[:120]} ({error})")
+        return tuple(boxes)
+
     def list_notes(self) -> list[str]:
         """Return a note for each habit, with its count and first place."""
         return [f"{len(places)} {text}, first: {places[0]}" for text, places in self.habits.items() if places]
 
 
-class Tool(NamedTuple):
-    """Kind of label files: their suffixes, what a folder needs, and whether a file is about one image, called alike."""
+class LabelFolder:
+    """Label files and images below a folder (or one label file, and the images below its folder), and what is wrong.
 
-    layout: str
-    suffixes: tuple[str, ...]
-    needs: str
-    is_alone: bool = True
+    `layout` is the name of the set, `suffixes` are those of its files, and `needs` says what a folder has to hold. A
+    file that `is_alone` is about one image, and may be called as it is. Images in folders called as one of
+    `unlabelled` have no labels, and a note counts them.
+    """
 
-
-class ToolFolder:
-    """Label files and images below a folder (or one label file, and the images below its folder), and what is wrong."""
-
-    def __init__(self, source: Path, tool: Tool) -> None:
+    def __init__(
+        self,
+        source: Path,
+        *,
+        layout: str,
+        suffixes: Collection[str],
+        needs: str,
+        is_alone: bool = True,
+        unlabelled: Collection[str] = (),
+    ) -> None:
         path = expand_home(source).resolve()
         self.is_folder = not path.is_file()
         self.root = path if self.is_folder else path.parent
-        self.files = list_files(path, tool.suffixes) if self.is_folder else [path]
+        self.files = list_files(path, suffixes) if self.is_folder else [path]
         self.lists: list[Path] = []
-        self.report = ToolReport()
-        images = [path for path in list_images(self.root, may_lack=True) if _MASK_FOLDERS.isdisjoint(path.parts)]
-        self._tool, self._names = tool, [path.relative_to(self.root).as_posix() for path in images]
+        self.report = LabelReport()
+        self._layout, self._needs, self._is_alone = layout, needs, is_alone
+        self._names = []
+        for name in (path.relative_to(self.root) for path in list_images(self.root, may_lack=True)):
+            folders = [part for part in name.parent.parts if part in unlabelled]
+            if folders:
+                text = f"images are in {folders[0]}, which has no labels, and are left out"
+                self.report.habits[text].append(name.as_posix())
+            else:
+                self._names.append(name.as_posix())
         self._ends = NameEnds(self._names)
 
     def has_image(self, name: str) -> bool:
@@ -97,8 +128,8 @@ class ToolFolder:
         if not images:
             report.faults.raise_or_note("refuse", root=self.root)
             contents = describe_contents(self.root)
-            other = name_other_set(self.root, self._tool.layout)
-            raise DataError(f"{self.root}: {contents}; {self._tool.needs}: give the folder with them{other}")
+            other = name_other_set(self.root, self._layout)
+            raise DataError(f"{self.root}: {contents}; {self._needs}: give the folder with them{other}")
         for name in self._names if self.is_folder else ():
             if name not in images:
                 report.faults.add("images that no annotation file is about", name)
@@ -113,7 +144,7 @@ class ToolFolder:
                 report.faults.add("images in none of the lists that state splits", name)
                 continue
             listed.append(replace(image, image_id=ids[Path(name)], files=(*image.files, *self.lists)))
-        layout, notes = self._tool.layout, report.list_notes()
+        layout, notes = self._layout, report.list_notes()
         return LabelledSet(self.root, layout, classes, listed, report.faults, notes, report.unread)
 
     def _read_files(self, read_file: ReadFile, splits: Mapping[Path, str]) -> dict[str, LabelledImage]:
@@ -130,7 +161,7 @@ class ToolFolder:
                 self.report.faults.add("annotation files that are missing or damaged", text)
         return images
 
-    def _resolve_image(self, stated: ToolImage, file: Path, split: str) -> LabelledImage | None:
+    def _resolve_image(self, stated: StatedImage, file: Path, split: str) -> LabelledImage | None:
         """Return the image that a file states; a fault and None if it is not there, or if two may be meant."""
         where = f"{file}:{stated.line}" if stated.line else f"{file}"
         try:
@@ -144,13 +175,13 @@ class ToolFolder:
         split = guess_image_split(Path(name).parent) if split == "all" else split
         return LabelledImage(split, name, self.root / name, stated.boxes, 0, stated.size_px, (file,), stated.relative)
 
-    def _find(self, stated: ToolImage, file: Path) -> str | None:
+    def _find(self, stated: StatedImage, file: Path) -> str | None:
         """Return the name of an image: of those with the longest end in common with what is stated, the nearest one.
 
         A file about one image can be called as it is. Raises ValueError if two images fit as well.
         """
         named = self._ends.find(f"{stated.subset}/{stated.name}") if stated.name else []
-        alike = self._ends.find(file.stem) if self._tool.is_alone else []
+        alike = self._ends.find(file.stem) if self._is_alone else []
         if named and alike and {*named}.isdisjoint(alike):
             raise ValueError(f"states the image '{stated.name}', and is called as {alike[0]}; rename one of them")
         if not (fitting := named or alike):
@@ -164,6 +195,28 @@ class ToolFolder:
         if len(best) > 1:
             raise ValueError(f"states the image '{stated.name}', which {best[0]} and {best[1]} may be; rename one")
         return best[0]
+
+
+def label_reader(
+    *, layout: str, suffixes: Collection[str], needs: str, is_alone: bool = True, unlabelled: Collection[str] = ()
+) -> Callable[[Callable[..., Iterator[StatedImage]]], Callable[..., LabelledSet]]:
+    """Make a reader of sources of a reader of files, `read(file, report, *, ...)`: its options are their options.
+
+    The arguments are those of `LabelFolder`. The reader that is made takes a folder or file, and raises DataError for
+    one without such files.
+    """
+
+    def decorate(read_file: Callable[..., Iterator[StatedImage]]) -> Callable[..., LabelledSet]:
+        @wraps(read_file)
+        def read(source: Path, **options: Any) -> LabelledSet:
+            folder = LabelFolder(
+                source, layout=layout, suffixes=suffixes, needs=needs, is_alone=is_alone, unlabelled=unlabelled
+            )
+            return folder.read(partial(read_file, **options))
+
+        return read
+
+    return decorate
 
 
 def name_subset(file: Path) -> str:
@@ -197,5 +250,5 @@ def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
     return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
-ReadFile = Callable[[Path, ToolReport], Iterator[ToolImage]]
+ReadFile = Callable[[Path, LabelReport], Iterator[StatedImage]]
 """Reader of one file: yields its images, and reports faults, habits and class names."""

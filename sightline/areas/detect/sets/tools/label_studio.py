@@ -16,23 +16,19 @@ from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.tools.boxes import (
     NO_BOX,
     NoBoxError,
-    collect_boxes,
     find_bounds,
     make_box,
     parse_points,
     parse_size,
     refuse_turned,
 )
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, name_subset
+from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelFolder, LabelReport, StatedImage, name_subset
 from sightline.contract import registry
 from sightline.contract.errors import join_some
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
-_LABEL_STUDIO = Tool(
-    "label_studio", (".json",), "Label Studio has tasks as JSON or JSON-MIN, beside photos", is_alone=False
-)
 _MAX_LISTED = 5
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
 """What Label Studio puts before the name of an uploaded file."""
@@ -53,11 +49,17 @@ def read_label_studio(source: Path) -> LabelledSet:
 
     Raises DataError for a folder without such files.
     """
-    folder = ToolFolder(source, _LABEL_STUDIO)
+    folder = LabelFolder(
+        source,
+        layout="label_studio",
+        suffixes=(".json",),
+        needs="Label Studio has tasks as JSON or JSON-MIN, beside photos",
+        is_alone=False,
+    )
     return folder.read(partial(_read_file, folder=folder))
 
 
-def _read_file(file: Path, report: ToolReport, *, folder: ToolFolder) -> Iterator[ToolImage]:
+def _read_file(file: Path, report: LabelReport, *, folder: LabelFolder) -> Iterator[StatedImage]:
     """Yield the images of a file: none of JSON of another kind.
 
     Polygons and ellipses become the boxes about them. Tasks that nobody has labelled, or several people, are faults.
@@ -123,8 +125,8 @@ def _list_short_results(task: Mapping[str, Any]) -> Sequence[_Result]:
 
 
 def _read_task(
-    stated: str, results: Sequence[_Result], where: str, report: ToolReport, folder: ToolFolder, subset: str
-) -> ToolImage:
+    stated: str, results: Sequence[_Result], where: str, report: LabelReport, folder: LabelFolder, subset: str
+) -> StatedImage:
     """Return the image of a task. Raises ValueError for one that was labelled turned, and for an impossible size."""
     turns = {result.get("image_rotation") or 0 for result in results}
     if turns - {0}:
@@ -144,11 +146,11 @@ def _read_task(
         else:
             report.unread.update([f"{str(result.get('type', result.get('from_name')))[:40]} of an image"])
     entries = ((f"{where}, {stated}", parts) for parts in objects.values())
-    boxes = [*collect_boxes(entries, partial(_read_object, report=report), report.faults)]
-    return ToolImage(stated, size_px, boxes, subset, relative=True)
+    boxes = report.collect_boxes(entries, partial(_read_object, report=report))
+    return StatedImage(stated, size_px, boxes, subset, relative=True)
 
 
-def _read_object(parts: Sequence[_Result], *, report: ToolReport) -> LabelledBox:
+def _read_object(parts: Sequence[_Result], *, report: LabelReport) -> LabelledBox:
     """Return the box, in shares, of an object whose shape and labels may be in several results."""
     values = [part["value"] for part in parts]
     labels = {key: value[key] for value in values for key in value if key.endswith("labels") and value[key]}
@@ -190,4 +192,9 @@ class LabelStudio(LabelledImages):
     """
 
     spec = SetSpec(name="label_studio", is_own=True)
-    label_format = LabelFormat(read=read_label_studio)
+    label_format = LabelFormat(
+        read=read_label_studio,
+        known_by={
+            ".json": rb'"(?:from_name|file_upload|(?:rectangle|polygon|brush|ellipse|keypoint)labels)"\s*:',
+        },
+    )

@@ -30,22 +30,13 @@ from sightline.areas.detect.sets.tools.boxes import (
     parse_size,
     state_marks,
 )
-from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport, path_in_split
+from sightline.areas.detect.sets.tools.folders import LabelReport, StatedImage, label_reader, path_in_split
 from sightline.contract import registry
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
-_LABELME = Tool("labelme", (".json",), "LabelMe has NAME.json with shapes and imagePath beside NAME.jpg")
 _VERSION = "5.2.1"
 """Version of LabelMe whose files are written."""
-
-
-def read_labelme(source: Path) -> LabelledSet:
-    """Read LabelMe: a JSON file for each image, anywhere below a folder, whose folders state the splits.
-
-    Raises DataError for a folder without such files.
-    """
-    return ToolFolder(source, _LABELME).read(_read_file)
 
 
 def _find_circle_bounds(points: np.ndarray) -> BoxCorners:
@@ -62,7 +53,10 @@ _SHAPES: Mapping[str, Callable[[np.ndarray], BoxCorners]] = {
 """Type of shape of LabelMe → the box about its points; those of a mask are its first and last pixel."""
 
 
-def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
+@label_reader(
+    layout="labelme", suffixes=(".json",), needs="LabelMe has NAME.json with shapes and imagePath beside NAME.jpg"
+)
+def read_labelme(file: Path, report: LabelReport) -> Iterator[StatedImage]:
     """Yield the image of a LabelMe file: none for JSON of another kind.
 
     Rectangles, polygons, circles and masks become the boxes about them; those with a label and a `group_id` are one
@@ -78,10 +72,10 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     flags = document.get("flags")
     if isinstance(flags, dict):
         report.unread.update(f"flag {name} of an image"[:80] for name, is_set in flags.items() if is_set)
-    yield ToolImage(str(document.get("imagePath") or ""), size_px, boxes)
+    yield StatedImage(str(document.get("imagePath") or ""), size_px, boxes)
 
 
-def _read_shapes(shapes: Sequence[Any], file: Path, report: ToolReport) -> Iterator[LabelledBox]:
+def _read_shapes(shapes: Sequence[Any], file: Path, report: LabelReport) -> Iterator[LabelledBox]:
     groups: dict[object, LabelledBox] = {}
     for number, shape in enumerate(shapes):
         where = f"{file}: shapes[{number}]"
@@ -152,4 +146,5 @@ class LabelMe(LabelledImages):
         image_path=lambda image: path_in_split(image.name, image.split),
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided"}),
         fit=lambda box, _: fit_label(box),
+        known_by={".json": rb'"shapes"\s*:'},
     )

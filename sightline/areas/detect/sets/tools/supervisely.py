@@ -17,19 +17,17 @@ from sightline.areas.detect.sets.tools.boxes import (
     NO_BOX,
     TURNED,
     NoBoxError,
-    collect_boxes,
     find_bounds,
     make_box,
     parse_numbers,
     parse_points,
     parse_size,
 )
-from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport
+from sightline.areas.detect.sets.tools.folders import LabelFolder, LabelReport, StatedImage
 from sightline.contract import registry
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
-_SUPERVISELY = Tool("supervisely", (".json",), "Supervisely has img/NAME.jpg and ann/NAME.jpg.json")
 _PNG_SIZE_BYTES = 24
 """Bytes of a PNG to the end of its width and height."""
 _ASSIGNED = {*SPLIT_WORDS, *SPLIT_WORDS.values()} - {"all", ""}
@@ -41,12 +39,14 @@ def read_supervisely(source: Path) -> LabelledSet:
 
     Raises DataError for a folder without such files.
     """
-    folder = ToolFolder(source, _SUPERVISELY)
+    folder = LabelFolder(
+        source, layout="supervisely", suffixes=(".json",), needs="Supervisely has img/NAME.jpg and ann/NAME.jpg.json"
+    )
     folder.lists += [file for file in folder.files if file.name == "meta.json"]
     return folder.read(_read_file)
 
 
-def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
+def _read_file(file: Path, report: LabelReport) -> Iterator[StatedImage]:
     """Yield the image of a file: none of `meta.json`, whose titles are classes, and for JSON of another kind.
 
     Polygons and bitmaps become the boxes about them. Raises DataError for damaged JSON, ValueError for an impossible
@@ -71,10 +71,10 @@ def _read_file(file: Path, report: ToolReport) -> Iterator[ToolImage]:
     subset = next((tag for tag in tags if tag.lower() in _ASSIGNED), "")
     report.unread.update(f"tag {tag} of an image"[:80] for tag in tags if tag != subset)
     entries = ((f"{file}: objects[{number}]", entry) for number, entry in enumerate(stated["objects"]))
-    yield ToolImage("", size_px, [*collect_boxes(entries, partial(_read_object, report=report), report.faults)], subset)
+    yield StatedImage("", size_px, report.collect_boxes(entries, partial(_read_object, report=report)), subset)
 
 
-def _read_object(item: Mapping[str, Any], *, report: ToolReport) -> LabelledBox:
+def _read_object(item: Mapping[str, Any], *, report: LabelReport) -> LabelledBox:
     label, has_mask = str(item["classTitle"]), isinstance(item.get("bitmap"), dict)
     kind = str(item.get("geometryType") or ("bitmap" if has_mask else "rectangle"))
     if kind == "oriented_bbox":
@@ -110,4 +110,10 @@ class Supervisely(LabelledImages):
     """
 
     spec = SetSpec(name="supervisely", is_own=True)
-    label_format = LabelFormat(read=read_supervisely)
+    label_format = LabelFormat(
+        read=read_supervisely,
+        known_by={
+            ".json": rb'"classTitle"\s*:|"size"\s*:\s*\{[^}]*\}\s*,\s*"objects"\s*:'
+            rb'|"classes"\s*:\s*\[\s*\{[^}]*"title"\s*:',
+        },
+    )

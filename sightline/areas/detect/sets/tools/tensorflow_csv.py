@@ -7,33 +7,29 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sightline.areas.detect.sets.label_table import LabelFormat, LabelledBox, LabelledSet
+from sightline.areas.detect.sets.label_table import LabelFormat, LabelledBox
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import collect_boxes, make_box, parse_numbers, parse_size
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, Tool, ToolFolder, ToolImage, ToolReport, name_subset
+from sightline.areas.detect.sets.tools.boxes import make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelReport, StatedImage, label_reader, name_subset
 from sightline.areas.detect.sets.tools.tables import iterate_rows, read_header
 from sightline.contract import registry
 from sightline.store.prepared.prepared_data import SetSpec
 
 _COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
-_TENSORFLOW = Tool(
-    "tensorflow_csv", (".csv",), f"a table of boxes has the columns {','.join(_COLUMNS)}", is_alone=False
+
+
+@label_reader(
+    layout="tensorflow_csv",
+    suffixes=(".csv",),
+    needs=f"a table of boxes has the columns {','.join(_COLUMNS)}",
+    is_alone=False,
 )
-
-
-def read_tensorflow_csv(source: Path, *, first_pixel: Literal[0, 1] = 0) -> LabelledSet:
-    """Read tables of boxes, anywhere below a folder; names of tables, else folders, state the splits.
-
-    Corners are pixels from 0 on; `first_pixel` is 1 for tables that were made from Pascal VOC without a change, which
-    counts from 1. Raises DataError for a folder without such files.
-    """
-    return ToolFolder(source, _TENSORFLOW).read(partial(_read_file, first_pixel=first_pixel))
-
-
-def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[ToolImage]:
+def read_tensorflow_csv(file: Path, report: LabelReport, *, first_pixel: Literal[0, 1] = 0) -> Iterator[StatedImage]:
     """Yield the images of a table, in the order in which it names them: none of a table with other columns.
 
-    Raises DataError as `iterate_rows`. Source: TensorFlow's object detection API; Roboflow's export of that name.
+    Corners are pixels from 0 on; `first_pixel` is 1 for tables that were made from Pascal VOC without a change, which
+    counts from 1. Raises DataError as `iterate_rows`. Source: TensorFlow's object detection API; Roboflow's export of
+    that name.
     """
     header = read_header(file)
     if missing := [name for name in _COLUMNS if name not in header]:
@@ -56,7 +52,7 @@ def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[
             continue
         entries = ((f"{file}:{line}", (line, row)) for line, row in rows)
         parse = partial(_read_row, first_pixel=first_pixel)
-        yield ToolImage(name, size_px, [*collect_boxes(entries, parse, report.faults)], name_subset(file), line)
+        yield StatedImage(name, size_px, report.collect_boxes(entries, parse), name_subset(file), line)
 
 
 def _read_row(entry: tuple[int, Mapping[str, str]], *, first_pixel: int) -> LabelledBox:
@@ -75,4 +71,7 @@ class TensorflowCsv(LabelledImages):
     """
 
     spec = SetSpec(name="tensorflow_csv", is_own=True)
-    label_format = LabelFormat(read=read_tensorflow_csv)
+    label_format = LabelFormat(
+        read=read_tensorflow_csv,
+        known_by={".csv": rb"\A(?:\xef\xbb\xbf)?filename,width,height,class,xmin,ymin,xmax,ymax\s"},
+    )

@@ -16,20 +16,18 @@ from sightline.areas.detect.sets.tools.boxes import (
     MARKS,
     NO_BOX,
     NoBoxError,
-    collect_boxes,
     find_bounds,
     make_box,
     parse_points,
     refuse_turned,
 )
-from sightline.areas.detect.sets.tools.folders import Tool, ToolFolder, ToolImage, ToolReport, name_subset
+from sightline.areas.detect.sets.tools.folders import LabelFolder, LabelReport, StatedImage, name_subset
 from sightline.areas.detect.sets.tools.tables import iterate_rows, read_header
 from sightline.contract import registry
 from sightline.contract.errors import DataError, join_some
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
-_VIA = Tool("via", (".csv", ".json"), "VIA has a project, or annotations as JSON or CSV, beside photos", is_alone=False)
 _MAX_LISTED = 5
 _CENTRED: Mapping[str, tuple[str, ...]] = {"circle": ("cx", "cy", "r", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
 _SHAPES_3: Mapping[int, tuple[str, tuple[str, ...]]] = {
@@ -50,15 +48,22 @@ def read_via(source: Path, *, label_key: str | None = None, class_name: str | No
     `class_name` is the class of all regions that state none. Raises DataError for a folder without such files, and for
     regions whose attribute is not known.
     """
-    folder, images = ToolFolder(source, _VIA), dict[Path, Sequence[_Image]]()
+    folder = LabelFolder(
+        source,
+        layout="via",
+        suffixes=(".csv", ".json"),
+        needs="VIA has a project, or annotations as JSON or CSV, beside photos",
+        is_alone=False,
+    )
+    images: dict[Path, Sequence[_Image]] = {}
 
-    def read_images(file: Path, report: ToolReport) -> Iterator[ToolImage]:
+    def read_images(file: Path, report: LabelReport) -> Iterator[StatedImage]:
         for image in images[file] if file in images else _read_images(file, report):
             name, regions = str(image["filename"]), image["regions"]
             entries = ((f"{file}: {name}, region {number}", region) for number, region in enumerate(regions))
             parse = partial(_read_region, label_key=label_key, class_name=class_name, report=report)
-            boxes = [*collect_boxes(entries, parse, report.faults)]
-            yield ToolImage(name, None, boxes, name_subset(file))
+            boxes = report.collect_boxes(entries, parse)
+            yield StatedImage(name, None, boxes, name_subset(file))
 
     for file in folder.files:
         try:
@@ -102,7 +107,7 @@ def _attributes(region: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_region(
-    region: Mapping[str, Any], *, label_key: str | None, class_name: str | None, report: ToolReport
+    region: Mapping[str, Any], *, label_key: str | None, class_name: str | None, report: LabelReport
 ) -> LabelledBox:
     attributes = _attributes(region)
     label = attributes.pop(label_key, None) if label_key is not None else None
@@ -133,7 +138,7 @@ def _find_corners(shape: Mapping[str, Any]) -> BoxCorners:
     return x - x_radius, y - y_radius, x + x_radius, y + y_radius
 
 
-def _read_images(file: Path, report: ToolReport) -> Sequence[_Image]:
+def _read_images(file: Path, report: LabelReport) -> Sequence[_Image]:
     """Read the images of a file as version 2 has them: none of a file of another kind.
 
     Raises DataError for damaged files, and for a table of version 3. Source: VIA's code, its exports of each version.
@@ -159,7 +164,7 @@ def _list_regions(image: _Image) -> list[Any]:
     return list(regions.values()) if isinstance(regions, dict) else regions
 
 
-def _read_table(file: Path, report: ToolReport) -> Sequence[_Image]:
+def _read_table(file: Path, report: LabelReport) -> Sequence[_Image]:
     header = read_header(file)
     if header[:1] and header[0].strip().startswith("Exported using VGG Image Annotator"):
         raise DataError(f"{file}: is a table of VIA 3, which is not read; save the project as JSON")
@@ -226,4 +231,10 @@ class Via(LabelledImages):
     """
 
     spec = SetSpec(name="via", is_own=True)
-    label_format = LabelFormat(read=read_via)
+    label_format = LabelFormat(
+        read=read_via,
+        known_by={
+            ".json": rb'"(?:_via_settings|_via_img_metadata|shape_attributes|region_attributes|vid_list)"\s*:',
+            ".csv": rb"\A(?:\xef\xbb\xbf)?#?\s*filename,(?:file_size,file_attributes|.*region_shape)",
+        },
+    )

@@ -25,10 +25,9 @@ from sightline.areas.detect.sets.tools.boxes import BAD_BOX, fit_label, make_box
 from sightline.areas.detect.sets.tools.folders import (
     BAD_IMAGE,
     UNLISTED,
-    Tool,
-    ToolFolder,
-    ToolImage,
-    ToolReport,
+    LabelFolder,
+    LabelReport,
+    StatedImage,
     path_in_split,
 )
 from sightline.contract import registry
@@ -37,7 +36,6 @@ from sightline.store.files.input_files import list_files, read_file
 from sightline.store.files.xml_files import XmlElement, read_xml
 from sightline.store.prepared.prepared_data import SetSpec
 
-_VOC = Tool("voc", (".xml",), "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg")
 _UNSTATED = ("", "0", "Unspecified")
 """Texts of elements of an object that state nothing."""
 
@@ -47,11 +45,17 @@ def read_voc(source: Path, *, first_pixel: Literal[0, 1] = 1) -> LabelledSet:
 
     `first_pixel` is 0 if corners are to be taken as they are. Raises DataError for a folder without such files.
     """
-    folder = ToolFolder(source, _VOC)
+    folder = LabelFolder(
+        source,
+        layout="voc",
+        suffixes=(".xml",),
+        needs="Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg",
+        unlabelled=("SegmentationClass", "SegmentationObject"),
+    )
     return folder.read(partial(_read_file, first_pixel=first_pixel), _read_splits(folder))
 
 
-def _read_splits(folder: ToolFolder) -> dict[Path, str]:
+def _read_splits(folder: LabelFolder) -> dict[Path, str]:
     """Read the splits of annotation files from the lists beside them; `UNLISTED` for files in none of them."""
     named: defaultdict[Path, dict[str, Path]] = defaultdict(dict)
     for file in folder.files:
@@ -76,7 +80,7 @@ def _read_splits(folder: ToolFolder) -> dict[Path, str]:
     return splits
 
 
-def _read_list(path: Path, file_by_name: Mapping[str, Path], splits: dict[Path, str], report: ToolReport) -> None:
+def _read_list(path: Path, file_by_name: Mapping[str, Path], splits: dict[Path, str], report: LabelReport) -> None:
     """Add the split of a list for the files that it names and that have none."""
     split = guess_split(Path(path.name))
     for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").split("\n"), start=1):
@@ -89,7 +93,7 @@ def _read_list(path: Path, file_by_name: Mapping[str, Path], splits: dict[Path, 
             report.habits["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
 
 
-def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[ToolImage]:
+def _read_file(file: Path, report: LabelReport, *, first_pixel: int) -> Iterator[StatedImage]:
     """Yield the image of a VOC file: none for XML of another kind.
 
     With a `first_pixel` of 1, as VOC counts, `xmin` and `xmax` are the first and last pixel: 1 and 3 are 0 and 3 here.
@@ -103,10 +107,10 @@ def _read_file(file: Path, report: ToolReport, *, first_pixel: int) -> Iterator[
         return
     size_px = parse_size(document.text("size", "height"), document.text("size", "width"))
     boxes = tuple(_read_objects(document, file, report, first_pixel))
-    yield ToolImage(document.text("filename"), size_px, boxes)
+    yield StatedImage(document.text("filename"), size_px, boxes)
 
 
-def _read_objects(document: XmlElement, file: Path, report: ToolReport, first_pixel: int) -> Iterator[LabelledBox]:
+def _read_objects(document: XmlElement, file: Path, report: LabelReport, first_pixel: int) -> Iterator[LabelledBox]:
     for item in document.find_all("object"):
         where = f"{file}:{item.line}"
         try:
@@ -215,4 +219,5 @@ class Voc(LabelledImages):
         holds=frozenset({"head", "is_ignored", "size", "undivided"}),
         fit=_fit,
         rounds="has whole pixels",
+        known_by={".xml": rb"<annotation[\s>]"},
     )
