@@ -80,7 +80,7 @@ class SegmentedRows:
 
     def spread(self, of_segments: Tensor) -> Tensor:
         """Repeat numbers of segments (I, N) for each sample and channel: (B, N, K)."""
-        return repeat_index(of_segments, len(self.values))[:, :, None].expand(-1, -1, self.values.shape[2])
+        return repeat_index(of_segments, self.values.shape[0])[:, :, None].expand(-1, -1, self.values.shape[2])
 
 
 def _widen(src: Tensor) -> Tensor:
