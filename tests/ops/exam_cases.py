@@ -270,6 +270,7 @@ LARGE = [
     ),
 ]
 
+
 def _pool(ratio: int, *, is_gradient: bool = False) -> Any:
     """Regions of maps, some outside or inverted; the gradient adds up those of ten regions."""
 
