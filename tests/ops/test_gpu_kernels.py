@@ -140,6 +140,8 @@ VARIED: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "box_iou": lambda size: (empty(size, 4), empty(size + 1, 4)),
     "box_ioa": lambda size: (empty(size, 4), empty(size + 1, 4)),
     "keep_greedily": lambda size: (empty(size, 4), empty(size), indices(size), empty(size), indices(0)),
+    "scatter_rows": lambda size: (empty(1, size, 3), indices(1, size), size, "any"),
+    "scatter_extremes": lambda size: (empty(1, size, 3), indices(1, size), size, True, "any"),
     "points_in_boxes": lambda size: (empty(size, 3), empty(size, 8), float(size), 1.0),
 }
 """Calls of a size of which nothing but the size varies."""
@@ -166,6 +168,8 @@ HUGE: dict[str, tuple[Any, ...]] = {
         *(empty(128), empty(128), empty(128), None),
     ),
     "box_iou": (empty(MANY, 4), empty(100, 4)),
+    "scatter_rows": (empty(1, MANY, 3), indices(1, MANY), MANY // 4, "any"),
+    "scatter_extremes": (empty(1, MANY, 3), indices(1, MANY), MANY // 4, True, "any"),
     "points_in_boxes": (empty(MANY, 3), empty(50, 8), 0.1, 0.0),
 }
 

@@ -170,7 +170,7 @@ def _(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, layout
     row = torch.empty_like(best, dtype=torch.int64)
     channels, num_blocks = channels_of_program(num_channels)
     _find_extreme_tiles.launch(
-        (num_samples * num_segments * num_blocks,),
+        num_samples * num_segments * num_blocks,
         values.contiguous(),
         order,
         offsets,
@@ -209,7 +209,7 @@ def _find_extreme_tiles(  # type: ignore[no-untyped-def]
     number = (tl.program_id(0) // num_blocks).to(tl.int64)
     sample, own = number // num_segments, number // num_segments // samples_of_index
     bounds = offsets + own * (num_segments + 1) + number % num_segments
-    begin, end = tl.load(bounds), tl.load(bounds + 1)
+    begin, end = tl.maximum(tl.load(bounds), 0), tl.minimum(tl.load(bounds + 1), num_rows)
     channel = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     is_channel = channel < num_channels
     numbers = values + sample * num_rows * num_channels + channel
