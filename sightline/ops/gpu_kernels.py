@@ -70,8 +70,8 @@ class GpuKernel:
     def launch(self, num_programs: int, *arguments: Any, **constants: Any) -> None:
         """Run programs 0 .. num_programs - 1 on the device of the tensors; without any, nothing.
 
-        Programs have one number, from which a kernel takes cloud, block and channels apart. Raises ValueError for more
-        than a GPU can number, and for tensors of several devices.
+        Raises ValueError for more than a GPU can number, and for tensors of several devices. Programs have one number,
+        from which a kernel takes cloud, block and channels apart.
         """
         if num_programs > _MOST_PROGRAMS:
             name = self.function.__name__.strip("_")

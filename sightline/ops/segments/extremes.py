@@ -31,7 +31,7 @@ def _check(values: Tensor, index: Tensor, num_segments: int, is_highest: bool, l
     check_segments(index, num_segments, layout, values.shape[1])
 
 
-@operator(launches=1, check=_check)
+@operator(launches=1, check=_check, stacked=True)
 def _scatter_extremes(
     values: Tensor, index: Tensor, num_segments: int, is_highest: bool, layout: str
 ) -> tuple[Tensor, Tensor]:

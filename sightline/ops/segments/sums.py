@@ -40,7 +40,7 @@ def _check(values: Tensor, index: Tensor, num_segments: int, layout: str) -> Non
     check_segments(index, num_segments, layout, values.shape[1])
 
 
-@operator(launches=1, check=_check)
+@operator(launches=1, check=_check, stacked=True)
 def _scatter_rows(values: Tensor, index: Tensor, num_segments: int, layout: str) -> tuple[Tensor, Tensor]:
     num_samples, num_rows, num_channels = values.shape
     index = list_segments(index, num_rows) if layout == "bounds" else index
@@ -88,7 +88,7 @@ def _check_gather(values: Tensor, index: Tensor) -> None:
     check_segments(index, values.shape[1])
 
 
-@operator(check=_check_gather)
+@operator(check=_check_gather, stacked=True)
 def _gather_segments(values: Tensor, index: Tensor) -> Tensor:
     num_samples, num_segments, num_channels = values.shape
     inside = index.clamp(min=0, max=num_segments - 1)  # one outside is an error, which a step may read later

@@ -104,7 +104,7 @@ def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tens
     )
 
 
-@operator(check=_check)
+@operator(check=_check, differentiable=False)
 def _grid_cluster(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tensor | None) -> Tensor:
     count, place = ((end - start) / size).long() + 1, ((points - start) / size).long()
     voxel, step = torch.zeros_like(place[:, 0]), count.new_ones(())
