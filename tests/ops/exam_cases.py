@@ -204,6 +204,19 @@ def _weakened(is_linear: bool) -> Any:
     return lambda dtype: (*detections(dtype)[:4], is_linear, 0.01)
 
 
+def _pool(ratio: int, *, is_gradient: bool = False) -> Any:
+    """Regions of maps, some outside or inverted; the gradient adds up those of ten regions."""
+
+    def make(dtype: torch.dtype, *, ratio: int = ratio) -> tuple[Any, ...]:
+        image = torch.arange(10)[:, None] % 2
+        rois = torch.cat([image.to(dtype), boxes(dtype, 10, 3)], dim=1)
+        if is_gradient:
+            return clouds(dtype, 10, 3, 4, 2), rois, [2, 3, 9, 12], 0.5, ratio, True
+        return clouds(dtype, 2, 3, 9, 12), rois, 4, 2, 0.5, ratio, True
+
+    return {"make": make, "export": partial(make, ratio=ratio or 2), "tolerance": 1e-6, "differentiable": (0,)}
+
+
 @dataclass(frozen=True)
 class LargeCall:
     """Arguments (on the meta device) of a float format for which a kernel takes another form, and its launches."""
@@ -269,20 +282,6 @@ LARGE = [
         for label in ("", ", with proposals")
     ),
 ]
-
-
-def _pool(ratio: int, *, is_gradient: bool = False) -> Any:
-    """Regions of maps, some outside or inverted; the gradient adds up those of ten regions."""
-
-    def make(dtype: torch.dtype, *, ratio: int = ratio) -> tuple[Any, ...]:
-        image = torch.arange(10)[:, None] % 2
-        rois = torch.cat([image.to(dtype), boxes(dtype, 10, 3)], dim=1)
-        if is_gradient:
-            return clouds(dtype, 10, 3, 4, 2), rois, [2, 3, 9, 12], 0.5, ratio, True
-        return clouds(dtype, 2, 3, 9, 12), rois, 4, 2, 0.5, ratio, True
-
-    return {"make": make, "export": partial(make, ratio=ratio or 2), "tolerance": 1e-6, "differentiable": (0,)}
-
 
 CASES = [
     OperatorCase(

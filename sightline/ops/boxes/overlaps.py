@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.gpu_kernels import divide_exactly, gpu_kernel, tl
@@ -194,12 +193,6 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 def _overlap_all(overlap: Operator[..., Tensor], boxes1: Tensor, boxes2: Tensor, *form: str | float) -> Tensor:
     assert_box_sets(boxes1, boxes2)
     return overlap(promote_to_float32(boxes1), promote_to_float32(boxes2), *form)
-
-
-def wants_derivative(*values: Tensor) -> bool:
-    """Return True if one of `values` may have a derivative, backward or forward, which a kernel would lose."""
-    wants_gradient = torch.is_grad_enabled() and any(value.requires_grad for value in values)
-    return wants_gradient or forward_ad._current_level >= 0
 
 
 @operator()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.boxes.overlaps import assert_boxes, wants_derivative
+from sightline.ops.boxes.overlaps import assert_boxes
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
@@ -53,7 +53,7 @@ def roi_align(
     rois = _read_regions(boxes, features)
     ratio = max(sampling_ratio, 0)
     arguments = features, rois, height, width, float(spatial_scale), ratio, bool(aligned)
-    if wants_derivative(rois):
+    if rois.requires_grad and torch.is_grad_enabled():
         _check_regions(*arguments)
         return _roi_align.plain(*arguments).to(input.dtype)
     return _roi_align(*arguments).to(input.dtype)

@@ -74,6 +74,7 @@ def test_regions_and_gradients_are_those_of_torchvision(form: tuple[bool, int]) 
     torch.testing.assert_close(*(torch.autograd.grad(each, maps, given)[0] for each in (ours, theirs)))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, in its forward derivatives
 @run_each("form", [(False, -1), (True, 2)])
 def test_gradients_are_those_of_finite_differences(form: tuple[bool, int]) -> None:
     (aligned, ratio), (maps, rois) = form, regions(torch.float64)
