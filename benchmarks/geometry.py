@@ -10,8 +10,10 @@ get torch's number of threads.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,8 @@ RADIUS = 0.25
 """Radius of the ball query; a power of two, so that its square is exact."""
 _NUM_CLASSES = 20
 _VOTE = KNNVote(is_circular=False)
+_BUCKET_HEIGHTS = (3, 4, 5, 6, 7, 8, 9)
+"""Heights of fpsample's trees that are tried."""
 ROUNDINGS = 10 * 2.0**-24
 """Relative rounding of two compared squared distances of three channels in float32: five roundings each."""
 
@@ -203,13 +207,13 @@ def neighbour_peers(channels: int) -> tuple[Implementation, ...]:
 
 
 def sampling_peers() -> tuple[Implementation, ...]:
-    """List fpsample's plain loop and its buckets, which ignore the given start.
+    """List fpsample's plain loop and its buckets at their best height, which ignore the given start.
 
     Its machine code uses fused multiply-add, so that points that almost tie may be exchanged.
     """
     return (
         implementation("fpsample", _fpsample_plain, farthest_each_time, needs="fpsample"),
-        implementation("fpsample_buckets", _fpsample_buckets, farthest_each_time, needs="fpsample"),
+        Implementation("fpsample_buckets", _open_fpsample_buckets, farthest_each_time, needs="fpsample"),
     )
 
 
@@ -251,16 +255,21 @@ def _fpsample_plain(inputs: dict[str, Any]) -> Tensor:
     return _sample_by_cloud(inputs, fpsample.fps_sampling)
 
 
-def _fpsample_buckets(inputs: dict[str, Any]) -> Tensor:
+@contextmanager
+def _open_fpsample_buckets(inputs: dict[str, Any]) -> Iterator[Run]:
+    """Sample with trees of the height that is fastest for these clouds: an untimed call of each decides."""
     import fpsample
 
-    height = 5 if inputs["points"].shape[1] < 2**15 else 7  # as its authors advise for small and large clouds
-    return _sample_by_cloud(
-        inputs,
-        lambda cloud, count, start_idx: fpsample.bucket_fps_kdline_sampling(
-            cloud, count, h=height, start_idx=start_idx
-        ),
-    )
+    def run(height: int) -> Tensor:
+        sample = partial(fpsample.bucket_fps_kdline_sampling, h=height)
+        return _sample_by_cloud(inputs, sample)
+
+    def seconds(height: int) -> float:
+        start = time.process_time()
+        run(height)
+        return time.process_time() - start
+
+    yield partial(run, min(_BUCKET_HEIGHTS, key=seconds))
 
 
 def _sample_by_cloud(inputs: dict[str, Any], sample: Any) -> Tensor:

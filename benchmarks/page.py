@@ -3,8 +3,9 @@
     python -m benchmarks --json default.json; python -m benchmarks --keep-memory --json kept.json
     python -m benchmarks.page default.json kept.json > tables.md
 
-Of the first document every row is shown; a second one of the same cases, with malloc keeping what is freed, adds its
-ratio. A row that a later document of the same settings repeats is replaced: `default.json+again.json`.
+The first ratio of a row is the one beside the fastest package of its case. Of the first document every row is shown; a
+second one of the same cases, with malloc keeping what is freed, adds its ratios. A row that a later document of the
+same settings repeats is replaced: `default.json+again.json`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,38 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
-HEAD = ("case/form/baseline", "times as fast", "peak MiB, ours/theirs")
-KEPT = "with kept memory"
+HEAD = ("case/form", "beside the best to install", "beside the baseline", "peak MiB, ours/baseline's")
+KEPT = "both with kept memory"
+PACKAGES = {
+    "scipy_ckdtree": "SciPy's cKDTree",
+    "sklearn_kdtree": "scikit-learn's KDTree",
+    "faiss_flat": "faiss' flat index",
+    "fpsample": "fpsample's plain loop",
+    "fpsample_buckets": "fpsample's buckets",
+    "pycocotools": "pycocotools",
+    "per_item_loader": "torch's DataLoader",
+    "torch_default": "torch's Adam",
+    "torch_foreach": "torch's Adam, foreach",
+    "index_add": "torch's index_add",
+    "scatter_reduce": "torch's scatter_reduce",
+    "segment_reduce": "torch's segment_reduce",
+}
+"""What can be installed and is measured, by the name of its form."""
+NOT_MEASURED = {
+    "ball_*": "PyTorch3D's ball_query",
+    "interpolate_*": "PyTorch3D's knn_points",
+    "box_iou_*": "torchvision's box_iou",
+    "suppress_greedy_*": "torchvision's batched_nms",
+    "box_ap_*": "faster-coco-eval",
+}
+"""What can be installed, is the first choice for cases of this name, and is not measured."""
+LOOPS = ("masked_loop", "plain_loop", "plain_loop_by_class", "per_shape", "loop")
+"""Baselines that are loops in Python over points, boxes or shapes: much of a ratio beside one is Python's own time."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,9 +58,10 @@ def main(arguments: Sequence[str]) -> None:
         head = (*HEAD, *[KEPT] * bool(rest))
         lines = [head, ("---",) * len(head)]
         for name, row in rows.items():
-            if name.startswith(f"{suite}/"):
-                again = [format_ratio(kept[name]) if name in kept else ""] if rest else []
-                lines.append((*format_row(row), *again))
+            if name.startswith(f"{suite}/") and name.rpartition("/")[2] not in PACKAGES:
+                again = [" ".join(format_ratios(name, kept, is_short=True)) if name in kept else ""] if rest else []
+                sizes = "/".join(format_mebibytes(row[key]) for key in ("peak_bytes", "baseline_peak_bytes"))
+                lines.append((name.partition("/")[2], *format_ratios(name, rows), sizes, *again))
         print(f"### {suite}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")  # noqa: T201
 
 
@@ -42,18 +70,22 @@ def merge_rows(documents: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
     return {row["name"]: row for document in documents for row in document["cases"]}
 
 
-def format_row(row: Row) -> tuple[str, ...]:
-    """Format a row: names, the ratio, and the peak memory of both sides."""
-    return (
-        f"{row['name'].partition('/')[2]}/{row['baseline']}",
-        format_ratio(row),
-        "/".join(format_mebibytes(row[key]) for key in ("peak_bytes", "baseline_peak_bytes")),
-    )
-
-
-def format_ratio(row: Row) -> str:
-    """Format the median of a ratio; the document has its quartiles."""
-    return f"{row['ratio']:.2f}"
+def format_ratios(name: str, rows: Mapping[str, Row], *, is_short: bool = False) -> tuple[str, str]:
+    """Format how many times a form is as fast as its case's fastest package, and as its baseline; short: no names."""
+    row, case = rows[name], name.rpartition("/")[0]
+    speeds = {form: rows[f"{case}/{form}"]["ratio"] for form in PACKAGES if f"{case}/{form}" in rows}
+    speeds |= {row["baseline"]: 1.0} if row["baseline"] in PACKAGES else {}
+    best = max(speeds, key=lambda form: speeds[form], default=None)
+    beside = "-" if best is None else f"{row['ratio'] / speeds[best]:.2f}"
+    if is_short:
+        return beside, f"{row['ratio']:.2f}"
+    pattern = next((key for key in NOT_MEASURED if fnmatchcase(case.partition("/")[2], key)), None)
+    if best is not None:
+        beside += f" {PACKAGES[best]}"
+    if pattern is not None:
+        beside += f"; {NOT_MEASURED[pattern]}: not measured"
+    loop = ", a loop in Python" if row["baseline"] in LOOPS else ""
+    return beside, f"{row['ratio']:.2f} {row['baseline']}{loop}"
 
 
 def format_mebibytes(size: int | None) -> str:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from sightline.layers.batch_norm import (
     ShiftedSums,
@@ -27,6 +26,7 @@ from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from sightline.layers.mlp import LinearNorm
 from sightline.ops.points.edge_convolution import edge_extremes, edge_gradients
 from sightline.ops.points.grouping import gather_points
+from sightline.ops.products import linear_map
 from sightline.ops.waits import is_recording, is_transformed
 
 
@@ -76,8 +76,8 @@ class EdgeConv(PlainEdgeConv):
         neighbour_weight, centre_weight = self.edge.linear.weight.chunk(2, dim=1)
         # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        pairs = F.linear(features - origin_B1C, torch.cat([neighbour_weight, centre_weight - neighbour_weight]))
-        offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(centre_weight), centre_weight]))
+        pairs = linear_map(features - origin_B1C, torch.cat([neighbour_weight, centre_weight - neighbour_weight]))
+        offset_B1C = linear_map(origin_B1C, torch.cat([torch.zeros_like(centre_weight), centre_weight]))
         norm, offset = self.edge.norm, _at_least_float(offset_B1C)
         if pairs.dtype == torch.bfloat16 and norm.weight.dtype == torch.float32:
             normed = _normed_extreme(pairs, offset, index, norm)

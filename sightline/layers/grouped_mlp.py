@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from sightline.layers.batch_norm import (
     ShiftedSums,
@@ -35,6 +34,7 @@ from sightline.ops import gather_points
 from sightline.ops.numba_kernels import can_use_numba
 from sightline.ops.points.distances import assert_same_form
 from sightline.ops.points.grouping import assert_rows
+from sightline.ops.products import linear_map
 
 
 class PlainGroupedMLP(nn.Module):
@@ -119,8 +119,8 @@ class GroupedMLP(PlainGroupedMLP):
         difference_weight, centre_weight = self.first_linear.weight.chunk(2, dim=1)
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
-        point_terms = F.linear(features - origin_B1C, difference_weight, self.first_linear.bias)
-        centre_terms = F.linear(own - origin_B1C, centre_weight - difference_weight) + F.linear(
+        point_terms = linear_map(features - origin_B1C, difference_weight, self.first_linear.bias)
+        centre_terms = linear_map(own - origin_B1C, centre_weight - difference_weight) + linear_map(
             origin_B1C, centre_weight
         )
         return self(point_terms, centre_terms, index)

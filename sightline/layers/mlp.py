@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from sightline.ops.products import linear_map
 
 
 class LinearNorm(nn.Module):
@@ -67,9 +68,8 @@ class JoinedLinearNorm(LinearNorm):
         global_weight, point_weight = (
             (first_weight, second_weight) if self.first == "global_features" else (second_weight, first_weight)
         )
-        return self.normalise_and_activate(
-            F.linear(global_features, global_weight, self.linear.bias)[:, None] + F.linear(point_features, point_weight)
-        )
+        of_clouds = linear_map(global_features, global_weight, self.linear.bias)
+        return self.normalise_and_activate(of_clouds[:, None] + linear_map(point_features, point_weight))
 
 
 def _at_points(part: Tensor, point_features: Tensor) -> Tensor:

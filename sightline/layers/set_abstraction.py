@@ -13,13 +13,13 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
 from sightline.layers.mlp import LinearNorm
 from sightline.ops import farthest_points, gather_points, nearest_neighbours, points_in_balls
 from sightline.ops.points.grouping import scale_num_neighbours
 from sightline.ops.points.interpolation import interpolate
+from sightline.ops.products import linear_map
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class RelativeGroup(PlainPositionGroup):
         origin_B13 = points.detach().mean(dim=1, keepdim=True)
         point_terms = linear(self._side_by_side(points - origin_B13, features))
         position_weight = linear.weight[:, :3] if self.first == "position" else linear.weight[:, -3:]
-        centre_terms = F.linear(origin_B13 - centres, position_weight)
+        centre_terms = linear_map(origin_B13 - centres, position_weight)
         return self.network(point_terms, centre_terms, index)
 
 
@@ -231,9 +231,9 @@ class FeaturePropagation(nn.Module):
             skip_weight, coarse_weight = linear.weight.split(
                 [linear.in_features - coarse.shape[-1], coarse.shape[-1]], dim=1
             )
-            mapped = interpolate(F.linear(coarse, coarse_weight), points=coarse_points, queries=points)
+            mapped = interpolate(linear_map(coarse, coarse_weight), points=coarse_points, queries=points)
             if own is not None:
-                mapped = mapped + F.linear(own, skip_weight)
+                mapped = mapped + linear_map(own, skip_weight)
             values = first.normalise_and_activate(mapped + linear.bias)
         else:
             carried = interpolate(coarse, points=coarse_points, queries=points)

@@ -46,8 +46,9 @@ class NumbaKernel:
     Without numba a call runs the uncompiled one: slow, for kernels that have no torch form.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], **options: bool) -> None:
         self.plain = function
+        self._options = options
         self._machine_code: Callable[..., Any] | None = None
         update_wrapper(self, function)
 
@@ -76,7 +77,7 @@ class NumbaKernel:
             }
             function = FunctionType(self.plain.__code__, {**self.plain.__globals__, **called}, self.plain.__name__)
             update_wrapper(function, self.plain)
-            self._machine_code = _compile_cached(function)
+            self._machine_code = _compile_cached(function, **self._options)
         return self._machine_code
 
 
@@ -97,23 +98,28 @@ def numba_kernel(function: Callable[..., Any]) -> NumbaKernel:
     return NumbaKernel(function)
 
 
+def inlined_kernel(function: Callable[..., Any]) -> NumbaKernel:
+    """Decorate a small function that kernels call often: written into each of them, it takes no time to be called."""
+    return NumbaKernel(function, forceinline=True)
+
+
 def _jit(**options: Any) -> Callable[..., Callable[..., Any]]:
     import numba
 
     return cast(Callable[..., Callable[..., Any]], numba.njit(nogil=True, error_model="numpy", **options))
 
 
-def _compile_cached(function: FunctionType) -> Callable[..., Any]:
+def _compile_cached(function: FunctionType, **options: bool) -> Callable[..., Any]:
     """Compile a kernel with its machine code cached on disk; warn if numba finds no writable folder.
 
     numba caches machine code next to the package, or in the user's cache folder if the package is read-only. That
     folder starts with the machine code that was compiled at installation.
     """
     try:
-        kernel = _jit(cache=True)(function)
+        kernel = _jit(cache=True, **options)(function)
     except RuntimeError:
         _warn_of_no_cache()
-        return _jit()(function)
+        return _jit(**options)(function)
     source = Path(function.__code__.co_filename)
     installed, stats = source.parent / "__pycache__", getattr(kernel, "stats", None)  # absent if numba is disabled
     if stats and not os.environ.get("NUMBA_CACHE_DIR") and Path(stats.cache_path) != installed:

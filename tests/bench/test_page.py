@@ -22,7 +22,13 @@ def test_rows_of_both_settings_are_joined_and_repeated_ones_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     documents = {
-        "default": [make_row("geometry/knn/sightline", 3.0), make_row("models/step/sightline", 1.5)],
+        "default": [
+            make_row("geometry/knn/sightline", 3.0),
+            make_row("geometry/knn/scipy_ckdtree", 1.5),
+            make_row("geometry/knn/faiss_flat", 2.0),
+            make_row("geometry/ball_32/sightline", 9.0, baseline="plain_loop"),
+            make_row("models/step/sightline", 1.5),
+        ],
         "again": [make_row("models/step/sightline", 2.0)],
         "kept": [make_row("geometry/knn/sightline", 2.5)],
     }
@@ -31,7 +37,11 @@ def test_rows_of_both_settings_are_joined_and_repeated_ones_replaced(
     main([f"{tmp_path}/default.json+{tmp_path}/again.json", f"{tmp_path}/kept.json"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("###")] == ["### geometry", "### models"]
-    assert "| knn/sightline/plain | 3.00 | 1/? | 2.50 |" in lines
-    assert "| step/sightline/plain | 2.00 | 1/? |  |" in lines
+    assert [line for line in lines if line.startswith("| knn")] == [
+        "| knn/sightline | 1.50 faiss' flat index | 3.00 plain | 1/? | - 2.50 |"
+    ]
+    unmeasured = "-; PyTorch3D's ball_query: not measured"
+    assert f"| ball_32/sightline | {unmeasured} | 9.00 plain_loop, a loop in Python | 1/? |  |" in lines
+    assert "| step/sightline | - | 2.00 plain | 1/? |  |" in lines
     main([f"{tmp_path}/kept.json"])
-    assert "| knn/sightline/plain | 2.50 | 1/? |" in capsys.readouterr().out
+    assert "| knn/sightline | - | 2.50 plain | 1/? |" in capsys.readouterr().out

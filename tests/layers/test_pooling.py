@@ -17,7 +17,7 @@ from sightline.areas.scenes.transitions import (
     TransitionUp,
     segment_mean,
 )
-from sightline.layers.pooling import LinearNormMax
+from sightline.layers.pooling import LinearNormMax, LinearNormPool
 from sightline.layers.pyramid import PyramidLevel, build_pyramid
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import (
@@ -35,6 +35,7 @@ WIDTH = 40
 MAKERS: dict[str, Callable[[bool], LinearNormMax]] = {
     "maximum": lambda fused: LinearNormMax(in_channels=6, out_channels=WIDTH, has_bias=True, fused=fused),
     "rectified": lambda fused: LinearNormMax(in_channels=6, out_channels=WIDTH, activation=nn.ReLU(), fused=fused),
+    "both": lambda fused: LinearNormPool(in_channels=6, out_channels=WIDTH, negative_slope=0.2, fused=fused),
 }
 KINDS = pytest.mark.parametrize("kind", MAKERS)
 
@@ -44,9 +45,9 @@ def pair_of_layers(kind: str) -> tuple[LinearNormMax, LinearNormMax]:
     return make_pair(*(functools.partial(MAKERS[kind], fused) for fused in (False, True)))
 
 
-def weights(num_samples: int) -> Tensor:
+def weights(num_samples: int, kind: str) -> Tensor:
     """What each output counts in the loss."""
-    return torch.randn(num_samples, WIDTH, dtype=torch.float64)
+    return torch.randn(num_samples, WIDTH * (2 if kind == "both" else 1), dtype=torch.float64)
 
 
 @KINDS
@@ -55,7 +56,7 @@ def weights(num_samples: int) -> Tensor:
 def test_fused_form_agrees_with_the_plain_one(kind: str, num_points: int, is_training: bool) -> None:
     """17 samples are more than two of the parts in which the weight's gradient is added up."""
     plain, fused = (layer.train(is_training) for layer in pair_of_layers(kind))
-    values, weight = torch.randn(17, num_points, 6, dtype=torch.float64) + 30, weights(17)
+    values, weight = torch.randn(17, num_points, 6, dtype=torch.float64) + 30, weights(17, kind)
     given = {"values": values}
     assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
 
@@ -64,7 +65,7 @@ def test_fused_form_agrees_with_the_plain_one(kind: str, num_points: int, is_tra
 def test_of_equal_maxima_the_first_takes_the_gradient(kind: str) -> None:
     """Every point stands twice; torch's maximum gives its gradient to the first, too."""
     plain, fused = pair_of_layers(kind)
-    values, weight = torch.randn(2, 9, 6, dtype=torch.float64).repeat(1, 2, 1), weights(2)
+    values, weight = torch.randn(2, 9, 6, dtype=torch.float64).repeat(1, 2, 1), weights(2, kind)
     given = {"values": values}
     assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
 
@@ -73,7 +74,7 @@ def test_of_equal_maxima_the_first_takes_the_gradient(kind: str) -> None:
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 1), (0, 2)])
 def test_statistics_of_all_processes(kind: str, sizes: tuple[int, ...]) -> None:
     plain, fused = pair_of_layers(kind)
-    values, weight = torch.randn(sum(sizes), 30, 6, dtype=torch.float64), weights(sum(sizes))
+    values, weight = torch.randn(sum(sizes), 30, 6, dtype=torch.float64), weights(sum(sizes), kind)
     given = {"values": values}
     assert_processes_agree(fused, given, weight, sizes, run(plain, given, weight))
 
@@ -94,7 +95,7 @@ def test_bfloat16_errs_no_more_than_the_plain_form(kind: str, is_training: bool,
     """`layout` is the order of the axes in memory; samples are far off the origin, where bfloat16 has few digits."""
     plain, fused = (layer.train(is_training) for layer in pair_of_layers(kind))
     values = torch.randn(17, 50, 6).permute(layout).contiguous().permute(*torch.tensor(layout).argsort()) + 3
-    assert_bf16_errs_no_more(plain, fused, {"values": values}, weights(17))
+    assert_bf16_errs_no_more(plain, fused, {"values": values}, weights(17, kind))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -137,7 +138,7 @@ def test_a_channel_of_little_variance_keeps_its_digits() -> None:
 @KINDS
 def test_gradients_are_those_of_the_weights_that_were_used(kind: str) -> None:
     """Weights that stand in for the layer's own during the forward pass alone, as meta-learning has them."""
-    layers, values, weight = pair_of_layers(kind), torch.randn(3, 9, 6, dtype=torch.float64), weights(3)
+    layers, values, weight = pair_of_layers(kind), torch.randn(3, 9, 6, dtype=torch.float64), weights(3, kind)
     given = {name: torch.randn_like(value).requires_grad_() for name, value in layers[0].named_parameters()}
     plain, fused = (
         torch.autograd.grad((torch.func.functional_call(layer, given, (values,)) * weight).sum(), list(given.values()))

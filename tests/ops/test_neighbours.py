@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,17 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.ops import operator
+from sightline.ops import operator, products
 from sightline.ops.points import neighbour_kernels, neighbours
 from sightline.ops.points.distances import paired_squared_distances, squared_distances
 from sightline.ops.points.grouping import SortedIndex, gather_points, gather_rows, scale_num_neighbours
 from sightline.ops.points.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.ops.points.neighbours import nearest_neighbours
+from sightline.ops.points.proven_neighbours import neighbours_by_proof
 from tests.cases import run_each
 from tests.golden_parity import load_golden
+
+Search = Callable[[Tensor, Tensor, int], Tensor | None]
 
 
 @pytest.mark.shared
@@ -139,24 +143,33 @@ def test_numbers_of_any_size(scale: float, num_channels: int, form: str) -> None
     np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=10), expected)
 
 
-def test_the_product_rules_out_no_neighbour_where_its_digits_are_few() -> None:
+def by_proof(points: Tensor, queries: Tensor, count: int) -> Tensor | None:
+    return neighbours_by_proof(points, queries, count, neighbours.measure_all)
+
+
+BY_PRODUCT = pytest.mark.parametrize("search", [neighbours_by_product, by_proof])
+
+
+@BY_PRODUCT
+def test_the_product_rules_out_no_neighbour_where_its_digits_are_few(search: Search) -> None:
     """Two clusters 2000 apart, 1e-3 wide: the expansion's error, 2e-1, is larger than all distances within them."""
     points = torch.randn(1, 200, 24) * 1e-3
     points[:, ::2] += 1000
     points[:, 1::2] -= 1000
     expected = by_numpy(points, points, 15)
-    index = neighbours_by_product(points, points, 15)
+    index = search(points, points, 15)
     assert index is not None
     np.testing.assert_array_equal(index, expected)
 
 
-def test_distances_decide_where_scores_are_too_near() -> None:
+@BY_PRODUCT
+def test_distances_decide_where_scores_are_too_near(search: Search) -> None:
     """Six points on every shell about the query, their coordinates permuted: equal but for the order of adding."""
     shells = torch.linspace(1, 3, 50)[:, None] * torch.randn(16).sort().values
     points = torch.stack([shell[torch.randperm(16)] for shell in shells for _ in range(6)])[torch.randperm(300)][None]
     queries = torch.zeros(1, 32, 16)
     for count in (1, 4, 6, 15, 40):  # within a run, at its end, and over several
-        index = neighbours_by_product(points, queries, count)
+        index = search(points, queries, count)
         assert index is not None
         np.testing.assert_array_equal(index, by_numpy(points, queries, count))
 
@@ -168,7 +181,7 @@ def test_convolutions_in_reduced_precision_are_not_relied_on(monkeypatch: pytest
     conv = getattr(torch.backends.mkldnn, "conv", None)
     if conv is None:
         return
-    monkeypatch.setattr(neighbour_kernels.F, "conv2d", lambda *arguments: pytest.fail("a rounded product"))
+    monkeypatch.setattr(products.F, "conv2d", lambda *arguments: pytest.fail("a rounded product"))
     before = conv.fp32_precision
     try:
         conv.fp32_precision = "bf16"

@@ -52,6 +52,16 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     return squared
 
 
+def first_by_distance_and_index(distances: Tensor, count: int) -> Tensor:
+    """Return columns (..., count) int64 of the smallest entries of each row, in order of (entry, column)."""
+    if distances.dtype != torch.float32:
+        return distances.sort(dim=-1, stable=True).indices[..., :count]
+    # The bits of numbers that are not negative rise with them: one key orders by distance, then by column.
+    columns = torch.arange(distances.shape[-1], device=distances.device)
+    keys = (distances.view(torch.int32).long() << 32) | columns
+    return keys.topk(count, largest=False, sorted=True).indices
+
+
 class DistanceScores(NamedTuple):
     """Centred factors of the scores |p|^2 - 2 q.p, which order points as squared distances do, up to `slack`.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.gpu_kernels import as_type, clamp_index, gpu_kernel, next_power_of_2, tl
-from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.numba_kernels import inlined_kernel, numba_kernel, run_parallel
 from sightline.ops.operator import operator
 from sightline.ops.points.distances import (
     assert_clouds,
@@ -268,7 +268,7 @@ def _sample(
     slots = np.empty(num_leaves, dtype=np.int64)
     largest = np.empty(2 * num_leaves, dtype=blocks.dtype)  # of nodes; 0 is that of the whole cloud
     where = np.empty(2 * num_leaves, dtype=np.int64)
-    opened = np.empty(2 * num_leaves, dtype=np.int64)
+    opened = np.empty(2 * num_leaves + 1, dtype=np.int64)
     low = np.empty((num_channels, 2 * num_leaves), dtype=blocks.dtype)
     high = np.empty((num_channels, 2 * num_leaves), dtype=blocks.dtype)
     top = num_leaves
@@ -312,7 +312,7 @@ def _sample(
             point = where[0]
 
 
-@numba_kernel
+@inlined_kernel
 def _open(
     centre: np.ndarray,
     begin: int,
@@ -334,13 +334,12 @@ def _open(
             outside = max(low[channel, node] - value, value - high[channel, node], zero)
             bounds[child] += outside * outside
     for child in range(count):
-        if bounds[child] < largest[begin + child]:
-            opened[num_opened] = begin + child
-            num_opened += 1
+        opened[num_opened] = begin + child
+        num_opened += int(bounds[child] < largest[begin + child])
     return num_opened
 
 
-@numba_kernel
+@inlined_kernel
 def _take_farthest_node(node: int, begin: int, count: int, largest: np.ndarray, where: np.ndarray) -> None:
     """Set a node's largest distance and point index from `count` other nodes; ties go to the lowest index."""
     farthest, index = largest[begin], where[begin]
@@ -351,7 +350,7 @@ def _take_farthest_node(node: int, begin: int, count: int, largest: np.ndarray, 
     largest[node], where[node] = farthest, index
 
 
-@numba_kernel
+@inlined_kernel
 def _take_farthest_slot(
     leaf: int,
     distances: np.ndarray,
@@ -375,7 +374,7 @@ def _take_farthest_slot(
     slots[leaf], largest[node], where[node] = chosen, highest, order[begin + chosen]
 
 
-@numba_kernel
+@inlined_kernel
 def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.ndarray, distances: np.ndarray) -> None:
     """Lower the distances of a leaf's points to those from the centre, if these are smaller."""
     if len(centre) == 3:  # the usual case, written out: the sums stay in registers

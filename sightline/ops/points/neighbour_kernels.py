@@ -7,17 +7,16 @@ import itertools
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.points.distances import distance_scores
 from sightline.ops.points.trees import LEAF_SIZE, build_trees
+from sightline.ops.products import linear_map
 
-_ENTRIES_AT_ONCE = 2**19
-"""Scores in memory at a time: 2 MB in float32."""
-_NUM_IMAGES = 16
-"""Images of a product by convolution: fewer do not go to oneDNN, but to MKL, which leaves half of some processors idle
-(107 of 235 thousand million operations a second, measured on one Zen 5 core)."""
+_ENTRIES_AT_ONCE = 2**20
+"""Scores in memory at a time: 4 MB in float32. Each part of the queries arranges the points for its product anew."""
+_ROWS_OF_PRODUCTS = 16
+"""Queries of a product are a multiple of it, as `linear_map` likes them."""
 _SPARE = 32
 """Candidates that are sorted by score beyond twice the number of neighbours; of more, all distances are measured."""
 _HALVINGS = 10
@@ -62,43 +61,27 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
         return None
     num_clouds, num_queries, _ = queries.shape
     num_points, scaled_queries = points.shape[1], -2 * parts.queries
-    chunk = max(_NUM_IMAGES, _ENTRIES_AT_ONCE // num_points // _NUM_IMAGES * _NUM_IMAGES)
+    chunk = max(1, _ENTRIES_AT_ONCE // num_points // _ROWS_OF_PRODUCTS) * _ROWS_OF_PRODUCTS
     lowest_of = _num_groups(num_points, num_neighbours)
     index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
     for cloud, begin in itertools.product(range(num_clouds), range(0, num_queries, chunk)):
         part = slice(begin, begin + chunk)
-        products = _multiply(scaled_queries[cloud, part], parts.points[cloud])
+        with torch.autocast("cpu", enabled=False):
+            scores = linear_map(scaled_queries[cloud, part], parts.points[cloud], parts.squared_norms[cloud])
         tensors = (
-            products,
-            parts.squared_norms[cloud],
+            scores,
             parts.slack[cloud, part],
             queries[cloud, part],
             points[cloud],
         )
         run_parallel(
             _rank,
-            len(products),
+            len(scores),
             *(tensor.contiguous().numpy() for tensor in tensors),
             lowest_of,
             index[cloud, part],
         )
     return torch.from_numpy(index)
-
-
-def _multiply(queries: Tensor, points: Tensor) -> Tensor:
-    """Multiply queries (M, C) by points (N, C) -> (M, N), by the library that is faster where the shape allows it."""
-    num_queries, num_channels = queries.shape
-    with torch.autocast("cpu", enabled=False):
-        if queries.dtype != torch.float32 or num_queries % _NUM_IMAGES or not _convolutions_are_exact():
-            return queries @ points.mT
-        images = queries.reshape(_NUM_IMAGES, 1, -1, num_channels).permute(0, 3, 1, 2)
-        return F.conv2d(images, points[:, :, None, None]).permute(0, 2, 3, 1).reshape(num_queries, -1)
-
-
-def _convolutions_are_exact() -> bool:
-    """Return True unless the user lets oneDNN round the numbers of a convolution."""
-    conv = getattr(torch.backends.mkldnn, "conv", None)
-    return conv is None or conv.fp32_precision in ("none", "ieee")
 
 
 def _num_groups(num_points: int, num_neighbours: int) -> int:
@@ -111,28 +94,27 @@ def _num_groups(num_points: int, num_neighbours: int) -> int:
 def _rank(
     first: int,
     last: int,
-    products: np.ndarray,
-    lengths: np.ndarray,
+    scores_of_rows: np.ndarray,
     slack: np.ndarray,
     queries: np.ndarray,
     points: np.ndarray,
     num_groups: int,
     index: np.ndarray,
 ) -> None:
-    num_points, num_neighbours = products.shape[1], index.shape[1]
+    num_points, num_neighbours = scores_of_rows.shape[1], index.shape[1]
     most = 2 * num_neighbours + _SPARE
-    lowest = np.empty(num_groups, dtype=products.dtype)
+    lowest = np.empty(num_groups, dtype=scores_of_rows.dtype)
     groups = np.empty(num_groups + 1, dtype=np.int64)
-    best = np.empty(num_neighbours, dtype=products.dtype)
+    best = np.empty(num_neighbours, dtype=scores_of_rows.dtype)
     neighbours = np.empty(num_neighbours, dtype=np.int64)
     candidates = np.empty(num_points + 3, dtype=np.int64)
-    sorted_scores = np.empty(most, dtype=products.dtype)
+    sorted_scores = np.empty(most, dtype=scores_of_rows.dtype)
     ranked = np.empty(most, dtype=np.int64)
-    values = np.empty(most + 3, dtype=products.dtype)
+    values = np.empty(most + 3, dtype=scores_of_rows.dtype)
     runs = np.empty((2, most), dtype=np.int64)
     for row in range(first, last):
-        scores = products[row]
-        _add_lengths(scores, lengths, lowest)
+        scores = scores_of_rows[row]
+        _take_lowest(scores, lowest)
         limit = _limit_of_groups(lowest, num_neighbours) + slack[row]
         num_candidates = _collect(scores, lowest, limit, groups, candidates)
         if num_candidates <= most:
@@ -250,21 +232,15 @@ def _measure_four(
 
 
 @numba_kernel
-def _add_lengths(scores: np.ndarray, lengths: np.ndarray, lowest: np.ndarray) -> None:
-    """Add the points' lengths to their products, and write each group's lowest sum.
-
-    Score j belongs to group j modulo the number of groups.
-    """
+def _take_lowest(scores: np.ndarray, lowest: np.ndarray) -> None:
+    """Write the lowest score of each group: score j belongs to group j modulo the number of groups."""
     num_groups = len(lowest)
     for group in range(num_groups):
-        scores[group] += lengths[group]
         lowest[group] = scores[group]
     for begin in range(num_groups, len(scores), num_groups):
-        part, part_lengths = scores[begin : begin + num_groups], lengths[begin : begin + num_groups]
+        part = scores[begin : begin + num_groups]
         for group in range(len(part)):
-            score = part[group] + part_lengths[group]
-            part[group] = score
-            lowest[group] = score if score < lowest[group] else lowest[group]
+            lowest[group] = part[group] if part[group] < lowest[group] else lowest[group]
 
 
 @numba_kernel

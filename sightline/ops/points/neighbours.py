@@ -22,11 +22,13 @@ from sightline.ops.points.distances import (
     assert_finite_rows,
     assert_same_form,
     assert_some,
+    first_by_distance_and_index,
     squared_distances,
     upcast_for_comparison,
 )
 from sightline.ops.points.neighbour_gpu_kernels import launch_search
 from sightline.ops.points.neighbour_kernels import neighbours_by_product, neighbours_by_tree
+from sightline.ops.points.proven_neighbours import neighbours_by_proof
 from sightline.ops.segments.offsets import (
     assert_packed,
     first_rows,
@@ -35,7 +37,7 @@ from sightline.ops.segments.offsets import (
     offsets_to_batch,
     read_both_sizes,
 )
-from sightline.ops.waits import is_exporting, knows_list
+from sightline.ops.waits import is_exporting, is_on_host, is_transformed, knows_list
 
 _CHANNELS_OF_TREES = 5
 """Highest number of channels for k-d trees.
@@ -125,7 +127,15 @@ def _check(points: Tensor, queries: Tensor | None, num_neighbours: int) -> None:
 
 @operator(launches=2, check=_check, differentiable=False, stacked=True)
 def _nearest_neighbours(points: Tensor, queries: Tensor | None, num_neighbours: int) -> Tensor:
-    """Compute all distances, for a bounded number of queries at a time."""
+    """Take the nearest by `measure_all`; in many channels on a CPU most of it is proven instead."""
+    queries, index = points if queries is None else queries, None
+    if points.shape[2] > _CHANNELS_OF_TREES and is_on_host(points) and not is_transformed():
+        index = neighbours_by_proof(points, queries, num_neighbours, measure_all)
+    return measure_all(points, queries, num_neighbours) if index is None else index
+
+
+def measure_all(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+    """Compute all distances, for a bounded number of queries at a time: the definition of the nearest."""
     return _find_by(points, queries, num_neighbours, squared_distances)
 
 
@@ -135,23 +145,14 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 def _find_by(points: Tensor, queries: Tensor | None, num_neighbours: int, measure: Measure) -> Tensor:
     num_samples, num_points, _ = points.shape
     points_CBN = points.permute(2, 0, 1).contiguous()  # one channel is read at a time: five times faster than strided
-    queries_CBM = points_CBN if queries is None else queries.permute(2, 0, 1).contiguous()
+    queries = points if queries is None else queries
+    queries_CBM = points_CBN if queries is points else queries.permute(2, 0, 1).contiguous()
     at_once = _ENTRIES_AT_ONCE.get(points.device.type, _ENTRIES_AT_ONCE["cpu"])
     parts = [
-        _first_by_distance_and_index(measure(queries_CBm, points_CBN), num_neighbours)
+        first_by_distance_and_index(measure(queries_CBm, points_CBN), num_neighbours)
         for queries_CBm in queries_CBM.split(max(1, at_once // max(1, num_samples * num_points)), dim=2)
     ]
     return torch.cat(parts, dim=1)
-
-
-def _first_by_distance_and_index(distances_BMN: Tensor, count: int) -> Tensor:
-    """Return columns (B, M, count) int64 of the smallest entries of each row, in order of (entry, column)."""
-    if distances_BMN.dtype != torch.float32:
-        return distances_BMN.sort(dim=-1, stable=True).indices[..., :count]
-    # The bits of numbers that are not negative rise with them: one key orders by distance, then by column.
-    columns = torch.arange(distances_BMN.shape[-1], device=distances_BMN.device)
-    keys = (distances_BMN.view(torch.int32).long() << 32) | columns
-    return keys.topk(count, largest=False, sorted=True).indices
 
 
 @operator(check=_check, differentiable=False, stacked=True)

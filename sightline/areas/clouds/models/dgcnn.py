@@ -63,7 +63,9 @@ class DGCNNEncoder(Encoder):
             edge_conv(in_channels=width, out_channels=width_out)
             for width, width_out in zip(widths_in, _EDGE_WIDTHS, strict=True)
         )
-        self.embed = LinearNormPool(in_channels=sum(_EDGE_WIDTHS), out_channels=embedding, negative_slope=0.2)
+        self.embed = LinearNormPool(
+            in_channels=sum(_EDGE_WIDTHS), out_channels=embedding, negative_slope=0.2, fused=fused
+        )
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
         """Encode `points` (B, N, 3) in any unit.
