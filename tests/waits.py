@@ -25,6 +25,8 @@ _WAITING = {
     "aten::_local_scalar_dense",
     "aten::bincount",
     "aten::equal",
+    "aten::is_nonzero",
+    "aten::item",
     "aten::masked_select",
     "aten::nonzero",
     "aten::repeat_interleave",
@@ -123,7 +125,8 @@ class _Operations(DeviceMode):
 
     def see(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         has_mask = name in _INDEXING and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1])
-        if name == "aten::repeat_interleave" and kwargs.get("output_size") is not None:
+        is_known = kwargs.get("output_size") is not None or not (args and isinstance(args[-1], Tensor))
+        if name == "aten::repeat_interleave" and is_known:
             name = "of a known size"
         if name in _WAITING or has_mask:
             self._waits[_locate(name)] += 1
@@ -138,6 +141,7 @@ class _Readings(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
         is_sent = name in _MAKING and (kwargs or {}).get("device") not in (None, "cpu")
+        is_sent = is_sent and not isinstance(args[0], Tensor)
         if is_sent or name in _READING or name in _SENDING:
             self._waits[_locate(name)] += 1
         return function(*args, **(kwargs or {}))

@@ -19,7 +19,9 @@ from PIL import Image
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.types import SampleKey
-from tests.bare import write_bare_site
+from tests.bare import list_modules_beside, write_bare_site
+from tests.doc_blocks import blocks_of
+from tests.processes import ROOT
 from tests.published_weights import write_weights
 from tests.runs.poses import hands, write_frames
 from tests.test_wheel import clone, installed, wheels  # noqa: F401  fixtures
@@ -125,3 +127,26 @@ def test_what_the_shipped_retinanet_needs_is_named_before_there_is_a_folder(sigh
     told = sightline("train", f"configs/{name}.yaml", "--out", "run", code=2)
     assert told.endswith("needs the package 'scipy': pip install 'sightline[detect]'\n")
     assert not (tmp_path / "run").exists()
+
+
+RUN_ALL = """
+import runpy, sys
+found = [name for name in ("numba", "triton", "pydantic") if sys.modules.get(name, "") is not None]
+assert not found, found
+for path in sys.argv[1:]:
+    runpy.run_path(path)
+"""
+
+
+def test_examples_of_operators_need_torch_and_numpy_alone(installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    """As after `pip install` without an extra: no numba, and nothing that the workbench needs."""
+    site = write_bare_site(tmp_path / "site", list_modules_beside("torch", "numpy"))
+    blocks = [block for block in blocks_of(ROOT / "docs" / "ops.md") if block.language == "python"]
+    assert len(blocks) >= 6
+    files = [tmp_path / f"line_{block.line}.py" for block in blocks]
+    for file, block in zip(files, blocks, strict=True):
+        file.write_text(block.text)
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"}
+    command = [sys.executable, "-c", RUN_ALL, *map(str, files)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

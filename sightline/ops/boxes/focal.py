@@ -31,7 +31,7 @@ def sigmoid_focal_loss(
         raise ValueError(f"alpha: found {alpha}, allowed is a number from 0 to 1, or -1 for no weights")
     if not gamma >= 0:
         raise ValueError(f"gamma: found {gamma}, allowed is a number, at least 0")
-    inputs = promote_to_float32(inputs)
+    inputs = promote_to_float32(inputs).contiguous()  # loops of other strides differ in the last bit
     if targets.dtype == torch.bool:
         of_truth = torch.where(targets, inputs, -inputs)
         losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)

@@ -113,7 +113,7 @@ _FORMATS = {
 
 
 def remove_small_boxes(boxes: Tensor, min_size: float) -> Tensor:
-    """Find the boxes (N, 4) of which both sides are at least `min_size`: indices (K,) int64, in order."""
+    """Find the boxes (N, 4) of which both sides are at least `min_size`: indices (K,) int64, in order; K is read."""
     assert_boxes(boxes, form="(N, 4)")
     boxes = promote_to_float32(boxes)
     return (boxes[:, 2:] - boxes[:, :2] >= min_size).all(dim=1).nonzero()[:, 0]

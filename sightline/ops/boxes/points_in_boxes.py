@@ -44,15 +44,15 @@ def _points_in_boxes(points: Tensor, boxes: Tensor, margin: float, bottom: float
     along, across = cosine * x - sine * z, sine * x + cosine * z
     is_inside = (y >= -height - margin) & (y <= -bottom) & (along.abs() <= length / 2 + margin)
     is_inside = is_inside & (across.abs() <= width / 2 + margin)
-    number = torch.arange(len(boxes), device=boxes.device)[:, None].expand(is_inside.shape)
-    none = number.new_full((1, len(points)), len(boxes))
-    first = torch.cat([torch.where(is_inside, number, len(boxes)), none]).amin(dim=0)
-    return torch.where(first < len(boxes), first, -1)
+    number = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(is_inside.shape)
+    none = number.new_full((1, points.shape[0]), boxes.shape[0])
+    first = torch.cat([torch.where(is_inside, number, boxes.shape[0]), none]).amin(dim=0)
+    return torch.where(first < boxes.shape[0], first, -1)
 
 
 @_points_in_boxes.fake
 def _(points: Tensor, boxes: Tensor, margin: float, bottom: float) -> Tensor:
-    return points.new_empty(len(points), dtype=torch.int64)
+    return points.new_empty(points.shape[0], dtype=torch.int64)
 
 
 @_points_in_boxes.cpu_kernel

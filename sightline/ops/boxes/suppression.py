@@ -20,7 +20,7 @@ from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel
 from sightline.ops.operator import operator
-from sightline.ops.waits import call_on_host, is_exporting, is_recording, require
+from sightline.ops.waits import call_on_host, is_exporting, is_on_host, is_recording, require
 
 
 class SuppressionResult(NamedTuple):
@@ -34,8 +34,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Suppress boxes (N, 4) of lower scores (N,): indices (K,) int64 of the kept ones, highest score first.
 
     A kept box suppresses those of which the IoU with it is above the threshold. Of equal scores the lower index comes
-    first. The same indices on every device, and as one node in a compiled graph. Raises ValueError for another shape or
-    dtype, a threshold outside of 0 to 1, and scores that are NaN.
+    first. The same indices on every device, and as one node in a compiled graph. K is read, which a GPU waits for.
+    Raises ValueError for another shape or dtype, a threshold outside of 0 to 1, and scores that are NaN.
     """
     return batched_nms(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
 
@@ -48,7 +48,7 @@ def batched_nms(
 
     Boxes stay where they are, so that the numbers are those of each class alone. `iou_threshold` may be one for each
     box (N,), which applies to the boxes that it suppresses. Boxes of one `proposal` (N,) int64 never suppress one
-    another. Returns indices (K,) int64 of the kept ones, highest score first.
+    another. Returns indices (K,) int64 of the kept ones, highest score first; K is read, which a GPU waits for.
     """
     order, *columns = sort_detections(boxes, scores, idxs, iou_threshold, proposal)
     return order[_keep_greedily(*columns)]
@@ -84,8 +84,8 @@ def soft_nms(
     The highest of the scores left is kept and lowers the others: times 1 - IoU from `iou_threshold` on, which may be
     one for each box (N,) and applies to the boxes whose scores it lowers; or, with a `sigma`, times exp(-IoU^2 /
     sigma). Those below `min_score` are dropped. Indices and new scores (K,), which have no gradient, highest first, of
-    equal ones the lower index. Raises ValueError as `nms` does, and for a `sigma` that is not above 0 or a `min_score`
-    below 0.
+    equal ones the lower index; on a GPU all of it is read, for a loop on the host. Raises ValueError as `nms` does, and
+    for a `sigma` that is not above 0 or a `min_score` below 0.
     """
     boxes, scores, idxs = _read_detections(
         boxes, scores, torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
@@ -186,7 +186,7 @@ def _decay(overlap: Tensor, limit: Tensor, is_linear: bool) -> Tensor:
 
 def _on_host(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Call a function on the host: on a device, its loop would wait for every kept box."""
-    if tensors[0].device.type == "cpu":
+    if is_on_host(tensors[0]):
         return function(*tensors)
     result: Tensor = call_on_host(function, *tensors, device=tensors[0].device)
     return result

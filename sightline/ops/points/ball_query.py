@@ -252,7 +252,7 @@ def _packed_points_in_balls(
     marks: bool,
     has_rim: bool,
 ) -> Tensor:
-    index = offsets.new_empty((len(centres), count), dtype=torch.int64)
+    index = offsets.new_empty((centres.shape[0], count), dtype=torch.int64)
     for run in list_runs(*_read_both_sizes(points, offsets, centres, centre_offsets, marks=marks)):
         stacked = points[run.rows].unflatten(0, (run.count, run.size))
         own = centres[run.other_rows].unflatten(0, (run.count, run.other_size))
@@ -273,7 +273,7 @@ def _(
     marks: bool,
     has_rim: bool,
 ) -> Tensor:
-    return centres.new_empty((len(centres), count), dtype=torch.int64)
+    return centres.new_empty((centres.shape[0], count), dtype=torch.int64)
 
 
 def _query_packed_in_graph(
@@ -289,7 +289,9 @@ def _query_packed_in_graph(
     """Query cloud by cloud if the graph knows their sizes, else among all points with a mask."""
     if knows_list(offsets):
         return _packed_points_in_balls.plain(points, offsets, centres, centre_offsets, radius, count, marks, has_rim)
-    cloud_N, cloud_M = (offsets_to_batch(o, len(rows)) for rows, o in ((points, offsets), (centres, centre_offsets)))
+    cloud_N, cloud_M = (
+        offsets_to_batch(o, rows.shape[0]) for rows, o in ((points, offsets), (centres, centre_offsets))
+    )
     squared = squared_distances(centres.mT[:, None], points.mT[:, None])[0]
     is_inside = _compare(has_rim)(squared, radius * radius)
     index = _first_inside(is_inside & (cloud_M[:, None] == cloud_N), count)
@@ -323,7 +325,7 @@ def _(
     has_rim: bool,
 ) -> Tensor:
     _, counts = _read_both_sizes(points, offsets, centres, centre_offsets, marks=marks)
-    index = centres.new_empty((len(centres), count), dtype=torch.int64)
+    index = centres.new_empty((centres.shape[0], count), dtype=torch.int64)
     limit = _largest_inside(radius, has_rim, points.dtype)
     _launch(len(counts), points, offsets, centres, centre_offsets, limit, index, max(counts, default=0))
     return index if marks else _require_packed(index, points, offsets, centres, centre_offsets, radius)

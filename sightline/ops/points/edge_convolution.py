@@ -19,6 +19,7 @@ from sightline.ops.gpu_kernels import clamp_index, gpu_kernel, next_power_of_2, 
 from sightline.ops.numba_kernels import numba_kernel, run_parallel, widen_in_parts
 from sightline.ops.operator import operator
 from sightline.ops.points.grouping import assert_rows, gather_points
+from sightline.ops.waits import is_recording
 
 _ENTRIES_AT_ONCE = 2**22
 """Numbers of the edges that the plain form has in memory."""
@@ -78,13 +79,14 @@ def edge_gradients(
 
 
 def _assert_pairs(pairs: Tensor, index: Tensor, shift: Tensor, offset: Tensor | None) -> None:
-    if pairs.ndim != 3 or pairs.shape[2] != 2 * len(shift):
+    if pairs.ndim != 3 or pairs.shape[2] != 2 * shift.shape[0]:
         raise ValueError(
             f"pairs: found the shape {tuple(pairs.shape)}, expected (clouds, points, {2 * len(shift)}), both terms of "
             f"the {len(shift)} channels of shift"
         )
-    if offset is not None and offset.shape != (len(pairs), 1, pairs.shape[2]):
-        raise ValueError(f"offset: found the shape {tuple(offset.shape)}, expected {(len(pairs), 1, pairs.shape[2])}")
+    if offset is not None and offset.shape != (pairs.shape[0], 1, pairs.shape[2]):
+        expected = pairs.shape[0], 1, pairs.shape[2]  # not len, which makes a number of a free size
+        raise ValueError(f"offset: found the shape {tuple(offset.shape)}, expected {expected}")
     if index.shape[:-1] != pairs.shape[:2] or index.shape[-1] == 0 or index.dtype != torch.int64:
         raise ValueError(
             f"index: found the shape {tuple(index.shape)} {index.dtype}, expected ({len(pairs)}, {pairs.shape[1]}, K) "
@@ -101,6 +103,7 @@ def _edge_extremes(
     pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor, offset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     ahead, behind = _widen(pairs, shift.dtype, offset)
+    sign, shift = sign.detach(), shift.detach()
     extremes, positions, sums = [], [], torch.zeros((2, len(shift)), dtype=torch.float64, device=pairs.device)
     for part in _cut(index, ahead):
         values = gather_points(ahead, index[:, part])
@@ -142,7 +145,9 @@ def _widen(pairs: Tensor, dtype: torch.dtype, offset: Tensor | None) -> tuple[Te
 
 
 def _cut(index: Tensor, values: Tensor) -> Iterator[slice]:
-    """Yield parts of the points such that the edges of a part are few; at least one part."""
+    """Yield parts of the points such that the edges of a part are few; at least one, in a recorded graph one."""
+    if is_recording():
+        return iter([slice(None)])
     num_points = index.shape[1]
     at_once = max(1, _ENTRIES_AT_ONCE // max(1, len(index) * index.shape[2] * values.shape[2]))
     return (slice(start, start + at_once) for start in range(0, max(1, num_points), at_once))

@@ -84,8 +84,9 @@ def packed_farthest_points(
     """Sample `num_samples` (S,) points of each segment of `points` (P, C): rows (M,) int64, and their offsets (S+1,).
 
     `offsets` (S+1,) are those of the segments; `start` counts within the segment: one for all, or (S,). An empty
-    segment takes 0 samples. Otherwise as `farthest_points`. Raises ValueError for offsets that do not fit and for more
-    samples than points, naming the segment. `num_samples` of max(1, n // 4) is the transition of Zhao et al. 2021.
+    segment takes 0 samples. Offsets and numbers are read, unless the host sent them. Otherwise as `farthest_points`.
+    Raises ValueError for offsets that do not fit and for more samples than points, naming the segment. `num_samples` of
+    max(1, n // 4) is the transition of Zhao et al. 2021.
     """
     sizes, counts = read_sizes(points, offsets, name="offsets"), read_list(num_samples)
     if len(counts) != len(sizes):

@@ -145,5 +145,6 @@ def mark_first_others(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
 
 def take_first_others(index: Tensor, count: int) -> Tensor:
     """Take (M, count) the first neighbours `index` (M, K) of each row that are not the row itself; at most one is."""
-    is_self = index == torch.arange(index.shape[0], device=index.device)[:, None]
-    return index.gather(1, is_self.byte().argsort(dim=1, stable=True)[:, :count])
+    row, slot = torch.arange(index.shape[0], device=index.device), torch.arange(count, device=index.device)
+    is_at_or_before = (index == row[:, None]).cumsum(dim=1)[:, :count] > 0
+    return index.gather(1, slot + is_at_or_before.long())

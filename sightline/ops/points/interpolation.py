@@ -58,7 +58,7 @@ def packed_interpolate(
 ) -> Tensor:
     """Interpolate within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
 
-    Raises ValueError as `packed_nearest_neighbours` and `interpolate`.
+    Offsets are read, unless the host sent them. Raises ValueError as `packed_nearest_neighbours` and `interpolate`.
     """
     if features.shape[0] != points.shape[0]:
         raise ValueError(

@@ -101,7 +101,8 @@ def packed_nearest_neighbours(
     """Find neighbours within each segment; a segment with fewer points returns all it has, in the same order.
 
     `points` (N, C), `queries` (M, C) with their own offsets, by default the points -> rows and their truth, (M, K).
-    Raises ValueError for offsets that do not fit, queries of a segment without points, and values not finite.
+    Offsets are read, unless the host sent them. Raises ValueError for offsets that do not fit, queries of a segment
+    without points, and values not finite.
     """
     assert_some(num_neighbours)
     assert_packed(points, offsets, name="points")
@@ -257,7 +258,7 @@ def _find_packed_in_graph(
     if knows_list(offsets):
         return _packed_nearest_neighbours.plain(points, offsets, queries, query_offsets, num_neighbours)
     asking, asking_offsets = (points, offsets) if queries is None or query_offsets is None else (queries, query_offsets)
-    cloud_N, cloud_M = (offsets_to_batch(o, len(rows)) for rows, o in ((points, offsets), (asking, asking_offsets)))
+    cloud_N, cloud_M = (offsets_to_batch(o, rows.shape[0]) for rows, o in ((points, offsets), (asking, asking_offsets)))
     distances = squared_distances(asking.mT[:, None], points.mT[:, None])[0]
     distances = distances.masked_fill(cloud_M[:, None] != cloud_N, torch.inf)
     filled = F.pad(distances, (0, num_neighbours), value=torch.inf)  # there may be fewer

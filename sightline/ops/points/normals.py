@@ -9,7 +9,7 @@ from sightline.ops.operator import operator
 from sightline.ops.points.distances import assert_clouds
 from sightline.ops.points.grouping import gather_points
 from sightline.ops.points.neighbours import nearest_neighbours
-from sightline.ops.waits import has_values, require
+from sightline.ops.waits import is_recording, require
 
 _FLAT = 1e-12
 _ENTRIES_AT_ONCE = 2**20
@@ -34,7 +34,8 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
 def _estimate_normals(points: Tensor, num_neighbours: int) -> Tensor:
     index = nearest_neighbours(points, num_neighbours=num_neighbours)
     wide = points.double()
-    chunk = max(1, _ENTRIES_AT_ONCE // max(1, len(points) * num_neighbours * 3))
+    entries = points.shape[0] * num_neighbours * 3
+    chunk = index.shape[1] if is_recording() else max(1, _ENTRIES_AT_ONCE // max(1, entries))
     parts = [_smallest_axis(wide, part, first * chunk) for first, part in enumerate(index.split(chunk, dim=1))]
     normals = torch.cat(parts, dim=1)
     oriented = _orient_outwards(normals, wide - wide.mean(dim=1, keepdim=True))
@@ -51,10 +52,14 @@ def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
     near_BMK3 = gather_points(points, index)
     near_BMK3 = near_BMK3 - near_BMK3.mean(dim=2, keepdim=True)
     covariances = near_BMK3.mT @ near_BMK3
-    # Else `eigh` would not end, or name a matrix of its own.
-    if has_values(covariances) and not bool(covariances.isfinite().all()):
-        raise ValueError(f"points: found coordinates up to {points.abs().max():.4g}, their squares are beyond float64")
-    values, vectors = torch.linalg.eigh(covariances)
+    is_finite = covariances.isfinite()
+    require(
+        is_finite,
+        lambda: ValueError(
+            f"points: found coordinates up to {points.abs().max():.4g}, their squares are beyond float64"
+        ),
+    )
+    values, vectors = torch.linalg.eigh(covariances.where(is_finite, 0))  # else it would not end
     has_none = values[..., 1] <= _FLAT * values[..., 2]
 
     def make_error() -> ValueError:

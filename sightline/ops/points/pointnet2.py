@@ -53,6 +53,7 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     Distances are not squared, and without gradients. `dist, idx = three_nn(points, centres)`.
     Raises ValueError as `nearest_neighbours`. Source: pointnet2_utils.three_nn.
     """
+    unknown, known = unknown.detach(), known.detach()  # tangents of forward mode, too
     idx = nearest_neighbours(known, 3, queries=unknown)
     near = take_points(known, idx)
     return torch.linalg.vector_norm(unknown[:, :, None] - near, dim=-1), idx

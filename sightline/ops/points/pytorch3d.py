@@ -244,7 +244,7 @@ def _keep_apart(queries: Tensor, points: Tensor, lengths: Tensor, distance: Tens
 def _reach(queries: Tensor, points: Tensor, norm: int) -> Tensor:
     """Return a distance (...) above that of any query to any point, as far as there is a number above it."""
     num_channels = points.shape[2]
-    largest, other = (F.pad(values.abs().flatten(), (0, 1)).amax() for values in (queries, points))
+    largest, other = (F.pad(values.abs().flatten(), (0, 1)).amax(dim=0) for values in (queries, points))
     reach = 1.01 * (largest + other) * (num_channels if norm == 1 else num_channels**0.5)
     return torch.where(reach > 0, reach, 1).nan_to_num()
 

@@ -67,7 +67,7 @@ def knn_graph(
     """Connect the k nearest rows of `x` (N, C) to each: edges (2, E), neighbours above the rows they are next to.
 
     With `loop`, a row is its own neighbour, one of the k; with `flow="target_to_source"`, the rows are above. Otherwise
-    as `knn`. `source, target = knn_graph(points, 6)`.
+    as `knn`, which says what is read. `source, target = knn_graph(points, 6)`.
     Source: torch_cluster.knn_graph.
     """
     _assert_flow(flow)
@@ -123,8 +123,8 @@ def radius_graph(
 ) -> Tensor:
     """Connect the rows of `x` (N, C) nearer than `r` to each: edges (2, E), neighbours above the rows they are next to.
 
-    With `loop`, a row is its own neighbour; with `flow="target_to_source"`, the rows are above. Otherwise as `radius`.
-    `source, target = radius_graph(points, 0.1)`.
+    With `loop`, a row is its own neighbour; with `flow="target_to_source"`, the rows are above. The number of edges is
+    read. Otherwise as `radius`. `source, target = radius_graph(points, 0.1)`.
     Source: torch_cluster.radius_graph.
     """
     _assert_flow(flow)
@@ -135,7 +135,8 @@ def radius_graph(
 def nearest(x: Tensor, y: Tensor, batch_x: Tensor | None = None, batch_y: Tensor | None = None) -> Tensor:
     """Find the nearest row of `y` (M, C) to each of `x` (N, C): rows (N,) int64, of equally near ones the first.
 
-    Only within a segment of the batch vectors (N,) and (M,), in rising order. `cluster = nearest(scan, centres)`.
+    Only within a segment of the batch vectors (N,) and (M,), in rising order, whose number of segments is read.
+    `cluster = nearest(scan, centres)`.
     Raises ValueError as `packed_nearest_neighbours`.
     Source: torch_cluster.nearest.
     """

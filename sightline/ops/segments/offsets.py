@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.ops.waits import is_on_host, is_recording, knows_list, read_list, require
+from sightline.ops.waits import has_values, is_on_host, is_recording, knows_list, read_list, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,8 @@ def unpack(rows: Tensor, *, offsets: Tensor, max_size: int | None = None) -> tup
     host has sent them; a graph needs it. Raises ValueError for offsets that do not fit and for a longer segment: of
     offsets on a GPU with `max_size`, torch stops the program.
     """
-    is_in_graph = is_recording() or torch.compiler.is_compiling()
-    if max_size is None or not (is_in_graph or (isinstance(offsets, Tensor) and not is_on_host(offsets))):
+    can_read = not isinstance(offsets, Tensor) or (is_on_host(offsets) and has_values(offsets))
+    if max_size is None or can_read:
         longest = max(read_sizes(rows, offsets, name="offsets"), default=0)
         max_size = longest if max_size is None else max_size
         if longest > max_size:
@@ -152,12 +152,18 @@ def unpack(rows: Tensor, *, offsets: Tensor, max_size: int | None = None) -> tup
 
 def batch_to_offsets(batch: Tensor, num_segments: int) -> Tensor:
     """Convert a batch vector (P,), the segment of each row in rising order, to offsets (num_segments + 1,)."""
-    return torch.searchsorted(batch, torch.arange(num_segments + 1, device=batch.device, dtype=batch.dtype))
+    segment = torch.arange(num_segments + 1, device=batch.device, dtype=batch.dtype)
+    if is_recording():  # ONNX has no search
+        return (batch < segment[:, None]).sum(dim=1)
+    return torch.searchsorted(batch, segment)
 
 
 def offsets_to_batch(offsets: Tensor, num_rows: int) -> Tensor:
     """Convert offsets (S+1,) to a batch vector (num_rows,), the segment of each row, int64."""
-    return torch.searchsorted(offsets, torch.arange(num_rows, device=offsets.device), right=True) - 1
+    row = torch.arange(num_rows, device=offsets.device)
+    if is_recording():
+        return (offsets[:, None] <= row).sum(dim=0) - 1
+    return torch.searchsorted(offsets, row, right=True) - 1
 
 
 def offsets_of_batches(

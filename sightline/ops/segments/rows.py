@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.waits import is_on_host, require
+from sightline.ops.waits import is_on_host, is_recording, require
 
 Layout = Literal["any", "sorted", "bounds"]
 
@@ -80,7 +80,7 @@ class SegmentedRows:
 
     def spread(self, of_segments: Tensor) -> Tensor:
         """Repeat numbers of segments (I, N) for each sample and channel: (B, N, K)."""
-        return repeat_index(of_segments, len(self.values))[:, :, None].expand(-1, -1, self.values.shape[2])
+        return repeat_index(of_segments, self.values.shape[0])[:, :, None].expand(-1, -1, self.values.shape[2])
 
 
 def _widen(src: Tensor) -> Tensor:
@@ -144,6 +144,9 @@ def number_segments(index: Tensor, num_samples: int, num_segments: int) -> Tenso
 
 def list_segments(bounds: Tensor, num_rows: int) -> Tensor:
     """List the segment of each row (I, E) by `bounds` (I, N + 1)."""
+    if is_recording():  # ONNX has neither such a maximum nor repeats by values
+        row = torch.arange(num_rows, device=bounds.device)
+        return (bounds[:, 1:-1, None] <= row).sum(dim=1)
     inside = bounds.clamp(0, num_rows).cummax(dim=1).values  # bounds that do not fit may be refused later
     segment = torch.arange(bounds.shape[1] - 1, device=bounds.device).repeat(len(bounds))
     lengths, total = inside.diff().flatten(), len(bounds) * num_rows

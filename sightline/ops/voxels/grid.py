@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.operator import operator
-from sightline.ops.waits import require
+from sightline.ops.waits import is_recording, require, send_list
 
 _MAX_VOXELS = 2.0**62
 
@@ -42,7 +42,9 @@ def voxel_grid(
     `grid_cluster`, and for a negative `batch`.
     """
     points = promote_to_float32(pos if pos.ndim > 1 else pos[:, None]).flatten(1)
-    lowest, highest = (points.amin(dim=0), points.amax(dim=0)) if len(points) else points.new_zeros(2, points.shape[1])
+    lowest, highest = (
+        (points.amin(dim=0), points.amax(dim=0)) if points.shape[0] else points.new_zeros(2, points.shape[1])
+    )
     if batch is not None and batch.shape != points.shape[:1]:
         raise ValueError(
             f"batch: found the shape {tuple(batch.shape)}, expected ({len(pos)},), the sample of each point"
@@ -61,15 +63,19 @@ def consecutive_cluster(src: Tensor) -> tuple[Tensor, Tensor]:
 
     The number of clusters is read, which waits for a GPU.
     """
-    rising, order = src.sort(stable=True)
+    rising, order = src.sort() if is_recording() else src.sort(stable=True)  # ONNX's own sort is stable
     begins = torch.ones_like(rising, dtype=torch.bool)
     begins[1:] = rising[1:] != rising[:-1]
     return torch.empty_like(order).scatter_(0, order, begins.cumsum(0) - 1), order[begins]
 
 
 def _for_all_axes(value: float | Sequence[float] | Tensor, points: Tensor, *, name: str) -> Tensor:
-    numbers = torch.as_tensor(value, dtype=points.dtype, device=points.device).flatten()
-    if len(numbers) not in (1, points.shape[1]):
+    if isinstance(value, Tensor):
+        numbers = value.to(points.device, points.dtype).flatten()
+    else:
+        listed = [value] if isinstance(value, int | float) else list(value)
+        numbers = send_list(listed, points.device, points.dtype)
+    if numbers.shape[0] not in (1, points.shape[1]):
         raise ValueError(f"{name}: {len(numbers)} numbers for points of {points.shape[1]} coordinates; give one or all")
     return numbers.expand(points.shape[1])
 
@@ -89,7 +95,7 @@ def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tens
 
     require(is_inside.all(), make_error)
     num_voxels = (last.double() + 1).prod()
-    if batch is not None and len(batch):
+    if batch is not None and batch.shape[0]:
         require((batch >= 0).all(), lambda: ValueError(f"batch: found {int(batch.min())}, expected samples from 0"))
         num_voxels = num_voxels * (batch.max() + 1)
     require(
@@ -100,11 +106,11 @@ def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tens
 
 @operator(check=_check, differentiable=False)
 def _grid_cluster(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tensor | None) -> Tensor:
-    count = ((end - start) / size).long() + 1
-    before = count.cumprod(0)  # voxels of each axis and those that count faster
-    step = torch.cat([torch.ones_like(before[:1]), before[:-1]])
-    voxel = (((points - start) / size).long() * step).sum(dim=1)
-    return voxel if batch is None else voxel + batch * before[-1]
+    count, place = ((end - start) / size).long() + 1, ((points - start) / size).long()
+    voxel, step = torch.zeros_like(place[:, 0]), count.new_ones(())
+    for axis in range(points.shape[1]):  # not a cumulative product, which ONNX lacks
+        voxel, step = voxel + place[:, axis] * step, step * count[axis]
+    return voxel if batch is None else voxel + batch * step
 
 
 @_grid_cluster.fake

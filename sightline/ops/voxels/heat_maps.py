@@ -141,7 +141,7 @@ def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
         is_usable = (place > 0) & (place < size - 1) & (previous > 0) & (following > 0) & (centre > 0)
         low, mid, high = (torch.where(is_usable, value, 1.0).log() for value in (previous, centre, following))
         bend = low - 2 * mid + high
-        is_usable &= bend < 0
+        is_usable = is_usable & (bend < 0)
         offset = 0.5 * (low - high) / torch.where(is_usable, bend, 1.0)
         offsets.append(torch.where(is_usable, offset.clamp(-0.5, 0.5), 0.0))
     return torch.stack(offsets, dim=-1)
