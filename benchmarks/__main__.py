@@ -8,7 +8,8 @@ import sys
 
 def main() -> None:
     """Run the cases that the command line names."""
-    # Read when torch is first imported, as in sightline/cli.py (docs/inside/decisions/waiting_threads.md).
+    # Read when torch is first imported, as in sightline/cli.py
+    # (docs/inside/decisions/runs.md#threads-that-wait-sleep).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from benchmarks.command import run
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu --minutes 12 --out DIR                 runs the jobs that DIR/results.jsonl lacks
     python -m benchmarks.gpu --minutes 1 --out DIR --device cpu --tiny   tests the queue where there is no GPU
-    python -m benchmarks.gpu --page                                 writes the tables of docs/results/gpu.md anew
+    python -m benchmarks.gpu --page                                 writes the tables of docs/inside/gpu_queue.md anew
 
 Each job appends a line at once. A second run goes on where the first stopped: what is done at this commit on this card
 is skipped (unless tracked files differ from it), and what failed comes last. A job whose seconds do not fit into the

@@ -1,4 +1,4 @@
-"""Tables of docs/results/gpu.md from the lines of docs/results/gpu/results.jsonl."""
+"""Tables of docs/inside/gpu_queue.md from the lines of docs/results/gpu/results.jsonl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.gpu_operators import SHAPES
 from benchmarks.gpu_steps import RECIPE_STEPS, ROOT
 
 RESULTS = ROOT / "docs" / "results" / "gpu" / "results.jsonl"
-PAGE = ROOT / "docs" / "results" / "gpu.md"
+PAGE = ROOT / "docs" / "inside" / "gpu_queue.md"
 BEGIN, END = "<!-- tables of benchmarks/gpu_page.py -->", "<!-- end of the queue -->"
 NOT_RUN = "not run yet"
 

@@ -3,7 +3,8 @@
     .venv/bin/python -m pip install plyfile==1.1.5 trimesh==5.2.0 kmeans1d==0.5.0 pandas==3.1.1
     .venv/bin/python -m benchmarks.readers [--rounds 5]
 
-A library that is exact and takes at most twice the time would replace ours (docs/inside/decisions/readers.md).
+A library that is exact and takes at most twice the time would replace ours
+(docs/inside/decisions/data.md#readers-of-files-of-our-own).
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def main() -> None:
     """Run a command line; errors of the user exit with one line and code 2, failed work with code 1."""
     guard_streams()
     # Read when torch is first imported: waiting threads sleep instead of spinning, which is 2 to 4 times faster on a
-    # busy machine and makes no difference on an idle one (docs/inside/decisions/waiting_threads.md).
+    # busy machine and makes no difference on an idle one (docs/inside/decisions/runs.md#threads-that-wait-sleep).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # torch reads the level when it is imported
         os.environ.setdefault(

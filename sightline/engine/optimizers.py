@@ -213,7 +213,7 @@ class OptimizerSpec:
         return optimizer
 
     def _fused_option(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """Request torch's fused step (docs/inside/decisions/fused_optimiser.md)."""
+        """Request torch's fused step (docs/inside/decisions/steps.md#the-optimisers-step-is-torchs-fused-one)."""
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         options = signature(self.optimizer).parameters
         if "fused" in options and devices <= {"cpu", "cuda"}:

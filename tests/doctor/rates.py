@@ -2,8 +2,8 @@
 
 `python -m tests.doctor.rates LINES.jsonl --measure --jobs 2` runs drawn programs, plain and rare, and the correct runs
 of the table, and appends a line for each to the file; it goes on where the last call ended. Then it writes the numbers
-of rules to sightline/doctor/rates.json, and their tables to docs/results/doctor.md. Without --measure these are written
-by the lines that the files have; without a file, the tables alone.
+of rules to sightline/doctor/rates.json, and their tables to docs/inside/false_alarms.md. Without --measure these are
+written by the lines that the files have; without a file, the tables alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.doctor.scores import describe_line
 
 RATE_COLUMNS = ("rule", "code", "kind", "programs in which it was asked", "alarms", "rate, at most")
 RUN_COLUMNS = (*RATE_COLUMNS[:3], "runs in which it was asked", *RATE_COLUMNS[4:])
-PAGE = ROOT / "docs/results/doctor.md"
+PAGE = ROOT / "docs/inside/false_alarms.md"
 START, END = "<!-- rates: written by tests/doctor/rates.py -->\n", "\n<!-- end of rates -->"
 PATH = Path(rates.__file__).with_suffix(".json")
 DRAWN, WHOLE = ("healthy", "rare"), "run"

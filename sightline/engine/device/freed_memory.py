@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Make glibc's malloc reuse large blocks instead of mapping new ones; return True if it accepted the settings.
 
     Results do not change. A PointNet step at 32 x 256 points on two cores spent a third of its time in the kernel
-    before, under 1 % after; the peak grows by about a quarter (docs/inside/decisions/freed_memory.md). Elsewhere than
-    under glibc nothing happens.
+    before, under 1 % after; the peak grows by about a quarter
+    (docs/inside/decisions/runs.md#freed-memory-stays-in-the-process-cpu). Elsewhere than under glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return False
