@@ -97,13 +97,18 @@ def list_given(function: Callable[..., Any]) -> set[str]:
 
 
 @cache
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
 def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(_read(path))
 
 
 def _list_calls(path: Path, name: str) -> Iterator[tuple[ast.stmt, ast.Call]]:
     """Yield the calls of a function by its name, each with the function or class of the file that it stands in."""
-    for part in _parse(path).body:
+    for part in _parse(path).body if f"{name}(" in _read(path) else ():
         for node in ast.walk(part):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
                 yield part, node
