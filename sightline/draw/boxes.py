@@ -22,6 +22,8 @@ _MIN_SIDE_PX = 360
 """Minimal longer side: smaller images are enlarged by a whole number, so that lines and captions hide less."""
 _LINE_WIDTHS_PER_SIDE = 240
 """Longer side of a picture in line widths, so that lines are visible when it is shown small."""
+_CAPTIONS_PER_SIDE = 32
+"""Longer side of a picture in heights of captions: letters of 11 pixels on a card of a sheet, some 360 wide."""
 _MAX_REACH = 10
 """Largest distance of drawn corners from the origin, in longer sides of the picture: Pillow draws every pixel."""
 _DARK = (20, 20, 20)
@@ -102,7 +104,7 @@ def draw_boxes(
             draw.rectangle((left_px, top_px, right_px, bottom_px), outline=box.color, width=width)
         if box.caption:
             captioned.append((box, (left_px, top_px, right_px, bottom_px)))
-    _draw_captions(draw, captioned, canvas.size, max(11, 4 * width))
+    _draw_captions(draw, captioned, canvas.size, round(max(canvas.size) / _CAPTIONS_PER_SIDE))
     for mark in marks:
         x, y = (value * factor for value in mark.position)
         for radius, color in ((mark.radius * width + width / 2, mark.ring), (mark.radius * width, mark.color)):

@@ -40,6 +40,26 @@ class PageText(PageBlock):
 
 
 @dataclass(frozen=True)
+class PageFigures(PageBlock):
+    """Figures that stand out, side by side: each a value with its unit, its name, and a line about it."""
+
+    kind = "figures"
+    figures: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class PageFolds(PageBlock):
+    """Lines of text that open: each a summary, of one line while it is closed, and its details by their names.
+
+    Those in `marked` stand out.
+    """
+
+    kind = "folds"
+    folds: Sequence[tuple[str, Mapping[str, str]]]
+    marked: Collection[int] = ()
+
+
+@dataclass(frozen=True)
 class PageTable(PageBlock):
     """Table; the rows in `marked` stand out, columns after the first hold numbers if `is_numeric`.
 

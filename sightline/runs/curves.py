@@ -20,11 +20,19 @@ RESULTS_PICTURE = "results.svg"
 
 
 def name_runs(runs: Sequence[Path], *, verb: str) -> list[str]:
-    """Name runs by their folders, or by their paths where these are alike. Raises UserError for a run given twice."""
-    for names in ([os.path.basename(os.path.realpath(run)) for run in runs], [str(run) for run in runs]):
+    """Name runs by their folders (`tour`, or `tour/1` of a numbered one), or by their paths where these are alike.
+
+    Raises UserError for a run given twice.
+    """
+    for names in ([_name_folder(Path(os.path.realpath(run))) for run in runs], [str(run) for run in runs]):
         if len(set(names)) == len(names):
             return names
     raise UserError(f"{verb}: a run is given twice; name every run once")
+
+
+def _name_folder(folder: Path) -> str:
+    """Name a folder by its last part, and by the one before if that is a number, as in runs/NAME/1."""
+    return "/".join(folder.parts[-2 if folder.name.isdecimal() else -1 :])
 
 
 def draw_runs(runs: Sequence[Path]) -> str:

@@ -21,6 +21,8 @@ NO_FIGURE = "–"
 """Text in place of a figure or a value that a run does not have."""
 NO_BOX_MATCHED = "no box was found: AP 0, as no detection overlaps a label of its class by an IoU of 0.5 or more"
 _MAX_MISSING = 6
+_UNITS = ("mm", "cm", "m", "px")
+"""Units with which the names of metrics end: `mean_error_mm`."""
 Line = Mapping[str, Any]
 Made = TypeVar("Made")
 
@@ -53,6 +55,20 @@ class ReportedRun:
         data = self.final["data"]
         what = f"{self.final['checkpoint']} checkpoint on {data['split']}, {data['num_samples']} samples"
         return {"evaluated": f"{what}, {self.final['selection']}", **self.final["metrics"]}
+
+    def headline(self) -> tuple[str, str, str] | None:
+        """Return the figure that chose the checkpoint, with its unit; its name; and its 95 % interval, or nothing.
+
+        None if the run has no such figure.
+        """
+        name = self.config.get("evaluate.metric", "").strip('"')
+        if self.final is None or name not in self.final["metrics"]:
+            return None
+        interval = self.final.get("interval", {})
+        ends = (
+            [format_with_unit(name, interval[end]) for end in ("low", "high")] if interval.get("figure") == name else []
+        )
+        return format_with_unit(name, self.final["metrics"][name]), name, " to ".join(ends)
 
 
 def read_reported_run(path: Path, name: str) -> ReportedRun:
@@ -171,6 +187,16 @@ def format_interval(interval: Mapping[str, Any]) -> str:
     if interval["low"] is None:
         return "one sample: no interval"
     return f"{interval['low']:.3g} to {interval['high']:.3g}"
+
+
+def format_with_unit(name: str, value: float | None) -> str:
+    """Format a figure in the unit with which its name ends, else in percent if it is from 0 to 1."""
+    if value is None or not math.isfinite(value):
+        return NO_FIGURE
+    unit = name.rpartition("_")[2]
+    if unit in _UNITS:
+        return f"{value:.2f} {unit}"
+    return f"{100 * value:.2f} %" if 0 <= value <= 1 else f"{value:.4f}"
 
 
 def format_fact(value: Any) -> str:

@@ -115,11 +115,31 @@ def identity_map(ids: Sequence[int], id_names: Mapping[int, str], *, where: str)
     return LabelMap(tables, where=where)
 
 
-def read_label_map(name: str, builtin: Mapping[str, Path]) -> LabelMap:
-    """Read a label map by one of the names in `builtin`, or from the user's YAML or JSON file.
+def make_label_map(names: Sequence[str | None]) -> LabelMap:
+    """Build a map with one class for each named id, of the ids 0, 1, 2 and so on; ids without a name are ignored.
+
+    Raises DataError if no id has a name, and for two of one name.
+    """
+    where = "data.label_map"
+    named = {raw: name for raw, name in enumerate(names) if name is not None}
+    if not named:
+        raise DataError(f"{where}: names no class; give the names of the ids 0, 1, 2 ..., null for one to ignore")
+    ignores_zero = 0 not in named
+    labels = {**({0: "unlabeled"} if ignores_zero else {}), **named}
+    to_id = dict(enumerate(labels))
+    ignored = 0 if ignores_zero else IGNORE_INDEX
+    to_class = {**dict.fromkeys(range(len(names)), ignored), **{raw: label for label, raw in to_id.items()}}
+    tables = {"labels": labels, "learning_map": to_class, "learning_map_inv": to_id}
+    return LabelMap({**tables, "learning_ignore": {0: ignores_zero}}, where=where)
+
+
+def read_label_map(name: str | Sequence[str | None], builtin: Mapping[str, Path]) -> LabelMap:
+    """Read a label map by one of the names in `builtin`, or from the user's YAML or JSON file, or make one of names.
 
     Raises DataError with file and entry for an incomplete map.
     """
+    if not isinstance(name, str):
+        return make_label_map(name)
     path = builtin[name] if name in builtin else expand_home(name)
     try:
         content = read_regular_file(path)

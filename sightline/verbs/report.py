@@ -30,7 +30,7 @@ def report(options: ReportOptions) -> int:
     samples, left_out = _view_samples(runs, options) if options.samples is not None else (None, [])
     blocks, notes = make_report(runs, samples)
     notes += left_out
-    page = render_page(f"{'Report of' if len(runs) == 1 else 'Comparison of'} {', '.join(names)}", blocks)
+    page = render_page(names[0] if len(runs) == 1 else f"Comparison of {', '.join(names)}", blocks)
     notes += [f"{out}: has {len(page) / 1e6:.1f} MB; name fewer samples or runs"] if len(page) > _MAX_BYTES else []
     write_file(out, page)
     for note in notes:

@@ -54,7 +54,9 @@ def depth_panel(
     scale = _pixels_per_cell(shown.shape)
 
     def to_picture(points: np.ndarray) -> np.ndarray:  # pixel centres are at integers
-        return (project_points(points, camera)[:, :2] - (left, top) + 0.5) * scale
+        column_row_depth = project_points(points, camera)
+        column_row_depth[column_row_depth[:, 2] <= 0] = np.nan  # behind the camera, where a picture shows nothing
+        return (column_row_depth[:, :2] - (left, top) + 0.5) * scale
 
     figures = [figure.with_joints(to_picture(figure.joints)) for figure in ([cube] if cube else []) + list(skeletons)]
     return ImagePanel(name, _draw_figures(_enlarge(pixels, scale), figures, num_thin=1 if cube else 0))
@@ -84,13 +86,15 @@ def _enlarge(pixels: np.ndarray, times: int) -> np.ndarray:
 def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thin: int = 0) -> np.ndarray:
     """Draw figures with joints (J, 2) in pixels: bones in the figure's colour, joints in the palette's.
 
-    The first `num_thin` figures are thin lines without joints.
+    The first `num_thin` figures are thin lines without joints. Of the others, neither joints outside of the picture nor
+    bones to them are drawn.
     """
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
-    for number, figure in enumerate(figures):
+    thin, others = figures[:num_thin], figures[num_thin:]
+    for number, figure in enumerate([*thin, *(figure.within(pixels.shape[1], pixels.shape[0]) for figure in others)]):
         ends, color = figure.lines()
         for end in ends.reshape(-1, 4).tolist():
             draw.line(end, fill=tuple(color.tolist()), width=1 if number < num_thin else 3)

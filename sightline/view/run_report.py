@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from sightline.contract.plugins import plugin_options
-from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
+from sightline.draw.page import (
+    PageBlock,
+    PageChart,
+    PageClouds,
+    PageFigures,
+    PageFolds,
+    PageImage,
+    PageTable,
+    PageText,
+    encode_picture,
+)
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
 from sightline.runs.run_records import (
     ERROR_COLUMNS,
@@ -40,7 +50,8 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     """
     compared = compare_runs(runs)
     names = [run.name for run in runs]
-    blocks: list[PageBlock] = [PageTable(["", *names], compared.summary(), is_numeric=False)]
+    blocks: list[PageBlock] = [*_make_headlines(runs)]
+    blocks.append(PageTable(["", *names], compared.summary(), is_numeric=False))
     for run in runs:
         if lines := read_part(run, lambda run: note_figures(run.final or {}), "final.json"):
             blocks.append(PageText("notes", [f"{run.name}: {line}" for line in lines] if len(runs) > 1 else lines))
@@ -60,7 +71,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]], str]] = [
         ("Confusions", _make_confusion_table, "final.json"),
         ("Errors", _make_error_table, "final.json"),
-        ("Findings of the checks", _make_findings_table, "findings.json, or checks.json beside it"),
+        ("Findings of the checks", _make_findings, "findings.json, or checks.json beside it"),
         ("Predictions", pictures, "predictions"),
         ("How to repeat", _make_environment_table, "environment.json"),
     ]
@@ -71,6 +82,17 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
             blocks += [PageText("strong", [run.name]), *parts] if parts and len(runs) > 1 else parts
     notes = [f"{run.path}: there is no final.json; the page has no figures of it" for run in runs if run.final is None]
     return blocks, notes
+
+
+def _make_headlines(runs: Sequence[ReportedRun]) -> list[PageFigures]:
+    """Make the figures that chose the checkpoints, with the run's name if there are several."""
+    figures = []
+    for run in runs:
+        if headline := read_part(run, ReportedRun.headline, "final.json"):
+            value, name, ends = headline
+            name += f", {run.name}" if len(runs) > 1 else ""
+            figures.append((value, name, f"95 % interval {ends}" if ends else ""))
+    return [PageFigures(figures)] if figures else []
 
 
 def _choose_lines(run: ReportedRun, *, most: int) -> list[Line]:
@@ -103,7 +125,7 @@ def _make_class_table(names: Sequence[str], classes: Sequence[Mapping[str, Mappi
 
 
 def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
-    """Make the matrix of labels (rows) and predictions, or for many classes a list of the most frequent confusions."""
+    """Make the matrix of labels (rows) and predictions, blank for none; for many classes list the most frequent."""
     confusion = (run.final or {}).get("confusion")
     if not confusion:
         return []
@@ -111,7 +133,7 @@ def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
     names, counts = confusion["classes"], np.array(confusion["counts"], dtype=np.int64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     if len(names) <= _MAX_MATRIX:
-        rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
+        rows = [[name, *(str(count or "") for count in row)] for name, row in zip(names, counts.tolist(), strict=True)]
         return [*about, PageTable(["label \\ prediction", *names], rows, shares=shares.tolist())]
     wrong = np.where(np.eye(len(names), dtype=bool), 0, counts)
     order = [index for index in np.argsort(-wrong, axis=None, kind="stable")[:_NUM_CONFUSIONS] if wrong.flat[index] > 0]
@@ -131,8 +153,8 @@ def _make_error_table(run: ReportedRun) -> list[PageBlock]:
     return [PageText("plain", [about]), PageTable(ERROR_COLUMNS, [[*map(format_fact, row)] for row in rows])]
 
 
-def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
-    """Make the table of findings, below a sentence on what was checked."""
+def _make_findings(run: ReportedRun) -> list[PageBlock]:
+    """Make a line of each finding, which opens to its details, below a sentence on what was checked."""
     if run.findings is None:
         return [PageText("plain", ["The run has no findings.json: no training of this version made it."])]
     num_unchecked = sum(session.get("checked") is not True for session in run.sessions)
@@ -144,12 +166,19 @@ def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
         text = "The quick checks ran before the training."
     text += " No finding." if not run.findings else ""
     more = f"All checks: {_format_command(run, 'check')}"
-    names = ("severity", "code", "summary", "measured", "expected", "action")
-    rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
-    marked = [index for index, row in enumerate(rows) if row[0] != "note"]
-    table = [PageTable(names, rows, marked, is_numeric=False)] if rows else []
-    gaps = [f"not covered by a check: {gap}" for gap in run.examined.get("not_covered", ())]
-    return [PageText("plain", [text]), *table, PageText("notes", [*run.examined.get("verdict", ()), *gaps, more])]
+    marked = [index for index, finding in enumerate(run.findings) if finding.get("severity") != "note"]
+    folds = [
+        (
+            f"{finding.get('severity', '')} {finding.get('code', '')}: {finding.get('summary', '')}",
+            {name: str(finding[name]) for name in ("measured", "expected", "action") if finding.get(name)},
+        )
+        for finding in run.findings
+    ]
+    if gaps := run.examined.get("not_covered", ()):
+        numbered = {str(number): gap for number, gap in enumerate(gaps, start=1)}
+        folds.append((f"not covered by a check: {len(gaps)} points", numbered))
+    notes = PageText("notes", [*run.examined.get("verdict", ()), more])
+    return [PageText("plain", [text]), *([PageFolds(folds, marked)] if folds else []), notes]
 
 
 def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:

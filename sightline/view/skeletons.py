@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,12 @@ class JointFigure:
 
     def with_joints(self, joints: np.ndarray) -> JointFigure:
         """Return the figure with its joints at other positions (J, 3) or, in a picture, (J, 2)."""
-        return JointFigure(self.name, joints, self.is_known, self.bones, self.color)
+        return replace(self, joints=joints)
+
+    def within(self, width: int, height: int) -> JointFigure:
+        """Return the figure in a picture without its joints (J, 2) outside of 0 to `width` and `height`."""
+        is_inside = ((self.joints >= 0) & (self.joints < (width, height))).all(axis=1)
+        return replace(self, is_known=self.is_known & is_inside)
 
     def known_joint_indices(self) -> np.ndarray:
         """Return the indices of the known joints with finite coordinates."""

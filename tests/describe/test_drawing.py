@@ -93,7 +93,7 @@ def test_dgcnn_is_drawn_as_in_its_paper() -> None:
     """Wang et al. 2019, figure 3: four edge convolutions in a chain, each also joined for the embedding."""
     model = sightline.build_model("dgcnn", num_classes=10, in_channels=3, num_neighbours=4)
     figure = build_figure(traced(model, 16, 3))
-    assert names(figure)[:6] == ["points", "edges.0", "edges.1", "edges.2", "edges.3", "embed.linear"]
+    assert names(figure)[:6] == ["points", "edges.0", "edges.1", "edges.2", "edges.3", "embed"]
     assert {source for source, target in figure.arrows if target == 5} == {1, 2, 3, 4}
     assert {(place, place + 1) for place in range(5)} <= set(figure.arrows)
 

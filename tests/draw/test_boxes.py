@@ -147,6 +147,15 @@ def test_captions_lie_within_the_image_and_beside_each_other() -> None:
     assert caption_place(first, second)[1] >= 240
 
 
+@pytest.mark.parametrize("side_px", [480, 1280, 2048])
+def test_a_caption_is_read_on_the_card_of_a_sheet(side_px: int) -> None:
+    """Capitals of a font are some 0.7 of its size: 11 pixels of letters, where the picture is fitted into 360."""
+    box = DrawnBox((60, side_px // 4, 400, side_px // 2), RED, "HHH")
+    named, bare = (draw_boxes(black(side_px // 2, side_px), [each]) for each in (box, replace(box, caption="")))
+    rows = np.flatnonzero(((named == RED).all(axis=2) & ~(bare == RED).all(axis=2)).any(axis=1))
+    assert 0.65 * 11 <= (rows[-1] - rows[0] + 1) * 360 / side_px <= 0.8 * 12
+
+
 def caption_place(box: DrawnBox, *others: DrawnBox) -> tuple[int, int, int, int]:
     """Return left, top, right, bottom of what the caption adds to the picture of a box, with others on top."""
     pictures = [draw_boxes(black(), [first, *others]) for first in (box, replace(box, caption=""))]

@@ -95,7 +95,10 @@ def test_every_task_has_its_page(task: str, tmp_path: Path) -> None:
 def test_findings_pictures_and_the_command_are_on_the_page(run: Path) -> None:
     assert run_here("report", run).code == 0
     text = (run / "report.html").read_text()
-    assert '<tr class="marked"><td>warning</td><td>class-imbalance</td><td>&lt;few&gt; chairs</td>' in text
+    folded = re.search(r'<details class="marked">\n<summary>(.*)</summary>\n<dl>(.*)</dl>\n</details>', text)
+    assert folded is not None
+    assert folded[1] == "warning class-imbalance: &lt;few&gt; chairs"
+    assert folded[2].startswith("<dt>measured</dt><dd>3</dd><dt>expected</dt><dd>30</dd><dt>action</dt>")
     assert text.count('<img src="data:image/png;base64,') == 2
     assert "<td>command</td><td>sightline train &#39;a b.yaml&#39;</td>" in text
     assert "<td>commit</td><td>abc, with changes that were not committed</td>" in text
@@ -142,7 +145,8 @@ def test_what_the_checks_examined_is_on_the_page(run: Path) -> None:
     assert run_here("report", run).code == 0
     text = (run / "report.html").read_text()
     assert "<li>verdict: of 9 relations</li>" in text
-    assert "<li>not covered by a check: 10 of 20 samples of the train part</li>" in text
+    assert "<summary>not covered by a check: 1 points</summary>" in text
+    assert "<dd>10 of 20 samples of the train part</dd>" in text
 
 
 def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +156,39 @@ def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.Mon
     text = (run / "report.html").read_text()
     assert text.count("<img") == 1
     assert f"1 more pictures are in {run / 'predictions'}; the page would be too large." in text
+
+
+@run_each(
+    "name, value, shown",
+    [
+        ("overall_accuracy", 0.91234, "91.23 %"),
+        ("mean_error_mm", 8.756, "8.76 mm"),
+        ("uniformity", -2.5, "-2.5000"),
+        ("miou", None, "–"),
+    ],
+)
+def test_the_figure_that_chose_the_checkpoint_comes_first(
+    tmp_path: Path, name: str, value: float | None, shown: str
+) -> None:
+    """The title of a numbered folder is the run's name, and the first thing below it the figure with its unit."""
+    folder = tmp_path / name / "tour" / "1"
+    shutil.copytree(trained_run("plain"), folder, symlinks=True)
+    final = json.loads((folder / "final.json").read_text()) | {"metrics": {name: value}}
+    final["interval"] = {"figure": "another", "low": 0.0, "high": 0.25, "level": 0.95, "num_samples": 24}
+    (folder / "final.json").write_text(json.dumps(final))
+    config = (folder / "config.yaml").read_text()
+    changed_config, count = re.subn(r"(?m)^  metric: .*", f"  metric: {name}", config)
+    assert count == 1
+    (folder / "config.yaml").write_text(changed_config)
+    assert run_here("report", folder).code == 0
+    text = (folder / "report.html").read_text()
+    assert "<title>tour/1</title>" in text
+    assert re.search(rf'<h1>tour/1</h1>\s*<ul class="figures">\s*<li><strong>{shown}</strong>{name}</li>', text)
+    final["interval"] |= {"figure": name}
+    (folder / "final.json").write_text(json.dumps(final))
+    assert run_here("report", folder).code == 0
+    ends = "0.00 mm to 0.25 mm" if name.endswith("_mm") else "0.00 % to 25.00 %"
+    assert f"{name}<br>95 % interval {ends}</li>" in (folder / "report.html").read_text()
 
 
 def test_runs_are_compared_side_by_side(run: Path, tmp_path: Path) -> None:
@@ -189,7 +226,7 @@ def test_shares_of_a_matrix_and_the_list_of_many_classes(run: Path, monkeypatch:
     final = json.loads((run / "final.json").read_text())
     final["confusion"] = {"classes": ["a", "b"], "counts": [[3, 1], [0, 0]]}
     (run / "final.json").write_text(json.dumps(final))
-    for most, expected in ((2, [["a", "3", "1"], ["b", "0", "0"]]), (1, [["a", "b", "1", "25.0%"]])):
+    for most, expected in ((2, [["a", "3", "1"], ["b", "", ""]]), (1, [["a", "b", "1", "25.0%"]])):
         monkeypatch.setattr(run_report, "_MAX_MATRIX", most)
         blocks, _ = make_report([read_reported_run(run, "run")])
         (table,) = (each for each in blocks if getattr(each, "head", [""])[0].startswith("label"))

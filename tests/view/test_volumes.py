@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sightline.draw.pictures import PALETTE
-from sightline.view.panels import volume_panels
+from sightline.view.panels import depth_panel, volume_panels
 from sightline.view.skeletons import TRUE, JointFigure
 from sightline.view.volumes import PLANES, Plane, Volume
 from tests.cases import run_each
@@ -83,3 +83,18 @@ def test_a_joint_is_drawn_at_the_pixel_of_its_voxel(plane: Plane) -> None:
     middle = panel.pixels[int((row + 0.5) * times), int((column + 0.5) * times)]
     assert np.array_equal(middle, PALETTE[0])  # the joint's own colour
     assert panel.pixels.shape[:2] == tuple(times * side for side in np.array(BY_HAND[plane]).shape)
+
+
+@pytest.mark.parametrize("far", [(100.0, 0.0, 10.0), (0.0, -100.0, 10.0), (1.0, 1.0, -10.0), (0.0, 1.0, 0.0)])
+def test_joints_outside_of_the_frame_leave_no_line_in_it(far: tuple[float, float, float]) -> None:
+    """Right of it, above it, behind the camera (where a projection is mirrored into the frame), and in its plane."""
+    depth, camera = np.full((8, 10), 10.0), np.array([10.0, 10.0, 4.0, 4.0])
+    inside = np.array([(-2.0, 0.0, 10.0), (1.0, 2.0, 10.0)])
+
+    def drawn(joints: np.ndarray, bones: tuple[tuple[int, int], ...]) -> np.ndarray:
+        figure = JointFigure("true", joints, np.ones(len(joints), dtype=bool), bones, TRUE)
+        return depth_panel("depth", depth, camera, [figure]).pixels
+
+    expected = drawn(inside, ((0, 1),))
+    assert (expected == TRUE).all(axis=2).any()
+    assert np.array_equal(drawn(np.array([*inside, far]), ((0, 1), (1, 2))), expected)

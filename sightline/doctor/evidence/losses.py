@@ -202,8 +202,11 @@ _RANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 SHARES = frozenset(_RANGES)
 """Last operations of models whose outputs are shares of classes."""
-SIGNED = frozenset(("Addmm", "Baddbmm", "Bmm", "Convolution", "Mm"))
-"""Last operations of models whose outputs may have either sign, whatever those of one batch have."""
+SIGNED = frozenset(("Convolution",))
+"""Last operations of models whose outputs may have either sign, whatever those of one batch have.
+
+Products of matrices are none: distances from prototypes are computed by them.
+"""
 _FUSED = ("DifferentiableGraph", "CompiledFunction")
 """Ends of names of nodes that stand for a whole function: of torch.jit, from its second run on, and torch.compile."""
 

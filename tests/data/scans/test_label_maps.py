@@ -157,3 +157,23 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     for text in ("", "[1, 2]", "text", "!!python/object:os.system {}"):
         with pytest.raises(DataError, match=r"mine\.yaml: is not a label map|mine\.yaml:1: the tag"):
             own(tmp_path, text)
+
+
+def test_names_of_ids_in_order_are_a_map() -> None:
+    """An id without a name is ignored: as class 0 if it is id 0, else as the ignore index."""
+    ids = np.array([0, 1, 2, 3])
+    first, later = (read_label_map(names, {}) for names in ((None, "car", None, "road"), ("sky", None, "car", "road")))
+    assert (first.class_names, first.ignore_index) == (("unlabeled", "car", "road"), 0)
+    assert first.classes(ids, where="scan").tolist() == [0, 1, 0, 2]
+    assert first.ids(np.array([1, 2])).tolist() == [1, 3]
+    assert (later.class_names, later.ignore_index) == (("sky", "car", "road"), 255)
+    assert later.classes(ids, where="scan").tolist() == [0, 255, 1, 2]
+    for names, told in (
+        ((None,), "names no class"),
+        ((), "names no class"),
+        (("a", "a"), "two classes are called 'a'"),
+    ):
+        with pytest.raises(DataError, match=rf"data\.label_map: .*{told}"):
+            read_label_map(names, {})
+    with pytest.raises(DataError, match=r"the label id 4 \(1 points\) .* in the map data\.label_map"):
+        first.classes(np.array([4]), where="scan")

@@ -56,6 +56,9 @@ def test_a_sensor_of_ones_own_from_files_to_samples(tmp_path: Path) -> None:
     assert (facts["fov_deg"], facts["azimuth_deg"], facts["num_beams"]) == ((12.0, -18.0), (50.0, -50.0), 16)
     assert facts["ignore_index"] == 255
     assert facts["class_names"] == tuple(f"id_{raw}" for raw in np.unique(np.concatenate([s.ids for s in scans])))
+    last = max(map(int, np.concatenate([s.ids for s in scans])))
+    named = opened(tmp_path / "set", label_map=(None, *(f"class_{raw}" for raw in range(1, last + 1))))
+    assert named.info.facts["class_names"] == ("unlabeled", *(f"class_{raw}" for raw in range(1, last + 1)))
     samples = [train[SampleKey(index, 0, 0)] for index in range(len(train))]
     points = torch.cat([each["points"] for each in samples]).double()
     values = torch.cat([points.norm(dim=1, keepdim=True), points, torch.cat([s["remission"] for s in samples])], dim=1)

@@ -157,8 +157,8 @@ class NamedScans(LabelledScans):
 
     `tested` are beginnings of names, whose scans are tested on; without them the source decides, or the last
     `test_share` of the scans in the order of their names. The last `validation_share` of the rest chooses the
-    checkpoint. Without a `label_map` of the user's the set's own is used, or every id is a class; `sensor` replaces
-    values of the set's.
+    checkpoint. Without a `label_map` of the user's, a file or the names of the ids from 0 on, the set's own is used,
+    or every id is a class; `sensor` replaces values of the set's.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class NamedScans(LabelledScans):
         split: str,
         root: str | None = None,
         tested: tuple[str, ...] = (),
-        label_map: str | None = None,
+        label_map: str | tuple[str | None, ...] | None = None,
         sensor: SensorBlock | None = None,
         test_share: FractionBelowOne = 0.2,
         validation_share: FractionBelowOne = 0.1,
@@ -178,7 +178,7 @@ class NamedScans(LabelledScans):
         if label_map is None and not self.spec.label_maps:
             classes = _map_every_id(prepared)
         else:
-            classes = read_label_map(label_map or self.set_name, self.spec.label_maps)
+            classes = read_label_map(self.set_name if label_map is None else label_map, self.spec.label_maps)
         parts = make_splits(
             prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
         )

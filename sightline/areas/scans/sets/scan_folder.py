@@ -54,9 +54,10 @@ _LAYOUTS = "scans in one folder, or in its folders train, val and test, each fil
 class ScanFolder(NamedScans):
     """The user's own scans with an id at every point, prepared by `sightline data prepare scan_folder`.
 
-    `sensor` describes the sensor: its field of view and number of beams at least. Without a `label_map` every id is a
-    class, in ascending order; id 0 is then ignored. `tested` are beginnings of names; without them folders or lists of
-    the source decide, or the last `test_share` of the scans in the order of their names.
+    `sensor` describes the sensor: its field of view and number of beams at least. `label_map` is a file, or the names
+    of the ids 0, 1, 2 and so on, None for one that is ignored. Without it every id is a class, in ascending order; id 0
+    is then ignored. `tested` are beginnings of names; without them folders or lists of the source decide, or the last
+    `test_share` of the scans in the order of their names.
     Source: the user's files.
     """
 
