@@ -20,10 +20,14 @@ _MAX_CHAIN = 8
 
 
 class Reshape(NamedTuple):
-    """Sizes before and after a view that only an exchange of axes explains."""
+    """Sizes before and after a view that only an exchange of axes explains; `layer` is called with it, "" in the graph.
+
+    A view of what needs no gradient, as of the model's inputs, is in no graph: a loop shows it where it enters a layer.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    layer: str = ""
 
 
 @measure()

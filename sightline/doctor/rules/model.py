@@ -356,10 +356,13 @@ def data_mutation(written_inputs: list[str]) -> Iterator[Fault]:
 )
 def exchanged_axes(reshapes: list[Reshape]) -> Iterator[Fault]:
     """Name the views whose sizes only an exchange of axes explains."""
-    for before, after in reshapes[:1]:
+    for before, after, layer in reshapes[:1]:
         yield Fault(
             f"view or reshape turns {before} into {after}: values of different places are mixed",
-            measured=f"{len(reshapes)} such views in the graph of the loss",
+            measured=f"'{layer}' is called with the memory of the model's inputs, in sizes of another order"
+            if layer
+            else f"{len(reshapes)} such views in the graph of the loss",
+            where=FindingLocation(layer=layer or None),
         )
 
 

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
+from sightline.doctor.evidence.graph import Reshape, Softmax
+from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.model import exchanged_axes, softmax_axis
 from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor
 
 _VIEWS = frozenset(("View", "UnsafeView", "ReshapeAlias"))
@@ -53,6 +56,11 @@ class LossGraph:
             for judge in _JUDGES.get(name, ()):
                 yield from judge(self, node)
             yield from _broadcast_faults(self, node)
+        reshapes, softmaxes = (
+            [each for node in self.nodes for each in read(self, node)] for read in (_list_reshapes, _list_softmaxes)
+        )
+        yield from find_by(exchanged_axes, reshapes=reshapes)
+        yield from find_by(softmax_axis, softmaxes=softmaxes)
 
     def follow(self, node: Any, names: Iterable[str]) -> Iterator[Any]:
         """Iterate over a node and those that read it alone, as long as their operations are among `names`."""
@@ -124,11 +132,6 @@ def is_misread(before: Sequence[int], after: Sequence[int]) -> bool:
     return is_map or is_head
 
 
-def describe_reordered(before: Iterable[int], after: Iterable[int]) -> Found:
-    """Build the fault of a view or reshape that exchanges sizes of axes."""
-    return report("exchanged-axes", "", before=tuple(before), after=tuple(after))
-
-
 def get_shape(node: Any) -> tuple[int, ...]:
     """Return the shape of what a node of the graph has computed; () if it is not known, or that of a nested tensor."""
     metadata = getattr(node, "_input_metadata", ())
@@ -141,11 +144,14 @@ def get_saved(node: Any, name: str) -> Any:
     return getattr(node, f"_saved_{name}", None)
 
 
-def _view_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+def _list_reshapes(graph: LossGraph, node: Any) -> Iterator[Reshape]:
+    """Yield a view that is told from all others by its sizes alone, which no batch of another size confirms."""
+    if get_node_name(node) not in _VIEWS:
+        return
     before, after = get_saved(node, "self_sym_sizes") or (), get_shape(node)
     is_exchanged = len(before) == len(after) and is_reordered(before, after) and not _is_of_heads(graph, node)
     if is_exchanged or is_misread(before, after):
-        yield describe_reordered(before, after)
+        yield Reshape(tuple(before), after)
 
 
 def _is_of_heads(graph: LossGraph, node: Any) -> bool:
@@ -326,9 +332,9 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         yield report("loss-form", "divergence")
 
 
-def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
-    """Weights of attention sum to 1 along the axis over which the product with the values adds."""
-    shape = get_shape(node)
+def _list_softmaxes(graph: LossGraph, node: Any) -> Iterator[Softmax]:
+    """Yield a softmax of scores of queries and keys along another axis than that which the next product adds over."""
+    shape = get_shape(node) if get_node_name(node) == "Softmax" else ()
     if len(shape) < 2 or get_axis(get_saved(node, "dim"), len(shape)) == len(shape) - 1:
         return
     scores = node
@@ -344,7 +350,7 @@ def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     *chain, last = graph.follow(node, _TO_WEIGHTS)
     is_weight = get_node_name(last) in _MATRIX_PRODUCTS and last.next_functions[0][0] is (chain or [None])[-1]
     if is_score and len(list_parents(product)) == 2 and is_weight:
-        yield report("attention", "axis", axis=get_axis(get_saved(node, "dim"), len(shape)), shape=shape)
+        yield Softmax(shape, get_axis(get_saved(node, "dim"), len(shape)) - len(shape), multiplied=-1)
 
 
 def get_axis(dim: int, ndim: int) -> int:
@@ -353,13 +359,11 @@ def get_axis(dim: int, ndim: int) -> int:
 
 
 _JUDGES: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(_VIEWS, (_view_faults,)),
     **dict.fromkeys(_MEAN_LOSSES, (_focal_faults,)),
     **dict.fromkeys(("Min", "Max"), (_masked_extreme_faults,)),
     "NllLoss": (_focal_faults, _pair_faults),
     "Div": (_overlap_faults,),
     "Sub": (_divergence_faults,),
-    "Softmax": (_attention_faults,),
 }
 """Relations by the operation at which they are asked."""
 

@@ -15,8 +15,11 @@ from torch.utils.data import DataLoader
 
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.evidence.graph import Reshape
 from sightline.doctor.objects import find_alive
+from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.model import exchanged_axes
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 from sightline.doctor.watch.loss_graph import is_reordered
@@ -166,11 +169,13 @@ class PartMonitor(Monitor):
 
     def on_module(self, loop: Loop, path: str, module: nn.Module, inputs: Inputs) -> Iterator[Found]:
         contiguous = [tensor for _, tensor in dense_leaves(inputs) if tensor.is_contiguous()]
-        for tensor, source in itertools.product(contiguous, filter(Tensor.is_contiguous, loop.model_inputs)):
-            is_same = tensor.data_ptr() == source.data_ptr() and tensor.ndim == source.ndim
-            if is_same and is_reordered(source.shape, tensor.shape):
-                shapes = {"before": tuple(source.shape), "after": tuple(tensor.shape)}
-                yield report("exchanged-axes", "", layer=path, **shapes)
+        reshapes = [
+            Reshape(tuple(source.shape), tuple(tensor.shape), layer=path)
+            for tensor, source in itertools.product(contiguous, filter(Tensor.is_contiguous, loop.model_inputs))
+            if tensor.data_ptr() == source.data_ptr() and tensor.ndim == source.ndim
+            if is_reordered(source.shape, tensor.shape)
+        ]
+        yield from find_by(exchanged_axes, reshapes=reshapes) if reshapes else ()
         keys, is_ignored = _find_mask(module, *inputs)
         if len(dict(dense_leaves((keys, is_ignored)))) == 2:
             is_ignored = is_ignored if is_ignored.dtype == torch.bool else is_ignored == -math.inf

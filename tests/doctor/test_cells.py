@@ -1,0 +1,39 @@
+"""Table of codes by subject: the page follows from the code, and no rule or event is without a place in it."""
+
+from __future__ import annotations
+
+from sightline.doctor.rules import events
+from sightline.workbench.check.suite import all_rules
+from tests.doctor.cells import PAGE, Judge, list_cells, list_doubles, with_table
+
+
+def list_judges(code: str, subject: str) -> list[Judge]:
+    """What judges a code of a subject."""
+    return list_cells().get((code, subject), [])
+
+
+def test_the_page_has_the_table_of_the_code() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_table(text), "run `python -m tests.doctor.cells`"
+
+
+def test_every_rule_is_asked_of_a_subject() -> None:
+    """Events by a monitor of a loop: one that nothing reports would be a row of words alone."""
+    placed = {judge.name for judges in list_cells().values() for judge in judges}
+    assert {rule.name.removeprefix("doctor.rules.").removeprefix("workbench.") for rule in all_rules()} == placed
+    for code in events._EVENTS:
+        (judge,) = [judge for judge in list_judges(code, "loop") if judge.is_event]
+        assert judge.askers, code
+
+
+def test_a_rule_that_reads_what_a_monitor_sees_judges_both() -> None:
+    for code, name, monitors in (
+        ("exchanged-axes", "model.exchanged_axes", ("LossMonitor", "PartMonitor")),
+        ("attention", "model.softmax_axis", ("LossMonitor",)),
+    ):
+        checked, watched = (
+            [each for each in list_judges(code, subject) if each.name == name] for subject in ("module", "loop")
+        )
+        assert [each.askers for each in checked] == [()]
+        assert [each.askers for each in watched] == [monitors]
+    assert "exchanged-axes" not in list_doubles()
