@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import measure
 from sightline.doctor.form import Batch
 from sightline.doctor.subject import Pass, Subject
+from sightline.instrument import replace_function
 from sightline.instrument.random_state import seed_all
 
 _NORMAL = "Normal"
@@ -198,9 +198,9 @@ def _recorded() -> Iterator[_Record]:
     record = _Record([], {})
     with ExitStack() as stack:
         for kind in _list_kinds(Distribution):
-            for name, wrap in (("sample", _wrap_sample), ("log_prob", _wrap_score)):
+            for name, run in (("sample", _sample), ("log_prob", _score)):
                 if name in vars(kind):
-                    stack.enter_context(mock.patch.object(kind, name, wrap(vars(kind)[name], record)))
+                    stack.enter_context(replace_function(kind, name, partial(run, record)))
         yield record
 
 
@@ -210,24 +210,16 @@ def _list_kinds(kind: type[Distribution]) -> Iterator[type[Distribution]]:
         yield from _list_kinds(derived)
 
 
-def _wrap_sample(sample: Callable[..., Any], record: _Record) -> Callable[..., Any]:
-    @functools.wraps(sample)
-    def run(self: Distribution, *arguments: Any, **named: Any) -> Any:
-        drawn = sample(self, *arguments, **named)
-        wants = any(isinstance(value, Tensor) and value.requires_grad for value in vars(self).values())
-        if not (self.has_rsample and wants and torch.is_grad_enabled() and isinstance(drawn, Tensor)):
-            return drawn
-        leaf = drawn.detach().requires_grad_()
-        record.draws.append((self, leaf))
-        return leaf.clone()  # of which the program may change elements
-
-    return run
+def _sample(record: _Record, original: Callable[..., Any], self: Distribution, *arguments: Any, **named: Any) -> Any:
+    drawn = original(self, *arguments, **named)
+    wants = any(isinstance(value, Tensor) and value.requires_grad for value in vars(self).values())
+    if not (self.has_rsample and wants and torch.is_grad_enabled() and isinstance(drawn, Tensor)):
+        return drawn
+    leaf = drawn.detach().requires_grad_()
+    record.draws.append((self, leaf))
+    return leaf.clone()  # of which the program may change elements
 
 
-def _wrap_score(log_prob: Callable[..., Any], record: _Record) -> Callable[..., Any]:
-    @functools.wraps(log_prob)
-    def run(self: Distribution, *arguments: Any, **named: Any) -> Any:
-        record.scored[id(self)] = self
-        return log_prob(self, *arguments, **named)
-
-    return run
+def _score(record: _Record, original: Callable[..., Any], self: Distribution, *arguments: Any, **named: Any) -> Any:
+    record.scored[id(self)] = self
+    return original(self, *arguments, **named)

@@ -105,7 +105,8 @@ class TraceMonitor(Monitor):
             trained = None if loop.loader is None else loop.loader()
             if is_evaluation and trained is not None and self.trace.shared_set is None:
                 sets = {"one": trained.dataset, "other": loader.dataset}
-                self.trace.shared_set = attempt("the sets of both loaders", find_shared_set, sets)
+                found = attempt("the sets of both loaders", find_shared_set, sets)
+                self.trace.shared_set = found if isinstance(found, SharedSet) else None
             if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
                 self.trace.epochs.append(self.trace.num_updates)
                 loop.first_of_epoch = loop.num_forwards + 1
@@ -297,7 +298,7 @@ class TraceMonitor(Monitor):
 
     def _examine(self) -> Iterator[Found]:
         given: dict[str, Any] = {"trace": self.trace, "record": self._record}
-        if isinstance(self.trace.shared_set, SharedSet):
+        if self.trace.shared_set is not None:
             given["shared_set"] = self.trace.shared_set
         if self.trace.remainder:
             given["evaluation_remainder"] = self.trace.remainder
