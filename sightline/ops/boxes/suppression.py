@@ -105,11 +105,11 @@ def soft_nms(
 def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check detections; return boxes and scores in one float format, and classes as int64."""
     assert_boxes(boxes, form="(N, 4)")
-    if scores.shape != boxes.shape[:1] or idxs.shape != scores.shape:
-        raise ValueError(
-            f"scores, idxs: found the shapes {tuple(scores.shape)} and {tuple(idxs.shape)} for {len(boxes)} boxes, "
-            f"expected {(len(boxes),)}"
-        )
+    for name, each in (("scores", scores), ("idxs", idxs)):
+        if each.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"{name}: found the shape {tuple(each.shape)} for {len(boxes)} boxes, expected one of each"
+            )
     if scores.is_complex():
         raise ValueError(f"scores: found {scores.dtype}, expected numbers such as torch.float32")
     if not boxes.device == scores.device == idxs.device:

@@ -271,7 +271,7 @@ def test_wrong_detections_are_refused() -> None:
     [
         ({"boxes": torch.rand(3, 5)}, r"boxes: found the shape \(3, 5\), expected \(N, 4\)"),
         ({"boxes": torch.rand(3, 4) > 0}, r"boxes: found torch\.bool"),
-        ({"scores": torch.rand(2)}, r"scores, idxs: found the shapes \(2,\) and \(3,\) for 3 boxes, expected \(3,\)"),
+        ({"scores": torch.rand(2)}, r"scores: found the shape \(2,\) for 3 boxes, expected one of each"),
         ({"scores": torch.tensor([0.1, torch.nan, 0.2])}, "scores: 1 of 3 are nan, not a number"),
         ({"idxs": torch.rand(3)}, r"idxs: found torch\.float32, expected whole numbers"),
         ({"idxs": torch.zeros(3, device="meta")}, "idxs on meta; give one device"),
