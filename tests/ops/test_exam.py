@@ -49,8 +49,9 @@ def with_gaps(value: Any) -> Any:
     return torch.stack([value, value], dim=-1)[..., 0] if isinstance(value, Tensor) else value
 
 
-@each_operator
+@pytest.mark.parametrize("case", long_but(FIRST, [case for case in CASES if case.label != "NaN and -inf"]), ids=str)
 def test_torch_takes_it_for_an_operator(case: OperatorCase) -> None:
+    """Without the results that are NaN: torch's own comparison takes them for unequal."""
     operator = OPERATORS[case.operator]
     arguments = case.make(torch.float32)
     for place in case.differentiable:
