@@ -26,7 +26,8 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert trace.stat().st_size > 0
     document = json.loads(kept.read_text())
     assert sum(row["seconds"] for row in document["parts"]) == pytest.approx(document["untraced_step_s"], rel=0.1)
-    for text in ("optimise", "aten::mm"):
+    assert "aten::mm" in {row["operator"] for row in document["operators"]}  # its place is a matter of the machine
+    for text in ("optimise", max(document["operators"], key=lambda row: row["seconds"])["operator"]):
         assert text in printed
     slowest = max(document["modules"], key=lambda row: row["seconds"])
     assert slowest["path"] or "(model)" in printed
