@@ -59,6 +59,7 @@ from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
 from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.doctor.watch.restarts import RestartMonitor
+from sightline.doctor.watch.resumes import ResumeMonitor
 from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
 from sightline.doctor.watch.units import UnitMonitor
@@ -131,6 +132,7 @@ class Watch:
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
+            ResumeMonitor(),
             OrderMonitor(),
             LostMonitor(),
             LeakMonitor(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -66,6 +67,7 @@ def go_on(bug: bool, *, lost: str, where: str = "before", settings: str = "same"
 
         kept = resume() if where == "before" else None
         resume() if where == "in a function" else None
+        gc.collect()  # torch.load leaves what it has read in a cycle
         with sightline.watch(model, optimizer=optimizer):
             kept = resume() if where == "in the loop" else kept
             train(model, optimizer, schedule, average)

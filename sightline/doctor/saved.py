@@ -1,0 +1,182 @@
+"""States that a training has saved: mappings that a program has read, and files that its variables name."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.doctor.attempts import MissingError, attempt
+
+_ENDINGS = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin"))
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+_MAX_FILES, _MAX_VARIABLES, _MAX_ITEMS, _NUM_COMPARED = 8, 2000, 64, 64
+_GROUP_KEYS_OF_RUNS = frozenset(("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas"))
+"""Entries of a group that schedules change, or that are no settings."""
+
+
+@dataclass
+class Saved:
+    """What a training has saved together, each part by its path: weights, states of optimizers, steps of schedules."""
+
+    source: str
+    weights: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    optimizers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    schedules: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, source: str, tree: Any) -> Saved | None:
+        """Find the parts of a mapping; None where it has not both weights and the state of an optimizer."""
+        saved = cls(source)
+        saved._add(tree, "", depth=3)
+        return saved if saved.weights and saved.optimizers else None
+
+    def _add(self, tree: Any, path: str, *, depth: int) -> None:
+        if isinstance(tree, Mapping) and is_optimizer_state(tree):
+            self.optimizers[path] = tree
+        elif isinstance(tree, Mapping) and type(tree.get("last_epoch")) is int:
+            self.schedules[path] = tree["last_epoch"]
+        elif isinstance(tree, Mapping) and tree and all(isinstance(value, Tensor) for value in tree.values()):
+            self.weights[path] = tree
+        elif isinstance(tree, Mapping | list | tuple) and depth and len(tree) <= _MAX_ITEMS:
+            items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+            for name, value in items:
+                self._add(value, f"{path}.{name}".lstrip("."), depth=depth - 1)
+
+    def find_weights(self, model: nn.Module) -> str | None:
+        """Return the path of the weights that a model has, in memory of its own; None where it has others."""
+        return next((path for path, weights in self.weights.items() if _has_weights(model, weights)), None)
+
+
+def is_optimizer_state(tree: Mapping[Any, Any]) -> bool:
+    """Return True for what `state_dict` of an optimizer returns: it numbers its parameters."""
+    if "param_groups" not in tree or "state" not in tree:
+        return False
+    state, groups = tree["state"], tree["param_groups"]
+    return isinstance(state, dict) and isinstance(groups, list) and all(isinstance(key, int | str) for key in state)
+
+
+def _has_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Compare a few numbers of each parameter with those of its name; wrappers put a prefix before all names."""
+    own = {name: p.detach() for name, p in model.named_parameters() if p.layout is torch.strided and p.numel()}
+    first = next(iter(own), None)
+    prefix = (
+        next((key[: -len(first)] for key in weights if key == first or key.endswith(f".{first}")), None)
+        if first
+        else None
+    )
+    if prefix is None:
+        return False
+    pairs = [(mine, weights.get(f"{prefix}{name}")) for name, mine in own.items()]
+    return all(other is not None and _is_equal(mine, other) for mine, other in pairs)
+
+
+def _is_equal(own: Tensor, other: Tensor) -> bool:
+    if own.shape != other.shape or own.dtype != other.dtype or other.layout is not torch.strided:
+        return False
+    if own.device == other.device and own.data_ptr() == other.data_ptr():
+        return False
+    few = own.flatten()[:_NUM_COMPARED]
+    return torch.equal(few, other.detach().flatten()[:_NUM_COMPARED].to(few.device))
+
+
+def has_settings(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> bool:
+    """Return True for an optimizer of the groups and settings of a saved one: the rate at the start, or the last."""
+    groups, others = optimizer.param_groups, state["param_groups"]
+    return len(groups) == len(others) and all(map(_is_alike, groups, others))
+
+
+def _is_alike(group: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if len(group["params"]) != len(other.get("params", ())):
+        return False
+    rate = float(group.get("initial_lr", group.get("lr", 0.0)))
+    rates = [float(other[key]) for key in ("initial_lr", "lr") if key in other]
+    common = (group.keys() & other.keys()) - _GROUP_KEYS_OF_RUNS
+    return any(math.isclose(rate, each) for each in rates) and all(group[key] == other[key] for key in common)
+
+
+def find_saved(model: nn.Module, frame: FrameType | None) -> tuple[Saved, str] | None:
+    """Find what a model's weights were loaded from, with its path there: in memory, or in files that variables name.
+
+    `frame` is the innermost of the calls whose variables are read. Files are read as torch reads weights alone.
+    """
+    for saved in _iter_saved(frame):
+        path = saved.find_weights(model)
+        if path is not None:
+            return saved, path
+    return None
+
+
+def _iter_saved(frame: FrameType | None) -> Iterator[Saved]:
+    for tree in _find_in_memory():
+        if (saved := Saved.read("what the program has loaded", tree)) is not None:
+            yield saved
+    for path in _list_files(frame):
+        read = {"f": path, "map_location": "cpu", "weights_only": True, "mmap": True}
+        tree = attempt("torch.load", torch.load, read)
+        if not isinstance(tree, MissingError) and (saved := Saved.read(path.name, tree)) is not None:
+            yield saved
+
+
+def _find_in_memory() -> list[dict[str, Any]]:
+    """List the mappings that hold the state of an optimizer, itself or in a list, among other parts."""
+    states = [value for value in gc.get_objects() if type(value) is dict and "param_groups" in value]
+    states = [state for state in states if is_optimizer_state(state) and state["state"]]
+    if not states:
+        return []
+    holders = [each for each in gc.get_referrers(*states) if each is not states]
+    lists = [each for each in holders if isinstance(each, list) and len(each) <= _MAX_ITEMS]
+    holders += gc.get_referrers(*lists) if lists else []
+    return [each for each in holders if isinstance(each, dict) and 1 < len(each) <= _MAX_ITEMS]
+
+
+def _list_files(frame: FrameType | None) -> list[Path]:
+    """List the files of weights that variables name, or the folders that they name, the newest first."""
+    found = set[Path]()
+    for text in _iter_paths(frame):
+        path = Path(text)
+        if attempt("exists", path.is_dir, {}) is True:
+            found |= {each for each in path.iterdir() if each.suffix in _ENDINGS}
+        elif path.suffix in _ENDINGS:
+            found.add(path)
+    files = [path for path in found if attempt("exists", path.is_file, {}) is True]
+    return sorted(files, key=lambda path: -path.stat().st_mtime)[:_MAX_FILES]
+
+
+def _iter_paths(frame: FrameType | None) -> Iterator[str]:
+    """Yield the texts and paths in variables of the program's calls, and one level inside of their containers."""
+    scopes: dict[int, Mapping[str, Any]] = {}
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((*_LIBRARIES, _PACKAGE)):
+            scopes |= {id(frame): {**frame.f_locals}, id(frame.f_globals): frame.f_globals}
+        frame = frame.f_back
+    for scope in scopes.values():
+        for value in [*scope.values()][:_MAX_VARIABLES]:
+            yield from _iter_texts(value)
+            yield from (text for item in _list_members(value) for text in _iter_texts(item))
+
+
+def _iter_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Path) or (isinstance(value, str) and 1 < len(value) < 512 and "\n" not in value):
+        yield str(value)
+
+
+def _list_members(value: Any) -> Sequence[Any]:
+    if isinstance(value, dict):
+        return [*value.values()][:_MAX_ITEMS]
+    if isinstance(value, list | tuple):
+        return value[:_MAX_ITEMS]
+    if isinstance(value, nn.Module | Tensor | type | type(sys)) or callable(value):
+        return ()
+    return [*getattr(value, "__dict__", {}).values()][:_MAX_ITEMS]
