@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 import sys
 import sysconfig
@@ -20,7 +21,7 @@ from sightline.doctor.attempts import MissingError, attempt
 _ENDINGS = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin"))
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _PACKAGE = str(Path(__file__).resolve().parents[1])
-_MAX_FILES, _MAX_VARIABLES, _MAX_ITEMS, _NUM_COMPARED = 8, 2000, 64, 64
+_MAX_FILES, _MAX_VARIABLES, _MAX_ITEMS, _NUM_COMPARED, _MAX_NAME = 8, 2000, 64, 64, 512
 _GROUP_KEYS_OF_RUNS = frozenset(("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas"))
 """Entries of a group that schedules change, or that are no settings."""
 
@@ -121,10 +122,10 @@ def _iter_saved(frame: FrameType | None) -> Iterator[Saved]:
     for tree in _find_in_memory():
         if (saved := Saved.read("what the program has loaded", tree)) is not None:
             yield saved
-    for path in _list_files(frame):
-        read = {"f": path, "map_location": "cpu", "weights_only": True, "mmap": True}
+    for name, file in _list_files(frame):
+        read = {"f": file, "map_location": "cpu", "weights_only": True, "mmap": isinstance(file, Path) or None}
         tree = attempt("torch.load", torch.load, read)
-        if not isinstance(tree, MissingError) and (saved := Saved.read(path.name, tree)) is not None:
+        if not isinstance(tree, MissingError) and (saved := Saved.read(name, tree)) is not None:
             yield saved
 
 
@@ -140,21 +141,27 @@ def _find_in_memory() -> list[dict[str, Any]]:
     return [each for each in holders if isinstance(each, dict) and 1 < len(each) <= _MAX_ITEMS]
 
 
-def _list_files(frame: FrameType | None) -> list[Path]:
-    """List the files of weights that variables name, or the folders that they name, the newest first."""
-    found = set[Path]()
-    for text in _iter_paths(frame):
-        path = Path(text)
-        if attempt("exists", path.is_dir, {}) is True:
-            found |= {each for each in path.iterdir() if each.suffix in _ENDINGS}
+def _list_files(frame: FrameType | None) -> list[tuple[str, Path | io.BytesIO]]:
+    """List the files of weights that variables name or hold, or that lie in folders that they name, the newest first.
+
+    What is in memory is copied.
+    """
+    paths, held = set[Path](), dict[int, io.BytesIO]()
+    for value in _iter_files(frame):
+        if isinstance(value, io.BytesIO):
+            held[id(value)] = value
+        elif attempt("exists", (path := Path(value)).is_dir, {}) is True:
+            paths |= {each for each in path.iterdir() if each.suffix in _ENDINGS}
         elif path.suffix in _ENDINGS:
-            found.add(path)
-    files = [path for path in found if attempt("exists", path.is_file, {}) is True]
-    return sorted(files, key=lambda path: -path.stat().st_mtime)[:_MAX_FILES]
+            paths.add(path)
+    files = [path for path in paths if attempt("exists", path.is_file, {}) is True]
+    files = sorted(files, key=lambda path: -path.stat().st_mtime)[:_MAX_FILES]
+    copies = [io.BytesIO(each.getvalue()) for each in [*held.values()][:_MAX_FILES] if not each.closed]
+    return [*(("a file in memory", each) for each in copies), *((path.name, path) for path in files)]
 
 
-def _iter_paths(frame: FrameType | None) -> Iterator[str]:
-    """Yield the texts and paths in variables of the program's calls, and one level inside of their containers."""
+def _iter_files(frame: FrameType | None) -> Iterator[Any]:
+    """Yield the texts, paths and files in variables of the program's calls, and one level inside of containers."""
     scopes: dict[int, Mapping[str, Any]] = {}
     while frame is not None:
         name = frame.f_code.co_filename
@@ -163,13 +170,13 @@ def _iter_paths(frame: FrameType | None) -> Iterator[str]:
         frame = frame.f_back
     for scope in scopes.values():
         for value in [*scope.values()][:_MAX_VARIABLES]:
-            yield from _iter_texts(value)
-            yield from (text for item in _list_members(value) for text in _iter_texts(item))
+            yield from (each for each in (value, *_list_members(value)) if _is_file(each))
 
 
-def _iter_texts(value: Any) -> Iterator[str]:
-    if isinstance(value, Path) or (isinstance(value, str) and 1 < len(value) < 512 and "\n" not in value):
-        yield str(value)
+def _is_file(value: Any) -> bool:
+    if isinstance(value, str):
+        return 1 < len(value) < _MAX_NAME and "\n" not in value
+    return isinstance(value, Path | io.BytesIO)
 
 
 def _list_members(value: Any) -> Sequence[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -37,7 +38,7 @@ def train(model: nn.Module, optimizer: Any, schedule: Any, average: nn.Module | 
                 kept.lerp_(own, 0.1)
 
 
-def begin(path: Path) -> None:
+def begin(path: Path | io.BytesIO) -> None:
     """Train the first part, and save all of it."""
     model, optimizer, schedule = make()
     average = copy.deepcopy(model)
@@ -47,12 +48,13 @@ def begin(path: Path) -> None:
 
 
 def go_on(bug: bool, *, lost: str, where: str = "before", settings: str = "same") -> None:
-    """Resume all but one part; in the loop, before it, or in a function that keeps nothing of the file.
+    """Resume all but one part; in the loop, before it, or in a function that keeps nothing of the file, which
+    may be in memory.
 
     Of other settings, the weights start another training, which needs no more of the file.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "last.pt"
+        path = Path(folder) / "last.pt" if where != "from memory" else io.BytesIO()
         begin(path)
         model, optimizer, schedule = make(1e-2 if settings == "same" else 1e-4)
         average = copy.deepcopy(model)
@@ -60,13 +62,14 @@ def go_on(bug: bool, *, lost: str, where: str = "before", settings: str = "same"
         wanted = {*parts} - ({lost} if bug else set()) if settings == "same" else {"net"}
 
         def resume() -> dict[str, Any]:
+            path.seek(0) if isinstance(path, io.BytesIO) else None
             saved: dict[str, Any] = torch.load(path)
             for name in wanted:
                 parts[name].load_state_dict(saved[name])
             return saved
 
         kept = resume() if where == "before" else None
-        resume() if where == "in a function" else None
+        resume() if where in ("in a function", "from memory") else None
         gc.collect()  # torch.load leaves what it has read in a cycle
         with sightline.watch(model, optimizer=optimizer):
             kept = resume() if where == "in the loop" else kept
@@ -97,7 +100,7 @@ LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
             "optim.state ckpt.incomplete_state",
             partial(go_on, lost="optim", where=where),
         )
-        for where in ("before", "in the loop", "in a function")
+        for where in ("before", "in the loop", "in a function", "from memory")
     },
     "a schedule's steps left in their file": (
         "optim.scheduler ckpt.incomplete_state",
