@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sightline.doctor.evidence.lengths import Stated
+from sightline.doctor.evidence.models.lengths import Stated
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 

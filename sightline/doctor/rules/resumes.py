@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sightline.doctor.evidence.resumes import Continued
+from sightline.doctor.evidence.programs.resumes import Continued
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 

@@ -20,7 +20,7 @@ from sightline.doctor.attempts import MissingError, attempt
 
 _ENDINGS = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin"))
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = str(Path(__file__).resolve().parents[3])
 _MAX_FILES, _MAX_VARIABLES, _MAX_ITEMS, _NUM_COMPARED, _MAX_NAME = 8, 2000, 64, 64, 512
 _GROUP_KEYS_OF_RUNS = frozenset(("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas"))
 """Entries of a group that schedules change, or that are no settings."""
@@ -123,10 +123,14 @@ def _iter_saved(frame: FrameType | None) -> Iterator[Saved]:
         if (saved := Saved.read("what the program has loaded", tree)) is not None:
             yield saved
     for name, file in _list_files(frame):
-        read = {"f": file, "map_location": "cpu", "weights_only": True, "mmap": isinstance(file, Path) or None}
-        tree = attempt("torch.load", torch.load, read)
+        tree = attempt("a file of weights", _load, {"file": file})
         if not isinstance(tree, MissingError) and (saved := Saved.read(name, tree)) is not None:
             yield saved
+
+
+def _load(file: Path | io.BytesIO) -> Any:
+    """Read a file without running what is in it; numbers of one on a disk are read as they are compared."""
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path) or None)
 
 
 def _find_in_memory() -> list[dict[str, Any]]:

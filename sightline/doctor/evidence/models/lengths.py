@@ -57,12 +57,15 @@ def _iter_pairs(batch: Batch) -> Iterator[tuple[str, int, str]]:
         if lengths.ndim != 1 or lengths.is_floating_point() or lengths.dtype == torch.bool or len(lengths) < 2:
             continue
         for path, leaf in leaves.items():
-            for axis in (1, 0) if leaf.ndim > 1 else ():
-                size = leaf.shape[axis]
-                if leaf.shape[1 - axis] == len(lengths) and size >= _MIN_STEPS and 0 < int(lengths.min()):
-                    if int(lengths.max()) == size:
-                        yield path, axis, numbers
-                        break
+            fits = [axis for axis in (1, 0) if leaf.ndim > 1 and _fits(leaf, axis, lengths)]
+            yield from ((path, axis, numbers) for axis in fits[:1])
+
+
+def _fits(leaf: Tensor, axis: int, lengths: Tensor) -> bool:
+    """Return True for as many series as lengths, whose steps are as many as the largest of these."""
+    size = leaf.shape[axis]
+    is_whole = size >= _MIN_STEPS and int(lengths.max()) == size and int(lengths.min()) > 0
+    return is_whole and leaf.shape[1 - axis] == len(lengths)
 
 
 def _get(batch: Batch, path: str, axis: int) -> Tensor:
