@@ -17,10 +17,11 @@ from sightline.doctor.rules import rule
 def drawn_once(drawn: DrawnOnce) -> Fault:
     """Say that what a set draws in its constructor is the same in all epochs."""
     call = drawn.draw
-    place = "" if call.function == "__init__" else f", in {call.function}()"
+    is_inside = call.function == "__init__"
+    name, place = (call.text, "") if is_inside else (call.function, f", in {call.function}()")
+    given = f"its constructor is given '{drawn.given}' and calls {call.text}(){place}"
     return Fault(
-        f"{drawn.name} draws in its constructor and in no epoch: what {call.text}() has drawn is the same in all",
-        measured=f"its constructor is given '{drawn.given}' and calls {call.text}(){place}; what the set holds, and what "
-        f"it gives, is the same in {drawn.epochs} epochs",
+        f"{drawn.name} draws in its constructor and in no epoch: what {name}() has drawn is the same in all",
+        measured=f"{given}; what the set holds and gives is the same in {drawn.epochs} epochs",
         where=FindingLocation(file=call.file, line=call.line, dataset=drawn.name),
     )

@@ -72,6 +72,6 @@ class SetMonitor(Monitor):
         is_whole = all(0 < len(known) == len(epoch) for known, epoch in zip(passes, self._epochs, strict=False))
         if len(passes) < _NUM_COMPARED or not is_whole:
             return None
-        first, second = (Counter(row for each in epoch for row in each.list_rows()) for epoch in passes)
+        first, second = (Counter(row for each in epoch for row in each.values.tolist()) for epoch in passes)
         size = max(len(each.values) for each in passes[0])
         return bool(first) and max((first - second).total(), (second - first).total()) < size

@@ -121,11 +121,39 @@ class Few(Dataset[Any]):
         return self.rows[index], self.rows[index].flip(0)
 
 
-def regress(data: Dataset[Any], evaluation: Dataset[Any] | None = None) -> None:
+_TABLE = np.linspace(-1.0, 1.0, 96 * 8, dtype=np.float32).reshape(96, 8)
+
+
+class Shifted(Dataset[Any]):
+    """Rows of a table that the module holds, each moved by a shift."""
+
+    def __init__(self) -> None:
+        self.rows = [row for row in _TABLE]
+        self.move()
+
+    def move(self) -> None:
+        self.shifts = [random.uniform(-0.1, 0.1) for _ in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.as_tensor(self.rows[index] + self.shifts[index]).float(), torch.as_tensor(self.rows[index])
+
+
+def shifts_of_rows(bug: bool) -> None:
+    data = Shifted()
+    regress(data, begin=(lambda: None) if bug else data.move)
+
+
+def regress(
+    data: Dataset[Any], evaluation: Dataset[Any] | None = None, begin: Callable[[], None] = lambda: None
+) -> None:
     model, loader = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), DataLoader(data, 16, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     with sightline.watch(model, optimizer=optimizer):
         for _ in range(4):
+            begin()
             for values, wanted in loader:
                 optimizer.zero_grad()
                 F.mse_loss(model.train()(values), wanted).backward()
@@ -147,6 +175,7 @@ LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
         )
         for how in ("array", "listed")
     },
+    "shifts are drawn once": ("data.duplicate_randomness", shifts_of_rows),
     "noise is drawn once": ("data.duplicate_randomness", noise_of_tables),
 }
 HEALTHY: dict[str, Callable[[], None]] = {

@@ -7,7 +7,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Iterator, Sized
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,25 +82,36 @@ def _mark(value: Any) -> Any:
 
 
 def _find_given(data: Any, begin: FunctionType) -> str:
-    """Name an attribute with several items that the constructor makes of one of its arguments, without a draw."""
+    """Name an attribute with several items that the constructor makes, without a draw, of what it is given.
+
+    That are its arguments, and data that its module holds.
+    """
     tree = _parse(begin)
-    parameters = {*inspect.signature(begin).parameters}
+    parameters = {*inspect.signature(begin).parameters} - {"self"}
     for node in ast.walk(tree) if tree is not None else ():
-        pairs: list[tuple[ast.expr, ast.expr]] = []
-        for target in node.targets if isinstance(node, ast.Assign) else ():
-            is_many = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
-            pairs += zip(target.elts, node.value.elts, strict=False) if is_many else [(target, node.value)]
-        for target, value in pairs:
-            names = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)} - {"self"}
-            if isinstance(target, ast.Attribute) and names & parameters and not any(_iter_calls(value, _VALUES)):
-                held = getattr(data, target.attr, None)
-                if isinstance(held, Sized) and not isinstance(held, str) and _count(held) > 1:
-                    return target.attr
+        for target, value in _iter_assigned(node):
+            if not isinstance(target, ast.Attribute) or any(_iter_calls(value, _VALUES)):
+                continue
+            names = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)}
+            is_given = names & parameters or any(_is_many(begin.__globals__.get(name)) for name in names)
+            if is_given and _is_many(getattr(data, target.attr, None)):
+                return target.attr
     return ""
 
 
-def _count(held: Sized) -> int:
-    return 0 if isinstance(held, Tensor) and not held.ndim else len(held)
+def _iter_assigned(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """Yield what a statement assigns, and what to: each of several by itself."""
+    for target in node.targets if isinstance(node, ast.Assign) else ():
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(target.elts, node.value.elts, strict=False)
+        else:
+            yield target, node.value
+
+
+def _is_many(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim > 0 and len(value) > 1
+    return isinstance(value, Sized) and not isinstance(value, str | type | ModuleType) and len(value) > 1
 
 
 def iter_draws(function: FunctionType, kind: type, *, strict: bool = False, depth: int = _DEPTH) -> Iterator[Draw]:
