@@ -34,7 +34,7 @@ from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
 from tests.doctor.programs import PROGRAMS
 from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import adversaries, data, drawn, lengths, losses, resumes, run, scores, sound
+from tests.doctor.rows import adversaries, data, drawn, lengths, losses, noise, resumes, run, scores, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -151,7 +151,7 @@ def _check_pair(make: Callable[[bool], Any], bug: bool, seed: int) -> None:
 
 
 def _list_modules() -> Iterator[Row]:
-    for family in (data, lengths, losses, models, scores):
+    for family in (data, lengths, losses, models, noise, scores):
         for name, (causes, make) in family.CASES.items():
             name = f"{family.__name__.rpartition('.')[2]}/{name}"
             yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
@@ -174,6 +174,7 @@ def _list_modules() -> Iterator[Row]:
         "robust": robust_modules.PROGRAMS,
         "scored": scores.HEALTHY,
         "sound": sound.MODULES,
+        "noise": noise.HEALTHY,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
