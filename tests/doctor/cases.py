@@ -34,7 +34,7 @@ from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
 from tests.doctor.programs import PROGRAMS
 from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import adversaries, data, drawn, lengths, losses, noise, resumes, run, scores, sound
+from tests.doctor.rows import adversaries, averaged, data, drawn, lengths, losses, noise, resumes, run, scores, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -237,7 +237,13 @@ _ODD: dict[str, tuple[Callable[[bool], object], str]] = {
 
 
 def _list_loops() -> Iterator[Row]:
-    for name, (causes, loop) in {**run.LOOPS, **adversaries.LOOPS, **resumes.LOOPS, **drawn.LOOPS}.items():
+    for name, (causes, loop) in {
+        **run.LOOPS,
+        **adversaries.LOOPS,
+        **resumes.LOOPS,
+        **drawn.LOOPS,
+        **averaged.LOOPS,
+    }.items():
         yield from _make_pair("loop", f"run/{name}", lambda bug, seed, loop=loop: loop(bug), causes.split())
     for name, (cause, loop) in blind_loops.LOOPS.items():
         yield from _make_pair("loop", name, lambda bug, seed, loop=loop: loop(bug), [cause])
@@ -273,6 +279,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "sound": sound.LOOPS,
         "resumed": resumes.HEALTHY,
         "drawn": drawn.HEALTHY,
+        "averaged": averaged.HEALTHY,
     }
     subjects: dict[str, Subject] = {
         f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]
