@@ -61,6 +61,7 @@ from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.doctor.watch.restarts import RestartMonitor
 from sightline.doctor.watch.resumes import ResumeMonitor
 from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
+from sightline.doctor.watch.scores import ScoreMonitor
 from sightline.doctor.watch.sets import SetMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
 from sightline.doctor.watch.units import UnitMonitor
@@ -153,6 +154,7 @@ class Watch:
             CopyMonitor(),
             PruneMonitor(),
             SetMonitor(),
+            ScoreMonitor(),
             self.recording,
             self._tracing,
             LastPollMonitor(),

@@ -67,6 +67,11 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return float((scores.argmax(1) == labels).float().mean())
 
 
+def of_pairs(numbers: Tensor, wanted: Tensor) -> Tensor:
+    """Loss of each number among those of its batch (van den Oord et al. 2018)."""
+    return F.cross_entropy(-(numbers - wanted.T).square(), torch.arange(len(numbers)))
+
+
 def average(model: nn.Module, loader: DataLoader[Any], figure: Figure, how: str) -> float:
     """Evaluate: the mean of a figure of each batch, or the figure of all."""
     model.eval()
@@ -109,5 +114,6 @@ LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
 HEALTHY: dict[str, Callable[[], None]] = {
     "accuracies of batches": partial(evaluate, True, kind="rows", figure=accuracy, how="listed"),
     "errors of batches": partial(evaluate, True, kind="numbers", figure=F.mse_loss, how="added"),
+    "losses of pairs in batches": partial(evaluate, True, kind="numbers", figure=of_pairs, how="added"),
     "overlaps of each volume": partial(evaluate, True, kind="volumes", figure=overlap_of_each, how="listed"),
 }

@@ -168,13 +168,18 @@ def _iter_files(frame: FrameType | None) -> Iterator[Any]:
     """Yield the texts, paths and files in variables of the program's calls, and one level inside of containers."""
     scopes: dict[int, Mapping[str, Any]] = {}
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((*_LIBRARIES, _PACKAGE)):
+        if is_of_program(frame):
             scopes |= {id(frame): {**frame.f_locals}, id(frame.f_globals): frame.f_globals}
         frame = frame.f_back
     for scope in scopes.values():
         for value in [*scope.values()][:_MAX_VARIABLES]:
             yield from (each for each in (value, *_list_members(value)) if _is_file(each))
+
+
+def is_of_program(frame: FrameType) -> bool:
+    """Return True for a call that is of no library and not of this package."""
+    name = frame.f_code.co_filename
+    return not name.startswith((*_LIBRARIES, _PACKAGE)) and "site-packages" not in name
 
 
 def _is_file(value: Any) -> bool:
