@@ -41,7 +41,7 @@ class SetMonitor(Monitor):
             self._epochs[-1].append(call.digests)
 
     def _mark(self, loader: Any) -> None:
-        data = getattr(loader, "dataset", None)
+        data: Any = getattr(loader, "dataset", None)
         while hasattr(data, "dataset"):
             data = data.dataset
         if hasattr(data, "__dict__") and hasattr(data, "__weakref__"):

@@ -101,7 +101,9 @@ def _find_given(data: Any, begin: FunctionType) -> str:
 
 def _iter_assigned(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
     """Yield what a statement assigns, and what to: each of several by itself."""
-    for target in node.targets if isinstance(node, ast.Assign) else ():
+    if not isinstance(node, ast.Assign):
+        return
+    for target in node.targets:
         if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
             yield from zip(target.elts, node.value.elts, strict=False)
         else:
