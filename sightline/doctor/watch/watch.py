@@ -98,7 +98,8 @@ class Watch:
     first steps and in each `every`-th; between these the loss, one gradient, modes and learning rates are looked at,
     and one hook hangs on the model. On a GPU nothing is waited for. The loop is that of one thread: the one in which a
     model trains first. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is
-    compared with theirs. With `finds`, schedulers and averages of weights that are not named are looked for.
+    compared with theirs. With `finds`, schedulers and averages of weights that are not named are looked for, and so is
+    what the weights were loaded from.
     Made by `watch`.
     """
 
@@ -134,7 +135,6 @@ class Watch:
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
-            ResumeMonitor(),
             OrderMonitor(),
             LostMonitor(),
             LeakMonitor(),
@@ -153,8 +153,7 @@ class Watch:
             AverageMonitor(averages, self._follow_average if finds else None),
             CopyMonitor(),
             PruneMonitor(),
-            SetMonitor(),
-            ScoreMonitor(),
+            *([ResumeMonitor(), SetMonitor(), ScoreMonitor()] if finds else []),
             self.recording,
             self._tracing,
             LastPollMonitor(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import math
 import sys
 import sysconfig
@@ -21,7 +22,7 @@ from sightline.doctor.attempts import MissingError, attempt
 _ENDINGS = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin"))
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _PACKAGE = str(Path(__file__).resolve().parents[3])
-_MAX_FILES, _MAX_VARIABLES, _MAX_ITEMS, _NUM_COMPARED, _MAX_NAME = 8, 2000, 64, 64, 512
+_MAX_FILES, _MAX_VARIABLES, _MAX_ITEMS, _NUM_COMPARED, _MAX_NAME, _MAX_LISTED = 8, 2000, 64, 64, 512, 1024
 _GROUP_KEYS_OF_RUNS = frozenset(("params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas"))
 """Entries of a group that schedules change, or that are no settings."""
 
@@ -154,14 +155,20 @@ def _list_files(frame: FrameType | None) -> list[tuple[str, Path | io.BytesIO]]:
     for value in _iter_files(frame):
         if isinstance(value, io.BytesIO):
             held[id(value)] = value
-        elif attempt("exists", (path := Path(value)).is_dir, {}) is True:
-            paths |= {each for each in path.iterdir() if each.suffix in _ENDINGS}
-        elif path.suffix in _ENDINGS:
+        elif (path := Path(value)).suffix in _ENDINGS:
             paths.add(path)
+        elif isinstance(listed := attempt("a folder", _list_folder, {"path": path}), list):
+            paths.update(listed)
     files = [path for path in paths if attempt("exists", path.is_file, {}) is True]
     files = sorted(files, key=lambda path: -path.stat().st_mtime)[:_MAX_FILES]
     copies = [io.BytesIO(each.getvalue()) for each in [*held.values()][:_MAX_FILES] if not each.closed]
     return [*(("a file in memory", each) for each in copies), *((path.name, path) for path in files)]
+
+
+def _list_folder(path: Path) -> list[Path]:
+    """List the files of weights among the first entries of a folder; none of what is no folder."""
+    found = itertools.islice(path.iterdir(), _MAX_LISTED) if path.is_dir() else ()
+    return [each for each in found if each.suffix in _ENDINGS]
 
 
 def _iter_files(frame: FrameType | None) -> Iterator[Any]:
