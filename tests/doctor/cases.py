@@ -237,14 +237,11 @@ _ODD: dict[str, tuple[Callable[[bool], object], str]] = {
 
 
 def _list_loops() -> Iterator[Row]:
-    for name, (causes, loop) in {
-        **run.LOOPS,
-        **adversaries.LOOPS,
-        **resumes.LOOPS,
-        **drawn.LOOPS,
-        **averaged.LOOPS,
-    }.items():
-        yield from _make_pair("loop", f"run/{name}", lambda bug, seed, loop=loop: loop(bug), causes.split())
+    families = {"run": run.LOOPS | adversaries.LOOPS, "resumes": resumes.LOOPS, "drawn": drawn.LOOPS}
+    for source, cases in {**families, "averaged": averaged.LOOPS}.items():
+        for name, (causes, loop) in cases.items():
+            pair = lambda bug, seed, loop=loop: loop(bug)  # noqa: E731
+            yield from _make_pair("loop", f"{source}/{name}", pair, causes.split())
     for name, (cause, loop) in blind_loops.LOOPS.items():
         yield from _make_pair("loop", name, lambda bug, seed, loop=loop: loop(bug), [cause])
     for name, (causes, loop) in methods.PAIRS.items():
@@ -277,7 +274,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
         "sound": sound.LOOPS,
-        "resumed": resumes.HEALTHY,
+        "resumes": resumes.HEALTHY,
         "drawn": drawn.HEALTHY,
         "averaged": averaged.HEALTHY,
     }

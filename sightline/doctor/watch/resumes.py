@@ -51,7 +51,8 @@ class ResumeMonitor(Monitor):
         if not optimizer.state:
             yield from find_by(left_in_file, continued=Continued("optimizer", states[0], size, **common))
         steps = max(saved.schedules.values(), default=0)
-        schedules = [each for each in find_alive(LRScheduler) if each.optimizer is optimizer] if steps > 0 else []
+        known = find_alive(LRScheduler) if steps > 0 else []
+        schedules = [each for each in known if getattr(each, "optimizer", None) is optimizer]
         if schedules and not any(each.last_epoch for each in schedules):
             name = max(saved.schedules, key=lambda each: saved.schedules[each])
             yield from find_by(left_in_file, continued=Continued("schedule", name, steps, **common))

@@ -26,8 +26,8 @@ class SetMonitor(Monitor):
         self._set: weakref.ref[Any] | None = None
         self._collate: Any = None
         self._marks: list[Any] = []
-        self._epochs: list[list[RowDigests | None]] = []
-        """Samples of the passes of each epoch; None for a pass that was not read."""
+        self._epochs: list[list[RowDigests] | None] = []
+        """Samples of the passes of the first epochs; None for one of which a pass was not read."""
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """Mark the set in the first pass of an epoch, and keep its samples."""
@@ -36,9 +36,9 @@ class SetMonitor(Monitor):
         if loop.num_epochs != self._num_epochs:
             self._num_epochs = loop.num_epochs
             self._mark(loop.loader())
-            self._epochs.append([])
-        if self._epochs and len(self._epochs) <= _NUM_COMPARED:
-            self._epochs[-1].append(call.digests)
+            self._epochs += [[]] * (len(self._epochs) < _NUM_COMPARED)
+        if self._num_epochs <= _NUM_COMPARED and self._epochs and (known := self._epochs[-1]) is not None:
+            self._epochs[-1] = None if call.digests is None else [*known, call.digests]
 
     def _mark(self, loader: Any) -> None:
         data: Any = getattr(loader, "dataset", None)
@@ -68,9 +68,8 @@ class SetMonitor(Monitor):
 
         A last batch that is left out may have others in each.
         """
-        passes = [[each for each in epoch if each is not None] for epoch in self._epochs[:_NUM_COMPARED]]
-        is_whole = all(0 < len(known) == len(epoch) for known, epoch in zip(passes, self._epochs, strict=False))
-        if len(passes) < _NUM_COMPARED or not is_whole:
+        passes = [epoch for epoch in self._epochs if epoch]
+        if len(passes) < _NUM_COMPARED:
             return None
         first, second = (Counter(row for each in epoch for row in each.values.tolist()) for epoch in passes)
         size = max(len(each.values) for each in passes[0])

@@ -182,7 +182,7 @@ HEALTHY: dict[str, Callable[[], None]] = {
     "a set that makes all of its rows": lambda: regress(Made(96)),
     "a part of the rows that is chosen once": lambda: regress(Few(torch.randn(200, 8), 96)),
     "two parts of a set that makes its rows": lambda: regress(Subset(Made(120), range(96))),
-    "noise of an evaluation is drawn once": lambda: regress(
+    "noise of an evaluation that stays": lambda: regress(
         Noisy(torch.randn(96, 8), once=False), Noisy(torch.randn(32, 8), once=True)
     ),
     "tensors": lambda: regress(TensorDataset(torch.randn(96, 8), torch.randn(96, 8))),

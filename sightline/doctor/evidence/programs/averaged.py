@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.attempts import NotApplicableError
+from sightline.instrument.random_state import preserve_random_state
 
 _REL_TOL, _ABS_TOL, _MAX_NUMBERS = 1e-3, 1e-6, 1_000_000
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device)
@@ -100,7 +101,8 @@ def _ask(function: Callable[..., Any], calls: Sequence[ScoreCall]) -> float:
         value.requires_grad_() for value in joined.values() if isinstance(value, Tensor) and value.is_floating_point()
     ]
     silent = io.StringIO()
-    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent), torch.enable_grad():
+    shown = contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent)
+    with shown[0], shown[1], torch.enable_grad(), preserve_random_state():
         value = function(**joined)
     if isinstance(value, Tensor) and value.requires_grad and leaves:
         raise NotApplicableError("a loss, whose gradient can be had")

@@ -72,15 +72,13 @@ def _has_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     """Compare a few numbers of each parameter with those of its name; wrappers put a prefix before all names."""
     own = {name: p.detach() for name, p in model.named_parameters() if p.layout is torch.strided and p.numel()}
     first = next(iter(own), None)
-    prefix = (
-        next((key[: -len(first)] for key in weights if key == first or key.endswith(f".{first}")), None)
-        if first
-        else None
-    )
-    if prefix is None:
-        return False
-    pairs = [(mine, weights.get(f"{prefix}{name}")) for name, mine in own.items()]
-    return all(other is not None and _is_equal(mine, other) for mine, other in pairs)
+    ends = [key for key in weights if key == first or key.endswith(f".{first}")]
+    return any(_are_equal(own, weights, key.removesuffix(str(first))) for key in ends[:_MAX_FILES])
+
+
+def _are_equal(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str) -> bool:
+    others = {name: weights.get(f"{prefix}{name}") for name in own}
+    return all(other is not None and _is_equal(own[name], other) for name, other in others.items())
 
 
 def _is_equal(own: Tensor, other: Tensor) -> bool:
