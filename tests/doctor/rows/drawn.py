@@ -107,6 +107,20 @@ class Made(Dataset[Any]):
         return self.rows[index], self.wanted[index]
 
 
+class MadeOfClasses(Dataset[Any]):
+    """Rows that the set makes for the classes that it is given."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self.rows = F.one_hot(labels, 8) + 0.3 * torch.randn(len(labels), 8)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index], F.one_hot(self.labels[index], 8).float()
+
+
 class Few(Dataset[Any]):
     """A part of the rows that is chosen once, in an order that is drawn once."""
 
@@ -180,6 +194,7 @@ LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
 }
 HEALTHY: dict[str, Callable[[], None]] = {
     "a set that makes all of its rows": lambda: regress(Made(96)),
+    "a set that makes rows for its classes": lambda: regress(MadeOfClasses(torch.randint(0, 8, (96,)))),
     "a part of the rows that is chosen once": lambda: regress(Few(torch.randn(200, 8), 96)),
     "two parts of a set that makes its rows": lambda: regress(Subset(Made(120), range(96))),
     "noise of an evaluation that stays": lambda: regress(

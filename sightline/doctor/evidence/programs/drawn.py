@@ -94,9 +94,16 @@ def _find_given(data: Any, begin: FunctionType) -> str:
                 continue
             names = {each.id for each in ast.walk(value) if isinstance(each, ast.Name)}
             is_given = names & parameters or any(_is_many(begin.__globals__.get(name)) for name in names)
-            if is_given and _is_many(getattr(data, target.attr, None)):
+            held = getattr(data, target.attr, None)
+            if is_given and _is_many(held) and not _is_of_labels(held, data):
                 return target.attr
     return ""
+
+
+def _is_of_labels(held: Any, data: Any) -> bool:
+    """Return True for a class of each sample: a set that draws the rest makes its samples."""
+    values = np.asarray(held) if isinstance(held, Tensor | np.ndarray | list) else np.empty(0)
+    return values.ndim == 1 and values.dtype.kind in "iub" and len(values) == len(data)
 
 
 def _iter_assigned(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
