@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from types import CodeType, FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.evidence.programs.averaged import ScoreCall, compare_scores, read_call, read_number
+from sightline.doctor.evidence.programs.averaged import ScoreCall, compare_scores, find_function, read_call, read_number
 from sightline.doctor.evidence.programs.saved import is_of_program
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.averaged import averaged_over_batches
@@ -35,11 +35,11 @@ class ScoreMonitor(Monitor):
     def __init__(self) -> None:
         self._num_passes = 0
         self._frames: dict[int, FrameType] = {}
-        self._open: dict[int, tuple[CodeType, dict[str, Any], int]] = {}
+        self._open: dict[int, tuple[FunctionType, dict[str, Any], int]] = {}
         self._fresh: list[ScoreCall] = []
         self._numbers: dict[str, float] = {}
-        self._calls: dict[CodeType, list[ScoreCall]] = {}
-        self._kept: dict[CodeType, list[bool]] = {}
+        self._calls: dict[FunctionType, list[ScoreCall]] = {}
+        self._kept: dict[FunctionType, list[bool]] = {}
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """End the record of the last pass, and begin that of this one."""
@@ -67,28 +67,29 @@ class ScoreMonitor(Monitor):
         if event == "call" and id(frame.f_back) in self._frames:
             code = frame.f_code
             is_read = not code.co_filename.startswith(_TORCH) and not code.co_name.startswith("<")
-            if is_read and (read := read_call(code, frame.f_locals)) is not None:
-                self._open[id(frame)] = (code, *read)
+            read = read_call(code, frame.f_locals) if is_read else None
+            if read is not None and (function := find_function(frame)) is not None:
+                self._open[id(frame)] = (function, *read)
         elif event == "return" and id(frame) in self._open:
-            code, arguments, size = self._open.pop(id(frame))
+            function, arguments, size = self._open.pop(id(frame))
             if (number := read_number(value)) is not None:
-                self._fresh.append(ScoreCall(code, arguments, size, number))
+                self._fresh.append(ScoreCall(function, arguments, size, number))
         elif event == "return" and id(frame) in self._frames:
             self._stop()
 
     def _take(self, frames: list[FrameType]) -> None:
         """Keep the calls since the last pass, and see which of their numbers the loop has kept."""
         fresh, self._fresh = self._fresh, []
-        codes = [call.code for call in fresh]
+        functions = [call.function for call in fresh]
         numbers = _read_numbers(frames)
         moves = [value - self._numbers.get(name, 0.0) for name, value in numbers.items()]
         for call in fresh:
-            self._calls.setdefault(call.code, []).append(call)
+            self._calls.setdefault(call.function, []).append(call)
             wanted = (call.value, call.value * call.size)
             is_kept = any(math.isclose(move, each, rel_tol=1e-5) for move in moves for each in wanted if each)
-            is_alone = codes.count(call.code) == 1
+            is_alone = functions.count(call.function) == 1
             if frames or not is_alone:
-                self._kept.setdefault(call.code, []).append(is_kept and is_alone)
+                self._kept.setdefault(call.function, []).append(is_kept and is_alone)
 
     def before_backward(self, loop: Loop, root: Tensor) -> None:
         """End the record."""
@@ -102,9 +103,9 @@ class ScoreMonitor(Monitor):
         """Ask the functions of which several figures were kept."""
         self._stop()
         self._take([])
-        for code, calls in self._calls.items():
-            if len(calls) >= _MIN_CALLS and all(kept := self._kept.get(code, [])) and kept:
-                found = attempt(code.co_name, compare_scores, {"calls": calls})
+        for function, calls in self._calls.items():
+            if len(calls) >= _MIN_CALLS and all(kept := self._kept.get(function, [])) and kept:
+                found = attempt(function.__name__, compare_scores, {"calls": calls})
                 if found is not None and not isinstance(found, MissingError):
                     yield from find_by(averaged_over_batches, averaged=found)
 

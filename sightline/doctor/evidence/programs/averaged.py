@@ -7,7 +7,7 @@ import gc
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +23,9 @@ Rows = Tensor | np.ndarray
 
 
 class ScoreCall(NamedTuple):
-    """Call of a function of one batch, by its code: arguments by name, the number of samples, and what it returned."""
+    """Call of a function of one batch: arguments by name, the number of samples, and what it returned."""
 
-    code: CodeType
+    function: FunctionType
     arguments: Mapping[str, Any]
     size: int
     value: float
@@ -68,6 +68,18 @@ def _copy(value: Any) -> Any:
     return np.copy(value) if isinstance(value, np.ndarray) else value
 
 
+def find_function(frame: FrameType) -> FunctionType | None:
+    """Find the function of a call by its code: among what its caller and its own module name, or in memory."""
+    code, caller = frame.f_code, frame.f_back
+    scopes = [] if caller is None else [caller.f_locals, caller.f_globals]
+    named = [value for scope in scopes for value in [*scope.values()]]
+    for values in ([*named, frame.f_globals.get(code.co_name)], gc.get_referrers(code)):
+        found = {id(each): each for each in values if isinstance(each, FunctionType) and each.__code__ is code}
+        if found:
+            return found.popitem()[1] if len(found) == 1 else None
+    return None
+
+
 def read_number(value: Any) -> float | None:
     """Return the number that a function has returned; None for another value, and for one that has a gradient."""
     if isinstance(value, Tensor):
@@ -81,17 +93,17 @@ def compare_scores(calls: Sequence[ScoreCall]) -> Averaged | None:
 
     Raises NotApplicableError for one that does not repeat, or of which a gradient can be had: a loss.
     """
-    code, figures, sizes = calls[0].code, [call.value for call in calls], [call.size for call in calls]
-    found = [each for each in gc.get_referrers(code) if isinstance(each, FunctionType) and each.__code__ is code]
-    if len(found) != 1 or not all(map(math.isfinite, figures)):
-        raise NotApplicableError("no function of the batch that can be asked again")
-    again, whole = _ask(found[0], calls[:1]), _ask(found[0], calls)
+    function, figures, sizes = calls[0].function, [call.value for call in calls], [call.size for call in calls]
+    if not all(map(math.isfinite, figures)):
+        raise NotApplicableError("figures that are no numbers")
+    again, whole = _ask(function, calls[:1]), _ask(function, calls)
     if not math.isclose(again, figures[0], rel_tol=1e-6, abs_tol=_ABS_TOL):
         raise NotApplicableError("a score that does not repeat")
     weighted = sum(map(float.__mul__, figures, map(float, sizes))) / sum(sizes)
     known = weighted, sum(figures) / len(figures), sum(figures)
     if any(math.isclose(whole, each, rel_tol=_REL_TOL, abs_tol=_ABS_TOL) for each in known):
         return None
+    code = function.__code__
     return Averaged(code.co_name, code.co_filename, code.co_firstlineno, figures, sizes, whole)
 
 
