@@ -230,7 +230,13 @@ def kind_table() -> str:
         f"`@sightline.register.{functions[id(registry)]}(NAME)` |"
         for kind, registry in REGISTRIES.items()
     ]
-    return "\n".join(["| kind, as `sightline list KIND` takes it | one is a | base class | registered by |", "|---|---|---|---|", *rows])
+    return "\n".join(
+        [
+            "| kind, as `sightline list KIND` takes it | one is a | base class | registered by |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def function_table() -> str:

@@ -1,4 +1,4 @@
-"""The exam of all public functions of `sightline.ops` in each way they are used, and its table in docs/reference/ops.md.
+"""The exam of all public functions of `sightline.ops` in each way they are used, and its table in the reference.
 
     python -m tests.ops.columns [ROW ...] [--columns NAME,...]
 
