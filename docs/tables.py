@@ -9,7 +9,6 @@ import importlib
 import inspect
 import itertools
 import json
-import os
 import re
 import types
 import typing
@@ -36,7 +35,7 @@ from sightline.workbench.check.suite import all_rules
 
 REFERENCE = Path(__file__).with_name("reference")
 SET_KEYS = json.loads(Path(__file__).with_name("set_keys.json").read_text(encoding="utf-8"))
-"""Meaning of an argument of data sets, by its name, or by SET.NAME where it differs; `prepare` are those of preparing."""
+"""Meaning of an argument (`data`), or of an option of preparing, by its name, or by SET.NAME where it differs."""
 FAMILIES = {
     "data_clouds": ("clouds", "contrast"),
     "data_scenes": ("scenes",),
@@ -181,26 +180,28 @@ def set_table(page: str) -> str:
     """The data sets of a page: what each is, the files that it reads, where these come from, and its configs."""
     lines = ["| set | what it is | files | from | configs |", "|---|---|---|---|---|"]
     first: dict[str, str] = {}
-    for name in _sets_of(page):
+    for name in sets_of(page):
         card = _card(name)
         summary = " ".join(data.get_entry(name).summary.split()).removesuffix(".").partition(", prepared by ")[0]
         files = "; ".join(_describe_layouts(card.get("layouts", {}))) or ("none" if card else "-")
         files = files if first.setdefault(files, name) in (name, first.get("none")) else f"as `{first[files]}`"
         home, terms = card.get("home", ""), card.get("terms", "").removesuffix("; nothing is downloaded for you")
-        source = f"{home if ' ' in home else f'<{home}>'}; {terms}" if home else "-" if "layout" in card else "your files"
+        source = (
+            f"{home if ' ' in home else f'<{home}>'}; {terms}" if home else "-" if "layout" in card else "your files"
+        )
         lines.append(f"| `{name}` | {_escape(summary)} | {files} | {source} | {_list_configs(name) or '-'} |")
     return "\n".join(lines)
 
 
 def set_key_table(page: str) -> str:
-    """Arguments of the data sets of a page in `data`, and options of preparing them: sets, allowed, default, meaning."""
-    names = _sets_of(page)
+    """Arguments of the data sets of a page, and options of preparing them: sets, allowed, default, meaning."""
+    names = sets_of(page)
     lines = ["| argument | of | allowed | default | meaning |", "|---|---|---|---|---|"]
     for kind in ("data", "prepare"):
         rows: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
         with_any = set()
         for name in names:
-            for key, parameter in _parameters(name, kind).items():
+            for key, parameter in list_parameters(name, kind).items():
                 rows[key, *_describe_parameter(parameter), _meaning(name, kind, key)].append(name)
                 with_any.add(name)
         title = "in `data` of a config" if kind == "data" else "options of `data prepare`"
@@ -217,7 +218,7 @@ def format_table() -> str:
         "is_crowd": "crowds", "visible_share": "visible share", "area": "area", "undivided": "images of no split",
     }  # fmt: skip
     lines = ["| format | written | states, beside class and box |", "|---|---|---|"]
-    for name in _sets_of("data_boxes"):
+    for name in sets_of("data_boxes"):
         if (row := getattr(data.get_class(name), "label_format", None)) is not None and row.write is not None:
             held = ", ".join(word for key, word in words.items() if key in row.holds) or "nothing"
             lines.append(f"| `{name}` | {row.rounds or 'boxes as they are'} | {held} |")
@@ -230,7 +231,7 @@ def camera_table() -> str:
         "| set | frames | image | fx, fy, u0, v0 | Y points | cube | joints | middle joint |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in _sets_of("data_depth"):
+    for name in sets_of("data_depth"):
         if isinstance(spec := getattr(data.get_class(name), "spec", None), DepthSpec):
             camera, skeleton = spec.camera, spec.skeleton
             numbers = ", ".join(f"{number:g}" for number in (camera.fx, camera.fy, camera.u0, camera.v0))
@@ -244,7 +245,7 @@ def camera_table() -> str:
     return "\n".join(lines)
 
 
-def _sets_of(page: str) -> list[str]:
+def sets_of(page: str) -> list[str]:
     """The data sets of a page: computed ones, then published ones, then those of the reader's own files."""
     modules = find_modules("data")
     names = [name for name, module in modules.items() if not {*FAMILIES[page]}.isdisjoint(module.split("."))]
@@ -290,15 +291,19 @@ def _list_configs(name: str) -> str:
     folders: defaultdict[str, list[str]] = defaultdict(list)
     for config in _configs_by_set().get(name) or filter(None, [preset]):
         folders[config.partition("/")[0]].append(config)
-    return ", ".join(
-        f"`{os.path.commonprefix(configs)}*` ({len(configs)})"
-        if len(configs) > 3 and not os.path.commonprefix(configs).endswith("/")
-        else ", ".join(f"`{config}`" for config in configs)
-        for _, configs in sorted(folders.items())
-    )
+    shown = (_name_configs(configs) for _, configs in sorted(folders.items()))
+    return ", ".join(itertools.chain.from_iterable(shown))
 
 
-def _parameters(name: str, kind: str) -> dict[str, Parameter]:
+def _name_configs(configs: list[str]) -> list[str]:
+    """Configs of a folder, by name, or by their common beginning if there are more than three."""
+    letters = itertools.takewhile(lambda column: len({*column}) == 1, zip(*configs, strict=False))
+    start = "".join(column[0] for column in letters)
+    is_short = len(configs) > 3 and not start.endswith("/")
+    return [f"`{start}*` ({len(configs)})"] if is_short else [f"`{config}`" for config in configs]
+
+
+def list_parameters(name: str, kind: str) -> dict[str, Parameter]:
     builder = data.get_class(name)
     function = builder if kind == "data" else builder.prepare
     fixed = ("split",) if kind == "data" else ("source", "target", "name", "progress")
@@ -361,7 +366,8 @@ def with_table(name: str, text: str) -> str:
     start, end = f"<!-- {name}: written by docs/tables.py -->\n", f"<!-- end of {name} -->"
     before, has_start, rest = text.partition(start)
     _, has_end, after = rest.partition(end)
-    assert has_start and has_end, f"{PAGES[name]} lost a mark of its table, {start.strip()} or {end}"
+    lost = [mark.strip() for mark, is_there in ((start, has_start), (end, has_end)) if not is_there]
+    assert not lost, f"{PAGES[name]} lost a mark of its table: {', '.join(lost)}"
     return f"{before}{start}{TABLES[name]()}\n{end}{after}"
 
 
