@@ -327,7 +327,7 @@ def _name_sets(sets: list[str], among: set[str]) -> str:
     others = sorted(among - {*sets})
     if not others:
         return "all"
-    if len(others) <= 2 < len(sets):
+    if len(others) < len(sets):
         return f"all but {', '.join(f'`{name}`' for name in others)}"
     return ", ".join(f"`{name}`" for name in sets)
 
