@@ -4,46 +4,34 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import importlib
 import inspect
 import itertools
-import json
 import re
 import types
 import typing
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import set_tables  # beside this file
+
+import sightline
 from sightline import ops
-from sightline.areas.pose.sets.depth_sets import DepthSpec
+from sightline.cli import SECTIONS
+from sightline.commands.fields import Command, CommandParameter
 from sightline.config import RunConfig
-from sightline.config.faults import ConfigFaults
-from sightline.config.reader import read_with_bases
-from sightline.config.shipped import config_name, shipped_configs
 from sightline.contract.catalogue import find_modules
 from sightline.contract.members import describe_members
-from sightline.contract.registry import REGISTRIES, data
-from sightline.contract.schema import Parameter, describe_type, signature_parameters
+from sightline.contract.registry import REGISTRIES
+from sightline.contract.schema import describe_type
 from sightline.contract.types import ComponentConfig
+from sightline.doctor.finding import SEVERITIES
 from sightline.ops.operator import OPERATORS
 from sightline.workbench.check.suite import all_rules
 
 REFERENCE = Path(__file__).with_name("reference")
-SET_KEYS = json.loads(Path(__file__).with_name("set_keys.json").read_text(encoding="utf-8"))
-"""Meaning of an argument (`data`), or of an option of preparing, by its name, or by SET.NAME where it differs."""
-FAMILIES = {
-    "data_clouds": ("clouds", "contrast"),
-    "data_scenes": ("scenes",),
-    "data_lidar": ("scans",),
-    "data_boxes": ("detect", "loading"),
-    "data_depth": ("pose",),
-}
-"""Pages of data sets, and the rooms whose sets they list."""
 
 MEANING = {
     "name": "names the run's folder; left out, it is the config's file name",
@@ -120,11 +108,160 @@ def config_table() -> str:
     return "\n".join(["| key | allowed | default | meaning |", "|---|---|---|---|", *lines])
 
 
-def relation_table() -> str:
-    """A row for each rule: what it asks of a run, of a module, its loss and its loaders, or of a loop."""
-    rows = sorted((rule.code, rule.holds, ", ".join(rule.causes)) for rule in all_rules())
-    lines = [f"| `{code}` | {holds} | {causes} |" for code, holds, causes in rows]
-    return "\n".join(["| code | holds in every correct program | causes |", "|---|---|---|", *lines])
+MORE = {
+    "init": "../manual/own_parts.md",
+    "data info": "data.md",
+    "data prepare": "data.md",
+    "data convert": "data_boxes.md#convert-labels",
+    "data verify": "data.md",
+    "data render": "data_views.md",
+    "train": "../manual/train.md",
+    "evaluate": "../manual/train.md#evaluation-and-the-best-checkpoint",
+    "predict": "../manual/predict.md",
+    "score": "../topics/detection.md#files-of-results",
+    "check": "../manual/check.md",
+    "compare": "../manual/compare.md",
+    "view": "../topics/view.md",
+    "report": "../topics/view.md#a-page-to-show",
+    "runs list": "../topics/series.md#list-and-compare-runs",
+    "runs diff": "../topics/series.md#list-and-compare-runs",
+    "runs push": "../topics/series.md#share-a-run",
+    "runs pull": "../topics/series.md#share-a-run",
+    "describe": "../topics/view.md#modules-and-their-cost",
+    "profile": "../topics/speed.md#where-the-time-goes",
+    "weights": "../topics/weights.md",
+    "compress run": "../topics/compress.md",
+    "compress search": "../topics/compress.md",
+    "compress report": "../topics/compress.md",
+    "compress size": "../topics/compress.md",
+    "export": "../topics/deploy.md",
+    "serve": "../topics/deploy.md#serve-over-http",
+    "study": "../topics/series.md#compare-settings-sightline-study",
+    "sweep": "../topics/series.md#search-values-sightline-sweep",
+}
+"""Page that explains a command, where there is one."""
+
+
+def command_table() -> str:
+    """Every command in the order of `sightline --help`: its arguments, what it does, and the page about it."""
+    records = _list_commands()
+    assert MORE.keys() <= {record.name for record in records}
+    rows = []
+    for record in records:
+        words = [record.name, *(parameter.metavar or "" for _, parameter in record.parameters() if not parameter.flag)]
+        summary = record.summary().removesuffix(".")
+        more = f"[{summary}]({MORE[record.name]})" if record.name in MORE else summary
+        rows.append(f"| `{_escape(' '.join(words))}` | {_prose(more)} |")
+    return "\n".join(["| command | does |", "|---|---|", *rows])
+
+
+def option_table() -> str:
+    """Every option with its default, once for all commands in which it means the same."""
+    records, commands = _list_commands(), dict[tuple[str, str], list[str]]()
+    for record in records:
+        hints = typing.get_type_hints(record)
+        for name, parameter in record.parameters():
+            if parameter.flag:
+                commands.setdefault(_describe_option(parameter, hints[name]), []).append(record.name)
+    rows = [f"| `{option}` | {_name_commands(names, records)} | {text} |" for (option, text), names in commands.items()]
+    return "\n".join(["| option | of | meaning |", "|---|---|---|", *rows])
+
+
+def help_texts() -> str:
+    """The text of `--help` of every command of which it says more than its first line, with its examples."""
+    texts = []
+    for record in _list_commands():
+        _, _, more = inspect.cleandoc(record.__doc__ or "").partition("\n\n")
+        lines = [*([more, ""] if more else []), *(f"sightline {line}" for line in record.examples)]
+        if more:
+            texts.append("\n".join([f"### {record.name}", "", "```text", *lines, "```"]))
+    return "\n\n".join(texts)
+
+
+def _list_commands() -> list[type[Command]]:
+    return [record for records in SECTIONS.values() for record in records]
+
+
+def _describe_option(parameter: CommandParameter, hint: Any) -> tuple[str, str]:
+    """Return an option as it is written, with the words that it allows, and its meaning with its default."""
+    default, choices = parameter.default, "|".join(str(choice) for choice in _list_choices(hint))
+    words = parameter.metavar or choices
+    is_stated = default not in (None, ()) and not isinstance(default, bool) and default is not dataclasses.MISSING
+    ending = "; required" if default is dataclasses.MISSING else f"; default `{default}`" * is_stated
+    text = re.sub(r" \[([^]]*)\]$", r"; default \1", parameter.help) + ending
+    return _escape(f"{parameter.flag} {words}".strip()), _prose(text)
+
+
+def _list_choices(hint: Any) -> list[Any]:
+    """List the values of the literals in a type."""
+    parts = typing.get_args(hint)
+    return [*parts] if typing.get_origin(hint) is typing.Literal else list(itertools.chain(*map(_list_choices, parts)))
+
+
+def _name_commands(names: list[str], records: list[type[Command]]) -> str:
+    left_out = [record.name for record in records if record.name not in names]
+    if len(left_out) < len(names) // 2:
+        return "all" + f" but {', '.join(left_out)}" * bool(left_out)
+    return ", ".join(names)
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _prose(text: str) -> str:
+    """Return the text of a cell in which no word in angle brackets reads as HTML."""
+    return _escape(re.sub(r"(`[^`]*`)|<(?=[a-z])", lambda match: match[1] or "&lt;", text))
+
+
+def rule_table() -> str:
+    """Every rule: its code, the gravity of its findings, what every correct program has, and what to do if not."""
+    rules = {(rule.code, SEVERITIES.index(rule.severity), rule.holds, rule.action) for rule in all_rules()}
+    rows = [
+        f"| `{code}` | {SEVERITIES[gravity]} | {_prose(holds)} | {_prose(action)} |"
+        for code, gravity, holds, action in sorted(rules)
+    ]
+    return "\n".join(["| code | severity | what every correct program has | what to do |", "|---|---|---|---|", *rows])
+
+
+def kind_table() -> str:
+    """Every kind of component: its base class, the function that registers one, and what lists those there are."""
+    functions = {id(getattr(add, "__self__", None)): name for name, add in vars(sightline.register).items()}
+    rows = [
+        f"| `{kind}` | {registry.noun} | `sightline.{registry.base.__name__}` | "
+        f"`@sightline.register.{functions[id(registry)]}(NAME)` |"
+        for kind, registry in REGISTRIES.items()
+    ]
+    return "\n".join(
+        [
+            "| kind, as `sightline list KIND` takes it | one is a | base class | registered by |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def function_table() -> str:
+    """Every other name of `import sightline`: its arguments, and the first sentence of its docstring."""
+    lines = []
+    for name in sorted({*sightline.__all__} - find_modules("public").keys() - {"__version__"}, key=str.lower):
+        value = getattr(sightline, name)
+        text = _first_sentence(" ".join(inspect.cleandoc(value.__doc__ or "").split("\n\n")[0].split()))
+        arguments = _list_arguments(value) if inspect.isfunction(value) else ""
+        text += f": {', '.join(f'`{each}`' for each in value.__all__)}" if name == "metrics" else ""
+        lines.append(f"| `sightline.{name}{arguments}` | {_escape(text)} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *lines])
+
+
+def _list_arguments(function: types.FunctionType) -> str:
+    """Return the arguments of a function in brackets, without their types."""
+    signature = inspect.signature(function)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[^.])\. (?=[A-Z`])", text)[0].removesuffix(".")
 
 
 def member_table() -> str:
@@ -143,10 +280,8 @@ def public_table() -> str:
     """Every name of `import sightline` for parts of one's own: what it is, by the first sentence of its docstring."""
     lines = []
     for name, module in sorted(find_modules("public").items(), key=lambda pair: pair[0].lower()):
-        text = re.split(
-            r"(?<=[^.])\. (?=[A-Z`])", _describe(importlib.import_module(module), name).replace("|", "\\|")
-        )[0]
-        lines.append(f"| `sightline.{name}` | {text.removesuffix('.')} |")
+        text = _first_sentence(_describe(importlib.import_module(module), name))
+        lines.append(f"| `sightline.{name}` | {_escape(text)} |")
     return "\n".join(["| name | what it is |", "|---|---|", *lines])
 
 
@@ -176,188 +311,26 @@ def operator_table() -> str:
     return "\n".join(["| name | what it does | launches |", "|---|---|---|", *rows])
 
 
-def set_table(page: str) -> str:
-    """The data sets of a page: what each is, the files that it reads, where these come from, and its configs."""
-    lines = ["| set | what it is | files | from | configs |", "|---|---|---|---|---|"]
-    first: dict[str, str] = {}
-    for name in sets_of(page):
-        card = _card(name)
-        summary = " ".join(data.get_entry(name).summary.split()).removesuffix(".").partition(", prepared by ")[0]
-        files = "; ".join(_describe_layouts(card.get("layouts", {}))) or ("none" if card else "-")
-        files = files if first.setdefault(files, name) in (name, first.get("none")) else f"as `{first[files]}`"
-        home, terms = card.get("home", ""), card.get("terms", "").removesuffix("; nothing is downloaded for you")
-        source = (
-            f"{home if ' ' in home else f'<{home}>'}; {terms}" if home else "-" if "layout" in card else "your files"
-        )
-        lines.append(f"| `{name}` | {_escape(summary)} | {files} | {source} | {_list_configs(name) or '-'} |")
-    return "\n".join(lines)
-
-
-def set_key_table(page: str) -> str:
-    """Arguments of the data sets of a page, and options of preparing them: sets, allowed, default, meaning."""
-    names = sets_of(page)
-    lines = ["| argument | of | allowed | default | meaning |", "|---|---|---|---|---|"]
-    for kind in ("data", "prepare"):
-        rows: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-        with_any = set()
-        for name in names:
-            for key, parameter in list_parameters(name, kind).items():
-                rows[key, *_describe_parameter(parameter), _meaning(name, kind, key)].append(name)
-                with_any.add(name)
-        title = "in `data` of a config" if kind == "data" else "options of `data prepare`"
-        lines.append(f"| **{title}** | | | | |")
-        for (key, allowed, default, meaning), sets in sorted(rows.items()):
-            lines.append(f"| `{key}` | {_name_sets(sets, with_any)} | {allowed} | {default} | {meaning} |")
-    return "\n".join(lines)
-
-
-def format_table() -> str:
-    """Formats of labelled boxes: what each states beside class and box, and whether it can be written."""
-    words = {
-        "visible": "visible box", "head": "head", "is_ignored": "ignored boxes", "is_head_ignored": "ignored heads",
-        "is_crowd": "crowds", "visible_share": "visible share", "area": "area", "undivided": "images of no split",
-    }  # fmt: skip
-    lines = ["| format | written | states, beside class and box |", "|---|---|---|"]
-    for name in sets_of("data_boxes"):
-        if (row := getattr(data.get_class(name), "label_format", None)) is not None and row.write is not None:
-            held = ", ".join(word for key, word in words.items() if key in row.holds) or "nothing"
-            lines.append(f"| `{name}` | {row.rounds or 'boxes as they are'} | {held} |")
-    return "\n".join(lines)
-
-
-def camera_table() -> str:
-    """Published sets of depth images: frames, camera, cube and joints."""
-    lines = [
-        "| set | frames | image | fx, fy, u0, v0 | Y points | cube | joints | middle joint |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in sets_of("data_depth"):
-        if isinstance(spec := getattr(data.get_class(name), "spec", None), DepthSpec):
-            camera, skeleton = spec.camera, spec.skeleton
-            numbers = ", ".join(f"{number:g}" for number in (camera.fx, camera.fy, camera.u0, camera.v0))
-            counts = spec.published
-            frames = ", ".join(f"{part.replace('_', ' ')} {number:,}" for part, number in counts.items())
-            frames = frames if len(counts) < 5 else f"{sum(counts.values()):,} in {len(counts)} parts"
-            image, y_axis = f"{camera.width_px} x {camera.height_px}", "up" if camera.fy < 0 else "down"
-            middle = skeleton.joint_names[skeleton.centre]
-            cells = (f"`{name}`", frames, image, numbers, y_axis, f"{skeleton.cube_mm:g} mm", len(skeleton), middle)
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def sets_of(page: str) -> list[str]:
-    """The data sets of a page: computed ones, then published ones, then those of the reader's own files."""
-    modules = find_modules("data")
-    names = [name for name, module in modules.items() if not {*FAMILIES[page]}.isdisjoint(module.split("."))]
-
-    def rank(name: str) -> tuple[int, str]:
-        card = _card(name)
-        return (0 if "layout" in card else 1 if "home" in card else 2), name
-
-    return sorted(names, key=rank)
-
-
-def _card(name: str) -> dict[str, Any]:
-    card = data.get_class(name).card
-    return {} if card is None else card()
-
-
-def _describe_layouts(layouts: Any) -> Iterator[str]:
-    for layout in layouts.values():
-        if isinstance(layout, str):
-            yield _escape(layout)
-            continue
-        facts = {key: layout[key] for key in ("points", "normals", "up_axis") if key in layout}
-        texts = [f"{value:,}" if isinstance(value, int) else str(value) for value in facts.values()]
-        shown = ", ".join(f"{key.replace('_', ' ')}: {text}" for key, text in zip(facts, texts, strict=True))
-        yield _escape(f"{layout['title']}: {layout['looks_like']}" + (f" ({shown})" if shown else ""))
-
-
-@functools.cache
-def _configs_by_set() -> dict[str, list[str]]:
-    """The shipped configs by the data set that they name."""
-    configs: defaultdict[str, list[str]] = defaultdict(list)
-    for name in (config_name(config.path) for config in shipped_configs() if config.path.startswith("configs/")):
-        faults = ConfigFaults()
-        tree: Any = read_with_bases(Path(name), faults).plain()
-        faults.raise_any()
-        configs[tree["data"]["name"]].append(name)
-    return configs
-
-
-def _list_configs(name: str) -> str:
-    """The shipped configs of a set; where a folder has more than three, their common beginning and number."""
-    preset = getattr(data.get_class(name), "preset", "")
-    folders: defaultdict[str, list[str]] = defaultdict(list)
-    for config in _configs_by_set().get(name) or filter(None, [preset]):
-        folders[config.partition("/")[0]].append(config)
-    shown = (_name_configs(configs) for _, configs in sorted(folders.items()))
-    return ", ".join(itertools.chain.from_iterable(shown))
-
-
-def _name_configs(configs: list[str]) -> list[str]:
-    """Configs of a folder, by name, or by their common beginning if there are more than three."""
-    letters = itertools.takewhile(lambda column: len({*column}) == 1, zip(*configs, strict=False))
-    start = "".join(column[0] for column in letters)
-    is_short = len(configs) > 3 and not start.endswith("/")
-    return [f"`{start}*` ({len(configs)})"] if is_short else [f"`{config}`" for config in configs]
-
-
-def list_parameters(name: str, kind: str) -> dict[str, Parameter]:
-    builder = data.get_class(name)
-    function = builder if kind == "data" else builder.prepare
-    fixed = ("split",) if kind == "data" else ("source", "target", "name", "progress")
-    found = {} if function is None else signature_parameters(function)
-    return {key: parameter for key, parameter in found.items() if key not in fixed}
-
-
-def _describe_parameter(parameter: Parameter) -> tuple[str, str]:
-    default = "required" if parameter.is_required else f"`{json.dumps(parameter.default, default=str)}`"
-    return describe_type(parameter.annotation).replace("|", "\\|"), default
-
-
-def _meaning(name: str, kind: str, key: str) -> str:
-    meanings = SET_KEYS[kind]
-    assert key in meanings or f"{name}.{key}" in meanings, f"set_keys.json: say what {key} of {name} means ({kind})"
-    return str(meanings.get(f"{name}.{key}", meanings.get(key)))
-
-
-def _name_sets(sets: list[str], among: set[str]) -> str:
-    """The sets of a row: all, all but some, or these."""
-    others = sorted(among - {*sets})
-    if not others:
-        return "all"
-    if len(others) < len(sets):
-        return f"all but {', '.join(f'`{name}`' for name in others)}"
-    return ", ".join(f"`{name}`" for name in sets)
-
-
-def _escape(text: str) -> str:
-    """Text as Markdown shows it in a cell of a table."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    parts = text.split("`")
-    parts[::2] = [re.sub(r"([\\*_|\[\]])", r"\\\1", part) for part in parts[::2]]  # not what is code
-    return "`".join(parts)
-
-
-TABLES: dict[str, Callable[[], str]] = {
+TABLES = {
+    "commands": command_table,
+    "options": option_table,
+    "help": help_texts,
     "config": config_table,
-    "relations": relation_table,
+    "rules": rule_table,
+    "kinds": kind_table,
     "members": member_table,
     "public": public_table,
+    "functions": function_table,
     "ops": operator_table,
-    "formats": format_table,
-    "cameras": camera_table,
-    **{f"{page}_sets": partial(set_table, page) for page in FAMILIES},
-    **{f"{page}_keys": partial(set_key_table, page) for page in FAMILIES},
-}
+} | set_tables.TABLES
 PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {
-    "ops": REFERENCE.parent / "ops.md",
-    "public": REFERENCE / "python.md",
-    "relations": REFERENCE / "checks.md",
-    "formats": REFERENCE / "data_boxes.md",
-    "cameras": REFERENCE / "data_depth.md",
-    **{f"{page}_{table}": REFERENCE / f"{page}.md" for page in FAMILIES for table in ("sets", "keys")},
+    "options": REFERENCE / "commands.md",
+    "help": REFERENCE / "commands.md",
+    "rules": REFERENCE / "checks.md",
+    "kinds": REFERENCE / "members.md",
+    "public": REFERENCE / "members.md",
+    "functions": REFERENCE / "python.md",
+    **{name: REFERENCE / page for name, page in set_tables.PAGES.items()},
 }
 
 
