@@ -43,7 +43,7 @@ def set_table(page: str) -> str:
         files = files if first.setdefault(files, name) in (name, first.get("none")) else f"as `{first[files]}`"
         home, terms = card.get("home", ""), card.get("terms", "").removesuffix("; nothing is downloaded for you")
         source = (
-            f"{home if ' ' in home else f'<{home}>'}; {terms}" if home else "-" if "layout" in card else "your files"
+            f"{home if ' ' in home else f'<{home}>'}; terms: {terms}" if home else "-" if "layout" in card else "your files"
         )
         lines.append(f"| `{name}` | {_escape(summary)} | {files} | {source} | {_list_configs(name) or '-'} |")
     return "\n".join(lines)
