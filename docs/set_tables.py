@@ -42,9 +42,8 @@ def set_table(page: str) -> str:
         files = "; ".join(_describe_layouts(card.get("layouts", {}))) or ("none" if card else "-")
         files = files if first.setdefault(files, name) in (name, first.get("none")) else f"as `{first[files]}`"
         home, terms = card.get("home", ""), card.get("terms", "").removesuffix("; nothing is downloaded for you")
-        source = (
-            f"{home if ' ' in home else f'<{home}>'}; terms: {terms}" if home else "-" if "layout" in card else "your files"
-        )
+        source = "-" if "layout" in card else "your files"
+        source = f"{home if ' ' in home else f'<{home}>'}; terms: {terms}" if home else source
         lines.append(f"| `{name}` | {_escape(summary)} | {files} | {source} | {_list_configs(name) or '-'} |")
     return "\n".join(lines)
 
