@@ -209,7 +209,7 @@ def _announce_compilation() -> None:
 
 
 def cpu_autocast_dtype(values: Tensor) -> torch.dtype | None:
-    """Return the dtype to which autocast lowers products of `values` on the CPU; None outside of it, and for float64."""
+    """Return the dtype to which autocast lowers products of `values` on the CPU; None for float64 and outside of it."""
     is_lowered = torch.is_autocast_enabled("cpu") and values.dtype != torch.float64
     return torch.get_autocast_dtype("cpu") if is_lowered else None
 
