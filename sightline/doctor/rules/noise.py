@@ -28,9 +28,7 @@ def variance_of_noise(scale_pulls: list[ScalePull]) -> Iterator[Fault]:
         error = pull.errors[pull.power]
         if pull.power == _SQUARE or not pull.least or error > _EXACT or pull.errors[_SQUARE] < _APART * error:
             continue
-        words = {0.5: "the square root of its scale", 1.0: "its scale", 4.0: "the fourth power of its scale"}[
-            pull.power
-        ]
+        words = _POWERS[pull.power]
         name = f" of '{pull.layer}'" if pull.layer else ""
         yield Fault(
             f"the divergence (KL) of the noise{name} takes {words} for its variance",
