@@ -20,6 +20,7 @@ from sightline.doctor.objects import read_rate
 from sightline.doctor.subject import Pass, Subject, step_optimizer
 
 _NUM_STEPS = 6
+SHORT = (torch.bfloat16, torch.float16)
 _STEPS = (1e-5, 1e-4)
 """Steps of finite differences, as shares of the norm of an output: float64 leaves eight digits."""
 
@@ -49,10 +50,19 @@ class Move(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """Losses of the first batch over steps on it with a copy of the optimiser, and the moves of its parameters."""
+    """Losses of the first batch over steps on it with a copy of the optimiser, and the moves of its parameters.
+
+    A loop gives one step: without losses, with the moves of some rows of its matrices, the optimiser's name, the format
+    of the weights, and the largest learning rates of this update and of all so far.
+    """
 
     losses: list[float]
     moves: dict[str, Move]
+    num_steps: int = _NUM_STEPS
+    optimizer: str = ""
+    dtype: torch.dtype | None = None
+    rate: float = 0.0
+    highest_rate: float = 0.0
 
 
 def copy_with_optimizer(subject: Subject) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
+from sightline.doctor.evidence.live.updates import Idle, Repeated
 from sightline.doctor.finding import Severity
 from sightline.doctor.objects import iter_reachable
+from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.optimiser import idle_optimizer, step_without_backward
 from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
 _MAX_NAMES = 5
@@ -27,8 +30,6 @@ experts of a list, which takes more updates, and heads join later; or all update
 _NUM_FIRST_PASSES = 100
 _OF_MODULES = frozenset(vars(nn.Module()))
 _NUMBER = re.compile(r"\d+")
-_NUM_UPDATES_OF_OTHERS = 20
-"""Updates of another optimiser until one that has made none is told: schemes that take turns begin with one part."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
 NUM_LOST = 4
@@ -88,9 +89,9 @@ class OrderMonitor(Monitor):
         if kept and track.num_backward and track.kept_values is not None:
             found = report("gradients-kept", "same", param=kept[0], optimizer=track.name, names=list_names(kept))
             yield from loop.reader.read_if(track.kept_values, found)
-        if not track.num_backward and track.num_updates and marks == track.after_update:
-            state = "the same gradients as before" if any(marks) else "no gradient"
-            yield report("step-without-backward", "", optimizer=track.name, state=state)
+        is_written, has_gradients = marks != track.after_update, any(marks)
+        repeated = Repeated(track.name, track.num_updates, track.num_backward, is_written, has_gradients)
+        yield from find_by(step_without_backward, repeated=repeated)
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         track.after_update = track.after_backward = track.marks()
@@ -222,11 +223,8 @@ class ReachMonitor(Monitor):
         updates = max(other.num_updates for other in loop.tracks.values())
         wanted = {name: p for name, p in track.parameters.items() if p.requires_grad}
         moved = [p for p in wanted.values() if self._old_versions.get(id(p)) != p._version]
-        if track.num_updates or updates < _NUM_UPDATES_OF_OTHERS or moved or not wanted:
-            return
-        if all(id(p) in self._reached for p in wanted.values()):
-            words = {"optimizer": track.name, "names": list_names([*wanted]), "updates": updates}
-            yield report("no-update", "never", param=next(iter(wanted)), **words)
+        if wanted and not (track.num_updates or moved) and all(id(p) in self._reached for p in wanted.values()):
+            yield from find_by(idle_optimizer, idle=Idle(track.name, [*wanted], updates))
 
     def _cut_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         """Yield a fault for parameters that have run and have no gradient at the first update."""
