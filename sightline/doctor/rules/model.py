@@ -288,26 +288,6 @@ def nothing_learnt(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
 
 
 @rule(
-    "non-finite",
-    "error",
-    "model.numerics optim.nonfinite",
-    holds="the loss of finite inputs and its gradients are finite",
-    do="keep roots, logarithms and divisions away from 0: add a small number inside them",
-)
-def non_finite(is_finite: bool, gradients: Gradients, passed: Pass) -> Iterator[Fault]:
-    """Report a loss that is no number, and gradients that are none."""
-    bad = [name for name, state in gradients.own.items() if state == "bad"]
-    if not is_finite:
-        yield Fault("the loss of the first batch is not finite", measured=f"{float(passed.value.detach())}")
-    elif bad:
-        yield Fault(
-            f"the loss is finite, and gradients are not: {join_some(bad, most=4)}",
-            measured=f"{len(bad)} of {len(gradients.own)} parameters",
-            where=FindingLocation(param=bad[0]),
-        )
-
-
-@rule(
     "evaluation-state",
     "error",
     "eval.mode model.norm_mode",

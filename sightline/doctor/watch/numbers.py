@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.evidence.live.updates import Rounded
-from sightline.doctor.evidence.numerics import SHORT, Move, Trial
+from sightline.doctor.evidence.numerics import SHORT, Move, Origin, Trial
+from sightline.doctor.finding import FindingLocation
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.non_finite import non_finite
 from sightline.doctor.rules.optimiser import large_update, no_update, rounded_updates
 from sightline.doctor.watch.loop import (
     ForwardCall,
@@ -97,7 +100,8 @@ class FiniteMonitor(Monitor):
         def judge(value: float) -> Iterator[Found]:
             bad = {} if value else {name: int((~b.isfinite()).sum()) for name, b in statistics.items()}
             for name in [name for name, number in bad.items() if number][: not self._is_found]:
-                yield report("non-finite", "statistics", name=name, bad=bad[name], total=statistics[name].numel())
+                measured = f"{bad[name]} of {statistics[name].numel()} numbers are not finite"
+                yield from find_by(non_finite, origin=Origin("statistics", measured, {"name": name}))
 
         if statistics:
             are_finite = stack_numbers([buffer.isfinite().all() for buffer in statistics.values()])
@@ -146,25 +150,26 @@ def _is_sound(parameters: Sequence[nn.Parameter], loop: Loop) -> bool:
     return gradient.is_cpu and gradient.layout is torch.strided and math.isfinite(gradient.sum().item())
 
 
-def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | None:
-    """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient.
+def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Origin | None:
+    """Locate from what the step has left its first number that is not finite: in inputs, outputs, loss or gradients.
 
     None if all of them are finite: a norm of huge numbers may be infinite.
     """
     loss = math.nan if numbers.loss is None else float(numbers.loss.double().sum())
     call = numbers.call
-    for kind, tree in (
-        ("input", None if call is None else call.inputs),
-        ("output", None if call is None else call.outputs),
+    for place, what, tree in (
+        ("data", "the model's input", None if call is None else call.inputs),
+        ("output", "the model's output", None if call is None else call.outputs),
     ):
         for path, tensor in dense_leaves(tree):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 is_bad = ~tensor.isfinite()
                 rows = is_bad.flatten(1).any(dim=1).nonzero().flatten().tolist() if tensor.ndim > 1 else []
-                words = {"bad": int(is_bad.sum()), "total": tensor.numel(), "rows": rows[:5], "path": path}
-                return report("non-finite", kind, sample=rows[0] if rows else None, **words)
+                measured = f"{int(is_bad.sum())} of {tensor.numel()} values, samples {rows[:5]}"
+                where = FindingLocation(sample=rows[0] if rows else None)
+                return Origin(place, measured, {"what": f"{what} '{path}'"}, where)
     if not math.isfinite(loss):
-        return report("non-finite", "loss", loss=loss)
+        return Origin("loss", f"loss {loss}", {"name": "", "total": loss})
     if numbers.gradients is None or numbers.norms is None:
         affected, total = [n for n, g in track.gradients.items() if not bool(g.isfinite().all())], len(track.gradients)
     else:
@@ -173,8 +178,10 @@ def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | 
         affected, total = [names[id(p)] for p, is_finite in pairs if not is_finite], len(numbers.gradients)
     if not affected:
         return None
-    layer = affected[-1].rpartition(".")[0] or None
-    return report("non-finite", "gradient", param=affected[-1], layer=layer, loss=loss, bad=len(affected), total=total)
+    last_first = affected[::-1]  # a backward pass begins at the last layer
+    where = FindingLocation(layer=last_first[0].rpartition(".")[0] or None, param=last_first[0])
+    measured = f"loss {loss:.4g}; {len(affected)} of {total} gradients are not finite"
+    return Origin("gradient", measured, {"names": join_some(last_first, most=4)}, where)
 
 
 class UpdateMonitor(Monitor):
