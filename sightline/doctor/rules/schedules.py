@@ -27,11 +27,11 @@ _NUM_EPOCHS, _NUM_IDLE_UNKNOWN = 2, 200
     holds="updates at a learning rate above 0",
     do="look at the learning rate of each group, and at the schedule",
 )
-def no_rate(rates: Rates) -> Fault | None:
+def no_rate(past_rates: Rates) -> Fault | None:
     """Count updates in a row whose largest rate of all groups is 0."""
-    if rates.num_still != _NUM_STILL:
+    if past_rates.num_still != _NUM_STILL:
         return None
-    summary = f"{_NUM_STILL} updates of {rates.optimizer} in a row have a learning rate of 0"
+    summary = f"{_NUM_STILL} updates of {past_rates.optimizer} in a row have a learning rate of 0"
     return Fault(summary, measured="0 in each of its groups")
 
 
@@ -42,8 +42,9 @@ def no_rate(rates: Rates) -> Fault | None:
     holds="a schedule that lasts as long as the training",
     do="give the scheduler's lengths in the unit in which it is stepped: batches or epochs",
 )
-def learning_rates(rates: Rates) -> Iterator[Fault]:
+def learning_rates(past_rates: Rates) -> Iterator[Fault]:
     """Look for rates that stay far below the highest, and at the end for a start that is never over."""
+    rates = past_rates
     share, name = rates.rate / (rates.highest or 1.0), rates.optimizer
     if rates.is_over:
         yield from _judge_start(rates)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
+from sightline.doctor.evidence.coverage import Unreached
 from sightline.doctor.evidence.live.updates import Idle, Repeated
-from sightline.doctor.finding import Severity
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.model import unreached_parameters
 from sightline.doctor.rules.optimiser import idle_optimizer, step_without_backward
 from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
@@ -230,10 +231,10 @@ class ReachMonitor(Monitor):
         """Yield a fault for parameters that have run and have no gradient at the first update."""
         silent = [n for n, p in track.parameters.items() if p.requires_grad and p.grad is None]
         if silent and len(silent) == len(track.parameters) and not any(track.after_backward):
-            yield report("no-gradient", "all", optimizer=track.name)
+            yield from _find_unreached(track, silent, "all")
         ran = [n for n in silent if id(track.parameters[n]) not in self._reached and _get_owner(n) in loop.executed]
         if ran and len(silent) < len(track.parameters):
-            yield _report_silent(ran, "their modules run, but the loss does not depend on them")
+            yield from _find_unreached(track, ran, "run")
 
     def _note_silent(self, loop: Loop, track: OptimizerTrack) -> None:
         """Note which parameters of modules that do not run have had no gradient at the first updates."""
@@ -254,11 +255,8 @@ class ReachMonitor(Monitor):
         patience = _NUM_UNROUTED if is_over else math.inf
         idle = [n for n in silent if not _has_used_twin(n, loop) or track.num_updates >= patience]
         unchosen = [n for n in idle if _get_kind(n) in self._chosen_kinds]
-        if unchosen:
-            detail = "their modules never run; others of their kind run at some updates"
-            yield _report_silent(unchosen, detail, "model.structure", severity="note")
-        if len(idle) > len(unchosen):
-            yield _report_silent([n for n in idle if n not in unchosen], "their modules never run", "model.structure")
+        yield from _find_unreached(track, unchosen, "are chosen")
+        yield from _find_unreached(track, [n for n in idle if n not in unchosen], "never run")
 
     def _judge_zero(self, track: OptimizerTrack, is_marked: bool, loss: Tensor | None, value: float) -> Iterator[Found]:
         is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
@@ -311,10 +309,9 @@ def _are_all_zero(parameters: Iterable[Tensor]) -> bool:
     return all(not bool(parameter.detach().any()) for parameter in parameters if parameter.requires_grad)
 
 
-def _report_silent(names: Sequence[str], detail: str, *causes: str, severity: Severity | None = None) -> Found:
-    words = {"number": len(names), "names": list_names(names), "detail": detail}
-    layer = names[0].rpartition(".")[0] or None
-    return report("no-gradient", "some", severity=severity, causes=causes, param=names[0], layer=layer, **words)
+def _find_unreached(track: OptimizerTrack, names: list[str], why: str) -> list[Found]:
+    unreached = Unreached(track.name, names, len(track.parameters), why, max(track.num_updates, 1))
+    return find_by(unreached_parameters, unreached=[unreached]) if names else []
 
 
 def _get_owner(parameter: str) -> str:

@@ -51,7 +51,7 @@ class ScheduleMonitor(Monitor):
             self._rates.pop(id(track), None)
         rates = self._rates.setdefault(id(track), Rates(track.name))
         rates.num_still = rates.num_still + 1 if track.lr == 0 else 0
-        return find_by(no_rate, rates=rates) if rates.num_still else None
+        return find_by(no_rate, past_rates=rates) if rates.num_still else None
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
         key, rate = id(track), track.lr
@@ -66,7 +66,7 @@ class ScheduleMonitor(Monitor):
         return bool(self._schedulers) or any("initial_lr" in group for group in track.optimizer.param_groups)
 
     def _judge_rates(self, track: OptimizerTrack, rates: Rates) -> Iterator[Found]:
-        yield from find_by(learning_rates, rates=rates)
+        yield from find_by(learning_rates, past_rates=rates)
         for each in [s for s in self._schedulers if getattr(s, "optimizer", None) is track.optimizer]:
             stepped = Stepped(_name(each), _count(each), track.num_updates, getattr(each, "T_max", None))
             yield from find_by(scheduler_steps, stepped=stepped)
@@ -78,7 +78,7 @@ class ScheduleMonitor(Monitor):
             base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
             rates.is_over, rates.num_updates, rates.base = True, track.num_updates, base
             rates.left = min(lefts, default=math.inf)
-            yield from find_by(learning_rates, rates=rates)
+            yield from find_by(learning_rates, past_rates=rates)
         for each, first in zip(self._schedulers, self._first_steps, strict=True):
             if _count(each) == first and hasattr(each, "last_epoch") and not self._is_later(each):
                 yield from find_by(scheduler_steps, stepped=Stepped(_name(each), 0, loop.step, is_over=True))

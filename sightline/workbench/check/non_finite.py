@@ -245,8 +245,8 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Origin |
     loss = weighted_sum(step.loss_means(terms), job.loss_weights_at(job.step))
     if loss.requires_grad:
         loss.backward()
-    named = combine_modules(model, job.losses).named_parameters()
-    affected = [name for name, p in named if not _is_finite(p.grad)]
+    own_named = combine_modules(model, job.losses).named_parameters()
+    affected = [name for name, p in own_named if not _is_finite(p.grad)]
     if not affected:
         return None
     node = first_bad[0] if first_bad else None
