@@ -30,10 +30,19 @@ def test_a_rule_that_reads_what_a_monitor_sees_judges_both() -> None:
     for code, name, monitors in (
         ("exchanged-axes", "model.exchanged_axes", ("LossMonitor", "PartMonitor")),
         ("attention", "model.softmax_axis", ("LossMonitor",)),
+        ("double-softmax", "loss.double_softmax", ("LossMonitor",)),
+        ("large-update", "optimiser.large_update", ("UpdateMonitor",)),
+        ("no-update", "optimiser.no_update", ("UpdateMonitor",)),
     ):
         checked, watched = (
             [each for each in list_judges(code, subject) if each.name == name] for subject in ("module", "loop")
         )
         assert [each.askers for each in checked] == [()]
         assert [each.askers for each in watched] == [monitors]
-    assert "exchanged-axes" not in list_doubles()
+    assert not {"exchanged-axes", "double-softmax", "large-update", "no-update", "non-finite"} & {*list_doubles()}
+
+
+def test_no_rule_of_a_check_reads_the_whole_run() -> None:
+    own = [rule for rule in all_rules() if rule.name.startswith("workbench.check.")]
+    assert len(own) > 30
+    assert [rule.name for rule in own if "run" in rule.reads] == []
