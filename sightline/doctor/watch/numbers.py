@@ -218,7 +218,7 @@ class UpdateMonitor(Monitor):
         none = moves.new_zeros(())
         has_gradient = stack_numbers([none if g is None or not g.numel() else g.any().float() for g in gradients])
         sizes, highest = {name: values.numel() for name, values in now.items()}, self._highest[id(track)]
-        trial = Trial([], {}, 1, track.name, dtype, track.lr, highest)
+        trial = Trial([], {}, 1, dtype, track.lr, highest)
         if dtype in SHORT:
             yield from self._read_rounded(loop, track, before, now, dtype)
         numbers = torch.stack([each.to(moves.device) for each in (moves, norms, has_gradient)])
