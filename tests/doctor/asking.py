@@ -22,7 +22,12 @@ def recorded() -> Iterator[Asked]:
     """Context in which the rules that judge are kept; events of a loop are asked in each that has an update."""
     asked: Asked = {}
     grave: list[tuple[str, str, str]] = []
-    judge, build, publish, leave = examine._judge, Rule.build, Watch._publish, Watch.__exit__
+    find, judge, build = Rule.find, examine._judge, Rule.build
+    publish, leave = Watch._publish, Watch.__exit__
+
+    def find_and_keep(rule: Rule, **evidence: Any) -> Iterator[Finding]:
+        yield from find(rule, **evidence)
+        asked.setdefault(rule.name, False)
 
     def judge_and_keep(rule: Rule, evidence: Any, examination: Any) -> None:
         first = len(grave)
@@ -49,6 +54,7 @@ def recorded() -> Iterator[Asked]:
             asked.setdefault(each.name, False)
 
     with (
+        mock.patch.object(Rule, "find", find_and_keep),
         mock.patch.object(examine, "_judge", judge_and_keep),
         mock.patch.object(Rule, "build", build_and_keep),
         mock.patch.object(Watch, "_publish", publish_and_keep),

@@ -6,14 +6,19 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
+from sightline.doctor.evidence.coverage import Uncovered
 from sightline.doctor.finding import Severity
 from sightline.doctor.objects import iter_reachable
+from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.model import unregistered
+from sightline.doctor.rules.optimiser import not_optimised
 from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
 _MAX_NAMES = 5
@@ -189,7 +194,7 @@ class ReachMonitor(Monitor):
         if track.num_updates == 0:
             self._learnt |= {id(track)} if track.optimizer.state else set()
             for model in loop.models.values():
-                yield from _registration_faults(model)
+                yield from find_by(unregistered, loose_leaves=_find_loose(model))
             yield from _frozen_faults(loop)
         if track.num_updates == 0 and track.num_backward:
             yield from self._cut_faults(loop, track)
@@ -199,11 +204,11 @@ class ReachMonitor(Monitor):
             yield from self._idle_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._num_trained = _count_trained(loop)
-            yield from self._coverage_faults(loop, is_sure=not self._is_begun)
+            yield from self._judge_coverage(loop, is_sure=not self._is_begun)
             self._is_begun = True
         elif self._is_covered and loop.is_measured:
             if self._is_unfrozen:
-                yield from self._coverage_faults(loop)
+                yield from self._judge_coverage(loop)
             self._is_unfrozen = _count_trained(loop) > self._num_trained  # an optimiser of their own may come next
             self._num_trained = _count_trained(loop)
         if loop.is_measured and track.norm is not None:
@@ -212,7 +217,7 @@ class ReachMonitor(Monitor):
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if (self._is_unfrozen or not self._is_covered) and loop.tracks:
-            yield from self._coverage_faults(loop)
+            yield from self._judge_coverage(loop)
         for track in loop.tracks.values():
             yield from self._idle_faults(loop, track, is_over=True)
             yield from self._unused_faults(loop, track)
@@ -278,8 +283,8 @@ class ReachMonitor(Monitor):
                 words |= {"names": list_names([*track.parameters])}
             yield report(*names, optimizer=track.name, **words)
 
-    def _coverage_faults(self, loop: Loop, *, is_sure: bool = True) -> Iterator[Found]:
-        """Yield a fault for trainable parameters of the models that get gradients, and that no known optimiser holds.
+    def _judge_coverage(self, loop: Loop, *, is_sure: bool = True) -> Iterator[Found]:
+        """Judge trainable parameters of the models that get gradients, and that no known optimiser holds.
 
         What gets none, as a teacher whose outputs are detached, is not to be trained; gradients may be older than the
         loop. Nor what is trained through the model: a latent, an image or a prompt. Those of a second model have
@@ -305,8 +310,10 @@ class ReachMonitor(Monitor):
         if not names or (not is_replaced and not held_ids & own_ids and needs_inputs(loop)):
             return
         self._is_covered = True
-        words = {"number": len(names), "names": list_names(names), "foreign": len(shapes)}
-        yield report("not-optimised", "replaced" if is_replaced else "left out", param=names[0], **words)
+        foreign = len(shapes) if is_replaced else 0  # others are of what is not watched
+        yield from find_by(
+            not_optimised, uncovered=Uncovered(names, _count_trained(loop), len(held_ids & own_ids), foreign)
+        )
 
 
 def _are_all_zero(parameters: Iterable[Tensor]) -> bool:
@@ -370,19 +377,15 @@ def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
     return len(mixed) > 1 and all(p.requires_grad == name.endswith("bias") for named in mixed for name, p in named)
 
 
-def _registration_faults(model: nn.Module) -> Iterator[Found]:
-    """Yield a fault for parameters in plain lists, dicts or objects that get gradients."""
-    registered = {id(parameter) for parameter in model.parameters()}
+def _find_loose(model: nn.Module) -> dict[str, Tensor]:
+    """Find parameters in plain lists, dicts or objects that get gradients, by their paths."""
+    registered, loose = {id(parameter) for parameter in model.parameters()}, dict[str, Tensor]()
     for name, module in model.named_modules():
-        attributes = {key: value for key, value in vars(module).items() if key not in _OF_MODULES}
+        attributes = SimpleNamespace(**{key: value for key, value in vars(module).items() if key not in _OF_MODULES})
         held = [(path, p) for path, p in iter_reachable(attributes, nn.Parameter) if id(p) not in registered]
-        paths = [path for path, p in held if p.requires_grad and p.grad is not None]
+        loose |= {f"{name}.{path}".lstrip("."): p for path, p in held if p.requires_grad and p.grad is not None}
         registered |= {id(p) for _, p in held}
-        if paths:
-            attribute = paths[0].split("]", 1)[0].strip("['")
-            place, kind = f"{name}.{attribute}".lstrip("."), type(attributes.get(attribute)).__name__
-            layer = name or type(module).__name__
-            yield report("unregistered", "", layer=layer, place=place, number=len(paths), kind=kind)
+    return loose
 
 
 def _count_trained(loop: Loop) -> int:
