@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.doctor.evidence.graph import Reshape, Softmax
+from sightline.doctor.evidence.reading import ReadClasses
 from sightline.doctor.rules import find_by
+from sightline.doctor.rules.data import sorted_labels
 from sightline.doctor.rules.events import report
 from sightline.doctor.rules.model import exchanged_axes, softmax_axis
 from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor
@@ -416,7 +418,7 @@ class LossMonitor(Monitor):
         if len(self._classes) >= number and _take_turns(classes):
             self._in_turns.update(classes)
         elif len(self._classes) >= number and not self._in_turns.issuperset(classes):
-            yield report("same-label", "", number=number)
+            yield from find_by(sorted_labels, read_classes=ReadClasses(classes, are_of_batches=True))
 
 
 def _find_one_class(labels: Tensor, ignored: int) -> Tensor:
