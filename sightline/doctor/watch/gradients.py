@@ -17,15 +17,12 @@ from sightline.doctor.finding import Severity
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.gradients import frozen_beside, gradients_cleared, gradients_kept, zero_gradients
 from sightline.doctor.rules.model import unregistered
 from sightline.doctor.rules.optimiser import not_optimised
 from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
 _MAX_NAMES = 5
-_MAX_MIXED = 0.5
-"""Share of modules up to which frozen parameters beside others are a slip: some methods train all biases alone."""
-_NUM_ZERO = 3
-"""Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
 _NUM_SILENT, _NUM_UNROUTED, _NUM_JOINED = 8, 50, 1000
 """Updates without a gradient for a module that does not run: layers may be dropped at random, rows be sent to other
 experts of a list, which takes more updates, and heads join later; or all updates, if the loop is shorter than that."""
@@ -36,8 +33,6 @@ _NUM_UPDATES_OF_OTHERS = 20
 """Updates of another optimiser until one that has made none is told: schemes that take turns begin with one part."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
-NUM_LOST = 4
-"""Updates in a row before which the same backward passes were for nothing, or for too much."""
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -46,10 +41,7 @@ def list_names(names: Sequence[str]) -> str:
 
 
 class OrderMonitor(Monitor):
-    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient.
-
-    A loop that has used gradients before may clear those of one update: they were not finite.
-    """
+    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient."""
 
     def __init__(self) -> None:
         self._num_cleared: dict[int, int] = {}
@@ -86,13 +78,14 @@ class OrderMonitor(Monitor):
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
         is_gone = bool(track.num_backward and had and not any(marks))
         number = self._num_cleared[id(track)] = self._num_cleared.get(id(track), 0) + 1 if is_gone else 0
-        if is_gone and (number > 1 or track.num_updates == 0):
-            yield report("gradients-cleared", "gone", optimizer=track.name, names=list_names(had))
+        if is_gone:
+            words = {"optimizer": track.name, "cleared": had, "num_cleared": number}
+            yield from find_by(gradients_cleared, **words, is_first=track.num_updates == 0, are_zeros=False)
         both = zip(track.names, track.is_kept, track.is_added_to, strict=True)
         kept = [name for name, is_kept, is_added_to in both if is_kept and is_added_to]
         if kept and track.num_backward and track.kept_values is not None:
-            found = report("gradients-kept", "same", param=kept[0], optimizer=track.name, names=list_names(kept))
-            yield from loop.reader.read_if(track.kept_values, found)
+            found = find_by(gradients_kept, optimizer=track.name, kept=kept, num_leaks=0)
+            yield from loop.reader.read_if(track.kept_values, *found)
         if not track.num_backward and track.num_updates and marks == track.after_update:
             state = "the same gradients as before" if any(marks) else "no gradient"
             yield report("step-without-backward", "", optimizer=track.name, state=state)
@@ -132,8 +125,7 @@ class LeakMonitor(Monitor):
         *earlier, last = self._passes.get(key) or [set()]
         is_leak = last == {key} and any((passed - {key}) & self._updated.get(key, set()) for passed in earlier)
         number = self._num_leaks[key] = self._num_leaks.get(key, 0) + 1 if is_leak else 0
-        param, words = track.names[0] if track.names else None, {"optimizer": track.name, "number": number}
-        return [report("gradients-kept", "of another loss", param=param, **words)] if number == NUM_LOST else []
+        return find_by(gradients_kept, optimizer=track.name, kept=track.names, num_leaks=number) if number else []
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         own = id(track.optimizer)
@@ -195,7 +187,7 @@ class ReachMonitor(Monitor):
             self._learnt |= {id(track)} if track.optimizer.state else set()
             for model in loop.models.values():
                 yield from find_by(unregistered, loose_leaves=_find_loose(model))
-            yield from _frozen_faults(loop)
+            yield from _judge_frozen(loop)
         if track.num_updates == 0 and track.num_backward:
             yield from self._cut_faults(loop, track)
         if track.num_updates < _NUM_SILENT and track.num_backward:
@@ -273,15 +265,16 @@ class ReachMonitor(Monitor):
         if is_zero and id(track) in self._learnt and loss is not None and not bool(loss.any()):
             is_zero = False  # a margin that all samples keep
         number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
-        if number >= _NUM_ZERO:
-            norm = track.norm_after_backward
-            words: dict[str, object] = {"number": number, "parameters": len(track.gradients)}
-            is_written = is_marked and norm is not None and float(norm) > 0
-            names = ("gradients-cleared", "zero") if is_written else ("zero-gradients", "")
-            if not is_written and len(track.gradients) > 1 and _are_all_zero(track.parameters.values()):
-                names = "zero-gradients", "factors"
-                words |= {"names": list_names([*track.parameters])}
-            yield report(*names, optimizer=track.name, **words)
+        if not number:
+            return
+        norm, names = track.norm_after_backward, [*track.gradients]
+        if is_marked and norm is not None and float(norm) > 0:
+            words = {"optimizer": track.name, "cleared": names, "num_cleared": number}
+            yield from find_by(gradients_cleared, **words, is_first=False, are_zeros=True)
+        else:
+            are_factors = len(names) > 1 and _are_all_zero(track.parameters.values())
+            words = {"optimizer": track.name, "zero_gradients": names, "num_zero": number}
+            yield from find_by(zero_gradients, **words, are_factors=are_factors)
 
     def _judge_coverage(self, loop: Loop, *, is_sure: bool = True) -> Iterator[Found]:
         """Judge trainable parameters of the models that get gradients, and that no known optimiser holds.
@@ -352,22 +345,18 @@ def _is_fixed(module: nn.Module, key: str) -> bool:
     return key == "bias" or not is_of_torch
 
 
-def _frozen_faults(loop: Loop) -> Iterator[Found]:
-    """Yield a fault for parameters that are frozen in few modules beside others of the same module that train."""
+def _judge_frozen(loop: Loop) -> list[Found]:
+    """Judge parameters that are frozen beside others of the same module that train, but for those of one kind."""
     modules = dict(loop.modules())
     own = {name: named for name, m in modules.items() if (named := list(m.named_parameters(recurse=False)))}
     mixed = [name for name, named in own.items() if len({p.requires_grad for _, p in named}) == 2]
-    if not mixed or len(mixed) > _MAX_MIXED * len(own) or is_frozen_by_kind(modules.values()):
-        return
     frozen = [
         f"{name}.{key}".lstrip(".")
-        for name in mixed
+        for name in ([] if is_frozen_by_kind(modules.values()) else mixed)
         for key, p in own[name]
         if not p.requires_grad and not _is_fixed(modules[name], key)
     ]
-    if frozen:
-        words = {"number": len(frozen), "names": list_names(frozen), "mixed": len(mixed), "modules": len(own)}
-        yield report("frozen", "", param=frozen[0], layer=mixed[0] or None, **words)
+    return find_by(frozen_beside, frozen_beside=frozen, mixed_modules=mixed, num_modules=len(own))
 
 
 def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
