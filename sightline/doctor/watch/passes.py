@@ -22,8 +22,8 @@ from sightline.doctor.evidence.samples import SharedRows
 from sightline.doctor.objects import find_alive
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.data import same_order
-from sightline.doctor.rules.events import report
 from sightline.doctor.rules.model import constant_output, exchanged_axes, padding_mask
+from sightline.doctor.rules.run import same_batch
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 from sightline.doctor.watch.loss_graph import is_reordered
@@ -98,8 +98,9 @@ class OutputMonitor(Monitor):
 
     def _judge_same(self, loop: Loop, num_samples: int, is_held: bool, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
-        if self._num_same == _NUM_SAME - 1 and not _is_whole_set(loop, num_samples, is_held):
-            yield report("same-batch", "", number=_NUM_SAME)
+        if self._num_same == _NUM_SAME - 1:
+            is_whole_set = _is_whole_set(loop, num_samples, is_held)
+            yield from find_by(same_batch, num_same=_NUM_SAME, is_whole_set=is_whole_set)
 
     def _judge_constant(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterable[Found]:
         """Judge outputs with a row for each sample that are computed by weights: anchors are not, and need not differ.
