@@ -30,10 +30,16 @@ def test_a_rule_that_reads_what_a_monitor_sees_judges_both() -> None:
     for code, name, monitors in (
         ("exchanged-axes", "model.exchanged_axes", ("LossMonitor", "PartMonitor")),
         ("attention", "model.softmax_axis", ("LossMonitor",)),
+        ("attention", "model.padding_mask", ("PartMonitor",)),
+        ("constant-output", "model.constant_output", ("OutputMonitor",)),
+        ("not-optimised", "optimiser.not_optimised", ("ReachMonitor",)),
+        ("same-label", "data.sorted_labels", ("LossMonitor",)),
+        ("same-order", "data.same_order", ("OutputMonitor",)),
+        ("unregistered", "model.unregistered", ("ReachMonitor",)),
     ):
         checked, watched = (
             [each for each in list_judges(code, subject) if each.name == name] for subject in ("module", "loop")
         )
         assert [each.askers for each in checked] == [()]
         assert [each.askers for each in watched] == [monitors]
-    assert "exchanged-axes" not in list_doubles()
+        assert code not in list_doubles()

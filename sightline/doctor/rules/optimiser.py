@@ -18,7 +18,7 @@ _HUGE_SHARE, _RISE, _MOST = 1.0, 3.0, 0.8
 @rule(
     "not-optimised",
     "warning",
-    "optim.param_coverage",
+    "optim.param_coverage model.frozen_unintended",
     holds="each parameter that wants a gradient and gets one is in a group of an optimizer",
     do="make the optimizer after the last layer, of model.parameters(); set requires_grad_(False) on what stays frozen",
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
-from sightline.doctor.evidence.graph import Reshape, Softmax
+from sightline.doctor.evidence.graph import Reshape, list_softmaxes
 from sightline.doctor.evidence.reading import ReadClasses
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.data import sorted_labels
@@ -27,8 +27,6 @@ _OF_EACH = frozenset(
     "Abs Pow Neg Sqrt Exp Log Log1P Clamp ClampMin ClampMax Relu Softplus Mul Div Add Sub Rsub".split()
 )
 """Operations that take each number alone, if their other operand is a single number or the same tensor."""
-_TO_WEIGHTS = _VIEWS | frozenset(("Expand", "NativeDropout", "Mul", "Clone", "ToCopy"))
-_SCORING = _VIEWS | frozenset(("Div", "Mul", "Add", "Sub", "MaskedFill", "Where", "Clone", "ToCopy", "Expand"))
 _MATRIX_PRODUCTS = frozenset(("Mm", "Bmm", "Baddbmm"))
 _LINEAR = frozenset(("Addmm", "Mm", "Linear"))
 _EVEN, _ODD = frozenset(("Abs", "Pow")), frozenset(("Neg", "Mul", "Div"))
@@ -58,11 +56,9 @@ class LossGraph:
             for judge in _JUDGES.get(name, ()):
                 yield from judge(self, node)
             yield from _broadcast_faults(self, node)
-        reshapes, softmaxes = (
-            [each for node in self.nodes for each in read(self, node)] for read in (_list_reshapes, _list_softmaxes)
-        )
+        reshapes = [each for node in self.nodes for each in _list_reshapes(self, node)]
         yield from find_by(exchanged_axes, reshapes=reshapes)
-        yield from find_by(softmax_axis, softmaxes=softmaxes)
+        yield from find_by(softmax_axis, softmaxes=list_softmaxes(self.nodes))
 
     def follow(self, node: Any, names: Iterable[str]) -> Iterator[Any]:
         """Iterate over a node and those that read it alone, as long as their operations are among `names`."""
@@ -332,27 +328,6 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     is_distribution = ((constant.sum(dim=axis) - 1).abs() < 1e-3).all() & (constant >= 0).all() & is_soft
     if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
         yield report("loss-form", "divergence")
-
-
-def _list_softmaxes(graph: LossGraph, node: Any) -> Iterator[Softmax]:
-    """Yield a softmax of scores of queries and keys along another axis than that which the next product adds over."""
-    shape = get_shape(node) if get_node_name(node) == "Softmax" else ()
-    if len(shape) < 2 or get_axis(get_saved(node, "dim"), len(shape)) == len(shape) - 1:
-        return
-    scores = node
-    for _ in range(_MAX_CHAIN):
-        parents = list_parents(scores)
-        if not parents or get_node_name(parents[0]) not in _SCORING:
-            break
-        scores = parents[0]
-    product = next(iter(list_parents(scores)), None)
-    is_score = get_node_name(product) in _MATRIX_PRODUCTS and all(
-        get_node_name(p) not in ("AccumulateGrad", "T") for p in list_parents(product)
-    )
-    *chain, last = graph.follow(node, _TO_WEIGHTS)
-    is_weight = get_node_name(last) in _MATRIX_PRODUCTS and last.next_functions[0][0] is (chain or [None])[-1]
-    if is_score and len(list_parents(product)) == 2 and is_weight:
-        yield Softmax(shape, get_axis(get_saved(node, "dim"), len(shape)) - len(shape), multiplied=-1)
 
 
 def get_axis(dim: int, ndim: int) -> int:
