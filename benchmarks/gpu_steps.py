@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "run" / "speed.md"
+PAGE = ROOT / "docs" / "inside" / "gpu_counts.md"
 BEGIN, END = "<!-- table of tests/launches.py -->", "<!-- end of launches -->"
 
 
@@ -63,7 +63,7 @@ RECIPE_STEPS = (
 
 
 def read_launches() -> dict[str, int]:
-    """Read the tables of launches of docs/run/speed.md: of each recipe's small step, and of the steps here."""
+    """Read the tables of launches of docs/inside/gpu_counts.md: of each recipe's small step, and of the steps here."""
     text = PAGE.read_text().split(BEGIN)[1].split(END)[0]
     small = {
         f"{task}/{recipe}": int(number.replace(",", ""))

@@ -1,4 +1,4 @@
-"""A PointNet by others: convolutions over (B, C, N), other names, one epsilon that differs (docs/prove/compare.md)."""
+"""A PointNet by others: convolutions over (B, C, N), other names, one epsilon that differs (docs/manual/compare.md)."""
 
 from itertools import pairwise
 

@@ -1,6 +1,6 @@
 """Kernels that a training step launches on a GPU, counted on a CPU in the form of a GPU.
 
-python -m tests.launches                writes the tables of docs/run/speed.md anew
+python -m tests.launches                writes the tables of docs/inside/gpu_counts.md anew
 python -m tests.launches RECIPE ...     prints where the launches of recipes come from, at the sizes of `gpu_steps`
 
 An operator of torch counts as one launch, however many kernels torch needs for it, unless it is a view, makes memory

@@ -1,6 +1,6 @@
 """Which recipes train on fixed shapes: the operators of steps on different batches, in the form of a GPU.
 
-python -m tests.shapes        writes the table of docs/run/speed.md anew
+python -m tests.shapes        writes the table of docs/inside/gpu_counts.md anew
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.processes import ROOT
 from tests.recipe_steps import BATCH_SIZE, RECIPES, SmallStep
 from tests.waits import DeviceMode, device_form
 
-PAGE = ROOT / "docs" / "run" / "speed.md"
+PAGE = ROOT / "docs" / "inside" / "gpu_counts.md"
 NUM_BATCHES = 3
 _MOST = "the whole step"
 _BEGIN, _END = "<!-- table of tests/shapes.py -->", "<!-- end of it -->"

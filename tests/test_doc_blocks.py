@@ -30,7 +30,7 @@ def test_a_block_that_cannot_be_run_is_marked(page: Path) -> None:
 
 
 def test_a_block_without_its_mark_is_found(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "run" / "train.md"
+    page = ROOT / "docs" / "manual" / "train.md"
     whole = [
         Block(page, 1, "sh", text, ()) for text in ("sightline train CONFIG\n", "torchrun x\n", "sightline list\n")
     ]

@@ -82,14 +82,16 @@ def test_pages_that_the_package_names_exist() -> None:
 
 
 def test_broken_pages_are_found() -> None:
-    text = "see docs/run/train.md, docs/gone.md: docs/inside/how_to_add.md#a-test (docs/inside/how_to_add.md#a-guest)."
+    text = (
+        "see docs/manual/train.md, docs/gone.md: docs/inside/how_to_add.md#a-test (docs/inside/how_to_add.md#a-guest)."
+    )
     assert broken_pages(text) == ["docs/gone.md", "docs/inside/how_to_add.md#a-guest"]
 
 
 @pytest.mark.parametrize("name", ["my_metric.py", "my_plugin.py", "my_transform.py", "my_plugin.yaml"])
 def test_the_plugin_in_the_docs_is_the_tested_file(name: str) -> None:
     language = "python" if name.endswith(".py") else "yaml"
-    assert (ROOT / "examples" / name).read_text() in blocks(ROOT / "docs" / "start" / "plugins.md", language)
+    assert (ROOT / "examples" / name).read_text() in blocks(ROOT / "docs" / "manual" / "own_parts.md", language)
 
 
 def test_the_plugins_are_as_short_as_is_said() -> None:
@@ -194,7 +196,7 @@ def test_every_kind_and_public_name_is_in_the_reference() -> None:
 
 
 def test_every_kind_is_in_the_table_of_parts() -> None:
-    page = (ROOT / "docs" / "start" / "plugins.md").read_text()
+    page = (ROOT / "docs" / "manual" / "own_parts.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("|") and "@sightline.register." in line]
     kinds = [name for name, add in vars(sightline.register).items() if hasattr(add, "__self__")]
     assert {getattr(sightline.register, kind).__self__ for kind in kinds} == {*REGISTRIES.values()}

@@ -1,4 +1,4 @@
-"""Launches of a training step on a GPU: at most 1.1 times those of the table of docs/run/speed.md."""
+"""Launches of a training step on a GPU: at most 1.1 times those of the table of docs/inside/gpu_counts.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixed shapes of the recipes' steps: as the table of docs/run/speed.md states them."""
+"""Fixed shapes of the recipes' steps: as the table of docs/inside/gpu_counts.md states them."""
 
 from __future__ import annotations
 

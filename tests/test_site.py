@@ -49,9 +49,9 @@ def _page_path(path: Path) -> Path:
 def test_sources_that_pages_link_to_are_pages(site: Path) -> None:
     text = (site / "source/examples/any_loop.py.html").read_text()
     assert "sightline" in text
-    linked = re.findall(r'href="([^"#]*source/[^"#]*)"', (site / "prove/doctor.html").read_text())
+    linked = re.findall(r'href="([^"#]*source/[^"#]*)"', (site / "manual/check.html").read_text())
     assert linked
-    assert all((site / "prove" / link).exists() for link in linked)
+    assert all((site / "manual" / link).exists() for link in linked)
 
 
 def test_docstrings_of_the_python_api_are_a_page(site: Path) -> None:

@@ -67,8 +67,8 @@ def test_norms_of_the_layers_come_with_the_losses(tmp_path: Path, monkeypatch: p
 
 
 def table() -> dict[str, int]:
-    """The table of docs/run/speed.md: a row for each number, with the recipes that have it."""
-    text = (ROOT / "docs" / "run" / "speed.md").read_text()
+    """The table of docs/inside/gpu_counts.md: a row for each number, with the recipes that have it."""
+    text = (ROOT / "docs" / "inside" / "gpu_counts.md").read_text()
     rows = re.findall(r"^\| (\d) \| \d[\d to]* \| (.*) \|$", text, flags=re.MULTILINE)
     waits = {recipe: int(number) for number, recipes in rows for recipe in re.findall(r"`([a-z_0-9]+/\w+)`", recipes)}
     return {recipe: waits.get(recipe, 1) for recipe in RECIPES}

@@ -242,7 +242,7 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
     )
     (tmp_path / "examples").mkdir()
     shutil.copy(installed / "sightline" / "shipped" / "examples" / "any_loop.py", tmp_path / "examples")
-    watching = blocks_of(ROOT / "docs" / "prove" / "doctor.md")[0].text
+    watching = blocks_of(ROOT / "docs" / "manual" / "check.md")[0].text
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps((commands, watching))],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/tasks: .venv/bin/python docs/pictures/draw_tasks.py FOLDER
+"""Draws the pictures of docs/topics: .venv/bin/python docs/pictures/draw_tasks.py FOLDER
 
 Trains each config below as it is shipped, into FOLDER, and shrinks the first picture of `sightline view RUN --num 1`; a
 run that is finished is not trained again. About half an hour on two cores. The pictures here are of commit a6d7780d.

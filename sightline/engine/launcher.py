@@ -47,7 +47,7 @@ def rank_info_from_environment() -> RankInfo:
         if not environment.get("MASTER_ADDR"):
             raise UserError(
                 "SLURM started several tasks but MASTER_ADDR is not set; export MASTER_ADDR=<first host> and "
-                "MASTER_PORT, or start torchrun under srun (docs/run/distributed.md)"
+                "MASTER_PORT, or start torchrun under srun (docs/manual/processes.md)"
             )
         environment.setdefault("MASTER_PORT", "29500")
         return _read_rank_info("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")

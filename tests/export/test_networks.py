@@ -1,4 +1,4 @@
-"""The table of networks in docs/run/export.md is what exporting each of them gives."""
+"""The table of networks in docs/topics/deploy.md is what exporting each of them gives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sightline.workbench.export.recorded_graph import record_graph
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/run/export.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/topics/deploy.md"
 SHIPPED = sorted({*find_modules("models")} - {"transformers_detector"})
 """All but those of a library, whose checks of values ONNX has no operator for."""
 DAILY = ("scale_net", "v2v_small")

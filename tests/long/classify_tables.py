@@ -1,4 +1,4 @@
-"""Remakes the tables of docs/results/classify.md: trains every run of a table, and writes what came of it.
+"""Remakes the tables of docs/results/tasks.md: trains every run of a table, and writes what came of it.
 
 .venv/bin/python tests/long/classify_tables.py modelnet10 --data data/modelnet40 --out docs/results/modelnet10.json
 

@@ -61,7 +61,7 @@ def test_a_notebook_runs_and_keeps_small_outputs(path: Path, tmp_path: Path, mon
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     stored = nbformat.read(path, as_version=4)
     code = [cell for cell in stored.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code), "stored without its outputs: run docs/start/notebooks/run.py"
+    assert all(cell.execution_count for cell in code), "stored without its outputs: run docs/manual/notebooks/run.py"
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
     assert path.stat().st_size < MAX_BYTES
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -73,7 +73,7 @@ def test_a_notebook_runs_and_keeps_small_outputs(path: Path, tmp_path: Path, mon
 # --- The page of ten bugs prints what the doctor prints ---
 
 
-PAGE = ROOT / "docs" / "prove" / "ten_bugs.md"
+PAGE = ROOT / "docs" / "topics" / "ten_bugs.md"
 
 
 def test_the_page_quotes_what_is_printed(tmp_path: Path) -> None:

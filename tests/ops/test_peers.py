@@ -564,6 +564,31 @@ def test_torch_cluster_finds_the_same() -> None:
         assert torch.equal(ops.fps(x, batch, ratio), theirs.fps(x, batch, ratio, random_start=False))
 
 
+def test_torch_scatter_finds_the_same() -> None:
+    theirs = pytest.importorskip("torch_scatter")
+    src, index = torch.randn(4, 300, 5), torch.randint(0, 40, (300,))
+    index = index[index != 7][:280].view(1, -1, 1).expand(4, -1, 5)  # segment 7 is empty
+    src = src[:, : index.shape[1]].contiguous()
+    for name in ("sum", "add", "mean", "min", "max", "std", "softmax", "log_softmax", "logsumexp"):
+        call = "scatter_add" if name == "add" else f"scatter_{name}"
+        same(call, getattr(ops, call)(src, index, 1), getattr(theirs, call)(src, index, 1))
+    for reduce in ("sum", "mean", "min", "max"):
+        same(reduce, ops.scatter(src, index, 1, None, 45, reduce), theirs.scatter(src, index, 1, None, 45, reduce))
+    rows = torch.sort(index[:, :, 0], dim=1).values
+    indptr = torch.tensor([0, 5, 5, 100, 280])
+    cut = src[:, :280]
+    for reduce in ("sum", "mean", "min", "max"):
+        same(reduce, ops.segment_csr(cut, indptr[None], None, reduce), theirs.segment_csr(cut, indptr[None], None, reduce))
+        same(reduce, ops.segment_coo(src, rows, None, 45, reduce), theirs.segment_coo(src, rows, None, 45, reduce))
+    few = torch.randn(4, 4, 5)
+    same("gather_csr", ops.gather_csr(few, indptr[None]), theirs.gather_csr(few, indptr[None]))
+
+
+def same(name: str, ours: Tensor | tuple[Tensor, ...], theirs: Tensor | tuple[Tensor, ...]) -> None:
+    for one, other in zip(*((x,) if isinstance(x, Tensor) else x for x in (ours, theirs)), strict=True):
+        torch.testing.assert_close(one, other, msg=name)
+
+
 def test_pytorch3d_finds_the_same() -> None:
     pytest.importorskip("pytorch3d")
     from pytorch3d import loss as losses

@@ -110,7 +110,7 @@ def test_scans_without_any_label_change_no_parameter(
 
 # --- a sensor of one's own --------------------------------------------------------------------------------------------
 
-PAGE = (ROOT / "docs" / "tasks" / "lidar.md").read_text().split("## Your own sensor")[1].split("\n## ")[0]
+PAGE = (ROOT / "docs" / "topics" / "lidar.md").read_text().split("## Your own sensor")[1].split("\n## ")[0]
 COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()]
 TINY = {
     "train": ("train.epochs=1", "model.width=2", "log.tensorboard=false", "--device", "cpu"),

@@ -16,7 +16,7 @@ from tests.command import run_here, succeed
 from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, write_folder
 
-PAGE = ROOT / "docs" / "start" / "own_data.md"
+PAGE = ROOT / "docs" / "manual" / "own_data.md"
 TINY = ("train.epochs=2", "model.dropout=0.0", "log.every=100", "--no-check")
 """The recipe is run whole by hand (the page says how long it takes); here it is enough that it runs."""
 

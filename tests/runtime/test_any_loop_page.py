@@ -11,7 +11,7 @@ import torch
 from sightline.config.shipped import copy_shipped
 from tests.doc_blocks import ROOT, blocks_of, run_block
 
-PAGE = ROOT / "docs" / "prove" / "doctor.md"
+PAGE = ROOT / "docs" / "manual" / "check.md"
 PRINTED = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -29,5 +29,5 @@ def test_a_block_prints_what_the_page_shows(
 
 def _without_times(text: str) -> str:
     """Leave out times, and how many relations a busy machine could ask; a block is the file `train.py`."""
-    of_a_file = re.sub(r"where: docs/prove/doctor\.md:\d+:", "where: train.py:", text)
+    of_a_file = re.sub(r"where: docs/manual/check\.md:\d+:", "where: train.py:", text)
     return re.sub(r"\d+\.\d s\b", "T s", re.sub(r"(?s)verdict: .*?\n(?=\S)", "", of_a_file))
