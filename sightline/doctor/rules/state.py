@@ -116,35 +116,28 @@ def aliased_weights(aliased: Sequence[str], own: Sequence[str], num_updates: int
 @rule(
     "ema",
     "error",
-    "model.norm_mode optim.state",
-    holds="running statistics that fit the averaged weights",
-    do="copy the buffers with each update of the average, or recompute them (update_bn) before evaluating",
-)
-def stale_statistics(stale_statistics: Sequence[str]) -> Fault:
-    """Report an average whose statistics are those of its start, while those of the model have moved."""
-    return Fault(
-        f"the average is evaluated with the running statistics of its start: '{stale_statistics[0]}'",
-        measured=f"{len(stale_statistics)} buffers have moved in the model, none of them in its average",
-    )
-
-
-@rule(
-    "ema",
-    "error",
     "optim.state model.frozen_unintended",
-    holds="an average that follows the model",
-    do="update the average after each optimizer.step()",
+    holds="an average that follows the model, with running statistics that fit its weights",
+    do="update the average after each optimizer.step(), and copy the buffers, or recompute them (update_bn)",
 )
-def still_average(still_average: str, num_updates: int) -> Fault:
-    """Report an average that never moves; a frozen copy that the model has, by its name, may be meant to stay."""
-    name = still_average
+def stale_average(average: str, stale_statistics: Sequence[str], num_updates: int) -> Fault:
+    """Report an average that is evaluated with the statistics of its start, or that never moves.
+
+    A frozen copy that the model has, by the name of `average`, may be meant to stay.
+    """
+    if stale_statistics:
+        return Fault(
+            f"the average is evaluated with the running statistics of its start: '{stale_statistics[0]}'",
+            measured=f"{len(stale_statistics)} buffers have moved in the model, none of them in its average",
+            causes=("model.norm_mode", "optim.state"),
+        )
+    copied = f"'{average}', a frozen copy of layers that were not trained,"
+    is_named = any(word in average.lower() for word in _AVERAGES)
     return Fault(
-        f"'{name}', a frozen copy of layers that were not trained, never moves"
-        if name
-        else "the moving average of the weights never moves",
+        f"{copied if average else 'the moving average of the weights'} never moves",
         measured=f"no parameter of it has changed in {num_updates} updates",
-        severity=("warning" if any(word in name.lower() for word in _AVERAGES) else "note") if name else None,
-        where=FindingLocation(layer=name or None),
+        severity=("warning" if is_named else "note") if average else None,
+        where=FindingLocation(layer=average or None),
     )
 
 

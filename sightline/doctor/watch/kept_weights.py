@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.state import FEW_ZEROS, regrown_weights, still_average
+from sightline.doctor.rules.state import FEW_ZEROS, regrown_weights, stale_average
 from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers, take_local
 from sightline.doctor.watch.schedules import take_slices
 
@@ -34,7 +34,8 @@ class CopyMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         for name, copy, first in self._copies if loop.step >= _NUM_COPY else ():
             change = [(now != before).any() for now, before in zip(take_slices(copy), first, strict=True)]
-            found = find_by(still_average, still_average=name, num_updates=loop.step - loop.first_step)
+            updates = loop.step - loop.first_step
+            found = find_by(stale_average, average=name, stale_statistics=(), num_updates=updates)
             yield from loop.reader.read_if(stack_numbers(change).any().float(), *found, expected=False)
 
 

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import SWALR
 from sightline.doctor.objects import find_alive
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.events import report
-from sightline.doctor.rules.state import aliased_weights, nothing_loaded, stale_statistics, still_average
+from sightline.doctor.rules.state import aliased_weights, nothing_loaded, stale_average
 from sightline.doctor.watch.loop import (
     Found,
     Loop,
@@ -224,7 +224,8 @@ class AverageMonitor(Monitor):
         weights = zip(take_slices(average), kept.weights, strict=True)
         has_begun = stack_numbers([(own != first).any() for own, first in weights]).any()
         is_stale = stack_numbers([is_still, stack_numbers(moves).any(), has_begun]).all()
-        yield from loop.reader.read_if(is_stale.float(), *find_by(stale_statistics, stale_statistics=common))
+        found = find_by(stale_average, average="", stale_statistics=common, num_updates=loop.step)
+        yield from loop.reader.read_if(is_stale.float(), *found)
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
         """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays one.
@@ -256,7 +257,7 @@ class AverageMonitor(Monitor):
             change = [(now != before).any() for now, before in zip(take_slices(average), first, strict=True)]
             if change:
                 has_moved = stack_numbers(change).any().float()
-                found = find_by(still_average, still_average="", num_updates=loop.step - loop.first_step)
+                found = find_by(stale_average, average="", stale_statistics=(), num_updates=loop.step)
                 yield from loop.reader.read_if(has_moved, *found, expected=False)
 
 
