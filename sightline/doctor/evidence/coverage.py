@@ -42,6 +42,20 @@ def read_by_loss(subject: Subject, passed: Pass) -> frozenset[str]:
     return frozenset(name for name, parameter in subject.model.named_parameters() if id(parameter) in leaves)
 
 
+class Unreached(NamedTuple):
+    """Parameters of an owner, such as an optimiser, that have no gradient after `num_passes` backward passes.
+
+    `why`: their layers "run", or "are cut" where nothing freezes them, "never run", or "are chosen" in turns with
+    others; the loss that holds them leaves them "unused"; "all" have none. `total` counts the owner's parameters.
+    """
+
+    owner: str
+    names: list[str]
+    total: int
+    why: str
+    num_passes: int = 1
+
+
 class Gradients(NamedTuple):
     """Parameters that want gradients: whether one arrives, `none`, `zero` in each batch, `some`, or `bad` (no number).
 

@@ -13,14 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves, is_float
 from sightline.doctor.evidence.backward import CutDraw, WrongSlope
-from sightline.doctor.evidence.coverage import Gradients
+from sightline.doctor.evidence.coverage import Gradients, Unreached
 from sightline.doctor.evidence.graph import Reshape, Softmax
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.evidence.positions import PaddedSteps, Reach
 from sightline.doctor.evidence.rectified import ENOUGH, Rectified
 from sightline.doctor.evidence.samples import SharedRows
-from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.finding import Fault, FindingLocation, Severity
 from sightline.doctor.rules import rule
 from sightline.doctor.rules.loss import compare_start
 from sightline.doctor.subject import Pass, Subject
@@ -166,6 +166,52 @@ def unregistered(loose_leaves: dict[str, Tensor]) -> Iterator[Fault]:
 
 @rule(
     "no-gradient",
+    "warning",
+    "model.frozen_unintended loss.detached model.structure",
+    holds="a gradient for each parameter that the optimiser, or the loss, holds",
+    do="look for detach(), no_grad or an output that no loss reads; freeze on purpose with requires_grad_(False)",
+)
+def unreached_parameters(unreached: list[Unreached]) -> Iterator[Fault]:
+    """Name parameters that have no gradient after backward passes, by why that may be.
+
+    Whether they would move the loss is not asked, as it is of a copy: a loop, or a run, updates what it holds.
+    """
+    for owner, names, total, why, num_passes in unreached:
+        if why == "all":
+            yield Fault(
+                f"no parameter of {owner} gets a gradient: the loss does not depend on the model",
+                measured="every gradient is None after backward()",
+                causes=("loss.detached", "model.frozen_unintended"),
+                severity="error",
+                action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
+            )
+            continue
+        reason, causes, severity = _REASONS[why]
+        yield Fault(
+            f"{len(names)} parameter(s) of {owner} get no gradient: {join_some(names, most=5)}",
+            measured=f"none of {total} after {num_passes} backward pass(es): {reason}",
+            causes=causes.split(),
+            severity=severity,
+            where=FindingLocation(param=names[0], layer=names[0].rpartition(".")[0] or None),
+        )
+
+
+_REASONS: dict[str, tuple[str, str, Severity | None]] = {
+    "run": ("their layers run, but the loss does not depend on them", "", None),
+    "are cut": (
+        "their layers run, and nothing freezes them, but the loss does not depend on them",
+        "loss.detached model.structure",
+        None,
+    ),
+    "never run": ("their layers never run", "model.structure", None),
+    "are chosen": ("their layers never run; others of their kind run at some updates", "model.structure", "note"),
+    "unused": ("the loss that holds them does not depend on them", "loss.detached model.structure", "error"),
+}
+"""By why parameters have no gradient: the words, and causes and severity, if not those of the rule."""
+
+
+@rule(
+    "no-gradient",
     "error",
     "loss.detached model.structure",
     holds="a parameter that moves the loss gets a gradient from it",
@@ -285,26 +331,6 @@ def nothing_learnt(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
         yield Fault(
             "every gradient of the loss is exactly 0: nothing can be learnt",
             measured=f"{len(gradients.own)} parameters at their own and at jittered weights",
-        )
-
-
-@rule(
-    "non-finite",
-    "error",
-    "model.numerics optim.nonfinite",
-    holds="the loss of finite inputs and its gradients are finite",
-    do="keep roots, logarithms and divisions away from 0: add a small number inside them",
-)
-def non_finite(is_finite: bool, gradients: Gradients, passed: Pass) -> Iterator[Fault]:
-    """Report a loss that is no number, and gradients that are none."""
-    bad = [name for name, state in gradients.own.items() if state == "bad"]
-    if not is_finite:
-        yield Fault("the loss of the first batch is not finite", measured=f"{float(passed.value.detach())}")
-    elif bad:
-        yield Fault(
-            f"the loss is finite, and gradients are not: {join_some(bad, most=4)}",
-            measured=f"{len(bad)} of {len(gradients.own)} parameters",
-            where=FindingLocation(param=bad[0]),
         )
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 
 from sightline.contract.errors import join_some
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.coverage import Uncovered
-from sightline.doctor.evidence.numerics import Trial
+from sightline.doctor.evidence.live.updates import Idle, Repeated, Rounded
+from sightline.doctor.evidence.numerics import SHORT, Trial
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 
 _HUGE_SHARE, _RISE, _MOST = 1.0, 3.0, 0.8
+_LEAST_RMS = 2e-3
+_LOW_RATE = 0.01
+"""Share of the highest learning rate below which a schedule is the likely cause of updates that do nothing."""
+_MAX_ROUNDED, _NUM_ROUNDED = 0.5, 4
+_NUM_UPDATES_OF_OTHERS = 20
 
 
 @rule(
@@ -46,12 +53,24 @@ def not_optimised(uncovered: Uncovered) -> Fault | None:
     "no-update",
     "error",
     "optim.lr optim.state",
-    holds="a parameter of the optimizer that has a gradient differs after six steps in at least one bit",
+    holds="a parameter of the optimizer that has a gradient differs after its steps in at least one bit",
     do="raise the learning rate of its group, or take it out of the optimizer and freeze it",
 )
 def no_update(trial: Trial) -> Iterator[Fault]:
-    """Look for parameters that have a gradient, and that no step moves."""
+    """Look for parameters that have a gradient, and that no step moves: all of those that one step of a loop is for.
+
+    A loop's step may be lost in rounding, or in a schedule that has ended.
+    """
     asked = {name: move for name, move in trial.moves.items() if move.has_gradient}
+    if trial.num_steps == 1:
+        if asked and all(move.is_still for move in trial.moves.values()):
+            yield Fault(
+                f"an update of {trial.optimizer} changes no parameter though gradients are not zero",
+                measured=f"change 0 in {len(trial.moves)} parameters ({trial.dtype}), learning rate {trial.rate:.3g}",
+                causes=_list_causes(trial),
+                action="look at the learning rate of each group, at the schedule, and at the format of the weights",
+            )
+        return
     sizes = {move.rate: sum(m.size for m in asked.values() if m.rate == move.rate) for move in asked.values()}
     still = {name: move for name, move in asked.items() if move.is_still}
     share = {rate: sum(m.size for m in still.values() if m.rate == rate) / size for rate, size in sizes.items()}
@@ -66,20 +85,79 @@ def no_update(trial: Trial) -> Iterator[Fault]:
         )
 
 
+def _list_causes(trial: Trial) -> tuple[str, ...]:
+    if trial.rate < _LOW_RATE * trial.highest_rate:
+        return "optim.scheduler", "optim.lr", "optim.state", "model.numerics"
+    if trial.dtype in SHORT:
+        return "model.numerics", "optim.lr", "optim.state"
+    return "optim.lr", "optim.scheduler", "optim.state"
+
+
+@rule(
+    "no-update",
+    "warning",
+    "model.numerics optim.lr",
+    holds="updates that change the weights with a gradient",
+    do="keep weights in float32, and compute in a shorter format by torch.autocast",
+)
+def rounded_updates(rounded: Rounded) -> Fault | None:
+    """Look for updates in a row that leave the bits of most weights of a short format as they are."""
+    if len(rounded.shares) < _NUM_ROUNDED or min(rounded.shares[-_NUM_ROUNDED:]) <= _MAX_ROUNDED:
+        return None
+    return Fault(
+        f"most weights of {rounded.optimizer} do not change: updates are lost in the rounding of {rounded.dtype}",
+        measured=f"{rounded.shares[-1]:.0%} of the weights with a gradient keep their bits, at {_NUM_ROUNDED} updates "
+        f"that are measured; learning rate {rounded.rate:.3g}",
+    )
+
+
+@rule(
+    "no-update",
+    "warning",
+    "optim.step_order optim.param_coverage",
+    holds="each optimiser of a loop updates what it holds",
+    do="call step() of this optimiser after its backward pass, or do not give it to watch",
+)
+def idle_optimizer(idle: Idle) -> Fault | None:
+    """Look for an optimiser without an update beside one with many: schemes that take turns begin with one part."""
+    if idle.num_updates < _NUM_UPDATES_OF_OTHERS:
+        return None
+    return Fault(
+        f"{idle.optimizer} never updates {join_some(idle.names, most=5)}, which have gradients",
+        measured=f"0 updates, {idle.num_updates} of another optimiser; the weights are those of the start",
+        where=FindingLocation(param=idle.names[0]),
+    )
+
+
 @rule(
     "large-update",
     "warning",
     "optim.lr loss.normaliser",
     holds="steps on one batch do not raise its loss while they move weights by as much as their norm",
-    do="lower the learning rate, or average the loss instead of summing it",
+    do="lower the learning rate, warm up, clip the gradient (clip_grad_norm_), or average the loss instead of summing",
     is_statistical=True,
 )
 def large_update(trial: Trial) -> Iterator[Fault]:
-    """Compare the first step with the weights, and the loss after the steps with that before."""
-    shares = sorted(move.first_step / move.norm for move in trial.moves.values() if move.norm > 0 and move.has_gradient)
-    if not shares:
+    """Compare the first step with the weights, and the loss after the steps with that before.
+
+    A loop shows the matrices of one step, whose loss is never computed again: its half must move so, and weights that
+    begin near zero, as tables of features, are smaller than any first step.
+    """
+    moves = [move for move in trial.moves.values() if move.norm > 0 and move.has_gradient]
+    if not moves:
         raise NotApplicableError("no weight has a gradient")
-    share, first, last = shares[len(shares) // 2], trial.losses[0], trial.losses[-1]
+    if not trial.losses:
+        shares = [m.first_step / m.norm if m.norm > _LEAST_RMS * math.sqrt(m.size) else 0.0 for m in moves]
+        if not any(map(math.isnan, shares)) and (share := statistics.median_low(shares)) > _HUGE_SHARE:
+            yield Fault(
+                "an update changes half of the weight matrices by more than their own size",
+                measured=f"median |update| / |weights| {share:.3g} at a learning rate of {trial.rate:.3g}",
+                causes=("optim.lr", "optim.hyper", "model.init"),
+                expected="updates that are small against the weights",
+            )
+        return
+    shares = [move.first_step / move.norm for move in moves]
+    share, first, last = statistics.median_high(shares), trial.losses[0], trial.losses[-1]
     is_lost = not all(map(math.isfinite, trial.losses))
     rises = is_lost or (max(trial.losses[1:4]) > first + (_RISE - 1) * abs(first) and last > first)
     if math.isfinite(first) and rises and (share > _HUGE_SHARE or is_lost):
@@ -87,3 +165,20 @@ def large_update(trial: Trial) -> Iterator[Fault]:
             f"a step moves weights by {share:.3g} of their norm; six take the loss from {first:.3g} to {last:.3g}",
             measured=f"losses on one batch: {', '.join(f'{value:.3g}' for value in trial.losses)}",
         )
+
+
+@rule(
+    "step-without-backward",
+    "warning",
+    "optim.step_order loss.detached",
+    holds="a backward pass before each update",
+    do="call loss.backward() before optimizer.step(), and step() once per backward pass",
+)
+def step_without_backward(repeated: Repeated) -> Fault | None:
+    """Look for an update, after the first, since whose last one nothing has written to a gradient."""
+    if repeated.num_backward or not repeated.num_updates or repeated.is_written:
+        return None
+    state = "the same gradients as before" if repeated.has_gradients else "no gradient"
+    return Fault(
+        f"{repeated.optimizer}.step() without a backward pass since the last one", measured=f"{state} at step()"
+    )

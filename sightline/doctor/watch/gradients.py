@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
-from sightline.doctor.evidence.coverage import Uncovered
-from sightline.doctor.finding import Severity
+from sightline.doctor.evidence.coverage import Uncovered, Unreached
+from sightline.doctor.evidence.live.updates import Idle, Repeated
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.events import report
 from sightline.doctor.rules.gradients import frozen_beside, gradients_cleared, gradients_kept, zero_gradients
-from sightline.doctor.rules.model import unregistered
-from sightline.doctor.rules.optimiser import not_optimised
+from sightline.doctor.rules.model import unreached_parameters, unregistered
+from sightline.doctor.rules.optimiser import idle_optimizer, not_optimised, step_without_backward
 from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
 _MAX_NAMES = 5
@@ -29,8 +28,6 @@ experts of a list, which takes more updates, and heads join later; or all update
 _NUM_FIRST_PASSES = 100
 _OF_MODULES = frozenset(vars(nn.Module()))
 _NUMBER = re.compile(r"\d+")
-_NUM_UPDATES_OF_OTHERS = 20
-"""Updates of another optimiser until one that has made none is told: schemes that take turns begin with one part."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
 
@@ -86,9 +83,9 @@ class OrderMonitor(Monitor):
         if kept and track.num_backward and track.kept_values is not None:
             found = find_by(gradients_kept, optimizer=track.name, kept=kept, num_leaks=0)
             yield from loop.reader.read_if(track.kept_values, *found)
-        if not track.num_backward and track.num_updates and marks == track.after_update:
-            state = "the same gradients as before" if any(marks) else "no gradient"
-            yield report("step-without-backward", "", optimizer=track.name, state=state)
+        is_written, has_gradients = marks != track.after_update, any(marks)
+        repeated = Repeated(track.name, track.num_updates, track.num_backward, is_written, has_gradients)
+        yield from find_by(step_without_backward, repeated=repeated)
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         track.after_update = track.after_backward = track.marks()
@@ -219,20 +216,17 @@ class ReachMonitor(Monitor):
         updates = max(other.num_updates for other in loop.tracks.values())
         wanted = {name: p for name, p in track.parameters.items() if p.requires_grad}
         moved = [p for p in wanted.values() if self._old_versions.get(id(p)) != p._version]
-        if track.num_updates or updates < _NUM_UPDATES_OF_OTHERS or moved or not wanted:
-            return
-        if all(id(p) in self._reached for p in wanted.values()):
-            words = {"optimizer": track.name, "names": list_names([*wanted]), "updates": updates}
-            yield report("no-update", "never", param=next(iter(wanted)), **words)
+        if wanted and not (track.num_updates or moved) and all(id(p) in self._reached for p in wanted.values()):
+            yield from find_by(idle_optimizer, idle=Idle(track.name, [*wanted], updates))
 
     def _cut_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         """Yield a fault for parameters that have run and have no gradient at the first update."""
         silent = [n for n, p in track.parameters.items() if p.requires_grad and p.grad is None]
         if silent and len(silent) == len(track.parameters) and not any(track.after_backward):
-            yield report("no-gradient", "all", optimizer=track.name)
+            yield from _find_unreached(track, silent, "all")
         ran = [n for n in silent if id(track.parameters[n]) not in self._reached and _get_owner(n) in loop.executed]
         if ran and len(silent) < len(track.parameters):
-            yield _report_silent(ran, "their modules run, but the loss does not depend on them")
+            yield from _find_unreached(track, ran, "run")
 
     def _note_silent(self, loop: Loop, track: OptimizerTrack) -> None:
         """Note which parameters of modules that do not run have had no gradient at the first updates."""
@@ -253,11 +247,8 @@ class ReachMonitor(Monitor):
         patience = _NUM_UNROUTED if is_over else math.inf
         idle = [n for n in silent if not _has_used_twin(n, loop) or track.num_updates >= patience]
         unchosen = [n for n in idle if _get_kind(n) in self._chosen_kinds]
-        if unchosen:
-            detail = "their modules never run; others of their kind run at some updates"
-            yield _report_silent(unchosen, detail, "model.structure", severity="note")
-        if len(idle) > len(unchosen):
-            yield _report_silent([n for n in idle if n not in unchosen], "their modules never run", "model.structure")
+        yield from _find_unreached(track, unchosen, "are chosen")
+        yield from _find_unreached(track, [n for n in idle if n not in unchosen], "never run")
 
     def _judge_zero(self, track: OptimizerTrack, is_marked: bool, loss: Tensor | None, value: float) -> Iterator[Found]:
         is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
@@ -313,10 +304,9 @@ def _are_all_zero(parameters: Iterable[Tensor]) -> bool:
     return all(not bool(parameter.detach().any()) for parameter in parameters if parameter.requires_grad)
 
 
-def _report_silent(names: Sequence[str], detail: str, *causes: str, severity: Severity | None = None) -> Found:
-    words = {"number": len(names), "names": list_names(names), "detail": detail}
-    layer = names[0].rpartition(".")[0] or None
-    return report("no-gradient", "some", severity=severity, causes=causes, param=names[0], layer=layer, **words)
+def _find_unreached(track: OptimizerTrack, names: list[str], why: str) -> list[Found]:
+    unreached = Unreached(track.name, names, len(track.parameters), why, max(track.num_updates, 1))
+    return find_by(unreached_parameters, unreached=[unreached]) if names else []
 
 
 def _get_owner(parameter: str) -> str:

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.doctor.evidence.graph import Reshape, list_softmaxes
+from sightline.doctor.evidence.losses import Squashed
 from sightline.doctor.evidence.reading import ReadClasses
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.data import sorted_labels
 from sightline.doctor.rules.events import report
+from sightline.doctor.rules.loss import double_softmax
 from sightline.doctor.rules.model import exchanged_axes, softmax_axis
 from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor
 
@@ -345,13 +347,8 @@ _JUDGES: dict[str, tuple[Any, ...]] = {
 """Relations by the operation at which they are asked."""
 
 
-_DOUBLE = frozenset(
-    (
-        *("LogSoftmax Softmax", "LogSoftmax Sigmoid", "LogSoftmax Relu", "NllLoss Softmax", "NllLoss2D Softmax"),
-        *("BinaryCrossEntropyWithLogits Sigmoid", "BinaryCrossEntropyWithLogits Softmax"),
-    )
-)
-"""Operations of a loss, each with one before it that it applies itself, or cannot do with."""
+_SQUASHING = frozenset(("LogSoftmax", "NllLoss", "NllLoss2D", "BinaryCrossEntropyWithLogits"))
+"""Operations of a loss with an activation of their own, or after one."""
 _NUM_SAME, _NUM_SAME_OF_PLACES, _MIN_LABELS = 5, 20, 8
 _MAX_NODES, _MAX_FIRST_NODES = 300, 3000
 _NUM_GRAPHS, _NUM_LINES = 2, 4
@@ -373,11 +370,14 @@ class LossMonitor(Monitor):
         self._num_graphs[loop.call_site] += 1
         graph = LossGraph(root.grad_fn, _MAX_FIRST_NODES if is_early else _MAX_NODES)
         yield from graph.find_faults() if is_early else ()
-        for node in graph.nodes[:_MAX_NODES]:
-            name, parents = get_node_name(node), list_parents(node)
-            before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
-            if f"{name} {before}" in _DOUBLE:
-                yield report("double-softmax", f"{name} of {before}")
+        nodes = [(get_node_name(node), node) for node in graph.nodes[:_MAX_NODES]]
+        squashed = [
+            Squashed(name, get_node_name(skip_shape_operations(parents[0])))
+            for name, node in nodes
+            if name in _SQUASHING and (parents := list_parents(node))
+        ]
+        yield from find_by(double_softmax, squashed=squashed)
+        for name, node in nodes:
             if name.startswith("NllLoss"):
                 labels = node._saved_target
                 if labels.numel() >= _MIN_LABELS and not is_of_pairs(node):

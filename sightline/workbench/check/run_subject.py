@@ -55,7 +55,7 @@ _PLACES = {
     "counted": "losses",
     "run": "model",
     "outcomes": "model",
-    "non_finite": "",
+    "non_finite": "model",
 }
 """Key of the config that the rules of a module judge, where a finding has none."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sightline.contract.errors import join_some
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.coverage import Unreached
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.doctor.watch.gradients import is_frozen_by_kind
@@ -114,50 +115,23 @@ def final_activation(run: Context, first_step: DryRun) -> Fault | None:
     return Fault("a ReLU ends the network", measured=f"{zeros:.0%} of 'logits' are 0, none below", where=where)
 
 
-@rule(
-    "no-gradient",
-    "error",
-    "loss.detached model.structure",
-    holds="a gradient for each parameter of a loss",
-    do="use the parameter in the loss, or take it out",
-)
-def idle_parameters(run: Context, first_step: DryRun) -> Iterator[Fault]:
-    """Look for parameters of losses that a step gives no gradient."""
-    job = run.built.job
+@measure()
+def unreached(run: Context, first_step: DryRun) -> list[Unreached]:
+    """List parameters of layers that run, and of losses, that a step gives no gradient, where it gives others one."""
+    job, found = run.built.job, []
     own = {name: p for name, p in job.trained_module.named_parameters() if job.losses.owner(name) and p.requires_grad}
-    if not own:
-        raise NotApplicableError("no losses with parameters")
-    forward_backward(job, isolated_copy(job.model), [first_step.batch], run.world.device)
-    prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
-    silent = [name for name, parameter in own.items() if parameter.grad is None and not name.startswith(prefixes)]
-    if silent:
-        summary, where = f"{len(silent)} parameter(s) of losses get no gradient", "losses"
-        yield Fault(
-            summary, measured=join_some(silent, most=4), where=FindingLocation(param=silent[0], config_path=where)
-        )
-
-
-@rule(
-    "no-gradient",
-    "warning",
-    "loss.detached model.structure",
-    holds="a gradient for each parameter that the optimizer holds, of a layer that runs",
-    do="look for a detach(), no_grad() or .data after the layer, and for an output that no loss reads",
-)
-def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
-    """Look for layers that run, and are not reached by the backward pass, beside others that are."""
-    held = {id(p) for group in run.built.job.optimizer.param_groups for p in group["params"]}
-    trained = {name for name, parameter in run.built.job.model.named_parameters() if id(parameter) in held}
+    if own:
+        forward_backward(job, isolated_copy(job.model), [first_step.batch], run.world.device)
+        prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
+        silent = [name for name, parameter in own.items() if parameter.grad is None and not name.startswith(prefixes)]
+        found += [Unreached("losses", silent, len(own), "unused")] if silent else []
+    held = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
+    trained = {name for name, parameter in job.model.named_parameters() if id(parameter) in held}
     states = {name: state for name, state in first_step.gradients.items() if name in trained}
     silent = [n for n, state in states.items() if state == "none" and n.rpartition(".")[0] in first_step.executed]
-    if not silent or not {"some"} & set(states.values()):
-        return None
-    layer, _, _ = silent[0].rpartition(".")
-    return Fault(
-        f"{len(silent)} parameter(s) of layers that run get no gradient: {join_some(silent, most=4)}",
-        measured=f"none after {first_step.num_tries} backward pass(es), of {len(states)} parameters",
-        where=FindingLocation(layer=layer or None, param=silent[0], config_path="losses"),
-    )
+    if silent and "some" in states.values():
+        found.append(Unreached("layers", silent, len(states), "are cut", first_step.num_tries))
+    return found
 
 
 @rule(
