@@ -10,7 +10,6 @@ from unittest import mock
 from sightline.doctor import examine
 from sightline.doctor.finding import Fault, Finding
 from sightline.doctor.rules import Rule
-from sightline.doctor.rules.events import _EVENTS
 from sightline.doctor.watch.watch import Watch
 
 Asked = dict[str, bool]
@@ -19,11 +18,11 @@ Asked = dict[str, bool]
 
 @contextmanager
 def recorded() -> Iterator[Asked]:
-    """Context in which the rules that judge are kept; events of a loop are asked in each that has an update."""
+    """Context in which the rules that judge are kept, also those that a monitor of a loop asks."""
     asked: Asked = {}
     grave: list[tuple[str, str, str]] = []
     find, judge, build = Rule.find, examine._judge, Rule.build
-    publish, leave = Watch._publish, Watch.__exit__
+    publish = Watch._publish
 
     def find_and_keep(rule: Rule, **evidence: Any) -> Iterator[Finding]:
         yield from find(rule, **evidence)
@@ -48,16 +47,10 @@ def recorded() -> Iterator[Asked]:
             if (code, summary) == (finding.code, finding.summary):
                 asked[name] = True
 
-    def leave_and_keep(watch: Watch, *error: Any) -> None:
-        leave(watch, *error)
-        for each in _EVENTS.values() if watch._loop.step else ():
-            asked.setdefault(each.name, False)
-
     with (
         mock.patch.object(Rule, "find", find_and_keep),
         mock.patch.object(examine, "_judge", judge_and_keep),
         mock.patch.object(Rule, "build", build_and_keep),
         mock.patch.object(Watch, "_publish", publish_and_keep),
-        mock.patch.object(Watch, "__exit__", leave_and_keep),
     ):
         yield asked

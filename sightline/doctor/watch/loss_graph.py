@@ -16,8 +16,8 @@ from sightline.doctor.evidence.losses import Squashed
 from sightline.doctor.evidence.reading import ReadClasses
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.data import sorted_labels
-from sightline.doctor.rules.events import report
 from sightline.doctor.rules.loss import double_softmax
+from sightline.doctor.rules.loss_graph import graph_slip
 from sightline.doctor.rules.model import exchanged_axes, softmax_axis
 from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor
 
@@ -182,7 +182,7 @@ def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     before = get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
     if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]) and not _is_compared_with_itself(graph, node):
         words = {"before": tuple(before), "shape": shape, "rows": shape[0], "columns": shape[1]}
-        yield report("loss-form", "broadcast", **words)
+        yield from find_by(graph_slip, slip="broadcast", numbers=words)
 
 
 def _is_distance(chain: Sequence[Any]) -> bool:
@@ -227,7 +227,7 @@ def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     readers = graph.readers[node]
     exponentials = [e for n in readers if get_node_name(n) == "Neg" for e in graph.readers[n]]
     if len(readers) > 1 and any(get_node_name(e) == "Exp" for e in exponentials):
-        yield report("loss-form", "focal", shape=tuple(get_saved(node, "target").shape))
+        yield from find_by(graph_slip, slip="focal", numbers={"shape": tuple(get_saved(node, "target").shape)})
 
 
 def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -242,7 +242,7 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     left, right = get_saved(product, "self"), get_saved(product, "mat2")
     is_same = isinstance(left, Tensor) and isinstance(right, Tensor) and left.data_ptr() == right.data_ptr()
     if is_same and left.shape == right.shape[::-1] and len(left) > 2 and left.stride() == right.stride()[::-1]:
-        yield report("loss-form", "self pairs", number=len(left))
+        yield from find_by(graph_slip, slip="self pairs", numbers={"number": len(left)})
 
 
 def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -263,7 +263,7 @@ def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     chosen = mask.gather(axis, indices if indices.ndim == len(shape) else indices.unsqueeze(axis))
     if bool(mask.any(dim=axis).all()) and not bool(chosen.any()):
         word = {"Min": "least", "Max": "largest"}[get_node_name(node)]
-        yield report("loss-form", "masked", word=word, number=chosen.numel())
+        yield from find_by(graph_slip, slip="masked", numbers={"word": word, "number": chosen.numel()})
 
 
 def is_of_pairs(node: Any) -> bool:
@@ -292,7 +292,7 @@ def _overlap_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     factors = [skip_shape_operations(list_parents(n)[0]) for n in top if n and _is_product_with_constant(n)]
     names = {get_node_name(factor) for factor in factors if any(factor is summed for summed in bottom)}
     if names & UNBOUNDED:
-        yield report("loss-form", "overlap", names=", ".join(sorted(names & UNBOUNDED)))
+        yield from find_by(graph_slip, slip="overlap", numbers={"names": ", ".join(sorted(names & UNBOUNDED))})
 
 
 def _is_product_with_constant(node: Any) -> bool:
@@ -329,7 +329,7 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     is_soft = constant.amax(dim=axis).min() < 0.999  # not the labels of one class each
     is_distribution = ((constant.sum(dim=axis) - 1).abs() < 1e-3).all() & (constant >= 0).all() & is_soft
     if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
-        yield report("loss-form", "divergence")
+        yield from find_by(graph_slip, slip="divergence", numbers={})
 
 
 def get_axis(dim: int, ndim: int) -> int:
