@@ -19,6 +19,7 @@ from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.evidence.positions import PaddedSteps, Reach
 from sightline.doctor.evidence.rectified import ENOUGH, Rectified
+from sightline.doctor.evidence.samples import SharedRows
 from sightline.doctor.finding import Fault, FindingLocation, Severity
 from sightline.doctor.rules import rule
 from sightline.doctor.rules.loss import compare_start
@@ -455,16 +456,17 @@ def sees_ahead(later_steps: list[Reach]) -> Iterator[Fault]:
 )
 def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
     """Find a mask upside down, and a mask among the inputs that leaves padding in."""
-    if not padded_steps.reached:
-        return
-    size = max(reach.size for reach in padded_steps.reached)
+    reached, is_read, has_mask, layer = padded_steps
+    size = max((reach.size for reach in reached), default=0.0)
     measured = f"outputs of true places move by {size:.3g} of their spread with other padding"
-    if not padded_steps.is_read:
+    same = "the rows that it reads are the same in all samples, those that it leaves out are not"
+    if layer or (reached and not is_read):
         yield Fault(
             "the padding mask is upside down: padding reaches outputs, and what is there does not",
-            measured=f"{measured}, and by 0 with other true places",
+            measured=same if layer else f"{measured}, and by 0 with other true places",
+            where=FindingLocation(layer=layer or None),
         )
-    elif padded_steps.has_mask:
+    elif reached and has_mask:
         yield Fault(
             "a padding mask is given, and padding reaches outputs of true places", measured=measured, severity="warning"
         )
@@ -505,17 +507,21 @@ def label_input(label_columns: list[str]) -> Iterator[Fault]:
 @rule(
     "constant-output",
     "error",
-    "model.constant_output model.structure",
+    "model.constant_output model.structure model.activation data.item_mutation",
     holds="outputs of unlike samples differ, once the weights are moved a little",
-    do="look for a factor of 0, an input that forward does not use, a pooling over everything",
+    do="look for a factor of 0, a dead activation, an input that forward does not use, a pooling over everything",
 )
-def constant_output(shared_rows: list[str]) -> Iterator[Fault]:
-    """Name the outputs that are one and the same for all samples."""
-    if shared_rows:
+def constant_output(shared_rows: SharedRows) -> Iterator[Fault]:
+    """Name the outputs that are the same for all samples; one beside others may be of learnt anchors: a note."""
+    paths, others, passes = shared_rows
+    if paths:
+        jittered = "in evaluation mode, each time the weights were jittered anew"
         yield Fault(
-            f"the outputs do not depend on the inputs: {join_some(shared_rows, most=3)}",
-            measured="equal bits for all samples, whose inputs differ, in evaluation mode, each time the weights were "
-            "jittered anew",
+            f"the outputs do not depend on the inputs: {join_some(paths, most=3)}",
+            measured="equal bits for all samples, whose inputs differ, "
+            + (f"in {passes} measured passes in a row" if passes else jittered),
+            severity="note" if others else None,
+            evidence={"mode": "first"} if others else {},
         )
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 from sightline.contract.errors import join_some
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence.coverage import Gradients
+from sightline.doctor.evidence.coverage import Uncovered
 from sightline.doctor.evidence.live.updates import Idle, Repeated, Rounded
 from sightline.doctor.evidence.numerics import SHORT, Trial
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.doctor.subject import Subject
 
 _HUGE_SHARE, _RISE, _MOST = 1.0, 3.0, 0.8
 _LEAST_RMS = 2e-3
@@ -26,33 +25,28 @@ _NUM_UPDATES_OF_OTHERS = 20
 @rule(
     "not-optimised",
     "warning",
-    "optim.param_coverage",
+    "optim.param_coverage model.frozen_unintended",
     holds="each parameter that wants a gradient and gets one is in a group of an optimizer",
     do="make the optimizer after the last layer, of model.parameters(); set requires_grad_(False) on what stays frozen",
 )
-def not_optimised(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
-    """Compare the parameters that get a gradient with those of the optimizers."""
-    if not subject.optimizers:
-        raise NotApplicableError("no optimizer was given", lacks="optimizer")
-    held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
-    own = dict(subject.model.named_parameters())
-    if own and not any(id(parameter) in held for parameter in own.values()):
-        yield Fault(
+def not_optimised(uncovered: Uncovered) -> Fault | None:
+    """Name the parameters that get a gradient, and that no optimiser holds."""
+    names, total, held, foreign = uncovered
+    if foreign and not held:
+        return Fault(
             "the optimizer holds no parameter of this model: no step will move it",
-            measured=f"0 of {len(own)} parameters; {len(held)} others are held",
+            measured=f"0 of {total} parameters; {foreign} others are held",
             severity="error",
             action="make the optimizer of this very model, and not of a copy or of one from before",
         )
-        return
-    missing = [name for name, state in gradients.own.items() if state == "some" and id(own[name]) not in held]
-    foreign = len(held - {id(parameter) for parameter in own.values()})
-    if missing:
-        yield Fault(
-            f"{len(missing)} parameter(s) with a gradient are in no optimizer: {join_some(missing, most=4)}",
-            measured=f"{len(missing)} of {len(gradients.own)} are left out; {foreign} others are held",
-            severity="error" if foreign else None,
-            where=FindingLocation(param=missing[0]),
-        )
+    if not names:
+        return None
+    return Fault(
+        f"{len(names)} parameter(s) with a gradient are in no optimizer: {join_some(names, most=4)}",
+        measured=f"{len(names)} of {total} are left out; {foreign} others are held",
+        severity="error" if foreign else None,
+        where=FindingLocation(param=names[0]),
+    )
 
 
 @rule(

@@ -19,7 +19,7 @@ from sightline.doctor.evidence.numerics import SHORT, Move, Origin, Trial
 from sightline.doctor.finding import FindingLocation
 from sightline.doctor.processes import is_one_of_several
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules.gradients import scaled_clipping, skipped_updates
 from sightline.doctor.rules.non_finite import non_finite
 from sightline.doctor.rules.optimiser import large_update, no_update, rounded_updates
 from sightline.doctor.watch.loop import (
@@ -34,10 +34,7 @@ from sightline.doctor.watch.loop import (
 )
 
 _MAX_SLICE = 4096
-_NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
 _NUM_KEPT = 16
-_MAX_SKIPPED = 25
-"""Updates in a row that a scaler skips: 2^16 halves to 1 in 16 of them."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ class ScalerMonitor(Monitor):
 
     def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
         number = self._num_skipped[id(track)] = self._num_skipped.get(id(track), 0) + 1
-        return [report("skipped-updates", "", number=number, optimizer=track.name)] if number == _MAX_SKIPPED else []
+        return find_by(skipped_updates, optimizer=track.name, skipped_updates=number) if number > 1 else []
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> None:
         self._num_skipped.pop(id(track), None)
@@ -129,14 +126,9 @@ class ScalerMonitor(Monitor):
         after = track.measure_small()
         return None if after is None else loop.reader.read(after / before, self._judge)
 
-    def _judge(self, factor: float) -> Iterator[Found]:
-        """Judge three factors: those of clipping differ, one that divides for accumulation is always the same."""
-        if not math.isfinite(factor) or abs(factor - 1) < _MIN_CLIPPING:
-            return
-        self._factors.append(factor)
-        low, high = min(self._factors), max(self._factors)
-        if len(self._factors) == _NUM_CLIPPED and high > (1 + _MIN_CLIPPING) * low:
-            yield report("scaled-clipping", "", low=low, high=high)
+    def _judge(self, factor: float) -> list[Found]:
+        self._factors += [factor] if math.isfinite(factor) else []
+        return find_by(scaled_clipping, scaled_factors=self._factors)
 
 
 def _is_sound(parameters: Sequence[nn.Parameter], loop: Loop) -> bool:

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import SWALR
 from sightline.doctor.evidence.live.schedules import Rates, Stepped
 from sightline.doctor.objects import find_alive
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.events import report
 from sightline.doctor.rules.schedules import learning_rates, no_rate, scheduler_steps
+from sightline.doctor.rules.state import aliased_weights, nothing_loaded, stale_average
 from sightline.doctor.watch.loop import (
     Found,
     Loop,
@@ -162,8 +162,8 @@ class AverageMonitor(Monitor):
         weights = zip(take_slices(average), kept.weights, strict=True)
         has_begun = stack_numbers([(own != first).any() for own, first in weights]).any()
         is_stale = stack_numbers([is_still, stack_numbers(moves).any(), has_begun]).all()
-        found = report("ema", "statistics", name=common[0], number=len(common))
-        yield from loop.reader.read_if(is_stale.float(), found)
+        found = find_by(stale_average, average="", stale_statistics=common, num_updates=loop.step)
+        yield from loop.reader.read_if(is_stale.float(), *found)
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
         """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays one.
@@ -195,7 +195,8 @@ class AverageMonitor(Monitor):
             change = [(now != before).any() for now, before in zip(take_slices(average), first, strict=True)]
             if change:
                 has_moved = stack_numbers(change).any().float()
-                yield from loop.reader.read_if(has_moved, report("ema", "still"), expected=False)
+                found = find_by(stale_average, average="", stale_statistics=(), num_updates=loop.step)
+                yield from loop.reader.read_if(has_moved, *found, expected=False)
 
 
 class LoadMonitor(Monitor):
@@ -206,17 +207,13 @@ class LoadMonitor(Monitor):
     """
 
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
-        names = model.state_dict(keep_vars=True).keys()
-        if names and state and names.isdisjoint(state):
-            first = {"name": next(iter(state)), "own_name": next(iter(names))}
-            yield report("nothing-loaded", "", number=len(state), own=len(names), **first)
+        yield from find_by(nothing_loaded, loaded=[*state], own=[*model.state_dict(keep_vars=True)])
         own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
-        shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
+        aliased = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
         num_updates, tracks = sum(track.num_updates for track in loop.tracks.values()), loop.tracks.values()
         is_edited = any(track.count_writes() > track.num_writes for track in tracks)
-        if own and len(shared) == len(own) and num_updates and not is_edited:
-            words = {"shared": len(shared), "own": len(own), "updates": num_updates}
-            yield report("aliased-weights", "", param=shared[0], **words)
+        seen = {"aliased": aliased, "own": [*own], "num_updates": num_updates, "is_edited": is_edited}
+        yield from find_by(aliased_weights, **seen)
 
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:
