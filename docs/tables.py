@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import set_tables  # beside this file
+
 import sightline
 from sightline import ops
 from sightline.cli import SECTIONS
@@ -116,7 +118,7 @@ MORE = {
     "train": "../manual/train.md",
     "evaluate": "../manual/train.md#evaluation-and-the-best-checkpoint",
     "predict": "../manual/predict.md",
-    "score": "../topics/detect_scores.md",
+    "score": "../topics/detection.md#files-of-results",
     "check": "../manual/check.md",
     "compare": "../manual/compare.md",
     "view": "../topics/view.md",
@@ -320,7 +322,7 @@ TABLES = {
     "public": public_table,
     "functions": function_table,
     "ops": operator_table,
-}
+} | set_tables.TABLES
 PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {
     "options": REFERENCE / "commands.md",
     "help": REFERENCE / "commands.md",
@@ -328,16 +330,18 @@ PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {
     "kinds": REFERENCE / "members.md",
     "public": REFERENCE / "members.md",
     "functions": REFERENCE / "python.md",
+    **{name: REFERENCE / page for name, page in set_tables.PAGES.items()},
 }
 
 
 def with_table(name: str, text: str) -> str:
     """The text of a page of the reference with its marked table as it should be."""
-    start, end = f"<!-- {name}: written by docs/tables.py -->\n", f"\n<!-- end of {name} -->"
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    assert rest, f"{PAGES[name]} lost the mark of its table"
-    return before + start + TABLES[name]() + end + after
+    start, end = f"<!-- {name}: written by docs/tables.py -->\n", f"<!-- end of {name} -->"
+    before, has_start, rest = text.partition(start)
+    _, has_end, after = rest.partition(end)
+    lost = [mark.strip() for mark, is_there in ((start, has_start), (end, has_end)) if not is_there]
+    assert not lost, f"{PAGES[name]} lost a mark of its table: {', '.join(lost)}"
+    return f"{before}{start}{TABLES[name]()}\n{end}{after}"
 
 
 def _rows(section: type, path: str) -> Iterator[tuple[str, str, str]]:

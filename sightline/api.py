@@ -196,7 +196,7 @@ def score(
     """Score prediction files of any program on the test split of a config's data, as `sightline score` does.
 
     Of the config, the data and the metrics are used. Notes on figures that the files do not suffice for are logged.
-    Files of boxes are described in docs/topics/detect_scores.md.
+    Files of boxes are described in docs/topics/detection.md#files-of-results.
     """
     from sightline.training.config_source import read_source
     from sightline.training.run_evaluation import score_predictions

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 TOUR = ROOT / "docs" / "manual" / "start.md"
 OTHER_PAGES = sorted((ROOT / "docs").rglob("*.md"))
-_BLOCK = re.compile(r"^((?:<!-- .*? -->\n)*)```(sh|python)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^((?:<!-- [^\n]* -->\n)*)```(sh|python)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\b(PATH|CONFIG|RUN|DIR|FILE|JOB|FIRST_HOST|SHARED_FOLDER|NAME|MAP)\b")
 
 

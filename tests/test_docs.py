@@ -36,7 +36,9 @@ def tables() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")  # as for a program there
+        spec.loader.exec_module(module)
     return module
 
 
@@ -150,6 +152,23 @@ def test_tables_of_the_reference_follow_from_the_code(tables: ModuleType) -> Non
         name for name, page in tables.PAGES.items() if tables.with_table(name, page.read_text()) != page.read_text()
     ]
     assert stale == [], "run .venv/bin/python docs/tables.py"
+
+
+def test_every_argument_of_a_data_set_has_one_meaning(tables: ModuleType) -> None:
+    """An argument without a meaning fails when its table is written; here, a meaning without an argument."""
+    sets = tables.set_tables
+    names = [name for page in sets.FAMILIES for name in sets.sets_of(page)]
+    assert sorted(names) == sorted(REGISTRIES["data"].modules)
+    for kind, meanings in sets.SET_KEYS.items():
+        rows = [(name, key) for name in names for key in sets.list_parameters(name, kind)]
+        used = {own if (own := f"{name}.{key}") in meanings else key for name, key in rows}
+        assert meanings.keys() == used, kind
+
+
+def test_a_table_without_its_end_is_not_written(tables: ModuleType) -> None:
+    text = tables.PAGES["formats"].read_text().replace("<!-- end of formats -->", "")
+    with pytest.raises(AssertionError, match="lost a mark"):
+        tables.with_table("formats", text)
 
 
 def test_configs_that_a_page_names_exist() -> None:

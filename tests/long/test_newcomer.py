@@ -89,7 +89,7 @@ def write_room(path: Path, generator: np.random.Generator, *, is_labelled: bool)
 
 
 def test_a_folder_of_rooms(folder: Path) -> None:
-    """As docs/topics/segment.md has it, with a smaller network; rooms to predict have no labels yet."""
+    """As docs/topics/clouds.md has it, with a smaller network; rooms to predict have no labels yet."""
     generator = np.random.default_rng(0)
     for split, names in {"train": ODD, "test": ("kitchen é", "hall")}.items():
         (folder / "scans" / split).mkdir(parents=True)

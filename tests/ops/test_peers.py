@@ -578,10 +578,14 @@ def test_torch_scatter_finds_the_same() -> None:
     indptr = torch.tensor([0, 5, 5, 100, 280])
     cut = src[:, :280]
     for reduce in ("sum", "mean", "min", "max"):
-        same(reduce, ops.segment_csr(cut, indptr[None], None, reduce), theirs.segment_csr(cut, indptr[None], None, reduce))
+        same(
+            reduce,
+            ops.segment_csr(cut, indptr[None], None, reduce),
+            theirs.segment_csr(cut, indptr[None], None, reduce),
+        )
         same(reduce, ops.segment_coo(src, rows, None, 45, reduce), theirs.segment_coo(src, rows, None, 45, reduce))
     few = torch.randn(4, 4, 5)
-    same("gather_csr", ops.gather_csr(few, indptr[None]), theirs.gather_csr(few, indptr[None]))
+    same("gather_csr", ops.gather_csr(few, indptr), theirs.gather_csr(few, indptr))
 
 
 def same(name: str, ours: Tensor | tuple[Tensor, ...], theirs: Tensor | tuple[Tensor, ...]) -> None:
