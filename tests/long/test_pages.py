@@ -46,7 +46,7 @@ def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # --- notebooks --------------------------------------------------------------------------------------------------------
 
 
-NOTEBOOK_FOLDER = ROOT / "docs" / "start" / "notebooks"
+NOTEBOOK_FOLDER = ROOT / "docs" / "manual" / "notebooks"
 NOTEBOOKS = sorted(NOTEBOOK_FOLDER.glob("*.ipynb"))
 MAX_CPU_S = 60.0
 
