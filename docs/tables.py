@@ -15,13 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import sightline
 from sightline import ops
+from sightline.cli import SECTIONS
+from sightline.commands.fields import Command, CommandParameter
 from sightline.config import RunConfig
 from sightline.contract.catalogue import find_modules
 from sightline.contract.members import describe_members
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.schema import describe_type
 from sightline.contract.types import ComponentConfig
+from sightline.doctor.finding import SEVERITIES
 from sightline.ops.operator import OPERATORS
 from sightline.workbench.check.suite import all_rules
 
@@ -102,11 +106,160 @@ def config_table() -> str:
     return "\n".join(["| key | allowed | default | meaning |", "|---|---|---|---|", *lines])
 
 
-def relation_table() -> str:
-    """A row for each rule: what it asks of a run, of a module, its loss and its loaders, or of a loop."""
-    rows = sorted((rule.code, rule.holds, ", ".join(rule.causes)) for rule in all_rules())
-    lines = [f"| `{code}` | {holds} | {causes} |" for code, holds, causes in rows]
-    return "\n".join(["| code | holds in every correct program | causes |", "|---|---|---|", *lines])
+MORE = {
+    "init": "../manual/own_parts.md",
+    "data info": "data.md",
+    "data prepare": "data.md",
+    "data convert": "data_boxes.md#convert-labels",
+    "data verify": "data.md",
+    "data render": "data_views.md",
+    "train": "../manual/train.md",
+    "evaluate": "../manual/train.md#evaluation-and-the-best-checkpoint",
+    "predict": "../manual/predict.md",
+    "score": "../topics/detect_scores.md",
+    "check": "../manual/check.md",
+    "compare": "../manual/compare.md",
+    "view": "../topics/view.md",
+    "report": "../topics/view.md#a-page-to-show",
+    "runs list": "../topics/series.md#list-and-compare-runs",
+    "runs diff": "../topics/series.md#list-and-compare-runs",
+    "runs push": "../topics/series.md#share-a-run",
+    "runs pull": "../topics/series.md#share-a-run",
+    "describe": "../topics/view.md#modules-and-their-cost",
+    "profile": "../topics/speed.md#where-the-time-goes",
+    "weights": "../topics/weights.md",
+    "compress run": "../topics/compress.md",
+    "compress search": "../topics/compress.md",
+    "compress report": "../topics/compress.md",
+    "compress size": "../topics/compress.md",
+    "export": "../topics/deploy.md",
+    "serve": "../topics/deploy.md#serve-over-http",
+    "study": "../topics/series.md#compare-settings-sightline-study",
+    "sweep": "../topics/series.md#search-values-sightline-sweep",
+}
+"""Page that explains a command, where there is one."""
+
+
+def command_table() -> str:
+    """Every command in the order of `sightline --help`: its arguments, what it does, and the page about it."""
+    records = _list_commands()
+    assert MORE.keys() <= {record.name for record in records}
+    rows = []
+    for record in records:
+        words = [record.name, *(parameter.metavar or "" for _, parameter in record.parameters() if not parameter.flag)]
+        summary = record.summary().removesuffix(".")
+        more = f"[{summary}]({MORE[record.name]})" if record.name in MORE else summary
+        rows.append(f"| `{_escape(' '.join(words))}` | {_prose(more)} |")
+    return "\n".join(["| command | does |", "|---|---|", *rows])
+
+
+def option_table() -> str:
+    """Every option with its default, once for all commands in which it means the same."""
+    records, commands = _list_commands(), dict[tuple[str, str], list[str]]()
+    for record in records:
+        hints = typing.get_type_hints(record)
+        for name, parameter in record.parameters():
+            if parameter.flag:
+                commands.setdefault(_describe_option(parameter, hints[name]), []).append(record.name)
+    rows = [f"| `{option}` | {_name_commands(names, records)} | {text} |" for (option, text), names in commands.items()]
+    return "\n".join(["| option | of | meaning |", "|---|---|---|", *rows])
+
+
+def help_texts() -> str:
+    """The text of `--help` of every command of which it says more than its first line, with its examples."""
+    texts = []
+    for record in _list_commands():
+        _, _, more = inspect.cleandoc(record.__doc__ or "").partition("\n\n")
+        lines = [*([more, ""] if more else []), *(f"sightline {line}" for line in record.examples)]
+        if more:
+            texts.append("\n".join([f"### {record.name}", "", "```text", *lines, "```"]))
+    return "\n\n".join(texts)
+
+
+def _list_commands() -> list[type[Command]]:
+    return [record for records in SECTIONS.values() for record in records]
+
+
+def _describe_option(parameter: CommandParameter, hint: Any) -> tuple[str, str]:
+    """Return an option as it is written, with the words that it allows, and its meaning with its default."""
+    default, choices = parameter.default, "|".join(str(choice) for choice in _list_choices(hint))
+    words = parameter.metavar or choices
+    is_stated = default not in (None, ()) and not isinstance(default, bool) and default is not dataclasses.MISSING
+    ending = "; required" if default is dataclasses.MISSING else f"; default `{default}`" * is_stated
+    text = re.sub(r" \[([^]]*)\]$", r"; default \1", parameter.help) + ending
+    return _escape(f"{parameter.flag} {words}".strip()), _prose(text)
+
+
+def _list_choices(hint: Any) -> list[Any]:
+    """List the values of the literals in a type."""
+    parts = typing.get_args(hint)
+    return [*parts] if typing.get_origin(hint) is typing.Literal else list(itertools.chain(*map(_list_choices, parts)))
+
+
+def _name_commands(names: list[str], records: list[type[Command]]) -> str:
+    left_out = [record.name for record in records if record.name not in names]
+    if len(left_out) < len(names) // 2:
+        return "all" + f" but {', '.join(left_out)}" * bool(left_out)
+    return ", ".join(names)
+
+
+def _escape(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _prose(text: str) -> str:
+    """Return the text of a cell in which no word in angle brackets reads as HTML."""
+    return _escape(re.sub(r"(`[^`]*`)|<(?=[a-z])", lambda match: match[1] or "&lt;", text))
+
+
+def rule_table() -> str:
+    """Every rule: its code, the gravity of its findings, what every correct program has, and what to do if not."""
+    rules = {(rule.code, SEVERITIES.index(rule.severity), rule.holds, rule.action) for rule in all_rules()}
+    rows = [
+        f"| `{code}` | {SEVERITIES[gravity]} | {_prose(holds)} | {_prose(action)} |"
+        for code, gravity, holds, action in sorted(rules)
+    ]
+    return "\n".join(["| code | severity | what every correct program has | what to do |", "|---|---|---|---|", *rows])
+
+
+def kind_table() -> str:
+    """Every kind of component: its base class, the function that registers one, and what lists those there are."""
+    functions = {id(getattr(add, "__self__", None)): name for name, add in vars(sightline.register).items()}
+    rows = [
+        f"| `{kind}` | {registry.noun} | `sightline.{registry.base.__name__}` | "
+        f"`@sightline.register.{functions[id(registry)]}(NAME)` |"
+        for kind, registry in REGISTRIES.items()
+    ]
+    return "\n".join(
+        [
+            "| kind, as `sightline list KIND` takes it | one is a | base class | registered by |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def function_table() -> str:
+    """Every other name of `import sightline`: its arguments, and the first sentence of its docstring."""
+    lines = []
+    for name in sorted({*sightline.__all__} - find_modules("public").keys() - {"__version__"}, key=str.lower):
+        value = getattr(sightline, name)
+        text = _first_sentence(" ".join(inspect.cleandoc(value.__doc__ or "").split("\n\n")[0].split()))
+        arguments = _list_arguments(value) if inspect.isfunction(value) else ""
+        text += f": {', '.join(f'`{each}`' for each in value.__all__)}" if name == "metrics" else ""
+        lines.append(f"| `sightline.{name}{arguments}` | {_escape(text)} |")
+    return "\n".join(["| name | what it is |", "|---|---|", *lines])
+
+
+def _list_arguments(function: types.FunctionType) -> str:
+    """Return the arguments of a function in brackets, without their types."""
+    signature = inspect.signature(function)
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[^.])\. (?=[A-Z`])", text)[0].removesuffix(".")
 
 
 def member_table() -> str:
@@ -125,10 +278,8 @@ def public_table() -> str:
     """Every name of `import sightline` for parts of one's own: what it is, by the first sentence of its docstring."""
     lines = []
     for name, module in sorted(find_modules("public").items(), key=lambda pair: pair[0].lower()):
-        text = re.split(
-            r"(?<=[^.])\. (?=[A-Z`])", _describe(importlib.import_module(module), name).replace("|", "\\|")
-        )[0]
-        lines.append(f"| `sightline.{name}` | {text.removesuffix('.')} |")
+        text = _first_sentence(_describe(importlib.import_module(module), name))
+        lines.append(f"| `sightline.{name}` | {_escape(text)} |")
     return "\n".join(["| name | what it is |", "|---|---|", *lines])
 
 
@@ -159,16 +310,24 @@ def operator_table() -> str:
 
 
 TABLES = {
+    "commands": command_table,
+    "options": option_table,
+    "help": help_texts,
     "config": config_table,
-    "relations": relation_table,
+    "rules": rule_table,
+    "kinds": kind_table,
     "members": member_table,
     "public": public_table,
+    "functions": function_table,
     "ops": operator_table,
 }
 PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {
-    "ops": REFERENCE.parent / "ops.md",
-    "public": REFERENCE / "python.md",
-    "relations": REFERENCE / "checks.md",
+    "options": REFERENCE / "commands.md",
+    "help": REFERENCE / "commands.md",
+    "rules": REFERENCE / "checks.md",
+    "kinds": REFERENCE / "members.md",
+    "public": REFERENCE / "members.md",
+    "functions": REFERENCE / "python.md",
 }
 
 

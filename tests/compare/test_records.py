@@ -19,7 +19,7 @@ from tests.command import Outcome, run_here
 from tests.compare.test_command import SMALL, compare, stranger
 from tests.doc_blocks import ROOT, blocks_of
 
-PAGE = ROOT / "docs" / "topics" / "compare_records.md"
+PAGE = ROOT / "docs" / "reference" / "compare_records.md"
 PROGRAM, COMMAND = blocks_of(PAGE)
 WITHOUT_SIGHTLINE = "\nimport sys\nassert not {'sightline', 'torch'} & sys.modules.keys()\n"
 

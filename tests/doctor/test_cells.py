@@ -31,9 +31,18 @@ def test_a_rule_that_reads_what_a_monitor_sees_judges_both() -> None:
         ("same-label", "data.sorted_labels", ("LossMonitor",)),
         ("same-order", "data.same_order", ("OutputMonitor",)),
         ("unregistered", "model.unregistered", ("ReachMonitor",)),
+        ("double-softmax", "loss.double_softmax", ("LossMonitor",)),
+        ("large-update", "optimiser.large_update", ("UpdateMonitor",)),
+        ("no-update", "optimiser.no_update", ("UpdateMonitor",)),
     ):
         checked, watched = (
             [each for each in list_judges(code, subject) if each.name == name] for subject in ("module", "loop")
         )
         assert [each.askers for each in checked] == [()]
         assert [each.askers for each in watched] == [monitors]
+
+
+def test_no_rule_of_a_check_reads_the_whole_run() -> None:
+    own = [rule for rule in all_rules() if rule.name.startswith("workbench.check.")]
+    assert len(own) > 30
+    assert [rule.name for rule in own if "run" in rule.reads] == []

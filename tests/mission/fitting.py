@@ -355,7 +355,7 @@ def _another_program(work: Path) -> None:
 @part("S1.25", "M")
 def _record(work: Path) -> None:
     """By the NumPy program of the page, in a process of its own, with a weight in the wrong layout."""
-    program, command = blocks_of(ROOT / "docs/topics/compare_records.md")
+    program, command = blocks_of(ROOT / "docs/reference/compare_records.md")
     text = program.text.replace('active @ w["encode.2.weight"].T', 'active @ w["encode.2.weight"]')
     subprocess.run([sys.executable, "-I", "-c", text], cwd=work, check=True)
     words = [ROOT / w if w.startswith("examples/") else work / w if w == "record" else w for w in command.commands()[0]]

@@ -1,4 +1,4 @@
-"""The page of `watch`: its blocks run as they are written, print what it shows, and its table has every code."""
+"""The page of `watch`: its blocks run as they are written, and print what it shows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ def test_a_block_prints_what_the_page_shows(
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     run_block([block for block in blocks_of(PAGE) if block.needs is None][place])
-    assert _without_times(capsys.readouterr().out) == _without_times(PRINTED[place])
+    assert re.fullmatch(_as_pattern(_without_times(PRINTED[place])), _without_times(capsys.readouterr().out))
     assert place or (tmp_path / "watch.html").read_text().count("<h2") == 3
+
+
+def _as_pattern(text: str) -> str:
+    """Make a pattern of what a page shows, in which a line of three dots stands for lines that are left out."""
+    return re.escape(text).replace(re.escape("...\n"), r"(?:.*\n)+?")
 
 
 def _without_times(text: str) -> str:

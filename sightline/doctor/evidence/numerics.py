@@ -83,14 +83,13 @@ class Move(NamedTuple):
 class Trial(NamedTuple):
     """Losses of the first batch over steps on it with a copy of the optimiser, and the moves of its parameters.
 
-    A loop gives one step: without losses, with the moves of some rows of its matrices, the optimiser's name, the format
-    of the weights, and the largest learning rates of this update and of all so far.
+    A loop gives one step: without losses, with the moves of some rows of its matrices, the format of the weights, and
+    the largest learning rates of this update and of all so far.
     """
 
     losses: list[float]
     moves: dict[str, Move]
     num_steps: int = _NUM_STEPS
-    optimizer: str = ""
     dtype: torch.dtype | None = None
     rate: float = 0.0
     highest_rate: float = 0.0

@@ -52,45 +52,33 @@ def not_optimised(uncovered: Uncovered) -> Fault | None:
 @rule(
     "no-update",
     "error",
-    "optim.lr optim.state",
+    "optim.lr optim.scheduler optim.state",
     holds="a parameter of the optimizer that has a gradient differs after its steps in at least one bit",
-    do="raise the learning rate of its group, or take it out of the optimizer and freeze it",
+    do="look at the learning rate of its group, at the schedule, and at the format of the weights, or freeze it",
 )
 def no_update(trial: Trial) -> Iterator[Fault]:
-    """Look for parameters that have a gradient, and that no step moves: all of those that one step of a loop is for.
+    """Look for parameters that have a gradient, and that no step moves.
 
-    A loop's step may be lost in rounding, or in a schedule that has ended.
+    One step of a loop may round the moves of some away, so all of its parameters have to stay.
     """
-    asked = {name: move for name, move in trial.moves.items() if move.has_gradient}
-    if trial.num_steps == 1:
-        if asked and all(move.is_still for move in trial.moves.values()):
-            yield Fault(
-                f"an update of {trial.optimizer} changes no parameter though gradients are not zero",
-                measured=f"change 0 in {len(trial.moves)} parameters ({trial.dtype}), learning rate {trial.rate:.3g}",
-                causes=_list_causes(trial),
-                action="look at the learning rate of each group, at the schedule, and at the format of the weights",
-            )
+    if trial.num_steps == 1 and not all(move.is_still for move in trial.moves.values()):
         return
+    asked = {name: move for name, move in trial.moves.items() if move.has_gradient}
     sizes = {move.rate: sum(m.size for m in asked.values() if m.rate == move.rate) for move in asked.values()}
     still = {name: move for name, move in asked.items() if move.is_still}
     share = {rate: sum(m.size for m in still.values() if m.rate == rate) / size for rate, size in sizes.items()}
     still = {name: move for name, move in still.items() if share[move.rate] > _MOST}
     if still:
         rates = sorted({move.rate for move in still.values()})
+        is_late = trial.rate < _LOW_RATE * trial.highest_rate
+        causes = ("optim.scheduler",) * is_late + ("model.numerics",) * (trial.dtype in SHORT)
         yield Fault(
-            f"six steps move no bit of {len(still)} parameter(s): {join_some(list(still), most=4)}",
+            f"{trial.num_steps} update(s) change no bit of {len(still)} parameter(s): {join_some(list(still), most=4)}",
             measured=f"learning rate {join_some([f'{rate:g}' for rate in rates], most=3)}, gradients are not 0",
+            causes=(*causes, "optim.lr", "optim.scheduler", "optim.state"),
             where=FindingLocation(param=next(iter(still))),
             severity=None if max(rates) > 0 else "note",  # somebody has written the 0
         )
-
-
-def _list_causes(trial: Trial) -> tuple[str, ...]:
-    if trial.rate < _LOW_RATE * trial.highest_rate:
-        return "optim.scheduler", "optim.lr", "optim.state", "model.numerics"
-    if trial.dtype in SHORT:
-        return "model.numerics", "optim.lr", "optim.state"
-    return "optim.lr", "optim.scheduler", "optim.state"
 
 
 @rule(

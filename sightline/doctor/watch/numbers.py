@@ -210,7 +210,7 @@ class UpdateMonitor(Monitor):
         none = moves.new_zeros(())
         has_gradient = stack_numbers([none if g is None or not g.numel() else g.any().float() for g in gradients])
         sizes, highest = {name: values.numel() for name, values in now.items()}, self._highest[id(track)]
-        trial = Trial([], {}, 1, track.name, dtype, track.lr, highest)
+        trial = Trial([], {}, 1, dtype, track.lr, highest)
         if dtype in SHORT:
             yield from self._read_rounded(loop, track, before, now, dtype)
         numbers = torch.stack([each.to(moves.device) for each in (moves, norms, has_gradient)])
@@ -238,14 +238,15 @@ class UpdateMonitor(Monitor):
         return (some.to_dense() if some.is_sparse else some).flatten()[:_MAX_SLICE]
 
 
-def _judge_moves(trial: Trial, sizes: Mapping[str, int], is_first: bool, numbers: list[list[float]]) -> Iterator[Found]:
+def _judge_moves(trial: Trial, sizes: Mapping[str, int], is_early: bool, numbers: list[list[float]]) -> Iterator[Found]:
     """Judge how far an update has moved its matrices; the first may find momenta or rates of 0."""
     rows = zip(sizes.items(), *numbers, strict=True)
     moves = {
         name: Move(trial.rate, size, norm, moved, bool(has), moved == 0) for (name, size), moved, norm, has in rows
     }
-    for rule in (large_update,) if is_first else (large_update, no_update):
-        yield from find_by(rule, trial=trial._replace(moves=moves))
+    moved = trial._replace(moves=moves)
+    yield from find_by(large_update, trial=moved)
+    yield from () if is_early else find_by(no_update, trial=moved)
 
 
 def _choose_rows(parameter: Tensor) -> Tensor | None:

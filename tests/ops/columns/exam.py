@@ -1,4 +1,4 @@
-"""The exam of all public functions of `sightline.ops` in each way they are used, and its table in docs/ops.md.
+"""The exam of all public functions of `sightline.ops` in each way they are used, and its table in the reference.
 
     python -m tests.ops.columns [ROW ...] [--columns NAME,...]
 
@@ -22,7 +22,7 @@ from tests.ops.columns.peers import CLUSTER_ROWS, POINTNET2_ROWS, PYTORCH3D_ROWS
 from tests.ops.columns.points import POINT_ROWS
 from tests.ops.columns.rows import BY_VALUES, NO_BATCH, NO_FLOATS, NUMPY, RAGGED, Row
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "ops.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "ops.md"
 START, END = "<!-- exam: written by python -m tests.ops.columns -->\n", "\n<!-- end of exam -->"
 ROWS = [
     *POINT_ROWS,
