@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -11,22 +12,25 @@ from sightline.doctor import examine
 from sightline.doctor.finding import Fault, Finding
 from sightline.doctor.rules import Rule
 from sightline.doctor.watch.watch import Watch
+from tests.doctor.cells import list_cells
 
 Asked = dict[str, bool]
 """By the name of a rule that was asked: whether it gave an alarm, also one that was turned into a note since."""
 
 
+@cache
+def list_monitored() -> list[str]:
+    """List the rules that monitors of a loop give evidence to, by their names."""
+    judges = [judge for (_, subject), found in list_cells().items() if subject == "loop" for judge in found]
+    return sorted({f"doctor.rules.{judge.name}" for judge in judges if judge.askers})
+
+
 @contextmanager
 def recorded() -> Iterator[Asked]:
-    """Context in which the rules that judge are kept, also those that a monitor of a loop asks."""
+    """Context in which the rules that judge are kept; those that monitors ask are asked in each loop."""
     asked: Asked = {}
     grave: list[tuple[str, str, str]] = []
-    find, judge, build = Rule.find, examine._judge, Rule.build
-    publish = Watch._publish
-
-    def find_and_keep(rule: Rule, **evidence: Any) -> Iterator[Finding]:
-        yield from find(rule, **evidence)
-        asked.setdefault(rule.name, False)
+    judge, build, publish, leave = examine._judge, Rule.build, Watch._publish, Watch.__exit__
 
     def judge_and_keep(rule: Rule, evidence: Any, examination: Any) -> None:
         first = len(grave)
@@ -47,10 +51,15 @@ def recorded() -> Iterator[Asked]:
             if (code, summary) == (finding.code, finding.summary):
                 asked[name] = True
 
+    def leave_and_keep(watch: Watch, *error: Any) -> None:
+        leave(watch, *error)
+        for name in list_monitored() if watch._loop.step else ():
+            asked.setdefault(name, False)
+
     with (
-        mock.patch.object(Rule, "find", find_and_keep),
         mock.patch.object(examine, "_judge", judge_and_keep),
         mock.patch.object(Rule, "build", build_and_keep),
         mock.patch.object(Watch, "_publish", publish_and_keep),
+        mock.patch.object(Watch, "__exit__", leave_and_keep),
     ):
         yield asked

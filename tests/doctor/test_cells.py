@@ -25,15 +25,15 @@ def test_a_rule_that_reads_what_a_monitor_sees_judges_both() -> None:
     for code, name, monitors in (
         ("exchanged-axes", "model.exchanged_axes", ("LossMonitor", "PartMonitor")),
         ("attention", "model.softmax_axis", ("LossMonitor",)),
-        ("double-softmax", "loss.double_softmax", ("LossMonitor",)),
-        ("large-update", "optimiser.large_update", ("UpdateMonitor",)),
-        ("no-update", "optimiser.no_update", ("UpdateMonitor",)),
         ("attention", "model.padding_mask", ("PartMonitor",)),
         ("constant-output", "model.constant_output", ("OutputMonitor",)),
         ("not-optimised", "optimiser.not_optimised", ("ReachMonitor",)),
         ("same-label", "data.sorted_labels", ("LossMonitor",)),
         ("same-order", "data.same_order", ("OutputMonitor",)),
         ("unregistered", "model.unregistered", ("ReachMonitor",)),
+        ("double-softmax", "loss.double_softmax", ("LossMonitor",)),
+        ("large-update", "optimiser.large_update", ("UpdateMonitor",)),
+        ("no-update", "optimiser.no_update", ("UpdateMonitor",)),
     ):
         checked, watched = (
             [each for each in list_judges(code, subject) if each.name == name] for subject in ("module", "loop")

@@ -29,13 +29,13 @@ _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
     do="call zero_grad() before backward() or after step(), not between them",
 )
 def gradients_cleared(
-    optimizer: str, cleared: list[str], num_cleared: int, is_first: bool, are_zeros: bool
+    optimizer: str, cleared: list[str], num_cleared: int, num_updates: int, are_zeros: bool
 ) -> Fault | None:
     """Look for parameters that had a gradient after the backward pass, and have none, or zeros, at updates in a row.
 
     Those of one update may be cleared in a loop that has used others before: they were not finite.
     """
-    if num_cleared < (_NUM_ZERO if are_zeros else 2 - is_first):
+    if num_cleared < (_NUM_ZERO if are_zeros else min(1 + num_updates, 2)):
         return None
     if are_zeros:
         return Fault(

@@ -76,8 +76,8 @@ class OrderMonitor(Monitor):
         is_gone = bool(track.num_backward and had and not any(marks))
         number = self._num_cleared[id(track)] = self._num_cleared.get(id(track), 0) + 1 if is_gone else 0
         if is_gone:
-            words = {"optimizer": track.name, "cleared": had, "num_cleared": number}
-            yield from find_by(gradients_cleared, **words, is_first=track.num_updates == 0, are_zeros=False)
+            words = {"optimizer": track.name, "cleared": had, "num_cleared": number, "num_updates": track.num_updates}
+            yield from find_by(gradients_cleared, **words, are_zeros=False)
         both = zip(track.names, track.is_kept, track.is_added_to, strict=True)
         kept = [name for name, is_kept, is_added_to in both if is_kept and is_added_to]
         if kept and track.num_backward and track.kept_values is not None:
@@ -260,8 +260,8 @@ class ReachMonitor(Monitor):
             return
         norm, names = track.norm_after_backward, [*track.gradients]
         if is_marked and norm is not None and float(norm) > 0:
-            words = {"optimizer": track.name, "cleared": names, "num_cleared": number}
-            yield from find_by(gradients_cleared, **words, is_first=False, are_zeros=True)
+            words = {"optimizer": track.name, "cleared": names, "num_cleared": number, "num_updates": track.num_updates}
+            yield from find_by(gradients_cleared, **words, are_zeros=True)
         else:
             are_factors = len(names) > 1 and _are_all_zero(track.parameters.values())
             words = {"optimizer": track.name, "zero_gradients": names, "num_zero": number}
