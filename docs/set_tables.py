@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.areas.pose.sets.depth_sets import DepthSpec
-from sightline.config.faults import ConfigFaults
-from sightline.config.reader import read_with_bases
-from sightline.config.shipped import config_name, shipped_configs
+from sightline.config.own_config import configs_by_set
 from sightline.contract.catalogue import find_modules
 from sightline.contract.registry import data
 from sightline.contract.schema import Parameter, describe_type, signature_parameters
@@ -129,22 +127,11 @@ def _describe_layouts(layouts: Any) -> Iterator[str]:
 
 
 @functools.cache
-def _configs_by_set() -> dict[str, list[str]]:
-    """The shipped configs by the data set that they name."""
-    configs: defaultdict[str, list[str]] = defaultdict(list)
-    for name in (config_name(config.path) for config in shipped_configs() if config.path.startswith("configs/")):
-        faults = ConfigFaults()
-        tree: Any = read_with_bases(Path(name), faults).plain()
-        faults.raise_any()
-        configs[tree["data"]["name"]].append(name)
-    return configs
-
-
 def _list_configs(name: str) -> str:
     """The shipped configs of a set; where a folder has more than three, their common beginning and number."""
     preset = getattr(data.get_class(name), "preset", "")
     folders: defaultdict[str, list[str]] = defaultdict(list)
-    for config in _configs_by_set().get(name) or filter(None, [preset]):
+    for config in configs_by_set().get(name) or filter(None, [preset]):
         folders[config.partition("/")[0]].append(config)
     shown = (_name_configs(configs) for _, configs in sorted(folders.items()))
     return ", ".join(itertools.chain.from_iterable(shown))

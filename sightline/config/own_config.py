@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,18 @@ def list_presets(set_name: str, preset: str) -> list[str]:
     """List the shipped configs of a data set, those for a CPU first; `preset` alone, if it is one."""
     if preset:
         return [preset]
-    names = [config_name(config.path) for config in shipped_configs()]
-    own = [name for name in names if Path(name).name.startswith(f"{set_name}_")]
-    return sorted(own, key=lambda name: (not name.endswith("_cpu"), name))
+    return sorted(configs_by_set().get(set_name, []), key=lambda name: (not name.endswith("_cpu"), name))
+
+
+def configs_by_set() -> dict[str, list[str]]:
+    """Return the names of the shipped configs of `configs/` by the data set that they name."""
+    configs: defaultdict[str, list[str]] = defaultdict(list)
+    for name in (config_name(config.path) for config in shipped_configs() if config.path.startswith("configs/")):
+        faults = ConfigFaults()
+        tree: Any = read_with_bases(Path(name), faults).plain()
+        faults.raise_any()
+        configs[tree["data"]["name"]].append(name)
+    return dict(configs)
 
 
 def render_over(preset: str, overrides: Sequence[str], *, heading: Sequence[str] = ()) -> str:

@@ -30,7 +30,7 @@ from sightline.doctor.score import make_score
 from sightline.doctor.sections import make_sections
 from sightline.doctor.snapshots import preserve_state
 from sightline.doctor.sources import locate_findings
-from sightline.doctor.step_form import observe_step
+from sightline.doctor.step_form import can_take, observe_step
 from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
 from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
@@ -150,6 +150,9 @@ def _examine_module(
     with _leave_as_it_is(model, loss, step, loader, evaluation):
         with record_readings(loader) as readings:
             batches = read_batches(list_batches(loader))
+            if step is not None and isinstance(loader, list) and batches[0] is loader:
+                is_one = can_take(model, step, loader) or not can_take(model, step, loader[0])
+                batches = batches if is_one else read_batches(loader)
         subject = make_subject(model, loss, batches, optimizer, step=step, loader=loader, evaluation=evaluation)
         sections = make_sections(subject, [move(batch, subject.model) for batch in batches], readings)
         subject = dataclasses.replace(subject, sections=sections)

@@ -266,6 +266,12 @@ def observe_step(model: nn.Module, step: Step, batch: Any) -> Form:
     return cast(Form, form)
 
 
+def can_take(model: nn.Module, step: Step, batch: Any) -> bool:
+    """Return True if a step of a copy of its model ends without an exception."""
+    parts = {"model": model, "copied": copy_module(model).train(), "company": Company(step, model), "step": step}
+    return not isinstance(attempt("step", observe_run, {**parts, "batch": batch}), MissingError)
+
+
 def observe_section(form: StepForm, step: Step, section: Any) -> Form:
     """Find the form of a step as a function of a section of its batch, of which the loss is the same.
 

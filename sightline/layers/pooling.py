@@ -252,7 +252,7 @@ class LinearNormMax(LinearNorm):
 
     def forward(self, values: Tensor) -> Tensor:
         """Map values (B, N, in_channels) -> (B, out_channels), with means (B, 2 * out_channels)."""
-        lowered, norm = cpu_autocast_dtype(), self.norm
+        lowered, norm = cpu_autocast_dtype(values), self.norm
         if (
             not self.fused
             or lowered == torch.float16

@@ -456,7 +456,7 @@ class VectorAttention(PlainVectorAttention):
 
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
         """Map features (P, C) -> (P, C) over the edges (P, K)."""
-        weights, lowered = self._weights(), cpu_autocast_dtype()
+        weights, lowered = self._weights(), cpu_autocast_dtype(features)
         wants_positions = edges.relative.requires_grad and torch.is_grad_enabled()
         is_kernels = lowered != torch.float16 and can_use_numba(features, edges.relative, *weights, extra_dtype=lowered)
         if wants_positions or not is_kernels:

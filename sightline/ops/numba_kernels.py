@@ -208,9 +208,10 @@ def _announce_compilation() -> None:
         sys.stderr.write("compiling kernels for this CPU, once after an installation\n")
 
 
-def cpu_autocast_dtype() -> torch.dtype | None:
-    """Return the dtype to which autocast lowers matrix products on the CPU; None outside of it."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+def cpu_autocast_dtype(values: Tensor) -> torch.dtype | None:
+    """Return the dtype to which autocast lowers products of `values` on the CPU; None for float64 and outside of it."""
+    is_lowered = torch.is_autocast_enabled("cpu") and values.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if is_lowered else None
 
 
 def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> bool:

@@ -183,10 +183,10 @@ def list_errors(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def format_interval(interval: Mapping[str, Any]) -> str:
-    """Format the interval of a class, or say that one sample gives none."""
+    """Format the interval of a class, to the four decimals that its figure has, or say that one sample gives none."""
     if interval["low"] is None:
         return "one sample: no interval"
-    return f"{interval['low']:.3g} to {interval['high']:.3g}"
+    return f"{round(interval['low'], 4):.3g} to {round(interval['high'], 4):.3g}"
 
 
 def format_with_unit(name: str, value: float | None) -> str:

@@ -57,8 +57,8 @@ from tests.runtime import odd_healthy_loops as odd
 
 SHARED = Path(os.environ.get("SIGHTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 EXAMS = SHARED / "exams"
-REPORTS = Path(__file__).parent / "reports"
-ORDINARY = Path(__file__).parent / "ordinary"
+SCRIPTS = tuple(Path(__file__).parent / name for name in ("reports", "reports2", "ordinary"))
+"""Folders of scripts that have both forms, and stand here."""
 Subject = Callable[[int], object]
 """Runs with a seed, and calls `sightline.check` and `sightline.watch` as a user would."""
 
@@ -368,11 +368,10 @@ def _list_scripts() -> Iterator[Row]:
             "script", f"public/{path.stem}", partial(_run_public, path), twin=f"script/public/{twin}_ok", **more
         )
     yield from _list_plain_scripts(answers)
-    for path in sorted(REPORTS.glob("[!_]*.py")):
-        yield from _make_pair("script", f"reports/{path.stem}", partial(_run_main, path), (), "run")
-    for path in sorted(ORDINARY.glob("[!_]*.py")):
-        known = answers[f"ordinary/{path.stem.partition('_')[0]}"].causes
-        yield from _make_pair("script", f"ordinary/{path.stem}", partial(_run_main, path), known)
+    for path in (path for folder in SCRIPTS for path in sorted(folder.glob("[!_]*.py"))):
+        known = answers.get(f"{path.parent.name}/{path.stem.partition('_')[0]}", Answer()).causes
+        name = f"{path.parent.name}/{path.stem}"
+        yield from _make_pair("script", name, partial(_run_main, path), known, "" if known else "run")
 
 
 def _list_plain_scripts(answers: Mapping[str, Answer]) -> Iterator[Row]:

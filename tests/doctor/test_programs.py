@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import Tensor
 
 import sightline
 from tests.doctor.cases import ROWS
@@ -17,7 +20,10 @@ from tests.marks import long_but
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROW_IDS = [row.id.removeprefix("program/") for row in ROWS if row.kind == "program"]
-DAILY = ("fields_with_ignored_frames", "molecules_as_graphs", "transcripts", "boxes_of_each_image", "clipped_policy")
+DAILY = (
+    *("fields_with_ignored_frames", "molecules_as_graphs", "transcripts", "boxes_of_each_image", "clipped_policy"),
+    *("equation_of_a_rod", "student_of_its_average"),
+)
 """Programs that are asked in `make test`, in all ways."""
 ENOUGH = 0.9
 """Share of the relations of the plain form that are asked of the program as it is."""
@@ -54,6 +60,22 @@ def test_nothing_is_found_in_a_program_and_no_measurement_fails(row: str) -> Non
     alarms = observe(lambda: WAYS[way](PROGRAMS[name]()))
     found = [alarm.text for alarm in alarms if alarm.severity != "note"]
     assert found == []
+
+
+def take_bits(program: Program, *, is_watched: bool) -> list[Tensor]:
+    """Train an epoch; return all numbers of its models, and the state of the generator."""
+    models = program.watched or program.model
+    optimizers = program.optimizers or program.optimizer
+    with sightline.watch(models, optimizer=optimizers) if is_watched else nullcontext():
+        program.train(1)
+    states = [model.state_dict() for model in (models.values() if isinstance(models, Mapping) else [models])]
+    return [*itertools.chain(*(state.values() for state in states)), torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("name", long_but(("equation_of_a_rod", "learning_to_learn"), PROGRAMS))
+def test_a_program_has_the_same_bits_under_watch(name: str) -> None:
+    plain, watched = (take_bits(PROGRAMS[name](), is_watched=is_watched) for is_watched in (False, True))
+    assert all(map(torch.equal, plain, watched))
 
 
 def list_asked(way: str, program: Program) -> dict[str, str]:

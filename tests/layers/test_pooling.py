@@ -119,6 +119,16 @@ def test_half_precision_other_than_bfloat16_takes_the_plain_form() -> None:
         assert torch.equal(fused(values), plain(values))
 
 
+@KINDS
+def test_float64_is_not_lowered(kind: str) -> None:
+    """As torch's own products, which autocast leaves in float64."""
+    fused = pair_of_layers(kind)[1].double()
+    values = torch.randn(3, 9, 6, dtype=torch.float64)
+    expected = fused(values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fused(values), expected)
+
+
 def test_a_channel_of_little_variance_keeps_its_digits() -> None:
     """Inputs of deviation 1 that a channel's weights cancel to 1e-4 of it: the plain form in float64 is the truth."""
     torch.manual_seed(0)

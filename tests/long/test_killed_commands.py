@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +108,6 @@ def test_the_same_words_after_a_kill_leave_what_an_unbroken_call_leaves(name: st
         started = start(place)
         started.processes[0].join(draw.uniform(0.1, 1.0) * whole_s)
         if started.is_alive():
-            os.killpg(started.pid, signal.SIGKILL)
+            started.kill()
         assert_all_end(in_session(started.pid), within_s=10.0)
         assert finish(place) == unbroken, f"kill {number}: {place.with_suffix('.log').read_text()[-2000:]}"

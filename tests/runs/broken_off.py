@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -100,6 +101,12 @@ class Forked:
 
     def is_alive(self) -> bool:
         return all(process.is_alive() for process in self.processes)
+
+    def kill(self) -> None:
+        """End the first process and its session by SIGKILL; one that leads no session yet has no children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.processes[0].kill()
 
     def wait(self, timeout_s: float = 60.0) -> tuple[int, str]:
         """The exit code of the first process that failed, or 0, and what all of them printed."""

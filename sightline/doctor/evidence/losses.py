@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -412,35 +413,42 @@ def class_weights(subject: Subject, passed: Pass, labelled: list[Labelled]) -> l
     return found
 
 
-@measure(passes=1)
-def sees_ahead(subject: Subject, labelled: list[Labelled]) -> dict[str, bool]:
-    """Change the later half of each integer input of rows of tokens: do outputs of the earlier half change?"""
+class Seen(NamedTuple):
+    """Whether outputs of a place depend on the token of the place itself, and on later ones."""
+
+    own: bool
+    later: bool
+
+
+@measure(passes=2)
+def seen_tokens(subject: Subject, labelled: list[Labelled]) -> dict[str, Seen]:
+    """Change the first token of each integer input of rows of tokens, and their later half: which outputs change?"""
     inputs = subject.batches[0].inputs
     shapes = {item.wanted.shape for item in labelled if item.wanted.ndim == 2}
     tokens = [(p, t) for p, t in dense_leaves(inputs) if t.dtype == torch.long and t.shape in shapes]
     if not tokens:
         raise NotApplicableError("no tokens with a label each")
     model = subject.copy("eval")
+
+    def run(changed: object) -> dict[str, Tensor]:
+        seed_all(0)
+        return dict(dense_leaves(subject.call(model, changed)))
+
     found = {}
     with torch.no_grad():
-        seed_all(0)
-        before = dict(dense_leaves(subject.call(model, inputs)))
+        before = run(inputs)
         for path, values in tokens:
-            half = values.shape[1] // 2
-            changed = torch.cat((values[:, :half], values[:, half:].roll(1, 0)), 1)
-            seed_all(0)
-            after = dict(dense_leaves(subject.call(model, replace_leaf(inputs, path, changed))))
             rows, num = values.shape
-            found[path] = any(
-                not torch.allclose(_cut(t, rows, num, half), _cut(after[p], rows, num, half), atol=1e-6)
-                for p, t in before.items()
-                if t.numel() % (rows * num) == 0 and t.is_floating_point()
-            )
+            each = [p for p, t in before.items() if t.numel() % (rows * num) == 0 and t.is_floating_point()]
+            moves = []
+            for changes, end in ((slice(0, 1), 1), (slice(num // 2, num), num // 2)):
+                changed = values.clone()
+                changed[:, changes] = values[:, changes].roll(1, 0)
+                after = run(replace_leaf(inputs, path, changed))
+                cuts = [[outputs[p].reshape(rows, num, -1)[:, :end] for outputs in (before, after)] for p in each]
+                moves.append(not all(torch.allclose(old, new, atol=1e-6) for old, new in cuts))
+            found[path] = Seen(*moves)
     return found
-
-
-def _cut(tensor: Tensor, rows: int, num: int, half: int) -> Tensor:
-    return tensor.reshape(rows, num, -1)[:, :half]
 
 
 @measure(passes=1)
@@ -485,7 +493,9 @@ _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "logit": lambda shares: shares.double().clamp(1e-12, 1 - 1e-12).logit().to(shares),
     "": lambda shares: shares,
 }
-_FACTORS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+_FACTORS = tuple(2.0**power for power in range(-5, 4))
+_NARROWED = 6
+"""Temperatures that are tried at first, and how often the way to their neighbours is halved."""
 
 
 class Shares(NamedTuple):
@@ -510,19 +520,16 @@ def soft_targets(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Sh
                 continue
             other = replace_leaf(passed.batch.target, path, target.roll(1, 0))
             links = _LINKS.values() if bool((target >= 0).all()) else (_LINKS[""],)
-            places = [link(target) * factor for link in links for factor in _FACTORS]
-            asked = [_ask_addends(subject, passed, slope, outputs, None) for outputs in places]
-            nulls = [_ask_addends(subject, passed, slope, outputs.roll(1, 0), None) for outputs in places]
+            ask = partial(_ask_addends, subject, passed, slope)
             larger = replace_leaf(passed.batch.target, path, 2 * target)
-            equal, *changed = (_ask_addends(subject, passed, slope, target * 0, t) for t in (None, other, larger))
+            equal, *changed = (ask(target * 0, t) for t in (None, other, larger))
             for place, gradient in enumerate(equal):
                 if gradient is None or any(torch.allclose(gradient, c[place], 1e-4, 1e-9) for c in changed):  # type: ignore[arg-type]
                     continue
-                ratios = [
-                    float(own[place].norm()) / max(float(null[place].norm()), 1e-12)  # type: ignore[union-attr]
-                    for own, null in zip(asked, nulls, strict=True)
-                ]
-                found.append(Shares(slope.path, place, min(ratios)))
+                if int((gradient != 0).flatten(1).sum(1).max()) < 2:  # the value of one action, say
+                    continue
+                least = min(_find_least(ask, place, link(target)) for link in links)
+                found.append(Shares(slope.path, place, least))
     if not found:
         raise NotApplicableError("no shares as targets")
     return found
@@ -535,6 +542,20 @@ def _is_of_classes(slope: Slope, target: Tensor, passed: Pass) -> bool:
         return float((target.sum(1) - 1).abs().max()) < 1e-3 and not is_hard
     others = [t for _, t in dense_leaves(passed.batch.target) if not t.is_floating_point()]
     return target.ndim == 2 and any(t.shape == target.shape[:1] and int(t.max()) < target.shape[1] for t in others)
+
+
+def _find_least(ask: Callable[[Tensor, object], list[Tensor | None]], place: int, scores: Tensor) -> float:
+    """Find the least gradient of an addend at scores times any factor, over that at the scores of other samples."""
+
+    def compare(factor: float) -> float:
+        own, null = (ask(outputs, None)[place] for outputs in (factor * scores, factor * scores.roll(1, 0)))
+        return float(own.norm()) / max(float(null.norm()), 1e-12)  # type: ignore[union-attr]
+
+    least, best = min((compare(factor), factor) for factor in _FACTORS)
+    for halvings in range(1, _NARROWED):
+        step = 2.0 ** (0.5**halvings)
+        least, best = min((least, best), *((compare(factor), factor) for factor in (best / step, best * step)))
+    return least
 
 
 def _ask_addends(subject: Subject, passed: Pass, slope: Slope, outputs: Tensor, target: object) -> list[Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.evidence.levels import FreeLoss, Levels
-from sightline.doctor.evidence.losses import SHARES, SIGNED, Addend, Certain, Free, Labelled, Shares, Squashed
+from sightline.doctor.evidence.losses import SHARES, SIGNED, Addend, Certain, Free, Labelled, Seen, Shares, Squashed
 from sightline.doctor.evidence.numerics import Descent
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
@@ -298,20 +298,21 @@ def target_units(best_numbers: list[tuple[str, Tensor, Tensor, float, float]]) -
     holds="an output does not see its own label among the inputs",
     do="shift the targets by one (inputs[:, :-1], targets[:, 1:]), or mask what comes next in the attention",
 )
-def label_is_input(labelled: list[Labelled], sees_ahead: dict[str, bool], passed: Pass) -> Iterator[Fault]:
+def label_is_input(labelled: list[Labelled], seen_tokens: dict[str, Seen], passed: Pass) -> Iterator[Fault]:
     """Find labels that equal the token at the same place of a causal model, or the next one in a model that sees it."""
-    tokens = {path: t for path, t in dense_leaves(passed.batch.inputs) if path in sees_ahead}
+    tokens = {path: t for path, t in dense_leaves(passed.batch.inputs) if path in seen_tokens}
     for item in labelled:
         pulled, counted = item.gradient.argmin(-1), item.is_counted
         for path, values in tokens.items():
             if values.shape != pulled.shape or item.agreement[0] < 0.95:
                 continue
             for ahead in range(3):
+                is_seen = seen_tokens[path].later if ahead else seen_tokens[path] == Seen(own=True, later=False)
                 end = values.shape[1] - ahead
                 is_asked = counted[:, :end]
                 answers = values[:, ahead:][is_asked]
                 share = float((pulled[:, :end][is_asked] == answers).double().mean())
-                if share == 1.0 and len(answers.unique()) > 3 and sees_ahead[path] == (ahead > 0):
+                if share == 1.0 and len(answers.unique()) > 3 and is_seen:
                     yield Fault(
                         "each label is a token that the model sees" + (" ahead" if ahead else " at the same place"),
                         measured=f"{len(answers)} labels equal the input {ahead} places later".replace(" 0 p", " 0 p"),

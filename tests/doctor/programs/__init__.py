@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.doctor.programs import clouds_and_graphs, images, representations, sequences, tables
+from tests.doctor.programs import clouds_and_graphs, images, representations, sequences, tables, unusual
 from tests.doctor.programs.program import FORMS, PROGRAMS, PlainForm, Program
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "representations",
     "sequences",
     "tables",
+    "unusual",
 ]
