@@ -143,7 +143,7 @@ class Metric(ABC):
     with slots names them in `slots` and takes `num_samples` in `new_state`, one more than the largest index that it
     will get. If samples have any number of rows each, such as detections, `rows` names float64 states (0, 1 + K) that
     `update` extends by `append_rows`; they are gathered, in the order of samples. All methods but the first two get the
-    reduced state of a whole split.
+    reduced state of a whole split, and read nothing that `update` has set on the metric: it may have run elsewhere.
     """
 
     higher_is_better: bool | Mapping[str, bool] | None = None
@@ -213,7 +213,8 @@ class MeanMetric(Metric):
     rounded once: the figure has the same bits in batches of any size and order, and on any number of processes.
 
     `update` raises ValueError for anything but a number per sample, for values that are not finite, for weights below
-    0, and for values on another device than the batch.
+    0, and for values on another device than the batch. A mean over all points of joined clouds has
+    the mean of each cloud as its value, and the number of its points as the weight.
 
     >>> import torch
     >>> import sightline

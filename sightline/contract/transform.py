@@ -13,6 +13,10 @@ from sightline.contract.types import Field
 class Transform(ABC):
     """Transform: a pure function of a batch and its random streams, from the fields it names to those it changes.
 
+    The first axis of each field is the batch; clouds of different sizes come one by one. A field with a default, such
+    as `normals: Tensor | None = None`, may be missing. In a notebook, `Draws.from_seed(0, num_samples=B)` gives the
+    streams.
+
     One that returns further fields declares them in `adds`. One that drops or reorders points declares it by
     `chooses_points = True`: a data set with another field of points is then refused, whose rows it would part from
     them.

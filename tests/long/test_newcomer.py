@@ -12,6 +12,7 @@ from PIL import Image
 
 from sightline.config.shipped import copy_shipped
 from tests.command import run_here
+from tests.long.page_data import write_room
 from tests.runs.mistakes import CONFIG
 from tests.runs.newcomer import write_sixty
 from tests.runs.test_newcomer import CONTROLS, done
@@ -76,20 +77,8 @@ def test_a_folder_of_scans(folder: Path, shared: Path) -> None:
     assert "give a YAML file" in refused("describe", "scans")[0]
 
 
-def write_room(path: Path, generator: np.random.Generator, *, is_labelled: bool) -> None:
-    """A floor, a wall and a box in metres, with colours of 0 to 255 and, if asked, labels as the last column."""
-    sizes, width = (500, 300, 200), generator.uniform(3, 5)
-    floor = generator.uniform(0, width, (sizes[0], 3)) * [1, 1, 0]
-    wall = generator.uniform(0, width, (sizes[1], 3)) * [0, 1, 0.5]
-    box = generator.uniform(1, 2, (sizes[2], 3)) * [1, 1, 0.4]
-    colours = np.repeat([[120, 90, 60], [220, 220, 220], [30, 60, 200]], sizes, axis=0)
-    colours = (colours + generator.integers(-30, 30, colours.shape)).clip(0, 255)  # one a class would tell the class
-    table = np.column_stack([np.concatenate([floor, wall, box]), colours, np.repeat([0, 1, 2], sizes)])
-    np.savetxt(path, table if is_labelled else table[:, :6], fmt="%.4f")
-
-
 def test_a_folder_of_rooms(folder: Path) -> None:
-    """As docs/topics/clouds.md has it, with a smaller network; rooms to predict have no labels yet."""
+    """As the page of rooms has it, with a smaller network; rooms to predict have no labels yet."""
     generator = np.random.default_rng(0)
     for split, names in {"train": ODD, "test": ("kitchen é", "hall")}.items():
         (folder / "scans" / split).mkdir(parents=True)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.command import succeed
 from tests.doc_blocks import OTHER_PAGES, ROOT, TOUR, blocks_of, lay_out, run_block
+from tests.long.page_data import WRITERS
 from tests.long.report_pictures import FOLDER, MAX_BYTES, RUNS, make_page, take_picture
 from tests.view.test_browser import BROWSER
 
@@ -38,6 +39,8 @@ def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
     succeed("train", *TOUR_RUN, "--no-check", "--out", "runs/tour")
+    if page.stem in WRITERS:
+        WRITERS[page.stem](tmp_path)
     for block in blocks_of(page):
         if block.needs is None:
             run_block(block)

@@ -16,13 +16,13 @@ from tests.command import run_here, succeed
 from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, write_folder
 
-PAGE = ROOT / "docs" / "manual" / "own_data.md"
+PAGE = ROOT / "docs" / "manual" / "data_clouds.md"
 TINY = ("train.epochs=2", "model.dropout=0.0", "log.every=100", "--no-check")
 """The recipe is run whole by hand (the page says how long it takes); here it is enough that it runs."""
 
 
 def commands() -> list[list[str]]:
-    """The first commands of the page: prepare, info, check, view, train, evaluate, predict."""
+    """The first commands of the page: info, prepare, view, check, train, evaluate, predict."""
     block = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[0]
     return [shlex.split(line)[1:] for line in block.strip().split("\n")]
 
@@ -35,11 +35,11 @@ def work_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        prepare, info, check, view, train, evaluate, predict = commands()
-        succeed(*prepare)
+        info, prepare, view, check, train, evaluate, predict = commands()
         assert "up_axis: z" in succeed(*info).out
-        succeed(*check)
+        succeed(*prepare)
         succeed(*view)
+        succeed(*check)
         succeed(*train, *TINY)
         succeed(*evaluate, "--json", "scores.json")
         succeed(*predict)
