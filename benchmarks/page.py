@@ -1,7 +1,7 @@
-"""Tables of docs/results/bench.md from documents of `python -m benchmarks`: a row for each implementation.
+"""Rows of docs/results/tables/bench.csv from documents of `python -m benchmarks`: one for each implementation.
 
     python -m benchmarks --json default.json; python -m benchmarks --keep-memory --json kept.json
-    python -m benchmarks.page default.json kept.json > tables.md
+    python -m benchmarks.page default.json kept.json > bench.csv
 
 The first ratio of a row is the one beside the fastest package of its case. Of the first document every row is shown; a
 second one of the same cases, with malloc keeping what is freed, adds its ratios. A row that a later document of the
@@ -10,6 +10,7 @@ same settings repeats is replaced: `default.json+again.json`.
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
-HEAD = ("case/form", "beside the best to install", "beside the baseline", "peak MiB, ours/baseline's")
+HEAD = ("suite/case/form", "beside the best to install", "beside the baseline", "peak MiB, ours/baseline's")
 KEPT = "both with kept memory"
 PACKAGES = {
     "scipy_ckdtree": "SciPy's cKDTree",
@@ -48,21 +49,19 @@ LOOPS = ("masked_loop", "plain_loop", "plain_loop_by_class", "per_shape", "loop"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the tables of one or two groups of documents, a table for each suite."""
+    """Print the rows of one or two groups of documents as CSV."""
     missing = [name for group in arguments for name in group.split("+") if not Path(name).is_file()]
     if missing or not arguments:
         sys.exit(f"no such file: {', '.join(missing)}" if missing else __doc__)
     default, *rest = ([json.loads(Path(name).read_text()) for name in group.split("+")] for group in arguments)
     rows, kept = merge_rows(default), merge_rows(rest[0]) if rest else {}
-    for suite in dict.fromkeys(name.partition("/")[0] for name in rows):
-        head = (*HEAD, *[KEPT] * bool(rest))
-        lines = [head, ("---",) * len(head)]
-        for name, row in rows.items():
-            if name.startswith(f"{suite}/") and name.rpartition("/")[2] not in PACKAGES:
-                again = [" ".join(format_ratios(name, kept, is_short=True)) if name in kept else ""] if rest else []
-                sizes = "/".join(format_mebibytes(row[key]) for key in ("peak_bytes", "baseline_peak_bytes"))
-                lines.append((name.partition("/")[2], *format_ratios(name, rows), sizes, *again))
-        print(f"### {suite}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")  # noqa: T201
+    lines = csv.writer(sys.stdout, lineterminator="\n")
+    lines.writerow((*HEAD, *[KEPT] * bool(rest)))
+    for name, row in rows.items():
+        if name.rpartition("/")[2] not in PACKAGES:
+            again = [" ".join(format_ratios(name, kept, is_short=True)) if name in kept else ""] if rest else []
+            sizes = "/".join(format_mebibytes(row[key]) for key in ("peak_bytes", "baseline_peak_bytes"))
+            lines.writerow((name, *format_ratios(name, rows), sizes, *again))
 
 
 def merge_rows(documents: Sequence[Mapping[str, Any]]) -> dict[str, Row]:

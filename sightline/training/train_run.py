@@ -301,14 +301,14 @@ class _TrainRun:
             with missing_keys_explained(session.config, session.job.model):
                 raise
         except (NonFiniteGradientError, NonFiniteStateError) as error:
-            from sightline.workbench.check.non_finite_rules import diagnose_non_finite
+            from sightline.workbench.check.non_finite import diagnose_non_finite
 
             finding = diagnose_non_finite(error, self._world)
             end_findings(session, finding)
             raise RunError(str(finding)) from error
         except ValueError as error:
             from sightline.workbench.check.first_step_rules import explain_failure
-            from sightline.workbench.check.non_finite_rules import explain_fault
+            from sightline.workbench.check.non_finite import explain_fault
 
             if "more than 1 value per channel" in str(error):
                 raise RunError(f"step {session.job.step}: {error}; {explain_failure(error)[1]}") from error

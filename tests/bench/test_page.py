@@ -1,7 +1,8 @@
-"""Tables of the page of benchmarks: a row for each implementation, ratios with and without kept memory."""
+"""The table of benchmarks: a row for each implementation, ratios with and without kept memory."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,12 @@ def test_rows_of_both_settings_are_joined_and_repeated_ones_replaced(
     for name, rows in documents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"cases": rows}))
     main([f"{tmp_path}/default.json+{tmp_path}/again.json", f"{tmp_path}/kept.json"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("###")] == ["### geometry", "### models"]
-    assert [line for line in lines if line.startswith("| knn")] == [
-        "| knn/sightline | 1.50 faiss' flat index | 3.00 plain | 1/? | - 2.50 |"
+    lines = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert [line for line in lines if line[0].startswith("geometry/knn")] == [
+        ["geometry/knn/sightline", "1.50 faiss' flat index", "3.00 plain", "1/?", "- 2.50"]
     ]
     unmeasured = "-; PyTorch3D's ball_query: not measured"
-    assert f"| ball_32/sightline | {unmeasured} | 9.00 plain_loop, a loop in Python | 1/? |  |" in lines
-    assert "| step/sightline | - | 2.00 plain | 1/? |  |" in lines
+    assert ["geometry/ball_32/sightline", unmeasured, "9.00 plain_loop, a loop in Python", "1/?", ""] in lines
+    assert ["models/step/sightline", "-", "2.00 plain", "1/?", ""] in lines
     main([f"{tmp_path}/kept.json"])
-    assert "| knn/sightline | - | 2.50 plain | 1/? |" in capsys.readouterr().out
+    assert "geometry/knn/sightline,-,2.50 plain,1/?" in capsys.readouterr().out

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
 from sightline.doctor import examine
 from sightline.doctor.finding import Fault, Finding
 from sightline.doctor.rules import Rule
-from sightline.doctor.rules.events import _EVENTS
 from sightline.doctor.watch.watch import Watch
+from tests.doctor.cells import list_cells
 
 Asked = dict[str, bool]
 """By the name of a rule that was asked: whether it gave an alarm, also one that was turned into a note since."""
 
 
+@cache
+def list_monitored() -> list[str]:
+    """List the rules that monitors of a loop give evidence to, by their names."""
+    judges = [judge for (_, subject), found in list_cells().items() if subject == "loop" for judge in found]
+    return sorted({f"doctor.rules.{judge.name}" for judge in judges if judge.askers})
+
+
 @contextmanager
 def recorded() -> Iterator[Asked]:
-    """Context in which the rules that judge are kept; events of a loop are asked in each that has an update."""
+    """Context in which the rules that judge are kept; those that monitors ask are asked in each loop."""
     asked: Asked = {}
     grave: list[tuple[str, str, str]] = []
     judge, build, publish, leave = examine._judge, Rule.build, Watch._publish, Watch.__exit__
@@ -45,8 +53,8 @@ def recorded() -> Iterator[Asked]:
 
     def leave_and_keep(watch: Watch, *error: Any) -> None:
         leave(watch, *error)
-        for each in _EVENTS.values() if watch._loop.step else ():
-            asked.setdefault(each.name, False)
+        for name in list_monitored() if watch._loop.step else ():
+            asked.setdefault(name, False)
 
     with (
         mock.patch.object(examine, "_judge", judge_and_keep),

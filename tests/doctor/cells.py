@@ -2,7 +2,7 @@
 
 `python -m tests.doctor.cells` writes it to docs/inside/codes_by_subject.md. All of it is read from the code: a rule is
 asked of a subject that offers what its measurements begin from; what a subject offers, the rules that are asked by
-`find_by`, and the monitors that report events are found in the sources.
+`find_by`, and who asks them are found in the sources.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from sightline.doctor.check import examine_subject
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.rules import Rule
-from sightline.doctor.rules.events import _READS as EVENT
 from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
 from sightline.verbs.output import print_note
@@ -40,21 +39,14 @@ GIVERS: Mapping[str, tuple[Callable[..., Any], ...]] = {
 
 
 class Judge(NamedTuple):
-    """What judges a code: a rule with what it reads, or the events that monitors report; and who asks it, if known."""
+    """What judges a code: a rule with what it reads, and who asks it, if known."""
 
     name: str
     reads: tuple[str, ...]
     askers: tuple[str, ...] = ()
 
-    @property
-    def is_event(self) -> bool:
-        """True for events of a loop, which monitors report ready."""
-        return self.reads == EVENT
-
     def __str__(self) -> str:
         askers = ", ".join(self.askers)
-        if self.is_event:
-            return f"events of {askers}"
         return f"`{self.name}`: {', '.join(self.reads)}{f', by {askers}' if askers else ''}"
 
 
@@ -71,9 +63,8 @@ def list_cells() -> Cells:
             asked[name, subject].add(asker)
     given = {subject: {key for each in givers for key in list_given(each)} for subject, givers in GIVERS.items()}
     for rule in all_rules():
-        is_event = rule.reads == EVENT
         for subject, names in given.items():
-            askers = tuple(sorted(asked.get((rule.code if is_event else rule.judge.__name__, subject), ())))
+            askers = tuple(sorted(asked.get((rule.judge.__name__, subject), ())))
             if askers or Evidence(dict.fromkeys(names), math.inf).offers(rule.reads):
                 cells.setdefault((rule.code, subject), []).append(Judge(_name(rule), rule.reads, askers))
     return cells
@@ -115,16 +106,10 @@ def _list_calls(path: Path, name: str) -> Iterator[tuple[ast.stmt, ast.Call]]:
 
 
 def _list_askers(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the rules that a file asks itself by `find_by`, and the codes of events that it reports, each with who."""
+    """Yield the rules that a file asks itself by `find_by`, each with who."""
     for part, call in _list_calls(path, "find_by"):
         if isinstance(call.args[0], ast.Name):
             yield from ((call.args[0].id, asker) for asker in _find_monitors(path, part))
-    for part, call in _list_calls(path, "report") if path.is_relative_to(WATCH) else ():
-        first = call.args[0]
-        is_chosen = isinstance(first, ast.Starred)  # of pairs of a code and a row
-        pairs = [node.elts for node in ast.walk(part) if isinstance(node, ast.Tuple)] if is_chosen else [[first]]
-        codes = {str(words[0].value) for words in pairs if words and isinstance(words[0], ast.Constant)}
-        yield from ((code, asker) for code in codes for asker in _find_monitors(path, part))
 
 
 def _find_monitors(path: Path, part: ast.stmt) -> set[str]:
@@ -153,34 +138,19 @@ def _list_names(part: ast.stmt) -> list[str]:
 
 
 def count() -> dict[str, int]:
-    """Count codes and cells, cells with several judges, and codes with events that rules judge from other evidence."""
+    """Count codes and cells, and cells with several judges."""
     cells = list_cells()
     return {
         "codes": len({code for code, _ in cells}),
         "cells": len(cells),
         "several": sum(len(judges) > 1 for judges in cells.values()),
-        "events": len(list_doubles(with_rules=False)),
-        "doubles": len(list_doubles()),
     }
-
-
-def list_doubles(*, with_rules: bool = True) -> list[str]:
-    """List the codes with events of a loop; `with_rules`, those alone that rules judge from other evidence, too."""
-    judges = defaultdict[str, list[Judge]](list)
-    for (code, _), found in list_cells().items():
-        judges[code] += found
-    kinds = {code: {judge.is_event for judge in found} for code, found in judges.items()}
-    return sorted(code for code, kind in kinds.items() if True in kind and (False in kind or not with_rules))
 
 
 def write_table() -> str:
     """Write the table, below the numbers of its cells."""
     cells, numbers = list_cells(), count()
-    text = (
-        f"{numbers['codes']} codes, {numbers['cells']} cells, {numbers['several']} of them with several rules. "
-        f"{numbers['events']} codes have events; of these rules judge {numbers['doubles']} from other evidence, too: "
-        f"{', '.join(f'`{code}`' for code in list_doubles())}."
-    )
+    text = f"{numbers['codes']} codes, {numbers['cells']} cells, {numbers['several']} of them with several rules."
     lines = [f"| code | {' | '.join(f'a {subject}' for subject in GIVERS)} |", f"|---{'|---' * len(GIVERS)}|"]
     for code in sorted({code for code, _ in cells}):
         judged = ("<br>".join(map(str, cells.get((code, subject), ()))) for subject in GIVERS)

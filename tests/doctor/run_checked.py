@@ -13,7 +13,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import start_world
 from sightline.engine.loop import train
 from sightline.engine.train import NonFiniteGradientError
-from sightline.workbench.check.non_finite_rules import diagnose_non_finite
+from sightline.workbench.check.non_finite import diagnose_non_finite
 from sightline.workbench.check.suite import run_quick
 from tests.doctor.planting import Wrapped, with_data
 

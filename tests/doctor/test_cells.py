@@ -1,10 +1,9 @@
-"""Table of codes by subject: the page follows from the code, and no rule or event is without a place in it."""
+"""Table of codes by subject: the page follows from the code, and no rule is without a place in it."""
 
 from __future__ import annotations
 
-from sightline.doctor.rules import events
 from sightline.workbench.check.suite import all_rules
-from tests.doctor.cells import PAGE, Judge, list_cells, list_doubles, with_table
+from tests.doctor.cells import PAGE, Judge, list_cells, with_table
 
 
 def list_judges(code: str, subject: str) -> list[Judge]:
@@ -18,22 +17,32 @@ def test_the_page_has_the_table_of_the_code() -> None:
 
 
 def test_every_rule_is_asked_of_a_subject() -> None:
-    """Events by a monitor of a loop: one that nothing reports would be a row of words alone."""
     placed = {judge.name for judges in list_cells().values() for judge in judges}
     assert {rule.name.removeprefix("doctor.rules.").removeprefix("workbench.") for rule in all_rules()} == placed
-    for code in events._EVENTS:
-        (judge,) = [judge for judge in list_judges(code, "loop") if judge.is_event]
-        assert judge.askers, code
 
 
 def test_a_rule_that_reads_what_a_monitor_sees_judges_both() -> None:
     for code, name, monitors in (
         ("exchanged-axes", "model.exchanged_axes", ("LossMonitor", "PartMonitor")),
         ("attention", "model.softmax_axis", ("LossMonitor",)),
+        ("attention", "model.padding_mask", ("PartMonitor",)),
+        ("constant-output", "model.constant_output", ("OutputMonitor",)),
+        ("not-optimised", "optimiser.not_optimised", ("ReachMonitor",)),
+        ("same-label", "data.sorted_labels", ("LossMonitor",)),
+        ("same-order", "data.same_order", ("OutputMonitor",)),
+        ("unregistered", "model.unregistered", ("ReachMonitor",)),
+        ("double-softmax", "loss.double_softmax", ("LossMonitor",)),
+        ("large-update", "optimiser.large_update", ("UpdateMonitor",)),
+        ("no-update", "optimiser.no_update", ("UpdateMonitor",)),
     ):
         checked, watched = (
             [each for each in list_judges(code, subject) if each.name == name] for subject in ("module", "loop")
         )
         assert [each.askers for each in checked] == [()]
         assert [each.askers for each in watched] == [monitors]
-    assert "exchanged-axes" not in list_doubles()
+
+
+def test_no_rule_of_a_check_reads_the_whole_run() -> None:
+    own = [rule for rule in all_rules() if rule.name.startswith("workbench.check.")]
+    assert len(own) > 30
+    assert [rule.name for rule in own if "run" in rule.reads] == []

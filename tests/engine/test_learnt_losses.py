@@ -308,7 +308,7 @@ def test_checks_leave_no_trace(tmp_path: Path) -> None:
 def test_parameters_that_a_loss_never_uses_are_found(tmp_path: Path) -> None:
     built = made(tmp_path, "losses=[{name: cross_entropy}, {name: centre, is_used: false}]")
     (finding,) = [each for each in run_quick(built, World()) if each.code == "no-gradient"]
-    assert finding.summary == "1 parameter(s) of losses get no gradient"
+    assert finding.summary == "1 parameter(s) of losses get no gradient: losses.centre.centres"
     assert finding.where.param == "losses.centre.centres"
 
 

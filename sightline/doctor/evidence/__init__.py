@@ -44,17 +44,21 @@ class Measurement:
     reads: tuple[str, ...]
 
 
-MEASUREMENTS: dict[str, Measurement] = {}
-"""Measurements by the names of their functions."""
+MEASUREMENTS: dict[str, tuple[Measurement, ...]] = {}
+"""Measurements by the names of their functions: one for each kind of subject that they can be made of."""
 
 
 def measure(*, passes: float = 0.0) -> Callable[[Function], Function]:
-    """Declare a measurement; its function's arguments name what it reads."""
+    """Declare a measurement; its function's arguments name what it reads.
+
+    Those of one name measure the same of other kinds of subjects, from which they read other things.
+    """
 
     def declare(function: Function) -> Function:
-        name = function.__name__
-        assert name not in MEASUREMENTS, f"two measurements are called '{name}'"
-        MEASUREMENTS[name] = Measurement(name, passes, function, list_arguments(function))
+        made = Measurement(function.__name__, passes, function, list_arguments(function))
+        others = MEASUREMENTS.get(made.name, ())
+        assert all(each.reads != made.reads for each in others), f"two measurements are called '{made.name}'"
+        MEASUREMENTS[made.name] = (*others, made)
         return function
 
     return declare
@@ -84,6 +88,7 @@ class Evidence:
     is_patient: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
+    _chosen: dict[str, Measurement | None] = field(default_factory=dict)
     _priced: tuple[int, float] = (-1, 0.0)
 
     def __post_init__(self) -> None:
@@ -97,14 +102,23 @@ class Evidence:
 
     def offers(self, names: Iterable[str]) -> bool:
         """Return True if measurements begin from what is given; others are of another kind of subject."""
-        return all(
-            name in self.given or (name in MEASUREMENTS and self.offers(MEASUREMENTS[name].reads)) for name in names
-        )
+        return all(name in self.given or self._choose(name) is not None for name in names)
+
+    def _choose(self, name: str) -> Measurement | None:
+        """Choose the measurement of a name that begins from what is given."""
+        if name not in self._chosen:
+            made = MEASUREMENTS.get(name, ())
+            self._chosen[name] = next((each for each in made if self.offers(each.reads)), None)
+        return self._chosen[name]
+
+    def _find(self, name: str) -> Measurement:
+        """Return the measurement of a name, if it is of another kind of subject, too."""
+        return self._choose(name) or MEASUREMENTS[name][0]
 
     def get(self, name: str) -> Any:
         """Return a measurement. Raises MissingError where it does not apply, has failed, or is not afforded."""
         if name not in self._values:
-            self._values[name] = self._run(MEASUREMENTS[name])
+            self._values[name] = self._run(self._find(name))
         value = self._values[name]
         if isinstance(value, MissingError):
             raise value
@@ -112,7 +126,7 @@ class Evidence:
 
     def count_passes(self, names: Iterable[str]) -> float:
         """Return the cost of measurements in passes of one batch."""
-        return sum(MEASUREMENTS[name].passes for name in names)
+        return sum(self._find(name).passes for name in names)
 
     def affords(self, names: Iterable[str]) -> bool:
         """Return True for measurements that the rest of the budget affords, as passes have cost so far."""
@@ -144,7 +158,7 @@ class Evidence:
         except MissingError:
             return 0.0
         made = [(1.0, 3 * self.seconds.get(_FIRST, 0.0))]
-        made += [(p, seconds) for name, seconds in self.seconds.items() if (p := MEASUREMENTS[name].passes)]
+        made += [(p, seconds) for name, seconds in self.seconds.items() if (p := self._find(name).passes)]
         made = sorted(made, key=lambda each: each[1] / each[0])[: max(1, len(made) - 1)]
         self._priced = len(self.seconds), sum(seconds for _, seconds in made) / sum(passes for passes, _ in made)
         return self._priced[1]
@@ -154,7 +168,7 @@ class Evidence:
         for name in names:
             if name not in self._values:
                 yield name
-                yield from self.list_open(MEASUREMENTS[name].reads)
+                yield from self.list_open(self._find(name).reads)
 
     def _run(self, measurement: Measurement) -> Any:
         """Make a measurement, unless what it reads is missing, or it costs more than is left."""

@@ -42,6 +42,20 @@ def read_by_loss(subject: Subject, passed: Pass) -> frozenset[str]:
     return frozenset(name for name, parameter in subject.model.named_parameters() if id(parameter) in leaves)
 
 
+class Unreached(NamedTuple):
+    """Parameters of an owner, such as an optimiser, that have no gradient after `num_passes` backward passes.
+
+    `why`: their layers "run", or "are cut" where nothing freezes them, "never run", or "are chosen" in turns with
+    others; the loss that holds them leaves them "unused"; "all" have none. `total` counts the owner's parameters.
+    """
+
+    owner: str
+    names: list[str]
+    total: int
+    why: str
+    num_passes: int = 1
+
+
 class Gradients(NamedTuple):
     """Parameters that want gradients: whether one arrives, `none`, `zero` in each batch, `some`, or `bad` (no number).
 
@@ -93,6 +107,30 @@ def _name_state(gradient: Tensor | None) -> str:
 def _merge(states: list[dict[str, str]]) -> dict[str, str]:
     order = ("none", "zero", "some", "bad")
     return {name: max((state[name] for state in states), key=order.index) for name in states[0]}
+
+
+class Uncovered(NamedTuple):
+    """Parameters that get a gradient and are in no group of an optimiser, among `total` that want one.
+
+    `held` counts those of the model that are in a group, `foreign` the tensors in groups that are not the model's; a
+    loop, whose optimisers hold what is not watched, counts them where their shapes are those of what is left out.
+    """
+
+    names: list[str]
+    total: int
+    held: int
+    foreign: int
+
+
+@measure()
+def uncovered(subject: Subject, gradients: Gradients) -> Uncovered:
+    """Compare the parameters that get a gradient with those of the optimisers."""
+    if not subject.optimizers:
+        raise NotApplicableError("no optimizer was given", lacks="optimizer")
+    held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
+    own = {name: id(parameter) for name, parameter in subject.model.named_parameters()}
+    names = [name for name, state in gradients.own.items() if state == "some" and own[name] not in held]
+    return Uncovered(names, len(gradients.own), len(held & {*own.values()}), len(held - {*own.values()}))
 
 
 @measure(passes=3)

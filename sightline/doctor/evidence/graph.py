@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -117,8 +117,12 @@ class Softmax(NamedTuple):
 @measure()
 def softmaxes(passed: Pass) -> list[Softmax]:
     """List the softmaxes whose result is the operand of a matrix product along another axis."""
+    return list_softmaxes(list(iter_nodes([passed.value.grad_fn])))
+
+
+def list_softmaxes(nodes: Sequence[Any]) -> list[Softmax]:
+    """List the softmaxes among the nodes of a graph whose result is multiplied along another axis."""
     readers: dict[Any, list[tuple[Any, int]]] = {}
-    nodes = list(iter_nodes([passed.value.grad_fn]))
     for node in nodes:
         for place, (parent, _) in enumerate(node.next_functions):
             readers.setdefault(parent, []).append((node, place))
@@ -134,11 +138,15 @@ def softmaxes(passed: Pass) -> list[Softmax]:
 
 
 def _is_of_pairs(node: Any) -> bool:
-    """Return True for scores of queries and keys: numbers of one product, scaled and masked; others are clusters."""
+    """Return True for scores of queries and keys: numbers of one product, scaled and masked; others are clusters.
+
+    A product of two matrices is one of scores if none of them is a weight.
+    """
     for _ in range(_MAX_CHAIN):
         name, parents = get_node_name(node), [parent for parent, _ in node.next_functions if parent is not None]
-        if name == "Bmm" or not parents or name in ("Addmm", "Mm"):
-            return name == "Bmm"
+        if name in ("Bmm", "Baddbmm") or not parents or name in ("Addmm", "Mm"):
+            are_computed = not {"AccumulateGrad", "T"} & {*map(get_node_name, parents)}
+            return name in ("Bmm", "Baddbmm") or (name == "Mm" and len(parents) == 2 and are_computed)
         node = parents[0]
     return False
 

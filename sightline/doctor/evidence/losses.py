@@ -236,6 +236,25 @@ def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Ce
     return found
 
 
+class Squashed(NamedTuple):
+    """Operation of a loss, the one `before` it that squashes scores, and what certain scores cost, if it was asked.
+
+    A live loss shows its operations alone; of a loss that is asked, the first may be any.
+    """
+
+    operation: str
+    before: str
+    asked: Certain | None = None
+
+
+@measure()
+def squashed(certain: list[Certain], slopes: list[Slope]) -> list[Squashed]:
+    """List what squashes the scores of a loss of one output."""
+    if len(slopes) > 1:
+        raise NotApplicableError("a loss of several outputs")
+    return [Squashed("", each.range, each) for each in certain]
+
+
 def _name_range(output: Tensor, axis: int | None) -> str:
     """Name the operation that an output ends in: by its node, or by its values if that stands for a whole function.
 

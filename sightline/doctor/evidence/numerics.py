@@ -5,21 +5,27 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.coverage import Gradients
 from sightline.doctor.evidence.levels import promote
 from sightline.doctor.evidence.losses import value_of
 from sightline.doctor.evidence.passes import Slope
+from sightline.doctor.finding import FindingLocation
 from sightline.doctor.objects import read_rate
 from sightline.doctor.subject import Pass, Subject, step_optimizer
 
 _NUM_STEPS = 6
+SHORT = (torch.bfloat16, torch.float16)
 _STEPS = (1e-5, 1e-4)
 """Steps of finite differences, as shares of the norm of an output: float64 leaves eight digits."""
 
@@ -32,6 +38,32 @@ def is_finite(passed: Pass) -> bool:
     if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("a batch of no samples")
     return bool(passed.value.isfinite())
+
+
+class Origin(NamedTuple):
+    """First number that is not finite: its place, a row of the rule's table, what was measured, and the row's words.
+
+    `more` is evidence beside the stage; `causes` are those of the row, unless it is known better.
+    """
+
+    place: str
+    measured: str
+    words: Mapping[str, Any] = MappingProxyType({})
+    where: FindingLocation = FindingLocation()
+    more: Mapping[str, Any] = MappingProxyType({})
+    causes: Sequence[str] = ()
+
+
+@measure()
+def origin(is_finite: bool, gradients: Gradients, passed: Pass) -> Origin | None:
+    """Find a loss that is no number, or gradients that are none."""
+    bad = [name for name, state in gradients.own.items() if state == "bad"]
+    if not is_finite:
+        return Origin("first loss", f"{float(passed.value.detach())}")
+    if not bad:
+        return None
+    measured = f"loss {float(passed.value.detach()):.4g}; {len(bad)} of {len(gradients.own)} gradients are not finite"
+    return Origin("gradient", measured, {"names": join_some(bad, most=4)}, FindingLocation(param=bad[0]))
 
 
 class Move(NamedTuple):
@@ -49,10 +81,18 @@ class Move(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """Losses of the first batch over steps on it with a copy of the optimiser, and the moves of its parameters."""
+    """Losses of the first batch over steps on it with a copy of the optimiser, and the moves of its parameters.
+
+    A loop gives one step: without losses, with the moves of some rows of its matrices, the format of the weights, and
+    the largest learning rates of this update and of all so far.
+    """
 
     losses: list[float]
     moves: dict[str, Move]
+    num_steps: int = _NUM_STEPS
+    dtype: torch.dtype | None = None
+    rate: float = 0.0
+    highest_rate: float = 0.0
 
 
 def copy_with_optimizer(subject: Subject) -> tuple[nn.Module, torch.optim.Optimizer]:

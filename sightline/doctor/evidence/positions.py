@@ -213,11 +213,15 @@ def _is_next(steps: Tensor | None, target: Any) -> bool:
 
 
 class PaddedSteps(NamedTuple):
-    """Outputs that padded places reach, and whether true places reach outputs of others; `has_mask`: one was given."""
+    """Outputs that padded places reach, and whether true places reach outputs of others; `has_mask`: one was given.
+
+    In a loop `layer` is an attention that reads the rows that are the same in all samples, and leaves out the others.
+    """
 
     reached: list[Reach]
     is_read: bool
     has_mask: bool
+    layer: str = ""
 
 
 @measure(passes=3)

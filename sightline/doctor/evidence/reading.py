@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import data as torch_data
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 from torch.utils.data._utils import worker as torch_worker
 
@@ -28,7 +29,9 @@ from sightline.instrument.random_state import seed_all
 
 _MAX_READ_S, _MAX_READING_S = 0.25, 0.5
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
-_MAX_STORED = 2**24
+_MAX_STORED, _MIN_DRAWN = 2**24, 8
+TORCHS = (torch_data.SequentialSampler, torch_data.RandomSampler, torch_data.WeightedRandomSampler)
+"""Samplers of torch that draw samples one by one."""
 _SEED = 11
 _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
 
@@ -254,6 +257,27 @@ def epochs(source: Source) -> list[list[int]]:
     return drawn
 
 
+class RepeatedOrder(NamedTuple):
+    """Number of indices, or of batches of a loop, that come in the order in which they came so many updates ago.
+
+    The indices are of two epochs of a sampler that shuffles, and 0 of one that draws them in another order.
+    """
+
+    number: int
+    updates: int = 0
+
+
+@measure()
+def repeated_order(source: Source, epochs: list[list[int]]) -> RepeatedOrder:
+    """Compare the order of two epochs of a sampler that shuffles; one of torch does it well."""
+    first, second = epochs
+    if hasattr(source.loader.sampler, "set_epoch") or len(first) < _MIN_DRAWN:
+        raise NotApplicableError("a sampler that is told its epoch")
+    is_sorted = first in (sorted(first), sorted(first, reverse=True)) or isinstance(source.loader.sampler, TORCHS)
+    is_block = sum(b - a == 1 for a, b in itertools.pairwise(first)) > len(first) // 2
+    return RepeatedOrder(len(first) if first == second and not is_sorted and not is_block else 0)
+
+
 def read_labels(source: Source) -> dict[int, int]:
     """Read the classes of samples. Raises NotApplicableError for targets that are no class.
 
@@ -273,6 +297,20 @@ def read_labels(source: Source) -> dict[int, int]:
 def labels(source: Source) -> dict[int, int]:
     """Classes of samples of the training's set, by their index."""
     return read_labels(source)
+
+
+class ReadClasses(NamedTuple):
+    """Classes of samples in the order in which an epoch reads them, or those of batches in a row of one class each."""
+
+    classes: list[float]
+    are_of_batches: bool
+
+
+@measure()
+def read_classes(epochs: list[list[int]], labels: dict[int, int]) -> ReadClasses:
+    """List the classes in the order of the set; none, where an epoch reads it in another order."""
+    is_in_order = epochs[0] == sorted(epochs[0])
+    return ReadClasses([labels[index] for index in sorted(labels)] if is_in_order else [], are_of_batches=False)
 
 
 @measure()

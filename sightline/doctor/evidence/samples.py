@@ -369,8 +369,19 @@ def ends(subject: Subject, passed: Pass, num_samples: int, labelled: list[Labell
     raise NotApplicableError("no padded rows of tokens that follow")
 
 
+class SharedRows(NamedTuple):
+    """Outputs whose rows are equal for unlike samples, in each of several passes, and how many others there are.
+
+    In a loop, `passes` are so many of those that are measured, in a row; 0 are those of jittered weights.
+    """
+
+    paths: list[str]
+    others: int = 0
+    passes: int = 0
+
+
 @measure(passes=0.5)
-def shared_rows(subject: Subject) -> list[str]:
+def shared_rows(subject: Subject) -> SharedRows:
     """List the outputs, if all are so, whose rows are equal for unlike samples, at several jittered weights.
 
     Outputs behind a bound at 0 may all be 0 at some weights by chance, and come back as these move.
@@ -386,5 +397,5 @@ def shared_rows(subject: Subject) -> list[str]:
             outputs = subject.call(subject.jitter(subject.copy("eval"), seed=seed), batch.inputs)
         rows = {path or "output": leaf for path, leaf in dense_leaves(outputs) if leaf.ndim and len(leaf) == count}
         if not rows or any(bool((leaf != leaf[:1]).any()) for leaf in rows.values()):
-            return []
-    return list(rows)
+            return SharedRows([])
+    return SharedRows(list(rows))

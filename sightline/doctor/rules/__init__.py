@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import list_arguments
 from sightline.doctor.finding import CAUSES, SEVERITIES, Fault, Finding, Severity
 from sightline.doctor.rates import may_alarm
@@ -72,8 +73,11 @@ def get_rule(judge: Callable[..., Faults]) -> Rule:
 
 
 def find_by(judge: Callable[..., Faults], **evidence: Any) -> list[Finding]:
-    """List the findings of a rule by evidence that the caller has, in place of a subject's."""
-    return list(get_rule(judge).find(**evidence))
+    """List the findings of a rule, if it applies, by evidence that the caller has, in place of a subject's."""
+    try:
+        return list(get_rule(judge).find(**evidence))
+    except NotApplicableError:
+        return []
 
 
 def rule(

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import WeightedRandomSampler
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.reading import (
+    TORCHS,
     Padded,
+    ReadClasses,
     Reads,
+    RepeatedOrder,
     SharedSet,
     Source,
     Split,
@@ -26,9 +29,10 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.form import Batch
 from sightline.doctor.rules import rule
 
-_TORCHS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
 _MIN_DRAWN, _MIN_DISTINCT, _MIN_LABELS, _MIN_SHARED_ROWS = 200, 0.05, 48, 8
 _MAX_CHANCE = 1e-4
+_MIN_REPEATED = 6
+"""Different batches in a row that came in this order before: a shuffled set never gives so many."""
 
 
 @rule(
@@ -110,7 +114,7 @@ def drawn_samples(source: Source, epochs: list[list[int]]) -> Fault | None:
         return Fault(
             f"an epoch draws {len(set(drawn))} of {size} samples, again and again",
             measured=f"{len(drawn)} draws",
-            severity="error" if isinstance(sampler, _TORCHS) else "warning",  # a user's own may be a curriculum
+            severity="error" if isinstance(sampler, TORCHS) else "warning",  # a user's own may be a curriculum
         )
     return None
 
@@ -118,23 +122,21 @@ def drawn_samples(source: Source, epochs: list[list[int]]) -> Fault | None:
 @rule(
     "same-order",
     "warning",
-    "data.ordering data.duplicate_randomness",
+    "data.ordering dist.sampler data.sampling data.duplicate_randomness",
     holds="another order in each epoch",
-    do="make the sampler's generator once, not in each __iter__",
+    do="shuffle; call sampler.set_epoch(epoch) at the start of each epoch, and make its generator once, not in each "
+    "__iter__; declare it with declared=('same-order',) if intended",
 )
-def same_order(source: Source, epochs: list[list[int]]) -> Fault | None:
-    """Compare the order of two epochs of a sampler that shuffles."""
-    first, second = epochs
-    if hasattr(source.loader.sampler, "set_epoch") or len(first) < 8:
-        raise NotApplicableError("a sampler that is told its epoch")
-    if first in (sorted(first), sorted(first, reverse=True)) or isinstance(source.loader.sampler, _TORCHS):
+def same_order(repeated_order: RepeatedOrder) -> Fault | None:
+    """Ask whether samples, or batches, come in an order in which they came before."""
+    number, updates = repeated_order
+    if number < _MIN_REPEATED:
         return None
-    is_block = sum(b - a == 1 for a, b in itertools.pairwise(first)) > len(first) // 2
-    if first != second or is_block:
-        return None
+    came = f"the batches come in the order of {updates} updates ago"
+    where = "batches in a row that had the same bits" if updates else "indices of two epochs with other seeds"
     return Fault(
-        "the sampler shuffles, and draws the same order in each epoch",
-        measured=f"{len(first)} indices, in the same order in two epochs with other seeds",
+        f"{came if updates else 'the sampler shuffles, and draws the same order'}: every epoch has the same order",
+        measured=f"{number} {where}, in the same order",
     )
 
 
@@ -177,21 +179,26 @@ def sampler_weights(source: Source, labels: dict[int, int]) -> Fault | None:
     "warning",
     "data.ordering data.sampling",
     holds="batches of several classes",
-    do="give the training's loader shuffle=True",
+    do="look at how labels are read, and give the training's loader shuffle=True",
+    is_statistical=True,
 )
-def sorted_labels(source: Source, epochs: list[list[int]], labels: dict[int, int]) -> Fault | None:
-    """Ask whether samples that are read in the order of the set are sorted by their class."""
-    if epochs[0] != sorted(epochs[0]):
+def sorted_labels(read_classes: ReadClasses) -> Fault | None:
+    """Ask whether samples are read sorted by their class, or batches have one class each."""
+    classes, are_of_batches = read_classes
+    distinct = len(set(classes))
+    if are_of_batches:
+        return Fault(
+            f"all labels of a batch are the same class, at each of {len(classes)} batches",
+            measured=f"{distinct} classes in {len(classes)} batches",
+            causes=("data.label_mapping", "data.ordering", "data.imbalance"),
+        )
+    if not classes or classes not in (sorted(classes), sorted(classes, reverse=True)):
         return None
-    ordered = [labels[index] for index in sorted(labels)]
-    distinct = len(set(ordered))
-    if len(ordered) < _MIN_LABELS or not 2 < distinct <= len(ordered) // 4:
+    if len(classes) < _MIN_LABELS or not 2 < distinct <= len(classes) // 4:
         raise NotApplicableError("few samples for each class")
-    if ordered not in (sorted(ordered), sorted(ordered, reverse=True)):
-        return None
     return Fault(
         "the data set is sorted by class and not shuffled: batches hold one class or two",
-        measured=f"the labels of {len(ordered)} samples, in the order in which they are read, rise through {distinct} "
+        measured=f"the labels of {len(classes)} samples, in the order in which they are read, rise through {distinct} "
         "classes",
     )
 

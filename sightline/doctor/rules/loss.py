@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.levels import FreeLoss, Levels
-from sightline.doctor.evidence.losses import SHARES, SIGNED, Addend, Certain, Free, Labelled, Seen, Shares
+from sightline.doctor.evidence.losses import SHARES, SIGNED, Addend, Certain, Free, Labelled, Seen, Shares, Squashed
 from sightline.doctor.evidence.numerics import Descent
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
@@ -20,6 +19,24 @@ from sightline.doctor.subject import LossTerm, Pass
 _MIN_SPREAD, _MAX_SORTED = 8.0, 2.0
 _MAX_START, _NEAR = 10.0, 0.2
 """First loss in those of trivial outputs: far above them, and explained by them."""
+_TWICE = {
+    "LogSoftmax of Softmax": ("cross entropy of probabilities: softmax is applied twice", ""),
+    "LogSoftmax of Sigmoid": ("cross entropy of sigmoid outputs: softmax of numbers from 0 to 1", ""),
+    "LogSoftmax of Relu": (
+        "cross entropy of rectified logits: a class at 0 gets no gradient to fall",
+        "model.activation loss.double_softmax",
+    ),
+    "BinaryCrossEntropyWithLogits of Sigmoid": (
+        "binary cross entropy with logits of probabilities: sigmoid twice",
+        "",
+    ),
+    "BinaryCrossEntropyWithLogits of Softmax": ("binary cross entropy with logits of softmax outputs", ""),
+    **dict.fromkeys(
+        ("NllLoss of Softmax", "NllLoss2D of Softmax"),
+        ("NLL loss of probabilities: the logarithm is missing", "loss.form model.activation"),
+    ),
+}
+"""What it means that a loss applies an operation to the result of another, and the causes, if not those of the rule."""
 _SMOOTH = 1e-3
 """Share by which slopes at two steps may differ where a loss is smooth."""
 
@@ -71,20 +88,31 @@ def addend_direction(addends: list[Addend]) -> Iterator[Fault]:
     "double-softmax",
     "error",
     "loss.double_softmax model.activation",
-    holds="certain right scores have a loss near 0, certain wrong ones one without a bound",
-    do="give the loss scores, without a softmax or sigmoid before it",
+    holds="logits for a loss with an activation of its own: certain right scores then have a loss near 0",
+    do="give the loss the outputs of the last linear layer, without a softmax or sigmoid before it",
 )
-def double_softmax(certain: list[Certain], slopes: list[Slope]) -> Iterator[Fault]:
-    """Find a loss with a limit for right and wrong scores, that keeps a large share for the right ones."""
-    if len(slopes) > 1:
-        raise NotApplicableError("a loss of several outputs")
-    for each in certain:
-        floor, top = each.right[30.0], each.wrong[30.0]
-        if each.is_bounded() and floor > 0.2 * each.equal > 0 and floor < top:
+def double_softmax(squashed: list[Squashed]) -> Iterator[Fault]:
+    """Find scores that are squashed twice: by the operations of a live loss, or by the losses of certain scores.
+
+    These have a limit for right and for wrong scores, and keep a large share for the right ones.
+    """
+    for operation, before, asked in squashed:
+        if asked is None:
+            if f"{operation} of {before}" in _TWICE:
+                summary, causes = _TWICE[f"{operation} of {before}"]
+                yield Fault(
+                    summary,
+                    measured=f"{operation} of the loss reads the output of {before}",
+                    causes=causes.split(),
+                    severity="warning" if before == "Relu" else None,
+                )
+            continue
+        floor, top = asked.right[30.0], asked.wrong[30.0]
+        if asked.is_bounded() and floor > 0.2 * asked.equal > 0 and floor < top:
             yield Fault(
-                f"the loss{_name(each.item)} cannot come near 0: its scores are squashed twice",
-                measured=f"{floor:.4g} for certain right scores, {top:.4g} for wrong ones, {each.equal:.4g} for equal",
-                severity="error" if each.range in ("Softmax", "Sigmoid") else "warning",
+                f"the loss{_name(asked.item)} cannot come near 0: its scores are squashed twice",
+                measured=f"{floor:.4g} for certain right scores, {top:.4g} for wrong ones, {asked.equal:.4g} for equal",
+                severity="error" if before in ("Softmax", "Sigmoid") else "warning",
             )
 
 

@@ -13,13 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves, is_float
 from sightline.doctor.evidence.backward import CutDraw, WrongSlope
-from sightline.doctor.evidence.coverage import Gradients
+from sightline.doctor.evidence.coverage import Gradients, Unreached
 from sightline.doctor.evidence.graph import Reshape, Softmax
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.evidence.positions import PaddedSteps, Reach
 from sightline.doctor.evidence.rectified import ENOUGH, Rectified
-from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.evidence.samples import SharedRows
+from sightline.doctor.finding import Fault, FindingLocation, Severity
 from sightline.doctor.rules import rule
 from sightline.doctor.rules.loss import compare_start
 from sightline.doctor.subject import Pass, Subject
@@ -165,6 +166,52 @@ def unregistered(loose_leaves: dict[str, Tensor]) -> Iterator[Fault]:
 
 @rule(
     "no-gradient",
+    "warning",
+    "model.frozen_unintended loss.detached model.structure",
+    holds="a gradient for each parameter that the optimiser, or the loss, holds",
+    do="look for detach(), no_grad or an output that no loss reads; freeze on purpose with requires_grad_(False)",
+)
+def unreached_parameters(unreached: list[Unreached]) -> Iterator[Fault]:
+    """Name parameters that have no gradient after backward passes, by why that may be.
+
+    Whether they would move the loss is not asked, as it is of a copy: a loop, or a run, updates what it holds.
+    """
+    for owner, names, total, why, num_passes in unreached:
+        if why == "all":
+            yield Fault(
+                f"no parameter of {owner} gets a gradient: the loss does not depend on the model",
+                measured="every gradient is None after backward()",
+                causes=("loss.detached", "model.frozen_unintended"),
+                severity="error",
+                action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
+            )
+            continue
+        reason, causes, severity = _REASONS[why]
+        yield Fault(
+            f"{len(names)} parameter(s) of {owner} get no gradient: {join_some(names, most=5)}",
+            measured=f"none of {total} after {num_passes} backward pass(es): {reason}",
+            causes=causes.split(),
+            severity=severity,
+            where=FindingLocation(param=names[0], layer=names[0].rpartition(".")[0] or None),
+        )
+
+
+_REASONS: dict[str, tuple[str, str, Severity | None]] = {
+    "run": ("their layers run, but the loss does not depend on them", "", None),
+    "are cut": (
+        "their layers run, and nothing freezes them, but the loss does not depend on them",
+        "loss.detached model.structure",
+        None,
+    ),
+    "never run": ("their layers never run", "model.structure", None),
+    "are chosen": ("their layers never run; others of their kind run at some updates", "model.structure", "note"),
+    "unused": ("the loss that holds them does not depend on them", "loss.detached model.structure", "error"),
+}
+"""By why parameters have no gradient: the words, and causes and severity, if not those of the rule."""
+
+
+@rule(
+    "no-gradient",
     "error",
     "loss.detached model.structure",
     holds="a parameter that moves the loss gets a gradient from it",
@@ -284,26 +331,6 @@ def nothing_learnt(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
         yield Fault(
             "every gradient of the loss is exactly 0: nothing can be learnt",
             measured=f"{len(gradients.own)} parameters at their own and at jittered weights",
-        )
-
-
-@rule(
-    "non-finite",
-    "error",
-    "model.numerics optim.nonfinite",
-    holds="the loss of finite inputs and its gradients are finite",
-    do="keep roots, logarithms and divisions away from 0: add a small number inside them",
-)
-def non_finite(is_finite: bool, gradients: Gradients, passed: Pass) -> Iterator[Fault]:
-    """Report a loss that is no number, and gradients that are none."""
-    bad = [name for name, state in gradients.own.items() if state == "bad"]
-    if not is_finite:
-        yield Fault("the loss of the first batch is not finite", measured=f"{float(passed.value.detach())}")
-    elif bad:
-        yield Fault(
-            f"the loss is finite, and gradients are not: {join_some(bad, most=4)}",
-            measured=f"{len(bad)} of {len(gradients.own)} parameters",
-            where=FindingLocation(param=bad[0]),
         )
 
 
@@ -429,16 +456,17 @@ def sees_ahead(later_steps: list[Reach]) -> Iterator[Fault]:
 )
 def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
     """Find a mask upside down, and a mask among the inputs that leaves padding in."""
-    if not padded_steps.reached:
-        return
-    size = max(reach.size for reach in padded_steps.reached)
+    reached, is_read, has_mask, layer = padded_steps
+    size = max((reach.size for reach in reached), default=0.0)
     measured = f"outputs of true places move by {size:.3g} of their spread with other padding"
-    if not padded_steps.is_read:
+    same = "the rows that it reads are the same in all samples, those that it leaves out are not"
+    if layer or (reached and not is_read):
         yield Fault(
             "the padding mask is upside down: padding reaches outputs, and what is there does not",
-            measured=f"{measured}, and by 0 with other true places",
+            measured=same if layer else f"{measured}, and by 0 with other true places",
+            where=FindingLocation(layer=layer or None),
         )
-    elif padded_steps.has_mask:
+    elif reached and has_mask:
         yield Fault(
             "a padding mask is given, and padding reaches outputs of true places", measured=measured, severity="warning"
         )
@@ -479,17 +507,21 @@ def label_input(label_columns: list[str]) -> Iterator[Fault]:
 @rule(
     "constant-output",
     "error",
-    "model.constant_output model.structure",
+    "model.constant_output model.structure model.activation data.item_mutation",
     holds="outputs of unlike samples differ, once the weights are moved a little",
-    do="look for a factor of 0, an input that forward does not use, a pooling over everything",
+    do="look for a factor of 0, a dead activation, an input that forward does not use, a pooling over everything",
 )
-def constant_output(shared_rows: list[str]) -> Iterator[Fault]:
-    """Name the outputs that are one and the same for all samples."""
-    if shared_rows:
+def constant_output(shared_rows: SharedRows) -> Iterator[Fault]:
+    """Name the outputs that are the same for all samples; one beside others may be of learnt anchors: a note."""
+    paths, others, passes = shared_rows
+    if paths:
+        jittered = "in evaluation mode, each time the weights were jittered anew"
         yield Fault(
-            f"the outputs do not depend on the inputs: {join_some(shared_rows, most=3)}",
-            measured="equal bits for all samples, whose inputs differ, in evaluation mode, each time the weights were "
-            "jittered anew",
+            f"the outputs do not depend on the inputs: {join_some(paths, most=3)}",
+            measured="equal bits for all samples, whose inputs differ, "
+            + (f"in {passes} measured passes in a row" if passes else jittered),
+            severity="note" if others else None,
+            evidence={"mode": "first"} if others else {},
         )
 
 

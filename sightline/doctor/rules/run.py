@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.levels import Levels
 from sightline.doctor.evidence.run import Cycle, InputShift, MixedBatches, Plateau
-from sightline.doctor.finding import Fault
+from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.doctor.trace import Trace
 
@@ -326,4 +326,37 @@ def one_view_twice(twin_passes: tuple[int, int]) -> Fault | None:
     return Fault(
         "the loss compares two passes of the model with the same outputs: both see the same view",
         measured=f"equal bits in all {number} measured losses of two passes",
+    )
+
+
+@rule(
+    "same-batch",
+    "warning",
+    "data.ordering data.sampling data.duplicate_randomness",
+    holds="another batch at each update",
+    do="look at the loader and at its iterator; declare it with watch(..., declared=('same-batch',)) if intended",
+)
+def same_batch(num_same: int, is_whole_set: bool) -> Fault | None:
+    """Look for updates in a row with one batch, which is not all that there is."""
+    if is_whole_set:
+        return None
+    return Fault(f"the model gets the same batch at {num_same} updates in a row", measured="inputs with equal bits")
+
+
+@rule(
+    "same-samples",
+    "warning",
+    "dist.sampler data.sampling data.duplicate_randomness",
+    holds="other samples on each process",
+    do="give the loader a torch.utils.data.DistributedSampler; declare it with watch(..., declared=('same-samples',)) "
+    "if several processes share one sample",
+)
+def same_samples(ranks: tuple[int, int], common_steps: Sequence[str], changed_steps: Sequence[str]) -> Fault | None:
+    """Look for two processes with equal inputs at all common steps, of which one may be a first batch of zeros."""
+    if not changed_steps:
+        return None
+    return Fault(
+        f"ranks {ranks[0]} and {ranks[1]} train on the same samples: each adds nothing to the other",
+        measured=f"inputs with equal bits on both ranks at steps {', '.join(common_steps[:5])}",
+        where=FindingLocation(step=int(changed_steps[0])),
     )

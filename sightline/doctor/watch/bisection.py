@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_cast
 from sightline.doctor.attempts import MissingError, observe
-from sightline.doctor.finding import Finding
+from sightline.doctor.evidence.numerics import Origin
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.processes import describe_spread, is_one_of_several, leave_others_alone, unwrap
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.non_finite import non_finite
 from sightline.doctor.watch.loop import ForwardCall
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.instrument.random_state import preserve_random_state
@@ -62,9 +63,10 @@ def _search(model: nn.Module, inputs: Inputs) -> Finding | None:
     wide = _run(model.double(), tree_cast(inputs, torch.float64))
     text = "finite in float64: an overflow" if wide is None else f"not finite in float64 either, in '{wide.layer}'"
     of_sample = "" if sample is None else f" of sample {sample}"
-    words: dict[str, Any] = {"place": place, "shape": tuple(event.tensor.shape), "inputs": event.inputs, "text": text}
-    words |= {"number": number, "location": location, "of_sample": of_sample}
-    return report("non-finite", "layer", layer=event.layer or None, sample=sample, **words)
+    measured = f"{number} at {place} of {tuple(event.tensor.shape)}{of_sample}; its inputs: {event.inputs}; {text}"
+    where = FindingLocation(layer=event.layer or None, sample=sample)
+    (found,) = find_by(non_finite, origin=Origin("forward", measured, {"number": number, "location": location}, where))
+    return found
 
 
 def _run(model: nn.Module, inputs: Inputs) -> _Event | None:

@@ -6,33 +6,30 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
 
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
-from sightline.doctor.finding import Severity
+from sightline.doctor.evidence.coverage import Uncovered, Unreached
+from sightline.doctor.evidence.live.updates import Idle, Repeated
 from sightline.doctor.objects import iter_reachable
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.gradients import frozen_beside, gradients_cleared, gradients_kept, zero_gradients
+from sightline.doctor.rules.model import unreached_parameters, unregistered
+from sightline.doctor.rules.optimiser import idle_optimizer, not_optimised, step_without_backward
 from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack, take_local
 
 _MAX_NAMES = 5
-_MAX_MIXED = 0.5
-"""Share of modules up to which frozen parameters beside others are a slip: some methods train all biases alone."""
-_NUM_ZERO = 3
-"""Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
 _NUM_SILENT, _NUM_UNROUTED, _NUM_JOINED = 8, 50, 1000
 """Updates without a gradient for a module that does not run: layers may be dropped at random, rows be sent to other
 experts of a list, which takes more updates, and heads join later; or all updates, if the loop is shorter than that."""
 _NUM_FIRST_PASSES = 100
 _OF_MODULES = frozenset(vars(nn.Module()))
 _NUMBER = re.compile(r"\d+")
-_NUM_UPDATES_OF_OTHERS = 20
-"""Updates of another optimiser until one that has made none is told: schemes that take turns begin with one part."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
-NUM_LOST = 4
-"""Updates in a row before which the same backward passes were for nothing, or for too much."""
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -41,10 +38,7 @@ def list_names(names: Sequence[str]) -> str:
 
 
 class OrderMonitor(Monitor):
-    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient.
-
-    A loop that has used gradients before may clear those of one update: they were not finite.
-    """
+    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient."""
 
     def __init__(self) -> None:
         self._num_cleared: dict[int, int] = {}
@@ -81,16 +75,17 @@ class OrderMonitor(Monitor):
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
         is_gone = bool(track.num_backward and had and not any(marks))
         number = self._num_cleared[id(track)] = self._num_cleared.get(id(track), 0) + 1 if is_gone else 0
-        if is_gone and (number > 1 or track.num_updates == 0):
-            yield report("gradients-cleared", "gone", optimizer=track.name, names=list_names(had))
+        if is_gone:
+            words = {"optimizer": track.name, "cleared": had, "num_cleared": number, "num_updates": track.num_updates}
+            yield from find_by(gradients_cleared, **words, are_zeros=False)
         both = zip(track.names, track.is_kept, track.is_added_to, strict=True)
         kept = [name for name, is_kept, is_added_to in both if is_kept and is_added_to]
         if kept and track.num_backward and track.kept_values is not None:
-            found = report("gradients-kept", "same", param=kept[0], optimizer=track.name, names=list_names(kept))
-            yield from loop.reader.read_if(track.kept_values, found)
-        if not track.num_backward and track.num_updates and marks == track.after_update:
-            state = "the same gradients as before" if any(marks) else "no gradient"
-            yield report("step-without-backward", "", optimizer=track.name, state=state)
+            found = find_by(gradients_kept, optimizer=track.name, kept=kept, num_leaks=0)
+            yield from loop.reader.read_if(track.kept_values, *found)
+        is_written, has_gradients = marks != track.after_update, any(marks)
+        repeated = Repeated(track.name, track.num_updates, track.num_backward, is_written, has_gradients)
+        yield from find_by(step_without_backward, repeated=repeated)
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         track.after_update = track.after_backward = track.marks()
@@ -127,8 +122,7 @@ class LeakMonitor(Monitor):
         *earlier, last = self._passes.get(key) or [set()]
         is_leak = last == {key} and any((passed - {key}) & self._updated.get(key, set()) for passed in earlier)
         number = self._num_leaks[key] = self._num_leaks.get(key, 0) + 1 if is_leak else 0
-        param, words = track.names[0] if track.names else None, {"optimizer": track.name, "number": number}
-        return [report("gradients-kept", "of another loss", param=param, **words)] if number == NUM_LOST else []
+        return find_by(gradients_kept, optimizer=track.name, kept=track.names, num_leaks=number) if number else []
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         own = id(track.optimizer)
@@ -189,8 +183,8 @@ class ReachMonitor(Monitor):
         if track.num_updates == 0:
             self._learnt |= {id(track)} if track.optimizer.state else set()
             for model in loop.models.values():
-                yield from _registration_faults(model)
-            yield from _frozen_faults(loop)
+                yield from find_by(unregistered, loose_leaves=_find_loose(model))
+            yield from _judge_frozen(loop)
         if track.num_updates == 0 and track.num_backward:
             yield from self._cut_faults(loop, track)
         if track.num_updates < _NUM_SILENT and track.num_backward:
@@ -199,11 +193,11 @@ class ReachMonitor(Monitor):
             yield from self._idle_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._num_trained = _count_trained(loop)
-            yield from self._coverage_faults(loop, is_sure=not self._is_begun)
+            yield from self._judge_coverage(loop, is_sure=not self._is_begun)
             self._is_begun = True
         elif self._is_covered and loop.is_measured:
             if self._is_unfrozen:
-                yield from self._coverage_faults(loop)
+                yield from self._judge_coverage(loop)
             self._is_unfrozen = _count_trained(loop) > self._num_trained  # an optimiser of their own may come next
             self._num_trained = _count_trained(loop)
         if loop.is_measured and track.norm is not None:
@@ -212,7 +206,7 @@ class ReachMonitor(Monitor):
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if (self._is_unfrozen or not self._is_covered) and loop.tracks:
-            yield from self._coverage_faults(loop)
+            yield from self._judge_coverage(loop)
         for track in loop.tracks.values():
             yield from self._idle_faults(loop, track, is_over=True)
             yield from self._unused_faults(loop, track)
@@ -222,20 +216,17 @@ class ReachMonitor(Monitor):
         updates = max(other.num_updates for other in loop.tracks.values())
         wanted = {name: p for name, p in track.parameters.items() if p.requires_grad}
         moved = [p for p in wanted.values() if self._old_versions.get(id(p)) != p._version]
-        if track.num_updates or updates < _NUM_UPDATES_OF_OTHERS or moved or not wanted:
-            return
-        if all(id(p) in self._reached for p in wanted.values()):
-            words = {"optimizer": track.name, "names": list_names([*wanted]), "updates": updates}
-            yield report("no-update", "never", param=next(iter(wanted)), **words)
+        if wanted and not (track.num_updates or moved) and all(id(p) in self._reached for p in wanted.values()):
+            yield from find_by(idle_optimizer, idle=Idle(track.name, [*wanted], updates))
 
     def _cut_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         """Yield a fault for parameters that have run and have no gradient at the first update."""
         silent = [n for n, p in track.parameters.items() if p.requires_grad and p.grad is None]
         if silent and len(silent) == len(track.parameters) and not any(track.after_backward):
-            yield report("no-gradient", "all", optimizer=track.name)
+            yield from _find_unreached(track, silent, "all")
         ran = [n for n in silent if id(track.parameters[n]) not in self._reached and _get_owner(n) in loop.executed]
         if ran and len(silent) < len(track.parameters):
-            yield _report_silent(ran, "their modules run, but the loss does not depend on them")
+            yield from _find_unreached(track, ran, "run")
 
     def _note_silent(self, loop: Loop, track: OptimizerTrack) -> None:
         """Note which parameters of modules that do not run have had no gradient at the first updates."""
@@ -256,11 +247,8 @@ class ReachMonitor(Monitor):
         patience = _NUM_UNROUTED if is_over else math.inf
         idle = [n for n in silent if not _has_used_twin(n, loop) or track.num_updates >= patience]
         unchosen = [n for n in idle if _get_kind(n) in self._chosen_kinds]
-        if unchosen:
-            detail = "their modules never run; others of their kind run at some updates"
-            yield _report_silent(unchosen, detail, "model.structure", severity="note")
-        if len(idle) > len(unchosen):
-            yield _report_silent([n for n in idle if n not in unchosen], "their modules never run", "model.structure")
+        yield from _find_unreached(track, unchosen, "are chosen")
+        yield from _find_unreached(track, [n for n in idle if n not in unchosen], "never run")
 
     def _judge_zero(self, track: OptimizerTrack, is_marked: bool, loss: Tensor | None, value: float) -> Iterator[Found]:
         is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
@@ -268,18 +256,19 @@ class ReachMonitor(Monitor):
         if is_zero and id(track) in self._learnt and loss is not None and not bool(loss.any()):
             is_zero = False  # a margin that all samples keep
         number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
-        if number >= _NUM_ZERO:
-            norm = track.norm_after_backward
-            words: dict[str, object] = {"number": number, "parameters": len(track.gradients)}
-            is_written = is_marked and norm is not None and float(norm) > 0
-            names = ("gradients-cleared", "zero") if is_written else ("zero-gradients", "")
-            if not is_written and len(track.gradients) > 1 and _are_all_zero(track.parameters.values()):
-                names = "zero-gradients", "factors"
-                words |= {"names": list_names([*track.parameters])}
-            yield report(*names, optimizer=track.name, **words)
+        if not number:
+            return
+        norm, names = track.norm_after_backward, [*track.gradients]
+        if is_marked and norm is not None and float(norm) > 0:
+            words = {"optimizer": track.name, "cleared": names, "num_cleared": number, "num_updates": track.num_updates}
+            yield from find_by(gradients_cleared, **words, are_zeros=True)
+        else:
+            are_factors = len(names) > 1 and _are_all_zero(track.parameters.values())
+            words = {"optimizer": track.name, "zero_gradients": names, "num_zero": number}
+            yield from find_by(zero_gradients, **words, are_factors=are_factors)
 
-    def _coverage_faults(self, loop: Loop, *, is_sure: bool = True) -> Iterator[Found]:
-        """Yield a fault for trainable parameters of the models that get gradients, and that no known optimiser holds.
+    def _judge_coverage(self, loop: Loop, *, is_sure: bool = True) -> Iterator[Found]:
+        """Judge trainable parameters of the models that get gradients, and that no known optimiser holds.
 
         What gets none, as a teacher whose outputs are detached, is not to be trained; gradients may be older than the
         loop. Nor what is trained through the model: a latent, an image or a prompt. Those of a second model have
@@ -305,18 +294,19 @@ class ReachMonitor(Monitor):
         if not names or (not is_replaced and not held_ids & own_ids and needs_inputs(loop)):
             return
         self._is_covered = True
-        words = {"number": len(names), "names": list_names(names), "foreign": len(shapes)}
-        yield report("not-optimised", "replaced" if is_replaced else "left out", param=names[0], **words)
+        foreign = len(shapes) if is_replaced else 0  # others are of what is not watched
+        yield from find_by(
+            not_optimised, uncovered=Uncovered(names, _count_trained(loop), len(held_ids & own_ids), foreign)
+        )
 
 
 def _are_all_zero(parameters: Iterable[Tensor]) -> bool:
     return all(not bool(parameter.detach().any()) for parameter in parameters if parameter.requires_grad)
 
 
-def _report_silent(names: Sequence[str], detail: str, *causes: str, severity: Severity | None = None) -> Found:
-    words = {"number": len(names), "names": list_names(names), "detail": detail}
-    layer = names[0].rpartition(".")[0] or None
-    return report("no-gradient", "some", severity=severity, causes=causes, param=names[0], layer=layer, **words)
+def _find_unreached(track: OptimizerTrack, names: list[str], why: str) -> list[Found]:
+    unreached = Unreached(track.name, names, len(track.parameters), why, max(track.num_updates, 1))
+    return find_by(unreached_parameters, unreached=[unreached]) if names else []
 
 
 def _get_owner(parameter: str) -> str:
@@ -345,22 +335,18 @@ def _is_fixed(module: nn.Module, key: str) -> bool:
     return key == "bias" or not is_of_torch
 
 
-def _frozen_faults(loop: Loop) -> Iterator[Found]:
-    """Yield a fault for parameters that are frozen in few modules beside others of the same module that train."""
+def _judge_frozen(loop: Loop) -> list[Found]:
+    """Judge parameters that are frozen beside others of the same module that train, but for those of one kind."""
     modules = dict(loop.modules())
     own = {name: named for name, m in modules.items() if (named := list(m.named_parameters(recurse=False)))}
     mixed = [name for name, named in own.items() if len({p.requires_grad for _, p in named}) == 2]
-    if not mixed or len(mixed) > _MAX_MIXED * len(own) or is_frozen_by_kind(modules.values()):
-        return
     frozen = [
         f"{name}.{key}".lstrip(".")
-        for name in mixed
+        for name in ([] if is_frozen_by_kind(modules.values()) else mixed)
         for key, p in own[name]
         if not p.requires_grad and not _is_fixed(modules[name], key)
     ]
-    if frozen:
-        words = {"number": len(frozen), "names": list_names(frozen), "mixed": len(mixed), "modules": len(own)}
-        yield report("frozen", "", param=frozen[0], layer=mixed[0] or None, **words)
+    return find_by(frozen_beside, frozen_beside=frozen, mixed_modules=mixed, num_modules=len(own))
 
 
 def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
@@ -370,19 +356,15 @@ def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
     return len(mixed) > 1 and all(p.requires_grad == name.endswith("bias") for named in mixed for name, p in named)
 
 
-def _registration_faults(model: nn.Module) -> Iterator[Found]:
-    """Yield a fault for parameters in plain lists, dicts or objects that get gradients."""
-    registered = {id(parameter) for parameter in model.parameters()}
+def _find_loose(model: nn.Module) -> dict[str, Tensor]:
+    """Find parameters in plain lists, dicts or objects that get gradients, by their paths."""
+    registered, loose = {id(parameter) for parameter in model.parameters()}, dict[str, Tensor]()
     for name, module in model.named_modules():
-        attributes = {key: value for key, value in vars(module).items() if key not in _OF_MODULES}
+        attributes = SimpleNamespace(**{key: value for key, value in vars(module).items() if key not in _OF_MODULES})
         held = [(path, p) for path, p in iter_reachable(attributes, nn.Parameter) if id(p) not in registered]
-        paths = [path for path, p in held if p.requires_grad and p.grad is not None]
+        loose |= {f"{name}.{path}".lstrip("."): p for path, p in held if p.requires_grad and p.grad is not None}
         registered |= {id(p) for _, p in held}
-        if paths:
-            attribute = paths[0].split("]", 1)[0].strip("['")
-            place, kind = f"{name}.{attribute}".lstrip("."), type(attributes.get(attribute)).__name__
-            layer = name or type(module).__name__
-            yield report("unregistered", "", layer=layer, place=place, number=len(paths), kind=kind)
+    return loose
 
 
 def _count_trained(loop: Loop) -> int:

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.state import FEW_ZEROS, regrown_weights, stale_average
 from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers, take_local
 from sightline.doctor.watch.schedules import take_slices
 
-_AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "key")
-"""Parts of the names of averages; others, such as a target network, are copied now and then."""
 _NUM_COPY, _MIN_COPIED, _MIN_WEIGHTS, _MIN_PEAK = 300, 2, 64, 0.9
 """Updates after which a copy must have moved; its least parameters; numbers of a weight that tells its start."""
-_FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 128
+_MANY_ZEROS, _MAX_PRUNED = 0.3, 128
 
 
 class CopyMonitor(Monitor):
@@ -35,10 +34,9 @@ class CopyMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         for name, copy, first in self._copies if loop.step >= _NUM_COPY else ():
             change = [(now != before).any() for now, before in zip(take_slices(copy), first, strict=True)]
-            is_named = any(word in name.lower() for word in _AVERAGES)
-            severity, updates = "warning" if is_named else "note", loop.step - loop.first_step
-            found = report("ema", "copy", severity=severity, layer=name, updates=updates)
-            yield from loop.reader.read_if(stack_numbers(change).any().float(), found, expected=False)
+            updates = loop.step - loop.first_step
+            found = find_by(stale_average, average=name, stale_statistics=(), num_updates=updates)
+            yield from loop.reader.read_if(stack_numbers(change).any().float(), *found, expected=False)
 
 
 def _list_copies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -81,7 +79,7 @@ class PruneMonitor(Monitor):
         self._memory: dict[int, int] = {}
         self._share: dict[int, float] = {}
         self._pruned: set[int] = set()
-        self._regrown: dict[int, Found] = {}
+        self._regrown: dict[int, tuple[str, list[float], int]] = {}
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
         key, weight = id(track), track.weight
@@ -91,16 +89,17 @@ class PruneMonitor(Monitor):
             return
         before, share = self._share.get(key, 1.0), self._measure_zeros(key)
         self._share[key] = share
-        if before < _FEW_ZEROS and _MANY_ZEROS < share < 1:
+        if before < FEW_ZEROS and _MANY_ZEROS < share < 1:
             self._pruned.add(key)
         elif key in self._pruned:
             self._pruned.discard(key)  # zeros that outlast an update may be released on purpose
-            if share < _FEW_ZEROS and key not in self._regrown:
-                words = {"optimizer": track.name, "before": before, "share": share}
-                self._regrown[key] = report("regrown-weights", "", step=loop.step, **words)
+            if share < FEW_ZEROS:
+                self._regrown.setdefault(key, (track.name, [before, share], loop.step))
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
-        yield from (found for key, found in self._regrown.items() if self._measure_zeros(key) < _FEW_ZEROS)
+        for key, (name, shares, update) in self._regrown.items():
+            shares = [*shares, self._measure_zeros(key)]
+            yield from find_by(regrown_weights, optimizer=name, shares_of_zeros=shares, update=update)
 
     def _measure_zeros(self, key: int) -> float:
         return 1 - np.count_nonzero(self._few[key]) / self._few[key].size

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
-from sightline.doctor.evidence.graph import Reshape, Softmax
+from sightline.doctor.evidence.graph import Reshape, list_softmaxes
+from sightline.doctor.evidence.losses import Squashed
+from sightline.doctor.evidence.reading import ReadClasses
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules.data import sorted_labels
+from sightline.doctor.rules.loss import double_softmax
+from sightline.doctor.rules.loss_graph import graph_slip
 from sightline.doctor.rules.model import exchanged_axes, softmax_axis
 from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor
 
@@ -25,8 +29,6 @@ _OF_EACH = frozenset(
     "Abs Pow Neg Sqrt Exp Log Log1P Clamp ClampMin ClampMax Relu Softplus Mul Div Add Sub Rsub".split()
 )
 """Operations that take each number alone, if their other operand is a single number or the same tensor."""
-_TO_WEIGHTS = _VIEWS | frozenset(("Expand", "NativeDropout", "Mul", "Clone", "ToCopy"))
-_SCORING = _VIEWS | frozenset(("Div", "Mul", "Add", "Sub", "MaskedFill", "Where", "Clone", "ToCopy", "Expand"))
 _MATRIX_PRODUCTS = frozenset(("Mm", "Bmm", "Baddbmm"))
 _LINEAR = frozenset(("Addmm", "Mm", "Linear"))
 _EVEN, _ODD = frozenset(("Abs", "Pow")), frozenset(("Neg", "Mul", "Div"))
@@ -56,11 +58,9 @@ class LossGraph:
             for judge in _JUDGES.get(name, ()):
                 yield from judge(self, node)
             yield from _broadcast_faults(self, node)
-        reshapes, softmaxes = (
-            [each for node in self.nodes for each in read(self, node)] for read in (_list_reshapes, _list_softmaxes)
-        )
+        reshapes = [each for node in self.nodes for each in _list_reshapes(self, node)]
         yield from find_by(exchanged_axes, reshapes=reshapes)
-        yield from find_by(softmax_axis, softmaxes=softmaxes)
+        yield from find_by(softmax_axis, softmaxes=list_softmaxes(self.nodes))
 
     def follow(self, node: Any, names: Iterable[str]) -> Iterator[Any]:
         """Iterate over a node and those that read it alone, as long as their operations are among `names`."""
@@ -182,7 +182,7 @@ def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     before = get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
     if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]) and not _is_compared_with_itself(graph, node):
         words = {"before": tuple(before), "shape": shape, "rows": shape[0], "columns": shape[1]}
-        yield report("loss-form", "broadcast", **words)
+        yield from find_by(graph_slip, slip="broadcast", numbers=words)
 
 
 def _is_distance(chain: Sequence[Any]) -> bool:
@@ -227,7 +227,7 @@ def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     readers = graph.readers[node]
     exponentials = [e for n in readers if get_node_name(n) == "Neg" for e in graph.readers[n]]
     if len(readers) > 1 and any(get_node_name(e) == "Exp" for e in exponentials):
-        yield report("loss-form", "focal", shape=tuple(get_saved(node, "target").shape))
+        yield from find_by(graph_slip, slip="focal", numbers={"shape": tuple(get_saved(node, "target").shape)})
 
 
 def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -242,7 +242,7 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     left, right = get_saved(product, "self"), get_saved(product, "mat2")
     is_same = isinstance(left, Tensor) and isinstance(right, Tensor) and left.data_ptr() == right.data_ptr()
     if is_same and left.shape == right.shape[::-1] and len(left) > 2 and left.stride() == right.stride()[::-1]:
-        yield report("loss-form", "self pairs", number=len(left))
+        yield from find_by(graph_slip, slip="self pairs", numbers={"number": len(left)})
 
 
 def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -263,7 +263,7 @@ def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     chosen = mask.gather(axis, indices if indices.ndim == len(shape) else indices.unsqueeze(axis))
     if bool(mask.any(dim=axis).all()) and not bool(chosen.any()):
         word = {"Min": "least", "Max": "largest"}[get_node_name(node)]
-        yield report("loss-form", "masked", word=word, number=chosen.numel())
+        yield from find_by(graph_slip, slip="masked", numbers={"word": word, "number": chosen.numel()})
 
 
 def is_of_pairs(node: Any) -> bool:
@@ -292,7 +292,7 @@ def _overlap_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     factors = [skip_shape_operations(list_parents(n)[0]) for n in top if n and _is_product_with_constant(n)]
     names = {get_node_name(factor) for factor in factors if any(factor is summed for summed in bottom)}
     if names & UNBOUNDED:
-        yield report("loss-form", "overlap", names=", ".join(sorted(names & UNBOUNDED)))
+        yield from find_by(graph_slip, slip="overlap", numbers={"names": ", ".join(sorted(names & UNBOUNDED))})
 
 
 def _is_product_with_constant(node: Any) -> bool:
@@ -329,28 +329,7 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     is_soft = constant.amax(dim=axis).min() < 0.999  # not the labels of one class each
     is_distribution = ((constant.sum(dim=axis) - 1).abs() < 1e-3).all() & (constant >= 0).all() & is_soft
     if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
-        yield report("loss-form", "divergence")
-
-
-def _list_softmaxes(graph: LossGraph, node: Any) -> Iterator[Softmax]:
-    """Yield a softmax of scores of queries and keys along another axis than that which the next product adds over."""
-    shape = get_shape(node) if get_node_name(node) == "Softmax" else ()
-    if len(shape) < 2 or get_axis(get_saved(node, "dim"), len(shape)) == len(shape) - 1:
-        return
-    scores = node
-    for _ in range(_MAX_CHAIN):
-        parents = list_parents(scores)
-        if not parents or get_node_name(parents[0]) not in _SCORING:
-            break
-        scores = parents[0]
-    product = next(iter(list_parents(scores)), None)
-    is_score = get_node_name(product) in _MATRIX_PRODUCTS and all(
-        get_node_name(p) not in ("AccumulateGrad", "T") for p in list_parents(product)
-    )
-    *chain, last = graph.follow(node, _TO_WEIGHTS)
-    is_weight = get_node_name(last) in _MATRIX_PRODUCTS and last.next_functions[0][0] is (chain or [None])[-1]
-    if is_score and len(list_parents(product)) == 2 and is_weight:
-        yield Softmax(shape, get_axis(get_saved(node, "dim"), len(shape)) - len(shape), multiplied=-1)
+        yield from find_by(graph_slip, slip="divergence", numbers={})
 
 
 def get_axis(dim: int, ndim: int) -> int:
@@ -368,13 +347,8 @@ _JUDGES: dict[str, tuple[Any, ...]] = {
 """Relations by the operation at which they are asked."""
 
 
-_DOUBLE = frozenset(
-    (
-        *("LogSoftmax Softmax", "LogSoftmax Sigmoid", "LogSoftmax Relu", "NllLoss Softmax", "NllLoss2D Softmax"),
-        *("BinaryCrossEntropyWithLogits Sigmoid", "BinaryCrossEntropyWithLogits Softmax"),
-    )
-)
-"""Operations of a loss, each with one before it that it applies itself, or cannot do with."""
+_SQUASHING = frozenset(("LogSoftmax", "NllLoss", "NllLoss2D", "BinaryCrossEntropyWithLogits"))
+"""Operations of a loss with an activation of their own, or after one."""
 _NUM_SAME, _NUM_SAME_OF_PLACES, _MIN_LABELS = 5, 20, 8
 _MAX_NODES, _MAX_FIRST_NODES = 300, 3000
 _NUM_GRAPHS, _NUM_LINES = 2, 4
@@ -396,11 +370,14 @@ class LossMonitor(Monitor):
         self._num_graphs[loop.call_site] += 1
         graph = LossGraph(root.grad_fn, _MAX_FIRST_NODES if is_early else _MAX_NODES)
         yield from graph.find_faults() if is_early else ()
-        for node in graph.nodes[:_MAX_NODES]:
-            name, parents = get_node_name(node), list_parents(node)
-            before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
-            if f"{name} {before}" in _DOUBLE:
-                yield report("double-softmax", f"{name} of {before}")
+        nodes = [(get_node_name(node), node) for node in graph.nodes[:_MAX_NODES]]
+        squashed = [
+            Squashed(name, get_node_name(skip_shape_operations(parents[0])))
+            for name, node in nodes
+            if name in _SQUASHING and (parents := list_parents(node))
+        ]
+        yield from find_by(double_softmax, squashed=squashed)
+        for name, node in nodes:
             if name.startswith("NllLoss"):
                 labels = node._saved_target
                 if labels.numel() >= _MIN_LABELS and not is_of_pairs(node):
@@ -416,7 +393,7 @@ class LossMonitor(Monitor):
         if len(self._classes) >= number and _take_turns(classes):
             self._in_turns.update(classes)
         elif len(self._classes) >= number and not self._in_turns.issuperset(classes):
-            yield report("same-label", "", number=number)
+            yield from find_by(sorted_labels, read_classes=ReadClasses(classes, are_of_batches=True))
 
 
 def _find_one_class(labels: Tensor, ignored: int) -> Tensor:

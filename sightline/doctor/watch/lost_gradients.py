@@ -12,8 +12,9 @@ from types import CodeType, FrameType
 import torch
 from torch import Tensor
 
-from sightline.doctor.rules.events import report
-from sightline.doctor.watch.gradients import NUM_LOST, is_cleared, needs_inputs
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.gradients import NUM_LOST, lost_passes
+from sightline.doctor.watch.gradients import is_cleared, needs_inputs
 from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack, take_local
 
 _NUM_COMPARED, _MAX_CALLS = 256, 16
@@ -84,10 +85,9 @@ class LostMonitor(Monitor):
         if not total:  # the update of another optimiser has used the same passes
             return
         history = self._histories[id(track)] = [*self._histories.get(id(track), [])[1 - NUM_LOST :], (lost, total)]
-        if len(history) == NUM_LOST and lost and set(history) == {(lost, total)}:
-            words = {"lost": lost, "total": total, "number": NUM_LOST, "optimizer": track.name}
+        if found := find_by(lost_passes, optimizer=track.name, lost_passes=history):
             is_written = torch.zeros(()) if self._is_written is None else self._is_written.float()
-            yield from loop.reader.read_if(is_written, report("gradients-cleared", "lost", **words), expected=False)
+            yield from loop.reader.read_if(is_written, *found, expected=False)
 
 
 def trace_calls() -> CallSite:

@@ -9,13 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.rules.events import report
+from sightline.doctor.evidence.live.modes import Evaluated, Norms, Trained
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.modes import (
+    NUM_EVALUATED,
+    evaluated_in_training_mode,
+    modes_of_norms,
+    trained_in_evaluation_mode,
+)
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
-_NUM_EVALUATED = 3
-_NUM_MOVED = 8
 
 
 class _Passes:
@@ -44,7 +49,7 @@ class _Passes:
             self._awaited.append(self._last)
         key = self._num_inputs if call.digests is None or call.digests.key is None else call.digests.key
         self._times[key] = self._times.get(key, 0) + 1
-        self.is_intended = self.is_intended or self._times[key] == _NUM_EVALUATED
+        self.is_intended = self.is_intended or self._times[key] == NUM_EVALUATED
 
     def repeat(self, call: ForwardCall) -> None:
         """Note a pass with gradients, which may be one of these once more."""
@@ -109,7 +114,7 @@ class ModeMonitor(Monitor):
             found = self._end_evaluations()
             modes.has_trained = modes.has_trained or model.training
             if model.training and (held := modes.find_held()):
-                found.append(report("mode", "norm", number=len(held), layer=held[0]))
+                found += find_by(modes_of_norms, norms=Norms(held, {}))
             return found
         passes = self._evaluations.setdefault(key, _Passes())
         if model.training:
@@ -130,11 +135,8 @@ class ModeMonitor(Monitor):
             return []
         ended = {key: passes for key, passes in self._evaluations.items() if is_update or not passes.is_repeated}
         self._evaluations = {key: passes for key, passes in self._evaluations.items() if key not in ended}
-        return [
-            report("mode", "evaluated", number=passes.number, layer=passes.layer, step=passes.step)
-            for passes in ended.values()
-            if passes.number >= _NUM_EVALUATED and not passes.is_intended
-        ]
+        seen = [Evaluated(each.number, each.is_intended, each.layer, each.step) for each in ended.values()]
+        return [found for each in seen for found in find_by(evaluated_in_training_mode, evaluated=each)]
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
         found, call = self._end_evaluations(is_update=True), loop.call
@@ -143,22 +145,21 @@ class ModeMonitor(Monitor):
             return found
         own = {id(parameter) for parameter in track.parameters.values()}
         if any(id(parameter) in own for parameter in call.model.parameters()):  # not a critic of what is trained
-            name = "trained since" if modes.has_trained else "trained"
-            found.append(report("mode", name, layer=modes.modules[0][0]))
+            trained = Trained(modes.modules[0][0], modes.has_trained)
+            found += find_by(trained_in_evaluation_mode, trained=trained)
         return found
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         """Judge learnt statistics: those of a batch norm whose weights never change stay as they are, too."""
         yield from self._end_evaluations(is_update=True)
-        moved = [
-            name
+        moved = {
+            name: module.num_batches_tracked._version - count
             for modes in self._modes.values()
             for name, (module, weight, count, is_learned) in modes.held.items()
             if (own := _get_weight(module)) is not None and own._version == weight and not own.requires_grad
-            if module.num_batches_tracked._version - count >= _NUM_MOVED and bool(is_learned)
-        ]
-        if moved:
-            yield report("mode", "statistics", number=len(moved), layer=moved[0])
+            if bool(is_learned)
+        }
+        yield from find_by(modes_of_norms, norms=Norms([], moved))
 
 
 def _get_weight(module: nn.Module) -> nn.Parameter | None:

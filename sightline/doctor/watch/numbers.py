@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,9 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.evidence.live.updates import Rounded
+from sightline.doctor.evidence.numerics import SHORT, Move, Origin, Trial
+from sightline.doctor.finding import FindingLocation
 from sightline.doctor.processes import is_one_of_several
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.gradients import scaled_clipping, skipped_updates
+from sightline.doctor.rules.non_finite import non_finite
+from sightline.doctor.rules.optimiser import large_update, no_update, rounded_updates
 from sightline.doctor.watch.loop import (
     ForwardCall,
     Found,
@@ -25,15 +33,8 @@ from sightline.doctor.watch.loop import (
     take_local,
 )
 
-_MAX_RATIO, _LOW_RATE = 1.0, 0.01
-_LEAST_RMS = 2e-3
-"""Root mean square of numbers that begin near zero, as tables of features: a first update is larger than they are."""
 _MAX_SLICE = 4096
-_MAX_ROUNDED, _NUM_ROUNDED = 0.5, 4
-_NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
-_MAX_SKIPPED = 25
-"""Updates in a row that a scaler skips: 2^16 halves to 1 in 16 of them."""
-_SHORT = (torch.bfloat16, torch.float16)
+_NUM_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class FiniteMonitor(Monitor):
         def judge(value: float) -> Iterator[Found]:
             bad = {} if value else {name: int((~b.isfinite()).sum()) for name, b in statistics.items()}
             for name in [name for name, number in bad.items() if number][: not self._is_found]:
-                yield report("non-finite", "statistics", name=name, bad=bad[name], total=statistics[name].numel())
+                measured = f"{bad[name]} of {statistics[name].numel()} numbers are not finite"
+                yield from find_by(non_finite, origin=Origin("statistics", measured, {"name": name}))
 
         if statistics:
             are_finite = stack_numbers([buffer.isfinite().all() for buffer in statistics.values()])
@@ -112,7 +114,7 @@ class ScalerMonitor(Monitor):
 
     def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
         number = self._num_skipped[id(track)] = self._num_skipped.get(id(track), 0) + 1
-        return [report("skipped-updates", "", number=number, optimizer=track.name)] if number == _MAX_SKIPPED else []
+        return find_by(skipped_updates, optimizer=track.name, skipped_updates=number) if number > 1 else []
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> None:
         self._num_skipped.pop(id(track), None)
@@ -124,14 +126,9 @@ class ScalerMonitor(Monitor):
         after = track.measure_small()
         return None if after is None else loop.reader.read(after / before, self._judge)
 
-    def _judge(self, factor: float) -> Iterator[Found]:
-        """Judge three factors: those of clipping differ, one that divides for accumulation is always the same."""
-        if not math.isfinite(factor) or abs(factor - 1) < _MIN_CLIPPING:
-            return
-        self._factors.append(factor)
-        low, high = min(self._factors), max(self._factors)
-        if len(self._factors) == _NUM_CLIPPED and high > (1 + _MIN_CLIPPING) * low:
-            yield report("scaled-clipping", "", low=low, high=high)
+    def _judge(self, factor: float) -> list[Found]:
+        self._factors += [factor] if math.isfinite(factor) else []
+        return find_by(scaled_clipping, scaled_factors=self._factors)
 
 
 def _is_sound(parameters: Sequence[nn.Parameter], loop: Loop) -> bool:
@@ -145,25 +142,26 @@ def _is_sound(parameters: Sequence[nn.Parameter], loop: Loop) -> bool:
     return gradient.is_cpu and gradient.layout is torch.strided and math.isfinite(gradient.sum().item())
 
 
-def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | None:
-    """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient.
+def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Origin | None:
+    """Locate from what the step has left its first number that is not finite: in inputs, outputs, loss or gradients.
 
     None if all of them are finite: a norm of huge numbers may be infinite.
     """
     loss = math.nan if numbers.loss is None else float(numbers.loss.double().sum())
     call = numbers.call
-    for kind, tree in (
-        ("input", None if call is None else call.inputs),
-        ("output", None if call is None else call.outputs),
+    for place, what, tree in (
+        ("data", "the model's input", None if call is None else call.inputs),
+        ("output", "the model's output", None if call is None else call.outputs),
     ):
         for path, tensor in dense_leaves(tree):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 is_bad = ~tensor.isfinite()
                 rows = is_bad.flatten(1).any(dim=1).nonzero().flatten().tolist() if tensor.ndim > 1 else []
-                words = {"bad": int(is_bad.sum()), "total": tensor.numel(), "rows": rows[:5], "path": path}
-                return report("non-finite", kind, sample=rows[0] if rows else None, **words)
+                measured = f"{int(is_bad.sum())} of {tensor.numel()} values, samples {rows[:5]}"
+                where = FindingLocation(sample=rows[0] if rows else None)
+                return Origin(place, measured, {"what": f"{what} '{path}'"}, where)
     if not math.isfinite(loss):
-        return report("non-finite", "loss", loss=loss)
+        return Origin("loss", f"loss {loss}", {"name": "", "total": loss})
     if numbers.gradients is None or numbers.norms is None:
         affected, total = [n for n, g in track.gradients.items() if not bool(g.isfinite().all())], len(track.gradients)
     else:
@@ -172,8 +170,10 @@ def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | 
         affected, total = [names[id(p)] for p, is_finite in pairs if not is_finite], len(numbers.gradients)
     if not affected:
         return None
-    layer = affected[-1].rpartition(".")[0] or None
-    return report("non-finite", "gradient", param=affected[-1], layer=layer, loss=loss, bad=len(affected), total=total)
+    last_first = affected[::-1]  # a backward pass begins at the last layer
+    where = FindingLocation(layer=last_first[0].rpartition(".")[0] or None, param=last_first[0])
+    measured = f"loss {loss:.4g}; {len(affected)} of {total} gradients are not finite"
+    return Origin("gradient", measured, {"names": join_some(last_first, most=4)}, where)
 
 
 class UpdateMonitor(Monitor):
@@ -187,7 +187,7 @@ class UpdateMonitor(Monitor):
         self._before: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor | None] = {}
         self._highest: dict[int, float] = {}
-        self._num_rounded = 0
+        self._kept: deque[float] = deque(maxlen=_NUM_KEPT)
 
     def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
@@ -204,44 +204,30 @@ class UpdateMonitor(Monitor):
             return
         now = {name: self._take(name, track.parameters[name]) for name in before}
         slices, dtype = [*now.values()], next(iter(now.values())).dtype
-        moves = torch._foreach_norm(torch._foreach_sub(slices, [*before.values()]))
-        change = stack_numbers([norm.float() for norm in moves])
-        size = stack_numbers([norm.float() for norm in torch._foreach_norm([*before.values()])])
+        moves = stack_numbers([n.float() for n in torch._foreach_norm(torch._foreach_sub(slices, [*before.values()]))])
+        norms = stack_numbers([norm.float() for norm in torch._foreach_norm([*before.values()])])
         gradients = [_values(track.parameters[name].grad) for name in before]
-        largest = [values.abs().float().max() for values in gradients if values is not None and values.numel()]
-        spread = stack_numbers(torch._foreach_div([*size.unbind()], [math.sqrt(values.numel()) for values in slices]))
-        ratio = torch.where(spread > _LEAST_RMS, change / size, 0.0).median()  # tables of features begin near zero
-        words: dict[str, Any] = {"optimizer": track.name, "dtype": dtype, "rate": track.lr}
-        if dtype in _SHORT:
-            yield from self._read_rounded(loop, track, before, now, words)
-        if largest and track.num_updates > 0:
-            still = torch.where(stack_numbers(largest).max() > 0, change.max(), 1.0)
-            found = report("no-update", "still", causes=self._list_causes(track, dtype), number=len(now), **words)
-            yield from loop.reader.read_if(still, found, expected=False)
-
-        def judge(value: float) -> Iterator[Found]:
-            if value > _MAX_RATIO:
-                yield report("large-update", "", ratio=value, **words)
-
-        yield from loop.reader.read(ratio, judge)
-
-    def _list_causes(self, track: OptimizerTrack, dtype: torch.dtype) -> tuple[str, ...]:
-        if track.lr < _LOW_RATE * self._highest[id(track)]:
-            return "optim.scheduler", "optim.lr", "optim.state", "model.numerics"
-        return ("model.numerics", "optim.lr", "optim.state") if dtype in _SHORT else ()
+        none = moves.new_zeros(())
+        has_gradient = stack_numbers([none if g is None or not g.numel() else g.any().float() for g in gradients])
+        sizes, highest = {name: values.numel() for name, values in now.items()}, self._highest[id(track)]
+        trial = Trial([], {}, 1, dtype, track.lr, highest)
+        if dtype in SHORT:
+            yield from self._read_rounded(loop, track, before, now, dtype)
+        numbers = torch.stack([each.to(moves.device) for each in (moves, norms, has_gradient)])
+        yield from loop.reader.read(numbers, partial(_judge_moves, trial, sizes, track.num_updates == 0))
 
     def _read_rounded(
-        self, loop: Loop, track: OptimizerTrack, before: Any, now: Any, words: dict[str, Any]
+        self, loop: Loop, track: OptimizerTrack, before: Any, now: Any, dtype: torch.dtype
     ) -> Iterable[Found]:
         """Read the share of the weights with a gradient that an update leaves as they are."""
         slices = {name: self._take(name, g) != 0 for name in now if (g := track.parameters[name].grad) is not None}
         kept = stack_numbers([((now[name] == before[name]) & each).float().sum() for name, each in slices.items()])
         total = stack_numbers([each.float().sum() for each in slices.values()])
+        rate = track.lr
 
-        def judge(value: float) -> Iterator[Found]:
-            self._num_rounded = self._num_rounded + 1 if value > _MAX_ROUNDED else 0
-            if self._num_rounded == _NUM_ROUNDED:
-                yield report("no-update", "rounded", share=value, updates=_NUM_ROUNDED, **words)
+        def judge(value: float) -> Iterable[Found]:
+            self._kept.append(value)
+            return find_by(rounded_updates, rounded=Rounded([*self._kept], track.name, dtype, rate))
 
         return loop.reader.read(kept.sum() / total.sum().clamp(min=1), judge)
 
@@ -250,6 +236,17 @@ class UpdateMonitor(Monitor):
         rows, values = self._rows[name], take_local(values.detach())
         some = values if rows is None else values.index_select(0, rows)
         return (some.to_dense() if some.is_sparse else some).flatten()[:_MAX_SLICE]
+
+
+def _judge_moves(trial: Trial, sizes: Mapping[str, int], is_early: bool, numbers: list[list[float]]) -> Iterator[Found]:
+    """Judge how far an update has moved its matrices; the first may find momenta or rates of 0."""
+    rows = zip(sizes.items(), *numbers, strict=True)
+    moves = {
+        name: Move(trial.rate, size, norm, moved, bool(has), moved == 0) for (name, size), moved, norm, has in rows
+    }
+    moved = trial._replace(moves=moves)
+    yield from find_by(large_update, trial=moved)
+    yield from () if is_early else find_by(no_update, trial=moved)
 
 
 def _choose_rows(parameter: Tensor) -> Tensor | None:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.loss_graph import graph_slip
 from sightline.doctor.watch.loop import Found, Hook, Loop, Monitor
 from sightline.doctor.watch.loss_graph import LossGraph, get_axis, get_saved, list_parents
 from sightline.instrument import watch_gradient
@@ -44,7 +45,7 @@ class OverlapMonitor(Monitor):
 
             def judge(value: float, size: int = size) -> Iterator[Found]:
                 if value:
-                    yield report("loss-form", "boxes apart", number=int(value), size=size)
+                    yield from find_by(graph_slip, slip="boxes apart", numbers={"number": int(value), "size": size})
 
             yield from loop.reader.read(count, judge)
         self._counts.clear()

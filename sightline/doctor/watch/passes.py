@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,18 +16,20 @@ from torch.utils.data import DataLoader
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.evidence.graph import Reshape
+from sightline.doctor.evidence.positions import PaddedSteps
+from sightline.doctor.evidence.reading import RepeatedOrder
+from sightline.doctor.evidence.samples import SharedRows
 from sightline.doctor.objects import find_alive
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.events import report
-from sightline.doctor.rules.model import exchanged_axes
+from sightline.doctor.rules.data import same_order
+from sightline.doctor.rules.model import constant_output, exchanged_axes, padding_mask
+from sightline.doctor.rules.run import same_batch
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 from sightline.doctor.watch.loss_graph import is_reordered
 from sightline.instrument import Inputs
 
 _NUM_SAME, _NUM_NOTED = 5, 16
-_NUM_REPEATED = 6
-"""Different batches in a row that came in this order before."""
 _NUM_CONSTANT = 4
 """Sampled passes in a row with constant outputs: a head that starts at zero has one, or a few while it warms up."""
 
@@ -38,7 +40,7 @@ class OutputMonitor(Monitor):
     def __init__(self) -> None:
         self._digests: dict[int, RowDigests] = {}
         self._num_same = 0
-        self._num_constant = [0, 0]
+        self._num_constant = {1: 0, 2: 0}
         self._last_step = -1
         self._order = _BatchOrder()
         self._last_outputs: list[StorageWeakRef] = []
@@ -59,7 +61,7 @@ class OutputMonitor(Monitor):
             yield from self._repetition_faults(loop, call, call.digests)
         dense = [tensor for tensor in itertools.compress(inputs, is_whole) if tensor.numel() > 1]
         if loop.is_measured and dense:
-            yield from self._constant_faults(loop, call, dense[0])
+            yield from self._judge_constant(loop, call, dense[0])
 
     def _repetition_faults(self, loop: Loop, call: ForwardCall, digests: RowDigests) -> Iterator[Found]:
         last, number = self._digests.get(id(call.model)), digests.key
@@ -96,34 +98,34 @@ class OutputMonitor(Monitor):
 
     def _judge_same(self, loop: Loop, num_samples: int, is_held: bool, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
-        if self._num_same == _NUM_SAME - 1 and not _is_whole_set(loop, num_samples, is_held):
-            yield report("same-batch", "", number=_NUM_SAME)
+        if self._num_same == _NUM_SAME - 1:
+            is_whole_set = _is_whole_set(loop, num_samples, is_held)
+            yield from find_by(same_batch, num_same=_NUM_SAME, is_whole_set=is_whole_set)
 
-    def _constant_faults(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterator[Found]:
+    def _judge_constant(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterable[Found]:
         """Judge outputs with a row for each sample that are computed by weights: anchors are not, and need not differ.
 
-        One that is constant beside others that are not may be of learnt anchors: it is noted.
+        All of them, and the first one beside others that differ.
         """
         size = len(first_input) if first_input.ndim else 0
         of_samples = {p: t for p, t in call.outputs.items() if t.is_floating_point() and t.ndim > 1 and len(t) == size}
-        outputs = [t for path, t in of_samples.items() if path in call.computed] or [*of_samples.values()]
+        outputs = {path: t for path, t in of_samples.items() if path in call.computed} or of_samples
         if not outputs or size < 2:
-            return
-        shape, rows = tuple(outputs[0].shape), first_input.reshape(size, -1)
+            return ()
+        rows, paths = first_input.reshape(size, -1), [path or "output" for path in outputs]
         is_varied, *is_constant = stack_numbers(
-            [~(rows == rows[:1]).all(), *((output == output[:1]).all() for output in outputs)]
+            [~(rows == rows[:1]).all(), *((output == output[:1]).all() for output in outputs.values())]
         )
 
         def judge(value: float) -> Iterator[Found]:
-            self._num_constant = [
-                count + 1 if is_now else 0
-                for count, is_now in zip(self._num_constant, (value == 2, value == 1), strict=True)
-            ]
-            if _NUM_CONSTANT in self._num_constant:
-                yield report("constant-output", "all" if value == 2 else "first", rows=size, shape=shape)
+            for kind, names in ((2, paths), (1, paths[:1])):
+                number = self._num_constant[kind] = self._num_constant[kind] + 1 if value == kind else 0
+                if number == _NUM_CONSTANT:
+                    shared_rows = SharedRows(names, len(paths) - len(names), number)
+                    yield from find_by(constant_output, shared_rows=shared_rows)
 
         number = is_constant[0].float() + torch.stack(is_constant).all()
-        yield from loop.reader.read((is_varied * number).float(), judge)
+        return loop.reader.read((is_varied * number).float(), judge)
 
 
 def _find_storage(tensor: Tensor) -> StorageWeakRef:
@@ -148,7 +150,7 @@ def _count(loader: Any) -> float:
 
 
 class _BatchOrder:
-    """Order of the batches so far: a shuffled set never gives the same ones in the same order again."""
+    """Order of the batches so far."""
 
     def __init__(self) -> None:
         self._places: dict[int, int] = {}
@@ -160,8 +162,8 @@ class _BatchOrder:
         is_next = place - self._last_place == number - self._last and place < number
         self._num_repeated = self._num_repeated + 1 if is_next else int(place < number)
         self._last, self._last_place = number, place
-        if self._num_repeated == _NUM_REPEATED:
-            yield report("same-order", "", distance=number - place, number=_NUM_REPEATED)
+        if self._num_repeated:
+            yield from find_by(same_order, repeated_order=RepeatedOrder(self._num_repeated, number - place))
 
 
 class PartMonitor(Monitor):
@@ -181,7 +183,7 @@ class PartMonitor(Monitor):
             is_ignored = is_ignored if is_ignored.dtype == torch.bool else is_ignored == -math.inf
             keys = keys if getattr(module, "batch_first", True) else keys.transpose(0, 1)
             if keys.ndim == 3 and is_ignored.shape == keys.shape[:2]:
-                found = report("attention", "mask", layer=path)
+                (found,) = find_by(padding_mask, padded_steps=PaddedSteps([], is_read=False, has_mask=True, layer=path))
                 yield from loop.reader.read_if(_exposes_padding(keys, is_ignored).float(), found)
 
 

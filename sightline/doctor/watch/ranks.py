@@ -24,15 +24,17 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.processes import is_one_of_several
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.run import same_samples
+from sightline.doctor.rules.state import file_race
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
 from sightline.instrument import observe_saves
 
 logger = logging.getLogger(__name__)
 
 _MAX_INPUTS, _SAMPLE_SIZE = 4, 256
-_NUM_SAME, _MAX_FILES = 2, 64
-"""Different batches that two processes both train on: one may be a first batch of zeros; files of a note."""
+_MAX_FILES = 64
+"""Files of a note."""
 _MAX_OTHERS = 8
 """Processes whose notes one process reads, so that the store of a large group is not flooded."""
 _STORE_TIMEOUT_S, _MAX_END_S = 10.0, 1.0
@@ -155,22 +157,23 @@ def take_sample(values: Tensor) -> Tensor:
 def judge(records: Mapping[int, RankRecord]) -> Iterator[Found]:
     """Yield faults of the first two processes that train on the same batches, and that save one file of a machine."""
     pairs = list(itertools.combinations(sorted(records.items()), 2))
-    for (a, first), (b, second) in pairs:
-        both = [step for step in first.batches if step in second.batches]
-        changed = [step for step in both if first.batches[step] != first.batches[both[0]]]
-        is_same = all(first.batches[step] == second.batches[step] for step in both)
-        if is_same and len(changed) >= _NUM_SAME - 1:
-            words: dict[str, Any] = {"first": a, "second": b, "steps": ", ".join(both[:5])}
-            yield report("same-samples", "", step=int(changed[0]), **words)
-            break
-    for (a, first), (b, second) in pairs:
-        shared = [path for path in first.files if path in second.files and first.host == second.host]
-        if shared:
-            steps = first.files[shared[0]], second.files[shared[0]]
-            more = f"; so are {len(shared) - 1} more" if len(shared) > 1 else ""
-            words = {"first": a, "second": b, "path": shared[0], "steps": steps, "more": more}
-            yield report("file-race", "", step=max(steps) or None, **words)
-            break
+    yield from next(filter(None, itertools.starmap(_judge_batches, pairs)), ())
+    yield from next(filter(None, itertools.starmap(_judge_files, pairs)), ())
+
+
+def _judge_batches(one: tuple[int, RankRecord], other: tuple[int, RankRecord]) -> list[Found]:
+    (a, first), (b, second) = one, other
+    common = [step for step in first.batches if step in second.batches]
+    is_same = all(first.batches[step] == second.batches[step] for step in common)
+    changed = [step for step in common if is_same and first.batches[step] != first.batches[common[0]]]
+    return find_by(same_samples, ranks=(a, b), common_steps=common, changed_steps=changed)
+
+
+def _judge_files(one: tuple[int, RankRecord], other: tuple[int, RankRecord]) -> list[Found]:
+    (a, first), (b, second) = one, other
+    files = first.files.items() if first.host == second.host else ()
+    saved = [(path, step, second.files[path]) for path, step in files if path in second.files]
+    return find_by(file_race, ranks=(a, b), saved=saved)
 
 
 def start_monitor(loop: Loop, name: str, receive: Callable[[Iterable[Found]], None]) -> RankMonitor | None:

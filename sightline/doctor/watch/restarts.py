@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.state import lost_state
 from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _NUM_VALUES = 64
@@ -66,7 +67,8 @@ class RestartMonitor(Monitor):
             is_same = float(sum(weights.now == weights.last)) / len(weights.last) > _MAX_SAME
             track.is_restarted = not is_same and (is_lost or bool((weights.now == weights.first).all()))
         if is_lost and not track.is_restarted:
-            yield report("lost-state", "lost", optimizer=track.name, before=track.state_size)
+            numbers = {"num_before": track.state_size, "num_resumed": 0, "update": track.num_updates + 1}
+            yield from find_by(lost_state, optimizer=track.name, **numbers)
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> list[Found] | None:
         if (weights := self._weights.get(id(track))) is not None:
@@ -74,8 +76,8 @@ class RestartMonitor(Monitor):
         if track.num_updates or id(track) not in self._is_resumed:
             return None
         size = len(track.optimizer.state) if any(map(bool, track.optimizer.state.values())) else 0
-        words = {"optimizer": track.name, "update": loop.step + 1, "size": size}
-        return [report("lost-state", "resumed", **words)] if size else None
+        numbers = {"num_before": 0, "num_resumed": size, "update": loop.step + 1}
+        return find_by(lost_state, optimizer=track.name, **numbers) if size else None
 
 
 def _take_few(weight: Tensor) -> Any:

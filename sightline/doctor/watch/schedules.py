@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import SWALR
 
+from sightline.doctor.evidence.live.schedules import Rates, Stepped
 from sightline.doctor.objects import find_alive
-from sightline.doctor.rules.events import report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.schedules import learning_rates, no_rate, scheduler_steps
+from sightline.doctor.rules.state import aliased_weights, nothing_loaded, stale_average
 from sightline.doctor.watch.loop import (
     Found,
     Loop,
@@ -24,46 +26,12 @@ from sightline.doctor.watch.loop import (
     take_local,
 )
 
-_LOW_RATE, _MAX_SLICE = 0.01, 256
-_MIN_LOW = 50
-_NUM_STILL = 10
-"""Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
-_TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
-"""Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
-_MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
-_MAX_EPOCHS_OF_RISE = 30
-_NUM_MOVED, _MANY = 5, 10
+_MAX_SLICE = 256
+_LOW_RATE, _MIN_RISES = 0.01, 3
+"""Share of its last rate, and rises before it, at which a search for a rate ends."""
+_NUM_MOVED = 5
 _NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 2000
-"""Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
-_NUM_EPOCHS, _NUM_IDLE_UNKNOWN = 2, 200
-"""Epochs after which a schedule has been stepped, and updates where epochs are not known."""
-
-
-@dataclass
-class _Rates:
-    """Learning rates of an optimiser since a schedule began: numbers of high, low, tiny ones and zeros in a row.
-
-    `rises` are the rates in turn, while each is above the last; `last_rise` is the update of the last change.
-    """
-
-    highest: float = 0.0
-    num_high: int = 0
-    num_low: int = 0
-    num_tiny: int = 0
-    last_rise: int = 0
-    rises: list[float] = field(default_factory=list)
-
-    def add(self, rate: float, update: int, *, has_scheduler: bool) -> None:
-        """Add the rate of an update; without a scheduler, rates down to the hundredth are steps by hand."""
-        if self.rises and rate != self.rises[-1]:
-            self.rises = [*self.rises, rate] if rate > self.rises[-1] and len(self.rises) <= _MAX_RISES else []
-            self.last_rise = update
-        self.highest = max(rate, self.highest)
-        low = _LOW_RATE * self.highest
-        is_high = rate > low * (1 + 1e-6) or (not has_scheduler and rate >= low * (1 - 1e-6))
-        self.num_high += is_high
-        self.num_low = 0 if is_high else self.num_low + (self.highest > 0)
-        self.num_tiny = self.num_tiny + 1 if 0 < rate < _TINY_RATE * self.highest else 0
+"""Updates after which an average must have moved."""
 
 
 class ScheduleMonitor(Monitor):
@@ -73,82 +41,60 @@ class ScheduleMonitor(Monitor):
         self._schedulers = list(schedulers)
         self._finds = finds and not schedulers
         self._first_steps = [_count(scheduler) for scheduler in schedulers]
-        self._rates: dict[int, _Rates] = {}
-        self._num_still: dict[int, int] = {}
-        self._fresh: dict[int, OptimizerTrack] = {}
+        self._rates: dict[int, Rates] = {}
+        self._fresh: set[int] = set()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> list[Found] | None:
         if track.num_updates == 0 and not track.optimizer.state:
-            self._fresh[id(track)] = track
+            self._fresh.add(id(track))
         if track.is_restarted:
             self._rates.pop(id(track), None)
-        number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
-        groups = len(track.optimizer.param_groups)
-        is_still = number == _NUM_STILL
-        return [report("no-update", "no rate", number=number, optimizer=track.name, groups=groups)] if is_still else []
+        rates = self._rates.setdefault(id(track), Rates(track.name))
+        rates.num_still = rates.num_still + 1 if track.lr == 0 else 0
+        return find_by(no_rate, past_rates=rates) if rates.num_still else None
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
         key, rate = id(track), track.lr
-        rates = self._rates.setdefault(key, _Rates(rises=[rate]))
+        rates = self._rates[key]
         if not self._schedulers and len(rates.rises) > _MIN_RISES and rate < _LOW_RATE * rates.rises[-1]:
-            rates = self._rates[key] = _Rates(rises=[rate])  # a search for a rate rises, and ends at once
+            rates = self._rates[key] = Rates(track.name)  # a search for a rate rises, and ends at once
         rates.add(rate, track.num_updates, has_scheduler=self._knows_schedule(track))
-        is_quiet = rates.num_low < _MIN_LOW and rates.num_tiny < _MIN_TINY and not self._schedulers
-        return None if is_quiet else self._judge_rates(track, rates, rate)
+        is_quiet = not (rates.num_low or rates.num_tiny or self._schedulers)
+        return None if is_quiet else self._judge_rates(track, rates)
 
     def _knows_schedule(self, track: OptimizerTrack) -> bool:
         return bool(self._schedulers) or any("initial_lr" in group for group in track.optimizer.param_groups)
 
-    def _judge_rates(self, track: OptimizerTrack, rates: _Rates, rate: float) -> Iterator[Found]:
-        words = {"optimizer": track.name, "highest": rates.highest, "rate": rate}
-        if rates.num_low == max(_MIN_LOW, rates.num_high):
-            words |= {"low": rates.num_low, "high": rates.num_high, "share": rate / rates.highest}
-            yield report("schedule", "stays low", bound=_LOW_RATE, **words)
-        if rates.num_tiny == max(_MIN_TINY, math.ceil(_MAX_TINY_SHARE * track.num_updates)):
-            words |= {"number": rates.num_tiny, "share": rate / rates.highest}
-            yield report("schedule", "tiny", bound=_TINY_RATE, **words)
-        for scheduler in self._schedulers:
-            yield from _length_faults(scheduler, track)
+    def _judge_rates(self, track: OptimizerTrack, rates: Rates) -> Iterator[Found]:
+        yield from find_by(learning_rates, past_rates=rates)
+        for each in [s for s in self._schedulers if getattr(s, "optimizer", None) is track.optimizer]:
+            stepped = Stepped(_name(each), _count(each), track.num_updates, getattr(each, "T_max", None))
+            yield from find_by(scheduler_steps, stepped=stepped)
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
-        for key, track in self._fresh.items():
-            yield from self._rise_faults(track, self._rates.get(key, _Rates()))
-        for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
-            is_idle = loop.step >= _NUM_IDLE and _count(scheduler) == first and hasattr(scheduler, "last_epoch")
-            if is_idle and not self._is_later(scheduler):
-                yield report("schedule", "never", scheduler=type(scheduler).__name__, updates=loop.step)
+        lefts = [getattr(each, "total_iters", math.inf) / (_count(each) or 1e-9) for each in self._schedulers]
+        for track in [track for track in loop.tracks.values() if id(track) in self._fresh]:
+            rates = self._rates.get(id(track), Rates(track.name))
+            base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
+            rates.is_over, rates.num_updates, rates.base = True, track.num_updates, base
+            rates.left = min(lefts, default=math.inf)
+            yield from find_by(learning_rates, past_rates=rates)
+        for each, first in zip(self._schedulers, self._first_steps, strict=True):
+            if _count(each) == first and hasattr(each, "last_epoch") and not self._is_later(each):
+                yield from find_by(scheduler_steps, stepped=Stepped(_name(each), 0, loop.step, is_over=True))
         if self._finds:
-            yield from self._idle_faults(loop)
+            yield from self._find_idle(loop)
 
-    def _idle_faults(self, loop: Loop) -> Iterator[Found]:
-        """Yield a fault for schedules of an optimiser of which none has been stepped; a loop may step after its end."""
-        still = {
-            key: track
-            for key, track in loop.tracks.items()
-            if track.num_updates >= _NUM_IDLE and _has_schedule(track) and len(self._rates[id(track)].rises) == 1
-        }
-        if not still or (loop.num_epochs <= _NUM_EPOCHS if loop.num_epochs else loop.step < _NUM_IDLE_UNKNOWN):
-            return
-        known = [each for each in find_alive(LRScheduler) if id(getattr(each, "optimizer", None)) in still]
-        for key, track in still.items():
-            own = [each for each in known if id(each.optimizer) == key]
+    def _find_idle(self, loop: Loop) -> Iterator[Found]:
+        """Judge schedules of an optimiser of which none has been stepped; a loop may step after its end."""
+        begun = [(track, self._rates.get(id(track))) for track in loop.tracks.values() if _has_schedule(track)]
+        still = [track for track, rates in begun if rates is not None and len(rates.rises) == 1]
+        known = find_alive(LRScheduler) if still else ()
+        for track in still:
+            own = [each for each in known if id(getattr(each, "optimizer", None)) == id(track.optimizer)]
             if own and not any(_count(each) or isinstance(each, SWALR) for each in own):
-                yield report("schedule", "never", scheduler=type(own[0]).__name__, updates=track.num_updates)
-
-    def _rise_faults(self, track: OptimizerTrack, rates: _Rates) -> Iterator[Found]:
-        base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
-        words = {"optimizer": track.name, "updates": track.num_updates, "base": base}
-        num_rises, since = len(rates.rises) - 1, track.num_updates - rates.last_rise
-        still_rises = num_rises > _MIN_RISES and since * num_rises <= 2 * track.num_updates  # in a warm-up
-        is_low = track.num_updates >= _MIN_LOW and 0 < rates.highest < _LOW_RATE * base
-        if is_low and base < 1 and not still_rises:  # with 1, the function returns the rate
-            yield report("schedule", "rate as factor", share=rates.highest / base, highest=rates.highest, **words)
-        is_slow = num_rises >= _MIN_RISES and _UPDATES_A_RISE * len(rates.rises) <= track.num_updates
-        is_slow &= all(getattr(each, "total_iters", math.inf) > _MANY * _count(each) for each in self._schedulers)
-        rate = rates.rises[-1] if rates.rises else base
-        length = len(rates.rises) * base / max(rate, 1e-30)  # in rises; one of epochs may be longer than a short loop
-        if is_slow and rate < _LOW_RISE * base and length > _MAX_EPOCHS_OF_RISE:
-            yield report("schedule", "warm-up", share=rate / base, rises=num_rises, rate=rate, **words)
+                named = Stepped(_name(own[0]), 0, track.num_updates, is_over=True, num_epochs=loop.num_epochs)
+                yield from find_by(scheduler_steps, stepped=named)
 
     def _is_later(self, scheduler: Any) -> bool:
         """Return True if another scheduler of its optimiser has been stepped, and not to its end, as in a warm-up."""
@@ -167,20 +113,14 @@ def _has_schedule(track: OptimizerTrack) -> bool:
     )
 
 
-def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
-    """Yield a fault for a cosine that is stepped past its end, after which the learning rate rises again."""
-    length, steps = getattr(scheduler, "T_max", None), _count(scheduler)
-    if getattr(scheduler, "optimizer", None) is track.optimizer and length is not None and steps > length + 1:
-        is_each = track.num_updates <= steps + 1
-        detail = ", one after each update: T_max is probably in epochs" if is_each else ""
-        words = {"scheduler": type(scheduler).__name__, "steps": steps, "length": length}
-        yield report("schedule", "past its end", detail=detail, **words)
-
-
 def _find_length(scheduler: Any) -> float:
     """Return the number of steps after which a scheduler is at its end; infinity if it says none."""
     lengths = (getattr(scheduler, name, None) for name in ("total_iters", "T_max", "total_steps"))
     return next((float(length) for length in lengths if length is not None), math.inf)
+
+
+def _name(scheduler: Any) -> str:
+    return type(scheduler).__name__
 
 
 def _count(scheduler: Any) -> int:
@@ -222,8 +162,8 @@ class AverageMonitor(Monitor):
         weights = zip(take_slices(average), kept.weights, strict=True)
         has_begun = stack_numbers([(own != first).any() for own, first in weights]).any()
         is_stale = stack_numbers([is_still, stack_numbers(moves).any(), has_begun]).all()
-        found = report("ema", "statistics", name=common[0], number=len(common))
-        yield from loop.reader.read_if(is_stale.float(), found)
+        found = find_by(stale_average, average="", stale_statistics=common, num_updates=loop.step)
+        yield from loop.reader.read_if(is_stale.float(), *found)
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
         """Find copies of the model, before they are averages of its weights; a teacher, or the best so far, stays one.
@@ -255,7 +195,8 @@ class AverageMonitor(Monitor):
             change = [(now != before).any() for now, before in zip(take_slices(average), first, strict=True)]
             if change:
                 has_moved = stack_numbers(change).any().float()
-                yield from loop.reader.read_if(has_moved, report("ema", "still"), expected=False)
+                found = find_by(stale_average, average="", stale_statistics=(), num_updates=loop.step)
+                yield from loop.reader.read_if(has_moved, *found, expected=False)
 
 
 class LoadMonitor(Monitor):
@@ -266,17 +207,13 @@ class LoadMonitor(Monitor):
     """
 
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
-        names = model.state_dict(keep_vars=True).keys()
-        if names and state and names.isdisjoint(state):
-            first = {"name": next(iter(state)), "own_name": next(iter(names))}
-            yield report("nothing-loaded", "", number=len(state), own=len(names), **first)
+        yield from find_by(nothing_loaded, loaded=[*state], own=[*model.state_dict(keep_vars=True)])
         own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
-        shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
+        aliased = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
         num_updates, tracks = sum(track.num_updates for track in loop.tracks.values()), loop.tracks.values()
         is_edited = any(track.count_writes() > track.num_writes for track in tracks)
-        if own and len(shared) == len(own) and num_updates and not is_edited:
-            words = {"shared": len(shared), "own": len(own), "updates": num_updates}
-            yield report("aliased-weights", "", param=shared[0], **words)
+        seen = {"aliased": aliased, "own": [*own], "num_updates": num_updates, "is_edited": is_edited}
+        yield from find_by(aliased_weights, **seen)
 
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:

@@ -38,8 +38,8 @@ class ScoreMonitor(Monitor):
         self._open: dict[int, tuple[FunctionType, dict[str, Any], int]] = {}
         self._fresh: list[ScoreCall] = []
         self._numbers: dict[str, float] = {}
-        self._calls: dict[FunctionType, list[ScoreCall]] = {}
-        self._kept: dict[FunctionType, list[bool]] = {}
+        self._calls: dict[Any, list[ScoreCall]] = {}
+        self._kept: dict[Any, list[bool]] = {}
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """End the record of the last pass, and begin that of this one."""

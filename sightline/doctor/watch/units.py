@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
-from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack, stack_numbers, take_local
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.gradients import dead_units
+from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers, take_local
 from sightline.doctor.watch.loss_graph import (
     UNBOUNDED,
     list_counted,
@@ -20,8 +22,7 @@ from sightline.doctor.watch.loss_graph import (
 )
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.75, 8, 5
-_MAX_NODES = 500
+_NUM_DEAD, _MAX_NODES = 5, 500
 _RECTIFIERS = frozenset("Relu Threshold Clamp ClampMin ClampMax Hardtanh Hardswish Hardsigmoid".split())
 
 
@@ -59,8 +60,7 @@ class UnitMonitor(Monitor):
         if self._num_seen % _NUM_DEAD == 0:
             judged, self._is_alive = self._is_alive, {}
             for name, alive in judged.items():
-                if len(alive) >= _MIN_UNITS:
-                    yield from loop.reader.read(1 - alive.float().mean(), _make_judge(name, len(alive)))
+                yield from loop.reader.read(1 - alive.float().mean(), partial(_judge, name, len(alive)))
 
 
 def list_last(root: Any) -> set[int]:
@@ -77,10 +77,5 @@ def list_last(root: Any) -> set[int]:
     return list_variables(skip_shape_operations(parent) for layer in layers for parent in list_parents(layer))
 
 
-def _make_judge(name: str, num_units: int) -> Judge:
-    def judge(share: float) -> Iterator[Found]:
-        if share > _MAX_DEAD:
-            words = {"dead": round(share * num_units), "units": num_units, "bound": _MAX_DEAD, "updates": _NUM_DEAD}
-            yield report("dead-units", "", layer=name, share=share, **words)
-
-    return judge
+def _judge(layer: str, units: int, share: float) -> list[Found]:
+    return find_by(dead_units, layer=layer, dead_units=round(share * units), num_units=units, num_updates=_NUM_DEAD)

@@ -26,6 +26,8 @@ from sightline.doctor.finding import Finding
 from sightline.doctor.loaders import find_obstacle
 from sightline.doctor.processes import is_one_of_several, refuse_collectives
 from sightline.doctor.report import Report
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.non_finite import non_finite
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.verdict import write_verdict
 from sightline.doctor.watch.bisection import Search, prepare_search
@@ -490,7 +492,7 @@ class Watch:
 
         A number that arrived late may have spoilt the weights: they no longer lead to the layer.
         """
-        found = locate_non_finite(track, numbers)
+        found = next(iter(find_by(non_finite, origin=locate_non_finite(track, numbers))), None)
         if found is None or (numbers.is_late and not all(bool(p.isfinite().all()) for p in track.parameters.values())):
             return found
         if found.evidence["stage"] == "forward" and numbers.call is not None:

@@ -124,13 +124,7 @@ class Context:
 
     def place(self, path: str, **more: Any) -> FindingLocation:
         """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
-        origins, known_path = self.config.origins, path
-        while known_path:
-            for key in (known_path, f"{known_path}.name"):
-                if key in origins and (origins[key].line is not None or origins[key].source == "command line"):
-                    return FindingLocation(file=origins[key].source, line=origins[key].line, config_path=path, **more)
-            known_path = known_path.rpartition(".")[0]
-        return FindingLocation(config_path=path, **more)
+        return place_key(self.config, path, **more)
 
     def locate(self, split: str, **more: Any) -> FindingLocation:
         """Return the location of what is in a split of the run's data set."""
@@ -151,6 +145,17 @@ class Context:
     def loss_path(self, name: str) -> str:
         """Return the dotted config path of the loss of this name."""
         return get_loss_path(self.config, name)
+
+
+def place_key(config: RunConfig, path: str, **more: Any) -> FindingLocation:
+    """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
+    origins, known_path = config.origins, path
+    while known_path:
+        for key in (known_path, f"{known_path}.name"):
+            if key in origins and (origins[key].line is not None or origins[key].source == "command line"):
+                return FindingLocation(file=origins[key].source, line=origins[key].line, config_path=path, **more)
+        known_path = known_path.rpartition(".")[0]
+    return FindingLocation(config_path=path, **more)
 
 
 def _run_silently(model: nn.Module, inputs: Mapping[str, Any]) -> None:

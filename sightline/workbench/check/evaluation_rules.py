@@ -22,6 +22,7 @@ from torch import Tensor
 from sightline.contract.errors import summarise_error
 from sightline.contract.metric import Meter
 from sightline.contract.pytree import is_float
+from sightline.contract.task import Task
 from sightline.contract.types import Batch
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
@@ -29,8 +30,9 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.evaluate import BoundMetric
 from sightline.instrument import copy_metric
-from sightline.workbench.check.context import Context, JudgedMetric, metrics
-from sightline.workbench.check.dry_run import error_location, take_rows_of
+from sightline.workbench.check.context import JudgedMetric
+from sightline.workbench.check.dry_evaluation import DryEvaluation
+from sightline.workbench.check.dry_run import DryRun, error_location, take_rows_of
 from sightline.workbench.check.loss_subjects import FixedOutputs
 from sightline.workbench.check.sample_statistics import class_axis, parts_by_category
 
@@ -102,10 +104,10 @@ class LabelForm(NamedTuple):
 
 
 @measure()
-def label_form(run: Context) -> LabelForm:
+def label_form(rehearsal: DryRun, facts: Mapping[str, Any], task: Task) -> LabelForm:
     """Find the form of the targets of a run whose task predicts them from `logits` alone."""
-    batch, facts, task = run.dry_run.batch, run.built.data.facts, run.built.job.task
-    logits, label = run.dry_run.seen_outputs.get("logits"), batch.get("label")
+    batch = rehearsal.batch
+    logits, label = rehearsal.seen_outputs.get("logits"), batch.get("label")
     if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
         raise NotApplicableError("no class logits")
     axis, parts = class_axis(logits, label), parts_by_category(facts)
@@ -121,9 +123,16 @@ def label_form(run: Context) -> LabelForm:
     return LabelForm(task, batch, logits.shape[axis], axis - logits.ndim, choices)
 
 
-def can_score(context: Context, meter: BoundMetric) -> bool:
+@measure()
+def known_form(rehearsal: DryRun, facts: Mapping[str, Any], task: Task) -> LabelForm | None:
+    """Find the form of the targets, or None."""
+    found = attempt("form", label_form, {"rehearsal": rehearsal, "facts": facts, "task": task})
+    return None if isinstance(found, MissingError) else found
+
+
+def can_score(form: LabelForm, meter: BoundMetric) -> bool:
     """Return True if all that a metric reads is in batches or follows from logits; other outputs are not made."""
-    available = {"logits", *context.dry_run.batch, *context.built.job.task.predicts}
+    available = {"logits", *form.batch, *form.task.predicts}
     return set(meter.update.names) <= available - _OF_PIXELS
 
 
@@ -197,11 +206,11 @@ _ROUNDING = 1e-6  # the mean of a thousand float32 ones is nearer to 1
     holds="1 for perfect predictions, for any set of classes",
     do="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); never as 0",
 )
-def absent_class_score(run: Context, label_form: LabelForm) -> Iterator[Fault]:
+def absent_class_score(label_form: LabelForm, judged_metrics: list[JudgedMetric]) -> Iterator[Fault]:
     """Score perfect predictions by values named after an IoU, accuracy, precision, recall, Dice or F1."""
     single, full = label_form.predict_one_class(), label_form.predict_every_class()
-    for metric in metrics(run):
-        if full and can_score(run, metric.meter):
+    for metric in judged_metrics:
+        if full and can_score(label_form, metric.meter):
             yield from _absent_class_faults(metric, single, full)
 
 
@@ -254,18 +263,22 @@ _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the f
     holds="the same value for every split: counts summed over all samples, divided once in `compute`",
     do="keep counts, or a row for each sample, in the state, and take no mean in `update`",
 )
-def per_batch_metric(run: Context) -> Iterator[Fault]:
+def per_batch_metric(
+    known_form: LabelForm | None, evaluations: list[DryEvaluation], judged_metrics: list[JudgedMetric]
+) -> Iterator[Fault]:
     """Compare each value for one batch and for two with the same predictions, and after the state alone.
+
+    The rule of a user's own evaluation calls all of it again; a metric of a run is asked without the network.
 
     The predictions are synthetic, some of them wrong, where labels follow from logits; then those of the model for a
     few evaluated samples.
     """
-    form = attempt("form", label_form, {"run": run})
-    scored = [each for each in run.dry_evaluations[:1] if each.failure is None]  # else `first-evaluation` reports it
+    form = known_form
+    scored = [each for each in evaluations[:1] if each.failure is None]  # else `first-evaluation` reports it
     several = [(each.batch, each.predictions) for each in scored if len(each.batch.get("sample_index", ())) > 1]
-    for metric in metrics(run):
+    for metric in judged_metrics:
         fault = None
-        if isinstance(form, LabelForm) and form.num_samples >= _MIN_SAMPLES and can_score(run, metric.meter):
+        if form is not None and form.num_samples >= _MIN_SAMPLES and can_score(form, metric.meter):
             fault = _judge_predicted(metric, form.predict(wrong=True), "synthetic predictions")
         for predicted in several if fault is None else ():
             fault = _judge_predicted(metric, predicted, "predictions")
@@ -367,13 +380,13 @@ _OFFSET, _UNIT_TOLERANCE = 10.0, 0.01
     holds="an error of 10 in the unit that a metric names, where all predictions are 10 of it off",
     do="compute distances in the unit of the predictions: map voxels, cells or pixels of a crop back first",
 )
-def metric_unit(run: Context) -> Iterator[Fault]:
+def metric_unit(rehearsal: DryRun, judged_metrics: list[JudgedMetric]) -> Iterator[Fault]:
     """Score predictions that are off by a known distance."""
-    pairs_of = [(metric, list(_iter_pairs(run.dry_run.batch, metric))) for metric in metrics(run)]
+    pairs_of = [(metric, list(_iter_pairs(rehearsal.batch, metric))) for metric in judged_metrics]
     if not any(pairs for _, pairs in pairs_of):
         raise NotApplicableError("no places in a unit")
     for metric, pairs in pairs_of:
-        if pairs and (fault := _judge_unit(run.dry_run.batch, metric, pairs)) is not None:
+        if pairs and (fault := _judge_unit(rehearsal.batch, metric, pairs)) is not None:
             yield fault
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,13 +20,14 @@ from sightline.contract.errors import ConfigError, OutputError, UserError, summa
 from sightline.contract.model import model_output_keys
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.run_data import DataSubset
-from sightline.workbench.check.batch_of_one import find_batch_of_one
-from sightline.workbench.check.context import Context
+from sightline.workbench.check.batch_of_one import BatchOfOne
+from sightline.workbench.check.context import get_loss_path, place_key
 from sightline.workbench.check.dry_evaluation import DryEvaluation
-from sightline.workbench.check.dry_run import StepFailure, error_location
+from sightline.workbench.check.dry_run import DryRun, StepFailure, error_location
 from sightline.workbench.check.sample_statistics import PartStatistics
 
 _PACKAGE = Path(sightline.__file__).parent
@@ -38,17 +40,36 @@ _PACKAGE = Path(sightline.__file__).parent
     holds="samples that can be read, and a training step that succeeds, also for a last batch of one sample",
     do="look at the line named above",
 )
-def failed_step(run: Context) -> list[Fault]:
-    """Read samples, and take a step on some of them; another on a batch of one sample, if the training has one."""
-    faults = [
-        _make_reading_fault(run, survey.part, *fault) for survey in run.statistics if (fault := _find_fault(survey))
-    ]
-    failure = run.dry_run.failure
-    alone = None if faults else find_batch_of_one(run.built, run.world)
-    if alone is not None and (failure is None or str(failure.error) == str(alone.failure.error)):
-        made = _make_step_fault(run, alone.failure, step=alone.step)
-        return [dataclasses.replace(made, measured=f"{made.measured}; {alone.reason}", action=alone.action)]
-    return faults or ([] if failure is None else [_make_step_fault(run, failure, step=0)])
+def failed_step(
+    config: RunConfig, unread: list[Unread], rehearsal: DryRun, lone_batch: BatchOfOne | None
+) -> Iterator[Fault]:
+    """Report samples that cannot be read, or else a step that fails, if only on a batch of one sample.
+
+    The rule of a module reports the same of its first batch, of which it knows no config and no plan of steps.
+    """
+    failure, batch = rehearsal.failure, rehearsal.batch
+    if unread:
+        yield from (_make_reading_fault(config, *each) for each in unread)
+    elif lone_batch is not None and (failure is None or str(failure.error) == str(lone_batch.failure.error)):
+        made = _make_step_fault(config, lone_batch.failure, batch, step=lone_batch.step)
+        measured = f"{made.measured}; {lone_batch.reason}"
+        yield dataclasses.replace(made, measured=measured, action=lone_batch.action)
+    elif failure is not None:
+        yield _make_step_fault(config, failure, batch, step=0)
+
+
+class Unread(NamedTuple):
+    """Sample of a split that cannot be read, with its error."""
+
+    part: DataSubset
+    sample: int
+    error: BaseException
+
+
+@measure()
+def unread(surveys: list[PartStatistics]) -> list[Unread]:
+    """List the first sample of each split that the data set or the evaluation transforms cannot read."""
+    return [Unread(survey.part, *fault) for survey in surveys if (fault := _find_fault(survey))]
 
 
 def _find_fault(survey: PartStatistics) -> tuple[int, BaseException] | None:
@@ -61,17 +82,16 @@ def _find_fault(survey: PartStatistics) -> tuple[int, BaseException] | None:
     return (key.index, missing.__cause__) if isinstance(missing, MissingError) and missing.__cause__ else None
 
 
-def _make_reading_fault(context: Context, part: DataSubset, index: int, error: BaseException) -> Fault:
+def _make_reading_fault(config: RunConfig, part: DataSubset, index: int, error: BaseException) -> Fault:
     file, line = error_location(error)
     advice = (
         _get_advice(error) if _is_transform_error(error) else None
     )  # such as a sample that is too small for the transform
     path = "data" if advice is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
-    location = FindingLocation(file=file, line=line) if advice is None else context.place(path)
-    dataset = f"{context.config.data.name}/{part.split}"
+    location = FindingLocation(file=file, line=line) if advice is None else place_key(config, path)
     return Fault(
         f"a sample of the {part.split} part cannot be read",
-        where=dataclasses.replace(location, dataset=dataset, sample=index, config_path=path),
+        where=dataclasses.replace(location, dataset=part.split, sample=index, config_path=path),
         causes=("data.corrupt_sample", "data.path", "data.missing_modality")
         if advice is None
         else ("cfg.contract", "data.sampling", "data.layout"),
@@ -81,7 +101,7 @@ def _make_reading_fault(context: Context, part: DataSubset, index: int, error: B
     )
 
 
-def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:
+def _make_step_fault(config: RunConfig, failure: StepFailure, batch: Batch, *, step: int) -> Fault:
     causes, action = explain_failure(failure.error)
     if isinstance(failure.error, OutputError):
         found, _, action = str(failure.error).rpartition("; ")
@@ -95,11 +115,11 @@ def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fa
         )
     advice = _get_advice(failure.error)
     is_from_transform = advice is not None and _is_transform_error(failure.error)
-    path = "model" if advice is None else _find_argument_path(context, advice)
+    path = "model" if advice is None else _find_argument_path(config, advice)
     path = "transforms.train" if is_from_transform else path
     if named_loss := re.match(r"losses\.(\S+): ", str(failure.error)):
-        path = context.loss_path(named_loss[1])
-    fallback = context.place(path)
+        path = get_loss_path(config, named_loss[1])
+    fallback = place_key(config, path)
     is_config = failure.file is None or (advice is not None and _is_ours(failure.file))
     return Fault(
         f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
@@ -108,14 +128,14 @@ def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fa
             line=fallback.line if is_config else failure.line,
             layer=failure.layer,
             step=step,
-            dataset=f"{context.config.data.name}/train",
+            dataset="train",
             config_path=path if advice is None or is_from_transform or named_loss else f"transforms or {path}",
         ),
         causes=("cfg.contract", "data.sampling") if is_from_transform else causes,
         measured=summarise_error(failure.error),
         expected="a step on the data set's samples succeeds",
         action=advice or action,
-        evidence={"batch": _describe_shapes(context.dry_run.batch)},
+        evidence={"batch": _describe_shapes(batch)},
     )
 
 
@@ -145,9 +165,9 @@ def _registers_kind(file: str, kind: str) -> bool:
     return Path(file).resolve() in {_PACKAGE.joinpath(*m.split(".")[1:]).with_suffix(".py").resolve() for m in modules}
 
 
-def _find_argument_path(context: Context, advice: str) -> str:
+def _find_argument_path(config: RunConfig, advice: str) -> str:
     """Return the config path of the model argument that the advice names, else "model"."""
-    model = context.config.model
+    model = config.model
     argument_names = registry.models.entry(model).parameters.keys() - registry.FACTS
     return next((f"model.{word}" for word in re.findall(r"\w+", advice) if word in argument_names), "model")
 
@@ -177,19 +197,19 @@ def explain_failure(error: BaseException) -> tuple[tuple[str, ...], str]:
     holds="samples of each evaluated split that are read, predicted, scored, drawn and logged",
     do="correct the part that is named: the first evaluation would end the run",
 )
-def failed_evaluation(run: Context) -> Iterator[Fault]:
-    """Evaluate four samples of each evaluated split."""
-    for evaluation in run.dry_evaluations:
+def failed_evaluation(config: RunConfig, evaluations: list[DryEvaluation]) -> Iterator[Fault]:
+    """Report evaluations of a few samples of each evaluated split that fail."""
+    for evaluation in evaluations:
         if evaluation.failure is not None:
-            yield _make_evaluation_fault(run, evaluation, evaluation.failure)
+            yield _make_evaluation_fault(config, evaluation, evaluation.failure)
 
 
-def _make_evaluation_fault(context: Context, evaluation: DryEvaluation, failure: StepFailure) -> Fault:
+def _make_evaluation_fault(config: RunConfig, evaluation: DryEvaluation, failure: StepFailure) -> Fault:
     is_ours = failure.file is None or _is_ours(failure.file)
     shapes, split = _describe_shapes(evaluation.batch), evaluation.part.split
-    location = context.place(evaluation.path)
+    location = place_key(config, evaluation.path)
     if location.file is None:  # the config does not name the task, which does not match the model
-        location = context.place("model")
+        location = place_key(config, "model")
     return Fault(
         f"the {split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
         f"of {evaluation.component}",
@@ -197,7 +217,7 @@ def _make_evaluation_fault(context: Context, evaluation: DryEvaluation, failure:
             file=location.file if is_ours else failure.file,
             line=location.line if is_ours else failure.line,
             layer=failure.layer,
-            dataset=f"{context.config.data.name}/{split}",
+            dataset=split,
             config_path=evaluation.path,
         ),
         causes=("eval.protocol", "cfg.contract", "eval.decode")
@@ -205,7 +225,7 @@ def _make_evaluation_fault(context: Context, evaluation: DryEvaluation, failure:
         else ("cfg.contract", "eval.decode", "data.layout"),
         measured=summarise_error(failure.error),
         expected=f"{len(evaluation.keys)} samples are predicted, scored and drawn as an evaluation does it",
-        action=(evaluation.outputs and _explain_missing_key(failure.error, context.config, evaluation.outputs))
+        action=(evaluation.outputs and _explain_missing_key(failure.error, config, evaluation.outputs))
         or f"correct {evaluation.component}: the first evaluation would end the run",
         evidence={"field": evaluation.path, **({"batch": shapes} if shapes else {})},
     )

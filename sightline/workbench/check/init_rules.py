@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +40,49 @@ def loaded_init(run: Context) -> Init:
     return run.config.init
 
 
+class Match(NamedTuple):
+    """How the weights of `init`, loaded again, differ from the model's, by a row below; "" where they do not."""
+
+    source: str
+    difference: str = ""
+    measured: str = ""
+
+
+@measure()
+def match(run: Context, loaded_init: Init) -> Match:
+    """Load the weights of `init` again, and compare them with those of the model."""
+    init, model = loaded_init, run.built.job.model
+    try:
+        weights = open_source(init.source).read()
+    except CheckpointError as error:
+        return Match(init.source, "unreadable", str(error))
+    copied = bake_quantised_weights(isolated_copy(model))
+    try:
+        report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
+    except CheckpointError as error:
+        return Match(init.source, "unfit", str(error))
+    if report.matched == 0:
+        return Match(init.source, "nothing", str(report))
+    changed = () if run.config.compress is None else run.config.compress.policy
+    if differing := _find_different_tensors(copied.state_dict(), dense_state_dict(model), changed):
+        text = f"{len(differing)} tensors of the model differ from the given weights, {', '.join(differing[:5])} first"
+        return Match(init.source, "others", text)
+    return Match(init.source)
+
+
+_DIFFERENCES = {
+    "unreadable": ("the initial weights cannot be read", "ckpt.corrupt ckpt.incomplete_state ckpt.stale", "init.from"),
+    "unfit": ("the initial weights do not fit the model", "", "init.from"),
+    "nothing": (
+        "may_be_missing names everything: nothing is loaded",
+        "ckpt.key_mismatch cfg.override",
+        "init.may_be_missing",
+    ),
+    "others": ("the given weights are not in the model", "ckpt.stale model.init ckpt.alias", "init.from"),
+}
+"""Of each way to differ: what is said, the causes, if not those of the rule, and the key of the config."""
+
+
 @rule(
     "checkpoint-match",
     "error",
@@ -48,32 +90,13 @@ def loaded_init(run: Context) -> Init:
     holds="every tensor of `init` in the model, bit for bit, but for those that `may_be_missing` names",
     do="set init.from to the run of these weights; name in init.may_be_missing only what is to stay as it is",
 )
-def checkpoint_match(run: Context, loaded_init: Init) -> Fault | None:
-    """Load the weights of `init` again, and compare."""
-    init = loaded_init
-    mismatch = partial(Fault, evidence={"from": init.source}, where=_FROM)
-    model = run.built.job.model
-    try:
-        weights = open_source(init.source).read()
-    except CheckpointError as error:
-        causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
-        return mismatch("the initial weights cannot be read", causes=causes, measured=str(error))
-    copied = bake_quantised_weights(isolated_copy(model))
-    try:
-        report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
-    except CheckpointError as error:
-        return mismatch("the initial weights do not fit the model", measured=str(error))
-    if report.matched == 0:
-        where, likely = FindingLocation(config_path="init.may_be_missing"), ("ckpt.key_mismatch", "cfg.override")
-        summary = "may_be_missing names everything: nothing is loaded"
-        return mismatch(summary, causes=likely, where=where, measured=str(report))
-    changed = () if run.config.compress is None else run.config.compress.policy
-    differing = _find_different_tensors(copied.state_dict(), dense_state_dict(model), changed)
-    if differing:
-        text = f"{len(differing)} tensors of the model differ from the given weights, {', '.join(differing[:5])} first"
-        causes = ("ckpt.stale", "model.init", "ckpt.alias")
-        return mismatch("the given weights are not in the model", causes=causes, measured=text)
-    return None
+def checkpoint_match(match: Match) -> Fault | None:
+    """Say how the model differs from the weights that it starts from."""
+    if not match.difference:
+        return None
+    summary, causes, path = _DIFFERENCES[match.difference]
+    where, evidence = FindingLocation(config_path=path), {"from": match.source}
+    return Fault(summary, causes=causes.split(), measured=match.measured, where=where, evidence=evidence)
 
 
 def _find_different_tensors(
@@ -93,6 +116,14 @@ def _find_different_tensors(
     ]
 
 
+@measure()
+def lineage(run: Context) -> Mapping[str, Any]:
+    """Return what a run and the one that `init` takes weights from say of their clouds."""
+    if run.built.lineage is None:
+        raise NotApplicableError("no run to start from")
+    return run.built.lineage
+
+
 @rule(
     "pretraining-mismatch",
     "warning",
@@ -100,11 +131,8 @@ def _find_different_tensors(
     holds="clouds of the same form in this run and in the one that `init` takes weights from",
     do="set data and transforms alike, or accept it: checks.skip=[pretraining-mismatch]",
 )
-def pretraining_mismatch(run: Context) -> Fault | None:
+def pretraining_mismatch(lineage: Mapping[str, Any]) -> Fault | None:
     """Compare the number of points, the normalisation, the up axis and the transforms."""
-    lineage = run.built.lineage
-    if lineage is None:
-        raise NotApplicableError("no run to start from")
     if not lineage["differences"]:
         return None
     lines = lineage["differences"]

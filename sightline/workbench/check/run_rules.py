@@ -1,61 +1,36 @@
-"""Rules of what a run reads: its splits, what the data set declares, and samples that are a function of their key."""
+"""Rules of what a run reads: its splits, what the data set declares, classes, and offsets of batches."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sightline.contract.errors import join_some
-from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence import measure
-from sightline.doctor.finding import Fault
-from sightline.doctor.objects import find_generators, preserve_generators
+from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.run_data import DataSubset
-from sightline.instrument.random_state import preserve_random_state
-from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.divided_copies import find_shared
-from sightline.store.loading.leaves import array_leaves, as_bytes
-from sightline.workbench.check.context import Context
+from sightline.workbench.check.dry_run import DryRun
+from sightline.workbench.check.evidence import place
 from sightline.workbench.check.sample_statistics import (
     ClassCounts,
     FieldStatistics,
     PartStatistics,
     all_labels,
     describe_sample,
-    distinct_parts,
 )
 
-_NUM_KEYS = 4
 _COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
 _INPUTS = ("points", "image", "depth", "volume", "range_image", "features")
 _MIN_SAMPLES, _MIN_USED, _SLACK = 8, {"mm": 1 / 200}, 2.0**-10
 """Samples for a judgement; share of a declared range in use, by unit: a wrong one uses 1/100; a step of float16."""
-
-
-@measure()
-def surveys(run: Context) -> list[PartStatistics]:
-    """Return the statistics of the samples of each split."""
-    return run.statistics
-
-
-@measure()
-def class_counts(run: Context) -> list[ClassCounts | None]:
-    """Return the counts of classes in each split."""
-    return run.class_counts
-
-
-def _locate(run: Context, survey: PartStatistics, sample: int | None = None) -> Any:
-    return run.locate(survey.part.split, sample=sample, config_path="data")
 
 
 @rule(
@@ -65,21 +40,19 @@ def _locate(run: Context, survey: PartStatistics, sample: int | None = None) -> 
     holds="samples in each split, which its data set has, and enough of them for a batch",
     do="check where the data set searches for its files, and how it is split",
 )
-def empty_loader(run: Context) -> Iterator[Fault]:
-    """Every split has batches of samples that its set has."""
-    for part in distinct_parts(run.built.data):
-        size, count = len(part.dataset), len(part.indices)
+def empty_loader(parts: list[DataSubset], plan: BatchSampler) -> Iterator[Fault]:
+    """Every split has samples that its set has; that a sampler of a loader draws too few is another rule's."""
+    for part in parts:
+        size, count, where = len(part.dataset), len(part.indices), place(part)
         outside = part.indices[(part.indices < 0) | (part.indices >= size)]
-        where = run.locate(part.split, config_path="data")
-        if not count or not evaluation_keys(part.indices, run.config.evaluate.batch_size, epoch=0, seed=0):
+        if not count:
             yield Fault(
                 f"the {part.split} part has no samples", measured=f"{count} of a data set of {size}", where=where
             )
         elif len(outside):
             summary = f"the {part.split} part has indices of samples that its data set does not have"
             yield Fault(summary, measured=f"index {outside[0]} of {size} samples, {len(outside)} such", where=where)
-    plan = run.built.job.stream.plan
-    where = run.locate("train", config_path="train.batch_size")
+    where = FindingLocation(dataset="train", config_path="train.batch_size")
     if plan.batch_size > len(plan.indices) > 0:
         summary = f"train.batch_size is {plan.batch_size}, the training part has {len(plan.indices)} samples"
         causes = ["data.sampling"]
@@ -93,16 +66,17 @@ def empty_loader(run: Context) -> Iterator[Fault]:
     holds="no sample in both training and evaluation, by the digests that preparation made",
     do="prepare the set with shared=leave_out_of_train, or remove the copies",
 )
-def shared_samples(run: Context) -> Iterator[Fault]:
-    """Compare the contents of training samples with those of each evaluated part; published splits get a warning."""
-    data = run.built.data
-    copies = data.train.dataset.copies
+def shared_samples(parts: list[DataSubset]) -> Iterator[Fault]:
+    """Compare the contents of training samples with those of each evaluated part; published splits get a warning.
+
+    Evaluation on all that is trained on is meant: such a part is none of its own.
+    """
+    train, *evaluated = parts
+    copies = train.dataset.copies
     if copies is None:
         raise NotApplicableError("no digests of samples")
-    for part in distinct_parts(data)[1:]:
-        if part.dataset is data.train.dataset and np.array_equal(part.indices, data.train.indices):
-            continue  # evaluation on all that is trained on is meant
-        shared = find_shared(data.train.dataset, data.train.indices, part.dataset, part.indices)
+    for part in evaluated:
+        shared = find_shared(train.dataset, train.indices, part.dataset, part.indices)
         if shared is None:
             continue
         size, (first, second) = len(part.indices), shared.first
@@ -111,10 +85,10 @@ def shared_samples(run: Context) -> Iterator[Fault]:
         yield Fault(
             f"{shared.total} of {size} samples of the {part.split} part ({shared.total / size:.1%}) are trained on",
             measured=f"{describe_sample(part.dataset, second)} has the content of training's "
-            f"{describe_sample(data.train.dataset, first)}",
+            f"{describe_sample(train.dataset, first)}",
             action=f"leave them out of training: {copies.advice}",
             severity="error" if copies.is_error or is_drawn else "warning",
-            where=run.locate(part.split, sample=second, config_path="data"),
+            where=place(part, second),
         )
 
 
@@ -125,10 +99,10 @@ def shared_samples(run: Context) -> Iterator[Fault]:
     holds="samples of one unit of length, and several of each class in training and evaluation",
     do="mend the source, and prepare it again; `sightline data info` lists all that the preparation noted",
 )
-def prepared_doubts(run: Context) -> Iterator[Fault]:
+def prepared_doubts(parts: list[DataSubset]) -> Iterator[Fault]:
     """Say again what the preparation of the training's set found in its samples."""
-    for doubt in run.built.data.train.dataset.doubts:
-        yield Fault(doubt, measured="noted by its preparation", where=run.locate("train", config_path="data"))
+    for doubt in parts[0].dataset.doubts:
+        yield Fault(doubt, measured="noted by its preparation", where=place(parts[0]))
 
 
 # --- what the data set declares ---------------------------------------------------------------------------------------
@@ -141,7 +115,7 @@ def prepared_doubts(run: Context) -> Iterator[Fault]:
     holds="every declared field in every sample, and every declared key in the batches",
     do="return the field from the data set, keep it in its collate, or take it out of info.fields",
 )
-def missing_keys(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+def missing_keys(parts: list[DataSubset], surveys: list[PartStatistics], rehearsal: DryRun) -> Iterator[Fault]:
     """Compare the keys of samples and of the first batch with what the set declares."""
     for survey in surveys:
         for name, samples in survey.absent.items():
@@ -151,14 +125,14 @@ def missing_keys(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]
                 causes=("data.missing_modality",) * (len(samples) < survey.num_sampled)
                 + ("cfg.contract", "data.padding"),
                 measured=measured,
-                where=_locate(run, survey, samples[0]),
+                where=place(survey.part, samples[0]),
                 evidence={"field": name},
             )
-    batch = run.dry_run.batch
-    lost = sorted(run.built.data.train.reader.keys - batch.keys()) if batch else []
+    batch = rehearsal.batch
+    lost = sorted(parts[0].reader.keys - batch.keys()) if batch else []
     if lost and not any(survey.absent for survey in surveys):
-        measured, where = f"a batch has {', '.join(sorted(batch))}", run.locate("train", config_path="data")
-        yield Fault(f"training batches lack '{lost[0]}', which their samples have", measured=measured, where=where)
+        measured, summary = f"a batch has {', '.join(sorted(batch))}", f"training batches lack '{lost[0]}'"
+        yield Fault(f"{summary}, which their samples have", measured=measured, where=place(parts[0]))
 
 
 @rule(
@@ -168,7 +142,7 @@ def missing_keys(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]
     holds="finite numbers, but for fields that may be NaN",
     do="repair or leave out the sample; look for a division by zero in the transforms",
 )
-def non_finite_data(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+def non_finite_data(surveys: list[PartStatistics]) -> Iterator[Fault]:
     """Look for NaN and infinities in samples; `non-finite` names those of the first batch."""
     for survey in surveys:
         for name, statistics in survey.fields.items():
@@ -181,7 +155,7 @@ def non_finite_data(run: Context, surveys: list[PartStatistics]) -> Iterator[Fau
                 yield Fault(
                     f"'{name}' has {number.value}",
                     measured=measured,
-                    where=_locate(run, survey, number.sample),
+                    where=place(survey.part, number.sample),
                     evidence={"field": name},
                 )
 
@@ -193,8 +167,11 @@ def non_finite_data(run: Context, surveys: list[PartStatistics]) -> Iterator[Fau
     holds="whole numbers from 0 to the number of classes less 1, or the declared ignore index",
     do="map the ids of files to classes, and state ignore_index if a value is meant to be ignored",
 )
-def label_range(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
-    """Compare labels with the number of classes that the facts state."""
+def label_range(surveys: list[PartStatistics]) -> Iterator[Fault]:
+    """Compare labels with the number of classes that the facts state.
+
+    The rules of a module look for labels between classes, as interpolation makes them: it has no such facts.
+    """
     for survey, (name, fact) in itertools.product(surveys, _COUNTED_BY.items()):
         facts, statistics = survey.part.dataset.info.facts, survey.fields.get(name)
         if statistics is None or not isinstance(facts.get(fact), int):
@@ -207,7 +184,7 @@ def label_range(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
             sample = statistics.values.get(outside[0]) if outside else statistics.dtypes[wrong[0]]
             measured = wrong[0] if wrong else f"{join_some(list(map(str, outside)), most=5)} of {fact} {facts[fact]}"
             causes = ["data.target_encoding"] if wrong else ()
-            where = _locate(run, survey, sample)
+            where = place(survey.part, sample)
             yield Fault(
                 f"'{name}' holds what is no class",
                 measured=measured,
@@ -224,12 +201,12 @@ def label_range(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
     holds="shape, type and range as the data set declares",
     do="correct what is read (axes, unit, columns), or the declaration in info",
 )
-def channel_contract(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+def channel_contract(surveys: list[PartStatistics]) -> Iterator[Fault]:
     """Compare the fields of samples with the declaration."""
     for survey in surveys:
         for name, field in survey.part.dataset.info.fields.items():
             for fault in _judge_field(survey, name, survey.fields.get(name), field):
-                yield dataclasses.replace(fault, where=_locate(run, survey), evidence={"field": name})
+                yield dataclasses.replace(fault, where=place(survey.part), evidence={"field": name})
 
 
 def _get_kind(dtype: str) -> str:
@@ -286,25 +263,21 @@ def _is_declared(declared: str, shape: tuple[int, ...]) -> bool:
     holds="other names for other classes, numbered alike in all splits",
     do="correct the fact of the data set, or map the labels of one split to the order of the other",
 )
-def class_names(run: Context) -> Iterator[Fault]:
+def class_names(parts: list[DataSubset]) -> Iterator[Fault]:
     """Compare the names of classes with one another, and those of the splits."""
-    first, *others = distinct_parts(run.built.data)
+    first, *others = parts
     for fact in ("class_names", "category_names", "part_names", "parts_of_category"):
         names = list(first.dataset.info.facts.get(fact) or ())
         if len(set(map(str, names))) < len(names):
-            measured, where = (
-                f"{len(names) - len(set(map(str, names)))} repeated",
-                run.locate("train", config_path="data"),
-            )
-            yield Fault(f"two of {fact} are alike", measured=measured, where=where)
+            measured = f"{len(names) - len(set(map(str, names)))} repeated"
+            yield Fault(f"two of {fact} are alike", measured=measured, where=place(first))
         for part in others:
             theirs = part.dataset.info.facts.get(fact)
             if names and theirs is not None and list(theirs) != names:
                 pairs = itertools.zip_longest(names, theirs, fillvalue="missing")
                 ours, other = next(pair for pair in pairs if pair[0] != pair[1])
                 summary = f"the {part.split} part numbers its classes differently from training"
-                measured, where = f"{fact}: {other!r} for {ours!r}", run.locate(part.split, config_path="data")
-                yield Fault(summary, measured=measured, where=where)
+                yield Fault(summary, measured=f"{fact}: {other!r} for {ours!r}", where=place(part))
                 return
 
 
@@ -318,7 +291,7 @@ def class_names(run: Context) -> Iterator[Fault]:
     holds="each class that is evaluated among the training samples",
     do="split the data so that each part has every class, or leave the class out; labels count from 0",
 )
-def untrained_class(run: Context, class_counts: list[ClassCounts | None]) -> Iterator[Fault]:
+def untrained_class(class_counts: list[ClassCounts | None]) -> Iterator[Fault]:
     """Look for classes of an evaluated split that no training sample has, if all were counted."""
     trained, *evaluated = class_counts
     if trained is None or not trained.is_whole:
@@ -332,7 +305,7 @@ def untrained_class(run: Context, class_counts: list[ClassCounts | None]) -> Ite
                 f"class {k}: 0 of {trained.targets.sum()}, here {counts.targets[k]}" for k in missing[:5]
             )
             summary = f"the {counts.split} part has classes without training samples: {missing[:5]}"
-            yield Fault(summary, measured=measured, where=run.locate(counts.split, config_path="data"))
+            yield Fault(summary, measured=measured, where=FindingLocation(dataset=counts.split, config_path="data"))
 
 
 @rule(
@@ -344,10 +317,10 @@ def untrained_class(run: Context, class_counts: list[ClassCounts | None]) -> Ite
     is_statistical=True,
 )
 def counted_classes(
-    run: Context, class_counts: list[ClassCounts | None], surveys: list[PartStatistics]
+    facts: Mapping[str, Any], class_counts: list[ClassCounts | None], surveys: list[PartStatistics]
 ) -> Iterator[Fault]:
     """Compare shares of training targets with those stated; a class may differ by a factor of 3."""
-    counts, where = class_counts[0], run.locate("train", config_path="data")
+    counts, where = class_counts[0], place(surveys[0].part)
     if counts is None or not counts.targets.sum():
         raise NotApplicableError("no classes")
     num_classes, is_boxed = int((counts.targets > 0).sum()), bool(surveys[0].boxed)
@@ -356,8 +329,8 @@ def counted_classes(
             summary = f"{counts.num_single} of {counts.num_labelled} samples have points of a single class"
             yield Fault(summary, measured=f"{num_classes} in all", causes=["data.sampling"], where=where)
         return
-    stated = np.asarray(run.built.data.facts.get("class_counts") or (), dtype=np.float64)
-    ignored = run.built.data.facts.get("ignore_index")
+    stated = np.asarray(facts.get("class_counts") or (), dtype=np.float64)
+    ignored = facts.get("ignore_index")
     if isinstance(ignored, int) and 0 <= ignored < len(stated):  # 255 is no class
         stated[ignored] = 0
     if len(stated) != len(counts.targets) or not stated.sum():
@@ -402,7 +375,7 @@ def _measure_spread(survey: PartStatistics, num_classes: int) -> np.ndarray:
     do="look at how __getitem__ uses the index of its key, at what it caches, and at its files",
     is_statistical=True,
 )
-def repeated_samples(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+def repeated_samples(surveys: list[PartStatistics]) -> Iterator[Fault]:
     """Look for inputs that are the same in all samples, or in more than half of them."""
     for survey in surveys:
         found = {name: survey.fields[name] for name in _INPUTS if name in survey.fields}
@@ -417,145 +390,9 @@ def repeated_samples(run: Context, surveys: list[PartStatistics]) -> Iterator[Fa
                 measured=survey.coverage_text,
                 severity="error" if count == 1 else None,
                 causes=["data.corrupt_sample"] if each.low == each.high else ["data.pairing"] if others else (),
-                where=_locate(run, survey, next(iter(each.contents.values()))),
+                where=place(survey.part, next(iter(each.contents.values()))),
                 evidence={"field": name},
             )
-
-
-# --- samples as a function of their key -------------------------------------------------------------------------------
-
-
-class KeyedReads(NamedTuple):
-    """Stages of reads of one key: two with the same random states, one with states that moved on; rows of batches."""
-
-    part: DataSubset
-    sample: int
-    same: list[list[tuple[str, Batch]]]
-    later: list[tuple[str, Batch]]
-
-
-@measure()
-def keyed_reads(run: Context) -> list[KeyedReads]:
-    """Read a few keys of each split three times."""
-    found = []
-    for part in distinct_parts(run.built.data):
-        generators = find_generators(part)
-        for index in part.evenly_spaced_indices(1 if run.is_quick else _NUM_KEYS):
-            key, started, same = SampleKey(int(index), 0, run.config.seed), time.perf_counter(), []
-            for _ in range(2):
-                with preserve_random_state(), preserve_generators(generators):
-                    same.append([(name, dict(batch)) for name, batch in part.reader.batch_stages(key)])
-            if time.perf_counter() - started > 4 * run.reading_s:
-                break
-            with preserve_random_state(), preserve_generators(generators):
-                list(part.reader.batch_stages(key))
-                found.append(KeyedReads(part, key.index, same, list(part.reader.batch_stages(key))))
-    return found
-
-
-def _find_difference(first: list[tuple[str, Batch]], second: list[tuple[str, Batch]]) -> tuple[str, str]:
-    """Return the first stage of two reads that differs, and its field; "" where they are equal."""
-    for number, ((name, one), (_, two)) in enumerate(zip(first, second, strict=True)):
-        for field in sorted(one):
-            leaves = [
-                [as_bytes(tensor).tobytes() for _, tensor in array_leaves(each.get(field))] for each in (one, two)
-            ]
-            if leaves[0] != leaves[1]:
-                return f"the transform '{name}'" if number else "the data set", field
-    return "", ""
-
-
-@rule(
-    "data-mutation",
-    "error",
-    "data.item_mutation",
-    holds="equal bits: reading changes nothing that is stored",
-    do="copy before editing (`x = x * s`, or clone() first), not `x *= s` on what is stored",
-)
-def data_mutation(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
-    """Compare reads of a key with equal random states."""
-    for each in keyed_reads:
-        stage, field = _find_difference(*each.same)
-        if stage:
-            measured, where = f"'{field}' differs", run.locate(each.part.split, sample=each.sample, config_path="data")
-            yield Fault(
-                f"reading a sample changes it: {stage} edits what is stored",
-                measured=measured,
-                where=where,
-                evidence={"field": field},
-            )
-            return
-
-
-@rule(
-    "own-generator",
-    "error",
-    "data.duplicate_randomness sys.nondeterminism",
-    holds="equal bits: a sample is a function of (index, epoch, seed)",
-    do="draw from `draws`, which a transform receives, or from `key.generator()`",
-)
-def own_generator(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
-    """Compare reads of a key before and after other draws: workers would repeat each other's numbers."""
-    for each in keyed_reads:
-        stage, field = _find_difference(each.same[1], each.later)
-        if stage and not _find_difference(*each.same)[0]:
-            measured, where = f"'{field}' differs", run.locate(each.part.split, sample=each.sample, config_path="data")
-            summary = f"{stage} draws from a generator of its own or a global one: a key gives other samples"
-            yield Fault(summary, measured=measured, where=where, evidence={"field": field})
-            return
-
-
-@rule(
-    "exchanged-rows",
-    "error",
-    "data.pairing data.padding data.duplicate_randomness",
-    holds="the same values of a sample alone and in any batch",
-    do="look at what changes the field of whole batches: a transform, get_batch or collate",
-)
-def exchanged_rows(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
-    """Compare the rows of a batch with its samples read alone."""
-    if any(_find_difference(*each.same)[0] or _find_difference(each.same[1], each.later)[0] for each in keyed_reads):
-        raise NotApplicableError("samples that change")
-    for part in {id(each.part): each.part for each in keyed_reads}.values():
-        keys = [SampleKey(int(index), 0, run.config.seed) for index in part.indices[:_NUM_KEYS]]
-        together = split_rows(part.reader, part.reader(keys))
-        alone = [split_rows(part.reader, part.reader([key])) for key in keys]
-        for name, rows in together.items():
-            own = [each[name][0] for each in alone if name in each]
-            wrong = [
-                i for i, row in enumerate(rows) if len(own) == len(rows) == len(keys) and not _is_near(row, own[i])
-            ]
-            if wrong:
-                summary, where = f"'{name}' of a sample depends on what else is in its batch", run.locate(part.split)
-                yield Fault(
-                    summary, measured=f"row {wrong[0]} of {len(keys)} differs from the sample alone", where=where
-                )
-                return
-
-
-def split_rows(reader: BatchReader, batch: Batch) -> dict[str, list[Tensor]]:
-    """Split the tensors of a batch into those of its samples."""
-    rows = {}
-    for name, value in batch.items():
-        field = reader.fields.get(name)
-        if (
-            isinstance(value, Tensor)
-            and field is not None
-            and field.collate == "concatenate"
-            and field.offsets in batch
-        ):
-            rows[name] = list(value.split(batch[field.offsets].diff().tolist()))
-        elif isinstance(value, Tensor) and field is not None and field.collate == "stack" and value.ndim:
-            rows[name] = list(value)
-    return rows
-
-
-def _is_near(first: Tensor, second: Tensor) -> bool:
-    """Return True for equal values, up to what another order of sums gives."""
-    if first.shape != second.shape:
-        return False
-    scale = float(second.double().nan_to_num().abs().max()) if second.numel() else 0.0
-    return bool(torch.allclose(first.double(), second.double(), rtol=0, atol=1e-4 * scale, equal_nan=True))
 
 
 @rule(
@@ -565,9 +402,9 @@ def _is_near(first: Tensor, second: Tensor) -> bool:
     holds="offsets from 0, that never fall, up to the number of rows, one more than samples",
     do="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",
 )
-def broken_offsets(run: Context) -> Iterator[Fault]:
+def broken_offsets(parts: list[DataSubset], rehearsal: DryRun) -> Iterator[Fault]:
     """Compare the offsets of the first batch with the rows of its fields."""
-    reader, batch = run.built.data.train.reader, run.dry_run.batch
+    reader, batch = parts[0].reader, rehearsal.batch
     for name, field in reader.fields.items():
         offsets, value = batch.get(field.offsets or ""), batch.get(name)
         if field.collate != "concatenate" or not isinstance(offsets, Tensor) or not isinstance(value, Tensor):
@@ -575,8 +412,8 @@ def broken_offsets(run: Context) -> Iterator[Fault]:
         ends = [0, len(value), len(batch["sample_index"]) + 1]
         found = [int(offsets[0]), int(offsets[-1]), len(offsets)] if offsets.ndim == 1 and len(offsets) else []
         if found != ends or bool((offsets.diff() < 0).any()):
-            summary, where = f"'{field.offsets}' are no offsets of '{name}'", run.locate("train", config_path="data")
-            yield Fault(summary, measured=f"first, last, length {found}; expected {ends}", where=where)
+            measured = f"first, last, length {found}; expected {ends}"
+            yield Fault(f"'{field.offsets}' are no offsets of '{name}'", measured=measured, where=place(parts[0]))
             return
 
 
@@ -587,12 +424,12 @@ def broken_offsets(run: Context) -> Iterator[Fault]:
     holds="at least one point in each cloud: an empty one has no neighbours, no mean and no prediction",
     do="repair the sample or leave it out; let a crop keep at least one point",
 )
-def empty_cloud(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+def empty_cloud(surveys: list[PartStatistics]) -> Iterator[Fault]:
     """Look for clouds without points."""
-    severity: Any = "note" if "range_image" in run.built.data.train.reader.keys else None
+    severity: Any = "note" if "range_image" in surveys[0].part.reader.keys else None
     for survey in surveys:
         shapes = survey.fields["points"].shapes if "points" in survey.fields else {}
         for index in (index for shape, index in shapes.items() if 0 in shape[:1]):
             summary = f"a cloud of the {survey.part.split} part has no points"
-            yield Fault(summary, measured="0 points", severity=severity, where=_locate(run, survey, index))
+            yield Fault(summary, measured="0 points", severity=severity, where=place(survey.part, index))
             return

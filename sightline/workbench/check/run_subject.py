@@ -55,7 +55,7 @@ _PLACES = {
     "counted": "losses",
     "run": "model",
     "outcomes": "model",
-    "non_finite": "",
+    "non_finite": "model",
 }
 """Key of the config that the rules of a module judge, where a finding has none."""
 
@@ -131,7 +131,11 @@ def _locate_all(examination: Examination, context: Context, *, otherwise: str) -
 
 
 def _locate(finding: Finding, context: Context, path: str) -> Finding:
-    """Add the file and line of a config path, where the finding names no file."""
+    """Add the name of the data set to a split's, and the file and line of a config path, where there is no file."""
+    data = context.built.data
+    if finding.where.dataset in (data.train.split, data.selection.split, data.test.split):
+        named = dataclasses.replace(finding.where, dataset=f"{context.config.data.name}/{finding.where.dataset}")
+        finding = dataclasses.replace(finding, where=named)
     if finding.where.file is not None or not (finding.where.config_path or path):
         return finding
     known = {name: value for name, value in vars(finding.where).items() if value is not None}

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
+from sightline.contract.types import Batch
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.coverage import Unreached
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.doctor.watch.gradients import is_frozen_by_kind
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.dry_run import DryRun, forward_backward, isolated_copy
+from sightline.workbench.check.dry_run import DryRun, Outputs, forward_backward, isolated_copy
 from sightline.workbench.check.sample_statistics import class_axis
 
 _STATISTICS = ("running", "moving", "ema")
@@ -33,14 +35,6 @@ _MAX_RATIO, _MIN_MOVE, _NUM_UPDATES, _MIN_DEPENDENCE, _MAX_PENALTY = 10.0, 1e-4,
 (0.01 in fine-tuning); share of an update that changes its sign with the gradients; penalty of a decay by the loss."""
 
 
-@measure()
-def first_step(run: Context) -> DryRun:
-    """Return the first step of the run, if it succeeds."""
-    if not run.dry_run.is_sound:
-        raise NotApplicableError("the first step fails")
-    return run.dry_run
-
-
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
@@ -51,30 +45,48 @@ def first_step(run: Context) -> DryRun:
     holds="statistics that a training step moves: evaluation normalises by them; and dropout that drops",
     do="let train() reach the layer (no .eval() in the constructor), or name it in optimizer.frozen",
 )
-def still_statistics(run: Context, first_step: DryRun) -> Iterator[Fault]:
-    """Look for layers that ran, are not frozen, and whose running statistics a step does not move, or drop nothing."""
-    before, model = dict(run.built.job.model.named_buffers(remove_duplicate=False)), first_step.model
-    for name, module in model.named_modules():
+def still_statistics(still_layers: list[StillLayer]) -> Iterator[Fault]:
+    """Report the first layer that ran, is not frozen, and learns no statistics, or drops nothing.
+
+    The rule of a module asks another thing of buffers of any name: that evaluation alone reads them.
+    """
+    for layer, what, is_training, is_sure in still_layers[:1]:
+        yield Fault(
+            f"the {what} of '{layer}': idle in training",
+            measured="the same bits after a training step" if is_training else "in evaluation mode",
+            severity=None if is_sure else "warning",
+            where=FindingLocation(layer=layer, config_path="model"),
+        )
+
+
+class StillLayer(NamedTuple):
+    """Layer whose running statistics, or dropout, a training step leaves idle, and its mode.
+
+    `is_sure` of a batch norm of an untrained model: others may keep what they have learnt.
+    """
+
+    layer: str
+    what: str
+    is_training: bool
+    is_sure: bool
+
+
+@measure()
+def still_layers(run: Context, first_step: DryRun) -> list[StillLayer]:
+    """List layers that ran, are not frozen, and whose running statistics a step does not move, or that drop nothing."""
+    before, found = dict(run.built.job.model.named_buffers(remove_duplicate=False)), []
+    for name, module in first_step.model.named_modules():
         own = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()}
         names = {f"{name}.{key}".lstrip("."): each for key, each in own.items() if any(w in key for w in _STATISTICS)}
         is_frozen = any(is_in_module(name, entry["modules"]) for entry in run.built.job.frozen)
         parameters = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
         is_still = names and all(key in before and torch.equal(each, before[key]) for key, each in names.items())
         is_off = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and not module.training
-        if (
-            (is_still or is_off)
-            and name in first_step.executed
-            and not is_frozen
-            and (any(parameters) or (not parameters and isinstance(module, _KINDS)))
-        ):
-            is_norm = isinstance(module, _KINDS[0])
-            yield Fault(
-                f"the {'running statistics' if is_still else 'dropout'} of '{name}': idle in training",
-                measured="in evaluation mode" if not module.training else "the same bits after a training step",
-                severity=None if run.is_fresh and is_norm else "warning",
-                where=FindingLocation(layer=name, config_path="model"),
-            )
-            return
+        is_trained = any(parameters) or (not parameters and isinstance(module, _KINDS))
+        if (is_still or is_off) and name in first_step.executed and not is_frozen and is_trained:
+            what, is_norm = "running statistics" if is_still else "dropout", isinstance(module, _KINDS[0])
+            found.append(StillLayer(name, what, module.training, run.is_fresh and is_norm))
+    return found
 
 
 @rule(
@@ -84,14 +96,20 @@ def still_statistics(run: Context, first_step: DryRun) -> Iterator[Fault]:
     holds="parameters with requires_grad, but for those that optimizer.frozen names",
     do="name the module in optimizer.frozen, or take requires_grad_(False) out",
 )
-def frozen_parameters(run: Context) -> Iterator[Fault]:
-    """Look for parameters that want no gradient, and that the config does not freeze."""
+def frozen_parameters(frozen_unnamed: list[str]) -> Iterator[Fault]:
+    """Name parameters that want no gradient, and that the config does not freeze."""
+    if frozen_unnamed:
+        where = FindingLocation(param=frozen_unnamed[0], config_path="model")
+        yield Fault("parameters are frozen without a word", measured=join_some(frozen_unnamed, most=4), where=where)
+
+
+@measure()
+def frozen_unnamed(run: Context) -> list[str]:
+    """List the parameters that want no gradient, and that the config does not freeze; none where all biases train."""
     model, frozen = run.built.job.model, [entry["modules"] for entry in run.built.job.frozen]
-    silent = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    silent = [name for name in silent if not any(is_in_module(name, entry) for entry in frozen)]
-    if silent and not is_frozen_by_kind(model.modules()):
-        where = FindingLocation(param=silent[0], config_path="model")
-        yield Fault("parameters are frozen without a word", measured=join_some(silent, most=4), where=where)
+    names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    names = [name for name in names if not any(is_in_module(name, entry) for entry in frozen)]
+    return [] if is_frozen_by_kind(model.modules()) else names
 
 
 @rule(
@@ -102,62 +120,38 @@ def frozen_parameters(run: Context) -> Iterator[Fault]:
     do="take the activation off the end of the network",
     is_statistical=True,
 )
-def final_activation(run: Context, first_step: DryRun) -> Fault | None:
-    """Look for scores of classes that are nowhere below 0, and 0 in several places."""
+def final_activation(first_step: DryRun, last_layer: str | None) -> Fault | None:
+    """Look for scores of classes that are nowhere below 0, and 0 in several places.
+
+    The rule of a module asks which outputs are kept from targets that are numbers.
+    """
     logits = first_step.seen_outputs.get("logits")
     if not isinstance(logits, Tensor) or "label" not in first_step.batch:
         raise NotApplicableError("no scores of classes")
     zeros = float((logits == 0).double().mean())
     if bool((logits < 0).any()) or not _MIN_ZEROS < zeros < 1:
         return None
-    where = FindingLocation(layer=run.last_layer, config_path="model")
+    where = FindingLocation(layer=last_layer, config_path="model")
     return Fault("a ReLU ends the network", measured=f"{zeros:.0%} of 'logits' are 0, none below", where=where)
 
 
-@rule(
-    "no-gradient",
-    "error",
-    "loss.detached model.structure",
-    holds="a gradient for each parameter of a loss",
-    do="use the parameter in the loss, or take it out",
-)
-def idle_parameters(run: Context, first_step: DryRun) -> Iterator[Fault]:
-    """Look for parameters of losses that a step gives no gradient."""
-    job = run.built.job
+@measure()
+def unreached(run: Context, first_step: DryRun) -> list[Unreached]:
+    """List parameters of layers that run, and of losses, that a step gives no gradient, where it gives others one."""
+    job, found = run.built.job, []
     own = {name: p for name, p in job.trained_module.named_parameters() if job.losses.owner(name) and p.requires_grad}
-    if not own:
-        raise NotApplicableError("no losses with parameters")
-    forward_backward(job, isolated_copy(job.model), [first_step.batch], run.world.device)
-    prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
-    silent = [name for name, parameter in own.items() if parameter.grad is None and not name.startswith(prefixes)]
-    if silent:
-        summary, where = f"{len(silent)} parameter(s) of losses get no gradient", "losses"
-        yield Fault(
-            summary, measured=join_some(silent, most=4), where=FindingLocation(param=silent[0], config_path=where)
-        )
-
-
-@rule(
-    "no-gradient",
-    "warning",
-    "loss.detached model.structure",
-    holds="a gradient for each parameter that the optimizer holds, of a layer that runs",
-    do="look for a detach(), no_grad() or .data after the layer, and for an output that no loss reads",
-)
-def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
-    """Look for layers that run, and are not reached by the backward pass, beside others that are."""
-    held = {id(p) for group in run.built.job.optimizer.param_groups for p in group["params"]}
-    trained = {name for name, parameter in run.built.job.model.named_parameters() if id(parameter) in held}
+    if own:
+        forward_backward(job, isolated_copy(job.model), [first_step.batch], run.world.device)
+        prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
+        silent = [name for name, parameter in own.items() if parameter.grad is None and not name.startswith(prefixes)]
+        found += [Unreached("losses", silent, len(own), "unused")] if silent else []
+    held = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
+    trained = {name for name, parameter in job.model.named_parameters() if id(parameter) in held}
     states = {name: state for name, state in first_step.gradients.items() if name in trained}
     silent = [n for n, state in states.items() if state == "none" and n.rpartition(".")[0] in first_step.executed]
-    if not silent or not {"some"} & set(states.values()):
-        return None
-    layer, _, _ = silent[0].rpartition(".")
-    return Fault(
-        f"{len(silent)} parameter(s) of layers that run get no gradient: {join_some(silent, most=4)}",
-        measured=f"none after {first_step.num_tries} backward pass(es), of {len(states)} parameters",
-        where=FindingLocation(layer=layer or None, param=silent[0], config_path="losses"),
-    )
+    if silent and "some" in states.values():
+        found.append(Unreached("layers", silent, len(states), "are cut", first_step.num_tries))
+    return found
 
 
 @rule(
@@ -168,11 +162,11 @@ def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
     do="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
     is_statistical=True,
 )
-def initial_loss(run: Context, first_step: DryRun) -> Fault | None:
-    """Measure the logits of an untrained model."""
-    batch, outputs = run.first_outputs
+def initial_loss(untrained_outputs: tuple[Batch, Outputs], last_layer: str | None) -> Fault | None:
+    """Measure the logits of an untrained model; rules of a module compare its first loss with those of constants."""
+    batch, outputs = untrained_outputs
     logits, label = outputs.get("logits"), batch.get("label")
-    if not run.is_fresh or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
+    if not isinstance(logits, Tensor) or not isinstance(label, Tensor):
         raise NotApplicableError("no class logits of an untrained model")
     axis = class_axis(logits, label)
     if axis is None or logits.shape[axis] < 2 or not bool(logits.isfinite().all()):
@@ -184,7 +178,7 @@ def initial_loss(run: Context, first_step: DryRun) -> Fault | None:
         f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
         measured=f"{std:.4g}",
         expected=f"at most {_MAX_STD:g}; a loss near ln {logits.shape[axis]} = {math.log(logits.shape[axis]):.4g}",
-        where=FindingLocation(layer=run.last_layer, config_path="model"),
+        where=FindingLocation(layer=last_layer, config_path="model"),
     )
 
 
@@ -192,10 +186,11 @@ def initial_loss(run: Context, first_step: DryRun) -> Fault | None:
 
 
 class Rates(NamedTuple):
-    """Largest learning rate of all groups at some steps."""
+    """Largest learning rate of all groups at some steps of all."""
 
     steps: np.ndarray
     values: np.ndarray
+    num_steps: int
 
 
 @measure()
@@ -204,7 +199,7 @@ def rates(run: Context) -> Rates:
     job = run.built.job
     steps = np.unique(np.linspace(0, job.num_steps - 1, min(job.num_steps, _MAX_STEPS)).astype(np.int64))
     highest = max((group["base_lr"] for group in job.optimizer.param_groups), default=0.0)
-    return Rates(steps, np.array([highest * float(job.schedule(int(step))) for step in steps]))
+    return Rates(steps, np.array([highest * float(job.schedule(int(step))) for step in steps]), job.num_steps)
 
 
 @rule(
@@ -214,9 +209,9 @@ def rates(run: Context) -> Rates:
     holds="a positive learning rate in most steps",
     do="correct schedule (its steps or epochs, warm-up, milestones), or optimizer.lr",
 )
-def zero_rate(run: Context, rates: Rates) -> Iterator[Fault]:
+def zero_rate(rates: Rates) -> Iterator[Fault]:
     """Look for rates that are no rates, or 0 for long."""
-    steps, values, count = *rates, run.built.job.num_steps
+    steps, values, count = rates
     where = FindingLocation(config_path="schedule")
     if not np.isfinite(values).all() or (values < 0).any():
         measured = f"{values[~np.isfinite(values) | (values < 0)][0]}"
@@ -232,12 +227,18 @@ def zero_rate(run: Context, rates: Rates) -> Iterator[Fault]:
 
 
 class Update(NamedTuple):
-    """Updates of weight matrices by a step at the highest rate: as it is, without clipping, with gradients turned."""
+    """Updates of weight matrices by a step at the highest rate: as it is, without clipping, with gradients turned.
+
+    `momentum` and `decay` are the largest of all groups, `loss` is that of the step.
+    """
 
     weights: list[Tensor]
     plain: list[Tensor]
     free: list[Tensor]
     turned: list[Tensor]
+    momentum: float
+    decay: float
+    loss: float
 
 
 @measure()
@@ -251,7 +252,14 @@ def first_update(run: Context, first_step: DryRun, rates: Rates) -> Update:
     if not found[0]:
         raise NotApplicableError("no weights with a gradient")
     weights = [weight for weight, _ in found[0]]
-    return Update(weights, *([after - weight for weight, after in each] for each in found))
+    momentum, decay = (
+        max(float(group.get(name) or 0.0) for group in run.built.job.optimizer.param_groups)
+        for name in ("momentum", "weight_decay")
+    )
+    means = {name: term.detach() / first_step.counts[name].clamp(min=1) for name, term in first_step.terms.items()}
+    loss = abs(float(weighted_sum(means, run.built.job.loss_weights_at(0))))
+    plain, free, turned = ([after - weight for weight, after in each] for each in found)
+    return Update(weights, plain, free, turned, momentum, decay, loss)
 
 
 def _step_copy(run: Context, step: DryRun, *, factor: float, clips: bool, sign: float) -> list[tuple[Tensor, Tensor]]:
@@ -285,11 +293,11 @@ def _measure(tensors: list[Tensor]) -> float:
     do="change optimizer.lr by some powers of ten, raise train.clip_norm, or lower optimizer.weight_decay",
     is_statistical=True,
 )
-def update_size(run: Context, first_step: DryRun, rates: Rates, first_update: Update) -> Iterator[Fault]:
+def update_size(rates: Rates, first_update: Update) -> Iterator[Fault]:
     """Compare the first update with the weights, with and without clipping, and with gradients turned round."""
-    job, size, where = run.built.job, _measure(first_update.weights), FindingLocation(config_path="optimizer.lr")
-    momentum = max(float(group.get("momentum") or 0.0) for group in job.optimizer.param_groups)
-    count = max(job.num_steps, _NUM_UPDATES) * float(rates.values.mean() / rates.values.max()) / max(1e-3, 1 - momentum)
+    size, where = _measure(first_update.weights), FindingLocation(config_path="optimizer.lr")
+    share = float(rates.values.mean() / rates.values.max())
+    count = max(rates.num_steps, _NUM_UPDATES) * share / max(1e-3, 1 - first_update.momentum)
     ratio, free = _measure(first_update.plain) / size, _measure(first_update.free) / size
     measured = f"a step moves weights by {ratio:.3g} of their size, {free:.3g} without clipping"
     if ratio > _MAX_RATIO or ratio * count < _MIN_MOVE:
@@ -297,9 +305,7 @@ def update_size(run: Context, first_step: DryRun, rates: Rates, first_update: Up
         summary = "updates are larger than the weights" if ratio > _MAX_RATIO else "updates hardly move the weights"
         yield Fault(summary, measured=measured, causes=causes, where=where)
         return
-    decay = max(float(group.get("weight_decay") or 0.0) for group in job.optimizer.param_groups)
-    means = {name: term.detach() / first_step.counts[name].clamp(min=1) for name, term in first_step.terms.items()}
-    loss, penalty = abs(float(weighted_sum(means, job.loss_weights_at(0)))), decay / 2 * size**2
+    loss, penalty = first_update.loss, first_update.decay / 2 * size**2
     pairs = zip(first_update.plain, first_update.turned, strict=True)
     cosines = torch.stack([(a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-300) for a, b in pairs])
     dependence = float((1 - cosines.median()) / 2)

@@ -44,8 +44,7 @@ def all_rules() -> list[Rule]:
     """
     own = [module.name for module in pkgutil.walk_packages(importlib.import_module(_ROOM).__path__, f"{_ROOM}.")]
     for module in (*own, *find_modules("rules").values()):
-        if module.endswith("rules"):
-            importlib.import_module(module)
+        importlib.import_module(module)
     return list_rules()
 
 

@@ -22,7 +22,7 @@ from sightline.engine.step import StepTimer
 from sightline.engine.train import NonFiniteGradientError, train_step
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.workbench.check.non_finite_rules import diagnose_non_finite, explain_fault
+from sightline.workbench.check.non_finite import diagnose_non_finite, explain_fault
 from tests.doctor.planting import Wrapped, assert_complete, make, with_data, with_losses, with_model
 
 

@@ -26,7 +26,9 @@ _WIDTHS = (2048, 1024, 512)
 _WIDTH_STEP = 32
 """Widths are multiples of it, as networks halve them up to five times."""
 _MIN_SHOWN = 0.95
-"""Share of points that an image of the proposed width shows; else the widest image is proposed."""
+"""Share of points that an image of the proposed width shows; if none does, about the best share."""
+_SAME_SHARE = 0.005
+"""A wider image is not proposed for a gain of this share or less."""
 _TAIL = 0.001
 """Share of points left out at either end of the elevations."""
 _MAX_RINGS = 256
@@ -144,7 +146,8 @@ def survey_scans(
         width: _measure_projection(scans, labels, RangeView(num_beams, width, "pitch", fov_deg, azimuth_deg))
         for width in widths
     }
-    fit = min((w for w in widths if figures[w]["points_shown"] >= _MIN_SHOWN), default=max(widths))
+    shown = {width: shares["points_shown"] for width, shares in figures.items()}
+    fit = min(width for width in widths if shown[width] >= min(_MIN_SHOWN, max(shown.values()) - _SAME_SHARE))
     block = (
         f"{{fov_deg: {list(fov_deg)}, azimuth_deg: {list(azimuth_deg)}, num_beams: {num_beams}, "
         f"remission_max: {guess_remission_max(statistics.high)}}}"

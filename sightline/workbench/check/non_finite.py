@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +12,13 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import ReadTrackingDict
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.autograd_graph import iter_nodes
-from sightline.doctor.finding import Fault, Finding, FindingLocation
-from sightline.doctor.rules import get_rule, rule
+from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.numerics import Origin
+from sightline.doctor.finding import Finding, FindingLocation
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.non_finite import non_finite
 from sightline.engine.distributed import World
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.learnt_losses import combine_modules
@@ -31,25 +32,19 @@ from sightline.workbench.check.dry_run import forward_backward, isolated_copy
 from sightline.workbench.check.sample_statistics import describe_sample
 from sightline.workbench.check.suite import gather_findings
 
-_ROWS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _MAX_WEIGHT = 1e3
 """Bound of trained weights, which are of the order of 1; a diverging learning rate multiplies them at every step."""
 _NUM_TRIES = 3  # dropout draws differ each time
 
 
-@rule(
-    "non-finite",
-    "error",
-    "model.numerics optim.lr loss.form",
-    holds="a finite loss and finite gradients",
-    do="guard the division, root, logarithm or exponential there, or lower the learning rate",
-)
-def non_finite(run: Context) -> Fault | None:
-    """Locate the origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass."""
+@measure()
+def origin(run: Context) -> Origin | None:
+    """Locate the origin of a gradient of the first step that is not finite."""
     rehearsal, job = run.dry_run, run.built.job
-    if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
-        return None
-    return _place(job, _locate(job, [rehearsal.batch], run.world.device))
+    if rehearsal.failure is not None:
+        raise NotApplicableError("the first step fails")
+    is_bad = "not finite" in rehearsal.gradients.values()
+    return _place(job, _locate(job, [rehearsal.batch], run.world.device)) if is_bad else None
 
 
 def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, world: World) -> Finding:
@@ -60,16 +55,16 @@ def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, wor
     """
     if isinstance(error, NonFiniteStateError):
         steps = f"{error.sound_step + 1} to {error.job.step}"
-        fault = _diagnose("state", error.measured, name=error.name, sound_step=error.sound_step, steps=steps)
-        return _blame_learning_rate(error.job, _build(error.job, fault))
+        found = _diagnose("state", error.measured, name=error.name, sound_step=error.sound_step, steps=steps)
+        return _blame_learning_rate(error.job, _build(error.job, found))
     with error.job.losses.preserve_state():
         asked = {"job": error.job, "micro_batches": error.micro_batches, "device": world.device}
-        found = attempt("the step could not be run again on a copy", _locate, asked)
-    fault = _diagnose("unknown", str(found)) if isinstance(found, MissingError) else found
-    if fault.evidence["stage"] == "unknown" and (spoiled := _list_spoiled(error)):
-        fault = replace(fault, measured=f"{fault.measured}; in the run {spoiled}")
+        located = attempt("the step could not be run again on a copy", _locate, asked)
+    found = _diagnose("unknown", str(located)) if isinstance(located, MissingError) else located
+    if found.place == "unknown" and (spoiled := _list_spoiled(error)):
+        found = found._replace(measured=f"{found.measured}; in the run {spoiled}")
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
-    findings = gather_findings([_build(error.job, fault)], world)
+    findings = gather_findings([_build(error.job, found)], world)
     first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
     return _blame_learning_rate(error.job, first)
 
@@ -80,8 +75,7 @@ def explain_fault(error: Exception, job: TrainState) -> Finding | None:
     Not every overflow shows in a gradient: distances and metrics refuse numbers that are not finite.
     """
     reason = " ".join(str(error).split()).partition("; find where with")[0]
-    fault = Fault(reason, causes=("optim.lr", "model.numerics"), measured=reason, evidence={"stage": "fault"})
-    finding = _build(job, fault)
+    finding = _build(job, _diagnose("fault", reason, reason=reason))
     explained = _blame_learning_rate(job, finding)
     return None if explained is finding else explained
 
@@ -115,18 +109,10 @@ def _blame_learning_rate(job: TrainState, finding: Finding) -> Finding:
     )
 
 
-def _diagnose(stage: str, measured: str, *, evidence: Mapping[str, Any] | None = None, **words: Any) -> Fault:
-    """Make the fault of a stage, which is part of its evidence, by its row in the file of JSON beside this one."""
-    row = _ROWS[stage]
-    return Fault(
-        row["says"].format(**words),
-        measured=measured,
-        expected=row["expected"],
-        action=row["do"].format(**words),
-        causes=words.get("causes", row["causes"]),
-        where=FindingLocation(**{name: words[name] for name in ("layer", "param", "sample") if name in words}),
-        evidence={"stage": stage, **(evidence or {})},
-    )
+def _diagnose(place: str, measured: str, *, evidence: Mapping[str, Any] | None = None, **words: Any) -> Origin:
+    """Make the origin of a row of the rule's table, with what it says of it."""
+    where = FindingLocation(**{name: words[name] for name in ("layer", "param", "sample") if name in words})
+    return Origin(place, measured, words, where, evidence or {}, words.get("causes", ()))
 
 
 def _largest_weight(parameter: Tensor) -> float:
@@ -135,29 +121,30 @@ def _largest_weight(parameter: Tensor) -> float:
     return float(torch.where(values.isfinite(), values, 0.0).max())
 
 
-def _place(job: TrainState, fault: Fault) -> Fault:
-    """Return the fault with the job's step and data set."""
+def _place(job: TrainState, origin: Origin) -> Origin:
+    """Return the origin with the job's step and data set."""
     dataset = getattr(job.stream.reader, "dataset", None)
     name = type(dataset).__name__ if dataset is not None else None
-    return replace(fault, where=replace(fault.where, step=job.step, dataset=name))
+    return origin._replace(where=replace(origin.where, step=job.step, dataset=name))
 
 
-def _build(job: TrainState, fault: Fault) -> Finding:
-    """Build the finding of a fault of the job's step."""
-    return replace(get_rule(non_finite).build(_place(job, fault)), phase="runtime")
+def _build(job: TrainState, origin: Origin) -> Finding:
+    """Build the finding of an origin in the job's step."""
+    (finding,) = find_by(non_finite, origin=_place(job, origin))
+    return replace(finding, phase="runtime")
 
 
-def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
+def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Origin:
     reads = _find_read_keys(job, micro_batches[0], device)
     for batch in micro_batches:
-        fault = _check_data(job, batch, reads)
-        if fault is not None:
-            return fault
-    fault = _check_parameters(job)
-    for _ in range(_NUM_TRIES if fault is None else 0):
+        found = _check_data(job, batch, reads)
+        if found is not None:
+            return found
+    found = _check_parameters(job)
+    for _ in range(_NUM_TRIES if found is None else 0):
         for batch in micro_batches:
-            fault = fault or _check_step(job, batch, device)
-    return fault or _check_norm(job, micro_batches, device)
+            found = found or _check_step(job, batch, device)
+    return found or _check_norm(job, micro_batches, device)
 
 
 def _list_spoiled(error: NonFiniteGradientError) -> str:
@@ -178,18 +165,18 @@ def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[
     return tracked.read if is_read else set(batch)  # if the step fails, every key is suspect
 
 
-def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Fault | None:
+def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Origin | None:
     for key in sorted(reads & batch.keys()):
         for leaf, tensor in array_leaves(batch[key], key):
             position = _find_non_finite(tensor)
             if position is not None:
                 value, sample = float(tensor[position]), _find_sample(batch, tensor, position)
                 measured = f"{value} at {leaf}{list(position)}{_describe_sample(job, sample)}"
-                return _diagnose("data", measured, key=key, value=value, sample=sample)
+                return _diagnose("data", measured, what=f"'{key}' of the batch", sample=sample)
     return None
 
 
-def _check_parameters(job: TrainState) -> Fault | None:
+def _check_parameters(job: TrainState) -> Origin | None:
     for name, parameter in job.trained_module.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
@@ -237,19 +224,20 @@ class ForwardTrace:
         return bad is not None
 
 
-def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | None:
-    """Repeat one micro-batch on a copy with hooks; return the first fault of forward pass, losses, backward pass."""
+def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Origin | None:
+    """Repeat one micro-batch on a copy with hooks; return the first origin in forward pass, losses, backward pass."""
     model, trace = isolated_copy(job.model).train(), ForwardTrace()
     apply_freezing(model, job.frozen, job.epoch)
     with record(model, enter=trace.enter, leave=trace.leave):
         step = single_batch_step(job.task, model, batch, device, job.precision)
         terms = step.loss_sums(model)
     if trace.event is not None:
-        return _make_forward_fault(job, batch, trace.event)
+        return _make_forward_origin(job, batch, trace.event)
     for name, term in terms.items():
         total, count = float(term.detach()), float(step.counts[name])
         if not math.isfinite(total) or not math.isfinite(count):
-            return _diagnose("loss", f"sum {total}, count {count}", name=name, total=total, evidence={"loss": name})
+            measured, named = f"sum {total}, count {count}", f" '{name}'"
+            return _diagnose("loss", measured, name=named, total=total, evidence={"loss": name})
     graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
     first_bad: list[Any] = []
     for node in set().union(*graphs.values()):
@@ -257,8 +245,8 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | 
     loss = weighted_sum(step.loss_means(terms), job.loss_weights_at(job.step))
     if loss.requires_grad:
         loss.backward()
-    named = combine_modules(model, job.losses).named_parameters()
-    affected = [name for name, p in named if not _is_finite(p.grad)]
+    own_named = combine_modules(model, job.losses).named_parameters()
+    affected = [name for name, p in own_named if not _is_finite(p.grad)]
     if not affected:
         return None
     node = first_bad[0] if first_bad else None
@@ -277,8 +265,8 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | 
     )
 
 
-def _make_forward_fault(job: TrainState, batch: Batch, event: _Event) -> Fault:
-    """Make the fault of the first value of a forward pass that is not finite, with its sample."""
+def _make_forward_origin(job: TrainState, batch: Batch, event: _Event) -> Origin:
+    """Make the origin of the first value of a forward pass that is not finite, with its sample."""
     position = _find_non_finite(event.tensor) or ()
     location = f"'{event.layer}'" if event.layer else "the model's own forward"
     if event.is_between:
@@ -297,8 +285,8 @@ def _make_hook(node: Any, found: list[Any]) -> Callable[..., None]:
     return hook
 
 
-def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
-    """Return a fault of summed gradients, or their norm, that overflow although all parts are finite."""
+def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Origin:
+    """Return the origin of summed gradients, or their norm, that overflow although all parts are finite."""
     model = isolated_copy(job.model)
     forward_backward(job, model, micro_batches, device)
     named = combine_modules(model, job.losses).named_parameters()
