@@ -15,7 +15,7 @@ from sightline.doctor.evidence.programs.resumes import Continued
 from sightline.doctor.evidence.programs.saved import Saved, find_saved, has_settings
 from sightline.doctor.objects import find_alive
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.resumes import left_in_file
+from sightline.doctor.rules.programs.resumes import left_in_file
 from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.doctor.watch.schedules import take_slices
 

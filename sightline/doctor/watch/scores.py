@@ -17,7 +17,7 @@ from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence.programs.averaged import ScoreCall, compare_scores, find_function, read_call, read_number
 from sightline.doctor.evidence.programs.saved import is_of_program
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.averaged import averaged_over_batches
+from sightline.doctor.rules.programs.averaged import averaged_over_batches
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 
 _NUM_PASSES, _MIN_CALLS, _MAX_FRAMES, _MAX_MEMBERS, _MAX_NUMBERS = 4, 2, 4, 16, 1_000_000

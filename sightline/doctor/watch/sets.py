@@ -10,7 +10,7 @@ from typing import Any
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence.programs.drawn import find_drawn_once, mark_set
 from sightline.doctor.rules import find_by
-from sightline.doctor.rules.drawn import drawn_once
+from sightline.doctor.rules.programs.drawn import drawn_once
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor
 
