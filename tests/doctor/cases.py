@@ -34,7 +34,7 @@ from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
 from tests.doctor.programs import PROGRAMS
 from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import adversaries, data, losses, run, scores, sound
+from tests.doctor.rows import adversaries, averaged, data, drawn, lengths, losses, noise, resumes, run, scores, sound
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -151,7 +151,7 @@ def _check_pair(make: Callable[[bool], Any], bug: bool, seed: int) -> None:
 
 
 def _list_modules() -> Iterator[Row]:
-    for family in (data, losses, models, scores):
+    for family in (data, lengths, losses, models, noise, scores):
         for name, (causes, make) in family.CASES.items():
             name = f"{family.__name__.rpartition('.')[2]}/{name}"
             yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
@@ -174,6 +174,7 @@ def _list_modules() -> Iterator[Row]:
         "robust": robust_modules.PROGRAMS,
         "scored": scores.HEALTHY,
         "sound": sound.MODULES,
+        "noise": noise.HEALTHY,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
@@ -236,8 +237,11 @@ _ODD: dict[str, tuple[Callable[[bool], object], str]] = {
 
 
 def _list_loops() -> Iterator[Row]:
-    for name, (causes, loop) in {**run.LOOPS, **adversaries.LOOPS}.items():
-        yield from _make_pair("loop", f"run/{name}", lambda bug, seed, loop=loop: loop(bug), causes.split())
+    families = {"run": run.LOOPS | adversaries.LOOPS, "resumes": resumes.LOOPS, "drawn": drawn.LOOPS}
+    for source, cases in {**families, "averaged": averaged.LOOPS}.items():
+        for name, (causes, loop) in cases.items():
+            pair = lambda bug, seed, loop=loop: loop(bug)  # noqa: E731
+            yield from _make_pair("loop", f"{source}/{name}", pair, causes.split())
     for name, (cause, loop) in blind_loops.LOOPS.items():
         yield from _make_pair("loop", name, lambda bug, seed, loop=loop: loop(bug), [cause])
     for name, (causes, loop) in methods.PAIRS.items():
@@ -270,6 +274,9 @@ def _list_correct_loops() -> Iterator[Row]:
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
         "sound": sound.LOOPS,
+        "resumes": resumes.HEALTHY,
+        "drawn": drawn.HEALTHY,
+        "averaged": averaged.HEALTHY,
     }
     subjects: dict[str, Subject] = {
         f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ MISSED = (
     *("module/nearest_other", "module/mask_of_bytes", "loop/M8/short_cosine", "loop/M8/exchanged_gan_targets"),
     *("loop/losses/boxes_of_two_formats", "loop/geometry/targets_in_a_giou_loss", "loop/geometry/poses_by_distances"),
     *("module/data/labels_of_other_samples", "module/data/numbers_of_other_samples"),  # a note: so are weak signals
+    *(row for row in CASES if re.fullmatch(r"loop/drawn/\w+_drawn_once(_\w+)?", row)),  # notes: it may be meant
 )
 """Rows whose cause is not named."""
 FLAGGED = ("loop/odd/a_block_is_shared_on_purpose",)

@@ -61,7 +61,10 @@ from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
 from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.doctor.watch.restarts import RestartMonitor
+from sightline.doctor.watch.resumes import ResumeMonitor
 from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
+from sightline.doctor.watch.scores import ScoreMonitor
+from sightline.doctor.watch.sets import SetMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
 from sightline.doctor.watch.units import UnitMonitor
 from sightline.instrument import (
@@ -97,7 +100,8 @@ class Watch:
     first steps and in each `every`-th; between these the loss, one gradient, modes and learning rates are looked at,
     and one hook hangs on the model. On a GPU nothing is waited for. The loop is that of one thread: the one in which a
     model trains first. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is
-    compared with theirs. With `finds`, schedulers and averages of weights that are not named are looked for.
+    compared with theirs. With `finds`, schedulers and averages of weights that are not named are looked for, and so is
+    what the weights were loaded from.
     Made by `watch`.
     """
 
@@ -151,6 +155,7 @@ class Watch:
             AverageMonitor(averages, self._follow_average if finds else None),
             CopyMonitor(),
             PruneMonitor(),
+            *([ResumeMonitor(), SetMonitor(), ScoreMonitor()] if finds else []),
             self.recording,
             self._tracing,
             LastPollMonitor(),
