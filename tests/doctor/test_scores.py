@@ -6,13 +6,15 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sightline
 from sightline.contract.errors import UserError
 from sightline.doctor.evidence import reading
+from sightline.doctor.evidence.programs.averaged import is_self_contained
 from sightline.doctor.examine import list_rules
 from sightline.doctor.score import read_figures
 from sightline.doctor.snapshots import Snapshot
@@ -152,3 +154,44 @@ def test_a_snapshot_puts_back_what_a_function_changes_in_place(wrap: Callable[[H
     snapshot.restore()
     assert (holder.names, holder.counts, holder.best) == ({"a"}, {"a": [1]}, 0.0)
     assert holder.counts["a"] is inner
+
+
+NOTED: list[float] = []
+SCALE = 2.0
+
+
+def noted(scores: Tensor, labels: Tensor) -> float:
+    NOTED.append(float(scores.mean()))
+    return NOTED[-1]
+
+
+def through_another(scores: Tensor, labels: Tensor) -> float:
+    return noted(scores, labels)
+
+
+def with_a_memory(scores: Tensor, labels: Tensor, memory: list[float] = []) -> float:  # noqa: B006
+    return float(scores.mean())
+
+
+def counted() -> Callable[..., float]:
+    calls = 0
+
+    def count(scores: Tensor, labels: Tensor) -> float:
+        nonlocal calls
+        calls += 1
+        return float(calls)
+
+    return count
+
+
+def pure(scores: Tensor, labels: Tensor) -> float:
+    found = []
+    for scale in (1.0, SCALE):
+        found.append(scale * float(torch.abs(scores - labels).mean()))
+    return float(np.mean([each / max(1, len(found)) for each in found]))
+
+
+def test_a_score_that_may_write_elsewhere_is_not_called_again() -> None:
+    assert is_self_contained(pure)
+    for function in (noted, through_another, with_a_memory, counted()):
+        assert not is_self_contained(function), function

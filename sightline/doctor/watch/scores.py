@@ -64,6 +64,13 @@ class ScoreMonitor(Monitor):
         self._open.clear()
 
     def _profile(self, frame: FrameType, event: str, value: Any) -> None:
+        try:
+            self._record(frame, event, value)
+        except Exception:  # noqa: BLE001 - it would be raised in the program that is watched
+            self._num_passes = _NUM_PASSES + 1
+            self._stop()
+
+    def _record(self, frame: FrameType, event: str, value: Any) -> None:
         if event == "call" and id(frame.f_back) in self._frames:
             code = frame.f_code
             is_read = not code.co_filename.startswith(_TORCH) and not code.co_name.startswith("<")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import gc
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import CodeType, FrameType, FunctionType
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ from sightline.instrument.random_state import preserve_random_state
 _REL_TOL, _ABS_TOL, _MAX_NUMBERS = 1e-3, 1e-6, 1_000_000
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device)
 Rows = Tensor | np.ndarray
+_HARMLESS = (*_PLAIN, ModuleType, FunctionType, BuiltinFunctionType, type, np.ufunc)
+_STORES = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"}
+_WRITERS = {"open", "write", "save", "dump", "exec", "eval", "setattr", "add_scalar", "log"}
 
 
 class ScoreCall(NamedTuple):
@@ -88,12 +92,58 @@ def read_number(value: Any) -> float | None:
     return float(value) if is_number else None
 
 
+def is_self_contained(function: Callable[..., Any]) -> bool:
+    """Return True if a call reaches nothing that outlives it but modules, classes, plain values and such functions.
+
+    One that may write elsewhere, to a list, a counter or a file, is not to be called again.
+    """
+    pending: list[Any] = [function]
+    codes: set[CodeType] = set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, FunctionType) and "site-packages" not in value.__code__.co_filename:
+            if value.__code__ not in codes:
+                codes.add(value.__code__)
+                if any(map(_is_writer, _list_codes(value.__code__))):
+                    return False
+                pending += _list_reached(value)
+        elif isinstance(value, tuple):
+            pending += value
+        elif not isinstance(value, _HARMLESS):
+            return False
+    return True
+
+
+def _list_reached(function: FunctionType) -> list[Any]:
+    """List what a function names outside of itself: globals, variables of functions around it, and defaults."""
+    names = {name for code in _list_codes(function.__code__) for name in code.co_names}
+    outside = [function.__globals__[name] for name in names & function.__globals__.keys()]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [*outside, *(cell.cell_contents for cell in function.__closure__ or ()), *defaults]
+
+
+def _is_writer(code: CodeType) -> bool:
+    """Return True for code that binds outer names, sets attributes, or names what writes files."""
+    for step in dis.get_instructions(code):
+        if step.opname in _STORES or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars):
+            return True
+    return not _WRITERS.isdisjoint(code.co_names)
+
+
+def _list_codes(code: CodeType) -> list[CodeType]:
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return [code, *(found for each in inner for found in _list_codes(each))]
+
+
 def compare_scores(calls: Sequence[ScoreCall]) -> Averaged | None:
     """Ask the function for all samples of its calls; None where that is a mean, or a sum, of what they returned.
 
-    Raises NotApplicableError for one that does not repeat, or of which a gradient can be had: a loss.
+    Raises NotApplicableError for one that may write elsewhere, that does not repeat, or of which a gradient can be had:
+    a loss.
     """
     function, figures, sizes = calls[0].function, [call.value for call in calls], [call.size for call in calls]
+    if not is_self_contained(function):
+        raise NotApplicableError("a score that may change more than it returns")
     if not all(map(math.isfinite, figures)):
         raise NotApplicableError("figures that are no numbers")
     again, whole = _ask(function, calls[:1]), _ask(function, calls)
