@@ -21,6 +21,7 @@ from typing import Any
 Row = Mapping[str, Any]
 HEAD = ("suite/case/form", "beside the best to install", "beside the baseline", "peak MiB, ours/baseline's")
 KEPT = "both with kept memory"
+COMMIT = "commit"
 PACKAGES = {
     "scipy_ckdtree": "SciPy's cKDTree",
     "sklearn_kdtree": "scikit-learn's KDTree",
@@ -56,17 +57,22 @@ def main(arguments: Sequence[str]) -> None:
     default, *rest = ([json.loads(Path(name).read_text()) for name in group.split("+")] for group in arguments)
     rows, kept = merge_rows(default), merge_rows(rest[0]) if rest else {}
     lines = csv.writer(sys.stdout, lineterminator="\n")
-    lines.writerow((*HEAD, *[KEPT] * bool(rest)))
+    lines.writerow((*HEAD, *[KEPT] * bool(rest), COMMIT))
     for name, row in rows.items():
         if name.rpartition("/")[2] not in PACKAGES:
             again = [" ".join(format_ratios(name, kept, is_short=True)) if name in kept else ""] if rest else []
             sizes = "/".join(format_mebibytes(row[key]) for key in ("peak_bytes", "baseline_peak_bytes"))
-            lines.writerow((name, *format_ratios(name, rows), sizes, *again))
+            lines.writerow((name, *format_ratios(name, rows), sizes, *again, row[COMMIT]))
 
 
 def merge_rows(documents: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
-    """Return the rows of documents by name, each from the last document that has it."""
-    return {row["name"]: row for document in documents for row in document["cases"]}
+    """Return the rows of documents by name, each from the last document that has it, with its commit."""
+    commits = [(document["environment"].get("git") or {}).get("commit", "?")[:8] for document in documents]
+    return {
+        row["name"]: row | {COMMIT: commit}
+        for document, commit in zip(documents, commits, strict=True)
+        for row in document["cases"]
+    }
 
 
 def format_ratios(name: str, rows: Mapping[str, Row], *, is_short: bool = False) -> tuple[str, str]:

@@ -177,11 +177,12 @@ class BackwardAddends:
 
 
 class Norm(NamedTuple):
-    """Mean norm of a tensor's rows in the model, their relative spread, and the mean norm in the average of weights."""
+    """Mean norm of a tensor's rows in the model, their relative spread, the mean norm in the average, first numbers."""
 
     own: Tensor
     spread: Tensor
     average: Tensor
+    few: Tensor
 
 
 class EvaluatedBatch(NamedTuple):

@@ -259,13 +259,14 @@ def idle_addend(trace: Trace) -> Fault | None:
     do="normalise such tensors of the average after each of its updates, or copy them",
 )
 def averaged_norms(trace: Trace) -> Iterator[Fault]:
-    """Look for rows of one norm at all times in the model, and of another in the average."""
+    """Look for rows that move but have one norm at all times in the model, and of another in the average."""
     if not trace.norms:
         raise NotApplicableError("no average of weights given")
     for name, norms in trace.norms.items():
         own, spread, average = (torch.tensor([float(n[i]) for n in norms]) for i in range(3))
         is_constant = float(spread.max()) < 1e-3 and float(own.max() - own.min()) < 1e-3 * float(own.mean())
-        if len(norms) > 2 and is_constant and abs(float(average[-1] / own[-1]) - 1) > 0.01:
+        has_moved = float((norms[-1].few - norms[0].few).norm()) > 1e-2 * float(norms[0].few.norm())
+        if len(norms) > 2 and is_constant and has_moved and abs(float(average[-1] / own[-1]) - 1) > 0.01:
             yield Fault(
                 f"'{name}' has rows of norm {float(own[-1]):.3g} in the model, and others in the average of weights",
                 measured=f"mean norm in the average {float(average[-1]):.3g}",

@@ -283,7 +283,7 @@ class TraceMonitor(Monitor):
                     norms, others = (torch.linalg.vector_norm(t.detach().float(), dim=dim) for t in (mine, tensor))
                     spread = norms.std(correction=0) / norms.mean().clamp(min=1e-12)
                     kept = self.trace.norms.setdefault(f"{name}{' by columns' * (dim == 0)}", [])
-                    kept.append(Norm(norms.mean(), spread, others.mean()))
+                    kept.append(Norm(norms.mean(), spread, others.mean(), _take_few(mine).clone()))
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         """Judge the whole trace."""
@@ -398,9 +398,9 @@ def _list_few(track: OptimizerTrack, *, copies: bool = False) -> list[Tensor]:
     return [each.clone() for each in few] if copies else few
 
 
-def _take_few(parameter: Tensor) -> Tensor:
-    """Take the first numbers of a parameter."""
-    return take_local(parameter.detach()).flatten()[:_NUM_DIGITS]
+def _take_few(tensor: Tensor) -> Tensor:
+    """Take the first numbers of a tensor."""
+    return take_local(tensor.detach()).flatten()[:_NUM_DIGITS]
 
 
 def _list_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
