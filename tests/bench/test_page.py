@@ -34,14 +34,23 @@ def test_rows_of_both_settings_are_joined_and_repeated_ones_replaced(
         "kept": [make_row("geometry/knn/sightline", 2.5)],
     }
     for name, rows in documents.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"cases": rows, "environment": {"git": {"commit": name * 3}}}))
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({"cases": rows, "environment": {"git": {"commit": name * 3}}})
+        )
     main([f"{tmp_path}/default.json+{tmp_path}/again.json", f"{tmp_path}/kept.json"])
     lines = list(csv.reader(capsys.readouterr().out.splitlines()))
     assert [line for line in lines if line[0].startswith("geometry/knn")] == [
         ["geometry/knn/sightline", "1.50 faiss' flat index", "3.00 plain", "1/?", "- 2.50", "defaultd"]
     ]
     unmeasured = "-; PyTorch3D's ball_query: not measured"
-    assert ["geometry/ball_32/sightline", unmeasured, "9.00 plain_loop, a loop in Python", "1/?", "", "defaultd"] in lines
+    assert [
+        "geometry/ball_32/sightline",
+        unmeasured,
+        "9.00 plain_loop, a loop in Python",
+        "1/?",
+        "",
+        "defaultd",
+    ] in lines
     assert ["models/step/sightline", "-", "2.00 plain", "1/?", "", "againaga"] in lines
     main([f"{tmp_path}/kept.json"])
     assert "geometry/knn/sightline,-,2.50 plain,1/?,keptkept" in capsys.readouterr().out

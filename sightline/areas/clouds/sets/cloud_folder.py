@@ -47,7 +47,7 @@ _GEOMETRY = (*POINTS, *NORMALS, "_")
 
 @registry.data.add("cloud_folder")
 class CloudFolder(LabelledClouds):
-    """Labelled point clouds of the user, prepared by `sightline data prepare cloud_folder` (docs/manual/data_clouds.md).
+    """Labelled point clouds of the user, prepared by `data prepare cloud_folder` (docs/manual/data_clouds.md).
 
     `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones,
     `channels` stored values by name, such as intensity. `fraction` trains on that share of every class, seeded by
