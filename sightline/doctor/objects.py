@@ -7,6 +7,7 @@ import gc
 import inspect
 import logging
 import random
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ Kind = TypeVar("Kind")
 _MAX_OBJECTS = 20_000
 _MAX_ELEMENTS = 4_096
 GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+_OWN_REFERENCES = 3
+"""References to the variables of a call that nobody else looks at: of the call, of a name, of an argument."""
 _HELD = ("_parameters", "_buffers", "_modules")
 _LEAVES = (
     *(Tensor, np.ndarray, str, bytes, bytearray, int, float, complex, type, types.ModuleType, type(None)),
@@ -194,3 +197,17 @@ def read_rate(group: Mapping[str, Any]) -> float:
     """Return the learning rate of a group of parameters; 1 for an optimiser that chooses its steps itself."""
     rate = group.get("lr")
     return 1.0 if rate is None else float(rate)
+
+
+def read_variables(frame: types.FrameType) -> dict[str, Any]:
+    """Return the variables of a call, and leave no copy of them with it.
+
+    CPython before 3.13 keeps one, in which what the program deletes would live on until the call returns. It stays
+    where somebody else holds it, such as a program that has called `locals()`.
+    """
+    values = frame.f_locals
+    variables = {**values}
+    is_copy = frame.f_code.co_flags & inspect.CO_OPTIMIZED and type(values) is dict
+    if is_copy and sys.getrefcount(values) <= _OWN_REFERENCES:
+        values.clear()
+    return variables

@@ -201,12 +201,19 @@ def _harmless() -> list[Any]:
 
 def _describe_refusal(error: Exception) -> str:
     named = _GLOBAL.search(str(error))
-    if named is not None and not named[1].startswith("torch._utils."):  # a name of torch's own that was cut short
+    if named is not None and not _is_cut_short(named[1]):
         return (
             f"holds an object of {named[1]}, which only running the file's code could make; it was not run. Ask for "
             "the state dict alone, torch.save(model.state_dict(), ...)"
         )
     return f"was not written by torch.save, or is damaged ({_reason(error)}); get the file again"
+
+
+def _is_cut_short(name: str) -> bool:
+    """Return True for the beginning of a name that torch writes into files: the file ends within it."""
+    written = ("collections.OrderedDict", *(f"torch.{each}" for each in dir(torch)))
+    start = name.removesuffix(".")
+    return name.startswith("torch._utils.") or any(each.startswith(start) and each != start for each in written)
 
 
 def _reason(error: Exception) -> str:

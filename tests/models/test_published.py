@@ -165,6 +165,16 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
         read_published(packed)
 
 
+def test_a_file_cut_short_anywhere_is_said_to_be_damaged(tmp_path: Path) -> None:
+    """Of the format before archives, which ends within names, too."""
+    path = saved(tmp_path / "a.pth", {"state_dict": STATE}, legacy=True)
+    data = path.read_bytes()
+    for end in range(len(data) - 1):
+        path.write_bytes(data[:end])
+        with pytest.raises(CheckpointError, match=r"a\.pth: .*; get the file again$"):
+            read_published(path)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
 def test_a_file_cut_short_is_refused_in_one_line(tmp_path: Path, share: float, legacy: bool) -> None:

@@ -6,6 +6,7 @@ import gc
 import logging
 import pickle
 import random
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 import sightline
 from sightline.contract.pytree import is_dense
+from sightline.doctor.objects import read_variables
 from sightline.doctor.watch.loss_graph import is_misread
 from tests.cases import run_each
 from tests.runtime.odd_healthy_loops import mlp
@@ -127,6 +129,23 @@ def test_two_threads_that_train_at_once_are_watched_apart() -> None:
     for thread in threads:
         thread.join()
     assert codes == {True: set(), False: {"gradients-kept"}}
+
+
+def test_variables_are_read_without_a_copy_that_stays() -> None:
+    class Big:
+        pass
+
+    def program(*, is_looked_at: bool) -> tuple[bool, list[str]]:
+        big = Big()
+        reference = weakref.ref(big)
+        looked = locals() if is_looked_at else {}
+        variables = read_variables(sys._getframe())
+        is_read = variables["big"] is big
+        del big, variables
+        return is_read and reference() is None, sorted(looked)
+
+    assert program(is_looked_at=False) == (True, [])
+    assert "big" in program(is_looked_at=True)[1], "what the program holds is not emptied"
 
 
 def test_nothing_is_left_in_a_model_after_its_loop() -> None:

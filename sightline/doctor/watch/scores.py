@@ -16,6 +16,7 @@ from torch import Tensor
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence.programs.averaged import ScoreCall, compare_scores, find_function, read_call, read_number
 from sightline.doctor.evidence.programs.saved import is_of_program
+from sightline.doctor.objects import read_variables
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.programs.averaged import averaged_over_batches
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
@@ -131,7 +132,7 @@ def _read_numbers(frames: list[FrameType]) -> dict[str, float]:
     """Read the numbers in variables of calls; of a list, or of those in a mapping, the last one under its place."""
     numbers: dict[str, float] = {}
     for depth, frame in enumerate(frames):
-        for name, value in [*frame.f_locals.items()]:
+        for name, value in read_variables(frame).items():
             is_mapping = isinstance(value, dict) and len(value) <= _MAX_MEMBERS
             for key, each in value.items() if is_mapping else (("", value),):
                 is_list = isinstance(each, list) and each

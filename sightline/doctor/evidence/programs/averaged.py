@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.objects import read_variables
 from sightline.instrument.random_state import preserve_random_state
 
 _REL_TOL, _ABS_TOL, _MAX_NUMBERS = 1e-3, 1e-6, 1_000_000
@@ -75,7 +76,7 @@ def _copy(value: Any) -> Any:
 def find_function(frame: FrameType) -> FunctionType | None:
     """Find the function of a call by its code: among what its caller and its own module name, or in memory."""
     code, caller = frame.f_code, frame.f_back
-    scopes = [] if caller is None else [caller.f_locals, caller.f_globals]
+    scopes = [] if caller is None else [read_variables(caller), caller.f_globals]
     named = [value for scope in scopes for value in [*scope.values()]]
     for values in ([*named, frame.f_globals.get(code.co_name)], gc.get_referrers(code)):
         found = {id(each): each for each in values if isinstance(each, FunctionType) and each.__code__ is code}

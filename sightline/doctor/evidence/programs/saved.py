@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.objects import read_variables
 
 _ENDINGS = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin"))
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
@@ -174,7 +175,7 @@ def _iter_files(frame: FrameType | None) -> Iterator[Any]:
     scopes: dict[int, Mapping[str, Any]] = {}
     while frame is not None:
         if is_of_program(frame):
-            scopes |= {id(frame): {**frame.f_locals}, id(frame.f_globals): frame.f_globals}
+            scopes |= {id(frame): read_variables(frame), id(frame.f_globals): frame.f_globals}
         frame = frame.f_back
     for scope in scopes.values():
         for value in [*scope.values()][:_MAX_VARIABLES]:
