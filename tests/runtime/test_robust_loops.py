@@ -22,6 +22,7 @@ import sightline
 from sightline.contract.pytree import is_dense
 from sightline.doctor.objects import read_variables
 from sightline.doctor.watch.loss_graph import is_misread
+from sightline.doctor.watch.scores import ScoreMonitor
 from tests.cases import run_each
 from tests.runtime.odd_healthy_loops import mlp
 from tests.runtime.robust_loops import LOOPS, network, rows
@@ -129,6 +130,27 @@ def test_two_threads_that_train_at_once_are_watched_apart() -> None:
     for thread in threads:
         thread.join()
     assert codes == {True: set(), False: {"gradients-kept"}}
+
+
+def test_an_error_of_the_profile_is_a_failed_check_and_none_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("of the profile")
+
+    def measure(scores: Tensor, labels: Tensor) -> float:
+        return float((scores.argmax(1) == labels).float().mean())
+
+    monkeypatch.setattr(ScoreMonitor, "_record", fail)
+    model = mlp(8, 16, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    with sightline.watch(model, optimizer=optimizer, check=False) as watch:
+        inputs, label = rows()
+        F.cross_entropy(model(inputs), label).backward()
+        optimizer.step()
+        with torch.no_grad():
+            figures = [measure(model(inputs), label) for _ in range(3)]
+    assert len(figures) == 3
+    assert sys.getprofile() is None
+    assert "of the profile" in str(watch.report)
 
 
 def test_variables_are_read_without_a_copy_that_stays() -> None:

@@ -35,6 +35,7 @@ class ScoreMonitor(Monitor):
 
     def __init__(self) -> None:
         self._num_passes = 0
+        self._error: Exception | None = None
         self._frames: dict[int, FrameType] = {}
         self._open: dict[int, tuple[FunctionType, dict[str, Any], int]] = {}
         self._fresh: list[ScoreCall] = []
@@ -45,6 +46,7 @@ class ScoreMonitor(Monitor):
     def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """End the record of the last pass, and begin that of this one."""
         self._stop()
+        self._raise_error()
         if self._num_passes > _NUM_PASSES:
             return
         frames = [] if call.has_gradient else list_frames(sys._getframe())
@@ -64,11 +66,17 @@ class ScoreMonitor(Monitor):
         self._frames.clear()
         self._open.clear()
 
+    def _raise_error(self) -> None:
+        """Raise the error of the profile where the watch counts it among its failed checks."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
     def _profile(self, frame: FrameType, event: str, value: Any) -> None:
         try:
             self._record(frame, event, value)
-        except Exception:  # noqa: BLE001 - it would be raised in the program that is watched
-            self._num_passes = _NUM_PASSES + 1
+        except Exception as error:  # noqa: BLE001 - here it would be raised in the program that is watched
+            self._num_passes, self._error = _NUM_PASSES + 1, error
             self._stop()
 
     def _record(self, frame: FrameType, event: str, value: Any) -> None:
@@ -110,6 +118,7 @@ class ScoreMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         """Ask the functions of which several figures were kept."""
         self._stop()
+        self._raise_error()
         self._take([])
         for function, calls in self._calls.items():
             if len(calls) >= _MIN_CALLS and all(kept := self._kept.get(function, [])) and kept:
