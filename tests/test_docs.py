@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 
 import sightline
 from benchmarks import command as benchmarks
@@ -152,6 +153,19 @@ def test_tables_of_the_reference_follow_from_the_code(tables: ModuleType) -> Non
         name for name, page in tables.PAGES.items() if tables.with_table(name, page.read_text()) != page.read_text()
     ]
     assert stale == [], "run .venv/bin/python docs/tables.py"
+
+
+def test_every_verb_and_option_is_in_the_reference() -> None:
+    """As typer has them, from which the tables are not written."""
+    group: Any = typer.main.get_command(app)
+    verbs = {name: command for name, command in group.commands.items() if not hasattr(command, "commands")}
+    for title, within in group.commands.items():
+        verbs |= {f"{title} {name}": command for name, command in getattr(within, "commands", {}).items()}
+    missing = [verb for verb in verbs if f"| `{verb} " not in REFERENCE and f"| `{verb}`" not in REFERENCE]
+    for verb, command in verbs.items():
+        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        missing += [f"{verb} {option}" for option in options if f"`{option}" not in REFERENCE]
+    assert missing == []
 
 
 def test_every_argument_of_a_data_set_has_one_meaning(tables: ModuleType) -> None:
