@@ -85,8 +85,8 @@ class SplitData:
         size = (
             (train.num_samples if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
         )
-        size = to_count(size, name="loader: batch_size", least=1)
-        workers = to_count(workers, name="loader: workers", least=0)
+        size = to_count(size, name="loader: batch_size", minimum=1)
+        workers = to_count(workers, name="loader: workers", minimum=0)
         return EpochLoader(self, batch_size=size, shuffle=is_shuffled, workers=workers, drop_last=drop_last)
 
     def _key(self, index: int) -> SampleKey:

@@ -546,11 +546,11 @@ def _sample_in_chunks(  # type: ignore[no-untyped-def]
 
 
 @gpu_kernel
-def _distances_to(place, is_point, centre, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _distances_to(address, is_point, centre, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return the squared distances of points to a centre, or without one to the origin, channel after channel."""
-    squared = tl.zeros(is_point.shape, place.dtype.element_ty)
+    squared = tl.zeros(is_point.shape, address.dtype.element_ty)
     for channel in range(CHANNELS):
-        difference = tl.load(place + channel, mask=is_point, other=0.0)
+        difference = tl.load(address + channel, mask=is_point, other=0.0)
         if centre is not None:
             difference -= tl.load(centre + channel)
         squared += difference * difference

@@ -396,18 +396,18 @@ def _reduce(
 
 def _assert_points_to_find(ways: Sequence[tuple[_Cloud, _Cloud]]) -> None:
     """Raise ValueError for a cloud without points in which those of another are sought."""
-    found = [(other.sizes > 0) | (one.sizes == 0) for one, other in ways]
+    is_searchable = [(other.sizes > 0) | (one.sizes == 0) for one, other in ways]
 
-    def make_error(way: int, place: str = "") -> ValueError:
+    def make_error(way: int, sample: str = "") -> ValueError:
         one, other = ways[way]
         return ValueError(
-            f"{other.name}{place} has no points and {one.name}{place} has: there is no nearest; leave it out"
+            f"{other.name}{sample} has no points and {one.name}{sample} has: there is no nearest; leave it out"
         )
 
-    for way, holds in enumerate(found):
+    for way, holds in enumerate(is_searchable):
         if holds is False:
             raise make_error(way)
-    stated = [holds for holds in found if isinstance(holds, Tensor)]
+    stated = [holds for holds in is_searchable if isinstance(holds, Tensor)]
     if stated:
         holds = torch.stack(stated)
         require(holds, lambda: make_error(*_locate(holds)))

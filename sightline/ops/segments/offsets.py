@@ -193,15 +193,15 @@ def _require_rising(
 ) -> None:
     limit = "" if num_segments is None else f", below batch_size={num_segments}"
 
-    def make_error(place: int) -> ValueError:
+    def make_error(number: int) -> ValueError:
         return ValueError(
-            f"batch {tuple(batches[place].shape)} of {rows[place].shape[0]} rows; give the segment of each, in rising "
-            f"order{limit}"
+            f"batch {tuple(batches[number].shape)} of {rows[number].shape[0]} rows; give the segment of each, in "
+            f"rising order{limit}"
         )
 
-    for place, (own, segments) in enumerate(zip(rows, batches, strict=True)):
-        if segments.shape != own.shape[:1]:
-            raise make_error(place)
+    for number, (values, segments) in enumerate(zip(rows, batches, strict=True)):
+        if segments.shape != values.shape[:1]:
+            raise make_error(number)
     holds = torch.stack([(segments.diff() >= 0).all() for segments in batches])
     if num_segments is not None:
         holds = holds & torch.stack([(end < num_segments).all() for end in last])
