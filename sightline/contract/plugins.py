@@ -55,6 +55,7 @@ class Plugin:
 
     @property
     def module_name(self) -> str:
+        """The name under which the plugin is imported."""
         return f"{_MODULE_PREFIX}{self.path.stem}"
 
     @property

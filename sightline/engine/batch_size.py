@@ -60,7 +60,7 @@ def _fits(build_alone: Callable[[int], TrainState], size: int) -> bool:
     try:
         job = build_alone(size)
         job.num_steps = _TRIAL_STEPS
-        train(job, World(device=job.device), lambda record, stop_asked: stop_asked)
+        train(job, World(device=job.device), lambda record, stop_requested: stop_requested)
         is_fitting = True
     except torch.OutOfMemoryError:
         is_fitting = False

@@ -30,17 +30,22 @@ class RawReader(Protocol):
     draw_keys: Sequence[str]
 
     @property
-    def can_finish(self) -> bool: ...
+    def can_finish(self) -> bool:
+        """True if whole batches are read, and all that their transforms draw depends on keys."""
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch: ...
 
-    def read_raw(self, keys: Sequence[SampleKey]) -> Batch: ...
+    def read_raw(self, keys: Sequence[SampleKey]) -> Batch:
+        """Read a batch without transforms, for `finish`."""
 
-    def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch: ...
+    def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch:
+        """Return what the draws of a batch depend on, by the names of `draw_keys`."""
 
-    def reads_index_alone(self, keys: Sequence[SampleKey]) -> bool: ...
+    def reads_index_alone(self, keys: Sequence[SampleKey]) -> bool:
+        """Return True if the samples of these keys depend on their index alone, and can stay on a device."""
 
-    def finish(self, raw: Batch) -> Batch: ...
+    def finish(self, raw: Batch) -> Batch:
+        """Transform a batch of `read_raw` on its device."""
 
 
 @dataclass(frozen=True)

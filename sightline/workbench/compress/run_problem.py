@@ -78,6 +78,7 @@ class RunProblem:
 
     @property
     def base_bytes(self) -> int:
+        """The bytes of the float model, counted as the budget counts them."""
         return self.simulated.base_bytes(self.target.on)
 
     @property

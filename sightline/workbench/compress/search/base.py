@@ -79,6 +79,7 @@ class PolicyEvaluator:
 
     @property
     def num_evaluated(self) -> int:
+        """The number of different policies that the search has evaluated."""
         return len(self._losses)
 
     @property
