@@ -43,7 +43,7 @@ Work = Callable[[Sequence[Batch]], QueuedStep]
 
 
 class StepState(Protocol):
-    """What a step changes: all tensors, and those that stay as they are in the context `stilled`, where rates are 0."""
+    """Interface of the tensors that a step changes, which a graph of it restores or keeps still."""
 
     def list_all(self) -> list[Tensor]:
         """List all tensors that a step changes."""

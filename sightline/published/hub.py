@@ -43,7 +43,7 @@ class HubFile(NamedTuple):
 
 
 class _Stated(NamedTuple):
-    """What the hub states of a file: bytes, and its SHA-256, or git's SHA-1 of a small one."""
+    """Size and digest of a file as the hub states them: SHA-256, or git's SHA-1 of a small file."""
 
     num_bytes: int
     digest: str | None

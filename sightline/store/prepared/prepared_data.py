@@ -166,7 +166,7 @@ class PreparedData(Dataset):
 
     @property
     def doubts(self) -> Sequence[str]:  # type: ignore[override]
-        """What the preparation found in the samples themselves that training may suffer from: mixed units, say."""
+        """Faults of the samples that the preparation found, such as mixed units; they may spoil a training."""
         return self._prepared.manifest.get("doubts", ()) if "_prepared" in vars(self) else ()
 
     def _list_stored_rows(self) -> Sequence[tuple[str, int]] | None:
