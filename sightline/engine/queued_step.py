@@ -185,12 +185,12 @@ class Gate:
     def stilled(self) -> Iterator[None]:
         """Context in which a step moves neither weights nor averages: their rates on the device are 0."""
         assert self._sent is not None
-        kept = self._sent.clone()
+        sent_before = self._sent.clone()
         self._sent.zero_()
         try:
             yield
         finally:
-            self._sent.copy_(kept)
+            self._sent.copy_(sent_before)
 
     def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         """Copy tensors into others of their shapes, unless the gate is closed."""
@@ -224,7 +224,7 @@ class Gate:
 
         A fused step of torch does so by itself; after another one, the numbers of before are put back.
         """
-        groups, kept = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
+        groups, options_before = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
         is_fused = all(group.get("fused") for group in groups)
         changed = [] if is_fused else _list_changed(optimizer)
         before = [torch.cat(flat) for flat in changed]
@@ -237,7 +237,7 @@ class Gate:
             yield
         finally:
             del optimizer.found_inf  # type: ignore[attr-defined]
-            for group, options in zip(groups, kept, strict=True):
+            for group, options in zip(groups, options_before, strict=True):
                 group.update({name: options[name] for name in ("lr", "capturable") if name in options})
         with torch.no_grad():
             for flat, values in zip(changed, before, strict=True):

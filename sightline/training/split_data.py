@@ -154,12 +154,12 @@ def load_split(config: RunConfig, split: str, transforms: Augmentation | None = 
     chosen: Augmentation = transforms or ("train" if split == "train" else "evaluate")
     with locate_errors(config.origins):
         data = run_data.build_data(config)
-        own = (*data.train.dataset.info.split_sizes,)
+        splits = (*data.train.dataset.info.split_sizes,)
         parts = {part.split: part for part in (data.test, data.selection, data.train)}
-        if split not in parts and split in own:
+        if split not in parts and split in splits:
             parts[split] = run_data.build_part(config, split)
         if split not in parts:
-            valid = [*parts, *(name for name in own if name not in parts)]
+            valid = [*parts, *(name for name in splits if name not in parts)]
             raise UserError(f"split: '{split}' is not a part of {config.data.name}{suggest(split, valid)}")
         part = run_data.read_with(config, parts[split], chosen, parts["train"])
     return SplitData(part, data.facts, config=config, transforms=chosen)

@@ -182,10 +182,12 @@ class _TrainRun:
         if checkpoint.list_checkpoints(path):
             ends = list_later_ends(self._config.train, checkpoint.load(path))
             words = " ".join(f"{key}={later}" for key, (later, _) in ends.items())
-            own = ", ".join(str(own) for _, own in ends.values())
+            ends_now = ", ".join(str(end) for _, end in ends.values())
             plugins = plugin_options(RunFiles(path).environment.get("plugins", ()), path)
             run = shlex.join([str(path), *plugins])
-            advice = f" To train it longer, name a later end: sightline train {run} --resume auto {words} (now {own})"
+            advice = (
+                f" To train it longer, name a later end: sightline train {run} --resume auto {words} (now {ends_now})"
+            )
         self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)
         self._reporter.final_document(document)

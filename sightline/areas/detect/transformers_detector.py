@@ -159,11 +159,11 @@ class TransformersDetector(Model):
         indices = {name.casefold(): index for index, name in labels.items()}
         source = [indices.get(name.casefold()) for name in self.class_names]
         copied = [(row, index) for row, index in enumerate(source) if index is not None]
-        own, fitted = self.state_dict(), dict(weights)
+        model_weights, fitted = self.state_dict(), dict(weights)
         for name, value in weights.items():
-            if name not in own or not any(f".{layer}" in name for layer in _CLASS_LAYERS):
+            if name not in model_weights or not any(f".{layer}" in name for layer in _CLASS_LAYERS):
                 continue
-            rows = own[name].detach().clone()
+            rows = model_weights[name].detach().clone()
             if len(rows) == len(source) + 1:  # the last one is of no class
                 rows[-1] = value[-1]
             for row, index in copied:
@@ -303,8 +303,8 @@ def _list_changed_settings(name: str, theirs: Mapping[str, Any]) -> dict[str, An
     changed = {key: value for key, value in settings.items() if value != usual[key]}
     if "backbone_config" in changed:
         usual = json.loads(json.dumps(type(backbone)().to_dict()))
-        kept = {key: value for key, value in changed["backbone_config"].items() if value != usual.get(key)}
-        changed["backbone_config"] = {"model_type": backbone.model_type, **kept}
+        changed_backbone = {key: value for key, value in changed["backbone_config"].items() if value != usual.get(key)}
+        changed["backbone_config"] = {"model_type": backbone.model_type, **changed_backbone}
     return changed
 
 

@@ -144,8 +144,10 @@ def find_device_data(
         logger.info("samples are sent to the device for each step: %s", samples)
         return DeviceData(replace(stream, reader=reader.read_raw), finish=finish)
     logger.info("samples stay on the device")
-    kept = samples
-    return DeviceData(replace(stream, reader=kept.read), kept.keep, lambda batch: _lower(kept.finish(batch)))
+    resident = samples
+    return DeviceData(
+        replace(stream, reader=resident.read), resident.keep, lambda batch: _lower(resident.finish(batch))
+    )
 
 
 def _keep_samples(

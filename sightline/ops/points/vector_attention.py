@@ -245,13 +245,13 @@ def _add_up(first, last, neighbour_terms, point_terms, code, position, index, co
     for point in range(num_points):
         for block in range(first, last):
             channel = block * LANES
-            own = load(point_terms, (point, channel))
+            point_term = load(point_terms, (point, channel))
             x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
             total, squares = load(rows, (0, channel)), load(rows, (1, channel))
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 near = load(neighbour_terms, (index[point, slot], channel))
-                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                carried = _carry(near, point_term, x_code, y_code, z_code, x, y, z)
                 total = total + carried
                 squares = squares + carried * carried
             store(total, rows, (0, channel))
@@ -270,12 +270,12 @@ def _add_up(first, last, neighbour_terms, point_terms, code, position, index, co
 def _rectify(first, last, neighbour_terms, point_terms, code, position, index, count, result):  # type: ignore[no-untyped-def]
     for point in range(first, last):
         for channel in range(0, neighbour_terms.shape[1], LANES):
-            own = load(point_terms, (point, channel))
+            point_term = load(point_terms, (point, channel))
             x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 near = load(neighbour_terms, (index[point, slot], channel))
-                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                carried = _carry(near, point_term, x_code, y_code, z_code, x, y, z)
                 store(rectify(carried), result, (point, slot, channel))
             for slot in range(count[point], index.shape[1]):
                 store(zeros_like(result), result, (point, slot, channel))
@@ -303,7 +303,7 @@ def _rectify_back(  # type: ignore[no-untyped-def]
     for point in range(len(index)):
         for block in range(first, last):
             channel = block * LANES
-            own = load(point_terms, (point, channel))
+            point_term = load(point_terms, (point, channel))
             x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
             own_gradient, own_sum = load(to_own, (point, channel)), load(of_own, (point, channel))
             to_x, to_y = load(own_to_code, (0, channel)), load(own_to_code, (1, channel))
@@ -311,7 +311,7 @@ def _rectify_back(  # type: ignore[no-untyped-def]
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 entry, edge = (index[point, slot], channel), (point, slot, channel)
-                carried = _carry(load(neighbour_terms, entry), own, x_code, y_code, z_code, x, y, z)
+                carried = _carry(load(neighbour_terms, entry), point_term, x_code, y_code, z_code, x, y, z)
                 passed = where_positive(load(gradient, edge), carried)
                 store(where_positive(carried, carried), rectified, edge)
                 own_gradient, own_sum = own_gradient + passed, own_sum + carried
@@ -409,10 +409,15 @@ def _sum_position_gradients(  # type: ignore[no-untyped-def]
         x_factor, y_factor, z_factor = of_position[axis, 0], of_position[axis, 1], of_position[axis, 2]
         to_x, to_y, to_z, total = 0.0, 0.0, 0.0, 0.0  # float64: the sums of all edges
         for point in range(len(position)):
-            own, heights, steps, gradients = of_own[point, axis], position[point], relative[point], to_position[point]
+            point_part, heights, steps, gradients = (
+                of_own[point, axis],
+                position[point],
+                relative[point],
+                to_position[point],
+            )
             for slot in range(count[point]):
                 height, step = heights[slot], steps[slot]
-                lowered = of_near[index[point, slot], axis] + own
+                lowered = of_near[index[point, slot], axis] + point_part
                 lowered = lowered + x_factor * height[0] + y_factor * height[1] + z_factor * height[2]
                 # A choice, not a branch: which heights are above zero cannot be predicted.
                 reached = gradients[slot, axis] - lowered

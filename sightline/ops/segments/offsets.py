@@ -143,8 +143,8 @@ def unpack(rows: Tensor, *, offsets: Tensor, max_size: int | None = None) -> tup
             )
     num_rows, num_segments = rows.shape[0], offsets.shape[0] - 1
     segment = offsets_to_batch(offsets, num_rows)
-    place = torch.arange(num_rows, device=rows.device) - offsets[segment]
-    slot = torch.where(place < max_size, segment * max_size + place, num_segments * max_size)  # no slot: refused
+    position = torch.arange(num_rows, device=rows.device) - offsets[segment]
+    slot = torch.where(position < max_size, segment * max_size + position, num_segments * max_size)  # no slot: refused
     padded = rows.new_zeros((num_segments * max_size, *rows.shape[1:])).index_copy(0, slot, rows)
     mask = torch.arange(max_size, device=rows.device) < offsets.diff()[:, None]
     return padded.unflatten(0, (num_segments, max_size)), mask

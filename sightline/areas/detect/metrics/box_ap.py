@@ -48,11 +48,11 @@ def count_confusions(state: State, num_classes: int) -> np.ndarray:
     images = [rows[:, LabelColumn.IMAGE] for rows in (detections, labels)]
     for image in np.unique(np.concatenate(images)):
         bounds = [np.searchsorted(column, image, side=side) for column in images for side in ("left", "right")]
-        own, truth = detections[bounds[0] : bounds[1]], labels[bounds[2] : bounds[3]]
+        detected, truth = detections[bounds[0] : bounds[1]], labels[bounds[2] : bounds[3]]
         is_ignored = truth[:, LabelColumn.IS_IGNORED] > 0
-        overlap = iou_or_ioa(own[:, DetectionColumn.BOX], truth[:, LabelColumn.BOX], is_ignored)
+        overlap = iou_or_ioa(detected[:, DetectionColumn.BOX], truth[:, LabelColumn.BOX], is_ignored)
         is_free = ~is_ignored
-        for kind, row in zip(own[:, DetectionColumn.CLASS].astype(int), overlap, strict=True):
+        for kind, row in zip(detected[:, DetectionColumn.CLASS].astype(int), overlap, strict=True):
             free_overlap = np.where(is_free, row, 0)
             if free_overlap.max(initial=0) >= _MIN_CONFUSED_IOU:
                 label = free_overlap.argmax()
