@@ -56,6 +56,7 @@ class SplitData:
 
     @property
     def split(self) -> str:
+        """The name of the split that is read."""
         return self.part.split
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sightline.config import RunConfig
+from sightline.config.plain_values import list_component_names
 from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import RunError, UserError
@@ -38,21 +39,20 @@ from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
 from sightline.training.published_results import list_published
 from sightline.training.resume import RunLocation, create_run_folder, resolve_run_location
+from sightline.training.run_findings import add_findings, end_findings, read_findings
 from sightline.training.session import TrainingSession
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
+from sightline.training.train_result import Reporter, TrainResult
 
 if TYPE_CHECKING:
     from sightline.doctor.evidence.levels import Levels
     from sightline.doctor.finding import Finding
     from sightline.doctor.watch.watch import Watch
-from sightline.config.plain_values import list_component_names
-from sightline.training.run_findings import add_findings, end_findings, read_findings
-from sightline.training.train_result import Reporter, TrainResult
 
 logger = logging.getLogger(__name__)
 
 _MAX_MEASURED = 400
-"""Steps of a long run that are measured."""
+"""Largest number of steps of a long run that are watched closely; the others are only counted."""
 
 
 def train_run(

@@ -52,6 +52,7 @@ class RangeView:
 
     @property
     def num_pixels(self) -> int:
+        """The number of pixels of the image."""
         return self.height * self.width
 
     @property
@@ -103,6 +104,7 @@ class Coverage:
 
     @property
     def pixels_filled(self) -> float:
+        """Share of all pixels that show a point."""
         return self.num_drawn / max(1, self.num_pixels)
 
     @property

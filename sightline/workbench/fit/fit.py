@@ -83,6 +83,7 @@ class Attempt:
 
     @property
     def num_steps(self) -> int:
+        """The number of steps that were taken."""
         return len(self.losses) - 1
 
     @property
@@ -104,6 +105,7 @@ class Attempt:
 
     @property
     def is_fitted(self) -> bool:
+        """True if the samples were fitted."""
         return self.fitted_after is not None
 
     @property
@@ -168,6 +170,7 @@ class FitResult:
 
     @property
     def is_fitted(self) -> bool:
+        """True if the samples were fitted."""
         return self.verdict == "fitted"
 
     @property
