@@ -214,7 +214,6 @@ class Registry(Generic[ComponentT]):
         return register
 
     def names(self) -> list[str]:
-        """List the names of all components, registered or in the catalogue."""
         return sorted({*self._entries, *self.modules})
 
     def builders_of_module(self, module: str) -> list[tuple[str, Callable[..., Any]]]:
