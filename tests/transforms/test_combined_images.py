@@ -18,7 +18,8 @@ from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.run_data import build_data
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import BatchReader
