@@ -469,7 +469,7 @@ class StepForm(Form):
             call = self.calls[min(len(made), len(self.calls)) - 1]
             outputs = fit_rows(call.outputs, num, rows) if num > 0 and num != rows else call.outputs
             if list_sizes((args, kwargs)) != list_sizes((call.args, call.kwargs)):  # padded to another length
-                with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]
+                with torch._C.DisableTorchFunction():
                     outputs = self.probe._call_impl(*args, **kwargs)
             provenance.name(outputs, len(made))
             return outputs
