@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import dense_leaves, is_dense, tree_children, tree_leaves, tree_map
+from sightline.contract.pytree import tree_children, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
-from sightline.doctor.batches import count_rows
+from sightline.doctor.batches import count_first_rows, fit_rows, list_sizes
 from sightline.doctor.form import Batch, Form, Held, describe, hold, map_held, release, standing_in
 from sightline.doctor.objects import (
     find_generators,
@@ -333,8 +333,20 @@ def _write_words(form: StepForm) -> str:
         for call in form.calls
         if not call.is_held
     )
-    read = ", ".join([*(place or "all" for place in form.places), *map(str, form.derived)]) or "nothing"
-    return f"step(batch) calls model({inputs}); its loss reads {read} of the batch"
+    made = dict.fromkeys(part.leaf for part in form.derived)
+    read = [*(_name_part(form.batch, place) for place in form.places)]
+    read += [f"what it makes of {_name_part(form.batch, leaf)}" for leaf in made]
+    return f"step(batch) calls model({inputs}); its loss reads {', '.join(read) or 'nothing of the batch'}"
+
+
+def _name_part(tree: Any, path: str, name: str = "batch") -> str:
+    """Write a part of a batch as the program does: batch, batch[1], batch['labels'], batch.labels."""
+    if not path:
+        return name
+    head, _, rest = path.partition(".")
+    is_record = dataclasses.is_dataclass(tree)
+    place = f"[{head!r}]" if isinstance(tree, Mapping) else f".{head}" if is_record else f"[{head}]"
+    return _name_part(dict(tree_children(tree)).get(head), rest, name + place)
 
 
 def _describe_argument(value: Any) -> str:
@@ -391,21 +403,6 @@ def set_part(tree: Any, path: str, value: Any) -> Any:
     return dataclasses.replace(tree, **dict(items))
 
 
-def _fit_rows(tree: Any, num: int, rows: int) -> Any:
-    """Cut the tensors and lists of `num` rows to other rows, or repeat them."""
-    if isinstance(tree, Tensor):
-        if not is_dense(tree) or count_rows(tree) != num:
-            return tree
-        return tree[torch.arange(rows, device=tree.device) % num]
-    if isinstance(tree, list) and len(tree) == num and not any(True for _ in tree_leaves(tree)):
-        return [tree[row % num] for row in range(rows)]
-    if isinstance(tree, Mapping):
-        return type(tree)(zip(tree, (_fit_rows(item, num, rows) for item in tree.values()), strict=True))  # type: ignore[call-arg]
-    if isinstance(tree, list | tuple) and not hasattr(tree, "_fields"):
-        return type(tree)(_fit_rows(item, num, rows) for item in tree)
-    return tree_map(tree, lambda _, tensor: _fit_rows(tensor, num, rows))
-
-
 @dataclasses.dataclass(frozen=True)
 class StepForm(Form):
     """Form of a step that divides at the calls of its model.
@@ -459,7 +456,7 @@ class StepForm(Form):
         Where the target has derived tensors, it goes on until these are known.
         """
         made: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        num, rows = _count_rows(self.batch), _count_rows(batch)
+        num, rows = count_first_rows(self.batch), count_first_rows(batch)
         provenance = Provenance(batch)
 
         def end() -> None:
@@ -469,8 +466,11 @@ class StepForm(Form):
         def answer(*args: Any, **kwargs: Any) -> Any:
             made.append((args, kwargs))
             end()
-            outputs = self.calls[min(len(made), len(self.calls)) - 1].outputs
-            outputs = _fit_rows(outputs, num, rows) if num > 0 and num != rows else outputs
+            call = self.calls[min(len(made), len(self.calls)) - 1]
+            outputs = fit_rows(call.outputs, num, rows) if num > 0 and num != rows else call.outputs
+            if list_sizes((args, kwargs)) != list_sizes((call.args, call.kwargs)):  # padded to another length
+                with torch._C.DisableTorchFunction():
+                    outputs = self.probe._call_impl(*args, **kwargs)
             provenance.name(outputs, len(made))
             return outputs
 
@@ -541,8 +541,8 @@ class StepForm(Form):
         keys: list[str | Derived] = [*self.places, *self.derived]
         entries = {keys[0]: target} if len(keys) == 1 else {key: target[str(key)] for key in keys}
         known = self.recorded_target if entries else self.recorded
-        num, rows = _count_rows(known), _count_rows(target if entries else outputs)
-        batch = _fit_rows(self.batch, num, rows) if num > 0 and rows != num else self.batch
+        num, rows = count_first_rows(known), count_first_rows(target if entries else outputs)
+        batch = fit_rows(self.batch, num, rows) if num > 0 and rows != num else self.batch
         for place in self.places:
             batch = set_part(batch, place, entries[place])
         return batch, {part: entries[part] for part in self.derived}
@@ -571,11 +571,6 @@ class WholeForm(Form):
     def evaluate(self, model: nn.Module, outputs: Any, target: Any) -> Tensor:
         """Return the loss that the step has returned."""
         return cast(Tensor, outputs.held.value).reshape(())
-
-
-def _count_rows(tree: Any) -> int:
-    """Count the rows of the first tensor of a tree; 0 without one."""
-    return next((count_rows(tensor) for _, tensor in dense_leaves(tree) if tensor.ndim), 0)
 
 
 def _join(parts: Sequence[Any]) -> Any:

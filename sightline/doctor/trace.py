@@ -142,7 +142,8 @@ def describe_still_loss(trace: Trace) -> str:
         if statistics.fmean(last) < statistics.fmean(first) - noise / math.sqrt(part):
             return ""
     means = [(statistics.fmean(curve[:5]), statistics.fmean(curve[-5:])) for curve in curves]
-    return "".join(f"the loss has not fallen: {a:.4g} at first, {b:.4g} at the end" for a, b in means[:1])
+    words = ((a, b, "not fallen" if b >= a else "not fallen beyond its noise") for a, b in means[:1])
+    return "".join(f"the loss has {how}: {a:.4g} at first, {b:.4g} at the end" for a, b, how in words)
 
 
 class Inputs(NamedTuple):

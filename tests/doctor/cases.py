@@ -34,7 +34,20 @@ from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
 from tests.doctor.programs import PROGRAMS
 from tests.doctor.programs.asking import WAYS, is_asked
 from tests.doctor.row import Row
-from tests.doctor.rows import adversaries, averaged, data, drawn, lengths, losses, noise, resumes, run, scores, sound
+from tests.doctor.rows import (
+    adversaries,
+    averaged,
+    data,
+    drawn,
+    latents,
+    lengths,
+    losses,
+    noise,
+    resumes,
+    run,
+    scores,
+    sound,
+)
 from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
@@ -151,7 +164,7 @@ def _check_pair(make: Callable[[bool], Any], bug: bool, seed: int) -> None:
 
 
 def _list_modules() -> Iterator[Row]:
-    for family in (data, lengths, losses, models, noise, scores):
+    for family in (data, latents, lengths, losses, models, noise, scores):
         for name, (causes, make) in family.CASES.items():
             name = f"{family.__name__.rpartition('.')[2]}/{name}"
             yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
@@ -175,6 +188,7 @@ def _list_modules() -> Iterator[Row]:
         "scored": scores.HEALTHY,
         "sound": sound.MODULES,
         "noise": noise.HEALTHY,
+        "latents": latents.HEALTHY,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
@@ -274,6 +288,7 @@ def _list_correct_loops() -> Iterator[Row]:
         "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
         "sound": sound.LOOPS,
+        "latents": latents.LOOPS,
         "resumes": resumes.HEALTHY,
         "drawn": drawn.HEALTHY,
         "averaged": averaged.HEALTHY,

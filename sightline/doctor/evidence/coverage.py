@@ -168,13 +168,15 @@ def silent(subject: Subject, gradients: Gradients) -> dict[str, bool]:
         return dict.fromkeys(names, False)
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))[:_MAX_ASKED]
     groups = [[name for name in names if name.rpartition(".")[0] == module] for module in modules]
-    return {name: moved for group in groups for moved in [_moves(subject, group)] for name in group}
+    return {name: moved for group in groups for moved in [_moves(subject, group, is_flat=False)] for name in group}
 
 
-def _moves(subject: Subject, names: list[str]) -> bool:
+def _moves(subject: Subject, names: list[str], *, is_flat: bool = True) -> bool:
     """Return True if the loss of a jittered copy moves with parameters that get no gradient from the same pass.
 
-    A layer that rests now and then gets one in the passes in which it runs; a copy is at its first pass.
+    A layer that rests now and then gets one in the passes in which it runs; a copy is at its first pass. Unless
+    `is_flat`, none of them may have a gradient where the loss has moved to either: below its least value, as that of a
+    divergence of which some is free, a term is flat.
     """
     for batch in subject.batches[:2]:
         model, other = (subject.jitter(subject.copy("train"), seed=3) for _ in range(2))
@@ -187,10 +189,12 @@ def _moves(subject: Subject, names: list[str]) -> bool:
         seed_all(0)
         with torch.no_grad():
             _move(other, subject.model, without)
-            moved = subject.evaluate(other, subject.call(other, batch.inputs), batch.target).double()
-        value = passed.value.detach().double()
+        there = subject.run(other, batch)
+        value, moved = (each.value.detach().double() for each in (passed, there))
         if bool((value - moved).abs() > 1e-5 * value.abs() + 1e-9):
-            return True
+            states = {} if is_flat else _read(there)
+            if not any(states.get(name) in ("some", "bad") for name in without):
+                return True
     return False
 
 

@@ -281,7 +281,11 @@ class Free(NamedTuple):
 
 @measure(passes=30)
 def free(subject: Subject, passed: Pass, slopes: list[Slope]) -> Free:
-    """Optimise the outputs of the batch without a network: each number by itself, in any unit."""
+    """Optimise the outputs of the batch without a network: each number by itself, in any unit.
+
+    A number without axes beside them stays: the model has reduced it from its samples, as a term of the loss.
+    """
+    slopes = [slope for slope in slopes if slope.output.ndim]
     if sum(slope.output.numel() for slope in slopes) < 2:
         raise NotApplicableError("the output is one number")
     outputs = {slope.path: slope.output.clone().requires_grad_() for slope in slopes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -73,15 +73,15 @@ def neighbours(subject: Subject) -> list[Reach]:
     for kept in (torch.arange(half), torch.arange(count - half, count)):
         rows = torch.arange(count) % half + int(kept[0])
         rows[kept] = kept
-        reached = list(_compare(first, again, _answer(subject, model, take_rows(batch.inputs, rows)), kept))
+        other = _answer(subject, model, take_rows(batch.inputs, rows))
+        reached = list(_compare(first, again, other, count, (kept, kept)))
         if reached and _reach_by_lengths(subject, model):
             raise NotApplicableError("padding reaches samples, which is judged by itself")
         name = _find_mixing(subject, model, rows, kept) if reached and not found else ""
         found += [reach._replace(module=name) for reach in reached]
     order = torch.arange(count).roll(1)
     turned = _answer(subject, model, take_rows(batch.inputs, order))
-    back = {path: t.roll(-1, 0) if t.ndim and len(t) == count else t for path, t in turned.items()}
-    reached = list(_compare(first, again, back, torch.arange(count)))
+    reached = list(_compare(first, again, turned, count, (order, torch.arange(count))))
     name = _find_mixing(subject, model, order, torch.arange(count)) if reached and not found else ""
     found += [reach._replace(module=name) for reach in reached]
     if found and subject.loader is None and _is_by_columns(subject, model, batch):
@@ -143,20 +143,29 @@ def _record_modules(
 
 
 def _compare(
-    first: dict[str, Tensor], again: dict[str, Tensor], other: dict[str, Tensor], kept: Tensor
+    first: dict[str, Tensor],
+    again: dict[str, Tensor],
+    other: dict[str, Tensor],
+    count: int,
+    places: tuple[Tensor, Tensor],
 ) -> Iterator[Reach]:
+    """List the outputs that differ for samples whose places in the first and in the other pass are given."""
+    before, after = places
     for path, value in first.items():
         is_of_pairs = value.ndim > 1 and value.shape[0] == value.shape[1]
-        if (
-            value.ndim
-            and not is_of_pairs
-            and path in other
-            and other[path].shape == value.shape
-            and len(value) > int(kept[-1])
-        ):
-            size = _measure(value[kept], other[path][kept], value)
-            if size > _BOUND and _measure(value, again[path], value) == 0.0:
-                yield Reach(path, size)
+        if is_of_pairs or path not in other or other[path].shape != value.shape:
+            continue
+        pairs = zip(_list_by_sample(value, count), _list_by_sample(other[path], count), strict=True)
+        size = min((_measure(a[before], b[after], value) for a, b in pairs), default=0.0)
+        if size > _BOUND and _measure(value, again[path], value) == 0.0:
+            yield Reach(path, size)
+
+
+def _list_by_sample(value: Tensor, count: int) -> list[Tensor]:
+    """List how an output may be of samples: those of several rows have them one after another, or by turns."""
+    if not value.ndim or not len(value) or len(value) % count:
+        return []
+    return [value.unflatten(0, (count, -1)), value.unflatten(0, (-1, count)).transpose(0, 1)]
 
 
 def _is_by_columns(subject: Subject, model: nn.Module, batch: Batch) -> bool:
@@ -233,6 +242,7 @@ def padded_steps(subject: Subject) -> PaddedSteps:
     model = _probe(subject)
     rows = ((lengths < steps.shape[1] - 1) & (lengths > 2)).nonzero().flatten().tolist()
     reached, is_read = [], False
+    of_steps = _list_of_steps(subject, model, inputs, steps.shape[1]) if rows else set()
     for row in rows[:3]:
         alone, length = take_rows(inputs, [row]), int(lengths[row])
         first = _answer(subject, model, alone)
@@ -249,8 +259,8 @@ def padded_steps(subject: Subject) -> PaddedSteps:
         changed[:, 0] = donor[:, 1]
         changed[:, 1] = donor[:, 2]
         last = _answer(subject, model, replace_leaf(alone, path, changed))
-        reached += list(_list_reached(first, other, length, 0))
-        is_read |= bool(list(_list_reached(first, last, length, 2)))
+        reached += list(_list_reached(first, other, of_steps, range(length)))
+        is_read |= bool(list(_list_reached(first, last, of_steps, range(2, length))))
     if not rows:
         raise NotApplicableError("no padded rows")
     return PaddedSteps(reached, is_read, has_mask)
@@ -331,9 +341,21 @@ def _cut(inputs: Any, size: int, length: int) -> Any:
     return tree_map(inputs, lambda _, t: t[:, :length] if t.ndim > 1 and t.shape[1] == size else t)
 
 
-def _list_reached(first: dict[str, Tensor], other: dict[str, Tensor], length: int, start: int) -> Iterator[Reach]:
+def _list_of_steps(subject: Subject, model: nn.Module, inputs: Any, size: int) -> set[str]:
+    """List the outputs (B, T) with a number for each step of inputs: of inputs with a step less they are shorter."""
+    names = {name for name, t in _answer(subject, model, inputs).items() if t.ndim == 2 and t.shape[1] == size}
+    shorter = _answer(subject, model, _cut(inputs, size, size - 1)) if names else {}
+    return {name for name in names if name in shorter and shorter[name].shape[1] == size - 1}
+
+
+def _list_reached(
+    first: dict[str, Tensor], other: dict[str, Tensor], of_steps: Container[str], places: range
+) -> Iterator[Reach]:
+    """List the outputs that differ at some places, or as a whole if they are of none; `of_steps` are those (B, T)."""
+    start, length = places.start, places.stop
     for name, value in first.items():
-        if name in other and value.ndim >= 3 and value.shape[1] >= length:
+        is_of_steps = value.ndim >= 3 or name in of_steps
+        if name in other and is_of_steps and value.shape[1] >= length:
             size = _measure(value[:, start:length], other[name][:, start:length], value[:, :length])
         elif name in other and value.ndim == 2 and other[name].shape == value.shape:
             size = _measure(value, other[name], value)

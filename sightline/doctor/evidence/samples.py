@@ -390,7 +390,8 @@ class SharedRows(NamedTuple):
 def shared_rows(subject: Subject) -> SharedRows:
     """List the outputs, if all are so, whose rows are equal for unlike samples, at several jittered weights.
 
-    Outputs behind a bound at 0 may all be 0 at some weights by chance, and come back as these move.
+    Outputs behind a bound at 0 may all be 0 at some weights by chance, and come back as these move. Ranges, codebooks
+    and other state may be empty until the first pass in training mode: the copies have had one.
     """
     batch = subject.batches[0]
     count = count_samples(batch)
@@ -399,8 +400,10 @@ def shared_rows(subject: Subject) -> SharedRows:
         raise NotApplicableError("samples that are alike")
     rows: dict[str, Tensor] = {}
     for seed in range(_NUM_JITTERED):
+        model = subject.jitter(subject.copy("train"), seed=seed)
         with torch.no_grad():
-            outputs = subject.call(subject.jitter(subject.copy("eval"), seed=seed), batch.inputs)
+            subject.call(model, batch.inputs)
+            outputs = subject.call(model.eval(), batch.inputs)
         rows = {path or "output": leaf for path, leaf in dense_leaves(outputs) if leaf.ndim and len(leaf) == count}
         if not rows or any(bool((leaf != leaf[:1]).any()) for leaf in rows.values()):
             return SharedRows([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -431,4 +432,5 @@ def begins_at_zeros(levels: Levels, free_loss: FreeLoss, passed: Pass) -> Fault 
 
 
 def _describe_levels(levels: Levels, what: str) -> str:
-    return f"first loss {levels.start:.5g}, all-zero {what} {levels.zero:.5g}, best constants {levels.constant:.5g}"
+    known = "" if math.isnan(levels.constant) else f", best constants {levels.constant:.5g}"
+    return f"first loss {levels.start:.5g}, all-zero {what} {levels.zero:.5g}{known}"

@@ -33,6 +33,7 @@ _MATRIX_PRODUCTS = frozenset(("Mm", "Bmm", "Baddbmm"))
 _LINEAR = frozenset(("Addmm", "Mm", "Linear"))
 _EVEN, _ODD = frozenset(("Abs", "Pow")), frozenset(("Neg", "Mul", "Div"))
 """Operations of a distance, and those that may stand between it and a difference."""
+_BOUNDS, _REDUCED = frozenset(("Clamp", "ClampMin", "ClampMax", "Maximum")), frozenset(("Mean", "Sum"))
 _MAX_CHAIN, _MAX_TERMS = 12, 64
 
 
@@ -81,14 +82,17 @@ def list_parents(node: Any) -> list[Any]:
 
 
 def list_counted(root: Any) -> set[int] | None:
-    """List the parameters, by identity, that a loss reaches by others than terms with a weight of 0; None for all.
+    """List the parameters, by identity, that a loss reaches by others than terms that give no gradient; None for all.
 
-    A term has the weight 0 if it is multiplied by the number 0: it gives gradients of 0, on purpose.
+    A term gives gradients of 0 on purpose if it is multiplied by the number 0, or if a bound holds it, as that of the
+    free nats of a divergence.
     """
-    if not any(map(_is_weighted_zero, itertools.islice(iter_nodes([root]), _MAX_TERMS))):
+    first = [*itertools.islice(iter_nodes([root]), _MAX_TERMS)]
+    held = {node for node in first if _is_held(node)}
+    if not held and not any(map(_is_weighted_zero, first)):
         return None
     zeros = {node for node in iter_nodes([root]) if node is not root and _is_weighted_zero(node)}
-    return list_variables(iter_nodes([root], until=zeros))
+    return list_variables(iter_nodes([root], until=held | zeros))
 
 
 def list_variables(nodes: Iterable[Any]) -> set[int]:
@@ -106,6 +110,19 @@ def _is_weighted_zero(node: Any) -> bool:
     factors = [get_saved(node, name) for name in ("self", "other")]
     constants = [f for f in factors if isinstance(f, Tensor) and not f.requires_grad and not f.ndim]
     return any(constant.device.type == "cpu" and float(constant) == 0 for constant in constants)
+
+
+def _is_held(node: Any) -> bool:
+    """Return True for a bound on means or sums, all of which are beyond it; of numbers on the host alone, too."""
+    if get_node_name(node) not in _BOUNDS or not any(get_node_name(p) in _REDUCED for p in list_parents(node)):
+        return False
+    value, low, high = (get_saved(node, name) for name in ("self", "min", "max"))
+    low = get_saved(node, "other") if low is None else low  # of `maximum`
+    if not isinstance(value, Tensor) or any(isinstance(t, Tensor) and t.device.type != "cpu" for t in (value, low)):
+        return False
+    is_beyond = torch.zeros_like(value, dtype=torch.bool)
+    is_beyond = is_beyond if low is None else is_beyond | (value < low)
+    return bool((is_beyond if high is None else is_beyond | (value > high)).all())
 
 
 def is_reordered(before: Iterable[int], after: Iterable[int]) -> bool:

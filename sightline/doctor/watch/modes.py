@@ -71,6 +71,7 @@ class _Modes:
         all_modules = [(name, m) for name, m in model.named_modules() if isinstance(m, (*_NORMS, *_DROPOUTS))]
         self.modules = [(name, m) for name, m in all_modules if isinstance(m, _NORMS) or getattr(m, "p", 0) > 0]
         self.norms = [(name, m) for name, m in self.modules if isinstance(m, _NORMS)]
+        self._parents = {id(child): module for module in model.modules() for child in module.children()}
         self.has_trained = False
         self.held: dict[str, tuple[Any, int, int, Any]] = {
             name: (m, weight._version, count._version, count > 1)
@@ -78,20 +79,28 @@ class _Modes:
             if (weight := _get_weight(m)) is not None and not weight.requires_grad
             if (count := m.num_batches_tracked) is not None
         }
+        self._known = set[int]()
         self.learned = {
             id(m)
             for _, m in self.norms
-            if not m.training and m.running_mean is not None
-            if bool(((m.running_mean != 0) | (m.running_var != 1)).any())  # read once, not at each pass
+            if not m.training and _has_learned(m)  # read once, not at each pass
         }
 
     def find_held(self) -> list[str]:
         """List the batch norms in evaluation mode whose weights train, in a model in training mode.
 
-        Not those that were so from the start with statistics that they had learned: a fine-tuning keeps them.
+        Not those that have learned statistics, and were so from the start, as a fine-tuning keeps them, or are so by
+        themselves in a module that trains, as the last epochs keep them: `train()` switches both.
         """
         still = [(name, m) for name, m in self.norms if not m.training and id(m) not in self.learned]
+        still = [(name, m) for name, m in still if not (self._parents[id(m)].training and self._has_learned(m))]
         return [name for name, m in still if (weight := _get_weight(m)) is not None and weight.requires_grad]
+
+    def _has_learned(self, norm: nn.Module) -> bool:
+        """Return True for a norm that has learned statistics; what they are is read until it is so."""
+        if id(norm) not in self._known and _has_learned(norm):
+            self._known.add(id(norm))
+        return id(norm) in self._known
 
 
 class ModeMonitor(Monitor):
@@ -160,6 +169,11 @@ class ModeMonitor(Monitor):
             if bool(is_learned)
         }
         yield from find_by(modes_of_norms, norms=Norms([], moved))
+
+
+def _has_learned(norm: Any) -> bool:
+    """Return True if the statistics of a batch norm are no longer those that it begins with."""
+    return norm.running_mean is not None and bool(((norm.running_mean != 0) | (norm.running_var != 1)).any())
 
 
 def _get_weight(module: nn.Module) -> nn.Parameter | None:

@@ -69,6 +69,7 @@ class TraceMonitor(Monitor):
         self._set: weakref.ref[Any] | None = None
         self._remainder: Any = None
         self._outputs: list[tuple[Any, Tensor]] = []
+        self._paired_input: weakref.ref[Tensor] | None = None
         self._classes: list[Tensor] = []
         self._trained_classes: list[Tensor] = []
 
@@ -220,6 +221,7 @@ class TraceMonitor(Monitor):
         self._keep_average_norms(loop)
         passes, self._outputs = self._outputs, []
         pairs = [pair for pair in itertools.pairwise(passes) if pair[0][1].shape == pair[1][1].shape]
+        pairs = [] if pairs and self._has_kept_inputs(loop) else pairs
         nodes = set(iter_nodes([root.grad_fn])) if pairs else set()
         self.trace.twins += [
             (a == b).all() for (one, a), (other, b) in pairs if one is not other and {one, other} <= nodes
@@ -228,6 +230,12 @@ class TraceMonitor(Monitor):
             own = {id(parameter) for parameter in loop.parameters().values()}
             leaves = [below & own for addend in list_addends(root.grad_fn) if (below := list_leaves(addend))]
             self.trace.addends.append(BackwardAddends([frozenset(each) for each in leaves if each]))
+
+    def _has_kept_inputs(self, loop: Loop) -> bool:
+        """Return True if a pass has the very inputs of the last measured one: all that there is, not drawn views."""
+        leaves = [] if loop.call is None else [tensor for _, tensor in dense_leaves(loop.call.inputs)]
+        last, self._paired_input = self._paired_input, weakref.ref(leaves[0]) if leaves else None
+        return last is not None and bool(leaves) and last() is leaves[0]
 
     def after_backward_measured(self, loop: Loop) -> None:
         """Keep the norm of the gradients of each optimiser."""
