@@ -431,6 +431,16 @@ def soften(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(model(batch["rows"]).softmax(1), batch["label"])
 
 
+@pytest.fixture
+def _warns_always() -> Iterator[None]:
+    """Torch warns of some things once in a process: what a check does itself must not be found out by the first one."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@pytest.mark.usefixtures("_warns_always")
 @pytest.mark.parametrize(("run", "code"), [(ascend, "loss-direction"), (soften, "double-softmax")])
 def test_a_bug_in_a_step_is_named(run: Callable[[nn.Module, Any], Tensor], code: str) -> None:
     model = Net()
