@@ -33,7 +33,7 @@ from sightline.doctor.sources import locate_findings
 from sightline.doctor.step_form import can_take, observe_step
 from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
-from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
+from sightline.doctor.verdict import CHECK_REMEDIES, LOOP, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -169,6 +169,7 @@ def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]]
         Examination(judgements=judgements),
         remark="; ".join(f"{name}: {said}" if name else said for name, said in words.items() if said),
         remedies=_list_remedies([subject.form for subject, _ in examined.values()]),
+        loop=LOOP,
         budget_s=budget_s,
     )
     return Report(title, name_findings(found), verdict)

@@ -32,8 +32,9 @@ def test_it_counts_what_held_and_says_which_arguments_are_missing() -> None:
     counts, not_judged, action = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH).verdict
     assert counts.startswith("verdict: of ")
     assert counts.endswith(" held and 0 did not")
-    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, the score of your evaluation, how ")
+    assert not_judged.startswith("  not judged: the steps of your loop, the optimizer, the evaluation data, the score of your evaluation, how ")
     assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, score=score, ")
+    assert action.endswith("; to judge the loop, put `with sightline.watch(model):` around it")
 
 
 def test_what_is_given_is_not_asked_for() -> None:
@@ -42,8 +43,10 @@ def test_what_is_given_is_not_asked_for() -> None:
     loaders = [DataLoader(data, 8, shuffle=True), DataLoader(TensorDataset(ROWS + 1, LABELS), 8)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = nn.CrossEntropyLoss()
-    verdict = sightline.check(model, loss, loaders[0], optimizer=optimizer, evaluation=loaders[1]).verdict
+    given: dict[str, Any] = {"optimizer": optimizer, "evaluation": loaders[1], "score": lambda model, loader: 1.0}
+    verdict = sightline.check(model, loss, loaders[0], **given, budget_s=60.0).verdict
     assert not any(word in "".join(verdict) for word in ("optimizer", "evaluation data", "DataLoader")), verdict
+    assert verdict[2] == "  to judge the loop, put `with sightline.watch(model):` around it"  # no check can
 
 
 def test_a_budget_that_is_spent_is_said_in_numbers_of_relations_and_one_that_affords_all_is_named() -> None:
