@@ -69,7 +69,8 @@ def write_verdict(
 
     `remedies` are what the caller can give, `lacks` the names of those missing beside what the examination lacked.
     `gaps` are sentences on what was left out, `remark` one on the whole. `num_seen` relations were seen to be broken
-    while a loop ran; before one, `loop` says what judges its steps. `budget_s` is the processor time that the caller allowed, if he can allow more, by `budget`.
+    while a loop ran; before one, `loop` says what judges its steps. `budget_s` is the processor time that the caller
+    allowed, if he can allow more, by `budget`.
     """
     missing = [each for each in examination.judgements if each.outcome in ("apply", "failed", "cost")]
     lacking = {each.missing.lacks for each in missing if each.missing is not None} | {*lacks}

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,7 +146,10 @@ def test_a_card_says_what_the_report_says(hub: Hub) -> None:
     ):
         assert text in card
     assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])["model"]["name"] == "pointnet"
+    killed = Path(tempfile.mkdtemp(prefix="sightline_push_"))  # of a push that was killed before it recorded itself
+    os.utime(killed, (0, 0))
     succeed("runs", "push", run, "hf://me/open", "--public")
+    assert not killed.exists()
     assert not hub.private["me/open"]
     before = dict(hub.repos["me/open"])
     assert "is a public repository already; give --public" in refuse("runs", "push", run, "hf://me/open")
