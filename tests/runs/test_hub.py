@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -155,6 +156,9 @@ def test_a_card_says_what_the_report_says(hub: Hub) -> None:
     assert "is a public repository already; give --public" in refuse("runs", "push", run, "hf://me/open")
     assert "is a private repository already; leave out" in refuse("runs", "push", run, "hf://me/run", "--public")
     assert hub.repos["me/open"] == before
+    with mock.patch("sightline.workbench.weights.sharing.measure_machine", return_value=10**6):
+        said = refuse("runs", "pull", "hf://me/open", "--out", run.with_name("too_large"))
+    assert re.search(r"can be read: its tensors would take \d+\.\d+ GB or more, this machine has 0\.001 GB of", said)
 
 
 # --- refusals, one line each -----------------------------------------------------------------------------------------

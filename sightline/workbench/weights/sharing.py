@@ -15,6 +15,7 @@ from sightline.compression.packed_file import read_packed
 from sightline.compression.policy import trained_policy
 from sightline.contract.errors import CheckpointError, RunError, UserError, summarise_error
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.instrument.memory import MemoryBound, measure_machine
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.process_folder import process_folder
@@ -112,7 +113,8 @@ def _assert_readable(folder: Path) -> None:
     if files.environment.get("plugins"):
         read_packed(folder / PACKED_FILE)
     else:
-        open_trained(folder)
+        with MemoryBound(measure_machine()):  # a stranger's config may state any width
+            open_trained(folder)
     for document in (SUMMARY, "final.json"):
         if (folder / document).exists():
             load_document(folder / document)
