@@ -141,9 +141,9 @@ def _compare_statistics(
     word, ratios, values, of_batch = max(kinds, key=lambda each: each[1].max().item())
     channel = int(ratios.argmax())
     words = f"{word} {values[channel].item():.3g} in channel {channel}, {of_batch[channel].item():.3g} in the batch"
-    left, count = 0.0, own.num_batches_tracked
-    if word == "running variance" and own.momentum is not None and count is not None:
-        left = (1 - own.momentum) ** int(count)
+    left, count = 0.0, 0 if own.num_batches_tracked is None else int(own.num_batches_tracked)
+    if word == "running variance" and own.momentum is not None and count:
+        left = (1 - own.momentum) ** count
     is_young = left > 0.5 * values[channel].item()
-    words += f", and {left:.3g} is left of its start, 1, after {int(count)} batches" if is_young else ""
+    words += f", and {left:.3g} is left of its start, 1, after {count} batches" if is_young else ""
     return ratios[channel].item(), words, is_young
