@@ -68,6 +68,7 @@ class Parameter(typing.NamedTuple):
 
     @property
     def is_required(self) -> bool:
+        """True if the parameter has no default."""
         return self.default is inspect.Parameter.empty
 
 
@@ -383,4 +384,4 @@ def find_similar(word: str, choices: Collection[str], *, cutoff: float = 0.6) ->
 
 
 def _normalise(word: str) -> str:
-    return word[:200].casefold().replace("-", "_").replace(" ", "_")
+    return word[:200].casefold().replace("-", "_").replace(" ", "_").replace("++", "2")  # PointNet++ is pointnet2

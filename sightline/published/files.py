@@ -152,7 +152,11 @@ def make_meta_model(layout: PublishedLayout, **facts: int) -> nn.Module:
 def _load(path: Path) -> Any:
     if not path.is_file():
         problem = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
+        if path.parts[:1] == ("hf:",):
+            problem = f"is no file of this machine; a config starts from it by init.from=hf://{path.relative_to('hf:')}"
         raise CheckpointError(f"{path}: {problem}")
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path}: is a network of ONNX, not its weights; give the file that it was made from")
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if is_darknet(path):
@@ -211,9 +215,9 @@ def _describe_refusal(error: Exception) -> str:
 
 def _is_cut_short(name: str) -> bool:
     """Return True for the beginning of a name that torch writes into files: the file ends within it."""
-    written = ("collections.OrderedDict", *(f"torch.{each}" for each in dir(torch)))
+    written = ("collections.OrderedDict", *(f"torch.{prefix}" for prefix in dir(torch)))
     start = name.removesuffix(".")
-    return name.startswith("torch._utils.") or any(each.startswith(start) and each != start for each in written)
+    return name.startswith("torch._utils.") or any(prefix.startswith(start) and prefix != start for prefix in written)
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation, Evaluator
@@ -56,7 +57,7 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
     )
     trace: list[dict[str, float]] = []
 
-    def at_step(record, stop_asked: bool) -> bool:
+    def at_step(record, stop_requested: bool) -> bool:
         numbers = {"grad_norm": record.grad_norm, "samples": record.num_samples}
         trace.append(dict(record.losses) | dict(record.extra_scalars) | numbers)
         return False

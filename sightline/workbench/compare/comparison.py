@@ -116,7 +116,7 @@ class VariantComparison:
 
 
 class Reference(NamedTuple):
-    """What a network is compared with: a variant of itself or a file by name, or a record; and a map of names."""
+    """Reference to compare a network with: a variant of it or a file, by `name`, or a record; `keys` map the names."""
 
     name: str
     keys: Mapping[str, str | None] | None = None
@@ -129,6 +129,8 @@ def read_reference(against: str, keys: Path | None = None) -> Reference:
     Raises UserError for an unknown variant, and for a map or a record that cannot be read.
     """
     path = Path(against)
+    if (path / "config.yaml").is_file():
+        raise UserError(f"--against {against}: is a run; two runs are compared by: sightline runs diff A {against}")
     is_variant, is_file = against in AGAINST, path.suffix == ".py"
     if is_variant and keys is not None:
         raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py or a record")
