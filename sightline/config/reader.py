@@ -380,6 +380,7 @@ class _SectionReader:
     def _complete_block(self, bound: registry.BoundBlock, path: str) -> ComponentConfig:
         """Make every argument that is not a fact explicit, so that a stored config does not follow a later default."""
         arguments: dict[str, Any] = {}
+        defaults = _find_model_defaults(self._model, bound.component.name) if path.startswith("transforms.") else {}
         for name, parameter in bound.entry.arguments.items():
             if name in bound.blocks:
                 arguments[name] = self._complete_blocks(bound, name, path)
@@ -387,7 +388,7 @@ class _SectionReader:
                 arguments[name] = bound.values[name]
                 self.origins[f"{path}.{name}"] = bound.component.origins[name]
             elif parameter.default is not inspect.Parameter.empty:
-                arguments[name] = parameter.default
+                arguments[name] = defaults.get(name, parameter.default)
                 self.origins[f"{path}.{name}"] = SourceLocation(DEFAULT, path=f"{path}.{name}")
         return dataclasses.replace(bound.component, arguments=arguments)
 
@@ -546,6 +547,13 @@ def _refuse_task(task: str, model: str | None) -> str | None:
         return None
     instead = " or ".join(f"task={{name: {name}}}" for name in sorted(tasks))
     return f"'{task}' is no task of the model '{model}'; set {instead}"
+
+
+def _find_model_defaults(model: str | None, transform: str) -> Mapping[str, Any]:
+    """Return the arguments that a transform has for a model where the config states no others."""
+    if model is None or model not in registry.models.names():
+        return {}
+    return registry.models.get_class(model).transform_defaults.get(transform, {})
 
 
 @lru_cache

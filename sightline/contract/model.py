@@ -21,6 +21,8 @@ class Model(nn.Module, ABC):
 
     tasks: ClassVar[Collection[str] | None] = None
     """Of the class: names of the only tasks that it is for; by default all that take its outputs."""
+    transform_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Of the class: by names of transforms, arguments that these have for it where the config does not state them."""
     targets: frozenset[str] = frozenset()
     """Optional arguments of `forward` that it computes losses of: an exported file has none of them."""
     output_keys: frozenset[str] | None = None

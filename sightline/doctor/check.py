@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sightline.contract.errors import UserError, join_some
-from sightline.contract.pytree import tree_map
+from sightline.contract.pytree import tree_children, tree_map
 from sightline.doctor.attempts import MissingError, attempt, own_work
 from sightline.doctor.batches import read_batches
 from sightline.doctor.causes import merge_findings
@@ -33,7 +34,7 @@ from sightline.doctor.sources import locate_findings
 from sightline.doctor.step_form import can_take, observe_step
 from sightline.doctor.subject import Subject
 from sightline.doctor.tried_forms import find_form
-from sightline.doctor.verdict import CHECK_REMEDIES, Remedy, write_verdict
+from sightline.doctor.verdict import CHECK_REMEDIES, LOOP, Remedy, write_verdict
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -169,9 +170,21 @@ def _make_report(title: str, examined: Mapping[str, tuple[Subject, Examination]]
         Examination(judgements=judgements),
         remark="; ".join(f"{name}: {said}" if name else said for name, said in words.items() if said),
         remedies=_list_remedies([subject.form for subject, _ in examined.values()]),
+        loop=LOOP,
+        gaps=_list_gaps([subject for subject, _ in examined.values()]),
         budget_s=budget_s,
     )
     return Report(title, name_findings(found), verdict)
+
+
+def _list_gaps(subjects: Sequence[Subject]) -> list[str]:
+    """List what of the batches no relation changes: targets that are no tensors."""
+    has_arrays = any(_has_array(batch.target) for subject in subjects for batch in subject.batches[:1])
+    return ["targets that are NumPy arrays (collate them to tensors)"] if has_arrays else []
+
+
+def _has_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or any(_has_array(item) for _, item in tree_children(value))
 
 
 def name_findings(found: Mapping[str, Sequence[Finding]]) -> list[Finding]:

@@ -315,7 +315,7 @@ def _divide(
         changed = dataclasses.replace(form, batch=set_part(batch, place, _spoil(entry)), places=others)
         target = changed.recorded_target
         other = attempt("loss", changed.evaluate, {"model": copied, "outputs": form.recorded, "target": target})
-        if not isinstance(other, MissingError) and float(other) == again:
+        if not isinstance(other, MissingError) and float(other.detach()) == again:
             form = dataclasses.replace(form, places=others)
     return dataclasses.replace(form, words=_write_words(form))
 

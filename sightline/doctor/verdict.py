@@ -40,6 +40,8 @@ WATCH_REMEDIES = {
     "reads": Remedy("how samples are read", "loss=loss, loader=train_loader"),
 }
 """The same of `sightline.watch`."""
+LOOP = Remedy("the steps of your loop", "to judge the loop, put `with sightline.watch(model):` around it")
+"""What no check before the first step sees, and the line that judges it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def write_verdict(
     gaps: Sequence[str] = (),
     num_seen: int = 0,
     remark: str = "",
+    loop: Remedy | None = None,
     budget_s: float | None = None,
     budget: str = "budget_s=",
 ) -> Verdict:
@@ -66,7 +69,8 @@ def write_verdict(
 
     `remedies` are what the caller can give, `lacks` the names of those missing beside what the examination lacked.
     `gaps` are sentences on what was left out, `remark` one on the whole. `num_seen` relations were seen to be broken
-    while a loop ran. `budget_s` is the processor time that the caller allowed, if he can allow more, by `budget`.
+    while a loop ran; before one, `loop` says what judges its steps. `budget_s` is the processor time that the caller
+    allowed, if he can allow more, by `budget`.
     """
     missing = [each for each in examination.judgements if each.outcome in ("apply", "failed", "cost")]
     lacking = {each.missing.lacks for each in missing if each.missing is not None} | {*lacks}
@@ -78,6 +82,7 @@ def write_verdict(
     declared = dict.fromkeys(each.rule.code for each in examination.judgements if each.outcome == "declared")
 
     topics = [
+        *((loop.topic,) if loop is not None else ()),
         *(remedy.topic for remedy in wanted),
         *((join_some([*gaps], most=_MAX_GAPS),) if gaps else ()),
         *((f"{_count(len(late))} for want of time",) if late else ()),
@@ -94,12 +99,14 @@ def write_verdict(
         steps = ["mend the first step, and check again"]
     elif failed:
         steps.append("errors of relations are faults of sightline: please report them")
+    if loop is not None and not is_unable:
+        steps.append(loop.argument)
     held, broken = examination.count("held"), examination.count("broken") + num_seen
     counts = f"of {held + broken} relations that could be asked, {held} held and {broken} did not"
     lines = [
         f"verdict: {'; '.join(filter(None, [counts if examination.judgements else 'nothing was judged', remark]))}",
         f"  not judged: {', '.join(topics) or 'nothing'}",
-        f"  {'; '.join(steps) or 'nothing else is needed'}",
+        f"  {'; '.join(steps) or 'no argument would judge more'}",
     ]
     judged = dict.fromkeys(each.rule.code for each in examination.judgements if each.outcome in ("held", "broken"))
     reasons = {each.rule.code: each.reason for each in examination.judgements if each.rule.code not in judged}

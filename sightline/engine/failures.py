@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sightline.contract.errors import RunError, escape_to_one_line
-from sightline.runs.launch_folder import remove_abandoned
+from sightline.runs.process_folder import LAUNCH, remove_abandoned
 
 
 class PeerLostError(RunError):
@@ -112,4 +112,4 @@ def write_once(path: Path, failure: Failure) -> None:
         os.link(draft, path)
     draft.unlink()
     if folder:
-        remove_abandoned(Path(folder))  # if no process remains to read it
+        remove_abandoned(Path(folder), LAUNCH)  # if no process remains to read it

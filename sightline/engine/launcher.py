@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sightline.contract.errors import UserError
 from sightline.engine.failures import Failure, read_failure, remove_own_folder
-from sightline.runs.launch_folder import launch_folder, remove_launch_folder
+from sightline.runs.process_folder import LAUNCH, process_folder, remove_process_folder
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -94,17 +94,19 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     with (
-        launch_folder() as folder,
-        _environment_of_children(num_processes, folder),
+        process_folder(LAUNCH) as folder,
+        _environment_of_children(num_processes, str(folder)),
     ):
         try:
             flags = ["--traceback"] if "--traceback" in sys.argv else []
-            elastic_launch(_make_settings(num_processes, folder), sys.executable)("-m", "sightline", *arguments, *flags)
+            elastic_launch(_make_settings(num_processes, str(folder)), sys.executable)(
+                "-m", "sightline", *arguments, *flags
+            )
         except SignalException as error:
-            return _report(_read_failures(Path(folder)), [], stopped_by=int(error.sigval))
+            return _report(_read_failures(folder), [], stopped_by=int(error.sigval))
         except ChildFailedError as error:
             exits = [(rank, failure.exitcode) for rank, failure in sorted(error.failures.items())]
-            return _report(_read_failures(Path(folder)), exits)
+            return _report(_read_failures(folder), exits)
     return 0
 
 
@@ -223,7 +225,7 @@ def exit_with_parent(parent: int, *, folder: str | None = None) -> None:
             time.sleep(0.5)
         try:
             if folder is not None:
-                remove_launch_folder(Path(folder))
+                remove_process_folder(Path(folder), LAUNCH)
                 remove_own_folder()
         finally:
             os._exit(1)

@@ -31,6 +31,7 @@ def test_what_was_judged_and_what_was_not_is_said_with_reasons(tmp_path: Path) -
     assert document["seconds"] > 0
     lines = describe_examination(document)
     assert len(lines) == 3
+    assert "the steps of the training" not in lines[1]  # which is about to watch them
     assert gap in lines[1]
     verbose = describe_examination(document, is_verbose=True)
     assert verbose[:3] == document["verdict"]

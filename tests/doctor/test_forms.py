@@ -31,6 +31,15 @@ ROWS, LABELS = torch.randn(32, 6, generator=G), torch.arange(32) % 3
 OTHERS, NUMBERS = torch.randn(32, 6, generator=G), torch.randn(32, generator=G)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _warns_always() -> Iterator[None]:
+    """Torch warns of some things once in a process, and warnings are errors: no test depends on those before it."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
 class Net(nn.Module):
     """A model of one tensor that can keep a penalty, with layers that a program may capture."""
 
@@ -414,7 +423,7 @@ def test_what_is_no_step_is_refused_in_a_line() -> None:
     steps: dict[str, Callable[[Any], Any]] = {
         "it steps an optimizer": update,
         "it calls backward": backward,
-        "found float": lambda batch: float(model(batch[0]).mean()),
+        "found float": lambda batch: model(batch[0]).mean().item(),
         r"found a tensor of shape \(32, 3\)": lambda batch: model(batch[0]),
     }
     for words, step in steps.items():

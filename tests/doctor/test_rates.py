@@ -140,7 +140,7 @@ def test_what_drawn_programs_showed_is_no_alarm() -> None:
     (found,) = find_by(trivial_plateau, plateau=Plateau(50, 150, 0.69, 0.69), trained_levels=weak)
     assert found.severity == "note"
     for ratio in (1.12, 100.0):
-        gap = ModeGap(60, "1", 2.04, 0.03, ratio, "body.1", "", loss=0.744, start=2.0)
+        gap = ModeGap(60, "1", 2.04, 0.03, ratio, "body.1", "", False, loss=0.744, start=2.0)
         record = Record(modes=[gap], is_over=True)
         assert len(find_by(mode_gap, record=record, mode_gaps=[gap])) == (ratio > 2)
     loss = lambda outputs, target: (outputs - target).square().mean()  # noqa: E731

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,11 @@ def test_it_counts_what_held_and_says_which_arguments_are_missing() -> None:
     counts, not_judged, action = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH).verdict
     assert counts.startswith("verdict: of ")
     assert counts.endswith(" held and 0 did not")
-    assert not_judged.startswith("  not judged: the optimizer, the evaluation data, the score of your evaluation, how ")
+    assert not_judged.startswith(
+        "  not judged: the steps of your loop, the optimizer, the evaluation data, the score of your evaluation, how "
+    )
     assert action.startswith("  to judge more, give optimizer=optimizer, evaluation=test_loader, score=score, ")
+    assert action.endswith("; to judge the loop, put `with sightline.watch(model):` around it")
 
 
 def test_what_is_given_is_not_asked_for() -> None:
@@ -42,8 +46,21 @@ def test_what_is_given_is_not_asked_for() -> None:
     loaders = [DataLoader(data, 8, shuffle=True), DataLoader(TensorDataset(ROWS + 1, LABELS), 8)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss = nn.CrossEntropyLoss()
-    verdict = sightline.check(model, loss, loaders[0], optimizer=optimizer, evaluation=loaders[1]).verdict
+    given: dict[str, Any] = {"optimizer": optimizer, "evaluation": loaders[1], "score": lambda model, loader: 1.0}
+    verdict = sightline.check(model, loss, loaders[0], **given, budget_s=60.0).verdict
     assert not any(word in "".join(verdict) for word in ("optimizer", "evaluation data", "DataLoader")), verdict
+    assert verdict[2] == "  to judge the loop, put `with sightline.watch(model):` around it"  # no check can
+
+
+@pytest.mark.parametrize("has_step", [False, True])
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_targets_that_are_arrays_are_said_not_to_be_judged(convert: Callable[[Any], Any], has_step: bool) -> None:
+    """A loss that takes them is asked with them as they are: no relation divides or exchanges their rows."""
+    model, batch = nn.Linear(6, 3), (ROWS, convert(LABELS.numpy()))
+    loss = lambda outputs, labels: nn.functional.cross_entropy(outputs, torch.as_tensor(labels))  # noqa: E731
+    words: dict[str, Any] = {"step": lambda batch: loss(model(batch[0]), batch[1])} if has_step else {"loss": loss}
+    _, not_judged, _ = check_module(model, loader=batch, **words).verdict
+    assert ("targets that are NumPy arrays (collate them to tensors)" in not_judged) == (convert is np.asarray)
 
 
 def test_a_budget_that_is_spent_is_said_in_numbers_of_relations_and_one_that_affords_all_is_named() -> None:

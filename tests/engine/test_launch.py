@@ -28,7 +28,7 @@ from sightline.engine.launcher import (
     resolve_num_processes,
 )
 from sightline.engine.watchdog import Watchdog
-from sightline.runs.launch_folder import launch_folder
+from sightline.runs.process_folder import LAUNCH, process_folder
 from sightline.runs.process_identity import ProcessIdentity, process_start_time
 from sightline.training.stop_request import StopRequest
 from sightline.verbs.terminal import format_error
@@ -255,8 +255,8 @@ def test_a_process_whose_store_does_not_answer_ends_too() -> None:
 
 ABANDON = """\
 import os, signal, sys
-from sightline.runs.launch_folder import launch_folder
-with launch_folder() as folder:
+from sightline.runs.process_folder import LAUNCH, process_folder
+with process_folder(LAUNCH) as folder:
     print(folder)
     if sys.argv[1] == "kill":
         sys.stdout.flush()
@@ -282,12 +282,12 @@ def test_a_killed_launcher_leaves_no_folder_for_good(variables: pytest.MonkeyPat
     (tmp_path / "my").mkdir()
     killed = make_launch_folder("kill")
     assert killed.parent == tmp_path
-    with launch_folder() as running:
+    with process_folder(LAUNCH) as running:
         assert not killed.exists()
         assert not make_launch_folder("end").exists()
-        names = {Path(running).name, "sightline_launch_new", "sightline_launch_link", "my"}
+        names = {running.name, "sightline_launch_new", "sightline_launch_link", "my"}
         assert {path.name for path in tmp_path.iterdir()} == names
-    assert not Path(running).exists()
+    assert not running.exists()
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
@@ -297,13 +297,13 @@ def test_a_report_to_a_launcher_that_was_killed_leaves_no_folder(
     """Of two processes the first removes the folder, and the second does not make it anew."""
     set_all(variables, {"TMPDIR": str(tmp_path)})
     variables.setattr(tempfile, "tempdir", None)
-    with contextlib.nullcontext(str(make_launch_folder("kill"))) if is_gone else launch_folder() as folder:
+    with contextlib.nullcontext(make_launch_folder("kill")) if is_gone else process_folder(LAUNCH) as folder:
         for rank in ("0", "1"):
-            error_file = Path(folder) / rank / "error.json"
-            set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), "SIGHTLINE_LAUNCH_FOLDER": folder})
+            error_file = folder / rank / "error.json"
+            set_all(variables, {"TORCHELASTIC_ERROR_FILE": str(error_file), "SIGHTLINE_LAUNCH_FOLDER": str(folder)})
             report_failure("the cause", exit_code=1)
             assert error_file.exists() != is_gone
-            assert Path(folder).exists() != is_gone
+            assert folder.exists() != is_gone
 
 
 ORPHANED = """\

@@ -20,7 +20,9 @@ from sightline.config import read_config
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.outcomes.modes import compare_modes
 from sightline.doctor.examine import examine
-from sightline.doctor.record import LossLevels, Record, Scored, Sizes
+from sightline.doctor.record import LossLevels, ModeGap, Record, Scored, Sizes
+from sightline.doctor.rules import find_by
+from sightline.doctor.rules.outcomes import mode_gap
 from sightline.doctor.watch.record_monitor import RecordMonitor
 from sightline.engine.build import build
 from sightline.engine.distributed import World
@@ -181,6 +183,22 @@ def test_modes_are_compared_on_copies() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     frozen = compare_modes(model, ((inputs,), {}), {"4": False})
     assert frozen.gap < sound.gap
+
+
+def test_statistics_of_few_steps_are_told_from_spoilt_ones() -> None:
+    """Small variances take many batches to be reached from 1: more steps mend that, and no earlier checkpoint does."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    inputs = 1e-3 * torch.randn(32, 8)
+    for num_steps, is_young in ((40, True), (400, False)):
+        with torch.no_grad():
+            for _ in range(num_steps):
+                model.train()(1e-3 * torch.randn(32, 8))
+        found = compare_modes(model, ((inputs,), {}), {})
+        assert (found.is_young, "left of its start, 1, after 40 batches" in found.words) == (is_young, is_young)
+        gaps = [ModeGap(num_steps, *found, loss=0.1, start=1.0)]
+        faults = find_by(mode_gap, record=Record(modes=gaps, is_over=True), mode_gaps=gaps)
+        assert [(each.severity, each.action[:20]) for each in faults] == [("note", "train for more steps")] * is_young
 
 
 class Packed(nn.Module):

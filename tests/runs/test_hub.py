@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -145,12 +147,18 @@ def test_a_card_says_what_the_report_says(hub: Hub) -> None:
     ):
         assert text in card
     assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])["model"]["name"] == "pointnet"
+    killed = Path(tempfile.mkdtemp(prefix="sightline_push_"))  # of a push that was killed before it recorded itself
+    os.utime(killed, (0, 0))
     succeed("runs", "push", run, "hf://me/open", "--public")
+    assert not killed.exists()
     assert not hub.private["me/open"]
     before = dict(hub.repos["me/open"])
     assert "is a public repository already; give --public" in refuse("runs", "push", run, "hf://me/open")
     assert "is a private repository already; leave out" in refuse("runs", "push", run, "hf://me/run", "--public")
     assert hub.repos["me/open"] == before
+    with mock.patch("sightline.workbench.weights.sharing.measure_machine", return_value=10**6):
+        said = refuse("runs", "pull", "hf://me/open", "--out", run.with_name("too_large"))
+    assert re.search(r"can be read: its tensors would take \d+\.\d+ GB or more, this machine has 0\.001 GB of", said)
 
 
 # --- refusals, one line each -----------------------------------------------------------------------------------------

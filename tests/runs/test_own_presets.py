@@ -75,6 +75,25 @@ def test_boxes_of_the_photos_presets_stay_on_what_they_are_about(photos: Path) -
     assert counts[4] <= 8 < min(counts[:4])
 
 
+def test_another_base_of_the_written_config_has_the_colours_of_its_network(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    succeed("data", "prepare", "yolo_txt", "--from", photos.parent / "files", "--to", photos, "--config", path)
+    written = path.read_text()
+    assert "base: detect/photos_scratch\n" in written
+    imagenet, none = (
+        {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        {"mean": (0.0,) * 3, "std": (1.0,) * 3},
+    )
+    for base, expected in {"scratch": imagenet, "imagenet": imagenet, "finetune": imagenet, "dfine": none}.items():
+        path.write_text(written.replace("photos_scratch", f"photos_{base}"))
+        transforms = read_config(path).transforms
+        assert [block.arguments for block in (transforms.train[-1], transforms.evaluate[-1])] == [expected] * 2
+        assert transforms.evaluate[0].arguments["height"] == 160
+    mine = read_config(path, ["transforms.evaluate.1.mean=[0.5, 0.5, 0.5]"]).transforms
+    assert mine.evaluate[-1].arguments == {**none, "mean": (0.5,) * 3}
+    assert mine.train[-1].arguments == none
+
+
 def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_path: Path) -> None:
     """The published one has learnt from labels in Pascal VOC's form."""
     narrow = ["train.batch_size=2", *SMALL_CANVAS, "model.backbone.width=8", "model.neck.width=16"]

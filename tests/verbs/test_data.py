@@ -74,6 +74,25 @@ def _write_clouds(root: Path) -> list[str]:
     return ["num_points=32", "columns=[x, y, z, glow]"]
 
 
+def _write_unnamed_clouds(root: Path) -> list[str]:
+    points = scans(root).rglob("*.npy")
+    for path in points:
+        cloud, generator = np.load(path), np.random.default_rng(0)
+        normals = cloud / np.linalg.norm(cloud, axis=1, keepdims=True)
+        colours = generator.integers(256, size=cloud.shape)
+        np.save(path, np.column_stack([cloud, normals, colours, generator.normal(size=len(cloud))]))
+    return ["num_points=32"]
+
+
+def _write_unnamed_scenes(root: Path) -> list[str]:
+    root.mkdir()
+    for index in range(4):
+        generator = np.random.default_rng(index)
+        colours = generator.integers(256, size=(60, 3))
+        np.savetxt(root / f"{index}.txt", np.column_stack([generator.random((60, 3)), colours, np.arange(60) % 2]))
+    return ["unit=m"]
+
+
 def _write_scenes(root: Path) -> list[str]:
     root.mkdir()
     for index in range(4):
@@ -119,6 +138,13 @@ def _write_frames(root: Path) -> list[str]:
             ],
             {"data.channels": ["glow"]},
         ),
+        (
+            "cloud_folder",
+            _write_unnamed_clouds,
+            ["columns=[x, y, z, nx, ny, nz, red, green, blue, _]", "is left out: to keep it,"],
+            {"data.channels": ["red", "green", "blue"]},
+        ),
+        ("scene_folder", _write_unnamed_scenes, ["columns=[x, y, z, red, green, blue, label]; the files do not"], {}),
         ("scene_folder", _write_scenes, ["class_names: class_0, class_1", "assumed: up_axis=z; the files do not"], {}),
         (
             "scan_folder",

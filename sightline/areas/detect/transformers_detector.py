@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ class TransformersDetector(Model):
     `network` has the name `d_fine` or `rt_detr_v2`, and values of the library's own config (`DFineConfig`,
     `RTDetrV2Config`) where they differ from its defaults, under its names; the number of classes is that of the data.
     Weights are random, or those of `init.from`: a safetensors file of such a detector next to its `config.json`, or a
-    repository of a hub. With boxes, outputs include the library's loss terms, each multiplied by its weight in
+    repository of a hub. Images have colours of 0 to 1, which `normalize_image` gives by default for this model. With
+    boxes, outputs include the library's loss terms, each multiplied by its weight in
     `network` and by the number of boxes that are not ignored (1 without any). Needs the extra `transformers`, and
     images whose sides are multiples of 32. Raises ConfigError for values that the library does not have or refuses.
     Source: Peng et al. 2024, D-FINE; Lv et al. 2024, RT-DETRv2; networks and losses are those of Hugging Face's
@@ -88,6 +89,7 @@ class TransformersDetector(Model):
     """
 
     tasks = frozenset({"detect_set"})
+    transform_defaults: ClassVar = {"normalize_image": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}}
     targets = frozenset({"boxes", "label", "is_ignored", "box_offsets"})
 
     def __init__(self, *, num_classes: int, class_names: tuple[str, ...] = (), network: dict[str, Any]) -> None:

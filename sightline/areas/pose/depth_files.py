@@ -14,7 +14,7 @@ from PIL import Image
 
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import read_npy
-from sightline.store.files.image_files import DEPTH_MODES, FREE_IMAGE_BYTES, PNG_END
+from sightline.store.files.image_files import DEPTH_MODES, FREE_IMAGE_BYTES, PNG_END, load_pixels
 from sightline.store.files.input_files import (
     assert_regular,
     check_decompressed_size,
@@ -176,6 +176,7 @@ def _decode(path: Path, kind: Literal["PNG", "TIFF"]) -> tuple[str, np.ndarray]:
                 raise DataError(f"{path}: holds {num_images} images, one is needed; write each to a file of its own")
             num_bytes = 8 * image.width * image.height
             check_decompressed_size(str(path), num_bytes, len(content), free_bytes=FREE_IMAGE_BYTES)
+            load_pixels(image, path)
             return image.mode, np.asarray(image)
 
 

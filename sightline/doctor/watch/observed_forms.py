@@ -197,10 +197,10 @@ class ObservedForm(Form):
         self._constants = constants | {slot: template.leaves[slot] for slot in template.memory}
         try:
             with torch.no_grad(), step.autocast or nullcontext():
-                again = float(self.evaluate(step.model, self.join_outputs(step), self.read(step, template).target))
+                again = self.evaluate(step.model, self.join_outputs(step), self.read(step, template).target)
         finally:
             self._constants = constants
-        return compare_losses(again, step)
+        return compare_losses(float(again.detach()), step)
 
 
 class WholeForm(Form):

@@ -136,7 +136,7 @@ class ColorJitter(Transform):
 class NormalizeImage(Transform):
     """Normalisation of images to float32 (B, 3, H, W).
 
-    Colours over 255, less `mean`, over `std`, ImageNet's by default.
+    Colours over 255, less `mean`, over `std`: by default ImageNet's, in a config whose model has others those.
     It comes last: the others take rows of pixels with colours of 0..255.
 
     >>> import torch

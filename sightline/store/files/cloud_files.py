@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import read_npy, read_npz_arrays
-from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, rename_columns
+from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, SKIPPED, NamedColumns, is_whole, rename_columns
 from sightline.store.files.e57_files import read_e57
 from sightline.store.files.hdf5_files import read_hdf5_arrays
 from sightline.store.files.input_files import assert_regular, damaged, list_files
@@ -22,7 +22,6 @@ from sightline.store.files.pcd_files import read_pcd
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import read_rows
 
-_SKIPPED = "_"
 _MAX_LISTED = 5
 _STRAY_RATIO = 1e3
 _MIN_POINTS_FOR_STRAYS = 100
@@ -100,6 +99,13 @@ class PointCloud:
         return replace(self, points=self.points[chosen], normals=normals, faces=None, channels=channels)
 
 
+class UnnamedColumnsError(DataError):
+    """A file whose columns have no names: its path, and its `table` (N, columns), from which names can be guessed."""
+
+    path: Path
+    table: np.ndarray
+
+
 class _Content(NamedTuple):
     """Content of a file: columns (N,) by name, or a table (N, columns) without names, in the file's dtype.
 
@@ -127,7 +133,7 @@ def read_cloud(
     spellings of normals and colours are read as these (`column_names`). Of these, only those in `used` are converted,
     checked and returned, by default all. With `keeps_no_returns` points whose x, y and z are all NaN are kept; without
     it those of PCD, whose format defines them, are dropped. Raises DataError with file and line, byte or entry;
-    ConfigError for `columns` without a cloud.
+    UnnamedColumnsError, a DataError, where columns need names; ConfigError for `columns` without a cloud.
     """
     names = None if columns is None else check_columns(columns)
     assert_regular(path)
@@ -194,7 +200,7 @@ def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
     if isinstance(columns, str):
         raise ConfigError(f"columns: found the text {columns!r}, allowed is a list of names: {columns.split(',')}")
     names = tuple(name.strip().lower() for name in columns)
-    twice = sorted({name for name in names if names.count(name) > 1 and name != _SKIPPED})
+    twice = sorted({name for name in names if names.count(name) > 1 and name != SKIPPED})
     missing = [name for name in POINTS if name not in names]
     if 0 < len(set(NORMALS) & set(names)) < 3:
         missing += [name for name in NORMALS if name not in names]
@@ -285,13 +291,20 @@ def _name_columns(
         raise DataError(f"{path}: holds {table.dtype} {table.shape}, numbers (points, columns) are needed")
     width, notes = table.shape[1], content.notes
     names = columns or (POINTS if width == 3 else None)
-    if names is None and path.suffix.lower() == ".pts" and width == len(_PTS_COLUMNS) and _are_bytes(table[:, 4:]):
+    if (
+        names is None
+        and path.suffix.lower() == ".pts"
+        and width == len(_PTS_COLUMNS)
+        and is_whole(table[:, 4:], 0, 255)
+    ):
         names, notes = _PTS_COLUMNS, (*notes, f"{width} columns are read as {', '.join(_PTS_COLUMNS)}")
     if names is None:
-        raise DataError(
+        error = UnnamedColumnsError(
             f"{path}: has {width} columns and no names; name them, in order, _ for one to leave out: "
             "'columns=[x, y, z, ...]' when preparing, --columns x,y,z,... when predicting"
         )
+        error.path, error.table = path, table
+        raise error
     if 0 < width < len(names) and not any(is_used(name, used) for name in names[width:]):
         names = names[:width]
     if len(names) != width:
@@ -299,17 +312,13 @@ def _name_columns(
             f"{path}: has {width} columns, {len(names)} are named ({', '.join(names)}); name all, _ for none"
         )
     named = dict(zip(names, table.T, strict=True))
-    named.pop(_SKIPPED, None)
+    named.pop(SKIPPED, None)
     return content._replace(columns=named, notes=notes), tuple(named)
 
 
 def is_used(name: str, used: Collection[str] | None) -> bool:
     """Return True for a column that is read: x, y, z, and those in `used`, by default all but `_`."""
-    return name != _SKIPPED and (used is None or name in POINTS or name in used)
-
-
-def _are_bytes(values: np.ndarray) -> bool:
-    return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
+    return name != SKIPPED and (used is None or name in POINTS or name in used)
 
 
 def _join_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> _Content:

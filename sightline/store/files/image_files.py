@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,21 @@ from PIL import ExifTags, Image
 from sightline.contract.errors import DataError
 from sightline.ops.views.rendering import Background
 from sightline.parts.transforms.images import resize_images
-from sightline.store.files.input_files import assert_regular, check_decompressed_size, convert_errors, open_regular
+from sightline.store.files.input_files import (
+    assert_regular,
+    check_decompressed_size,
+    convert_errors,
+    damaged,
+    open_regular,
+    read_file,
+)
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Numbers of a pixel by a PNG's type of colours."""
+_PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row of each pass of an interlaced PNG, and the steps to the next ones (Adam7)."""
+_PIECE_BYTES = 2**20
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 FREE_IMAGE_BYTES = 2**28
 """Size up to which an image is decoded regardless of its compression: a drawing may have one colour."""
@@ -67,6 +80,40 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             yield image
 
 
+def load_pixels(image: Image.Image, path: Path) -> None:
+    """Decode all pixels of an open image. Raises DataError for a PNG whose compressed rows end before its last one.
+
+    Pillow leaves rows 0 for which a sound stream has no bytes: where the last one is 0, the bytes are counted.
+    """
+    image.load()
+    if image.format != "PNG" or not image.height:
+        return
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    if not image.info.get("interlace") and np.asarray(last).any():
+        return
+    found, expected = _count_png_bytes(read_file(path))
+    if found < expected:
+        raise damaged(f"{path}: its pixels end after {found} of {expected} bytes")
+
+
+def _count_png_bytes(content: bytes) -> tuple[int, int]:
+    """Count the bytes of the rows of a PNG, up to those that its size makes; return them, and these."""
+    width, height, depth, kind, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+    expected = 0
+    for left, top, across, down in _PNG_PASSES if is_interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        expected += rows * (1 + -(-columns * depth * _PNG_CHANNELS[kind] // 8)) if columns > 0 else 0
+    found, position, stream = 0, len(_SIGNATURE), zlib.decompressobj()
+    while found < expected and not stream.eof and position + 8 <= len(content):
+        length, name = struct.unpack_from(">I4s", content, position)
+        piece = content[position + 8 : position + 8 + length] if name == b"IDAT" else b""
+        position += length + 12
+        while piece and found < expected:
+            found += len(stream.decompress(piece, _PIECE_BYTES))
+            piece = stream.unconsumed_tail
+    return min(found, expected), expected
+
+
 def png_fault(path: Path) -> str:
     """Describe the fault that the beginning and the end of a file show, after its path; empty if there is none."""
     with open_regular(path) as file:
@@ -95,6 +142,7 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
     if fault:
         raise DataError(f"{fault}; the file is damaged or in another format")
     with open_image(path) as image:
+        load_pixels(image, path)
         mode, pixels = image.mode, np.asarray(image)
     if mode != "RGBA":
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
@@ -150,7 +198,7 @@ def check_image(path: Path) -> ImageSurvey:
         storage = str(getattr(image, "tile", ""))  # names RGB;16, whose mode is RGB
         is_deep = image.mode in (*_SIXTEEN_BIT, "F", "LAB") or ";16" in storage
         image.draft(image.mode, (1, 1))
-        image.load()
+        load_pixels(image, path)
         deep_max = int(np.asarray(_convert_to_rgb(image, path)).max()) if is_deep else None
         return ImageSurvey(deep_max, hashlib.sha256(image.tobytes()).digest())
 
@@ -164,7 +212,7 @@ def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
     be black for its upper 8 bits.
     """
     with open_image(path) as image:
-        image.load()
+        load_pixels(image, path)
         upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
         return np.array(_convert_to_rgb(upright, path))
 

@@ -17,6 +17,8 @@ import numpy as np
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import DataError
 from sightline.contract.types import Copies
+from sightline.store.files.cloud_files import UnnamedColumnsError
+from sightline.store.files.column_names import GuessedColumns, guess_columns
 from sightline.store.files.input_files import expand_home, file_size, list_files
 from sightline.store.prepared.columns import ColumnForm
 from sightline.store.prepared.prepared_set import (
@@ -57,7 +59,8 @@ class SetSpec:
     Its source is of a `kind` and contains `what`; without `what` it is not checked. If it has `marks`, it is a folder
     with one of these files: the one that the user gives or one of the folders `inner` in it. `entries` computes entries
     of the card, in addition to those of cards.json. The splits of files of the user's own (`is_own`) are nobody's
-    publication: the same sample in two of them is an error.
+    publication: the same sample in two of them is an error. `label_suffixes` are those of a file of labels beside a
+    cloud whose points have a class.
     """
 
     name: str
@@ -67,6 +70,7 @@ class SetSpec:
     inner: Sequence[str] = ()
     entries: Callable[[], Mapping[str, Any]] = dict
     is_own: bool = False
+    label_suffixes: Sequence[str] = ()
 
     def find(self, source: Path) -> Path:
         """Find the source, resolved. Raises DataError that names what it looked for."""
@@ -315,6 +319,7 @@ def _format_option(value: Any) -> str:
 def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str, Any]]:
     """Make the class method `survey` of a class method `plan`: what its preparation would find, by the same options."""
     options = _list_options(plan)
+    named = {item.name: item.default for item in options}
     assumed = {
         item.name: _ASSUMED[item.name] for item in options if item.default is item.empty and item.name in _ASSUMED
     }
@@ -323,12 +328,36 @@ def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str
     def survey(cls: type[PreparedData], source: Path, **overrides: Any) -> dict[str, Any]:
         root = expand_home(source).resolve()
         target = root.with_name(f"{root.name}.prepared")
-        planned = _call_plan(cls, source, target=target, progress=lambda *_: None, options={**assumed, **overrides})
+
+        def describe(stated: Mapping[str, Any]) -> dict[str, Any]:
+            return _describe_plan(
+                _call_plan(cls, source, target=target, progress=lambda *_: None, options={**assumed, **stated})
+            )
+
         added = {key: value for key, value in assumed.items() if key not in overrides}
-        return {**_describe_plan(planned), **({"assumed": added} if added else {})}
+        try:
+            return {**describe(overrides), **({"assumed": added} if added else {})}
+        except UnnamedColumnsError as error:
+            guessed = _guess_columns(cls, error, named, overrides)
+            if guessed is None:
+                raise
+        document = describe({**overrides, "columns": guessed.names})
+        added["columns"] = _format_option(guessed.names)
+        return {**document, "columns_by_values": guessed.reason, "assumed": added}
 
     defaults = [item.replace(default=assumed.get(item.name, item.default)) for item in options]
     return with_options(survey, defaults)
+
+
+def _guess_columns(
+    cls: type[PreparedData], error: UnnamedColumnsError, defaults: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> GuessedColumns | None:
+    """Guess the columns of a file that has no names; None where the user named some, or values do not tell."""
+    if "columns" not in defaults or overrides.get("columns") is not None:
+        return None
+    has_labels = any(error.path.with_suffix(suffix).is_file() for suffix in cls.spec.label_suffixes)
+    label = None if has_labels else overrides.get("label", defaults.get("label"))
+    return guess_columns(error.table, label=None if label is None else str(label).lower())
 
 
 def _list_options(plan: Callable[..., PreparationPlan]) -> list[inspect.Parameter]:
@@ -353,6 +382,8 @@ def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
     unread = [path.relative_to(plan.source).as_posix() for path in list_files(plan.source) if path not in files]
     try:
         values = next(row for shard in plan.shards if shard.num_rows for row in shard.rows()).values
+    except UnnamedColumnsError:
+        raise
     except DataError as error:
         faults = [str(error)]
     numbers = {name: np.asarray(value) for name, value in values.items()}

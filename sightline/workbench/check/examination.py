@@ -9,12 +9,13 @@ from typing import Any
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import Report
-from sightline.doctor.verdict import add_hint, describe_relations, write_verdict
+from sightline.doctor.verdict import Remedy, add_hint, describe_relations, write_verdict
 
 BUDGET_S = 3.0
 """Processor time for the relations of a run's model."""
 UNCOVERED = ("whether labels are true, the network fits the task, and the learning rate is a good one",)
 """Questions that no rule answers, of any run."""
+TRAINING = Remedy("the steps of the training", "`sightline train` judges its steps itself")
 
 
 @dataclass
@@ -22,18 +23,21 @@ class RunExamination(Examination):
     """Findings on a run and judgements of rules, in the `seconds` of processor time that they took.
 
     `gaps` are sentences on what of this run no rule covered. `doing` says what is being examined now. `budget_s` is the
-    processor time for relations of the model; None is that of the kind of check, which nobody can change.
+    processor time for relations of the model; None is that of the kind of check, which nobody can change. With
+    `is_watched`, the steps of the run are judged while it trains, or were.
     """
 
     gaps: list[str] = field(default_factory=list)
     seconds: float = 0.0
     doing: str = "reads the data and builds the model"
     budget_s: float | None = None
+    is_watched: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; of a code with several rules, one that judged counts."""
         gaps = [*dict.fromkeys(self.gaps)]
-        verdict = write_verdict(self, remedies={}, gaps=gaps, budget_s=self.budget_s, budget="--budget ")
+        loop = None if self.is_watched else TRAINING
+        verdict = write_verdict(self, remedies={}, gaps=gaps, loop=loop, budget_s=self.budget_s, budget="--budget ")
         return {
             "seconds": round(self.seconds, 3),
             "verdict": verdict.lines,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +23,7 @@ from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.memory import peak_rise
 from sightline.runs.output_files import write_file
+from sightline.runs.process_folder import process_folder
 
 NUM_WARM = 2
 """Number of warm-up steps: they compile kernels, fill memory pools, make the optimiser's state."""
@@ -132,8 +132,8 @@ def _persistent_bytes(job: TrainState) -> int:
 
 def _write_trace(profiler: profile, path: Path) -> None:
     """Write the trace for a viewer. Raises RunError if the disk has no room for it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
+    with process_folder("profile") as folder:
+        file = folder / "trace.json"
         profiler.export_chrome_trace(str(file))
         text = file.read_bytes() if file.exists() else b""
         if not text.rstrip().endswith(_END_OF_TRACE):  # torch does not report disk errors

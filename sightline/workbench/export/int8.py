@@ -11,11 +11,9 @@ import dataclasses
 import functools
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from torch import Tensor
 from sightline.compression.packed_file import read_packed
 from sightline.contract.errors import RunError, summarise_error
 from sightline.engine.run_loading import TrainedRun
+from sightline.runs.process_folder import process_folder
 from sightline.runs.trained_weights import PACKED_FILE
 from sightline.workbench.export.formats import make_session, run_session
 
@@ -146,8 +145,8 @@ def quantise(
             values = next(self._left, None)
             return None if values is None else {name: v.numpy() for name, v in zip(names, values, strict=True)}
 
-    with tempfile.TemporaryDirectory(prefix="sightline-") as folder, _quiet():
-        source, plain, target = (Path(folder) / name for name in ("float.onnx", "plain.onnx", "int8.onnx"))
+    with process_folder("int8") as folder, _quiet():
+        source, plain, target = (folder / name for name in ("float.onnx", "plain.onnx", "int8.onnx"))
         source.write_bytes(content)
         names: list[str] = []
         excluded_nodes = _nodes_of(onnx.load(source).graph, keep_float)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
@@ -23,6 +22,7 @@ from sightline.contract.model import model_output_keys
 from sightline.contract.regular_files import read_regular_file
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_trained
 from sightline.instrument.random_state import preserve_random_state
+from sightline.runs.process_folder import process_folder
 from sightline.runs.run_files import RunFiles
 from sightline.workbench.export.description import DOCUMENTS, read_description
 from sightline.workbench.export.formats import ENDING, MAX_ONNX_BYTES, make_run_options, make_session, run_session
@@ -59,8 +59,8 @@ def open_onnx(path: Path, *, plugins: Sequence[str | Path] = (), max_seconds: fl
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
         raise UserError(f"{path}: is not the file that its description is about (SHA-256); export the run again")
     session = OnnxSession(path, content, max_seconds=max_seconds)
-    with tempfile.TemporaryDirectory(prefix="sightline-") as folder, _name_description(path, folder):
-        files = _restore_files(path, description, Path(folder))
+    with process_folder("onnx") as folder, _name_description(path, str(folder)):
+        files = _restore_files(path, description, folder)
         return _make_run(path, files, session, description, plugins)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +21,7 @@ from sightline.engine.distributed import World
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.run_loading import open_run
 from sightline.engine.train import TrainState
+from sightline.runs.process_folder import process_folder
 from sightline.runs.run_files import RunFiles
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
 from sightline.training.train_run import train_run
@@ -221,9 +220,9 @@ def _train_task(built: TrainingSetup, note: Note, seconds: float) -> Rung:
     """Train the recipe as it is written, up to `seconds`, and score held-out samples beside the best constant."""
     stop, config = StopRequest(), built.config
     clock = _Clock(stop, time.process_time() + seconds)
-    with tempfile.TemporaryDirectory(prefix="sightline_fit_") as folder, preserve_all_rng_states():
+    with process_folder("fit") as folder, preserve_all_rng_states():
         with restore_signal_handlers():
-            out, device = Path(folder) / "run", built.job.device
+            out, device = folder / "run", built.job.device
             try:
                 train_run(config, out=out, checks=False, device=device, stop=stop, observers=[clock])
             except RunError as error:

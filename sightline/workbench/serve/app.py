@@ -6,7 +6,6 @@ import asyncio
 import logging
 import secrets
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +22,7 @@ from starlette.exceptions import HTTPException
 from sightline.contract.errors import summarise_error
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
+from sightline.runs.process_folder import process_folder
 from sightline.workbench.predict.prediction import build_predictor
 from sightline.workbench.serve.batching import MicroBatcher
 from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput
@@ -74,8 +74,9 @@ def open_app(
     predictor = build_predictor(run, world=world, **(options or {}))
     size = batch_size or min(run.config.evaluate.batch_size, 32)
     batcher = MicroBatcher(predictor, world, batch_size=size, wait_ms=wait_ms)
-    with tempfile.TemporaryDirectory(prefix="sightline-serve-") as folder:
-        store = InputStore(predictor)
+    with process_folder("serve") as folder:
+        store, inputs = InputStore(predictor), folder / "inputs"
+        inputs.mkdir()
         info = {
             "run": run.config.name,
             "task": run.config.task.name,
@@ -84,7 +85,7 @@ def open_app(
             "input": store.describe((options or {}).get("columns")),
             **predictor.about(),
         }
-        yield _make_app(batcher, store, info, limits or Limits(), Path(folder))
+        yield _make_app(batcher, store, info, limits or Limits(), inputs)
 
 
 def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits, folder: Path) -> FastAPI:

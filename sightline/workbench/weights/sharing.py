@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from sightline.compression.packed_file import read_packed
 from sightline.compression.policy import trained_policy
 from sightline.contract.errors import CheckpointError, RunError, UserError, summarise_error
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.instrument.memory import MemoryBound, measure_machine
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
 from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.process_folder import process_folder
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import RunFiles
@@ -44,9 +45,9 @@ def push_run(path: Path, name: str, *, is_public: bool, plugins: tuple[Path, ...
     reported = read_reported_run(path, path.name)
     if reported.final is None:
         raise UserError(f"{path}: has no final.json, so that its training is not finished; resume it, then push it")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run"
-        with _full_disk_explained(Path(temporary)):
+    with process_folder("push") as temporary:
+        folder = temporary / "run"
+        with _full_disk_explained(temporary):
             if is_packed(path):
                 for source in path.rglob("*"):
                     if source.is_file() and _is_own(file := source.relative_to(path).as_posix()):
@@ -112,7 +113,8 @@ def _assert_readable(folder: Path) -> None:
     if files.environment.get("plugins"):
         read_packed(folder / PACKED_FILE)
     else:
-        open_trained(folder)
+        with MemoryBound(measure_machine()):  # a stranger's config may state any width
+            open_trained(folder)
     for document in (SUMMARY, "final.json"):
         if (folder / document).exists():
             load_document(folder / document)

@@ -11,6 +11,7 @@ import pytest
 
 from sightline.contract.errors import ConfigError
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, list_skipped_files, note_mixed_units, read_cloud
+from sightline.store.files.column_names import guess_columns
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import WRITERS, solid
 from tests.data.files.refusals import refused
@@ -52,6 +53,41 @@ def test_columns_without_names_are_named(tmp_path: Path, suffix: str) -> None:
     for columns in (names[:3], (*names, "_", "ring"), ("_", *names)):
         read = partial(read_cloud, columns=columns)
         refused(tmp_path / f"a{suffix}", f"7 columns, {len(columns)} are named", read=read)
+
+
+ROWS = np.random.default_rng(0)
+TURNED, BYTES, LABELS = (
+    POINTS / np.linalg.norm(POINTS, axis=1)[:, None],
+    ROWS.integers(256, size=(40, 3)),
+    np.arange(40) % 3,
+)
+SOME = ROWS.normal(size=(40, 1))
+GUESSED: dict[str, tuple[list[np.ndarray], str | None, str | None]] = {
+    "normals": ([TURNED], None, "nx ny nz"),
+    "colours": ([BYTES], None, "red green blue"),
+    "both": ([BYTES, TURNED], None, "red green blue nx ny nz"),
+    "an intensity before colours": ([SOME, BYTES], None, "_ red green blue"),
+    "no label is wanted": ([BYTES, LABELS], None, "red green blue _"),
+    "the last is the label": ([BYTES, LABELS], "class", "red green blue class"),
+    "the first is the label": ([LABELS, BYTES], "label", "label red green blue"),
+    "a label alone": ([LABELS], "label", "label"),
+    "unclear ones and a label": ([SOME, SOME, LABELS], "label", "_ _ label"),
+    "shares of colours": ([BYTES / 255], None, "_ _ _"),
+    "one class as three columns": ([np.eye(3)[LABELS]], None, "_ _ _"),
+    "colours twice": ([BYTES, BYTES], None, "red green blue _ _ _"),
+    "colours are no labels": ([BYTES], "label", None),
+    "nothing is a label": ([SOME], "label", None),
+}
+
+
+@run_each("case", GUESSED)
+def test_names_are_guessed_from_values(case: str) -> None:
+    columns, label, expected = GUESSED[case]
+    guessed = guess_columns(np.column_stack([POINTS, *columns]), label=label)
+    assert (None if guessed is None else " ".join(guessed.names)) == (expected and f"x y z {expected}")
+    for number, name in enumerate(() if guessed is None else guessed.names, 1):
+        if name == "_":
+            assert f"{number} (" in guessed.reason
 
 
 @run_each(

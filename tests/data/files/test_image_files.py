@@ -73,16 +73,63 @@ def test_what_has_no_colours_to_show_is_refused(tmp_path: Path) -> None:
         refused(tmp_path / name, ";", read=check_image)
 
 
-def test_a_check_returns_the_highest_value_of_16_bits(tmp_path: Path) -> None:
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0),  # RGB of 16 bits, which Pillow does not write
-        b"IDAT": zlib.compress(2 * (b"\0" + 9 * b"\x0f\xff")),
-        b"IEND": b"",
-    }
+def make_png(
+    width: int, height: int, rows: bytes, *, depth: int = 8, kind: int = 2, is_interlaced: bool = False
+) -> bytes:
+    """Make a PNG in two pieces of these rows, of a form that Pillow may not write."""
+    stream = zlib.compress(rows)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, is_interlaced)),
+        *((b"IDAT", piece) for piece in (stream[:5], stream[5:])),
+        (b"IEND", b""),
+    ]
     content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in chunks.items():
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    assert check_image(written(tmp_path / "a.png", content)).deep_max == 15
+    for name, data in chunks:
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return content
+
+
+SIDES = 9, 13
+PASSES = [
+    range(0, 13, 8),
+    range(0, 13, 8),
+    range(4, 13, 8),
+    range(0, 13, 4),
+    range(2, 13, 4),
+    range(0, 13, 2),
+    range(1, 13, 2),
+]
+"""Rows of each pass of an interlaced image of 13 rows: of Adam7, as the standard draws it."""
+COLUMNS = [range(0, 9, 8), range(4, 9, 8), range(0, 9, 4), range(2, 9, 4), range(0, 9, 2), range(1, 9, 2), range(9)]
+FORMS = {
+    "RGB": (8, 2, 24),
+    "RGBA": (8, 6, 32),
+    "16 bits": (16, 0, 16),
+    "two colours": (1, 0, 1),
+    "grey, alpha": (8, 4, 16),
+}
+
+
+@run_each("form", FORMS)
+@run_each("is_interlaced", [False, True])
+def test_rows_that_a_whole_stream_lacks_are_found(tmp_path: Path, form: str, is_interlaced: bool) -> None:
+    """Pillow makes them black; a picture whose last rows are black, or transparent, is whole."""
+    depth, kind, bits = FORMS[form]
+    parts = zip(PASSES, COLUMNS, strict=True) if is_interlaced else [(range(13), range(9))]
+    rows = [b"\0" + bytes(-(-len(columns) * bits // 8)) for part, columns in parts for _ in part]
+    path, words = tmp_path / "a.png", {"depth": depth, "kind": kind, "is_interlaced": is_interlaced}
+    for count in range(len(rows) // 2, len(rows) + 1):
+        written(path, make_png(*SIDES, b"".join(rows[:count]), **words))
+        for read in (check_image, read_image, *([read_depth] if form == "16 bits" else [])):
+            if count == len(rows):
+                read(path)
+            else:
+                refused(path, r"a\.png: its pixels end after \d+ of \d+ bytes; the file is damaged", read=read)
+
+
+def test_a_check_returns_the_highest_value_of_16_bits(tmp_path: Path) -> None:
+    rgb = make_png(3, 2, 2 * (b"\0" + 9 * b"\x0f\xff"), depth=16)
+    assert check_image(written(tmp_path / "a.png", rgb)).deep_max == 15
     assert check_image(written(tmp_path / "b.png", png16(DEPTH))).deep_max == 255
     assert check_image(written(tmp_path / "c.png", png16(0 * DEPTH))).deep_max == 0
     assert check_image(written(tmp_path / "d.png", png_colour(DEPTH))).deep_max is None

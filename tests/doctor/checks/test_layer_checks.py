@@ -82,3 +82,6 @@ def test_the_suite_takes_them_along_when_asked(tmp_path: Path) -> None:
     assert [finding for finding in findings if finding.severity != "note"] == []
     assert any("single layers" in gap for gap in quick.gaps)
     assert not any("layer" in gap for gap in deep.gaps)
+    _, not_judged, action = deep.to_dict()["verdict"]
+    assert "the steps of the training" in not_judged
+    assert action.endswith("`sightline train` judges its steps itself")

@@ -163,6 +163,7 @@ class SceneFolder(LabelledScenes):
         is_own=True,
         name="scene_folder",
         what=f"scenes: {_LAYOUTS}",
+        label_suffixes=tuple(_LABEL_READERS),
         entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)},
     )
 

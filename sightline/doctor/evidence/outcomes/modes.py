@@ -24,7 +24,7 @@ class Compared(NamedTuple):
     """Mean squares of an output: `gap` between the modes, `noise` between passes in training mode; and what differs.
 
     `ratio` is how far the running statistics of a layer are from those of the batch: the largest ratio of two
-    variances, or distance of two means in deviations.
+    variances, or distance of two means in deviations. With `is_young`, that variance is what is left of its start, 1.
     """
 
     path: str
@@ -33,6 +33,7 @@ class Compared(NamedTuple):
     ratio: float
     layer: str | None
     words: str
+    is_young: bool = False
 
 
 def compare_modes(model: nn.Module, inputs: Inputs, flags: Mapping[str, bool]) -> Compared:
@@ -116,14 +117,18 @@ def _find_layer(model: nn.Module, trained: nn.Module, norms: list[str]) -> dict[
     if not found:
         return {}
     far = [each for each in found if each[1] > _MAX_RATIO]
-    name, ratio, words = far[0] if far else max(found, key=lambda each: each[1])
-    return {"ratio": ratio, "layer": name, "words": words}
+    name, ratio, words, is_young = far[0] if far else max(found, key=lambda each: each[1])
+    return {"ratio": ratio, "layer": name, "words": words, "is_young": is_young}
 
 
 def _compare_statistics(
     own: nn.modules.batchnorm._BatchNorm, batch: nn.modules.batchnorm._BatchNorm
-) -> tuple[float, str]:
-    """Compare running statistics with those of a batch, in the channel that differs most, and say how."""
+) -> tuple[float, str, bool]:
+    """Compare running statistics with those of a batch, in the channel that differs most.
+
+    Returns how far they are apart, in words too, and whether most of a running variance is left of its start, which is
+    1: a network that is trained for few steps on inputs of small variances keeps that.
+    """
     mean, variance, of_mean, of_variance = (
         torch.as_tensor(each).double()
         for each in (own.running_mean, own.running_var, batch.running_mean, batch.running_var)
@@ -136,4 +141,9 @@ def _compare_statistics(
     word, ratios, values, of_batch = max(kinds, key=lambda each: each[1].max().item())
     channel = int(ratios.argmax())
     words = f"{word} {values[channel].item():.3g} in channel {channel}, {of_batch[channel].item():.3g} in the batch"
-    return ratios[channel].item(), words
+    left, count = 0.0, 0 if own.num_batches_tracked is None else int(own.num_batches_tracked)
+    if word == "running variance" and own.momentum is not None and count:
+        left = (1 - own.momentum) ** count
+    is_young = left > 0.5 * values[channel].item()
+    words += f", and {left:.3g} is left of its start, 1, after {count} batches" if is_young else ""
+    return ratios[channel].item(), words, is_young
