@@ -54,7 +54,7 @@ def choose(rows: Sequence[Row], words: Sequence[str], kinds: Sequence[str]) -> l
     for word in words:
         fitting = [by_id[word]] if word in by_id else [row for row in rows if row.id.startswith(word)]
         if not fitting:
-            print_note(f"there is no row '{word}'{suggest(word, by_id)}; without a row they are listed")
+            print_note(f"there is no row '{word}'{suggest(word, by_id, otherwise='')}; without a row they are listed")
             sys.exit(2)
         chosen += fitting
     with_twins = [each for row in chosen for each in (by_id.get(row.twin), row) if each is not None]

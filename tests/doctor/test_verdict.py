@@ -55,6 +55,12 @@ def test_a_budget_that_is_spent_is_said_in_numbers_of_relations_and_one_that_aff
     assert len(whole.examined.judged) > len(spent.examined.judged)
 
 
+def test_more_time_is_not_asked_for_what_no_time_would_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Evidence, "affords", lambda self, names: self.count_passes(names) < 10)
+    spent = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH)
+    assert "  other-samples was not judged: fewer than two batches of 16 samples" in spent.to_text(verbose=True)
+
+
 def test_each_relation_is_listed_where_that_is_asked_for_and_in_files(tmp_path: Path) -> None:
     report = check_module(nn.Linear(6, 3), nn.CrossEntropyLoss(), BATCH)
     short, whole = str(report), report.to_text(verbose=True)

@@ -254,15 +254,21 @@ class Taught(NamedTuple):
     control: float = math.nan
 
 
+@measure()
+def batches_to_teach(subject: Subject, num_samples: int) -> list[Batch]:
+    """List the batches, if there are at least two of 16 samples."""
+    if len(subject.batches) < 2 or min(map(count_samples, subject.batches)) < 16:
+        raise NotApplicableError("fewer than two batches of 16 samples")
+    return list(subject.batches)
+
+
 @measure(passes=NUM_TAUGHT)
-def taught(subject: Subject, num_samples: int) -> Taught:
+def taught(subject: Subject, batches_to_teach: list[Batch]) -> Taught:
     """Train a copy on all batches but one; compare its loss there with that of exchanged targets.
 
     Where it does not tell them apart, a second copy is trained on halves of the same batches, and asked of the others.
     """
-    *others, kept = subject.batches
-    if not others or min(map(count_samples, subject.batches)) < 16:
-        raise NotApplicableError("fewer than two batches of 16 samples")
+    *others, kept = batches_to_teach
     model, values = _teach(subject, others)
     told = _tell(subject, model, kept)
     near = len(others) * 2
