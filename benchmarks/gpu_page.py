@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.gpu_jobs import NETWORKS, TRAININGS
 from benchmarks.gpu_operators import SHAPES
 from benchmarks.gpu_steps import RECIPE_STEPS, ROOT
+from benchmarks.marked_pages import with_block
 
 RESULTS = ROOT / "docs" / "results" / "gpu" / "results.jsonl"
 PAGE = ROOT / "docs" / "inside" / "gpu_queue.md"
@@ -28,8 +29,8 @@ def newest_on_gpu(results: Sequence[Line]) -> dict[str, Line]:
 
 def write_page(results: Sequence[Line]) -> None:
     """Write the tables between the marks of the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(list_rows(results)) + "\n\n" + END + rest.split(END)[1])
+    block = "\n\n" + "\n".join(list_rows(results)) + "\n\n"
+    PAGE.write_text(with_block(PAGE.read_text(), start=BEGIN, end=END, block=block))
 
 
 def list_rows(results: Sequence[Line]) -> Iterator[str]:

@@ -158,10 +158,10 @@ def _open_engine(config: RunConfig) -> Iterator[Run]:
         def run() -> Tensor:
             losses: list[float] = []
 
-            def after_step(record: StepRecord, stop_asked: bool) -> bool:
+            def after_step(record: StepRecord, stop_requested: bool) -> bool:
                 observers.on_step(record)
                 losses.append(record.losses["total"])
-                return stop_asked
+                return stop_requested
 
             built.job.num_steps = built.job.step + ENGINE_STEPS
             train(built.job, world, after_step)

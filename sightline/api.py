@@ -63,7 +63,7 @@ class LoadedRun(TrainedRun):
         """
         files = to_paths(paths, name="predict", what="a file or folder to predict", asks=False)
         if batch_size is not None:
-            batch_size = to_count(batch_size, name="predict: batch_size", least=1)
+            batch_size = to_count(batch_size, name="predict: batch_size", minimum=1)
         with start_world(device=device) as world:
             return predict_files(self, files, world=world, batch_size=batch_size, **options)
 
@@ -233,8 +233,8 @@ def compare(
     read = read_source(config, overrides, plugins).config
     path = Path(config) if isinstance(config, str | Path) else Path(read.name)
     map_path = None if keys is None else to_path(keys, name="keys", what="a JSON map of names of weights")
-    samples = None if samples is None else to_count(samples, name="compare: samples", least=1)
-    steps = None if steps is None else to_count(steps, name="compare: steps", least=0)
+    samples = None if samples is None else to_count(samples, name="compare: samples", minimum=1)
+    steps = None if steps is None else to_count(steps, name="compare: steps", minimum=0)
     reference = read_reference(str(against), map_path)
     with start_world(device=device) as world:
         opened = open_run(path, config=read, world=world)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_steps import BEGIN, END, PAGE, RECIPE_STEPS, RecipeStep
+from benchmarks.marked_pages import with_block
 from sightline.config import read_config
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.optimizers import OptimizerSpec
@@ -170,8 +171,8 @@ def write_tables(found: Mapping[str, int]) -> None:
     for task, recipes in itertools.groupby(RECIPES, lambda recipe: recipe.partition("/")[0]):
         counts = ", ".join(f"`{recipe.partition('/')[2]}` {found[recipe]:,}" for recipe in recipes)
         lines.append(f"| {task} | {counts} |")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END)[1])
+    block = "\n\n" + "\n".join(lines) + "\n\n"
+    PAGE.write_text(with_block(PAGE.read_text(), start=BEGIN, end=END, block=block))
 
 
 def list_sources(count: Counter[tuple[str, str]], limit: int = 40) -> Iterator[str]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.marked_pages import with_block
 from sightline.contract.pytree import tree_leaves
 from sightline.ops import waits
 from tests.processes import ROOT
@@ -123,8 +124,8 @@ def write_table(found: Mapping[str, Shapes]) -> None:
     for row in ("the network", "nothing"):
         recipes = ", ".join(f"`{recipe}`" for recipe, shapes in found.items() if shapes.row == row)
         lines += [f"| {row} | {recipes} |"] if recipes else []
-    before, _, rest = PAGE.read_text().partition(_BEGIN)
-    PAGE.write_text(before + _BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + _END + rest.split(_END)[1])
+    block = "\n\n" + "\n".join(lines) + "\n\n"
+    PAGE.write_text(with_block(PAGE.read_text(), start=_BEGIN, end=_END, block=block))
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Records of the commands: their options, help and command lines; nothing here imports torch."""

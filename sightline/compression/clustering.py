@@ -236,7 +236,7 @@ def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
     end, and the first end of each.
     """
     last = len(edges) - 1
-    least, origin = np.zeros(last + 1), np.zeros(last + 1, np.int64)
+    lowest_cost, origin = np.zeros(last + 1), np.zeros(last + 1, np.int64)
     queue, ends = np.zeros(last + 1, np.int64), np.ones(last + 1, np.int64)
     head, tail = 0, 1
     for end in range(1, last + 1):
@@ -244,18 +244,18 @@ def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
             head += 1
         begin = queue[head]
         origin[end] = begin
-        least[end] = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin]) + price
+        lowest_cost[end] = lowest_cost[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin]) + price
         low, high = end + 1, last + 1
         while tail > head:
             other, first = queue[tail - 1], max(ends[tail - 1], end + 1)
-            if first > last or not _is_better(edges, sums, least, end, other, first):
+            if first > last or not _is_better(edges, sums, lowest_cost, end, other, first):
                 low = first + 1
                 break
             tail -= 1
             high = first
         while low < high:
             middle = (low + high) // 2
-            if _is_better(edges, sums, least, end, queue[tail - 1], middle):
+            if _is_better(edges, sums, lowest_cost, end, queue[tail - 1], middle):
                 high = middle
             else:
                 low = middle + 1
@@ -274,10 +274,10 @@ def _cuts_at_price(edges, sums, price):  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _is_better(edges, sums, least, begin, other, end):  # type: ignore[no-untyped-def]
+def _is_better(edges, sums, lowest_cost, begin, other, end):  # type: ignore[no-untyped-def]
     """Return True if a last cluster that ends at `end` should begin at `begin` instead of `other`."""
-    cost = least[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
-    return cost < least[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
+    cost = lowest_cost[begin] + _inertia(sums[begin], sums[end], edges[end] - edges[begin])
+    return cost < lowest_cost[other] + _inertia(sums[other], sums[end], edges[end] - edges[other])
 
 
 @numba_kernel

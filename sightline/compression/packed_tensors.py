@@ -55,6 +55,7 @@ class PackedTensorSpec:
 
     @property
     def count(self) -> int:
+        """The number of values of the tensor."""
         return math.prod(self.shape)
 
     @property

@@ -15,7 +15,7 @@ Range = tuple[float | None, float | None]
 
 
 class Expectation(TypedDict):
-    """What must hold of the output of a layer, before the first step of a fit (`first`), after its last, or at both.
+    """Expected output of a layer, before the first step of a fit (`at: first`), after its last (`last`), or at both.
 
     `std` is the standard deviation, `zeros` the share of exact zeros, `gradient` the norm of the loss's gradient by the
     output, and `weight_gradient` that by the layer's own parameters. A size of `shape` is null where any is right.

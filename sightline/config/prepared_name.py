@@ -38,9 +38,9 @@ def take_prepared_name(tree: LocatedValue) -> None:
     where = SourceLocation(str(folder / MANIFEST), path="data.name")
     arguments = registry.data.get_entry(prepared).arguments
     stated = {COMMAND_LINE, root.where.source}
-    kept = {key: value for key, value in entries.items() if key in arguments or value.where.source in stated}
+    remaining = {key: value for key, value in entries.items() if key in arguments or value.where.source in stated}
     entries.clear()
-    entries |= {"name": LocatedValue(prepared, where), **kept}
+    entries |= {"name": LocatedValue(prepared, where), **remaining}
 
 
 def is_of_folder(where: SourceLocation) -> bool:

@@ -53,13 +53,13 @@ def to_texts(values: object, *, name: str) -> list[str]:
     return texts
 
 
-def to_count(value: object, *, name: str, least: int) -> int:
-    """Return an argument that is a whole number of at least `least`, of Python or NumPy.
+def to_count(value: object, *, name: str, minimum: int) -> int:
+    """Return an argument that is a whole number of at least `minimum`, of Python or NumPy.
 
     Raises UserError for anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise UserError(f"{name}: found {value!r}, allowed is a whole number from {least} on")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise UserError(f"{name}: found {value!r}, allowed is a whole number from {minimum} on")
     return int(value)
 
 

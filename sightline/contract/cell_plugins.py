@@ -47,12 +47,12 @@ def record_cells(used_names: Collection[str]) -> list[Plugin]:
 
 def describe_modules(used_names: Collection[str]) -> list[str]:
     """Describe the components of these names that imported modules registered: a run keeps no copy of those."""
-    own = ("sightline.", "sightline_plugin_", _MAIN, *kept_modules())
+    recorded_prefixes = ("sightline.", "sightline_plugin_", _MAIN, *kept_modules())
     return [
         f"{registry.noun} '{name}' is from the module {builder.__module__}, of which the run keeps no copy: import it "
         "before the run is loaded, or give its file as a plugin"
         for registry in REGISTRIES.values()
-        for name, builder in registry.builders_outside(own)
+        for name, builder in registry.builders_outside(recorded_prefixes)
         if name in used_names
     ]
 

@@ -102,6 +102,7 @@ class DeviceDraws(Draws):
 
     @property
     def keys(self) -> tuple[Tensor, Tensor]:
+        """The keys (B,) of the samples, and the key of their step, from which the streams are drawn."""
         return self._keys, self._step
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Members of the base classes of components: what they mean, and what a class that is registered makes of them."""
+"""Members of the base classes of components: their descriptions, and misspelt or missing ones of a subclass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def list_members(base: type) -> frozenset[str]:
 
 
 class Description(NamedTuple):
-    """What a member is for, and whether it has a default, so that a subclass may do without it."""
+    """Purpose of a member, and whether it has a default, so that a subclass may do without it."""
 
     text: str
     has_default: bool

@@ -55,6 +55,7 @@ class Plugin:
 
     @property
     def module_name(self) -> str:
+        """The name under which the plugin is imported."""
         return f"{_MODULE_PREFIX}{self.path.stem}"
 
     @property
@@ -135,13 +136,13 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
     if plugins:
         for registry in REGISTRIES.values():
             registry.names()  # built-in names first, so that a plugin that reuses one of them is refused
-    kept: dict[str, tuple[Plugin, bytes]] = {}
+    loaded_before: dict[str, tuple[Plugin, bytes]] = {}
     for plugin in plugins:
         if plugin.sha256 not in defined_here:
             _forget_modules_of_other_folders(plugin)
             run_file(plugin)
         for name, content in plugin.files().items():
-            other, other_content = kept.setdefault(name, (plugin, content))
+            other, other_content = loaded_before.setdefault(name, (plugin, content))
             if content != other_content:
                 both = f"{other.find_module(name)} and {plugin.find_module(name)}"
                 raise PluginError(f"--plugin: {both} have one name, and a run keeps them by name; rename one")
@@ -153,8 +154,8 @@ def _forget_modules_of_other_folders(plugin: Plugin) -> None:
     for name, module in [*sys.modules.items()]:
         if _SOURCE_ATTRIBUTE not in getattr(module, "__dict__", {}):
             continue
-        own = plugin.find_module(_module_path(name, module))
-        if os.path.isfile(own) and os.path.realpath(str(module.__file__)) != str(own):
+        path_in_folder = plugin.find_module(_module_path(name, module))
+        if os.path.isfile(path_in_folder) and os.path.realpath(str(module.__file__)) != str(path_in_folder):
             del sys.modules[name]
             parent, _, child = name.rpartition(".")
             vars(sys.modules.get(parent, module)).pop(child, None)  # else `from parent import child` finds it there

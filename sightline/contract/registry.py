@@ -137,12 +137,12 @@ def within_bounds(function: BuilderT, parameters: Mapping[str, Parameter] | None
 
 def _list_comparisons(annotation: Any) -> list[tuple[Callable[[Any, Any], Any], Any]]:
     """Return the comparisons with bounds that any number of an annotation, or of its parts, may have to pass."""
-    own = [
+    comparisons = [
         (_COMPARISONS[type(mark)], getattr(mark, type(mark).__name__.lower()))
         for mark in getattr(annotation, "__metadata__", ())
         if type(mark) in _COMPARISONS
     ]
-    return own + [pair for part in typing.get_args(annotation) for pair in _list_comparisons(part)]
+    return comparisons + [pair for part in typing.get_args(annotation) for pair in _list_comparisons(part)]
 
 
 class Registry(Generic[ComponentT]):

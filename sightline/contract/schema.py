@@ -68,6 +68,7 @@ class Parameter(typing.NamedTuple):
 
     @property
     def is_required(self) -> bool:
+        """True if the parameter has no default."""
         return self.default is inspect.Parameter.empty
 
 

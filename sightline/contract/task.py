@@ -14,7 +14,8 @@ from sightline.contract.types import Batch
 class AllReduce(Protocol):
     """Interface of a task to the world of processes."""
 
-    def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]: ...
+    def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]:
+        """Add up tensors of the same names over all processes."""
 
 
 class Task(ABC):

@@ -1,4 +1,4 @@
-"""What schemas are made of: bounds of `annotated_types` and types of pydantic, both in the extra `workbench`."""
+"""Imports for schemas: bounds of `annotated_types`, and types of pydantic, both in the extra `workbench`."""
 
 from __future__ import annotations
 

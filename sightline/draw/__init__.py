@@ -1,0 +1,1 @@
+"""Pictures, charts, and the template of every page that the package writes."""

@@ -1,8 +1,8 @@
 """Training engine: the step, the loop, evaluation, processes, optimisers and schedules.
 
-A step grows in three records. `step.Step` is prepared: the micro-batches of a process, and what the task counts over
-all of them. `queued_step.QueuedStep` is what its work gave to the device, then, completed by the loop, what the host
-has read of it. `records.StepRecord` is what is logged. `loop.train` calls `train.queue_step`, on a GPU by a graph of
+A step passes through three records. `step.Step` is prepared: the micro-batches of a process, and what the task counts
+over all of them. `queued_step.QueuedStep` holds the numbers of the step, on the device and then as the host has read
+them. `records.StepRecord` is what is logged. `loop.train` calls `train.queue_step`, on a GPU by a graph of
 `step_graph`; `train.read_steps` reads the numbers of one step or of several, and observers get the records.
 """
 

@@ -26,29 +26,29 @@ def find_batch_size(
     `is_cut`, sizes that leave a part of it a single sample are passed over, as batch norm cannot train on one.
     Raises RunError if not even two samples a micro-batch fit.
     """
-    least = 2 * micro_batches
-    most = max(least, num_samples // world.size)
-    share = find_largest(lambda size: _fits(build_alone, size), least, most)
+    smallest = 2 * micro_batches
+    largest = max(smallest, num_samples // world.size)
+    share = find_largest(lambda size: _fits(build_alone, size), smallest, largest)
     share = min(map(int, world.gather_text(str(share), operation="sizes of batches")))
     if not share:
         raise RunError(
-            f"train.batch_size: auto: a step of {least} samples, two a micro-batch, does not fit into the GPU's memory"
-            "; take a smaller network or input, train.precision=bf16, or a GPU with more memory"
+            f"train.batch_size: auto: a step of {smallest} samples, two a micro-batch, does not fit into the GPU's "
+            "memory; take a smaller network or input, train.precision=bf16, or a GPU with more memory"
         )
-    parts = least * world.size
+    parts = smallest * world.size
     sizes = range(share, 0, -1)
     share = next((size for size in sizes if is_cut or not 0 < num_samples % (size * world.size) < parts), share)
     return share * world.size
 
 
-def find_largest(fits: Callable[[int], bool], least: int, most: int) -> int:
-    """Return the largest number from `least` to `most` that fits, by doubling and bisection; 0 if none does."""
-    fitting, size = 0, least
+def find_largest(fits: Callable[[int], bool], smallest: int, largest: int) -> int:
+    """Return the largest number from `smallest` to `largest` that fits, by doubling and bisection; 0 if none does."""
+    fitting, size = 0, smallest
     while fits(size):
         fitting = size
-        if size == most:
+        if size == largest:
             return size
-        size = min(2 * size, most)
+        size = min(2 * size, largest)
     while fitting and size - fitting > 1:
         middle = (fitting + size) // 2
         fitting, size = (middle, size) if fits(middle) else (fitting, middle)
@@ -60,7 +60,7 @@ def _fits(build_alone: Callable[[int], TrainState], size: int) -> bool:
     try:
         job = build_alone(size)
         job.num_steps = _TRIAL_STEPS
-        train(job, World(device=job.device), lambda record, stop_asked: stop_asked)
+        train(job, World(device=job.device), lambda record, stop_requested: stop_requested)
         is_fitting = True
     except torch.OutOfMemoryError:
         is_fitting = False

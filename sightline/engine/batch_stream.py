@@ -78,10 +78,12 @@ class BatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of steps of an epoch; a shorter last batch counts unless `tail` drops it."""
         num_full_batches, remainder = divmod(len(self.indices), self.batch_size)
         return num_full_batches + (1 if remainder and self.tail == "keep" else 0)
 
     def compute_epoch(self, step: int) -> int:
+        """Return the epoch of a step, both counted from 0."""
         return step // self.steps_per_epoch
 
     def smallest_part(self, step: int) -> int:

@@ -126,10 +126,12 @@ class GradientReduction:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradients are reduced."""
         return [*self._names]
 
     @property
     def num_buckets(self) -> int:
+        """The number of buckets that they are sent in."""
         return len(self._buckets)
 
     def receive(self, parameter: Tensor) -> None:

@@ -31,7 +31,7 @@ _MAX_LISTED = 6
 class StepCallback(Protocol):
     """Callback after every step, on every process alike: evaluates, saves, or ends the run (returns True)."""
 
-    def __call__(self, record: StepRecord, stop_asked: bool) -> bool: ...
+    def __call__(self, record: StepRecord, stop_requested: bool) -> bool: ...
 
 
 def train(
@@ -64,12 +64,12 @@ def train(
             while job.step < job.num_steps:
                 loop.queue(batches, stop_requested=bool(stop))
                 if loop.can_wait and not stop and job.step < job.num_steps and not is_read_after(job.step):
-                    loop.open_steps[-1].forget()
-                elif any(on_step_end(record, stop_asked) for record, stop_asked in loop.read()):
+                    loop.open_steps[-1].release()
+                elif any(on_step_end(record, stop_requested) for record, stop_requested in loop.read()):
                     return
     except Exception:
-        for record, stop_asked in loop.read():  # a failure of an earlier step comes before this one
-            on_step_end(record, stop_asked)
+        for record, stop_requested in loop.read():  # a failure of an earlier step comes before this one
+            on_step_end(record, stop_requested)
         raise
 
 
@@ -189,8 +189,10 @@ def _has_own_hooks(module: nn.Module) -> bool:
 
 def _find_device_data(job: TrainState) -> DeviceData:
     """Return the stream to train on, and what finishes its batches: nothing, if they are finished on the host."""
-    is_asked = job.device.type == "cuda" and job.finishes_on_device and job.precision.parameter_dtype == torch.float32
-    if not is_asked or job.step >= job.num_steps:
+    is_supported = (
+        job.device.type == "cuda" and job.finishes_on_device and job.precision.parameter_dtype == torch.float32
+    )
+    if not is_supported or job.step >= job.num_steps:
         return DeviceData(job.stream)
     free, total = torch.cuda.mem_get_info(job.device)
     room = min(_RESIDENT_SHARE * total, free / 2)

@@ -31,7 +31,8 @@ _RESERVED_KEYS = frozenset({"step", "epoch", "split", "time_s"})
 class LineWriter(Protocol):
     """Interface of `MetricsLog` to its file: a run directory."""
 
-    def append_line(self, name: str, line: Mapping[str, Any], /) -> None: ...
+    def append_line(self, name: str, line: Mapping[str, Any], /) -> None:
+        """Append a line of JSON to a file of the run."""
 
 
 class MetricsLog:

@@ -94,11 +94,11 @@ def find_differences(store: MeetingStore, *, rank: int, size: int, values: Mappi
     Every process compares with the first one, and reads what the others found.
     """
     key = f"inputs/{store.add(f'inputs/calls/{rank}', 1)}"
-    own = {name: _format_value(value) for name, value in values.items()}
+    local_values = {name: _format_value(value) for name, value in values.items()}
     if rank == 0:
-        store.set(key, json.dumps(own))
+        store.set(key, json.dumps(local_values))
     first: dict[str, str] = json.loads(store.get(key))
-    differing = {n: own.get(n, "absent") for n in first | own if own.get(n) != first.get(n)}
+    differing = {n: local_values.get(n, "absent") for n in first | local_values if local_values.get(n) != first.get(n)}
     store.set(f"{key}/{rank}", json.dumps(differing))
     differences = store.multi_get([f"{key}/{other}" for other in range(size)])
     ranks_by_value: dict[str, dict[str, list[str]]] = {}

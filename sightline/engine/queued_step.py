@@ -1,4 +1,4 @@
-"""An optimiser step from its queueing to its record, and the gate by which a device skips one that failed."""
+"""Queued optimiser step, from its work to its record, and the gate by which a device skips one that failed."""
 
 from __future__ import annotations
 
@@ -34,27 +34,29 @@ class Key(StrEnum):
 
 @dataclass
 class QueuedStep:
-    """One optimiser step, which grows: its work makes the first fields, who queues it the next, reading it the last.
+    """One queued optimiser step, whose numbers lie on the device until they are read.
 
-    A device has its numbers: `values` (n,) in float64, in the order of `names`. Between the first `num_judged` of the
-    names, which decide whether the step counts, and the others lie the numbers of the checks: 0 for one that holds.
-    `known` are numbers of the host. Of a step that `is_forgotten`, batches and checks are gone: a failure is then
-    known, but not its words.
+    Its fields are set in three stages. The work of the step sets the first group: `values` (n,), the float64 numbers
+    on the device, are those of the first `num_deciding` of `names`, which decide whether the step counts; then one for
+    each of `checks`, 0 if it holds; then those of the other names, which are only reported. `host_numbers` were never
+    on the device. A step that `is_released` has neither batches nor checks any more: a failure is seen, but has no
+    message.
 
-    `step` counts the finished steps before it; `states` are those of the generators, and `has_state` tells whether the
-    optimiser had one. `samples` are the indices of each micro-batch. Times are the first process's.
+    Whoever queues the step sets the second group: `step` counts the finished steps before it, `samples` are the indices
+    of each micro-batch, `has_state` is True if the optimiser had a state before it, and `states` are those of the
+    random generators. Times are those of the first process.
 
-    `numbers` has all of them by name, of all processes together, once the step is read; `failed_check` is the first
-    check that does not hold, and `is_sound` tells whether all that decides is finite.
+    Reading sets the third group: `numbers` by name, over all processes; the first check that fails, `failed_check`;
+    and `is_sound`, True if all deciding values are finite.
     """
 
     names: tuple[str, ...]
-    num_judged: int
+    num_deciding: int
     values: Tensor
-    known: Mapping[str, float] = field(default_factory=dict)
+    host_numbers: Mapping[str, float] = field(default_factory=dict)
     checks: Sequence[DeviceCheck] = ()
     micro_batches: Sequence[Batch] = ()
-    is_forgotten: bool = False
+    is_released: bool = False
 
     step: int = 0
     epoch: int = 0
@@ -72,43 +74,43 @@ class QueuedStep:
     @classmethod
     def pack(
         cls,
-        judged: Mapping[str, Tensor],
-        unjudged: Mapping[str, Tensor],
+        deciding_numbers: Mapping[str, Tensor],
+        reported_numbers: Mapping[str, Tensor],
         *,
-        known: Mapping[str, float],
+        host_numbers: Mapping[str, float],
         checks: Sequence[DeviceCheck],
         micro_batches: Sequence[Batch],
     ) -> QueuedStep:
-        """Pack numbers (0-d) of a device, those that are judged first, with those of checks: -inf for a failed one."""
+        """Pack the numbers (0-d) of a step on its device into one tensor, a failed check as -inf."""
         parts, names = list[Tensor](), list[str]()
-        for numbers in (judged, unjudged):
+        for numbers in (deciding_numbers, reported_numbers):
             by_dtype: dict[torch.dtype, list[str]] = {}
             for name, number in numbers.items():
                 by_dtype.setdefault(number.dtype, []).append(name)
             parts += [torch.stack([numbers[name].detach() for name in group]).double() for group in by_dtype.values()]
             names += itertools.chain(*by_dtype.values())
-            if numbers is judged and checks:
+            if numbers is deciding_numbers and checks:
                 parts.append(torch.stack([check.holds for check in checks]).double().log())
-        return cls(tuple(names), len(judged), torch.cat(parts), known, checks, micro_batches)
+        return cls(tuple(names), len(deciding_numbers), torch.cat(parts), host_numbers, checks, micro_batches)
 
     @property
     def deciding(self) -> Tensor:
         """The values that decide whether the step counts."""
-        return self.values[: self._num_deciding]
+        return self.values[: self._num_deciding_values]
 
     @property
-    def _num_deciding(self) -> int:
-        return self.num_judged + len(self.values) - len(self.names)
+    def _num_deciding_values(self) -> int:
+        return self.num_deciding + len(self.values) - len(self.names)
 
-    def forget(self) -> None:
-        """Let go of what the step computed on."""
-        self.micro_batches, self.checks, self.is_forgotten = (), (), True
+    def release(self) -> None:
+        """Release the batches and the checks, so that their memory is free."""
+        self.micro_batches, self.checks, self.is_released = (), (), True
 
-    def take(self, values: Sequence[float]) -> None:
-        """Take its values as the host has read them."""
-        first, last = self.num_judged, self._num_deciding
-        self.numbers = {**self.known, **dict(zip(self.names, (*values[:first], *values[last:]), strict=True))}
-        of_checks = zip(self.checks, values[first:last], strict=not self.is_forgotten)
+    def set_values(self, values: Sequence[float]) -> None:
+        """Set the numbers of the step from its `values` (n), as the host has read them."""
+        first, last = self.num_deciding, self._num_deciding_values
+        self.numbers = {**self.host_numbers, **dict(zip(self.names, (*values[:first], *values[last:]), strict=True))}
+        of_checks = zip(self.checks, values[first:last], strict=not self.is_released)
         self.failed_check = next((check for check, value in of_checks if value), None)
         self.is_sound = all(map(math.isfinite, values[:last]))
 
@@ -134,10 +136,12 @@ class QueuedStep:
 
     @property
     def grad_norm(self) -> float:
+        """The norm of the gradient, before it is clipped."""
         return self.numbers[Key.NORM]
 
     @property
     def num_samples(self) -> int:
+        """The number of samples of the step, over all processes."""
         return int(self.numbers[Key.SAMPLES])
 
     @property
@@ -154,7 +158,7 @@ def read_values(steps: Sequence[QueuedStep]) -> None:
     flat = torch.cat([queued.values for queued in steps]).tolist() if len(steps) > 1 else steps[0].values.tolist()
     rows = iter(flat)
     for queued in steps:
-        queued.take([*itertools.islice(rows, len(queued.values))])
+        queued.set_values([*itertools.islice(rows, len(queued.values))])
 
 
 class Gate:
@@ -181,12 +185,12 @@ class Gate:
     def stilled(self) -> Iterator[None]:
         """Context in which a step moves neither weights nor averages: their rates on the device are 0."""
         assert self._sent is not None
-        kept = self._sent.clone()
+        sent_before = self._sent.clone()
         self._sent.zero_()
         try:
             yield
         finally:
-            self._sent.copy_(kept)
+            self._sent.copy_(sent_before)
 
     def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         """Copy tensors into others of their shapes, unless the gate is closed."""
@@ -220,7 +224,7 @@ class Gate:
 
         A fused step of torch does so by itself; after another one, the numbers of before are put back.
         """
-        groups, kept = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
+        groups, options_before = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
         is_fused = all(group.get("fused") for group in groups)
         changed = [] if is_fused else _list_changed(optimizer)
         before = [torch.cat(flat) for flat in changed]
@@ -233,7 +237,7 @@ class Gate:
             yield
         finally:
             del optimizer.found_inf  # type: ignore[attr-defined]
-            for group, options in zip(groups, kept, strict=True):
+            for group, options in zip(groups, options_before, strict=True):
                 group.update({name: options[name] for name in ("lr", "capturable") if name in options})
         with torch.no_grad():
             for flat, values in zip(changed, before, strict=True):
@@ -264,9 +268,11 @@ class RandomStates(NamedTuple):
 
     @classmethod
     def read(cls, device: torch.device) -> RandomStates:
+        """Read the states of the generators of the host and of a device."""
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
 
     def restore(self, device: torch.device) -> None:
+        """Restore both states."""
         torch.set_rng_state(self.host)
         if self.device is not None:
             torch.cuda.set_rng_state(self.device, device)

@@ -46,7 +46,8 @@ class StepRecord:
 class EvaluationRecord:
     """One evaluation of a split after `step` finished steps; a metric that counted nothing is NaN.
 
-    `parts` are seconds of the first process: data, transfer, prepare, forward, loss, interpret, votes and metrics.
+    `phase_seconds` are those of the first process, for data, transfer, prepare, forward, loss, interpret, votes and
+    metrics.
     """
 
     step: int
@@ -62,16 +63,19 @@ class EvaluationRecord:
 
 
 class Observer(Protocol):
-    """Reads records and returns nothing.
+    """Interface of what reads the records of a training, and changes nothing of it.
 
     `on_step` must leave the global random states alone; around the two others they are put back.
     """
 
-    def on_step(self, record: StepRecord) -> None: ...
+    def on_step(self, record: StepRecord) -> None:
+        """Receive the record of a finished step."""
 
-    def on_evaluation(self, record: EvaluationRecord) -> None: ...
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        """Receive the record of an evaluation."""
 
-    def on_end(self, reason: str) -> None: ...
+    def on_end(self, reason: str) -> None:
+        """Receive the reason why the training ended: `done`, `failed`, or the signal that stopped it."""
 
 
 class Observers:

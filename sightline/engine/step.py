@@ -61,7 +61,7 @@ class Step:
 
     @cached_property
     def divisors(self) -> Mapping[str, Divisor]:
-        """What the sum of each loss is divided by, on the device of the step."""
+        """Divisor of the sum of each loss, on the device of the step."""
         return {name: make_divisor(count, self.device) for name, count in self.counts.items()}
 
 

@@ -43,13 +43,16 @@ Work = Callable[[Sequence[Batch]], QueuedStep]
 
 
 class StepState(Protocol):
-    """What a step changes: all tensors, and those that stay as they are in the context `stilled`, where rates are 0."""
+    """Interface of the tensors that a step changes, which a graph of it restores or keeps still."""
 
-    def list_all(self) -> list[Tensor]: ...
+    def list_all(self) -> list[Tensor]:
+        """List all tensors that a step changes."""
 
-    def list_moved(self) -> list[Tensor]: ...
+    def list_moved(self) -> list[Tensor]:
+        """List the tensors that stay as they are while rates are 0: weights and their averages."""
 
-    def stilled(self) -> AbstractContextManager[None]: ...
+    def stilled(self) -> AbstractContextManager[None]:
+        """Return a context in which rates are 0."""
 
 
 class _Captured:
@@ -60,7 +63,7 @@ class _Captured:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._result = work(batches)
-        self._result.forget()
+        self._result.release()
 
     def replay(self, batches: list[Batch]) -> QueuedStep:
         """Replay the work on other batches; the step is forgotten: its checks have no words."""

@@ -35,11 +35,14 @@ class StepWatch(Protocol):
     """Interface of a step monitor; steps it does not ask for may be replayed from a CUDA graph."""
 
     @property
-    def is_asked(self) -> bool: ...
+    def is_asked(self) -> bool:
+        """True if the monitor measures the next step, which then cannot be replayed."""
 
-    def pass_over(self) -> AbstractContextManager[None]: ...
+    def pass_over(self) -> AbstractContextManager[None]:
+        """Return a context for a step that the monitor counts, but does not measure."""
 
-    def ask(self, step: int) -> None: ...
+    def ask(self, step: int) -> None:
+        """Measure the step that follows `step` finished ones: one that failed unmeasured is computed again."""
 
 
 @dataclass
@@ -80,15 +83,16 @@ class TrainState:
 
     @cached_property
     def gate(self) -> Gate | None:
-        """Gate of a device that skips an update by itself; None where the host decides.
+        """Gate by which a device skips an update by itself; None where the host decides.
 
-        It does on a CPU, and where the loss is scaled: a smaller scale repeats a step.
+        The host decides on a CPU, and where the loss is scaled (fp16): it repeats a step with a smaller scale.
         """
         is_free = is_on_host(torch.empty(0, device=self.device))
         return None if is_free or self.scaler.is_enabled() else Gate(self.device, len(self.optimizer.param_groups))
 
     @property
     def epoch(self) -> int:
+        """The epoch of the next step, counted from 0."""
         return self.stream.plan.compute_epoch(self.step)
 
     def loss_weights_at(self, step: int) -> dict[str, float]:
@@ -150,9 +154,11 @@ def queue_step(
         is_free = is_on_host(torch.empty(0, device=job.device))
         with contextlib.nullcontext(()) if is_free else deferred_checks() as checks:
             finished = [*batches] if finish is None else [*map(finish, batches)]
-            judged, unjudged = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
-            known = {} if is_free else _pop_known(judged) | _pop_known(unjudged)
-            queued = QueuedStep.pack(judged, unjudged, known=known, checks=tuple(checks), micro_batches=finished)
+            deciding, reported = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
+            host_numbers = {} if is_free else _pop_host_numbers(deciding) | _pop_host_numbers(reported)
+            queued = QueuedStep.pack(
+                deciding, reported, host_numbers=host_numbers, checks=tuple(checks), micro_batches=finished
+            )
         if job.gate is not None:
             job.gate.close_unless_finite(queued.deciding)
             _update(job, job.gate)
@@ -165,29 +171,29 @@ def queue_step(
         is_frozen = tuple(job.epoch < entry.get("until_epoch", job.epoch + 1) for entry in job.frozen)
         with contextlib.nullcontext() if job.watch is None else job.watch.pass_over():
             queued = graphs.run((weights, is_frozen), micro_batches, work, _StepState(job))
-        clock.end_phase("forward" if queued.is_forgotten else "optimise")
+        clock.end_phase("forward" if queued.is_released else "optimise")
     queued.step, queued.epoch, queued.lr, queued.has_state = job.step, job.epoch, max(rates), has_state
     queued.samples = [batch["sample_index"] for batch in micro_batches]
     if world.size == 1:
-        queued.known = {**queued.known, **host}
+        queued.host_numbers = {**queued.host_numbers, **host}
     if meanwhile is not None:
         meanwhile(clock)
     if job.gate is None:
         read_values([queued])
-        _judge(job, queued)
+        _raise_failure(job, queued)
         _update(job, None, is_averaged=math.isfinite(queued.grad_norm))
     clock.end_phase("optimise")
     return queued
 
 
-def _pop_known(numbers: dict[str, Tensor]) -> dict[str, float]:
-    """Take the numbers out that the host knows beside a device."""
+def _pop_host_numbers(numbers: dict[str, Tensor]) -> dict[str, float]:
+    """Remove the numbers that lie on the host, and return their values."""
     names = [name for name, number in numbers.items() if is_on_host(number)]
     return {name: numbers.pop(name).item() for name in names}
 
 
 class _StepState:
-    """What a step changes, for graphs of it."""
+    """Tensors that a step of a job changes, which a CUDA graph of the step has to restore or to keep still."""
 
     def __init__(self, job: TrainState) -> None:
         self._job = job
@@ -213,7 +219,7 @@ class _StepState:
 
 
 def read_steps(job: TrainState, steps: Sequence[QueuedStep]) -> list[QueuedStep]:
-    """Read the numbers of queued steps, in one transfer; return those before the first that failed and is forgotten.
+    """Read the numbers of queued steps, in one transfer; return those before the first that failed and is released.
 
     Raises the error of one that has its checks, with `job.step` as it was before that step, like the weights.
     """
@@ -226,9 +232,9 @@ def read_steps(job: TrainState, steps: Sequence[QueuedStep]) -> list[QueuedStep]
             job.step = queued.step
             if not queued.has_state:
                 job.optimizer.state.clear()  # made by the step that failed
-            if queued.is_forgotten:
+            if queued.is_released:
                 return [*steps[:index]]
-        _judge(job, queued)
+        _raise_failure(job, queued)
     return [*steps]
 
 
@@ -242,7 +248,8 @@ def _compute_numbers(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Compute gradients and the numbers of the step (0-d), with those of the host summed over processes.
 
-    The first ones decide whether the step counts: means of losses, their divisors, and the norm of the gradient.
+    The first mapping decides whether the step counts: means of losses, their divisors, and the norm of the gradient.
+    The second is only reported.
     """
     trained = job.trained_module
     step = prepare_trained_step(job.task, job.model, network, micro_batches, world, job.precision)
@@ -281,13 +288,13 @@ def _compute_numbers(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
     means = {name: divide(totals[name], step.divisors[name]) for name in sums}
-    judged = {
+    deciding = {
         **{Key.MEAN + name: mean for name, mean in means.items()},
         **{Key.DIVISOR + name: step.counts[name] for name in means},
         Key.NORM: norm,
     }
-    unjudged = {name: total for name, total in totals.items() if name not in sums}
-    return judged, unjudged | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
+    reported = {name: total for name, total in totals.items() if name not in sums}
+    return deciding, reported | {Key.GRADIENT + path: gradient for path, gradient in gradients.items()}
 
 
 def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> None:
@@ -302,8 +309,8 @@ def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> 
             update_ema(job.losses_ema, job.losses, decay, gate)
 
 
-def _judge(job: TrainState, queued: QueuedStep) -> None:
-    """Raise the error of a step that was read: of the first check that does not hold, of a count, or of a number."""
+def _raise_failure(job: TrainState, queued: QueuedStep) -> None:
+    """Raise the error of a step that was read, if a check failed, a count is invalid, or a number is not finite."""
     if queued.failed_check is not None:
         raise queued.failed_check.make_error()
     for name, divisor in queued.divisors.items():

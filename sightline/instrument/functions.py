@@ -295,7 +295,7 @@ class FunctionTemplate:
 
 def _leave_out_parts(calls: Sequence[FunctionCall], input_ids: Iterable[int]) -> list[FunctionCall]:
     """Leave out calls that take parts of each row of a tensor which is not given, nor made of such."""
-    made, kept = {*input_ids}, list[FunctionCall]()
+    made, remaining = {*input_ids}, list[FunctionCall]()
     for call in calls:
         read = [item for item in iter_items((call.args, call.kwargs)) if isinstance(item, Tensor)]
         is_single = len(read) == 1 and id(read[0]) not in made and not (call.written or call.is_whole)
@@ -303,9 +303,9 @@ def _leave_out_parts(calls: Sequence[FunctionCall], input_ids: Iterable[int]) ->
         is_single = is_single and isinstance(call.result, Tensor) and not call.result.requires_grad
         if is_single and call.result.ndim <= read[0].ndim and call.result.shape[:1] == read[0].shape[:1] != ():
             continue
-        kept.append(call)
+        remaining.append(call)
         made |= {id(item) for item in iter_items(call.result) if isinstance(item, Tensor)}
-    return kept
+    return remaining
 
 
 def _takes_rows(call: FunctionCall) -> bool:

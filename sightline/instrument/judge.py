@@ -181,9 +181,9 @@ def _run_with_rounding(
         yield run(Perturbation(base, seed + draw, inside=True)), False
 
 
-def sum_deviation(actual: Tensor, answer: Tensor, base: Format, *, moved: float, num_added: int) -> Deviation:
+def sum_deviation(actual: Tensor, reference: Tensor, base: Format, *, moved: float, num_added: int) -> Deviation:
     """Compute the deviation of a sum of `num_added` values, which changes by `moved` if inputs change by one unit."""
-    deviation = _compute_deviation(actual, answer, base, factor=_sum_error_factor(num_added))
+    deviation = _compute_deviation(actual, reference, base, factor=_sum_error_factor(num_added))
     deviation.unit = max(deviation.unit, moved)
     return deviation
 
@@ -231,46 +231,46 @@ def _exclude_jumps(
     return jumps
 
 
-def _jump_mask(answer: Tensor, near: Tensor | None, far: Tensor | None, bound: float) -> Tensor:
-    """Compute the mask of entries that do not move in a straight line from `answer` over `near` to `far`.
+def _jump_mask(reference: Tensor, near: Tensor | None, far: Tensor | None, bound: float) -> Tensor:
+    """Compute the mask of entries that do not move in a straight line from `reference` over `near` to `far`.
 
     Such an entry leaves the line by more than `bound` and by more than half of the line's own step: a mere bend is not
     a jump.
     """
     if near is None or far is None:
-        return torch.zeros_like(answer, dtype=torch.bool)
-    if not answer.shape == near.shape == far.shape:
-        return torch.ones_like(answer, dtype=torch.bool)
-    start = answer.double()
+        return torch.zeros_like(reference, dtype=torch.bool)
+    if not reference.shape == near.shape == far.shape:
+        return torch.ones_like(reference, dtype=torch.bool)
+    start = reference.double()
     step = near.double() - start
     bent = (far.double() - (start + MAX_ROUNDING_UNITS * step)).abs()
     return ~(bent <= bound + MAX_ROUNDING_UNITS / 2 * step.abs())  # a value that becomes NaN jumps, too
 
 
 def _compute_deviation(
-    actual: Tensor, answer: Tensor, base: Format, *, factor: float = 1.0, where: Tensor | None = None
+    actual: Tensor, reference: Tensor, base: Format, *, factor: float = 1.0, where: Tensor | None = None
 ) -> Deviation:
     """Compute the deviation over the entries `where` (all if None); the unit is that of the largest value.
 
     Integers are exact: their unit is float64's.
     """
-    if actual.shape != answer.shape:
-        note = f"shape {tuple(actual.shape)}, the reference's is {tuple(answer.shape)}"
-        return Deviation(math.inf, 1.0, 1.0, answer.numel(), note=note)
-    actual_values = actual.to(answer.device)
-    scale = float(answer.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if answer.numel() else 0.0
-    numbers = base if answer.is_floating_point() else FORMATS[torch.float64]
-    unit = numbers.unit_of_largest(answer) * factor
+    if actual.shape != reference.shape:
+        note = f"shape {tuple(actual.shape)}, the reference's is {tuple(reference.shape)}"
+        return Deviation(math.inf, 1.0, 1.0, reference.numel(), note=note)
+    actual_values = actual.to(reference.device)
+    scale = float(reference.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if reference.numel() else 0.0
+    numbers = base if reference.is_floating_point() else FORMATS[torch.float64]
+    unit = numbers.unit_of_largest(reference) * factor
     if where is not None:
-        actual_values, answer = actual_values[where], answer[where]
-    return Deviation(max_abs_difference(actual_values, answer), unit, scale, actual.numel())
+        actual_values, reference = actual_values[where], reference[where]
+    return Deviation(max_abs_difference(actual_values, reference), unit, scale, actual.numel())
 
 
-def _largest_change(perturbed: Tensor, answer: Tensor) -> float:
+def _largest_change(perturbed: Tensor, reference: Tensor) -> float:
     """Return the largest change of the entries that stay finite; 0 if the shape changes."""
-    if perturbed.shape != answer.shape or not answer.numel():
+    if perturbed.shape != reference.shape or not reference.numel():
         return 0.0
-    change = perturbed.double() - answer.to(perturbed.device).double()
+    change = perturbed.double() - reference.to(perturbed.device).double()
     return float(change.abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 

@@ -158,23 +158,23 @@ class _PlainNorm:
 def _run_plain_batch_norm(unit: LayerUnit, owner: nn.modules.batchnorm._BatchNorm) -> ReferenceResult:
     path, values = next(tree_leaves(unit.call.inputs))
     norm = _PlainNorm(_flatten_rows(values), owner.weight, owner.bias, owner.eps)
-    answer = ReferenceResult({"out.": _unflatten_rows(norm.output_nC, values)})
+    result = ReferenceResult({"out.": _unflatten_rows(norm.output_nC, values)})
     momentum, num = owner.momentum, norm.num
     for name, statistic in (("running_mean", norm.mean_C), ("running_var", norm.variance_C * (num / (num - 1)))):
         key = f"{unit.prefix}.{name}".lstrip(".")
         if key in unit.call.buffers and momentum is not None:
             initial = _to_numpy(unit.call.buffers[key][0])
-            answer.values[f"buffer.{key}"] = from_numpy(
+            result.values[f"buffer.{key}"] = from_numpy(
                 initial * np.float32(1 - momentum) + statistic * np.float32(momentum)
             )
     if "" in unit.call.output_gradients:
         grad_values, grad_weight, grad_bias = norm.gradients(_flatten_rows(unit.call.output_gradients[""]))
-        answer.gradients = {
+        result.gradients = {
             f"given.{path}": _unflatten_rows(grad_values, values),
             f"parameter.{unit.prefix}.weight": from_numpy(grad_weight),
             f"parameter.{unit.prefix}.bias": from_numpy(grad_bias),
         }
-    return answer
+    return result
 
 
 def _compute_plain_gradients(unit: LayerUnit, conv: Any) -> dict[str, Tensor] | None:

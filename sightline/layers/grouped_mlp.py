@@ -73,10 +73,10 @@ class PlainGroupedMLP(nn.Module):
         values = gather_points(point_terms, index) + of_centres[:, :, None]
         return self.after_first_linear(values)
 
-    def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
+    def over_edges(self, features: Tensor, centre_features: Tensor, index: Tensor) -> Tensor:
+        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `centre_features` (B, M, C) -> (B, M, D)."""
         members_BMKC = gather_points(features, index)
-        own_BMKC = own[:, :, None].expand_as(members_BMKC)
+        own_BMKC = centre_features[:, :, None].expand_as(members_BMKC)
         edges = torch.cat([members_BMKC - own_BMKC, own_BMKC], dim=-1)
         return self.after_first_linear(self.first_linear(edges))
 
@@ -114,13 +114,13 @@ class GroupedMLP(PlainGroupedMLP):
         mapped, norm = last.linear(values), last.norm
         return cast(Tensor, last.activation(_NormedExtreme.apply(mapped, norm.weight, norm.bias, norm)))
 
-    def over_edges(self, features: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `own` (B, M, C) -> (B, M, widths[-1])."""
+    def over_edges(self, features: Tensor, centre_features: Tensor, index: Tensor) -> Tensor:
+        """Apply the MLP to edges (f_j - f_m, f_m): `features` (B, N, C), `centre_features` (B, M, C) -> (B, M, D)."""
         difference_weight, centre_weight = self.first_linear.weight.chunk(2, dim=1)
         # Any origin gives the same differences. Near the middle of the cloud the two parts do not cancel.
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
         point_terms = linear_map(features - origin_B1C, difference_weight, self.first_linear.bias)
-        centre_terms = linear_map(own - origin_B1C, centre_weight - difference_weight) + linear_map(
+        centre_terms = linear_map(centre_features - origin_B1C, centre_weight - difference_weight) + linear_map(
             origin_B1C, centre_weight
         )
         return self(point_terms, centre_terms, index)

@@ -101,12 +101,12 @@ def mean_slopes(entries: list[Tensor], activation: _Activation, *, num_points: i
 
     `entries` are those of `linear_extremes`; the deviation is from the norm's mean, entry + offset.
     """
-    kept = [np.zeros((2, 0, len(activation.scale)))]
+    slopes = [np.zeros((2, 0, len(activation.scale)))]
     for mapped in entries:
-        kept.append(np.zeros((2, len(mapped) // num_points, mapped.shape[1])))
+        slopes.append(np.zeros((2, len(mapped) // num_points, mapped.shape[1])))
         wide = mapped.to(activation.scale.dtype).numpy()
-        run_parallel(_sum_slopes, kept[-1].shape[1], num_points, *activation.arrays(), wide, kept[-1])
-    return torch.from_numpy(np.concatenate(kept, axis=1)).to(activation.scale.dtype)
+        run_parallel(_sum_slopes, slopes[-1].shape[1], num_points, *activation.arrays(), wide, slopes[-1])
+    return torch.from_numpy(np.concatenate(slopes, axis=1)).to(activation.scale.dtype)
 
 
 def mean_gradients(

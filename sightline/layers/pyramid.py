@@ -108,15 +108,13 @@ class InterpolationWeights:
 class PyramidLevel:
     """Clouds at one resolution: `points` (P, 3), `offsets` (S+1,), and `neighbours`, the edges of every point.
 
-    `fine_points` are the points (N, 3) of the previous level, and `interpolation` upsamples features from this level to
-    that one; None at the first. `downsampling` are the neighbours of every point among the finer ones, None if these
-    are the same.
+    `interpolation` upsamples features from this level to the previous, finer one; None at the first. `downsampling` are
+    the neighbours of every point among the finer ones, None if these are the same.
     """
 
     points: Tensor
     offsets: Tensor
     neighbours: Edges
-    fine_points: Tensor | None = None
     downsampling: Edges | None = None
     interpolation: InterpolationWeights | None = None
 
@@ -153,9 +151,7 @@ def _build_coarser_level(fine: PyramidLevel, stride: int, num_neighbours: int) -
         else:
             downsampling = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
     neighbours = _find_edges(points, offsets, num_neighbours)
-    return PyramidLevel(
-        points, offsets, neighbours, fine.points, downsampling, _interpolation_weights(points, offsets, fine)
-    )
+    return PyramidLevel(points, offsets, neighbours, downsampling, _interpolation_weights(points, offsets, fine))
 
 
 def _count_edges(num_queries: list[int], sizes: list[int], num_neighbours: int) -> int:

@@ -208,10 +208,11 @@ class SampleAndGroup(PlainNeighbourGroup):
 class FeaturePropagation(nn.Module):
     """Feature propagation: an MLP over each fine point's features and the interpolated features of three coarse points.
 
-    `forward(points (B, N, 3), own (B, N, S) or None, coarse_points (B, M, 3), coarse (B, M, C)) -> (B, N, widths[-1])`
-    with `in_channels` = S + C; weights 1/(d^2 + 1e-8). Of fewer than three coarse points all are used. The plain form
-    (`fused=False`, the tested reference) interpolates first; here the first linear map comes before the interpolation,
-    which it commutes with, and so runs over the coarse points alone. Same state, same numbers, same gradients.
+    `forward` maps the `features` (B, N, S) of fine `points`, or None, and `coarse_features` (B, M, C) to
+    (B, N, widths[-1]), with `in_channels` = S + C; weights 1/(d^2 + 1e-8). Of fewer than three coarse points all are
+    used. The plain form (`fused=False`, the tested reference) interpolates first; here the first linear map comes
+    before the interpolation, which it commutes with, and so runs over the coarse points alone. Same state, same
+    numbers, same gradients.
     Raises ValueError for coordinates that are not finite. Source: Qi et al. 2017 (PointNet++), section 3.4.
     """
 
@@ -223,21 +224,23 @@ class FeaturePropagation(nn.Module):
             for width_in, width_out in pairwise((in_channels, *widths))
         )
 
-    def forward(self, points: Tensor, own: Tensor | None, coarse_points: Tensor, coarse: Tensor) -> Tensor:
-        """Map points (B, N, 3), own (B, N, S) or None, coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, D)."""
+    def forward(
+        self, points: Tensor, features: Tensor | None, coarse_points: Tensor, coarse_features: Tensor
+    ) -> Tensor:
+        """Map points (B, N, 3), features (B, N, S), coarse_points (B, M, 3), coarse_features (B, M, C) -> (B, N, D)."""
         first, *rest = (cast(LinearNorm, layer) for layer in self.layers)
         linear = first.linear
         if self.fused:
             skip_weight, coarse_weight = linear.weight.split(
-                [linear.in_features - coarse.shape[-1], coarse.shape[-1]], dim=1
+                [linear.in_features - coarse_features.shape[-1], coarse_features.shape[-1]], dim=1
             )
-            mapped = interpolate(linear_map(coarse, coarse_weight), points=coarse_points, queries=points)
-            if own is not None:
-                mapped = mapped + linear_map(own, skip_weight)
+            mapped = interpolate(linear_map(coarse_features, coarse_weight), points=coarse_points, queries=points)
+            if features is not None:
+                mapped = mapped + linear_map(features, skip_weight)
             values = first.normalise_and_activate(mapped + linear.bias)
         else:
-            carried = interpolate(coarse, points=coarse_points, queries=points)
-            values = first(carried if own is None else torch.cat([own, carried], dim=-1))
+            carried = interpolate(coarse_features, points=coarse_points, queries=points)
+            values = first(carried if features is None else torch.cat([features, carried], dim=-1))
         for layer in rest:
             values = layer(values)
         return values

@@ -27,8 +27,8 @@ def surrogate_gradient(declared: Declared) -> Declared:
 
     @functools.wraps(declared)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling() and (noted := _NOTED.get()) is not None:
-            noted.add(declared.__qualname__)
+        if not torch.compiler.is_compiling() and (names := _NOTED.get()) is not None:
+            names.add(declared.__qualname__)
         return declared(*args, **kwargs)
 
     setattr(call, _MARK, True)
@@ -38,10 +38,10 @@ def surrogate_gradient(declared: Declared) -> Declared:
 @contextmanager
 def note_surrogates() -> Iterator[set[str]]:
     """Context that collects the names of declared functions that are called."""
-    noted: set[str] = set()
-    token = _NOTED.set(noted)
+    names: set[str] = set()
+    token = _NOTED.set(names)
     try:
-        yield noted
+        yield names
     finally:
         _NOTED.reset(token)
 

@@ -81,11 +81,11 @@ class _Normalised(NamedTuple):
         count, mean, inverse_deviation = normalisation_statistics(norm, sums, weight.dtype)
         return cls(norm, count, mean, inverse_deviation, weight * inverse_deviation)
 
-    def answers(self, to_bias: Tensor, to_scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient of the norm's weight (C,), and that of the statistics.
+    def statistics_terms(self, to_bias: Tensor, to_scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradient of the norm's weight, and the `constant` and `slope` of its statistics, (C,) each.
 
-        Dx -= constant + slope * (x - mean).
-        `to_scaled` is the sum of gradient times distance from the mean.
+        The statistics lower the gradient of a value x by constant + slope * (x - mean). `to_scaled` is the sum of
+        gradient times distance from the mean.
         """
         to_weight = to_scaled * self.inverse_deviation
         constant, slope = batch_statistics_gradients(
@@ -150,9 +150,9 @@ class FusedVectorAttention(Function):
             edges, learned, relation, key, query_terms, rectified_position, through.to_mapped, to_position
         )
         position_grads = _through_position(edges, learned, position, rectified_position, to_position, grads)
-        grad_query_sum = grads.to_own.sum(dim=0)
+        grad_query_sum = grads.to_query.sum(dim=0)
         return (
-            *(None, None, grads.to_own.neg_(), grads.to_near, to_value),
+            *(None, None, grads.to_query.neg_(), grads.to_key, to_value),
             *position_grads,
             grads.to_code + to_code.mT,
             incoming.sum(dim=0) + grad_query_sum,
@@ -281,7 +281,7 @@ def _through_reduction(
     """Backward of the reduction MLP: gradients of its input and parameters from `to_weight` (P, K, G)."""
     norm = {"mean": reduced.mean, "scale": reduced.scale, "shift": learned.reduce_shift}
     grads = score_gradients(to_weight, weight, mapped, learned.score, edges.count, **norm)
-    to_scale, constant, slope = reduced.answers(grads.to_shift, grads.to_scaled)
+    to_scale, constant, slope = reduced.statistics_terms(grads.to_shift, grads.to_scaled)
     # scale (gradient - constant - slope (mapped - mean)), in rows as long as all neighbours of a point
     centred = mapped.flatten(1) - _tile(reduced.mean, edges)
     to_mapped = grads.grad_normed.flatten(1).mul_(_tile(reduced.scale, edges))
@@ -293,20 +293,20 @@ def _through_reduction(
 
 
 class _ThroughRelation(NamedTuple):
-    """Gradients of near and own (P, C), of the position map (C, 3), of the norm (C,) and of the next map (G, C).
+    """Gradients of keys and query terms (P, C), of the position map (C, 3), the norm (C,) and the next map (G, C).
 
     Also the terms by which statistics lower the gradient of a position: of its neighbour and of its point (P, 3), and
     times the position (3, 3).
     """
 
-    to_near: Tensor
-    to_own: Tensor
+    to_key: Tensor
+    to_query: Tensor
     to_code: Tensor
     to_scale: Tensor
     to_shift: Tensor
     to_reduce: Tensor
-    of_near: Tensor
-    of_own: Tensor
+    of_neighbour: Tensor
+    of_point: Tensor
     of_position: Tensor
 
 
@@ -343,18 +343,20 @@ def _through_relation(
     moments, count, to_code = (
         position_moments(rectified_position, edges.index, edges.count),
         edges.count[:, None],
-        into.to_code.mT,
+        into.grad_code.mT,
     )
     to_scaled, at_positions, to_shift = norm_sums(key, query_terms, into, moments, num_shares=SHARE_PLANES)
-    to_scale, constant, slope = relation.answers(to_shift, to_scaled + (learned.code * to_code).sum(dim=1))
+    to_scale, constant, slope = relation.statistics_terms(to_shift, to_scaled + (learned.code * to_code).sum(dim=1))
 
     # The statistics of the batch answer: every edge loses constant + slope times what it carries, less the mean.
     at_positions = at_positions + learned.code @ moments.squares
     to_code = to_code - torch.outer(constant, moments.point_sums.sum(dim=0)) - slope[:, None] * at_positions
     sloped = (relation.scale * slope)[:, None] * learned.code
     return _ThroughRelation(
-        _subtract_statistics(into.grad_neighbours, into.of_near, moments.degree, learned, relation, constant, slope),
-        _subtract_statistics(into.to_own, into.of_own, count, learned, relation, constant, slope),
+        _subtract_statistics(
+            into.grad_neighbours, into.neighbour_sums, moments.degree, learned, relation, constant, slope
+        ),
+        _subtract_statistics(into.grad_points, into.point_sums, count, learned, relation, constant, slope),
         to_code * relation.scale[:, None],
         *(to_scale, to_shift, to_reduce),
         key @ sloped,
@@ -391,13 +393,13 @@ def _through_position(
     """Return the gradients of the position map, its bias, and its norm's weight and bias, all from a few sums."""
     sums = position_gradient_sums(
         *(to_position, rectified_position, edges.relative, edges.index, edges.count),
-        of_near=relation_grads.of_near,
-        of_own=relation_grads.of_own,
+        of_neighbour=relation_grads.of_neighbour,
+        of_point=relation_grads.of_point,
         of_position=relation_grads.of_position.mT,
     ).to(rectified_position.dtype)
     times_position, to_shift = sums[:, :3], sums[:, 3]
     bias = learned.position_bias - position.mean
-    to_scale, constant, slope = position.answers(
+    to_scale, constant, slope = position.statistics_terms(
         to_shift, (learned.position * times_position).sum(dim=1) + bias * to_shift
     )
     mean, products = (moment.to(rectified_position.dtype) * edges.num_edges for moment in edges.moments)

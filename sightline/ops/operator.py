@@ -107,11 +107,11 @@ class Operator(Generic[P, R]):
     def _run_vmap(self, info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
         """Compute for each slice of the tensors that have a dimension `in_dims`."""
         size, moved = info.batch_size, list(arguments)
-        for place, dim in enumerate(in_dims):
+        for argument, dim in enumerate(in_dims):
             if isinstance(dim, int):
-                moved[place] = arguments[place].movedim(dim, 0)
-            elif isinstance(arguments[place], Tensor):
-                moved[place] = arguments[place].expand(size, *arguments[place].shape)
+                moved[argument] = arguments[argument].movedim(dim, 0)
+            elif isinstance(arguments[argument], Tensor):
+                moved[argument] = arguments[argument].expand(size, *arguments[argument].shape)
         results = self._run_slices(size, moved) if size else self._make_empty(moved)
         return (results[0], 0) if len(results) == 1 else (tuple(results), (0,) * len(results))
 
@@ -121,7 +121,7 @@ class Operator(Generic[P, R]):
             of_all = _as_tuple(self.definition(*merged))
             return [result.unflatten(0, (size, len(result) // size)) for result in of_all]
         slices = ([_take(value, number) for value in moved] for number in range(size))
-        return [*map(torch.stack, zip(*(_as_tuple(self.definition(*each)) for each in slices), strict=True))]
+        return [*map(torch.stack, zip(*(_as_tuple(self.definition(*arguments)) for arguments in slices), strict=True))]
 
     def _make_empty(self, moved: Sequence[Any]) -> list[Tensor]:
         """Return the results of no slices, whose shapes are those of tensors without values."""

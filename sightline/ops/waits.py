@@ -158,9 +158,9 @@ def _read_all(flags: Sequence[Tensor]) -> list[bool]:
     for device in {flag.device for flag in flags}:
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # of all streams: the flags may be of several
-        places = [place for place, flag in enumerate(flags) if flag.device == device]
-        values |= zip(places, torch.stack([flags[place] for place in places]).tolist(), strict=True)
-    return [values[place] for place in range(len(flags))]
+        places = [flag_index for flag_index, flag in enumerate(flags) if flag.device == device]
+        values |= zip(places, torch.stack([flags[flag_index] for flag_index in places]).tolist(), strict=True)
+    return [values[flag_index] for flag_index in range(len(flags))]
 
 
 if hasattr(os, "register_at_fork"):

@@ -211,9 +211,9 @@ def _describe_refusal(error: Exception) -> str:
 
 def _is_cut_short(name: str) -> bool:
     """Return True for the beginning of a name that torch writes into files: the file ends within it."""
-    written = ("collections.OrderedDict", *(f"torch.{each}" for each in dir(torch)))
+    written = ("collections.OrderedDict", *(f"torch.{prefix}" for prefix in dir(torch)))
     start = name.removesuffix(".")
-    return name.startswith("torch._utils.") or any(each.startswith(start) and each != start for each in written)
+    return name.startswith("torch._utils.") or any(prefix.startswith(start) and prefix != start for prefix in written)
 
 
 def _reason(error: Exception) -> str:

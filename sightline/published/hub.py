@@ -43,7 +43,7 @@ class HubFile(NamedTuple):
 
 
 class _Stated(NamedTuple):
-    """What the hub states of a file: bytes, and its SHA-256, or git's SHA-1 of a small one."""
+    """Size and digest of a file as the hub states them: SHA-256, or git's SHA-1 of a small file."""
 
     num_bytes: int
     digest: str | None
@@ -116,9 +116,9 @@ def fetch_run(text: str, *, is_own: Callable[[str], bool]) -> tuple[list[tuple[s
             raise CheckpointError(
                 f"{name}: is not a run that 'sightline runs push' made; init.from takes weights alone"
             )
-        own = [file for file in listing.files if is_own(file)]
-        paths = _fetch(name, listing, own, hub)
-    return list(zip(own, paths, strict=True)), [file for file in listing.files if not is_own(file)]
+        run_files = [file for file in listing.files if is_own(file)]
+        paths = _fetch(name, listing, run_files, hub)
+    return list(zip(run_files, paths, strict=True)), [file for file in listing.files if not is_own(file)]
 
 
 def push_folder(folder: Path, text: str, *, is_public: bool, replaced: Sequence[str]) -> str:

@@ -209,7 +209,7 @@ def _describe(error: BaseException, client: ModuleType, *, is_limited: bool) -> 
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
     answers = [getattr(cause, "response", None) for cause in chain]
-    status = next((int(answer.status_code) for answer in answers if answer is not None), 0)
+    status = next((int(response.status_code) for response in answers if response is not None), 0)
     numbers = [cause.errno for cause in chain if isinstance(cause, OSError) and cause.errno is not None]
     kind = next((kind for kind, types in _list_kinds(client) for cause in chain if isinstance(cause, types)), "form")
     if errno.EFBIG in numbers:

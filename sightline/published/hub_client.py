@@ -116,25 +116,25 @@ class HubProcess:
         with contextlib.suppress(BrokenPipeError):  # it ended, which the missing answer tells
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        answer = self._read_answer()
-        if "kind" not in answer:
-            return answer["result"]
-        raise self._explain(answer, request, what, time.monotonic() - start)
+        reply = self._read_answer()
+        if "kind" not in reply:
+            return reply["result"]
+        raise self._explain(reply, request, what, time.monotonic() - start)
 
     def _read_answer(self) -> dict[str, Any]:
         """Read an answer of the process; of one that ended, the kind of its end."""
         assert self._process.stdout is not None
         if line := self._process.stdout.readline():
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+            reply: dict[str, Any] = json.loads(line)
+            return reply
         code = self._process.wait()
         return {"kind": "late" if code == -signal.SIGALRM else "ended", "text": f"exit code {code}"}
 
-    def _explain(self, answer: Mapping[str, Any], request: Mapping[str, Any], what: str, seconds: float) -> Exception:
+    def _explain(self, reply: Mapping[str, Any], request: Mapping[str, Any], what: str, seconds: float) -> Exception:
         """Explain why a call did not succeed, in one line."""
-        hub, kind, text = self._about["endpoint"], answer["kind"], answer.get("text", "")
+        hub, kind, text = self._about["endpoint"], reply["kind"], reply.get("text", "")
         if kind == "disk":
-            number = answer["errno"]
+            number = reply["errno"]
             failure = OSError(number, os.strerror(number))
             cache = Path(self._about["cache"])
             return disk_failure(failure, cache, again="run the same command again", option="HF_HOME")
@@ -156,7 +156,7 @@ class HubProcess:
                 f"may not {'write to' if self._is_writing else 'read'} it with these credentials; log in: {_LOGIN}, or "
                 "HF_TOKEN"
             ),
-            "status": f"{hub} answered {answer.get('status')}: {text}; try again later",
+            "status": f"{hub} answered {reply.get('status')}: {text}; try again later",
             "form": f"{hub} does not answer as a hub does ({text}); look at HF_ENDPOINT, or try again later",
             "memory": f"{hub} sends more than {what} takes, over {text}; look at HF_ENDPOINT, or try again later",
             "late": (
@@ -171,7 +171,7 @@ class HubProcess:
             "network": f"{hub} cannot be reached ({text}){copy}; connect, {self._again}",
             "ended": f"the process that asked {hub} for {what} ended ({text}); run the same command again",
         }
-        return HubError(f"{self._name}: {reasons[kind]}", answer.get("status", 0))
+        return HubError(f"{self._name}: {reasons[kind]}", reply.get("status", 0))
 
 
 _LOGIN = "hf auth login"

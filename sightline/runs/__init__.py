@@ -1,0 +1,1 @@
+"""Folder of a run: its files, checkpoints, weights, and the list of runs."""

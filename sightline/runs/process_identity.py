@@ -29,9 +29,11 @@ class ProcessIdentity:
 
     @classmethod
     def current(cls, host: str) -> ProcessIdentity:
+        """Return the identity of this process."""
         return cls(host, _process_table(), os.getpid(), process_start_time(os.getpid()))
 
     def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON."""
         return asdict(self)
 
     @property

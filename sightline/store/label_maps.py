@@ -65,6 +65,7 @@ class LabelMap:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes."""
         return len(self.ids_of_classes)
 
     def classes(self, ids: np.ndarray, *, where: str) -> np.ndarray:

@@ -48,5 +48,5 @@ def name_sample(session: TrainingSession, step: int, micro_batch: int, row: int)
     keys = session.job.stream.step_keys(step - 1)
     if not keys:
         return None
-    own = keys[micro_batch % len(keys)]
-    return own[row % len(own)].index if own else None
+    batch_keys = keys[micro_batch % len(keys)]
+    return batch_keys[row % len(batch_keys)].index if batch_keys else None

@@ -75,10 +75,10 @@ class RunLocation:
     def keep_recorded(self, config: RunConfig) -> RunConfig:
         """Give a config with `auto` as precision or batch size what its run has recorded, if it has."""
         recorded = {"precision": self.precision, "batch_size": self.batch_size}
-        kept: dict[str, Any] = {
+        replaced: dict[str, Any] = {
             key: value for key, value in recorded.items() if getattr(config.train, key) == "auto" and value is not None
         }
-        return dataclasses.replace(config, train=dataclasses.replace(config.train, **kept))
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, **replaced))
 
     def assert_unchanged(self, path: Path) -> None:
         """Raise UserError if another run has written to the folder since it was read."""

@@ -32,9 +32,9 @@ def read_findings(directory: RunDirectory, step: int) -> tuple[Finding, ...]:
 
     path = directory.path / "findings.json"
     documents = parse_json(read_regular_file(path)) if path.exists() else []
-    kept = [
+    earlier = [
         document
         for document in documents
         if document["phase"] == "runtime" and document["where"].get("step", 0) <= step
     ]
-    return tuple(map(finding_from_dict, kept))
+    return tuple(map(finding_from_dict, earlier))

@@ -270,15 +270,15 @@ class TrainingSession:
             )
         return [*observers, *self.extra_observers]
 
-    def _on_step_end(self, record: StepRecord, stop_asked: bool) -> bool:
+    def _on_step_end(self, record: StepRecord, stop_requested: bool) -> bool:
         self.observers.on_step(record)
         is_evaluated, is_saved = self._find_dues(record.step)
         if is_evaluated:
             self._save(is_evaluation_due=True)  # even if the evaluation fails, the weights of this step are saved
             self._evaluate()
-        if is_evaluated or is_saved or stop_asked:
+        if is_evaluated or is_saved or stop_requested:
             self._save()
-        return stop_asked or self.selection.is_stale
+        return stop_requested or self.selection.is_stale
 
     @property
     def early_end(self) -> str:

@@ -56,6 +56,7 @@ class SplitData:
 
     @property
     def split(self) -> str:
+        """The name of the split that is read."""
         return self.part.split
 
     @property
@@ -85,8 +86,8 @@ class SplitData:
         size = (
             (train.num_samples if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
         )
-        size = to_count(size, name="loader: batch_size", least=1)
-        workers = to_count(workers, name="loader: workers", least=0)
+        size = to_count(size, name="loader: batch_size", minimum=1)
+        workers = to_count(workers, name="loader: workers", minimum=0)
         return EpochLoader(self, batch_size=size, shuffle=is_shuffled, workers=workers, drop_last=drop_last)
 
     def _key(self, index: int) -> SampleKey:
@@ -154,12 +155,12 @@ def load_split(config: RunConfig, split: str, transforms: Augmentation | None = 
     chosen: Augmentation = transforms or ("train" if split == "train" else "evaluate")
     with locate_errors(config.origins):
         data = run_data.build_data(config)
-        own = (*data.train.dataset.info.split_sizes,)
+        splits = (*data.train.dataset.info.split_sizes,)
         parts = {part.split: part for part in (data.test, data.selection, data.train)}
-        if split not in parts and split in own:
+        if split not in parts and split in splits:
             parts[split] = run_data.build_part(config, split)
         if split not in parts:
-            valid = [*parts, *(name for name in own if name not in parts)]
+            valid = [*parts, *(name for name in splits if name not in parts)]
             raise UserError(f"split: '{split}' is not a part of {config.data.name}{suggest(split, valid)}")
         part = run_data.read_with(config, parts[split], chosen, parts["train"])
     return SplitData(part, data.facts, config=config, transforms=chosen)

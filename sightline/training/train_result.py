@@ -1,4 +1,4 @@
-"""What a training reports while it runs, and what it returns."""
+"""Reports of a training while it runs, and its result."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sightline.config import RunConfig
+from sightline.config.plain_values import list_component_names
 from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.dataset import get_data_digest
 from sightline.contract.errors import RunError, UserError
@@ -38,21 +39,20 @@ from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
 from sightline.training.published_results import list_published
 from sightline.training.resume import RunLocation, create_run_folder, resolve_run_location
+from sightline.training.run_findings import add_findings, end_findings, read_findings
 from sightline.training.session import TrainingSession
 from sightline.training.stop_request import StopRequest, restore_signal_handlers
+from sightline.training.train_result import Reporter, TrainResult
 
 if TYPE_CHECKING:
     from sightline.doctor.evidence.levels import Levels
     from sightline.doctor.finding import Finding
     from sightline.doctor.watch.watch import Watch
-from sightline.config.plain_values import list_component_names
-from sightline.training.run_findings import add_findings, end_findings, read_findings
-from sightline.training.train_result import Reporter, TrainResult
 
 logger = logging.getLogger(__name__)
 
 _MAX_MEASURED = 400
-"""Steps of a long run that are measured."""
+"""Largest number of steps of a long run that are watched closely; the others are only counted."""
 
 
 def train_run(
@@ -182,10 +182,12 @@ class _TrainRun:
         if checkpoint.list_checkpoints(path):
             ends = list_later_ends(self._config.train, checkpoint.load(path))
             words = " ".join(f"{key}={later}" for key, (later, _) in ends.items())
-            own = ", ".join(str(own) for _, own in ends.values())
+            ends_now = ", ".join(str(end) for _, end in ends.values())
             plugins = plugin_options(RunFiles(path).environment.get("plugins", ()), path)
             run = shlex.join([str(path), *plugins])
-            advice = f" To train it longer, name a later end: sightline train {run} --resume auto {words} (now {own})"
+            advice = (
+                f" To train it longer, name a later end: sightline train {run} --resume auto {words} (now {ends_now})"
+            )
         self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)
         self._reporter.final_document(document)

@@ -1,0 +1,1 @@
+"""Functions of the commands: `sightline train` is `verbs.train.train`, called with the options of `commands`."""

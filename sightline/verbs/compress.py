@@ -39,7 +39,7 @@ from sightline.workbench.compress.report import NAME, CompressionReport, compres
 from sightline.workbench.compress.run_problem import RunProblem, make_simulator, untraced_problem
 from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult, build_searches, search_rows
 from sightline.workbench.compress.stages import POLICY, WORK, Compression, lock_folder, search_recorded
-from sightline.workbench.compress.target import CompressionOptions
+from sightline.workbench.compress.target import CompressionTarget
 from sightline.workbench.series.loop import Entry, Results, StoppedError, run_series
 from sightline.workbench.series.training import assert_no_run
 
@@ -98,10 +98,10 @@ def _run_stages(
     job: Compression,
     opened: OpenRun,
     policy: Policy,
-    request: tuple[CompressionOptions, str, Search] | None,
+    request: tuple[CompressionTarget, str, Search] | None,
     fine_tuning: FineTuning | None,
 ) -> None:
-    """Search, fine-tune and pack in the locked folder, as far as that is asked."""
+    """Search, fine-tune and pack in the locked folder, as far as the options say."""
     with job.lock():
         packing: dict[str, Any] = {}
         if request is not None:
@@ -127,14 +127,14 @@ def _run_stages(
 
 
 def _search_policy(
-    options: CompressRunOptions, job: Compression, target: CompressionOptions, name: str, method: Search
+    options: CompressRunOptions, job: Compression, target: CompressionTarget, name: str, method: Search
 ) -> tuple[Policy, dict[str, Any]]:
     """Search the policy, and print the result; return it with what packing is told of it."""
     provenance: dict[str, Any] = {"method": (name, *options.arguments), "overrides": options.overrides}
     provenance |= {"tuning": options.echo(FineTuneOptions)}
     result, problem = job.search(target, name, method, other_options=provenance, report=_ProgressReport(name))
     _show_searches([result], problem)
-    budget = problem.problem.budget_bytes
+    budget = problem.search_problem.budget_bytes
     about = {"search": search_rows([result])[0], "budget_bytes": budget, **problem.costs(result.policy)}
     return result.policy, {"about": about, "at_most": budget if target.on == "file" else None}
 
@@ -168,12 +168,18 @@ def search(options: CompressSearchOptions) -> int:
             best = min(finished, key=lambda result: (result.loss, result.bytes))
             write_document(out / POLICY, policy_to_dict(best.policy))
             _show_searches(finished, problem)
-    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(finished)}
+    document = {
+        "budget_bytes": problem.search_problem.budget_bytes,
+        "best": best.method,
+        "searches": search_rows(finished),
+    }
     write_document(out / "search.json", document)
     write_document(options.json, document)
     print_note(f"written: {out / POLICY}, found by '{best.method}'; {out}/search.json")
-    is_asked = options.method == "all" and all(isinstance(error, UserError) for error in results.failed.values())
-    return 0 if is_asked else code
+    are_refusals_expected = options.method == "all" and all(
+        isinstance(error, UserError) for error in results.failed.values()
+    )
+    return 0 if are_refusals_expected else code
 
 
 def report(options: CompressReportOptions) -> int:
@@ -244,8 +250,8 @@ def _open(options: CompressOptions, world: World) -> OpenRun:
     return opened
 
 
-def _parse_target(options: BudgetOptions, *, ratio: float | None = None) -> CompressionOptions:
-    """Convert to CompressionOptions; `ratio` is the budget of none. Raises UserError naming an invalid option."""
+def _parse_target(options: BudgetOptions, *, ratio: float | None = None) -> CompressionTarget:
+    """Convert to CompressionTarget; `ratio` is the budget of none. Raises UserError naming an invalid option."""
     if options.ratio is not None or options.num_bytes is not None:
         ratio = options.ratio
     if (ratio is None) == (options.num_bytes is None):
@@ -258,7 +264,7 @@ def _parse_target(options: BudgetOptions, *, ratio: float | None = None) -> Comp
         if options.protect_bits not in (*range(1, 9), 16, 32):
             raise UserError(f"--protect-bits {options.protect_bits}: give 1 to 8, 16, or 32")
     values |= {"ratio": ratio, "bits": _parse_bits(options.bits, min_bits=2 if options.kind == "linear" else 1)}
-    return CompressionOptions(**{key: value for key, value in values.items() if key != "method"})
+    return CompressionTarget(**{key: value for key, value in values.items() if key != "method"})
 
 
 def _parse_bits(text: str, *, min_bits: int) -> tuple[int, ...]:
@@ -351,12 +357,12 @@ class _ProgressReport:
         self._printed_s = -math.inf
 
     def __call__(self, progress: SearchProgress) -> None:
-        now, is_last = time.monotonic(), progress.num_asked >= progress.at_most
+        now, is_last = time.monotonic(), progress.num_evaluated >= progress.at_most
         if now - self._printed_s < (0.1 if self._is_live else EVERY_S) and not is_last:
             return
         self._printed_s = now
         minutes, seconds = divmod(round(progress.seconds_left), 60)
-        text = f"search {self._method}: {progress.num_asked} of at most {progress.at_most} evaluations, "
+        text = f"search {self._method}: {progress.num_evaluated} of at most {progress.at_most} evaluations, "
         text += f"at most {minutes}:{seconds:02d} left"
         if self._is_live:
             sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if is_last else ""))
@@ -369,7 +375,7 @@ def _show_searches(results: Sequence[SearchResult], problem: RunProblem) -> None
     """Print a row per search, the budget, and the searches that beat ddpg, the search of HAQ."""
     columns = ("method", "loss", "bytes", "evaluations", "new evaluations", "seconds", "overhead seconds")
     rows = search_rows(results)
-    budget, on = problem.problem.budget_bytes, problem.asked.on
+    budget, on = problem.search_problem.budget_bytes, problem.target.on
     title = f"loss on {problem.subject}; budget {budget:,} bytes ({on}, {budget / problem.base_bytes:.4f} of float32)"
     show_table(title, columns, [[row[name] for name in columns] for row in rows])
     if problem.unused:

@@ -93,8 +93,8 @@ def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thi
 
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
-    thin, others = figures[:num_thin], figures[num_thin:]
-    for number, figure in enumerate([*thin, *(figure.within(pixels.shape[1], pixels.shape[0]) for figure in others)]):
+    thin, wide = figures[:num_thin], figures[num_thin:]
+    for number, figure in enumerate([*thin, *(figure.within(pixels.shape[1], pixels.shape[0]) for figure in wide)]):
         ends, color = figure.lines()
         for end in ends.reshape(-1, 4).tolist():
             draw.line(end, fill=tuple(color.tolist()), width=1 if number < num_thin else 3)

@@ -30,7 +30,7 @@ from sightline.workbench.compress.report import CompressionReport, report_row
 from sightline.workbench.compress.run_problem import RunProblem
 from sightline.workbench.compress.simulator import PolicySimulator
 from sightline.workbench.compress.stages import Compression
-from sightline.workbench.compress.target import CompressionOptions
+from sightline.workbench.compress.target import CompressionTarget
 from sightline.workbench.describe.trace import trace
 from sightline.workbench.series.loop import StoppedError
 from tests.command import document_of, refuse, run_here, succeed
@@ -311,13 +311,13 @@ def test_a_report_takes_no_policy_of_a_search_with_other_options(
 
 
 def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
-    problem = RunProblem(opened, CompressionOptions(num_bytes=20_000, calibration=4, protect=("spare.*",)))
+    problem = RunProblem(opened, CompressionTarget(num_bytes=20_000, calibration=4, protect=("spare.*",)))
     assert problem.unused == ()
-    assert problem.problem.policy(problem.problem.lowest)["spare.weight"].bits == 8
+    assert problem.search_problem.policy(problem.search_problem.lowest)["spare.weight"].bits == 8
 
 
 def test_a_budget_that_cannot_hold_is_refused_before_data_are_opened(floats: Path) -> None:
     run = open_run(floats, plugins=PLUGIN[1:])
     with pytest.raises(ConfigError, match=r"budget: 407 bytes are too few; .* a ratio of 0\.1"):
-        RunProblem(run, CompressionOptions(ratio=0.01, calibration=4))
+        RunProblem(run, CompressionTarget(ratio=0.01, calibration=4))
     assert "data" not in vars(run)

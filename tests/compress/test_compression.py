@@ -26,7 +26,7 @@ from sightline.workbench.compress.batch_norm import reestimate_batch_norm
 from sightline.workbench.compress.packing import packed_layer_sizes
 from sightline.workbench.compress.run_problem import RunProblem, calibration_part, make_simulator
 from sightline.workbench.compress.simulator import PolicySimulator
-from sightline.workbench.compress.target import CompressionOptions
+from sightline.workbench.compress.target import CompressionTarget
 from tests.command import document_of, refuse, run_here, succeed
 from tests.runs.small import TINY
 
@@ -415,7 +415,7 @@ def test_fewer_centres_never_make_a_larger_file() -> None:
 def test_the_ratio_that_is_named_as_the_smallest_holds(floats: Path, opened: OpenRun) -> None:
     done = run_here("compress", "run", floats, "--ratio", "0.001", "--out", floats.parent / "no")
     smallest = float(done.err.split("a ratio of ")[1].split(";")[0])
-    problem = RunProblem(opened, CompressionOptions(ratio=smallest, calibration=4)).problem
+    problem = RunProblem(opened, CompressionTarget(ratio=smallest, calibration=4)).search_problem
     assert problem.fits_budget(problem.lowest)
 
 

@@ -21,7 +21,7 @@ from sightline.compression.policy import (
 )
 from sightline.contract.errors import ConfigError
 from sightline.workbench.compress.problem import actions_to_levels, lower_to_budget
-from sightline.workbench.compress.target import CompressionOptions
+from sightline.workbench.compress.target import CompressionTarget
 from tests.golden_parity import load_golden
 
 NAMES = ("stem.conv.weight", "body.0.weight", "body.1.weight", "head.weight")
@@ -121,15 +121,15 @@ def test_lowering_pairs_of_weight_and_activation_bits_is_the_authors(shared: Pat
 
 
 def test_protected_layers() -> None:
-    first = CompressionOptions(protect_ends=1).protected_choices(NAMES)
+    first = CompressionTarget(protect_ends=1).protected_choices(NAMES)
     assert first == {NAMES[0]: WeightFormat("codebook", 8), NAMES[3]: WeightFormat("codebook", 8)}
-    assert CompressionOptions(protect=("body.*",), protect_bits=32).protected_choices(NAMES) == {
+    assert CompressionTarget(protect=("body.*",), protect_bits=32).protected_choices(NAMES) == {
         NAMES[1]: FP32,
         NAMES[2]: FP32,
     }
-    assert CompressionOptions().protected_choices(NAMES) == {}
+    assert CompressionTarget().protected_choices(NAMES) == {}
     with pytest.raises(ConfigError, match=r"no layer is called 'haed.weight'; did you mean 'head\.weight'"):
-        CompressionOptions(protect=("haed.weight",)).protected_choices(NAMES)
+        CompressionTarget(protect=("haed.weight",)).protected_choices(NAMES)
 
 
 def test_a_document_comes_back_in_the_models_order(tmp_path: Path) -> None:

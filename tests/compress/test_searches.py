@@ -225,10 +225,10 @@ def test_progress_estimates_the_time_before_the_search_begins() -> None:
     problem, loss_of = made(0)
     reports: list[SearchProgress] = []
     searched("knapsack", problem, loss_of, report=reports.append)
-    assert reports[0].num_asked == 1
+    assert reports[0].num_evaluated == 1
     assert reports[0].at_most == 6 * 8 + 20
     *during, last = reports
-    assert [each.num_asked for each in during] == [*range(1, len(reports))]
+    assert [each.num_evaluated for each in during] == [*range(1, len(reports))]
     assert last == SearchProgress(len(during), len(during), 0.0)
     assert all(each.seconds_left >= 0 for each in reports)
 

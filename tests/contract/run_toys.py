@@ -56,7 +56,7 @@ def run(toy: Toy, world: World, micro_batches: int, *, order: str = "as_made", i
     )
     trace: list[dict[str, float]] = []
 
-    def at_step(record, stop_asked: bool) -> bool:
+    def at_step(record, stop_requested: bool) -> bool:
         numbers = {"grad_norm": record.grad_norm, "samples": record.num_samples}
         trace.append(dict(record.losses) | dict(record.extra_scalars) | numbers)
         return False

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.marked_pages import with_block
 from sightline.doctor.check import examine_subject
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.rules import Rule
@@ -160,10 +161,7 @@ def write_table() -> str:
 
 def with_table(text: str) -> str:
     """Return the text of the page with its table as it should be."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    assert rest, f"{PAGE} lost the mark of its table"
-    return before + START + write_table() + END + after
+    return with_block(text, start=START, end=END, block=write_table())
 
 
 if __name__ == "__main__":

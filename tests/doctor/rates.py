@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.marked_pages import with_block
 from sightline.doctor import rates
 from sightline.doctor.rates import Rate
 from sightline.verbs.output import print_note
@@ -101,10 +102,7 @@ def _write_table(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> str
 
 def with_section(text: str, document: Mapping[str, Any]) -> str:
     """Return the text of the page with its section as the document has it."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    assert rest, f"{PAGE} lost the mark of its table"
-    return before + START + write_section(document) + END + after
+    return with_block(text, start=START, end=END, block=write_section(document))
 
 
 def measure(

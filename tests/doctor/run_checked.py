@@ -36,7 +36,7 @@ def main(out: Path) -> None:
 
         broken = with_data(built, lambda inner: Wrapped(inner, edit))
         try:
-            train(broken.job, world, lambda record, stop_asked: False)
+            train(broken.job, world, lambda record, stop_requested: False)
         except NonFiniteGradientError as error:
             explained = diagnose_non_finite(error, world).to_dict()
         result = {"findings": findings, "explained": explained, "target": target}

@@ -50,7 +50,7 @@ def told(code: str, severity: str = "error", **evidence: object) -> Finding:
 
 def trained(built: TrainingSetup) -> dict[str, Tensor]:
     built.job.num_steps = 3
-    train(built.job, World(), lambda record, stop_asked: False)
+    train(built.job, World(), lambda record, stop_requested: False)
     return {**built.job.model.state_dict(), "random": torch.get_rng_state()}
 
 

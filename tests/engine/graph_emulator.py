@@ -50,7 +50,7 @@ class EmulatedGraph:
         before, random_state = [tensor.detach().clone() for tensor in tensors], torch.get_rng_state()
         with _Recorder() as recorder:
             self._result: QueuedStep = work(self._inputs)
-        self._result.forget()
+        self._result.release()
         self._calls = recorder.calls
         with torch.no_grad():
             torch._foreach_copy_(tensors, before)

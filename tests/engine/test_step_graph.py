@@ -153,7 +153,7 @@ def make_batch(size: int = 4, **more: Any) -> list[Batch]:
 
 
 def steps(graphs: StepGraphs, toy: Toy, number: int, *, key: object = None, size: int = 4, **more: Any) -> list[bool]:
-    return [graphs.run(key, make_batch(size, **more), toy, toy).is_forgotten for _ in range(number)]
+    return [graphs.run(key, make_batch(size, **more), toy, toy).is_released for _ in range(number)]
 
 
 @pytest.fixture

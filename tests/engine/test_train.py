@@ -413,7 +413,7 @@ def test_gradients_of_layers_are_drawn(tmp_path: Path) -> None:
     path = next(name for name, _ in built.job.model.named_parameters()).rpartition(".")[0]
     directory = RunDirectory(tmp_path, is_writer=True)
     log = MetricsLog(directory, every=1)
-    train(built.job, World(), lambda record, stop_asked: bool(log.on_step(record)))
+    train(built.job, World(), lambda record, stop_requested: bool(log.on_step(record)))
     log.on_end("done")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line[f"gradient/{path}"] > 0 for line in lines] == [True] * 3

@@ -105,4 +105,4 @@ def test_losses_with_parameters_are_put_back_from_float64(tmp_path: Path) -> Non
     rows = grid_of(dataclasses.replace(built, job=dataclasses.replace(built.job, losses=losses)), steps=4)
     assert len({each.losses[1] for row in rows[3:] for each in row.attempts}) == 15
     assert loss.scale.dtype == torch.float32
-    assert float(loss.scale) == 1.0
+    assert loss.scale.item() == 1.0

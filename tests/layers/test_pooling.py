@@ -243,7 +243,7 @@ def between(golden: Golden) -> PyramidLevel:
     none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0))
     above = PyramidLevel(fine, with_zero(golden.tensor("in.offset1")), none)
     offsets = with_zero(golden.tensor("in.offset2"))
-    return PyramidLevel(coarse, offsets, none, fine, None, _interpolation_weights(coarse, offsets, above))
+    return PyramidLevel(coarse, offsets, none, None, _interpolation_weights(coarse, offsets, above))
 
 
 @pytest.mark.shared

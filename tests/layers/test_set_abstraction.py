@@ -273,33 +273,33 @@ def test_what_reaches_the_network_is_what_scipy_finds(fused: bool) -> None:
 
 
 @run_each("is_training", [True, False])
-@run_each("num_own", [0, 4])
+@run_each("num_skip", [0, 4])
 @run_each("num_coarse", [1, 2, 9])
-def test_fused_form_agrees_with_the_plain_one(num_coarse: int, num_own: int, is_training: bool) -> None:
-    plain, fused = (layer.train(is_training) for layer in pair_of_layers(num_own + 3))
-    given = {
+def test_fused_form_agrees_with_the_plain_one(num_coarse: int, num_skip: int, is_training: bool) -> None:
+    plain, fused = (layer.train(is_training) for layer in pair_of_layers(num_skip + 3))
+    inputs = {
         "points": torch.randn(2, 20, 3).double(),
-        "own": torch.randn(2, 20, num_own).double() if num_own else None,
+        "features": torch.randn(2, 20, num_skip).double() if num_skip else None,
         "coarse_points": torch.randn(2, num_coarse, 3).double(),
-        "coarse": torch.randn(2, num_coarse, 3).double() + 10,
+        "coarse_features": torch.randn(2, num_coarse, 3).double() + 10,
     }
     weight = torch.randn(2, 20, 5, dtype=torch.float64)
     # coordinates get no gradient: weights of an interpolation are not differentiated
-    given_to = {key: value for key, value in given.items() if key in ("own", "coarse")}
-    fixed = {key: given[key] for key in ("points", "coarse_points")}
-    found, expected = (run(_With(layer, fixed), given_to, weight) for layer in (fused, plain))
+    features = {key: value for key, value in inputs.items() if key.endswith("features")}
+    fixed = {key: inputs[key] for key in ("points", "coarse_points")}
+    found, expected = (run(_With(layer, fixed), features, weight) for layer in (fused, plain))
     assert_passes_agree(found, expected, BOUND)
 
 
 class _With(nn.Module):
-    """A layer with its coordinates given beforehand."""
+    """A layer whose coordinates are fixed."""
 
     def __init__(self, layer: nn.Module, fixed: dict[str, Tensor]) -> None:
         super().__init__()
         self.layer, self.fixed = layer, fixed
 
-    def forward(self, own: Tensor | None, coarse: Tensor) -> Tensor:
-        return self.layer(own=own, coarse=coarse, **self.fixed)
+    def forward(self, features: Tensor | None, coarse_features: Tensor) -> Tensor:
+        return self.layer(features=features, coarse_features=coarse_features, **self.fixed)
 
 
 @FORMS

@@ -84,7 +84,7 @@ def test_a_pair_learns_eight_crowds_by_heart(name: str, record_property: Callabl
     Suppression is lenient: a sixth of these people overlap another by more than half.
     """
     built = CASES[name].built()
-    train(built.job, World(), lambda record, stop_asked: False)
+    train(built.job, World(), lambda record, stop_requested: False)
     found: list[tuple[int, int]] = []
 
     def keep(batch: Any, predictions: Any) -> None:

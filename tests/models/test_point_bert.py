@@ -169,9 +169,9 @@ def draw_levels() -> dict[str, Tensor]:
 
     return {
         "points": draw(2, 11, 3),
-        "own": draw(2, 11, 6),
+        "features": draw(2, 11, 6),
         "coarse_points": draw(2, 5, 3),
-        "coarse": draw(2, 5, 6),
+        "coarse_features": draw(2, 5, 6),
     }
 
 

@@ -42,7 +42,7 @@ def run_steps(world: World, micro_batches: int = 1) -> dict[str, Any]:
     first = built.test_evaluator(built.job.evaluation_model, world)
     trace: list[dict[str, float]] = []
 
-    def at_step(record: Any, stop_asked: bool) -> bool:
+    def at_step(record: Any, stop_requested: bool) -> bool:
         trace.append(dict(record.losses) | {"grad_norm": record.grad_norm, "samples": record.num_samples})
         return False
 

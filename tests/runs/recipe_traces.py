@@ -41,7 +41,7 @@ def trace(recipe: str, world: World) -> dict[str, dict[str, float]]:
             module.p = 0.0  # every process draws masks of its own
     steps: dict[str, dict[str, float]] = {}
 
-    def at_step(record, stop_asked: bool) -> bool:
+    def at_step(record, stop_requested: bool) -> bool:
         steps[f"step {record.step}"] = dict(record.losses) | {"grad_norm": record.grad_norm}
         return False
 

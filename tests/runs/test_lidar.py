@@ -68,7 +68,7 @@ def trained_weights(built: TrainingSetup, *, has_labels: bool = True) -> tuple[d
     before = {name: value.detach().clone() for name, value in built.job.model.named_parameters()}
     losses: list[float] = []
 
-    def at_step(record: Any, stop_asked: bool) -> bool:
+    def at_step(record: Any, stop_requested: bool) -> bool:
         losses.extend([*record.losses.values(), record.grad_norm])
         return False
 

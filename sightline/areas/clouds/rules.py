@@ -89,8 +89,8 @@ def scattered_labels(run: Any) -> Fault | None:
         raise NotApplicableError("no labels that a loss reads")
     pairs = []
     for points, label in _split_clouds(batch):
-        kept = label != (-1 if ignored is None else ignored)
-        points, label = points[kept], label[kept]
+        is_labelled = label != (-1 if ignored is None else ignored)
+        points, label = points[is_labelled], label[is_labelled]
         shares = label.unique(return_counts=True)[1].double() / max(1, len(label))
         if len(shares) > 1:
             some = torch.arange(0, len(points), max(1, len(points) // _NUM_QUERIES))

@@ -26,7 +26,8 @@ class AllGather(AllReduce, Protocol):
 
     size: int
 
-    def gather_rows(self, rows: Tensor, *, operation: str = ...) -> tuple[Tensor, int]: ...
+    def gather_rows(self, rows: Tensor, *, operation: str = ...) -> tuple[Tensor, int]:
+        """Gather rows (n, ...) of all processes in rank order; return them, and where ours begin."""
 
 
 @dataclass(frozen=True)

@@ -282,8 +282,8 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
 
     overlap = box_iou(boxes[orphans], priors.coordinates) * is_free
     count = min(max(_MIN_CANDIDATES, len(orphans)), len(priors))
-    least = overlap.topk(count, dim=1).values[:, -1:]
-    candidates = ((overlap >= least) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
+    lowest = overlap.topk(count, dim=1).values[:, -1:]
+    candidates = ((overlap >= lowest) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
     overlap = overlap[:, candidates].double().cpu()
     rows, columns = (torch.from_numpy(indices) for indices in linear_sum_assignment(overlap.numpy(), maximize=True))
     is_real = overlap[rows, columns] > 0

@@ -159,11 +159,11 @@ class TransformersDetector(Model):
         indices = {name.casefold(): index for index, name in labels.items()}
         source = [indices.get(name.casefold()) for name in self.class_names]
         copied = [(row, index) for row, index in enumerate(source) if index is not None]
-        own, fitted = self.state_dict(), dict(weights)
+        model_weights, fitted = self.state_dict(), dict(weights)
         for name, value in weights.items():
-            if name not in own or not any(f".{layer}" in name for layer in _CLASS_LAYERS):
+            if name not in model_weights or not any(f".{layer}" in name for layer in _CLASS_LAYERS):
                 continue
-            rows = own[name].detach().clone()
+            rows = model_weights[name].detach().clone()
             if len(rows) == len(source) + 1:  # the last one is of no class
                 rows[-1] = value[-1]
             for row, index in copied:
@@ -260,28 +260,34 @@ def _add_up(loss_terms: Mapping[str, Tensor], name: str) -> Tensor:
     return torch.stack(parts).sum() if parts else next(iter(loss_terms.values())).new_zeros(())
 
 
-def _assert_same_network(own: Any, theirs: Mapping[str, Any]) -> None:
+def _assert_same_network(model_config: Any, file_config: Mapping[str, Any]) -> None:
     """Raise CheckpointError, with the settings to take, if a file's config describes another network."""
-    if (name := theirs["model_type"]) != own.model_type:
+    if (name := file_config["model_type"]) != model_config.model_type:
         losses = ", ".join(f"{{name: {loss}}}" for loss in _FAMILIES[name].losses)
-        network = json.dumps({"name": name, **_list_changed_settings(name, theirs)})
+        network = json.dumps({"name": name, **_list_changed_settings(name, file_config)})
         raise CheckpointError(
-            f"is a {name}, this model is a {own.model_type}; set losses=[{losses}] and model.network={network}"
+            f"is a {name}, this model is a {model_config.model_type}; set losses=[{losses}] and model.network={network}"
         )
-    ours, made = (_list_settings(config, own) for config in (own, type(own).from_dict(dict(theirs))))
-    if settings := {name: made.get(name) for name in ours if made.get(name) != ours[name]}:
+    model_settings, file_settings = (
+        _list_settings(config, model_config)
+        for config in (model_config, type(model_config).from_dict(dict(file_config)))
+    )
+    if settings := {
+        name: file_settings.get(name) for name in model_settings if file_settings.get(name) != model_settings[name]
+    }:
         raise CheckpointError(
             f"is of a network with other {', '.join(settings)}; set these as in its config: "
             f"model.network={json.dumps(settings)}"
         )
 
 
-def _list_settings(config: Any, own: Any) -> dict[str, Any]:
+def _list_settings(config: Any, model_config: Any) -> dict[str, Any]:
     """List the values of a config that decide on the network's weights and predictions.
 
-    Of its backbone, those that the backbone of `own` has: files of earlier versions have names without a meaning.
+    Of its backbone, those that the backbone of `model_config` has: files of earlier versions have names without a
+    meaning.
     """
-    known = own.backbone_config.to_dict().keys() - _NOT_OF_NETWORK
+    known = model_config.backbone_config.to_dict().keys() - _NOT_OF_NETWORK
     values = {name: value for name, value in config.to_dict().items() if not name.startswith(_OF_TRAINING)}
     values["backbone_config"] = {name: value for name, value in values["backbone_config"].items() if name in known}
     plain: dict[str, Any] = json.loads(json.dumps(values))  # lists for tuples
@@ -297,8 +303,8 @@ def _list_changed_settings(name: str, theirs: Mapping[str, Any]) -> dict[str, An
     changed = {key: value for key, value in settings.items() if value != usual[key]}
     if "backbone_config" in changed:
         usual = json.loads(json.dumps(type(backbone)().to_dict()))
-        kept = {key: value for key, value in changed["backbone_config"].items() if value != usual.get(key)}
-        changed["backbone_config"] = {"model_type": backbone.model_type, **kept}
+        changed_backbone = {key: value for key, value in changed["backbone_config"].items() if value != usual.get(key)}
+        changed["backbone_config"] = {"model_type": backbone.model_type, **changed_backbone}
     return changed
 
 

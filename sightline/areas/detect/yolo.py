@@ -509,11 +509,11 @@ class _Costs:
     def cheapest_box(self, indices: Tensor) -> Tensor:
         """Return the box of lowest cost for each of these candidates."""
         cheapest = torch.zeros_like(indices)
-        least = self.boxes.new_full(indices.shape, torch.inf)
+        lowest = self.boxes.new_full(indices.shape, torch.inf)
         for part in column_blocks(len(indices), len(self.boxes), indices.device):
             cost, box = self.compute(part, indices)[0].min(dim=0)
-            cheapest = torch.where(cost < least, box + part.start, cheapest)
-            least = torch.minimum(least, cost)
+            cheapest = torch.where(cost < lowest, box + part.start, cheapest)
+            lowest = torch.minimum(lowest, cost)
         return cheapest
 
     @cached_property

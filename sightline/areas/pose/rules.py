@@ -37,12 +37,12 @@ class Frames(NamedTuple):
     placement: CubePlacement
     where: FindingLocation
 
-    def explain(self, changes: Changes, fits: Callable[[Any], float], *, least: float) -> tuple[list[str], str]:
+    def explain(self, changes: Changes, fits: Callable[[Any], float], *, min_score: float) -> tuple[list[str], str]:
         """Return the cause, and its text, of the change that fits best, if it fits at all."""
         score, _, cause, text = max(
             (fits(value), -number, cause, text) for number, (cause, text, value) in enumerate(changes)
         )
-        return ([cause], f": {text}") if score >= least else ([], "")
+        return ([cause], f": {text}") if score >= min_score else ([], "")
 
 
 @measure()
@@ -74,7 +74,7 @@ def misplaced_joints(frames: list[Frames]) -> Iterator[Fault]:
         depth, joints = part.batch["depth"].double(), part.batch["joints"].double()
         cost = measure_cost(part, depth, joints)
         fits = lambda changed, part=part: -measure_cost(part, *changed)  # noqa: E731
-        causes, text = part.explain(_list_moves(part, depth, joints), fits, least=-max(cost / 2, 0.1))
+        causes, text = part.explain(_list_moves(part, depth, joints), fits, min_score=-max(cost / 2, 0.1))
         if cost > _MAX_UNEXPLAINED or (cost > _MAX_COST and causes):
             yield Fault(
                 f"joints do not lie on their depth images{text}",
@@ -143,7 +143,7 @@ def misplaced_volume(frames: list[Frames]) -> Iterator[Fault]:
         share = _compute_iou(occupied, occupancy(part.batch["depth"], part.batch["camera"], part.placement) > 0)
         if share < _MIN_IOU:
             fits = lambda other, occupied=occupied: _compute_iou(occupied, other)  # noqa: E731
-            causes, text = part.explain(_list_grids(part), fits, least=0.9)
+            causes, text = part.explain(_list_grids(part), fits, min_score=0.9)
             yield Fault(
                 f"the network's voxels are not those of the frame{text}",
                 measured=f"{share:.0%} of the voxels are common",
@@ -207,7 +207,7 @@ def misplaced_heatmaps(frames: list[Frames]) -> Iterator[Fault]:
         error = (decoded - expected).abs().amax(dim=-1)[is_usable]
         fits = lambda other, d=decoded, u=is_usable, h=is_one_hot: _share_near(other, d, u, _MAX_CELLS[h])  # noqa: E731
         if len(error) > 2 and fits(expected) <= 0.9:
-            causes, text = part.explain(_list_positions(part, expected, decoded, is_usable), fits, least=0.9)
+            causes, text = part.explain(_list_positions(part, expected, decoded, is_usable), fits, min_score=0.9)
             yield Fault(
                 f"heat maps do not show the joints{text}",
                 measured=f"decoded targets are {float(error.median()):.2f} cells from their joints (median)",

@@ -30,9 +30,11 @@ class Precision:
 
     @property
     def parameter_dtype(self) -> torch.dtype:
+        """The dtype of weights: float64 for `float64`, float32 for all others."""
         return torch.float64 if self.name == "float64" else torch.float32
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return the context of a forward pass."""
         lowered = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
         return torch.autocast(device.type, dtype=lowered) if lowered else contextlib.nullcontext()
 

@@ -30,17 +30,22 @@ class RawReader(Protocol):
     draw_keys: Sequence[str]
 
     @property
-    def can_finish(self) -> bool: ...
+    def can_finish(self) -> bool:
+        """True if whole batches are read, and all that their transforms draw depends on keys."""
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch: ...
 
-    def read_raw(self, keys: Sequence[SampleKey]) -> Batch: ...
+    def read_raw(self, keys: Sequence[SampleKey]) -> Batch:
+        """Read a batch without transforms, for `finish`."""
 
-    def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch: ...
+    def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch:
+        """Return what the draws of a batch depend on, by the names of `draw_keys`."""
 
-    def reads_index_alone(self, keys: Sequence[SampleKey]) -> bool: ...
+    def reads_index_alone(self, keys: Sequence[SampleKey]) -> bool:
+        """Return True if the samples of these keys depend on their index alone, and can stay on a device."""
 
-    def finish(self, raw: Batch) -> Batch: ...
+    def finish(self, raw: Batch) -> Batch:
+        """Transform a batch of `read_raw` on its device."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,10 @@ def find_device_data(
         logger.info("samples are sent to the device for each step: %s", samples)
         return DeviceData(replace(stream, reader=reader.read_raw), finish=finish)
     logger.info("samples stay on the device")
-    kept = samples
-    return DeviceData(replace(stream, reader=kept.read), kept.keep, lambda batch: _lower(kept.finish(batch)))
+    resident = samples
+    return DeviceData(
+        replace(stream, reader=resident.read), resident.keep, lambda batch: _lower(resident.finish(batch))
+    )
 
 
 def _keep_samples(

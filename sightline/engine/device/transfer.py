@@ -18,7 +18,8 @@ from sightline.ops.waits import send
 class PhaseTimer(Protocol):
     """Interface of a timer, called after each phase of a step: data, transfer, prepare, forward, backward, optimise."""
 
-    def end_phase(self, name: str) -> None: ...
+    def end_phase(self, name: str) -> None:
+        """End the current phase, and count its time under this name."""
 
 
 def to_device(

@@ -1,4 +1,4 @@
-"""What the observers of this folder share: means over intervals of steps, and variables that libraries read."""
+"""Base of the loggers of this folder: means over intervals of steps, and variables that their libraries read."""
 
 from __future__ import annotations
 

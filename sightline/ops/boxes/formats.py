@@ -132,7 +132,7 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
         return torch.zeros(masks.shape[0], 4, device=masks.device)
     first, last = [], []
     for used in is_used:
-        place = torch.arange(used.shape[1], device=masks.device)
-        last.append(torch.where(used, place, 0).amax(dim=1))
-        first.append(torch.where(used, place, last[-1][:, None]).amin(dim=1))
+        position = torch.arange(used.shape[1], device=masks.device)
+        last.append(torch.where(used, position, 0).amax(dim=1))
+        first.append(torch.where(used, position, last[-1][:, None]).amin(dim=1))
     return torch.stack([*first, *last], dim=1).float()

@@ -64,11 +64,17 @@ def _read_regions(boxes: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
     if not isinstance(boxes, Tensor):
         if len(boxes) != features.shape[0]:
             raise ValueError(f"boxes: found a list of {len(boxes)}, expected one of {features.shape[0]}: one an image")
-        for image, each in enumerate(boxes):
-            assert_boxes(each, name=f"boxes[{image}]", form="(L, 4)")
+        for image, image_boxes in enumerate(boxes):
+            assert_boxes(image_boxes, name=f"boxes[{image}]", form="(L, 4)")
         numbered = [
-            torch.cat([each.new_full((each.shape[0], 1), image, dtype=features.dtype), each.to(features.dtype)], dim=1)
-            for image, each in enumerate(boxes)
+            torch.cat(
+                [
+                    image_boxes.new_full((image_boxes.shape[0], 1), image, dtype=features.dtype),
+                    image_boxes.to(features.dtype),
+                ],
+                dim=1,
+            )
+            for image, image_boxes in enumerate(boxes)
         ]
         boxes = torch.cat([features.new_empty(0, 5), *numbered])
     if boxes.ndim != 2 or boxes.shape[1] != 5 or boxes.dtype == torch.bool or boxes.is_complex():
@@ -191,9 +197,9 @@ def _roi_align_gradient(
     (num_images, channels, num_rows, num_columns), (height, width) = shape, gradients.shape[2:]
     total = gradients.new_zeros(num_images * num_rows * num_columns, channels)
     parts = _parts(rois, channels * height * width, ratio)
-    for part, given in zip(parts, gradients.split([part.shape[0] for part in parts]), strict=True):
+    for part, part_gradients in zip(parts, gradients.split([part.shape[0] for part in parts]), strict=True):
         samples = [_place_samples(part, axis, bins, scale, ratio, aligned) for axis, bins in ((1, height), (0, width))]
-        each = given.permute(0, 2, 3, 1)[:, :, None, :, None]
+        each = part_gradients.permute(0, 2, 3, 1)[:, :, None, :, None]
         for index, weight in _corners(samples, part, (num_rows, num_columns)):
             total = total.index_put((index,), each * weight[..., None], accumulate=True)
     return total.view(num_images, num_rows, num_columns, channels).permute(0, 3, 1, 2).contiguous()
@@ -279,10 +285,10 @@ def _list_pixels(
         for part in range(places.shape[1]):
             number = 0
             for sample in range(int(count)):
-                place = places[row, part, sample]
-                if place < -1 or place > length:
+                pixel_slot = places[row, part, sample]
+                if pixel_slot < -1 or pixel_slot > length:
                     continue
-                inside = min(max(place, weights.dtype.type(0)), weights.dtype.type(length - 1))
+                inside = min(max(pixel_slot, weights.dtype.type(0)), weights.dtype.type(length - 1))
                 low = int(inside)
                 share = inside - weights.dtype.type(low)
                 for pixel, weight in ((low, (one - share) / count), (min(low + 1, length - 1), share / count)):
@@ -348,10 +354,10 @@ def _spread(
                 continue
             for down in range(gradients.shape[1]):
                 for across in range(gradients.shape[2]):
-                    given = gradients[box, down, across, start:end]
+                    box_gradient = gradients[box, down, across, start:end]
                     for y in range(rows[box, down]):
                         for x in range(columns[box, across]):
                             weight = row_weight[box, down, y] * column_weight[box, across, x]
                             pixel = total[image[box], row[box, down, y], column[box, across, x], start:end]
-                            for channel in range(len(given)):
-                                pixel[channel] += weight * given[channel]
+                            for channel in range(len(box_gradient)):
+                                pixel[channel] += weight * box_gradient[channel]

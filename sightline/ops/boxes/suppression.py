@@ -98,17 +98,17 @@ def soft_nms(
     weakened = _weaken(boxes, scores, idxs, limits, sigma is None, min_score)
     order = _sort_falling(weakened)
     new_scores = weakened.index_select(0, order)
-    kept = (new_scores >= 0).nonzero()[:, 0]
-    return SuppressionResult(order.index_select(0, kept), new_scores.index_select(0, kept))
+    remaining = (new_scores >= 0).nonzero()[:, 0]
+    return SuppressionResult(order.index_select(0, remaining), new_scores.index_select(0, remaining))
 
 
 def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check detections; return boxes and scores in one float format, and classes as int64."""
     assert_boxes(boxes, form="(N, 4)")
-    for name, each in (("scores", scores), ("idxs", idxs)):
-        if each.shape != boxes.shape[:1]:
+    for name, values in (("scores", scores), ("idxs", idxs)):
+        if values.shape != boxes.shape[:1]:
             raise ValueError(
-                f"{name}: found the shape {tuple(each.shape)} for {len(boxes)} boxes, expected one of each"
+                f"{name}: found the shape {tuple(values.shape)} for {len(boxes)} boxes, expected one of each"
             )
     if scores.is_complex():
         raise ValueError(f"scores: found {scores.dtype}, expected numbers such as torch.float32")
@@ -212,9 +212,10 @@ def _sort_falling(scores: Tensor) -> Tensor:
     """
     if not is_recording():
         return scores.argsort(descending=True, stable=True)
-    place = torch.arange(scores.shape[0], device=scores.device)  # `len` would make the number a constant of the graph
-    is_before = (scores > scores[:, None]) | ((scores == scores[:, None]) & (place < place[:, None]))
-    return torch.zeros_like(place).scatter(0, is_before.sum(dim=1), place)
+    num_boxes = scores.shape[0]  # `len` would make it a constant of the graph
+    position = torch.arange(num_boxes, device=scores.device)
+    is_before = (scores > scores[:, None]) | ((scores == scores[:, None]) & (position < position[:, None]))
+    return torch.zeros_like(position).scatter(0, is_before.sum(dim=1), position)
 
 
 def _keep_in_graph(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
@@ -225,8 +226,8 @@ def _keep_in_graph(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor
     is_hit = (iou(boxes[:, None], boxes) > limits[:, None]) & (labels[:, None] == labels)
     if proposals.shape[0]:
         is_hit = is_hit & (proposals[:, None] != proposals)
-    place = torch.arange(boxes.shape[0], device=boxes.device)
-    hits = (is_hit & (place[:, None] < place)).T.to(boxes.dtype)
+    position = torch.arange(boxes.shape[0], device=boxes.device)
+    hits = (is_hit & (position[:, None] < position)).T.to(boxes.dtype)
 
     def is_unsettled(is_kept: Tensor, before: Tensor) -> Tensor:
         return (is_kept != before).sum() > 0
@@ -244,14 +245,14 @@ def _weaken_in_graph(
     """Weaken with all overlaps; a box that is done has a score of -inf left."""
     factors = _decay(iou(boxes[:, None], boxes), limits[:, None], is_linear)
     factors = torch.where(labels[:, None] == labels, factors, 1)
-    place = torch.arange(boxes.shape[0], device=boxes.device)
+    position = torch.arange(boxes.shape[0], device=boxes.device)
 
     def has_more(left: Tensor, weakened: Tensor) -> Tensor:
         return (left >= min_score).sum() > 0
 
     def pick(left: Tensor, weakened: Tensor) -> tuple[Tensor, Tensor]:
         best = left.argmax(dim=0)
-        is_best, factor = place == best, factors.index_select(0, best[None])[0]
+        is_best, factor = position == best, factors.index_select(0, best[None])[0]
         weakened = torch.where(is_best, left, weakened)
         left = torch.where(left > -torch.inf, left * factor, left)  # -inf times 0 is no number
         return torch.where(is_best, -torch.inf, left), weakened
@@ -405,13 +406,13 @@ def _suppress_softly(
 def _move_together(table: np.ndarray, rows: np.ndarray, count: int, lowest: float) -> int:
     """Move the columns of boxes with a score of at least `lowest` to the front, in order; return how many there are."""
     x1, y1, x2, y2, areas, left = table[0], table[1], table[2], table[3], table[4], table[5]
-    kept = 0
+    num_moved = 0
     for index in range(count):
         if left[index] >= lowest:
-            x1[kept], y1[kept], x2[kept], y2[kept] = x1[index], y1[index], x2[index], y2[index]
-            areas[kept], left[kept], rows[kept] = areas[index], left[index], rows[index]
-            kept += 1
-    return kept
+            x1[num_moved], y1[num_moved], x2[num_moved], y2[num_moved] = x1[index], y1[index], x2[index], y2[index]
+            areas[num_moved], left[num_moved], rows[num_moved] = areas[index], left[index], rows[index]
+            num_moved += 1
+    return num_moved
 
 
 @numba_kernel
@@ -495,8 +496,8 @@ def _find_hits(boxes, labels, limits, proposals, row, is_row, column, is_column)
     is_hit = divide(shared, (area + other_area) - shared) > limit[:, None]
     is_hit &= (label[:, None] == other[None, :]) & is_row[:, None] & is_column[None, :]
     if proposals is not None:
-        own = tl.load(proposals + row, mask=is_row, other=0)
-        is_hit &= own[:, None] != tl.load(proposals + column, mask=is_column, other=0)[None, :]
+        row_proposals = tl.load(proposals + row, mask=is_row, other=0)
+        is_hit &= row_proposals[:, None] != tl.load(proposals + column, mask=is_column, other=0)[None, :]
     return is_hit
 
 
@@ -532,18 +533,18 @@ def _keep_in_order(  # type: ignore[no-untyped-def]
     words = tl.arange(0, WORDS)
     suppressed = tl.zeros((WORDS,), tl.int64)
     for block in range(num_words):
-        own = tl.sum(tl.where(words == block, suppressed, 0), axis=0)
+        block_bits = tl.sum(tl.where(words == block, suppressed, 0), axis=0)
         if is_out is not None:
-            place = tl.arange(0, WORD)
-            is_dropped = tl.load(is_out + block * WORD + place, mask=block * WORD + place < count, other=0)
-            own |= tl.sum(is_dropped.to(tl.int64) << place.to(tl.int64), axis=0)
+            lane = tl.arange(0, WORD)
+            is_dropped = tl.load(is_out + block * WORD + lane, mask=block * WORD + lane < count, other=0)
+            block_bits |= tl.sum(is_dropped.to(tl.int64) << lane.to(tl.int64), axis=0)
         for bit in range(tl.minimum(WORD, count - block * WORD)):
             index = block * WORD + bit
-            is_free = ((own >> bit) & 1) == 0
+            is_free = ((block_bits >> bit) & 1) == 0
             tl.store(is_kept + index, is_free)
             if is_free:
                 base = hits + index * num_words
-                own |= tl.load(base + block)
+                block_bits |= tl.load(base + block)
                 suppressed |= tl.load(base + words, mask=(words >= block) & (words < num_words), other=0)
 
 

@@ -255,8 +255,8 @@ def _packed_points_in_balls(
     index = offsets.new_empty((centres.shape[0], count), dtype=torch.int64)
     for run in list_runs(*_read_both_sizes(points, offsets, centres, centre_offsets, marks=marks)):
         stacked = points[run.rows].unflatten(0, (run.count, run.size))
-        own = centres[run.other_rows].unflatten(0, (run.count, run.other_size))
-        near = _points_in_balls(stacked, own, radius, count, True, has_rim)
+        run_centres = centres[run.other_rows].unflatten(0, (run.count, run.other_size))
+        near = _points_in_balls(stacked, run_centres, radius, count, True, has_rim)
         rows = torch.where(near >= 0, near + first_rows(run, points.device)[:, None, None], -1)
         index[run.other_rows] = rows.flatten(0, 1)
     return index if marks else _require_packed(index, points, offsets, centres, centre_offsets, radius)
@@ -409,9 +409,9 @@ def _find_in_balls(  # type: ignore[no-untyped-def]
     begin = 0
     while (begin < count) & (tl.min(num_found, axis=0) < num_neighbours):
         point = begin + tl.arange(0, BLOCK)
-        is_point, place = point < count, to_rows(base, point, point_step, IS_FAR)
+        is_point, address = point < count, to_rows(base, point, point_step, IS_FAR)
         distances = tile_of_distances(
-            place, is_point, channel_step, to_centre, is_centre, centre_channel_step, CHANNELS
+            address, is_point, channel_step, to_centre, is_centre, centre_channel_step, CHANNELS
         )
         is_inside = (distances <= limit) & is_point[:, None] & is_centre[None, :]
         rank = num_found[None, :] + tl.cumsum(is_inside.to(tl.int32), axis=0) - 1

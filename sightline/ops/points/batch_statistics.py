@@ -187,9 +187,9 @@ def _finish(  # type: ignore[no-untyped-def]
     unbiased = variance * (count / (count - 1))
     old_mean = tl.load(running_mean + channel, mask=is_inside, other=0.0)
     old_var = tl.load(running_var + channel, mask=is_inside, other=0.0)
-    kept, share = as_type(1 - momentum, kind), as_type(momentum, kind)
-    tl.store(new_mean + channel, old_mean * kept + middle.to(kind) * share, mask=is_inside)
-    tl.store(new_var + channel, old_var * kept + unbiased.to(kind) * share, mask=is_inside)
+    old_share, share = as_type(1 - momentum, kind), as_type(momentum, kind)
+    tl.store(new_mean + channel, old_mean * old_share + middle.to(kind) * share, mask=is_inside)
+    tl.store(new_var + channel, old_var * old_share + unbiased.to(kind) * share, mask=is_inside)
 
 
 @gpu_kernel

@@ -238,10 +238,10 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
         sample = block // blocks_of_a_cloud
         start = (block % blocks_of_a_cloud) * _POINTS_AT_ONCE
         for point in range(start, min(start + _POINTS_AT_ONCE, num_points)):
-            neighbours, chosen, own = index[sample, point], extreme[sample, point], pairs[sample, point]
+            neighbours, chosen, point_terms = index[sample, point], extreme[sample, point], pairs[sample, point]
             other = pairs[sample, neighbours[0]]
             for channel in range(width):
-                moved[channel] = own[width + channel] - shift[channel]
+                moved[channel] = point_terms[width + channel] - shift[channel]
                 edge = other[channel] + moved[channel]
                 total[channel], squares[channel] = edge, edge * edge
                 chosen[channel], best[channel], slots[channel] = other[channel], other[channel] * sign[channel], 0
@@ -252,9 +252,9 @@ def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sum
                     total[channel] += edge
                     squares[channel] += edge * edge
                 for channel in range(width):  # choices, not branches: lanes of a vector
-                    signed, least = other[channel] * sign[channel], best[channel]
-                    is_better = (signed > least) | ((signed != signed) & (least == least))
-                    best[channel] = signed if is_better else least
+                    signed, lowest = other[channel] * sign[channel], best[channel]
+                    is_better = (signed > lowest) | ((signed != signed) & (lowest == lowest))
+                    best[channel] = signed if is_better else lowest
                     chosen[channel] = other[channel] if is_better else chosen[channel]
                     slots[channel] = candidate if is_better else slots[channel]
             for channel in range(width):
@@ -390,12 +390,12 @@ def _reduce_block(  # type: ignore[no-untyped-def]
     is_point, is_channel = point < num_points, channel < width
     is_inside, row = is_point[:, None] & is_channel[None, :], cloud * num_points + point
     columns = pairs + cloud * num_points * 2 * width + channel[None, :]
-    own = tl.load(columns + (point[:, None] * 2 + 1) * width, mask=is_inside, other=0.0).to(kind)
+    point_terms = tl.load(columns + (point[:, None] * 2 + 1) * width, mask=is_inside, other=0.0).to(kind)
     if offset is not None:
         offset += cloud * 2 * width + channel
         ahead = tl.load(offset, mask=is_channel, other=0.0)[None, :]
-        own += tl.load(offset + width, mask=is_channel, other=0.0)[None, :]
-    moved = own - tl.load(shift + channel, mask=is_channel, other=0.0)[None, :]
+        point_terms += tl.load(offset + width, mask=is_channel, other=0.0)[None, :]
+    moved = point_terms - tl.load(shift + channel, mask=is_channel, other=0.0)[None, :]
     signs = tl.load(sign + channel, mask=is_channel, other=0.0)[None, :]
     total, squares = tl.zeros((BLOCK, COLUMNS), kind), tl.zeros((BLOCK, COLUMNS), kind)
     chosen, best = tl.zeros((BLOCK, COLUMNS), kind), tl.zeros((BLOCK, COLUMNS), kind)
@@ -468,10 +468,10 @@ def _gather_gradients(  # type: ignore[no-untyped-def]
     channel = (tl.program_id(0) % num_parts) * COLUMNS + tl.arange(0, COLUMNS)
     cloud, is_channel = row // num_points, channel < width
     columns = pairs + cloud * num_points * 2 * width + channel
-    own = pairs + row * 2 * width + channel
+    point_address = pairs + row * 2 * width + channel
     moved_by = 0.0 - tl.load(shift + channel, mask=is_channel, other=0.0)
-    near = tl.load(own, mask=is_channel, other=0.0).to(kind)
-    behind = tl.load(own + width, mask=is_channel, other=0.0).to(kind)
+    near = tl.load(point_address, mask=is_channel, other=0.0).to(kind)
+    behind = tl.load(point_address + width, mask=is_channel, other=0.0).to(kind)
     if offset is not None:
         ahead = tl.load(offset + cloud * 2 * width + channel, mask=is_channel, other=0.0)
         added = tl.load(offset + (cloud * 2 + 1) * width + channel, mask=is_channel, other=0.0)

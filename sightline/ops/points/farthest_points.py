@@ -530,10 +530,10 @@ def _sample_in_chunks(  # type: ignore[no-untyped-def]
         farthest, next_chosen = as_type(-3.0, kind), 0
         for begin in range(0, count, BLOCK):
             slot = begin + tl.arange(0, BLOCK)
-            is_point, place = slot < count, base + slot.to(tl.int64) * CHANNELS
-            distances = _distances_to(place, is_point, centre, CHANNELS)
+            is_point, address = slot < count, base + slot.to(tl.int64) * CHANNELS
+            distances = _distances_to(address, is_point, centre, CHANNELS)
             if sample == 0:
-                norms = _distances_to(place, is_point, None, CHANNELS)
+                norms = _distances_to(address, is_point, None, CHANNELS)
                 nearest = _initial_distances(norms, is_point, limit, min_squared_norm)
             else:  # written before the barrier of the last maximum
                 nearest = tl.load(scratch + slot, mask=is_point, other=-2.0)
@@ -546,11 +546,11 @@ def _sample_in_chunks(  # type: ignore[no-untyped-def]
 
 
 @gpu_kernel
-def _distances_to(place, is_point, centre, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _distances_to(address, is_point, centre, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return the squared distances of points to a centre, or without one to the origin, channel after channel."""
-    squared = tl.zeros(is_point.shape, place.dtype.element_ty)
+    squared = tl.zeros(is_point.shape, address.dtype.element_ty)
     for channel in range(CHANNELS):
-        difference = tl.load(place + channel, mask=is_point, other=0.0)
+        difference = tl.load(address + channel, mask=is_point, other=0.0)
         if centre is not None:
             difference -= tl.load(centre + channel)
         squared += difference * difference

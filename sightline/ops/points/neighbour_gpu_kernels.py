@@ -134,12 +134,12 @@ def _find_nearest(  # type: ignore[no-untyped-def]
         for rank in range(first_rank, first_rank + num_ranks):
             written, written_point = _first_of(best, best_point, IS_WIDE)
             best = tl.where(_is_same(best, best_point, written, written_point, IS_WIDE), largest, best)
-            found = written_point.to(tl.int64)
+            nearest_point = written_point.to(tl.int64)
             if offsets is None:
-                tl.store(index + first_slot + rank, found, mask=is_query)
+                tl.store(index + first_slot + rank, nearest_point, mask=is_query)
             else:
                 is_found = rank < count
-                tl.store(index + first_slot + rank, first_point + tl.where(is_found, found, 0), mask=is_query)
+                tl.store(index + first_slot + rank, first_point + tl.where(is_found, nearest_point, 0), mask=is_query)
                 tl.store(is_valid + first_slot + rank, is_found, mask=is_query)
 
 
@@ -180,8 +180,8 @@ def _find_best(  # type: ignore[no-untyped-def]
     begin, first = 0, 0
     for _ in range(tl.cdiv(count, BLOCK)):
         point = begin + tl.arange(0, BLOCK)
-        is_point, place = point < count, to_rows(base, point, point_step, IS_FAR)
-        distances = tile_of_distances(place, is_point, channel_step, to_query, is_query, query_channel_step, CHANNELS)
+        is_point, address = point < count, to_rows(base, point, point_step, IS_FAR)
+        distances = tile_of_distances(address, is_point, channel_step, to_query, is_query, query_channel_step, CHANNELS)
         if IS_WIDE:
             keys = distances.to(tl.int64, bitcast=True)
         else:

@@ -221,8 +221,8 @@ def _check_packed(
     read_both_sizes(points, offsets, queries, query_offsets)
     assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
     if queries is not None and query_offsets is not None:
-        own = query_offsets
-        assert_finite_rows(queries, lambda row: locate_row(row, own), name="queries")
+        own_offsets = query_offsets
+        assert_finite_rows(queries, lambda row: locate_row(row, own_offsets), name="queries")
 
 
 @operator(launches=2, check=_check_packed, differentiable=False)

@@ -32,18 +32,20 @@ def neighbours_by_proof(
     index = torch.empty((*queries.shape[:2], num_neighbours), dtype=torch.int64)
     for cloud, begin in itertools.product(range(len(queries)), range(0, queries.shape[1], _QUERIES_AT_ONCE)):
         part = slice(begin, begin + _QUERIES_AT_ONCE)
-        found = index[cloud, part]
+        part_index = index[cloud, part]
         ranked, columns = _rank(scores, cloud, part, count)
         limits = ranked + scores.slack[cloud, part, None]
-        found.copy_(columns[:, :num_neighbours])
+        part_index.copy_(columns[:, :num_neighbours])
         rows = (ranked[:, 1 : num_neighbours + 1] <= limits[:, :num_neighbours]).any(dim=1).nonzero().flatten()
         if not len(rows):
             continue
         asking = queries[cloud, part][rows]
-        found[rows] = _measure(points[cloud], asking, columns[rows], num_neighbours)
+        part_index[rows] = _measure(points[cloud], asking, columns[rows], num_neighbours)
         is_unproven = ranked[rows, -1] <= limits[rows, num_neighbours - 1]
         if is_unproven.any():
-            found[rows[is_unproven]] = measure_all(points[cloud, None], asking[None, is_unproven], num_neighbours)[0]
+            part_index[rows[is_unproven]] = measure_all(points[cloud, None], asking[None, is_unproven], num_neighbours)[
+                0
+            ]
     return index
 
 

@@ -161,9 +161,9 @@ def chamfer_distance(
     _assert_normals(pair, normals)
     ways = [(pair, normals), (pair[::-1], normals[::-1])][: 1 if single_directional else 2]
     _assert_points_to_find([clouds for clouds, _ in ways])
-    found = [_measure_one_way(*clouds, *both, weights, norm, abs_cosine) for clouds, both in ways]
+    distances = [_measure_one_way(*clouds, *both, weights, norm, abs_cosine) for clouds, both in ways]
     sizes = [clouds[0].sizes for clouds, _ in ways]
-    losses, angles = zip(*found, strict=True)
+    losses, angles = zip(*distances, strict=True)
     how = (sizes, weights, batch_reduction, point_reduction)
     return _reduce(losses, *how), _reduce(angles, *how) if has_normals else None
 
@@ -288,8 +288,8 @@ def _find_packed(one: _Cloud, other: _Cloud, count: int) -> Tensor:
     """Search without padding, which takes a CPU half of the time."""
     num_queries, num_points = one.points.shape[1], other.points.shape[1]
     assert other.lengths is not None
-    own = other.lengths.new_full(one.points.shape[:1], num_queries) if one.lengths is None else one.lengths
-    mask = _count_up(num_queries, own.masked_fill(other.lengths == 0, 0))
+    query_lengths = other.lengths.new_full(one.points.shape[:1], num_queries) if one.lengths is None else one.lengths
+    mask = _count_up(num_queries, query_lengths.masked_fill(other.lengths == 0, 0))
     queries, query_offsets = pack(one.points.detach(), mask=mask)
     points, offsets = pack(other.points.detach(), mask=_count_up(num_points, other.lengths))
     rows = {"queries": queries, "query_offsets": query_offsets}
@@ -352,10 +352,10 @@ def _measure_one_way(
     abs_cosine: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the distances (B, P1) to the nearest points and, with normals, those of the angles."""
-    found = _search(one, other, norm, 1, False)
-    measured = [found.dists[..., 0]]
+    neighbours = _search(one, other, norm, 1, False)
+    measured = [neighbours.dists[..., 0]]
     if normals is not None and other_normals is not None:
-        near = take_points(other_normals, found.idx)[:, :, 0]
+        near = take_points(other_normals, neighbours.idx)[:, :, 0]
         cosine = F.cosine_similarity(normals, near, dim=2, eps=1e-6)
         angle = 1 - (cosine.abs() if abs_cosine else cosine)
         is_padding = None if one.lengths is None else ~_count_up(one.points.shape[1], one.lengths)
@@ -396,18 +396,18 @@ def _reduce(
 
 def _assert_points_to_find(ways: Sequence[tuple[_Cloud, _Cloud]]) -> None:
     """Raise ValueError for a cloud without points in which those of another are sought."""
-    found = [(other.sizes > 0) | (one.sizes == 0) for one, other in ways]
+    is_searchable = [(other.sizes > 0) | (one.sizes == 0) for one, other in ways]
 
-    def make_error(way: int, place: str = "") -> ValueError:
+    def make_error(way: int, sample: str = "") -> ValueError:
         one, other = ways[way]
         return ValueError(
-            f"{other.name}{place} has no points and {one.name}{place} has: there is no nearest; leave it out"
+            f"{other.name}{sample} has no points and {one.name}{sample} has: there is no nearest; leave it out"
         )
 
-    for way, holds in enumerate(found):
+    for way, holds in enumerate(is_searchable):
         if holds is False:
             raise make_error(way)
-    stated = [holds for holds in found if isinstance(holds, Tensor)]
+    stated = [holds for holds in is_searchable if isinstance(holds, Tensor)]
     if stated:
         holds = torch.stack(stated)
         require(holds, lambda: make_error(*_locate(holds)))
@@ -419,12 +419,12 @@ def _locate(holds: Tensor) -> tuple[int, str]:
 
 
 def _assert_reductions(batch_reduction: str | None, point_reduction: str | None, *, has_normals: bool) -> None:
-    for name, found, allowed in (
+    for name, reduction, allowed in (
         ("batch_reduction", batch_reduction, ("mean", "sum", None)),
         ("point_reduction", point_reduction, ("mean", "sum", "max", None)),
     ):
-        if found not in allowed:
-            raise ValueError(f"{name}: found {found!r}, expected one of {', '.join(map(repr, allowed))}")
+        if reduction not in allowed:
+            raise ValueError(f"{name}: found {reduction!r}, expected one of {', '.join(map(repr, allowed))}")
     if point_reduction is None and batch_reduction is not None:
         raise ValueError("batch_reduction: give None where point_reduction is None: distances of points have no mean")
     if point_reduction == "max" and has_normals:

@@ -208,12 +208,12 @@ def _find_in_balls(
 ) -> Tensor:
     if batch_x is None and batch_y is None:
         return points_in_balls(x[None], centres=y[None], radius=r, num_neighbours=count, empty="mark", has_rim=False)[0]
-    offsets, own = offsets_of_batches(x, batch_x, y, batch_y, batch_size)
+    offsets, query_offsets = offsets_of_batches(x, batch_x, y, batch_y, batch_size)
     return packed_points_in_balls(
         x,
         offsets=offsets,
         centres=y,
-        centre_offsets=own,
+        centre_offsets=query_offsets,
         radius=r,
         num_neighbours=count,
         empty="mark",
@@ -237,8 +237,8 @@ def _find_offsets(
 
 
 def _count_samples(sizes: Sequence[int], ratio: float | Tensor | None) -> list[int]:
-    found = 0.5 if ratio is None else ratio.flatten().tolist() if isinstance(ratio, Tensor) else ratio
-    ratios = found * len(sizes) if isinstance(found, list) and len(found) == 1 else found
+    stated = 0.5 if ratio is None else ratio.flatten().tolist() if isinstance(ratio, Tensor) else ratio
+    ratios = stated * len(sizes) if isinstance(stated, list) and len(stated) == 1 else stated
     ratios = ratios if isinstance(ratios, list) else [ratios] * len(sizes)
     if len(ratios) != len(sizes):
         raise ValueError(f"ratio: found {len(ratios)} numbers for {len(sizes)} segments; give one, or one for each")

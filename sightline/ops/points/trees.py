@@ -202,11 +202,11 @@ def _choose_pivot(keys: np.ndarray, low: int, high: int, middle: int, sample: np
     """Return a key of [low, high) that is near the one at `middle` if all were sorted, on the farther end's side."""
     for slot in range(_SAMPLE):
         sample[slot] = keys[low + (high - low) * slot // _SAMPLE]
-    place = _SAMPLE * (middle - low) // (high - low)
-    place += 1 if 2 * place < _SAMPLE else -1
+    position = _SAMPLE * (middle - low) // (high - low)
+    position += 1 if 2 * position < _SAMPLE else -1
     pivot = sample[0]
     for slot in range(1, _SAMPLE):
-        pivot = sample[slot] if _rank(sample, slot, _SAMPLE) == place else pivot
+        pivot = sample[slot] if _rank(sample, slot, _SAMPLE) == position else pivot
     return pivot
 
 

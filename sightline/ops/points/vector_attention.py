@@ -1,10 +1,10 @@
 """CPU kernels of fused vector attention, per edge and channel; all tensors are float32 or all float64.
 
 Point i has the neighbours `index` (P, K), of which the first `count` (P,) are valid. Edge (i, j) carries
-near_j + own_i + C h_ij: `near` and `own` are (P, C), `code` (3, C) is the matrix, `position` (P, K, 3) is h. Weights
-(P, K, G) are shared: channel c has weight c modulo G, and the C / G channels of a weight are G apart. Rows of work are
-either points, or shares: the G channels from t G on. Every sum over edges is added by the one thread that has the
-share, edge by edge: the bits do not depend on the number of threads.
+neighbour_terms_j + point_terms_i + C h_ij: both terms are (P, C), `code` (3, C) is the matrix, `position` (P, K, 3) is
+h. Weights (P, K, G) are shared: channel c has weight c modulo G, and the C / G channels of a weight are G apart. Rows
+of work are either points, or shares: the G channels from t G on. Every sum over edges is added by the one thread that
+has the share, edge by edge: the bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ SHARE_PLANES = LANES
 
 
 def edge_sums(
-    near: Tensor, own: Tensor, code: Tensor, position: Tensor, index: Tensor, count: Tensor
+    neighbour_terms: Tensor, point_terms: Tensor, code: Tensor, position: Tensor, index: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the sums of the values of valid edges, and of their squares: (C,) and (C,), float64."""
-    sums = np.zeros((2, near.shape[1]))
-    run_parallel(_add_up, near.shape[1] // LANES, *_arrays(near, own, code, position, index, count), sums)
+    sums = np.zeros((2, neighbour_terms.shape[1]))
+    inputs = (neighbour_terms, point_terms, code, position, index, count)
+    run_parallel(_add_up, neighbour_terms.shape[1] // LANES, *_arrays(*inputs), sums)
     return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
 
 
 def relu_edges(
     points: slice,
-    near: Tensor,
-    own: Tensor,
+    neighbour_terms: Tensor,
+    point_terms: Tensor,
     code: Tensor,
     position: Tensor,
     index: Tensor,
@@ -50,7 +51,7 @@ def relu_edges(
     out: Tensor,
 ) -> None:
     """Write the ReLU of the edge values of some points into `out` (points, K, C); 0 in invalid slots."""
-    inputs = (near, own[points], code, position[points], index[points], count[points])
+    inputs = (neighbour_terms, point_terms[points], code, position[points], index[points], count[points])
     run_parallel(_rectify, len(inputs[1]), *_arrays(*inputs), out.numpy())
 
 
@@ -61,21 +62,27 @@ class EdgeGradients(NamedTuple):
     """
 
     grad_neighbours: Tensor
-    to_own: Tensor
-    to_code: Tensor
-    of_near: Tensor
-    of_own: Tensor
+    grad_points: Tensor
+    grad_code: Tensor
+    neighbour_sums: Tensor
+    point_sums: Tensor
 
     @classmethod
-    def zeros(cls, near: Tensor, code: Tensor) -> EdgeGradients:
-        """Allocate zero gradients for `near` (P, C) and `code` (3, C)."""
-        return cls(*(torch.zeros_like(tensor) for tensor in (near, near, code, near, near)))
+    def zeros(cls, neighbour_terms: Tensor, code: Tensor) -> EdgeGradients:
+        """Allocate zeros for `neighbour_terms` (P, C) and `code` (3, C)."""
+        return cls(
+            grad_neighbours=torch.zeros_like(neighbour_terms),
+            grad_points=torch.zeros_like(neighbour_terms),
+            grad_code=torch.zeros_like(code),
+            neighbour_sums=torch.zeros_like(neighbour_terms),
+            point_sums=torch.zeros_like(neighbour_terms),
+        )
 
 
 def rectified_gradients(
     points: slice,
-    near: Tensor,
-    own: Tensor,
+    neighbour_terms: Tensor,
+    point_terms: Tensor,
     code: Tensor,
     position: Tensor,
     index: Tensor,
@@ -91,14 +98,18 @@ def rectified_gradients(
 
     Also writes `rectified` again, adds to `into`, and adds `reading` (3, C) times the gradient to `to_position`.
     """
-    inputs = _arrays(near, own[points], code, position[points], index[points], count[points])
+    inputs = _arrays(neighbour_terms, point_terms[points], code, position[points], index[points], count[points])
     room = (gradient.numpy(), rectified.numpy())
-    point_sums = (into.to_own[points].numpy(), into.of_own[points].numpy())
-    neighbour_sums = (into.grad_neighbours.numpy(), into.of_near.numpy(), into.to_code.numpy())
-    run_parallel(_rectify_back, near.shape[1] // LANES, *inputs, *room, *neighbour_sums, *point_sums)
+    of_points = (into.grad_points[points].numpy(), into.point_sums[points].numpy())
+    of_neighbours = (into.grad_neighbours.numpy(), into.neighbour_sums.numpy(), into.grad_code.numpy())
+    run_parallel(_rectify_back, neighbour_terms.shape[1] // LANES, *inputs, *room, *of_neighbours, *of_points)
     read = _arrays(gradient, reading, count[points])
     run_parallel(
-        _read_positions, len(gradient), math.gcd(near.shape[1], _SUMS_OF_CHANNELS), *read, to_position[points].numpy()
+        _read_positions,
+        len(gradient),
+        math.gcd(neighbour_terms.shape[1], _SUMS_OF_CHANNELS),
+        *read,
+        to_position[points].numpy(),
     )
 
 
@@ -139,16 +150,17 @@ def position_moments(position: Tensor, index: Tensor, count: Tensor) -> Position
 
 
 def norm_sums(
-    near: Tensor, own: Tensor, gradients: EdgeGradients, moments: PositionMoments, *, num_shares: int
+    neighbour_terms: Tensor, point_terms: Tensor, gradients: EdgeGradients, moments: PositionMoments, *, num_shares: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over edges near + own times the gradient (C,) and times the position (C, 3), and the gradient (C,).
+    """Sum over edges both terms times the gradient (C,) and times the position (C, 3), and the gradient alone (C,).
 
-    near + own are the edge values without the code, (P, C) each.
+    `neighbour_terms` and `point_terms` (P, C) add up to the edge values without the code.
     """
-    sums = np.zeros((5, near.shape[1]))
-    inputs = (near, own, gradients.grad_neighbours, gradients.to_own, moments.neighbour_sums, moments.point_sums)
-    run_parallel(_sum_over_points, num_shares, num_shares, *_arrays(*inputs), sums)
-    totals = torch.from_numpy(sums).to(near.dtype)
+    sums = np.zeros((5, neighbour_terms.shape[1]))
+    terms = (neighbour_terms, point_terms, gradients.grad_neighbours, gradients.grad_points)
+    inputs = _arrays(*terms, moments.neighbour_sums, moments.point_sums)
+    run_parallel(_sum_over_points, num_shares, num_shares, *inputs, sums)
+    totals = torch.from_numpy(sums).to(neighbour_terms.dtype)
     return totals[0], totals[2:].mT, totals[1]
 
 
@@ -159,17 +171,17 @@ def position_gradient_sums(
     index: Tensor,
     count: Tensor,
     *,
-    of_near: Tensor,
-    of_own: Tensor,
+    of_neighbour: Tensor,
+    of_point: Tensor,
     of_position: Tensor,
 ) -> Tensor:
     """Sum over edges a gradient where the position is above zero: times the relative position, and times 1: (3, 4).
 
-    The gradient of an edge is `to_position` (P, K, 3) less `of_near` (P, 3) of its neighbour, `of_own` (P, 3) of its
-    point and `of_position` (3, 3) times its position.
+    The gradient of an edge is `to_position` (P, K, 3) less `of_neighbour` (P, 3) of its neighbour, `of_point` (P, 3)
+    of its point and `of_position` (3, 3) times its position.
     """
     sums = np.zeros((3, 4))
-    inputs = (to_position, position, relative, index, count, of_near, of_own, of_position)
+    inputs = (to_position, position, relative, index, count, of_neighbour, of_point, of_position)
     run_parallel(_sum_position_gradients, 3, *_arrays(*inputs), sums)
     return torch.from_numpy(sums)
 
@@ -233,13 +245,13 @@ def _add_up(first, last, neighbour_terms, point_terms, code, position, index, co
     for point in range(num_points):
         for block in range(first, last):
             channel = block * LANES
-            own = load(point_terms, (point, channel))
+            point_term = load(point_terms, (point, channel))
             x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
             total, squares = load(rows, (0, channel)), load(rows, (1, channel))
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 near = load(neighbour_terms, (index[point, slot], channel))
-                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                carried = _carry(near, point_term, x_code, y_code, z_code, x, y, z)
                 total = total + carried
                 squares = squares + carried * carried
             store(total, rows, (0, channel))
@@ -258,12 +270,12 @@ def _add_up(first, last, neighbour_terms, point_terms, code, position, index, co
 def _rectify(first, last, neighbour_terms, point_terms, code, position, index, count, result):  # type: ignore[no-untyped-def]
     for point in range(first, last):
         for channel in range(0, neighbour_terms.shape[1], LANES):
-            own = load(point_terms, (point, channel))
+            point_term = load(point_terms, (point, channel))
             x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 near = load(neighbour_terms, (index[point, slot], channel))
-                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                carried = _carry(near, point_term, x_code, y_code, z_code, x, y, z)
                 store(rectify(carried), result, (point, slot, channel))
             for slot in range(count[point], index.shape[1]):
                 store(zeros_like(result), result, (point, slot, channel))
@@ -291,7 +303,7 @@ def _rectify_back(  # type: ignore[no-untyped-def]
     for point in range(len(index)):
         for block in range(first, last):
             channel = block * LANES
-            own = load(point_terms, (point, channel))
+            point_term = load(point_terms, (point, channel))
             x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
             own_gradient, own_sum = load(to_own, (point, channel)), load(of_own, (point, channel))
             to_x, to_y = load(own_to_code, (0, channel)), load(own_to_code, (1, channel))
@@ -299,7 +311,7 @@ def _rectify_back(  # type: ignore[no-untyped-def]
             for slot in range(count[point]):
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 entry, edge = (index[point, slot], channel), (point, slot, channel)
-                carried = _carry(load(neighbour_terms, entry), own, x_code, y_code, z_code, x, y, z)
+                carried = _carry(load(neighbour_terms, entry), point_term, x_code, y_code, z_code, x, y, z)
                 passed = where_positive(load(gradient, edge), carried)
                 store(where_positive(carried, carried), rectified, edge)
                 own_gradient, own_sum = own_gradient + passed, own_sum + carried
@@ -397,10 +409,15 @@ def _sum_position_gradients(  # type: ignore[no-untyped-def]
         x_factor, y_factor, z_factor = of_position[axis, 0], of_position[axis, 1], of_position[axis, 2]
         to_x, to_y, to_z, total = 0.0, 0.0, 0.0, 0.0  # float64: the sums of all edges
         for point in range(len(position)):
-            own, heights, steps, gradients = of_own[point, axis], position[point], relative[point], to_position[point]
+            point_part, heights, steps, gradients = (
+                of_own[point, axis],
+                position[point],
+                relative[point],
+                to_position[point],
+            )
             for slot in range(count[point]):
                 height, step = heights[slot], steps[slot]
-                lowered = of_near[index[point, slot], axis] + own
+                lowered = of_near[index[point, slot], axis] + point_part
                 lowered = lowered + x_factor * height[0] + y_factor * height[1] + z_factor * height[2]
                 # A choice, not a branch: which heights are above zero cannot be predicted.
                 reached = gradients[slot, axis] - lowered

@@ -207,8 +207,8 @@ def _find_extreme_tiles(  # type: ignore[no-untyped-def]
 ):
     """Find the highest of every ROWS-th row, then the highest of these, and read it anew."""
     number = (tl.program_id(0) // num_blocks).to(tl.int64)
-    sample, own = number // num_segments, number // num_segments // samples_of_index
-    bounds = offsets + own * (num_segments + 1) + number % num_segments
+    sample, index_sample = number // num_segments, number // num_segments // samples_of_index
+    bounds = offsets + index_sample * (num_segments + 1) + number % num_segments
     begin, end = tl.maximum(tl.load(bounds), 0), tl.minimum(tl.load(bounds + 1), num_rows)
     channel = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     is_channel = channel < num_channels
@@ -216,9 +216,9 @@ def _find_extreme_tiles(  # type: ignore[no-untyped-def]
     top = tl.full([ROWS, CHANNELS], -float("inf"), best.dtype.element_ty)
     row_of_top = tl.zeros([ROWS, CHANNELS], tl.int64) + num_rows
     while begin < end:
-        place = begin + tl.arange(0, ROWS)[:, None]
-        is_row = place < end
-        row = place if order is None else tl.load(order + own * num_rows + place, mask=is_row, other=0)
+        position = begin + tl.arange(0, ROWS)[:, None]
+        is_row = position < end
+        row = position if order is None else tl.load(order + index_sample * num_rows + position, mask=is_row, other=0)
         value = SIGN * tl.load(numbers + row * num_channels, mask=is_row & is_channel, other=0.0)
         is_higher = (value > top) | ((value != value) & (top == top)) | (row_of_top == num_rows)
         is_higher = is_higher & is_row

@@ -143,8 +143,8 @@ def unpack(rows: Tensor, *, offsets: Tensor, max_size: int | None = None) -> tup
             )
     num_rows, num_segments = rows.shape[0], offsets.shape[0] - 1
     segment = offsets_to_batch(offsets, num_rows)
-    place = torch.arange(num_rows, device=rows.device) - offsets[segment]
-    slot = torch.where(place < max_size, segment * max_size + place, num_segments * max_size)  # no slot: refused
+    position = torch.arange(num_rows, device=rows.device) - offsets[segment]
+    slot = torch.where(position < max_size, segment * max_size + position, num_segments * max_size)  # no slot: refused
     padded = rows.new_zeros((num_segments * max_size, *rows.shape[1:])).index_copy(0, slot, rows)
     mask = torch.arange(max_size, device=rows.device) < offsets.diff()[:, None]
     return padded.unflatten(0, (num_segments, max_size)), mask
@@ -193,15 +193,15 @@ def _require_rising(
 ) -> None:
     limit = "" if num_segments is None else f", below batch_size={num_segments}"
 
-    def make_error(place: int) -> ValueError:
+    def make_error(number: int) -> ValueError:
         return ValueError(
-            f"batch {tuple(batches[place].shape)} of {rows[place].shape[0]} rows; give the segment of each, in rising "
-            f"order{limit}"
+            f"batch {tuple(batches[number].shape)} of {rows[number].shape[0]} rows; give the segment of each, in "
+            f"rising order{limit}"
         )
 
-    for place, (own, segments) in enumerate(zip(rows, batches, strict=True)):
-        if segments.shape != own.shape[:1]:
-            raise make_error(place)
+    for number, (values, segments) in enumerate(zip(rows, batches, strict=True)):
+        if segments.shape != values.shape[:1]:
+            raise make_error(number)
     holds = torch.stack([(segments.diff() >= 0).all() for segments in batches])
     if num_segments is not None:
         holds = holds & torch.stack([(end < num_segments).all() for end in last])

@@ -188,9 +188,9 @@ def _check_numbers(index: Tensor, num_segments: int, layout: str) -> None:
 
 def _make_falling_error(index: Tensor) -> ValueError:
     sample, row = (index.diff() < 0).nonzero()[0].tolist()
-    found = index[sample, row : row + 2].tolist()
+    pair = index[sample, row : row + 2].tolist()
     return ValueError(
-        f"index: falls from {found[0]} to {found[1]} after row {row}, expected segments in rising order; sort the "
+        f"index: falls from {pair[0]} to {pair[1]} after row {row}, expected segments in rising order; sort the "
         "rows, or call scatter, which takes any order"
     )
 

@@ -132,15 +132,15 @@ def average(rows: SegmentedRows, out: Tensor | None = None) -> Tensor:
 
 def find_extremes(rows: SegmentedRows, out: Tensor | None = None, *, is_highest: bool) -> tuple[Tensor, Tensor]:
     """Find the highest or lowest row of each segment, and of `out`, which gets it."""
-    found = scatter_extremes(rows.values, rows.index, rows.num_segments, is_highest=is_highest, layout=rows.layout)
-    best, place = (rows.restore(each) for each in found)
+    extremes = scatter_extremes(rows.values, rows.index, rows.num_segments, is_highest=is_highest, layout=rows.layout)
+    best, row = (rows.restore(values) for values in extremes)
     best = best.to(rows.src.dtype)
     if out is None:
-        return best, place
+        return best, row
     num_rows = rows.src.shape[rows.dim]
     is_farther = (best > out if is_highest else best < out) | ((best != best) & (out == out))
-    is_better = is_farther & (place < num_rows)
-    return out.copy_(torch.where(is_better, best, out)), place.where(is_better, num_rows)
+    is_better = is_farther & (row < num_rows)
+    return out.copy_(torch.where(is_better, best, out)), row.where(is_better, num_rows)
 
 
 def _scatter_extremes(

@@ -48,11 +48,11 @@ def scatter_logsumexp(
     sum, and gets the result. Raises ValueError for an index outside.
     """
     rows = _arrange(src, index, dim, out, dim_size, name="scatter_logsumexp")
-    highest, place = _find_highest(rows)
+    highest, row = _find_highest(rows)
     base = torch.where(highest.isinf(), 0, highest)  # inf - inf would be NaN
     total, _ = scatter_rows((rows.values - gather_segments(base, rows.index)).exp(), rows.index, rows.num_segments)
     result = rows.restore(torch.where(highest.isinf(), highest, (total + eps).log() + base))
-    has_rows = rows.restore(place) < src.shape[rows.dim]
+    has_rows = rows.restore(row) < src.shape[rows.dim]
     if out is None:
         return torch.where(has_rows, result, 0).to(src.dtype)
     return out.copy_(torch.where(has_rows, torch.logaddexp(result, out.to(result.dtype)), out))

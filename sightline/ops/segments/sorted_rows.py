@@ -152,8 +152,8 @@ def _reduce(rows: SegmentedRows, out: Tensor | None, reduce: Reduction) -> Tenso
 
 
 def _find_csr(src: Tensor, indptr: Tensor, out: Tensor | None, *, is_highest: bool) -> tuple[Tensor, Tensor]:
-    best, place = find_extremes(_of_bounds(src, indptr), is_highest=is_highest)
-    return _write(best, out), place
+    best, row = find_extremes(_of_bounds(src, indptr), is_highest=is_highest)
+    return _write(best, out), row
 
 
 def _write(result: Tensor, out: Tensor | None) -> Tensor:

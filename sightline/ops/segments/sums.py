@@ -209,15 +209,15 @@ def _add_up_tiles(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
 ):
     number = (tl.program_id(0) // num_blocks).to(tl.int64)
-    sample, own = number // num_segments, number // num_segments // samples_of_index
-    bounds = offsets + own * (num_segments + 1) + number % num_segments
+    sample, index_sample = number // num_segments, number // num_segments // samples_of_index
+    bounds = offsets + index_sample * (num_segments + 1) + number % num_segments
     begin, end = tl.maximum(tl.load(bounds), 0), tl.minimum(tl.load(bounds + 1), num_rows)
     channel = (tl.program_id(0) % num_blocks) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     totals = tl.zeros([ROWS, CHANNELS], sums.dtype.element_ty)
     while begin < end:
-        place = begin + tl.arange(0, ROWS)[:, None]
-        is_row = place < end
-        row = place if order is None else tl.load(order + own * num_rows + place, mask=is_row, other=0)
+        position = begin + tl.arange(0, ROWS)[:, None]
+        is_row = position < end
+        row = position if order is None else tl.load(order + index_sample * num_rows + position, mask=is_row, other=0)
         numbers = values + (sample * num_rows + row) * num_channels + channel
         totals += tl.load(numbers, mask=is_row & (channel < num_channels), other=0.0)
         begin += ROWS

@@ -38,6 +38,7 @@ class Cameras:
 
     @property
     def centre_px(self) -> float:
+        """The coordinate of the image's middle, in x as in y, in pixels."""
         return (self.size_px - 1) / 2
 
     def to_view(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -52,6 +52,7 @@ class RangeView:
 
     @property
     def num_pixels(self) -> int:
+        """The number of pixels of the image."""
         return self.height * self.width
 
     @property
@@ -103,6 +104,7 @@ class Coverage:
 
     @property
     def pixels_filled(self) -> float:
+        """Share of all pixels that show a point."""
         return self.num_drawn / max(1, self.num_pixels)
 
     @property
@@ -165,9 +167,9 @@ def nearest_returns(ranges: Tensor, *, pixel: Tensor, num_pixels: int) -> Tensor
     """
     keys = ranges.view(torch.int32).long().bitwise_left_shift_(32)
     keys |= torch.arange(len(ranges), device=ranges.device)
-    least = keys.new_full((num_pixels,), _NO_RETURN).scatter_reduce_(0, pixel, keys, "amin")
-    is_empty = least == _NO_RETURN
-    return least.bitwise_and_(0xFFFFFFFF).masked_fill_(is_empty, -1)
+    nearest = keys.new_full((num_pixels,), _NO_RETURN).scatter_reduce_(0, pixel, keys, "amin")
+    is_empty = nearest == _NO_RETURN
+    return nearest.bitwise_and_(0xFFFFFFFF).masked_fill_(is_empty, -1)
 
 
 _NO_RETURN = 0x7F800000 << 32

@@ -82,8 +82,8 @@ def _for_all_axes(value: float | Sequence[float] | Tensor, points: Tensor, *, na
 
 def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tensor | None) -> None:
     require((size > 0).all(), lambda: ValueError(f"size: found {size.tolist()}, expected sides above 0"))
-    place, last = (points - start) / size, ((end - start) / size).floor()
-    is_inside = ((place >= 0) & (place.floor() <= last)).all(dim=1)
+    cell, last = (points - start) / size, ((end - start) / size).floor()
+    is_inside = ((cell >= 0) & (cell.floor() <= last)).all(dim=1)
 
     def make_error() -> ValueError:
         row = int((~is_inside).nonzero()[0])
@@ -106,10 +106,10 @@ def _check(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tens
 
 @operator(check=_check, differentiable=False)
 def _grid_cluster(points: Tensor, size: Tensor, start: Tensor, end: Tensor, batch: Tensor | None) -> Tensor:
-    count, place = ((end - start) / size).long() + 1, ((points - start) / size).long()
-    voxel, step = torch.zeros_like(place[:, 0]), count.new_ones(())
+    count, cell = ((end - start) / size).long() + 1, ((points - start) / size).long()
+    voxel, step = torch.zeros_like(cell[:, 0]), count.new_ones(())
     for axis in range(points.shape[1]):  # not a cumulative product, which ONNX lacks
-        voxel, step = voxel + place[:, axis] * step, step * count[axis]
+        voxel, step = voxel + cell[:, axis] * step, step * count[axis]
     return voxel if batch is None else voxel + batch * step
 
 

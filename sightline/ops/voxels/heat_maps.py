@@ -135,10 +135,10 @@ def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
     centre = _gather_cells(values, cell)
     offsets = []
     for axis, size in enumerate(values.shape[2:]):
-        place, before, after = cell[axis], cell[:axis], cell[axis + 1 :]
-        previous = _gather_cells(values, (*before, (place - 1).clamp(min=0), *after))
-        following = _gather_cells(values, (*before, (place + 1).clamp(max=size - 1), *after))
-        is_usable = (place > 0) & (place < size - 1) & (previous > 0) & (following > 0) & (centre > 0)
+        axis_cell, before, after = cell[axis], cell[:axis], cell[axis + 1 :]
+        previous = _gather_cells(values, (*before, (axis_cell - 1).clamp(min=0), *after))
+        following = _gather_cells(values, (*before, (axis_cell + 1).clamp(max=size - 1), *after))
+        is_usable = (axis_cell > 0) & (axis_cell < size - 1) & (previous > 0) & (following > 0) & (centre > 0)
         low, mid, high = (torch.where(is_usable, value, 1.0).log() for value in (previous, centre, following))
         bend = low - 2 * mid + high
         is_usable = is_usable & (bend < 0)
@@ -148,9 +148,9 @@ def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
 
 
 def _gather_cells(values: Tensor, index: Sequence[Tensor]) -> Tensor:
-    cell, *others = index
-    for size, place in zip(values.shape[3:], others, strict=True):
-        cell = cell * size + place
+    cell, *positions = index
+    for size, position in zip(values.shape[3:], positions, strict=True):
+        cell = cell * size + position
     return values.flatten(2).gather(2, cell[..., None])[..., 0]
 
 

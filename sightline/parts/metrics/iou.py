@@ -84,8 +84,10 @@ class IoU(LabelMetric):
         `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,), `sample_index` (B,).
         Raises ValueError for NaN, for labels outside the classes, and for offsets that do not fit.
         """
-        answer = predict_classes(probabilities, target, self.num_classes, "points")
-        self.update_labels(state, labels=answer, target=target, cloud_offsets=cloud_offsets, sample_index=sample_index)
+        predicted = predict_classes(probabilities, target, self.num_classes, "points")
+        self.update_labels(
+            state, labels=predicted, target=target, cloud_offsets=cloud_offsets, sample_index=sample_index
+        )
 
     def update_labels(
         self, state: State, *, labels: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor

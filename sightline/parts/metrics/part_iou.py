@@ -78,8 +78,8 @@ def _first(is_faulty: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
     return torch.where(first < len(owner), first, -1)
 
 
-def _confusion(answer: Tensor, target: Tensor, num_parts: int) -> Tensor:
-    return torch.bincount(target * num_parts + answer, minlength=num_parts**2).view(num_parts, num_parts)
+def _confusion(predicted: Tensor, target: Tensor, num_parts: int) -> Tensor:
+    return torch.bincount(target * num_parts + predicted, minlength=num_parts**2).view(num_parts, num_parts)
 
 
 _RULES = ("", "_all_parts")

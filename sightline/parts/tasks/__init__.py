@@ -1,0 +1,1 @@
+"""Tasks that areas share, and `Supervised`, the base of most tasks."""

@@ -1,0 +1,1 @@
+"""Transforms of samples that areas share."""

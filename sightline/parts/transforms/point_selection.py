@@ -219,10 +219,10 @@ def _point_labels(label: Tensor) -> Tensor:
     raise ConfigError("score_all: predicts points, but the labels of this data set are of whole clouds; take it out")
 
 
-def _find_nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
-    """Return the row (B, N) of `kept` (B, K, 3) for each of `points` (B, N, 3): its own, else the nearest."""
+def _find_nearest_kept(points: Tensor, kept_points: Tensor, index: Tensor) -> Tensor:
+    """Return the row (B, N) of `kept_points` (B, K, 3) for each of `points` (B, N, 3): its own, else the nearest."""
     num_clouds, num_points = points.shape[:2]
-    num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition
+    num_own = min(num_points, kept_points.shape[1])  # what comes after the last point is a repetition
     kept_index = index[:, :num_own]
     nearest = torch.empty(num_clouds, num_points, dtype=torch.int64)
     nearest.scatter_(1, kept_index, torch.arange(num_own).expand(num_clouds, -1))
@@ -230,7 +230,7 @@ def _find_nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
         is_removed = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, kept_index, False)
         removed = is_removed.nonzero()[:, 1].view(num_clouds, -1)
         removed_points = points.gather(1, removed[..., None].expand(-1, -1, 3))
-        nearest.scatter_(1, removed, nearest_neighbours(kept, num_neighbours=1, queries=removed_points)[..., 0])
+        nearest.scatter_(1, removed, nearest_neighbours(kept_points, num_neighbours=1, queries=removed_points)[..., 0])
     return nearest
 
 

@@ -1,0 +1,1 @@
+"""Readers and writers of file formats: clouds, scans, meshes, images, arrays, tables."""

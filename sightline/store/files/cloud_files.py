@@ -452,8 +452,8 @@ def _advise_columns(cloud: PointCloud, name: str) -> str:
     """Return the advice to read a cloud without a channel, or without its normals; empty for its points."""
     if name == "points":
         return ""
-    kept = [*POINTS, *(NORMALS if cloud.normals is not None else ()), *cloud.channels]
-    listed = ", ".join(column for column in kept if column != name and (name != "normals" or column not in NORMALS))
+    columns = [*POINTS, *(NORMALS if cloud.normals is not None else ()), *cloud.channels]
+    listed = ", ".join(column for column in columns if column != name and (name != "normals" or column not in NORMALS))
     words = listed.replace(" ", "")
     return f", or read it without {name}: 'columns=[{listed}]' or --columns {words} (_ skips a column without a name)"
 

@@ -72,8 +72,10 @@ def _check_xml(path: Path) -> None:
             )
         file.seek(start - start % _PAGE_BYTES)
         pages = file.read(num_bytes + num_bytes // 64 + 2 * _PAGE_BYTES)
-    kept = _PAGE_BYTES - _CHECKSUM_BYTES
-    xml = b"".join(pages[at : at + kept] for at in range(0, len(pages), _PAGE_BYTES))[start % _PAGE_BYTES :][:num_bytes]
+    content_bytes = _PAGE_BYTES - _CHECKSUM_BYTES
+    xml = b"".join(pages[at : at + content_bytes] for at in range(0, len(pages), _PAGE_BYTES))[start % _PAGE_BYTES :][
+        :num_bytes
+    ]
     encoding = re.match(rb"<\?xml[^>]*encoding=.([\w-]*)", xml)
     is_utf8 = xml.startswith(b"<") and b"\0" not in xml and (encoding is None or encoding[1].lower() == b"utf-8")
     if not is_utf8 or re.search(rb"<!(doctype|entity)", xml, re.IGNORECASE):

@@ -1,0 +1,1 @@
+"""Batches of samples: reading, transforms, collation, and the drawing of splits."""

@@ -38,7 +38,7 @@ class ColumnSpec(NamedTuple):
 
 
 class ColumnForm(NamedTuple):
-    """What a reader takes a stored column for: the length of its last axis, None of one number, and kinds of NumPy."""
+    """Form that a reader expects of a stored column: length of the last axis (None for a number), and NumPy kinds."""
 
     width: int | None
     kinds: str

@@ -166,7 +166,7 @@ class PreparedData(Dataset):
 
     @property
     def doubts(self) -> Sequence[str]:  # type: ignore[override]
-        """What the preparation found in the samples themselves that training may suffer from: mixed units, say."""
+        """Faults of the samples that the preparation found, such as mixed units; they may spoil a training."""
         return self._prepared.manifest.get("doubts", ()) if "_prepared" in vars(self) else ()
 
     def _list_stored_rows(self) -> Sequence[tuple[str, int]] | None:
@@ -339,8 +339,8 @@ def _list_options(plan: Callable[..., PreparationPlan]) -> list[inspect.Paramete
 def with_options(function: Callable[..., T], options: Sequence[inspect.Parameter]) -> Callable[..., T]:
     """Set the signature of a function to its own parameters, without its last, and these options; return it."""
     vars(function).pop("__signature__", None)  # of a function that it wraps
-    own = list(inspect.signature(function, follow_wrapped=False).parameters.values())[:-1]
-    function.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())[:-1]
+    function.__signature__ = inspect.Signature([*parameters, *options])  # type: ignore[attr-defined]
     function.__annotations__ |= {item.name: item.annotation for item in options}
     return function
 

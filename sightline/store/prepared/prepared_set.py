@@ -208,6 +208,7 @@ class PreparedSet:
 
     @property
     def splits(self) -> list[str]:
+        """The stored splits, in the order of the manifest."""
         return list(self.manifest["splits"])
 
     def check_forms(self, forms: Mapping[str, ColumnForm]) -> None:

@@ -90,6 +90,7 @@ class PreparationPlan:
 
     @property
     def split_sizes(self) -> dict[str, int]:
+        """The number of rows of each split that has any."""
         sizes: Counter[str] = Counter()
         for shard in self.shards:
             sizes[shard.split] += shard.num_rows

@@ -39,8 +39,8 @@ def split_off_last(rows: Sequence[tuple[str, int]], share: float) -> tuple[RowRe
 def hold_out_ends(rows: Sequence[tuple[str, int]], *, share: float) -> tuple[RowRefs, RowRefs]:
     """Hold out the last `share` of the rows of each stored split, as `split_off_last`."""
     pairs = [split_off_last([*members], share) for _, members in itertools.groupby(rows, key=lambda row: row[0])]
-    kept, held_out = (tuple(row for pair in pairs for row in pair[side]) for side in (0, 1))
-    return kept, held_out
+    trained, held_out = (tuple(row for pair in pairs for row in pair[side]) for side in (0, 1))
+    return trained, held_out
 
 
 def count_held(size: int, share: float) -> int:

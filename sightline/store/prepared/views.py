@@ -64,10 +64,12 @@ class Views:
 
     @property
     def root(self) -> Path:
+        """The folder of the views."""
         return self._prepared.root
 
     @property
     def manifest(self) -> Mapping[str, Any]:
+        """The manifest of the views."""
         return self._prepared.manifest
 
     @property

@@ -1,0 +1,1 @@
+"""Checks of a run before it is trained, as `sightline check` makes them."""

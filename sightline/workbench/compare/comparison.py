@@ -116,7 +116,7 @@ class VariantComparison:
 
 
 class Reference(NamedTuple):
-    """What a network is compared with: a variant of itself or a file by name, or a record; and a map of names."""
+    """Reference to compare a network with: a variant of it or a file, by `name`, or a record; `keys` map the names."""
 
     name: str
     keys: Mapping[str, str | None] | None = None

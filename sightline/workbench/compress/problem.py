@@ -56,6 +56,7 @@ class SearchProblem:
 
     @property
     def bits(self) -> tuple[int, ...]:
+        """The bits of each choice."""
         return tuple(choice.bits for choice in self.choices)
 
     @cached_property
@@ -65,10 +66,12 @@ class SearchProblem:
 
     @property
     def lowest(self) -> Levels:
+        """The levels with the fewest bits for every searched layer."""
         return (0,) * len(self.searched_layers)
 
     @property
     def highest(self) -> Levels:
+        """The levels with the most bits for every searched layer."""
         return (len(self.choices) - 1,) * len(self.searched_layers)
 
     @cached_property
@@ -77,17 +80,21 @@ class SearchProblem:
         return {layer.name: FP32 for layer in self.layers}
 
     def policy(self, levels: Sequence[int]) -> Policy:
+        """Convert levels to the policy of all layers."""
         chosen = dict.fromkeys(self.unused, self.choices[0])
         chosen |= {layer.name: self.choices[level] for layer, level in zip(self.searched_layers, levels, strict=True)}
         return {layer.name: self.protected.get(layer.name) or chosen[layer.name] for layer in self.layers}
 
     def levels(self, policy: Policy) -> Levels:
+        """Convert a policy to the levels of the searched layers."""
         return tuple(self.choices.index(policy[layer.name]) for layer in self.searched_layers)
 
     def bytes(self, levels: Sequence[int]) -> int:
+        """Return the bytes of the policy of these levels, by `bytes_of`."""
         return self.bytes_of(self.policy(levels))
 
     def fits_budget(self, levels: Sequence[int]) -> bool:
+        """Return True if the policy of these levels is within the budget."""
         return self.bytes(levels) <= self.budget_bytes
 
     def lower_to_budget(self, levels: Sequence[int]) -> Levels:

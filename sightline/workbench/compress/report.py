@@ -38,7 +38,7 @@ from sightline.workbench.compress.stages import (
     assert_same_request,
     search_recorded,
 )
-from sightline.workbench.compress.target import CompressionOptions
+from sightline.workbench.compress.target import CompressionTarget
 from sightline.workbench.series.loop import Entry, Results, describe_failure, run_series
 from sightline.workbench.series.seed_statistics import summarise
 
@@ -76,25 +76,25 @@ class CompressionReport:
     """Table of compression steps of `run`, whose rows are computed in turn below `out` and can be resumed.
 
     Rows: the float model; the float model trained as long as the others; mix, all layers at 4 bits but the first and
-    the last at 8; a searched policy at `asked`; and the same with protected layers, each also fine-tuned and distilled.
+    the last at 8; a searched policy at `target`; the same with protected layers, each also fine-tuned and distilled.
     Every row with quantised weights is a packed run below `out`, and its metrics are those of that file. Finished rows
     are reused for another ratio or number of bytes; the searched rows of each budget have folders of their own.
     """
 
     run: OpenRun
     out: Path
-    asked: CompressionOptions
+    target: CompressionTarget
     tuning: FineTuning
     _: KW_ONLY
     method: Sequence[str]
     num_batches: int
 
     def __post_init__(self) -> None:
-        self._ends = replace(self.asked, protect_ends=1)
-        self._share = f"{self.asked.ratio:g} preserve" if self.asked.ratio else f"{self.asked.num_bytes:,} bytes"
+        self._ends = replace(self.target, protect_ends=1)
+        self._share = f"{self.target.ratio:g} preserve" if self.target.ratio else f"{self.target.num_bytes:,} bytes"
         self._policies: dict[str, Policy] = {}
         assert_tunable(self.run, self.tuning)
-        self._build_method("preserve_mix", self.asked.seed)
+        self._build_method("preserve_mix", self.target.seed)
         self._simulated = make_simulator(self.run)
         self.left_out = self._find_left_out()
 
@@ -116,7 +116,7 @@ class CompressionReport:
         for name, reason in self.left_out.items():
             reporter.note(f"row '{name}' left out: {reason}")
         specs = [spec for spec in self._specs() if spec.name not in self.left_out]
-        seeds = range(self.asked.seed, self.asked.seed + num_seeds)
+        seeds = range(self.target.seed, self.target.seed + num_seeds)
         for kind, seed in itertools.product(dict.fromkeys(spec.policy for spec in specs if spec.policy), seeds):
             self._policies[f"{kind}, seed {seed}"] = self._make_policy(kind, seed, report)
         full_size = {"weights": 1.0, "codebook": 1.0, "file": 1.0}
@@ -128,8 +128,8 @@ class CompressionReport:
             "data": self.run.config.data.name,
             "metrics": list(metrics),
             "search": list(self.method),
-            "budget_on": self.asked.on,
-            "ratio": self.asked.ratio,
+            "budget_on": self.target.on,
+            "ratio": self.target.ratio,
             "epochs": self.tuning.epochs,
             "policies": {name: policy_to_dict(policy) for name, policy in self._policies.items()},
         }
@@ -156,7 +156,7 @@ class CompressionReport:
     def _find_left_out(self) -> dict[str, str]:
         """Return the rows that cannot be computed, with reasons. Raises ConfigError if no searched row can be."""
         reasons: dict[str, str] = {}
-        untraced_problem(self._simulated, self.asked)
+        untraced_problem(self._simulated, self.target)
         try:
             untraced_problem(self._simulated, self._ends)
         except ConfigError as error:
@@ -169,7 +169,7 @@ class CompressionReport:
     def _assert_same(self) -> None:
         """Raise UserError if rows were computed with other options (except the budget) or other weights."""
         tuning = {key: str(value) for key, value in dataclasses.asdict(self.tuning).items()}
-        options = {**dataclasses.asdict(self.asked), "method": self.method, "num_batches": self.num_batches}
+        options = {**dataclasses.asdict(self.target), "method": self.method, "num_batches": self.num_batches}
         request = {"weights": weights_sha256(self.run), **options, "tuning": tuning}
         rows = self.out / "rows"
         is_begun = any(any(rows.glob(name)) for name in (f"*/{PACKED_FILE}", f"*/{WORK}/{FINE_TUNED}/config.yaml"))
@@ -191,9 +191,9 @@ class CompressionReport:
         """Make the policy of a kind of row, or search it; a search that was made is read."""
         names = self._simulated.names
         if kind == "mix":
-            mixed = dict.fromkeys(names, WeightFormat(self.asked.kind, MIX_BITS, self.asked.per_channel))
+            mixed = dict.fromkeys(names, WeightFormat(self.target.kind, MIX_BITS, self.target.per_channel))
             return mixed | self._ends.protected_choices(names)
-        options = replace(self._ends if kind == "preserve_mix" else self.asked, seed=seed)
+        options = replace(self._ends if kind == "preserve_mix" else self.target, seed=seed)
         problem = (
             dataclasses.asdict(options),
             self.method,

@@ -256,8 +256,8 @@ def unfit_teacher(run: Context) -> Iterator[Fault]:
     job, task, where = run.built.job, run.built.job.task, FindingLocation(config_path="teacher")
     if not isinstance(task, DistillationTask):
         raise NotApplicableError("no teacher")
-    teacher, own = task.teacher, job.model.state_dict(keep_vars=True).values()
-    pointers = {value.data_ptr() for value in own if value.numel()}
+    teacher, weights = task.teacher, job.model.state_dict(keep_vars=True).values()
+    pointers = {value.data_ptr() for value in weights if value.numel()}
     shared = [n for n, value in teacher.state_dict(keep_vars=True).items() if value.data_ptr() in pointers]
     if shared:
         yield Fault("the teacher shares its weights with the student", measured=f"{shared[0]} first", where=where)

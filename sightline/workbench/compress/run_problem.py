@@ -30,7 +30,7 @@ from sightline.workbench.compress.curvature import Curvature, build_curvature
 from sightline.workbench.compress.layer_costs import LayerCost, bit_operations, layer_costs
 from sightline.workbench.compress.problem import SearchProblem
 from sightline.workbench.compress.simulator import PolicySimulator
-from sightline.workbench.compress.target import CompressionOptions
+from sightline.workbench.compress.target import CompressionTarget
 from sightline.workbench.compress.unused_weights import unused_weights
 from sightline.workbench.describe.trace import Trace, trace
 
@@ -46,15 +46,15 @@ class RunProblem:
     its float weights before and after each call.
     """
 
-    def __init__(self, run: OpenRun, asked: CompressionOptions) -> None:
+    def __init__(self, run: OpenRun, target: CompressionTarget) -> None:
         """Raise ConfigError for an infeasible budget, before data are opened."""
         config = run.config
-        self.asked = asked
+        self.target = target
         self._run = run
         self.simulated = make_simulator(run)
         self.names = self.simulated.names
-        problem = untraced_problem(self.simulated, asked)
-        self.part = calibration_part(config, run.data, asked.calibration, seed=asked.seed)
+        problem = untraced_problem(self.simulated, target)
+        self.part = calibration_part(config, run.data, target.calibration, seed=target.seed)
         self.weights = {
             component.name: component.weight.end if isinstance(component.weight, LinearRamp) else component.weight
             for component in config.losses
@@ -68,7 +68,7 @@ class RunProblem:
         )
         unused = unused_weights(self.simulated, step, self.weights, self._loss)
         self.unused = tuple(name for name in unused if name not in problem.protected)
-        self.problem = dataclasses.replace(
+        self.search_problem = dataclasses.replace(
             problem,
             layers=self.layers,
             curvature=self._build_curvature,
@@ -78,7 +78,8 @@ class RunProblem:
 
     @property
     def base_bytes(self) -> int:
-        return self.simulated.base_bytes(self.asked.on)
+        """The bytes of the float model, counted as the budget counts them."""
+        return self.simulated.base_bytes(self.target.on)
 
     @property
     def subject(self) -> str:
@@ -112,7 +113,7 @@ class RunProblem:
 
         Raises UserError for layers that the model does not call, as in fused layers.
         """
-        bits, model = self.asked.activations, self._run.model
+        bits, model = self.target.activations, self._run.model
         if bits is None:
             return {}
         kinds = {weight.name: weight.kind for weight in list_weights(model)}
@@ -161,21 +162,21 @@ def json_digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> SearchProblem:
+def untraced_problem(simulated: PolicySimulator, target: CompressionTarget) -> SearchProblem:
     """Build the problem with layer sizes but no costs, which suffices to check the budget.
 
     Raises ConfigError for an infeasible budget, and for faults of the options.
     """
     parameters = dict(simulated.model.named_parameters())
-    base_bytes = simulated.base_bytes(asked.on)
-    budget = asked.num_bytes if asked.ratio is None else math.floor(asked.ratio * base_bytes)
+    base_bytes = simulated.base_bytes(target.on)
+    budget = target.num_bytes if target.ratio is None else math.floor(target.ratio * base_bytes)
     assert budget is not None, "a ratio or bytes are asked for"
     problem = SearchProblem(
         layers=tuple(LayerCost(name, parameters[name].numel(), 1, 1) for name in simulated.names),
-        choices=tuple(WeightFormat(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits))),
-        bytes_of=lambda policy: simulated.count_bytes(policy, asked.on),
+        choices=tuple(WeightFormat(target.kind, bits, target.per_channel) for bits in sorted(set(target.bits))),
+        bytes_of=lambda policy: simulated.count_bytes(policy, target.on),
         budget_bytes=budget,
-        protected=asked.protected_choices(simulated.names),
+        protected=target.protected_choices(simulated.names),
     )
     problem.assert_feasible(base_bytes=base_bytes)
     return problem

@@ -34,7 +34,7 @@ from sightline.workbench.compress.finetuning import FINE_TUNE, FINE_TUNED, FineT
 from sightline.workbench.compress.packing import FILES, write_evaluation, write_packed_run
 from sightline.workbench.compress.run_problem import RunProblem, weights_sha256
 from sightline.workbench.compress.search.base import ProgressCallback, Search, SearchResult, run_search
-from sightline.workbench.compress.target import CompressionOptions
+from sightline.workbench.compress.target import CompressionTarget
 from sightline.workbench.series.training import Training, assert_same_runs
 
 POLICY = "policy.json"
@@ -55,7 +55,7 @@ def search_recorded(
     folder.mkdir(parents=True, exist_ok=True)
     recorded, append = open_record(folder / "evaluations.jsonl", subject=problem.subject, names=problem.names)
     evaluations = EvaluationCache(problem.loss, known=recorded, record=append)
-    result = run_search(name, method, problem.problem, evaluations, base_bytes=problem.base_bytes, report=report)
+    result = run_search(name, method, problem.search_problem, evaluations, base_bytes=problem.base_bytes, report=report)
     result = result._replace(policy=problem.with_quantised_inputs(result.policy))
     write_document(folder / file, policy_to_dict(result.policy))
     return result
@@ -120,7 +120,7 @@ class Compression:
 
     def search(
         self,
-        asked: CompressionOptions,
+        target: CompressionTarget,
         name: str,
         method: Search,
         *,
@@ -134,9 +134,9 @@ class Compression:
         """
         self._work.mkdir(parents=True, exist_ok=True)
         is_begun = is_run(self._work / FINE_TUNED) or is_packed(self._out)
-        request = {"weights": weights_sha256(self._run), **dataclasses.asdict(asked), **other_options}
+        request = {"weights": weights_sha256(self._run), **dataclasses.asdict(target), **other_options}
         assert_same_request(self._work / REQUEST_FILE, request, is_begun=is_begun)
-        problem = RunProblem(self._run, asked)
+        problem = RunProblem(self._run, target)
         return search_recorded(problem, name, method, folder=self._work, report=report), problem
 
     def finetune(self, policy: Policy | None, how: FineTuning) -> Path:

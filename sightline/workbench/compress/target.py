@@ -16,7 +16,7 @@ BudgetOn = Literal["file", "codebook", "weights"]
 
 
 @dataclass(frozen=True)
-class CompressionOptions:
+class CompressionTarget:
     """Target of a compression: exactly one of `ratio` (of float32) and `num_bytes`, counted by `on`, and its options.
 
     No search lowers the first and the last `protect_ends` layers, and those that match a pattern of `protect`, such as

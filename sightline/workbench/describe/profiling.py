@@ -158,10 +158,10 @@ def run_steps(
     """
     records: list[StepRecord] = []
 
-    def at_step(record: StepRecord, stop_asked: bool) -> bool:
+    def at_step(record: StepRecord, stop_requested: bool) -> bool:
         records.append(record)
         after(record)
-        return stop_asked or len(records) == count
+        return stop_requested or len(records) == count
 
     try:
         train(job, world, at_step, is_read_after=is_read_after)

@@ -131,8 +131,8 @@ def run_rate_test(job: TrainState, world: World, rates: Sequence[float], *, conf
     job.schedule = lambda step: rates[step] / configured
     job.num_steps = len(rates)
 
-    def at_step(record: StepRecord, stop_asked: bool) -> bool:
-        return test.add(record.losses["total"]) or stop_asked
+    def at_step(record: StepRecord, stop_requested: bool) -> bool:
+        return test.add(record.losses["total"]) or stop_requested
 
     try:
         train(job, world, at_step)

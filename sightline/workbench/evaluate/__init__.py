@@ -1,0 +1,1 @@
+"""Documents of evaluations, saved predictions, and scores of prediction files."""

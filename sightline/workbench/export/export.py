@@ -115,8 +115,8 @@ def _quantise(
     indices = train.evenly_spaced_indices(num_calibrated)
     batches = [reader(keys) for keys in evaluation_keys(indices, 1, epoch=0, seed=run.config.seed)]
     samples = [tuple(map(_to_float32, values)) for batch in batches for values in network.arrange(batch)]
-    kept = weights_in_float(run)
-    quantised, num_layers = quantise(content, samples, keep_float=kept)
+    float_weights = weights_in_float(run)
+    quantised, num_layers = quantise(content, samples, keep_float=float_weights)
     one = tuple(value[:1] for value in example)
     timing = time_files(content, quantised, one)
     float32, int8 = (
@@ -128,7 +128,7 @@ def _quantise(
         float32,
         int8,
         num_layers,
-        tuple(kept),
+        tuple(float_weights),
         len(samples),
         batch=1,
         processor=read_processor(),

@@ -101,10 +101,10 @@ class Int8Report:
             times = "the speed is left out (see the warning)"
         else:
             times = f"{speedup:.2f} times as fast" if speedup >= 1 else f"SLOWER: {1 / speedup:.2f} times"
-        kept = f", {len(self.kept_float)} stay float by the policy" if self.kept_float else ""
+        float_note = f", {len(self.kept_float)} stay float by the policy" if self.kept_float else ""
         return (
-            f"int8: {self.num_layers} layers{kept}, scales of {self.num_calibrated} training samples; {times} on one "
-            f"thread of {self.processor}"
+            f"int8: {self.num_layers} layers{float_note}, scales of {self.num_calibrated} training samples; {times} on "
+            f"one thread of {self.processor}"
         )
 
     def list_warnings(self) -> list[str]:
@@ -150,14 +150,16 @@ def quantise(
         source, plain, target = (Path(folder) / name for name in ("float.onnx", "plain.onnx", "int8.onnx"))
         source.write_bytes(content)
         names: list[str] = []
-        kept = _nodes_of(onnx.load(source).graph, keep_float)
+        excluded_nodes = _nodes_of(onnx.load(source).graph, keep_float)
         try:
             quant_pre_process(str(source), str(plain), skip_symbolic_shape=True)
             model = onnx.load(plain)
             fold_batch_norms(model.graph)
             onnx.save(model, plain)
             names += [value.name for value in model.graph.input]
-            layers = [node.name for node in model.graph.node if node.op_type in _LAYERS and node.name not in kept]
+            layers = [
+                node.name for node in model.graph.node if node.op_type in _LAYERS and node.name not in excluded_nodes
+            ]
             quantize_static(
                 str(plain),
                 str(target),

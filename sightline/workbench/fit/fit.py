@@ -83,6 +83,7 @@ class Attempt:
 
     @property
     def num_steps(self) -> int:
+        """The number of steps that were taken."""
         return len(self.losses) - 1
 
     @property
@@ -104,6 +105,7 @@ class Attempt:
 
     @property
     def is_fitted(self) -> bool:
+        """True if the samples were fitted."""
         return self.fitted_after is not None
 
     @property
@@ -168,6 +170,7 @@ class FitResult:
 
     @property
     def is_fitted(self) -> bool:
+        """True if the samples were fitted."""
         return self.verdict == "fitted"
 
     @property
@@ -213,26 +216,39 @@ def fit_samples(
         bounds = attempt("the first step", measure_bounds, {"built": built, "batch": samples.batch})
         if isinstance(bounds, MissingError):
             causes = "cfg.contract data.corrupt_sample"
-            return FitResult(samples, None, (), (find("no step can be taken on these samples", causes, str(bounds)),))
+            return FitResult(
+                samples, None, (), (make_finding("no step can be taken on these samples", causes, str(bounds)),)
+            )
         note(bounds.describe())
         fitter = Fitter(built, samples, bounds, steps, time.process_time() + seconds, note, look)
-        own = fitter.try_rates(fitter.recipe, _FACTORS) if bounds.floor is not None else []
-        if own and own[-1].is_fitted:
-            notes = (*_judge_constants(bounds), *_judge_rate(own))
-            return FitResult(samples, bounds, tuple(own), notes, "fitted")
-        if any(tried.stop == "time" for tried in own):
-            return FitResult(samples, bounds, tuple(own), (_describe_time(own, steps),), "stopped by time")
-        if own and (rectified := find_rectified(built)):
+        recipe_attempts = fitter.try_rates(fitter.recipe, _FACTORS) if bounds.floor is not None else []
+        if recipe_attempts and recipe_attempts[-1].is_fitted:
+            notes = (*_judge_constants(bounds), *_judge_rate(recipe_attempts))
+            return FitResult(samples, bounds, tuple(recipe_attempts), notes, "fitted")
+        if any(tried.stop == "time" for tried in recipe_attempts):
+            return FitResult(
+                samples, bounds, tuple(recipe_attempts), (_describe_time(recipe_attempts, steps),), "stopped by time"
+            )
+        if recipe_attempts and (rectified := find_rectified(built)):
             cause = dataclasses.replace(rectified[0], code="fit", severity="error")
-            return FitResult(samples, bounds, tuple(own), (cause,))
-        if (slow := _find_falling(bounds, own)) is not None:
-            return FitResult(samples, bounds, tuple(own), (_describe_falling(slow),), "not yet")
+            return FitResult(samples, bounds, tuple(recipe_attempts), (cause,))
+        if (slow := _find_falling(bounds, recipe_attempts)) is not None:
+            return FitResult(samples, bounds, tuple(recipe_attempts), (_describe_falling(slow),), "not yet")
         adam_attempts = (
-            dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES) if own else []
+            dataclasses.replace(fitter, look=None).try_rates(make_candidate("adam"), _ADAM_RATES)
+            if recipe_attempts
+            else []
         )
-        if own and steps < _MIN_STEPS and not any(tried.is_fitted for tried in adam_attempts):
-            return FitResult(samples, bounds, (*own, *adam_attempts), (_describe_few(own, steps),), "not yet")
-        return FitResult(samples, bounds, (*own, *adam_attempts), (_explain(built, bounds, own, adam_attempts),))
+        if recipe_attempts and steps < _MIN_STEPS and not any(tried.is_fitted for tried in adam_attempts):
+            return FitResult(
+                samples, bounds, (*recipe_attempts, *adam_attempts), (_describe_few(recipe_attempts, steps),), "not yet"
+            )
+        return FitResult(
+            samples,
+            bounds,
+            (*recipe_attempts, *adam_attempts),
+            (_explain(built, bounds, recipe_attempts, adam_attempts),),
+        )
 
 
 @dataclass(frozen=True)
@@ -378,7 +394,7 @@ def _mean(values: Sequence[float]) -> float:
 # --- findings --------------------------------------------------------------------------------------------------------
 
 
-def find(
+def make_finding(
     summary: str, causes: str, measured: str, do: str = "", *, path: str = "model", severity: Severity = "error"
 ) -> Finding:
     """Build a finding of `check --fit`."""
@@ -388,26 +404,30 @@ def find(
     return next(Rule("fit", severity, tuple(causes.split()), holds, do, lambda: fault, ()).find())
 
 
-def _find_falling(bounds: LossBounds, own: Sequence[Attempt]) -> Attempt | None:
+def _find_falling(bounds: LossBounds, attempts: Sequence[Attempt]) -> Attempt | None:
     """Find the attempt whose loss still falls and that would be fitted first; None if the samples do not get fitted.
 
     A fall counts only below the level at which attempts have come to rest: two alike, one that is flat, or one that
     hardly falls any more shortly above the best constants, which only outputs that follow the inputs pass.
     """
     waits = [
-        (attempt.final_loss, attempt.expected_steps / attempt.num_steps) for attempt in own if attempt.stop == "steps"
+        (attempt.final_loss, attempt.expected_steps / attempt.num_steps)
+        for attempt in attempts
+        if attempt.stop == "steps"
     ]
     at_rest, near = [loss for loss, wait in waits if wait > _RESTS], _ALIKE * abs(bounds.start - (bounds.floor or 0.0))
     levels = [loss for loss in at_rest if sum(abs(other - loss) < near for other in at_rest) > 1]
     levels += [loss for loss, wait in waits if _STANDS < wait < math.inf]
     slow = [loss for loss, wait in waits if wait > _FALLS and bounds.is_stuck(loss) and loss >= bounds.constant]
     levels += [bounds.constant] if slow else []
-    falling = [attempt for attempt in own if attempt.still_falls and attempt.final_loss < min(levels, default=math.inf)]
+    falling = [
+        attempt for attempt in attempts if attempt.still_falls and attempt.final_loss < min(levels, default=math.inf)
+    ]
     return min(falling, key=lambda attempt: attempt.expected_steps, default=None)
 
 
 def _describe_falling(slow: Attempt) -> Finding:
-    return find(
+    return make_finding(
         "these samples are not fitted yet, and the loss still falls",
         "optim.lr model.init",
         f"{slow.shares[-1]:.3g} of the way left after {slow.num_steps} steps at rate {slow.rate:g}; falling on like "
@@ -418,9 +438,9 @@ def _describe_falling(slow: Attempt) -> Finding:
     )
 
 
-def _describe_few(own: Sequence[Attempt], steps: int) -> Finding:
-    left = min((attempt.lowest_share for attempt in own if not math.isnan(attempt.lowest_share)), default=math.nan)
-    return find(
+def _describe_few(attempts: Sequence[Attempt], steps: int) -> Finding:
+    left = min((attempt.lowest_share for attempt in attempts if not math.isnan(attempt.lowest_share)), default=math.nan)
+    return make_finding(
         "too few steps to tell if these samples can be fitted",
         "optim.lr model.init",
         f"{steps} steps" + ("" if math.isnan(left) else f", {max(left, 0):.3g} of the way left"),
@@ -430,10 +450,10 @@ def _describe_few(own: Sequence[Attempt], steps: int) -> Finding:
     )
 
 
-def _describe_time(own: Sequence[Attempt], steps: int) -> Finding:
-    cut = next(attempt for attempt in own if attempt.stop == "time")
+def _describe_time(attempts: Sequence[Attempt], steps: int) -> Finding:
+    cut = next(attempt for attempt in attempts if attempt.stop == "time")
     left = "" if math.isnan(cut.lowest_share) else f", {max(cut.lowest_share, 0):.3g} of the way left"
-    return find(
+    return make_finding(
         "stopped by time: whether these samples can be fitted is not decided",
         "sys.resource",
         f"rate {cut.rate:g}: {cut.num_steps} of {steps} steps{left}",
@@ -442,14 +462,14 @@ def _describe_time(own: Sequence[Attempt], steps: int) -> Finding:
     )
 
 
-def _judge_rate(own: Sequence[Attempt]) -> Iterator[Finding]:
+def _judge_rate(attempts: Sequence[Attempt]) -> Iterator[Finding]:
     """Note that another rate than the recipe's fitted."""
-    *missed, fitting = own
+    *missed, fitting = attempts
     if not missed:
         return
     first = missed[0]
     state = f"; the loss still falls, for some {first.expected_steps:.0f} steps" if first.still_falls else ""
-    yield find(
+    yield make_finding(
         "only another rate than the recipe's fits these samples",
         "optim.lr",
         f"rate {first.rate:g}: {max(first.lowest_share, 0):.3g} of the way left after {first.num_steps} steps "
@@ -461,22 +481,22 @@ def _judge_rate(own: Sequence[Attempt]) -> Iterator[Finding]:
 
 
 def _explain(
-    built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], adam_attempts: Sequence[Attempt]
+    built: TrainingSetup, bounds: LossBounds, recipe_attempts: Sequence[Attempt], adam_attempts: Sequence[Attempt]
 ) -> Finding:
     """Name the likeliest cause of samples that were not fitted."""
     fitting = next((attempt for attempt in adam_attempts if attempt.is_fitted), None)
-    if not own:
-        return find(
+    if not recipe_attempts:
+        return make_finding(
             "no lower bound of the loss is known: the samples were not fitted",
             "loss.sign loss.form loss.detached",
             f"initial loss {bounds.start:.4g}, and a loss that falls without bound, or reads no output",
         )
-    best = min(own, key=lambda attempt: attempt.rank)
+    best = min(recipe_attempts, key=lambda attempt: attempt.rank)
     if fitting is not None:
-        return _blame_optimizer(built, own, best, fitting)
+        return _blame_optimizer(built, recipe_attempts, best, fitting)
     left = f"{best.lowest_share:.3g} of the way left after {best.num_steps} steps"
     if bounds.is_stuck(min(best.losses)):
-        return find(
+        return make_finding(
             "the network reaches what constants reach: its outputs do not follow its inputs",
             "model.constant_output data.duplicate_randomness data.missing_modality",
             f"a loss of {min(best.losses):.4g}; the best constants {bounds.constant:.4g}",
@@ -486,12 +506,14 @@ def _explain(
     summary = "these samples were not fitted, by the recipe or by Adam"
     if any(attempt.stop == "time" for attempt in adam_attempts):
         summary = "these samples were not fitted by the recipe; Adam was stopped by time (--seconds)"
-    return find(summary, causes, left)
+    return make_finding(summary, causes, left)
 
 
-def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt, fitting: Attempt) -> Finding:
-    tried = ", ".join(f"{attempt.rate:g}" for attempt in own)
-    return find(
+def _blame_optimizer(
+    built: TrainingSetup, recipe_attempts: Sequence[Attempt], best: Attempt, fitting: Attempt
+) -> Finding:
+    tried = ", ".join(f"{attempt.rate:g}" for attempt in recipe_attempts)
+    return make_finding(
         "the recipe's optimiser does not fit these samples, Adam does",
         "optim.lr optim.hyper optim.param_coverage" + ("" if built.job.clip_norm is None else " optim.clip"),
         f"{max(best.lowest_share, 0):.3g} of the way left at rates {tried}; Adam needs {fitting.fitted_after} steps at "
@@ -504,7 +526,7 @@ def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt
 def _judge_constants(bounds: LossBounds) -> Iterator[Finding]:
     if bounds.is_question:
         return
-    yield find(
+    yield make_finding(
         "constants fit these samples as well: that they are fitted proves nothing",
         "data.target_encoding data.sampling",
         f"the best constants reach {bounds.constant:.4g}, the best outputs {bounds.floor:.4g}",

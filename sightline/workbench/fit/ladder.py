@@ -28,7 +28,7 @@ from sightline.training.stop_request import StopRequest, restore_signal_handlers
 from sightline.training.train_run import train_run
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.constant import fit_constant
-from sightline.workbench.fit.fit import Attempt, Note, find, fit_samples
+from sightline.workbench.fit.fit import Attempt, Note, fit_samples, make_finding
 from sightline.workbench.fit.samples import evaluation_reader
 
 ALL = "all"
@@ -227,7 +227,9 @@ def _train_task(built: TrainingSetup, note: Note, seconds: float) -> Rung:
             try:
                 train_run(config, out=out, checks=False, device=device, stop=stop, observers=[clock])
             except RunError as error:
-                ended = find("the training ended early", "optim.nonfinite optim.lr data.corrupt_sample", str(error))
+                ended = make_finding(
+                    "the training ended early", "optim.nonfinite optim.lr data.corrupt_sample", str(error)
+                )
                 return Rung(ALL, "failed", ended.summary, {}, (ended,))
         if stop and not clock.is_over:
             raise KeyboardInterrupt
@@ -248,7 +250,7 @@ def _train_task(built: TrainingSetup, note: Note, seconds: float) -> Rung:
         return Rung(ALL, "passed", measured, figures)
     if clock.is_over:
         summary, do = "the training was stopped by time: the task is not decided", "give more --seconds"
-        cut = find(summary, "sys.resource", measured, do, severity="warning")
+        cut = make_finding(summary, "sys.resource", measured, do, severity="warning")
         cut = dataclasses.replace(cut, expected=_HOLDS)
         return Rung(ALL, "not decided", f"stopped by time; {measured}", figures, (cut,))
     return Rung(ALL, "failed", measured, figures, (_explain(built, learnt, measured),))
@@ -290,5 +292,5 @@ def _explain(built: TrainingSetup, learnt: _Outcome, measured: str) -> Finding:
         do, path = "give more samples; see whether both parts are alike", "data"
     measured = f"{measured}; of training samples {learnt.of_training:.4g}"
     severity: Literal["error", "warning"] = "error" if learnt.closeness(learnt.held_out) <= 0 else "warning"
-    finding = find(summary, causes, measured, do, path=path, severity=severity)
+    finding = make_finding(summary, causes, measured, do, path=path, severity=severity)
     return dataclasses.replace(finding, expected=_HOLDS)

@@ -1,0 +1,1 @@
+"""Predictions of the user's own files by a trained run."""

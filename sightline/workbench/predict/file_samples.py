@@ -72,6 +72,7 @@ class FileSample(NamedTuple):
 
     @property
     def num_points(self) -> int:
+        """The number of points of the file."""
         return len(self.fields["points"])
 
 

@@ -51,6 +51,7 @@ class SegmentPrediction:
 
     @property
     def num_points(self) -> int:
+        """The number of points of the file."""
         return len(self.labels)
 
     @cached_property

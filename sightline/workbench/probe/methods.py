@@ -96,8 +96,10 @@ def build_probes(names: Sequence[str], words: Sequence[str]) -> dict[str, Probe]
             raise UserError(f"--probe: found {word!r}; none of {', '.join(names)} has such an argument")
     built = {}
     for name, arguments in zip(names, accepted, strict=True):
-        own = [word for word, key in zip(words, keys, strict=True) if len(names) == 1 or key in arguments]
-        built[name] = registry.probes.build(parse_component(registry.probes, name, own, option="--probe"), facts={})
+        probe_words = [word for word, key in zip(words, keys, strict=True) if len(names) == 1 or key in arguments]
+        built[name] = registry.probes.build(
+            parse_component(registry.probes, name, probe_words, option="--probe"), facts={}
+        )
     return built
 
 

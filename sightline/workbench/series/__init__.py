@@ -1,0 +1,1 @@
+"""Series of trainings: studies over seeds and variants, and sweeps over a space of settings."""

@@ -1,4 +1,4 @@
-"""Where Optuna keeps its trials: in memory, or in a database or a journal that several machines may share."""
+"""Storage of Optuna's trials: in memory, or in a database or a journal that several machines may share."""
 
 from __future__ import annotations
 

@@ -79,16 +79,16 @@ class Sweep:
         Those of a value of the space stand beside them if it reads others.
         """
         config = self._read.config
-        asked: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
-        asked |= {f"--space {dimension.key}": dimension.describe() for dimension in self._space}
-        asked |= {f"--plugin {name}": sha for plugin in self._read.plugins for name, sha in plugin.digests().items()}
-        asked |= {k: v for k, v in flatten(to_plain(config)).items() if not k.startswith(MAY_DIFFER)}
+        request: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
+        request |= {f"--space {dimension.key}": dimension.describe() for dimension in self._space}
+        request |= {f"--plugin {name}": sha for plugin in self._read.plugins for name, sha in plugin.digests().items()}
+        request |= {k: v for k, v in flatten(to_plain(config)).items() if not k.startswith(MAY_DIFFER)}
         tried_values = {
             f" with {override}": c for override, c in tried.items() if get_sources(c) != get_sources(config)
         }
         for at, other in {"": config, **tried_values}.items():
-            asked |= {f"contents of {name}{at}": digest for name, digest in digest_inputs(other).items()}
-        return asked
+            request |= {f"contents of {name}{at}": digest for name, digest in digest_inputs(other).items()}
+        return request
 
     def _assert_same_sweep(self, request: Mapping[str, Any]) -> None:
         """Note what is searched in the storage, or raise UserError if it holds a sweep of something else.
@@ -153,16 +153,17 @@ class Sweep:
         return document
 
     def _describe_trial(self, number: int, attempt: Any) -> dict[str, Any]:
-        attributes, own, here = attempt.user_attrs, self._get_folder(number), socket.gethostname()
-        run, host = attributes.get("run", str(own)), attributes.get("worker", {}).get("host")
-        is_own = run == str(own.absolute()) or (host == here and not Path(run).exists())  # else of another --out
+        attributes, trial_folder, here = attempt.user_attrs, self._get_folder(number), socket.gethostname()
+        run, host = attributes.get("run", str(trial_folder)), attributes.get("worker", {}).get("host")
+        is_moved = host == here and not Path(run).exists()
+        is_own = run == str(trial_folder.absolute()) or is_moved  # else of another --out
         return {
             "trial": number,
             "state": _STATES.get(attempt.state.name, attempt.state.name.lower()),
             "value": attempt.value if attempt.state.name in ("COMPLETE", "PRUNED") else None,
             "epoch": attributes.get("epoch", attempt.last_step),
             "overrides": _list_overrides(attempt),
-            "run": str(own) if is_own else run,
+            "run": str(trial_folder) if is_own else run,
             "host": host,
             "reason": attributes.get("reason"),
         }

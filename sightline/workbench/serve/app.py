@@ -132,7 +132,7 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
         try:
             async with asyncio.timeout(limits.max_seconds):
                 stored = await _receive(request, slot, store, storing, limits)
-                answer = await slot.wait_for(batcher.submit(stored.path, stored.draw_name))
+                reply = await slot.wait_for(batcher.submit(stored.path, stored.draw_name))
         except TimeoutError:
             return _make_error(504, f"the request took more than {limits.max_seconds:g} s")
         except asyncio.CancelledError:
@@ -145,9 +145,9 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
             return _make_error(*_report(failure))
         finally:
             slot.leave(slots)
-        if answer.document is None:
-            return _make_error(422, answer.reason)
-        return JSONResponse({"input": stored.name, **answer.document})
+        if reply.document is None:
+            return _make_error(422, reply.reason)
+        return JSONResponse({"input": stored.name, **reply.document})
 
     @app.exception_handler(HTTPException)
     async def refuse_address(request: Request, error: HTTPException) -> JSONResponse:

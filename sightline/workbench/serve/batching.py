@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _SECONDS_TO_STOP = 5.0
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """Document of a prediction, or the reason of a refusal."""
 
     document: dict[str, Any] | None
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 class _Job(NamedTuple):
     path: Path
-    result: Future[Answer]
+    result: Future[Reply]
 
 
 class MicroBatcher:
@@ -65,7 +65,7 @@ class MicroBatcher:
         if not self._thread.is_alive():
             self._predictor.close()
 
-    def submit(self, path: Path, draw_name: str) -> Future[Answer]:
+    def submit(self, path: Path, draw_name: str) -> Future[Reply]:
         """Submit a file, and the name by which it draws; the future has its answer."""
         job, names = _Job(path, Future()), self._predictor.draw_names
         names[path] = draw_name
@@ -87,24 +87,24 @@ class MicroBatcher:
                     is_last = True
                 else:
                     jobs.append(following)
-            self._answer(jobs)
+            self._predict_jobs(jobs)
             if is_last:
                 return
 
-    def _answer(self, jobs: list[_Job]) -> None:
+    def _predict_jobs(self, jobs: list[_Job]) -> None:
         self._predict_all({job.path: job.result for job in jobs if job.result.set_running_or_notify_cancel()})
 
-    def _predict_all(self, waiting: Mapping[Path, Future[Answer]]) -> None:
+    def _predict_all(self, waiting: Mapping[Path, Future[Reply]]) -> None:
         """Set the result of each file; if one fails in an unexpected way, each is done alone."""
         try:
             for path, outcome in self._predict(waiting):
                 if isinstance(outcome, Refusal):
-                    waiting[path].set_result(Answer(None, _clean(outcome.reason, path)))
+                    waiting[path].set_result(Reply(None, _clean(outcome.reason, path)))
                     continue
                 self.num_predicted += 1
                 document = dict(self._predictor.full_document(outcome))
                 document.pop("file", None)
-                waiting[path].set_result(Answer(document))
+                waiting[path].set_result(Reply(document))
         except Exception as error:  # noqa: BLE001 - one request must not end the server
             for path, result in waiting.items():
                 if result.done():
@@ -113,7 +113,7 @@ class MicroBatcher:
                     self._predict_all({path: result})
                     continue
                 logger.error("a request failed: %s", summarise_error(error))
-                result.set_result(Answer(None, "the input cannot be predicted; its content is unusual"))
+                result.set_result(Reply(None, "the input cannot be predicted; its content is unusual"))
 
 
 def _clean(reason: str, path: Path) -> str:

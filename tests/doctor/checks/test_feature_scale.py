@@ -31,7 +31,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model, transforms = request.param
     folder = tmp_path_factory.mktemp("source")
     built = make(folder, "train.steps=30", "train.epochs=4", *model, *transforms)
-    train(built.job, World(), lambda record, stop_asked: False)
+    train(built.job, World(), lambda record, stop_requested: False)
     snapshot = checkpoint.Snapshot(
         step=30, model=dict(built.job.model.state_dict()), optimizer={}, ema=None, state={"unwritten": None}
     )

@@ -190,7 +190,7 @@ def test_in_the_norm(tmp_path: Path) -> None:
 def test_a_rate_that_diverges_is_the_cause_and_the_place_only_shows_it(tmp_path: Path, lr: str) -> None:
     built = make(tmp_path, f"optimizer={{name: sgd, lr: {lr}}}", "train.epochs=5")
     with pytest.raises(NonFiniteGradientError) as caught_error:
-        train(built.job, World(), lambda record, stop_asked: False)
+        train(built.job, World(), lambda record, stop_requested: False)
     finding = diagnose_non_finite(caught_error.value, World())
     assert finding.cause == "optim.lr"
     assert f"diverges at a learning rate of {float(lr):.3g}" in finding.summary

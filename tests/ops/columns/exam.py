@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.marked_pages import with_block
 from tests.ops.columns.boxes import BOX_ROWS, MAP_ROWS, SCATTER_ROWS, SEGMENT_ROWS, VOXEL_ROWS
 from tests.ops.columns.checks import COLUMNS, GRAPHS, count_reads, examine
 from tests.ops.columns.peers import CLUSTER_ROWS, POINTNET2_ROWS, PYTORCH3D_ROWS
@@ -131,10 +132,7 @@ def count_cells(columns: Sequence[str] = tuple(COLUMNS)) -> tuple[int, int, int]
 
 def with_table(text: str) -> str:
     """The text of the page with the table as it should be."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    assert rest, f"{PAGE} lost the mark of its table"
-    return before + START + make_table() + END + after
+    return with_block(text, start=START, end=END, block=make_table())
 
 
 def main(words: Sequence[str]) -> int:

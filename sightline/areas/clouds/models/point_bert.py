@@ -250,8 +250,8 @@ _SLOPE = 0.2
 class EdgePropagation(nn.Module):
     """Two EdgeConv steps for upsampling: coarse to fine points, then among fine points.
 
-    (B, M, C) -> (B, N, out_channels). `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse
-    (B, M, channels)) -> (B, N, out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over
+    `forward` maps the `features` (B, N, channels) of fine `points` and `coarse_features` (B, M, channels) to
+    (B, N, out_channels). An edge carries (f_j - f_i, f_i) through a linear map, a group norm over
     all edges of a cloud and a leaky ReLU, followed by the maximum over each point's edges. The plain form
     (`fused=False`, the tested reference) writes every edge out; here the linear map is applied to points: W_1 (f_j -
     f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
@@ -271,9 +271,9 @@ class EdgePropagation(nn.Module):
         )
         self.norms = nn.ModuleList(nn.GroupNorm(_NUM_CHANNEL_GROUPS, width_out) for width_out in (hidden, out_channels))
 
-    def forward(self, points: Tensor, own: Tensor, coarse_points: Tensor, coarse: Tensor) -> Tensor:
-        """Map points (B, N, 3), own (B, N, C), coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, out_channels)."""
-        received = self._over_edges(0, points, own, coarse_points, coarse)
+    def forward(self, points: Tensor, features: Tensor, coarse_points: Tensor, coarse_features: Tensor) -> Tensor:
+        """Map features (B, N, C) and coarse_features (B, M, C), with their points, -> (B, N, out_channels)."""
+        received = self._over_edges(0, points, features, coarse_points, coarse_features)
         return self._over_edges(1, points, received, points, received)
 
     def _over_edges(

@@ -28,6 +28,7 @@ class ListedCloud(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name of the cloud in reports."""
         return f"{self.label}/{self.path.name}"
 
 

@@ -48,6 +48,7 @@ class SolidBuilder:
         self._add(part, cone_patch(start, end, rise, at=at, frame=FACING[facing], num_solids=len(self._uniform)))
 
     def disc(self, part: int, radius: Measure, *, at: Position, facing: str, hole: Measure = 0.0) -> None:
+        """Add a disc, or a ring around a hole."""
         self.cone(part, radius, hole, 0.0, at=at, facing=facing)
 
     def sphere(
@@ -56,6 +57,7 @@ class SolidBuilder:
         self._add(part, sphere_patch(radius, low, high, at=at, frame=FACING[facing], num_solids=len(self._uniform)))
 
     def torus(self, part: int, ring: Measure, tube: Measure, arc_rad: float, *, at: Position, facing: str) -> None:
+        """Add an arc of a torus."""
         self._add(part, torus_patch(ring, tube, arc_rad, at=at, frame=FACING[facing], num_solids=len(self._uniform)))
 
     def box(

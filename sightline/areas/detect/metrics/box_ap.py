@@ -48,11 +48,11 @@ def count_confusions(state: State, num_classes: int) -> np.ndarray:
     images = [rows[:, LabelColumn.IMAGE] for rows in (detections, labels)]
     for image in np.unique(np.concatenate(images)):
         bounds = [np.searchsorted(column, image, side=side) for column in images for side in ("left", "right")]
-        own, truth = detections[bounds[0] : bounds[1]], labels[bounds[2] : bounds[3]]
+        detected, truth = detections[bounds[0] : bounds[1]], labels[bounds[2] : bounds[3]]
         is_ignored = truth[:, LabelColumn.IS_IGNORED] > 0
-        overlap = iou_or_ioa(own[:, DetectionColumn.BOX], truth[:, LabelColumn.BOX], is_ignored)
+        overlap = iou_or_ioa(detected[:, DetectionColumn.BOX], truth[:, LabelColumn.BOX], is_ignored)
         is_free = ~is_ignored
-        for kind, row in zip(own[:, DetectionColumn.CLASS].astype(int), overlap, strict=True):
+        for kind, row in zip(detected[:, DetectionColumn.CLASS].astype(int), overlap, strict=True):
             free_overlap = np.where(is_free, row, 0)
             if free_overlap.max(initial=0) >= _MIN_CONFUSED_IOU:
                 label = free_overlap.argmax()
@@ -153,8 +153,8 @@ class BoxAp(BoxRows):
         dealt = [curves_of.groups.deal_images(number, num_images) for number in range(len(self.class_names))]
         precisions = [
             [
-                curves_of.curve(number, "", self.most, kept=kept)[0]
-                for kept in (None, *leave_one_out_masks(groups, count))
+                curves_of.curve(number, "", self.most, image_mask=mask)[0]
+                for mask in (None, *leave_one_out_masks(groups, count))
             ]
             for number, (groups, count) in enumerate(dealt)
         ]
@@ -176,18 +176,18 @@ class _Curves(NamedTuple):
     matched: GroupMatches
 
     def curve(
-        self, number: int, area: str, most: int, *, kept: np.ndarray | None = None
+        self, number: int, area: str, most: int, *, image_mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compute precision (L, 101) and recall (L,) of a class, from the `most` best detections of every image.
 
-        With a mask `kept` (num_images,), from those images alone.
+        With `image_mask` (num_images,), from those images alone.
         """
         kind = list(_AREAS).index(area)
         detection_rows, label_rows = self.groups.class_slices(number)
         chosen, counted = self.groups.rank[detection_rows] < most, ~self.label_ignored[kind][label_rows]
-        if kept is not None:
-            chosen = chosen & kept[self.groups.boxes[detection_rows, DetectionColumn.IMAGE].astype(int)]
-            counted = counted & kept[self.groups.labels[label_rows, LabelColumn.IMAGE].astype(int)]
+        if image_mask is not None:
+            chosen = chosen & image_mask[self.groups.boxes[detection_rows, DetectionColumn.IMAGE].astype(int)]
+            counted = counted & image_mask[self.groups.labels[label_rows, LabelColumn.IMAGE].astype(int)]
         is_matched, ignored = (mask[kind][:, detection_rows][:, chosen] for mask in self.matched[:2])
         num_labels = int(counted.sum())
         return precision_and_recall(

@@ -494,7 +494,7 @@ class CrowdAp(VisibleBoxRows):
         scored = _score(state, len(self.class_names))
         dealt = [scored.groups.deal_images(number, scored.num_images) for number in range(len(self.class_names))]
         curves = [
-            [scored.curve(number, kept=kept) for kept in (None, *leave_one_out_masks(groups, count))]
+            [scored.curve(number, image_mask=mask) for mask in (None, *leave_one_out_masks(groups, count))]
             for number, (groups, count) in enumerate(dealt)
         ]
         values = {
@@ -513,16 +513,16 @@ class _Scored(NamedTuple):
     matched: GroupMatches
     num_images: int
 
-    def curve(self, number: int, kind: int = 0, *, kept: np.ndarray | None = None) -> DetectionCurve:
-        """Compute the curve of a class; with a mask `kept` (num_images,), of those images alone."""
+    def curve(self, number: int, kind: int = 0, *, image_mask: np.ndarray | None = None) -> DetectionCurve:
+        """Compute the curve of a class; with `image_mask` (num_images,), of those images alone."""
         detection_rows, label_rows = self.groups.class_slices(number)
-        kept = np.ones(self.num_images, dtype=bool) if kept is None else kept
-        chosen = kept[self.groups.boxes[detection_rows, BoxColumn.IMAGE].astype(int)]
-        counted = kept[self.groups.labels[label_rows, BoxColumn.IMAGE].astype(int)]
+        image_mask = np.ones(self.num_images, dtype=bool) if image_mask is None else image_mask
+        chosen = image_mask[self.groups.boxes[detection_rows, BoxColumn.IMAGE].astype(int)]
+        counted = image_mask[self.groups.labels[label_rows, BoxColumn.IMAGE].astype(int)]
         is_matched, ignored = (mask[kind, 0, detection_rows][chosen] for mask in self.matched[:2])
         num_labels = int((~self.label_ignored[kind, label_rows] & counted).sum())
         scores = self.groups.boxes[detection_rows, 5][chosen]
-        return detection_curve(scores, is_matched, ignored, num_labels=num_labels, num_images=int(kept.sum()))
+        return detection_curve(scores, is_matched, ignored, num_labels=num_labels, num_images=int(image_mask.sum()))
 
 
 def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Scored:

@@ -1,4 +1,4 @@
-"""Which pixels the labels of a photo are about: those that are stored, or the photo as EXIF's orientation turns it."""
+"""Orientation of labelled photos: labels count the pixels as they are stored, or as EXIF's orientation turns them."""
 
 from __future__ import annotations
 

@@ -429,9 +429,9 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, list[float]]:
 
 
 class _KeyPointSigns:
-    """Whether rows longer than a box are boxes with key points in two dimensions, if nothing states it.
+    """Test of whether rows longer than a box are boxes with key points in two dimensions, if nothing states it.
 
-    They may be as long as all rows are equally long, and the first four numbers of a row are a box in the image that
+    They may be if all rows are equally long, and the first four numbers of a row are a box in the image that
     holds all further points; points at (0, 0) are not labelled. Polygons that `cross` themselves are no polygons.
     """
 

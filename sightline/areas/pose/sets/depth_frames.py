@@ -50,6 +50,7 @@ class DepthCamera:
 
     @property
     def y_points(self) -> str:
+        """Direction of the camera's y axis: `up` or `down`."""
         return "up" if self.fy < 0 else "down"
 
 

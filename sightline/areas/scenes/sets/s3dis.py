@@ -224,5 +224,5 @@ def _summary(prepared: PreparedSet, *, notes: Sequence[str]) -> dict[str, Any]:
 
 def _deal_rooms(rooms: RowRefs, *, share: float, seed: int) -> tuple[RowRefs, RowRefs]:
     """Hold out a share of the rooms, drawn by the seed."""
-    kept, held_out = stratified_split(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
-    return tuple(rooms[index] for index in kept), tuple(rooms[index] for index in held_out)
+    trained, held_out = stratified_split(len(rooms), None, share=share, seed=seed) if share else (range(len(rooms)), ())
+    return tuple(rooms[index] for index in trained), tuple(rooms[index] for index in held_out)

@@ -58,6 +58,7 @@ class Room(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name of the room in reports."""
         return f"{self.area}/{self.room}"
 
     @property

@@ -56,6 +56,7 @@ class ListedScene(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name of the scene in reports."""
         return self.path.name
 
     @property

@@ -25,7 +25,7 @@ MaxEvaluations = Annotated[int, Ge(2 * RESERVED_EVALUATIONS), Le(1_000_000)]
 class SearchProgress(NamedTuple):
     """Progress of a search; `seconds_left` assumes all allowed evaluations, at their mean time so far."""
 
-    num_asked: int
+    num_evaluated: int
     at_most: int
     seconds_left: float
 
@@ -69,8 +69,8 @@ class PolicyEvaluator:
         if key not in self._losses:
             self._losses[key] = self._evaluations.get(policy).loss
             if self._report is not None:
-                seconds = max(0, self.at_most - self.num_asked) * self._evaluations.mean_seconds
-                self._report(SearchProgress(self.num_asked, self.at_most, seconds))
+                seconds = max(0, self.at_most - self.num_evaluated) * self._evaluations.mean_seconds
+                self._report(SearchProgress(self.num_evaluated, self.at_most, seconds))
         return self._losses[key]
 
     def has(self, policy: Policy) -> bool:
@@ -78,13 +78,14 @@ class PolicyEvaluator:
         return frozenset(policy.items()) in self._losses
 
     @property
-    def num_asked(self) -> int:
+    def num_evaluated(self) -> int:
+        """The number of different policies that the search has evaluated."""
         return len(self._losses)
 
     @property
     def num_left(self) -> int:
         """Number of different policies that the search may still evaluate, without the driver's reserve."""
-        return max(0, self.at_most - self.reserve - self.num_asked)
+        return max(0, self.at_most - self.reserve - self.num_evaluated)
 
 
 class Search(ABC):
@@ -138,8 +139,8 @@ def run_search(
     num_new, evaluating = evaluations.num_new - new_before, evaluations.new_seconds - seconds_before
     seconds = time.perf_counter() - began
     if report is not None and evaluator.num_left:
-        report(SearchProgress(evaluator.num_asked, evaluator.num_asked, 0.0))
-    return SearchResult(name, policy, loss, size, evaluator.num_asked, num_new, seconds, evaluating, raisable)
+        report(SearchProgress(evaluator.num_evaluated, evaluator.num_evaluated, 0.0))
+    return SearchResult(name, policy, loss, size, evaluator.num_evaluated, num_new, seconds, evaluating, raisable)
 
 
 def _fill_budget(problem: SearchProblem, evaluator: PolicyEvaluator, policy: Policy) -> tuple[Policy, tuple[str, ...]]:

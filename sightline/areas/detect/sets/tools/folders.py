@@ -50,7 +50,7 @@ class StatedImage(NamedTuple):
 
 @dataclass
 class LabelReport:
-    """What files declare and lack: class names, faults by kind, habits with their places, counts of fields not read."""
+    """Report on label files: class names, faults by kind, habits with their places, counts of fields not read."""
 
     class_names: list[str] = field(default_factory=list)
     faults: AnnotationFaults = field(default_factory=AnnotationFaults)
