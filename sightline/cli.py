@@ -70,9 +70,12 @@ class _Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def _is_about_commands(self, ctx: Any, word: str) -> bool:
-        """Return True for a command, a misspelt one that is no path, and for a question for help."""
-        is_like_one = bool(get_close_matches(word, self.commands)) and not os.path.exists(word)
-        return word in ctx.help_option_names or is_like_one
+        """Return True for a command, a misspelt or another tool's one that is no path, and for a question for help."""
+        if word in ctx.help_option_names or word in self.commands:
+            return True
+        if "/" in word or os.path.exists(word):
+            return False
+        return bool(get_close_matches(word, self.commands)) or self._find_instead(ctx, word) is not None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command. Raises UserError for one of another tool, and for a path, with what to write."""
@@ -83,12 +86,15 @@ class _Group(TyperGroup):
 
     def _find_instead(self, ctx: Any, word: str) -> str | None:
         """Return the command line that is meant by a word which is no command of the group."""
+        group = (ctx.parent and self.name) or ""
         is_path = "/" in word or Path(word).suffix in (".yaml", ".yml") or os.path.exists(word)
         if is_path:
-            return f"{_MEANT_BY_PATH[(ctx.parent and self.name) or '']} {shlex.quote(word)}"
+            return f"{_MEANT_BY_PATH[group]} {shlex.quote(word)}"
+        if word.lower() in self.commands:
+            return f"{group} {word.lower()}".strip()
         from sightline.config.other_tools import find_command  # slow, as its room is
 
-        return None if ctx.parent else find_command(word)
+        return find_command(word, group=group)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands by section; those of a group as one table."""
@@ -171,7 +177,12 @@ class _RecordCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["words"] = tuple(word for word in args if not word.startswith("-"))
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:  # of an option without its value; its message names the command's
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write rows and examples; without a word nothing is imported."""

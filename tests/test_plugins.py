@@ -15,6 +15,7 @@ from sightline.contract import registry
 from sightline.contract.cell_plugins import describe_modules
 from sightline.contract.errors import ConfigError, PluginError
 from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins
+from sightline.contract.types import ComponentConfig
 from tests.command import run_here
 from tests.runs.small import TINY
 
@@ -146,6 +147,15 @@ def test_a_built_in_name_is_refused_with_the_line(tmp_path: Path) -> None:
         ("x = '\x00'\n", r"bad.py"),
         (MODEL.format(name="x", width=1).replace("*, ", ""), "every argument must be keyword-only and named"),
         (MODEL.format(name="x", width=1).replace(": int =", " ="), "annotate the argument 'width'"),
+        (
+            MODEL.format(name="x", width=1).replace("register.model", "register.models"),
+            "no attribute 'models'; did you ",
+        ),
+        (MODEL.format(name="x", width=1) * 2, "the model 'x' is registered twice in this file, as build; keep one"),
+        (
+            "import sightline\n\n\n@sightline.register.loss\nclass Mine(sightline.Loss):\n    pass\n",
+            'bad.py:4: a loss is registered by its name in configs; write @sightline.register.loss("NAME") above',
+        ),
     ],
 )
 def test_what_fails_in_a_plugin_is_named_by_its_own_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -153,6 +163,35 @@ def test_what_fails_in_a_plugin_is_named_by_its_own_line(tmp_path: Path, text: s
     assert said.startswith(f"--plugin {tmp_path}")
     assert expected in said
     assert "\n" not in said
+
+
+def test_a_constructor_that_fails_is_named_by_its_own_line(tmp_path: Path) -> None:
+    """But for ValueError, which states what a builder refuses."""
+    text = """
+import sightline
+from torch import nn
+
+@sightline.register.model("halves")
+class Halves(sightline.Model):
+    def __init__(self, *, width: int) -> None:
+        self.half = 4 // width
+        self.layer = nn.Linear(4, self.half)
+
+    def forward(self, *, points):
+        return points
+"""
+    load_plugins([write(tmp_path / "halves.py", text)])
+
+    def build(width: int) -> str:
+        with pytest.raises(ConfigError) as error:
+            registry.models.build(ComponentConfig("halves", {"width": width}), facts={})
+        return str(error.value)
+
+    assert "halves.py:8: Halves cannot be made: ZeroDivisionError: integer division or modulo by zero (" in build(0)
+    assert "halves.py:9: Halves cannot be made: AttributeError: " in build(2)
+    assert build(2).endswith("; write super().__init__() first")
+    with pytest.raises(ConfigError, match=r"no model is called 'zzz'; there are .*; your own: halves$"):
+        registry.models.get_entry("zzz")
 
 
 def test_annotations_may_name_a_class_inside_of_a_function(tmp_path: Path) -> None:

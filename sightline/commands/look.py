@@ -90,7 +90,7 @@ class ViewOptions(
 
     paths: tuple[Path, ...] = argument(
         "CONFIG|RUN|FILE... [KEY=VALUE]...",
-        "a config, a run, or files or folders of your own clouds, photos or depth images",
+        "a config, a run, or files or folders of your own clouds, photos or depth images; of a config, then overrides",
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ from typing import NamedTuple
 class _Form(NamedTuple):
     """Names of one setting in other tools, and what is written here: options, overrides or a command.
 
-    `{value}` is the typed value if it matches `pattern`, and else `otherwise`.
+    `{value}` is the typed value if it matches `pattern`, and else `otherwise`. Of several forms of a name, the first
+    that the command takes is meant, and where it is a key of a config the last.
     """
 
     names: str
@@ -22,15 +23,16 @@ class _Form(NamedTuple):
 
 
 _FORMS = (
-    _Form("gpus num_gpus ngpus devices nproc nproc_per_node num_processes", "--device cuda --processes {value}",
-          r"[1-9]\d*", "N"),
+    _Form("gpus num_gpus ngpus devices nproc nproc_per_node num_processes launcher",
+          "--device cuda --processes {value}", r"[1-9]\d*", "N"),
     _Form("device gpu gpu_id gpu_ids accelerator cuda use_cuda", "--device {value}", "cpu|auto|cuda", "cuda"),
     _Form("config cfg config_file config_path config_name opt c f", "sightline {command} {value}", otherwise="CONFIG"),
     _Form("output output_dir outdir save_dir save_path work_dir workdir log_dir logdir project exp_name run_dir o",
           "--out {value}", "[^-].*", "DIR"),
     _Form("resume resume_from resume_from_checkpoint ckpt_path auto_resume", "--resume {value}", r".*[/.].*", "auto"),
-    _Form("pretrained weights load_from init_checkpoint checkpoint_path pretrained_model", "init.from={value}",
-          r".*[/.].*", "FILE"),
+    _Form("weights ckpt model_path load_from", "--checkpoint {value}", r"last|best|.*[/.].*", "best"),
+    _Form("pretrained weights ckpt model_path load_from init_checkpoint checkpoint_path pretrained_model",
+          "init.from={value}", r".*[/.].*", "FILE"),
     _Form("max_epochs num_epochs num_train_epochs n_epochs nepochs epoch", "train.epochs={value}"),
     _Form("max_steps total_steps num_steps max_iters num_iters iterations", "train.steps={value}"),
     _Form("batch bs batchsize train_batch_size per_device_train_batch_size", "train.batch_size={value}"),
@@ -54,15 +56,23 @@ _FORMS = (
     _Form("save_period save_interval save_every", "checkpoint.every={value}", r"\d+", "N"),
     _Form("sync_bn sync_batchnorm", "distributed.sync_batch_norm={value}", "true|false", "true"),
     _Form("use_wandb logger", "log.wandb={value}", "off|offline|online", "online"),
+    _Form("conf conf_thres conf_threshold score_thr score_threshold", "sightline predict RUN PATH score={value}",
+          r"0?\.\d+", "0.3"),
+    _Form("source img images input", "sightline predict RUN {value}", "[^-].*", "PATH"),
+    _Form("save save_img save_txt", "--out {value}", "[^-].*", "DIR"),
+    _Form("tta augment test_time_augmentation", "evaluate.votes={value}", r"\d+", "10"),
+    _Form("multirun sweep m", "sightline sweep CONFIG --space KEY=A,B --out DIR"),
+    _Form("dry_run fast_dev_run dryrun sanity_check", "sightline check CONFIG"),
+    _Form("cfg_options overrides opts", "sightline {command} CONFIG {value}", r"[\w.]+=.*", "KEY=VALUE"),
+    _Form("format export_format", "sightline export RUN --out {value}", otherwise="FILE.onnx", pattern="(?!)"),
     _Form("imgsz img_size image_size",
           "transforms.evaluate.0.height={value} and so on, for each size that 'sightline show CONFIG' prints",
           r"\d+", "PX"),
 )  # fmt: skip
-_BY_NAME = {name: form for form in _FORMS for name in form.names.split()}
 
 COMMANDS = {
     "evaluate RUN": "eval test val validate",
-    "train CONFIG": "fit learn run start detect segment classify pose",
+    "train CONFIG": "fit learn run start detect segment classify pose yolo",
     "train CONFIG --out RUN --resume auto": "resume continue",
     "predict RUN PATH": "infer inference demo",
     "sweep CONFIG --space KEY=A,B --out DIR": "tune hpo optuna search",
@@ -79,34 +89,58 @@ COMMANDS = {
     "--version": "version",
 }
 """Commands of ours by the words that other tools have for them."""
+GROUPED = {
+    "runs": {
+        "runs list": "ls show",
+        "runs diff A B": "compare",
+        "runs push RUN hf://OWNER/REPO": "upload publish",
+        "runs pull hf://OWNER/REPO --out DIR": "download fetch get clone",
+        "runs list, and delete the folder of a run yourself": "rm remove delete",
+    },
+    "data": {"list data": "list ls", "data info NAME": "download get fetch show", "data prepare NAME": "make create"},
+}
+"""The same of the commands of a group, as those after `sightline runs`."""
 
+BASES = ("_base_", "bases", "defaults")
+"""Keys that name the configs which another tool's config builds on."""
+NAMES = ("type", "_target_", "class_path")
+"""Keys that name a component in another tool's config."""
+_OF_NETWORK = ("backbone", "head")
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".weights")
 
 
 def list_names() -> list[str]:
     """List the names of settings of other tools."""
-    return list(_BY_NAME)
+    return list(dict.fromkeys(name for form in _FORMS for name in form.names.split()))
 
 
-def find_command(word: str) -> str | None:
-    """Return the command line, after `sightline`, that another tool's command means here."""
-    return next((ours for ours, theirs in COMMANDS.items() if word.lower() in theirs.split()), None)
+def find_command(word: str, *, group: str = "") -> str | None:
+    """Return the command line, after `sightline` or a group of commands, that another tool's command means here."""
+    commands = GROUPED.get(group, {}) if group else COMMANDS
+    return next((ours for ours, theirs in commands.items() if word.lower() in theirs.split()), None)
 
 
-def find_setting(name: str, value: str, *, command: str = "", flags: Collection[str] | None = None) -> str:
+def find_setting(
+    name: str, value: str, *, command: str = "", flags: Collection[str] | None = None, takes_keys: bool = True
+) -> str:
     """Return what to write for another tool's option or key of this name; empty for one that is not known.
 
-    With `flags`, those of the command, others are left out.
+    With `flags`, those of the command, others are left out, and without `takes_keys` so are keys of a config.
     """
-    form = _BY_NAME.get(name.lstrip("-").rpartition(".")[2].replace("-", "_").lower())
-    if form is None or (form.instead.startswith("sightline") and not command):
-        return ""
-    is_valid = re.fullmatch(form.pattern, value, flags=re.IGNORECASE) is not None
-    written = form.instead.format(value=shlex.quote(value) if is_valid else form.otherwise, command=command)
-    if not written.startswith("--") or flags is None:
-        return written
-    words = written.split()
-    return " ".join(f"{flag} {word}" for flag, word in zip(words[::2], words[1::2], strict=True) if flag in flags)
+    word = name.lstrip("-").rpartition(".")[2].replace("-", "_").lower()
+    answers = []
+    for form in _FORMS:
+        if word not in form.names.split() or (form.instead.startswith("sightline") and not command):
+            continue
+        is_valid = re.fullmatch(form.pattern, value, flags=re.IGNORECASE) is not None
+        written = form.instead.format(value=shlex.quote(value) if is_valid else form.otherwise, command=command)
+        if written.startswith("--") and flags is not None:
+            words = written.split()
+            pairs = zip(words[::2], words[1::2], strict=True)
+            written = " ".join(f"{flag} {value}" for flag, value in pairs if flag in flags)
+        if written and (takes_keys or written.startswith(("--", "sightline "))):
+            answers.append(written)
+    return answers[-1 if flags is None else 0] if answers else ""
 
 
 def find_file(section: str, value: object) -> str:
@@ -116,6 +150,20 @@ def find_file(section: str, value: object) -> str:
         folder = shlex.quote(str(path.parent)) if path.parent.name else "PHOTOS"
         prepare = f"sightline data prepare yolo_txt --from {folder} --to prepared --config own.yaml"
         return f"photos with YOLO's labels are prepared first: {prepare}, then: sightline train own.yaml"
-    if section == "model" and path.suffix in _WEIGHTS:
+    if section == "config" and path.suffix == ".py":
+        return f"the config comes first, and --plugin {shlex.quote(str(value))} adds parts of your own"
+    if section in ("model", "config") and path.suffix in _WEIGHTS:
         return f"a config names the network, and init.from={shlex.quote(str(value))} the weights to start from"
+    return ""
+
+
+def find_document(path: str, document: Mapping[str, object]) -> str:
+    """Return what to do with a YAML file of another tool in the place of a config; empty for other files."""
+    is_of_data = {"names", "nc"} & document.keys() and isinstance(
+        document.get("train", document.get("val")), str | list
+    )
+    if is_of_data:
+        return f"names photos and their classes, no training; {find_file('data', path)}"
+    if all(isinstance(document.get(key), list) for key in _OF_NETWORK):
+        return "describes a network, no training; 'sightline list configs' prints what trains one"
     return ""

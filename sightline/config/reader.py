@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from sightline.config.consistency import check_consistency
 from sightline.config.faults import ConfigFaults
-from sightline.config.other_tools import find_file, find_setting
+from sightline.config.other_tools import BASES, NAMES, find_document, find_file, find_setting
 from sightline.config.overrides import COMMAND_LINE, apply_overrides, merge
 from sightline.config.plain_values import flatten, to_plain
 from sightline.config.prepared_name import take_prepared_name
@@ -177,6 +177,9 @@ def read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> L
         chain.append(os.path.realpath(following))
         tree = _read_base(following, base, faults)
         assert isinstance(tree.value, dict)
+        plain = tree.plain()
+        if isinstance(plain, dict) and (instead := find_document(str(following), plain)):
+            raise ConfigError(f"{following}: {instead}")
         trees.append(tree)
         base = tree.value.pop("base", None)
         following = None if base is None else _resolve_base(base, following, chain)
@@ -332,7 +335,9 @@ class _SectionReader:
         name = block.pop("name", None)
         if name is None:
             named = "with " + ", ".join(block) if block else "that is empty"
-            self.faults.add(tree.where, f"found a block {named}, allowed is {_A_BLOCK}: the name is missing")
+            theirs = next((key for key in NAMES if key in block), None)
+            advice = "the name is missing" if theirs is None else f"write name: in the place of {theirs}:"
+            self.faults.add(tree.where, f"found a block {named}, allowed is {_A_BLOCK}: {advice}")
             return None
         if not isinstance(name.value, str):
             self._refuse(name, f"the name of a {kind.noun}")
@@ -501,8 +506,8 @@ def _suggest_setting(key: str, child: LocatedValue) -> str:
 
 def _suggest_key(key: str, fields: dict[str, dataclasses.Field], elsewhere: Mapping[str, str], *, is_top: bool) -> str:
     """Suggest the meaning of an unknown key: a key of another section, a dotted path, or a similar name."""
-    if is_top and key == "base":
-        return "; a base is named in the file"
+    if is_top and key in ("base", *BASES):
+        return "; a base is named in the file" if key == "base" else "; a config builds on one other, base: CONFIG"
     if "." in key and key.split(".")[0] in fields:
         outer, _, inner = key.partition(".")
         return f"; in a file sections are nested: {outer}: {{{inner}: ...}}"

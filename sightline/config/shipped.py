@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, join_some
 from sightline.contract.schema import find_similar, suggest
 
 _FOLDERS = ("configs", "examples")
@@ -20,6 +20,8 @@ _PROJECTS = "examples/projects"
 """Folder of a project for each task, which `make_project` copies; `_shared` holds what all of them have."""
 _PROJECT_NAME = "my_project"
 _BASE = re.compile(r"^base:\s*([^\s#]+)", flags=re.MULTILINE)
+_MIN_WORD = 3
+"""Least number of letters of a word that configs are searched for."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,60}")
 _PLUGIN = re.compile(r"examples/\w+\.py")
 
@@ -69,13 +71,20 @@ def suggest_shipped(path: Path) -> str:
     root = _find_root()
     if root is None or path.is_absolute():
         return ""
-    names = [name for file in _list_files(root) if (name := config_name(file)) != file]
+    names = [name for file in _list_files(root) if (name := config_name(file)) != file and "/_" not in name]
     typed = path.as_posix().removesuffix(".yaml").removeprefix(f"{_FOLDERS[0]}/")
     alike = [name for name in names if Path(name).name == path.name.removesuffix(".yaml")]
     if alike and "/" not in typed:
         return f"; did you mean {' or '.join(map(repr, alike))}?"
-    similar = find_similar(typed, names, cutoff=0.8)
-    return f"; did you mean '{similar}'?" if similar else ""
+    if similar := find_similar(typed, names, cutoff=0.8):
+        return f"; did you mean '{similar}'?"
+    word = typed.casefold()
+    holding = sorted((name for name in names if word in name), key=lambda name: "/synthetic_" not in name)
+    if len(word) < _MIN_WORD or not holding:
+        return ""
+    if len(holding) == 1:
+        return f"; did you mean '{holding[0]}'?"
+    return f"; configs with this word are {join_some(holding, most=4)} ('sightline list configs')"
 
 
 def config_name(path: str) -> str:

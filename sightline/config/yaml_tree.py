@@ -22,7 +22,7 @@ from sightline.config.other_tools import find_file
 from sightline.config.shipped import suggest_shipped
 from sightline.contract.errors import ConfigError
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.contract.schema import suggest
+from sightline.contract.schema import find_similar
 from sightline.contract.types import SourceLocation
 
 DEFAULT = "default"
@@ -151,10 +151,11 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; a config has at most {MAX_BYTES:,}")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        hint = _suggest_similar(path) or suggest_shipped(path)
+        hint = _suggest_similar(path) or _suggest_place(path) or suggest_shipped(path)
         raise ConfigError(f"{path}: no such file{hint or f'; {_GIVE}'}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        hint = _suggest_place(path) or "; save it as UTF-8"
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}){hint}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -186,9 +187,16 @@ def _suggest_similar(path: Path) -> str:
         names = [name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml"))]
     except OSError:
         return ""
-    names = [name for name in names if path.name.startswith("_") or not name.startswith("_")]
-    holding = [name for name in names if path.stem in name]
-    return suggest(path.name, [min(sorted(holding), key=len)] if holding else names, otherwise="")
+    stems = {Path(name).stem: name for name in names if path.name.startswith("_") or not name.startswith("_")}
+    holding = sorted((stem for stem in stems if path.stem in stem), key=len)
+    similar = holding[0] if holding else find_similar(path.stem, stems)
+    return "" if similar is None else f"; did you mean '{stems[similar]}'?"
+
+
+def _suggest_place(path: Path) -> str:
+    """Say where a file of weights, or a Python file, is given: after the config."""
+    instead = find_file("config", str(path))
+    return f"; {instead}" if instead else ""
 
 
 class _LimitError(yaml.MarkedYAMLError):

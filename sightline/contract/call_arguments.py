@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def to_path(value: object, *, name: str, what: str, asks: bool = True) -> Path:
 
 
 def to_list(values: object, *, name: str) -> list[object]:
-    """Convert an argument to a list. Raises UserError for one text, which would be taken letter by letter."""
+    """Convert an argument to a list. Raises UserError for one text, of which each letter would be taken, and a dict."""
     if isinstance(values, str | os.PathLike | bytes):
         raise UserError(f"{name}: found {_describe(values)}, allowed is a list: [{str(values)!r}]")
-    if not isinstance(values, Iterable):
+    if isinstance(values, Mapping) or not isinstance(values, Iterable):
         raise UserError(f"{name}: found {_describe(values)}, allowed is a list")
     return list(values)
 

@@ -15,10 +15,11 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from sightline.contract.errors import PluginError
+from sightline.contract.members import PLUGIN_MODULES
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.regular_files import read_regular_file
+from sightline.contract.schema import suggest
 
-_MODULE_PREFIX = "sightline_plugin_"
 _PLUGIN_ATTRIBUTE = "__sightline_plugin__"
 """Attribute of a plugin's module that contains its `Plugin`."""
 _SOURCE_ATTRIBUTE = "__sightline_source__"
@@ -56,7 +57,7 @@ class Plugin:
     @property
     def module_name(self) -> str:
         """The name under which the plugin is imported."""
-        return f"{_MODULE_PREFIX}{self.path.stem}"
+        return f"{PLUGIN_MODULES}{self.path.stem}"
 
     @property
     def folder(self) -> Path:
@@ -73,7 +74,7 @@ class Plugin:
         return {
             _module_path(name, module): _read_source(module)
             for name, module in [*sys.modules.items()]
-            if name != "__main__" and not name.startswith(_MODULE_PREFIX) and _is_own(module, folders)
+            if name != "__main__" and not name.startswith(PLUGIN_MODULES) and _is_own(module, folders)
         }
 
     def files(self) -> dict[str, bytes]:
@@ -187,7 +188,7 @@ def add_session_plugin(plugin: Plugin) -> Plugin:
 
 def find_plugin(builder: Callable[..., Any]) -> Path | None:
     """Return the path of a component's plugin, or None for a built-in one."""
-    if not builder.__module__.startswith(_MODULE_PREFIX):
+    if not builder.__module__.startswith(PLUGIN_MODULES):
         return None
     return Path(str(sys.modules[builder.__module__].__file__))
 
@@ -201,7 +202,7 @@ def kept_modules() -> tuple[str, ...]:
 
 def loaded_plugins() -> list[Plugin]:
     """List the plugins that this process has run."""
-    modules = [module for name, module in [*sys.modules.items()] if name.startswith(_MODULE_PREFIX)]
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith(PLUGIN_MODULES)]
     return [*(getattr(module, _PLUGIN_ATTRIBUTE) for module in modules), *_SESSION_PLUGINS.values()]
 
 
@@ -227,7 +228,7 @@ def run_file(plugin: Plugin) -> ModuleType:
             f"{plugin.option} {_locate_error(plugin, error)}: ends the program; a plugin only defines parts"
         ) from None
     except Exception as error:
-        what = " ".join(str(error).split()) or "no message"
+        what = (" ".join(str(error).split()) or "no message") + _suggest_attribute(error)
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # a message of the registry
         raise PluginError(f"{plugin.option} {_locate_error(plugin, error)}: {kind}{what}") from error
     return module
@@ -257,6 +258,13 @@ def _compile(plugin: Plugin) -> CodeType:
     named = {node.id for part in written if part is not None for node in ast.walk(part) if isinstance(node, ast.Name)}
     flags = 0 if local & named else annotations.compiler_flag
     return compile(tree, str(plugin.path), "exec", flags, dont_inherit=True)
+
+
+def _suggest_attribute(error: Exception) -> str:
+    """Suggest the attribute that is meant, as Python does where it prints a traceback."""
+    if not isinstance(error, AttributeError) or error.name is None:
+        return ""
+    return suggest(error.name, [name for name in dir(error.obj) if not name.startswith("_")], otherwise="")
 
 
 def _locate_error(plugin: Plugin, error: BaseException) -> str:

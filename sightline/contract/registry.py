@@ -16,11 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from sightline.contract import members
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.catalogue import find_modules, gc_paused, load_member
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS
-from sightline.contract.members import assert_members, list_unset
 from sightline.contract.regular_files import read_regular_file
 from sightline.contract.schema import (
     Parameter,
@@ -167,6 +167,7 @@ class Registry(Generic[ComponentT]):
         self.noun = noun
         self._base_name = base
         self.block_facts = BLOCK_FACTS if in_chain else frozenset()
+        self.reserved = ("weight",) if kind == "losses" else ()
         self._modules = modules
         self._entries: dict[str, RegistryEntry] = {}
         self._shipped: dict[str, RegistryEntry] = {}
@@ -187,12 +188,12 @@ class Registry(Generic[ComponentT]):
 
         Bounds of their annotations hold for calls from Python, too.
         """
+        members.assert_name(name, noun=self.noun)
 
         def register(builder: BuilderT) -> BuilderT:
-            reserved = ("name", "weight") if self.kind == "losses" else ("name",)
-            assert_signature(builder, name, reserved=reserved, injected=FACTS | self.block_facts)
+            assert_signature(builder, name, reserved=("name", *self.reserved), injected=FACTS | self.block_facts)
             if inspect.isclass(builder):
-                assert_members(builder, self.base, subject=f"the {self.noun} '{name}'")
+                members.assert_members(builder, self.base, subject=f"the {self.noun} '{name}'")
             parameters = signature_parameters(builder)
             if inspect.isclass(builder):
                 builder.__init__ = within_bounds(builder.__init__, parameters)  # type: ignore[method-assign]
@@ -201,11 +202,8 @@ class Registry(Generic[ComponentT]):
             is_shipped = self.modules.get(name) == builder.__module__
             if not is_shipped:
                 self._load(name)
-            registered_origin = _builder_origin(self._entries[name].builder) if name in self._entries else None
-            assert registered_origin in (None, _builder_origin(builder)), (
-                f"the {self.noun} '{name}' is registered already, by {'.'.join(registered_origin or ())}; "
-                "take another name"
-            )
+            if name in self._entries:
+                members.assert_free(builder, self._entries[name].builder, subject=f"the {self.noun} '{name}'")
             self._entries[name] = RegistryEntry(name, builder, parameters, self.block_facts)
             if is_shipped:
                 self._shipped[name] = self._entries[name]
@@ -253,7 +251,7 @@ class Registry(Generic[ComponentT]):
         values, blocks, faults = {}, {}, []
         for name, value in component.arguments.items():
             where = component.origins.get(name, _locate_key(component.location, name))
-            refusal = _describe_refusal(name, entry, elsewhere)
+            refusal = _describe_refusal(name, entry, elsewhere, reserved=self.reserved)
             if refusal is not None:
                 faults.append(ConfigFault(where, refusal))
                 continue
@@ -295,7 +293,8 @@ class Registry(Generic[ComponentT]):
     def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
         where = component.origins.get("name", _locate_key(component.location, "name"))
         hint = suggest(component.name, self.names(), otherwise=f"; there are {', '.join(self.names())}")
-        hint += f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
+        own = members.name_own_parts({name: entry.builder for name, entry in self._entries.items()})
+        hint += f"{f' {own[0].upper()}' if hint.endswith('?') else f'; {own[0]}'}{own[1:]}"
         if (plugin := _find_plugin_beside(component)) is not None:
             hint = f"; {plugin} defines it: give --plugin {shlex.quote(str(plugin))}"
         return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}")
@@ -377,10 +376,10 @@ class BoundBlock(NamedTuple):
         if stated is not None:
             injected |= {name: stated.facts[name] for name in self.entry.parameters_from_blocks if name in stated.facts}
         with locate_errors(self.component):
-            made = self.entry.builder(**arguments, **injected)
+            made = members.call_builder(self.entry.builder, {**arguments, **injected})
         if not isinstance(made, self.kind.base):
             raise ConfigError(f"{self.component.location}: {self.kind.describe_foreign(self.entry, made)}")
-        if unset := ", ".join(list_unset(made, self.kind.base)):
+        if unset := ", ".join(members.list_unset(made, self.kind.base)):
             raise ConfigError(f"{self.component.location}: {self.entry.name}: its base class asks it to set {unset}")
         return made
 
@@ -474,7 +473,9 @@ def _hint_shares(name: str, entry: RegistryEntry) -> str:
     return f": a run opens every part itself; parts are {means}" if name == "split" else ""
 
 
-def _describe_refusal(name: str, entry: RegistryEntry, elsewhere: Mapping[str, str]) -> str | None:
+def _describe_refusal(
+    name: str, entry: RegistryEntry, elsewhere: Mapping[str, str], *, reserved: Collection[str]
+) -> str | None:
     """Describe why a config may not give an argument: something else gives it, or the builder has none of this name."""
     if name in FACTS:
         giver = "data set" if name in DATA_FACTS else "run"
@@ -485,7 +486,7 @@ def _describe_refusal(name: str, entry: RegistryEntry, elsewhere: Mapping[str, s
         return None
     if name in elsewhere:
         return f"'{entry.name}' has no such argument; did you mean '{elsewhere[name]}'?"
-    allowed = list(entry.arguments)
+    allowed = [*entry.arguments, *reserved]
     otherwise = f"; allowed: {', '.join(allowed)}" if allowed else "; it takes none"
     return f"'{entry.name}' has no such argument{suggest(name, allowed, otherwise=otherwise)}"
 
@@ -546,10 +547,6 @@ def _locate_key(where: SourceLocation, name: str) -> SourceLocation:
     if not where.path:  # a call from Python, not a file
         return SourceLocation(f"{where.source}.{name}", where.line)
     return SourceLocation(where.source, where.line, f"{where.path}.{name}")
-
-
-def _builder_origin(builder: Callable[..., Any]) -> tuple[str, str]:
-    return builder.__module__, builder.__qualname__
 
 
 data: Registry[Dataset] = Registry("data", "data set", base="Dataset")

@@ -384,4 +384,4 @@ def find_similar(word: str, choices: Collection[str], *, cutoff: float = 0.6) ->
 
 
 def _normalise(word: str) -> str:
-    return word[:200].casefold().replace("-", "_").replace(" ", "_")
+    return word[:200].casefold().replace("-", "_").replace(" ", "_").replace("++", "2")  # PointNet++ is pointnet2

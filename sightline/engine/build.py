@@ -24,7 +24,8 @@ from sightline.contract.model import model_output_keys
 from sightline.contract.task import Task
 from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_size import find_batch_size
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.device.numerics import Precision, is_memory_bound, resolve_precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator

@@ -483,7 +483,9 @@ def _format_origin(error: BaseException) -> str:
 def assert_device(name: str) -> None:
     """Raise UserError for a device that there is not, or that this machine lacks."""
     if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device: found '{name}', allowed are auto, cpu, cuda")
+        one = name.rpartition(":")[2]
+        advice = f"; for this GPU, CUDA_VISIBLE_DEVICES={one} sightline ... --device cuda" if one.isdecimal() else ""
+        raise UserError(f"--device: found '{name}', allowed are auto, cpu, cuda{advice}")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--device cuda: torch sees no CUDA device on this machine; use --device cpu, or install a CUDA wheel"

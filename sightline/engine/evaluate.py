@@ -21,7 +21,8 @@ from sightline.contract.metric import Metric, State, WorstSamples, make_state, p
 from sightline.contract.task import Task
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import Picture
-from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
+from sightline.engine.batches.sampler import evaluation_keys
+from sightline.engine.batches.stream import BatchLoader, read_batches
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World

@@ -18,7 +18,7 @@ from sightline.contract.errors import RunError
 from sightline.contract.loss import bad_count_error
 from sightline.contract.task import Task
 from sightline.contract.types import Batch, LinearRamp
-from sightline.engine.batch_stream import BatchStream
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import PhaseTimer
 from sightline.engine.distributed import World

@@ -152,7 +152,11 @@ def make_meta_model(layout: PublishedLayout, **facts: int) -> nn.Module:
 def _load(path: Path) -> Any:
     if not path.is_file():
         problem = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
+        if path.parts[:1] == ("hf:",):
+            problem = f"is no file of this machine; a config starts from it by init.from=hf://{path.relative_to('hf:')}"
         raise CheckpointError(f"{path}: {problem}")
+    if path.suffix == ".onnx":
+        raise CheckpointError(f"{path}: is a network of ONNX, not its weights; give the file that it was made from")
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if is_darknet(path):

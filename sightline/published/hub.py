@@ -66,7 +66,9 @@ def parse_name(text: str) -> HubName:
     """Parse `hf://OWNER/REPO[/FILE][@REVISION]`. Raises CheckpointError for another form."""
     match = _NAME.fullmatch(text)
     if match is None or ".." in text:
-        raise CheckpointError(f"{text}: is not a name of a hub's file; write hf://OWNER/REPO[/FILE][@REVISION]")
+        meant = f"hf://{text.removeprefix('https://').removeprefix('huggingface.co/')}"
+        form = meant if _NAME.fullmatch(meant) else "hf://OWNER/REPO[/FILE][@REVISION]"
+        raise CheckpointError(f"{text}: is not a name of a hub's file; write {form}")
     return HubName(match["repo"], match["file"], match["revision"])
 
 

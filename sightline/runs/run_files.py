@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, final
 
 from sightline.config import RunConfig, read_config
+from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import describe_prepared
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import Plugin, check_recorded
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo
+from sightline.runs.checkpoint import enclosing_run
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_documents import assert_own_files, load_document, read_facts
@@ -25,6 +27,12 @@ _MAX_LISTED = 3
 def is_run(path: Path) -> bool:
     """Return True if a path is a run directory, not a config file."""
     return (path / "config.yaml").exists()
+
+
+def assert_no_run(out: Path) -> None:
+    """Raise UserError if a folder is a run directory, whose files would be mixed with others."""
+    if is_run(out):
+        raise UserError(f"--out {out}: is a run directory; give another folder")
 
 
 def config_path_of_run(path: Path) -> Path:
@@ -39,8 +47,15 @@ def _describe_otherwise(path: Path) -> str:
     """
     if path.suffix.lower() in NETWORK_ENDINGS and path.is_file():
         return "; exported files are read by predict and serve"
+    run = enclosing_run(path) if path.exists() else None
+    if run is not None and is_own_run(run):
+        inner = f" --checkpoint {shlex.quote(str(path))}" if path.parent.name == "checkpoints" else ""
+        return f": {shlex.quote(str(run))}{inner}"
+    if find_config(path) != path:
+        return f"; a config makes one: sightline train {shlex.quote(str(path))}"
     if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
-        made = _describe_otherwise(Path("runs") / path.stem)
+        place = Path("runs") / path.stem
+        made = _describe_otherwise(place) if place.is_dir() else ""
         return made or f"; a config makes one: sightline train {shlex.quote(str(path))}"
     if prepared := describe_prepared(path):
         return prepared

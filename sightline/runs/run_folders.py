@@ -89,11 +89,15 @@ def is_own_run(path: Path) -> bool:
 def assert_replaceable(path: Path, *, option: str) -> None:
     """Raise UserError if the result of an option would replace a file of another kind, or a record.
 
+    A drawing of another ending is refused, too, since programs take it for one of another kind.
+
     A record is a file that a run, a prepared set or an exported network needs.
     """
     if path == Path("-"):
         raise UserError(f"{option} -: results are written into a file; give its name")
     ending = _RESULT_ENDINGS.get(option)
+    if ending == ".svg" and path.suffix.lower() != ending:
+        raise UserError(f"{option} {path}: is a drawing in SVG; give a name that ends in {ending}")
     if ending is None or not path.is_file() or not path.stat().st_size:
         return
     network = path.with_suffix("")

@@ -128,7 +128,8 @@ def assert_empty(out: Path, *, allowed: frozenset[str] = frozenset()) -> None:
         raise UserError(f"--out {out}: is a file; give a folder")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if names - allowed:
-        advice = " and holds no run to resume;" if allowed else "; go on with it by --resume auto, or"
+        is_run = not allowed and ("config.yaml" in names or names <= _BEFORE_CONFIG)
+        advice = "; go on with it by --resume auto, or" if is_run else " and holds no run to resume;"
         raise UserError(f"--out {out}: is not empty{advice} give another folder")
 
 
@@ -246,10 +247,13 @@ def _find_newest_checkpoint(run: Path, *, is_longer: bool) -> tuple[Path | None,
 
 def _locate_named_run(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunLocation:
     """Return the location of a run that is named by its directory or by one of its checkpoints."""
-    run = checkpoint.enclosing_run(path)
+    is_word = len(path.parts) == 1 and not path.exists()  # it lies in no run, also where there is a config.yaml
+    run = None if is_word else checkpoint.enclosing_run(path)
     if run is None:
+        inner = None if out is None else out / "checkpoints" / path
+        one = f"--resume {inner}" if inner is not None and inner.exists() else "the --out of a training"
         raise UserError(
-            f"--resume {path}: neither a run directory nor a checkpoint inside one; give the --out of a training"
+            f"--resume {path}: neither a run directory nor a checkpoint inside one; write --resume auto, or give {one}"
         )
     if out is not None and out.resolve() != run.resolve():
         raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed in its own folder")

@@ -13,7 +13,8 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.contract.types import Batch, Field, Sample, SampleKey
 from sightline.engine import run_data
-from sightline.engine.batch_stream import BatchSampler, evaluation_keys, read_batches
+from sightline.engine.batches.sampler import BatchSampler, evaluation_keys
+from sightline.engine.batches.stream import read_batches
 
 Augmentation = Literal["train", "evaluate", "none"]
 """Transforms of a split's samples: those of training, those of evaluation, or none."""

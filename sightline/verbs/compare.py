@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from sightline.commands.prove import CompareOptions
 from sightline.contract.errors import UserError
 from sightline.engine.distributed import start_world
@@ -23,6 +25,10 @@ def compare_variants(options: CompareOptions) -> int:
     """Compare variants, print what differs, and return 1 where they diverge."""
     if options.matrix:
         _assert_alone(options, "--matrix", against="float64", keys=None, repro=None)
+    for word in options.overrides:
+        if os.path.isfile(os.path.join(word, "config.yaml")):
+            command = f"sightline runs diff {options.config} {word}"
+            raise UserError(f"compare: {word}: is a second run; two runs are compared by: {command}")
     config = load_config(options.config, options.overrides, options.plugins)
     reference = read_reference(options.against, options.keys)
     if reference.record is not None:

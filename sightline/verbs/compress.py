@@ -30,6 +30,7 @@ from sightline.engine.device.numerics import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document
+from sightline.runs.run_files import assert_no_run
 from sightline.runs.trained_weights import PACKED_FILE
 from sightline.training.progress import wants_live
 from sightline.verbs.output import print_note, show_evaluation, show_table
@@ -41,7 +42,6 @@ from sightline.workbench.compress.search.base import Search, SearchProgress, Sea
 from sightline.workbench.compress.stages import POLICY, WORK, Compression, lock_folder, search_recorded
 from sightline.workbench.compress.target import CompressionTarget
 from sightline.workbench.series.loop import Entry, Results, StoppedError, run_series
-from sightline.workbench.series.training import assert_no_run
 
 REPORTED_RATIO = 0.1
 """Budget of a report that is given none."""

@@ -24,7 +24,7 @@ from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_data import DataSubset, build_part
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document
-from sightline.runs.run_files import RunFiles
+from sightline.runs.run_files import RunFiles, assert_no_run
 from sightline.training.evaluation_settings import assert_about_evaluation, override_evaluation
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.probe_metrics import probe_metrics
@@ -176,6 +176,7 @@ def _assert_output(options: EvaluateOptions) -> None:
         raise UserError("--out: is the folder of --save-predictions, which is not given")
     if len(options.runs) > 1:
         raise UserError("--out: works with one run; leave it out, and predictions go into each run's folder")
+    assert_no_run(options.out)
     assert_writable(options.out / MANIFEST, option="--out")
 
 

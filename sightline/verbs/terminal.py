@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import errno
 import io
 import os
@@ -85,14 +86,7 @@ def format_error(error: Exception) -> int:
         if message.startswith("Usage:"):  # no command was given: print the help, not an error
             sys.stderr.write(message.rstrip() + "\n")
             return 2
-        if type(error).__name__ == "NoSuchOption":
-            message = _describe_unknown_option(error) or message
-        message = message.replace("Value error, ", "")  # pydantic's mark of a check that Typer makes
-        if message.startswith(("Missing option", "Missing argument")):
-            wrong: Any = error
-            usage = " ".join(wrong.ctx.get_usage().removeprefix("Usage: ").split())
-            message = f"{message.rstrip('.')}: {getattr(wrong.param, 'help', '')}; usage: {usage}"
-        return fail(message, 2, error)
+        return fail(_describe_words(error, message), 2, error)
     if isinstance(error, UserError):
         return fail(str(error), 2, error, names_rank=isinstance(error, CountError))
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
@@ -119,6 +113,38 @@ def format_error(error: Exception) -> int:
     return fail("".join(traceback.format_exception(error)).strip(), 1, None, names_rank=True)
 
 
+def _describe_words(error: Any, message: str) -> str:
+    """Describe what is wrong with the words of a command line, where Typer's own message does not say what to write."""
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        return _describe_unknown_option(error) or _suggest_option(error)
+    if kind == "BadOptionUsage":
+        asked = [parameter for parameter in error.ctx.command.params if error.option_name in parameter.opts]
+        return "".join(f"{error.option_name}: lacks its value, {p.metavar}: {p.help}" for p in asked) or message
+    if message.startswith(("Missing option", "Missing argument")):
+        usage = " ".join(error.ctx.get_usage().removeprefix("Usage: ").split())
+        return f"{message.rstrip('.')}: {getattr(error.param, 'help', '')}; usage: {usage}"
+    if message.startswith("Got unexpected extra argument"):
+        return f"{message}; usage: {' '.join(error.ctx.get_usage().removeprefix('Usage: ').split())}"
+    for fault in getattr(error.__cause__, "errors", list)():  # of pydantic, by which Typer converts values
+        message = message.replace("Input should be", f"found {fault['input']!r}; it should be").partition(", unable")[0]
+    return message.replace("Value error, ", "")
+
+
+def _suggest_option(error: Any) -> str:
+    """Name the options that one is close to, so that it may be a misspelling of them."""
+    flags = [flag for parameter in error.ctx.command.params for flag in parameter.opts if flag.startswith("--")]
+    if similar := difflib.get_close_matches(error.option_name, flags, cutoff=0.75):
+        return f"No such option: {error.option_name} (Possible options: {', '.join(similar)})"
+    return f"No such option: {error.option_name}; 'sightline {_name_command(error.ctx)} --help' lists them"
+
+
+def _name_command(ctx: Any) -> str:
+    """Name a command, without the program."""
+    name: str = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
+    return name
+
+
 def _describe_unknown_option(error: Any) -> str:
     """Describe what to write for an option that is a key of the config, or another tool's; empty for others."""
     from sightline.config.other_tools import find_setting  # slow, as is the next; the streams above are guarded first
@@ -128,10 +154,11 @@ def _describe_unknown_option(error: Any) -> str:
     words = [word for word in sys.argv if word.partition("=")[0] == option or word == option]
     following = words and (words[0].partition("=")[2] or "".join(sys.argv[sys.argv.index(words[0]) + 1 :][:1]))
     value = following if following and not following.startswith("-") else ""
-    command = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
-    instead = _find_overrides(option, value) or find_setting(option, value, command=command, flags=flags)
-    takes_overrides = any("KEY=VALUE" in (parameter.metavar or "") for parameter in ctx.command.params)
-    if not instead or not (takes_overrides or instead.startswith(("--", "sightline "))):
+    command = _name_command(ctx)
+    takes_overrides = any("overrid" in (getattr(parameter, "help", "") or "") for parameter in ctx.command.params)
+    instead = find_setting(option, value, command=command, flags=flags, takes_keys=takes_overrides)
+    instead = (takes_overrides and _find_overrides(option, value)) or instead
+    if not instead:
         return ""
     is_key = not instead.startswith(("--", "sightline "))
     return f"{option}: is not an option; {'to set a value of the config, ' if is_key else ''}write {instead}"

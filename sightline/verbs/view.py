@@ -26,7 +26,7 @@ from sightline.engine.run_data import Data, DataSubset, build_transforms
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_directory import RunDirectory
-from sightline.runs.run_files import is_run
+from sightline.runs.run_files import assert_no_run, is_run
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
@@ -49,6 +49,7 @@ WORST = "worst"
 
 def view(options: ViewOptions) -> int:
     """Draw samples of a config, samples and predictions of a run, or the user's own files; return the exit code."""
+    assert_no_run(options.out)
     assert_writable(options.out / "view.html", option="--out")
     values, overrides = split_options(options.overrides, ("score",))
     score = _parse_score(values["score"]) if "score" in values else None

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sightline.compression.policy import WeightFormat
 from sightline.compression.weights import quantisable_weights
 from sightline.contract.errors import UserError
-from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.step import Step, prepare_step, single_batch_step
 from sightline.workbench.compress.curvature import Curvature, build_curvature, hessian_product, hessian_traces

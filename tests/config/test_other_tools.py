@@ -16,8 +16,8 @@ from tests.command import refuse
 
 CONFIG = "detect/synthetic_crowds_retinanet"
 FLAGS = {parameter.flag for _, parameter in TrainOptions.parameters()}
-WORDS = {"optimizer.name": "sgd", "schedule.name": "constant"}
-"""Values of keys that take no number."""
+WORDS = {"optimizer.name": "sgd", "schedule.name": "constant", "evaluate.votes": "1"}
+"""Values of keys that take no number, or not any."""
 
 
 @run_each("name", list_names())
@@ -29,7 +29,7 @@ def test_the_answer_to_a_setting_of_another_tool_can_be_typed(name: str) -> None
     if first.startswith("--"):
         assert {word for word in (first, *others) if word.startswith("--")} <= FLAGS
     elif first == "sightline":
-        assert others[0] == "train"
+        assert others[0] in {record.name for records in SECTIONS.values() for record in records}
     else:
         key, _, value = first.partition("=")
         rate = ["optimizer.lr=0.1"] if key == "optimizer.name" else []  # another optimiser has no default of it
@@ -67,6 +67,19 @@ SHAPES = "classify/synthetic_shapes_pointnet"
         (("train", SHAPES, "--epochs", "3"), "to set a value of the config, write train.epochs=3"),
         (("train", SHAPES, "--num-workers", "4"), "to set a value of the config, write loader.workers=4"),
         (("train", "--config", SHAPES), f"--config: is not an option; write sightline train {SHAPES}"),
+        (("train", SHAPES, "--weights", "a.pt"), "to set a value of the config, write init.from=a.pt"),
+        (("evaluate", "runs/x", "--weights", "best.pt"), "--weights: is not an option; write --checkpoint best.pt"),
+        (("evaluate", "runs/x", "--tta"), "write evaluate.votes=10"),
+        (("predict", "runs/x", "--conf", "0.3"), "write sightline predict RUN PATH score=0.3"),
+        (("predict", "runs/x", "--source", "a.ply"), "write sightline predict RUN a.ply"),
+        (("predict", "runs/x", "a.ply", "--batch", "4"), "No such option: --batch; 'sightline predict --help' lists"),
+        (("train", SHAPES, "--multirun", "seed=1,2"), "write sightline sweep CONFIG --space KEY=A,B --out DIR"),
+        (("train", SHAPES, "--fast-dev-run"), "write sightline check CONFIG"),
+        (("train", SHAPES, "--cfg-options", "seed=2"), "write sightline train CONFIG seed=2"),
+        (("train", SHAPES, "--verbose"), "No such option: --verbose; 'sightline train --help' lists them"),
+        (("train", SHAPES, "--resume"), "--resume: lacks its value, auto|PATH: resume a run from its last checkpoint"),
+        (("train", SHAPES, "--processes", "two"), "'--processes': found 'two'; it should be a valid integer"),
+        (("train", SHAPES, "--device", "cuda:1"), "for this GPU, CUDA_VISIBLE_DEVICES=1 sightline ... --device cuda"),
         (("train", SHAPES, "-o", "a"), "-o: is not an option; write --out a"),
         (("train", SHAPES, "early_stopping=5"), "write train.early_stopping.patience=5"),
         (("train", SHAPES, "train.early_stopping=5"), "min_change; write train.early_stopping.patience=5"),
@@ -83,6 +96,12 @@ SHAPES = "classify/synthetic_shapes_pointnet"
             "sightline train own.yaml",
         ),
         (("train", SHAPES, "model=yolo11n.pt"), "init.from=yolo11n.pt the weights to start from"),
+        (("train", "yolo11n.pt"), "a config names the network, and init.from=yolo11n.pt the weights to start from"),
+        (("train", "model.py"), "the config comes first, and --plugin model.py adds parts of your own"),
+        (("train", "yolov3"), "did you mean 'detect/synthetic_crowds_yolov3'?"),
+        (("train", SHAPES, "model=PointNet++"), "write model.name=pointnet2"),
+        (("TRAIN", SHAPES), "TRAIN: is no command; write: sightline train"),
+        (("data", "list"), "list: is no command; write: sightline list data"),
         (("compress", "runs/x"), "runs/x: is no command; write: sightline compress run runs/x"),
         (("data", "my/photos"), "my/photos: is no command; write: sightline data info my/photos"),
         (("own.yaml",), "own.yaml: is no command; write: sightline train own.yaml"),
@@ -100,6 +119,28 @@ def test_what_users_of_other_tools_type_is_answered_in_one_line(
     assert line.count("\n") == 1
     assert answer in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (
+            "path: ../coco8\ntrain: images/train\nval: images/val\nnames: {0: person}\n",
+            "prepare yolo_txt --from photos ",
+        ),
+        ("nc: 80\nbackbone: [[-1, 1, Conv, [64, 3, 2]]]\nhead: [[-1, 1, Detect, [nc]]]\n", "describes a network"),
+    ],
+)
+def test_a_file_of_another_tool_is_answered_in_one_line(
+    text: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/data.yaml").write_text(text)
+    told = refuse("train", "photos/data.yaml")
+    assert told.startswith("error: photos/data.yaml: ")
+    assert answer in told
+    assert told.count("\n") == 1
 
 
 def test_a_file_is_answered_in_the_form_of_files(tmp_path: Path) -> None:

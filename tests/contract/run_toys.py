@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation, Evaluator

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.distributed import World
 from tests.contract.clouds import Centre
 from tests.contract.images import IMAGES

@@ -15,7 +15,8 @@ from sightline.contract import registry
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses

@@ -14,7 +14,8 @@ import torch
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
 from sightline.contract.types import ComponentConfig
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sightline.contract.draws import DeviceDraws, Draws
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.batch_stream import BatchStream
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.device.resident_data import DeviceData, ResidentSamples, find_device_data
 from sightline.engine.distributed import World
 from sightline.engine.loop import train

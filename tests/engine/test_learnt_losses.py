@@ -20,7 +20,7 @@ from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.loss import Loss, cast_forward
 from sightline.contract.model import Model
-from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.gradients import flatten_gradients

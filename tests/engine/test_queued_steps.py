@@ -57,7 +57,7 @@ def test_only_steps_that_are_read_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job()
     with counted_waits(monkeypatch) as waits:
         records_of(job, is_read_after=is_fourth)
-    of_batches = ("batch_reader.py", "batch_stream.py", "synthetic_shapes.py")
+    of_batches = ("batch_reader.py", "batches/sampler.py", "synthetic_shapes.py")
     assert {place: number for place, number in waits.items() if not place.endswith(of_batches)} == {
         "tolist at engine/queued_step.py": 3
     }

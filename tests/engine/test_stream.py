@@ -9,7 +9,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from hypothesis import strategies as st
 
 from sightline.contract.errors import ConfigError, DataError, RunError
 from sightline.contract.types import SampleKey
-from sightline.engine.batch_stream import BatchSampler, BatchStream, _warn_of_cores, evaluation_keys, read_batches
+from sightline.engine.batches import workers
+from sightline.engine.batches.sampler import BatchSampler, evaluation_keys
+from sightline.engine.batches.stream import BatchStream, _warn_of_cores, read_batches
 
 
 def flat(plan: BatchSampler, step: int) -> list[int]:
@@ -217,4 +220,37 @@ def test_a_lock_that_dies_with_its_worker_stops_no_ending(is_killed: bool) -> No
             batches.close()
     finally:
         faulthandler.cancel_dump_traceback_later()
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture(scope="module")
+def num_stalls() -> Iterator[Any]:
+    """Number of forks to come that wait for ever before they reach their own code, as those of CPython 3.11 can."""
+    left = multiprocessing.Value("i", 0, lock=False)
+
+    def stall() -> None:
+        if left.value > 0:
+            left.value -= 1
+            signal.pause()
+
+    os.register_at_fork(after_in_child=stall)
+    yield left
+    left.value = 0
+
+
+def test_a_fork_that_does_not_come_to_life_is_made_again(num_stalls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_START_LIMITS_S", (0.3, 30.0))
+    num_stalls.value = 1
+    keys = [[SampleKey(index, 0, 0)] for index in range(4)]
+    assert list(read_batches(read, iter(keys), workers=2)) == [read(batch) for batch in keys]
+    assert num_stalls.value == 0
+    assert not multiprocessing.active_children()
+
+
+def test_where_no_fork_comes_to_life_the_run_ends_in_a_line(num_stalls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_START_LIMITS_S", (0.3, 0.3))
+    num_stalls.value = 9
+    with pytest.raises(RunError, match=r"^no worker process came to life in 2 tries, within 1 s: .* loader.workers"):
+        list(read_batches(read, iter([[SampleKey(3, 0, 0)]]), workers=2))
+    num_stalls.value = 0
     assert not multiprocessing.active_children()

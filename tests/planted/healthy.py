@@ -14,7 +14,7 @@ from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.pose.v2v import V2VSmall
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.types import Sample, SampleKey
-from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.build import TrainingSetup
 from tests.planted.classify import NoSchedule, plant_schedule
 from tests.planted.contrast import add_intra_loss, compare_pairs

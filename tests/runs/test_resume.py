@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from tests.cases import run_each
 from tests.processes import ROOT
 from tests.runs.broken_off import (

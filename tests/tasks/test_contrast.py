@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sightline.areas.contrast.task import Contrast
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
-from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.parts.losses.contrast import IntraModal, nt_xent

@@ -17,12 +17,14 @@ from sightline.config import read_config
 from sightline.contract.dataset import Dataset
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.transform import Transform
 from sightline.contract.types import DataInfo, Sample, SampleKey
-from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.run_data import build_data
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.store.loading.transform_pipeline import NamedTransform
+from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 from tests.processes import ROOT
 
 SIZE = (96, 128)
@@ -246,3 +248,14 @@ def test_a_config_trains_on_mosaics_and_never_evaluates_them(tmp_path: Path) -> 
     short = build_data(read_config(CONFIG, [*small, "train.epochs=1", f"transforms.train={HEAVY}"])).train.reader
     assert (short([SampleKey(0, 0, 0)])["label"] >= 0).all()
     assert Mosaic(height=96, width=128, plain_share=0.99, num_epochs=1).until_epoch == 1
+
+
+def test_a_transform_begins_with_its_draws() -> None:
+    class Doubled(Transform):
+        def __call__(self, image: Any) -> dict[str, Any]:
+            return {"image": 2 * image}
+
+    with pytest.raises(
+        ConfigError, match=r"transform 'doubled': Doubled.*; write def __call__\(self, draws, \*, image\)$"
+    ):
+        TransformPipeline([NamedTransform("doubled", Doubled())], {"image"}, source="data set 'mine'")

@@ -41,7 +41,7 @@ def _loaded(function: str, said: str, **more: Any) -> CallMistake:
 LOAD_DATA = [
     _call("load_data", said, config)
     for config, said in (
-        ("nothing.yaml", r"nothing\.yaml: no such file; did you mean 'config\.yaml'"),
+        ("nothing.yaml", r"nothing\.yaml: no such file; give a YAML file"),
         ("file.txt", r"file\.txt: found a single value, allowed are lines of"),
         (LONG, "config: n+: File name too long; check the path"),
         ("", "config: found the text '', allowed is the path of a YAML file or a run directory"),

@@ -6,6 +6,7 @@ __all__ = ["MISTAKES"]
 
 LONG = "n" * 300
 NO_RUN = r"is not a run directory \(no config\.yaml in it\); give the folder that a training wrote"
+SHIPPED = "classify/synthetic_shapes_pointnet"
 SPACE = ("--space", "optimizer.lr=0.1,0.2")
 OUT = ("--out", "new")
 NOT_OURS = r"is not a run directory \(config\.yaml, environment\.json, facts\.json in it\); 'sightline runs' lists"
@@ -50,6 +51,9 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("diff", "run", "link"): "link: is a link to run; give the run directory itself",
         ("diff", "run", "run", "--sort", "size"): "No such option: --sort",
         ("pusch", "run"): "No such command 'pusch'. Did you mean 'push'",
+        ("rm", "run"): "rm: is no command; write: sightline runs list, and delete the folder of a run yourself",
+        ("compare", "run", "two/a/1"): "compare: is no command; write: sightline runs diff A B",
+        ("push", "run", "me/run"): "me/run: is not a name of a hub's file; write hf://me/run$",
         ("push", "run"): r"Missing argument 'hf://OWNER/REPO': the repository; .*; usage: .* runs push ",
         ("pull", "hf://me/run"): "Missing option '--out': folder of the run, new or empty",
     },
@@ -85,13 +89,13 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("net.pt2",): r"net\.pt2: is not a run directory",
         ("net.onnx", "--checkpoint", "best"): r"--checkpoint best: net\.onnx holds .*; leave it out",
         ("run", "--port", "PORT"): "--port PORT: another program listens there; give another port",
-        ("run", "--port", "0"): "'--port': Input should be greater than or equal to 1",
+        ("run", "--port", "0"): "'--port': found '0'; it should be greater than or equal to 1",
         ("run", "--host", "192.0.2.1"): r"--host 192\.0\.2\.1 --port 8000: cannot be listened on \(Cannot assign",
         ("run", "--host", ""): "--host: is empty; give an address of this machine",
-        ("run", "--max-mb", "inf"): "'--max-mb': Input should be less than or equal to",
-        ("run", "--max-seconds", "-1"): "'--max-seconds': Input should be greater than or equal to",
-        ("run", "--wait-ms", "inf"): "'--wait-ms': Input should be less than or equal to",
-        ("run", "--batch-size", "0"): "'--batch-size': Input should be greater than or equal to 1",
+        ("run", "--max-mb", "inf"): "'--max-mb': found 'inf'; it should be less than or equal to",
+        ("run", "--max-seconds", "-1"): "'--max-seconds': found '-1'; it should be greater than or equal to",
+        ("run", "--wait-ms", "inf"): "'--wait-ms': found 'inf'; it should be less than or equal to",
+        ("run", "--batch-size", "0"): "'--batch-size': found '0'; it should be greater than or equal to 1",
         ("run", "scor=0.5"): "scor: is not an option; 'classify' takes none",
         ("detect", "score=high"): "score: found the text 'high', allowed is a number from 0 to 1",
         ("run", "few.npy"): "few.npy: is not an option key=value",
@@ -100,21 +104,38 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
     },
     "compare": {
         (): "Missing argument 'CONFIG'",
-        ("nothing.yaml",): r"nothing\.yaml: no such file; did you mean 'config\.yaml'",
+        ("nothing.yaml",): r"nothing\.yaml: no such file; give a YAML file",
         ("config.yaml", "--against", "file.txt"): r"file\.txt: must be one of float64, .*, or the folder of a record",
         ("config.yaml", "--against", "empty"): "--against empty: holds no arrays of a record; write files named NUMBER",
-        ("config.yaml", "--against", "run"): "--against run: holds no arrays of a record",
+        ("config.yaml", "--against", "run"): "--against run: is a run; .*: sightline runs diff A run",
+        ("config.yaml", "run"): r"compare: run: is a second run; .*: sightline runs diff config\.yaml run",
         ("config.yaml", "--repro", "run"): "--repro run: is not an empty folder; give another",
         ("config.yaml", "--repro", "file.txt"): r"--repro file\.txt: is not an empty folder; give another",
         ("config.yaml", "--matrix", "--repro", "new"): "--matrix: does not go with --repro; leave one of them out",
         ("config.yaml", "--matrix", "--keys", "list.json"): "--matrix: does not go with --keys; leave one of them out",
-        ("config.yaml", "--matrix", "--steps", "-1"): "'--steps': Input should be greater than or equal to 0",
+        ("config.yaml", "--matrix", "--steps", "-1"): "'--steps': found '-1'; it should be greater than or equal to 0",
         ("config.yaml", "--against", "float64", "--keys", "list.json"): "FILE.py or a record",
+    },
+    "evaluate": {
+        ("run/config.yaml",): r"config\.yaml: is not a run directory .*give the folder that a training wrote: \S*run$",
+        ("run/checkpoints/last",): "a training wrote: .*run --checkpoint run/checkpoints/last$",
+        (SHIPPED,): f"{SHIPPED}: is not a run directory .*; a config makes one: sightline train {SHIPPED}",
+        ("run", "--save-predictions", "--out", "run"): "--out run: is a run directory; give another folder",
+    },
+    "view": {("config.yaml", "--out", "run"): "--out run: is a run directory; give another folder"},
+    "describe": {
+        ("config.yaml", "--svg", "net.png"): r"--svg net\.png: is a drawing in SVG; give a name that ends in \.svg",
+        ("modelnet40",): "modelnet40: no such file; configs with this word are classify/modelnet40_.* and [0-9]+ more",
+        ("net.pt",): r"net\.pt: no such file; a config names the network, and init\.from=net\.pt the weights to start",
+    },
+    "train": {
+        ("config.yaml", "--out", "two"): "--out two: is not empty and holds no run to resume; give another folder",
+        ("run", "--out", "run", "--resume", "last"): "write --resume auto, or give --resume run/checkpoints/last",
     },
     "sweep": {
         ("config.yaml", *OUT): "Missing option '--space': YAML file of the search space",
         ("config.yaml", *SPACE): "Missing option '--out': folder for trials",
-        ("nothing.yaml", *SPACE, *OUT): r"nothing\.yaml: no such file; did you mean 'config\.yaml'",
+        ("nothing.yaml", *SPACE, *OUT): r"nothing\.yaml: no such file; give a YAML file",
         ("config.yaml", "--space", "list.yaml", *OUT): r"list\.yaml: found a list, allowed are lines of",
         ("config.yaml", "--space", "größe=1,2", *OUT): "größe: unknown key 'größe'; allowed: checkpoint",
         (
@@ -143,7 +164,13 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
             "empty",
         ): "storage: 'empty' is not a file; give a file, as sweep.journal",
         ("config.yaml", *SPACE, *OUT, "--storage", "file.txt"): r"storage: file\.txt: .*; give another file or URL",
-        ("config.yaml", *SPACE, *OUT, "--trials", "0"): "'--trials': Input should be greater than or equal to 1",
+        (
+            "config.yaml",
+            *SPACE,
+            *OUT,
+            "--trials",
+            "0",
+        ): "'--trials': found '0'; it should be greater than or equal to 1",
         ("config.yaml", *SPACE, *OUT, "--sampler", "tpee"): "'tpee' is not one of 'tpe', 'random'",
         ("config.yaml", *SPACE, *OUT, "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
     },
@@ -153,6 +180,12 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("nothing.pth", "--to", "new"): r"nothing\.pth: there is no such file",
         ("empty", "--to", "new"): "empty: is a folder, a file of weights is needed",
         ("file.txt", "--to", "new"): r"file\.txt: was not written by torch\.save, or is damaged",
+        (
+            "net.onnx",
+            "--to",
+            "new",
+        ): r"net\.onnx: is a network of ONNX, not its weights; give the file that it was made",
+        ("hf://me/net", "--to", "new"): "is no file of this machine; a config starts from it by init.from=hf://me/net",
         ("file.txt", "--to", "empty", "--layout", "pointnt"): "--layout pointnt: no such layout is known",
         ("file.txt", "--to", "new", "--config", "config.yaml", "--data", "modelnet40"): r"file\.txt: was not written",
     },

@@ -14,7 +14,7 @@ import torch
 
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.batch_stream import BatchStream
+from sightline.engine.batches.stream import BatchStream
 from sightline.engine.device.transfer import to_device
 from sightline.ops.waits import read_list
 

@@ -25,6 +25,18 @@ class NamedTransform(NamedTuple):
     apply: Transform
 
 
+def _assert_takes_draws(name: str, transform: Transform) -> None:
+    """Raise ConfigError for a transform whose first argument, in which it gets its random numbers, is a field."""
+    parameters = inspect.signature(transform.__call__).parameters
+    first = next(iter(parameters.values()), None)
+    if first is None or first.name != "draws" or first.kind is inspect.Parameter.KEYWORD_ONLY:
+        fields = ", ".join(key for key in parameters if key != "draws") or "points"
+        raise ConfigError(
+            f"transform '{name}': {type(transform).__name__}.__call__ does not begin with draws, its random numbers; "
+            f"write def __call__(self, draws, *, {fields})"
+        )
+
+
 class TransformPipeline:
     """Composition of transforms; each is called with the batch keys that its signature names. Stateless.
 
@@ -50,6 +62,7 @@ class TransformPipeline:
         self._read, self._indices = read, mixing_indices
         for index, (name, transform) in enumerate(transforms):
             available = AvailableKeys(source, {*fields, *self.added})
+            _assert_takes_draws(name, transform)
             bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", "draw_samples"))
             mixes = mixes_samples(bound)
             if mixing_indices is None and mixes:

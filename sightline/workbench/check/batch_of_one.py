@@ -12,7 +12,7 @@ from torch import nn
 
 from sightline.contract.errors import ConfigError
 from sightline.doctor.attempts import attempt
-from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing

@@ -15,7 +15,7 @@ from torch import Tensor
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.draw.pictures import encode_png
-from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator

@@ -11,7 +11,7 @@ from sightline.contract.types import Batch
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import FindingLocation
-from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.run_data import DataSubset
 from sightline.workbench.check.batch_of_one import BatchOfOne, find_batch_of_one
 from sightline.workbench.check.context import Context, JudgedMetric, metrics

@@ -14,7 +14,7 @@ from sightline.contract.errors import join_some
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.run_data import DataSubset
 from sightline.store.loading.divided_copies import find_shared
 from sightline.workbench.check.dry_run import DryRun

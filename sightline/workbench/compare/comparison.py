@@ -129,6 +129,8 @@ def read_reference(against: str, keys: Path | None = None) -> Reference:
     Raises UserError for an unknown variant, and for a map or a record that cannot be read.
     """
     path = Path(against)
+    if (path / "config.yaml").is_file():
+        raise UserError(f"--against {against}: is a run; two runs are compared by: sightline runs diff A {against}")
     is_variant, is_file = against in AGAINST, path.suffix == ".py"
     if is_variant and keys is not None:
         raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py or a record")

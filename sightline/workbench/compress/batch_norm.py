@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sightline.engine.batch_stream import evaluation_keys, read_batches
+from sightline.engine.batches.sampler import evaluation_keys
+from sightline.engine.batches.stream import read_batches
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.run_loading import OpenRun

@@ -19,7 +19,7 @@ from sightline.config import RunConfig
 from sightline.config.plain_values import to_plain
 from sightline.contract.errors import UserError
 from sightline.contract.types import Batch, LinearRamp
-from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.run_data import Data, DataSubset, build_part

@@ -159,7 +159,8 @@ class ExternalPredictions:
         self._map = part.dataset.label_map
         names = [part.sample_name(index) for index in part.indices.tolist()]
         if not path.is_dir():
-            raise DataError(f"{path}: there is no such folder")
+            what = "is a file; give the folder of the predictions" if path.exists() else "there is no such folder"
+            raise DataError(f"{path}: {what}")
         if (path / MANIFEST).is_file():
             files, self.surplus = _read_manifest_files(path, names, part)
         else:

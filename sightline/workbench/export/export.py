@@ -14,7 +14,7 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError, RunError, UserError, assert_installed
 from sightline.contract.task import Task
 from sightline.contract.types import Batch
-from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run
 from sightline.runs.environment import read_processor

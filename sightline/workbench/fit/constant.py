@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.types import Batch
-from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
 from sightline.instrument import record

@@ -17,7 +17,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.types import Batch, ComponentConfig
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.levels import LossBounds
-from sightline.engine.batch_stream import BatchSampler
+from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device

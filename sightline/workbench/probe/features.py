@@ -15,7 +15,8 @@ from sightline.config import RunConfig
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.model import Encoder
-from sightline.engine.batch_stream import evaluation_keys, read_batches
+from sightline.engine.batches.sampler import evaluation_keys
+from sightline.engine.batches.stream import read_batches
 from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World

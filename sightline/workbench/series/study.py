@@ -24,11 +24,12 @@ from sightline.engine.launcher import resolve_num_processes
 from sightline.engine.run_data import build_part
 from sightline.runs.best_checkpoint import resolve_mode
 from sightline.runs.output_files import write_document, write_file
+from sightline.runs.run_files import assert_no_run
 from sightline.training.config_source import read_with_plugins
 from sightline.training.train_run import Reporter
 from sightline.workbench.series.loop import Entry, Results, describe_failure, run_series
 from sightline.workbench.series.seed_statistics import grid_panel, grid_rows, paired_differences
-from sightline.workbench.series.training import Training, assert_no_run, assert_same_runs
+from sightline.workbench.series.training import Training, assert_same_runs
 
 NAME = "study"
 """Name of the files of table and plot, without extension."""

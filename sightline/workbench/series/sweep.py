@@ -22,6 +22,7 @@ from sightline.engine.launcher import launched_world_size
 from sightline.runs.folder_lock import find_holder
 from sightline.runs.output_files import write_document
 from sightline.runs.run_directory import LOCK
+from sightline.runs.run_files import assert_no_run
 from sightline.training.config_source import read_with_plugins, reread
 from sightline.training.resume import MAY_DIFFER
 from sightline.training.train_run import Reporter
@@ -29,7 +30,7 @@ from sightline.workbench.series.loop import SIGNALS, Entry, Results, run_series
 from sightline.workbench.series.search_space import check_space, read_space
 from sightline.workbench.series.storage import explain_storage, open_study
 from sightline.workbench.series.study import resolve_metric_mode
-from sightline.workbench.series.training import Training, assert_no_run, digest_inputs, get_sources
+from sightline.workbench.series.training import Training, digest_inputs, get_sources
 from sightline.workbench.series.trials import SharedTrials
 
 NAME = "sweep"

@@ -91,9 +91,3 @@ def assert_same_runs(trainings: Iterable[Training], *, may_go_on: bool = False) 
             change = change or f"started from other weights ({began}) than {now}"
         if change is not None:
             raise UserError(f"{run}: {change}; give another --out")
-
-
-def assert_no_run(out: Path) -> None:
-    """Raise UserError if a folder is a run directory, whose files would be mixed with others."""
-    if is_run(out):
-        raise UserError(f"--out {out}: is a run directory; give another folder")

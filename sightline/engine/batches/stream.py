@@ -1,4 +1,4 @@
-"""Deterministic batch sampling: the keys of a step are a function of (seed, step), so a resume needs one integer."""
+"""Batches read in this process, or ahead by worker processes: the same ones, in the same order."""
 
 from __future__ import annotations
 
@@ -12,112 +12,26 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
+from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sightline.contract.draws import Draws
-from sightline.contract.errors import ConfigError, DataError, RunError, UserError
+from sightline.contract.errors import DataError, RunError, UserError
 from sightline.contract.types import Batch, SampleKey
+from sightline.engine.batches.sampler import BatchSampler
+from sightline.engine.batches.workers import WorkerContext, WorkerStopEvent, worker_setup
 from sightline.engine.failures import rank_label, worker_exit_message
-from sightline.engine.launcher import exit_with_parent
 
 logger = logging.getLogger(__name__)
 
 BatchLoader = Callable[[Sequence[SampleKey]], Batch]
 
-_GRACE_S = 300
-"""Seconds that a worker outlives a SIGTERM, so that the step which needs its batches can be finished and saved."""
-
 _NO_HANDLES = (os.strerror(errno.EMFILE), "received 0 items of ancdata")
 """Error texts of Python, of torch, and of a socket whose receiver has no file handle left."""
 _TOO_MANY_FILES = "no file handle is left to read data by workers; raise the limit (ulimit -n), or lower loader.workers"
-
-
-@dataclass(frozen=True)
-class BatchSampler:
-    """Batch sampler: assigns the samples of a training split to steps, micro-batches and processes.
-
-    Epoch e visits a permutation drawn from (seed, e); step i of it takes positions [i*B, (i+1)*B) and splits them into
-    micro-batches x processes nearly equal parts. A shorter last batch keeps fewer micro-batches, so no part is empty.
-    Raises ConfigError if the last batch has fewer samples than processes.
-    """
-
-    indices: np.ndarray
-    batch_size: int
-    seed: int
-    micro_batches: int = 1
-    tail: str = "keep"
-    num_processes: int = 1
-    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        tail = len(self.indices) % self.batch_size
-        if len(self.indices) == 0:
-            raise ConfigError("train: the training part holds no samples; see where its data set looked for them")
-        if self.batch_size < self.num_processes:
-            raise ConfigError(
-                f"train.batch_size: {self.batch_size} samples a step cannot feed {self.num_processes} processes; "
-                "it counts samples over all processes"
-            )
-        if self.steps_per_epoch == 0:
-            raise ConfigError(
-                f"train.tail: drop leaves no step: {len(self.indices)} samples are fewer than train.batch_size "
-                f"{self.batch_size}; use a smaller batch or train.tail=keep"
-            )
-        if self.tail == "keep" and 0 < tail < self.num_processes:
-            raise ConfigError(
-                f"train.tail: the last batch of an epoch has {tail} sample(s) for {self.num_processes} processes; "
-                "use train.tail=drop or another batch size"
-            )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """The number of steps of an epoch; a shorter last batch counts unless `tail` drops it."""
-        num_full_batches, remainder = divmod(len(self.indices), self.batch_size)
-        return num_full_batches + (1 if remainder and self.tail == "keep" else 0)
-
-    def compute_epoch(self, step: int) -> int:
-        """Return the epoch of a step, both counted from 0."""
-        return step // self.steps_per_epoch
-
-    def smallest_part(self, step: int) -> int:
-        """Return the number of samples in the smallest part of a step, which one process gets at once."""
-        first = step % self.steps_per_epoch * self.batch_size
-        num_samples = min(self.batch_size, len(self.indices) - first)
-        return num_samples // self._num_micro_batches(num_samples) // self.num_processes
-
-    def step_keys(self, step: int) -> list[list[list[SampleKey]]]:
-        """Return the sample keys of a step, nested as micro-batches, processes, samples."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)[step_in_epoch * self.batch_size : (step_in_epoch + 1) * self.batch_size]
-        num_micro = self._num_micro_batches(len(order))
-        # Micro-batches first: where a batch is large enough for all of them, they hold the same samples on any number
-        # of processes, and batch norm sees the same. (A short tail has fewer, and how many depends on the processes.)
-        micro_batches = [np.array_split(micro, self.num_processes) for micro in np.array_split(order, num_micro)]
-        return [
-            [[SampleKey(int(i), epoch, self.seed, step) for i in part] for part in parts] for parts in micro_batches
-        ]
-
-    def first_keys(self, count: int) -> list[SampleKey]:
-        """Return the keys of the first `count` samples of the first step, repeated if it has fewer."""
-        keys = [key for parts in self.step_keys(0) for part in parts for key in part]
-        return [keys[index % len(keys)] for index in range(count)]
-
-    def _num_micro_batches(self, num_samples: int) -> int:
-        return min(self.micro_batches, num_samples // self.num_processes)
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            draws = Draws.for_samples([SampleKey(0, epoch, self.seed)]).stream("order of the epoch")
-            self._orders.clear()
-            self._orders[epoch] = self.indices[draws.permutation(len(self.indices))[0].numpy()]
-        return self._orders[epoch]
 
 
 @dataclass(frozen=True)
@@ -164,7 +78,7 @@ def read_batches(
         with _worker_errors_named(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # our own warning is one line
             loader: Any = iter(_make_loader(reader, keys, workers, prefetch))
-            loader._workers_done_event = _WorkerStopEvent(loader._workers)
+            loader._workers_done_event = WorkerStopEvent(loader._workers)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
@@ -189,23 +103,6 @@ def _warn_of_cores(workers: int) -> None:
             *(workers, usable),
             extra={"code": "many-workers"},
         )
-
-
-class _WorkerStopEvent:
-    """Replacement of torch's event that ends workers: a lock can die with a worker, a signal cannot."""
-
-    def __init__(self, workers: Sequence[BaseProcess]) -> None:
-        self.workers = workers
-        self.is_over = False
-
-    def set(self) -> None:
-        self.is_over = True
-        for worker in self.workers:
-            if worker.is_alive() and worker.pid is not None:
-                os.kill(worker.pid, signal.SIGUSR1)
-
-    def is_set(self) -> bool:
-        return self.is_over
 
 
 def _receive(loader: Iterator[Any]) -> Batch | _Failure | None:
@@ -292,26 +189,11 @@ def _make_loader(reader: BatchLoader, keys: Iterator[list[SampleKey]], workers: 
         num_workers=workers,
         prefetch_factor=prefetch,
         collate_fn=_identity,
-        multiprocessing_context="fork",
+        multiprocessing_context=WorkerContext(),
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=functools.partial(_start_worker, os.getpid()),
+        worker_init_fn=worker_setup(),
     )
-
-
-def _start_worker(parent: int, number: int) -> None:
-    """Set up a worker: it ends with the training process or at SIGUSR1, and ignores signals to the process group."""
-    exit_with_parent(parent)
-    signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
 def _identity(batch: Any) -> Any:
     return batch
-
-
-def evaluation_keys(indices: np.ndarray, batch_size: int, *, epoch: int, seed: int) -> list[list[SampleKey]]:
-    """Return the keys of an evaluated split in batches, in order, without padding; the last batch may be smaller."""
-    starts = range(0, len(indices), batch_size)
-    return [[SampleKey(int(i), epoch, seed) for i in indices[start : start + batch_size]] for start in starts]

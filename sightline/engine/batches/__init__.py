@@ -1,0 +1,1 @@
+"""Batches of a run: which samples each holds, and who reads them."""
