@@ -15,7 +15,6 @@ from benchmarks.memory import MemoryMeter
 from benchmarks.runner import BenchmarkReport, Runner, describe_machine
 from benchmarks.suites import SUITES, select_cases
 from sightline.contract.errors import RunError, UserError
-from sightline.draw.charts import render_svg
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.verbs.output import print_note, show_table
 
@@ -77,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
         rows = growth.panels(grown, report.results)
         show_table("growth", GROWTH, growth.describe_growth(rows))
         if options.svg is not None and any(panel for row in rows for panel in row):
-            write_file(options.svg, render_svg(rows))
+            write_file(options.svg, growth.render_growth(rows))
     if not is_complete:
         saved = f"; they are in {options.json}" if options.json else ""
         print_note(f"interrupted after {len(report.results)} rows{saved}")

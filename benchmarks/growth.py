@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks import geometry, networks
 from benchmarks.case import BenchmarkCase, BenchmarkResult
 from sightline.contract.errors import UserError
-from sightline.draw.charts import ChartPanel, Series
+from sightline.draw.charts import ChartPanel, Series, render_svg
 
 AXES = ("points", "neighbours", "batch")
 
@@ -124,6 +124,11 @@ def panels(places: Sequence[GrowthCase], results: Sequence[BenchmarkResult]) -> 
         for title, read in (("CPU seconds", _seconds), ("peak MiB", _mebibytes)):
             rows.append([_make_panel(places, results_by_name, family, axis, title, read) for axis in axes])
     return rows
+
+
+def render_growth(rows: Sequence[Sequence[ChartPanel | None]]) -> str:
+    """Render the panels as SVG, as wide as the longest of their titles."""
+    return render_svg(rows, panel_width=360)
 
 
 def describe_growth(rows: Sequence[Sequence[ChartPanel | None]]) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ these verbs. `<!-- exit code 2 -->` is what the last command ends with.
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 from pathlib import Path
@@ -107,14 +108,26 @@ def _cloud(random: np.random.Generator, size: tuple[float, ...]) -> np.ndarray:
     return (points / np.linalg.norm(points, axis=1).max()).astype(np.float32)
 
 
-def run_block(block: Block) -> None:
-    """Run a block in the working directory; raises AssertionError with what it printed where it fails."""
+def run_block(block: Block) -> str:
+    """Run a block in the working directory; return what its commands printed.
+
+    Raises AssertionError with it where one fails.
+    """
     if block.language == "python":
         exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
-        return
+        return ""
+    printed = ""
     commands = block.commands()
     for place, words in enumerate(commands, start=1):
         added = [word for verb, row in block.appended.items() if words[1] == verb for word in row]
         done = run_here(*words[1:], *added)
         expected = block.exit_code if place == len(commands) else 0
         assert done.code == expected, f"{block.place}: {shlex.join(words)}\n{done.err[-2000:]}"
+        printed += done.out + done.err
+    return printed
+
+
+def read_terminal(picture: Path) -> str:
+    """The words in the picture of a terminal, below its title and the command."""
+    texts = [html.unescape(text) for text in re.findall(r"<text [^>]*>(.*?)</text>", picture.read_text())]
+    return " ".join(" ".join(texts[2:]).split())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import run_each
-from tests.doc_blocks import OTHER_PAGES, README, ROOT, TOUR, Block, blocks_of, lay_out, run_block
+from tests.doc_blocks import OTHER_PAGES, README, ROOT, TOUR, Block, blocks_of, lay_out, read_terminal, run_block
 from tests.processes import launched_as_forks
 
 NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE", "NETWORK")
@@ -49,8 +49,11 @@ def test_the_first_pages_run_in_the_order_of_their_blocks(
     before = {name: value for name, value in os.environ.items() if name.startswith(("SIGHTLINE", "TORCH"))}
     with launched_as_forks(tmp_path / "ranks.log"):
         monkeypatch.chdir(tmp_path)
-        for block in blocks:
-            run_block(block)
+        printed = [run_block(block) for block in blocks]
     after = {name: value for name, value in os.environ.items() if name.startswith(("SIGHTLINE", "TORCH"))}
     assert after == before  # one block launches two processes; those that are started later are not of that run
     assert (tmp_path / "runs" / run / "final.json").exists()
+    if page == README:
+        lines = [line for text in printed for line in text.splitlines() if not line.startswith("check: ")]
+        shown = read_terminal(ROOT / "docs" / "pictures" / "check.svg")
+        assert shown in " ".join(" ".join(lines).split()), "run docs/pictures/make.py docs/pictures/check.svg"

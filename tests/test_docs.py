@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +53,18 @@ def commands(page: Path) -> list[str]:
     joined = [re.sub(r"\\\n\s*", "", block) for block in blocks(page, "sh")]
     lines = [line.split("#")[0].strip() for block in joined for line in block.splitlines()]
     return [line for line in lines if line]
+
+
+# --- pictures and notebooks -------------------------------------------------------------------------------------------
+
+
+def test_every_picture_is_made_by_the_command_and_shown() -> None:
+    folders = {"docs/pictures": ("*.png", "*.svg"), "docs/results/report": ("*",), "docs/manual/notebooks": ("*",)}
+    files = [path for folder, ends in folders.items() for end in ends for path in (ROOT / folder).glob(end)]
+    makers = runpy.run_path(str(ROOT / "docs" / "pictures" / "make.py"))["MAKERS"]
+    assert {path.relative_to(ROOT).as_posix() for path in files} == makers.keys()
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert [path.name for path in files if f"{path.parent.name}/{path.name})" not in text] == []
 
 
 # --- pages and quotes ------------------------------------------------------------------------------------------------

@@ -1,13 +1,8 @@
-"""Writes the screenshots of docs/results/report: `python -m tests.long.report_pictures [TASK...]`.
-
-A small run of each task is trained, its report has two samples at every stage, and headless Chromium opens it.
-"""
+"""Screenshots of reports: of a small run of each task, with two samples at every stage, in headless Chromium."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -67,15 +62,3 @@ def take_picture(page: Path, picture: Path) -> str:
     few = small.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # rare colours stay apart
     few.save(picture, optimize=True)
     return "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
-def main() -> None:
-    """Write the pictures of the named tasks, or of all."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for task in sys.argv[1:] or RUNS:
-        with tempfile.TemporaryDirectory() as folder:
-            sys.stderr.write(take_picture(make_page(task, Path(folder)), FOLDER / f"{task}.png"))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +109,17 @@ def test_scans_without_any_label_change_no_parameter(
 
 # --- a sensor of one's own --------------------------------------------------------------------------------------------
 
-PAGE = (ROOT / "docs" / "topics" / "lidar.md").read_text().split("## Your own sensor")[1].split("\n## ")[0]
-COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()]
+PAGE = (ROOT / "docs" / "topics" / "lidar.md").read_text()
+COLUMNS = "columns=[x, y, z, intensity, ring]"
+COMMANDS = (
+    ("data", "info", "scan_folder", "--from", "scans", COLUMNS),
+    ("data", "prepare", "scan_folder", "--from", "scans", "--to", "data/own", COLUMNS, "num_beams=16"),
+    ("describe", "own.yaml", "--depth", "1"),
+    ("view", "own.yaml", "--num", "1", "--out", "view"),
+    ("check", "own.yaml"),
+    ("train", "own.yaml", "--out", "runs/own"),
+    ("evaluate", "runs/own", "task.lift=knn"),
+)
 TINY = {
     "train": ("train.epochs=1", "model.width=2", "log.tensorboard=false", "--device", "cpu"),
     "check": ("model.width=2", "--device", "cpu"),
@@ -125,7 +133,7 @@ def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with twelve scans and the page's config, the set prepared."""
     folder = tmp_path_factory.mktemp("own")
     write_own(folder / "scans", 12, num_columns=200)
-    (folder / "own.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)[0])
+    (folder / "own.yaml").write_text(re.findall(r"```yaml\n(task:.*?)```", PAGE, flags=re.DOTALL)[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         done = run_here(*COMMANDS[1])
@@ -133,7 +141,7 @@ def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_commands_of_the_page(prepared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_of_the_page(prepared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(prepared_folder)
     told = {}
     for words in COMMANDS:
