@@ -111,14 +111,16 @@ def assert_free(builder: Callable[..., Any], registered: Callable[..., Any], *, 
     """
     origin, others = ((each.__module__, each.__qualname__) for each in (builder, registered))
     assert origin == others, f"{subject} is registered already, by {'.'.join(others)}; take another name"
-    is_repeated = builder.__module__.startswith(PLUGIN_MODULES) and _get_globals(builder) is _get_globals(registered)
+    is_plugin = builder.__module__.startswith(PLUGIN_MODULES)
+    is_repeated = is_plugin and (names := _find_globals(builder)) is not None and names is _find_globals(registered)
     assert not is_repeated, f"{subject} is registered twice in this file, as {builder.__qualname__}; keep one"
 
 
-def _get_globals(builder: Callable[..., Any]) -> dict[str, Any]:
-    """Return the names of the module, as it was run, that defines a class or function."""
-    function: Any = inspect.unwrap(builder.__init__ if inspect.isclass(builder) else builder)
-    return getattr(function, "__globals__", {})
+def _find_globals(builder: Callable[..., Any]) -> dict[str, Any] | None:
+    """Return the names of the module, as it was run, that defines a function, or a class with functions of its own."""
+    functions = [*vars(builder).values()] if inspect.isclass(builder) else [builder]
+    names = (inspect.unwrap(each).__globals__ for each in functions if inspect.isfunction(each))
+    return next((each for each in names if each.get("__name__") == builder.__module__), None)
 
 
 def name_own_parts(builders: Mapping[str, Callable[..., Any]]) -> str:

@@ -504,7 +504,7 @@ def _augmentation(work: Path) -> None:
     assert f"best: trial {best['trial']}" in text
 
 
-@row("S0.32", "draw a network, call by call", "`sightline describe CONFIG --svg FILE`")
+@row("S0.32", "draw a network, call by call", "`sightline describe CONFIG --svg FILE.svg`")
 def _drawing(work: Path) -> None:
     succeed("describe", _SOLIDS, *SOLIDS, *NETWORK, "--svg", work / "model.svg")
     drawn = re.findall(r">([\w.]+)<", (work / "model.svg").read_text())

@@ -51,7 +51,10 @@ REPLACED: list[tuple[Sequence[str], str]] = [
     (("report", "run", "--json", "run/facts.json"), r"is a file of the run run"),
     (("runs", ".", "--json", "set/manifest.json"), "is the record of what set holds"),
     (("list", "--json", "net.onnx.json"), r"is the description of net\.onnx"),
-    (("describe", "run", "--svg", "notes.txt"), r"--svg notes\.txt: does not end in \.svg"),
+    (
+        ("describe", "run", "--svg", "notes.txt"),
+        r"--svg notes\.txt: is a drawing in SVG; give a name",
+    ),
     (("score", "boxes.json", "--data", "run", "--json", "boxes.json"), "is also what the command reads; give another"),
     (("report", "run", "--out", "a.html", "--json", "./a.html"), r"--out a\.html: is also the file of --json"),
 ]
