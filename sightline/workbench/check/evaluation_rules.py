@@ -1,10 +1,9 @@
-"""Rules of metrics on synthetic predictions: absent classes, scores that depend on the batches.
+"""Rules of metrics, asked of predictions whose scores are known: absent classes, scores that depend on the batches.
 
-The labels serve as predictions, once with every class and once with a single one. If only the second score is below 1,
-the metric scores classes that neither labels nor predictions have.
-
-The same predictions are scored as one batch and as two; a metric of sums and counts gives the same values. Synthetic
-predictions are scored if the task predicts from logits, the model's own of a few evaluated samples for every task.
+The labels serve as predictions, once with every class and once with a single one: where only the second score is below
+1, the metric scores classes that neither has. The same predictions are scored as one batch and as two, where a metric
+of sums and counts gives the same values: synthetic ones for a task that predicts from logits, and the model's own, of
+a few evaluated samples, for every task.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""Statistics of samples, read once for all checks of data: values, extremes and first faults of each field.
+"""Statistics of samples, read once for all checks of data.
 
-Labels are also counted per sample: the classes of a cloud, and its category.
-
-Class axis of a model's logits.
-
-Class counts of each split: over all samples if these are few or their labels are listed, else over some.
+Of each field its values, extremes and first faults; of labels the classes of each sample, and the counts of each class
+in each split, over all samples where these are few or their labels are listed, else over some.
 """
 
 from __future__ import annotations
