@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.contract.call_arguments import to_count, to_path, to_paths, to_texts
-from sightline.contract.named_model import build_model as build_named_model
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import TrainedRun
 from sightline.runs.run_files import is_run
+from sightline.training.named_model import build_model as build_named_model
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import Predictions, predict_files
 

@@ -14,7 +14,7 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.cell_plugins import describe_modules
 from sightline.contract.errors import ConfigError, PluginError
-from sightline.contract.members import name_own_parts
+from sightline.contract.own_parts import name_own_parts
 from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins
 from sightline.contract.types import ComponentConfig
 from tests.command import run_here

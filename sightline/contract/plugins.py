@@ -15,7 +15,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from sightline.contract.errors import PluginError
-from sightline.contract.members import PLUGIN_MODULES
+from sightline.contract.own_parts import PLUGIN_MODULES
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.regular_files import read_regular_file
 from sightline.contract.schema import suggest

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from sightline.contract import members
+from sightline.contract import members, own_parts
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.catalogue import find_modules, gc_paused, load_member
 from sightline.contract.errors import ConfigError, DataError, UserError
@@ -188,7 +188,7 @@ class Registry(Generic[ComponentT]):
 
         Bounds of their annotations hold for calls from Python, too.
         """
-        members.assert_name(name, noun=self.noun)
+        own_parts.assert_name(name, noun=self.noun)
 
         def register(builder: BuilderT) -> BuilderT:
             assert_signature(builder, name, reserved=("name", *self.reserved), injected=FACTS | self.block_facts)
@@ -203,7 +203,7 @@ class Registry(Generic[ComponentT]):
             if not is_shipped:
                 self._load(name)
             if name in self._entries:
-                members.assert_free(builder, self._entries[name].builder, subject=f"the {self.noun} '{name}'")
+                own_parts.assert_free(builder, self._entries[name].builder, subject=f"the {self.noun} '{name}'")
             self._entries[name] = RegistryEntry(name, builder, parameters, self.block_facts)
             if is_shipped:
                 self._shipped[name] = self._entries[name]
@@ -293,7 +293,7 @@ class Registry(Generic[ComponentT]):
     def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
         where = component.origins.get("name", _locate_key(component.location, "name"))
         hint = suggest(component.name, self.names(), otherwise=f"; there are {', '.join(self.names())}")
-        own = members.name_own_parts({name: entry.builder for name, entry in self._entries.items()})
+        own = own_parts.name_own_parts({name: entry.builder for name, entry in self._entries.items()})
         hint += f"{f' {own[0].upper()}' if hint.endswith('?') else f'; {own[0]}'}{own[1:]}"
         if (plugin := _find_plugin_beside(component)) is not None:
             hint = f"; {plugin} defines it: give --plugin {shlex.quote(str(plugin))}"
@@ -376,7 +376,7 @@ class BoundBlock(NamedTuple):
         if stated is not None:
             injected |= {name: stated.facts[name] for name in self.entry.parameters_from_blocks if name in stated.facts}
         with locate_errors(self.component):
-            made = members.call_builder(self.entry.builder, {**arguments, **injected})
+            made = own_parts.call_builder(self.entry.builder, {**arguments, **injected})
         if not isinstance(made, self.kind.base):
             raise ConfigError(f"{self.component.location}: {self.kind.describe_foreign(self.entry, made)}")
         if unset := ", ".join(members.list_unset(made, self.kind.base)):

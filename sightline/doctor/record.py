@@ -155,8 +155,7 @@ class ModeGap(NamedTuple):
     All are mean squares of differences by that of the outputs' spread over the samples: `gap` is between the two
     modes, `noise` between two passes in training mode whose statistics are of other samples. `layer` is the first whose
     running statistics are unlike those of the batch, `ratio` and `words` say how far; with `is_young`, they are mostly
-    what they started from. `loss` and `start` are the levels
-    of the training losses then and at first.
+    what they started from. `loss` and `start` are the levels of the training losses then and at first.
     """
 
     step: int

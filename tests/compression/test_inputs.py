@@ -17,7 +17,7 @@ from sightline.compression.parametrised import apply_policy, bake_quantised_weig
 from sightline.compression.policy import FP32, Activation, WeightFormat, choice_faults, policy_to_dict
 from sightline.compression.weights import quantisable_weights
 from sightline.contract.errors import UserError
-from sightline.contract.named_model import build_model
+from sightline.training.named_model import build_model
 from tests.cases import run_each
 from tests.compression.policies import parse_policy
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sightline.contract.errors import UserError
-from sightline.instrument.memory import MemoryBound
+from sightline.instrument.memory_bound import MemoryBound
 
 
 def make() -> nn.Module:

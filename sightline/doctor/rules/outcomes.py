@@ -158,7 +158,7 @@ def mode_gap(record: Record, mode_gaps: list[ModeGap]) -> Fault | None:
         f"training mode by {math.sqrt(gap.noise):.3g}; training loss {gap.loss:.3g}; {gap.words}"
         f"{_describe_jumps(record, gap.step)}",
         action=_MORE_STEPS if gap.is_young else "",
-        severity="note" if gap.is_young else None,  # figures may not change: 35.4 mm, and 36.7 mm with them anew
+        severity="note" if gap.is_young else None,  # a score need not suffer from it
         where=FindingLocation(step=gap.step, layer=gap.layer),
     )
 

@@ -18,7 +18,7 @@ from sightline.contract.dataset import Dataset
 from sightline.contract.errors import DataError
 from sightline.contract.types import Copies
 from sightline.store.files.cloud_files import UnnamedColumnsError
-from sightline.store.files.column_names import GuessedColumns, guess_columns
+from sightline.store.files.guessed_columns import GuessedColumns, guess_columns
 from sightline.store.files.input_files import expand_home, file_size, list_files
 from sightline.store.prepared.columns import ColumnForm
 from sightline.store.prepared.prepared_set import (

@@ -15,7 +15,7 @@ from sightline.compression.packed_file import read_packed
 from sightline.compression.policy import trained_policy
 from sightline.contract.errors import CheckpointError, RunError, UserError, summarise_error
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.instrument.memory import MemoryBound, measure_machine
+from sightline.instrument.memory_bound import MemoryBound, measure_machine
 from sightline.published.hub import PREFIX, fetch_run, parse_name, push_folder
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.process_folder import process_folder
