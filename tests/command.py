@@ -71,5 +71,6 @@ def document_of(*words: object) -> Any:
 def refuse(*words: object) -> str:
     """Run a command that ends in 2, and return what it says on standard error."""
     done = run_here(*words)
+    assert done.code != 0, f"not refused: {done.out}{done.err}"
     assert done.code == 2, done.err
     return done.err

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import shlex
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mission.__main__ import PAGE, write_page
+from tests.mission.mutants import MUTANTS, UNBREAKABLE
 from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows
+from tests.mission.trial import Tree, digest_of_tree, list_touched
 from tests.processes import ROOT
 from tests.test_docs import parsed
 
@@ -26,10 +32,31 @@ def _as_case(row: Row, check: Check) -> object:
     return pytest.param(row, check, id=check.name, marks=marks)
 
 
+LIMIT_S = 240
+"""Of a row, some twenty times what the slowest takes on a quiet machine: one that hangs fails."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the main thread after some seconds."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError(f"takes more than {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize(("row", "check"), [_as_case(row, check) for row, check in collect_checks()])
 def test_a_user_can(row: Row, check: Check, tmp_path: Path) -> None:
     try:
-        check.function(tmp_path)
+        with limited(LIMIT_S if not check.is_long else 10 * LIMIT_S):
+            check.function(tmp_path)
     except FAILURES as failure:
         pytest.fail(f"{row.id}: a user cannot {row.thing} ({row.command}): {type(failure).__name__}: {failure}")
 
@@ -59,3 +86,45 @@ def test_commands_of_the_page_exist() -> None:
 
 def test_the_page_is_the_list() -> None:
     assert PAGE.read_text() == write_page(), "run python -m tests.mission"
+
+
+# --- edits that break a row in silence --------------------------------------------------------------------------------
+
+
+def test_every_row_has_an_edit_or_a_reason() -> None:
+    assert MUTANTS.keys() | UNBREAKABLE.keys() == set(IDS)
+    assert not MUTANTS.keys() & UNBREAKABLE.keys()
+    assert len(UNBREAKABLE) <= 15
+
+
+def test_edits_still_apply() -> None:
+    for id, edit in MUTANTS.items():
+        text = (ROOT / "sightline" / edit.file).read_text(encoding="utf-8")
+        assert text.count(edit.before) == 1, f"{id}: {edit.file} holds {edit.before!r} {text.count(edit.before)} times"
+        assert edit.before != edit.after, id
+
+
+NUM_DAILY = 8
+
+
+def list_daily() -> list[str]:
+    """Return the rows whose edited file the last commit touched, or else some drawn by the digest of the package."""
+    touched = list_touched()
+    drawn = sorted(MUTANTS, key=lambda id: hashlib.sha256(f"{id} {digest_of_tree()}".encode()).digest())
+    return ([id for id in drawn if MUTANTS[id].file in touched] or drawn)[:NUM_DAILY]
+
+
+@pytest.mark.parametrize("place", range(NUM_DAILY))
+def test_rows_notice_their_edits(place: int) -> None:
+    """Of eight rows a day; `make test-long` tries all."""
+    for id in list_daily()[place::NUM_DAILY]:
+        assert_noticed(id)
+
+
+def assert_noticed(id: str) -> None:
+    tree = Tree()
+    try:
+        verdict = tree.try_edit(id, MUTANTS[id])
+    finally:
+        tree.delete()
+    assert verdict.outcome == "red", f"{id} does not notice {MUTANTS[id]}: {verdict}"

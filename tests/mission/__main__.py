@@ -1,10 +1,23 @@
-"""Writes docs/inside/mission.md, the page of what the project must do, from the rows of its tests."""
+"""Writes the page of what the project must do from the rows of its tests; `--mutants` breaks rows in silence.
+
+python -m tests.mission                       writes docs/inside/mission.md
+python -m tests.mission --mutants [ID ...]    applies each row's edit to a copy of the package, and prints what noticed it
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
 
-from tests.mission.rows import PENDING, collect_rows
+from tests.mission.mutants import MUTANTS
+from tests.mission.rows import IDS, PENDING, collect_rows
+from tests.mission.trial import Edit, Tree, Verdict
 from tests.processes import ROOT
 
 __all__ = ["PAGE", "write_page"]
@@ -43,6 +56,62 @@ def write_page() -> str:
     return "".join(text)
 
 
+def try_edits(edits: Mapping[str, Edit], *, jobs: int, out: Path | None = None) -> dict[str, Verdict]:
+    """Try the edits of rows, `jobs` at a time, each in a tree of its own; print and write a line of each.
+
+    A row that is not green without an edit is refused.
+    """
+    trees: SimpleQueue[Tree] = SimpleQueue()
+
+    def try_one(id: str) -> Verdict:
+        tree = trees.get()
+        try:
+            clean = tree.clean(id)
+            failures = clean.get("failures", [clean["said"]])
+            verdict = Verdict("refused", f"red without the edit: {failures}", 0.0) if failures else None
+            verdict = verdict or tree.try_edit(id, edits[id])
+        finally:
+            trees.put(tree)
+        sys.stdout.write(f"{id:6} {verdict.outcome:8} {verdict.seconds:5.0f} s  {verdict.how[:200]}\n")
+        sys.stdout.flush()
+        if out is not None:
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"row": id, **verdict._asdict()}) + "\n")
+        return verdict
+
+    made = [Tree() for _ in range(jobs)]
+    for tree in made:
+        trees.put(tree)
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            return dict(zip(edits, pool.map(try_one, edits), strict=True))
+    finally:
+        for tree in made:
+            tree.delete()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mission", description=__doc__)
+    parser.add_argument("--mutants", nargs="*", metavar="ID", help="rows to break; without an ID all")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--edits", type=Path, help="other edits: a JSON file of {ID: [file, before, after]}")
+    parser.add_argument("--out", type=Path, help="file to which a JSON line of each row is added")
+    options = parser.parse_args()
+    if options.mutants is None:
+        PAGE.write_text(write_page())
+        sys.stderr.write(f"{PAGE.relative_to(ROOT)}: pending {' '.join(sorted(PENDING)) or 'nothing'}\n")
+        return 0
+    edits: Mapping[str, Edit] = MUTANTS
+    if options.edits is not None:
+        edits = {id: Edit(*words) for id, words in json.loads(options.edits.read_text()).items()}
+    asked = options.mutants or [id for id in IDS if id in edits]
+    if unknown := [id for id in asked if id not in edits]:
+        parser.error(f"no edit for {', '.join(unknown)}")
+    verdicts = try_edits({id: edits[id] for id in asked}, jobs=options.jobs, out=options.out)
+    counts = Counter(verdict.outcome for verdict in verdicts.values())
+    sys.stdout.write(", ".join(f"{number} {outcome}" for outcome, number in counts.items()) + "\n")
+    return int(set(counts) != {"red"})
+
+
 if __name__ == "__main__":
-    PAGE.write_text(write_page())
-    sys.stderr.write(f"{PAGE.relative_to(ROOT)}: pending {' '.join(sorted(PENDING)) or 'nothing'}\n")
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Trials of rows on a copy of the package in which one feature is broken in silence: which rows turn red, and why.
+
+A row notices an edit if it fails by an assertion of `tests/mission`, or since a command that it must be refused is not. An
+exception of the package, or an error that a command did not print before, is no silent break: the edit is then refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 600.0
+"""Of a trial: one that hangs is refused."""
+_COPIED = ("sightline", "tests", "configs", "examples", "docs", "benchmarks", "tools")
+_FILES = ("pyproject.toml", "Makefile", "constraints.txt", "README.md", "setup.py")
+_COMMANDS = ("tests/mission/small.py", "tests/command.py")
+"""Files of helpers that run commands. Their assertions on exit codes are no assertions about a feature."""
+
+
+class Edit(NamedTuple):
+    """One edit of a file below `sightline/`: a text that it holds once, and what stands there instead."""
+
+    file: str
+    before: str
+    after: str
+
+    def apply(self, tree: Path) -> str:
+        """Edit the file in a tree; return its text from before. Raises ValueError unless the text stands there once."""
+        path = tree / "sightline" / self.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(self.before) != 1 or self.before == self.after:
+            raise ValueError(f"{self.file} holds {text.count(self.before)} times, not once: {self.before!r}")
+        path.write_text(text.replace(self.before, self.after), encoding="utf-8")
+        return text
+
+
+class Verdict(NamedTuple):
+    """What a row made of an edit: `red` (noticed), `green` (not noticed) or `refused` (not silent), and how."""
+
+    outcome: str
+    how: str
+    seconds: float
+
+
+# --- in the process of a trial ----------------------------------------------------------------------------------------
+
+
+class _Recorder:
+    """Plugin of pytest that runs one row, and keeps the failure of each check and all commands with their errors."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.failures: list[dict[str, str]] = []
+        self.commands: list[dict[str, Any]] = []
+        self.num_run = 0
+
+    def pytest_sessionstart(self) -> None:
+        """Record what `tests.command` runs, before any module imports the function from there."""
+        from tests import command
+
+        run_here = command.run_here
+
+        def recorded(*words: object, **named: Any) -> Any:
+            done = run_here(*words, **named)
+            errors = [line for line in done.err.splitlines() if line.startswith(("error:", "Traceback (most recent"))]
+            is_error = done.code not in (0, 1) or bool(errors)
+            self.commands.append({"words": " ".join(map(str, words))[:200], "code": done.code, "is_error": is_error})
+            return done
+
+        command.run_here = recorded
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Keep the daily checks of the row."""
+        checks = {item: item.callspec.params["check"] for item in items if hasattr(item, "callspec")}
+        items[:] = [item for item, check in checks.items() if check.id == self.id and not check.is_pending]
+
+    def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
+        self.num_run += call.when == "call"
+        if call.excinfo is None or call.excinfo.errisinstance(_skipped()):
+            return
+        failure = call.excinfo.value
+        while (cause := failure.__cause__ or failure.__context__) is not None and "pytest.fail" in _origin(failure):
+            failure = cause
+        self.failures.append({"check": item.name, "kind": _kind_of(failure), "how": _sentence(failure)})
+
+
+def _skipped() -> Any:
+    import pytest
+
+    return pytest.skip.Exception
+
+
+def _origin(failure: BaseException) -> str:
+    """Name `pytest.fail` if the failure is what that raised, else nothing."""
+    return "pytest.fail" if type(failure).__name__ == "Failed" else ""
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, str]]:
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        with contextlib.suppress(ValueError):
+            yield Path(code.co_filename).resolve().relative_to(ROOT).as_posix(), code.co_name
+        traceback = traceback.tb_next
+
+
+def _kind_of(failure: BaseException) -> str:
+    """Return `red` for an assertion about a feature, else `refused`."""
+    frames = list(_frames(failure.__traceback__))
+    if not isinstance(failure, AssertionError) or not frames:
+        return "refused"
+    file, function = frames[-1]
+    if function == "refuse":
+        return "red" if str(failure).startswith("not refused") else "refused"
+    return "red" if file.startswith("tests/mission/") and file not in _COMMANDS else "refused"
+
+
+def _sentence(failure: BaseException) -> str:
+    frames = [f"{file}:{function}" for file, function in _frames(failure.__traceback__)]
+    text = " ".join(str(failure).split())
+    return f"{frames[-1] if frames else '?'}: {type(failure).__name__}: {text[-300:]}"
+
+
+def main() -> None:
+    """Run the checks of a row in this tree, and write what happened: `python -m tests.mission.trial ID FILE`."""
+    id, file = sys.argv[1:]
+    import pytest
+
+    recorder = _Recorder(id)
+    options = ("-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--basetemp", f"{file}.tmp")
+    pytest.main(["tests/test_mission.py", "-k", "test_a_user_can", *options], plugins=[recorder])
+    result = {"num_run": recorder.num_run, "failures": recorder.failures, "commands": recorder.commands}
+    Path(file).write_text(json.dumps(result))
+
+
+# --- in the process that asks -----------------------------------------------------------------------------------------
+
+
+class Tree:
+    """Copy of the checkout in which edits are made, each for one trial; deleted at the end."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sightline_trial_"))
+        self.tree = self.folder / "tree"
+        self.tree.mkdir()
+        for name in _COPIED:  # with what Python and numba compiled, which belongs to files of the same time
+            shutil.copytree(ROOT / name, self.tree / name, symlinks=True)
+        for name in _FILES:
+            shutil.copy2(ROOT / name, self.tree / name)
+        self._clean: dict[str, dict[str, Any]] = {}
+
+    def delete(self) -> None:
+        """Delete the copy."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def try_edit(self, id: str, edit: Edit) -> Verdict:
+        """Run the row on the tree with the edit, and without it where commands ended in errors."""
+        start = time.monotonic()
+        path = self.tree / "sightline" / edit.file
+        stamp = path.stat()
+        text = edit.apply(self.tree)
+        try:
+            found = self._run(id)
+        finally:
+            path.write_text(text, encoding="utf-8")
+            os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        outcome, how = self._judge(id, found)
+        return Verdict(outcome, how, time.monotonic() - start)
+
+    def clean(self, id: str) -> dict[str, Any]:
+        """Run the row on the tree as it is, once."""
+        if id not in self._clean:
+            self._clean[id] = self._run(id)
+        return self._clean[id]
+
+    def _judge(self, id: str, found: dict[str, Any]) -> tuple[str, str]:
+        if not found.get("num_run"):
+            return "refused", f"no check ran: {found.get('said', '')}"
+        if not found["failures"]:
+            return "green", f"{found['num_run']} checks passed"
+        loud = [failure for failure in found["failures"] if failure["kind"] == "refused"]
+        if loud:
+            return "refused", loud[0]["how"]
+        if any(command["is_error"] for command in found["commands"]):
+            before = self.clean(id)["commands"]
+            for place, command in enumerate(found["commands"]):
+                if command["is_error"] and not (place < len(before) and before[place]["is_error"]):
+                    return "refused", f"a new error of: {command['words']} (exit code {command['code']})"
+        return "red", found["failures"][0]["how"]
+
+    def _run(self, id: str) -> dict[str, Any]:
+        file = self.folder / "found.json"
+        file.unlink(missing_ok=True)
+        own = {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        words = [sys.executable, "-m", "tests.mission.trial", id, str(file)]
+        process = subprocess.Popen(
+            words,
+            cwd=self.tree,
+            env=kept | own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            said = process.communicate(timeout=LIMIT_S)[0]
+        except subprocess.TimeoutExpired:
+            said = f"hangs for {LIMIT_S:.0f} s"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if not file.exists():
+            return {"said": " ".join(said.split())[-400:]}
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result | {"said": " ".join(said.split())[-400:]}
+
+
+def digest_of_tree() -> str:
+    """Return the digest of all files of the package."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "sightline").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def list_touched() -> set[str]:
+    """Return the files below `sightline/` that the last commit touched; none without a history."""
+    words = ["git", "diff", "--name-only", "--relative=sightline", "HEAD~1"]
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return set()
+    return set(done.stdout.split()) if done.returncode == 0 else set()
+
+
+if __name__ == "__main__":
+    main()
