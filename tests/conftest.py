@@ -20,12 +20,17 @@ import torch
 
 from tests.marks import list_long_cases
 from tests.processes import skip_sync
+from tests.whole_run import WholeRun
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMPILED: set[str] = set()
 """Kernels that workers compiled, in the words of tests/kernels.txt."""
 _GARBAGE = (10_000, 10, 10)
 """Python's own, with ten thousand objects in place of 700: searching took a fifteenth of the time of small tests."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(WholeRun(config), "whole_run")
 
 
 @pytest.hookimpl(wrapper=True)

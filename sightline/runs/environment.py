@@ -68,6 +68,18 @@ def read_processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def describe_int8_products() -> str:
+    """Say whether an x86 processor multiplies 8-bit numbers by instructions of their own; nothing of others."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
+    if flags is None:
+        return ""
+    return "with VNNI" if {"avx512_vnni", "avx_vnni"} & set(flags) else "without VNNI"
+
+
 def _list_gpus() -> list[dict[str, Any]]:
     import torch
 

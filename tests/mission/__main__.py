@@ -1,7 +1,7 @@
 """Writes the page of what the project must do from the rows of its tests; `--mutants` breaks rows in silence.
 
 python -m tests.mission                       writes docs/inside/mission.md
-python -m tests.mission --mutants [ID ...]    applies each row's edit to a copy of the package, and prints what noticed it
+python -m tests.mission --mutants [ID ...]    applies each row's edit to a copy of the package; prints what noticed it
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trials of rows on a copy of the package in which one feature is broken in silence: which rows turn red, and why.
 
-A row notices an edit if it fails by an assertion of `tests/mission`, or since a command that it must be refused is not. An
-exception of the package, or an error that a command did not print before, is no silent break: the edit is then refused.
+A row notices an edit if it fails by an assertion of `tests/mission`, or since a command that must be refused is not. An
+exception of the package, or an error that a command did not print before, is no silent break: such an edit is refused.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ recorded with its error, and one that the budget does not afford is left out, an
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import logging
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sightline.doctor.attempts import MissingError, attempt
+from sightline.instrument.work import WorkCounter
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +82,20 @@ class Evidence:
     """Measurements of what is `given`, by name, made on first use, within a budget of processor time.
 
     With `is_patient`, as many passes as fit into it at 15 ms each are made in any case, so that what is asked does not
-    depend on the size of a network; where these take longer, the time is logged beforehand.
+    depend on the size of a network; where these take longer, the time is logged beforehand. With `is_counted`, no clock
+    decides: the price of a pass is what its work takes a usual processor, so that every machine, busy or slow, asks the
+    same.
     """
 
     given: Mapping[str, Any]
     budget_s: float
     is_patient: bool = False
+    is_counted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
     _chosen: dict[str, Measurement | None] = field(default_factory=dict)
     _priced: tuple[int, float] = (-1, 0.0)
+    _counted_s: float = 0.0
 
     def __post_init__(self) -> None:
         import_all(__name__)
@@ -141,8 +147,9 @@ class Evidence:
 
     @property
     def left_s(self) -> float:
-        """Processor time of the budget that is left."""
-        return max(self.budget_s - sum(self.seconds.values()), 0.0)
+        """Processor time of the budget that is left; counted, that of passes which were not made."""
+        spent_s = self.count_passes(self.seconds) * self._pass_s if self.is_counted else sum(self.seconds.values())
+        return max(self.budget_s - spent_s, 0.0)
 
     @property
     def _pass_s(self) -> float:
@@ -157,6 +164,8 @@ class Evidence:
                 self.get(_FIRST)
         except MissingError:
             return 0.0
+        if self.is_counted:
+            return 3 * self._counted_s
         made = [(1.0, 3 * self.seconds.get(_FIRST, 0.0))]
         made += [(p, seconds) for name, seconds in self.seconds.items() if (p := self._find(name).passes)]
         made = sorted(made, key=lambda each: each[1] / each[0])[: max(1, len(made) - 1)]
@@ -180,9 +189,12 @@ class Evidence:
             cost_s = measurement.passes * self._pass_s
             words = f"it would take some {cost_s:.1f} s of processor time, and {self.left_s:.1f} s are left"
             return MissingError("cost", words, source=measurement.name, cost_s=cost_s)
-        started = time.process_time()
-        value = attempt(measurement.name, measurement.run, read)
+        is_counted = self.is_counted and measurement.name == _FIRST
+        started, work = time.process_time(), WorkCounter()
+        with work if is_counted else contextlib.nullcontext():
+            value = attempt(measurement.name, measurement.run, read)
         self.seconds[measurement.name] = time.process_time() - started
+        self._counted_s = work.nominal_s if is_counted else self._counted_s
         if measurement.name == _FIRST and 0 < self._min_passes < math.inf:
             self._say_time(measurement, read)
         return value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -18,10 +18,12 @@ from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.subject import Pass, Subject, replace_leaf
 from sightline.instrument.random_state import seed_all
+from sightline.instrument.work import WorkCounter
 
 _MIN_PLACES = 8
 _SCORES = (0.01, 4.0, 30.0, 1000.0)
 _MAX_STEPS, _MAX_S = 150, 0.6
+"""Steps of an optimisation of outputs, and what they may take a usual processor, as their work is counted."""
 _SHIFTS = (0, 1, -1)
 
 
@@ -291,17 +293,18 @@ def free(subject: Subject, passed: Pass, slopes: list[Slope]) -> Free:
     outputs = {slope.path: slope.output.clone().requires_grad_() for slope in slopes}
     optimizer = torch.optim.Rprop(outputs.values(), lr=0.01, step_sizes=(1e-7, 1e6))
     values: list[float] = []
-    ends = time.process_time() + _MAX_S
-    for _ in range(_MAX_STEPS):
+    work = WorkCounter()
+    while len(values) < min(_MAX_STEPS, max(1, _MAX_S / max(3 * work.nominal_s, 1e-9))):
         optimizer.zero_grad()
         try:
-            value = value_of(subject, passed, dict(outputs))
+            with contextlib.nullcontext() if values else work:
+                value = value_of(subject, passed, dict(outputs))
         except (RuntimeError, ValueError) as error:
             if not values:
                 raise
             raise NotApplicableError("the loss refuses outputs beyond their range, as of shares") from error
         values.append(float(value))
-        if not value.requires_grad or not math.isfinite(values[-1]) or time.process_time() > ends:
+        if not value.requires_grad or not math.isfinite(values[-1]):
             break
         set_gradients(value, outputs.values())
         optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from sightline.doctor.evidence.samples import update
 from sightline.doctor.form import Batch
 from sightline.doctor.loaders import iterate
 from sightline.doctor.subject import Subject, count_samples
+from sightline.instrument.work import WorkCounter
 
 _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
 _MIN_SAMPLES = 16
@@ -149,7 +151,7 @@ class Confusion(NamedTuple):
 
 @measure()
 def confusion(subject: Subject) -> Confusion:
-    """Train a copy for a second, and count its answers for each class of batches kept back and of evaluation."""
+    """Train a copy for a counted second, and count its answers for classes of batches kept back and of evaluation."""
     if not subject.evaluation:
         raise NotApplicableError("no evaluation given", lacks="evaluation")
     training = list(_read(subject, subject.loader, subject.batches))
@@ -159,11 +161,13 @@ def confusion(subject: Subject) -> Confusion:
     kept = max(1, len(training) // 4)
     model = subject.copy("train")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    end = time.process_time() + _MAX_TRAIN_S
+    work, nominal_s = WorkCounter(), 0.0
     for batch in itertools.cycle(training[kept:]):
-        if time.process_time() > end:
+        with contextlib.nullcontext() if nominal_s else work:
+            update(optimizer, subject.run(model, batch).value)
+        nominal_s += work.nominal_s
+        if nominal_s > _MAX_TRAIN_S:
             break
-        update(optimizer, subject.run(model, batch).value)
     model.eval()
     return Confusion(*(_count(subject, model, part) for part in (training[:kept], evaluation)))
 
@@ -173,10 +177,10 @@ def _read(subject: Subject, loader: Any, first: Sequence[Batch]) -> Iterator[Bat
         yield from first
         return
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
-    end = time.perf_counter() + _MAX_READ_S
+    end = time.thread_time() + _MAX_READ_S
     for batch in itertools.islice(iterate(loader), _MAX_BATCHES):
         yield subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device)))
-        if time.perf_counter() > end:
+        if time.thread_time() > end:
             return
 
 

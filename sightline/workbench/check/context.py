@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from sightline.config import RunConfig
 from sightline.contract.errors import CheckpointError
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.dry_evaluation import DryEvaluation, rehearse_evaluations
-from sightline.workbench.check.dry_run import DryRun, Outputs, dry_run, first_outputs, isolated_copy
+from sightline.workbench.check.dry_run import DryRun, Outputs, dry_run, first_outputs
 from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.sample_statistics import (
     ClassCounts,
@@ -31,9 +27,6 @@ from sightline.workbench.check.sample_statistics import (
     count_classes,
     distinct_parts,
 )
-
-_QUICK_PASS_S = 0.05
-_READING_S, _QUICK_READING_S = 0.5, 0.125
 
 
 class TrainedRecords(NamedTuple):
@@ -96,31 +89,9 @@ class Context:
             return None
 
     @property
-    def reading_s(self) -> float:
-        """CPU time of this thread for the samples that a check reads of a split."""
-        return _QUICK_READING_S if self.is_quick else _READING_S
-
-    @cached_property
     def pass_s(self) -> float:
-        """Processor time of a pass on the inputs of the first step; that of a rehearsed one, if that was slow.
-
-        A pass of the dry evaluation takes 0.7 to 1.6 times as long as one of the probe, with what is recorded of it.
-        """
-        if self.is_quick:
-            forward_s = [self.dry_run.forward_s, *(each.forward_s for each in self.dry_evaluations[:1])]
-            if min(forward_s) > _QUICK_PASS_S:
-                return min(forward_s)
-        seconds, model = 0.0, isolated_copy(self.built.job.model).eval()
-        for _ in range(2):
-            start_seconds = compute_seconds()
-            if isinstance(
-                attempt("model", _run_silently, {"model": model, "inputs": self.dry_run.inputs}), MissingError
-            ):
-                return math.inf  # a network may reject a batch in evaluation mode
-            seconds = compute_seconds() - start_seconds
-            if seconds > 4 * _QUICK_PASS_S:
-                break
-        return seconds
+        """What a pass forward on the inputs of the first step takes a usual processor, as its work is counted."""
+        return self.dry_run.nominal_s / 3
 
     def place(self, path: str, **more: Any) -> FindingLocation:
         """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
@@ -156,11 +127,6 @@ def place_key(config: RunConfig, path: str, **more: Any) -> FindingLocation:
                 return FindingLocation(file=origins[key].source, line=origins[key].line, config_path=path, **more)
         known_path = known_path.rpartition(".")[0]
     return FindingLocation(config_path=path, **more)
-
-
-def _run_silently(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    with torch.no_grad():
-        model(**inputs)
 
 
 def get_loss_path(config: RunConfig, name: str) -> str:

@@ -54,7 +54,6 @@ class DryEvaluation:
     component: str = "the data set"
     path: str = "data"
     failure: StepFailure | None = None
-    forward_s: float = 0.0
     first_read: Batch | None = None
 
     def mark_progress(self, stage: str, component: str, path: str) -> None:
@@ -113,7 +112,7 @@ def _run(built: TrainingSetup, result: DryEvaluation) -> None:
             result.stage, result.component, result.path = _find_component(result, built, answer.__cause__)
         result.failure = find_failure(answer, result.stage, watch.current)
     finally:
-        result.outputs, result.forward_s = watch.outputs or {}, watch.forward_s
+        result.outputs = watch.outputs or {}
         watch.remove()
     is_of_outputs = result.path.startswith("metrics") or result.stage == "show"
     if is_of_outputs and not all(map(_is_finite, result.outputs.values())):

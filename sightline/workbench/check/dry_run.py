@@ -23,8 +23,8 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import TrainState
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
+from sightline.instrument.work import WorkCounter
 from sightline.layers.batch_norm import SynchronisedBatchNorm
-from sightline.ops.numba_kernels import compute_seconds
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _RUNNERS = (
@@ -69,7 +69,7 @@ class DryRun:
     """Result of one training step on copies; the run's own model, optimiser and data are unchanged.
 
     `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
-    call, by parameter. `forward_s` is the processor time of the model's first call, with what is recorded of it.
+    call, by parameter. `nominal_s` is the counted work of the first pass forward and backward: no clock decides.
     """
 
     model: nn.Module
@@ -84,8 +84,7 @@ class DryRun:
     batch_reads: set[str] = field(default_factory=set)
     executed: set[str] = field(default_factory=set)
     num_tries: int = 0
-    seconds: float = 0.0
-    forward_s: float = 0.0
+    nominal_s: float = 0.0
 
     @property
     def num_samples(self) -> int:
@@ -104,7 +103,6 @@ class DryRun:
 
 def dry_run(job: TrainState, device: torch.device) -> DryRun:
     """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient."""
-    start_seconds = compute_seconds()
     result = DryRun(isolated_copy(job.model), {})
     keys = step_keys(job, step=0)
     watcher = ForwardWatcher(result)
@@ -112,15 +110,14 @@ def dry_run(job: TrainState, device: torch.device) -> DryRun:
     def run() -> None:
         result.batch = read_batch(job, keys[:NUM_SAMPLES], device)
         _run_first_pass(job, result, watcher, device)
-        _run_further_passes(job, result, keys[NUM_SAMPLES:], device, start_seconds)
+        _run_further_passes(job, result, keys[NUM_SAMPLES:], device)
         result.stage = "done"
 
     try:
         result.failure = find_failure(attempt("step", run, {}), result.stage, watcher.current)
     finally:
-        result.outputs, result.inputs, result.forward_s = watcher.outputs, watcher.inputs, watcher.forward_s
+        result.outputs, result.inputs = watcher.outputs, watcher.inputs
         watcher.remove()
-    result.seconds = compute_seconds() - start_seconds
     return result
 
 
@@ -167,7 +164,7 @@ def first_outputs(
     With `is_quick`, no more are read of runs with a label at every pixel or point: few samples have many targets.
     """
     keys = step_keys(job, step=0)[:_FIRST_SAMPLES]
-    expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
+    expected_s = rehearsal.nominal_s / 2 * len(keys) / max(1, rehearsal.num_samples)
     label = rehearsal.batch.get("label")
     has_many = isinstance(label, Tensor) and label.numel() > _MANY_TARGETS * rehearsal.num_samples
     if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S or (is_quick and has_many):
@@ -235,21 +232,21 @@ def detach(value: Any) -> Any:
 def _run_first_pass(job: TrainState, result: DryRun, watcher: ForwardWatcher, device: torch.device) -> None:
     batch = ReadTrackingDict(result.batch)
     result.stage = "forward and losses"
-    result.terms, result.counts = forward_backward(job, result.model, [batch], device)
+    with WorkCounter() as work:
+        result.terms, result.counts = forward_backward(job, result.model, [batch], device)
+    result.nominal_s = work.nominal_s
     result.batch_reads |= batch.read
     result.gradients = _classify_gradients(result.model)
     result.num_tries = 1
     watcher.remove()
 
 
-def _run_further_passes(
-    job: TrainState, result: DryRun, keys: list[SampleKey], device: torch.device, start_seconds: float
-) -> None:
+def _run_further_passes(job: TrainState, result: DryRun, keys: list[SampleKey], device: torch.device) -> None:
     """Run further micro-batches while a parameter has no gradient: a layer may be dropped at random, or be frozen."""
     result.stage = "further micro-batches"
     pieces = [keys[start : start + NUM_SAMPLES] for start in range(0, len(keys), NUM_SAMPLES)] or [[]]
     while _has_missing_gradient(result) and result.num_tries < _MAX_TRIES:
-        if compute_seconds() - start_seconds > _MAX_SECONDS:
+        if result.num_tries * result.nominal_s > _MAX_SECONDS:
             return
         piece = pieces[(result.num_tries - 1) % len(pieces)]
         batch = read_batch(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
@@ -287,8 +284,6 @@ class ForwardWatcher:
     """
 
     def __init__(self, result: DryRun) -> None:
-        self._started_s = 0.0
-        self.forward_s = 0.0
         self.inputs: dict[str, Any] = {}
         self.outputs: Outputs | None = None
         self._executed = result.executed
@@ -310,7 +305,6 @@ class ForwardWatcher:
     def _enter(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
         self._executed.add(call.path)
         if not call.path and not self.inputs:
-            self._started_s = compute_seconds()
             bound = inspect.signature(module.forward).bind(*inputs[0], **inputs[1]).arguments
             self.inputs = {name: detach(value) for name, value in bound.items()}
 
@@ -321,5 +315,4 @@ class ForwardWatcher:
 
     def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
         if not call.path and isinstance(outputs, Mapping) and self.outputs is None:
-            self.forward_s = compute_seconds() - self._started_s
             self.outputs = {name: detach(value) for name, value in outputs.items()}

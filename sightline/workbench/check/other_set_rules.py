@@ -21,7 +21,7 @@ from sightline.engine.run_data import DataSubset, build_transforms
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.sample_statistics import evenly_spaced_keys
+from sightline.workbench.check.sample_statistics import count_quickly_read, evenly_spaced_keys
 
 CODE = "dataset-mismatch"
 _MAX_SECONDS, _MIN_CLOUDS, _MIN_RATIO = 0.5, 3, 5.0  # random scaling reaches 1.5, the next unit is 10 times off
@@ -36,21 +36,27 @@ class CloudSample(NamedTuple):
 
 
 def sample_clouds(
-    part: DataSubset, config: RunConfig, *, is_training: bool = False, most_s: float = _MAX_SECONDS
+    part: DataSubset, config: RunConfig, *, is_training: bool = False, is_quick: bool = False
 ) -> CloudSample:
-    """Measure up to 256 clouds of a part, evenly spread, in a bounded time; none if the part has no clouds."""
+    """Measure up to 256 clouds of a part, evenly spread; none if the part has no clouds.
+
+    They are those of a bounded time, and with `is_quick` of a number that their size determines.
+    """
     reader = BatchReader(part.dataset, build_transforms(config.transforms.evaluate, part.dataset.info.facts))
     is_ragged, started = "offsets" in reader.keys, compute_seconds()
     sizes: list[float] = []
+    most = 0
     reader = part.reader if is_training and not is_ragged else reader
     chunks = evenly_spaced_keys(part, epoch=0, seed=config.seed) if "points" in reader.keys else iter(())
     for keys in (keys for chunk in chunks for keys in ([[key] for key in chunk] if is_ragged else [chunk])):
-        if sizes and compute_seconds() - started > most_s:
+        is_over = len(sizes) >= most if is_quick else compute_seconds() - started > _MAX_SECONDS
+        if sizes and is_over:
             break
         batch = attempt("reading", partial(reader, keys), {})
         if isinstance(batch, MissingError):
             break  # `first-step` reports it
         clouds = _split_clouds(batch)
+        most = count_quickly_read(sum(cloud.nbytes for cloud in clouds) // max(1, len(clouds)))
         sizes += [float(cloud.var(axis=0).sum() ** 0.5) for cloud in clouds if np.isfinite(cloud).all()]
     return CloudSample(part.dataset.info, f"{config.data.name}/{part.split}", tuple(sizes))
 
@@ -76,12 +82,12 @@ def compare_sets(trained: CloudSample, evaluated: CloudSample) -> list[Finding]:
 @measure()
 def cloud_pairs(run: Context) -> list[tuple[CloudSample, CloudSample]]:
     """Read clouds of training, and of each evaluated part of another set."""
-    data, most_s = run.built.data, run.reading_s
+    data, is_quick = run.built.data, run.is_quick
     others = {id(part.dataset): part for part in (data.selection, data.test) if part.dataset is not data.train.dataset}
     if "points" not in data.train.reader.keys or not others:
         raise NotApplicableError("no clouds of another set")
-    trained = sample_clouds(data.train, run.config, is_training=True, most_s=most_s)
-    return [(trained, sample_clouds(part, run.config, most_s=most_s)) for part in others.values()]
+    trained = sample_clouds(data.train, run.config, is_training=True, is_quick=is_quick)
+    return [(trained, sample_clouds(part, run.config, is_quick=is_quick)) for part in others.values()]
 
 
 @rule(

@@ -36,8 +36,8 @@ from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
 from sightline.workbench.check.trained_record import make_trained_record
 
-_QUICK_BUDGET_S = 1.0
-"""Processor time of the relations with which a training starts."""
+_QUICK_BUDGET_S = 3.0
+"""Counted time of the relations with which a training starts. They take about a third of it: few run a whole pass."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
 """Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
@@ -78,7 +78,7 @@ def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination
 
 def examine_relations(context: Context) -> list[Finding]:
     """Judge the parts of a run by the relations, a slow one by few samples; findings are located in the config."""
-    pass_s = min(context.pass_s, context.dry_run.forward_s) / context.dry_run.num_samples
+    pass_s = context.pass_s / context.dry_run.num_samples
     num_samples = min(_NUM_SAMPLES, max(2, int(_PASS_S / max(pass_s, 1e-9)))) if pass_s < _SLOW_S else 1
     if num_samples == 1:
         context.examination.gaps.append(f"relations of several samples: one takes {pass_s:.1f} s")
@@ -87,9 +87,11 @@ def examine_relations(context: Context) -> list[Finding]:
         context.examination.gaps.append(f"relations: {subject.reason}")
         return []
     skipped = {*context.config.checks.skip}
-    declared, is_patient = skipped | _JUDGED_OTHERWISE, not context.is_quick
+    declared, is_quick = skipped | _JUDGED_OTHERWISE, context.is_quick
     budget_s = _get_budget_s(context)
-    examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient)
+    examination = examine_subject(
+        subject, declared=declared, budget_s=budget_s, is_patient=not is_quick, is_counted=is_quick
+    )
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged
     alone = examine_losses(context)
@@ -104,8 +106,10 @@ def examine_losses(context: Context) -> list[Finding]:
     declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
-        budget_s, is_patient = _get_budget_s(context) / 2, not context.is_quick
-        examination = examine_subject(subject, declared=declared, budget_s=budget_s, is_patient=is_patient, term=term)
+        budget_s, is_quick = _get_budget_s(context) / 2, context.is_quick
+        examination = examine_subject(
+            subject, declared=declared, budget_s=budget_s, is_patient=not is_quick, is_counted=is_quick, term=term
+        )
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
         context.examination.judgements += [e for e in examination.judgements if e.outcome in ("held", "broken")]

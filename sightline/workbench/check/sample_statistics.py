@@ -25,7 +25,9 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.leaves import array_leaves, as_bytes
 
 _MIN_SAMPLES, _MAX_SAMPLES = 4, 256
-_MAX_SECONDS, _QUICK_SECONDS = 1.5, 0.125  # CPU time of this thread, which other load does not change
+_MAX_SECONDS = 1.5  # CPU time of this thread, which other load does not change
+_QUICK_SAMPLES = ((1 << 14, 256), (1 << 18, 64), (1 << 22, 16))
+"""Samples that a quick survey reads, by the bytes of one; of larger ones the fewest."""
 _MAX_WAIT = 4  # times as much wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
 _MAX_VALUES = 4_096
@@ -156,11 +158,12 @@ class PartStatistics:
 def collect_statistics(part: DataSubset, *, epoch: int = 0, seed: int = 0, is_quick: bool = False) -> PartStatistics:
     """Collect statistics of evenly spaced samples of a split, before transforms: of all that 1.5 seconds allow.
 
-    A quick survey takes an eighth of a second, and 256 samples at most. Four samples are read in any time.
+    A quick survey reads 256 samples at most, and a number that their size determines, on every machine the same. Four
+    samples are read in any time.
     """
     result = PartStatistics(part)
     start_seconds, start_time = compute_seconds(), time.perf_counter()
-    most_seconds, most_samples = (_QUICK_SECONDS, _MAX_SAMPLES) if is_quick else (_MAX_SECONDS, len(part.indices))
+    most_samples = _MAX_SAMPLES if is_quick else len(part.indices)
     chunks = evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)
     size = _MIN_SAMPLES if _serves_batches(part.dataset) else 1
     for keys in (chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size)):
@@ -171,10 +174,21 @@ def collect_statistics(part: DataSubset, *, epoch: int = 0, seed: int = 0, is_qu
         for key, sample in zip(keys, samples, strict=True):
             _add_sample(result, key.index, sample)
         waited_s = time.perf_counter() - start_time
-        is_late = compute_seconds() - start_seconds > most_seconds or waited_s > _MAX_WAIT * most_seconds
+        is_late = compute_seconds() - start_seconds > _MAX_SECONDS or waited_s > _MAX_WAIT * _MAX_SECONDS
+        if is_quick:
+            is_late = result.num_sampled >= count_quickly_read(_count_bytes(samples[-1]))
         if is_late and result.num_sampled >= _MIN_SAMPLES:
             break
     return result
+
+
+def count_quickly_read(num_bytes: int) -> int:
+    """Return how many samples of a size a quick survey reads."""
+    return next((count for size, count in _QUICK_SAMPLES if num_bytes <= size), _MIN_SAMPLES)
+
+
+def _count_bytes(sample: Sample) -> int:
+    return sum(tensor.nbytes for value in sample.values() for _, tensor in array_leaves(value))
 
 
 def _add_sample(result: PartStatistics, index: int, sample: Sample) -> None:

@@ -17,7 +17,7 @@ from sightline.contract.types import Batch
 from sightline.engine.batches.sampler import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run
-from sightline.runs.environment import read_processor
+from sightline.runs.environment import describe_int8_products, read_processor
 from sightline.runs.output_files import assert_writable, write_file
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
@@ -131,7 +131,7 @@ def _quantise(
         tuple(float_weights),
         len(samples),
         batch=1,
-        processor=read_processor(),
+        processor=f"{read_processor()} {describe_int8_products()}".strip(),
         speedup=speedup if timing.is_steady else None,
         speedup_quartiles=(lower, upper),
     )

@@ -1,7 +1,8 @@
 """Exported files in int8: static quantisation by onnxruntime, calibrated on training samples, and measured.
 
-A weight has a scale a channel and signed codes, an input of a layer one scale and unsigned codes, as processors with
-VNNI multiply them. A layer that a packed run stores without codes, by the policy of `compress`, stays float.
+A weight has a scale a channel and signed codes of 7 bits, an input of a layer one scale and unsigned codes of 8. So a
+file is the same function on every processor: those without VNNI add two products in 16 bits, in which 2 x 255 x 64 fits
+and 2 x 255 x 127 would not. A layer that a packed run stores without codes, by the policy of `compress`, stays float.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ def quantise(
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
+                reduce_range=True,
                 op_types_to_quantize=list(_LAYERS),
                 nodes_to_quantize=layers,
             )

@@ -1,0 +1,186 @@
+"""What the end of a whole run judges, in pytest's main process: numbers that no test opened, rooms of tests that grew.
+
+A run is whole if it has all tests of `make test`, or all of `make test-long`; of single files nothing is judged.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.golden_files import LONG, UNREAD, WAITING, list_golden
+
+__all__ = ["WholeRun", "list_opened", "room_of"]
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET = Path(__file__).with_name("budget.yaml")
+LONGEST = 1.25
+"""Seconds of a room, in those of its line, above which a run fails."""
+HIGHEST_LOAD = 2.5
+"""Of other programs when the run begins; above it seconds are printed, and not judged."""
+
+_OPENED: set[str] = set()
+
+
+def _note_golden(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str) and "/golden/" in arguments[0]:
+        area, _, name = arguments[0].rpartition("/golden/")[2].partition("/")
+        _OPENED.add(f"{area}/{name.rpartition('.')[0]}")
+
+
+sys.addaudithook(_note_golden)
+
+
+def list_opened() -> set[str]:
+    """Return the files of numbers that this process has opened, each as area/name."""
+    return set(_OPENED)
+
+
+def room_of(node_id: str) -> str:
+    """Return the folder of a test below `tests/`, or the file of one that is in none."""
+    first = node_id.removeprefix("tests/").split("::")[0].split("/")
+    return first[0]
+
+
+class Budget(NamedTuple):
+    """Seconds that the tests of each room take over all workers, on a machine that calibrates in `calibration_s`."""
+
+    calibration_s: float
+    rooms: Mapping[str, float]
+
+    def find_dear(
+        self, seconds: Mapping[str, float], scale: float, times: float = 1.0
+    ) -> dict[str, tuple[float, float]]:
+        """Return the rooms above `times` their scaled line: their seconds and their line."""
+        spent: Counter[str] = Counter()
+        for room, value in seconds.items():
+            spent[room if room in self.rooms else "others"] += value
+        lines = {room: line * scale for room, line in self.rooms.items()}
+        return {room: (value, lines[room]) for room, value in spent.items() if value > times * lines[room]}
+
+
+def read_budget() -> Budget:
+    """Read tests/budget.yaml."""
+    stated = yaml.safe_load(BUDGET.read_text(encoding="utf-8"))
+    return Budget(stated["calibration_s"], stated["rooms"])
+
+
+def calibrate() -> float:
+    """Return the processor time of a fixed small work in Python and in torch, the least of five."""
+    import torch
+
+    matrix = torch.ones(256, 256)
+    taken = []
+    for _ in range(5):
+        start = time.process_time()
+        counts: Counter[int] = Counter()
+        for number in range(200_000):
+            counts[number % 97] += number
+        for _ in range(60):
+            matrix = (matrix @ matrix).clamp(max=1.0)
+        taken.append(time.process_time() - start)
+    return min(taken)
+
+
+def judge_golden(opened: Collection[str], files: Collection[str], *, is_long: bool) -> list[str]:
+    """Return a sentence for each file that the run should have opened and did not, or the other way round."""
+    expected = set(LONG) if is_long else set(files) - set(LONG) - set(UNREAD) - set(WAITING)
+    said = [f"{name}: no test opened it" for name in sorted(expected - set(opened))]
+    listed = (set(UNREAD) | set(WAITING) | (set() if is_long else set(LONG))) & set(opened)
+    return said + [
+        f"{name}: a test opened it, and tests/golden_files.py says that none does" for name in sorted(listed)
+    ]
+
+
+class WholeRun:
+    """Plugin of pytest: workers pass on what they opened, and the main process judges a whole run at its end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.opened: set[str] = set()
+        self.seconds: Counter[str] = Counter()
+        self.calibration_s = 0.0
+        self.load = 0.0
+        self.faults: list[str] = []
+        self.dear: list[str] = []
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this is one of several processes that run tests."""
+        return hasattr(self.config, "workerinput")
+
+    @property
+    def kind(self) -> str | None:
+        """`daily` or `long` for a whole run."""
+        options = self.config.option
+        asked = [Path(word).resolve() for word in self.config.args]
+        is_all = asked in ([ROOT / "tests"], [ROOT]) and not options.keyword and not options.collectonly
+        kind = {"not long": "daily", "long": "long"}.get(options.markexpr)
+        return kind if is_all and not getattr(options, "lf", False) else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Measure this machine before workers start."""
+        if not self.is_worker and self.kind == "daily":
+            self.load = os.getloadavg()[0]
+            self.calibration_s = calibrate()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what a worker opened."""
+        self.opened |= set(getattr(node, "workeroutput", {}).get("opened", ()))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add the seconds of a test to its room."""
+        self.seconds[room_of(report.nodeid)] += report.duration
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Judge a whole run that has passed; a fault is a failure of the run."""
+        if self.is_worker:
+            self.config.workeroutput["opened"] = sorted(_OPENED)  # type: ignore[attr-defined]
+            return
+        if self.kind is None or session.exitstatus != pytest.ExitCode.OK:
+            return
+        self.opened |= _OPENED
+        if (files := list_golden()) is not None:
+            self.faults += judge_golden(self.opened, files, is_long=self.kind == "long")
+        if self.kind == "daily":
+            self._judge_seconds()
+        if self.faults:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _judge_seconds(self) -> None:
+        budget = read_budget()
+        scale = self.calibration_s / budget.calibration_s
+        for room, (seconds, line) in sorted(budget.find_dear(self.seconds, scale).items()):
+            self.dear.append(f"{room}: {seconds:.0f} s, line {line:.0f} s")
+        if self.load < HIGHEST_LOAD:
+            for room, (seconds, line) in budget.find_dear(self.seconds, scale, LONGEST).items():
+                self.faults.append(
+                    f"{room}: its tests take {seconds:.0f} s, above {LONGEST} of their line of {line:.0f} s"
+                )
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print faults, rooms above their line, and what the lines are scaled by."""
+        if self.is_worker or self.kind is None:
+            return
+        if self.kind == "daily":
+            total = sum(self.seconds.values())
+            terminalreporter.write_sep("=", "rooms above their line of tests/budget.yaml")
+            terminalreporter.write_line(
+                f"calibration {self.calibration_s:.3f} s, load {self.load:.1f}, all {total:.0f} s"
+            )
+            terminalreporter.write_line("\n".join(self.dear))
+        if self.faults:
+            terminalreporter.write_sep("=", "faults of the whole run", red=True)
+            terminalreporter.write_line("\n".join(self.faults))
