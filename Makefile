@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | lint | site | bench-all
+# make install | demo | test | test-avx2 | test-long | lint | site | bench-all
 # TORCH_INDEX=URL takes torch from that wheel index instead (for example PyTorch's own, for another CUDA version).
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install demo test test-long lint site bench-all clean
+.PHONY: install demo test test-avx2 test-long lint site bench-all clean
 
 install: .venv/.installed
 demo: .venv/.installed
@@ -19,6 +19,10 @@ test: .venv/.kernels
 .venv/.kernels: .venv/.installed-dev tests/kernels.txt $(shell grep -rl --include=*.py numba_kernel sightline)
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python tools/compile_kernels.py tests/kernels.txt
 	@touch $@
+# A third of the tests, drawn by the package's digest, as processors without AVX-512 compute: CI runs it after all.
+test-avx2: .venv/.kernels
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 PYTHONDONTWRITEBYTECODE= \
+		.venv/bin/python -m pytest -n 3 --dist worksteal --third
 test-long: .venv/.installed-dev
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -m long --override-ini addopts="--strict-markers -ra"
 lint: .venv/.installed-dev

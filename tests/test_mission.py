@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shlex
 import signal
@@ -15,9 +14,10 @@ import pytest
 from tests.mission.__main__ import PAGE, write_page
 from tests.mission.mutants import MUTANTS, UNBREAKABLE
 from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows
-from tests.mission.trial import Tree, digest_of_tree, list_touched
+from tests.mission.trial import Tree, list_touched
 from tests.processes import ROOT
 from tests.test_docs import parsed
+from tests.tree_digest import order_by_digest
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -110,7 +110,7 @@ NUM_DAILY = 8
 def list_daily() -> list[str]:
     """Return the rows whose edited file the last commit touched, or else some drawn by the digest of the package."""
     touched = list_touched()
-    drawn = sorted(MUTANTS, key=lambda id: hashlib.sha256(f"{id} {digest_of_tree()}".encode()).digest())
+    drawn = order_by_digest(MUTANTS)
     return ([id for id in drawn if MUTANTS[id].file in touched] or drawn)[:NUM_DAILY]
 
 

@@ -124,7 +124,7 @@ class WholeRun:
         asked = [Path(word).resolve() for word in self.config.args]
         is_all = asked in ([ROOT / "tests"], [ROOT]) and not options.keyword and not options.collectonly
         kind = {"not long": "daily", "long": "long"}.get(options.markexpr)
-        return kind if is_all and not getattr(options, "lf", False) else None
+        return kind if is_all and not options.third and not getattr(options, "lf", False) else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:

@@ -16,11 +16,11 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOMS = ("areas", "ops", "layers", "engine", "parts", "workbench/evaluate")
+ROOMS = ("areas", "ops", "layers", "engine", "parts", "doctor", "store", "config", "contract", "workbench")
 KINDS = ("bound", "sign", "normaliser", "off_by_one")
 _BOUNDS = {ast.Gt: ">=", ast.GtE: ">", ast.Lt: "<=", ast.LtE: "<"}
 _NOT_NUMBERS = (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp, ast.Dict)
@@ -38,10 +38,10 @@ class Mutant(NamedTuple):
     text: str
 
 
-def list_mutants(tree: Path) -> dict[str, list[Mutant]]:
-    """List all places of each kind in the rooms of numbers."""
+def list_mutants(tree: Path, rooms: Sequence[str] = ROOMS) -> dict[str, list[Mutant]]:
+    """List all places of each kind in some rooms."""
     mutants: dict[str, list[Mutant]] = {kind: [] for kind in KINDS}
-    for room in ROOMS:
+    for room in rooms:
         for path in sorted((tree / "sightline" / room).rglob("*.py")):
             source = path.read_text(encoding="utf-8")
             file = str(path.relative_to(tree))
@@ -131,10 +131,11 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=1, help="of the last step, all tests")
+    parser.add_argument("--rooms", nargs="*", default=ROOMS, help="folders of the package in which errors are planted")
     parser.add_argument("--near", action="store_true", help="leave out the last step, all tests")
     options = parser.parse_args()
     generator = random.Random(options.seed)
-    by_kind = list_mutants(options.tree)
+    by_kind = list_mutants(options.tree, options.rooms)
     chosen = [m for kind in KINDS for m in generator.sample(by_kind[kind], options.count // len(KINDS))]
     done = [json.loads(line)["mutant"] for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for mutant in chosen:

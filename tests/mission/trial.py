@@ -7,7 +7,6 @@ exception of the package, or an error that a command did not print before, is no
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -225,14 +224,6 @@ class Tree:
             return {"said": " ".join(said.split())[-400:]}
         result: dict[str, Any] = json.loads(file.read_text())
         return result | {"said": " ".join(said.split())[-400:]}
-
-
-def digest_of_tree() -> str:
-    """Return the digest of all files of the package."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "sightline").rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def list_touched() -> set[str]:

@@ -129,15 +129,17 @@ def test_images_are_decoded_together_as_one_by_one(
     logits = scores.double().logit()
     if is_lost:
         logits[3, 7, 1] = torch.nan
+    # As many images at once as are decoded together: on some processors the last digit depends on the place in a tensor.
+    probabilities = torch.cat([part.sigmoid() for part in logits.split(max(1, min(5, at_once // 45)))])
     outputs = {"logits": logits, "codes": torch.randn(5, 15, 4, dtype=torch.float64)}
     decoded = DetectionFilter(All(), min_score=0.25, max_per_level=6, max_detections=10).decode(outputs, priors)
     for image, found in enumerate(decoded):
         expected = []
         for rows in priors.level_slices:
             entries = [
-                (-math.inf if p.isnan() else -p.item(), prior, label)
+                (-math.inf if math.isnan(p) else -p, prior, label)
                 for prior in range(rows.start, rows.stop)
-                for label, p in enumerate(logits[image, prior].sigmoid())
+                for label, p in enumerate(probabilities[image, prior].tolist())
                 if not p <= 0.25
             ]
             expected += [(prior, label) for _, prior, label in sorted(entries)[:6]]
