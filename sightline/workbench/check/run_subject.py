@@ -36,7 +36,7 @@ from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
 from sightline.workbench.check.trained_record import make_trained_record
 
-_QUICK_BUDGET_S = 3.0
+_QUICK_BUDGET_S = 2.0
 """Counted time of the relations with which a training starts. They take about a third of it: few run a whole pass."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
