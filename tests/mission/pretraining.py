@@ -28,6 +28,7 @@ from tests.mission.small import (
     CONFIGS,
     CPU,
     NETWORK,
+    ONE_STEP,
     SOLIDS,
     document,
     figures,
@@ -127,7 +128,7 @@ def _fine_tune(work: Path) -> None:
 )
 def _matched(work: Path) -> None:
     source = trained_run("crosspoint")
-    words = (f"data.root={prepare_parts(work)}", *PARTS, f"init.from={source}")
+    words = (f"data.root={prepare_parts(work)}", *PARTS, f"init.from={source}", *ONE_STEP, "--no-check", *CPU)
     config = CONFIGS / "segment/shapenet_part_dgcnn_from_crosspoint.yaml"
     error = refuse("train", config, *words, "init.may_be_missing=[head]", "--out", work / "run")
     elements = sum(value.numel() for name, value in weights(source).items() if name.startswith("points."))
@@ -297,7 +298,9 @@ def loss_of_plain() -> float:
 )
 def _empty_loader(work: Path) -> None:
     words = (*SOLIDS[:3], *NETWORK, "evaluate.select=test")
-    error = refuse("train", _SOLIDS, *words, "train.batch_size=64", "train.tail=drop", "--out", work / "run")
+    error = refuse(
+        "train", _SOLIDS, *words, "train.batch_size=64", "train.tail=drop", "train.steps=1", "--out", work / "run"
+    )
     assert "train.tail: drop leaves no step: 24 samples are fewer than train.batch_size 64;" in error
     assert not (work / "run").exists()
     found = findings(_SOLIDS, *words, "train.batch_size=64", skip_but("empty-loader"))
