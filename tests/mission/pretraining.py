@@ -318,22 +318,25 @@ def _empty_loader(work: Path) -> None:
 )
 def _unused(work: Path) -> None:
     class TwoHeads(PointNetPlain):
-        def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        def __init__(self, *, num_classes: int, in_channels: int, is_called: bool = True) -> None:
             super().__init__(num_classes=num_classes, in_channels=in_channels, embedding=16)
             self.second_head = nn.Linear(3, num_classes)
+            self.is_called = is_called
 
         def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
-            self.second = self.second_head(points)
+            self.second = self.second_head(points) if self.is_called else None
             return super().forward(points=points, features=features)
 
+    words = (*SOLIDS, "losses=[{name: cross_entropy}]", skip_but("unused-parameters", "no-gradient"))
     with registered(registry.models, two_heads=TwoHeads):
-        found = findings(_SOLIDS, *SOLIDS, "model={name: two_heads}", "losses=[{name: cross_entropy}]")
-    codes = found.keys() & {"unused-parameters", "no-gradient"}
-    assert len(codes) == 1, f"no finding names the outputs, only {sorted(found)}"
-    summary = found[codes.pop()]["summary"]
-    assert "second_head.weight" in summary
-    assert "second_head.bias" in summary
-    assert "encode" not in summary  # layers that the loss uses
+        found = findings(_SOLIDS, *words, "model={name: two_heads}")
+        never = findings(_SOLIDS, *words, "model={name: two_heads, is_called: false}")
+    for code, each in (("no-gradient", found), ("unused-parameters", never)):
+        assert code in each, f"no finding names the outputs, only {sorted(each)}"
+        summary = each[code]["summary"]
+        assert "second_head.weight" in summary
+        assert "second_head.bias" in summary
+        assert "encode" not in summary  # layers that the loss uses
 
 
 @contextmanager
