@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import sightline
@@ -119,6 +120,10 @@ def _fine_tune(work: Path) -> None:
         assert are_close(tuned[name], learnt[f"points.{name}"], 1e-3), f"{name} is not the one that was pre-trained"
     moved = [name for name in trained if not torch.equal(tuned[name], learnt[f"points.{name}"])]
     assert len(moved) > len(trained) / 2, "the branch is not tuned"
+    state = load_file(source / "checkpoints/last/optimizer.safetensors")
+    reached = {name for name, mean in state.items() if name.startswith("points.") and bool(mean.any())}
+    got = [name for name in trained if any(key.startswith(f"points.{name}") for key in reached)]
+    assert len(got) > len(trained) / 2, "the branch was not pre-trained"
 
 
 @row(
