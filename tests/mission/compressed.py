@@ -14,7 +14,7 @@ from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.contract.types import SampleKey
 from tests.command import succeed
 from tests.data.clouds.shapenet_part_writers import NAMES, shape_of
-from tests.mission.clouds import learn_rooms, prepare_parts
+from tests.mission.cloud_sets import learn_rooms, prepare_parts
 from tests.mission.rows import row
 from tests.mission.small import CONFIGS, CPU, SOLIDS, document, figures, find_fault, learn, said, step
 from tests.processes import ROOT

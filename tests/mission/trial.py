@@ -27,6 +27,8 @@ _COPIED = ("sightline", "tests", "configs", "examples", "docs", "benchmarks", "t
 _FILES = ("pyproject.toml", "Makefile", "constraints.txt", "README.md", "setup.py")
 _COMMANDS = ("tests/mission/small.py", "tests/command.py")
 """Files of helpers that run commands. Their assertions on exit codes are no assertions about a feature."""
+_EFFECTS = ("find_fault", "step")
+"""Helpers of these files that assert a feature: that a fault is found, that a step changes the weights."""
 
 
 class Edit(NamedTuple):
@@ -83,7 +85,8 @@ class _Recorder:
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Keep the daily checks of the row."""
-        checks = {item: item.callspec.params["check"] for item in items if hasattr(item, "callspec")}
+        cases = {item: item.callspec.params for item in items if hasattr(item, "callspec")}
+        checks = {item: params["check"] for item, params in cases.items() if "check" in params}
         items[:] = [item for item, check in checks.items() if check.id == self.id and not check.is_pending]
 
     def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
@@ -123,6 +126,8 @@ def _kind_of(failure: BaseException) -> str:
     file, function = frames[-1]
     if function == "refuse":
         return "red" if str(failure).startswith("not refused") else "refused"
+    if function in _EFFECTS:
+        return "red"
     return "red" if file.startswith("tests/mission/") and file not in _COMMANDS else "refused"
 
 
