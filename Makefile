@@ -15,9 +15,11 @@ demo: .venv/.installed
 # also where the shell forbids it.
 test: .venv/.kernels
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 3 --dist worksteal
-# numba's machine code is as old as the files of its kernels: workers that compile them would do so at the same time.
+# numba's machine code is as old as the files of its kernels: workers that compile them would do so at the same time, and
+# each would read and rewrite the assertions of all tests of a new checkout.
 .venv/.kernels: .venv/.installed-dev tests/kernels.txt $(shell grep -rl --include=*.py numba_kernel sightline)
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python tools/compile_kernels.py tests/kernels.txt
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest --collect-only -q > /dev/null
 	@touch $@
 # A third of the tests, drawn by the package's digest, as processors without AVX-512 compute: CI runs it after all.
 test-avx2: .venv/.kernels
