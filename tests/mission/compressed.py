@@ -119,9 +119,10 @@ def _assert_vector_attention(run: Path) -> None:
     model, sample = sightline.load_run(run).model, sightline.load_data(run, "test")[0]
     seen: list[tuple[Any, ...]] = []
     layers = [module for module in model.modules() if isinstance(module, PlainVectorAttention)]
-    for layer in layers:
-        layer.register_forward_hook(lambda layer, given, made: seen.append((layer, *given, made)))
     with torch.no_grad():
+        for layer in layers:
+            layer.score.weight.mul_(8)  # so that a point attends to some more than to others
+            layer.register_forward_hook(lambda layer, given, made: seen.append((layer, *given, made)))
         model(points=sample["points"][None], features=sample["features"][None])
     assert len(seen) == len(layers) == 4
     points = sample["points"].numpy()
@@ -511,12 +512,13 @@ def _assert_offset_attention(run: Path) -> None:
     """Compare what the layers of attention make of a cloud's samples with the paper's formula."""
     model, sample = sightline.load_run(run).model, sightline.load_data(run, "test")[0]
     seen: list[tuple[Any, ...]] = []
-    for module in model.modules():
-        if isinstance(module, OffsetAttention):
-            module.register_forward_hook(lambda layer, given, made: seen.append((layer, *given, made)))
+    layers = [module for module in model.modules() if isinstance(module, OffsetAttention)]
     with torch.no_grad():
+        for layer in layers:
+            layer.query.weight.mul_(8)  # so that a point attends to some more than to others
+            layer.register_forward_hook(lambda layer, given, made: seen.append((layer, *given, made)))
         model(points=sample["points"][None])
-    assert len(seen) == 4
+    assert len(seen) == len(layers) == 4
     for layer, values, made in seen:
         expected = attend_offsets(layer, values[0].double().numpy())
         assert np.abs(made[0].numpy() - expected).max() < 1e-4 * np.abs(expected).max()
