@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 import sightline
 from sightline.areas.clouds.models.pct import OffsetAttention
@@ -41,12 +42,12 @@ from tests.mission.clouds import learn_rooms, prepare_parts
 from tests.mission.recomputed import (
     answer_clouds,
     are_in_order,
-    attend_offsets,
-    attend_vectors,
     count_values,
     distilled,
     means_of_clusters,
     read_weights,
+    run_pct,
+    run_point_transformer,
     score_classes,
     score_parts,
 )
@@ -111,26 +112,26 @@ def _transformer(work: Path) -> None:
     assert len(found["per_class"]) >= 16
     for name, value in score_parts(run).items():
         assert found["metrics"][name] == pytest.approx(value, abs=1e-9), name
-    _assert_vector_attention(run)
+    _assert_point_transformer(run)
 
 
-def _assert_vector_attention(run: Path) -> None:
-    """Compare what each layer of attention makes of a shape with the paper's formula, among its nearest points."""
-    model, sample = sightline.load_run(run).model, sightline.load_data(run, "test")[0]
-    seen: list[tuple[Any, ...]] = []
-    layers = [module for module in model.modules() if isinstance(module, PlainVectorAttention)]
+def _assert_point_transformer(run: Path) -> None:
+    """Compare what the network makes of shapes with the paper's formulas."""
+    model = sightline.load_run(run).model
+    sharpen(module.score for module in model.modules() if isinstance(module, PlainVectorAttention))
+    for sample in itertools.islice(sightline.load_data(run, "test"), 3):
+        with torch.no_grad():
+            found = model(points=sample["points"][None], features=sample["features"][None])["logits"][0].numpy()
+        points, features = (sample[name].double().numpy() for name in ("points", "features"))
+        expected = run_point_transformer(model, points, features, num_neighbours=8)
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def sharpen(layers: Iterable[nn.Linear]) -> None:
+    """Let points attend to some more than to others: let weights of attention be eightfold."""
     with torch.no_grad():
         for layer in layers:
-            layer.score.weight.mul_(8)  # so that a point attends to some more than to others
-            layer.register_forward_hook(lambda layer, given, made: seen.append((layer, *given, made)))
-        model(points=sample["points"][None], features=sample["features"][None])
-    assert len(seen) == len(layers) == 4
-    points = sample["points"].numpy()
-    for layer, values, edges, made in seen:
-        if len(values) == len(points):  # of the finest level
-            expected = attend_vectors(layer, values.double().numpy(), points, num_neighbours=8)
-            assert edges.index.shape == (len(points), 8)
-            assert np.abs(made.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+            layer.weight.mul_(8)
 
 
 # --- compression ------------------------------------------------------------------------------------------------------
@@ -505,23 +506,18 @@ def _pct(work: Path) -> None:
     assert result.document["metrics"] == figures(work / "run")
     for name, value in score_classes(*answer_clouds(work / "run")).items():
         assert figures(work / "run")[name] == pytest.approx(value, abs=1e-9), name
-    _assert_offset_attention(work / "run")
+    _assert_pct(work / "run")
 
 
-def _assert_offset_attention(run: Path) -> None:
-    """Compare what the layers of attention make of a cloud's samples with the paper's formula."""
-    model, sample = sightline.load_run(run).model, sightline.load_data(run, "test")[0]
-    seen: list[tuple[Any, ...]] = []
-    layers = [module for module in model.modules() if isinstance(module, OffsetAttention)]
-    with torch.no_grad():
-        for layer in layers:
-            layer.query.weight.mul_(8)  # so that a point attends to some more than to others
-            layer.register_forward_hook(lambda layer, given, made: seen.append((layer, *given, made)))
-        model(points=sample["points"][None])
-    assert len(seen) == len(layers) == 4
-    for layer, values, made in seen:
-        expected = attend_offsets(layer, values[0].double().numpy())
-        assert np.abs(made[0].numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+def _assert_pct(run: Path) -> None:
+    """Compare what the network makes of clouds with the paper's formulas."""
+    model = sightline.load_run(run).model
+    sharpen(module.query for module in model.modules() if isinstance(module, OffsetAttention))
+    for sample in itertools.islice(sightline.load_data(run, "test"), 3):
+        with torch.no_grad():
+            found = model(points=sample["points"][None])["logits"][0].numpy()
+        expected = run_pct(model, sample["points"].double().numpy(), num_centres=(16, 8), num_neighbours=4)
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @row(

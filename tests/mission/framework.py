@@ -45,6 +45,7 @@ from tests.mission.small import (
     learn,
 )
 from tests.processes import ROOT
+from tests.recipe_steps import TrainingStep
 from tests.trained import trained_run
 
 _FILES = (ROOT / "examples/my_plugin.py", ROOT / "examples/my_transform.py")
@@ -110,6 +111,21 @@ def _one_file(work: Path) -> None:
     line = read_lines(work / "run")[0]
     assert (line["step"], line["lr"]) == (3, 1e-3)
     assert line["loss/total"] == pytest.approx(0.5 * line["loss/cross_entropy"], rel=1e-6)
+    _assert_trained_as_named(work / "one.yaml")
+
+
+def _assert_trained_as_named(config: Path) -> None:
+    """A step of Adam moves weights by its rate, and half a loss has half its gradient."""
+    gradients = []
+    for weight in (0.5, 1.0):
+        step = TrainingStep(read_config(config, (f"losses.0.weight={weight}", "loader.workers=0")))
+        before = [parameter.detach().clone() for parameter in step.job.model.parameters()]
+        step.run()
+        parameters = list(step.job.model.parameters())
+        gradients.append(torch.cat([each.grad.flatten() for each in parameters if each.grad is not None]))
+        moves = [float((now.detach() - then).abs().max()) for now, then in zip(parameters, before, strict=True)]
+        assert max(moves) == pytest.approx(1e-3, rel=1e-2)
+    assert float(gradients[0].norm() / gradients[1].norm()) == pytest.approx(0.5, rel=1e-3)
 
 
 @row("S4.3", "register own classes", "`sightline train CONFIG --plugin FILE.py`")

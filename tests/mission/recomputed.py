@@ -93,7 +93,7 @@ def score_parts(run: Path, *, data: Path | None = None, plugins: Sequence[Path] 
     }
 
 
-# --- attention --------------------------------------------------------------------------------------------------------
+# --- networks, in evaluation ------------------------------------------------------------------------------------------
 
 
 def _numbers(tensor: Tensor) -> np.ndarray:
@@ -110,33 +110,103 @@ def _normalise(norm: Any, values: np.ndarray) -> np.ndarray:
     return (values - _numbers(norm.running_mean)) / deviation * _numbers(norm.weight) + _numbers(norm.bias)
 
 
-def _rectify(values: np.ndarray) -> np.ndarray:
-    return np.maximum(values, 0.0)
+def _rectify(values: np.ndarray, slope: float = 0.0) -> np.ndarray:
+    return np.where(values > 0, values, slope * values)
+
+
+def map_layer(layer: Any, values: np.ndarray, slope: float = 0.0) -> np.ndarray:
+    """A linear map, its norm, and a rectifier with a slope below 0: of 1 for none."""
+    return _rectify(_normalise(layer.norm, map_linear(layer.linear, values)), slope)
+
+
+def find_nearest(queries: np.ndarray, points: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the points (N, 3) that are nearest to each query (M, 3), and their distances: (M, K) each."""
+    distances = np.linalg.norm(queries[:, None] - points, axis=-1)
+    order = distances.argsort(axis=1)[:, :number]
+    return order, np.take_along_axis(distances, order, axis=1)
+
+
+def sample_farthest(points: np.ndarray, number: int) -> list[int]:
+    """Indices of farthest-point samples, from the first point on."""
+    chosen, distances = [0], np.full(len(points), np.inf)
+    while len(chosen) < number:
+        distances = np.minimum(distances, np.linalg.norm(points - points[chosen[-1]], axis=1))
+        chosen.append(int(distances.argmax()))
+    return chosen
 
 
 def attend_offsets(layer: Any, values: np.ndarray) -> np.ndarray:
-    """Offset attention of points (N, C), in evaluation. Source: Guo et al. 2021 (PCT), equations 6 to 9."""
+    """Offset attention of points (N, C). Source: Guo et al. 2021 (PCT), equations 6 to 9."""
     query = map_linear(layer.query, values)
     weights = softmax(query @ query.T, axis=0)
     weights /= weights.sum(axis=1, keepdims=True)
-    offset = values - weights @ map_linear(layer.value, values)
-    return values + _rectify(_normalise(layer.change.norm, map_linear(layer.change.linear, offset)))
+    return values + map_layer(layer.change, values - weights @ map_linear(layer.value, values))
+
+
+def run_pct(model: Any, points: np.ndarray, num_centres: Sequence[int], num_neighbours: int) -> np.ndarray:
+    """Logits of PCT for a cloud (N, 3). Source: Guo et al. 2021, figure 2, equations 6 to 12."""
+    values = points
+    for layer in model.embed:
+        values = map_layer(layer, values)
+    for group, number in zip(model.groups, num_centres, strict=True):
+        chosen = sample_farthest(points, number)
+        near, _ = find_nearest(points[chosen], points, num_neighbours)
+        own = np.repeat(values[chosen][:, None], num_neighbours, axis=1)
+        edges = np.concatenate([values[near] - own, own], axis=-1)
+        for layer in group.network.layers:
+            edges = map_layer(layer, edges)
+        points, values = points[chosen], edges.max(axis=1)
+    attended = values
+    for layer in model.prepare:
+        attended = map_layer(layer, attended)
+    results = [attended := attend_offsets(layer, attended) for layer in model.attend.layers]
+    pooled = map_layer(model.fuse, np.concatenate([*results, values], axis=-1), slope=0.2).max(axis=0)
+    for layer in (model.head[0], model.head[2]):
+        pooled = map_layer(layer, pooled, slope=0.2)
+    return map_linear(model.head[4], pooled)
 
 
 def attend_vectors(layer: Any, values: np.ndarray, points: np.ndarray, num_neighbours: int) -> np.ndarray:
-    """Vector attention of a cloud's points (N, 3) with values (N, C), in evaluation, among the nearest neighbours.
+    """Vector attention of a cloud's points (N, 3) with values (N, C), each among its nearest.
 
-    Source: Zhao et al. 2021, equations 3 and 4; an eighth of the channels have weights of their own in their code.
+    Source: Zhao et al. 2021, equations 3 and 4; in their code eight channels share a weight.
     """
-    near = np.linalg.norm(points[:, None] - points, axis=-1).argsort(axis=1)[:, :num_neighbours]
+    near, _ = find_nearest(points, points, num_neighbours)
     query, key, value = (map_linear(linear, values) for linear in (layer.query, layer.key, layer.value))
-    position = layer.position
-    places = _rectify(_normalise(position.norm, map_linear(position.linear, points[near] - points[:, None])))
-    code = map_linear(layer.code, places)
+    code = map_linear(layer.code, map_layer(layer.position, points[near] - points[:, None]))
     relation = _rectify(_normalise(layer.norm, key[near] - query[:, None] + code))
-    reduced = _rectify(_normalise(layer.reduce.norm, map_linear(layer.reduce.linear, relation)))
-    weights = softmax(map_linear(layer.score, reduced), axis=1)  # (N, K, C / 8)
+    weights = softmax(map_linear(layer.score, map_layer(layer.reduce, relation)), axis=1)  # (N, K, C / 8)
     return ((value[near] + code) * np.tile(weights, 8)).sum(axis=1)
+
+
+def _run_block(block: Any, values: np.ndarray, points: np.ndarray, num_neighbours: int) -> np.ndarray:
+    attended = attend_vectors(block.attention, map_layer(block.before, values), points, num_neighbours)
+    return _rectify(values + map_layer(block.after, _rectify(_normalise(block.norm, attended)), slope=1.0))
+
+
+def run_point_transformer(model: Any, points: np.ndarray, features: np.ndarray, num_neighbours: int) -> np.ndarray:
+    """Logits of a Point Transformer of two levels, each with a block, for a cloud; the coarse one has a quarter.
+
+    Source: Zhao et al. 2021, figures 3 and 4, section 3.4.
+    """
+    first, second = model.stages
+    fine = map_layer(first.down.edge, np.concatenate([points, features], axis=1))
+    fine = _run_block(first.blocks[0], fine, points, num_neighbours)
+    centres = points[sample_farthest(points, len(points) // 4)]
+    near, _ = find_nearest(centres, points, num_neighbours)
+    members = np.concatenate([points[near] - centres[:, None], fine[near]], axis=-1)
+    coarse = map_layer(second.down.edge, members).max(axis=1)
+    coarse = _run_block(second.blocks[0], coarse, centres, num_neighbours)
+    decoder = model.decoder
+    mean = np.tile(_rectify(map_linear(decoder.context.mean, coarse.mean(axis=0))), (len(coarse), 1))
+    coarse = map_layer(decoder.context.mix, np.concatenate([coarse, mean], axis=1))
+    coarse = _run_block(decoder.blocks[1], coarse, centres, num_neighbours)
+    near, distances = find_nearest(points, centres, 3)
+    shares = 1 / (distances + 1e-8)
+    shares /= shares.sum(axis=1, keepdims=True)
+    carried = (map_layer(decoder.ups[0].coarse, coarse)[near] * shares[..., None]).sum(axis=1)
+    fine = _run_block(decoder.blocks[0], map_layer(decoder.ups[0].skip, fine) + carried, points, num_neighbours)
+    return map_linear(model.head[2], map_layer(model.head[0], fine))
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
