@@ -42,6 +42,7 @@ from tests.mission.clouds import learn_rooms, prepare_parts
 from tests.mission.recomputed import (
     answer_clouds,
     are_in_order,
+    attend_offsets,
     count_values,
     distilled,
     means_of_clusters,
@@ -207,17 +208,17 @@ def _assert_agent_learns() -> None:
     losses: list[float] = []
 
     def loss_of(policy: Policy) -> float:
-        loss = sum(worth[name] * 4.0**-choice.bits for name, choice in policy.items() if choice.bits != 32)
+        loss = sum(worth[name] * 2.0**-choice.bits for name, choice in policy.items() if choice.bits != 32)
         losses.append(loss)
         return loss
 
     choices = tuple(WeightFormat("codebook", bits) for bits in range(1, 9))
     problem = SearchProblem(layers, choices, lambda policy: 125 * sum(each.bits for each in policy.values()), 2000)
-    component = ComponentConfig("ddpg", {"episodes": 100, "max_evaluations": 1000, "seed": 1})
+    component = ComponentConfig("ddpg", {"episodes": 80, "max_evaluations": 1000, "seed": 1})
     search = registry.searches.build(component, facts={})
     best = search.run(problem, PolicyEvaluator(problem, EvaluationCache(loss_of), at_most=1000))
     first, last = losses[2:18], losses[-16:]  # each policy once: the float model, the uniform one, those of episodes
-    assert np.mean(last) < 0.3 * np.mean(first)
+    assert np.mean(last) < 0.8 * np.mean(first)  # 0.4 to 0.6 by the seed; 0.9 to 1.3 of an agent that draws
     bits = [choice.bits for choice in best.values()]
     assert sum(bits) <= 16
     assert bits[0] + bits[1] > bits[3] + bits[4]
@@ -514,14 +515,21 @@ def _pct(work: Path) -> None:
 
 
 def _assert_pct(run: Path) -> None:
-    """Compare what the network makes of clouds with the paper's formulas."""
-    model = sightline.load_run(run).model
-    sharpen(module.query for module in model.modules() if isinstance(module, OffsetAttention))
+    """Compare what the network and each of its layers of attention make of clouds with the paper's formulas."""
+    model, seen = sightline.load_run(run).model, []
+    layers = [module for module in model.modules() if isinstance(module, OffsetAttention)]
+    sharpen(layer.query for layer in layers)
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, given, made: seen.append((layer, *given, made)))
     for sample in itertools.islice(sightline.load_data(run, "test"), 3):
         with torch.no_grad():
             found = model(points=sample["points"][None])["logits"][0].numpy()
         expected = run_pct(model, sample["points"].double().numpy(), num_centres=(16, 8), num_neighbours=4)
         assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    assert len(seen) == 3 * len(layers) == 12
+    for layer, values, made in seen:
+        attended = attend_offsets(layer, values[0].double().numpy())
+        assert np.abs(made[0].numpy() - attended).max() < 1e-4 * np.abs(attended).max()
 
 
 @row(
