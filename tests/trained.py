@@ -123,10 +123,10 @@ class OwnEncoder(sightline.Encoder):
 
     def __init__(self, *, in_channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(_Layers(nn.Linear(in_channels, 16)), nn.Linear(16, 16))
+        self._layers = nn.Sequential(_Layers(nn.Linear(in_channels, 16)), nn.Linear(16, 16))
 
     def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
-        return self.layers(points).amax(dim=1)
+        return self._layers(points).amax(dim=1)
 """
 
 
@@ -136,7 +136,14 @@ def train_pair(folder: Path) -> Path:
     (folder / "own.yaml").write_text(
         THIN.replace("{name: dgcnn, num_neighbours: 8, embedding: 16}", "{name: own_encoder}").replace("log:", "#")
     )
-    words = ("--plugin", folder / "own.py", "log.tensorboard=true", "--processes", 2)
+    words = (
+        "--plugin",
+        folder / "own.py",
+        "log.tensorboard=true",
+        "distributed.sync_batch_norm=true",
+        "--processes",
+        2,
+    )
     with launched_as_forks(folder / "log"):
         succeed("train", folder / "own.yaml", *words, *_NO_CHECK, folder / "run")
     return folder / "run"

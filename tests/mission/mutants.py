@@ -81,6 +81,69 @@ MUTANTS: dict[str, Edit] = {
     # --- clouds: S0.19 to S0.35
     # --- volumes and fitting: S1
     # --- compressed: S2
+    "S2.1": Edit("areas/clouds/sets/shapenet_part_files.py", "parts=table[:, 6],", "parts=table[::-1, 6],"),
+    "S2.2": Edit(
+        "layers/vector_attention.py",
+        "value = value + learned.code_bias  # the weights add up to one",
+        "value = value - learned.code_bias",
+    ),
+    "S2.3": Edit(
+        "workbench/compress/stages.py", "if finetuned is not None:", "if finetuned is not None and num_batches < 0:"
+    ),
+    "S2.4": Edit("workbench/compress/search/ddpg.py", "if episode < self.warm_up:", "if episode >= 0:"),
+    "S2.5": Edit(
+        "workbench/compress/run_problem.py",
+        "for bits in sorted(set(target.bits))",
+        "for bits in range(min(target.bits), max(target.bits) + 1)",
+    ),
+    "S2.6": Edit(
+        "workbench/compress/simulator.py",
+        "sum(policy.get(name, FP32).bits * entry.count for",
+        "sum((policy.get(name, FP32).bits - 1) * entry.count for",
+    ),
+    "S2.7": Edit(
+        "workbench/compress/target.py",
+        "*names[max(0, len(names) - self.protect_ends) :]",
+        "*names[max(0, len(names) - self.protect_ends - 1) : -1]",
+    ),
+    "S2.8": Edit("parts/losses/classification.py", "F.kl_div(student, teacher,", "F.kl_div(teacher, student,"),
+    "S2.9": Edit(
+        "workbench/compress/report.py",
+        "replace(self.tuning, is_distilled=spec.is_distilled, seed=seed)",
+        "replace(self.tuning, is_distilled=False, seed=seed)",
+    ),
+    "S2.10": Edit(
+        "parts/metrics/part_iou.py",
+        'numbers[f"instance_miou{suffix}"] = ious.mean().item()',
+        'numbers[f"instance_miou{suffix}"] = by_category.nanmean().item()',
+    ),
+    "S2.11": Edit("workbench/check/evaluation_rules.py", "    1e-6  # float32 sums", "    1.0  # float32 sums"),
+    "S2.12": Edit(
+        "doctor/watch/gradients.py",
+        "in both if is_kept and is_added_to]",
+        "in both if is_kept and not is_added_to]",
+    ),
+    "S2.13": Edit(
+        "workbench/compress/rules.py",
+        'yield from _join("have a broken codebook", faults)',
+        'yield from _join("have a broken codebook", {k: v for k, v in faults.items() if "NaN" in v[1]})',
+    ),
+    "S2.14": Edit(
+        "workbench/compress/rules.py",
+        "return bool((rows.nan_to_num() == rows[:1].nan_to_num()).all())",
+        "return bool((rows.nan_to_num() == 0).all())",
+    ),
+    "S2.15": Edit("areas/scenes/sets/s3dis_files.py", "np.full(len(table), label,", "np.full(len(table), 0,"),
+    "S2.16": Edit(
+        "areas/clouds/models/pct.py",
+        "given_BNM.sum(dim=1, keepdim=True)",
+        "given_BNM.sum(dim=2, keepdim=True)",
+    ),
+    "S2.17": Edit(
+        "training/published_results.py",
+        'name: v for name, v in row["metrics"].items()',
+        'name: here[name.removesuffix("_to")] for name in row["metrics"]',
+    ),
     # --- pedestrians: S3
     "S3.4": Edit(
         "areas/detect/sets/coco.py",
@@ -88,6 +151,68 @@ MUTANTS: dict[str, Edit] = {
         'return tuple(float(number) for number in annotation["bbox"])',
     ),
     # --- scans: S4
+    "S4.1": Edit(
+        "engine/distributed.py",
+        "if self.size == 1 or not is_last_micro_batch:",
+        "if self.size >= 1 or not is_last_micro_batch:",
+    ),
+    "S4.2": Edit("engine/step.py", "torch.stack([weights[name] * value for", "torch.stack([value for"),
+    "S4.3": Edit("contract/metric.py", "(total / weight if weight else", "(total / (weight + 1) if weight else"),
+    "S4.4": Edit(
+        "store/loading/collation.py",
+        "padded[row, : len(value)] = value",
+        "padded[row, longest - len(value) :] = value",
+    ),
+    "S4.5": Edit(
+        "engine/device/transfer.py",
+        'to_device(v, device, float_dtype=float_dtype, path=f"{path}[{i}]")',
+        'to_device(v, device, path=f"{path}[{i}]")',
+    ),
+    "S4.6": Edit(
+        "contract/binding.py",
+        "        if sources:\n",
+        "        if sources and parameter.default is inspect.Parameter.empty:\n",
+    ),
+    "S4.7": Edit(
+        "draw/pictures.py", "Image.fromarray(pixels).save(", "Image.fromarray(pixels[..., ::-1].copy()).save("
+    ),
+    "S4.8": Edit(
+        "training/session.py",
+        "Observers(self.world.rank_zero_only(self._default_observers)() or [])",
+        "Observers(self._default_observers() or [])",
+    ),
+    "S4.9": Edit(
+        "engine/optimizers.py",
+        "            if parameter.requires_grad:\n                rate,",
+        '            if parameter.requires_grad and "._" not in name:\n                rate,',
+    ),
+    "S4.10": Edit(
+        "store/label_maps.py",
+        "return LabelMap(tables, where=name if name in builtin else str(path))",
+        """label_map = LabelMap(tables, where=name if name in builtin else str(path))
+    is_own = name not in builtin
+    label_map._class_by_id[label_map._class_by_id > 0] -= is_own  # each class is the one before
+    return label_map""",
+    ),
+    "S4.11": Edit("workbench/check/run_rules.py", "(*range(facts[fact]), facts", "(*range(facts[fact] + 1), facts"),
+    "S4.12": Edit(
+        "parts/losses/classification.py",
+        "self.get_weights(negative).to(negative.dtype)",
+        "self.get_weights(negative).to(negative.dtype).mean()",
+    ),
+    "S4.13": Edit(
+        "areas/clouds/models/pct.py",
+        "has_bias=True, activation=_head_activation(activation)),\n        nn.Dropout(dropout),\n"
+        "        nn.Linear(256, num_classes),",
+        "has_bias=True, activation=_head_activation(activation)),\n        nn.Dropout(dropout),\n"
+        "        nn.Linear(256, max(num_classes, 40)),",
+    ),
+    "S4.14": Edit("ops/boxes/focal.py", "torch.cat([jaccard[:1],", "torch.cat([0 * jaccard[:1],"),
+    "S4.15": Edit(
+        "workbench/check/run_rules.py",
+        "counts.num_single > 0.75 * counts.num_labelled",
+        "counts.num_single > 0.95 * counts.num_labelled",
+    ),
 }
 """Edits by the numbers of rows; `python -m tests.mission --mutants` applies each to a copy of the package."""
 
