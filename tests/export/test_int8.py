@@ -92,6 +92,17 @@ def test_a_quantised_file_differs_by_steps_and_its_maxima_are_of_codes(floats_an
     assert makers[maximum.input[0]] == "QuantizeLinear"
 
 
+def test_two_products_of_codes_fit_in_16_bits(floats_and_inputs: Any) -> None:
+    """Processors without VNNI add two of them so: what does not fit is cut, and the file another function there."""
+    content, inputs = floats_and_inputs
+    tensors = onnx.load_model_from_string(quantise(content, inputs)[0]).graph.initializer
+    codes = [onnx.numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+    assert len(codes) == 3
+    largest = max(int(np.abs(array.astype(np.int64)).max()) for array in codes)
+    assert 32 < largest
+    assert 2 * 255 * largest < 2**15
+
+
 def test_a_layer_that_stays_float_has_no_codes(floats_and_inputs: Any) -> None:
     content, inputs = floats_and_inputs
     _, every = quantise(content, inputs)
