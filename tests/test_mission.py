@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+import sightline
+from sightline.config import read_config
+from sightline.contract.types import Field
+from sightline.workbench.check.suite import all_rules
 from tests.mission.__main__ import PAGE, write_page
 from tests.mission.mutants import MUTANTS, UNBREAKABLE
 from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows
@@ -82,6 +87,35 @@ def test_commands_of_the_page_exist() -> None:
             parsed(words)
             shipped = [word for word in words if word.startswith("configs/")]
             assert [word for word in shipped if not (ROOT / word).exists()] == [], row.id
+
+
+def test_calls_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in capitals stand for a small config and its part; what is left open by `...` has to be there."""
+    monkeypatch.chdir(tmp_path)
+    small = ["data.train_size=16", "data.test_size=8", "data.num_points=32", "train.steps=1", "train.batch_size=8"]
+    config = read_config(ROOT / "configs/classify/synthetic_shapes_pointnet.yaml", [*small, "log.tensorboard=false"])
+    given = {"sightline": sightline, "Field": Field, "CONFIG": config, "SPLIT": "train"}
+    given |= {"boxes": torch.ones(2, 4), "others": torch.ones(3, 4)}
+    calls = [text for row in collect_rows() for text in re.findall(r"`([\w.]+\([^`]*\))`", row.command)]
+    assert len(calls) >= 5
+    for text in calls:
+        name, _, arguments = text.partition("(")
+        called = eval(name, {}, given)
+        assert callable(called), text
+        if arguments != "...)":
+            eval(text, {}, given)
+
+
+def test_findings_of_the_page_are_codes() -> None:
+    known = {rule.code for rule in all_rules()}
+    named = [
+        code
+        for row in collect_rows()
+        for words in re.findall(r"(?:findings?|note) ((?:`[a-z-]+`(?:, | or )?)+)", row.command)
+        for code in re.findall(r"`([a-z-]+)`", words)
+    ]
+    assert len(named) >= 25
+    assert [code for code in named if code not in known] == []
 
 
 def test_the_page_is_the_list() -> None:
