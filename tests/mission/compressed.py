@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from sightline.contract.types import SampleKey
 from tests.command import succeed
 from tests.data.clouds.shapenet_part_writers import NAMES, shape_of
 from tests.mission.clouds import learn_rooms, prepare_parts
+from tests.mission.published import assert_reached
 from tests.mission.rows import row
 from tests.mission.small import CONFIGS, CPU, SOLIDS, document, figures, find_fault, learn, said, step
-from tests.processes import ROOT
 from tests.runtime.planted_loops import PLANTS
 from tests.trained import copy_run, trained_run
 
@@ -243,10 +242,8 @@ def _pct(work: Path) -> None:
 @row(
     "S2.17",
     "stand beside the papers' figures of ShapeNet, S3DIS and ModelNet40 at full length",
-    "`sightline evaluate RUN --against published`, docs/results/gpu.md",
+    "`sightline evaluate RUN --against published`, docs/results/gpu/results.jsonl",
     letter="E",
 )
 def _full_length(work: Path) -> None:
-    page = (ROOT / "docs/results/gpu.md").read_text()
-    reached = re.findall(r"\| `?(modelnet40|shapenet_part|s3dis)\w*`? \| [\d.]+ \| ([\d.]+) of ([\d.]+) epochs", page)
-    assert {name for name, done, full in reached if done == full} == {"modelnet40", "shapenet_part", "s3dis"}
+    assert_reached("modelnet40", "shapenet_part", "s3dis")
