@@ -24,7 +24,7 @@ from sightline.parts.models.vit import ViTEncoder
 from tests.command import document_of, succeed
 from tests.data.clouds import modelnet_writers
 from tests.engine.published_weights import registered
-from tests.golden_parity import assert_near_largest, cloud_inputs
+from tests.golden_parity import assert_near_largest, cloud_inputs, stored_part
 from tests.mission.golden import read_golden, round_state
 from tests.mission.published import assert_reached
 from tests.mission.rows import part, row
@@ -79,16 +79,18 @@ def _both_transformers(work: Path) -> None:
 @part("S0.27")
 def _published_transformers(work: Path) -> None:
     """Files of both, by the names and for the outputs of the authors' code."""
-    for name, layout in DENSE.items():
-        golden = read_golden(name)
-        torch.save({"model_state_dict": round_state(golden.state())}, work / f"{name}.pth")
-        assert f"layout: {layout}" in said("weights", work / f"{name}.pth", "--to", work / name)
-        inputs = {name: value if name == "category" else value.float() for name, value in cloud_inputs(golden).items()}
-        logits = run_model(sightline.load_run(work / name).model, **inputs)
-        assert_near_largest(logits, golden.tensor("eval.out.logits").float(), 1e-3, name)
-
-
-DENSE = {"pt_sjtu_cls_full": "qq456cvb_point_transformer_cls"}
+    rooms, parts = read_golden("pt_korea_seg_c6"), read_golden("pt_sjtu_partseg_full")
+    offsets = F.pad(rooms.tensor("in.offset").long(), (1, 0))
+    packed = {"points": rooms.tensor("in.coord"), "features": rooms.tensor("in.feat"), "offsets": offsets}
+    for layout, golden, inputs in (
+        ("postech_point_transformer_seg", rooms, packed),
+        ("qq456cvb_point_transformer_parts", parts, cloud_inputs(parts)),
+    ):
+        torch.save({"state_dict": round_state(golden.state())}, work / f"{layout}.pth")
+        assert f"layout: {layout}" in said("weights", work / f"{layout}.pth", "--to", work / layout)
+        logits = run_model(sightline.load_run(work / layout).model.double(), **inputs)
+        label = "eval.out.logits"
+        assert_near_largest(stored_part(golden, label, logits), golden.tensor(label), 1e-4, layout)
 
 
 @row(

@@ -116,8 +116,7 @@ def read_features(run: Path) -> Rows:
         loaded = [sightline.load_data(run, split, transforms="none") for split in splits]
         samples = sorted(itertools.chain.from_iterable(loaded), key=lambda sample: int(sample["sample_index"]))
         assert [int(sample["label"]) for sample in samples] == labels.tolist()
-        with torch.no_grad():
-            own = model.encode(points=torch.stack([sample["points"] for sample in samples]))  # type: ignore[operator]
+        own = encode(model, torch.stack([sample["points"] for sample in samples]))
         assert np.abs(own.double().numpy() - features).max() < 1e-2 * np.abs(features).max()
     return rows
 
@@ -245,6 +244,11 @@ def _made_up_neighbours(work: Path) -> None:
     mixed = Rows(rows[:40], labels[:40], rows[40:], labels[40:])
     assert probe_rows("linear", mixed, "C=1").metrics == {"probe_linear_accuracy": 1.0}
     assert probe_rows("linear", mixed, "C=1", "standardise=false").metrics["probe_linear_accuracy"] < 1
+    rows, labels = scatter(260, width=30, distance=1.2, seed=1)
+    mixed = Rows(rows[:60], labels[:60], rows[60:], labels[60:])
+    for cost in (0.001, 10):
+        expected = pytest.approx(score_regression(mixed, cost), abs=0.011)  # of 200
+        assert probe_rows("linear", mixed, f"C={cost}").metrics["probe_linear_accuracy"] == expected
 
 
 @row(
@@ -385,20 +389,18 @@ def _extractor_weights(work: Path) -> None:
     text = said("weights", work / "file.pth", "--to", work / "run")
     assert "layout: lulutang0608_point_bert_pretrained" in text
     model = sightline.load_run(work / "run").model
-    points = cloud_inputs(golden)["points"].float()
-    with torch.no_grad():
-        features = model.encode(points=points)  # type: ignore[operator]
+    features = encode(model.double(), cloud_inputs(golden)["points"])
     assert features.shape == (3, 768)
-    weight, bias, last, last_bias = (head[f"transformer_q.cls_head_finetune.{name}"] for name in HEAD)
+    weight, bias, last, last_bias = (head[f"transformer_q.cls_head_finetune.{name}"].double() for name in HEAD)
     logits = (features @ weight.T + bias).relu() @ last.T + last_bias
-    assert_near_largest(logits, golden.tensor("eval.out.logits").float(), 1e-3, "logits")
-    few = ("data={name: synthetic_shapes, train_size: 6, test_size: 3, num_points: 64}", "train.batch_size=3")
-    cuts = ("transforms.train.0.num_points=48", "transforms.evaluate.0.num_points=48", "evaluate.select=test")
-    recipe = "classify/modelnet40_point_bert_frozen_cpu"
-    learnt = learn(recipe, work / "learnt", *few, *cuts, f"init.from={work / 'run'}", "init.may_be_missing=[head]")
-    saved = load_file(learnt / "checkpoints/last/model.safetensors")
-    extractor = {name: value.numpy() for name, value in model.state_dict().items() if not name.startswith("head")}
-    assert all(np.array_equal(saved[name], value) for name, value in extractor.items())
+    assert_near_largest(logits, golden.tensor("eval.out.logits"), 1e-4, "logits")
+
+
+def encode(model: torch.nn.Module, points: torch.Tensor) -> torch.Tensor:
+    """Compute the features of clouds in evaluation mode."""
+    with torch.no_grad():
+        features: torch.Tensor = model.eval().encode(points=points)  # type: ignore[operator]
+    return features
 
 
 HEAD = ("0.weight", "0.bias", "3.weight", "3.bias")
@@ -413,6 +415,12 @@ def _extractor_of_the_hub(work: Path) -> None:
     torch.save(round_state(make_state(figures["shapes"], layout)), work / "a.pth")
     assert f"layout: {layout}" in said("weights", work / "a.pth", "--to", work / "run")
     model = sightline.load_run(work / "run").model
-    with torch.no_grad():
-        features = model.encode(points=draw_clouds(layout)[..., :3].float())  # type: ignore[operator]
-    assert_near_largest(features, torch.tensor(figures["outputs"]), 1e-3, "features")
+    extractor = {name: value.numpy() for name, value in model.state_dict().items() if not name.startswith("head")}
+    few = ("data={name: synthetic_shapes, train_size: 6, test_size: 3, num_points: 64}", "train.batch_size=3")
+    cuts = ("transforms.train.0.num_points=48", "transforms.evaluate.0.num_points=48", "evaluate.select=test")
+    start = (f"init.from={work / 'run'}", "init.may_be_missing=[head]")
+    learnt = learn("classify/modelnet40_point_bert_frozen_cpu", work / "learnt", *few, *cuts, *start)
+    saved = load_file(learnt / "checkpoints/last/model.safetensors")
+    assert all(np.array_equal(saved[name], value) for name, value in extractor.items())
+    features = encode(model.double(), draw_clouds(layout)[..., :3])
+    assert_near_largest(features, torch.tensor(figures["outputs"], dtype=torch.float64), 1e-4, "features")
