@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.golden_parity import Golden, load_golden
 from tests.processes import ROOT
 
-__all__ = ["read_golden", "round_state"]
+__all__ = ["read_golden", "relative_error", "round_state"]
 
 
 def read_golden(name: str, *, area: str = "points") -> Golden:
@@ -25,3 +25,10 @@ def read_golden(name: str, *, area: str = "points") -> Golden:
 def round_state(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """Round weights to the float32 of published files, their names after a prefix."""
     return {f"{prefix}{key}": value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Compute the largest difference as a share of the largest expected entry; tensors of other shapes are far off."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found.detach() - expected).abs().max() / expected.abs().max())
