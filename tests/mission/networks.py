@@ -181,20 +181,26 @@ def _per_kind(work: Path) -> None:
     text = said("evaluate", trained_run("plain"), *CPU)
     assert "confused with" in text
     scores = document(trained_run("plain"))
-    counts, names = count_predictions(trained_run("plain"))
+    worst = min(scores["per_class"], key=lambda name: scores["per_class"][name]["accuracy"])
+    other = scores["confused_with"][worst]
+    assert re.search(rf"│ {worst} │ \S+ │ [^│]+ │ 2 │ {other['class']} {other['share']:.0%} │", text)
+    sizes = ("data.train_size=192", "data.test_size=120", "data.num_points=32", "train.batch_size=32")
+    steps = ("optimizer.lr=0.01", "train.steps=24", "evaluate.select=test")  # until some of ten are right, some wrong
+    run = learn("classify/synthetic_shapes_pointnet", work / "run", *sizes, *NETWORK, *steps)
+    scores, (counts, names) = document(run), count_predictions(run)
     assert scores["confusion"] == {"classes": names, "counts": counts.tolist()}
+    shares = set()
     for index, name in enumerate(names):
         of_kind, wrong = counts[index], np.where(np.arange(len(names)) == index, 0, counts[index])
-        assert scores["per_class"][name]["count"] == of_kind.sum() == 2
-        assert scores["per_class"][name]["accuracy"] == pytest.approx(of_kind[index] / 2)
+        assert scores["per_class"][name]["count"] == of_kind.sum() == 10
+        assert scores["per_class"][name]["accuracy"] == pytest.approx(of_kind[index] / 10)
         assert (name in scores["confused_with"]) == bool(wrong.any())
         if wrong.any():
             other = scores["confused_with"][name]
             assert wrong[names.index(other["class"])] == wrong.max() == other["count"]
-            assert other["share"] == wrong.max() / 2
-    worst = min(scores["per_class"], key=lambda name: scores["per_class"][name]["accuracy"])
-    other = scores["confused_with"][worst]
-    assert re.search(rf"│ {worst} │ \S+ │ [^│]+ │ 2 │ {other['class']} {other['share']:.0%} │", text)
+            assert other["share"] == wrong.max() / 10
+            shares.add((wrong.max(), of_kind[index]))
+    assert any(right > 0 and most + right < 10 for most, right in shares)  # right ones, and two kinds of wrong ones
 
 
 def count_predictions(run: Path) -> tuple[np.ndarray, list[str]]:
