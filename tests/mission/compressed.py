@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -39,6 +38,7 @@ from tests.command import document_of, succeed
 from tests.data.clouds.shapenet_part_writers import CATEGORIES, NAMES, shape_of, write_text
 from tests.data.scenes.scene_writers import ROOMS, annotation
 from tests.mission.cloud_sets import learn_rooms, prepare_parts
+from tests.mission.published import assert_reached
 from tests.mission.recomputed import (
     answer_clouds,
     are_in_order,
@@ -67,7 +67,6 @@ from tests.mission.small import (
     step,
 )
 from tests.planted.planting import BENCHES
-from tests.processes import ROOT
 from tests.recipe_steps import TrainingStep
 from tests.runs.segments import PARTS
 from tests.runtime.healthy_loops import train
@@ -535,13 +534,11 @@ def _assert_pct(run: Path) -> None:
 @row(
     "S2.17",
     "stand beside the papers' figures of ShapeNet, S3DIS and ModelNet40 at full length",
-    "`sightline evaluate RUN --against published`, docs/results/gpu.md",
+    "`sightline evaluate RUN --against published`, docs/results/gpu/results.jsonl",
     letter="E",
 )
 def _full_length(work: Path) -> None:
-    page = (ROOT / "docs/results/gpu.md").read_text()
-    reached = re.findall(r"\| `?(modelnet40|shapenet_part|s3dis)\w*`? \| [\d.]+ \| ([\d.]+) of ([\d.]+) epochs", page)
-    assert {name for name, done, full in reached if done == full} == {"modelnet40", "shapenet_part", "s3dis"}
+    assert_reached("modelnet40", "shapenet_part", "s3dis")
 
 
 @part("S2.17")

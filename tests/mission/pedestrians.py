@@ -21,6 +21,7 @@ from tests.command import document_of, refuse, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.test_crowdhuman import CROWD, write_set
 from tests.data.boxes.test_people import PEOPLE, written
+from tests.mission.published import assert_reached
 from tests.mission.rows import part, row
 from tests.mission.small import CONFIGS, CPU, document, figures, find_fault, learn, said, step
 from tests.processes import ROOT
@@ -474,9 +475,7 @@ def _published(work: Path) -> None:
 
 @part("S3.35", "E")
 def _near(work: Path) -> None:
-    page = (ROOT / "docs/results/gpu.md").read_text()
-    reached = re.findall(r"\| `?crowdhuman\w*`? \| [\d.]+ \| ([\d.]+) of ([\d.]+) epochs", page)
-    assert any(done == full for done, full in reached)
+    assert_reached("crowdhuman")
 
 
 @row(

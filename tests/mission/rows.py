@@ -52,7 +52,18 @@ class Row(NamedTuple):
 
 
 _MODULES = (
-    *("clouds", "cloud_sets", "pretraining", "compressed", "fitting", "pedestrians", "framework", "scans", "volumes"),
+    *(
+        "cloud_sets",
+        "pretraining",
+        "probes",
+        "networks",
+        "compressed",
+        "fitting",
+        "pedestrians",
+        "framework",
+        "scans",
+        "volumes",
+    ),
 )
 """Modules with rows."""
 _ROWS: dict[str, Row] = {}
