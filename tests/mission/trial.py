@@ -125,6 +125,8 @@ def _kind_of(failure: BaseException) -> str:
     file, function = frames[-1]
     if function == "refuse":
         return "red" if str(failure).startswith("not refused") else "refused"
+    if function == "find_fault" and str(failure).startswith("no finding"):
+        return "red"
     return "red" if file.startswith("tests/mission/") and file not in _COMMANDS else "refused"
 
 

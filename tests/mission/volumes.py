@@ -25,6 +25,7 @@ import sightline
 import sightline.verbs.view
 from sightline.areas.pose.v2v import V2VSmall
 from sightline.contract import registry
+from sightline.draw.pictures import PALETTE
 from sightline.view.stages import ViewedSample
 from tests.command import document_of, succeed
 from tests.data.depth import depth_trees
@@ -247,6 +248,11 @@ def _assert_shown(subject: ViewedSample, data: Any, epoch: int) -> None:
     image = stages["raw"].panels[0].pixels
     x, y, z = sample["joints"].double().numpy().T
     columns, rows = ((u0 + fx * x / z + 0.5).astype(int), (v0 + fy * y / z + 0.5).astype(int))
+    shades = {tuple(colour) for colour in PALETTE.tolist()}
+    discs = [tuple(image[r, c].tolist()) for r, c in zip(rows, columns, strict=True)]
+    assert np.mean([disc in shades for disc in discs]) > 0.9, "no joints are drawn"
+    own = [disc == tuple(PALETTE[joint % len(PALETTE)].tolist()) for joint, disc in enumerate(discs)]
+    assert np.mean(own) > 0.6, "joints are drawn in each other's place"  # some lie below others
     near = [
         (image[r - 5 : r + 6, c - 5 : c + 6] == TRUE).all(axis=-1).any() for r, c in zip(rows, columns, strict=True)
     ]
@@ -266,12 +272,19 @@ def _assert_shown(subject: ViewedSample, data: Any, epoch: int) -> None:
     maps = stages["train 3: draw_heatmaps"]
     cells = {tuple(cell) for cell in np.floor(maps.points / 2).astype(int).tolist()}
     assert cells == {tuple(cell) for cell in (sample["heatmaps"].amax(dim=0) > 0.5).nonzero().tolist()}
-    assert (maps.panels[0].pixels.reshape(-1, 3) == READ).all(axis=1).sum() > 50, "no joints that are read from maps"
+    front = maps.panels[0].pixels
+    highest = sample["heatmaps"].amax(dim=(0, 3)).numpy().T[::-1]
+    corners = front[:: len(front) // 8, :: len(front) // 8][:8, :8]
+    assert (corners.min(axis=-1)[highest > 0.5] < 230).all(), "a map is not in the picture"
+    assert (front.reshape(-1, 3) == READ).all(axis=1).sum() > 50, "no joints that are read from maps"
 
 
 @row("S1.5", "catch augmentation that changes the stored samples", "`sightline check CONFIG`, finding `data-mutation`")
 def _mutation(work: Path) -> None:
-    assert find_fault("D3", "data-mutation")["severity"] == "error"
+    found = find_fault("D3", "data-mutation")
+    assert found["severity"] == "error"
+    assert "the data set edits what is stored" in found["summary"]
+    assert found["evidence"] == {"field": "points"}
 
 
 @row(
