@@ -89,7 +89,7 @@ def _first_loss(work: Path) -> None:
     assert found["constant"] == pytest.approx(maps.var(axis=(1, 2, 3)).mean(), rel=1e-3)  # of one number a joint
 
 
-def _draw_maps(index: int, *, cells: int, words: tuple[str, ...] = FEW) -> np.ndarray:
+def _draw_maps(index: int, *, cells: int, words: tuple[str, ...] = (*FEW, "evaluate.select=test")) -> np.ndarray:
     """Draw the maps (J, V, V, V) of a training frame by NumPy."""
     frame = sightline.load_data(HANDS, "train", overrides=words, transforms="none")[index]
     joints, reference = (frame[name].double().numpy() for name in ("joints", "reference"))
@@ -158,10 +158,19 @@ def _initial_weights_of_maps(work: Path) -> None:
 def _plateau(work: Path) -> None:
     words = ("optimizer={name: sgd, lr: 1e-9}", "schedule.name=constant", "train.steps=120", "train.epochs=60")
     run = learn("pose/synthetic_hands_v2v_small", work / "run", *FEW, "evaluate.select=test", *words)
-    assert (
-        "the loss stays at the level of all-zero outputs"
-        in findings(run, skip_but("trivial-plateau"))["trivial-plateau"]["summary"]
+    found = findings(run, skip_but("trivial-plateau"))
+    assert "trivial-plateau" in found
+    assert "the loss stays at the level of all-zero outputs" in found["trivial-plateau"]["summary"]
+    measured = found["trivial-plateau"]["measured"]
+    numbers = re.search(
+        r"^(\S+) at first, (\S+) from step (\d+) to (\d+); .* has (\S+), all-zero outputs (\S+)$", measured
     )
+    assert numbers is not None, measured
+    start, mean, first, last, trained, zeros = map(float, numbers.groups())
+    assert 1 <= first < last <= 120
+    squares = [(_draw_maps(index, cells=8) ** 2).mean() for index in range(6)]
+    assert zeros == pytest.approx(np.mean(squares), rel=0.01)
+    assert [start, mean, trained] == pytest.approx([zeros] * 3, rel=0.2)
 
 
 @row("S1.13", "over-fit one sample, or several", "`sightline check CONFIG --fit --samples 1`")

@@ -56,7 +56,7 @@ MUTANTS: dict[str, Edit] = {
     "S1.12": Edit(
         "doctor/rules/run.py",
         "level.start < (1 - _NEAR) * level.constant",
-        "level.start < (1 + _NEAR) * level.constant",
+        "level.start < (2 + _NEAR) * level.constant",
     ),
     "S1.13": Edit(
         "workbench/fit/fit.py",
