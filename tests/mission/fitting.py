@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sightline
+from sightline.areas.clouds.models.pointnet import PointNetPlain
 from sightline.areas.pose.v2v import V2VSmall
 from sightline.contract import registry
 from tests.command import run_here
@@ -47,6 +48,27 @@ from tests.runtime.planted_loops import PLANTS
 def _deep(work: Path) -> None:
     assert "0.99" in find_fault("N8", "layer-gradient", "--deep", cause="model.numerics")["measured"]
     assert find_fault("L9", "loss-gradient")["severity"] == "error"
+    with registered(registry.models, off=Off):
+        words = (*SOLIDS, "model={name: off}", "losses=[{name: cross_entropy}]", skip_but("layer-forward"), "--deep")
+        found = findings(CLOUDS, *words)
+    assert "layer-forward" in found
+    assert found["layer-forward"]["where"]["layer"] == "head.0.linear"
+    assert "off by 0.01 of" in found["layer-forward"]["measured"]
+
+
+class Off(PointNetPlain):
+    """A network of which one linear layer returns a hundredth too much."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, embedding=16)
+        self.head[0].linear.__class__ = HundredthMore
+
+
+class HundredthMore(nn.Linear):
+    """A linear layer, but for a hundredth."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values) * 1.01
 
 
 _ROUGH = """
@@ -215,8 +237,11 @@ def _optimisers(work: Path) -> None:
 @part("S1.14", "H")
 def _grid(work: Path) -> None:
     """All begin at one loss; a small first step lowers it by the rate times the squared or the absolute gradients."""
-    found = fit(work, "--grid", "--samples", 1, "--steps", 3, "--seconds", 1000)
-    rows = {(each["optimizer"], each["precision"]): each for each in found["grid"]}
+    words = (HANDS, *FEW, skip_but(), "--fit", "--grid", "--samples", 1, "--steps", 3, "--seconds", 1000, *CPU)
+    done = run_here("check", *words, "--json", work / "grid.json")
+    assert len(set(re.findall(r"│ (recipe \(adam\)|rmsprop|sgd) +│ (float32|float64) ", done.out))) == 6, done.err
+    grid = json.loads((work / "grid.json").read_text())["fit"]["grid"]
+    rows = {(each["optimizer"], each["precision"]): each for each in grid}
     names = ("recipe (adam)", "rmsprop", "sgd")
     assert rows.keys() == {(name, kind) for name in names for kind in ("float32", "float64")}
     starts, falls = {}, {}
@@ -227,7 +252,8 @@ def _grid(work: Path) -> None:
         starts[name, kind] = {tried["losses"][0] for tried in attempts}
         falls[name, kind] = attempts[0]["losses"][0] - attempts[0]["losses"][1]
         assert len({tuple(tried["losses"]) for tried in attempts}) == 5, "a rate changes nothing"
-        assert shown["best_rate"] in [tried["rate"] for tried in attempts]
+        best = min(attempts, key=lambda tried: (tried["fitted_after"] or math.inf, tried["lowest_share"] or math.inf))
+        assert shown["best_rate"] == best["rate"]
     singles, doubles = (set().union(*(starts[name, kind] for name in names)) for kind in ("float32", "float64"))
     assert len(singles) == len(doubles) == 1
     assert singles != doubles, "float64 is float32"
@@ -293,12 +319,10 @@ def _final_relu(work: Path) -> None:
         found = findings(HANDS, *FEW, *SPARSE, "model={name: rectified}")
         named = [finding for finding in found.values() if finding["cause"] == "model.activation"]
         assert [finding["severity"] for finding in named] == ["warning"]
-        assert (
-            run_here(
-                *("check", HANDS, *FEW, *SPARSE, skip_but(), "model={name: rectified}", "--fit", "--steps", 20, *CPU)
-            ).code
-            == 1
-        )
+        words = (HANDS, *FEW, *SPARSE, skip_but(), "model={name: rectified}", "--fit", "--steps", 20, *CPU)
+        fitted = run_here("check", *words)
+        assert fitted.code == 1
+        assert "[fit error model.activation]" in fitted.err
     assert "model.activation" not in [finding["cause"] for finding in findings(HANDS, *FEW, *SPARSE).values()]
 
 

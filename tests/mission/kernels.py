@@ -188,6 +188,7 @@ def _strict(work: Path) -> None:
         random.seed(seed)
         run = learn("pose/synthetic_hands_v2v_small", work / name, *FEW, *words)
         assert torch.are_deterministic_algorithms_enabled()
+        assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
         ends.append((run / "checkpoints/last/model.safetensors").read_bytes())
     assert ends[0] == ends[1]
     with registered(registry.models, undecided=Undecided):

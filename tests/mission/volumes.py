@@ -97,7 +97,8 @@ def _five_sets(work: Path) -> None:
         kind = {"hands2017": name, "itop": name}.get(name, f"{name}_hands")
         succeed("data", "prepare", kind, "--from", folder / "source", "--to", folder / "set")
         held = () if name in ("icvl", "nyu") else ("data.validation_share=0",)
-        words = (f"data.root={folder / 'set'}", "evaluate.select=test", *held, *small)
+        size = () if name in ("msra", "itop") else ("model={name: v2v_small}",)  # hands and bodies by the recipe's own
+        words = (f"data.root={folder / 'set'}", "evaluate.select=test", *held, *small, *size)
         frames: dict[str, Any] = {}
         for split in ("train", "test", *(("validation",) if name == "icvl" else ())):
             data = sightline.load_data(CONFIGS / f"pose/{name}_v2v.yaml", split, overrides=words, transforms="none")
@@ -116,6 +117,12 @@ def _five_sets(work: Path) -> None:
         off = np.linalg.norm(seen["joints_mm"] - np.stack([drawn[frame].joints for frame in names]), axis=-1)
         assert found["mean_error_mm"] == pytest.approx(off.mean(), abs=0.05), name
         assert set(names) <= {frame for frame in drawn if _is_tested(name, frame)}, name
+        if name == "itop":
+            assert found["detection_rate"] == (off < 100.0).mean()
+        norms = [
+            each for each in sightline.load_run(folder / "run").model.modules() if isinstance(each, nn.BatchNorm3d)
+        ]
+        assert all(bool((norm.weight != 1).any()) for norm in norms), f"{name}: layers that do not learn"
 
 
 def _is_tested(name: str, frame: str) -> bool:
