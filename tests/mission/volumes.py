@@ -137,37 +137,47 @@ def _is_tested(name: str, frame: str) -> bool:
     "`sightline train configs/pose/synthetic_hands_v2v_small.yaml`, `.../synthetic_bodies_v2v_small.yaml`",
 )
 def _without_files(work: Path) -> None:
-    _assert_figures("hands", bones=((5, 6, 44.0), (6, 7, 28.0), (7, 8, 22.0), (2, 3, 24.0)), behind_mm=(5.0, 25.0))
+    _assert_figures("hands", bones=((5, 6, 44.0), (6, 7, 28.0), (7, 8, 22.0), (2, 3, 24.0)), radii=_HAND, near_mm=3.0)
     assert 0 < figures(trained_run("pose"))["mean_error_mm"] < 200
     assert len(document(trained_run("pose"))["per_class"]) == 21
     _assert_learns("hands", work)
 
 
+_FINGERS = ((12.0, 9.0, 8.0, 7.5), (12.0, 9.5, 8.5, 8.0), (12.0, 9.0, 8.0, 7.5), (12.0, 8.0, 7.0, 6.5))
+_HAND = (14.0, *(radius for finger in _FINGERS for radius in finger), 14.0, 11.0, 10.0, 9.0)
+_BODY = (110.0, 60.0, 60.0, 60.0, 50.0, 50.0, 40.0, 40.0, 150.0, 75.0, 75.0, 75.0, 75.0, 55.0, 55.0)
+"""Radii about the joints of the figures, in mm."""
+
+
 @part("S1.2", "F")
 def _bodies_without_files(work: Path) -> None:
-    _assert_figures("bodies", bones=((9, 11, 420.5), (11, 13, 410.0), (2, 3, 360.0)), behind_mm=(30.0, 170.0))
+    _assert_figures("bodies", bones=((9, 11, 420.5), (11, 13, 410.0), (2, 3, 360.0)), radii=_BODY, near_mm=15.0)
     run = _assert_learns("bodies", work)
     assert "head" in " ".join(document(run)["per_class"])
 
 
-def _assert_figures(what: str, *, bones: tuple[tuple[int, int, float], ...], behind_mm: tuple[float, float]) -> None:
-    """Assert that joints lie behind what is measured of them, a limb's radius, and that bones have their lengths."""
+def _assert_figures(
+    what: str, *, bones: tuple[tuple[int, int, float], ...], radii: tuple[float, ...], near_mm: float
+) -> None:
+    """Assert that joints lie a limb's radius behind what is measured of them, and that bones have their lengths."""
     config = CONFIGS / f"pose/synthetic_{what}_v2v_small.yaml"
     parts = {split: sightline.load_data(config, split, overrides=FEW, transforms="none") for split in ("train", "test")}
-    frames = [parts[split][index] for split in parts for index in range(2)]
+    frames = [parts[split][index] for split in parts for index in range(3)]
     assert torch.equal(parts["train"][1]["depth"], frames[1]["depth"])
     assert len({frame["joints"].numpy().tobytes() for frame in frames}) == len(frames)
-    behind = []
+    off = []
     for frame in frames:
         joints = frame["joints"].numpy()
-        behind.append(surface_before(frame["depth"].numpy(), frame["camera"].numpy(), joints))
         lengths = np.array([np.linalg.norm(joints[first] - joints[second]) for first, second, _ in bones])
         sizes = lengths / [at_rest for _, _, at_rest in bones]
         assert np.allclose(sizes, sizes[0], rtol=0.01), sizes
         assert 0.79 < sizes[0] < 1.21
-    known = np.concatenate(behind)
+        behind = surface_before(frame["depth"].numpy(), frame["camera"].numpy(), joints)
+        off.append(behind - sizes[0] * np.array(radii) * joints[:, 2] / np.linalg.norm(joints, axis=1))
+    known = np.concatenate(off)
     assert np.isfinite(known).mean() > 0.8
-    assert behind_mm[0] < np.nanmedian(known) < behind_mm[1]
+    assert abs(np.nanmedian(known)) < near_mm
+    assert (np.abs(known) < near_mm).mean() > 0.5, "joints are not in the middle of their limbs"
 
 
 def _assert_learns(what: str, work: Path) -> Path:
