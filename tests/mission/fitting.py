@@ -205,7 +205,7 @@ def _over_fit(work: Path) -> None:
     goal = one["loss"]["floor"] + 0.1 * (min(one["loss"]["start"], one["loss"]["constant"]) - one["loss"]["floor"])
     reached = [step for step, loss in enumerate(last["losses"]) if loss <= goal]
     assert last["fitted_after"] == reached[0], "a tenth of the way is left"
-    assert last["score"] < 25.0, "joints of the sample that is learnt by heart are a cell off at most"
+    assert last["score"] < 15.0, "joints of the sample that is learnt by heart are not near"
     several = (*SOLIDS, *NETWORK, skip_but(), "--fit", "--samples", 3, "--steps", 40, *CPU)
     assert "3 samples: fitted" in said("check", CLOUDS, *several)
     stuck = run_here("check", CLOUDS, *several, "optimizer.lr=1e-9")
