@@ -1,30 +1,33 @@
-"""What notes on joints in volumes ask for of any network: layers, a few samples, numbers and kernels."""
+"""What notes on joints in volumes ask for of any network: layers, the first loss, a few samples."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sightline
+from sightline.areas.clouds.models.pointnet import PointNetPlain
 from sightline.areas.pose.v2v import V2VSmall
 from sightline.contract import registry
-from tests.command import document_of, refuse, run_here
-from tests.doc_blocks import blocks_of
+from tests.command import run_here
+from tests.doctor.segmenting import Logits
 from tests.engine.published_weights import registered
+from tests.mission.joints_by_hand import draw_gaussians, to_cells
 from tests.mission.rows import part, row
 from tests.mission.small import (
     CPU,
     NETWORK,
     SOLIDS,
+    document,
     find_fault,
     findings,
     learn,
@@ -32,7 +35,6 @@ from tests.mission.small import (
     skip_but,
 )
 from tests.mission.volumes import CLOUDS, CUBE, FEW, HANDS
-from tests.processes import ROOT
 from tests.runtime.planted_loops import PLANTS
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -46,6 +48,27 @@ from tests.runtime.planted_loops import PLANTS
 def _deep(work: Path) -> None:
     assert "0.99" in find_fault("N8", "layer-gradient", "--deep", cause="model.numerics")["measured"]
     assert find_fault("L9", "loss-gradient")["severity"] == "error"
+    with registered(registry.models, off=Off):
+        words = (*SOLIDS, "model={name: off}", "losses=[{name: cross_entropy}]", skip_but("layer-forward"), "--deep")
+        found = findings(CLOUDS, *words)
+    assert "layer-forward" in found
+    assert found["layer-forward"]["where"]["layer"] == "head.0.linear"
+    assert "off by 0.01 of" in found["layer-forward"]["measured"]
+
+
+class Off(PointNetPlain):
+    """A network of which one linear layer returns a hundredth too much."""
+
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__(num_classes=num_classes, in_channels=in_channels, embedding=16)
+        self.head[0].linear.__class__ = HundredthMore
+
+
+class HundredthMore(nn.Linear):
+    """A linear layer, but for a hundredth."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values) * 1.01
 
 
 _ROUGH = """
@@ -80,15 +103,42 @@ def _precision(work: Path) -> None:
     "`sightline check CONFIG`, note `initial-squares`: `first loss 3.3e-4, all-zero maps 3.2115e-4`",
 )
 def _first_loss(work: Path) -> None:
-    found = fit(work, "--samples", 1, "--steps", 1)["loss"]
+    fitted = fit(work, "--samples", 1, "--steps", 1)
+    found = fitted["loss"]
     assert found["floor"] < 1e-12 < found["constant"] < found["start"]
+    maps = _draw_maps(fitted["samples"]["indices"][0], cells=8)
+    assert found["zero"] == pytest.approx((maps**2).mean(), rel=1e-4)
+    assert found["constant"] == pytest.approx(maps.var(axis=(1, 2, 3)).mean(), rel=1e-3)  # of one number a joint
+
+
+def _draw_maps(index: int, *, cells: int, words: tuple[str, ...] = (*FEW, "evaluate.select=test")) -> np.ndarray:
+    """Draw the maps (J, V, V, V) of a training frame by NumPy."""
+    frame = sightline.load_data(HANDS, "train", overrides=words, transforms="none")[index]
+    joints, reference = (frame[name].double().numpy() for name in ("joints", "reference"))
+    return draw_gaussians(to_cells(joints, reference, side_mm=200.0, cells=cells), cells)
 
 
 @part("S1.10", "G")
 def _all_zero_maps(work: Path) -> None:
-    text = said("check", HANDS, *FEW, *SPARSE, skip_but("initial-squares"), "--verbose", *CPU)
-    first, zeros = re.search(r"first loss ([^\s,]+), all-zero maps ([^\s,]+)", text).groups()  # type: ignore[union-attr]
-    assert 0 < float(zeros) < float(first)
+    one = ("data.train_size=1", "data.test_size=3", "train.batch_size=1", "evaluate.select=test", *FEW[3:])
+    text = said("check", HANDS, *one, *SPARSE, skip_but("initial-squares"), "--verbose", *CPU)
+    numbers = re.search(r"first loss ([^\s,]+), all-zero maps ([^\s,]+), best constants ([^\s,;]+)", text)
+    assert numbers is not None, text
+    first, zeros, constants = map(float, numbers.groups())
+    maps = _draw_maps(0, cells=16, words=one)
+    assert zeros == pytest.approx((maps**2).mean(), rel=1e-3)
+    assert constants == pytest.approx(maps.var(axis=(1, 2, 3)).mean(), rel=1e-3)
+    assert 0 < zeros < first < 1.1 * zeros  # the network begins near zeros
+    _assert_published_level()
+
+
+def _assert_published_level() -> None:
+    """Assert that zeros have 3.2115e-4 of a joint well inside 44 cells: (1.7 sqrt(pi) / 44)^3."""
+    sizes = ("transforms.train.0.size=88", "transforms.evaluate.0.size=88")
+    maps = sightline.load_data(HANDS, "train", overrides=(*FEW, *sizes))[0]["heatmaps"]
+    squares = maps.double().square().mean(dim=(1, 2, 3))
+    assert float(squares.max()) == pytest.approx((1.7 * math.sqrt(math.pi) / 44) ** 3, rel=1e-4)
+    assert f"{float(squares.max()):.4e}" == "3.2115e-04"
 
 
 SPARSE = ("transforms.train.0.size=32", "transforms.evaluate.0.size=32")
@@ -130,22 +180,38 @@ def _initial_weights_of_maps(work: Path) -> None:
 def _plateau(work: Path) -> None:
     words = ("optimizer={name: sgd, lr: 1e-9}", "schedule.name=constant", "train.steps=120", "train.epochs=60")
     run = learn("pose/synthetic_hands_v2v_small", work / "run", *FEW, "evaluate.select=test", *words)
-    assert (
-        "the loss stays at the level of all-zero outputs"
-        in findings(run, skip_but("trivial-plateau"))["trivial-plateau"]["summary"]
+    found = findings(run, skip_but("trivial-plateau"))
+    assert "trivial-plateau" in found
+    assert "the loss stays at the level of all-zero outputs" in found["trivial-plateau"]["summary"]
+    measured = found["trivial-plateau"]["measured"]
+    numbers = re.search(
+        r"^(\S+) at first, (\S+) from step (\d+) to (\d+); .* has (\S+), all-zero outputs (\S+)$", measured
     )
+    assert numbers is not None, measured
+    start, mean, first, last, trained, zeros = map(float, numbers.groups())
+    assert 1 <= first < last <= 120
+    squares = [(_draw_maps(index, cells=8) ** 2).mean() for index in range(6)]
+    assert zeros == pytest.approx(np.mean(squares), rel=0.01)
+    assert [start, mean, trained] == pytest.approx([zeros] * 3, rel=0.2)
 
 
 @row("S1.13", "over-fit one sample, or several", "`sightline check CONFIG --fit --samples 1`")
 def _over_fit(work: Path) -> None:
     one = fit(work, "--samples", 1, "--steps", 60, code=0)
     assert one["fitted"]
-    assert one["attempts"][0]["fitted_after"] <= 60
+    assert len(one["samples"]["indices"]) == 1
+    last = one["attempts"][-1]
+    assert last["fitted_after"] <= 60
+    goal = one["loss"]["floor"] + 0.1 * (min(one["loss"]["start"], one["loss"]["constant"]) - one["loss"]["floor"])
+    reached = [step for step, loss in enumerate(last["losses"]) if loss <= goal]
+    assert last["fitted_after"] == reached[0], "a tenth of the way is left"
+    assert last["score"] < 15.0, "joints of the sample that is learnt by heart are not near"
     several = (*SOLIDS, *NETWORK, skip_but(), "--fit", "--samples", 3, "--steps", 40, *CPU)
     assert "3 samples: fitted" in said("check", CLOUDS, *several)
     stuck = run_here("check", CLOUDS, *several, "optimizer.lr=1e-9")
     assert stuck.code == 1
     assert "[fit error optim.lr]" in stuck.err
+    assert "3 samples: NOT FITTED" in stuck.err
 
 
 @row(
@@ -170,9 +236,32 @@ def _optimisers(work: Path) -> None:
 
 @part("S1.14", "H")
 def _grid(work: Path) -> None:
-    done = run_here("check", HANDS, *FEW, skip_but(), "--fit", "--grid", "--samples", 1, "--steps", 3, *CPU)
-    rows = re.findall(r"│ (recipe \(adam\)|rmsprop|sgd) +│ (float32|float64) ", done.out)
-    assert len(set(rows)) == 6, done.out + done.err
+    """All begin at one loss; a small first step lowers it by the rate times the squared or the absolute gradients."""
+    words = (HANDS, *FEW, skip_but(), "--fit", "--grid", "--samples", 1, "--steps", 3, "--seconds", 1000, *CPU)
+    done = run_here("check", *words, "--json", work / "grid.json")
+    assert len(set(re.findall(r"│ (recipe \(adam\)|rmsprop|sgd) +│ (float32|float64) ", done.out))) == 6, done.err
+    grid = json.loads((work / "grid.json").read_text())["fit"]["grid"]
+    rows = {(each["optimizer"], each["precision"]): each for each in grid}
+    names = ("recipe (adam)", "rmsprop", "sgd")
+    assert rows.keys() == {(name, kind) for name in names for kind in ("float32", "float64")}
+    starts, falls = {}, {}
+    for (name, kind), shown in rows.items():
+        attempts = shown["attempts"]
+        assert [tried["rate"] for tried in attempts] == [1e-4, 2e-3, 1e-2, 1e-1, 1.0], "the recipe's is 2e-3"
+        assert {tried["precision"] for tried in attempts} == {kind}
+        starts[name, kind] = {tried["losses"][0] for tried in attempts}
+        falls[name, kind] = attempts[0]["losses"][0] - attempts[0]["losses"][1]
+        assert len({tuple(tried["losses"]) for tried in attempts}) == 5, "a rate changes nothing"
+        best = min(attempts, key=lambda tried: (tried["fitted_after"] or math.inf, tried["lowest_share"] or math.inf))
+        assert shown["best_rate"] == best["rate"]
+    singles, doubles = (set().union(*(starts[name, kind] for name in names)) for kind in ("float32", "float64"))
+    assert len(singles) == len(doubles) == 1
+    assert singles != doubles, "float64 is float32"
+    assert singles.pop() == pytest.approx(doubles.pop(), rel=1e-4)
+    assert all(fall > 0 for fall in falls.values())
+    adam, rms, sgd = (falls[name, "float64"] for name in names)
+    assert 2 * adam < rms < 10.5 * adam  # the first mean of squares is a hundredth of the square: ten times the step
+    assert sgd < 0.5 * adam
 
 
 @row(
@@ -182,10 +271,34 @@ def _grid(work: Path) -> None:
     letter="I",
 )
 def _ladder(work: Path) -> None:
-    words = (*SOLIDS, *NETWORK, skip_but(), "--fit", "--grow", "2,4", "--steps", 60, *CPU)
-    text = said("check", CLOUDS, *words)
-    assert "rung 2: passed" in text
-    assert "rung 4: passed" in text
+    """Of twelve classes, evenly: constants are right about one of them, and have a loss of ln 12."""
+    quick = ("schedule.name=constant", "transforms.train=[]", "train.epochs=10")
+    solids = ("data.train_size=48", *SOLIDS[1:])
+    words = (CLOUDS, *solids, *NETWORK, *quick, skip_but(), "--fit", "--steps", 60, *CPU, "--json", work / "found.json")
+    done = run_here("check", *words, "--grow", "1,2,32,all", "optimizer={name: adam, lr: 1e-2}")
+    one, few, many, task = json.loads((work / "found.json").read_text())["ladder"]["rungs"]
+    assert [each["rung"] for each in (one, few, many, task)] == [1, 2, 32, "all"]
+    assert one["verdict"] == "not judged", "batch norm takes two"
+    text = " ".join(done.err.split())
+    for each in (few, many):
+        assert each["verdict"] == "passed"
+        assert 0 < each["figures"]["fitted_after"] <= 60
+        assert each["figures"]["way_left"] <= 0.1
+        assert f"rung {each['rung']}: passed" in text
+    assert many["figures"]["best_constant"] == pytest.approx(1 / 12)
+    assert many["figures"]["held_out"] > 1 / 12, "the fitted network scores no better than a constant"
+    reached = task["figures"]
+    assert reached["steps"] == 50  # ten epochs of 36 samples
+    assert reached["constant"] == pytest.approx(1 / 12)
+    assert reached["constant_loss"] == pytest.approx(math.log(12), rel=1e-3)
+    assert reached["last_loss"] < 0.8 * reached["constant_loss"]
+    assert reached["of_training"] > 0.3
+    assert reached["closeness"] == pytest.approx((reached["held_out"] - 1 / 12) / (11 / 12))
+    assert (task["verdict"] == "passed") == (reached["closeness"] >= 0.25)
+    stuck = run_here("check", *words, "--grow", "2,4", "optimizer={name: adam, lr: 1e-9}")
+    assert stuck.code == 1
+    tried = json.loads((work / "found.json").read_text())["ladder"]["rungs"]
+    assert [(each["rung"], each["verdict"]) for each in tried] == [(2, "failed")], "the climb ends there"
 
 
 class Rectified(V2VSmall):
@@ -206,12 +319,10 @@ def _final_relu(work: Path) -> None:
         found = findings(HANDS, *FEW, *SPARSE, "model={name: rectified}")
         named = [finding for finding in found.values() if finding["cause"] == "model.activation"]
         assert [finding["severity"] for finding in named] == ["warning"]
-        assert (
-            run_here(
-                *("check", HANDS, *FEW, *SPARSE, skip_but(), "model={name: rectified}", "--fit", "--steps", 20, *CPU)
-            ).code
-            == 1
-        )
+        words = (HANDS, *FEW, *SPARSE, skip_but(), "model={name: rectified}", "--fit", "--steps", 20, *CPU)
+        fitted = run_here("check", *words)
+        assert fitted.code == 1
+        assert "[fit error model.activation]" in fitted.err
     assert "model.activation" not in [finding["cause"] for finding in findings(HANDS, *FEW, *SPARSE).values()]
 
 
@@ -221,12 +332,41 @@ def _final_relu(work: Path) -> None:
     "`sightline train CONFIG log.gradients=true`, finding `dead-units`",
 )
 def _gradients(work: Path) -> None:
-    run = learn("pose/synthetic_hands_v2v_small", work / "run", *FEW, "evaluate.select=test", "log.gradients=true")
+    with registered(registry.models, watched=Watched):
+        words = (*FEW, "evaluate.select=test", "log.gradients=true", "model={name: watched}")
+        run = learn("pose/synthetic_hands_v2v_small", work / "run", *words)
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     norms = {name: value for name, value in line.items() if name.startswith("gradient/")}
-    assert {"gradient/stem.0.conv", "gradient/output"} <= norms.keys()
+    expected = Watched.norms()
+    assert {"gradient/stem.0.conv", "gradient/output"} <= expected.keys()
+    assert norms == pytest.approx(expected, rel=1e-4)
     assert sum(value**2 for value in norms.values()) ** 0.5 == pytest.approx(line["grad_norm"], rel=1e-4)
     assert "dead-units" in [finding.code for finding in PLANTS["dead units"].run().findings]
+
+
+class Watched(V2VSmall):
+    """The small network; it keeps the gradient that each parameter of the last one that was made gets first."""
+
+    gradients: ClassVar[dict[str, Tensor]] = {}
+
+    def __init__(self, *, num_joints: int) -> None:
+        super().__init__(num_joints=num_joints)
+        self.gradients.clear()
+        for name, parameter in self.named_parameters():
+            parameter.register_post_accumulate_grad_hook(partial(self._keep, name))
+
+    def _keep(self, name: str, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.gradients.setdefault(name, parameter.grad.detach().double().clone())
+
+    @classmethod
+    def norms(cls) -> dict[str, float]:
+        """Compute the norm of the gradients of each layer, by the names that the log has."""
+        squares: dict[str, float] = {}
+        for name, gradient in cls.gradients.items():
+            layer = f"gradient/{name.rpartition('.')[0]}"
+            squares[layer] = squares.get(layer, 0.0) + float(gradient.square().sum())
+        return {layer: total**0.5 for layer, total in squares.items()}
 
 
 @row(
@@ -243,6 +383,59 @@ def _trace(work: Path) -> None:
     broken = run_here("check", CLOUDS, *words, "--trace", "expect=[{layer: head.2, mean: [1000, 2000]}]")
     assert broken.code == 1
     assert "head.2" in broken.err
+    _assert_known_trace(work)
+
+
+class Fixed(nn.Module):
+    """A layer that returns four known numbers, whatever it gets."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        return points.new_tensor([0.0, 0.0, 1.0, 3.0])
+
+
+class Answer(nn.Module):
+    """A layer that returns the same scores for all samples: zeros before training."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.scores.expand(len(points), -1)
+
+
+class Known(sightline.Model):
+    """A network of which all that a trace shows is known."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        self.fixed, self.answer = Fixed(), Answer(num_classes)
+
+    def forward(self, *, points: Tensor) -> Logits:
+        return {"logits": self.answer(points) + 0 * self.fixed(points).sum()}
+
+
+def _assert_known_trace(work: Path) -> None:
+    """Assert what a trace says of layers that are known.
+
+    The gradient of the mean cross entropy at equal scores is 1/12 of each class, less 1 of the true one, by two.
+    """
+    words = ("model={name: known}", "losses=[{name: cross_entropy}]", skip_but(), "--fit", "--samples", 2, "--steps", 3)
+    expect = "expect=[{layer: fixed, zeros: [0, 0.5], mean: [0.9, 1.1]}, {layer: fixed, zeros: [0, 0.4]}]"
+    with registered(registry.models, known=Known):
+        run_here("check", CLOUDS, *SOLIDS, *words, "--trace", expect, *CPU, "--json", work / "trace.json")
+    found = json.loads((work / "trace.json").read_text())
+    before, after = ({layer["layer"]: layer for layer in snapshot["layers"]} for snapshot in found["fit"]["trace"])
+    names = ("mean", "std", "min", "max", "zeros")
+    for snapshot in (before, after):
+        assert [snapshot["fixed"][name] for name in names] == pytest.approx([1.0, 1.5**0.5, 0.0, 3.0, 0.5])
+    assert [before["answer"][name] for name in names] == [0.0, 0.0, 0.0, 0.0, 1.0]
+    assert before["answer"]["gradient"] == pytest.approx(((121 + 11) / 144 / 2) ** 0.5, rel=1e-4)
+    assert before["answer"]["weight_gradient"] > 0
+    assert before["answer"]["shape"] == [2, 12]
+    assert after["answer"]["std"] > 0 == after["answer"]["zeros"]
+    broken = [finding["summary"] for finding in found["findings"] if finding["code"] == "expect"]
+    assert broken == [f"fixed: zeros is not as expected {when}" for when in ("before the first step", "after 4 steps")]
 
 
 @row(
@@ -255,149 +448,11 @@ def _two_sizes(work: Path) -> None:
     few = (*FEW[:3], f"transforms.train={size}", f"transforms.evaluate={size}", "train.precision=float32")
     arms = ("--arm", "small=", "--arm", "published=model={name: v2v}", "--seeds", 1, *CPU, "--out", work / "out")
     text = said("study", HANDS, *few, "train.steps=1", "evaluate.select=test", "log.tensorboard=false", *arms)
-    assert re.search(r"│ small │ 1 │ \d+\.\d+ │.*│ published │ 1 │ \d+\.\d+ │", text)
-    sizes = [
-        sum(p.numel() for p in sightline.load_run(work / f"out/arm_{arm}/seed_0").model.parameters())
-        for arm in ("small", "published")
-    ]
+    shown = re.search(r"│ small │ 1 │ (\d+\.\d+) │.*│ published │ 1 │ (\d+\.\d+) │", text)
+    assert shown is not None, text
+    runs = [work / f"out/arm_{arm}/seed_0" for arm in ("small", "published")]
+    sizes = [sum(p.numel() for p in sightline.load_run(run).model.parameters()) for run in runs]
     assert sizes == [72357, 3410453]
-
-
-# --- numbers and kernels ----------------------------------------------------------------------------------------------
-
-
-@row("S1.20", "train in float64", "`sightline train CONFIG train.precision=float64`")
-def _float64(work: Path) -> None:
-    run = learn("pose/synthetic_hands_v2v_small", work / "run", *FEW, "evaluate.select=test", "train.precision=float64")
-    saved = sightline.load_run(run).model.state_dict()
-    from safetensors.torch import load_file
-
-    stored = load_file(run / "checkpoints/last/model.safetensors")
-    assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float64}
-    assert saved.keys()
-
-
-@row(
-    "S1.21",
-    "do without the vendor's kernels, for all or for batch norm alone",
-    "`sightline train CONFIG train.cudnn=all_but_batch_norm`",
-)
-def _kernels(work: Path) -> None:
-    normalise, convolve = torch.batch_norm, torch.nn.functional.conv3d
-    for level, expected in (("on", (True, True)), ("all_but_batch_norm", (True, False)), ("off", (False, False))):
-        seen: dict[str, set[bool]] = {"convolution": set(), "norm": set()}
-
-        def spy_norm(*given: Any, seen: dict[str, set[bool]] = seen) -> Tensor:
-            seen["norm"].add(given[8])
-            return normalise(*given)
-
-        def spy_convolution(*given: Any, seen: dict[str, set[bool]] = seen) -> Tensor:
-            seen["convolution"].add(torch.backends.cudnn.enabled)
-            return convolve(*given)
-
-        with (
-            mock.patch.object(torch, "batch_norm", spy_norm),
-            mock.patch.object(torch.nn.functional, "conv3d", spy_convolution),
-        ):
-            words = (*FEW, "evaluate.select=test", f"train.cudnn={level}")
-            learn("pose/synthetic_hands_v2v_small", work / level, *words)
-        assert tuple(seen.values()) == tuple({value} for value in expected), level
-
-
-@row("S1.22", "find the layer that they spoil", "`sightline compare CONFIG --against native-batch-norm`")
-def _spoilt(work: Path) -> None:
-    error = refuse("compare", HANDS, *FEW, "--against", "native-batch-norm", *CPU)
-    assert "native-batch-norm" in error
-    assert "cuDNN" in error
-
-
-@row("S1.23", "see loss, time and memory of every device, format and kernel", "`sightline compare CONFIG --matrix`")
-def _one_pair(work: Path) -> None:
-    found = document_of("compare", HANDS, *FEW, "--against", "bfloat16", "--steps", 1, "--samples", 1, *CPU)
-    (ours,), (theirs,) = found["steps"]["losses"], found["steps"]["expected"]
-    assert ours == pytest.approx(theirs, rel=0.05)
-    assert found["variant"] == "bf16 on cpu"
-
-
-@part("S1.23", "L")
-def _matrix(work: Path) -> None:
-    text = said("compare", HANDS, *FEW, "--matrix", "--steps", 1, "--samples", 1, *CPU)
-    assert all(name in text for name in ("float64", "float32", "bf16"))
-    assert text.count("no GPU here") == 12
-
-
-@row("S1.24", "forbid randomness", "`sightline train CONFIG train.determinism=strict`")
-def _strict(work: Path) -> None:
-    ends = []
-    for name in ("a", "b"):
-        words = ("train.determinism=strict", "train.steps=2", "evaluate.select=test")
-        run = learn("pose/synthetic_hands_v2v_small", work / name, *FEW, *words)
-        assert torch.are_deterministic_algorithms_enabled()
-        ends.append((run / "checkpoints/last/model.safetensors").read_bytes())
-    assert ends[0] == ends[1]
-
-
-@row(
-    "S1.25",
-    "compare with the authors' program, in any language, or with another torch",
-    "`sightline compare RUN --against FILE.py`, `--against RECORD`",
-)
-def _another_program(work: Path) -> None:
-    theirs = ROOT / "examples/their_pointnet.py"
-    few = (*SOLIDS, "model={name: pointnet_plain, embedding: 64}", "losses=[{name: cross_entropy}]")
-    words = (*few, "--against", theirs, "--steps", 0, *CPU, "--json", work / "found.json")
-    assert run_here("compare", CLOUDS, *words).code == 1
-    found = json.loads((work / "found.json").read_text())
-    assert (found["first"]["layer"], found["first"]["what"]) == ("encode.2.norm", "result")
-    assert found["settings"] == ["eps is 1e-05 and in the reference 0.001"]
-
-
-@part("S1.25", "M")
-def _record(work: Path) -> None:
-    """By the NumPy program of the page, in a process of its own, with a weight in the wrong layout."""
-    program, command = blocks_of(ROOT / "docs/reference/compare_records.md")
-    text = program.text.replace('active @ w["encode.2.weight"].T', 'active @ w["encode.2.weight"]')
-    subprocess.run([sys.executable, "-I", "-c", text], cwd=work, check=True)
-    words = [ROOT / w if w.startswith("examples/") else work / w if w == "record" else w for w in command.commands()[0]]
-    done = run_here(*words[1:], *CPU)
-    assert done.code == 1, done.err
-    assert "the first stage that differs: forward; they diverge first at encode.2 (Linear)" in done.err
-
-
-_WRONG = """
-import torch
-
-from sightline.areas.clouds.models.pointnet import PointNetPlain
-import sightline
-
-
-class Wrong(torch.nn.Linear):
-    def forward(self, values):
-        made = super().forward(values)
-        return made * 1.001 if made.dtype == torch.float32 else made
-
-
-@sightline.register.model("wrong")
-class Net(PointNetPlain):
-    def __init__(self, *, num_classes: int, in_channels: int) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels, embedding=16)
-        self.head[0].linear.__class__ = Wrong
-"""
-
-
-@row(
-    "S1.26",
-    "send upstream a script that reproduces a wrong layer",
-    "`sightline compare CONFIG --against float64 --repro DIR`, then `python DIR/repro.py`",
-    letter="N",
-)
-def _repro(work: Path) -> None:
-    (work / "wrong.py").write_text(_WRONG)
-    model = ("model={name: wrong}", "losses=[{name: cross_entropy}]", "--plugin", work / "wrong.py")
-    words = ("--against", "float64", "--steps", 0, "--repro", work / "repro")
-    assert run_here("compare", CLOUDS, *SOLIDS, *model, *words, *CPU).code == 1
-    script = [sys.executable, "-I", work / "repro/repro.py"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert re.search(r"measured \S+, expected \S+", done.stdout)
-    assert "sightline" not in (work / "repro/repro.py").read_text()
+    errors = [document(run)["metrics"]["mean_error_mm"] for run in runs]
+    assert [float(number) for number in shown.groups()] == pytest.approx(errors, rel=1e-3)
+    assert errors[0] != errors[1]
