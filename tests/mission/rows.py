@@ -76,9 +76,21 @@ def part(id: str, letter: str | None = None, *, is_long: bool = False) -> Callab
 
 def collect_rows() -> list[Row]:
     """Return all rows, in the order of their numbers; those of a number that is none are last."""
-    from tests.mission import clouds, compressed, fitting, pedestrians, scans, volumes
+    from tests.mission import (
+        boxes,
+        clouds,
+        compressed,
+        detections,
+        detectors,
+        fitting,
+        labels,
+        pedestrians,
+        scans,
+        volumes,
+    )
 
     assert all((clouds, compressed, fitting, pedestrians, scans, volumes))
+    assert all((boxes, detections, detectors, labels))
     places = {id: place for place, id in enumerate(IDS)}
     return sorted(_ROWS.values(), key=lambda row: places.get(row.id, len(IDS)))
 
