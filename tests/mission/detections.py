@@ -63,8 +63,7 @@ def score_known(work: Path) -> Any:
 
 @row("S3.22", "evaluate by COCO's metrics, with objects sized in pixels of the file", "`sightline evaluate RUN`")
 def _coco_metrics(work: Path) -> None:
-    words: list[object] = [trained_run("detect"), *CPU]
-    found = document_of("evaluate", *words)
+    found = document_of("evaluate", trained_run("detect"), *CPU)
     assert found["metrics"] == figures(trained_run("detect"))
     assert {"ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10"} <= found["metrics"].keys()
     overrides = [word for word in DETECT if word.startswith("data")]
@@ -75,8 +74,11 @@ def _coco_metrics(work: Path) -> None:
     raw = sightline.load_data(CROWDS, "test", overrides=overrides, transforms="none")[0]
     assert torch.allclose(larger["boxes"], 2 * raw["boxes"], atol=1e-3)
     assert torch.equal(larger["truth"], raw["truth"])  # boxes and areas that are scored
-    canvas = ("transforms.evaluate.0.height=384", "transforms.evaluate.0.width=512")
-    succeed("evaluate", trained_run("detect"), *canvas, "--save-predictions", "--out", work / "large", *CPU)
+    stage = "[{name: fit_image, height: 384, width: 512}, {name: normalize_image}]"
+    text = f"base: {CROWDS}\ntransforms: {{train: {stage}, evaluate: {stage}}}\ndata: {{test_size: 2}}\n"
+    (work / "large.yaml").write_text(text)
+    words = ["--data", work / "large.yaml", "--save-predictions", "--out", work / "large"]
+    succeed("evaluate", trained_run("detect"), *words, *CPU)
     ends = [row["bbox"][0] + row["bbox"][2] for row in _read_rows(work / "large")]
     assert np.median(ends) < 230  # of files 256 pixels wide, on a canvas of 512
 
@@ -310,10 +312,11 @@ def _tensorboard(work: Path) -> None:
     pictures = [name for name in tags["images"] if name.startswith("validation/detections")]
     assert pictures
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for split, name in (("validation", "ap50"), ("train", "loss")):
+    for split, name in (("validation", "ap50"), ("train", "loss/sigmoid_focal")):
         logged = [(event.step, event.value) for event in events.Scalars(f"{split}/{name}")]
         written = [(line["step"], line[name]) for line in lines if line["split"] == split and line[name] is not None]
         assert logged, name
+        assert len({value for _, value in logged}) == len(logged), name
         for place, value in logged:
             assert dict(written)[place] == pytest.approx(value, rel=1e-5), name
     for name in pictures:

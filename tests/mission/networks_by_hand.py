@@ -17,7 +17,7 @@ __all__ = ["darknet53", "fcos_head", "pyramid", "resnet", "retina_head", "yolov3
 
 def _list_units(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
     """List the convolutions of a backbone with the norms that follow them, in the order of their calls."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+    layers = [each for each in module.modules() if isinstance(each, nn.Conv2d) or hasattr(each, "running_mean")]
     return zip(layers[::2], layers[1::2], strict=True)  # type: ignore[arg-type]
 
 
