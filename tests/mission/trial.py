@@ -84,7 +84,8 @@ class _Recorder:
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Keep the daily checks of the row."""
-        checks = {item: item.callspec.params["check"] for item in items if hasattr(item, "callspec")}
+        cases = {item: item.callspec.params for item in items if hasattr(item, "callspec")}
+        checks = {item: params["check"] for item, params in cases.items() if "check" in params}
         items[:] = [item for item, check in checks.items() if check.id == self.id and not check.is_pending]
 
     def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
