@@ -28,6 +28,8 @@ _COPIED = ("sightline", "tests", "configs", "examples", "docs", "benchmarks", "t
 _FILES = ("pyproject.toml", "Makefile", "constraints.txt", "README.md", "setup.py")
 _COMMANDS = ("tests/mission/small.py", "tests/command.py")
 """Files of helpers that run commands. Their assertions on exit codes are no assertions about a feature."""
+_EFFECTS = ("find_fault", "step")
+"""Helpers of these files that assert a feature: that a fault is found, that a step changes the weights."""
 
 
 class Edit(NamedTuple):
@@ -125,6 +127,8 @@ def _kind_of(failure: BaseException) -> str:
     file, function = frames[-1]
     if function == "refuse":
         return "red" if str(failure).startswith("not refused") else "refused"
+    if function in _EFFECTS:
+        return "red"
     return "red" if file.startswith("tests/mission/") and file not in _COMMANDS else "refused"
 
 
