@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import sightline
 from sightline.areas.detect.output import Adaptive
 from sightline.contract import registry
+from sightline.engine.step import compute_batch_losses
 from tests.command import document_of, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.mission.boxes import overlap
@@ -280,6 +281,8 @@ def _losses(work: Path) -> None:
         with torch.no_grad():
             context, outputs = task.context(small.job.model, batch), task.outputs(small.job.model, batch)
             sums = task.losses_of(batch, outputs, context)
+        counts = compute_batch_losses(task, small.job.model, batch, torch.device("cpu"))[1]
+        assert {int(count) for count in counts.values()} == {int((context["target"] >= 0).sum())}
         target, priors, codes = context["target"], context["priors"], outputs["codes"].float()
         image, prior = (target >= 0).nonzero(as_tuple=True)
         anchors, truth, deltas = priors[prior], context["matched_boxes"][image, prior], codes[image, prior]

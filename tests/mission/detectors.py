@@ -162,24 +162,31 @@ _ATTENTION = {
 
 @row("S3.28", "put attention into backbones", "`sightline describe CONFIG model.backbone.attention=se`", letter="T")
 def _attention(work: Path) -> None:
-    """There is a layer for each of the eight blocks of a ResNet-18; it is called, and computes its formula."""
     rows = document_of("describe", CROWDS, *DETECT, "model.backbone.attention=se")["modules"]
     assert "SqueezeExcitation" in [each["class_name"] for each in rows]
     step("detect/synthetic_crowds_retinanet", work, "model.backbone.attention=se")
-    for name, (kind, formula) in _ATTENTION.items():
-        backbone = sightline.build_model(
-            "detector",
-            num_classes=1,
-            backbone={"name": "resnet18", "width": 16, "attention": name},
-            neck={"name": "fpn"},
-            head={"name": "retina", "num_convs": 1},
-        ).get_submodule("backbone")
-        layers = [module for module in backbone.modules() if type(module).__name__ == kind]
-        calls = _watch(layers, backbone, torch.randn(2, 3, 64, 96))
-        assert [layer for layer, _, _ in calls] == layers
-        assert len(layers) == 8, name
-        for layer, image, result in calls:
-            assert_near(result, formula(layer, image).detach(), name)
+    blocks = {"resnet18": 8, "resnet50": 16, "darknet53": 23, "cspdarknet": 8}
+    for backbone, count in blocks.items():
+        for name in _ATTENTION if backbone == "resnet18" else ("se",):
+            _assert_attention(backbone, name, count)
+
+
+def _assert_attention(backbone: str, name: str, count: int) -> None:
+    """Expect a layer of attention in each block of a backbone, which is called, and computes its formula."""
+    kind, formula = _ATTENTION[name]
+    network = sightline.build_model(
+        "detector",
+        num_classes=1,
+        backbone={"name": backbone, "width": 16, "attention": name},
+        neck={"name": "fpn"},
+        head={"name": "retina", "num_convs": 1},
+    ).get_submodule("backbone")
+    layers = [module for module in network.modules() if type(module).__name__ == kind]
+    calls = _watch(layers, network, torch.randn(2, 3, 64, 96))
+    assert [layer for layer, _, _ in calls] == layers
+    assert len(layers) == count, (backbone, name)
+    for layer, image, result in calls:
+        assert_near(result, formula(layer, image).detach(), (backbone, name))
 
 
 def _watch(layers: list[nn.Module], network: nn.Module, image: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:

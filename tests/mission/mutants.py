@@ -114,8 +114,9 @@ MUTANTS: dict[str, Edit] = {
     ),
     "S3.21": Edit(
         "config/overrides.py",
-        "merged[key] = merge(merged[key], child) if key in merged else child",
-        "merged[key] = merge(child, merged[key]) if key in merged else child",
+        "    if not (isinstance(base.value, dict) and isinstance(override.value, dict)):\n        return override",
+        "    if not (isinstance(base.value, dict) and isinstance(override.value, dict)):\n"
+        "        return base if isinstance(base.value, list) else override",
     ),
     "S3.22": Edit(
         "areas/detect/metrics/box_ap.py",

@@ -170,12 +170,15 @@ def _configured_run(work: Path) -> None:
     """A file of the user's own overrides its base, and an option overrides both; the network is the plugin's own."""
     (work / "own.yaml").write_text(
         f"base: {ROOT / 'examples/my_plugin.yaml'}\nmodel: {{width: 4, dropout: 0.5}}\ntrain: {{epochs: 3}}\n"
+        "losses: [{name: focal, gamma: 1.5}]\n"
     )
     plugins = [word for name in ("plugin", "transform") for word in ("--plugin", ROOT / f"examples/my_{name}.py")]
     shown = document_of("show", work / "own.yaml", *plugins, "model.width=8")
     config, origins = shown["config"], shown["origins"]
     assert config["model"] == {"name": "offset_net", "width": 8, "dropout": 0.5}
     assert (config["train"]["epochs"], config["train"]["batch_size"], config["data"]["name"]) == (3, 12, "pebbles")
+    assert config["losses"] == [{"name": "focal", "gamma": 1.5}]  # lists are replaced
+    assert [metric["name"] for metric in config["metrics"]] == ["top_k"]
     assert origins["model.width"] == "command line: model.width"
     assert origins["model.dropout"].endswith("own.yaml:2: model.dropout")
     assert origins["train.batch_size"].endswith("my_plugin.yaml:9: train.batch_size")
