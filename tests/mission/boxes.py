@@ -179,7 +179,7 @@ def _iou(work: Path) -> None:
 
 _BOXES = torch.tensor([[8.0, 8.0, 40.0, 40.0], [44.0, 44.0, 60.0, 60.0], [0.0, 44.0, 16.0, 64.0]])
 _IS_REGION = torch.tensor([False, False, True])
-"""Two people, of whom points 8 pixels apart hold 18, 19, 26, 27 and 54 in their middles, and an ignored region."""
+"""Two people, in whose middles are the points 18, 19, 26, 27 and 54 of a grid 8 pixels apart; and an ignored region."""
 
 
 @row("S3.12", "choose the assigner: maximum IoU, FCOS, OTA, FreeAnchor, SimOTA", "`task.assigner={name: simota}`")
@@ -199,7 +199,8 @@ def _assigners(work: Path) -> None:
         kind = type(task._assigner).__name__.lower()
         assert kind.replace("assigner", "") == name.replace("_", ""), kind
         assert _num_positive(small) > 0, name
-        (_by_anchors if name in ("max_iou", "free_anchor") else _by_points)(name, task._assigner)
+        assign = {"fcos": _by_points, "ota": _by_predictions, "simota": _by_predictions}.get(name, _by_anchors)
+        assign(name, task._assigner)
 
 
 def _num_positive(small: SmallStep) -> int:
@@ -226,26 +227,19 @@ def _by_anchors(name: str, assigner: Any) -> None:
         assert (row == _IGNORED).any()
 
 
-_MATCHES = {
-    "fcos": {18: 0, 19: 0, 26: 0, 27: 0, 54: 1},
-    "ota": {18: 0, 19: 0, 54: 1},
-    "simota": {18: 0, 26: 0, 54: 1},
-}
-"""Points and their boxes. FCOS: within 1.5 strides of a middle; of the smaller box, only its middle is as near.
+_MATCHES = {"ota": {18: 0, 19: 0, 54: 1}, "simota": {18: 0, 26: 0, 54: 1}}
+"""Points and their boxes by predictions: 2 for the first, whose best IoUs sum to 2.1 and 2.3, those of the least cost.
 
-OTA and SimOTA: 2 for the first box, as the IoUs of predictions sum to 2.1 and 2.3, those of the least cost. Of SimOTA
-the score of another class makes 19 dear.
+Of SimOTA the score of another class makes 19 dear.
 """
 
 
-def _by_points(name: str, assigner: Any) -> None:
-    priors = make_points([(8, 8)], [8])
+def _by_predictions(name: str, assigner: Any) -> None:
+    """Points 8 apart; the boxes that are predicted there overlap the two people by 1, 0.6, 0.5, 0.2 and 0.8."""
     predicted = torch.tensor([[1000.0, 1000.0, 1010.0, 1010.0]]).repeat(64, 1)
-    predicted[18] = _BOXES[0]
-    predicted[19] = torch.tensor([8.0, 8.0, 40.0, 27.2])  # an IoU of 0.6
-    predicted[26] = torch.tensor([8.0, 8.0, 40.0, 24.0])  # 0.5
-    predicted[27] = torch.tensor([8.0, 8.0, 40.0, 14.4])  # 0.2
-    predicted[54] = torch.tensor([44.0, 44.0, 60.0, 56.8])  # 0.8 with the other
+    for point, bottom in {18: 40.0, 19: 27.2, 26: 24.0, 27: 14.4}.items():
+        predicted[point] = torch.tensor([8.0, 8.0, 40.0, bottom])
+    predicted[54] = torch.tensor([44.0, 44.0, 60.0, 56.8])
     logits = torch.zeros(64, 2)
     if name == "simota":
         logits[19] = torch.tensor([-8.0, 8.0])
@@ -253,14 +247,28 @@ def _by_points(name: str, assigner: Any) -> None:
         predicted[27] = predicted[0]
         logits -= 4
         logits[[18, 19], 0], logits[54, 1] = 4.0, 4.0
-    more = () if name == "fcos" else (torch.tensor([0, 1, 0]), PriorPredictions(logits, predicted, torch.zeros(64)))
-    boxes = _BOXES.clone()
-    if name == "fcos":
-        boxes[1] = torch.tensor([48.0, 48.0, 56.0, 56.0])  # so small that it holds one point
-    matched = assigner(priors, boxes, _IS_REGION, *more).matched
-    assert {prior: int(matched[prior]) for prior in (matched >= 0).nonzero().flatten().tolist()} == _MATCHES[name], name
-    regions = (matched == _IGNORED).nonzero().flatten().tolist()
-    assert regions == [row * 8 + column for row in (5, 6, 7) for column in (0, 1) if 8 * row + 4 >= 44], name
+    at_points = PriorPredictions(logits, predicted, torch.zeros(64))
+    matched = assigner(make_points([(8, 8)], [8]), _BOXES, _IS_REGION, torch.tensor([0, 1, 0]), at_points).matched
+    assert _matches(matched) == _MATCHES[name], name
+    assert (matched == _IGNORED).nonzero().flatten().tolist() == [40, 41, 48, 49, 56, 57], name
+
+
+def _matches(matched: Tensor) -> dict[int, int]:
+    """Return the box of each prior that has one."""
+    return {prior: int(matched[prior]) for prior in (matched >= 0).nonzero().flatten().tolist()}
+
+
+def _by_points(name: str, assigner: Any) -> None:
+    """Points 8 and 16 apart, within 1.5 strides of a box's middle, at most 64 pixels from its sides if they are fine.
+
+    The smallest of several boxes wins: 27 is in three, and 54 is the one point that the second holds.
+    """
+    large = torch.tensor([[-60.0, -60.0, 124.0, 124.0], [24.0, 24.0, 32.0, 32.0]])
+    boxes, is_region = torch.cat([_BOXES, large]), torch.tensor([False, False, True, False, False])
+    matched = assigner(make_points([(8, 8), (4, 4)], [8, 16]), boxes, is_region).matched
+    coarse = dict.fromkeys((69, 70, 73, 74), 3)
+    assert _matches(matched) == {18: 0, 19: 0, 26: 0, 27: 4, 54: 1, **coarse}, name
+    assert (matched == _IGNORED).nonzero().flatten().tolist() == [40, 41, 48, 49, 56, 57, 76], name
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------------
