@@ -79,12 +79,16 @@ def _coco_metrics(work: Path) -> None:
     stage = "[{name: fit_image, height: 384, width: 512}, {name: normalize_image}]"
     text = f"base: {CROWDS}\ntransforms: {{train: {stage}, evaluate: {stage}}}\ndata: {{test_size: 2}}\n"
     (work / "large.yaml").write_text(text)
-    words = ["--data", work / "large.yaml", "--save-predictions", "--out", work / "large"]
-    with mock.patch.object(detect, "to_file_pixels", wraps=detect.to_file_pixels) as mapped:
-        succeed("evaluate", trained_run("detect"), *words, *CPU)
-    on_canvas = torch.cat([call.args[0][:, :4].double() for call in mapped.call_args_list]).numpy()
+    on_canvas = _save(work / "large", "--data", work / "large.yaml")
     assert len(on_canvas) > 50
     assert np.abs(_corners(_read_rows(work / "large")) - on_canvas / 2).max() < 1e-3  # of files 256 pixels wide
+
+
+def _save(folder: Path, *words: object) -> np.ndarray:
+    """Evaluate the run `detect`, and save what it predicts; return the corners (N, 4) on the network's canvas."""
+    with mock.patch.object(detect, "to_file_pixels", wraps=detect.to_file_pixels) as mapped:
+        succeed("evaluate", trained_run("detect"), *words, "--save-predictions", "--out", folder, *CPU)
+    return torch.cat([call.args[0][:, :4].double() for call in mapped.call_args_list]).numpy()
 
 
 @part("S3.22")
@@ -342,7 +346,8 @@ def _tensorboard(work: Path) -> None:
 )
 def _saved(work: Path) -> None:
     run = trained_run("detect")
-    succeed("evaluate", run, "--save-predictions", "--out", work / "saved", *CPU)
+    on_canvas = _save(work / "saved")  # of the size of the files
+    assert np.abs(_corners(_read_rows(work / "saved")) - on_canvas).max() < 1e-3
     found = document_of("score", work / "saved/detections.json", "--data", run)
     assert found["metrics"]["ap"] == pytest.approx(figures(run)["ap"], rel=1e-3)
     boxes = json.loads((work / "saved/detections.json").read_text())

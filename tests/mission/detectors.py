@@ -100,7 +100,8 @@ def _pyramids(work: Path) -> None:
         "synthetic_crowds_yolov3": (),
     }.items():
         small = step(f"detect/{recipe}", work, *words)
-        strides[recipe] = small.job.model.get_submodule("neck").strides
+        neck: Any = small.job.model.get_submodule("neck")
+        strides[recipe] = neck.strides
         model, image = _evaluated(small)
         task: Any = small.job.task
         assert task.get_priors(image).strides == strides[recipe]
@@ -133,8 +134,8 @@ def _squeeze(layer: Any, image: Tensor) -> Tensor:
 def _cbam(layer: Any, image: Tensor) -> Tensor:
     first, _, last = layer.channels
     pooled = [image.mean((2, 3)).T, image.amax((2, 3)).T]
-    weights = sum(last.weight @ (first.weight @ each).clamp(min=0) for each in pooled)
-    image = image * torch.sigmoid(weights).T[..., None, None]  # type: ignore[union-attr]
+    weights: Tensor = sum(last.weight @ (first.weight @ each).clamp(min=0) for each in pooled)
+    image = image * torch.sigmoid(weights).T[..., None, None]
     both = torch.stack([image.mean(1), image.amax(1)], dim=1)
     return image * F.conv2d(both, layer.positions.weight, padding=3).sigmoid()
 

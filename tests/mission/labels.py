@@ -60,7 +60,7 @@ def _crowdhuman(work: Path) -> None:
     assert sample["truth"][:2].tolist() == [[0, 2, 7, 16, 0, 98, 0], [25, 0, 32, 8, 0, 56, 0]]
 
 
-_PEDESTRIAN, _RIDER, _CROWD = [2, 3, 12, 33], [20, 5, 30, 40], [40, 0, 64, 20]
+_PEDESTRIAN, _RIDER, _CROWD = [2.0, 3, 12, 33], [20.0, 5, 30, 40], [40.0, 0, 64, 20]
 _TRUE_PEOPLE: dict[str, tuple[list[list[float]], list[bool], list[float | None]]] = {
     "widerperson": (
         [_PEDESTRIAN, _RIDER, [-2, 0, 6, 20], _CROWD, [30, 30, 60, 48]],

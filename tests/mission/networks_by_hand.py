@@ -22,6 +22,7 @@ def _list_units(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
 
 
 def _convolve(image: Tensor, conv: nn.Conv2d, norm: Any, *, stride: int = 1) -> Tensor:
+    assert image.shape[1] == conv.weight.shape[1], "a layer has other channels than the published network"
     values = F.conv2d(image, conv.weight, conv.bias, stride=stride, padding=conv.weight.shape[2] // 2)
     if norm is None or isinstance(norm, nn.Identity):
         return values
@@ -62,6 +63,7 @@ def resnet(backbone: nn.Module, image: Tensor, depths: Sequence[int], num_convol
                 values = values if index == num_convolutions - 1 else values.relu()
             if shortcut.shape != values.shape:
                 shortcut = _convolve(shortcut, *next(units), stride=stride)
+            assert shortcut.shape == values.shape
             values = (values + shortcut).relu()
         maps.append(values)
     assert next(units, None) is None
