@@ -5,6 +5,9 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"tests.mission.{name}"
-        for name in ("clouds", "compressed", "fitting", "pedestrians", "scans", "small", "volumes")
+        for name in (
+            *("boxes", "clouds", "compressed", "detections", "detectors", "fitting", "labels", "pedestrians"),
+            *("scans", "small", "volumes"),
+        )
     )
 )

@@ -52,18 +52,11 @@ class Row(NamedTuple):
 
 
 _MODULES = (
-    *(
-        "cloud_sets",
-        "pretraining",
-        "probes",
-        "networks",
-        "compressed",
-        "fitting",
-        "pedestrians",
-        "framework",
-        "scans",
-        "volumes",
-    ),
+    *("cloud_sets", "pretraining", "probes", "networks"),
+    *("volumes", "fitting", "kernels"),
+    *("compressed",),
+    *("labels", "boxes", "detectors", "detections", "pedestrians"),
+    *("framework", "scans"),
 )
 """Modules with rows."""
 _ROWS: dict[str, Row] = {}
