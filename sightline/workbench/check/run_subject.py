@@ -36,7 +36,7 @@ from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
 from sightline.workbench.check.trained_record import make_trained_record
 
-_QUICK_BUDGET_S = 2.0
+_QUICK_BUDGET_S = 1.5
 """Counted time of the relations with which a training starts. They take about a third of it: few run a whole pass."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
@@ -106,7 +106,8 @@ def examine_losses(context: Context) -> list[Finding]:
     declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
-        budget_s, is_quick = _get_budget_s(context) / 2, context.is_quick
+        is_quick = context.is_quick
+        budget_s = _get_budget_s(context) / (3 if is_quick else 2)
         examination = examine_subject(
             subject, declared=declared, budget_s=budget_s, is_patient=not is_quick, is_counted=is_quick, term=term
         )
