@@ -74,15 +74,15 @@ def read_budget() -> Budget:
 
 
 def calibrate() -> float:
-    """Return the processor time of a fixed small work in Python and in torch, the least of five."""
+    """Return the processor time of a fixed small work in Python and in torch: the least of many, as others disturb it."""
     import torch
 
-    matrix = torch.ones(256, 256)
+    matrix = torch.ones(128, 128)
     taken = []
-    for _ in range(5):
+    for _ in range(40):
         start = time.process_time()
         counts: Counter[int] = Counter()
-        for number in range(200_000):
+        for number in range(40_000):
             counts[number % 97] += number
         for _ in range(60):
             matrix = (matrix @ matrix).clamp(max=1.0)

@@ -129,7 +129,7 @@ def test_images_are_decoded_together_as_one_by_one(
     logits = scores.double().logit()
     if is_lost:
         logits[3, 7, 1] = torch.nan
-    # As many images at once as are decoded together: on some processors the last digit depends on the place in a tensor.
+    # As many images at once as are decoded together: on some processors the last digit depends on where a value is.
     probabilities = torch.cat([part.sigmoid() for part in logits.split(max(1, min(5, at_once // 45)))])
     outputs = {"logits": logits, "codes": torch.randn(5, 15, 4, dtype=torch.float64)}
     decoded = DetectionFilter(All(), min_score=0.25, max_per_level=6, max_detections=10).decode(outputs, priors)
