@@ -34,7 +34,7 @@ from tests.mission.small import (
     said,
     skip_but,
 )
-from tests.mission.volumes import CLOUDS, CUBE, FEW, HANDS
+from tests.mission.volumes import CLOUDS, CUBE, FEW, HANDS, ONCE
 from tests.runtime.planted_loops import PLANTS
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def _grid(work: Path) -> None:
 )
 def _ladder(work: Path) -> None:
     """Of twelve classes, evenly: constants are right about one of them, and have a loss of ln 12."""
-    quick = ("schedule.name=constant", "transforms.train=[]", "train.epochs=10")
+    quick = ("schedule.name=constant", "transforms.train=[]", "train.epochs=10", *ONCE)
     solids = ("data.train_size=48", *SOLIDS[1:])
     words = (CLOUDS, *solids, *NETWORK, *quick, skip_but(), "--fit", "--steps", 60, *CPU, "--json", work / "found.json")
     done = run_here("check", *words, "--grow", "1,2,32,all", "optimizer={name: adam, lr: 1e-2}")
