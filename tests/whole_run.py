@@ -74,7 +74,7 @@ def read_budget() -> Budget:
 
 
 def calibrate() -> float:
-    """Return the processor time of a fixed small work in Python and in torch: the least of many, as others disturb it."""
+    """Return the processor time of a fixed small work in Python and in torch: the least of many measurements."""
     import torch
 
     matrix = torch.ones(128, 128)
