@@ -51,7 +51,7 @@ def room_of(node_id: str) -> str:
 
 
 class Budget(NamedTuple):
-    """Seconds that the tests of each room take over all workers, on a machine that calibrates in `calibration_s`."""
+    """Seconds that the tests of each room take over all workers, in a run whose calibration is `calibration_s`."""
 
     calibration_s: float
     rooms: Mapping[str, float]
@@ -73,21 +73,33 @@ def read_budget() -> Budget:
     return Budget(stated["calibration_s"], stated["rooms"])
 
 
-def calibrate() -> float:
-    """Return the processor time of a fixed small work in Python and in torch: the least of many measurements."""
-    import torch
+class Calibration:
+    """Seconds of a fixed small work, measured every few seconds of a run: what slows the machine slows it, too."""
 
-    matrix = torch.ones(128, 128)
-    taken = []
-    for _ in range(40):
-        start = time.process_time()
+    def __init__(self) -> None:
+        import torch
+
+        self.seconds: list[float] = []
+        self._matrix = torch.ones(128, 128)
+        self._next = 0.0
+
+    def measure(self) -> None:
+        """Do the work, if the last time was five seconds ago."""
+        if (start := time.perf_counter()) < self._next:
+            return
         counts: Counter[int] = Counter()
         for number in range(40_000):
             counts[number % 97] += number
         for _ in range(60):
-            matrix = (matrix @ matrix).clamp(max=1.0)
-        taken.append(time.process_time() - start)
-    return min(taken)
+            self._matrix = (self._matrix @ self._matrix).clamp(max=1.0)
+        self.seconds.append(time.perf_counter() - start)
+        self._next = start + 5.0
+
+    @property
+    def mean_s(self) -> float:
+        """Mean of all measurements but the first, which imports."""
+        measured = self.seconds[1:] or self.seconds
+        return sum(measured) / max(1, len(measured))
 
 
 def judge_golden(opened: Collection[str], files: Collection[str], *, is_long: bool) -> list[str]:
@@ -107,7 +119,7 @@ class WholeRun:
         self.config = config
         self.opened: set[str] = set()
         self.seconds: Counter[str] = Counter()
-        self.calibration_s = 0.0
+        self.calibration: Calibration | None = None
         self.load = 0.0
         self.faults: list[str] = []
         self.dear: list[str] = []
@@ -128,10 +140,9 @@ class WholeRun:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Measure this machine before workers start."""
+        """Note the load before workers start."""
         if not self.is_worker and self.kind == "daily":
-            self.load = os.getloadavg()[0]
-            self.calibration_s = calibrate()
+            self.load, self.calibration = os.getloadavg()[0], Calibration()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -139,8 +150,10 @@ class WholeRun:
         self.opened |= set(getattr(node, "workeroutput", {}).get("opened", ()))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add the seconds of a test to its room."""
+        """Add the seconds of a test to its room, and measure the machine now and then."""
         self.seconds[room_of(report.nodeid)] += report.duration
+        if self.calibration is not None:
+            self.calibration.measure()
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -159,8 +172,9 @@ class WholeRun:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _judge_seconds(self) -> None:
-        budget = read_budget()
-        scale = self.calibration_s / budget.calibration_s
+        budget, calibration = read_budget(), self.calibration
+        assert calibration is not None
+        scale = calibration.mean_s / budget.calibration_s
         for room, (seconds, line) in sorted(budget.find_dear(self.seconds, scale).items()):
             self.dear.append(f"{room}: {seconds:.0f} s, line {line:.0f} s")
         if self.load < HIGHEST_LOAD:
@@ -177,9 +191,9 @@ class WholeRun:
         if self.kind == "daily":
             total = sum(self.seconds.values())
             terminalreporter.write_sep("=", "rooms above their line of tests/budget.yaml")
-            terminalreporter.write_line(
-                f"calibration {self.calibration_s:.3f} s, load {self.load:.1f}, all {total:.0f} s"
-            )
+            mean_s = 0.0 if self.calibration is None else self.calibration.mean_s
+            measured = f"calibration {mean_s:.4f} s, load at the start {self.load:.1f}, all {total:.0f} s"
+            terminalreporter.write_line(measured)
             terminalreporter.write_line("\n".join(self.dear))
         if self.faults:
             terminalreporter.write_sep("=", "faults of the whole run", red=True)

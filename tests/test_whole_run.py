@@ -1,0 +1,69 @@
+"""What the end of a whole run judges: seconds of rooms by their lines, and which runs are whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.cases import run_each
+from tests.processes import ROOT
+from tests.whole_run import Budget, Calibration, WholeRun, read_budget, room_of
+
+BUDGET = Budget(0.01, {"doctor": 100.0, "others": 50.0})
+
+
+def test_rooms_without_a_line_are_others_and_lines_are_scaled() -> None:
+    spent = {"doctor": 150.0, "draw": 30.0, "view": 30.0}
+    assert BUDGET.find_dear(spent, 1.0) == {"doctor": (150.0, 100.0), "others": (60.0, 50.0)}
+    assert BUDGET.find_dear(spent, 1.0, 1.25) == {"doctor": (150.0, 100.0)}
+    assert BUDGET.find_dear(spent, 2.0) == {}  # of a machine that is half as fast
+
+
+def test_every_room_has_a_line_or_is_among_the_others() -> None:
+    folders = {path.name for path in (ROOT / "tests").iterdir()}
+    assert read_budget().rooms.keys() - {"others"} <= folders
+    assert "others" in read_budget().rooms
+    assert room_of("tests/doctor/checks/test_a.py::test[1/2]") == "doctor"
+    assert room_of("tests/test_docs.py::test_a") == "test_docs.py"
+
+
+def test_a_calibration_is_the_mean_of_what_was_measured_after_the_first() -> None:
+    calibration = Calibration()
+    calibration.measure()
+    calibration.measure()  # less than five seconds later
+    assert len(calibration.seconds) == 1
+    calibration.seconds = [9.0, 1.0, 3.0]
+    assert calibration.mean_s == 2.0
+
+
+def make_config(*words: str, **options: object) -> pytest.Config:
+    usual = {"keyword": "", "collectonly": False, "markexpr": "not long", "third": False, "lf": False}
+    return SimpleNamespace(args=list(words), option=SimpleNamespace(**usual | options))  # type: ignore[return-value]
+
+
+@run_each(
+    "words, options, kind",
+    [
+        ((str(ROOT / "tests"),), {}, "daily"),
+        ((str(ROOT / "tests"),), {"markexpr": "long"}, "long"),
+        ((str(ROOT / "tests/doctor"),), {}, None),
+        ((str(ROOT / "tests"),), {"keyword": "mission"}, None),
+        ((str(ROOT / "tests"),), {"third": True}, None),
+        ((str(ROOT / "tests"),), {"markexpr": "processes"}, None),
+    ],
+)
+def test_single_files_and_parts_are_not_judged(words: tuple[str, ...], options: dict, kind: str | None) -> None:
+    assert WholeRun(make_config(*words, **options)).kind == kind
+
+
+@run_each("load, is_red", [(0.5, True), (3.0, False)])
+def test_a_room_above_its_line_fails_the_run_of_a_quiet_machine(load: float, is_red: bool) -> None:
+    run = WholeRun(make_config(str(ROOT / "tests")))
+    run.calibration, run.load = Calibration(), load
+    run.calibration.seconds = [read_budget().calibration_s] * 2
+    room, line = next(iter(read_budget().rooms.items()))
+    run.seconds[room] = 1.3 * line
+    run._judge_seconds()
+    assert [text.partition(":")[0] for text in run.dear] == [room]
+    assert [text.partition(":")[0] for text in run.faults] == [room] * is_red
