@@ -216,6 +216,7 @@ def _assert_agent_learns() -> None:
     component = ComponentConfig("ddpg", {"episodes": 80, "max_evaluations": 1000, "seed": 1})
     search = registry.searches.build(component, facts={})
     best = search.run(problem, PolicyEvaluator(problem, EvaluationCache(loss_of), at_most=1000))
+    assert len(losses) > 60, f"only {len(losses)} policies were tried in 80 episodes"
     first, last = losses[2:18], losses[-16:]  # each policy once: the float model, the uniform one, those of episodes
     assert np.mean(last) < 0.8 * np.mean(first)  # 0.4 to 0.6 by the seed; 0.9 to 1.3 of an agent that draws
     bits = [choice.bits for choice in best.values()]

@@ -113,6 +113,10 @@ def _pyramids(work: Path) -> None:
         assert task.get_priors(image).maps == tuple(sizes)
         for level, value in zip(levels, expected, strict=True):
             assert_near(level, value, recipe)
+    three: Any = step("detect/synthetic_crowds_retinanet", work, "model.neck.levels=[3, 4, 5]").job.model.get_submodule(
+        "neck"
+    )
+    assert three.strides == (8, 16, 32)
     assert strides["synthetic_crowds_retinanet"][0] == 4
     assert list(strides.values())[1:] == [(8, 16, 32, 64, 128), (8, 16, 32)]
 

@@ -136,6 +136,7 @@ def _own_classes(work: Path) -> None:
     assert "top_1_accuracy" in figures(work / "run")
     loaded = sightline.load_run(work / "run", plugins=_FILES)
     data = sightline.load_data(work / "run", "test", plugins=_FILES)
+    assert len(data) == 12, "the plugin's set is not that of the config"
     draws = [np.random.default_rng((1, index)) for index in range(12)]
     for index, (random, sample) in enumerate(zip(draws, data, strict=True)):  # the class of the plugin draws them
         scale = ((1.0, 1.0, 1.0), (1.0, 1.0, 0.5), (0.6, 0.6, 1.0))[index % 3]
@@ -170,7 +171,7 @@ def _assert_mirrored(run: Path) -> None:
 @row(
     "S4.4",
     "batch samples of unequal length, by an own collation or by padding",
-    "`Field(collate='pad')`, or a method `collate`",
+    "`Field('points 3', 'float32', collate='pad')`, or a method `collate`",
 )
 def _collation(work: Path) -> None:
     succeed("train", *_PEBBLES, "--out", work / "run")  # by `Pebbles.collate`

@@ -141,6 +141,9 @@ def _matched(work: Path) -> None:
     assert "missing: category.linear.weight" in error
     assert "head." not in error.partition("missing: ")[2].partition(";")[0]
     assert not (work / "run").exists()
+    none = refuse("train", config, *words, "init.may_be_missing=[]", "--out", work / "run")
+    assert "missing: " in none
+    assert "may_be_missing" in none or "head" in none, none
     strange = refuse("train", config, *words, "init.may_be_missing=[category, join, head, tail]", "--out", work / "run")
     assert "may_be_missing: 'tail' names nothing that is missing" in strange
     whole = refuse("train", config, *words, "init.modules=null", "--out", work / "run")
@@ -316,6 +319,12 @@ def _empty_loader(work: Path) -> None:
     assert "empty-loader" not in enough
 
 
+class TwoOutputs(PointNetPlainOutput):
+    """Those of a PointNet, and a value at each point that no loss reads."""
+
+    second: Tensor
+
+
 @row(
     "S0.17",
     "have outputs that no loss uses named before a parallel training",
@@ -332,11 +341,17 @@ def _unused(work: Path) -> None:
             self.second = self.second_head(points) if self.is_called else None
             return super().forward(points=points, features=features)
 
+    class Returning(TwoHeads):
+        def forward(self, *, points: Tensor, features: Tensor | None = None) -> TwoOutputs:
+            outputs = super().forward(points=points, features=features)
+            return {**outputs, "second": self.second}
+
     words = (*SOLIDS, "losses=[{name: cross_entropy}]", skip_but("unused-parameters", "no-gradient"))
-    with registered(registry.models, two_heads=TwoHeads):
+    with registered(registry.models, two_heads=TwoHeads, returning=Returning):
         found = findings(_SOLIDS, *words, "model={name: two_heads}")
         never = findings(_SOLIDS, *words, "model={name: two_heads, is_called: false}")
-    for code, each in (("no-gradient", found), ("unused-parameters", never)):
+        returned = findings(_SOLIDS, *words, "model={name: returning}")
+    for code, each in (("no-gradient", found), ("unused-parameters", never), ("no-gradient", returned)):
         assert code in each, f"no finding names the outputs, only {sorted(each)}"
         summary = each[code]["summary"]
         assert "second_head.weight" in summary

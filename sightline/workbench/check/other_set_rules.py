@@ -21,7 +21,7 @@ from sightline.engine.run_data import DataSubset, build_transforms
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.sample_statistics import count_quickly_read, evenly_spaced_keys
+from sightline.workbench.check.sample_statistics import count_to_read, evenly_spaced_keys
 
 CODE = "dataset-mismatch"
 _MAX_SECONDS, _MIN_CLOUDS, _MIN_RATIO = 0.5, 3, 5.0  # random scaling reaches 1.5, the next unit is 10 times off
@@ -56,7 +56,7 @@ def sample_clouds(
         if isinstance(batch, MissingError):
             break  # `first-step` reports it
         clouds = _split_clouds(batch)
-        most = count_quickly_read(sum(cloud.nbytes for cloud in clouds) // max(1, len(clouds)))
+        most = count_to_read(sum(cloud.nbytes for cloud in clouds) // max(1, len(clouds)), is_quick=True)
         sizes += [float(cloud.var(axis=0).sum() ** 0.5) for cloud in clouds if np.isfinite(cloud).all()]
     return CloudSample(part.dataset.info, f"{config.data.name}/{part.split}", tuple(sizes))
 

@@ -25,9 +25,9 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.leaves import array_leaves, as_bytes
 
 _MIN_SAMPLES, _MAX_SAMPLES = 4, 256
-_MAX_SECONDS = 1.5  # CPU time of this thread, which other load does not change
-_QUICK_SAMPLES = ((1 << 14, 256), (1 << 18, 64), (1 << 22, 16))
-"""Samples that a quick survey reads, by the bytes of one; of larger ones the fewest."""
+_MAX_SECONDS = 6.0  # CPU time of this thread, some four times what usual samples take; it ends a survey of slow ones
+_NUM_READ = ((1 << 14, 2048, 256), (1 << 18, 256, 64), (1 << 22, 128, 16), (math.inf, 32, _MIN_SAMPLES))
+"""Bytes of a sample, and how many of that size a survey reads, and a quick one: all machines read the same."""
 _MAX_WAIT = 4  # times as much wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
 _MAX_VALUES = 4_096
@@ -156,10 +156,9 @@ class PartStatistics:
 
 
 def collect_statistics(part: DataSubset, *, epoch: int = 0, seed: int = 0, is_quick: bool = False) -> PartStatistics:
-    """Collect statistics of evenly spaced samples of a split, before transforms: of all that 1.5 seconds allow.
+    """Collect statistics of evenly spaced samples of a split, before transforms, as many as their size determines.
 
-    A quick survey reads 256 samples at most, and a number that their size determines, on every machine the same. Four
-    samples are read in any time.
+    Samples that are much slower to read than usual ones end a survey; four are read in any time.
     """
     result = PartStatistics(part)
     start_seconds, start_time = compute_seconds(), time.perf_counter()
@@ -175,16 +174,15 @@ def collect_statistics(part: DataSubset, *, epoch: int = 0, seed: int = 0, is_qu
             _add_sample(result, key.index, sample)
         waited_s = time.perf_counter() - start_time
         is_late = compute_seconds() - start_seconds > _MAX_SECONDS or waited_s > _MAX_WAIT * _MAX_SECONDS
-        if is_quick:
-            is_late = result.num_sampled >= count_quickly_read(_count_bytes(samples[-1]))
-        if is_late and result.num_sampled >= _MIN_SAMPLES:
+        most = count_to_read(_count_bytes(samples[-1]), is_quick=is_quick)
+        if result.num_sampled >= (_MIN_SAMPLES if is_late else most):
             break
     return result
 
 
-def count_quickly_read(num_bytes: int) -> int:
-    """Return how many samples of a size a quick survey reads."""
-    return next((count for size, count in _QUICK_SAMPLES if num_bytes <= size), _MIN_SAMPLES)
+def count_to_read(num_bytes: int, *, is_quick: bool) -> int:
+    """Return how many samples of a size a survey reads."""
+    return next(quick if is_quick else count for size, count, quick in _NUM_READ if num_bytes <= size)
 
 
 def _count_bytes(sample: Sample) -> int:
