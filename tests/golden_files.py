@@ -40,8 +40,16 @@ WAITING: dict[str, str] = {
     for name in names.split()
 }
 """Files of networks that sightline has not yet; each leaves the list when a test opens it."""
-LONG: dict[str, str] = {}
-"""Files that only tests of `make test-long` open, and what is compared with them there."""
+LONG = frozenset(
+    {
+        *("detect/crowddetection_yolov3", "detect/odtask_retina_resnet50"),
+        *("lidar/lb_darknet21", "lidar/lb_darknet53"),
+        *("points/crosspoint_resnet50", "points/pct_cls", "points/pct_cls_posenc", "points/pct_menghao_sjtu"),
+        *("points/pointbert_partseg", "points/pointnet2_msg_cls", "points/pointnet2_ssg_cls_normal"),
+        *("points/pointnet2_ssg_semseg", "points/pt_sjtu_cls_full", "pose/v2v_s24_j16", "pose/v2v_s88_j21"),
+    }
+)
+"""Files that only tests of `make test-long` open: large networks, of which a smaller one is compared every day."""
 
 
 def list_golden() -> set[str] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from sightline.compression import clustering
 from sightline.compression.codebooks import Clusters, cluster_weight
 from sightline.contract.errors import UserError
 from tests.compression.drawn_weights import drawn, random_layers
+from tests.golden_parity import load_golden
 
 INERTIA_BOUND = 1e-5
 """Of the least inertia (the issue's); where every value is a cell of the programme 1e-9, for rounding."""
@@ -160,3 +163,21 @@ def test_what_cannot_be_clustered_is_refused_by_name() -> None:
         cluster_weight(weight, bits=2, name="blocks.0.weight")
     with pytest.raises(UserError, match=r"^w: has no elements of shape \[0, 3\]"):
         cluster_weight(torch.zeros(0, 3), bits=2, name="w")
+
+
+# --- HAQ's clustering -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_no_clustering_of_the_reference_has_less_inertia(shared: Path) -> None:
+    """Lloyd's, from three kinds of starts, for one to many steps; ours has no empty cluster where theirs has one."""
+    golden = load_golden(shared, "kmeans", area="compress")
+    for case in golden.info["cases"]:
+        prefix = f"case{case['case']:02d}/"
+        weight, recorded = golden.arrays[f"{prefix}weight"], float(golden.arrays[f"{prefix}inertia"])
+        values = weight.astype(np.float32).ravel()
+        found = inertia(values, cuts_of(values, min(2 ** case["bits"], values.size)))
+        assert found <= recorded * (1 + 1e-5) + 1e-9, case
+        clusters = cluster_weight(torch.from_numpy(weight), bits=case["bits"], name="w")
+        assert clusters.centres.isfinite().all()
+        assert set(clusters.labels.unique().tolist()) == set(range(len(clusters.centres)))
