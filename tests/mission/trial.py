@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 600.0
 """Of a trial: one that hangs is refused."""
@@ -91,23 +93,12 @@ class _Recorder:
 
     def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
         self.num_run += call.when == "call"
-        if call.excinfo is None or call.excinfo.errisinstance(_skipped()):
+        if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
             return
         failure = call.excinfo.value
-        while (cause := failure.__cause__ or failure.__context__) is not None and "pytest.fail" in _origin(failure):
-            failure = cause
+        if isinstance(failure, pytest.fail.Exception):  # of the test, about what the row raised
+            failure = failure.__context__ or failure
         self.failures.append({"check": item.name, "kind": _kind_of(failure), "how": _sentence(failure)})
-
-
-def _skipped() -> Any:
-    import pytest
-
-    return pytest.skip.Exception
-
-
-def _origin(failure: BaseException) -> str:
-    """Name `pytest.fail` if the failure is what that raised, else nothing."""
-    return "pytest.fail" if type(failure).__name__ == "Failed" else ""
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, str]]:
@@ -140,8 +131,6 @@ def _sentence(failure: BaseException) -> str:
 def main() -> None:
     """Run the checks of a row in this tree, and write what happened: `python -m tests.mission.trial ID FILE`."""
     id, file = sys.argv[1:]
-    import pytest
-
     recorder = _Recorder(id)
     options = ("-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--basetemp", f"{file}.tmp")
     pytest.main(["tests/test_mission.py", "-k", "test_a_user_can", *options], plugins=[recorder])
