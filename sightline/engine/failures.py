@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing.util
 import os
@@ -108,8 +107,13 @@ def write_once(path: Path, failure: Failure) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     draft.write_text(json.dumps({"message": {"message": failure.message, "extraInfo": extra}}), encoding="utf-8")
-    with contextlib.suppress(FileExistsError):
+    try:
         os.link(draft, path)
-    draft.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            os.replace(draft, path)
+    draft.unlink(missing_ok=True)
     if folder:
         remove_abandoned(Path(folder), LAUNCH)  # if no process remains to read it

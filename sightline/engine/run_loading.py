@@ -27,7 +27,7 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.instrument.random_state import preserve_random_state
-from sightline.runs.checkpoint import list_checkpoints
+from sightline.runs.checkpoint import follow, list_checkpoints
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, load_losses, load_trained_state
 from sightline.runs.weights import load_weights
@@ -263,7 +263,7 @@ def _find_checkpoint(run: Path, name: str) -> Path:
         return run / PACKED_FILE
     path = run / "checkpoints" / name if is_link else Path(name)
     if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading reports
-        return path
+        return follow(path)
     folder = run / "checkpoints"
     available = (
         sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.is_dir() else []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sightline.contract.errors import CheckpointError
-from sightline.contract.regular_files import find_outward_link
+from sightline.contract.regular_files import find_outward_link, read_regular_file
 from sightline.runs.snapshots import (
     OWN_FILES,
     Snapshot,
@@ -20,11 +20,12 @@ from sightline.runs.snapshots import (
     read_steps,
     write_snapshot,
 )
-from sightline.store.files.atomic_write import disk_failure, sync_folder
+from sightline.store.files.atomic_write import disk_failure, is_without_links, replace_atomic, sync_folder
 
 _FOLDER = "checkpoints"
 _LEFTOVER = re.compile(r"step_\d{8,}(\.replaced)?\.(partial|removed)", re.ASCII)
 _REMEDY = "resume from it, or with --resume auto"
+_MAX_NAME_BYTES = 64
 
 
 def _assert_nothing() -> None:
@@ -42,9 +43,10 @@ def save(
 ) -> Path:
     """Add a checkpoint to a run directory; at any moment, the newest complete one is on disk.
 
-    `checkpoints/last`, and `best` if `is_best`, link to it; the oldest beyond `keep_last` are removed, except the
-    linked ones. An earlier checkpoint of this step is replaced. A checkpoint that does not verify is kept as
-    `step_<number>.damaged`; those of `verified_steps`, which this process has read or written, are not read for that.
+    `checkpoints/last`, and `best` if `is_best`, link to it, or are small files with its name where the file system has
+    no links; the oldest beyond `keep_last` are removed, except the linked ones. An earlier checkpoint of this step is
+    replaced. A checkpoint that does not verify is kept as `step_<number>.damaged`; those of `verified_steps`, which
+    this process has read or written, are not read for that.
     `assert_own` raises if the directory is another run's by now, before each step that replaces or removes; with it,
     the directory must exist.
     Raises RunError if the disk is full or read-only; earlier checkpoints are then intact.
@@ -221,9 +223,15 @@ def _keep(folder: Path, reason: str) -> None:
 
 def _replace_link(folder: Path, link: str, target: str) -> None:
     temporary = folder / f".{link}.new"
-    os.symlink(target, temporary)
-    os.replace(temporary, folder / link)
-    sync_folder(folder)
+    try:
+        os.symlink(target, temporary)
+    except OSError as error:
+        if not is_without_links(error):
+            raise
+        replace_atomic(folder / link, f"{target}\n".encode())
+    else:
+        os.replace(temporary, folder / link)
+        sync_folder(folder)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -249,7 +257,25 @@ def _list_step_folders(folder: Path) -> list[Path]:
 
 def _read_linked_step(folder: Path, link: str) -> int | None:
     path = folder / link
-    return parse_step(Path(os.readlink(path))) if path.is_symlink() else None
+    return parse_step(Path(os.readlink(path)) if path.is_symlink() else follow(path))
+
+
+def follow(path: Path) -> Path:
+    """Follow a `last` or `best` that is a small file with the name of a checkpoint; return any other path as it is.
+
+    Raises CheckpointError if the file holds something else.
+    """
+    if path.name not in ("last", "best") or path.is_symlink() or not path.is_file():
+        return path
+    try:
+        name = read_regular_file(path, max_bytes=_MAX_NAME_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    if parse_step(Path(name)) is None or Path(name).name != name:
+        raise CheckpointError(
+            f"{path}: is a file that names no checkpoint; remove it, and give a folder step_... itself"
+        )
+    return path.with_name(name)
 
 
 def _checkpoint_folder(directory: Path) -> Path:
@@ -259,8 +285,12 @@ def _checkpoint_folder(directory: Path) -> Path:
 def resolve(path: Path, remedy: str = _REMEDY) -> Path:
     """Resolve a user's path to a checkpoint folder. Raises CheckpointError if it leads to none."""
     folder = _checkpoint_folder(path)
-    if (folder / "last").is_symlink() or folder.name == _FOLDER:
+    if os.path.lexists(folder / "last") or folder.name == _FOLDER:
         path = folder / "last"
+    named = follow(path)
+    if named != path and not named.is_dir():
+        raise CheckpointError(f"{path}: names '{named.name}', which is not there; {_format_sound_hint(path, remedy)}")
+    path = named
     link = f"{path}: points to '{os.readlink(path)}'" if path.is_symlink() else ""
     if find_outward_link(path.parent, [path.name]) is not None:
         raise CheckpointError(f"{link}, out of {path.parent}; give the folder itself")

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sightline.contract.errors import DataError, RunError, UserError
-from sightline.runs.folder_lock import LOCK, LockedFolder, acquire_lock, describe_holder
+from sightline.runs.folder_lock import LOCK, LockedFolder, acquire_lock, describe_process
 from sightline.runs.run_documents import parse_lines, read_raw_lines
-from sightline.store.files.atomic_write import REPEAT, assert_appendable, disk_failure, make_below, replace_atomic
+from sightline.store.files.atomic_write import (
+    REPEAT,
+    assert_appendable,
+    can_link,
+    disk_failure,
+    make_below,
+    replace_atomic,
+)
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_LINKS = "no-links: %s: its file system has no links: checkpoints/last and best are small files with a name"
 
 
 def create_numbered_folder(base: Path) -> Path:
@@ -47,29 +59,32 @@ class RunDirectory:
         self._held: LockedFolder | None = None
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, is_patient: bool = True, is_cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Lock the folder while a run is active.
 
-        Raises UserError, naming process and host, if another run holds the lock. The lock of a dead process of this
-        host is taken over.
+        The lock of a dead process is taken over, and one of another host that it no longer renews: that is awaited if
+        `is_patient`, until the wait `is_cancelled`. Raises UserError, naming process and host, if another run holds the
+        lock.
         """
         if not self.is_writer:
             yield
             return
-        holder = json.dumps(describe_holder(os.getpid())).encode()
         with self._writing(LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._held = acquire_lock(self.path / LOCK, holder)
+            lock = describe_process(os.getpid())
+            self._held = acquire_lock(self.path, lock, is_patient=is_patient, is_cancelled=is_cancelled)
+            if not can_link(self.path):
+                logger.warning(_WITHOUT_LINKS, self.path)
         try:
             yield
         finally:
             locked_folder, self._held = self._held, None
-            locked_folder.release(self.path)
+            locked_folder.release()
 
     def assert_lock_held(self) -> None:
         """Raise LostFolderError if the folder, or the lock in it, is not the one that `lock` took."""
         if self._held is not None:
-            self._held.assert_own(self.path)
+            self._held.assert_own()
 
     def write_text(self, name: str, text: str) -> None:
         r"""Write or replace a text file, as UTF-8; bytes of file names that are not become `\udcff`, as in JSON."""
@@ -179,7 +194,7 @@ def _replace_non_finite(value: object) -> object:
 
 
 def remove_dead_lock(run: Path) -> None:
-    """Remove the lock that a killed process of this host left; another lock stays, as one in a read-only folder."""
+    """Remove the lock that a killed process left; one that may be in use stays, as one in a read-only folder."""
     if (run / LOCK).exists():
-        with contextlib.suppress(UserError, RunError), RunDirectory(run, is_writer=True).lock():
+        with contextlib.suppress(UserError, RunError), RunDirectory(run, is_writer=True).lock(is_patient=False):
             pass

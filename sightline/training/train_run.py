@@ -151,7 +151,7 @@ class _TrainRun:
             return TrainResult(None, findings)
         path = create_run_folder(location, config, world)
         directory = world.run_directory(path)
-        with directory.lock():
+        with directory.lock(is_cancelled=lambda: bool(self._stop)):
             world.rank_zero_only(location.assert_unchanged)(path)
             record = collect_environment() | {
                 "plugins": [plugin.record() for plugin in self._plugins],

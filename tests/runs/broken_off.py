@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from sightline.runs.checkpoint import follow
 from tests.processes import ROOT, forked, free_port, print_to
 
 CONFIG = """\
@@ -90,7 +91,10 @@ class Forked:
             if num_processes > 1:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            self.processes.append(forked(_run_forked, list(words), str(log), variables))
+            self.processes.append(self._start(rank, list(words), str(log), variables))
+
+    def _start(self, rank: int, words: list[str], log: str, variables: Mapping[str, str]) -> BaseProcess:
+        return forked(_run_forked, words, log, dict(variables))
 
     @property
     def pid(self) -> int:
@@ -199,9 +203,9 @@ def differences(run: Path, unbroken: Path) -> list[str]:
     """What a finished run left that is not, bit for bit, what the unbroken one left; clocks aside. Empty if equal."""
     found = []
     for link in ("last", "best"):
-        mine, theirs = run / "checkpoints" / link, unbroken / "checkpoints" / link
-        if os.readlink(mine) != os.readlink(theirs):
-            found.append(f"{link}: {os.readlink(mine)}, not {os.readlink(theirs)}")
+        mine, theirs = (follow(folder / "checkpoints" / link).resolve() for folder in (run, unbroken))
+        if mine.name != theirs.name:
+            found.append(f"{link}: {mine.name}, not {theirs.name}")
             continue
         names = sorted(path.name for path in theirs.iterdir())
         if sorted(path.name for path in mine.iterdir()) != names:

@@ -156,7 +156,7 @@ def test_a_removed_lock_ends_the_run_and_resume_goes_on(run: Disturbed) -> None:
 
 def test_a_lock_that_another_run_took_is_left_to_it(run: Disturbed) -> None:
     run.at("step", lambda: (run.out / ".lock").write_text('{"pid": 1, "host": "elsewhere"}'))
-    assert f"{run.out}/.lock: was taken by another run" in run.error_of()
+    assert f"{run.out}/.lock: was taken by process 1 on elsewhere; this run ends" in run.error_of()
     assert (run.out / ".lock").read_text() == '{"pid": 1, "host": "elsewhere"}'
 
 

@@ -128,7 +128,7 @@ def test_a_process_that_ended_but_was_not_collected_is_dead(run: RunDirectory) -
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"host": "elsewhere"}, "in use by process .* on elsewhere; if that has ended, remove .*lock"),
+        ({"host": "elsewhere"}, "in use by process .* on elsewhere, which renewed its lock 0 s ago; wait for it"),
         ({"pid": os.getppid()}, f"in use by process {os.getppid()} on"),
         ({"pid": "x"}, "is not a lock file of sightline"),
         ({"pid": None}, "is not a lock file of sightline"),
@@ -139,7 +139,7 @@ def test_a_process_that_ended_but_was_not_collected_is_dead(run: RunDirectory) -
 def test_a_lock_that_may_live_is_respected(run: RunDirectory, changes: dict[str, Any], says: str) -> None:
     path = lock_text(run, **changes)
     before = path.read_text()
-    with pytest.raises(UserError, match=says), run.lock():
+    with pytest.raises(UserError, match=says), run.lock(is_patient=False):
         pass
     assert path.read_text() == before
 

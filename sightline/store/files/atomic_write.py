@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from typing import BinaryIO, TypeGuard
 from sightline.contract.errors import DataError, DiskError, RunError
 from sightline.contract.regular_files import check_regular_file
 
+logger = logging.getLogger(__name__)
+
+MISSING_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP})
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 REPEAT = "run the same command again"
@@ -96,7 +102,7 @@ def _claim(work: Path, target: Path, stack: contextlib.ExitStack, option: str) -
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     stack.callback(os.close, descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_descriptor(descriptor, work, waits=False)
     except BlockingIOError:
         raise RunError(f"{target}: another process writes this folder; wait for it") from None
     if not _is_unmoved(work, descriptor):
@@ -142,6 +148,46 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def lock_descriptor(descriptor: int, path: Path, *, waits: bool = True) -> bool:
+    """Take the kernel's lock (flock) on an open file or folder, which is lost with the process.
+
+    Returns False, with a warning, where the file system has none, as some network folders. Raises BlockingIOError if
+    another process has it and this one does not wait.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        reason = error.strerror or str(error)
+        logger.warning(
+            "no-locks: %s: its file system has no locks (%s): start one command at a time here; two that begin at the "
+            "same moment may both write",
+            *(path.parent, reason[:1].lower() + reason[1:]),
+        )
+        return False
+    return True
+
+
+def is_without_links(error: OSError) -> bool:
+    """Return True for the error of a file system without symbolic links: FAT, exFAT, SMB, some cloud drives."""
+    return error.errno in _NO_LINKS
+
+
+def can_link(folder: Path) -> bool:
+    """Try whether symbolic links can be made in a folder. Raises OSError as the disk does for any other reason."""
+    probe = folder / ".link.probe"
+    probe.unlink(missing_ok=True)
+    try:
+        os.symlink("probe", probe)
+    except OSError as error:
+        if not is_without_links(error):
+            raise
+        return False
+    probe.unlink()
+    return True
 
 
 def make_below(root: Path, folder: Path) -> None:

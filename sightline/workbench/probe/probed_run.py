@@ -21,6 +21,7 @@ from sightline.engine.run_loading import open_run
 from sightline.engine.run_model import build_model
 from sightline.instrument.random_state import preserve_random_state
 from sightline.ops.points.grouping import scale_num_neighbours
+from sightline.runs.checkpoint import follow
 from sightline.runs.encoder_blocks import find_neighbour_graph
 from sightline.runs.preprocessing_signature import (
     is_for_pairs,
@@ -228,7 +229,7 @@ def open_probed(
 
 def _best_checkpoint(run: Path) -> Path | None:
     best = run / "checkpoints" / "best"
-    return best.resolve() if best.exists() else None
+    return follow(best).resolve() if best.exists() else None
 
 
 def extract_with_random(

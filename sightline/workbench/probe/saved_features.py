@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from sightline.engine.distributed import World
 from sightline.engine.process_inputs import digest_package
 from sightline.engine.run_data import DataSubset
 from sightline.runs.environment import read_version
-from sightline.store.files.atomic_write import replace_atomic
+from sightline.store.files.atomic_write import lock_descriptor, replace_atomic
 from sightline.store.loading.leaves import as_bytes
 from sightline.workbench.probe.features import Features, FeatureSplit
 
@@ -183,7 +182,7 @@ def _lock(folder: Path) -> Iterator[None]:
     """Lock a folder, so that two probes never write one temporary file; the kernel unlocks it with the process."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_descriptor(descriptor, folder)
         yield
     finally:
         os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from sightline.areas.detect.sets.photo_orientation import OrientationRule, assum
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
 from sightline.contract.schema import suggest
-from sightline.store.files.atomic_write import whole_folder
+from sightline.store.files.atomic_write import can_link, whole_folder
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.prepared_writer import Progress
 
@@ -58,7 +59,7 @@ def convert_labels(
 ) -> dict[str, Any]:
     """Write the labels of the set `name` as the set `new_name` reads them, and return what was written and lost.
 
-    Images are linked where the new format expects them, and what was written is read back before it takes its place:
+    Images are linked where the new format expects them, or copied where the file system has no links, and what was written is read back before it takes its place:
     the target is whole or absent. `options` are those of the reader. Raises UserError for a set without such files
     and for a target that is not empty, or is in the source; DataError as preparation does, for two images that would
     have one name, and for a name that cannot be read back; RunError as `whole_folder`.
@@ -77,8 +78,13 @@ def convert_labels(
     fitting.count_turned(checked)
     renamed = _assign_paths(unique, labels.root, writer)
     with whole_folder(target) as folder:
+        has_links = can_link(folder)
         for path, image_path in {image.name: image.path for image in renamed}.items():
-            _claim(folder, path).symlink_to(image_path.resolve())
+            if has_links:
+                _claim(folder, path).symlink_to(image_path.resolve())
+            else:
+                shutil.copyfile(image_path, _claim(folder, path))
+        notes += [] if has_links else ["images are copied: the file system of the target has no links"]
         assert writer.write is not None
         for path, content in writer.write(replace(labels, images=renamed)):
             _claim(folder, path).write_bytes(content)
