@@ -144,7 +144,7 @@ def plateau(loss_curve: Sequence[tuple[int, float]]) -> Plateau:
     noise = math.hypot(*(statistics.pstdev(half) / math.sqrt(len(half)) for half in halves))
     if means[0] - means[1] > max(_MAX_FALL * abs(means[0]), 2 * noise):
         raise NotApplicableError("a loss that falls")
-    early = [value for step, value in loss_curve if step <= last * _EARLY]
+    early = [value for step, value in loss_curve if step <= max(last * _EARLY, loss_curve[0][0])]
     return Plateau(late[0][0], last, statistics.fmean(means), statistics.fmean(early))
 
 
