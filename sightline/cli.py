@@ -289,6 +289,9 @@ def main() -> None:
 
         with contextlib.suppress(UserError):  # invalid variables were reported already
             if (launched_world_size() or 1) > 1:
+                from sightline.engine.distributed import tell_end
+
+                tell_end()
                 exit_process(code)
     sys.exit(code)
 

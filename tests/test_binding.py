@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import pytest
+import typing_extensions
 from torch import Tensor, nn
 
 import sightline
@@ -98,6 +99,16 @@ def test_outputs_are_read_from_the_annotation() -> None:
     def forward(*, points: int) -> Output: ...  # type: ignore[empty-body]
 
     assert declared_outputs(forward, owner="model 'mine'") == {"logits", "feature_transform"}
+
+
+class OutputOfExtensions(typing_extensions.TypedDict):
+    logits: int
+
+
+def test_both_kinds_of_typed_dicts_name_outputs() -> None:
+    def forward(*, points: int) -> OutputOfExtensions: ...  # type: ignore[empty-body]
+
+    assert declared_outputs(forward, owner="model 'mine'") == {"logits"}
 
 
 def test_a_forward_that_does_not_say_what_it_returns_is_refused() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import is_typeddict
+
 from sightline.contract.errors import ConfigError, OutputError
 
 
@@ -84,7 +86,7 @@ def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[s
             f"{owner}: an annotation of '{function.__qualname__}' cannot be read: {error}; define what it names at the "
             "top of the file"
         ) from error
-    if annotation is None or not typing.is_typeddict(annotation):
+    if annotation is None or not is_typeddict(annotation):
         raise ConfigError(
             f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs"
         )

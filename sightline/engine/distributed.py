@@ -47,6 +47,10 @@ T = TypeVar("T")
 _MIN_START_S = 60.0
 """Minimal time for all processes to start: a first import from a cold disk is not a hang."""
 _MAX_HANDSHAKE_S = 30.0
+_MAX_TELLING_S = 30.0
+"""Time in which a process that ends before all have met tries to tell the others."""
+_MET = threading.Event()
+"""Set once all processes of a run have met."""
 
 
 @dataclass(frozen=True)
@@ -372,22 +376,59 @@ def start_world(
 
 def _meet_processes(rank_info: RankInfo, timeout_s: float) -> tuple[dist.Store, Watchdog]:
     """Wait until every process has connected to the store, then start the watchdog."""
-    store = _connect_store(rank_info, timeout_s)
+    patience_s = max(timeout_s, _MIN_START_S)
+    store = _connect_store(rank_info, patience_s=patience_s)
     # The watchdog has a separate connection: one that is blocked in a long call would block its messages.
-    listening = _connect_store(rank_info, timeout_s, is_second=True)
+    listening = _connect_store(rank_info, patience_s=patience_s, is_second=True)
     watchdog = Watchdog(store=listening, rank=rank_info.rank, size=rank_info.size, timeout_s=timeout_s)
     watchdog.register()
     started = time.monotonic()
-    patience_s = max(timeout_s, _MIN_START_S)
     while missing := watchdog.missing_ranks():
+        if ended := _list_ended(store, missing):
+            _hear(store, rank_info, [rank for rank in range(rank_info.size) if rank not in ended])
+            raise RunError(f"rank {ended[0]} ended before all processes had met; it says why itself")
         if time.monotonic() - started > patience_s:
             ranks = ", ".join(map(str, missing))
             raise RunError(
                 f"{len(missing)} of {rank_info.size} processes have not connected in {patience_s:g} s: rank {ranks}"
             )
         time.sleep(0.02)
+    _MET.set()
     watchdog.start()
     return store, watchdog
+
+
+def _list_ended(store: dist.Store, ranks: Sequence[int]) -> list[int]:
+    try:
+        return [rank for rank in ranks if store.check([f"ended/{rank}"])]
+    except RuntimeError as error:
+        raise RunError("the first process ended before all processes had met; it says why itself") from error
+
+
+def _hear(store: dist.Store, rank_info: RankInfo, others: Sequence[int]) -> None:
+    """Acknowledge that a process has ended; the one that hosts the store waits for the others to have read it, too."""
+    with contextlib.suppress(RuntimeError):
+        store.set(f"heard/{rank_info.rank}", "")
+        if rank_info.rank == 0:
+            store.wait([f"heard/{other}" for other in others], datetime.timedelta(seconds=_MAX_TELLING_S))
+
+
+def tell_end() -> None:
+    """Tell the processes that a scheduler started beside this one that it ends by an error before they have met.
+
+    They would wait for it as for one that starts late. An agent of torchrun ends the others itself.
+    """
+    rank_info = rank_info_from_environment()
+    if rank_info.size == 1 or _has_agent() or _MET.is_set():
+        return
+    with contextlib.suppress(RunError, RuntimeError):
+        store = _connect_store(rank_info, patience_s=_MAX_TELLING_S)
+        store.set(f"ended/{rank_info.rank}", "")
+        _hear(store, rank_info, range(1, rank_info.size))
+
+
+def _has_agent() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _join_group(world: World, store: dist.Store, timeout_s: float) -> None:
@@ -400,12 +441,11 @@ def _join_group(world: World, store: dist.Store, timeout_s: float) -> None:
             world.gradient_groups.append(dist.new_group(timeout=limit))
 
 
-def _connect_store(rank_info: RankInfo, timeout_s: float, *, is_second: bool = False) -> dist.Store:
+def _connect_store(rank_info: RankInfo, *, patience_s: float, is_second: bool = False) -> dist.Store:
     """Connect to the key-value store of the processes, hosted by torchrun's agent or else by the first process."""
     environment = os.environ
     host, port = rendezvous_address()
-    is_host = rank_info.rank == 0 and not is_second and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    patience_s = max(timeout_s, _MIN_START_S)
+    is_host = rank_info.rank == 0 and not is_second and not _has_agent()
     if is_host:
         host = "localhost"  # its second connection, like those of other processes, uses MASTER_ADDR
     else:

@@ -161,7 +161,7 @@ def run_pair(folder: Path, *words: Sequence[str]) -> list[tuple[int | None, str]
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         processes.append(forked(_run, [*own], str(folder / f"{rank}.log"), variables))
     for process in processes:
-        process.join(60)
+        process.join(300)
         process.kill()
     return [(process.exitcode, (folder / f"{rank}.log").read_text()) for rank, process in enumerate(processes)]
 
@@ -208,4 +208,18 @@ def test_a_data_folder_that_holds_something_else_on_one_machine_ends_every_proce
         )
         assert text.count("error: ") == 1
         assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("mistaken", [0, 2])
+def test_a_wrong_command_line_of_one_ends_the_others(tmp_path: Path, mistaken: int) -> None:
+    """As tasks of a scheduler, which ends none of them; also if it is the one that all connect to."""
+    config = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
+    words = ["train", str(config), "--no-check", "--device=cpu", "--out", str(tmp_path / "run")]
+    commands = [[*words, "--batch"] if rank == mistaken else words for rank in range(3)]
+    for rank, (code, text) in enumerate(run_pair(tmp_path, *commands)):
+        expected = f"rank {mistaken} ended before all processes had met; it says why itself"
+        assert (code == 2 and "--batch" in text) if rank == mistaken else (code == 1 and expected in text), (rank, text)
+        assert text.count("error: ") == 1
     assert not (tmp_path / "run").exists()

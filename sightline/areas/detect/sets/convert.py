@@ -60,9 +60,10 @@ def convert_labels(
     """Write the labels of the set `name` as the set `new_name` reads them, and return what was written and lost.
 
     Images are linked where the new format expects them, or copied where the file system has no links, and what was
-    written is read back before it takes its place: the target is whole or absent. `options` are those of the reader. Raises UserError for a set without such files
-    and for a target that is not empty, or is in the source; DataError as preparation does, for two images that would
-    have one name, and for a name that cannot be read back; RunError as `whole_folder`.
+    written is read back before it takes its place: the target is whole or absent. `options` are those of the reader.
+    Raises UserError for a set without such files and for a target that is not empty, or is in the source; DataError as
+    preparation does, for two images that would have one name, and for a name that cannot be read back; RunError as
+    `whole_folder`.
     """
     reader, writer = _find_format(name, written=False), _find_format(new_name, written=True)
     _check_target(target, source)
