@@ -246,6 +246,9 @@ class ServeOptions(
     batch_size: int | None = option("--batch-size", "N", "requests per batch, at most [evaluate.batch_size, 32]", min=1)
     wait_ms: float = option("--wait-ms", "F", "longest wait of a batch for others", default=5.0, min=0, max=60e3)
     max_mb: float = option("--max-mb", "F", "largest request, in MB", default=32.0, min=0.001, max=1e6)
+    max_megapixels: float = option(
+        "--max-megapixels", "F", "largest image, in millions of pixels", default=24.0, min=0.001, max=1e4
+    )
     max_seconds: float = option("--max-seconds", "F", "longest time of a request", default=30.0, min=0.1, max=1e6)
     max_requests: int = option(
         "--max-requests", "N", "requests at a time; others get 503", default=64, min=1, max=10**6

@@ -132,7 +132,7 @@ def _grid_row(row: GridRow) -> Sequence[Any]:
     best = row.best
     cells = [_format_steps(attempt) for attempt in row.attempts]
     steps = "" if best.fitted_after is None else best.fitted_after
-    return [row.optimizer, row.precision, *cells, f"{best.rate:g}", steps, f"{best.shares[-1]:.3g}", best.stop]
+    return [row.optimizer, row.precision, *cells, f"{best.rate:g}", steps, f"{max(best.shares[-1], 0):.3g}", best.stop]
 
 
 def _format_steps(tried: Attempt) -> str:

@@ -30,7 +30,9 @@ def serve(options: ServeOptions) -> int:
         options.run_path, checkpoint=options.checkpoint, plugins=options.plugins, max_seconds=options.max_seconds
     )
     words = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
-    limits = Limits(int(options.max_mb * 1e6), options.max_seconds, options.max_requests)
+    limits = Limits(
+        int(options.max_mb * 1e6), options.max_seconds, options.max_requests, int(options.max_megapixels * 1e6)
+    )
     set_backends(run.config.train)
     with (
         contextlib.closing(open_listener(options.host, options.port)) as listener,

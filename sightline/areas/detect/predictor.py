@@ -90,6 +90,11 @@ class BoxPredictor(Predictor[ImagePrediction]):
         }
         return ReadFile(path, sample, pixels)
 
+    def sample_size(self, file: ReadFile) -> int:
+        """Return the number of blocks of 8 x 8 pixels: photos of 16 million are a batch."""
+        height, width = file.source.shape[:2]
+        return int(height * width // 64)
+
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[ImagePrediction | Refusal]:
         """Select the detections of each file that reach `score`."""
         rows = inference.predictions["detections"].double().cpu().numpy()

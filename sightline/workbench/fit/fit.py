@@ -494,7 +494,7 @@ def _explain(
     best = min(recipe_attempts, key=lambda attempt: attempt.rank)
     if fitting is not None:
         return _blame_optimizer(built, recipe_attempts, best, fitting)
-    left = f"{best.lowest_share:.3g} of the way left after {best.num_steps} steps"
+    left = f"{max(best.lowest_share, 0):.3g} of the way left after {best.num_steps} steps"
     if bounds.is_stuck(min(best.losses)):
         return make_finding(
             "the network reaches what constants reach: its outputs do not follow its inputs",

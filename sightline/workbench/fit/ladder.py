@@ -38,6 +38,8 @@ _SCORED = 256
 _REQUIRED = 0.25
 """Share of the way from the best constant's score to the perfect one that the task must reach on held-out samples."""
 _HOLDS = f"held-out samples are {_REQUIRED:g} of the way from the best constant's score to the perfect one"
+_MAX_OF_START = 0.05
+"""Share of their start in running statistics above which evaluation mode is not that of a trained network yet."""
 _LEARNT = 0.9
 """A training loss above this share of the best constant's has learnt nothing of the inputs."""
 
@@ -95,7 +97,8 @@ def climb(built: TrainingSetup, rungs: Sequence[int | str], note: Note, *, steps
             tried.append(_memorise(built, rung, note, steps=steps, seconds=seconds))
         else:
             note(f"rung {ALL}: trains the recipe on {size} samples for {built.job.num_steps} steps")
-            tried.append(_train_task(built, note, seconds))
+            min_steps = max((before.figures.get("fitted_after", 0.0) for before in tried), default=0.0)
+            tried.append(_train_task(built, note, seconds, min_steps=min_steps))
         note(tried[-1].describe())
         if tried[-1].verdict in ("failed", "not decided"):
             break
@@ -207,6 +210,11 @@ class _Outcome:
     constant_loss: float
     is_higher_better: bool
 
+    @property
+    def has_learnt(self) -> bool:
+        """True if the training loss is below that of the best constant."""
+        return self.last_loss < _LEARNT * self.constant_loss
+
     def closeness(self, score: float) -> float:
         """Return the position of a score between the best constant's (0) and the perfect one (1)."""
         if not self.is_higher_better:
@@ -216,8 +224,11 @@ class _Outcome:
         return (score - self.constant) / (1.0 - self.constant) if self.constant < 1.0 else 1.0
 
 
-def _train_task(built: TrainingSetup, note: Note, seconds: float) -> Rung:
-    """Train the recipe as it is written, up to `seconds`, and score held-out samples beside the best constant."""
+def _train_task(built: TrainingSetup, note: Note, seconds: float, *, min_steps: float = 0.0) -> Rung:
+    """Train the recipe as it is written, up to `seconds`, and score held-out samples beside the best constant.
+
+    One that fails after fewer than `min_steps`, which the rung before took, is not decided.
+    """
     stop, config = StopRequest(), built.config
     clock = _Clock(stop, time.process_time() + seconds)
     with process_folder("fit") as folder, preserve_all_rng_states():
@@ -252,7 +263,33 @@ def _train_task(built: TrainingSetup, note: Note, seconds: float) -> Rung:
         cut = make_finding(summary, "sys.resource", measured, do, severity="warning")
         cut = dataclasses.replace(cut, expected=_HOLDS)
         return Rung(ALL, "not decided", f"stopped by time; {measured}", figures, (cut,))
+    if reason := _find_shortness(model, learnt, len(clock.losses), min_steps):
+        summary, do = "the training has too few steps: the task is not decided", "train for more steps or epochs"
+        short = make_finding(summary, "sys.resource", f"{reason}; {measured}", do, severity="warning", path="train")
+        short = dataclasses.replace(short, expected=_HOLDS)
+        return Rung(ALL, "not decided", f"{reason}; {measured}", figures, (short,))
     return Rung(ALL, "failed", measured, figures, (_explain(built, learnt, measured),))
+
+
+def _find_shortness(model: nn.Module, learnt: _Outcome, steps: int, min_steps: float) -> str:
+    """Describe by what a training of a few steps cannot be judged yet; empty for one that can."""
+    if steps < min_steps:
+        return f"a few samples alone were fitted after {min_steps:.0f} steps"
+    of_start = _measure_share_of_start(model)
+    if of_start > _MAX_OF_START and learnt.has_learnt and learnt.closeness(learnt.of_training) < _REQUIRED:
+        return f"{of_start:.2f} of the running statistics of batch norm are what they started from"
+    return ""
+
+
+def _measure_share_of_start(model: nn.Module) -> float:
+    """Return how much of the running statistics of a network is what they started from, of the norm with most of it."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    shares = [
+        (1 - norm.momentum) ** int(norm.num_batches_tracked)
+        for norm in norms
+        if norm.momentum is not None and norm.num_batches_tracked is not None
+    ]
+    return max(shares, default=0.0)
 
 
 def _measure(built: TrainingSetup, model: nn.Module, clock: _Clock) -> _Outcome:
@@ -270,7 +307,7 @@ def _measure(built: TrainingSetup, model: nn.Module, clock: _Clock) -> _Outcome:
 
 def _explain(built: TrainingSetup, learnt: _Outcome, measured: str) -> Finding:
     """Name the likeliest cause of a failed task: nothing learnt, lost in evaluation, or learnt by heart alone."""
-    if not learnt.last_loss < _LEARNT * learnt.constant_loss:
+    if not learnt.has_learnt:
         summary, causes = (
             "the training did not get below the best constant",
             "optim.lr optim.scheduler data.label_mapping",

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sightline.contract.errors import summarise_error
 from sightline.engine.distributed import World
@@ -36,13 +37,18 @@ _MAX_DRAINED = 16
 whose connection is closed, sees "connection reset" in place of the answer."""
 
 
+_NUM_UNFINISHED = 4
+"""Bodies of the largest size that unfinished bodies may have together."""
+
+
 @dataclass(frozen=True)
 class Limits:
-    """Limits of requests: bytes, seconds for all of one, and requests at a time."""
+    """Limits of requests: bytes, seconds for all of one, requests at a time, and pixels of an image."""
 
     max_bytes: int = 32 * 2**20
     max_seconds: float = 30.0
     max_requests: int = 64
+    max_pixels: int = 24_000_000
 
     @property
     def max_json_bytes(self) -> int:
@@ -75,7 +81,8 @@ def open_app(
     size = batch_size or min(run.config.evaluate.batch_size, 32)
     batcher = MicroBatcher(predictor, world, batch_size=size, wait_ms=wait_ms)
     with process_folder("serve") as folder:
-        store, inputs = InputStore(predictor), folder / "inputs"
+        limits = limits or Limits()
+        store, inputs = InputStore(predictor, max_pixels=limits.max_pixels), folder / "inputs"
         inputs.mkdir()
         info = {
             "run": run.config.name,
@@ -85,7 +92,7 @@ def open_app(
             "input": store.describe((options or {}).get("columns")),
             **predictor.about(),
         }
-        yield _make_app(batcher, store, info, limits or Limits(), inputs)
+        yield _make_app(batcher, store, info, limits, inputs)
 
 
 def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits, folder: Path) -> FastAPI:
@@ -95,6 +102,7 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
     """
     storing = ThreadPoolExecutor(1, "sightline-store")  # one at a time: a document takes many times its text
     slots: set[RequestSlot] = set()
+    bodies = Bodies(_NUM_UNFINISHED * limits.max_bytes)
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
@@ -126,18 +134,27 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
-        if len(slots) >= limits.max_requests:
-            return _make_error(503, "the server is busy; try again")
-        slot = RequestSlot(folder / secrets.token_hex(16))
-        slots.add(slot)
+        slot = RequestSlot(folder / secrets.token_hex(16), slots)
+        body = bodies.open()
         try:
             async with asyncio.timeout(limits.max_seconds):
-                stored = await _receive(request, slot, store, storing, limits)
+                content = await _receive(request, body, limits)
+                if len(slots) >= limits.max_requests:
+                    return _make_error(503, "the server is busy; try again")
+                slot.take()
+                stored = await _store(slot, storing, store, content)
+                del content
                 reply = await slot.wait_for(batcher.submit(stored.path, stored.draw_name))
         except TimeoutError:
             return _make_error(504, f"the request took more than {limits.max_seconds:g} s")
         except asyncio.CancelledError:
-            return _make_error(503, "the server stops, and did not finish the request in time")
+            if not body.is_dropped:
+                return _make_error(503, "the server stops, and did not finish the request in time")
+            body.resume()
+            return _make_error(503, "the server receives too much at once, and this body stood longest; try again")
+        except ClientDisconnect:
+            logger.info("a client left before its request was whole")
+            return _make_error(400, "body: is cut")
         except RequestError as error:
             return _make_error(error.status, str(error))
         except HTTPException:
@@ -145,7 +162,8 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
         except Exception as failure:  # noqa: BLE001 - the last place: every failure becomes one sentence
             return _make_error(*_report(failure))
         finally:
-            slot.leave(slots)
+            body.close()
+            slot.leave()
         if reply.document is None:
             return _make_error(422, reply.reason)
         return JSONResponse({"input": stored.name, **reply.document})
@@ -159,40 +177,47 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
     return app
 
 
-async def _receive(
-    request: Request, slot: RequestSlot, store: InputStore, storing: ThreadPoolExecutor, limits: Limits
-) -> StoredInput:
-    """Receive and store the input of a request. Raises RequestError for a body that is neither a form nor JSON."""
+class _Content(NamedTuple):
+    """Whole content of a request: the text of a document of JSON, or a file with its name and category."""
+
+    data: bytes
+    name: str | None = None
+    category: str | None = None
+
+
+async def _receive(request: Request, body: Body, limits: Limits) -> _Content:
+    """Receive the content of a request. Raises RequestError for a body that is neither a form nor JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        text = await _receive_body(request, most=limits.max_json_bytes)
-        return await _store(slot, storing, store.store_json, text)
+        return _Content(await _receive_body(request, body, most=limits.max_json_bytes))
     if kind != "multipart/form-data":
         raise RequestError(415, "body: send a form with the field 'file', or JSON, and say so in Content-Type")
-    body = await _receive_body(request, most=limits.max_bytes)
-    if not _is_ended(body, request.headers["content-type"]):
+    text = await _receive_body(request, body, most=limits.max_bytes)
+    if not _is_ended(text, request.headers["content-type"]):
         raise RequestError(400, "form: is cut, its last line is no closing boundary; send all of it")
 
     async def replay() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": text, "more_body": False}
 
     async with Request(request.scope, replay).form(max_files=1, max_fields=2, max_part_size=4096) as form:
         file, category = form.get("file"), form.get("category")
         if not isinstance(file, UploadFile) or not isinstance(category, str | None):
             raise RequestError(422, "form: the field 'file' with a file is needed")
-        content, name = await file.read(), file.filename or ""
-    return await _store(slot, storing, store.store_upload, name, content, category)
+        return _Content(await file.read(), file.filename or "", category)
 
 
-async def _store(
-    slot: RequestSlot, storing: ThreadPoolExecutor, work: Callable[..., StoredInput], *inputs: Any
-) -> StoredInput:
+async def _store(slot: RequestSlot, storing: ThreadPoolExecutor, store: InputStore, content: _Content) -> StoredInput:
     """Store an input in the thread of the store. Raises RequestError with the status and the sentence of a failure.
 
     The error is made here and nothing keeps it: one that a future held would keep, by its traceback and in a cycle, the
     frames of the thread and the document that they had parsed.
     """
-    outcome = await slot.wait_for(storing.submit(_run_detached, work, slot.folder, *inputs))
+    if content.name is None:
+        work = storing.submit(_run_detached, store.store_json, slot.folder, content.data)
+    else:
+        inputs = (content.name, content.data, content.category)
+        work = storing.submit(_run_detached, store.store_upload, slot.folder, *inputs)
+    outcome = await slot.wait_for(work)
     if isinstance(outcome, _Failure):
         raise RequestError(outcome.status, outcome.message)
     return outcome
@@ -214,18 +239,98 @@ def _report(failure: Exception) -> _Failure:
     return _Failure(500, "the server failed; its log has the reason")
 
 
-async def _receive_body(request: Request, *, most: int) -> bytes:
+async def _receive_body(request: Request, body: Body, *, most: int) -> bytes:
     """Receive a body of at most so many bytes. Raises RequestError for more, after some that are read and dropped."""
-    content, num_bytes = bytearray(), 0
+    num_bytes = 0
     async for part in request.stream():
         num_bytes += len(part)
         if num_bytes <= most:
-            content += part
+            body.add(part)
         elif num_bytes > _MAX_DRAINED * most:
             break
+        else:
+            body.clear()
     if num_bytes > most:
         raise RequestError(413, f"body: has more than {most:,} bytes, the limit for {_describe_kind(request)}")
-    return bytes(content)
+    return body.finish()
+
+
+class Bodies:
+    """Bodies that are being received: of at most `most` bytes together. Above that, the one that stood longest goes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[Body, None] = {}
+        """In the order of their last parts."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all unfinished bodies."""
+        return sum(body.num_bytes for body in self._open)
+
+    def open(self) -> Body:
+        """Begin a body, in the task that receives it."""
+        return Body(self)
+
+    def note(self, body: Body) -> None:
+        """Note that a part of a body has come."""
+        self._open.pop(body, None)
+        self._open[body] = None
+        while self.num_bytes > self._most:
+            oldest = next(iter(self._open))
+            self.forget(oldest)
+            oldest.drop()
+
+    def forget(self, body: Body) -> None:
+        """Count a body no more."""
+        self._open.pop(body, None)
+
+
+class Body:
+    """Body of a request that is being received by the current task."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._task = asyncio.current_task()
+        self._content = bytearray()
+        self.is_dropped = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that have come."""
+        return len(self._content)
+
+    def add(self, part: bytes) -> None:
+        """Add a part."""
+        self._content += part
+        self._bodies.note(self)
+
+    def clear(self) -> None:
+        """Drop what has come."""
+        self._content.clear()
+
+    def finish(self) -> bytes:
+        """Return the whole body, which is unfinished no more."""
+        content = bytes(self._content)
+        self.close()
+        return content
+
+    def drop(self) -> None:
+        """End the task that receives the body, for others."""
+        assert self._task is not None
+        self.is_dropped = True
+        self.clear()
+        self._task.cancel()
+
+    def resume(self) -> None:
+        """Let the task of a dropped body answer."""
+        assert self._task is not None
+        self._task.uncancel()
+
+    def close(self) -> None:
+        """Count the body no more, and free it."""
+        self._bodies.forget(self)
+        self.clear()
 
 
 def _is_ended(body: bytes, content_type: str) -> bool:
@@ -251,21 +356,26 @@ def _make_error(status: int, message: str) -> JSONResponse:
 class RequestSlot:
     """Place of a request among those that the server works on, and the folder of its input."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slots: set[RequestSlot]) -> None:
         self.folder = folder
+        self._slots = slots
         self._work: Future[Any] = Future()
         self._work.cancel()
+
+    def take(self) -> None:
+        """Take the place."""
+        self._slots.add(self)
 
     async def wait_for(self, work: Future[T]) -> T:
         """Wait for the work of a thread, which keeps the place until it ends, also if nobody waits any more."""
         self._work = work
         return await asyncio.wrap_future(work)
 
-    def leave(self, slots: set[RequestSlot]) -> None:
+    def leave(self) -> None:
         """Free the place, and delete the folder, now or when the work has ended: a thread cannot be cancelled."""
 
         def free(_: Any) -> None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            slots.discard(self)
+            self._slots.discard(self)
 
         self._work.add_done_callback(free)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.contract.errors import UserError
+from sightline.contract.errors import DataError, UserError
 from sightline.contract.regular_files import parse_json
+from sightline.store.files.image_files import IMAGE_SUFFIXES, open_image
 from sightline.workbench.predict.predictor import Predictor
 
 
@@ -37,8 +38,9 @@ class StoredInput(NamedTuple):
 class InputStore:
     """Store of inputs, each in a folder that its request gives, for one predictor."""
 
-    def __init__(self, predictor: Predictor[Any]) -> None:
+    def __init__(self, predictor: Predictor[Any], *, max_pixels: int) -> None:
         self._predictor = predictor
+        self._max_pixels = max_pixels
         self._suffixes = predictor.suffixes
         self._categories: Sequence[str] = getattr(predictor, "categories", ())
         self.takes_json = "points" in predictor.fields
@@ -64,7 +66,24 @@ class InputStore:
             raise RequestError(415, f"file: its name has to end in one of {' '.join(self._suffixes)}")
         if not content:
             raise RequestError(422, "file: is empty; send its content")
-        return self._store(folder / f"input{suffix}", content, category, name)
+        stored = self._store(folder / f"input{suffix}", content, category, name)
+        if suffix in IMAGE_SUFFIXES:
+            self._assert_small(stored.path)
+        return stored
+
+    def _assert_small(self, path: Path) -> None:
+        """Raise RequestError for an image of too many pixels, of which nothing is decoded."""
+        try:
+            with open_image(path) as image:
+                width, height = image.size
+        except DataError:
+            return  # its reader says what it is
+        if width * height > self._max_pixels:
+            raise RequestError(
+                413,
+                f"file: the image has {width:,} x {height:,} pixels, {width * height / 1e6:.0f} million; at most "
+                f"{self._max_pixels / 1e6:g} million are taken (serve --max-megapixels): send it smaller",
+            )
 
     def store_json(self, folder: Path, text: bytes) -> StoredInput:
         """Store the numbers of a JSON document. Raises RequestError for any other text and for unknown keys."""

@@ -7,7 +7,7 @@ import logging
 import resource
 import signal
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -28,7 +28,8 @@ _SECONDS_TO_FINISH = 20
 
 
 class Listener(socket.socket):
-    """Listening socket that has at most so many connections open; those that come above are closed at once.
+    """Listening socket that has at most so many connections open. For one above these, that which waits longest for
+    its client goes; where all are in work, the new one is closed at once.
 
     One that is left waiting would wake the loop of events again and again, and one that finds no file free is a
     traceback in the log.
@@ -45,12 +46,13 @@ class Listener(socket.socket):
         connection, address = super().accept()
         if len(self._accepted) >= self.max_connections:
             self._accepted = [accepted for accepted in self._accepted if accepted.fileno() != -1]
-        if len(self._accepted) < self.max_connections:
+        has_room = len(self._accepted) < self.max_connections or _Connection.end_longest()
+        if has_room:
             self._accepted.append(connection)
             return connection, address
         connection.close()
         if not self._has_warned:
-            logger.warning("%d connections are open, the most; others are closed", self.max_connections)
+            logger.warning("%d connections are in work, the most; others are closed", self.max_connections)
             self._has_warned = True
         raise ConnectionAbortedError
 
@@ -68,13 +70,38 @@ def count_connections() -> int:
 class _Connection(H11Protocol):
     """Connection of a client that is closed when it stays silent, or never ends the head of a request."""
 
+    _open: ClassVar[dict[_Connection, None]] = {}
+    """Connections in the order in which they began to wait for their client."""
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._open[self] = None
         self._look = self.loop.call_later(_SECONDS_OF_SILENCE, self._end_if_silent, self._find_silence())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._look.cancel()
+        self._open.pop(self, None)
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the client's next request."""
+        if self in self._open:
+            self._open[self] = self._open.pop(self)
+        super().on_response_complete()
+
+    @classmethod
+    def end_longest(cls) -> bool:
+        """Close the connection that has waited longest for a whole request; return False if none waits."""
+        longest = next((each for each in cls._open if each._is_waiting), None)
+        if longest is None:
+            return False
+        cls._open.pop(longest)
+        longest.transport.abort()
+        return True
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def _find_silence(self) -> tuple[bool, Any]:
         """Return whether no request is in work, and the last one."""
