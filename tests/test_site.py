@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sightline.contract.registry import REGISTRIES
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=10 * HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ from sightline.engine.train import TrainState
 from tests.contract.images import FEW_BOXES, IMAGES
 from tests.contract.toy import NUM_SAMPLES, Toy, meters
 from tests.contract.toys import ALL, TOYS
+from tests.limits import HANG_S
 from tests.memory_order import ORDERS
 
 NUM_STEPS = 8  # crosses the epoch's end: 43 samples in batches of 8 are six steps, the last of 3 samples
@@ -97,7 +98,7 @@ def cases_of(name: str, num_processes: int) -> list[tuple[str, int]]:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    with start_world(device="cpu", timeout_s=60) as world:
+    with start_world(device="cpu", timeout_s=HANG_S) as world:
         results = {
             name: {f"{order} {m}": run(toy, world, m, order=order) for order, m in cases_of(name, world.size)}
             for name, toy in ALL.items()

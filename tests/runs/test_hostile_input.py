@@ -18,6 +18,7 @@ from sightline.runs.lineage import read_lineage
 from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 from tests.cases import run_each
 from tests.command import run_here
+from tests.limits import HANG_S
 from tests.marks import long_but
 from tests.processes import forked, free_port
 from tests.runs.broken_off import Bench
@@ -59,7 +60,7 @@ def codes_of(words: list[str], kind: str, errors: str, *, num_processes: int = 1
         more = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
         processes.append(forked(run_with, words, kind, errors, {"OMP_NUM_THREADS": "1"} | more))
     for process in processes:
-        process.join(60)
+        process.join(HANG_S)
         process.kill()
     return [process.exitcode for process in processes]
 
