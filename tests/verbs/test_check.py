@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from sightline.verbs import output
 from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG as PAIRING
 from tests.doctor.planting import CONFIG
+from tests.limits import HANG_S
 
 # --- progress -------------------------------------------------------------------------------------------------------
 
@@ -23,9 +25,11 @@ def test_a_long_check_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(output, "_LIVE_PAUSE_S", 0.01)
     for is_live in (False, True):
         monkeypatch.setattr(output, "wants_live", lambda *_, is_live=is_live: is_live)
-        asked = threading.Event()
+        asked, begun = threading.Event(), iter([0.0])
+        clock = SimpleNamespace(monotonic=lambda begun=begun: next(begun, 0.3))
+        monkeypatch.setattr(output, "time", clock)
         with output.show_progress("check", lambda asked=asked: asked.set() or "a\nb, 2 of 9 checks"):
-            assert asked.wait(30)
+            assert asked.wait(HANG_S)
         shown = capsys.readouterr()
         assert shown.out == ""
         if is_live:
@@ -36,7 +40,8 @@ def test_a_long_check_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys:
             assert shown.err == "check: a\\nb, 2 of 9 checks; 0 s so far\n"
 
 
-def test_a_short_check_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_check_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(output, "_QUIET_S", HANG_S)
     with output.show_progress("check", lambda: "a"):
         pass
     assert capsys.readouterr() == ("", "")
