@@ -88,7 +88,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(family: str, tmp_path: Pa
     assert train(whole, "whole.log").wait(300)[0] == 0
     child, last = train(killed, "killed.log"), killed / "checkpoints/last"
     saved = lambda: last.exists() and int(last.resolve().name.removeprefix("step_")) >= 3  # noqa: E731
-    wait_for(lambda: saved() or not child.is_alive(), timeout_s=300, otherwise=child.log.read_text)
+    wait_for(lambda: saved() or not child.is_alive(), otherwise=child.log.read_text)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait()[0] == -signal.SIGKILL
     assert last_step(killed) < last_step(whole) == 20
