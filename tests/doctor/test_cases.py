@@ -22,7 +22,7 @@ from tests.doctor.observing import CRASHED, observe
 from tests.doctor.row import FAMILY_BY_CAUSE, KINDS, Row
 from tests.doctor.running import list_keys, make_line, read_lines, run_rows
 from tests.doctor.scores import compare, is_good, summarise
-from tests.limits import ENDLESS_S, HANG_S
+from tests.limits import ENDLESS_S, HANG_S, limited
 from tests.planted.trial import Alarm
 
 
@@ -105,7 +105,8 @@ def test_crashes_and_endless_rows_are_missed(monkeypatch: pytest.MonkeyPatch) ->
     lines = {}
     for limit_s, some in ((HANG_S, rows[:2]), (0.5, rows[2:])):
         monkeypatch.setattr(running, "LIMIT_S", limit_s)
-        lines |= {line["id"]: line for line in run_rows(some, [0], {}, commit="x", jobs=3)}
+        with limited():
+            lines |= {line["id"]: line for line in run_rows(some, [0], {}, commit="x", jobs=3)}
     assert lines["fails"]["crash"] == "IndexError: list index"
     assert lines["aborts"]["crash"] == "the process ended early"
     assert lines["sleeps"]["crash"].startswith("over the limit")
