@@ -144,9 +144,14 @@ def test_closing_the_stream_ends_workers_in_the_middle_of_a_sample(monkeypatch: 
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", ENDLESS_S)
     steps = BatchStream(BatchSampler(np.arange(4), 4, seed=0), sleeps, workers=2).iterate(0, 5)
     next(steps)
-    with limited():
-        steps.close()
-    assert not multiprocessing.active_children()
+    try:
+        with limited():
+            steps.close()
+    finally:
+        left = multiprocessing.active_children()
+        for worker in left:
+            worker.kill()
+    assert not left
 
 
 # --- workers that cannot go on ----------------------------------------------------------------------------------------

@@ -316,7 +316,7 @@ def test_a_real_shape_has_the_stored_bits(real_modelnet40: Path, shared: Path) -
 
 @pytest.mark.shared
 def test_the_real_set_opens_at_once(real_modelnet40: Path) -> None:
-    """Its 146 MB are not read, and few calls are made for each of its 12,311 shapes."""
+    """Its 121 MB are not read, and few calls are made for each of its 12,311 shapes."""
 
     def open_and_read() -> ModelNet40:
         opened = ModelNet40(split="train", root=str(real_modelnet40))
