@@ -23,10 +23,11 @@ from tests.command import run_here, succeed
 from tests.doctor.planting import Wrapped, assert_complete, with_data, with_losses
 from tests.fit import nets
 from tests.fit.nets import run
+from tests.limits import ENDLESS_S
 from tests.runs.small import ROOT, TINY
 
 
-def fitted(built: TrainingSetup, samples: int = 2, steps: int = 30, seconds: float = 120.0) -> FitResult:
+def fitted(built: TrainingSetup, samples: int = 2, steps: int = 30, seconds: float = ENDLESS_S) -> FitResult:
     return fit_samples(built, samples, lambda line: None, steps=steps, seconds=seconds)
 
 
