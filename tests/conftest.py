@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import sys
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,12 @@ _COMPILED: set[str] = set()
 """Kernels that workers compiled, in the words of tests/kernels.txt."""
 _GARBAGE = (10_000, 10, 10)
 """Python's own, with ten thousand objects in place of 700: searching took a fifteenth of the time of small tests."""
+
+
+_TIMED = ("doctor.evidence", "doctor.evidence.mirrored_reads", "doctor.evidence.reading", "doctor.evidence.statistics")
+_TIMED += ("workbench.check.key_rules",)
+_COMPUTING = ("layer_rules", "other_set_rules", "sample_statistics")
+"""Modules that end what they measure by processor time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -100,6 +108,29 @@ def _deterministic() -> None:
     """Every test starts from the same random state and uses deterministic algorithms."""
     torch.default_generator.manual_seed(0)  # `torch.manual_seed` also notes its call for devices that there are not
     torch.use_deterministic_algorithms(True)
+
+
+class _Clock:
+    """Clock of processor time by which all that happens between two looks takes a millisecond."""
+
+    perf_counter = staticmethod(time.perf_counter)
+
+    def __init__(self) -> None:
+        self.process_time = self.thread_time = self.compute_seconds = itertools.count(0.0, 1e-3).__next__
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_machine_is_slow(pytestconfig: pytest.Config) -> Iterator[None]:
+    """What checks ask is the same on all machines; in long tests the processor's time decides, as it does for users."""
+    if pytestconfig.option.markexpr != "not long":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _TIMED:
+            patch.setattr(f"sightline.{name}.time", _Clock())
+        for name in _COMPUTING:
+            patch.setattr(f"sightline.workbench.check.{name}.compute_seconds", _Clock().compute_seconds)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
