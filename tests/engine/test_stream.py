@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.batches import workers
 from sightline.engine.batches.sampler import BatchSampler, evaluation_keys
 from sightline.engine.batches.stream import BatchStream, _warn_of_cores, read_batches
-from tests.limits import ENDLESS_S, HANG_S, limited
+from tests.limits import ENDLESS_S, HANG_S
 
 
 def flat(plan: BatchSampler, step: int) -> list[int]:
@@ -144,14 +145,13 @@ def test_closing_the_stream_ends_workers_in_the_middle_of_a_sample(monkeypatch: 
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", ENDLESS_S)
     steps = BatchStream(BatchSampler(np.arange(4), 4, seed=0), sleeps, workers=2).iterate(0, 5)
     next(steps)
-    try:
-        with limited():
-            steps.close()
-    finally:
-        left = multiprocessing.active_children()
-        for worker in left:
-            worker.kill()
-    assert not left
+    started = multiprocessing.active_children()
+    rescue = threading.Timer(HANG_S, lambda: [worker.kill() for worker in started])
+    rescue.start()
+    steps.close()
+    rescue.cancel()
+    assert [worker.exitcode for worker in started] == [0, 0], "none was killed"
+    assert not multiprocessing.active_children()
 
 
 # --- workers that cannot go on ----------------------------------------------------------------------------------------
