@@ -16,7 +16,7 @@ from sightline.workbench.check.suite import all_rules
 from tests.limits import limited
 from tests.mission.__main__ import PAGE, write_page
 from tests.mission.mutants import MUTANTS, UNBREAKABLE
-from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows
+from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows, list_modules
 from tests.mission.trial import Tree, list_touched
 from tests.processes import ROOT
 from tests.test_docs import parsed
@@ -50,6 +50,12 @@ def test_a_user_can(row: Row, check: Check, tmp_path: Path) -> None:
 
 def test_every_number_has_one_row() -> None:
     assert [row.id for row in collect_rows()] == list(IDS)
+
+
+def test_a_row_alone_has_all_of_its_checks() -> None:
+    """Whether `find_row` imports all of their modules: another process has not imported the others."""
+    for row, check in collect_checks():
+        assert check.function.__module__ in list_modules(row.id), check.name
 
 
 def test_nine_of_ten_rows_run_on_every_change() -> None:
@@ -130,17 +136,22 @@ def list_daily() -> list[str]:
     return ([id for id in drawn if MUTANTS[id].file in touched] or drawn)[:NUM_DAILY]
 
 
-@pytest.mark.parametrize("place", range(NUM_DAILY))
-def test_rows_notice_their_edits(place: int) -> None:
-    """Of eight rows a day; `make test-long` tries all."""
-    for id in list_daily()[place::NUM_DAILY]:
-        assert_noticed(id)
-
-
-def assert_noticed(id: str) -> None:
+@pytest.fixture(scope="module")
+def tree() -> Iterator[Tree]:
     tree = Tree()
     try:
-        verdict = tree.try_edit(id, MUTANTS[id])
+        yield tree
     finally:
         tree.delete()
+
+
+@pytest.mark.parametrize("place", range(NUM_DAILY))
+def test_rows_notice_their_edits(place: int, tree: Tree) -> None:
+    """Of eight rows a day; `make test-long` tries all."""
+    for id in list_daily()[place::NUM_DAILY]:
+        assert_noticed(id, tree)
+
+
+def assert_noticed(id: str, tree: Tree) -> None:
+    verdict = tree.try_edit(id, MUTANTS[id])
     assert verdict.outcome == "red", f"{id} does not notice {MUTANTS[id]}: {verdict}"
