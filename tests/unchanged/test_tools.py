@@ -228,7 +228,6 @@ def train(use: Tool, *, is_watched: bool) -> tuple[str, Any]:
     return digest([*left, torch.get_rng_state()]), watch
 
 
-@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_tool_gives_what_it_gives_in_a_plain_loop(name: str) -> None:
     plain, _ = train(TOOLS[name], is_watched=False)
