@@ -52,8 +52,10 @@ def test_a_short_check_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path: Path) -> None:
     config, run = tmp_path / "pairs.yaml", tmp_path / "run"
+    words = ("data.num_points=16", "data.train_size=40", "train.batch_size=8", "train.steps=3")
+    network = "model={points: {num_neighbours: 4, embedding: 8}}"
     config.write_text(PAIRING)
-    succeed("train", config, "--out", run, "--device", "cpu", "train.steps=3")
+    succeed("train", config, "--out", run, "--device", "cpu", *words, network)
     begun = json.loads((run / "checks.json").read_text())
     assert "label-range" in {*begun["judged"], *begun["not_judged"]}
     looked = succeed("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
@@ -62,7 +64,7 @@ def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path:
     assert "\n".join(document["verdict"]) in looked.err
     whole = succeed("check", run, "--device", "cpu", "--verbose").err
     assert all(f"  {gap}\n" in whole for gap in document["not_covered"])
-    succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
+    succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", *words, network)
     assert not (tmp_path / "unchecked" / "checks.json").exists()
 
 
@@ -72,8 +74,9 @@ def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path:
 def test_layers_are_judged_where_asked(tmp_path: Path) -> None:
     config, told = tmp_path / "small.yaml", tmp_path / "told.json"
     config.write_text(CONFIG)
-    done = succeed("check", config, "--deep", "--device", "cpu", "--json", told)
+    words = ("--device", "cpu", "data.train_size=48", "model.embedding=8")
+    done = succeed("check", config, "--deep", *words, "--json", told)
     assert "small: 0 errors, 0 warnings" in done.err
     assert {"layer-forward", "layer-gradient"} <= set(json.loads(told.read_text())["examination"]["judged"])
-    plain = run_here("check", config, "--device", "cpu")
+    plain = run_here("check", config, *words)
     assert plain.out == ""
