@@ -27,6 +27,8 @@ from sightline.workbench.export.recorded_graph import record_graph
 from tests.command import refuse, succeed
 from tests.trained import copy_run
 
+pytestmark = pytest.mark.usefixtures("torchlib_once")
+
 
 class Points(nn.Module):
     """Rows through matrices and batch norms, their maximum, and a head: the body of a PointNet."""
