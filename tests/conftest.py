@@ -130,6 +130,15 @@ def torchlib_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def package_digested_once() -> Iterator[None]:
+    """Saved features depend on the package's sources, which do not change meanwhile: three readings a probe of all."""
+    from sightline.workbench.probe import saved_features
+
+    with mock.patch.object(saved_features, "digest_package", functools.cache(saved_features.digest_package)):
+        yield
+
+
 @functools.cache
 def _torchlib() -> Callable[..., object]:
     """What makes the table of a version of the operators; writing a file only reads it."""

@@ -261,7 +261,7 @@ def test_a_file_of_onnx_that_does_not_end_is_ended(net: Path, tmp_path: Path, ca
     endless = open_run_or_file(tmp_path / "endless.onnx", max_seconds=0.5)
     with open_app(endless, World(), limits=Limits(max_seconds=0.5)) as app, TestClient(app) as client:
         for _ in range(2):
-            assert client.post("/predict", json={"points": CLOUD.tolist()}).status_code == 504
+            assert client.post("/predict", json={"points": 2 * CLOUD.tolist()}).status_code == 504
         until = time.monotonic() + 30
         while app.state.slots and time.monotonic() < until:
             time.sleep(0.01)
