@@ -174,7 +174,7 @@ def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     by_file, by_run = (sightline.load_run(path).predict([cloud]).predicted[0] for path in (file, run))
     np.testing.assert_allclose(by_file.probability, by_run.probability, atol=0.05)
     assert "--calibrate: chooses the scales of int8" in refuse("export", run, "--calibrate", 8, "--out", file)
-    with mock.patch.object(export, "time_files", lambda *files: Timing((20.0, 1.0), (19.0, 20.0, 21.0))):
+    with mock.patch.object(export, "time_files", return_value=Timing((20.0, 1.0), (19.0, 20.0, 21.0))):
         succeed("export", run, "--int8", "--calibrate", 8, "--out", tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == file.read_bytes()
 

@@ -64,9 +64,7 @@ def test_weights_are_quantised_after_init_and_trained(floats: Path, policy: Path
             assert state[name].unique().numel() <= 8
             assert (before[name] - given[name]).abs().mean() < 0.2 * given[name].std()
         assert not torch.equal(state[name], before[name])
-    assert torch.equal(
-        dense_state_dict(start)["head.0.norm.weight"], given["head.0.norm.weight"]
-    )
+    assert torch.equal(dense_state_dict(start)["head.0.norm.weight"], given["head.0.norm.weight"])
 
 
 def test_the_input_of_a_layer_is_rounded_in_the_trained_run(run: Path) -> None:
