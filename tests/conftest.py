@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import itertools
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -146,6 +147,35 @@ def unchecked() -> Iterator[None]:
     """Trainings in commands without `--no-check` begin without their checks, which take most of a small one."""
     with mock.patch("sightline.workbench.check.suite.run_quick", return_value=[]):
         yield
+
+
+@pytest.fixture(scope="module")
+def torchlib_once() -> Iterator[None]:
+    """Files of ONNX are written by one table of operators a process; torch parses the sources of all of them for each.
+
+    A second of processor time, a third of what a small file takes.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(_torchlib())):
+        yield
+
+
+@pytest.fixture(scope="module")
+def package_digested_once() -> Iterator[None]:
+    """Saved features depend on the package's sources, which do not change meanwhile: three readings a probe of all."""
+    from sightline.workbench.probe import saved_features
+
+    with mock.patch.object(saved_features, "digest_package", functools.cache(saved_features.digest_package)):
+        yield
+
+
+@functools.cache
+def _torchlib() -> Callable[..., object]:
+    """What makes the table of a version of the operators; writing a file only reads it."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return functools.cache(ONNXRegistry.from_torchlib)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from tests.processes import ROOT, forked, free_port, print_to
 CONFIG = """\
 name: tiny
 data: {name: synthetic_shapes, train_size: 60, test_size: 24, num_points: 32}
-model: {name: pointnet_plain, dropout: 0.4}
+model: {name: pointnet_plain, embedding: 16, dropout: 0.4}
 losses: [{name: cross_entropy}]
 metrics: [{name: accuracy}]
 transforms: {train: [{name: jitter}, {name: slowed}]}

@@ -30,6 +30,7 @@ from tests.endless import write_endless
 from tests.limits import HANG_S, limited
 from tests.trained import copy_run
 
+pytestmark = pytest.mark.usefixtures("torchlib_once")
 CLOUD = (np.random.default_rng(0).random((32, 3)) - 0.5).astype(np.float32)
 PATIENT = Limits(max_seconds=HANG_S)
 
@@ -273,9 +274,9 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def net(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("net") / "net.onnx"
-    sightline.export(run, out=file)
+    sightline.export(copy_run("plain", file.with_name("plain")), out=file)
     return file
 
 

@@ -27,6 +27,7 @@ from tests.marks import long_but
 from tests.processes import ROOT, free_port
 from tests.trained import LIDAR
 
+pytestmark = pytest.mark.usefixtures("torchlib_once")
 COLUMNS = ("x", "y", "z", "remission", "ring")
 NETWORKS = {
     "deeplabv3": ("model.width=2", "train.steps=20"),
