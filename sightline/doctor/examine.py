@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sightline.contract.errors import UserError
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, attempt, series_of_attempts
 from sightline.doctor.evidence import Evidence, import_all
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.rules import RULES, Rule
@@ -83,15 +83,20 @@ def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequen
     """
     examination = Examination()
     open_rules = [rule for rule in (list_rules() if rules is None else rules) if evidence.offers(rule.reads)]
-    order = _Order(open_rules, evidence)
-    while open_rules:
-        if order.num_known != evidence.num_known:
-            order = _Order(open_rules, evidence)
-        rule = open_rules.pop(order.pop_cheapest())
-        if rule.code in declared:
-            examination.judgements.append(Judgement(rule, "declared"))
-        else:
-            _judge(rule, evidence, examination)
+    needs: list[frozenset[str]] = []
+    num_known = -1
+    with series_of_attempts():
+        while open_rules:
+            if num_known != evidence.num_known:
+                num_known = evidence.num_known
+                needs = [evidence.find_open(rule.reads) for rule in open_rules]
+            place = _find_cheapest(needs, evidence)
+            needs.pop(place)
+            rule = open_rules.pop(place)
+            if rule.code in declared:
+                examination.judgements.append(Judgement(rule, "declared"))
+            else:
+                _judge(rule, evidence, examination)
     examination.sort()
     return examination
 
@@ -105,35 +110,18 @@ def examine_section(examination: Examination, evidence: Evidence) -> None:
     examination.sort()
 
 
-class _Order:
-    """The measurements that each of some rules still needs, and what they cost; another one after each measurement."""
-
-    def __init__(self, rules: Sequence[Rule], evidence: Evidence) -> None:
-        self.num_known = evidence.num_known
-        self._evidence = evidence
-        self._needs = [frozenset(evidence.list_open(rule.reads)) for rule in rules]
-        self._passes = [evidence.count_passes(need) for need in self._needs]
-        self._counts = Counter(self._needs)
-        self._is_costly: dict[frozenset[str], bool] = {}
-        self._served: dict[frozenset[str], list[frozenset[str]]] = {}
-
-    def pop_cheapest(self) -> int:
-        """Return the place of the first rule that needs no passes, or else of the one whose passes serve most rules."""
-        place = self._passes.index(0) if 0 in self._passes else self._find_cheapest()
-        self._passes.pop(place)
-        self._counts[self._needs.pop(place)] -= 1
-        return place
-
-    def _find_cheapest(self) -> int:
-        if not self._served:
-            distinct = list(dict.fromkeys(self._needs))
-            self._is_costly = {need: not self._evidence.affords(need) for need in distinct}
-            self._served = {need: [other for other in distinct if other <= need] for need in distinct}
-        prices = {
-            need: (self._is_costly[need], passes / sum(self._counts[other] for other in self._served[need]))
-            for need, passes in dict(zip(self._needs, self._passes, strict=True)).items()
-        }
-        return min(range(len(self._needs)), key=lambda place: prices[self._needs[place]])
+def _find_cheapest(needs: Sequence[frozenset[str]], evidence: Evidence) -> int:
+    """Return the place of the first rule that needs no passes, or else of the one whose passes serve most rules."""
+    counts = Counter(needs)
+    free = next((need for need in counts if not evidence.count_passes(need)), None)
+    if free is not None:
+        return needs.index(free)
+    passes = {need: evidence.count_passes(need) for need in counts}
+    prices = {
+        need: (not evidence.affords(need), passes[need] / sum(num for other, num in counts.items() if other <= need))
+        for need in counts
+    }
+    return min(range(len(needs)), key=lambda place: prices[needs[place]])
 
 
 def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:
