@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
+import itertools
 import os
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +31,12 @@ _COMPILED: set[str] = set()
 """Kernels that workers compiled, in the words of tests/kernels.txt."""
 _GARBAGE = (10_000, 10, 10)
 """Python's own, with ten thousand objects in place of 700: searching took a fifteenth of the time of small tests."""
+
+
+_TIMED = ("doctor.evidence", "doctor.evidence.mirrored_reads", "doctor.evidence.reading", "doctor.evidence.statistics")
+_TIMED += ("workbench.check.key_rules",)
+_COMPUTING = ("layer_rules", "other_set_rules", "sample_statistics")
+"""Modules that end what they measure by processor time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,6 +111,29 @@ def _deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
+class _Clock:
+    """Clock of processor time by which all that happens between two looks takes a millisecond."""
+
+    perf_counter = staticmethod(time.perf_counter)
+
+    def __init__(self) -> None:
+        self.process_time = self.thread_time = self.compute_seconds = itertools.count(0.0, 1e-3).__next__
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_machine_is_slow(pytestconfig: pytest.Config) -> Iterator[None]:
+    """What checks ask is the same on all machines; in long tests the processor's time decides, as it does for users."""
+    if pytestconfig.option.markexpr != "not long":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _TIMED:
+            patch.setattr(f"sightline.{name}.time", _Clock())
+        for name in _COMPUTING:
+            patch.setattr(f"sightline.workbench.check.{name}.compute_seconds", _Clock().compute_seconds)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_sync() -> Iterator[None]:
     """Tests and what they fork do not wait for the disk; the new interpreters that they start do."""
@@ -115,6 +147,35 @@ def unchecked() -> Iterator[None]:
     """Trainings in commands without `--no-check` begin without their checks, which take most of a small one."""
     with mock.patch("sightline.workbench.check.suite.run_quick", return_value=[]):
         yield
+
+
+@pytest.fixture(scope="module")
+def torchlib_once() -> Iterator[None]:
+    """Files of ONNX are written by one table of operators a process; torch parses the sources of all of them for each.
+
+    A second of processor time, a third of what a small file takes.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(_torchlib())):
+        yield
+
+
+@pytest.fixture(scope="module")
+def package_digested_once() -> Iterator[None]:
+    """Saved features depend on the package's sources, which do not change meanwhile: three readings a probe of all."""
+    from sightline.workbench.probe import saved_features
+
+    with mock.patch.object(saved_features, "digest_package", functools.cache(saved_features.digest_package)):
+        yield
+
+
+@functools.cache
+def _torchlib() -> Callable[..., object]:
+    """What makes the table of a version of the operators; writing a file only reads it."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return functools.cache(ONNXRegistry.from_torchlib)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.limits import HANG_S
+
 ROOT = Path(__file__).resolve().parents[1]
 _PRELOADED = (
     "sightline.verbs.train",
@@ -89,7 +91,7 @@ def run_ranks(
     arguments: Sequence[str],
     num_processes: int,
     *,
-    timeout_s: float = 120.0,
+    timeout_s: float = HANG_S,
     is_slurm: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> None:
@@ -116,7 +118,7 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         process = forked(_run_program, program, str(out), str(err))
-        process.join(120.0)
+        process.join(HANG_S)
         code = process.exitcode
         process.kill()
         assert code is not None, out.read_text() + err.read_text()

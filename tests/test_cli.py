@@ -29,6 +29,7 @@ from sightline.commands.prove import CheckOptions
 from sightline.commands.run import EvaluateOptions, TrainOptions
 from tests.cases import run_each
 from tests.command import built_once, run_here
+from tests.limits import HANG_S
 from tests.published_layouts import MODELS
 from tests.runs.small import TINY
 
@@ -62,7 +63,7 @@ for verb in {VERBS!r}:
 def test_help_imports_nothing_heavy() -> None:
     """So it takes well under a second wherever Python starts; what is imported is checked, not the clock."""
     environment = os.environ | {"COLUMNS": "100"}
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, env=environment, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     *told, rest = re.split("^heavy: (.*)\n", done.stdout, flags=re.MULTILINE)
     assert rest == ""

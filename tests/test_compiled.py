@@ -27,10 +27,10 @@ from sightline.ops import batched_nms, numba_kernels
 from sightline.ops.numba_kernels import can_use_numba, run_parallel
 from sightline.ops.waits import send_list
 from tests.cases import run_each
-from tests.conftest import ROOT
 from tests.layers.passes import BOUND, assert_passes_agree, run
 from tests.marks import long_but
 from tests.models.small_models import small_model, without_dropout
+from tests.processes import run_program
 from tools import compile_kernels
 
 
@@ -252,8 +252,7 @@ def test_a_network_is_one_graph_after_an_export() -> None:
 
 
 def run_alone(calls: str) -> None:
-    command = f"from tests.test_compiled import compare_whole, export_suppression; {calls}"
-    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_program(f"from tests.test_compiled import compare_whole, export_suppression; {calls}")
     assert done.returncode == 0, done.stderr
 
 

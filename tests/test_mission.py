@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +14,10 @@ import sightline
 from sightline.config import read_config
 from sightline.contract.types import Field
 from sightline.workbench.check.suite import all_rules
+from tests.limits import limited
 from tests.mission.__main__ import PAGE, write_page
 from tests.mission.mutants import MUTANTS, UNBREAKABLE
-from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows
+from tests.mission.rows import IDS, PENDING, Check, Row, collect_checks, collect_rows, list_modules
 from tests.mission.trial import Tree, list_touched
 from tests.processes import ROOT
 from tests.test_docs import parsed
@@ -37,24 +36,8 @@ def _as_case(row: Row, check: Check) -> object:
     return pytest.param(row, check, id=check.name, marks=marks)
 
 
-LIMIT_S = 240
-"""Of a row, some twenty times what the slowest takes on a quiet machine: one that hangs fails."""
-
-
-@contextlib.contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread after some seconds."""
-
-    def stop(number: int, frame: object) -> None:
-        raise TimeoutError(f"takes more than {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+LIMIT_S = 2400
+"""Of a row, some two hundred times what the slowest takes on a quiet machine: one that hangs fails."""
 
 
 @pytest.mark.parametrize(("row", "check"), [_as_case(row, check) for row, check in collect_checks()])
@@ -68,6 +51,12 @@ def test_a_user_can(row: Row, check: Check, tmp_path: Path) -> None:
 
 def test_every_number_has_one_row() -> None:
     assert [row.id for row in collect_rows()] == list(IDS)
+
+
+def test_a_row_alone_has_all_of_its_checks() -> None:
+    """Whether `find_row` imports all of their modules: another process has not imported the others."""
+    for row, check in collect_checks():
+        assert check.function.__module__ in list_modules(row.id), check.name
 
 
 def test_nine_of_ten_rows_run_on_every_change() -> None:
@@ -148,17 +137,22 @@ def list_daily() -> list[str]:
     return ([id for id in drawn if MUTANTS[id].file in touched] or drawn)[:NUM_DAILY]
 
 
-@pytest.mark.parametrize("place", range(NUM_DAILY))
-def test_rows_notice_their_edits(place: int) -> None:
-    """Of eight rows a day; `make test-long` tries all."""
-    for id in list_daily()[place::NUM_DAILY]:
-        assert_noticed(id)
-
-
-def assert_noticed(id: str) -> None:
+@pytest.fixture(scope="module")
+def tree() -> Iterator[Tree]:
     tree = Tree()
     try:
-        verdict = tree.try_edit(id, MUTANTS[id])
+        yield tree
     finally:
         tree.delete()
+
+
+@pytest.mark.parametrize("place", range(NUM_DAILY))
+def test_rows_notice_their_edits(place: int, tree: Tree) -> None:
+    """Of eight rows a day; `make test-long` tries all."""
+    for id in list_daily()[place::NUM_DAILY]:
+        assert_noticed(id, tree)
+
+
+def assert_noticed(id: str, tree: Tree) -> None:
+    verdict = tree.try_edit(id, MUTANTS[id])
     assert verdict.outcome == "red", f"{id} does not notice {MUTANTS[id]}: {verdict}"

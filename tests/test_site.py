@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from sightline.contract.registry import REGISTRIES
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).resolve().parents[1]
+BUILD = "import gc; gc.disable(); from mkdocs.__main__ import cli; cli(prog_name='mkdocs')"
+"""As `python -m mkdocs`, which looks for garbage a fifth of the time."""
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +23,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site; links and anchors that lead nowhere, and pages outside the navigation, end it."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        [sys.executable, "-c", BUILD, "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=10 * HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -155,7 +155,7 @@ def find_misspelt_members(base: type, builder: type) -> Iterator[tuple[str, str]
     for name in sorted(defined.union(*(code.co_names for code in codes))):
         suggestion = suggest_member(known, name)
         if suggestion is not None and (
-            name in defined or any(name in _list_assigned_attributes(code) for code in codes)
+            name in defined or any(name in code.co_names and name in _list_assigned_attributes(code) for code in codes)
         ):
             yield name, suggestion
 

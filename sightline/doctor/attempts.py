@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -56,6 +56,15 @@ class _OwnWork(threading.local):
 OWN_WORK = _OwnWork()
 
 
+class _Series(threading.local):
+    """True in a thread between the attempts of a series, where nothing reads random numbers."""
+
+    is_open = False
+
+
+_SERIES = _Series()
+
+
 @contextmanager
 def own_work() -> Iterator[None]:
     """Context of the doctor's own work in this thread."""
@@ -64,6 +73,22 @@ def own_work() -> Iterator[None]:
         yield
     finally:
         OWN_WORK.is_on = before
+
+
+@contextmanager
+def series_of_attempts() -> Iterator[None]:
+    """Context of many attempts with nothing random between them: random states are put back once, at its end."""
+    with preserve_random_state(), _series(is_open=True):
+        yield
+
+
+@contextmanager
+def _series(*, is_open: bool) -> Iterator[None]:
+    before, _SERIES.is_open = _SERIES.is_open, is_open
+    try:
+        yield
+    finally:
+        _SERIES.is_open = before
 
 
 def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
@@ -93,6 +118,6 @@ def observe(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _run_anew(run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
-    with preserve_random_state(), torch.enable_grad():
+    with nullcontext() if _SERIES.is_open else preserve_random_state(), _series(is_open=False), torch.enable_grad():
         seed_all(0)
         return run(**read)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sightline.contract.errors import UserError
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, attempt, series_of_attempts
 from sightline.doctor.evidence import Evidence, import_all
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.rules import RULES, Rule
@@ -85,17 +85,18 @@ def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequen
     open_rules = [rule for rule in (list_rules() if rules is None else rules) if evidence.offers(rule.reads)]
     needs: list[frozenset[str]] = []
     num_known = -1
-    while open_rules:
-        if num_known != evidence.num_known:
-            num_known = evidence.num_known
-            needs = [frozenset(evidence.list_open(rule.reads)) for rule in open_rules]
-        place = _find_cheapest(needs, evidence)
-        needs.pop(place)
-        rule = open_rules.pop(place)
-        if rule.code in declared:
-            examination.judgements.append(Judgement(rule, "declared"))
-        else:
-            _judge(rule, evidence, examination)
+    with series_of_attempts():
+        while open_rules:
+            if num_known != evidence.num_known:
+                num_known = evidence.num_known
+                needs = [evidence.find_open(rule.reads) for rule in open_rules]
+            place = _find_cheapest(needs, evidence)
+            needs.pop(place)
+            rule = open_rules.pop(place)
+            if rule.code in declared:
+                examination.judgements.append(Judgement(rule, "declared"))
+            else:
+                _judge(rule, evidence, examination)
     examination.sort()
     return examination
 
@@ -112,10 +113,10 @@ def examine_section(examination: Examination, evidence: Evidence) -> None:
 def _find_cheapest(needs: Sequence[frozenset[str]], evidence: Evidence) -> int:
     """Return the place of the first rule that needs no passes, or else of the one whose passes serve most rules."""
     counts = Counter(needs)
-    passes = {need: evidence.count_passes(need) for need in counts}
-    free = next((need for need in counts if not passes[need]), None)
+    free = next((need for need in counts if not evidence.count_passes(need)), None)
     if free is not None:
         return needs.index(free)
+    passes = {need: evidence.count_passes(need) for need in counts}
     prices = {
         need: (not evidence.affords(need), passes[need] / sum(num for other, num in counts.items() if other <= need))
         for need in counts

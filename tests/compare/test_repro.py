@@ -13,13 +13,36 @@ import pytest
 from tests.compare.test_command import SMALL, stranger
 from tests.compare.test_command import compare as compare_plain
 from tests.compare.test_faulty import PLUGIN, compare
+from tests.processes import run_program
 
 FILES = {"repro.json", "repro.py", "tensors.bin"}
 
 
-def run_script(folder: Path) -> tuple[int, str]:
-    """Run a script in a process that has no sightline; its exit code, and what it printed."""
-    done = subprocess.run([sys.executable, "-I", folder / "repro.py"], cwd=folder, capture_output=True, text=True)
+ALONE = """
+import os, runpy, sys
+from importlib.abc import MetaPathFinder
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("sightline", "tests"):
+            raise ImportError(name)
+
+for name in [name for name in sys.modules if name.partition(".")[0] in ("sightline", "tests")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Refuse())
+os.chdir(FOLDER)
+runpy.run_path("repro.py", run_name="__main__")
+"""
+
+
+def run_script(folder: Path, *, is_forked: bool = True) -> tuple[int, str]:
+    """Run a script in a process that has no sightline; its exit code, and what it printed.
+
+    A forked one forgets what it has of sightline, and refuses to import it.
+    """
+    program = f"FOLDER = {str(folder)!r}{ALONE}"
+    alone = [sys.executable, "-I", folder / "repro.py"]
+    done = run_program(program) if is_forked else subprocess.run(alone, cwd=folder, capture_output=True, text=True)
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout
 
@@ -56,7 +79,7 @@ def test_a_script_with_torch_alone_shows_both_numbers(
     assert "sightline" not in text
     bound = {node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     assert holds - {"FACTOR"} <= bound
-    code, printed = run_script(folder)
+    code, printed = run_script(folder, is_forked=model != "wrong_gradient_small")
     measured, expected = read_numbers(printed)
     assert code == 1
     assert measured / expected == pytest.approx(1.001, rel=1e-5), "the planted factor"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -382,11 +381,13 @@ def test_it_solves_the_published_tables_of_resnet18(shared: Path) -> None:
         assert np.array_equal(np.asarray(levels)[member], expected)
 
 
-def test_a_hundred_layers_with_eight_choices_take_a_moment() -> None:
+def test_a_hundred_layers_with_eight_choices_take_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 8^100 sums few are looked at: the others are dominated, or cannot be best."""
     draws = np.random.default_rng(1)
     weights = (10 ** draws.uniform(2, 5.5, 100)).astype(int)
     sizes = weights[:, None] * np.arange(1, 9) // 8 + 2 ** np.arange(2, 10)
     costs = 10 ** draws.uniform(-3, 0, (100, 1)) * 4.0 ** -np.arange(1, 9) * draws.uniform(0.5, 1.5, (100, 8))
-    began = time.process_time()
+    nonzero, looked_at = np.flatnonzero, []
+    monkeypatch.setattr(np, "flatnonzero", lambda fits: looked_at.append(len(fits)) or nonzero(fits))
     assert solve_knapsack(costs, sizes, int(2.5 * weights.sum() / 8)) is not None
-    assert time.process_time() - began < 2  # 0.1 s on a quiet core
+    assert sum(looked_at) < 3_000_000  # 1.5 million

@@ -17,8 +17,8 @@ from sightline.engine.distributed import World
 from tests.contract.clouds import Centre
 from tests.contract.images import IMAGES
 from tests.contract.images import toy as detector
-from tests.contract.run_toys import BATCH_SIZE, NUM_STEPS, cases_of, evaluate, run
-from tests.contract.toy import NUM_CLASSES, NUM_SAMPLES
+from tests.contract.run_toys import BATCH_SIZE, NUM_STEPS, NUM_TRAINED, cases_of, evaluate, run
+from tests.contract.toy import NUM_CLASSES
 from tests.contract.toys import ALL, TOYS
 from tests.processes import run_ranks
 
@@ -31,6 +31,8 @@ SIZES = {2: pytest.mark.long, 3: ()}
 """Numbers of processes: three deal a step unevenly."""
 HEADS = IMAGES.keys() - {"detector"}
 """Detectors that differ from the first in head and losses alone."""
+EVALUATED = ("detector", "detector_none", "detector_ignored")
+"""Those whose metrics on one process are read."""
 CASES = [
     pytest.param(size, name, f"{order} {micro_batches}", id=f"{size}-{name}-{order}-{micro_batches}", marks=SIZES[size])
     for size in SIZES
@@ -65,7 +67,7 @@ def many_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], 
 
 @pytest.fixture(scope="module")
 def one_process() -> dict:
-    return {name: run(toy, World(), 1) for name, toy in ALL.items()}
+    return {name: run(toy, World(), 1, is_evaluated=name in EVALUATED) for name, toy in ALL.items()}
 
 
 def assert_same(result: dict, expected: dict) -> None:
@@ -143,7 +145,7 @@ def test_steps_and_processes_without_a_box_have_no_box_loss(one_process: dict) -
         assert all(0 < step["grad_norm"] < math.inf for step in one_process[name]["trace"])
         assert all(math.isnan(value) for value in one_process[name]["metrics"].values())
     toy = ALL["detector_few"]
-    plan = BatchSampler(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, num_processes=3)
+    plan = BatchSampler(np.arange(NUM_TRAINED), BATCH_SIZE, seed=3, num_processes=3)
     counts = [
         [int((~toy.reader(keys)["is_ignored"]).sum()) for keys in plan.step_keys(step)[0]] for step in range(NUM_STEPS)
     ]
@@ -156,14 +158,15 @@ def test_steps_and_processes_without_a_box_have_no_box_loss(one_process: dict) -
 
 def test_all_images_of_a_step_are_scaled_alike_and_steps_are_not() -> None:
     reader = ALL["detector"].reader
-    plan = BatchSampler(np.arange(NUM_SAMPLES), BATCH_SIZE, seed=3, micro_batches=4)
+    plan = BatchSampler(np.arange(NUM_TRAINED), BATCH_SIZE, seed=3, micro_batches=4)
     sizes = [{tuple(reader(keys)["image"].shape[2:]) for [keys] in plan.step_keys(step)} for step in range(NUM_STEPS)]
     assert {len(step) for step in sizes} == {1}
     assert len(set.union(*sizes)) > 2
 
 
 def test_arguments_of_evaluation_change_no_bit_of_training(one_process: dict) -> None:
-    changed = run(detector(evaluation={"suppression": {"name": "soft_linear"}, "most": 3, "clip": False}), World(), 1)
+    toy = detector(evaluation={"suppression": {"name": "soft_linear"}, "most": 3, "clip": False})
+    changed = run(toy, World(), 1, is_evaluated=True)
     for part in ("trace", "weights", "losses"):
         assert changed[part] == one_process["detector"][part]
     assert changed["metrics"]["ar"] < one_process["detector"]["metrics"]["ar"]

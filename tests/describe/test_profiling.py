@@ -71,7 +71,7 @@ class Slow(torch.autograd.Function):
 
 
 class Asleep(nn.Module):
-    """Takes 30 ms forward, 50 ms backward."""
+    """Takes 30 ms forward, 50 ms backward, and more on a busy machine."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -105,9 +105,9 @@ def test_time_and_memory_are_where_they_were_spent() -> None:
     rows = {row["path"]: row for row in found["modules"]}
     asleep = rows["head.0"]
     assert asleep["class"] == "Asleep"
-    assert asleep["seconds_backward"] == pytest.approx(0.05, abs=0.02)
-    assert asleep["seconds"] - asleep["seconds_backward"] == pytest.approx(0.03, abs=0.02)
-    assert asleep["seconds_with_inner"] >= asleep["seconds"]
+    assert asleep["seconds_backward"] >= 0.05
+    assert asleep["seconds"] - asleep["seconds_backward"] >= 0.03
+    assert found["step_s"] >= asleep["seconds_with_inner"] >= asleep["seconds"]
     assert found["peak_bytes"] >= plain_bytes + 8_000_000
 
 

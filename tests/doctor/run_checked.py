@@ -16,11 +16,12 @@ from sightline.engine.train import NonFiniteGradientError
 from sightline.workbench.check.non_finite import diagnose_non_finite
 from sightline.workbench.check.suite import run_quick
 from tests.doctor.planting import Wrapped, with_data
+from tests.limits import HANG_S
 
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    with start_world(device="cpu", timeout_s=60) as world:
+    with start_world(device="cpu", timeout_s=HANG_S) as world:
         built = build(read_config(out / "small.yaml"), world)
         if world.rank == 1:
             built.job.model.get_parameter("head.2.bias").requires_grad_(False)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from sightline.doctor.attempts import MissingError, attempt, series_of_attempts
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.distributed import World
+from sightline.instrument.random_state import seed_all
 from sightline.workbench.check.examination import RunExamination, describe_examination, describe_findings
 from sightline.workbench.check.suite import run_quick
 from tests.doctor.planting import make
@@ -61,3 +68,28 @@ def test_findings_that_say_the_same_are_printed_once_and_notes_last() -> None:
     ]
     assert texts[1].split("\n")[-1] == "  do: as above"
     assert describe_findings([other])[0] == str(other)
+
+
+def test_attempts_begin_alike_and_leave_random_states_in_a_series_too() -> None:
+    """An attempt inside of another leaves its numbers as they are, and so does one that fails."""
+
+    def draw() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    def ask() -> list[list[float]]:
+        first = draw()
+        assert attempt("inner", lambda: [draw(), draw()], {})[0] == first
+        return [first, draw()]
+
+    for context in (nullcontext, series_of_attempts):
+        seed_all(1)
+        expected = [draw(), draw()]
+        seed_all(1)
+        assert draw() == expected[0]
+        with context():
+            alike = [attempt("one", ask, {})]
+            assert isinstance(attempt("failing", lambda: draw()[3], {}), MissingError)
+            alike.append(attempt("another", ask, {}))
+        assert draw() == expected[1]
+        seed_all(0)
+        assert alike == [[draw(), draw()]] * 2

@@ -24,7 +24,6 @@ from sightline.doctor.step_form import WholeForm, observe_step
 from sightline.doctor.tried_forms import find_form
 from sightline.instrument import copy_module
 from tests.doctor.observing import judged
-from tests.doctor.programs import PROGRAMS
 
 G = torch.Generator().manual_seed(0)
 ROWS, LABELS = torch.randn(32, 6, generator=G), torch.arange(32) % 3
@@ -506,41 +505,3 @@ def test_samples_are_divided_as_their_collate_returns_them() -> None:
         subject = make_subject(model, words.get("loss"), list(loader), None, step=words.get("step"), loader=loader)
         judged = {each.rule.judge.__name__: each.outcome for each in check.examine_subject(subject).judgements}
         assert judged["sorted_labels"] == judged["drawn_samples"] == "held"
-
-
-# --- correct programs -------------------------------------------------------------------------------------------------
-
-EXAMINED = ("clouds_with_features", "boxes_of_each_image", "variational_autoencoder", "masked_words", "clipped_policy")
-
-
-@pytest.fixture
-def examinations(monkeypatch: pytest.MonkeyPatch) -> list[Examination]:
-    made: list[Examination] = []
-    real = check.examine_subject
-
-    def keep(*args: Any, **words: Any) -> Examination:
-        made.append(real(*args, **words))
-        return made[-1]
-
-    monkeypatch.setattr(check, "examine_subject", keep)
-    return made
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in EXAMINED else pytest.mark.long) for name in PROGRAMS]
-)
-def test_correct_programs_raise_nothing_in_any_form(name: str, examinations: list[Examination]) -> None:
-    torch.manual_seed(0)
-    program = PROGRAMS[name]()
-    more: dict[str, Any] = {"optimizer": program.optimizer, "evaluation": program.evaluation}
-    assert list_alarms(sightline.check(program.model, loader=program.loader, step=program.step, **more)) == []
-    assert list_alarms(sightline.check(program.model, program.loss, program.loader, **more)) == []
-    assert [examination.list_reasons("failed") for examination in examinations] == [[], []]
-    if program.plain_form is not None:
-        sightline.check(*program.plain_form(), optimizer=program.optimizer)
-        asked = [
-            {each.rule.judge for each in examination.judgements if each.outcome in ("held", "broken")}
-            for examination in examinations
-        ]
-        assert len(asked[0] & asked[2]) >= 0.9 * len(asked[2])

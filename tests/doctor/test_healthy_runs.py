@@ -35,7 +35,10 @@ def test_a_config_that_needs_no_files_is_healthy() -> None:
     """All of them: tests/long/test_recipes.py."""
     few = ("data.train_size=24", "data.validation_size=8", "data.test_size=8")
     widths = ("model.backbone.width=16", "model.neck.width=32")  # torch 2.13 breaks memory at 8: 1 x 1, channels last
-    assert_shipped_is_healthy("detect/synthetic_crowds_retinanet", (*few, *widths))
+    prepared = "{name: fit_image, height: 96, width: 128}, {name: normalize_image}"  # of half the size, as anchors are
+    trained, evaluated = f"transforms.train=[{{name: flip_image}}, {prepared}]", f"transforms.evaluate=[{prepared}]"
+    halved = (trained, evaluated, "task.anchors.base_strides=1.0")
+    assert_shipped_is_healthy("detect/synthetic_crowds_retinanet", (*few, *widths, *halved))
 
 
 def assert_shipped_is_healthy(name: str, overrides: Sequence[str] = ()) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -287,21 +287,24 @@ def test_layers_that_nobody_registers_are_asked_in_float64_too() -> None:
 
 
 class Slow(nn.Module):
-    """Layer whose forward pass takes 20 ms of processor time."""
+    """Layer whose forward pass takes 20 ms by its own clock."""
+
+    now_s = 0.0
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(6, 3)
 
     def forward(self, values: Tensor) -> Tensor:
-        end = time.process_time() + 0.02
-        while time.process_time() < end:
-            pass
+        Slow.now_s += 0.02
         return self.layer(values)
 
 
-def test_a_slow_network_is_asked_as_much_as_one_of_fifteen_milliseconds(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_slow_network_is_asked_as_much_as_one_of_fifteen_milliseconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 0.3 s: 20 passes in any case, which is said beforehand; counted by their time these would be 5."""
+    monkeypatch.setattr("sightline.doctor.evidence.time", SimpleNamespace(process_time=lambda: Slow.now_s))
     subject = make_subject(Slow(), nn.CrossEntropyLoss(), [BATCH], None)
     with caplog.at_level("INFO", logger="sightline"):
         hasty, patient = (Evidence({"subject": subject}, 0.3, each) for each in (False, True))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import RunError, UserError
 from sightline.engine.distributed import World, start_world
+from tests.limits import HANG_S
 
 DTYPES = ("uint8", "int16", "int32", "int64", "float32", "float64", "bfloat16")
 ROWS = {2: [(3, 1), (0, 4), (0, 0)], 3: [(2, 0, 5), (0, 0, 1), (4, 4, 4)]}
@@ -148,7 +149,7 @@ def disagreement(world: World) -> str:
 
 def _list_threads(tasks: Path) -> list[str]:
     """Name the threads of this process; one that was joined is listed until the system has taken it away."""
-    end = time.monotonic() + 2
+    end = time.monotonic() + HANG_S
     while True:
         names = []
         for task in tasks.iterdir():
@@ -161,7 +162,7 @@ def _list_threads(tasks: Path) -> list[str]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    with start_world(device="cpu", timeout_s=30) as world:
+    with start_world(device="cpu", timeout_s=HANG_S) as world:
         found: dict[str, Any] = {"rank": world.rank, "size": world.size}
         found |= {each.__name__: each(world) for each in (sums, rows, gradients, statistics, models)}
         found["texts"] = world.gather_text(TEXTS[world.size][world.rank])

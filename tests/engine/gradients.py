@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from sightline.contract.errors import RunError
 from sightline.engine import gradients
 from sightline.engine.distributed import World, start_world
+from tests.limits import ENDLESS_S, HANG_S
 
 SIZE = 5
 BUCKET_BYTES = 64
@@ -187,7 +188,7 @@ def change_late(world: World) -> str:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     gradients._BUCKET_BYTES = BUCKET_BYTES
-    with start_world(device="cpu", timeout_s=30) as world:
+    with start_world(device="cpu", timeout_s=HANG_S) as world:
         found: dict[str, Any] = {use.__name__: train_both(world, use) for use in PASSES}
         found |= {"norms": norm_both(world), "sent": list_sent(world), "late": change_late(world)}
         torch.optim.SGD(Chain().parameters(), lr=1.0).step()  # imports what any training imports
@@ -217,7 +218,7 @@ def break_off(port: int, rank: int, log: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     gradients._BUCKET_BYTES = BUCKET_BYTES
-    with start_world(device="cpu", timeout_s=30) as world:
+    with start_world(device="cpu", timeout_s=ENDLESS_S) as world:
         model = Chain()
         hidden = model.layers[1](model.layers[0](values_of(rank)))
         loss = model(_Broken.apply(hidden) if rank == 1 else hidden, [2, 3])

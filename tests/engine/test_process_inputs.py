@@ -23,6 +23,7 @@ from sightline.engine.process_inputs import ProcessesDifferError, describe_comma
 from sightline.engine.run_data import build_data, describe_data
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
+from tests.limits import HANG_S
 from tests.processes import ROOT, forked, free_port, print_to
 from tests.runs.small import PLAIN, small_config
 
@@ -43,7 +44,7 @@ def compare(*described: Mapping[str, Any], times: int = 1) -> str:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(HANG_S)
     assert sorted(lines) == [*range(len(described))]
     assert len(set(lines.values())) == 1, "the same line on all"
     return lines[0]
@@ -161,7 +162,7 @@ def run_pair(folder: Path, *words: Sequence[str]) -> list[tuple[int | None, str]
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         processes.append(forked(_run, [*own], str(folder / f"{rank}.log"), variables))
     for process in processes:
-        process.join(300)
+        process.join(HANG_S)
         process.kill()
     return [(process.exitcode, (folder / f"{rank}.log").read_text()) for rank, process in enumerate(processes)]
 

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.batches import workers
 from sightline.engine.batches.sampler import BatchSampler, evaluation_keys
 from sightline.engine.batches.stream import BatchStream, _warn_of_cores, read_batches
+from tests.limits import ENDLESS_S, HANG_S
 
 
 def flat(plan: BatchSampler, step: int) -> list[int]:
@@ -134,16 +136,21 @@ def test_more_workers_than_cores_are_warned_of_once(
 
 def sleeps(keys: list[SampleKey]) -> dict:
     if keys[0].epoch:
-        time.sleep(60)
+        time.sleep(ENDLESS_S)
     return read(keys)
 
 
-def test_closing_the_stream_ends_workers_in_the_middle_of_a_sample() -> None:
+def test_closing_the_stream_ends_workers_in_the_middle_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch itself would wait five seconds for each, here without end."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", ENDLESS_S)
     steps = BatchStream(BatchSampler(np.arange(4), 4, seed=0), sleeps, workers=2).iterate(0, 5)
     next(steps)
-    started = time.monotonic()
+    started = multiprocessing.active_children()
+    rescue = threading.Timer(HANG_S, lambda: [worker.kill() for worker in started])
+    rescue.start()
     steps.close()
-    assert time.monotonic() - started < 4  # torch itself would wait five seconds for each
+    rescue.cancel()
+    assert [worker.exitcode for worker in started] == [0, 0], "none was killed"
     assert not multiprocessing.active_children()
 
 
@@ -210,7 +217,7 @@ def dies_with_the_lock(keys: Sequence[SampleKey]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "closed"])
 def test_a_lock_that_dies_with_its_worker_stops_no_ending(is_killed: bool) -> None:
     batches = read_batches(dies_with_the_lock, iter([[SampleKey(int(is_killed), 0, 0)]]), workers=1)
-    faulthandler.dump_traceback_later(60, exit=True)  # who waits for the lock waits without end
+    faulthandler.dump_traceback_later(HANG_S, exit=True)  # who waits for the lock waits without end
     try:
         if is_killed:
             with pytest.raises(RunError, match=r"^a worker that reads data ended"):
@@ -239,7 +246,7 @@ def num_stalls() -> Iterator[Any]:
 
 
 def test_a_fork_that_does_not_come_to_life_is_made_again(num_stalls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_START_LIMITS_S", (0.3, 30.0))
+    monkeypatch.setattr(workers, "_START_LIMITS_S", (*[0.3] * 20, HANG_S))
     num_stalls.value = 1
     keys = [[SampleKey(index, 0, 0)] for index in range(4)]
     assert list(read_batches(read, iter(keys), workers=2)) == [read(batch) for batch in keys]

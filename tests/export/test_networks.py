@@ -19,6 +19,7 @@ from sightline.workbench.export.recorded_graph import record_graph
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 
+pytestmark = pytest.mark.usefixtures("torchlib_once")
 PAGE = Path(__file__).resolve().parents[2] / "docs/topics/deploy.md"
 SHIPPED = sorted({*find_modules("models")} - {"transformers_detector"})
 """All but those of a library, whose checks of values ONNX has no operator for."""

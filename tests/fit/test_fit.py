@@ -23,10 +23,11 @@ from tests.command import run_here, succeed
 from tests.doctor.planting import Wrapped, assert_complete, with_data, with_losses
 from tests.fit import nets
 from tests.fit.nets import run
+from tests.limits import ENDLESS_S
 from tests.runs.small import ROOT, TINY
 
 
-def fitted(built: TrainingSetup, samples: int = 2, steps: int = 30, seconds: float = 120.0) -> FitResult:
+def fitted(built: TrainingSetup, samples: int = 2, steps: int = 30, seconds: float = ENDLESS_S) -> FitResult:
     return fit_samples(built, samples, lambda line: None, steps=steps, seconds=seconds)
 
 
@@ -214,13 +215,13 @@ def volumes(folder: Path, *overrides: str) -> TrainingSetup:
 
 Make = Callable[..., TrainingSetup]
 PACES: dict[str, tuple[str, int, Make]] = {
-    "classes": ("not yet", 60, lambda p, *o: run(p, "optimizer.lr=1e-3", *o, model=nets.Net())),
+    "classes": ("not yet", 40, lambda p, *o: run(p, "optimizer.lr=1e-3", *o, model=nets.Net())),
     "vectors": ("not yet", 30, lambda p, *o: nets.regression(p, ADAM, *o)),
     "batch norms": ("not yet", 12, lambda p, *o: run(p, "optimizer={name: adam, lr: 1e-5}", "model.embedding=8", *o)),
     "volumes": ("not yet", 6, volumes),
-    "constant": ("not fitted", 40, lambda p, *o: run(p, *o, model=nets.Constant())),
+    "constant": ("not fitted", 20, lambda p, *o: run(p, *o, model=nets.Constant())),
     "dead": ("not fitted", 20, lambda p, *o: nets.regression(p, *o, model=nets.Dead())),
-    "bounded": ("not fitted", 60, lambda p, *o: nets.regression(p, *o, model=nets.Bounded())),
+    "bounded": ("not fitted", 30, lambda p, *o: nets.regression(p, *o, model=nets.Bounded())),
     "probabilities": ("not fitted", 60, lambda p, *o: run(p, *o, model=nets.Probabilities())),
     "low rate": ("not fitted", 30, lambda p, *o: run(p, "optimizer.lr=1e-6", *o, model=nets.Net())),
     "clip": ("not fitted", 30, lambda p, *o: run(p, "train.clip_norm=1e-6", *o, model=nets.Net())),
@@ -335,7 +336,7 @@ def test_expectations_of_the_initial_weights_are_judged_without_a_fit() -> None:
     ],
 )
 def test_mistakes_are_one_line_and_two(words: tuple[str, ...], told: str) -> None:
-    code, _, err = run_here("check", TINY, *words)
+    code, _, err = run_here("check", TINY, "model.embedding=8", *words)
     assert code == 2, err
     assert re.search(told.replace("(", r"\(").replace(")", r"\)"), err), err
     assert "Traceback" not in err

@@ -19,9 +19,10 @@ from tests.cases import run_each
 from tests.doctor.planting import with_losses
 from tests.fit import nets
 from tests.fit.nets import run
+from tests.limits import ENDLESS_S
 
 
-def grid_of(built: Any, *, steps: int = 12, seconds: float = 100.0) -> tuple[GridRow, ...]:
+def grid_of(built: Any, *, steps: int = 12, seconds: float = ENDLESS_S) -> tuple[GridRow, ...]:
     result = fit_samples(built, 3, lambda line: None, steps=steps)
     return fit_grid(built, result, lambda line: None, steps=steps, seconds=seconds)
 
@@ -45,7 +46,7 @@ def test_rows_have_the_same_rates_and_the_losses_of_plain_loops(tmp_path: Path) 
     net = nets.Net()
     built = run(tmp_path, model=net)
     result = fit_samples(built, 3, lambda line: None, steps=12)
-    rows = fit_grid(built, result, lambda line: None, steps=12, seconds=100.0)
+    rows = fit_grid(built, result, lambda line: None, steps=12, seconds=ENDLESS_S)
     optimizers = ["recipe (sgd)", "rmsprop", "adam"]
     assert [(row.precision, row.optimizer) for row in rows] == [
         (precision, name) for precision in ("float32", "float64") for name in optimizers

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.layers.batch_norm import convert_sync_batchnorm
+from tests.limits import HANG_S
 from tests.ops.threads import with_one_and_three_threads
 
 BOUND = 1e-9
@@ -24,7 +25,7 @@ class Ranks:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._barrier = threading.Barrier(size, timeout=10)
+        self._barrier = threading.Barrier(size, timeout=HANG_S)
         self._parts: list[Tensor | None] = [None] * size
 
     def reducer(self, rank: int) -> Callable[[Tensor], Tensor]:

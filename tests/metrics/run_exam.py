@@ -17,6 +17,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import BoundMetric, Evaluator
+from tests.limits import HANG_S
 from tests.metrics.cases import CASES
 from tests.metrics.exam import Batch, Case, bits
 
@@ -58,7 +59,7 @@ def evaluated(case: Case, world: World) -> str:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    with start_world(device="cpu", timeout_s=60) as world:
+    with start_world(device="cpu", timeout_s=HANG_S) as world:
         results = {str(case): evaluated(case, world) for case in CASES}
         if world.rank == 0:
             out.write_text(json.dumps(results))

@@ -179,7 +179,7 @@ def _initial_weights_of_maps(work: Path) -> None:
 )
 def _plateau(work: Path) -> None:
     words = ("optimizer={name: sgd, lr: 1e-9}", "schedule.name=constant", "train.steps=120", "train.epochs=60")
-    run = learn("pose/synthetic_hands_v2v_small", work / "run", *FEW, "evaluate.select=test", *words)
+    run = learn("pose/synthetic_hands_v2v_small", work / "run", *FEW, *ONCE, "evaluate.select=test", *words)
     found = findings(run, skip_but("trivial-plateau"))
     assert "trivial-plateau" in found
     assert "the loss stays at the level of all-zero outputs" in found["trivial-plateau"]["summary"]
@@ -315,15 +315,16 @@ class Rectified(V2VSmall):
     letter="J",
 )
 def _final_relu(work: Path) -> None:
+    small = ("data.train_size=2", "data.test_size=2", "train.batch_size=1", *FEW[3:])
+    small += ("transforms.train.0.size=24", "transforms.evaluate.0.size=24")  # see SPARSE
     with registered(registry.models, rectified=Rectified):
-        found = findings(HANDS, *FEW, *SPARSE, "model={name: rectified}")
+        found = findings(HANDS, *small, "model={name: rectified}")
         named = [finding for finding in found.values() if finding["cause"] == "model.activation"]
         assert [finding["severity"] for finding in named] == ["warning"]
-        words = (HANDS, *FEW, *SPARSE, skip_but(), "model={name: rectified}", "--fit", "--steps", 20, *CPU)
-        fitted = run_here("check", *words)
+        fitted = run_here("check", HANDS, *small, skip_but(), "model={name: rectified}", "--fit", "--steps", 20, *CPU)
         assert fitted.code == 1
         assert "[fit error model.activation]" in fitted.err
-    assert "model.activation" not in [finding["cause"] for finding in findings(HANDS, *FEW, *SPARSE).values()]
+    assert "model.activation" not in [finding["cause"] for finding in findings(HANDS, *small).values()]
 
 
 @row(

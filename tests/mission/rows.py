@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["IDS", "PENDING", "Check", "Row", "collect_rows", "part", "row"]
+__all__ = ["IDS", "PENDING", "Check", "Row", "collect_rows", "find_row", "list_modules", "part", "row"]
 
 IDS = tuple(f"S{area}.{number}" for area, size in enumerate((35, 32, 17, 36, 15)) for number in range(1, size + 1))
 """Numbers of all things: of point clouds without labels, of volumes and joints, of compression, of boxes, of scans."""
@@ -89,6 +89,19 @@ def collect_rows() -> list[Row]:
         importlib.import_module(f"tests.mission.{module}")
     places = {id: place for place, id in enumerate(IDS)}
     return sorted(_ROWS.values(), key=lambda row: places.get(row.id, len(IDS)))
+
+
+def list_modules(id: str) -> list[str]:
+    """Return the modules that hold a row or a part of it, by their texts."""
+    texts = {name: Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
+    return [f"tests.mission.{name}" for name, text in texts.items() if f'"{id}"' in text]
+
+
+def find_row(id: str) -> Row:
+    """Return one row; no module of others alone is imported."""
+    for module in list_modules(id):
+        importlib.import_module(module)
+    return _ROWS[id]
 
 
 def collect_checks() -> Iterator[tuple[Row, Check]]:

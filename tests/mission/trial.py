@@ -7,6 +7,8 @@ exception of the package, or an error that a command did not print before, is no
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +30,18 @@ LIMIT_S = 600.0
 """Of a trial: one that hangs is refused."""
 _COPIED = ("sightline", "tests", "configs", "examples", "docs", "benchmarks", "tools")
 _FILES = ("pyproject.toml", "Makefile", "constraints.txt", "README.md", "setup.py")
+_PRELOADED = (
+    "h5py",
+    "numba",
+    "PIL.Image",
+    "pydantic",
+    "rich.console",
+    "scipy",
+    "torch",
+    "torch._inductor",
+    "typer.main",
+)
+"""What rows import of others."""
 _COMMANDS = ("tests/mission/small.py", "tests/command.py")
 """Files of helpers that run commands. Their assertions on exit codes are no assertions about a feature."""
 _EFFECTS = ("find_fault", "step")
@@ -85,19 +100,18 @@ class _Recorder:
 
         command.run_here = recorded
 
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Keep the daily checks of the row."""
-        cases = {item: item.callspec.params for item in items if hasattr(item, "callspec")}
-        checks = {item: params["check"] for item, params in cases.items() if "check" in params}
-        items[:] = [item for item, check in checks.items() if check.id == self.id and not check.is_pending]
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run the daily checks of the row; no module of other rows is imported."""
+        from tests.mission.rows import find_row
+
+        checks = [check for check in find_row(self.id).checks if not check.is_pending and not check.is_long]
+        metafunc.parametrize("check", checks, ids=[check.name for check in checks])
 
     def pytest_runtest_makereport(self, item: Any, call: Any) -> None:
         self.num_run += call.when == "call"
         if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
             return
         failure = call.excinfo.value
-        if isinstance(failure, pytest.fail.Exception):  # of the test, about what the row raised
-            failure = failure.__context__ or failure
         self.failures.append({"check": item.name, "kind": _kind_of(failure), "how": _sentence(failure)})
 
 
@@ -128,14 +142,62 @@ def _sentence(failure: BaseException) -> str:
     return f"{frames[-1] if frames else '?'}: {type(failure).__name__}: {text[-300:]}"
 
 
-def main() -> None:
-    """Run the checks of a row in this tree, and write what happened: `python -m tests.mission.trial ID FILE`."""
-    id, file = sys.argv[1:]
+def run_row(id: str, file: str) -> None:
+    """Run the checks of a row in this tree, and write what happened."""
     recorder = _Recorder(id)
     options = ("-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--basetemp", f"{file}.tmp")
-    pytest.main(["tests/test_mission.py", "-k", "test_a_user_can", *options], plugins=[recorder])
+    pytest.main(["tests/mission/one_row.py", *options], plugins=[recorder])
     result = {"num_run": recorder.num_run, "failures": recorder.failures, "commands": recorder.commands}
     Path(file).write_text(json.dumps(result))
+
+
+def serve() -> None:
+    """Fork a process for each row that standard input names, and answer when it has ended: `python -m` this module.
+
+    What is imported before is nobody's edit: torch and others, which take most of the time of a new interpreter.
+    """
+    for module in _PRELOADED:
+        importlib.import_module(module)
+    gc.freeze()
+    assert not any(name.partition(".")[0] == "sightline" for name in sys.modules)
+    for line in sys.stdin:
+        id, file = json.loads(line)
+        child = os.fork()
+        if not child:
+            _run_forked(id, file)
+        is_over = _wait(child)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if not is_over:
+            os.waitpid(child, 0)
+        sys.stdout.write("\n" if is_over else f"hangs for {LIMIT_S:.0f} s\n")
+        sys.stdout.flush()
+
+
+def _run_forked(id: str, file: str) -> None:
+    os.setsid()
+    said = os.open(f"{file}.said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for descriptor in (1, 2):
+        os.dup2(said, descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    try:
+        run_row(id, file)
+    except Exception:  # noqa: BLE001 - the asker reads it
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _wait(child: int) -> bool:
+    """Return True once a process has ended, and False after the time of a trial."""
+    end_s = time.monotonic() + LIMIT_S
+    while time.monotonic() < end_s:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 # --- in the process that asks -----------------------------------------------------------------------------------------
@@ -153,9 +215,12 @@ class Tree:
         for name in _FILES:
             shutil.copy2(ROOT / name, self.tree / name)
         self._clean: dict[str, dict[str, Any]] = {}
+        self._server: subprocess.Popen[str] | None = None
 
     def delete(self) -> None:
-        """Delete the copy."""
+        """Delete the copy, and end its server."""
+        if self._server is not None:
+            self._server.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def try_edit(self, id: str, edit: Edit) -> Verdict:
@@ -195,29 +260,29 @@ class Tree:
 
     def _run(self, id: str) -> dict[str, Any]:
         file = self.folder / "found.json"
-        file.unlink(missing_ok=True)
-        own = {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        words = [sys.executable, "-m", "tests.mission.trial", id, str(file)]
-        process = subprocess.Popen(
-            words,
-            cwd=self.tree,
-            env=kept | own,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            said = process.communicate(timeout=LIMIT_S)[0]
-        except subprocess.TimeoutExpired:
-            said = f"hangs for {LIMIT_S:.0f} s"
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if not file.exists():
-            return {"said": " ".join(said.split())[-400:]}
-        result: dict[str, Any] = json.loads(file.read_text())
-        return result | {"said": " ".join(said.split())[-400:]}
+        said = Path(f"{file}.said")
+        for each in (file, said):
+            each.unlink(missing_ok=True)
+        answer = self._ask(json.dumps([id, str(file)]))
+        text = answer or (said.read_text(errors="replace") if said.exists() else "")
+        result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        return result | {"said": " ".join(text.split())[-400:]}
+
+    def _ask(self, line: str) -> str:
+        """Have the server of this tree run a row; return what it says of one that hangs."""
+        if self._server is None:
+            own = {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+            kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+            words = [sys.executable, "-m", "tests.mission.trial"]
+            pipe = subprocess.PIPE
+            self._server = subprocess.Popen(words, cwd=self.tree, env=kept | own, stdin=pipe, stdout=pipe, text=True)
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(f"{line}\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        assert answer, "the server of trials ended"
+        return answer.strip()
 
 
 def list_touched() -> set[str]:
@@ -231,4 +296,4 @@ def list_touched() -> set[str]:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

@@ -29,14 +29,15 @@ _STEPS, _EVERY, _BATCH, _CLASSES, _WIDTH, _FEATURES = 240, 60, 16, 6, 32, 8
 CONFIG: dict[str, Any] = {
     "name": "spoilt",
     "data": {"name": "synthetic_shapes", "train_size": 120, "test_size": 48, "num_points": 32},
-    "model": {"name": "pointnet_plain", "dropout": 0.2},
+    "model": {"name": "pointnet_plain", "embedding": 64, "dropout": 0.2},
     "losses": [{"name": "cross_entropy"}],
     "metrics": [{"name": "accuracy"}],
     "transforms": {"train": [{"name": "jitter"}]},
     "optimizer": {"name": "adam", "lr": 3e-3},
     "train": {"epochs": 15, "batch_size": 12},
     "evaluate": {"metric": "overall_accuracy", "batch_size": 48, "every": 3},
-    "log": {"every": 10},
+    "checkpoint": {"every": 15},
+    "log": {"every": 10, "tensorboard": False},
 }
 _RUN_STEPS = 150
 

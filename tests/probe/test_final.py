@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,7 +120,7 @@ def test_the_others_wait_longer_than_the_time_out_for_the_first() -> None:
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 STUCK = '''\
-"""Machines that are fitted for a minute, in a call that no signal reaches; MARK is made as the first one begins."""
+"""Machines that are fitted without end, in a call that no signal reaches; MARK is made as the first one begins."""
 
 import os
 import time
@@ -129,13 +128,15 @@ from pathlib import Path
 
 from sklearn.svm import SVC
 
+from tests.limits import ENDLESS_S
+
 fit = SVC.fit
 
 
 def stuck(*arguments):
     if float(os.environ.get("SLOWED_S", "0")):
         Path(__file__).with_name("mark").touch()
-        time.sleep(60)
+        time.sleep(ENDLESS_S)
     return fit(*arguments)
 
 
@@ -154,13 +155,11 @@ def test_a_signal_while_machines_are_fitted_ends_the_run_which_then_finishes(
     plugin.write_text(STUCK)
     words = ["train", str(config), "--no-check", "--device", "cpu", "--plugin", str(plugin), "--out", str(out)]
     started = Forked(words, tmp_path / "log", num_processes=num_processes, slowed_s=1.0)
-    wait_for((tmp_path / "mark").exists, timeout_s=60, otherwise=started.log.read_text)
+    wait_for((tmp_path / "mark").exists, otherwise=started.log.read_text)
     for process in started.processes:
         assert process.pid is not None
         os.kill(process.pid, number)
-    began = time.monotonic()
-    code, text = started.wait(timeout_s=20)
-    assert time.monotonic() - began < 10
+    code, text = started.wait()
     assert [process.exitcode for process in started.processes] == [128 + number] * num_processes, text
     assert "state saved; go on with --resume auto" in text
     assert "Traceback" not in text

@@ -27,6 +27,8 @@ from tests.command import Outcome, run_here, succeed
 from tests.probe.contrast import THIN, train_thin
 from tests.trained import copy_run
 
+pytestmark = pytest.mark.usefixtures("package_digested_once")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

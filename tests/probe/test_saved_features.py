@@ -29,6 +29,7 @@ from tests.probe.contrast import THIN, train_thin
 from tests.runs.test_checkpoint_stops import close_disk
 from tests.trained import copy_run
 
+pytestmark = pytest.mark.usefixtures("package_digested_once")
 FEW = ("data.train_size=24", "data.test_size=12")
 Read = tuple[FeatureSplit, list[str]]
 

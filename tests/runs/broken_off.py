@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sightline.runs.checkpoint import follow
+from tests.limits import ENDLESS_S, HANG_S
 from tests.processes import ROOT, forked, free_port, print_to
 
 CONFIG = """\
 name: tiny
 data: {name: synthetic_shapes, train_size: 60, test_size: 24, num_points: 32}
-model: {name: pointnet_plain, dropout: 0.4}
+model: {name: pointnet_plain, embedding: 16, dropout: 0.4}
 losses: [{name: cross_entropy}]
 metrics: [{name: accuracy}]
 transforms: {train: [{name: jitter}, {name: slowed}]}
@@ -31,10 +32,14 @@ checkpoint: {every_steps: 2, keep_last: 2}
 log: {every: 3}
 """
 PLUGIN = '''\
-"""A transform that changes nothing and takes as long as the environment says, so that a kill meets a run under way."""
+"""A transform that changes nothing and takes as long as the environment says, so that a kill meets a run under way.
+
+In the process of rank HELD_RANK its calls after so many, HELD_AFTER, wait for the file GO.
+"""
 
 import os
 import time
+from pathlib import Path
 
 import sightline
 
@@ -43,7 +48,14 @@ import sightline
 class Slowed(sightline.Transform):
     """Leaves the points as they are. Source: ours."""
 
+    def __init__(self):
+        is_held = os.environ.get("RANK", "0") == os.environ.get("HELD_RANK", "0")
+        self.num_left = float(os.environ.get("HELD_AFTER", "inf")) if is_held else float("inf")
+
     def __call__(self, draws, *, points):
+        self.num_left -= 1
+        while self.num_left < 0 and not Path(os.environ["GO"]).exists():
+            time.sleep(0.005)
         time.sleep(float(os.environ.get("SLOWED_S", "0")))
         return {"points": points}
 '''
@@ -72,6 +84,7 @@ class Forked:
     """`sightline <words>` in processes forked from one that has imported everything: the same run, seconds earlier.
 
     One process is a world of one; several meet as under torchrun. Each leads a session, which its children stay in.
+    The process that makes a file or folder whose name begins with `held_at` stays there until it is killed.
     """
 
     def __init__(
@@ -82,6 +95,7 @@ class Forked:
         num_processes: int = 1,
         slowed_s: float = 0.0,
         environment: Mapping[str, str] | None = None,
+        held_at: str = "",
     ) -> None:
         port = free_port()
         self.log = log
@@ -91,10 +105,10 @@ class Forked:
             if num_processes > 1:
                 variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
                 variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            self.processes.append(self._start(rank, list(words), str(log), variables))
+            self.processes.append(self._start(rank, list(words), str(log), variables, held_at))
 
-    def _start(self, rank: int, words: list[str], log: str, variables: Mapping[str, str]) -> BaseProcess:
-        return forked(_run_forked, words, log, dict(variables))
+    def _start(self, rank: int, *arguments: Any) -> BaseProcess:
+        return forked(_run_forked, *arguments)
 
     @property
     def pid(self) -> int:
@@ -112,7 +126,7 @@ class Forked:
             os.killpg(self.pid, signal.SIGKILL)
         self.processes[0].kill()
 
-    def wait(self, timeout_s: float = 60.0) -> tuple[int, str]:
+    def wait(self, timeout_s: float = HANG_S) -> tuple[int, str]:
         """The exit code of the first process that failed, or 0, and what all of them printed."""
         for process in self.processes:
             process.join(timeout_s)
@@ -130,13 +144,19 @@ def run_forked(words: Sequence[str], log: Path, *, num_processes: int = 1) -> tu
     return Forked(words, log, num_processes=num_processes).wait()
 
 
-def _run_forked(words: list[str], log: str, environment: Mapping[str, str]) -> None:
+def _run_forked(words: list[str], log: str, environment: Mapping[str, str], held_at: str) -> None:
     import torch
+
+    def hold(event: str, arguments: Sequence[object]) -> None:
+        if event in ("open", "os.mkdir") and Path(str(arguments[0])).name.startswith(held_at):
+            time.sleep(ENDLESS_S)
 
     os.setsid()
     print_to(log)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if held_at:
+        sys.addaudithook(hold)
     sys.argv = ["sightline", *words]
     from sightline.cli import main
 
@@ -146,7 +166,7 @@ def _run_forked(words: list[str], log: str, environment: Mapping[str, str]) -> N
 # --- watching --------------------------------------------------------------------------------------------------------
 
 
-def wait_for(what: Callable[[], Any], *, timeout_s: float, otherwise: Callable[[], str]) -> None:
+def wait_for(what: Callable[[], Any], *, timeout_s: float = HANG_S, otherwise: Callable[[], str]) -> None:
     """Look every few milliseconds until `what` holds; fails with what `otherwise` says."""
     deadline = time.monotonic() + timeout_s
     while not what():
@@ -185,7 +205,7 @@ def with_variable(entry: str) -> Callable[[Path], bool]:
     return lambda folder: entry.encode() in (folder / "environ").read_bytes().split(b"\0")
 
 
-def assert_all_end(is_ours: Callable[[Path], bool], *, within_s: float) -> float:
+def assert_all_end(is_ours: Callable[[Path], bool], *, within_s: float = HANG_S) -> float:
     """Fails, and ends them, if one of these processes still runs then; the seconds that it took."""
     started = time.monotonic()
     try:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,13 +47,11 @@ class OnHost(Forked):
         self._hosts, self._limits = list(hosts), (shift_s, beat_s, silent_s)
         super().__init__(words, log, num_processes=len(hosts), **more)
 
-    def _start(self, rank: int, words: list[str], log: str, variables: Mapping[str, str]) -> Any:
-        return forked(_run_on_host, self._hosts[rank], self._limits, words, log, dict(variables))
+    def _start(self, rank: int, *arguments: Any) -> Any:
+        return forked(_run_on_host, self._hosts[rank], self._limits, *arguments)
 
 
-def _run_on_host(
-    host: str, limits: tuple[float, float, float], words: list[str], log: str, variables: dict[str, str]
-) -> None:
+def _run_on_host(host: str, limits: tuple[float, float, float], *arguments: Any) -> None:
     shift_s, folder_lock.BEAT_S, folder_lock.SILENT_S = limits
     now = time.time
     with (
@@ -61,21 +59,21 @@ def _run_on_host(
         mock.patch.object(process_identity, "_process_table", return_value=f"the processes of {host}"),
         mock.patch.object(time, "time", side_effect=lambda: now() + shift_s),
     ):
-        _run_forked(words, log, variables)
+        _run_forked(*arguments)
 
 
 class WithoutLinks(Forked):
     """`sightline <words>` on a file system that refuses links, and has no locks."""
 
-    def _start(self, rank: int, words: list[str], log: str, variables: Mapping[str, str]) -> Any:
-        return forked(_run_without_links, words, log, dict(variables))
+    def _start(self, rank: int, *arguments: Any) -> Any:
+        return forked(_run_without_links, *arguments)
 
 
-def _run_without_links(words: list[str], log: str, variables: dict[str, str]) -> None:
+def _run_without_links(*arguments: Any) -> None:
     refused = raise_error(errno.EPERM)
     with (
         mock.patch.object(os, "symlink", refused),
         mock.patch.object(os, "link", refused),
         mock.patch.object(fcntl, "flock", raise_error(errno.ENOSYS)),
     ):
-        _run_forked(words, log, variables)
+        _run_forked(*arguments)

@@ -13,6 +13,7 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.loop import train
+from tests.limits import HANG_S
 from tests.processes import ROOT
 
 __all__ = ["run_steps"]
@@ -59,7 +60,7 @@ def run_steps(world: World, micro_batches: int = 1) -> dict[str, Any]:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    with start_world(device="cpu", timeout_s=60) as world:
+    with start_world(device="cpu", timeout_s=HANG_S) as world:
         result = run_steps(world)
         if world.rank == 0:
             out.write_text(json.dumps(result))

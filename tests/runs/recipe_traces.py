@@ -14,6 +14,7 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.loop import train
+from tests.limits import HANG_S
 from tests.processes import ROOT
 from tests.recipes import SMALLER, recipes
 
@@ -57,7 +58,7 @@ def _number(tensor: Tensor) -> float:
 
 def main(out: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    with start_world(device="cpu", timeout_s=100) as world:
+    with start_world(device="cpu", timeout_s=HANG_S) as world:
         results = {recipe: trace(recipe, world) for recipe in names}
         if world.rank == 0:
             out.write_text(json.dumps(results))

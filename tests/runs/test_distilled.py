@@ -19,6 +19,8 @@ from tests.runs.small import SMALL, small_config
 from tests.trained import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
+THIN = ("model={name: pointnet_plain, embedding: 16}",)
+THINNER = ("model={name: pointnet_plain, embedding: 8}",)
 BOTH = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0.7, temperature: 3.0}]"
 ALONE = "losses=[{name: cross_entropy, weight: 0.3}]"
 WORDS = (*SMALL, "--device", "cpu")
@@ -33,7 +35,7 @@ def train(out: Path, *words: object) -> Outcome:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("distilled") / "teacher"
-    words = ("train.precision=float64", "train.ema_decay=0.5", "model.name=pointnet_plain", ALONE)
+    words = ("train.precision=float64", "train.ema_decay=0.5", *THIN, ALONE)
     assert train(run, *words, "--no-check", "seed=7").code == 0
     return run
 
@@ -42,7 +44,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(teacher: Path) -> Path:
     """Trained after the checks of every training, without a finding above a note; another model than its teacher."""
     path = teacher.parent / "student"
-    done = train(path, BOTH, f"teacher={{from: {teacher}}}", "checkpoint.keep_last=2")
+    done = train(path, *THINNER, BOTH, f"teacher={{from: {teacher}}}", "checkpoint.keep_last=2")
     assert done.code == 0, done.err
     assert " error " not in done.err
     return path
@@ -50,7 +52,7 @@ def run(teacher: Path) -> Path:
 
 def test_a_teacher_without_weight_changes_no_bit_and_is_in_no_checkpoint(teacher: Path, tmp_path: Path) -> None:
     without = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0}]"
-    words = ("model.name=pointnet_plain", "--no-check", "train.ema_decay=0.9", "train.steps=5")
+    words = (*THIN, "--no-check", "train.ema_decay=0.9", "train.steps=5")
     assert train(tmp_path / "plain", ALONE, *words).code == 0
     assert train(tmp_path / "taught", without, f"teacher={{from: {teacher}}}", *words).code == 0
     for name in ("model", "optimizer", "ema"):
@@ -67,7 +69,7 @@ def test_a_run_that_was_broken_off_ends_with_the_same_bits(teacher: Path, run: P
     last = max((broken / "checkpoints").glob("step_*"))
     expected = (last / "model.safetensors").read_bytes()
     break_off(broken)
-    words = (BOTH, "checkpoint.keep_last=2", "--resume", "auto", "--no-check")
+    words = (*THINNER, BOTH, "checkpoint.keep_last=2", "--resume", "auto", "--no-check")
     refused = train(broken, f"teacher={{from: {run}}}", *words)
     assert refused.code == 2
     assert "holds other weights (SHA-256 " in refused.err

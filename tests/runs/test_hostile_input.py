@@ -18,6 +18,7 @@ from sightline.runs.lineage import read_lineage
 from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 from tests.cases import run_each
 from tests.command import run_here
+from tests.limits import HANG_S
 from tests.marks import long_but
 from tests.processes import forked, free_port
 from tests.runs.broken_off import Bench
@@ -59,7 +60,7 @@ def codes_of(words: list[str], kind: str, errors: str, *, num_processes: int = 1
         more = place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
         processes.append(forked(run_with, words, kind, errors, {"OMP_NUM_THREADS": "1"} | more))
     for process in processes:
-        process.join(60)
+        process.join(HANG_S)
         process.kill()
     return [process.exitcode for process in processes]
 
@@ -168,7 +169,11 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "cloud_folder_pointnet.yaml"
 CLASSES = ("<b>round", "\x1b[31mred\x07", "line\nend")
 FILES = ("u.xyz", "e\x1b[2J.xyz", "n\nl.xyz", "<img src=x>.xyz", os.fsdecode(b"\xff.xyz"))
-SMALL = ("train.epochs=1", "train.batch_size=4", "train.tail=drop", "log.tensorboard=false", "--device", "cpu")
+SMALL = (
+    *("train.epochs=1", "train.batch_size=4", "train.tail=drop", "log.tensorboard=false", "--device", "cpu"),
+    *("model={name: dgcnn, num_neighbours: 4, embedding: 16}", "losses=[{name: cross_entropy}]"),
+    *("transforms.train.0.num_points=64", "transforms.evaluate.0.num_points=64"),
+)
 
 
 @pytest.fixture
@@ -190,7 +195,7 @@ def test_every_verb_prints_them_escaped(folder: Path) -> None:
     words = (CONFIG, f"data.root={prepared}", *SMALL)
     make = ("data", "prepare", "cloud_folder", "--from", folder / "source", "--to", prepared)
     for command in (
-        (*make, "up_axis=z", "num_points=256"),
+        (*make, "up_axis=z", "num_points=64"),
         ("data", "info", prepared),
         ("check", *words),
         ("train", *words, "--no-check", "--out", run),

@@ -76,7 +76,8 @@ def test_a_detector_starts_from_a_hub_and_goes_on_without_it(tmp_path: Path) -> 
     assert lineage is not None
     assert lineage["lineage"] == {"file": name, "sha256": lineage["sha256"], "layout": "torchvision_resnet18"}
     assert f"started from {name}" in (tmp_path / "run/train.log").read_text()
-    _run_asking(NOWHERE, cache, "train", tmp_path / "run", "train.steps=2", "--resume", tmp_path / "run")
+    further = ("train.steps=2", "--no-check", "--resume", tmp_path / "run")
+    _run_asking(NOWHERE, cache, "train", tmp_path / "run", *further)
     # a new run from the same commit, which is in the cache
     _run_asking(NOWHERE, cache, "train", tmp_path / "run", *CALM, "--out", tmp_path / "again")
 

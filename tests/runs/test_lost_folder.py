@@ -180,11 +180,13 @@ def test_a_run_that_finished_while_this_one_was_built_is_left_alone(
 @pytest.mark.processes
 def test_all_processes_end_with_the_first(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    started = Forked(bench.words("X", slow=True), tmp_path / "log", num_processes=2, slowed_s=0.02)
-    out = tmp_path / "X"
-    wait_for(lambda: (out / "checkpoints" / "last").exists(), timeout_s=60, otherwise=started.log.read_text)
+    out, go = tmp_path / "X", tmp_path / "go"
+    held = {"HELD_AFTER": "8", "GO": str(go)}  # the first one, until the folder is moved
+    started = Forked(bench.words("X", slow=True), tmp_path / "log", num_processes=2, environment=held)
+    wait_for(lambda: (out / "checkpoints" / "last").exists(), otherwise=started.log.read_text)
     out.rename(tmp_path / "X_old")
-    code, text = started.wait(timeout_s=30)
+    go.touch()
+    code, text = started.wait()
     assert code == 1, text
     assert f"error: {out}: was moved or deleted while the run wrote to it" in text
     assert all(process.exitcode == 1 for process in started.processes)

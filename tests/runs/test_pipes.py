@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import pytest
 
 from tests.command import refuse, succeed
+from tests.limits import limited
 from tests.runs.small import TINY
 
-LIMIT_S = 20.0
 RESUME = ("train", TINY, "--no-check", "--device", "cpu", "--resume", "auto", "--out", "RUN")
 EVALUATE = ("evaluate", "RUN", "--device", "cpu")
 PREDICT = ("predict", "RUN", "CLOUD", "--device", "cpu")
@@ -31,15 +29,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def limit() -> Iterator[None]:
     """A command that waits fails, instead of the whole suite."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"still running after {LIMIT_S} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    with limited():
+        yield
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from sightline.contract.types import DataInfo
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.command import document_of, succeed
-from tests.runs.broken_off import Forked, run_forked
+from tests.runs.broken_off import Forked, run_forked, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "my_plugin.yaml"
@@ -44,13 +43,10 @@ def words_of(out: Path, *words: str) -> list[str]:
 def kill_in_mid_training(out: Path, num_processes: int) -> None:
     """Train until a few steps are saved, and none is in metrics.jsonl, then end every process with SIGKILL."""
     words = words_of(out, "checkpoint.every_steps=1", "--no-check", "log.every=100")
-    child = Forked(words, out.with_suffix(".log"), num_processes=num_processes)
+    child = Forked(words, out.with_suffix(".log"), num_processes=num_processes, held_at="step_00000005")
     last = out / "checkpoints" / "last"
-    deadline = time.monotonic() + 100
-    while child.is_alive() and time.monotonic() < deadline:
-        if last.exists() and int(last.resolve().name.removeprefix("step_")) >= 3:
-            break
-        time.sleep(0.005)
+    saved = lambda: last.exists() and int(last.resolve().name.removeprefix("step_")) >= 3  # noqa: E731
+    wait_for(lambda: saved() or not child.is_alive(), otherwise=child.log.read_text)
     for process in child.processes:
         process.kill()
     code, output = child.wait()

@@ -23,7 +23,7 @@ SHORT = ("train.epochs=3", "checkpoint.keep_last=3", "log.tensorboard=false")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pose")
     config = folder / "pose.yaml"
-    config.write_text(CONFIG.replace("size: 44", "size: 24"))
+    config.write_text(CONFIG.replace("size: 44", "size: 16"))
     succeed("train", config, *SHORT, "--no-check", "--out", folder / "run")
     return folder / "run"
 
@@ -62,10 +62,10 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path) -> 
 
 def test_votes_vary_the_cube_and_average_what_comes_back(run: Path) -> None:
     """Passes that vary nothing give the very figure of one; other passes another, brought back into the same frame."""
-    same = "transforms.vote=[{name: place_cube, size: 24}, {name: voxelize}]"
+    same = "transforms.vote=[{name: place_cube, size: 16}, {name: voxelize}]"
     figures = metrics_of(run, "evaluate.votes=2", same)
     assert figures["mean_error_mm_vote2"] == pytest.approx(figures["mean_error_mm"], rel=1e-6)
-    varied = "transforms.vote=[{name: place_cube, size: 24, max_angle_rad: 0.3, max_shift: 1.0}, {name: voxelize}]"
+    varied = "transforms.vote=[{name: place_cube, size: 16, max_angle_rad: 0.3, max_shift: 1.0}, {name: voxelize}]"
     other = metrics_of(run, "evaluate.votes=3", varied)
     assert other["mean_error_mm_vote3"] != other["mean_error_mm"]
     assert other["mean_error_mm_vote3"] < 3 * other["mean_error_mm"]

@@ -18,12 +18,12 @@ from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_trained
 from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
-from tests.runs.small import SMALL
+from tests.runs.small import PLAIN, SMALL
 from tests.trained import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-WORDS = (*SMALL, "--device", "cpu")
-ROUNDED = "head.1.weight"
+WORDS = (*SMALL, *PLAIN, "--device", "cpu")
+ROUNDED = "head.2.weight"
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,7 @@ def test_weights_are_quantised_after_init_and_trained(floats: Path, policy: Path
             assert state[name].unique().numel() <= 8
             assert (before[name] - given[name]).abs().mean() < 0.2 * given[name].std()
         assert not torch.equal(state[name], before[name])
-    assert torch.equal(
-        dense_state_dict(start)["input_alignment.head.0.norm.weight"], given["input_alignment.head.0.norm.weight"]
-    )
+    assert torch.equal(dense_state_dict(start)["head.0.norm.weight"], given["head.0.norm.weight"])
 
 
 def test_the_input_of_a_layer_is_rounded_in_the_trained_run(run: Path) -> None:
@@ -99,8 +97,8 @@ def test_a_run_that_was_broken_off_ends_with_the_same_bits(
     [
         ("{encode.9.weight: {kind: codebook, bits: 4}}", "no parameter 'encode.9.weight'; did you mean"),
         (
-            "{head.1.weight: {kind: fp32, activation: {bits: 1, range: 1.0, signed: true}}}",
-            "head.1.weight.activation.bits: found 1, allowed is a whole number from 2 to 8",
+            "{head.2.weight: {kind: fp32, activation: {bits: 1, range: 1.0, signed: true}}}",
+            "head.2.weight.activation.bits: found 1, allowed is a whole number from 2 to 8",
         ),
         ("nowhere.json", "nowhere.json"),
     ],
@@ -114,12 +112,12 @@ def test_policies_that_do_not_fit_are_refused(policy_text: str, expected: str, t
 
 def test_a_layer_that_is_never_called_cannot_have_its_input_rounded(floats: Path, tmp_path: Path) -> None:
     """Found by the checks before a run begins, by the first step without them, and by the first pass in evaluation."""
-    policy = "{encode.1.linear.weight: {kind: fp32, activation: {bits: 4, range: 1.0, signed: true}}}"
+    policy = "{encode.4.linear.weight: {kind: fp32, activation: {bits: 4, range: 1.0, signed: true}}}"
     words = ("train", CONFIG, *WORDS, f"compress={{policy: {policy}}}", "--out")
     checked, unchecked = run_here(*words, tmp_path / "a"), run_here(*words, tmp_path / "b", "--no-check")
     assert (checked.code, unchecked.code) == (1, 2)
     for done in (checked, unchecked):
-        assert "encode.1.linear.weight: activation: the layer is not called in training" in done.err
+        assert "encode.4.linear.weight: activation: the layer is not called in training" in done.err
         assert "build the model with `fused: false`" in done.err
     assert "config path transforms or model.fused" in checked.err
     assert "first-step error cfg.contract" in checked.err

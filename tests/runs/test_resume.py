@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import torch
 from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.batches.stream import BatchStream
 from tests.cases import run_each
+from tests.limits import ENDLESS_S
 from tests.processes import ROOT
 from tests.runs.broken_off import (
     Bench,
@@ -94,7 +95,7 @@ def wait_for_step(run: Path, step: int, started: Forked | Launched) -> None:
     def is_there() -> bool:
         return last_step(run) >= step and any(run.glob("events.out.tfevents.*"))
 
-    wait_for(lambda: is_there() or not started.is_alive(), timeout_s=60, otherwise=started.log.read_text)
+    wait_for(lambda: is_there() or not started.is_alive(), otherwise=started.log.read_text)
     assert started.is_alive(), started.log.read_text()
 
 
@@ -126,10 +127,11 @@ def assert_one_point_per_step(run: Path) -> None:
 def test_a_killed_run_is_resumed_to_the_same_bits(bench: Bench, unbroken: Unbroken, workers: int, step: int) -> None:
     """Average of weights and dropout are on; step 6 is mid-epoch, step 3 is of an epoch without any evaluation yet."""
     run, overrides = bench.folder / f"killed_{workers}", (*OVERRIDES[1], f"loader.workers={workers}")
-    started = Forked(bench.words(run.name, *overrides, slow=True), bench.folder / f"{run.name}.log", slowed_s=SLOWED_S)
+    held_at = f"step_{step - step % 2 + 2:08d}"  # a run that is still under way
+    started = Forked(bench.words(run.name, *overrides, slow=True), bench.folder / f"{run.name}.log", held_at=held_at)
     wait_for_step(run, step, started)
     started.processes[0].kill()
-    assert_all_end(in_session(started.pid), within_s=10)
+    assert_all_end(in_session(started.pid))
     assert not (run / "final.json").exists(), "the run was over before it was killed"
     assert (run / ".lock").exists()  # a dead process holds it: taken over below
     text = assert_resumes(bench, run, unbroken(1), f"loader.workers={workers}")
@@ -140,10 +142,11 @@ def test_a_killed_run_is_resumed_to_the_same_bits(bench: Bench, unbroken: Unbrok
 def test_the_death_of_one_process_ends_the_run_which_then_resumes(bench: Bench, unbroken: Unbroken) -> None:
     run = bench.folder / "one_killed"
     words = bench.words(run.name, *OVERRIDES[2], slow=True)
-    started = Forked(words, bench.folder / f"{run.name}.log", num_processes=2, slowed_s=SLOWED_S / 2)
+    held = {"HELD_AFTER": "16", "HELD_RANK": "1", "GO": str(run.with_suffix(".go"))}  # in step 9
+    started = Forked(words, bench.folder / f"{run.name}.log", num_processes=2, environment=held)
     wait_for_step(run, 6, started)
     started.processes[1].kill()
-    code, text = started.wait(timeout_s=20)
+    code, text = started.wait()
     assert code != 0, text
     assert not (run / "final.json").exists()
     assert_resumes(bench, run, unbroken(2), "loader.workers=2", num_processes=2)
@@ -157,7 +160,7 @@ def test_nobody_outlives_a_killed_launcher_and_its_run_resumes(bench: Bench, unb
     wait_for_step(run, 3, started)
     started.process.kill()
     started.process.wait()
-    assert_all_end(started.is_ours, within_s=10)
+    assert_all_end(started.is_ours)
     assert not (run / "final.json").exists()
     assert_resumes(bench, run, unbroken(2), "loader.workers=2", num_processes=2)
 
@@ -177,30 +180,40 @@ def stopped_step(run: Path, text: str) -> int:
 def test_sigterm_to_the_whole_group_saves_and_resumes(bench: Bench, unbroken: Unbroken) -> None:
     """Schedulers signal the workers as well: they must live on until the step is done."""
     run, overrides = bench.folder / "terminated", (*OVERRIDES[1], "loader.workers=2", "checkpoint.every_steps=100")
-    started = Forked(bench.words(run.name, *overrides, slow=True), bench.folder / f"{run.name}.log", slowed_s=SLOWED_S)
+    go = run.with_suffix(".go")
+    held = {"HELD_AFTER": "4", "GO": str(go)}  # either worker: step 9 waits
+    started = Forked(bench.words(run.name, *overrides, slow=True), bench.folder / f"{run.name}.log", environment=held)
     wait_for_step(run, 6, started)
     os.killpg(started.pid, signal.SIGTERM)
+    wait_for(lambda: "SIGTERM: saving after this step" in started.log.read_text(), otherwise=started.log.read_text)
+    go.touch()
     code, text = started.wait()
     assert code == 128 + signal.SIGTERM, text
     step = stopped_step(run, text)
     assert 6 <= step < 15
-    assert_all_end(in_session(started.pid), within_s=10)
+    assert_all_end(in_session(started.pid))
     assert f"resumed at step {step}" in assert_resumes(bench, run, unbroken(1), "checkpoint.every_steps=100")
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    (caught,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_a_second_signal_ends_at_once(bench: Bench) -> None:
     run = bench.folder / "impatient"
     words = bench.words(run.name, "loader.workers=2", slow=True)
-    started = Forked(words, bench.folder / f"{run.name}.log", slowed_s=60)  # the first batch is not there for a minute
-    wait_for((run / "train.log").exists, timeout_s=60, otherwise=started.log.read_text)
-    time.sleep(0.3)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        assert started.processes[0].is_alive()
-        os.kill(started.pid, number)
-        time.sleep(0.1)
-    code, text = started.wait(timeout_s=5)
+    started = Forked(words, bench.folder / f"{run.name}.log", slowed_s=ENDLESS_S)  # the first batch never comes
+    is_training = lambda: (run / "train.log").exists() and catches(started.pid, signal.SIGTERM)  # noqa: E731
+    wait_for(is_training, otherwise=started.log.read_text)
+    os.kill(started.pid, signal.SIGTERM)
+    wait_for(lambda: "SIGTERM: saving after this step" in started.log.read_text(), otherwise=started.log.read_text)
+    assert started.processes[0].is_alive()
+    os.kill(started.pid, signal.SIGINT)
+    code, text = started.wait()
     assert code == 128 + signal.SIGINT, text
-    assert_all_end(in_session(started.pid), within_s=10)
+    assert_all_end(in_session(started.pid))
     assert not (run / "checkpoints").exists()
 
 
@@ -316,10 +329,8 @@ def test_a_run_that_goes_back_to_an_earlier_checkpoint_is_not_finished(
 ) -> None:
     """Killed on its way, it must not take the figures of its abandoned future for its own."""
     words = bench.words(copied_run.name, *OVERRIDES[1], resume=str(copied_run / "checkpoints/step_00000014"), slow=True)
-    started = Forked(words, log_of(copied_run), slowed_s=60)
-    wait_for(
-        lambda: "from step 14" in (copied_run / "train.log").read_text(), timeout_s=60, otherwise=started.log.read_text
-    )
+    started = Forked(words, log_of(copied_run), slowed_s=ENDLESS_S)
+    wait_for(lambda: "from step 14" in (copied_run / "train.log").read_text(), otherwise=started.log.read_text)
     started.processes[0].kill()
     assert not (copied_run / "final.json").exists()
     assert os.readlink(copied_run / "checkpoints/last") == "step_00000014"

@@ -17,7 +17,7 @@ from tests.trained import copy_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_run("classify", tmp_path_factory.mktemp("run"))
+    return copy_run("plain", tmp_path_factory.mktemp("run"))
 
 
 @run_each("verb, words", [("evaluate", ()), ("predict", ("cloud.xyz",)), ("check", ())])

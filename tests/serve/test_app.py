@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from benchmarks.malformed_requests import MALFORMED
 from sightline.contract.types import ComponentConfig
 from sightline.engine.distributed import World
 from sightline.engine.run_data import build_transforms
+from sightline.workbench.export import onnx_file
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.serve import inputs
 from sightline.workbench.serve.app import Limits, open_app
 from tests.cases import run_each
 from tests.endless import write_endless
+from tests.limits import HANG_S, limited
 from tests.trained import copy_run
 
+pytestmark = pytest.mark.usefixtures("torchlib_once")
 CLOUD = (np.random.default_rng(0).random((32, 3)) - 0.5).astype(np.float32)
+PATIENT = Limits(max_seconds=HANG_S)
 
 
 def as_npy(values: np.ndarray) -> bytes:
@@ -44,7 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(run: Path) -> Iterator[TestClient]:
     with (
-        open_app(sightline.load_run(run), World(), limits=Limits(max_bytes=80_000, max_requests=8)) as app,
+        open_app(
+            sightline.load_run(run), World(), limits=Limits(max_bytes=80_000, max_requests=8, max_seconds=HANG_S)
+        ) as app,
         TestClient(app) as client,
     ):
         yield client
@@ -77,7 +84,7 @@ def test_an_upload_draws_as_a_file_of_its_name(
         np.save(tmp_path / name, cloud)
     expected = [found.probability for found in loaded.predict([tmp_path / name for name in names]).predicted]
     assert abs(expected[0] - expected[1]) > 1e-5
-    with open_app(loaded, World()) as app, TestClient(app) as client:
+    with open_app(loaded, World(), limits=PATIENT) as app, TestClient(app) as client:
         for name, probability in zip(("../../my chair.npy", "b.npy"), expected, strict=True):
             answer = client.post("/predict", files={"file": (name, as_npy(cloud))}).json()
             assert answer["probability"] == pytest.approx(probability, abs=1e-6)
@@ -175,19 +182,38 @@ def test_a_body_that_is_too_large_is_read_to_its_end_and_gets_413(
     assert f"body: has more than {limit:,} bytes, the limit" in answer.json()["error"]
 
 
+@pytest.fixture
+def end_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """End the time of the last request that came, from any thread."""
+    limits: list[tuple[asyncio.AbstractEventLoop, asyncio.Timeout]] = []
+    own = asyncio.timeout
+
+    def remember(seconds: float) -> asyncio.Timeout:
+        limits.append((asyncio.get_running_loop(), own(seconds)))
+        return limits[-1][1]
+
+    def end() -> None:
+        loop, limit = limits[-1]
+        loop.call_soon_threadsafe(lambda: limit.reschedule(loop.time()))
+
+    monkeypatch.setattr(asyncio, "timeout", remember)
+    return end
+
+
 def test_a_request_that_timed_out_keeps_its_place_until_its_thread_ends(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch, end_time: Callable[[], None]
 ) -> None:
     """So that the number of requests bounds the work; then good ones are answered again, and no input is left."""
     held = threading.Event()
     parse = inputs.parse_json
 
     def parse_slowly(text: bytes) -> Any:
+        end_time()
         held.wait()
         return parse(text)
 
     monkeypatch.setattr(inputs, "parse_json", parse_slowly)
-    limits = Limits(max_seconds=0.2, max_requests=1)
+    limits = Limits(max_seconds=HANG_S, max_requests=1)
     with open_app(sightline.load_run(run), World(), limits=limits) as app, TestClient(app) as client:
         try:
             for expected in (504, 503, 503):
@@ -234,7 +260,7 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
         options = {"columns": ("x", "y", "z", *more)} if name in ("parts", "scenes") else {}
         body, upload = {"points": cloud.tolist()}, ("a.npy", as_npy(cloud))
     category = {"category": str(loaded.facts["category_names"][0])} if name == "parts" else {}
-    with open_app(loaded, World(), options=options) as app, TestClient(app) as client:
+    with open_app(loaded, World(), options=options, limits=PATIENT) as app, TestClient(app) as client:
         by_json = client.post("/predict", json={**body, **category})
         assert by_json.status_code == (200 if body else 415), by_json.text
         for answer in (client.post("/predict", files={"file": upload}, data=category), *([by_json] if body else [])):
@@ -248,21 +274,33 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def net(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("net") / "net.onnx"
-    sightline.export(run, out=file)
+    sightline.export(copy_run("plain", file.with_name("plain")), out=file)
     return file
 
 
-def test_a_file_of_onnx_that_does_not_end_is_ended(net: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_onnx_that_does_not_end_is_ended(
+    net: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    end_time: Callable[[], None],
+) -> None:
     """The place is free again, and the thread works for others; the log names the file."""
     write_endless(net, tmp_path / "endless.onnx")
     endless = open_run_or_file(tmp_path / "endless.onnx", max_seconds=0.5)
-    with open_app(endless, World(), limits=Limits(max_seconds=0.5)) as app, TestClient(app) as client:
+    compute = onnx_file.run_session
+
+    def compute_in_vain(*given: Any, **named: Any) -> Any:
+        end_time()
+        return compute(*given, **named)
+
+    monkeypatch.setattr(onnx_file, "run_session", compute_in_vain)
+    with open_app(endless, World(), limits=PATIENT) as app, TestClient(app) as client:
         for _ in range(2):
             assert client.post("/predict", json={"points": CLOUD.tolist()}).status_code == 504
-        until = time.monotonic() + 30
-        while app.state.slots and time.monotonic() < until:
-            time.sleep(0.01)
-        assert not app.state.slots
+        with limited():
+            while app.state.slots:
+                time.sleep(0.01)
     assert "endless.onnx: computes one batch for more than 0.5 s" in caplog.text

@@ -1,4 +1,4 @@
-"""Small uploads that claim gigabytes, by each of their headers: one line, soon, and in little memory."""
+"""Small uploads that claim gigabytes, by each of their headers: one line, and little memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from starlette.testclient import TestClient
 
 import sightline
 from sightline.engine.distributed import World
-from sightline.workbench.serve.app import open_app
+from sightline.workbench.serve.app import Limits, open_app
+from tests.limits import ENDLESS_S, limited
 from tests.trained import copy_run
 
 MOST_MB = 200
@@ -86,14 +87,15 @@ def read_peak_mb() -> float:
 
 @pytest.mark.parametrize("task", BOMBS)
 def test_what_claims_gigabytes_is_answered_in_one_line(task: str, tmp_path: Path) -> None:
-    with open_app(sightline.load_run(copy_run(task, tmp_path / "run")), World()) as app, TestClient(app) as client:
+    loaded, limits = sightline.load_run(copy_run(task, tmp_path / "run")), Limits(max_seconds=ENDLESS_S)
+    with open_app(loaded, World(), limits=limits) as app, TestClient(app) as client:
         for name, make in BOMBS[task]:
             content = make()
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak
             before = read_peak_mb()
-            answer = client.post("/predict", files={"file": (name, content)})
+            with limited():
+                answer = client.post("/predict", files={"file": (name, content)})
             assert answer.status_code == 422, (name, answer.text[:300])
             assert "\n" not in answer.json()["error"]
-            assert answer.elapsed.total_seconds() < 10
             assert read_peak_mb() - before < MOST_MB, answer.text
         assert client.get("/health").json()["status"] == "ok"

@@ -20,12 +20,14 @@ from sightline.contract.types import SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
 from sightline.workbench.predict.segment import SegmentPrediction
-from sightline.workbench.serve.app import open_app
+from sightline.workbench.serve.app import Limits, open_app
 from tests.command import succeed
+from tests.limits import HANG_S
 from tests.marks import long_but
 from tests.processes import ROOT, free_port
 from tests.trained import LIDAR
 
+pytestmark = pytest.mark.usefixtures("torchlib_once")
 COLUMNS = ("x", "y", "z", "remission", "ring")
 NETWORKS = {
     "deeplabv3": ("model.width=2", "train.steps=20"),
@@ -79,7 +81,8 @@ def street(make_street: Callable[[str], Street]) -> Street:
 
 @pytest.fixture(scope="module")
 def client(street: Street) -> Iterator[TestClient]:
-    with open_app(sightline.load_run(street.file), World()) as app, TestClient(app) as client:
+    loaded, limits = sightline.load_run(street.file), Limits(max_seconds=HANG_S)
+    with open_app(loaded, World(), limits=limits) as app, TestClient(app) as client:
         yield client
 
 
@@ -112,7 +115,7 @@ def test_uploads_and_json_get_the_labels_of_the_run_at_every_point(
                 answers.append(("points", client.post("/predict", json={"points": scan.tolist()})))
 
     with mock.patch("sightline.workbench.serve.server.serve_forever", ask):
-        succeed("serve", street.file, "--port", port, "--device", "cpu")
+        succeed("serve", street.file, "--port", port, "--device", "cpu", "--max-seconds", HANG_S)
     expected = [prediction for prediction in street.expected for _ in range(2)]
     assert sum(len(prediction.points) for prediction in street.expected) > 7_000
     assert all(len(np.unique(prediction.labels)) >= 3 for prediction in expected), "else a constant would pass"

@@ -108,6 +108,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(watch_room, "check_module", partial(watch_room.check_module, budget_s=0.0))
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("owner", "name"), PARTS, ids=[name for _, name in PARTS])
 def test_a_part_that_fails_is_said(owner: Any, name: str, plain_digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, name, fail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from sightline.verbs import output
 from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG as PAIRING
 from tests.doctor.planting import CONFIG
+from tests.limits import HANG_S
 
 # --- progress -------------------------------------------------------------------------------------------------------
 
@@ -23,9 +25,11 @@ def test_a_long_check_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(output, "_LIVE_PAUSE_S", 0.01)
     for is_live in (False, True):
         monkeypatch.setattr(output, "wants_live", lambda *_, is_live=is_live: is_live)
-        asked = threading.Event()
+        asked, begun = threading.Event(), iter([0.0])
+        clock = SimpleNamespace(monotonic=lambda begun=begun: next(begun, 0.3))
+        monkeypatch.setattr(output, "time", clock)
         with output.show_progress("check", lambda asked=asked: asked.set() or "a\nb, 2 of 9 checks"):
-            assert asked.wait(30)
+            assert asked.wait(HANG_S)
         shown = capsys.readouterr()
         assert shown.out == ""
         if is_live:
@@ -36,7 +40,8 @@ def test_a_long_check_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys:
             assert shown.err == "check: a\\nb, 2 of 9 checks; 0 s so far\n"
 
 
-def test_a_short_check_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_check_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(output, "_QUIET_S", HANG_S)
     with output.show_progress("check", lambda: "a"):
         pass
     assert capsys.readouterr() == ("", "")
@@ -47,8 +52,10 @@ def test_a_short_check_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path: Path) -> None:
     config, run = tmp_path / "pairs.yaml", tmp_path / "run"
+    words = ("data.num_points=16", "data.train_size=40", "train.batch_size=8", "train.steps=3")
+    network = "model={points: {num_neighbours: 4, embedding: 8}}"
     config.write_text(PAIRING)
-    succeed("train", config, "--out", run, "--device", "cpu", "train.steps=3")
+    succeed("train", config, "--out", run, "--device", "cpu", *words, network)
     begun = json.loads((run / "checks.json").read_text())
     assert "label-range" in {*begun["judged"], *begun["not_judged"]}
     looked = succeed("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
@@ -57,7 +64,7 @@ def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path:
     assert "\n".join(document["verdict"]) in looked.err
     whole = succeed("check", run, "--device", "cpu", "--verbose").err
     assert all(f"  {gap}\n" in whole for gap in document["not_covered"])
-    succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
+    succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", *words, network)
     assert not (tmp_path / "unchecked" / "checks.json").exists()
 
 
@@ -67,8 +74,9 @@ def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path:
 def test_layers_are_judged_where_asked(tmp_path: Path) -> None:
     config, told = tmp_path / "small.yaml", tmp_path / "told.json"
     config.write_text(CONFIG)
-    done = succeed("check", config, "--deep", "--device", "cpu", "--json", told)
+    words = ("--device", "cpu", "data.train_size=48", "model.embedding=8")
+    done = succeed("check", config, "--deep", *words, "--json", told)
     assert "small: 0 errors, 0 warnings" in done.err
     assert {"layer-forward", "layer-gradient"} <= set(json.loads(told.read_text())["examination"]["judged"])
-    plain = run_here("check", config, "--device", "cpu")
+    plain = run_here("check", config, *words)
     assert plain.out == ""

@@ -15,6 +15,7 @@ import pytest
 from sightline.view.page import encode_page
 from sightline.view.panels import ImagePanel
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring
+from tests.limits import HANG_S
 from tests.view.test_page import drawn_stage
 
 BROWSER = next(
@@ -110,7 +111,7 @@ def run_in_browser(page: str, folder: Path, hands: str, *, is_dark: bool = False
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,600", "--dump-dom"]
     words.append(f"--blink-settings=preferredColorScheme={int(not is_dark)}")
     place = [f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()]
-    done = subprocess.run([*words, *place], capture_output=True, text=True, timeout=110)
+    done = subprocess.run([*words, *place], capture_output=True, text=True, timeout=HANG_S)
     found = re.search(r"<title>(.*?)</title>", done.stdout)
     assert found is not None, done.stderr[-2000:]
     told: dict[str, Any] = json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))

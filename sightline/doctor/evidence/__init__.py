@@ -15,7 +15,7 @@ import logging
 import math
 import pkgutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -94,6 +94,7 @@ class Evidence:
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
     _chosen: dict[str, Measurement | None] = field(default_factory=dict)
+    _spent: tuple[int, float] = (0, 0.0)
     _priced: tuple[int, float] = (-1, 0.0)
     _counted_s: float = 0.0
 
@@ -119,7 +120,7 @@ class Evidence:
 
     def _find(self, name: str) -> Measurement:
         """Return the measurement of a name, if it is of another kind of subject, too."""
-        return self._choose(name) or MEASUREMENTS[name][0]
+        return self._chosen.get(name) or self._choose(name) or MEASUREMENTS[name][0]
 
     def get(self, name: str) -> Any:
         """Return a measurement. Raises MissingError where it does not apply, has failed, or is not afforded."""
@@ -132,12 +133,19 @@ class Evidence:
 
     def count_passes(self, names: Iterable[str]) -> float:
         """Return the cost of measurements in passes of one batch."""
-        return sum(self._find(name).passes for name in names)
+        return sum([self._find(name).passes for name in names])
+
+    @property
+    def _spent_passes(self) -> float:
+        """Passes of the measurements made so far."""
+        if self._spent[0] != len(self.seconds):
+            self._spent = len(self.seconds), self.count_passes(self.seconds)
+        return self._spent[1]
 
     def affords(self, names: Iterable[str]) -> bool:
         """Return True for measurements that the rest of the budget affords, as passes have cost so far."""
         passes = self.count_passes(names)
-        is_early = passes + self.count_passes(self.seconds) <= self._min_passes
+        is_early = passes + self._spent_passes <= self._min_passes
         return passes == 0 or is_early or passes * self._pass_s <= self.left_s
 
     @property
@@ -148,7 +156,7 @@ class Evidence:
     @property
     def left_s(self) -> float:
         """Processor time of the budget that is left; counted, that of passes which were not made."""
-        spent_s = self.count_passes(self.seconds) * self._pass_s if self.is_counted else sum(self.seconds.values())
+        spent_s = self._spent_passes * self._pass_s if self.is_counted else sum(self.seconds.values())
         return max(self.budget_s - spent_s, 0.0)
 
     @property
@@ -172,12 +180,15 @@ class Evidence:
         self._priced = len(self.seconds), sum(seconds for _, seconds in made) / sum(passes for passes, _ in made)
         return self._priced[1]
 
-    def list_open(self, names: Iterable[str]) -> Iterator[str]:
-        """Yield the measurements among these, and among all that they read, that have not been made."""
-        for name in names:
-            if name not in self._values:
-                yield name
-                yield from self.list_open(self._find(name).reads)
+    def find_open(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the measurements among these, and among all that they read, that have not been made."""
+        found, waiting = set[str](), [*names]
+        while waiting:
+            name = waiting.pop()
+            if name not in self._values and name not in found:
+                found.add(name)
+                waiting.extend(self._find(name).reads)
+        return frozenset(found)
 
     def _run(self, measurement: Measurement) -> Any:
         """Make a measurement, unless what it reads is missing, or it costs more than is left."""

@@ -1,4 +1,4 @@
-"""Rules of the first step of a run: hooks, modes, what is frozen, the schedule, and the size of updates."""
+"""Rules of the first step of a run: hooks, modes, what is frozen, the schedule, sizes of updates, and devices."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sightline.doctor.evidence.coverage import Unreached
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.doctor.watch.gradients import is_frozen_by_kind
+from sightline.engine.device.contexts import HeldDevice, list_foreign, list_held_devices
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.context import Context
@@ -312,3 +313,33 @@ def update_size(rates: Rates, first_update: Update) -> Iterator[Fault]:
     if penalty > _MAX_PENALTY * loss and dependence < _MIN_DEPENDENCE:
         measured = f"the penalty is {penalty:.3g}, the loss {loss:.3g}; {dependence:.0%} of an update follows it"
         yield Fault("weight decay outweighs the loss", measured=measured, causes=["optim.hyper"], where=where)
+
+
+# --- the devices ------------------------------------------------------------------------------------------------------
+
+
+@measure()
+def foreign_devices(run: Context) -> list[HeldDevice]:
+    """List the GPUs of other processes on which this one holds memory."""
+    if run.world.size == 1 or run.world.device.type != "cuda":
+        raise NotApplicableError("one process, or no GPU")
+    return list_foreign(list_held_devices(), run.world.device, run.world.size)
+
+
+@rule(
+    "foreign-device",
+    "warning",
+    "sys.resource sys.environment",
+    holds="a process that holds memory on its own GPU alone",
+    do="load with torch.load(..., map_location='cpu'), since tensors are put where they were saved, and write "
+    ".to(device) in place of .cuda() and 'cuda:0'",
+)
+def foreign_device(run: Context, foreign_devices: list[HeldDevice]) -> Iterator[Fault]:
+    """Report the GPUs of other processes on which this one has tensors, or the context that the first one made."""
+    rank, own = run.world.rank, run.world.device
+    for held in foreign_devices:
+        yield Fault(
+            f"process {rank} holds memory on cuda:{held.index}, the device of process {held.index} of its machine",
+            measured=f"{held.num_bytes / 1e6:.1f} MB of tensors, and a context of some 500 MB; its own device is {own}",
+            where=FindingLocation(rank=rank),
+        )

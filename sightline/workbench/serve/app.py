@@ -26,6 +26,7 @@ from sightline.engine.run_loading import TrainedRun
 from sightline.runs.process_folder import process_folder
 from sightline.workbench.predict.prediction import build_predictor
 from sightline.workbench.serve.batching import MicroBatcher
+from sightline.workbench.serve.bodies import Bodies, Body
 from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def open_app(
 def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits, folder: Path) -> FastAPI:
     """Make the application; its life begins and ends with that of the batcher's thread.
 
-    Its state has the `slots` of requests that threads work for, and the `folder` of their inputs.
+    Its state has the `bodies` that are being received, the `slots` of requests that threads work for, and the `folder`
+    of their inputs.
     """
     storing = ThreadPoolExecutor(1, "sightline-store")  # one at a time: a document takes many times its text
     slots: set[RequestSlot] = set()
@@ -119,7 +121,7 @@ def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], li
         docs_url=None,  # FastAPI's own pages load scripts from a public address
         redoc_url=None,
     )
-    app.state.slots, app.state.folder = slots, folder
+    app.state.slots, app.state.bodies, app.state.folder = slots, bodies, folder
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -249,88 +251,10 @@ async def _receive_body(request: Request, body: Body, *, most: int) -> bytes:
         elif num_bytes > _MAX_DRAINED * most:
             break
         else:
-            body.clear()
+            body.close()
     if num_bytes > most:
         raise RequestError(413, f"body: has more than {most:,} bytes, the limit for {_describe_kind(request)}")
     return body.finish()
-
-
-class Bodies:
-    """Bodies that are being received: of at most `most` bytes together. Above that, the one that stood longest goes."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._open: dict[Body, None] = {}
-        """In the order of their last parts."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all unfinished bodies."""
-        return sum(body.num_bytes for body in self._open)
-
-    def open(self) -> Body:
-        """Begin a body, in the task that receives it."""
-        return Body(self)
-
-    def note(self, body: Body) -> None:
-        """Note that a part of a body has come."""
-        self._open.pop(body, None)
-        self._open[body] = None
-        while self.num_bytes > self._most:
-            oldest = next(iter(self._open))
-            self.forget(oldest)
-            oldest.drop()
-
-    def forget(self, body: Body) -> None:
-        """Count a body no more."""
-        self._open.pop(body, None)
-
-
-class Body:
-    """Body of a request that is being received by the current task."""
-
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self._task = asyncio.current_task()
-        self._content = bytearray()
-        self.is_dropped = False
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that have come."""
-        return len(self._content)
-
-    def add(self, part: bytes) -> None:
-        """Add a part."""
-        self._content += part
-        self._bodies.note(self)
-
-    def clear(self) -> None:
-        """Drop what has come."""
-        self._content.clear()
-
-    def finish(self) -> bytes:
-        """Return the whole body, which is unfinished no more."""
-        content = bytes(self._content)
-        self.close()
-        return content
-
-    def drop(self) -> None:
-        """End the task that receives the body, for others."""
-        assert self._task is not None
-        self.is_dropped = True
-        self.clear()
-        self._task.cancel()
-
-    def resume(self) -> None:
-        """Let the task of a dropped body answer."""
-        assert self._task is not None
-        self._task.uncancel()
-
-    def close(self) -> None:
-        """Count the body no more, and free it."""
-        self._bodies.forget(self)
-        self.clear()
 
 
 def _is_ended(body: bytes, content_type: str) -> bool:

@@ -28,8 +28,9 @@ _SECONDS_TO_FINISH = 20
 
 
 class Listener(socket.socket):
-    """Listening socket that has at most so many connections open. For one above these, that which waits longest for
-    its client goes; where all are in work, the new one is closed at once.
+    """Listening socket that has at most so many connections open; one above them takes the place of one that waits.
+
+    That is the one that has waited longest for its client; where all are in work, the new one is closed at once.
 
     One that is left waiting would wake the loop of events again and again, and one that finds no file free is a
     traceback in the log.

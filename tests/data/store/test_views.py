@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan
 from sightline.store.prepared.views import IMAGE, VIEWS_SET, Views
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz
+from tests.limits import count_calls
 
 NAMES = SHAPES["train"] + SHAPES["test"]
 SIZE = 4
@@ -107,20 +107,15 @@ def test_missing_names_are_counted_and_named(store: Path) -> None:
         Views.open(store).row_indices(wanted, set_name="my set")
 
 
-def test_many_objects_open_in_a_tenth_of_a_second(tmp_path: Path) -> None:
-    """As many as ModelNet40 has, with one view of one pixel each; the best of five, as the machine may be busy."""
+def test_many_objects_open_with_a_few_calls_for_each(tmp_path: Path) -> None:
+    """As many as ModelNet40 has, with one view of one pixel each."""
     names = [f"chair_{number:05d}" for number in range(12_311)]
     drawn = np.ones((1, 1, 1), dtype=np.uint8)
     part = Shard("train", "train", len(names), (), lambda: (SampleRow(name, name, {IMAGE: drawn}) for name in names))
     columns = {IMAGE: ColumnSpec((1, 1), "uint8", is_ragged=True)}
     plan = PreparationPlan(VIEWS_SET, "test", Path("test"), columns, (part,), {"background": None}, lambda prepared: {})
     write_prepared_set(plan, tmp_path / "views", progress=lambda *told: None)
-    seconds = []
-    for _ in range(5):
-        start = time.process_time()
-        Views.open(tmp_path / "views").image("chair_12310", 0)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.1
+    assert count_calls(lambda: Views.open(tmp_path / "views").image("chair_12310", 0)) < 6 * len(names)  # 3.9
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, prepared: Path) -> None:

@@ -70,7 +70,9 @@ _FCOS = ("box_overlap, weigh: centreness", "centreness", "box_iou_bce")
 def _crowds(*losses: str, name: str = "retinanet", more: tuple[str, ...] = ()) -> TrainingSetup:
     words = (f"losses=[{', '.join(f'{{name: {loss}}}' for loss in losses)}]", *more)
     if name == "retinanet":
-        return make_crowds(*words)
+        sides = "{name: fit_image, height: 96, width: 128}"
+        steps = (f"transforms.{part}=[{sides}, {{name: normalize_image}}]" for part in ("train", "evaluate"))
+        return make_crowds(*words, *steps)
     sizes = ("data.train_size=12", "data.validation_size=2", "data.test_size=2")
     return build(read_config(ROOT / f"configs/detect/synthetic_crowds_{name}.yaml", (*sizes, *words)), World())
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, attempt, observe
 from sightline.doctor.objects import read_variables
 
 _ENDINGS = frozenset((".pt", ".pth", ".ckpt", ".tar", ".bin"))
@@ -156,9 +156,9 @@ def _list_files(frame: FrameType | None) -> list[tuple[str, Path | io.BytesIO]]:
             held[id(value)] = value
         elif (path := Path(value)).suffix in _ENDINGS:
             paths.add(path)
-        elif isinstance(listed := attempt("a folder", _list_folder, {"path": path}), list):
+        elif isinstance(listed := observe("a folder", _list_folder, path), list):
             paths.update(listed)
-    files = [path for path in paths if attempt("exists", path.is_file, {}) is True]
+    files = [path for path in paths if observe("exists", path.is_file) is True]
     files = sorted(files, key=lambda path: -path.stat().st_mtime)[:_MAX_FILES]
     copies = [io.BytesIO(each.getvalue()) for each in [*held.values()][:_MAX_FILES] if not each.closed]
     return [*(("a file in memory", each) for each in copies), *((path.name, path) for path in files)]

@@ -1,0 +1,30 @@
+"""GPUs on which this process holds memory: its own, and by mistake those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class HeldDevice(NamedTuple):
+    """GPU on which this process has a context, which takes some 500 MB, and the bytes of its tensors there."""
+
+    index: int
+    num_bytes: int
+
+
+def list_held_devices() -> list[HeldDevice]:
+    """List the GPUs on which this process has a context: made by the first tensor there, and kept to its end."""
+    if not torch.cuda.is_initialized():
+        return []
+    indices = [i for i in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(i)]
+    return [HeldDevice(index, torch.cuda.memory_allocated(index)) for index in indices]
+
+
+def list_foreign(held: Sequence[HeldDevice], device: torch.device, num_processes: int) -> list[HeldDevice]:
+    """List the held GPUs that belong to other processes of the run: each has the one of its number on the machine."""
+    if device.type != "cuda":
+        return []
+    return [each for each in held if each.index != device.index and each.index < num_processes]
