@@ -167,18 +167,25 @@ def note_figures(document: Mapping[str, Any]) -> list[str]:
     return [*notes, NO_BOX_MATCHED] if is_nothing_found else notes
 
 
-ERROR_COLUMNS = ("kind of error", "count", "in ignored regions", "AP50 gained", "worst samples")
+ERROR_COLUMNS = (
+    *("kind of error", "count, all detections", "in ignored regions", "AP50 gained"),
+    *("count at the best score", "worst samples at it"),
+)
 """Columns of `list_errors`."""
 
 
 def list_errors(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """List the kinds of errors of a document's metrics: count, gain if mended, and the samples with the most."""
+    """List the kinds of errors of a document's metrics: counts and gain if mended, and the samples with the most.
+
+    Samples and the second count are from the score of the best F1 on, the others of all detections.
+    """
     counts, worst = document.get("box_errors", {}), document.get("worst_samples", {}).get("kinds", {})
     rows = []
     for kind in {**counts, **worst}:
         samples = ", ".join(f"{sample['name']} ({sample['count']})" for sample in worst.get(kind, ()))
         row = counts.get(kind, {})
-        rows.append((kind, row.get("count"), row.get("ignored"), document["metrics"].get(f"gain_{kind}"), samples))
+        gain = document["metrics"].get(f"gain_{kind}")
+        rows.append((kind, row.get("count"), row.get("ignored"), gain, row.get("at_best_score"), samples))
     return rows
 
 

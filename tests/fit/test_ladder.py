@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from sightline.config import read_config
@@ -18,7 +19,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.fit.constant import fit_constant
-from sightline.workbench.fit.ladder import Rung, climb, parse_rungs
+from sightline.workbench.fit.ladder import Rung, _find_shortness, _Outcome, climb, parse_rungs
 from sightline.workbench.fit.samples import evaluation_reader
 from tests.cases import run_each
 from tests.fit import nets
@@ -97,6 +98,24 @@ def test_the_task_is_trained_and_leaves_no_folder(name: str, tmp_path: Path, mon
     assert rung.figures["constant"] == pytest.approx(1 / 12, abs=0.05)
     if seconds == 0.0:
         assert rung.figures["steps"] <= 2.0  # the loop takes a step that has begun to its end
+
+
+def test_a_recipe_of_fewer_steps_than_a_few_samples_take_is_not_decided() -> None:
+    built = tiny("optimizer={name: adam, lr: 1e-2}", "train.epochs=1", "data.train_size=24")
+    first, task = climbed(built, [8, "all"], steps=100)
+    assert first.verdict == "passed", first.describe()
+    assert task.verdict == "not decided", task.describe()
+    assert task.measured.startswith(f"a few samples alone were fitted after {first.figures['fitted_after']:.0f} steps")
+    assert [(finding.cause, finding.severity) for finding in task.findings] == [("sys.resource", "warning")]
+
+
+@pytest.mark.parametrize(("num_batches", "reason"), [(12, "0.28 of the running statistics"), (200, "")])
+def test_running_statistics_of_a_few_steps_decide_nothing(num_batches: int, reason: str) -> None:
+    norm = nn.BatchNorm1d(2)
+    norm.num_batches_tracked += num_batches
+    learnt = _Outcome(0.1, 0.1, 0.1, last_loss=0.1, constant_loss=2.0, is_higher_better=True)
+    assert _find_shortness(nn.Sequential(norm), learnt, num_batches, 0.0).startswith(reason)
+    assert bool(_find_shortness(nn.Sequential(norm), learnt, num_batches, 0.0)) == bool(reason)
 
 
 def test_the_best_constant_of_classes_is_their_share() -> None:

@@ -160,7 +160,7 @@ def test_detections_inside_ignored_labels_have_a_kind_and_cost_nothing() -> None
     crowd = [100, 0, 140, 20, -1, 800, 1]
     image = Image([person(0), crowd], [found(0, 0.5), found(100, 0.9), found(130, 0.8)])
     state = state_of(image)
-    assert ERRORS.tables(state)["box_errors"]["background"] == {"count": 2, "ignored": 1}
+    assert ERRORS.tables(state)["box_errors"]["background"] == {"count": 2, "ignored": 1, "at_best_score": 1}
     assert ERRORS.compute(state)["error_ap50"] == pytest.approx(0.5)
     assert gains(image) == pytest.approx({"background": 0.5, "false_positive": 0.5})
 
@@ -187,7 +187,11 @@ def test_the_worst_images_have_the_most_errors_from_the_best_score_on() -> None:
         Image([], [found(0, 0.55), found(40, 0.55)]),
         Image(sure, [found(30 * place, 0.5) for place in range(4)]),
     ]
-    worst = ERRORS.worst_samples(state_of(*images))
+    worst, table = ERRORS.worst_samples(state_of(*images)), ERRORS.tables(state_of(*images))["box_errors"]
+    assert {kind: sum(samples.values()) for kind, samples in worst.of_kind.items()} == {
+        kind: row["at_best_score"] for kind, row in table.items()
+    }
+    assert (table["missed"]["count"], table["background"]["count"]) == (0, 32)
     assert worst.min_score == (0.5 + 0.1) / 2
     listed: dict[str, Any] = {kind: dict(samples) for kind, samples in worst.of_kind.items() if samples}
     assert listed == {"class": {1: 1}, "duplicate": {1: 1}, "background": {3: 2}, "missed": {1: 1}}

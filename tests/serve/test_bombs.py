@@ -99,3 +99,18 @@ def test_what_claims_gigabytes_is_answered_in_one_line(task: str, tmp_path: Path
             assert "\n" not in answer.json()["error"]
             assert read_peak_mb() - before < MOST_MB, answer.text
         assert client.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(("width", "height"), [(8_000, 8_000), (24_001, 1_000)])
+def test_photos_of_too_many_pixels_are_not_decoded(width: int, height: int, tmp_path: Path) -> None:
+    """Sound ones, which a command predicts: a server decodes no more than it states."""
+    content = make_jpeg(width, height)
+    with open_app(sightline.load_run(copy_run("detect", tmp_path / "run")), World()) as app, TestClient(app) as client:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = read_peak_mb()
+        answer = client.post("/predict", files={"file": ("a.jpg", content)})
+        assert answer.status_code == 413
+        stated = f"the image has {width:,} x {height:,} pixels, {width * height / 1e6:.0f} million; at most 24 million"
+        assert stated in answer.json()["error"]
+        assert read_peak_mb() - before < 20
+        assert client.get("/info").json()["limits"]["max_pixels"] == 24_000_000

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import http.client
 import json
+import logging
 import os
 import resource
 import signal
@@ -266,32 +267,97 @@ def ask(port: int) -> bytes:
     return b""
 
 
-def test_silent_connections_above_the_limit_of_open_files_end_and_leave_a_short_log() -> None:
-    """Some say nothing, and some never end their head, also after an answer; one that asks goes on."""
+@contextlib.contextmanager
+def serving_few() -> Iterator[tuple[subprocess.Popen[str], int, list[str]]]:
+    """A server of 72 connections: its process, its port, and its log once it has ended."""
     environment = {**os.environ, "PYTHONPATH": str(Path(sightline.__file__).parents[1])}
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE_FEW], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
+    log: list[str] = []
     assert process.stdout is not None
     try:
-        port = int(process.stdout.readline())
+        yield process, int(process.stdout.readline()), log
+    finally:
+        process.terminate()
+        log.append(process.communicate(timeout=HANG_S)[1])
+
+
+def test_connections_that_wait_make_room_and_leave_a_short_log() -> None:
+    """Some say nothing, and some never end their head, also after an answer; whoever asks is answered at once."""
+    with serving_few() as (_, port, log):
         assert ask(port).startswith(b"HTTP/1.1 200")
         whole = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         texts = [b"", whole[:20], whole + whole[:20]]
         with contextlib.ExitStack() as stack:
             for number in range(320):
                 silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=HANG_S))
-                with contextlib.suppress(ConnectionError):  # those above the limit are closed
+                with contextlib.suppress(ConnectionError):  # the one that waited longest is closed
                     silent.sendall(texts[number % 3])
-            with limited():
-                while not ask(port).startswith(b"HTTP/1.1 200"):
-                    process.send_signal(signal.SIGUSR1)
-                    time.sleep(0.1)
-    finally:
-        process.terminate()
-        _, log = process.communicate(timeout=HANG_S)
-    assert len(log) < 1000, log[:1000]
-    assert "72 connections are in work, the most" not in log
+            for _ in range(10):
+                assert ask(port).startswith(b"HTTP/1.1 200")
+    assert len(log[0]) < 1000, log[0][:1000]
+    assert "connections are in work" not in log[0]
+
+
+def test_silent_connections_end() -> None:
+    with serving_few() as (process, port, _), socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as silent:
+        silent.settimeout(0.1)
+        with limited():
+            while True:
+                process.send_signal(signal.SIGUSR1)
+                with contextlib.suppress(TimeoutError):
+                    assert silent.recv(10) == b""
+                    break
+
+
+def test_bodies_that_do_not_come_take_no_place(loaded: Any) -> None:
+    limits = Limits(max_seconds=ENDLESS_S, max_requests=2)
+    with serving(loaded, limits) as server, server.opened(*[HALF_BODY] * 20):
+        while len(server.app.state.bodies) < 20:
+            time.sleep(0.01)
+        for _ in range(3):
+            assert server.post(GOOD)[0] == 200
+
+
+def test_of_bodies_that_are_too_much_together_the_one_that_stood_longest_goes(loaded: Any) -> None:
+    """Each has nearly all that it may have: four are as much as all may have, the fifth ends the first."""
+    most = 400_000
+    head = HALF_BODY.replace(b"application/json", FORM.encode()).replace(b"999", str(most).encode())
+    with serving(loaded, Limits(max_seconds=ENDLESS_S, max_bytes=most)) as server, contextlib.ExitStack() as stack:
+        first, *_ = [
+            stack.enter_context(server.opened(head + bytes(most - 10)))[0]
+            for number in range(5)
+            if number == 0 or not wait_for_bodies(server, number)
+        ]
+        answer = first.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in answer.lower()
+        assert b"this body stood longest" in answer + first.recv(1000)
+        assert len(server.app.state.bodies) == 4
+        assert server.post(GOOD)[0] == 200
+
+
+def wait_for_bodies(server: Running, number: int) -> None:
+    """Wait until so many bodies have come as far as they will."""
+    bodies = server.app.state.bodies
+    while len(bodies) < number or bodies.num_bytes < number * 399_000:
+        time.sleep(0.01)
+
+
+def test_a_client_that_leaves_is_no_error(loaded: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(loaded, Limits(max_seconds=ENDLESS_S)) as server:
+        with server.opened(HALF_BODY):
+            while not server.app.state.bodies:
+                time.sleep(0.01)
+        while server.app.state.bodies:
+            time.sleep(0.01)
+        assert server.post(GOOD)[0] == 200
+    own = [record for record in caplog.records if record.name.startswith("sightline")]
+    assert [(record.levelno, record.getMessage()) for record in own] == [
+        (logging.INFO, "a client left before its request was whole")
+    ]
 
 
 @pytest.mark.long

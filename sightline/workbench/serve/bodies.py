@@ -10,7 +10,7 @@ class Bodies:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._open: dict[Body, None] = {}
         """In the order of their last parts."""
 
@@ -26,15 +26,15 @@ class Bodies:
         """Count a part that has come of a body, and end others if it is too much."""
         self._open.pop(body, None)
         self._open[body] = None
-        self._num_bytes += num_bytes
-        while self._num_bytes > self._most:
+        self.num_bytes += num_bytes
+        while self.num_bytes > self._most:
             next(iter(self._open)).drop()
 
     def forget(self, body: Body) -> None:
         """Count a body no more, which still has its bytes."""
         if body in self._open:
             del self._open[body]
-            self._num_bytes -= body.num_bytes
+            self.num_bytes -= body.num_bytes
 
 
 class Body:

@@ -76,8 +76,12 @@ class BoxErrors(BoxRows):
         return {"error_ap50": ap50, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """Return `box_errors`: for each kind the `count`, as tidecv has it, and how many of them are `ignored`."""
+        """Return `box_errors`: for each kind the `count`, as tidecv has it, and how many of them are `ignored`.
+
+        `at_best_score` are those from the score of `worst_samples` on, ignored ones aside.
+        """
         errors = self._classify(state)
+        chosen = self._classify(state, min_score=_best_score(errors))
         about = protocol_header(f"TIDE, IoU 0.5 and 0.1, at most {self.most} an image", state)
         if bool(errors.is_real.any()) and not bool((~errors.is_hidden).any()):
             reason = "no detection counts, so that nothing is left to evaluate"
@@ -86,10 +90,15 @@ class BoxErrors(BoxRows):
                 f"gain_{kind}": reason for kind, mask in lost.items() if bool((mask == errors.is_real).all())
             }
         counts = {
-            kind: {"count": int(mask.sum()), "ignored": int((mask & errors.is_hidden).sum())}
-            for kind, mask in zip(KINDS, (errors.kind == number for number in range(_MISSED)), strict=False)
+            kind: {
+                "count": int((errors.kind == number).sum()),
+                "ignored": int(((errors.kind == number) & errors.is_hidden).sum()),
+                "at_best_score": int(((chosen.kind == number) & ~chosen.is_hidden).sum()),
+            }
+            for number, kind in enumerate(KINDS[:_MISSED])
         }
-        counts["missed"] = {"count": int(errors.is_missed.sum()), "ignored": 0}
+        missed = int(errors.is_missed.sum())
+        counts["missed"] = {"count": missed, "ignored": 0, "at_best_score": int(chosen.is_missed.sum())}
         return {"scored_boxes_errors": about, "box_errors": counts}
 
     def worst_samples(self, state: State) -> WorstSamples:

@@ -66,7 +66,7 @@ LIBRARY_FAULTS = (
         "torch",
         "2.11",
         "2.11",
-        "the gradient of nn.AvgPool2d with padding is wrong on a GPU, of channels-last input, by up to 0.7 of its largest",
+        "the gradient of nn.AvgPool2d with padding, of channels-last input on a GPU is off by 0.7 of its largest",
         "https://github.com/pytorch/pytorch/issues/188344, and docs/results/gpu.md of sightline",
         "add the border before the pooling: F.avg_pool2d(F.pad(x, ...), size, stride), or keep the channels first",
         _find_padded_mean,
