@@ -299,7 +299,7 @@ def test_a_file_of_onnx_that_does_not_end_is_ended(
     monkeypatch.setattr(onnx_file, "run_session", compute_in_vain)
     with open_app(endless, World(), limits=PATIENT) as app, TestClient(app) as client:
         for _ in range(2):
-            assert client.post("/predict", json={"points": CLOUD.tolist()}).status_code == 504
+            assert client.post("/predict", json={"points": 2 * CLOUD.tolist()}).status_code == 504
         with limited():
             while app.state.slots:
                 time.sleep(0.01)
