@@ -181,7 +181,7 @@ def acquire_lock(
                 break
             if holder.is_alive:
                 raise UserError(f"{folder}: in use by {holder}; wait for it, or choose another --out")
-            is_first, silence = silence is None, silence or _Silence(folder, file)
+            is_new, silence = silence is None, silence or _Silence(folder, file)
             is_broken = silence.is_broken(file)
             if silence.is_over and not is_broken:
                 logger.warning("%s: takes the lock of %s, not renewed for %.0f s", folder, holder, SILENT_S)
@@ -192,7 +192,7 @@ def acquire_lock(
             raise UserError(f"{folder}: in use by {holder}, which {renewed}; wait for it, or choose another --out")
         if is_cancelled():
             raise UserError(f"{folder}: still in use by {holder}, or not yet silent for {SILENT_S:.0f} s")
-        if is_first:
+        if is_new:
             words = "%s: in use by %s, which renewed its lock %.0f s ago; takes it after %.0f s of silence"
             logger.warning(words, folder, holder, silence.age_s, SILENT_S)
         time.sleep(_POLL_S)

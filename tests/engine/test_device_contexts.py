@@ -29,7 +29,7 @@ def judge(
     world = World(rank, size, torch.device("cuda", rank))
     monkeypatch.setattr(step_rules, "list_held_devices", lambda: table)
     own = dataclasses.replace(run, world=world)
-    return find_by(step_rules.foreign_device, run=own, foreign_devices=step_rules.foreign_devices(own))
+    return find_by(step_rules.foreign_device, foreign_devices=step_rules.foreign_devices(own))
 
 
 def test_a_process_that_holds_memory_on_the_device_of_another_is_named(

@@ -101,7 +101,7 @@ def test_the_task_is_trained_and_leaves_no_folder(name: str, tmp_path: Path, mon
 
 
 def test_a_recipe_of_fewer_steps_than_a_few_samples_take_is_not_decided() -> None:
-    built = tiny("optimizer={name: adam, lr: 1e-2}", "train.epochs=1", "data.train_size=24")
+    built = tiny("optimizer={name: adam, lr: 1e-2}", "train.epochs=1", "train.batch_size=60")
     first, task = climbed(built, [8, "all"], steps=100)
     assert first.verdict == "passed", first.describe()
     assert task.verdict == "not decided", task.describe()

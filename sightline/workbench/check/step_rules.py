@@ -318,12 +318,21 @@ def update_size(rates: Rates, first_update: Update) -> Iterator[Fault]:
 # --- the devices ------------------------------------------------------------------------------------------------------
 
 
+class ForeignDevices(NamedTuple):
+    """GPUs of other processes on which the process `rank` holds memory, and its own one."""
+
+    rank: int
+    own: torch.device
+    held: list[HeldDevice]
+
+
 @measure()
-def foreign_devices(run: Context) -> list[HeldDevice]:
+def foreign_devices(run: Context) -> ForeignDevices:
     """List the GPUs of other processes on which this one holds memory."""
-    if run.world.size == 1 or run.world.device.type != "cuda":
+    world = run.world
+    if world.size == 1 or world.device.type != "cuda":
         raise NotApplicableError("one process, or no GPU")
-    return list_foreign(list_held_devices(), run.world.device, run.world.size)
+    return ForeignDevices(world.rank, world.device, list_foreign(list_held_devices(), world.device, world.size))
 
 
 @rule(
@@ -331,13 +340,13 @@ def foreign_devices(run: Context) -> list[HeldDevice]:
     "warning",
     "sys.resource sys.environment",
     holds="a process that holds memory on its own GPU alone",
-    do="load with torch.load(..., map_location='cpu'), since tensors are put where they were saved, and write "
-    ".to(device) in place of .cuda() and 'cuda:0'",
+    do="load with map_location='cpu', since saved tensors are put where they were; move tensors by .to(device), never "
+    "to 'cuda' or 'cuda:0' by name",
 )
-def foreign_device(run: Context, foreign_devices: list[HeldDevice]) -> Iterator[Fault]:
+def foreign_device(foreign_devices: ForeignDevices) -> Iterator[Fault]:
     """Report the GPUs of other processes on which this one has tensors, or the context that the first one made."""
-    rank, own = run.world.rank, run.world.device
-    for held in foreign_devices:
+    rank, own, others = foreign_devices
+    for held in others:
         yield Fault(
             f"process {rank} holds memory on cuda:{held.index}, the device of process {held.index} of its machine",
             measured=f"{held.num_bytes / 1e6:.1f} MB of tensors, and a context of some 500 MB; its own device is {own}",

@@ -43,11 +43,17 @@ class Listener(socket.socket):
         self._has_warned = False
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Accept a connection. Raises BlockingIOError if none waits, ConnectionAbortedError for one above the limit."""
-        connection, address = super().accept()
+        """Accept a connection.
+
+        Raises BlockingIOError if none waits, or those accepted last have not begun yet, which may soon wait themselves;
+        ConnectionAbortedError for one above the limit.
+        """
         if len(self._accepted) >= self.max_connections:
             self._accepted = [accepted for accepted in self._accepted if accepted.fileno() != -1]
         has_room = len(self._accepted) < self.max_connections or _Connection.end_longest()
+        if not has_room and _Connection.count() < len(self._accepted):
+            raise BlockingIOError
+        connection, address = super().accept()
         if has_room:
             self._accepted.append(connection)
             return connection, address
@@ -89,6 +95,11 @@ class _Connection(H11Protocol):
         if self in self._open:
             self._open[self] = self._open.pop(self)
         super().on_response_complete()
+
+    @classmethod
+    def count(cls) -> int:
+        """Count the connections that are open."""
+        return len(cls._open)
 
     @classmethod
     def end_longest(cls) -> bool:

@@ -52,7 +52,7 @@ def test_the_attention_of_this_torch_is_wrong_as_the_table_says() -> None:
     if not importlib.metadata.version("torch").startswith(fault.first):
         pytest.skip(f"the table's row is of torch {fault.first}")
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 16, 8, dtype=torch.float64)
+    query, key, value = torch.randn(3, 1, 2, 16, 8, dtype=torch.float64)
     mask = torch.randn(16, 16)
     weights = (query @ key.mT / math.sqrt(8) + mask.double()).softmax(-1)
     right = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.double())
