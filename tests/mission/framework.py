@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -44,7 +45,7 @@ from tests.mission.small import (
     figures,
     learn,
 )
-from tests.processes import ROOT
+from tests.processes import ROOT, launched_as_forks
 from tests.recipe_steps import TrainingStep
 from tests.trained import trained_run
 
@@ -64,6 +65,7 @@ def _one_command(work: Path) -> None:
     assert document(run)["checkpoint"] == "last"
     assert [child for child in multiprocessing.active_children() if child.is_alive()] == []
     _assert_as_by_one_process(run, work / "alone")
+    _assert_supervised_as_by_one(work)
 
 
 def _assert_as_by_one_process(run: Path, alone: Path) -> None:
@@ -78,6 +80,19 @@ def _assert_as_by_one_process(run: Path, alone: Path) -> None:
     for name, weight in both[0].items():
         if name.endswith("weight"):  # the gradients of biases before a norm are rounding
             assert torch.allclose(weight, both[1][name], rtol=1e-3, atol=1e-4), name
+
+
+def _assert_supervised_as_by_one(work: Path) -> None:
+    """Labels of all processes are counted together: losses, gradients and weights are those of one process."""
+    network = ("model={name: pointnet_plain, embedding: 16, dropout: 0.0}", NETWORK[1], "transforms.train=[]")
+    plain = ("distributed.sync_batch_norm=true", "optimizer={name: sgd, lr: 0.1}", "train.steps=2", "--no-check", *CPU)
+    words = ("train", _CLOUDS, *SOLIDS, *network, *plain)
+    succeed(*words, "--out", work / "one")
+    with launched_as_forks(work / "log"):
+        succeed(*words, "--processes", 2, "--out", work / "two")
+    ours, theirs = read_lines(work / "two")[0], read_lines(work / "one")[0]
+    assert ours["loss/total"] == pytest.approx(theirs["loss/total"], rel=1e-4)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
@@ -112,6 +127,18 @@ def _one_file(work: Path) -> None:
     assert (line["step"], line["lr"]) == (3, 1e-3)
     assert line["loss/total"] == pytest.approx(0.5 * line["loss/cross_entropy"], rel=1e-6)
     _assert_trained_as_named(work / "one.yaml")
+    _assert_best_by_figure(work)
+
+
+def _assert_best_by_figure(work: Path) -> None:
+    """The best checkpoint is that with the best of the figures that the file names."""
+    more = ("optimizer.lr=0.02", "train.epochs=4", "evaluate.every=1", "checkpoint.keep_last=4")
+    succeed("train", work / "one.yaml", *more, "--no-check", *CPU, "--out", work / "best")
+    lines = [line for line in read_lines(work / "best") if line["split"] != "train"]
+    values = {line["step"]: line["overall_accuracy"] for line in lines}
+    assert min(values.values()) < max(values.values()), "no evaluation is better than another"
+    best = int(os.readlink(work / "best" / "checkpoints" / "best").removeprefix("step_"))
+    assert values[best] == max(values.values())
 
 
 def _assert_trained_as_named(config: Path) -> None:

@@ -5,14 +5,14 @@ Each takes the module whose weights it reads; how that module computes is not re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["darknet53", "fcos_head", "pyramid", "resnet", "retina_head", "yolov3_head", "yolov3_neck"]
+__all__ = ["darknet53", "fcos_head", "pyramid", "resnet", "retina_head", "v2v", "yolov3_head", "yolov3_neck"]
 
 
 def _list_units(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module]]:
@@ -137,3 +137,46 @@ def yolov3_head(head: Any, maps: Sequence[Tensor]) -> dict[str, Tensor]:
     values = [_leaky(_convolve(each, tower.conv, tower.norm)) for each, tower in zip(maps, head.towers, strict=True)]
     rows = _per_prior([_convolve(each, last.conv, None) for each, last in zip(values, head.outputs, strict=True)], 6)
     return {"codes": rows[..., :4], "objectness": rows[..., 4], "logits": rows[..., 5:]}
+
+
+def v2v(state: Mapping[str, Tensor], volume: Tensor) -> Tensor:
+    """Compute the likelihood of V2V-PoseNet from its weights in the order of figure 4 of Moon et al. 2018.
+
+    `volume` is (B, 1, X, Y, Z). Layers are taken one after another as the figure has them, whatever they are called.
+    """
+    kernels = iter([name.removesuffix(".weight") for name, tensor in state.items() if tensor.ndim == 5])
+    norms = iter([name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")])
+
+    def normalise(values: Tensor) -> Tensor:
+        name = next(norms)
+        mean, variance, weight, bias = (
+            state[f"{name}.{part}"][:, None, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (values - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+    def convolve(values: Tensor) -> Tensor:
+        name = next(kernels)
+        weight = state[f"{name}.weight"]
+        return F.conv3d(values, weight, state[f"{name}.bias"], padding=weight.shape[2] // 2)
+
+    def basic(values: Tensor) -> Tensor:
+        return normalise(convolve(values)).clamp(min=0)
+
+    def residual(values: Tensor, *, widens: bool = False) -> Tensor:
+        inner = normalise(convolve(basic(values)))
+        return (inner + (normalise(convolve(values)) if widens else values)).clamp(min=0)
+
+    def halve(values: Tensor) -> Tensor:
+        return F.max_pool3d(values, 2)
+
+    def double(values: Tensor) -> Tensor:
+        name = next(kernels)
+        return normalise(F.conv_transpose3d(values, state[f"{name}.weight"], state[f"{name}.bias"], stride=2)).clamp(0)
+
+    outer = residual(residual(residual(halve(basic(volume)), widens=True)))
+    beside_outer = residual(outer)
+    inner = residual(halve(outer), widens=True)
+    beside_inner = residual(inner)
+    deep = residual(residual(residual(halve(inner), widens=True)))
+    raised = residual(double(deep) + beside_inner)
+    return convolve(basic(basic(residual(double(raised) + beside_outer))))

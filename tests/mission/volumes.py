@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import sightline
 import sightline.verbs.view
-from sightline.areas.pose.v2v import V2VSmall
+from sightline.areas.pose.v2v import V2V, V2VSmall
 from sightline.contract import registry
 from sightline.draw.pictures import PALETTE
 from sightline.view.stages import ViewedSample
@@ -43,6 +43,7 @@ from tests.mission.joints_by_hand import (
     to_cells,
     to_mm,
 )
+from tests.mission.networks_by_hand import v2v
 from tests.mission.rows import part, row
 from tests.mission.small import (
     CONFIGS,
@@ -123,6 +124,23 @@ def _five_sets(work: Path) -> None:
             each for each in sightline.load_run(folder / "run").model.modules() if isinstance(each, nn.BatchNorm3d)
         ]
         assert all(bool((norm.weight != 1).any()) for norm in norms), f"{name}: layers that do not learn"
+    _assert_v2v()
+
+
+def _assert_v2v() -> None:
+    """The network is that of the paper's figure, with weights and statistics drawn so that each layer counts."""
+    model = V2V(num_joints=3).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            scale = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim == 5 else 0.2
+            drawn = scale * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(drawn.abs() + 0.5 if name.endswith(("var", "norm.weight")) else drawn)
+    volume = (torch.rand(1, 1, 16, 8, 8, generator=generator) < 0.3).double()
+    with torch.no_grad():
+        seen, due = model(volume=volume)["likelihood"], v2v(model.state_dict(), volume)
+    assert seen.shape == (1, 3, 8, 4, 4)
+    assert torch.allclose(seen, due, rtol=1e-9, atol=1e-9 * float(due.abs().max()))
 
 
 def _is_tested(name: str, frame: str) -> bool:
