@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -161,14 +162,19 @@ def lock_descriptor(descriptor: int, path: Path, *, waits: bool = True) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        reason = error.strerror or str(error)
-        logger.warning(
-            "no-locks: %s: its file system has no locks (%s): start one command at a time here; two that begin at the "
-            "same moment may both write",
-            *(path.parent, reason[:1].lower() + reason[1:]),
-        )
+        _warn_of_no_locks(path.parent, error.strerror or str(error))
         return False
     return True
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path, reason: str) -> None:
+    """Warn once of a folder."""
+    logger.warning(
+        "no-locks: %s: its file system has no locks (%s): start one command at a time here; two that begin at the same "
+        "moment may both write",
+        *(folder, reason[:1].lower() + reason[1:]),
+    )
 
 
 def is_without_links(error: OSError) -> bool:

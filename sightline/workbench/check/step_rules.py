@@ -348,7 +348,7 @@ def foreign_device(foreign_devices: ForeignDevices) -> Iterator[Fault]:
     rank, own, others = foreign_devices
     for held in others:
         yield Fault(
-            f"process {rank} holds memory on cuda:{held.index}, the device of process {held.index} of its machine",
+            f"process {rank} holds memory on cuda:{held.number}, the device of process {held.number} of its machine",
             measured=f"{held.num_bytes / 1e6:.1f} MB of tensors, and a context of some 500 MB; its own device is {own}",
             where=FindingLocation(rank=rank),
         )

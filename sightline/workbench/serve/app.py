@@ -217,8 +217,8 @@ async def _store(slot: RequestSlot, storing: ThreadPoolExecutor, store: InputSto
     if content.name is None:
         work = storing.submit(_run_detached, store.store_json, slot.folder, content.data)
     else:
-        inputs = (content.name, content.data, content.category)
-        work = storing.submit(_run_detached, store.store_upload, slot.folder, *inputs)
+        name, data, category = content.name, content.data, content.category
+        work = storing.submit(_run_detached, store.store_upload, slot.folder, name, data, category)
     outcome = await slot.wait_for(work)
     if isinstance(outcome, _Failure):
         raise RequestError(outcome.status, outcome.message)
