@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -525,3 +527,22 @@ def test_the_command_prints_what_was_lost(tmp_path: Path) -> None:
     assert "left out: 1 images that are missing or damaged" in left.err
     with pytest.raises(UserError, match="in, whose files would then be read with what is written"):
         convert("coco", source, "yolo_txt", source / "out")
+
+
+def test_images_are_copied_where_the_target_has_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_street(tmp_path / "source")
+    convert("coco", source, "yolo_txt", tmp_path / "linked")
+
+    def refuse_link(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "symlink", refuse_link)
+    done = convert("coco", source, "yolo_txt", tmp_path / "copied")
+    assert "images are copied: the file system of the target has no links" in done["differences"]
+    linked, copied = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (tmp_path / "linked", tmp_path / "copied")
+    )
+    assert linked.keys() == copied.keys()
+    assert {name for name in linked if linked[name] != copied[name]} <= {Path("data.yaml")}  # which names its folder
+    assert not any(path.is_symlink() for path in (tmp_path / "copied").rglob("*"))
