@@ -57,11 +57,15 @@ def test_single_files_and_parts_are_not_judged(words: tuple[str, ...], options: 
     assert WholeRun(make_config(*words, **options)).kind == kind
 
 
-@run_each("load, is_red", [(0.5, True), (3.0, False)])
-def test_a_room_above_its_line_fails_the_run_of_a_quiet_machine(load: float, is_red: bool) -> None:
-    run = WholeRun(make_config(str(ROOT / "tests")))
+@run_each(
+    "load, later, is_red",
+    [(0.5, [3.2, 3.4, 9.0], True), (3.0, [3.2], False), (0.5, [3.2, 6.0, 7.0], False), (0.5, [], True)],
+)
+def test_a_room_above_its_line_fails_the_run_of_a_quiet_machine(load: float, later: list[float], is_red: bool) -> None:
+    """Three workers are no load of others; a burst is no busy machine."""
+    run = WholeRun(make_config(str(ROOT / "tests"), numprocesses=3))
     run.calibration, run.load = Calibration(), load
-    run.calibration.seconds = [read_budget().calibration_s] * 2
+    run.calibration.seconds, run.calibration.loads = [read_budget().calibration_s] * 2, later
     room, line = next(iter(read_budget().rooms.items()))
     run.seconds[room] = 1.3 * line
     run._judge_seconds()

@@ -25,7 +25,7 @@ BUDGET = Path(__file__).with_name("budget.yaml")
 LONGEST = 1.25
 """Seconds of a room, in those of its line, above which a run fails."""
 HIGHEST_LOAD = 2.5
-"""Of other programs when the run begins; above it seconds are printed, and not judged."""
+"""Of other programs, when the run begins and in the middle of its looks; above it seconds are printed, not judged."""
 
 _OPENED: set[str] = set()
 
@@ -74,12 +74,16 @@ def read_budget() -> Budget:
 
 
 class Calibration:
-    """Seconds of a fixed small work, measured every few seconds of a run: what slows the machine slows it, too."""
+    """Seconds of a fixed small work, measured every few seconds of a run: what slows the machine slows it, too.
+
+    `loads` are those of the machine at these times.
+    """
 
     def __init__(self) -> None:
         import torch
 
         self.seconds: list[float] = []
+        self.loads: list[float] = []
         self._matrix = torch.ones(128, 128)
         self._next = 0.0
 
@@ -93,6 +97,7 @@ class Calibration:
         for _ in range(60):
             self._matrix = (self._matrix @ self._matrix).clamp(max=1.0)
         self.seconds.append(time.perf_counter() - start)
+        self.loads.append(os.getloadavg()[0])
         self._next = start + 5.0
 
     @property
@@ -177,11 +182,17 @@ class WholeRun:
         scale = calibration.mean_s / budget.calibration_s
         for room, (seconds, line) in sorted(budget.find_dear(self.seconds, scale).items()):
             self.dear.append(f"{room}: {seconds:.0f} s, line {line:.0f} s")
-        if self.load < HIGHEST_LOAD:
+        if self.find_load() < HIGHEST_LOAD:
             for room, (seconds, line) in budget.find_dear(self.seconds, scale, LONGEST).items():
                 self.faults.append(
                     f"{room}: its tests take {seconds:.0f} s, above {LONGEST} of their line of {line:.0f} s"
                 )
+
+    def find_load(self) -> float:
+        """Return the load of other programs: at the start, or in the middle of the run beside its workers."""
+        loads = sorted(self.calibration.loads) if self.calibration is not None else []
+        num_workers = getattr(self.config.option, "numprocesses", None) or 1
+        return max(self.load, loads[len(loads) // 2] - num_workers if loads else 0.0)
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -192,7 +203,7 @@ class WholeRun:
             total = sum(self.seconds.values())
             terminalreporter.write_sep("=", "rooms above their line of tests/budget.yaml")
             mean_s = 0.0 if self.calibration is None else self.calibration.mean_s
-            measured = f"calibration {mean_s:.4f} s, load at the start {self.load:.1f}, all {total:.0f} s"
+            measured = f"calibration {mean_s:.4f} s, load of others {self.find_load():.1f}, all {total:.0f} s"
             terminalreporter.write_line(measured)
             terminalreporter.write_line("\n".join(self.dear))
         if self.faults:
