@@ -13,11 +13,25 @@ from tests.whole_run import Budget, Calibration, WholeRun, read_budget, room_of
 BUDGET = Budget(0.01, {"doctor": 100.0, "others": 50.0})
 
 
-def test_rooms_without_a_line_are_others_and_lines_are_scaled() -> None:
+def test_rooms_without_a_line_are_others() -> None:
     spent = {"doctor": 150.0, "draw": 30.0, "view": 30.0}
-    assert BUDGET.find_dear(spent, 1.0) == {"doctor": (150.0, 100.0), "others": (60.0, 50.0)}
-    assert BUDGET.find_dear(spent, 1.0, 1.25) == {"doctor": (150.0, 100.0)}
-    assert BUDGET.find_dear(spent, 2.0) == {}  # of a machine that is half as fast
+    assert BUDGET.find_dear(spent) == {"doctor": (150.0, 100.0), "others": (60.0, 50.0)}
+    assert BUDGET.find_dear(spent, 1.25) == {"doctor": (150.0, 100.0)}
+
+
+def test_seconds_are_scaled_by_the_machine_of_their_time() -> None:
+    """A test of two seconds while the small work takes twice as long is one of one second."""
+    run = WholeRun(make_config(str(ROOT / "tests")))
+    run.calibration, run.budget = Calibration(), BUDGET
+    run.calibration._next = float("inf")
+    for seconds in (0.01, 0.02):
+        run.calibration.seconds = [9.0] + [seconds] * 20
+        report = SimpleNamespace(nodeid="tests/doctor/test_a.py::test", duration=2.0)
+        run.pytest_runtest_logreport(report)  # type: ignore[arg-type]
+    assert run.seconds == {"doctor": pytest.approx(2.0 + 1.0)}
+    assert run.total_s == 4.0
+    run.calibration.seconds = [9.0, *[5.0] * 20, *[1.0] * 12]
+    assert run.calibration.recent_s == 1.0
 
 
 def test_every_room_has_a_line_or_is_among_the_others() -> None:

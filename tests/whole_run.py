@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,21 +56,25 @@ class Budget(NamedTuple):
     calibration_s: float
     rooms: Mapping[str, float]
 
-    def find_dear(
-        self, seconds: Mapping[str, float], scale: float, times: float = 1.0
-    ) -> dict[str, tuple[float, float]]:
-        """Return the rooms above `times` their scaled line: their seconds and their line."""
+    def scale(self, seconds: float, calibration_s: float) -> float:
+        """Convert seconds on a machine, as it is now, to those on the machine of the lines."""
+        return seconds * self.calibration_s / calibration_s
+
+    def find_dear(self, seconds: Mapping[str, float], times: float = 1.0) -> dict[str, tuple[float, float]]:
+        """Return the rooms above `times` their line: their seconds, scaled, and their line."""
         spent: Counter[str] = Counter()
         for room, value in seconds.items():
             spent[room if room in self.rooms else "others"] += value
-        lines = {room: line * scale for room, line in self.rooms.items()}
-        return {room: (value, lines[room]) for room, value in spent.items() if value > times * lines[room]}
+        return {room: (value, self.rooms[room]) for room, value in spent.items() if value > times * self.rooms[room]}
 
 
 def read_budget() -> Budget:
     """Read tests/budget.yaml."""
     stated = yaml.safe_load(BUDGET.read_text(encoding="utf-8"))
     return Budget(stated["calibration_s"], stated["rooms"])
+
+
+_NUM_RECENT = 12
 
 
 class Calibration:
@@ -103,8 +107,16 @@ class Calibration:
     @property
     def mean_s(self) -> float:
         """Mean of all measurements but the first, which imports."""
-        measured = self.seconds[1:] or self.seconds
-        return sum(measured) / max(1, len(measured))
+        return _mean(self.seconds[1:] or self.seconds)
+
+    @property
+    def recent_s(self) -> float:
+        """Mean of the last measurements, of about a minute."""
+        return _mean((self.seconds[1:] or self.seconds)[-_NUM_RECENT:])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def judge_golden(opened: Collection[str], files: Collection[str], *, is_long: bool) -> list[str]:
@@ -124,6 +136,9 @@ class WholeRun:
         self.config = config
         self.opened: set[str] = set()
         self.seconds: Counter[str] = Counter()
+        """Of rooms, each test's scaled by what the small work took around it: bursts of other programs do not count."""
+        self.total_s = 0.0
+        self.budget = read_budget()
         self.calibration: Calibration | None = None
         self.load = 0.0
         self.faults: list[str] = []
@@ -156,9 +171,10 @@ class WholeRun:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add the seconds of a test to its room, and measure the machine now and then."""
-        self.seconds[room_of(report.nodeid)] += report.duration
         if self.calibration is not None:
             self.calibration.measure()
+            self.total_s += report.duration
+            self.seconds[room_of(report.nodeid)] += self.budget.scale(report.duration, self.calibration.recent_s)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -177,15 +193,12 @@ class WholeRun:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _judge_seconds(self) -> None:
-        budget, calibration = read_budget(), self.calibration
-        assert calibration is not None
-        scale = calibration.mean_s / budget.calibration_s
-        for room, (seconds, line) in sorted(budget.find_dear(self.seconds, scale).items()):
-            self.dear.append(f"{room}: {seconds:.0f} s, line {line:.0f} s")
+        for room, (seconds, line) in sorted(self.budget.find_dear(self.seconds).items()):
+            self.dear.append(f"{room}: {seconds:.0f} s, scaled, line {line:.0f} s")
         if self.find_load() < HIGHEST_LOAD:
-            for room, (seconds, line) in budget.find_dear(self.seconds, scale, LONGEST).items():
+            for room, (seconds, line) in self.budget.find_dear(self.seconds, LONGEST).items():
                 self.faults.append(
-                    f"{room}: its tests take {seconds:.0f} s, above {LONGEST} of their line of {line:.0f} s"
+                    f"{room}: its tests take {seconds:.0f} s, scaled, above {LONGEST} of their line of {line:.0f} s"
                 )
 
     def find_load(self) -> float:
@@ -200,7 +213,7 @@ class WholeRun:
         if self.is_worker or self.kind is None:
             return
         if self.kind == "daily":
-            total = sum(self.seconds.values())
+            total = self.total_s
             terminalreporter.write_sep("=", "rooms above their line of tests/budget.yaml")
             mean_s = 0.0 if self.calibration is None else self.calibration.mean_s
             measured = f"calibration {mean_s:.4f} s, load of others {self.find_load():.1f}, all {total:.0f} s"
