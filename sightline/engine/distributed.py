@@ -49,8 +49,8 @@ _MIN_START_S = 60.0
 _MAX_HANDSHAKE_S = 30.0
 _MAX_TELLING_S = 30.0
 """Time in which a process that ends before all have met tries to tell the others."""
-_MET = threading.Event()
-"""Set once all processes of a run have met."""
+_IS_DECIDED = threading.Event()
+"""Set once all processes of a run have met, or it is known that they will not: nobody waits for this one any more."""
 
 
 @dataclass(frozen=True)
@@ -385,6 +385,7 @@ def _meet_processes(rank_info: RankInfo, timeout_s: float) -> tuple[dist.Store, 
     started = time.monotonic()
     while missing := watchdog.missing_ranks():
         if ended := _list_ended(store, missing):
+            _IS_DECIDED.set()
             _hear(store, rank_info, [rank for rank in range(rank_info.size) if rank not in ended])
             raise RunError(f"rank {ended[0]} ended before all processes had met; it says why itself")
         if time.monotonic() - started > patience_s:
@@ -393,7 +394,7 @@ def _meet_processes(rank_info: RankInfo, timeout_s: float) -> tuple[dist.Store, 
                 f"{len(missing)} of {rank_info.size} processes have not connected in {patience_s:g} s: rank {ranks}"
             )
         time.sleep(0.02)
-    _MET.set()
+    _IS_DECIDED.set()
     watchdog.start()
     return store, watchdog
 
@@ -402,6 +403,7 @@ def _list_ended(store: dist.Store, ranks: Sequence[int]) -> list[int]:
     try:
         return [rank for rank in ranks if store.check([f"ended/{rank}"])]
     except RuntimeError as error:
+        _IS_DECIDED.set()
         raise RunError("the first process ended before all processes had met; it says why itself") from error
 
 
@@ -419,7 +421,7 @@ def tell_end() -> None:
     They would wait for it as for one that starts late. An agent of torchrun ends the others itself.
     """
     rank_info = rank_info_from_environment()
-    if rank_info.size == 1 or _has_agent() or _MET.is_set():
+    if rank_info.size == 1 or _has_agent() or _IS_DECIDED.is_set():
         return
     with contextlib.suppress(RunError, RuntimeError):
         store = _connect_store(rank_info, patience_s=_MAX_TELLING_S)

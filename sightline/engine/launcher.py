@@ -68,6 +68,14 @@ def launched_world_size() -> int | None:
     return _num_slurm_tasks() if _num_slurm_tasks() > 1 else None
 
 
+def count_local_processes(size: int) -> int:
+    """Count the processes of a run of `size` on this machine, as its launcher states; all of them where it does not."""
+    for variable in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if os.environ.get(variable, "").isdecimal():
+            return min(size, int(os.environ[variable]))
+    return size
+
+
 def resolve_num_processes(num_processes: int | None) -> int:
     """Return the number of processes to launch for `--processes`: 1 if none is given, or under a launcher.
 

@@ -262,8 +262,9 @@ def _find_checkpoint(run: Path, name: str) -> Path:
     if is_link and is_packed(run):
         return run / PACKED_FILE
     path = run / "checkpoints" / name if is_link else Path(name)
-    if path.exists() or path.is_symlink():  # a link that leads nowhere is a damaged checkpoint, which loading reports
-        return follow(path)
+    if path.exists() or path.is_symlink():  # one that leads nowhere is a damaged checkpoint, which loading reports
+        named = follow(path)
+        return named if named.is_dir() else path
     folder = run / "checkpoints"
     available = (
         sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")) if folder.is_dir() else []

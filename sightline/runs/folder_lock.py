@@ -23,13 +23,15 @@ from typing import IO
 from sightline.contract.errors import LostFolderError, UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.runs.process_identity import ProcessIdentity, process_start_time
-from sightline.store.files.atomic_write import MISSING_ERRORS, assert_appendable, lock_descriptor
+from sightline.store.files.atomic_write import LINK_PROBE, MISSING_ERRORS, assert_appendable, lock_descriptor
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CLOCK = ".lock.clock"
 """File that is touched to read the clock of the file system, and removed."""
+LOCK_FILES = frozenset({LOCK, CLOCK, LINK_PROBE})
+"""What a process that was killed while it took the lock may leave."""
 BEAT_S = 5.0
 """Time between two renewals of a lock."""
 SILENT_S = 60.0

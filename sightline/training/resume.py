@@ -22,6 +22,7 @@ from sightline.engine.loggers.mlflow import Mlflow
 from sightline.engine.loggers.tensorboard import TensorBoard
 from sightline.engine.loggers.wandb import Wandb
 from sightline.runs import checkpoint
+from sightline.runs.folder_lock import LOCK_FILES
 from sightline.runs.inputs import INPUTS_FILE
 from sightline.runs.lineage import LINEAGE_FILE
 from sightline.runs.run_directory import create_numbered_folder
@@ -48,7 +49,7 @@ _RECORDED = (
 
 # Files of a run that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
-    {".lock", "environment.json", "facts.json", INPUTS_FILE, LINEAGE_FILE}
+    {*LOCK_FILES, "environment.json", "facts.json", INPUTS_FILE, LINEAGE_FILE}
     | {f".{name}.partial" for name in ("environment.json", "facts.json", INPUTS_FILE, LINEAGE_FILE, "config.yaml")}
 )
 

@@ -54,6 +54,15 @@ def test_own_and_idle_devices_are_no_fault(run: Context, monkeypatch: pytest.Mon
     assert list_foreign([HeldDevice(0, 5)], torch.device("cpu"), 2) == []
 
 
+def test_devices_beside_those_of_this_machine_are_nobodys(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines with two processes each, and three GPUs."""
+    held = [HeldDevice(1, 5), HeldDevice(2, 5)]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert judge(run, 1, held, monkeypatch, size=4) == []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert len(judge(run, 1, held, monkeypatch, size=4)) == 1
+
+
 def test_one_process_and_processors_are_not_asked(run: Context) -> None:
     with pytest.raises(NotApplicableError):
         step_rules.foreign_devices(run)

@@ -99,6 +99,8 @@ def test_the_lock_of_a_pod_that_is_gone_wants_no_person(bench: Bench, unbroken: 
     run = bench.folder / "pod"
     run.mkdir()
     (run / ".lock").write_text('{"pid":7,"host":"pod-abc-1","started":"x:1"}')
+    (run / ".lock.clock").touch()  # it was killed while it took the lock
+    (run / ".link.probe").symlink_to("probe")
     code, text = OnHost(bench.words("pod", resume="auto", slow=True), bench.folder / "pod.log", "pod-abc-2").wait()
     assert code == 0, text
     assert "in use by process 7 on pod-abc-1, which renewed its lock" in text
@@ -189,3 +191,7 @@ def test_a_folder_without_links_and_locks_is_written_resumed_and_read(bench: Ben
     ):
         code, text = WithoutLinks(words, bench.folder / "reading.log").wait()
         assert code == 0, text
+    (run / "checkpoints" / "last").write_text("step_00000099\n")
+    code, text = run_forked(("evaluate", str(run), *plugin, "--device", "cpu"), bench.folder / "lost.log")
+    assert code == 2, text
+    assert f"{run}/checkpoints/last: names 'step_00000099', which is not there; the newest sound one is" in text

@@ -325,11 +325,11 @@ def test_of_bodies_that_are_too_much_together_the_one_that_stood_longest_goes(lo
     most = 400_000
     head = HALF_BODY.replace(b"application/json", FORM.encode()).replace(b"999", str(most).encode())
     with serving(loaded, Limits(max_seconds=ENDLESS_S, max_bytes=most)) as server, contextlib.ExitStack() as stack:
-        first, *_ = [
-            stack.enter_context(server.opened(head + bytes(most - 10)))[0]
-            for number in range(5)
-            if number == 0 or not wait_for_bodies(server, number)
-        ]
+        opened = []
+        for number in range(5):
+            wait_for_bodies(server, number)
+            opened += stack.enter_context(server.opened(head + bytes(most - 10)))
+        first = opened[0]
         answer = first.recv(1000)
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"retry-after: 1" in answer.lower()

@@ -91,7 +91,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
         return ReadFile(path, sample, pixels)
 
     def sample_size(self, file: ReadFile) -> int:
-        """Return the number of blocks of 8 x 8 pixels: photos of 16 million are a batch."""
+        """Return the number of blocks of 8 x 8 pixels, so that a batch of photos has at most 2^24 pixels."""
         height, width = file.source.shape[:2]
         return int(height * width // 64)
 

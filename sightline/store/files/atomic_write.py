@@ -25,6 +25,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 REPEAT = "run the same command again"
 """What to do after the failed write of a command that begins anew."""
+LINK_PROBE = ".link.probe"
+"""Link by which it is tried whether a folder takes links; a killed process may leave it."""
 _MARK = "unfinished"
 """Empty file in a partial folder; a folder without it is not ours."""
 
@@ -184,7 +186,7 @@ def is_without_links(error: OSError) -> bool:
 
 def can_link(folder: Path) -> bool:
     """Try whether symbolic links can be made in a folder. Raises OSError as the disk does for any other reason."""
-    probe = folder / ".link.probe"
+    probe = folder / LINK_PROBE
     probe.unlink(missing_ok=True)
     try:
         os.symlink("probe", probe)

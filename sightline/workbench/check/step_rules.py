@@ -20,6 +20,7 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.doctor.watch.gradients import is_frozen_by_kind
 from sightline.engine.device.contexts import HeldDevice, list_foreign, list_held_devices
+from sightline.engine.launcher import count_local_processes
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.context import Context
@@ -332,7 +333,8 @@ def foreign_devices(run: Context) -> ForeignDevices:
     world = run.world
     if world.size == 1 or world.device.type != "cuda":
         raise NotApplicableError("one process, or no GPU")
-    return ForeignDevices(world.rank, world.device, list_foreign(list_held_devices(), world.device, world.size))
+    held = list_foreign(list_held_devices(), world.device, count_local_processes(world.size))
+    return ForeignDevices(world.rank, world.device, held)
 
 
 @rule(

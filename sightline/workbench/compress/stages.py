@@ -19,7 +19,7 @@ from sightline.compression.weights import quantisable_weights
 from sightline.config import read_config, render_config
 from sightline.contract.errors import UserError
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.runs.folder_lock import LOCK
+from sightline.runs.folder_lock import LOCK_FILES
 from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_documents import load_document
@@ -103,7 +103,7 @@ class Compression:
         """Raise UserError for a folder that cannot be written or has other contents."""
         if (out / "final.json").exists() and is_packed(out) and not may_be_done:
             raise UserError(f"--out {out}: has a packed run already; give another folder")
-        assert_empty(out, allowed=FILES | {WORK, LOCK})
+        assert_empty(out, allowed=FILES | {WORK} | LOCK_FILES)
         assert_writable(out / PACKED_FILE, option="--out")
         self._run = run
         self._out = out

@@ -72,6 +72,7 @@ def test_attention_in_float64_is_told(version: str, of_version: Callable[[str], 
     assert finding.where.layer == "attention"
     assert f"torch {version}: attention on a CPU reads the bytes" in finding.summary
     assert "attn_mask.to(query.dtype)" in finding.action
+    assert "has float64 weights on a CPU; its masks were not looked at" in finding.measured
 
 
 def test_nobody_else_is_told(of_version: Callable[[str], None]) -> None:

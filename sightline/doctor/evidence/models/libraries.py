@@ -18,7 +18,8 @@ from sightline.doctor.subject import Subject
 class LibraryFault(NamedTuple):
     """Wrong numbers of a library from the version `first` to `last`, the first and last in which they were seen.
 
-    `find` names the layer of a model that meets them, or returns None; `source` is who measured it.
+    `find` names the layer of a model that may meet them, or returns None; `seen` says what it looked at, `source` who
+    measured the fault.
     """
 
     library: str
@@ -27,11 +28,12 @@ class LibraryFault(NamedTuple):
     what: str
     source: str
     remedy: str
+    seen: str
     find: Callable[[nn.Module], str | None]
 
 
 class MetFault(NamedTuple):
-    """Known fault that a layer of a model meets, and the installed version of the library."""
+    """Known fault that a layer of a model may meet, and the installed version of the library."""
 
     fault: LibraryFault
     version: str
@@ -66,9 +68,10 @@ LIBRARY_FAULTS = (
         "torch",
         "2.11",
         "2.11",
-        "the gradient of nn.AvgPool2d with padding, of channels-last input on a GPU is off by 0.7 of its largest",
+        "the gradient of nn.AvgPool2d with padding is wrong on a GPU where the channels come last",
         "https://github.com/pytorch/pytorch/issues/188344, and docs/results/gpu.md of sightline",
         "add the border before the pooling: F.avg_pool2d(F.pad(x, ...), size, stride), or keep the channels first",
+        "has padding, in a network with weights on a GPU whose channels come last",
         _find_padded_mean,
     ),
     LibraryFault(
@@ -77,7 +80,8 @@ LIBRARY_FAULTS = (
         "2.13",
         "attention on a CPU reads the bytes of a float32 mask as float64, for float64 queries of 16 keys and more",
         "measured by sightline (tests/doctor/checks/test_libraries.py)",
-        "give the mask in the format of the queries: attn_mask.to(query.dtype)",
+        "if it gets a float mask, give it in the format of the queries: attn_mask.to(query.dtype)",
+        "has float64 weights on a CPU; its masks were not looked at",
         _find_wide_attention,
     ),
 )
@@ -86,7 +90,7 @@ LIBRARY_FAULTS = (
 
 @measure()
 def library_faults(subject: Subject) -> list[MetFault]:
-    """List the known faults of installed libraries that the model meets."""
+    """List the known faults of installed libraries that the model may meet."""
     installed = [(fault, version) for fault in LIBRARY_FAULTS if (version := _find_version(fault)) is not None]
     if not installed:
         raise NotApplicableError("no library of a version with known wrong numbers")

@@ -21,7 +21,7 @@ def library_fault(library_faults: list[MetFault]) -> Iterator[Fault]:
     for met in library_faults:
         yield Fault(
             f"{met.fault.library} {met.version}: {met.fault.what}",
-            measured=f"the layer '{met.layer}' meets it; seen in {met.fault.first} ({met.fault.source})",
+            measured=f"the layer '{met.layer}' {met.fault.seen}; seen in {met.fault.first} ({met.fault.source})",
             action=met.fault.remedy,
             where=FindingLocation(layer=met.layer or None),
         )
