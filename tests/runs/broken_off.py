@@ -181,6 +181,12 @@ def last_step(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
+def last_saved(run: Path) -> int:
+    """The step of the checkpoint that `last` names; 0 before the first."""
+    last = run / "checkpoints" / "last"
+    return int(follow(last).resolve().name.removeprefix("step_")) if os.path.lexists(last) else 0
+
+
 def living(is_ours: Callable[[Path], bool]) -> list[int]:
     """The processes of this machine that run (zombies do not) and whose folder in /proc `is_ours` picks."""
     found = []
@@ -272,6 +278,7 @@ __all__ = [
     "assert_all_end",
     "differences",
     "in_session",
+    "last_saved",
     "last_step",
     "living",
     "metrics",

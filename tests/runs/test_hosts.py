@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.runs.checkpoint import follow
 from tests.limits import ENDLESS_S
-from tests.runs.broken_off import Bench, Forked, differences, run_forked, wait_for
+from tests.runs.broken_off import Bench, Forked, differences, last_saved, run_forked, wait_for
 from tests.runs.hosts import OnHost, WithoutLinks
 
 pytestmark = pytest.mark.processes
@@ -49,11 +48,7 @@ def killed_in_the_end(*started: Forked) -> Iterator[None]:
 
 
 def wait_for_checkpoint(run: Path, step: int, started: Forked) -> None:
-    def is_there() -> bool:
-        last = run / "checkpoints" / "last"
-        return os.path.lexists(last) and follow(last).resolve().name == f"step_{step:08d}"
-
-    wait_for(lambda: is_there() or not started.is_alive(), otherwise=started.log.read_text)
+    wait_for(lambda: last_saved(run) == step or not started.is_alive(), otherwise=started.log.read_text)
     assert started.is_alive(), started.log.read_text()
 
 

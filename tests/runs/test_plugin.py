@@ -20,7 +20,7 @@ from sightline.contract.types import DataInfo
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.command import document_of, succeed
-from tests.runs.broken_off import Forked, run_forked, wait_for
+from tests.runs.broken_off import Forked, last_saved, run_forked, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "my_plugin.yaml"
@@ -44,9 +44,7 @@ def kill_in_mid_training(out: Path, num_processes: int) -> None:
     """Train until a few steps are saved, and none is in metrics.jsonl, then end every process with SIGKILL."""
     words = words_of(out, "checkpoint.every_steps=1", "--no-check", "log.every=100")
     child = Forked(words, out.with_suffix(".log"), num_processes=num_processes, held_at="step_00000005")
-    last = out / "checkpoints" / "last"
-    saved = lambda: last.exists() and int(last.resolve().name.removeprefix("step_")) >= 3  # noqa: E731
-    wait_for(lambda: saved() or not child.is_alive(), otherwise=child.log.read_text)
+    wait_for(lambda: last_saved(out) >= 3 or not child.is_alive(), otherwise=child.log.read_text)
     for process in child.processes:
         process.kill()
     code, output = child.wait()

@@ -20,7 +20,7 @@ from tests.hub_server import Hub
 from tests.models.set_networks import SETTINGS, make_small_words
 from tests.processes import ROOT
 from tests.published.test_transformers_files import write_theirs
-from tests.runs.broken_off import Forked, differences, last_step, wait_for
+from tests.runs.broken_off import Forked, differences, last_saved, last_step, wait_for
 from tests.runs.test_hub import NOWHERE, hub
 
 __all__ = ["hub"]
@@ -86,9 +86,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(family: str, tmp_path: Pa
         return Forked(["train", str(CONFIG), *words, *CALM, str(out), *more], tmp_path / log)
 
     assert train(whole, "whole.log").wait(300)[0] == 0
-    child, last = train(killed, "killed.log"), killed / "checkpoints/last"
-    saved = lambda: last.exists() and int(last.resolve().name.removeprefix("step_")) >= 3  # noqa: E731
-    wait_for(lambda: saved() or not child.is_alive(), otherwise=child.log.read_text)
+    child = train(killed, "killed.log")
+    wait_for(lambda: last_saved(killed) >= 3 or not child.is_alive(), otherwise=child.log.read_text)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait()[0] == -signal.SIGKILL
     assert last_step(killed) < last_step(whole) == 20
