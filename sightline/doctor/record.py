@@ -149,6 +149,21 @@ class Scored(NamedTuple):
     loss: float
 
 
+class Chance(NamedTuple):
+    """What a trained network knows of the targets of a part: its loss and figure, and those with inputs of others.
+
+    `other_loss` is the mean, and `other_figure` the best, over some passes in which each of the `num_samples` samples
+    has the inputs of another one: what is known without looking at a sample.
+    """
+
+    split: str
+    num_samples: int
+    loss: float
+    other_loss: float
+    figure: float
+    other_figure: float
+
+
 class ModeGap(NamedTuple):
     """How far a network's outputs in evaluation mode are from those in training mode, on the same samples.
 

@@ -213,7 +213,8 @@ class Trace:
     parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
     sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers. `remainder` counts what a loader
     leaves out of an evaluation, `shared_set` is what both kinds of loaders read parts of, `answers` are those of the
-    last evaluations. `twins` says of measured losses that read the outputs of two passes whether these are equal.
+    last evaluations, and `first_evaluation` the number of updates before the first one. `twins` says of measured losses
+    that read the outputs of two passes whether these are equal.
     """
 
     num_backward: int = 0
@@ -233,6 +234,7 @@ class Trace:
     is_rich: bool = True
     remainder: Mapping[str, int] = field(default_factory=dict)
     shared_set: Any = None
+    first_evaluation: int | None = None
     answers: deque[Answers] = field(default_factory=lambda: deque(maxlen=_MAX_ANSWERED))
     spreads: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     pulls: list[list[Pull]] = field(default_factory=list)

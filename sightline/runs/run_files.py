@@ -16,6 +16,7 @@ from sightline.contract.plugins import Plugin, check_recorded
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo
 from sightline.runs.checkpoint import enclosing_run
+from sightline.runs.input_ranges import Range, read_ranges
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_documents import assert_own_files, load_document, read_facts
@@ -103,6 +104,11 @@ class RunFiles:
     def inputs(self) -> DataInfo:
         """The info of the data that the run was trained on."""
         return read_inputs(self.folder, self.facts)
+
+    @cached_property
+    def ranges(self) -> Mapping[str, Range]:
+        """Ranges of numbers that the run was trained on, by field of a sample; none where it began without checks."""
+        return read_ranges(self.folder)
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from sightline.engine.run_data import Data
 from sightline.engine.train import NonFiniteGradientError
 from sightline.runs import checkpoint
 from sightline.runs.environment import collect_environment
+from sightline.runs.input_ranges import CHECKS_FILE
 from sightline.runs.run_directory import remove_dead_lock
 from sightline.runs.run_documents import load_document, read_lines
 from sightline.runs.run_files import RunFiles
@@ -47,6 +48,7 @@ from sightline.training.train_result import Reporter, TrainResult
 if TYPE_CHECKING:
     from sightline.doctor.evidence.levels import Levels
     from sightline.doctor.finding import Finding
+    from sightline.doctor.record import Chance
     from sightline.doctor.watch.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -218,7 +220,7 @@ class _TrainRun:
                 directory.write_bytes(f"plugins/{name}", content)
         directory.append_line("sessions.jsonl", {**session.record, "resumed": location.checkpoint})
         if self._examined:
-            directory.write_json("checks.json", self._examined)
+            directory.write_json(CHECKS_FILE, self._examined)
         if location.checkpoint:
             self._world.rank_zero_only(self._warn_of_changes)(session)
             session.resume(Path(location.checkpoint))
@@ -290,6 +292,7 @@ class _TrainRun:
         session.extra_observers += (OutcomeObserver(watch, session, lines),)
         if self._world.size == 1 and self._has_checks:
             watch.level_source = partial(_measure_levels, session.built)
+            watch.chance_source = partial(_measure_chances, session.built)
         return watch
 
     @contextlib.contextmanager
@@ -367,6 +370,13 @@ def _measure_levels(built: TrainingSetup) -> Levels:
     from sightline.workbench.check.run_subject import measure_run_levels
 
     return measure_run_levels(built, built.job.model)
+
+
+def _measure_chances(built: TrainingSetup) -> list[Chance]:
+    """Measure what the trained network knows of its targets, beside one that looks at other samples."""
+    from sightline.workbench.check.chance import measure_chances
+
+    return measure_chances(built, built.job.evaluation_model)
 
 
 def sample_counts(data: Data) -> str:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.outcomes.numbers import Fall
+from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.finding import Fault, FindingLocation
-from sightline.doctor.record import NUM_RECENT, Jump, LossLevels, ModeGap, Record
+from sightline.doctor.record import NUM_RECENT, Chance, Jump, LossLevels, ModeGap, Record
 from sightline.doctor.rules import rule
+from sightline.doctor.trace import Trace
 
 _MIN_INPUT, _MIN_LOSS, _SPREADS = math.log(50.0), math.log(10.0), 12.0
 """Least logarithms of a jump, and how often the spread of the numbers before it: the tail of an exponential
@@ -28,7 +33,13 @@ _MIN_RATIO, _MIN_NOISES_OF_SPOILT = 1e4, 4.0
 """Ratio of running statistics to those of a batch from which less of a gap is unusual."""
 _MAX_LAG = 2.0
 """Ratio up to which running statistics merely lag behind weights that move: outputs that are still alike show it."""
+_MIN_KNOWN, _MIN_BETTER, _MAX_LEFT = 0.1, 0.02, 0.5
+"""Share of the loss with the inputs of other samples that its own save a network which knows its targets, and share of
+the way from the figure with those to the best one; share of its first loss, and of that of evaluation, below which a
+training has learnt."""
 
+_MIN_ANSWERED, _MAX_OF_CLASS = 40, 0.8
+"""Answers of evaluation for a judgement, and largest share of a class."""
 
 _MORE_STEPS = (
     "train for more steps, as by smaller batches or more epochs: the running variances begin at 1, and have not come "
@@ -134,6 +145,86 @@ def fallen_metric(record: Record, metric_fall: Fall) -> Fault | None:
         measured=f"{fall.best.value:.4g} at step {fall.best.step}, {fall.last.value:.4g} at step {fall.last.step}; "
         f"training losses of {fall.best.loss:.3g}, then {fall.last.loss:.3g}{_describe_jumps(record, fall.last.step)}",
         where=FindingLocation(step=fall.last.step),
+    )
+
+
+@rule(
+    "chance-figure",
+    "warning",
+    "data.label_mapping data.pairing data.split data.target_encoding model.norm_mode eval.protocol",
+    holds="outputs that say more of the targets of their sample than those of another one",
+    do="compare a few samples of training, after its transforms, with the same ones as evaluation reads them "
+    "(sightline view), and the labels of both parts",
+    is_statistical=True,
+)
+def chance_figure(record: Record, chances: list[Chance]) -> Iterator[Fault]:
+    """Look for a network whose loss and figure are the same, or better, with the inputs of other samples.
+
+    It is a note where the training loss is high, too: so it is before anything is learnt.
+    """
+    losses, is_higher_better = record.main_losses, record.is_higher_better
+    has_fallen = losses.level < _MAX_LEFT * losses.start
+    by_chance = [each for each in chances if _is_at_chance(each, is_higher_better=is_higher_better)]
+    # Where its loss is low on these samples, too, it knows them: all have the same targets.
+    found = [each for each in by_chance if not has_fallen or losses.level < _MAX_LEFT * each.loss]
+    for each in found[:1]:
+        first, others = (
+            record.scores[0],
+            "; the outputs say more of the other part" if len(chances) > len(by_chance) else "",
+        )
+        yield Fault(
+            f"{record.metric} of the {each.split} part is at chance{', and the training loss is low' * has_fallen}",
+            measured=f"{each.figure:.4g} of {each.num_samples} samples, {each.other_figure:.4g} with the inputs of "
+            f"others; loss {each.loss:.4g}, {each.other_loss:.4g} with those; training loss {losses.level:.4g}, "
+            f"{losses.start:.4g} at first; {record.metric} {first.value:.4g} after step {first.step}{others}",
+            severity=None if has_fallen else "note",
+            where=FindingLocation(step=first.step, dataset=each.split),
+        )
+
+
+def _is_at_chance(chance: Chance, *, is_higher_better: bool) -> bool:
+    """Return True where neither the loss nor the figure shows that outputs are of their own sample."""
+    other = chance.other_figure
+    better, way = (chance.figure - other, 1 - other) if is_higher_better else (other - chance.figure, other)
+    is_loss_alike = chance.loss >= (1 - _MIN_KNOWN) * chance.other_loss
+    return is_loss_alike and better <= _MIN_BETTER * (way if way > 0 else abs(other))
+
+
+@rule(
+    "chance-figure",
+    "warning",
+    "data.label_mapping data.pairing data.split data.target_encoding model.norm_mode",
+    holds="answers of evaluation that are right more often than those to other samples",
+    do="compare the labels that the loss gets with those that the loader gives, and a few samples of both parts",
+    is_statistical=True,
+)
+def answers_at_chance(trace: Trace, record: Record, confusion: Confusion) -> Fault | None:
+    """Look for answers of the last evaluations that have nothing to do with the classes of their samples.
+
+    The largest of each sample's outputs is its answer. By chance, answers of these shares are right as often as those
+    of a sample to the class of another one.
+    """
+    table = confusion.evaluation.astype(np.float64)
+    total = table.sum()
+    losses = record.main_losses
+    if total < _MIN_ANSWERED or losses.num_seen <= NUM_RECENT:
+        raise NotApplicableError("few answers to classes")
+    classes, answers = table.sum(axis=1) / total, table.sum(axis=0) / total
+    own, chance = table.trace() / total, float(classes @ answers)
+    if classes.max() > _MAX_OF_CLASS:
+        raise NotApplicableError("one class for nearly all samples")
+    error = math.sqrt(max(chance * (1 - chance), 0.01) / total)
+    if own > chance + 2 * error or not trace.is_over:
+        return None
+    has_fallen = losses.level < _MAX_LEFT * losses.start
+    trained = confusion.kept_back
+    return Fault(
+        f"answers of evaluation are at chance{', and the training loss is low' * has_fallen}",
+        measured=f"{own:.1%} of {total:.0f} are right, {chance:.1%} would be by chance; of training "
+        f"{trained.trace() / max(trained.sum(), 1):.1%} of {trained.sum()}, by the classes that the loader gives; "
+        f"training loss {losses.level:.4g}, {losses.start:.4g} at first",
+        severity=None if has_fallen else "note",
+        where=FindingLocation(step=trace.first_evaluation),
     )
 
 

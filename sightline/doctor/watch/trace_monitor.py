@@ -23,7 +23,7 @@ from sightline.doctor.evidence.reading import SharedSet, count_remainder, find_s
 from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
-from sightline.doctor.record import Record
+from sightline.doctor.record import Chance, Record
 from sightline.doctor.trace import (
     Answers,
     BackwardAddends,
@@ -57,6 +57,7 @@ class TraceMonitor(Monitor):
         self.trace = Trace()
         self._record = record
         self.level_source: Callable[[], Levels] | None = None
+        self.chance_source: Callable[[], list[Chance]] | None = None
         self._known = known
         self.examination: Examination | None = None
         self._averages = averages
@@ -156,6 +157,7 @@ class TraceMonitor(Monitor):
             trace.remainder = self._remainder
         if self._num_evaluated < _MAX_EVALUATED and (pair := _answer(call, self._classes)):
             if self._num_evaluated == 0 and loop.call is not None:
+                trace.first_evaluation = trace.num_updates if trace.first_evaluation is None else trace.first_evaluation
                 trained = _answer(loop.call, self._trained_classes)
                 trace.answers.append(Answers([trained] if trained else [], [], _find_scores(call).shape[1]))
             if trace.answers:
@@ -310,8 +312,8 @@ class TraceMonitor(Monitor):
             given["shared_set"] = self.trace.shared_set
         if self.trace.remainder:
             given["evaluation_remainder"] = self.trace.remainder
-        if self.level_source is not None and self.trace.is_over:
-            given["level_source"] = self.level_source
+        sources = {"level_source": self.level_source, "chance_source": self.chance_source}
+        given |= {name: source for name, source in sources.items() if source is not None and self.trace.is_over}
         if self.trace.answers:
             given["confusion"] = count_answers(self.trace)
         self.examination = examine(Evidence(given, 1.0))

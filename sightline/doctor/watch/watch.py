@@ -25,6 +25,7 @@ from sightline.doctor.examine import Examination, assert_codes
 from sightline.doctor.finding import Finding
 from sightline.doctor.loaders import find_obstacle
 from sightline.doctor.processes import is_one_of_several, refuse_collectives
+from sightline.doctor.record import Chance
 from sightline.doctor.report import Report
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.non_finite import non_finite
@@ -174,6 +175,7 @@ class Watch:
         self._unsure: list[Finding] = []
         self._lacks = {"check"} if len(models) == 1 else set[str]()
         self.level_source: Callable[[], Levels] | None = None
+        self.chance_source: Callable[[], list[Chance]] | None = None
 
     def observe(self, loss: Callable[..., Any] | None, *, budget_s: float) -> None:
         """Have the first step examined in the form that it shows, within a budget of processor time."""
@@ -252,7 +254,7 @@ class Watch:
         for close in (self._stop_recording, self._stack.close):
             self._observe("hooks", close)
         loop.is_over = True
-        self._tracing.level_source = self.level_source
+        self._tracing.level_source, self._tracing.chance_source = self.level_source, self.chance_source
         if not loop.is_broken:
             self._judge("on_end")
             self._observe("the layer", self._finish_search)

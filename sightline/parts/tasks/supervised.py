@@ -45,6 +45,11 @@ class Supervised(Task):
         """Each loss's sum and count, with the keys that they take."""
         return {name: (term, self._counts[name]) for name, term in self._terms.items()}
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Keys of a batch that the model takes."""
+        return self._forward.names
+
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

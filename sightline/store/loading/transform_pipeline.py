@@ -40,11 +40,11 @@ def _assert_takes_draws(name: str, transform: Transform) -> None:
 class TransformPipeline:
     """Composition of transforms; each is called with the batch keys that its signature names. Stateless.
 
-    `added` are the fields that transforms add to those of the samples, `facts` the facts that they state. A transform
-    with a parameter `draw_samples` combines samples: it gets a function `(count) -> batches` that draws as many of
-    `mixing_indices` for a sample and reads them with `read`, each as a batch of one changed by the preceding
-    transforms; or None, from its `until_epoch` on. Raises ConfigError if a transform names a field that does not exist,
-    or combines samples outside training.
+    `added` are the fields that transforms add to those of the samples, `made_of` what each is made of, `facts` what
+    they state. A transform with a parameter `draw_samples` combines samples: it gets a function `(count) -> batches`
+    that draws as many of `mixing_indices` for a sample and reads them with `read`, each as a batch of one changed by
+    the preceding transforms; or None, from its `until_epoch` on. Raises ConfigError if a transform names a field that
+    does not exist, or combines samples outside training.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class TransformPipeline:
     ) -> None:
         self.added: dict[str, Field] = {}
         self.facts: dict[str, Any] = {}
+        self.made_of: dict[str, frozenset[str]] = {}
         self._transforms: list[tuple[str, BoundFunction, int | None, bool]] = []
         self._read, self._indices = read, mixing_indices
         for index, (name, transform) in enumerate(transforms):
@@ -72,6 +73,7 @@ class TransformPipeline:
             until_epoch = transform.until_epoch
             self._transforms.append((f"{index}.{name}", bound, until_epoch, mixes))
             self.added |= transform.adds
+            self.made_of |= dict.fromkeys(transform.adds, frozenset(bound.names))
             self.facts |= transform.facts
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:

@@ -20,6 +20,7 @@ from sightline.engine.evaluate import BoundMetric
 from sightline.workbench.check.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.dry_run import DryRun, Outputs, dry_run, first_outputs
 from sightline.workbench.check.examination import RunExamination
+from sightline.workbench.check.reaching import Reaching, read_reaching
 from sightline.workbench.check.sample_statistics import (
     ClassCounts,
     PartStatistics,
@@ -70,6 +71,14 @@ class Context:
         """Statistics of samples of each split (cached; samples are read on first use)."""
         parts, seed = distinct_parts(self.built.data), self.config.seed
         return [collect_statistics(part, seed=seed, is_quick=self.is_quick) for part in parts]
+
+    @cached_property
+    def reaching(self) -> Reaching:
+        """Targets and inputs of the first samples of training (cached; they are read on first use).
+
+        Raises NotApplicableError for a task whose losses name no targets.
+        """
+        return read_reaching(self.built, is_quick=self.is_quick)
 
     @cached_property
     def class_counts(self) -> list[ClassCounts | None]:

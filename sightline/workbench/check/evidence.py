@@ -17,6 +17,7 @@ from sightline.workbench.check.batch_of_one import BatchOfOne, find_batch_of_one
 from sightline.workbench.check.context import Context, JudgedMetric, metrics
 from sightline.workbench.check.dry_evaluation import DryEvaluation
 from sightline.workbench.check.dry_run import DryRun, Outputs
+from sightline.workbench.check.reaching import Reaching
 from sightline.workbench.check.sample_statistics import ClassCounts, PartStatistics, distinct_parts
 
 
@@ -65,6 +66,12 @@ def lone_batch(run: Context) -> BatchOfOne | None:
 def surveys(run: Context) -> list[PartStatistics]:
     """Return the statistics of the samples of each split."""
     return run.statistics
+
+
+@measure()
+def reaching(run: Context) -> Reaching:
+    """Return the targets and inputs of the first samples of training."""
+    return run.reaching
 
 
 @measure()

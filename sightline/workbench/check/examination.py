@@ -10,6 +10,7 @@ from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import Report
 from sightline.doctor.verdict import Remedy, add_hint, describe_relations, write_verdict
+from sightline.workbench.check.reaching import Reaching
 
 BUDGET_S = 3.0
 """Processor time for the relations of a run's model."""
@@ -24,7 +25,7 @@ class RunExamination(Examination):
 
     `gaps` are sentences on what of this run no rule covered. `doing` says what is being examined now. `budget_s` is the
     processor time for relations of the model; None is that of the kind of check, which nobody can change. With
-    `is_watched`, the steps of the run are judged while it trains, or were.
+    `is_watched`, the steps of the run are judged while it trains, or were. `reaching` is what reaches its losses.
     """
 
     gaps: list[str] = field(default_factory=list)
@@ -32,6 +33,7 @@ class RunExamination(Examination):
     doing: str = "reads the data and builds the model"
     budget_s: float | None = None
     is_watched: bool = False
+    reaching: Reaching | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; of a code with several rules, one that judged counts."""
@@ -44,6 +46,7 @@ class RunExamination(Examination):
             "judged": verdict.judged,
             "not_judged": verdict.not_judged,
             "not_covered": [*gaps, *UNCOVERED],
+            "reaching": None if self.reaching is None else self.reaching.to_dict(),
         }
 
 

@@ -30,6 +30,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.run_data import DataSubset
+from sightline.workbench.check.chance import measure_chances
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
 from sightline.workbench.check.examination import BUDGET_S
@@ -69,6 +70,7 @@ def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination
         curve = [(line["step"], line.get("loss/total")) for line in trained.read_lines() if line["split"] == "train"]
         given["loss_curve"] = [(step, loss) for step, loss in curve if loss is not None]
         given["level_source"] = lambda: measure_run_levels(context.built, trained.load())
+        given["chance_source"] = lambda: measure_chances(context.built, trained.load())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         examination = examine(Evidence(given, math.inf), declared=context.config.checks.skip)

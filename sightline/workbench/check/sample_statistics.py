@@ -174,7 +174,7 @@ def collect_statistics(part: DataSubset, *, epoch: int = 0, seed: int = 0, is_qu
             _add_sample(result, key.index, sample)
         waited_s = time.perf_counter() - start_time
         is_late = compute_seconds() - start_seconds > _MAX_SECONDS or waited_s > _MAX_WAIT * _MAX_SECONDS
-        most = count_to_read(_count_bytes(samples[-1]), is_quick=is_quick)
+        most = count_to_read(count_bytes(samples[-1]), is_quick=is_quick)
         if result.num_sampled >= (_MIN_SAMPLES if is_late else most):
             break
     return result
@@ -185,7 +185,8 @@ def count_to_read(num_bytes: int, *, is_quick: bool) -> int:
     return next(quick if is_quick else count for size, count, quick in _NUM_READ if num_bytes <= size)
 
 
-def _count_bytes(sample: Sample) -> int:
+def count_bytes(sample: Sample) -> int:
+    """Count the bytes of a sample's numbers."""
     return sum(tensor.nbytes for value in sample.values() for _, tensor in array_leaves(value))
 
 

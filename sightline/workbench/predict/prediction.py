@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sightline.contract import registry
@@ -26,6 +27,7 @@ from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.ops import waits
+from sightline.runs.input_ranges import find_range
 from sightline.store.files.cloud_files import list_skipped_files
 from sightline.store.files.input_files import list_files, natural_sort_key
 from sightline.store.loading.batch_reader import BatchReader
@@ -212,17 +214,25 @@ def iterate_predictions(
     size = batch_size or run.config.evaluate.batch_size
     try:
         predictor.start(files)
-        yield from FilePredictor(predictor, world or World(), batch_size=size)(files)
+        predict = FilePredictor(predictor, world or World(), batch_size=size)
+        for path, outcome in predict(files):
+            if words := predict.far.pop(path, ""):
+                logger.warning("%s: %s", escape_to_one_line(str(path)), words)
+            yield path, outcome
     finally:
         predictor.close()
         run.model.cpu()  # a loaded run keeps its model on the CPU
 
 
 class FilePredictor:
-    """Path of files to predictions: read, batched by kind and size, transformed, passed through model and task."""
+    """Path of files to predictions: read, batched by kind and size, transformed, passed through model and task.
+
+    `far` says of files that were predicted how their numbers lie far outside of those that the run was trained on.
+    """
 
     def __init__(self, predictor: Predictor[Any], world: World, *, batch_size: int) -> None:
         self.num_batches = 0
+        self.far: dict[Path, str] = {}
         self._predictor, self._batch_size = predictor, batch_size
         self._pipeline = InferencePipeline(
             predictor.run,
@@ -265,6 +275,15 @@ class FilePredictor:
     def _size(self, files: Sequence[ReadFile]) -> int:
         return sum(map(self._predictor.sample_size, files))
 
+    def _describe_far(self, file: ReadFile) -> str:
+        """Describe the numbers of a file that lie far outside of those of the run's training; "" where none do."""
+        for name, known in self._predictor.run.files.ranges.items():
+            values = np.asarray(file.sample.get(name, ()))
+            found = find_range(values) if values.dtype.kind == "f" else None
+            if found is not None and (words := known.describe_far(name, found)):
+                return f"the input is unlike all of training, and so its prediction may be anything: {words}"
+        return ""
+
     def _read(self, path: Path) -> ReadFile | Refusal:
         try:
             return self._predictor.read(path)
@@ -287,6 +306,7 @@ class FilePredictor:
             path, reason = files[0].path, " ".join(str(error).split())
             return [(path, Refusal(path, f"{path}: the model cannot process this {self._predictor.noun}: {reason}"))]
         self.num_batches += 1
+        self.far |= {file.path: words for file in files if (words := self._describe_far(file))}
         return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:

@@ -98,13 +98,14 @@ class MicroBatcher:
         """Set the result of each file; if one fails in an unexpected way, each is done alone."""
         try:
             for path, outcome in self._predict(waiting):
+                far = self._predict.far.pop(path, "")
                 if isinstance(outcome, Refusal):
                     waiting[path].set_result(Reply(None, _clean(outcome.reason, path)))
                     continue
                 self.num_predicted += 1
                 document = dict(self._predictor.full_document(outcome))
                 document.pop("file", None)
-                waiting[path].set_result(Reply(document))
+                waiting[path].set_result(Reply(document | ({"warning": far} if far else {})))
         except Exception as error:  # noqa: BLE001 - one request must not end the server
             for path, result in waiting.items():
                 if result.done():

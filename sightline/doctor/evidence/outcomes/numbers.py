@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.record import MIN_INPUTS, MIN_LOSSES, Jump, LossLevels, ModeGap, Record, Scored
+from sightline.doctor.record import MIN_INPUTS, MIN_LOSSES, Chance, Jump, LossLevels, ModeGap, Record, Scored
 
 
 @measure()
@@ -90,3 +90,11 @@ def mode_gaps(record: Record) -> list[ModeGap]:
     if not record.modes:
         raise NotApplicableError("no comparison of both modes")
     return record.modes
+
+
+@measure()
+def chances(record: Record, chance_source: Callable[[], list[Chance]]) -> list[Chance]:
+    """Measure what the trained network knows of the targets of its training and of its evaluation."""
+    if not record.scores or record.main_losses.num_seen <= MIN_LOSSES:
+        raise NotApplicableError("no losses of a training, or no evaluation")
+    return chance_source()
