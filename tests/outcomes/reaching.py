@@ -81,7 +81,7 @@ BENCHES_OF_TARGETS = {
     "shapes": Bench(SHAPES, (), SyntheticShapes, "get_batch", 12),
     "lidar": Bench(
         BENCHES / "LID.yaml",
-        ("data.train_size=16", "data.test_size=8", "train.epochs=12", "evaluate.every=4", *_LOG, _ON_TEST),
+        ("data.train_size=16", "data.test_size=8", "train.epochs=14", "evaluate.every=7", *_LOG, _ON_TEST),
         *(SyntheticLidar, "__getitem__", 9, 1),
     ),
     "rooms": Bench(ROOMS, (), SyntheticRooms, "__getitem__", 13),
@@ -92,7 +92,7 @@ BENCHES_OF_TARGETS = {
     ),
     "crowds": Bench(
         BENCHES / "DET.yaml",
-        ("data.train_size=32", "data.test_size=8", "train.epochs=12", "evaluate.every=4", *_LOG, _ON_TEST),
+        ("data.train_size=32", "data.test_size=8", "train.epochs=14", "evaluate.every=7", *_LOG, _ON_TEST),
         *(SyntheticCrowds, "__getitem__"),
     ),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,6 +90,22 @@ def test_an_upload_draws_as_a_file_of_its_name(
         for name, probability in zip(("../../my chair.npy", "b.npy"), expected, strict=True):
             answer = client.post("/predict", files={"file": (name, as_npy(cloud))}).json()
             assert answer["probability"] == pytest.approx(probability, abs=1e-6)
+
+
+def test_inputs_far_outside_of_training_are_answered_with_a_warning(run: Path, tmp_path: Path) -> None:
+    """The reader brings a cloud to the unit sphere: one number far outside of the others leaves all the rest at 0."""
+    shutil.copytree(run, tmp_path / "run")
+    reaching = {"fields": {"points": [-1.0, 1.0, 12.0]}}
+    (tmp_path / "run/checks.json").write_text(json.dumps({"reaching": reaching}))
+    loaded = sightline.load_run(tmp_path / "run")
+    points = np.random.default_rng(0).uniform(-1, 1, (64, 3))
+    with open_app(loaded, World(), limits=PATIENT) as app, TestClient(app) as client:
+        usual = client.post("/predict", json={"points": points.tolist()})
+        points[5] = 1e18, 0, 0
+        far = client.post("/predict", json={"points": points.tolist()})
+    assert (usual.status_code, far.status_code) == (200, 200)
+    assert "warning" not in usual.json()
+    assert "points: lone numbers lie far outside of the others" in far.json()["warning"]
 
 
 def test_health_and_info(client: TestClient) -> None:

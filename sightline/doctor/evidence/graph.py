@@ -14,6 +14,7 @@ from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import measure
 from sightline.doctor.subject import Batch, Pass, Subject, count_samples, take_rows
 
+_FEW = 2
 _VIEWS = ("View", "UnsafeView", "ReshapeAlias")
 _KEEPS = (*_VIEWS, "Expand", "NativeDropout", "Mul", "Clone", "ToCopy", "MaskedFill")
 _MAX_CHAIN = 8
@@ -35,32 +36,56 @@ def reshapes(subject: Subject, passed: Pass) -> list[Reshape]:
     """List the views of the loss's graph whose sizes are those before in another order, merged or split.
 
     Sizes may be equal by chance, as the samples of a batch and the width of a head are: where a batch of one sample
-    less has no such view, there is none.
+    less, or of one more if there are few, has no such view, there is none.
     """
     found, size = list_reshapes(passed.value), count_samples(passed.batch)
-    if not found or size < 3:
+    if not found or not size:
         return found
-    fewer = Batch(*take_rows(tuple(passed.batch), range(size - 1)))
-    again = attempt("fewer samples", subject.run, {"model": subject.copy("train"), "batch": fewer})
+    rows = range(size - 1) if size > _FEW else [*range(size), 0]
+    other = Batch(*take_rows(tuple(passed.batch), rows))
+    again = attempt("other samples", subject.run, {"model": subject.copy("train"), "batch": other})
     return found if isinstance(again, MissingError) or list_reshapes(again.value) else []
 
 
 def list_reshapes(value: Tensor) -> list[Reshape]:
     """List the views of a graph whose sizes are those before in another order, merged or split."""
-    found, nodes = [], list(iter_nodes([value.grad_fn]))
+    nodes = list(iter_nodes([value.grad_fn]))
     turned = {
         parent
         for node in nodes
         if get_node_name(node) == "Transpose" and {node._saved_dim0, node._saved_dim1} == {0, 1}
         for parent, _ in node.next_functions
     }
+    exchanged, undone = dict[Any, Reshape](), set[Any]()
     for node in nodes:
         if get_node_name(node) in _VIEWS and hasattr(node, "_saved_self_sym_sizes"):
             before = tuple(map(int, node._saved_self_sym_sizes))
             after = tuple(map(int, node._input_metadata[0].shape))
             if exchanges_axes(before, after) and not (node in turned and _divides_heads(before, after)):
-                found.append(Reshape(before, after))
-    return list(dict.fromkeys(found))
+                exchanged[node] = Reshape(before, after)
+    for node in exchanged:
+        other = _find_end_of_linear(node)
+        if other in exchanged and _are_inverse(exchanged[other], exchanged[node]):
+            undone |= {node, other}
+    return list(dict.fromkeys(found for node, found in exchanged.items() if node not in undone))
+
+
+def _find_end_of_linear(node: Any) -> Any:
+    """Return the view from which a view comes by a linear map of channels alone, a convolution of single pixels."""
+    for _ in range(_MAX_CHAIN):
+        node = next((parent for parent, _ in node.next_functions if parent is not None), None)
+        name = "" if node is None else get_node_name(node)
+        if name in _VIEWS:
+            return node
+        is_pixelwise = name == "Convolution" and set(node._saved_weight.shape[2:]) == {1}
+        if not is_pixelwise and name != "Permute":
+            return None
+    return None
+
+
+def _are_inverse(first: Reshape, last: Reshape) -> bool:
+    """Return True for views of which the last undoes the first, the channels aside, which are their last axis."""
+    return first.before[:-1] == last.after[:-1] and first.after[:-1] == last.before[:-1]
 
 
 def _divides_heads(before: tuple[int, ...], after: tuple[int, ...]) -> bool:

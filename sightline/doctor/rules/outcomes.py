@@ -26,6 +26,8 @@ _MIN_TIMES = 4.5
 _MAX_LOW, _MIN_BACK, _MIN_RISE = 0.6, 0.8, math.log(2.0)
 """Level of losses that have fallen and of losses that are back, by that of the first ones; least step up."""
 _MIN_FALL, _MIN_UNUSUAL, _MAX_LOSS = 0.5, 3.0, 1.5
+_MAX_STILL = 0.95
+"""Training loss at the best figure, by the first one, up to which something was learnt: else the figure was luck."""
 _MIN_BEST = 0.1
 """Smallest best figure, of those of which a larger one is better, that was learnt: one of 0.02 comes and goes."""
 _MIN_GAP, _MIN_NOISES, _MAX_LEARNT = 0.5, 10.0, 0.7
@@ -38,8 +40,13 @@ _MIN_KNOWN, _MIN_BETTER, _MAX_LEFT = 0.1, 0.02, 0.5
 the way from the figure with those to the best one; share of its first loss, and of that of evaluation, below which a
 training has learnt."""
 
+_FEW_STEPS = 50
+"""Steps before the modes are compared."""
 _MIN_ANSWERED, _MAX_OF_CLASS = 40, 0.8
 """Answers of evaluation for a judgement, and largest share of a class."""
+_LEARN = (
+    "train for longer; if the loss stays where it is, look at the learning rate and the targets (sightline check --fit)"
+)
 
 _MORE_STEPS = (
     "train for more steps, as by smaller batches or more epochs: the running variances begin at 1, and have not come "
@@ -138,7 +145,8 @@ def fallen_metric(record: Record, metric_fall: Fall) -> Fault | None:
         return None
     is_lasting = record.is_over or fall.num_fallen > 1
     is_far = fall.share > max(_MIN_FALL, _MIN_UNUSUAL * fall.usual_share)
-    if not is_lasting or not is_far or not fall.last.loss <= _MAX_LOSS * fall.best.loss:
+    has_learnt = not fall.best.loss > _MAX_STILL * record.main_losses.start
+    if not is_lasting or not is_far or not has_learnt or not fall.last.loss <= _MAX_LOSS * fall.best.loss:
         return None
     return Fault(
         f"{fall.name} falls far below its best, and the training loss does not rise",
@@ -160,13 +168,16 @@ def fallen_metric(record: Record, metric_fall: Fall) -> Fault | None:
 def chance_figure(record: Record, chances: list[Chance]) -> Iterator[Fault]:
     """Look for a network whose loss and figure are the same, or better, with the inputs of other samples.
 
-    It is a note where the training loss is high, too: so it is before anything is learnt.
+    It is a note where the training loss is high, too, as before anything is learnt, and where the two modes of the
+    network differ, or have not been compared.
     """
     losses, is_higher_better = record.main_losses, record.is_higher_better
     has_fallen = losses.level < _MAX_LEFT * losses.start
     by_chance = [each for each in chances if _is_at_chance(each, is_higher_better=is_higher_better)]
     # Where its loss is low on these samples, too, it knows them: all have the same targets.
     found = [each for each in by_chance if not has_fallen or losses.level < _MAX_LEFT * each.loss]
+    # Running statistics of few batches, or spoilt ones, spoil evaluation alone: that is another rule's.
+    is_unsure = record.scores[-1].step < _FEW_STEPS or any(map(_is_gap, record.modes[-1:]))
     for each in found[:1]:
         first, others = (
             record.scores[0],
@@ -177,7 +188,8 @@ def chance_figure(record: Record, chances: list[Chance]) -> Iterator[Fault]:
             measured=f"{each.figure:.4g} of {each.num_samples} samples, {each.other_figure:.4g} with the inputs of "
             f"others; loss {each.loss:.4g}, {each.other_loss:.4g} with those; training loss {losses.level:.4g}, "
             f"{losses.start:.4g} at first; {record.metric} {first.value:.4g} after step {first.step}{others}",
-            severity=None if has_fallen else "note",
+            severity=None if has_fallen and not is_unsure else "note",
+            action="" if has_fallen else _LEARN,
             where=FindingLocation(step=first.step, dataset=each.split),
         )
 
