@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,14 @@ def _measure_part(built: TrainingSetup, model: nn.Module, part: DataSubset, name
     if len(indices) < _FEWEST:
         raise NotApplicableError(f"fewer than {_FEWEST} samples")
     figure, loss = _evaluate(built, model, part.reader, indices)
-    others = [_evaluate(built, model, _MovedReader(part.reader, indices, names, by=by), indices) for by in _MOVES]
+    others = []
+    for by in _MOVES:
+        moved = _MovedInputs(part.reader, indices, names, by=by)
+        hook = model.register_forward_pre_hook(moved.exchange, with_kwargs=True)
+        try:
+            others.append(_evaluate(built, model, moved, indices))
+        finally:
+            hook.remove()
     choose = max if built.config.evaluate.mode == "max" else min
     figures, losses = zip(*others, strict=True)
     if not all(map(math.isfinite, (figure, loss, *figures, *losses))):
@@ -84,20 +92,31 @@ def _evaluate(built: TrainingSetup, model: nn.Module, reader: BatchLoader, indic
     return evaluation.metrics[built.config.evaluate.metric], loss if evaluation.losses else math.nan
 
 
-class _MovedReader:
-    """Reader of batches in which each sample has the inputs of the one `by` places further in `indices`.
+class _MovedInputs:
+    """Reader of batches, and hook of a model, which then gets the inputs of the sample `by` places further.
 
-    Of samples of unlike sizes, the rows of the other one are repeated, or left out, so that it has as many.
+    All else reads the batch as it is. Of samples of unlike sizes, the rows of the other one are repeated, or left out,
+    so that it has as many.
     """
 
     def __init__(self, reader: BatchLoader, indices: np.ndarray, names: Sequence[str], *, by: int) -> None:
         self._reader, self._names = reader, names
         self._others = dict(zip(indices.tolist(), np.roll(indices, -by).tolist(), strict=True))
+        self._inputs: dict[str, Tensor] = {}
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
         batch = self._reader(keys)
         others = self._reader([dataclasses.replace(key, index=self._others[key.index]) for key in keys])
-        return batch | {name: _fit(name, batch, others) for name in self._names if isinstance(batch.get(name), Tensor)}
+        self._inputs = {name: _fit(name, batch, others) for name in self._names if isinstance(batch.get(name), Tensor)}
+        return batch
+
+    def exchange(self, _: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        """Put the inputs of the other samples in place of a pass's own."""
+        if args or any(named[name].shape != self._inputs[name].shape for name in named if name in self._inputs):
+            raise NotApplicableError("a task that divides samples")
+        return args, {
+            name: self._inputs[name].to(value) if name in self._inputs else value for name, value in named.items()
+        }
 
 
 def _fit(name: str, batch: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Tensor:
