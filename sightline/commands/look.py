@@ -46,7 +46,6 @@ class ProfileOptions(
     run="describe.profile",
     environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
     examples=(
-        "profile CONFIG",
         "profile CONFIG train.precision=bf16 --trace trace.json.gz",
         "profile CONFIG --arm few='data.num_points=256' --arm many='data.num_points=1024'",
         "profile CONFIG --find-rate --svg rates.svg",
