@@ -36,6 +36,7 @@ class Target:
     `own` are those of the same samples as evaluation reads them, None where it has no such key; `raw` are those of the
     data set before any transform. `are_classes` tells whole numbers, of which `ignored` are no class. With `is_drawn`,
     evaluation has others in another epoch: a transform draws them, such as the turn that a network is to tell.
+    `changed_by` names the transforms of training that change them.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     raw: list[np.ndarray] | None
     ignored: frozenset[int] = frozenset()
     is_drawn: bool = False
+    changed_by: tuple[str, ...] = ()
 
     @property
     def are_classes(self) -> bool:
@@ -144,7 +146,7 @@ def read_reaching(built: TrainingSetup, *, is_quick: bool) -> Reaching:
     evaluated = read_with(built.config, part, "evaluate", part).reader
     given, own, raw = (_Columns(names) for _ in range(3))
     ranges, fields = dict[str, Range](), dict[str, Range]()
-    samples, steps, drawn = list[int](), list[int](), set[str]()
+    samples, steps, drawn, changes = list[int](), list[int](), set[str](), dict[tuple[str, str], None]()
     for step, keys in _choose_keys(job, part.dataset, is_quick=is_quick):
         batch = job.stream.reader(keys)
         rows = _split(batch, part.reader, len(keys))
@@ -155,6 +157,7 @@ def read_reaching(built: TrainingSetup, *, is_quick: bool) -> Reaching:
             own.add(stages[-1:])
             if row < _NUM_AGAIN and not samples:
                 *_, (_, again) = evaluated.sample_stages(dataclasses.replace(key, epoch=key.epoch + 1))
+                changes |= _list_changes(part.reader, key, names)
                 drawn |= {name for name in names if _is_other_class(stages[-1].get(name), again.get(name))}
             _widen(fields, stages[0])
         for row in rows:
@@ -165,7 +168,10 @@ def read_reaching(built: TrainingSetup, *, is_quick: bool) -> Reaching:
             break
     ignored = frozenset((-1, built.data.facts.get("ignore_index", -1)))
     targets = [
-        Target(name, values, own.get(name), raw.get(name), ignored, name in drawn)
+        Target(
+            *(name, values, own.get(name), raw.get(name), ignored, name in drawn),
+            tuple(transform for transform, changed in changes if changed == name),
+        )
         for name in sorted(names)
         if (values := given.get(name)) is not None
     ]
@@ -224,6 +230,18 @@ def _to_array(value: Any) -> np.ndarray | None:
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
     array = np.asarray(value) if isinstance(value, np.ndarray | np.generic | int | float) else None
     return array if array is not None and array.dtype.kind in "biuf" else None
+
+
+def _list_changes(reader: BatchReader, key: SampleKey, names: frozenset[str]) -> dict[tuple[str, str], None]:
+    """List the transforms that change targets of a sample, each with the target's name, in their order."""
+    changes, before = dict[tuple[str, str], None](), dict[str, Any]()
+    for transform, stage in reader.sample_stages(key):
+        for name in names & stage.keys():
+            one, other = _to_array(before.get(name)), _to_array(stage[name])
+            if one is not None and other is not None and not np.array_equal(one, other):
+                changes[transform, name] = None
+        before = stage
+    return changes
 
 
 def _is_other_class(one: Any, other: Any) -> bool:

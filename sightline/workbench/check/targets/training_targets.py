@@ -51,9 +51,10 @@ def _fault(target: Target, reaching: Reaching, where: Sequence[int], summary: st
     place = FindingLocation(
         dataset="train", sample=reaching.samples[first], step=reaching.steps[first], config_path="transforms.train"
     )
+    by = f"; the transform {join_some(target.changed_by, most=_MAX_LISTED)} changes it" if target.changed_by else ""
     return Fault(
         summary,
-        measured=measured,
+        measured=measured + by,
         causes=[cause, *_CAUSES],
         severity=None if len(where) > 1 and share >= _MIN_SHARE else "note",
         where=place,
