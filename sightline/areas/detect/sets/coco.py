@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
+from sightline.areas.detect.sets.image_listing import UNREAD_KIND, NameEnds, UnreadImages, guess_split, list_images
 from sightline.areas.detect.sets.label_table import (
     MAX_PX,
     AnnotationFaults,
@@ -71,8 +71,8 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
     faults = AnnotationFaults()
     classes, notes = _read_classes(documents)
     listed: list[LabelledImage] = []
-    missing: list[str] = []
-    unread = Counter[str]()
+    missing: list[tuple[str, str]] = []
+    unread, unread_images = Counter[str](), UnreadImages(root)
     num_root = len(os.path.join(root, ""))
     for document in documents:
         entries, file = document.index_images(), document.path
@@ -104,8 +104,11 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
     notes += (
         [f"{len(unlisted)} images are in no annotation file and are left out, first: {unlisted[0]}"] if unlisted else []
     )
-    for fault in missing:
-        faults.add("images that are missing or damaged", fault)
+    for name, fault in missing:
+        unread_path = unread_images.take(name)
+        text = fault if unread_path is None else f"{unread_path}"
+        faults.add("images that are missing or damaged" if unread_path is None else UNREAD_KIND, text)
+    notes += unread_images.list_notes()
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
     return LabelledSet(root, layout, classes, listed, faults, notes, unread)
 
@@ -414,11 +417,11 @@ def _read_classes(documents: Sequence[_Document]) -> tuple[CategoryIds, list[str
 
 def _find_images(
     root: Path, path: Path, names: Mapping[int, str], split: str, images: Path | None
-) -> tuple[dict[int, Path], list[str], list[str]]:
+) -> tuple[dict[int, Path], list[tuple[str, str]], list[str]]:
     """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
     Others are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns
-    what is missing, and a note on images that are in other folders than those that their names state.
+    names and faults of what is missing, and a note on images that are elsewhere than their names state.
     """
     base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
     if images is not None:
@@ -441,7 +444,7 @@ def _find_images(
         else:
             several = f", and {len(fits)} images below {base} fit it" if fits else ""
             advice = "get it, or state the images' folder by images=FOLDER; --from is a folder above it"
-            missing.append(f"'{names[key][:200]}': there is no such file in {start}{several}; {advice}")
+            missing.append((names[key], f"'{names[key][:200]}': there is no such file in {start}{several}; {advice}"))
     notes = [
         f"{len(moved)} images are not where {path} says, and are known by the end of their names, first: "
         f"'{names[key]}' is {paths[key].relative_to(root)}"

@@ -32,7 +32,15 @@ from sightline.areas.detect.sets.photo_orientation import (
 )
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.contract.errors import DataError, join_some
-from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header, read_image
+from sightline.store.files.image_files import (
+    CONVERT_ADVICE,
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    ImageHeader,
+    check_image,
+    read_header,
+    read_image,
+)
 from sightline.store.files.input_files import list_files
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.copies import digest_arrays
@@ -84,14 +92,52 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
     images = list_files(root, IMAGE_SUFFIXES)
     if not images and not may_lack:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
+        unread = list_files(root, UNREAD_SUFFIXES)
+        advice = f"; {unread[0].name} is of a kind that is not read: {CONVERT_ADVICE}" if unread else ""
+        raise DataError(
+            f"{root}: {describe_contents(root)}, no image ({suffixes}){advice or '; give a folder with images'}"
+        )
     return images
 
 
+UNREAD_KIND = f"labelled images of a kind that is not read: {CONVERT_ADVICE}"
+"""Kind of fault of an image, such as one of HEIC, that labels are about."""
+
+
+class UnreadImages:
+    """Photos below a folder whose kind is not read."""
+
+    def __init__(self, root: Path) -> None:
+        self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+        for path in list_files(root, UNREAD_SUFFIXES):
+            self._by_stem[unicodedata.normalize("NFC", path.stem)].append(path)
+
+    def take(self, name: str, folder: Path | None = None) -> Path | None:
+        """Return a photo called as the last part of a name, of `folder` if stated, whatever its kind; each only once.
+
+        None if there is none.
+        """
+        [*_, last] = _list_ends(name) or [name]
+        paths = self._by_stem.get(os.path.splitext(last)[0], self._by_stem.get(last, []))
+        path = next((path for path in paths if folder in (None, path.parent)), None)
+        if path is not None:
+            paths.remove(path)
+        return path
+
+    def list_notes(self) -> list[str]:
+        """Return a note on the photos that were not taken, if there are any."""
+        left = sorted(path for paths in self._by_stem.values() for path in paths)
+        kinds = ", ".join(sorted({path.suffix.lower() for path in left}))
+        text = f"{len(left)} images are of a kind that is not read ({kinds}), and are left out"
+        return [f"{text}, first: {left[0]}; {CONVERT_ADVICE}"] if left else []
+
+
 def note_unlabelled(root: Path, labelled: Iterable[Path]) -> list[str]:
-    """Return a note on the images below a folder that are not among those that its labels name, if there are any."""
-    left = sorted({*list_images(root, may_lack=True)} - {*labelled})
-    return [f"{len(left)} images are in no annotation file and are left out, first: {left[0]}"] if left else []
+    """Return notes on the images below a folder that its labels do not name, and on those of kinds not read."""
+    images = list_images(root, may_lack=True)
+    left = sorted({*images} - {*labelled})
+    notes = [f"{len(left)} images are in no annotation file and are left out, first: {left[0]}"] if left else []
+    return notes + UnreadImages(root).list_notes()
 
 
 class NameEnds:
@@ -107,8 +153,13 @@ class NameEnds:
                     self._names[stem].append(name)
 
     def find(self, name: str) -> list[str]:
-        """Return the images that have the longest end in common with a name; [] if none has its last part."""
-        return next((self._names[end] for end in _list_ends(name) if end in self._names), [])
+        """Return the images that have the longest end in common with a name; [] if none has its last part.
+
+        An image whose kind is not read, such as a.heic, may have been saved as another one: a.jpg.
+        """
+        stem, suffix = os.path.splitext(name)
+        names = [name, stem] if suffix.lower() in UNREAD_SUFFIXES else [name]
+        return next((self._names[end] for text in names for end in _list_ends(text) if end in self._names), [])
 
 
 def _list_ends(name: str) -> list[str]:

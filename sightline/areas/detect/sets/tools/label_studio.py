@@ -25,7 +25,7 @@ from sightline.areas.detect.sets.tools.boxes import (
 from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelFolder, LabelReport, StatedImage, name_subset
 from sightline.contract import registry
 from sightline.contract.errors import join_some
-from sightline.store.files.image_files import IMAGE_SUFFIXES
+from sightline.store.files.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
@@ -95,7 +95,7 @@ def _find_name(data: Mapping[str, Any]) -> str:
             is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|/data/", text) is not None
             address = urlsplit(text)
             path = unquote((parse_qs(address.query).get("d") or [address.path])[0]) if is_address else text
-            paths += [path] if Path(path).suffix.lower() in IMAGE_SUFFIXES else []
+            paths += [path] if Path(path).suffix.lower() in IMAGE_SUFFIXES | UNREAD_SUFFIXES else []
     if len({*paths}) != 1:
         raise ValueError(f"names {join_some(paths, most=_MAX_LISTED) if paths else 'no image'}; it has to name one")
     return paths[0]
