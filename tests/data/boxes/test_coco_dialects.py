@@ -138,17 +138,6 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
         refuse(prepare, source, r"1 images that no annotation file names, first: .*val/b\.png; correct")
 
 
-def test_a_box_that_cvat_states_as_turned_is_a_fault(tmp_path: Path) -> None:
-    """Its bbox is that of the box before it was turned."""
-    write_image(tmp_path / "in/a.png", pattern(6, 8))
-    for degrees in (0.0, 45.0):
-        write_coco(tmp_path / "in/x.json", ONE, [BOX | {"attributes": {"occluded": False, "rotation": degrees}}])
-        if degrees:
-            refuse(prepare, tmp_path / "in", r"1 impossible boxes, first: a.png: .*turned by 45.0 degrees")
-        else:
-            assert prepare(tmp_path / "in", tmp_path / "set")["statistics"]["boxes"] == {"all": 1}
-
-
 def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:
     """CVAT writes it where it exports no images."""
     write_image(tmp_path / "in/a.png", pattern(6, 8))

@@ -31,6 +31,7 @@ from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.areas.detect.sets.records import box_facts
+from sightline.areas.detect.sets.tools.boxes import Turn
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import JsonEntries, parse_json
@@ -156,7 +157,10 @@ class _Boxes:
             self._faults.append((index, image_id, kind, text))
             return
         try:
-            corners, is_ignored = _read_box(stated), _is_marked(stated)
+            corners, is_ignored, turn = _read_box(stated), _is_marked(stated), None
+            if isinstance(attributes := stated.get("attributes"), dict) and attributes.get("rotation"):
+                turn = Turn(attributes["rotation"])
+                corners = turn.turn_box(corners)
             area = area_of(corners) if stated.get("area") is None else parse_number(stated["area"])
             if not (is_valid_box(corners, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
@@ -169,6 +173,7 @@ class _Boxes:
         stated_area = None if area == area_of(corners) else area
         box = LabelledBox("", corners, is_ignored=is_ignored, is_crowd=is_crowd, area=stated_area, line=index)
         box = box if stated.keys().isdisjoint(_PART_KEYS) else _add_parts(box, stated)
+        box = box if turn is None or turn.is_upright else box._replace(is_turned=True)
         self._boxes[image_id].append(_Annotation(category, number, box))
 
     def assign(
@@ -221,11 +226,8 @@ def _is_marked(annotation: Mapping[str, Any]) -> bool:
 def _read_box(annotation: Mapping[str, Any]) -> BoxCorners:
     """Return left, top, right, bottom of the bbox.
 
-    Raises LookupError, ValueError, TypeError without one, and for a box that CVAT states as turned.
+    Raises LookupError, ValueError, TypeError without one.
     """
-    turn = attributes.get("rotation") if isinstance(attributes := annotation.get("attributes"), dict) else None
-    if turn and parse_number(turn) % 360:
-        raise ValueError(f"it is turned by {turn} degrees, which is not read")
     if not annotation.get("bbox"):
         raise ValueError("there is no bbox; export boxes beside masks and polygons")
     return xywh_to_xyxy(annotation["bbox"])

@@ -41,6 +41,7 @@ _WORDS = {
     "is_crowd": "crowd marks",
     "visible_share": "visible shares",
     "area": "areas of masks",
+    "is_turned": "turned boxes, but the boxes about them",
 }
 """Field of a box → what a format that does not hold it loses."""
 

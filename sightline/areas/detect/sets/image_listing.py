@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from sightline.areas.detect.sets.label_table import (
+    ENCLOSED,
     BoxCorners,
     CategoryIds,
     FaultPolicy,
@@ -196,6 +197,7 @@ def plan_image_set(
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
     listed = _assign_splits(listed)
+    listed = replace(listed, notes=[*listed.notes, *_note_shapes(listed)])
     headers = check_headers(
         listed,
         progress=lambda done, total, what: progress(done, 2 * total, what),  # the other half is decoding
@@ -253,6 +255,7 @@ def survey_images(
 ) -> dict[str, Any]:
     """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
     listed = _assign_splits(listed)
+    listed = replace(listed, notes=[*listed.notes, *_note_shapes(listed)])
     checked = _stack(listed, label_format, check_headers(listed, progress=lambda *_: None, orientation=orientation))
     shown = label_format.columns[0]
     notes = [
@@ -449,6 +452,15 @@ def _collect_notes(checked: Sequence[_StoredImage], shown: str) -> list[str]:
         f"{len(images)} images {description}, first: {images[0].image.name}" for images, description in notes if images
     ]
     return [*lines, *_note_repeated(checked, shown)]
+
+
+def _note_shapes(listed: LabelledSet) -> list[str]:
+    """Return notes on turned boxes and other shapes, which are read as the boxes about them, if there are any."""
+    turned = [image.name for image in listed.images for box in image.boxes if box.is_turned]
+    shapes = {what.removesuffix(ENCLOSED): n for what, n in listed.unread.items() if what.endswith(ENCLOSED) and n}
+    lines = [f"{len(turned)} turned boxes, first in {turned[0]},"] if turned else []
+    lines += [f"{count} {kind}" for kind, count in sorted(shapes.items())]
+    return [f"{line} are read as the upright boxes about them" for line in lines]
 
 
 def _note_rare_classes(classes: CategoryIds, checked: Sequence[_StoredImage]) -> list[str]:

@@ -26,6 +26,8 @@ Values = Mapping[str, np.ndarray]
 """Columns of the boxes of an image: name → array."""
 
 
+ENCLOSED = ", but the boxes about them"
+"""End of what labels state and no box holds: shapes, of which the boxes about them are read."""
 UNKNOWN_SHARE = -1.0
 """Stored value of an unknown visible share: prepared columns must be finite."""
 
@@ -35,7 +37,8 @@ class LabelledBox(NamedTuple):
 
     `box` is the whole object; people may also have a `visible` part and a `head`. At least one of the three is stated.
     A crowd is ignored, too; `is_head_ignored` is the mark of the head alone. `visible_share` (0 to 1) and `area` are
-    stated where they are not those of the boxes. `line` is the number of its line or entry in the label file.
+    stated where they are not those of the boxes. `line` is the number of its line or entry in the label file. Of an
+    object whose sides are not upright, which `is_turned`, `box` is the box about its corners.
     """
 
     class_name: str
@@ -48,6 +51,7 @@ class LabelledBox(NamedTuple):
     visible_share: float | None = None
     area: float | None = None
     line: int = 0
+    is_turned: bool = False
 
     @property
     def share(self) -> float | None:

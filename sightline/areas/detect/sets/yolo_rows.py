@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from sightline.areas.detect.sets.label_table import AnnotationFaults, CategoryIds, LabelledBox
+from sightline.areas.detect.sets.tools.boxes import is_upright
 from sightline.store.files.input_files import read_file
 
 _BOX_WORDS = 5
 """Words of a row of class, centre and size."""
+_TURNED_WORDS = 9
+"""Words of a row of class and four corners, those of a turned box."""
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 _MAX_KEY_POINTS = 1000
@@ -43,10 +46,14 @@ def read_rows(
         except ValueError as error:
             faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
             continue
-        if len(line.split()) > _BOX_WORDS:
-            unread["key points" if has_key_points else "polygons, but the boxes about them"] += 1
+        is_turned, words = False, line.split()
+        if len(words) > _BOX_WORDS:
+            is_box = len(words) == _TURNED_WORDS and not has_key_points
+            is_turned = is_box and not is_upright(np.array(words[1:], dtype=np.float64).reshape(4, 2))
+            what = "key points" if has_key_points else "polygons, but the boxes about them"
+            unread[what] += not is_box
             signs.add(line, f"{path}:{number}")
-        boxes.append(LabelledBox(names[label], (left, top, right, bottom), line=number))
+        boxes.append(LabelledBox(names[label], (left, top, right, bottom), line=number, is_turned=is_turned))
     return boxes
 
 

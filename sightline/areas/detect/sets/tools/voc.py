@@ -23,7 +23,17 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import BAD_BOX, fit_label, make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tools.boxes import (
+    BAD_BOX,
+    Turn,
+    find_bounds,
+    fit_label,
+    is_upright,
+    make_box,
+    parse_numbers,
+    parse_points,
+    parse_size,
+)
 from sightline.areas.detect.sets.tools.folders import (
     BAD_IMAGE,
     UNLISTED,
@@ -141,13 +151,19 @@ def _read_objects(
         try:
             parts = {part.text("name").lower()[:40]: part for part in item.find_all("part")}
             head = _count_from_0(_read_corners(parts.pop("head")), first_pixel) if "head" in parts else None
-            stated, marks = _read_corners(item), {"difficult": item.text("difficult")}
-            corners = _count_from_0(stated, first_pixel)
-            yield make_box(item.text("name"), corners, marks, line=item.line, head=head)
+            marks = {"difficult": item.text("difficult")}
+            turned = _read_turned(item)
+            stated = _read_corners(item) if turned is None else turned[0]
+            turn = _read_rotation(item)
+            corners = turn.turn_box(_count_from_0(stated, first_pixel)) if turned is None else stated
+            is_turned = turned[1] if turned is not None else not turn.is_upright
+            yield make_box(item.text("name"), corners, marks, line=item.line, head=head, is_turned=is_turned)
         except ValueError as error:
             report.faults.add(BAD_BOX, f"{where}: object '{item.text('name')[:40]}' ({error})")
             continue
         report.unread.update({child.tag[:40] for child in item.children if _is_unread(child)} | {*parts})
+        if turned is not None:
+            continue
         if first_pixel is None and _has_fractions(stated):
             report.habits[_BETWEEN].append(where)
         elif first_pixel != 0 and 0 in stated[:2]:
@@ -158,7 +174,7 @@ def _read_objects(
 
 def _is_unread(element: XmlElement) -> bool:
     """Return True if an element of an object states something, such as a pose, that is not read."""
-    is_read = element.tag in ("name", "difficult", "bndbox", "part")
+    is_read = element.tag in ("name", "difficult", "bndbox", "robndbox", "part")
     return not is_read and bool(element.children or element.content.strip() not in _UNSTATED)
 
 
@@ -168,6 +184,32 @@ def _read_corners(element: XmlElement) -> BoxCorners:
     texts = {key: element.text("bndbox", key) for key in ("xmin", "ymin", "xmax", "ymax")}
     left, top, right, bottom = parse_numbers(texts)
     return left, top, right, bottom
+
+
+def _read_turned(element: XmlElement) -> tuple[BoxCorners, bool] | None:
+    """Return the box about roLabelImg's robndbox, and whether it is turned; None for an object without one.
+
+    It has a middle, sides and an angle in radians, or four corners, in pixels from 0. Raises ValueError for others.
+    """
+    if element.find_all("bndbox") or not (boxes := element.find_all("robndbox")):
+        return None
+    [texts] = [{child.tag: child.content.strip() for child in box.children} for box in boxes[:1]]
+    if {"cx", "cy", "w", "h"} <= texts.keys():
+        x, y, width, height, angle = parse_numbers({key: texts.get(key, 0) for key in ("cx", "cy", "w", "h", "angle")})
+        turn = Turn(math.degrees(angle))
+        box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        return turn.turn_box(box), not turn.is_upright
+    sides = [parse_numbers({key: text for key, text in texts.items() if key.startswith(axis)}) for axis in "xy"]
+    if [*map(len, sides)] != [4, 4]:
+        raise ValueError(f"its robndbox has {', '.join(texts)[:80]}; cx, cy, w, h and angle are needed")
+    corners = parse_points(list(zip(*sides, strict=True)))
+    return find_bounds(corners), not is_upright(corners)
+
+
+def _read_rotation(element: XmlElement) -> Turn:
+    """Return the turn that CVAT states as an attribute `rotation` of an object, in degrees."""
+    stated = [item for group in element.find_all("attributes") for item in group.find_all("attribute")]
+    return Turn(next((item.text("value") for item in stated if item.text("name") == "rotation"), None))
 
 
 def _count_from_0(box: BoxCorners, first_pixel: int | None) -> BoxCorners:
