@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sightline.areas.detect.sets.coco import read_coco
 from sightline.areas.detect.sets.convert import convert_labels
 from sightline.areas.detect.sets.label_table import LabelledSet
+from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.test_coco import BOX, ONE, prepare
 from tests.data.preparing import refuse
@@ -106,6 +108,42 @@ def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
     write_coco(tmp_path / "in/x.json", [(1, "k/a.png", 8, 6)], [BOX])
     _, labelled = both(tmp_path / "in", tmp_path / "set", annotations=("x.json",), images="two")
     assert [each.name for each in labelled.images] == ["two/a.png"]
+
+
+@run_each(
+    "name, is_there, told",
+    [
+        (
+            "../other/a.png",
+            True,
+            "'../other/a.png' is .*/other/a.png, outside of .*/in, and a.png is another image; give",
+        ),
+        ("../other/a.png", False, "'../other/a.png' is .*/other/a.png, outside of"),
+        ("../other/./a.png", False, ""),
+    ],
+)
+def test_a_path_out_of_the_folder_takes_no_other_photo_of_that_name(
+    name: str, is_there: bool, told: str, tmp_path: Path
+) -> None:
+    """Beside b.png, which is where its name says, a.png was taken for the one of the other folder."""
+    root = tmp_path / name.replace("/", "_") / str(is_there)
+    for number, photo in enumerate(("in/a.png", "in/b.png", *(["other/a.png"] if is_there else []))):
+        write_image(root / photo, pattern(6, 8, number))
+    if not told:
+        write_image(root / "in/other/a.png", pattern(6, 8, 3))
+    write_coco(root / "in/x.json", [(1, name, 8, 6), (2, "b.png", 8, 6)], [BOX])
+    labels = read_coco(root / "in/x.json")
+    assert len(labels.images) == 1 + (not told)
+    assert re.search(told, "".join(labels.faults.raise_or_note("leave_out", root=root)))
+    if is_there:
+        (root / "in/x.json").rename(root / "x.json")
+        write_coco(root / "in/x.json", [(1, name, 8, 6), (2, "b.png", 8, 6)], [BOX])
+        assert {image.name for image in read_coco(root, annotations=("in/x.json",)).images} == {
+            "other/a.png",
+            "in/b.png",
+        }
+        write_image(root / "other/a.png", pattern(6, 8, 0))  # the same photo, of which the folder has a copy
+        assert [image.name for image in read_coco(root / "in/x.json").images] == ["a.png", "b.png"]
 
 
 def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:

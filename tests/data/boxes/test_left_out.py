@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sightline.areas.detect.sets.tools.labelme import read_labelme
 from sightline.areas.detect.sets.yolo_txt import read_yolo
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -99,6 +101,25 @@ def test_other_suffixes_of_jpeg_are_read(suffix: str, tmp_path: Path) -> None:
     root = write_photos(tmp_path / "in")
     (root / "im0.jpg").rename(root / f"im0{suffix}")
     assert prepare_set("yolo_txt", root, tmp_path / "set")["statistics"]["images"] == {"all": 10}
+
+
+def test_a_file_of_another_folder_is_not_taken_for_a_photo_of_that_name(tmp_path: Path) -> None:
+    """LabelMe and lists of YOLO state paths, too; a copy of the photo is that photo."""
+    for number, photo in enumerate(("in/a.jpg", "in/b.jpg", "in/other/a.jpg", "other/a.jpg")):
+        write_image(tmp_path / photo, pattern(48, 64, number))
+    for name in ("in/a", "in/b", "in/other/a"):
+        (tmp_path / f"{name}.txt").write_text(ROW)
+    (tmp_path / "in/list.txt").write_text("../other/a.jpg\nb.jpg\n")
+    (tmp_path / "in/data.yaml").write_text("names: [a]\ntrain: list.txt\n")
+    faults = read_yolo(tmp_path / "in").faults.raise_or_note("leave_out", root=tmp_path)
+    assert f"1 images that are missing or damaged, first: {tmp_path}/other/a.jpg, which" in faults[-1]
+    for file in (tmp_path / "in").rglob("*.txt"):
+        file.unlink()
+    shape = {"label": "a", "points": [[1, 1], [5, 5]], "shape_type": "rectangle"}
+    for name, path in (("a", r"..\other\a.jpg"), ("b", "b.jpg")):
+        (tmp_path / f"in/{name}.json").write_text(json.dumps({"shapes": [shape], "imagePath": path}))
+    told = "states the image .*, outside of .*/in, where .*a.jpg is another one; give the folder above both"
+    assert re.search(told, "".join(read_labelme(tmp_path / "in").faults.raise_or_note("leave_out", root=tmp_path)))
 
 
 UNREAD = r"1 labelled images of a kind that is not read: save them as JPEG or PNG.*first: .*a\.heic"

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sightline.areas.detect.sets.image_listing import UNREAD_KIND, NameEnds, UnreadImages, guess_split, list_images
+from sightline.areas.detect.sets.image_listing import (
+    UNREAD_KIND,
+    NameEnds,
+    UnreadImages,
+    guess_split,
+    is_other_photo,
+    list_images,
+)
 from sightline.areas.detect.sets.label_table import (
     MAX_PX,
     AnnotationFaults,
@@ -422,8 +429,9 @@ def _find_images(
 ) -> tuple[dict[int, Path], list[tuple[str, str]], list[str]]:
     """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
-    Others are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns
-    names and faults of what is missing, and a note on images that are elsewhere than their names state.
+    Others are looked for in the folder `images`, else below `root` but for the folders of other splits. None stands for
+    a file outside of `root` with other bytes, nor for one of another folder that `..` states, if other names lead to
+    images. Also returns names and faults of what is missing, and a note on images that are elsewhere than stated.
     """
     base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
     if images is not None:
@@ -436,10 +444,18 @@ def _find_images(
     stated = {key: os.path.normpath(start / name) for key, name in names.items()}
     paths = {key: Path(file) for key, file in stated.items() if file in by_path}
     matches = {key: ends.find(name) for key, name in names.items() if key not in paths}
+    outside = {
+        key
+        for key, fits in matches.items()
+        if len(fits) == 1 and _is_another(names[key], stated[key], root, listed[fits[0]], has_others=bool(paths))
+    }
     claims = Counter([*paths.values(), *(listed[fits[0]] for fits in matches.values() if len(fits) == 1)])
     missing, moved = [], []
     for key, fits in matches.items():
-        if len(fits) == 1 and claims[listed[fits[0]]] == 1:
+        if key in outside:
+            text = f"is {stated[key]}, outside of {root}, and {fits[0]} is another image; give the folder above both"
+            missing.append((names[key], f"'{names[key][:200]}' {text} by --from, and annotations=[FILE]"))
+        elif len(fits) == 1 and claims[listed[fits[0]]] == 1:
             paths[key] = listed[fits[0]]
             file_path, name = (unicodedata.normalize("NFC", f"/{text}") for text in (fits[0], names[key]))
             moved += [] if file_path.endswith(name) else [key]
@@ -453,6 +469,23 @@ def _find_images(
         for key in moved[:1]
     ]
     return paths, missing, notes
+
+
+def _is_another(name: str, stated: str, root: Path, image: Path, *, has_others: bool) -> bool:
+    """Return True if the path of an image, which is called as one below `root`, is that of another image.
+
+    It leads to a file of other bytes; or `..` leads out of `root`, where `has_others` are stated, to a folder that
+    the image is not in.
+    """
+    if os.path.isfile(stated):
+        return is_other_photo(stated, image)
+    _, up, end = name.rpartition("../")
+    return (
+        has_others
+        and bool(up)
+        and not Path(stated).is_relative_to(root)
+        and not str(image).endswith(f"/{os.path.normpath(end)}")
+    )
 
 
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import itertools
 import os
 import re
@@ -161,6 +162,14 @@ class NameEnds:
         stem, suffix = os.path.splitext(name)
         names = [name, stem] if suffix.lower() in UNREAD_SUFFIXES else [name]
         return next((self._names[end] for text in names for end in _list_ends(text) if end in self._names), [])
+
+
+def is_other_photo(stated: str | Path, image: Path) -> bool:
+    """Return True if a stated path leads to a file with other bytes than those of an image that is called alike."""
+    try:
+        return os.path.isfile(stated) and not filecmp.cmp(stated, image, shallow=False)
+    except (OSError, ValueError):
+        return False
 
 
 def _list_ends(name: str) -> list[str]:

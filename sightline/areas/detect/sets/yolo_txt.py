@@ -16,7 +16,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from sightline.areas.detect.sets.image_listing import UNREAD_KIND, UnreadImages, guess_split, list_images
+from sightline.areas.detect.sets.image_listing import (
+    UNREAD_KIND,
+    UnreadImages,
+    guess_split,
+    is_other_photo,
+    list_images,
+)
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     CategoryIds,
@@ -299,8 +305,8 @@ def _read_texts(config: dict[str, Any], key: str, path: Path | None) -> list[str
 def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1) -> tuple[Path | None, bool]:
     r"""Find a stated path below `root`, else the longest end of it that is there, of at least `min_parts` parts.
 
-    Returns None if there is none, and True if the stated path has more folders than those of `base`. It may be one of
-    another machine, or of Windows (C:\\set\\images).
+    Returns None if there is none, or one with other bytes than the stated file, and True if the stated path has more
+    folders than those of `base`. It may be one of another machine, or of Windows (C:\\set\\images).
     """
     path = _normalise_below(root, root / base / stated)
     if path.is_relative_to(root) and os.path.exists(path):  # os.path.exists accepts names too long for the file system
@@ -309,8 +315,8 @@ def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1)
         [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")] for text in (base, stated)
     )
     for start in range(len(folders) + len(parts) - min_parts + 1):
-        path = root.joinpath(*[*folders, *parts][start:])
-        if os.path.exists(path):
+        path, outside = root.joinpath(*[*folders, *parts][start:]), os.path.join(root, base, stated)
+        if os.path.exists(path) and not (os.path.isfile(path) and is_other_photo(outside, path)):
             return path, start > len(folders)
     return None, False
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from sightline.areas.detect.sets.image_listing import UNREAD_KIND, NameEnds, UnreadImages, guess_split, list_images
+from sightline.areas.detect.sets.image_listing import (
+    UNREAD_KIND,
+    NameEnds,
+    UnreadImages,
+    guess_split,
+    is_other_photo,
+    list_images,
+)
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     CategoryIds,
@@ -205,6 +212,10 @@ class LabelFolder:
         best = [name for name, distance in zip(fitting, far, strict=True) if distance == min(far)]
         if len(best) > 1:
             raise ValueError(f"states the image '{stated.name}', which {best[0]} and {best[1]} may be; rename one")
+        path = os.path.join(file.parent, stated.name.replace("\\", "/"))
+        if is_other_photo(path, self.root / best[0]):
+            text = f"states the image '{stated.name}', outside of {self.root}, where {best[0]} is another one"
+            raise ValueError(f"{text}; give the folder above both")
         return best[0]
 
 
