@@ -176,6 +176,46 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
         refuse(prepare, source, r"1 images that no annotation file names, first: .*val/b\.png; correct")
 
 
+DOUBTS: dict[str, tuple[dict[str, Any], str]] = {
+    "area of another image": (
+        {"area": 9682},
+        "1 areas contradict .*boxes, first: a.png: annotation 1: area is 9682, of a",
+    ),
+    "no area": ({"area": 0}, "1 areas contradict their boxes by far, .*area is 0, of a box of 20 x 30"),
+    "area below 0": ({"area": -600}, "area is -600"),
+    "area of whole pixels": ({"area": 651}, ""),
+    "area of a thin mask": ({"area": 7}, ""),
+    "area of a crowd": ({"area": 9682, "iscrowd": 1}, ""),
+    "polygon elsewhere": (
+        {"segmentation": [[40, 30, 60, 30, 60, 50], [45, 31, 50, 31, 50, 40]]},
+        "1 boxes and their polygons are of different places; the boxes are read, first: a.png: annotation 1: bbox is "
+        "10, 10, 20, 30, the box about the polygons 40, 30, 60, 50",
+    ),
+    "polygon of another size": ({"segmentation": [[10, 10, 20, 10, 20, 20]]}, "are of different places"),
+    "polygon in the box": ({"segmentation": [[11, 12, 29, 12, 29, 40]]}, ""),
+    "polygon that is cut": ({"segmentation": [[10, 10, 30, 10, 30, 32]]}, ""),
+    "rounded polygon of a small box": ({"bbox": [1.4, 1.4, 1.2, 1.2], "segmentation": [[2, 2, 3, 2, 3, 3]]}, ""),
+    "no polygon": ({"segmentation": {"counts": "x", "size": [60, 80]}}, ""),
+    "text": ({"segmentation": [["a", "b"]]}, ""),
+    "nothing": ({"segmentation": [[]]}, ""),
+}
+"""What an annotation with the box 10, 10, 20, 30 states, too, and the note on it."""
+
+
+@run_each("kind", DOUBTS)
+def test_annotations_that_contradict_themselves_are_counted(kind: str, tmp_path: Path) -> None:
+    stated, told = DOUBTS[kind]
+    write_image(tmp_path / kind / "a.png", pattern(60, 80))
+    row = {"image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 30], **stated}
+    write_coco(tmp_path / kind / "x.json", [(1, "a.png", 80, 60)], [row])
+    labels = read_coco(tmp_path / kind)
+    assert len(labels.notes) == bool(told)
+    assert re.search(told, "".join(labels.notes))
+    areas = read_coco(tmp_path / kind, areas="boxes")
+    assert not any("areas" in note for note in areas.notes)
+    assert areas.images[0].boxes[0].area is None
+
+
 def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:
     """CVAT writes it where it exports no images."""
     write_image(tmp_path / "in/a.png", pattern(6, 8))

@@ -17,6 +17,7 @@ from sightline.areas.detect.sets.tools.voc import read_voc
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import verify
+from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.tool_files import OBJECTS, SIZE, WHOLE_OBJECTS, WRITERS, write_cvat, write_labelme, write_voc
 from tests.data.preparing import list_other_notes, prepare_set, refuse
@@ -136,6 +137,19 @@ def test_corners_between_pixels_do_not_count_pixels_from_1(kind: str, tmp_path: 
     assert [list(box.box or ()) for box in labels.images[0].boxes] == boxes
     assert told in "".join(labels.notes)
     assert bool(told) == bool(labels.notes)
+
+
+@run_each("left, count", [(4, 0), (40, 1)])
+def test_polygons_of_voc_elsewhere_than_their_boxes_are_counted(left: int, count: int, tmp_path: Path) -> None:
+    """Roboflow writes a polygon beside each box."""
+    corners = [(left, 6), (left + 20, 6), (left + 20, 36)]
+    points = "".join(f"<x{n}>{x}</x{n}><y{n}>{y}</y{n}>" for n, (x, y) in enumerate(corners, start=1))
+    root = write_voc(tmp_path / str(left), {"a": OBJECTS["a"][:1]})
+    file = root / "Annotations/a.xml"
+    file.write_text(file.read_text().replace("</bndbox>", f"</bndbox><polygon>{points}</polygon>"))
+    notes = read_voc(root).notes
+    assert len(notes) == count
+    assert all("1 boxes and their polygons are of different places; the boxes are read" in note for note in notes)
 
 
 def test_the_lists_of_voc_state_splits(tmp_path: Path) -> None:

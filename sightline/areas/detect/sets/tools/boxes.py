@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from sightline.areas.detect.sets.label_table import (
     MAX_PX,
     BoxCorners,
     LabelledBox,
+    area_of,
     is_valid_box,
 )
 
@@ -25,6 +27,20 @@ _SAME_DEGREES = 5e-5
 _CROWD_MARKS = ("iscrowd", "is_crowd")
 MARKS = ("difficult", "ignore", *_CROWD_MARKS)
 """Names of a mark of an object that is neither a target nor background; those of crowds are among them."""
+
+
+OTHER_PLACE = "boxes and their polygons are of different places; the boxes are read"
+_SAME_PLACE, _ROUNDING_PX = 0.5, 2.0
+"""Smallest IoU of a box and its polygons, and largest difference of their sides, which is rounding."""
+
+
+def are_apart(box: BoxCorners, other: BoxCorners) -> bool:
+    """Return True if boxes have little in common, and differ by more than rounding."""
+    if max(map(abs, map(operator.sub, box, other))) <= _ROUNDING_PX:
+        return False
+    across, down = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
+    common = max(across, 0.0) * max(down, 0.0)
+    return common < _SAME_PLACE * (area_of(box) + area_of(other) - common)
 
 
 class NoBoxError(ValueError):

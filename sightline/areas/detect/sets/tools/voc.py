@@ -25,7 +25,9 @@ from sightline.areas.detect.sets.label_writing import group_by_split, plain, rou
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.tools.boxes import (
     BAD_BOX,
+    OTHER_PLACE,
     Turn,
+    are_apart,
     find_bounds,
     fit_label,
     is_upright,
@@ -164,6 +166,9 @@ def _read_objects(
         report.unread.update({child.tag[:40] for child in item.children if _is_unread(child)} | {*parts})
         if turned is not None:
             continue
+        polygon = _find_polygon(item)
+        if polygon is not None and turn.is_upright and are_apart(corners, polygon):
+            report.habits[OTHER_PLACE].append(where)
         if first_pixel is None and _has_fractions(stated):
             report.habits[_BETWEEN].append(where)
         elif first_pixel != 0 and 0 in stated[:2]:
@@ -204,6 +209,16 @@ def _read_turned(element: XmlElement) -> tuple[BoxCorners, bool] | None:
         raise ValueError(f"its robndbox has {', '.join(texts)[:80]}; cx, cy, w, h and angle are needed")
     corners = parse_points(list(zip(*sides, strict=True)))
     return find_bounds(corners), not is_upright(corners)
+
+
+def _find_polygon(element: XmlElement) -> BoxCorners | None:
+    """Return the box about a polygon of numbered corners, as Roboflow writes it beside the box; None without one."""
+    texts = {child.tag: child.content for part in element.find_all("polygon") for child in part.children}
+    try:
+        sides = [parse_numbers({key: text for key, text in texts.items() if key[:1] == axis}) for axis in "xy"]
+        return find_bounds(parse_points(list(zip(*sides, strict=True))))
+    except ValueError:  # also for a polygon of another form, which is not read
+        return None
 
 
 def _read_rotation(element: XmlElement) -> Turn:
