@@ -10,7 +10,8 @@ import numpy as np
 
 from sightline.areas.detect.sets.label_table import AnnotationFaults, CategoryIds, LabelledBox
 from sightline.areas.detect.sets.tools.boxes import is_upright
-from sightline.store.files.input_files import read_file
+from sightline.contract.errors import DataError
+from sightline.store.files.input_files import open_regular, read_file
 
 _BOX_WORDS = 5
 """Words of a row of class, centre and size."""
@@ -18,6 +19,8 @@ _TURNED_WORDS = 9
 """Words of a row of class and four corners, those of a turned box."""
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
+_HEAD_BYTES = 2**16
+"""Bytes by which a text file is known to hold rows."""
 _MAX_KEY_POINTS = 1000
 """Points of a row above which it is a polygon."""
 _ROUNDING = 1e-4
@@ -58,9 +61,18 @@ def read_rows(
 
 
 def has_rows(path: Path) -> bool:
-    """Return True if a text file holds rows of boxes, with a score or not, or of polygons; or nothing at all."""
-    rows = [line.split() for line in read_file(path).decode("utf-8-sig", "replace").splitlines()]
-    return all(_is_row(words) for words in rows if words)
+    """Return True if a text file begins with rows of boxes, with a score or not, or of polygons; or holds nothing.
+
+    False for a file that cannot be read.
+    """
+    try:
+        with open_regular(path) as stream:
+            head = stream.read(_HEAD_BYTES)
+    except (DataError, OSError):
+        return False
+    lines = head.decode("utf-8-sig", "replace").splitlines()
+    whole = lines[:-1] if len(head) == _HEAD_BYTES else lines
+    return not lines or (bool(whole) and all(_is_row(line.split()) for line in whole if line.strip()))
 
 
 def _is_row(words: Sequence[str]) -> bool:

@@ -361,7 +361,7 @@ def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]
     beside = {text.parent for text in used} - apart
     names = {name for path, text in label_paths.items() if text is None for name in (path.stem, path.name)}
     second = {path.with_suffix(".txt") for path, text in label_paths.items() if text is not None} - used
-    unused, doubled, elsewhere = [], [], []
+    unused, doubled, elsewhere = list[Path](), list[Path](), list[Path]()
     for text in list_files(root, {".txt"}):
         if text in used or text.name in _NAME_LISTS:
             continue
