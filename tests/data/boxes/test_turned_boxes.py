@@ -11,6 +11,7 @@ import pytest
 
 from sightline.contract import registry
 from tests.cases import run_each
+from tests.command import succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.tool_files import SIZE, write_cvat, write_label_studio, write_labelme, write_supervisely
 from tests.data.preparing import prepare_set, refuse
@@ -133,6 +134,17 @@ def test_a_turned_box_is_the_box_about_its_corners(tool: str, degrees: float, tm
         assert note.startswith("1 turned boxes, first in ")
     if degrees % 90 == 0 and tool not in ("Label Studio", "YOLO"):
         assert box == [round(side) for side in expected]
+
+
+def test_turned_boxes_can_be_ignored(tmp_path: Path) -> None:
+    """The box about a long one holds much else; ignored, it is neither a target nor background."""
+    cvat(tmp_path / "in", 30)
+    manifest = prepare_set("cvat", tmp_path / "in", tmp_path / "set", turned="ignored")
+    assert manifest["differences"] == ["1 turned boxes, first in images/a.png, are ignored"]
+    images = registry.data.get_entry("cvat").builder(split="train", root=str(tmp_path / "set"), test_share=0.0)
+    assert images.record(0).is_ignored.tolist() == [True]
+    told = succeed("data", "convert", "cvat", "--from", tmp_path / "in", "--as", "coco", "--to", tmp_path / "out")
+    assert "1 turned boxes, but the boxes about them: coco has none" in " ".join(told.err.split())
 
 
 def test_other_shapes_are_counted_when_they_are_prepared(tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ def read_coco(
     *,
     annotations: tuple[str, ...] | None = None,
     images: str | None = None,
-    areas: Literal["stated", "boxes"] = "stated",
+    areas: Literal["boxes"] | None = None,
 ) -> LabelledSet:
     """Read the images of a JSON file of COCO instances, or of a folder with such files.
 
     `annotations` and `images` are the paths of the JSON files and of the images' folder, from the folder, or that of
     the file, on. The images of a file in a folder `annotations` may be in the folders beside it, as COCO lays them
-    out. `areas` of boxes are the stated ones, or those of the boxes. Images that no file names are faults beside those
+    out. `areas` are as stated, or those of the boxes. Images that no file names are faults beside those
     that one names, and noted in other folders. Raises DataError for a folder without such files, for a file in another
     format, for an id of two images, and for splits whose categories differ.
     """
@@ -84,7 +84,7 @@ def read_coco(
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
         boxes = document.boxes.assign(names, classes, faults)
-        notes += document.boxes.list_notes(names, trusts_areas=areas == "stated")
+        notes += document.boxes.list_notes(names, trusts_areas=areas is None)
         if areas == "boxes":
             boxes = {key: [box._replace(area=None) for box in rows] for key, rows in boxes.items()}
         unread += document.boxes.unread
@@ -405,6 +405,7 @@ class Coco(LabelledImages):
         write=write_coco,
         holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "is_crowd", "visible_share", "area"})
         | {"size", "undivided", "suffix"},
+        turns=True,
         known_by={".json": rb'"(?:images|categories)"\s*:\s*\[|"annotations"\s*:\s*\[\s*\{[^}]*"image_id"'},
     )
 

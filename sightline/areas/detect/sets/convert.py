@@ -67,7 +67,7 @@ def convert_labels(
     """
     reader, writer = _find_format(name, written=False), _find_format(new_name, written=True)
     _check_target(target, source)
-    labels = reader.read(source, **options)
+    labels = reader.load(source, **options)
     check_splits([(image.split, image.name) for image in labels.images], root=labels.root)
     checked = check_headers(labels, progress=progress, orientation=orientation)
     lost = Counter({f"{what}: not read": count for what, count in labels.unread.items()})

@@ -465,11 +465,13 @@ def _collect_notes(checked: Sequence[_StoredImage], shown: str) -> list[str]:
 
 def _note_shapes(listed: LabelledSet) -> list[str]:
     """Return notes on turned boxes and other shapes, which are read as the boxes about them, if there are any."""
-    turned = [image.name for image in listed.images for box in image.boxes if box.is_turned]
+    turned = [image.name for image in listed.images for box in image.boxes if box.is_turned and not box.is_ignored]
+    ignored = [image.name for image in listed.images for box in image.boxes if box.is_turned and box.is_ignored]
     shapes = {what.removesuffix(ENCLOSED): n for what, n in listed.unread.items() if what.endswith(ENCLOSED) and n}
     lines = [f"{len(turned)} turned boxes, first in {turned[0]},"] if turned else []
     lines += [f"{count} {kind}" for kind, count in sorted(shapes.items())]
-    return [f"{line} are read as the upright boxes about them" for line in lines]
+    notes = [f"{len(ignored)} turned boxes, first in {ignored[0]}, are ignored"] if ignored else []
+    return notes + [f"{line} are read as the upright boxes about them" for line in lines]
 
 
 def _note_rare_classes(classes: CategoryIds, checked: Sequence[_StoredImage]) -> list[str]:

@@ -7,7 +7,7 @@ import inspect
 import typing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -185,6 +185,9 @@ BOX_COLUMNS = ("boxes", "label", "area", "is_ignored")
 """Stored columns of formats with one box of an object: the box, class, area, and whether it is ignored."""
 
 
+_TURNED = inspect.Parameter(
+    "turned", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Literal["ignored"] | None
+)
 _HELD = frozenset({*LabelledBox._fields, "part", "size", "undivided", "suffix"})
 """What a format may hold."""
 Files = Iterator[tuple[str, bytes]]
@@ -196,6 +199,7 @@ class LabelFormat:
     """Row of a label format: its reader and writer, what it can hold, and the stored columns of its boxes.
 
     - `read(source, *, ...)` reads a folder or file; its keyword arguments are options of `data prepare`.
+    - `turns` says that the format has turned boxes, which the option `turned` of `load` is about.
     - `columns` are stored, the boxes to show first. A visible box that is not stated is stored as the whole box if
       `fills_visible`.
     - `write(labels)` yields the files of a set that fits: its images have their sizes, and as names the paths in the
@@ -209,6 +213,7 @@ class LabelFormat:
     """
 
     read: Callable[..., LabelledSet]
+    turns: bool = False
     columns: tuple[str, ...] = BOX_COLUMNS
     fills_visible: bool = False
     write: Callable[[LabelledSet], Files] | None = None
@@ -221,12 +226,27 @@ class LabelFormat:
     def __post_init__(self) -> None:
         assert self.holds <= _HELD, f"{self.holds - _HELD}: no field of a box, and no other that a format may hold"
 
+    def load(self, source: Path, *, turned: Literal["ignored"] | None = None, **options: Any) -> LabelledSet:
+        """Read a folder or file by `options` of the reader; turned boxes are ignored, or the boxes about them.
+
+        Raises DataError as the reader.
+        """
+        labels = self.read(source, **options)
+        if turned is None:
+            return labels
+        images = [
+            replace(image, boxes=[row._replace(is_ignored=row.is_ignored or row.is_turned) for row in image.boxes])
+            for image in labels.images
+        ]
+        return replace(labels, images=images)
+
     @property
     def options(self) -> list[inspect.Parameter]:
-        """Options of the reader, with resolved annotations."""
+        """Options of the reader, with resolved annotations, and `turned` if the format has turned boxes."""
         hints = typing.get_type_hints(self.read, include_extras=True)
         named = inspect.signature(self.read).parameters.values()
-        return [item.replace(annotation=hints[item.name]) for item in named if item.kind is item.KEYWORD_ONLY]
+        options = [item.replace(annotation=hints[item.name]) for item in named if item.kind is item.KEYWORD_ONLY]
+        return [*options, *([_TURNED] if self.turns else [])]
 
     @property
     def column_specs(self) -> dict[str, ColumnSpec]:

@@ -477,6 +477,7 @@ class YoloTxt(LabelledImages):
     spec = SetSpec(name="yolo_txt", is_own=True)
     label_format = LabelFormat(
         read=read_yolo,
+        turns=True,
         write=write_yolo,
         image_path=_image_path,
         holds=frozenset({"undivided"}),

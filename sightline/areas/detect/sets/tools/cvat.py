@@ -168,6 +168,7 @@ class Cvat(LabelledImages):
     spec = SetSpec(name="cvat", is_own=True)
     label_format = LabelFormat(
         read=read_cvat,
+        turns=True,
         write=write_cvat,
         image_path=_image_path,
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),

@@ -198,6 +198,7 @@ class LabelStudio(LabelledImages):
     spec = SetSpec(name="label_studio", is_own=True)
     label_format = LabelFormat(
         read=read_label_studio,
+        turns=True,
         known_by={
             ".json": rb'"(?:from_name|file_upload|(?:rectangle|polygon|brush|ellipse|keypoint)labels)"\s*:',
         },

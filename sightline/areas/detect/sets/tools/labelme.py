@@ -151,6 +151,7 @@ class LabelMe(LabelledImages):
     spec = SetSpec(name="labelme", is_own=True)
     label_format = LabelFormat(
         read=read_labelme,
+        turns=True,
         write=write_labelme,
         image_path=lambda image: path_in_split(image.name, image.split),
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided"}),

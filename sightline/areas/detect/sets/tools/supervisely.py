@@ -115,6 +115,7 @@ class Supervisely(LabelledImages):
     spec = SetSpec(name="supervisely", is_own=True)
     label_format = LabelFormat(
         read=read_supervisely,
+        turns=True,
         known_by={
             ".json": rb'"classTitle"\s*:|"size"\s*:\s*\{[^}]*\}\s*,\s*"objects"\s*:'
             rb'|"classes"\s*:\s*\[\s*\{[^}]*"title"\s*:',

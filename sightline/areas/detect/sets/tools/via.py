@@ -233,6 +233,7 @@ class Via(LabelledImages):
     spec = SetSpec(name="via", is_own=True)
     label_format = LabelFormat(
         read=read_via,
+        turns=True,
         known_by={
             ".json": rb'"(?:_via_settings|_via_img_metadata|shape_attributes|region_attributes|vid_list)"\s*:',
             ".csv": rb"\A(?:\xef\xbb\xbf)?#?\s*filename,(?:file_size,file_attributes|.*region_shape)",

@@ -309,6 +309,7 @@ class Voc(LabelledImages):
     spec = SetSpec(name="voc", is_own=True)
     label_format = LabelFormat(
         read=read_voc,
+        turns=True,
         write=write_voc,
         image_path=_image_path,
         holds=frozenset({"head", "is_ignored", "size", "undivided"}),
