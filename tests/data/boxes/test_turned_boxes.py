@@ -82,8 +82,8 @@ def label_studio(root: Path, degrees: float) -> object:
 
 
 def supervisely(root: Path, degrees: float) -> object:
-    exterior = [[LEFT, TOP], [LEFT + WIDTH, TOP + HEIGHT]]
-    shape = {"classTitle": "car", "geometryType": "oriented_bbox", "points": {"exterior": exterior, "interior": []}}
+    corners = [[LEFT, TOP], [LEFT + WIDTH, TOP + HEIGHT]]
+    shape = {"classTitle": "car", "geometryType": "oriented_bbox", "points": corners}
     return write_supervisely(root, {"a": []}, more=[{**shape, "angle": math.radians(degrees)}])
 
 

@@ -82,13 +82,18 @@ def _read_object(item: Mapping[str, Any], *, report: LabelReport) -> LabelledBox
     if kind not in ("rectangle", "oriented_bbox", "polygon", "bitmap", "alpha_mask"):
         raise NoBoxError(NO_BOX, f"'{label[:40]}' is a {kind[:40]}")
     is_mask = kind in ("bitmap", "alpha_mask")
-    corners = _find_mask(item["bitmap"]) if is_mask else find_bounds(parse_points(item["points"]["exterior"]))
+    corners = _find_mask(item["bitmap"]) if is_mask else find_bounds(parse_points(_list_points(item["points"])))
     turn = Turn(np.rad2deg(parse_number(item.get("angle") or 0)) if kind == "oriented_bbox" else 0)
     corners = turn.turn_box(corners)
     is_box = kind in ("rectangle", "oriented_bbox")
     report.unread.update([] if is_box else [f"{kind}s, but the boxes about them"])
     report.unread.update(f"tag {tag['name']}"[:80] for tag in item.get("tags") or () if isinstance(tag, dict))
     return make_box(label, corners, {}, line=int(item.get("id") or 0), is_turned=not turn.is_upright)
+
+
+def _list_points(points: Any) -> Any:
+    """Return the outline of an object; those of turned boxes are no mapping, but the two corners themselves."""
+    return points["exterior"] if isinstance(points, dict) else points
 
 
 def _find_mask(bitmap: Mapping[str, Any]) -> BoxCorners:
