@@ -257,7 +257,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "far": ({"bbox": [1e308, 0, 1e308, 1]}, "finite numbers, of pixels at most 16,777,216 from the corner"),
     "far on the left": ({"bbox": [-1e300, 0, 1e300, 1], "iscrowd": 1}, "at most 16,777,216 from the corner"),
     "area": ({"bbox": [0, 0, 1, 1], "area": 1e300}, r"area is 1e\+300 \(a number of pixels up to 16,777,216, squared"),
-    "area list": ({"bbox": [0, 0, 1, 1], "area": [600]}, r"first: b\.png: annotation 2: area is \[600\] "),
+    "area list": (
+        {"bbox": [0, 0, 1, 1], "area": [600]},
+        r"first: b\.png: annotation 2: area is \[600\] \(a number is needed, not a list\)",
+    ),
     "rotation": (
         {"bbox": [0, 0, 1, 1], "attributes": {"rotation": "half"}},
         "attributes is .*rotation is 'half', a num",

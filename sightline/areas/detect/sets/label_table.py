@@ -166,7 +166,10 @@ def parse_number(value: Any) -> float:
     """Convert a number to float. Raises TypeError for text and booleans, which `float` would accept."""
     if type(value) is not float and isinstance(value, (bool, str, bytes)):
         raise TypeError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except TypeError:
+        raise TypeError(f"a number is needed, not a {type(value).__name__}") from None
 
 
 def is_valid_box(box: BoxCorners, *, is_ignored: bool) -> bool:
