@@ -31,6 +31,7 @@ from sightline.areas.detect.sets.label_table import (
 from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, group_by_split
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.other_formats import name_other_set
+from sightline.areas.detect.sets.yolo_ids import FirstId, RowIds
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, list_files, parsed_yaml, read_file
@@ -52,17 +53,20 @@ _ROUNDING = 1e-4
 """Tolerance of points at the border of their box: files hold four to six decimals."""
 
 
-def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> LabelledSet:
+def read_yolo(source: Path, *, names: tuple[str, ...] | None = None, first_id: FirstId | None = None) -> LabelledSet:
     """Read the images below a folder with their text files; `names` are the classes if no file names them.
 
-    Rows that can only be boxes with key points are read as such, with a note, although no `kpt_shape` states it.
+    `first_id` is the id of the first class in rows, 0 if nothing states it; ids that then seem to count from 1 are
+    refused. Rows that can only be boxes with key points are read as such, with a note, although no `kpt_shape` states
+    it.
 
     Raises DataError for a folder without images or without any text file of theirs, for classes without names, and
     for rows that are boxes with key points as well as polygons.
     """
     root = expand_home(source).resolve()
     signs = _KeyPointSigns()
-    labels = _read_set(root, names, signs, has_key_points=False)
+    read = partial(_read_set, root, names, signs, first_id=first_id)
+    labels = read(has_key_points=False)
     if not signs.are_possible:
         return labels
     where, num_points = f"{root}: the {signs.num_rows} rows of {signs.num_words} numbers", signs.num_words // 2 - 2
@@ -73,14 +77,21 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
             f"'kpt_shape: [{num_points}, 2]' for key points, 'kpt_shape: [0, 2]' for polygons"
         )
     signs.refute()  # what is stated needs no signs
-    labels = _read_set(root, names, signs, has_key_points=True)
+    labels = read(has_key_points=True)
     note = (
         f"{where} count as boxes with {num_points} key points: all points are in their box, and as polygons they cross"
     )
     return replace(labels, notes=[*labels.notes, f"{note} themselves; 'kpt_shape: [0, 2]' in the YAML file denies it"])
 
 
-def _read_set(root: Path, names: tuple[str, ...] | None, signs: _KeyPointSigns, *, has_key_points: bool) -> LabelledSet:
+def _read_set(
+    root: Path,
+    names: tuple[str, ...] | None,
+    signs: _KeyPointSigns,
+    *,
+    first_id: FirstId | None,
+    has_key_points: bool,
+) -> LabelledSet:
     """Read a folder; rows that are longer than a box hold key points if the YAML file, or the caller, states it."""
     if root.is_file():
         raise DataError(f"{root}: is a file; give the folder around images and labels: --from {_as_word(root.parent)}")
@@ -94,10 +105,8 @@ def _read_set(root: Path, names: tuple[str, ...] | None, signs: _KeyPointSigns, 
     if (shape := config.get("kpt_shape")) is not None:
         signs.refute()
         has_key_points = not (isinstance(shape, list) and shape[:1] == [0])
-    unread = Counter[str]()
-    read_rows = partial(
-        _read_rows, classes=classes, faults=faults, unread=unread, has_key_points=has_key_points, signs=signs
-    )
+    unread, ids = Counter[str](), RowIds(classes, first_id)
+    read_rows = partial(_read_rows, ids=ids, faults=faults, unread=unread, has_key_points=has_key_points, signs=signs)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
     shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
@@ -124,7 +133,7 @@ def _read_set(root: Path, names: tuple[str, ...] | None, signs: _KeyPointSigns, 
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
     notes = count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
-    notes += stated.notes
+    notes += [*stated.notes, *ids.describe(root)]
     notes += _describe_shared(config_path, stated)
     notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
     for path in sorted((split_by or {}).keys() - label_paths.keys()):
@@ -376,29 +385,27 @@ def _in_labels(parts: Sequence[str]) -> Path:
 def _read_rows(
     path: Path,
     *,
-    classes: CategoryIds,
+    ids: RowIds,
     faults: AnnotationFaults,
     unread: Counter[str],
     has_key_points: bool,
     signs: _KeyPointSigns,
 ) -> list[LabelledBox]:
     """Read the boxes of a text file, in shares of width and height."""
-    names = dict(zip(classes.ids, classes.names, strict=True))
     boxes = []
     for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
         if not line.split():
             continue
         try:
             label, (left, top, right, bottom) = _parse_row(line, has_key_points=has_key_points)
-            if label not in names:
-                raise ValueError(f"class {label} of {len(names)}")
+            class_name = ids.find_name(label)
         except ValueError as error:
             faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
             continue
         if len(line.split()) > _BOX_WORDS:
             unread["key points" if has_key_points else "polygons, but the boxes about them"] += 1
             signs.add(line, f"{path}:{number}")
-        boxes.append(LabelledBox(names[label], (left, top, right, bottom), line=number))
+        boxes.append(LabelledBox(class_name, (left, top, right, bottom), line=number))
     return boxes
 
 
