@@ -120,6 +120,7 @@ MORE = {
     "predict": "../manual/predict.md",
     "score": "../topics/detection.md#files-of-results",
     "check": "../manual/check.md",
+    "fit": "../topics/fit.md",
     "compare": "../manual/compare.md",
     "view": "../topics/view.md",
     "report": "../topics/view.md#a-page-to-show",

@@ -33,7 +33,7 @@ from sightline.commands.look import (
     SweepOptions,
     ViewOptions,
 )
-from sightline.commands.prove import CheckOptions, CompareOptions
+from sightline.commands.prove import CheckOptions, CompareOptions, FitOptions
 from sightline.commands.run import (
     EvaluateOptions,
     ExportOptions,
@@ -51,7 +51,7 @@ SECTIONS: dict[str, tuple[type[Command], ...]] = {
     "Begin": (InitOptions, CopyOptions, ShowOptions, ListOptions),
     "Data": DATA_COMMANDS,
     "Train": (TrainOptions, EvaluateOptions, PredictOptions, ScoreOptions),
-    "Prove": (CheckOptions, CompareOptions),
+    "Prove": (CheckOptions, FitOptions, CompareOptions),
     "Look": (ViewOptions, ReportOptions, *RUNS_COMMANDS, DescribeOptions, ProfileOptions),
     "Use": (WeightsOptions, *COMPRESS_COMMANDS, ExportOptions, ServeOptions),
     "Search": (StudyOptions, SweepOptions),
