@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sightline.commands.compress import COMPRESS_COMMANDS
 from sightline.commands.data import DATA_COMMANDS
-from sightline.commands.fields import Command, CommandParameter
+from sightline.commands.fields import Command, CommandParameter, MoreHelp
 from sightline.commands.look import (
     RUNS_COMMANDS,
     CopyOptions,
@@ -186,15 +186,15 @@ class _RecordCommand(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write rows and examples; without a word nothing is imported."""
-        title, rows = "", []
+        more = MoreHelp()
         if self.record.help_rows and (words := ctx.meta["words"]):
-            title, rows = _import_verb(self.record.help_rows)(words)
-        if rows:
-            with formatter.section(title):
-                formatter.write_dl(rows)
-        if self.record.examples:
+            more = _import_verb(self.record.help_rows)(words)
+        if more.rows:
+            with formatter.section(more.title):
+                formatter.write_dl(more.rows)
+        if examples := more.examples or self.record.examples:
             with formatter.section("Examples"):
-                formatter.write("".join(f"  sightline {line}\n" for line in self.record.examples))
+                formatter.write("".join(f"  sightline {line}\n" for line in examples))
 
 
 def _add_command(record: type[Command]) -> None:

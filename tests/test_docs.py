@@ -181,17 +181,6 @@ def test_every_verb_and_option_is_in_the_reference() -> None:
     assert missing == []
 
 
-def test_every_argument_of_a_data_set_has_one_meaning(tables: ModuleType) -> None:
-    """An argument without a meaning fails when its table is written; here, a meaning without an argument."""
-    sets = tables.set_tables
-    names = [name for page in sets.FAMILIES for name in sets.sets_of(page)]
-    assert sorted(names) == sorted(REGISTRIES["data"].modules)
-    for kind, meanings in sets.SET_KEYS.items():
-        rows = [(name, key) for name in names for key in sets.list_parameters(name, kind)]
-        used = {own if (own := f"{name}.{key}") in meanings else key for name, key in rows}
-        assert meanings.keys() == used, kind
-
-
 def test_a_table_without_its_end_is_not_written(tables: ModuleType) -> None:
     text = tables.PAGES["formats"].read_text().replace("<!-- end of formats -->", "")
     with pytest.raises(AssertionError, match="lost a mark"):

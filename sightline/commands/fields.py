@@ -7,9 +7,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 _KEY = "parameter"
+
+
+class MoreHelp(NamedTuple):
+    """Part of a help text that depends on the words before `--help`: rows of option and text, and examples of these."""
+
+    title: str = ""
+    rows: Sequence[tuple[str, str]] = ()
+    examples: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,7 @@ class Command:
     `name` is what the user types, `run` the function below `sightline.verbs` that takes the record, `run_if` names
     another one for a field that is given, and `environment` has the variables that are set before its module is
     imported. The docstring of a command is its help text, which ends with `examples`, lines as users type them, without
-    "sightline"; `help_rows` names the function that returns more of it, by the words that are typed: a title, and rows
-    of option and text.
+    "sightline"; `help_rows` names the function that returns `MoreHelp` by the words that are typed.
     """
 
     name: ClassVar[str] = ""

@@ -6,11 +6,14 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
+from sightline.commands.fields import MoreHelp
+from sightline.config.argument_texts import explain_arguments, strip_links
 from sightline.config.key_values import read_key_values
 from sightline.config.own_config import list_presets, render_over
 from sightline.config.yaml_writer import format_inline
@@ -86,22 +89,58 @@ def list_preparable() -> set[str]:
     return {n for n in registry.data.names() if _builder(n).prepare is not None}
 
 
-def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """List the options of preparing the set that `words` name: a title, and rows of option and description."""
-    load_plugins([Path(word) for word in words if word.endswith(".py")])
-    name = next((word for word in words if word in list_preparable()), None)
+def list_options(words: Sequence[str]) -> MoreHelp:
+    """List the options of preparing the set that `words` name, with what each does, and commands that prepare it."""
+    name = _find_set(words)
     if name is None:
-        return "", []
-    parameters = {
-        key: p for key, p in signature_parameters(_builder(name).prepare).items() if key not in _SET_BY_PREPARE
-    }
-    rows = [(f"{key}=VALUE", _describe_option(parameter)) for key, parameter in parameters.items()]
-    return f"Options of {name}, as KEY=VALUE", rows or [("none", "it has no options")]
+        return MoreHelp()
+    parameters = _list_parameters(name, exclude=_SET_BY_PREPARE)
+    command = shlex.join(["data", "prepare", name, "--from", "FOLDER", "--to", f"data/{name}"])
+    command += "".join(f" {key}={_make_example(p)}" for key, p in parameters.items() if p.is_required)
+    command += "".join(f" --plugin {shlex.quote(word)}" for word in words if word.endswith(".py"))
+    examples = [command]
+    if list_presets(name, getattr(_builder(name), "preset", "")):
+        examples.append(f"{command} --config own.yaml")
+    return MoreHelp(f"Options of {name}, as KEY=VALUE", _describe_options(name, parameters), examples)
 
 
-def _describe_option(parameter: Parameter) -> str:
-    default = "required" if parameter.is_required else f"default: {json.dumps(parameter.default, default=str)}"
-    return f"{describe_type(parameter.annotation)}  [{default}]"
+def list_reading_options(words: Sequence[str]) -> MoreHelp:
+    """List the options of reading the labels of the set that `words` name, and commands that convert them."""
+    name = _find_set(words)
+    if name is None:
+        return MoreHelp()
+    parameters = _list_parameters(name, exclude=(*_SET_BY_PREPARE, SHARED.name))
+    new = next(format_name for format_name in ("coco", "yolo_txt") if format_name != name)
+    command = shlex.join(["data", "convert", name, "--from", "FOLDER", "--as", new, "--to", f"{name}_as_{new}"])
+    return MoreHelp(f"Options of {name}, as KEY=VALUE", _describe_options(name, parameters), [command])
+
+
+def _find_set(words: Sequence[str]) -> str | None:
+    """Return the first of the words that is a set to prepare, of a plugin among them too."""
+    load_plugins([Path(word) for word in words if word.endswith(".py")])
+    return next((word for word in words if word in list_preparable()), None)
+
+
+def _list_parameters(name: str, *, exclude: Collection[str]) -> dict[str, Parameter]:
+    return {key: p for key, p in signature_parameters(_builder(name).prepare).items() if key not in exclude}
+
+
+def _describe_options(name: str, parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
+    """Return a row for each option: what it does, what is allowed, and the default."""
+    texts = explain_arguments("prepare", name, _builder(name), parameters)
+    rows = []
+    for key, parameter in parameters.items():
+        default = "required" if parameter.is_required else f"default: {json.dumps(parameter.default, default=str)}"
+        allowed = describe_type(parameter.annotation)
+        text = f"{strip_links(texts[key])} ({allowed})" if key in texts else allowed
+        rows.append((f"{key}=VALUE", f"{text}  [{default}]"))
+    return rows or [("none", "it has no options")]
+
+
+def _make_example(parameter: Parameter) -> str:
+    """Return a value that a required option may have: the last of its choices, such as the axis z, else VALUE."""
+    choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
+    return str(choices[-1]) if choices else "VALUE"
 
 
 def convert(options: ConvertOptions) -> int:

@@ -128,6 +128,8 @@ class PreparedData(Dataset):
     A class that defines `plan` can be prepared, and its source surveyed. `plan(root, *, ...)` plans the preparation of
     the source that `spec` finds at `root`; its keyword arguments are the options of `sightline data prepare`, but
     `target` and `progress`, which it gets as that command has them.
+
+    `shared` is what becomes of a training sample of which validation or test has a copy.
     """
 
     spec: ClassVar[SetSpec]
