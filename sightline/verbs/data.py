@@ -42,8 +42,14 @@ def prepare(options: PrepareOptions) -> int:
     preparable = list_preparable()
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable)}")
+    texts = explain_arguments("prepare", name, _builder(name), _list_parameters(name, exclude=_SET_BY_PREPARE))
     arguments = read_key_values(
-        name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
+        name,
+        _builder(name).prepare,
+        options.options,
+        command="data prepare",
+        exclude=_SET_BY_PREPARE,
+        texts={key: strip_links(text) for key, text in texts.items()},
     )
     presets = [] if options.config is None else _find_presets(name, options)
     with _counting(name) as progress:
