@@ -189,9 +189,10 @@ class _RecordCommand(TyperCommand):
         more = MoreHelp()
         if self.record.help_rows and (words := ctx.meta["words"]):
             more = _import_verb(self.record.help_rows)(words)
-        if more.rows:
-            with formatter.section(more.title):
-                formatter.write_dl(more.rows)
+        for title, rows in {**self.record.sections, more.title: more.rows}.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
         if examples := more.examples or self.record.examples:
             with formatter.section("Examples"):
                 formatter.write("".join(f"  sightline {line}\n" for line in examples))

@@ -279,3 +279,13 @@ def test_no_summary_is_cut_at_80_columns(words: tuple[str, ...], monkeypatch: py
 def test_the_help_groups_the_commands() -> None:
     titles = re.findall(r"^(\w+):$", run_here("--help").out, flags=re.MULTILINE)
     assert titles == ["Options", "Begin", "Data", "Train", "Prove", "Look", "Use", "Search"]
+
+
+def test_the_help_of_predict_is_by_kind_of_data_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had 22 lines on six tasks before the first option."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run_here("predict", "--help").out.splitlines()
+    assert lines.index("Options:") < 25
+    kinds = lines[lines.index("What is predicted, by the data of the run:") + 1 : lines.index("Examples:")]
+    found = [line[2:23].strip() for line in kinds if re.match(r"  \S", line)]
+    assert found == ["clouds", "parts, rooms, scans", "images", "depth images", "--data CONFIG"]
