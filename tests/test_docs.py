@@ -198,6 +198,16 @@ def test_configs_that_a_page_names_exist() -> None:
             )
 
 
+def test_the_readme_states_the_number_of_configs() -> None:
+    """Those that were measured on a GPU, as the page of these figures has them, and those of the folder."""
+    stated = re.search(r"first losses of (\d+) of the (\d+) configs on a GPU", (ROOT / "README.md").read_text())
+    measured = re.search(r"first step of all (\d+) recipes", (ROOT / "docs/results/gpu.md").read_text())
+    assert stated is not None
+    assert measured is not None
+    configs = [path for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("_")]
+    assert (int(stated[1]), int(stated[2])) == (int(measured[1]), len(configs))
+
+
 def test_every_kind_and_public_name_is_in_the_reference() -> None:
     public = [f"sightline.{name}" for name in sightline.__all__]
     names = [*public, *sightline.metrics.__all__, *REGISTRIES]

@@ -9,7 +9,7 @@ import sys
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
 from sightline.commands.fields import MoreHelp
@@ -31,6 +31,9 @@ from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note, print_tree, show_progress
 from sightline.verbs.weights import refuse_weights
+
+if TYPE_CHECKING:
+    from sightline.workbench.check.batch_of_one import BatchOfOne
 
 _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
@@ -58,7 +61,7 @@ def prepare(options: PrepareOptions) -> int:
         )
     _print_report(report, _builder(name), options.json)
     if options.config is not None:
-        _write_config(options.config, name, options.target, presets)
+        _write_config(options, name, presets)
     return 0
 
 
@@ -75,19 +78,43 @@ def _find_presets(name: str, options: PrepareOptions) -> list[str]:
     return presets
 
 
-def _write_config(path: Path, name: str, root: Path, presets: Sequence[str]) -> None:
+def _write_config(options: PrepareOptions, name: str, presets: Sequence[str]) -> None:
     """Write the config that trains on a prepared folder. Raises UserError for a file of another content."""
-    builder = _builder(name)
+    assert options.config is not None
+    path, root, builder = options.config, options.target, _builder(name)
     proposed = builder.propose(builder.open_folder(root)) if hasattr(builder, "propose") else []
     words = [f"data.name={name}", f"data.root={format_inline(str(root))}", *proposed]
     also = [f"Others for this data set: {', '.join(presets[1:])}"] if presets[1:] else []
     about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {presets[0]}.")
+    alone = _find_batch_of_one(presets[0], words)
+    words += [] if alone is None else alone.list_words()
     text = render_over(presets[0], words, heading=[about, *also])
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(f"--config {path}: is there already, and differs; give the name of a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomic(path, text.encode())
-    print_note(f"{path}: trains on it: sightline train {shlex.quote(str(path))}")
+    if alone is not None and alone.changes:
+        print_note(f"{path}: {alone.reason}, which batch norm cannot normalise: it has {' '.join(alone.list_words())}")
+    plugins = [word for plugin in options.plugins for word in ("--plugin", str(plugin))]
+    print_note(f"{path}: trains on it: {shlex.join(['sightline', 'train', str(path), *plugins])}")
+
+
+def _find_batch_of_one(preset: str, words: Sequence[str]) -> BatchOfOne | None:
+    """Find the batch of one sample at which a training would be refused; None without one, or if it cannot be built."""
+    from sightline.config import read_config  # slow, as torch is: only a config to write needs it
+    from sightline.engine.build import build
+    from sightline.engine.distributed import World
+    from sightline.engine.run_data import build_data
+    from sightline.workbench.check.batch_of_one import find_batch_of_one
+
+    try:
+        config = read_config(Path(preset), words)
+        size = config.train.batch_size
+        if not isinstance(size, int) or len(build_data(config).train.indices) % size != 1:
+            return None  # as most sets: no network is built
+        return find_batch_of_one(build(config, World()), World())
+    except UserError:
+        return None  # what is wrong is said where the config is read or trained
 
 
 def list_preparable() -> set[str]:

@@ -243,6 +243,22 @@ def test_the_help_of_prepare_lists_no_options_without_a_known_set() -> None:
         assert "--from PATH" in done.out
 
 
+def test_a_config_that_is_written_leaves_no_sample_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """145 samples in batches of 8 leave one, which batch norm cannot normalise: `check` refused what was written."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for split, kind, count in (("train", "cup", 10), ("train", "rod", 9), ("test", "cup", 2), ("test", "rod", 2)):
+        (tmp_path / "in" / split / kind).mkdir(parents=True)
+        for number in range(count):
+            np.save(tmp_path / "in" / split / kind / f"{number}.npy", generator.normal(size=(300, 3)))
+    words = ("data", "prepare", "cloud_folder", "--from", "in", "--to", "set", "up_axis=z", "num_points=300")
+    said = succeed(*words, "--config", "own.yaml").err
+    lone = "17 training samples in batches of 8 make a batch of one sample, which batch norm cannot normalise"
+    assert f"own.yaml: {lone}: it has train.tail=drop" in said
+    assert 'train:\n  tail: "drop"\n' in (tmp_path / "own.yaml").read_text()
+    succeed("train", "own.yaml", "train.epochs=1", "--no-check", "--out", "run")
+
+
 def test_examples_of_the_help_are_of_that_set_and_complete() -> None:
     """They were of modelnet40 and cloud_folder for every set; the second lacks nothing that the set requires."""
     for verb, name in itertools.product(("prepare", "convert"), ("cloud_folder", "coco", "yolo_txt", "scan_folder")):
