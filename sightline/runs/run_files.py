@@ -13,7 +13,7 @@ from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import describe_prepared
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import Plugin, check_recorded, load_unchanged
-from sightline.contract.schema import suggest
+from sightline.contract.schema import suggest_beside
 from sightline.contract.types import DataInfo
 from sightline.runs.checkpoint import enclosing_run
 from sightline.runs.input_ranges import Range, read_ranges
@@ -61,7 +61,7 @@ def _describe_otherwise(path: Path) -> str:
     if prepared := describe_prepared(path):
         return prepared
     if not path.exists():
-        return suggest(str(path), [str(beside.parent) for beside in path.parent.glob("*/config.yaml")], otherwise="")
+        return suggest_beside(path, (config.parent for config in path.parent.glob("*/config.yaml")))
     try:
         folders = [path] if path.is_dir() else []
         for _ in range(2):

@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 from sightline.contract.catalogue import are_of_one_area
 from sightline.contract.errors import DataError, MissingDataError, join_some, summarise_error
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
-from sightline.contract.schema import suggest
+from sightline.contract.schema import suggest_beside
 from sightline.contract.validation import Ge, Lt, TypeAdapter, ValidationError
 from sightline.store.files.array_files import check_npy
 from sightline.store.files.input_files import expand_home, prepare_again, read_file
@@ -322,8 +322,9 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "", ab
     """
     about = about and f"; {about}"
     if not root.is_dir():
+        beside = (file.parent for file in root.parent.glob(f"*/{MANIFEST}"))
         raise MissingDataError(
-            f"{root}: there is no such folder{_suggest_beside(root)}; {_describe_start(root)}{_ELSEWHERE}; "
+            f"{root}: there is no such folder{suggest_beside(root, beside)}; {_describe_start(root)}{_ELSEWHERE}; "
             f"to make it{about}: {prepare_command(set_names[0], str(root), options)}"
         )
     if not (root / MANIFEST).is_file():
@@ -341,12 +342,6 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "", ab
         raise DataError(f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; {advice}")
     check_sizes(root, manifest)
     return PreparedSet(root, manifest)
-
-
-def _suggest_beside(root: Path) -> str:
-    """Suggest a prepared set beside a folder that is not there, if one has a similar name."""
-    beside = [str(file.parent) for file in root.parent.glob(f"*/{MANIFEST}")]
-    return suggest(str(root), beside, otherwise="")
 
 
 def _describe_start(root: Path) -> str:

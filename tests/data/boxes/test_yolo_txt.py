@@ -498,6 +498,19 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert np.array_equal(images[SampleKey(0, 0, 0)]["image"], pattern(10, 20))
 
 
+def test_the_file_of_names_stands_for_its_folder(tmp_path: Path) -> None:
+    """As trainers take it: it was refused with the folder's name. Of two files the given one counts."""
+    write_rows(tmp_path / "in", ["0 .5 .5 .5 .5", "1 .5 .5 .5 .5"])
+    for name, given in (("set", "in/data.yaml"), ("same", "in")):
+        prepare(tmp_path / given, tmp_path / name)
+    assert name_boxes(all_of(tmp_path / "set")) == name_boxes(all_of(tmp_path / "same")) == ["apple", "pear"]
+    (tmp_path / "in" / "other.yaml").write_text("names: [nut, fig, kiwi]\n")
+    refuse(prepare, tmp_path / "in", r"data\.yaml and .*other\.yaml state other names or splits")
+    prepare(tmp_path / "in" / "other.yaml", tmp_path / "other")
+    assert name_boxes(all_of(tmp_path / "other")) == ["nut", "fig"]
+    refuse(prepare, tmp_path / "in" / "images" / "0.txt", "is a file; give the folder around images and labels: --from")
+
+
 def write_rows(root: Path, rows: Sequence[str], names: str = "names: [apple, pear, plum]\n") -> None:
     """An image for each text of rows, a file of names, and no parts."""
     for number, text in enumerate(rows):

@@ -39,6 +39,8 @@ from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
+_NAMING = (".yaml", ".yml", ".data")
+"""Suffixes of files that name the classes and the splits."""
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
 _BOX_WORDS = 5
@@ -63,9 +65,11 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None, first_id: F
     Raises DataError for a folder without images or without any text file of theirs, for classes without names, and
     for rows that are boxes with key points as well as polygons.
     """
-    root = expand_home(source).resolve()
+    root, named = expand_home(source).resolve(), None
+    if root.suffix in _NAMING and root.is_file():  # as trainers take it: the folder around it is meant
+        root, named = root.parent, root
     signs = _KeyPointSigns()
-    read = partial(_read_set, root, names, signs, first_id=first_id)
+    read = partial(_read_set, root, names, signs, named=named, first_id=first_id)
     labels = read(has_key_points=False)
     if not signs.are_possible:
         return labels
@@ -89,14 +93,18 @@ def _read_set(
     names: tuple[str, ...] | None,
     signs: _KeyPointSigns,
     *,
+    named: Path | None,
     first_id: FirstId | None,
     has_key_points: bool,
 ) -> LabelledSet:
-    """Read a folder; rows that are longer than a box hold key points if the YAML file, or the caller, states it."""
+    """Read a folder; rows that are longer than a box hold key points if the YAML file, or the caller, states it.
+
+    `named` is the file of the classes that the user gave, of several in the folder.
+    """
     if root.is_file():
         raise DataError(f"{root}: is a file; give the folder around images and labels: --from {_as_word(root.parent)}")
     paths = list_images(root)
-    config_path, config = _read_config(root)
+    config_path, config = _read_config(root, named)
     classes = _read_classes(root, names, config_path, config)
     stated = _read_splits(root, config_path, config)
     split_by = stated.split_by
@@ -175,13 +183,13 @@ def assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
     return dict(zip(paths, numbers if len({*numbers}) == len(paths) else range(1, len(paths) + 1), strict=True))
 
 
-def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
+def _read_config(root: Path, named: Path | None) -> tuple[Path | None, dict[str, Any]]:
     """Find the YAML file of a folder that names the classes, or Darknet's .data; return its path and content, or None.
 
-    Raises DataError for two YAML files with other names or splits.
+    It is `named`, if the user gave one. Raises DataError for two YAML files with other names or splits.
     """
     configs: list[tuple[Path, dict[str, Any]]] = []
-    for path in sorted(root.glob("*.y*ml")):
+    for path in sorted(root.glob("*.y*ml")) if named is None else [named] * (named.suffix != ".data"):
         content = read_file(path)
         document = parsed_yaml(content, path, name="a file of classes") if b"names" in content else None
         if isinstance(document, dict) and "names" in document:
@@ -189,7 +197,7 @@ def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
     for path, document in configs[1:]:
         if any(document.get(key) != configs[0][1].get(key) for key in ("names", *_SPLIT_KEYS)):
             raise DataError(f"{configs[0][0]} and {path} state other names or splits; keep one of them in the folder")
-    for path in sorted(root.glob("*.data")) if not configs else ():
+    for path in (sorted(root.glob("*.data")) if named is None else [named]) if not configs else ():
         rows = [line.split("=", 1) for line in read_file(path).decode("utf-8-sig", "replace").splitlines()]
         stated = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
         configs += [(path, {"train": stated["train"], "val": stated.get("valid")})] if "train" in stated else []
