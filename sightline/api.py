@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from sightline.contract.call_arguments import to_count, to_path, to_paths, to_texts
 from sightline.engine.distributed import start_world
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sightline.training.train_result import Reporter, TrainResult
     from sightline.workbench.compare.comparison import VariantComparison
     from sightline.workbench.export.export import ExportResult
+    from sightline.workbench.probe.measure import Comparison
 
 __all__ = ["LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run"]
 
@@ -149,6 +150,7 @@ def load_data(
     return load_split(read_source(config, overrides, plugins).config, split, transforms)
 
 
+@overload
 def evaluate(
     run: str | Path,
     *,
@@ -157,18 +159,58 @@ def evaluate(
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     device: str | torch.device = "auto",
-) -> RunEvaluation:
+    probe: None = None,
+) -> RunEvaluation: ...
+
+
+@overload
+def evaluate(
+    run: str | Path,
+    *,
+    checkpoint: str = "last",
+    data: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    device: str | torch.device = "auto",
+    probe: str | Sequence[str],
+) -> Comparison: ...
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    checkpoint: str = "last",
+    data: ConfigSource | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    device: str | torch.device = "auto",
+    probe: str | Sequence[str] | None = None,
+) -> RunEvaluation | Comparison:
     """Evaluate a run on its test split, as `sightline evaluate` does: `metrics`, `per_class`, `document`.
 
     `data` evaluates it on the data and evaluation transforms of another config; `overrides` change settings of the
-    evaluation ("evaluate.votes=10"). Raises UserError for what is not a run, and ConfigError or DataError for data
-    that do not fit the model.
+    evaluation ("evaluate.votes=10"). `probe` names methods, such as "svm", that learn from the frozen features of the
+    run's encoder, with their arguments among the overrides ("C=0.1"): the result has `metrics`, and `baselines` of
+    random weights and of guessing; `data` is then the file of a config. Raises UserError for what is not a run, and
+    ConfigError or DataError for data that do not fit the model.
 
     >>> import sightline
     >>> evaluated = sightline.evaluate("runs/shapes")
     >>> sorted(evaluated.metrics)
     ['mean_class_accuracy', 'overall_accuracy']
     """
+    if probe is not None:
+        from sightline.workbench.probe.probe_run import probe_run
+
+        return probe_run(
+            to_path(run, name="evaluate", what="a run directory"),
+            [probe] if isinstance(probe, str) else to_texts(probe, name="probe"),
+            checkpoint=_to_checkpoint(checkpoint),
+            data=None if data is None else to_path(data, name="data", what="the file of a config"),
+            overrides=to_texts(overrides, name="overrides"),
+            plugins=to_paths(plugins, name="plugins", what="a Python file"),
+            device=device,
+        )
     from sightline.training.config_source import check_source
     from sightline.training.run_evaluation import evaluate_run
 

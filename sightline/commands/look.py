@@ -46,8 +46,8 @@ class ProfileOptions(
     run="describe.profile",
     environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
     examples=(
-        "profile CONFIG",
         "profile CONFIG train.precision=bf16 --trace trace.json.gz",
+        "profile CONFIG --arm few='data.num_points=256' --arm many='data.num_points=1024'",
         "profile CONFIG --find-rate --svg rates.svg",
     ),
 ):
@@ -56,6 +56,9 @@ class ProfileOptions(
     Reports data loading, transfer, forward, backward and optimiser, and the slowest modules and operators. Runs real
     training steps on the run's data, from new weights; no run directory is written or changed. With --processes, the
     tables are those of the first process, and each states how long it waited for the gradients of the others.
+
+    --arm asks what other settings would cost, such as another canvas or number of points: is it the size, or the code?
+    The steps of each arm are timed beside those of the config, part by part, in place of modules and operators.
 
     --find-rate finds a learning rate instead: it trains steps at rates that grow from 1e-7 to 10 until the loss
     diverges, and suggests one.
@@ -67,6 +70,9 @@ class ProfileOptions(
         "--steps", "N", "number of measured steps, after two warm-up steps [5; with --find-rate 100]", min=1
     )
     trace: Path | None = option("--trace", "FILE", "write the trace for a viewer: trace.json.gz", is_written=True)
+    arms: tuple[str, ...] = option(
+        "--arm", "NAME='KEY=A KEY=B'", "time the steps with these overrides, too; repeatable", default=()
+    )
     find_rate: bool = switch("--find-rate", "find a learning rate by a range test")
     svg: Path | None = option("--svg", "FILE", "with --find-rate: draw the loss by rate", is_written=True)
     processes: int | None = PROCESSES

@@ -12,6 +12,8 @@ from typing import Any
 
 _LEAD = re.compile(r"(?:`\w+`(?:, and |, | and )?)+")
 """Arguments that a sentence begins with: "`size` and `side_mm` are ..."."""
+_ROOMS = ("sightline.areas.", "sightline.parts.", "sightline.store.")
+"""Beginnings of the modules of classes whose arguments a class of somebody else may have inherited."""
 _LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 
 
@@ -31,24 +33,24 @@ def explain_arguments(kind: str, name: str, builder: Callable[..., Any], argumen
     """Return the sentence of each argument of a component that has one, with links as Markdown writes them.
 
     That of a component of the package is in its texts. Any other has the sentence of its docstring, or of a base
-    class's, that begins with the argument in backticks: "`width` is ...".
+    class's, that begins with the argument in backticks: "`width` is ..."; one that derives from a component's class has
+    that class's texts besides.
     """
-    own = read_texts()[kind if kind in ("data", "prepare") else "parts"] if _is_shipped(builder) else {}
-    sentences = _read_docstrings(builder)
-    explained = {
-        argument: own.get(f"{name}.{argument}") or own.get(f"{kind}.{argument}") or own.get(argument)
-        for argument in arguments
-    }
-    return {key: found for key, text in explained.items() if (found := text or sentences.get(key))}
+    texts, sentences = read_texts()[kind if kind in ("data", "prepare") else "parts"], _read_docstrings(builder)
+    is_shipped = builder.__module__.startswith("sightline.")
+    parents = builder.__mro__ if inspect.isclass(builder) else ()
+    own = texts if is_shipped or any(parent.__module__.startswith(_ROOMS) for parent in parents) else {}
+    explained = {}
+    for argument in arguments:
+        text = own.get(f"{name}.{argument}") or own.get(f"{kind}.{argument}") or own.get(argument)
+        choices = (text, sentences.get(argument)) if is_shipped else (sentences.get(argument), text)
+        explained[argument] = choices[0] or choices[1]
+    return {key: text for key, text in explained.items() if text}
 
 
 def strip_links(text: str) -> str:
     """Return a text without the addresses of its links."""
     return _LINK.sub(r"\1", text)
-
-
-def _is_shipped(builder: Callable[..., Any]) -> bool:
-    return builder.__module__.split(".")[0] == "sightline"
 
 
 def _read_docstrings(builder: Callable[..., Any]) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""Inputs of a run, stored in its folder: fields, features, input spec of clouds and scans, folds."""
+"""Inputs of a run, stored in its folder: fields, features, input spec of clouds and scans, folds, ranges of numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sightline.contract.errors import UserError
 from sightline.contract.types import DataInfo, Field
@@ -13,6 +15,9 @@ from sightline.contract.validation import TypeAdapter, ValidationError
 from sightline.runs.run_documents import load_document
 
 INPUTS_FILE = "inputs.json"
+CHECKS_FILE = "checks.json"
+_FAR = 10.0
+"""Times of a range, and of its reach, beyond which numbers are far outside."""
 
 
 def inputs_document(info: DataInfo) -> dict[str, Any]:
@@ -47,3 +52,55 @@ def _field_to_plain(field: Field) -> dict[str, Any]:
     """Convert a field to values for JSON, with bounds as floats."""
     bounds = {name: None if (bound := getattr(field, name)) is None else float(bound) for name in ("low", "high")}
     return {**dataclasses.asdict(field), **bounds}
+
+
+# --- ranges of numbers ------------------------------------------------------------------------------------------------
+
+
+class Range(NamedTuple):
+    """Least and largest of the finite numbers of a field, over the samples that were read.
+
+    `reach` is the largest number of a sample, by size, in times of its median one; 0 where that is 0.
+    """
+
+    low: float
+    high: float
+    reach: float
+
+    def join(self, other: Range | None) -> Range:
+        """Return the range of both."""
+        if other is None:
+            return self
+        return Range(min(self.low, other.low), max(self.high, other.high), max(self.reach, other.reach))
+
+    def describe_far(self, name: str, found: Range) -> str:
+        """Describe numbers `found` in a field that are far outside of this range; "" where they are not."""
+        margin = _FAR * max(self.high - self.low, abs(self.low), abs(self.high))
+        for value in (found.high, found.low):
+            if not self.low - margin <= value <= self.high + margin:
+                return f"{name}: {value:.4g}, in training {self.low:.4g} to {self.high:.4g}"
+        if found.reach > _FAR * self.reach > 0:
+            times = f"the largest is {found.reach:.4g} times the median, in training at most {self.reach:.4g}"
+            return f"{name}: lone numbers lie far outside of the others ({times})"
+        return ""
+
+
+def find_range(values: np.ndarray) -> Range | None:
+    """Find the range of a sample's numbers; None without any that is finite."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not finite.size:
+        return None
+    sizes = np.abs(finite)
+    median = float(np.median(sizes))
+    return Range(float(finite.min()), float(finite.max()), float(sizes.max()) / median if median else 0.0)
+
+
+def read_ranges(run: Path) -> Mapping[str, Range]:
+    """Read the ranges of the fields of samples, before any transform; none for a run that began without checks."""
+    if not (run / CHECKS_FILE).exists():
+        return {}
+    reaching: Any = load_document(run / CHECKS_FILE).get("reaching") or {}
+    try:
+        return TypeAdapter(dict[str, Range]).validate_python(reaching.get("fields", {}))
+    except (AttributeError, ValidationError):
+        return {}  # a file that was changed by hand: nothing is known

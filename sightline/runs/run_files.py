@@ -16,8 +16,7 @@ from sightline.contract.plugins import Plugin, check_recorded, load_unchanged
 from sightline.contract.schema import suggest_beside
 from sightline.contract.types import DataInfo
 from sightline.runs.checkpoint import enclosing_run
-from sightline.runs.input_ranges import Range, read_ranges
-from sightline.runs.inputs import read_inputs
+from sightline.runs.inputs import Range, read_inputs, read_ranges
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_documents import assert_own_files, load_document, read_facts
 from sightline.runs.run_folders import NETWORK_ENDINGS, is_own_run

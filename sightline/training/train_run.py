@@ -31,7 +31,7 @@ from sightline.engine.run_data import Data
 from sightline.engine.train import NonFiniteGradientError
 from sightline.runs import checkpoint
 from sightline.runs.environment import collect_environment
-from sightline.runs.input_ranges import CHECKS_FILE
+from sightline.runs.inputs import CHECKS_FILE
 from sightline.runs.run_directory import remove_dead_lock
 from sightline.runs.run_documents import load_document, read_lines
 from sightline.runs.run_files import RunFiles
@@ -374,7 +374,7 @@ def _measure_levels(built: TrainingSetup) -> Levels:
 
 def _measure_chances(built: TrainingSetup) -> list[Chance]:
     """Measure what the trained network knows of its targets, beside one that looks at other samples."""
-    from sightline.workbench.check.chance import measure_chances
+    from sightline.workbench.check.targets.chance import measure_chances
 
     return measure_chances(built, built.job.evaluation_model)
 

@@ -30,13 +30,17 @@ from sightline.workbench.describe.profiling import (
     measure_processes,
     profile_steps,
     run_steps,
+    time_steps,
 )
 from sightline.workbench.describe.rate_test import NUM_STEPS, RULE, RateTest, make_rates, run_rate_test
 from sightline.workbench.describe.report import DataDescription, description_document, trace_run
 from sightline.workbench.describe.trace import Node, Trace
+from sightline.workbench.series.study import parse_arm
 
 _COLUMNS = ("module", "class", "inputs", "outputs", "parameters", "MAC/sample")
 _NUM_PROFILED = 5
+_LEAST_SHARE = 0.02
+"""Share of a step from which a part of it has a column."""
 _NUM_MODULES, _NUM_OPERATORS = 20, 10
 """Numbers of modules and of operators that `profile` prints, the slowest first."""
 
@@ -111,6 +115,8 @@ def profile(options: ProfileOptions) -> int:
         return launch(options.command_line(), num_processes)
     if options.find_rate and options.trace is not None:
         raise UserError("--trace: there is no trace with --find-rate; leave one of the two out")
+    if options.arms and (options.find_rate or options.trace is not None):
+        raise UserError("--arm: steps are timed without a trace and at one rate; leave --trace and --find-rate out")
     if options.svg is not None and not options.find_rate:
         raise UserError("--svg: draws the curve of --find-rate; give both")
     steps = options.steps or _NUM_PROFILED
@@ -119,6 +125,8 @@ def profile(options: ProfileOptions) -> int:
         set_backends(config.train)
         if options.find_rate:
             return _find_rate(options, config, world)
+        if options.arms:
+            return _compare_arms(options, config, world, steps)
         job = _build(config, world, steps)
         plain = run_steps(job, world, NUM_WARM + steps, lambda record: None)
         job.step = 0
@@ -138,6 +146,42 @@ def profile(options: ProfileOptions) -> int:
         if options.trace is not None:
             world.rank_zero_only(print_note)(f"trace: {options.trace}, for https://ui.perfetto.dev or chrome://tracing")
     return 0
+
+
+def _compare_arms(options: ProfileOptions, config: RunConfig, world: World, steps: int) -> int:
+    """Time the steps of a config and of its arms, and show their parts beside each other."""
+    arms = {"config": config}
+    for name, level in map(parse_arm, options.arms):
+        if name in arms:
+            raise UserError(f"--arm {name}=...: is the name of another one; give each arm its own")
+        replaced = {word.partition("=")[0].strip() for word in level.overrides}
+        kept = [word for word in options.overrides if word.partition("=")[0].strip() not in replaced]
+        arms[name] = load_config(options.config, (*kept, *level.overrides), options.plugins)
+    timed = {name: time_steps(_build(each, world, steps), world, steps) for name, each in arms.items()}
+    world.rank_zero_only(_show_arms)(timed, world.device)
+    about = {"config": str(options.config), "device": str(world.device), "threads": torch.get_num_threads()}
+    world.rank_zero_only(write_document)(options.json, {**about, "arms": timed})
+    return 0
+
+
+def _show_arms(timed: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+    """Print the time of a step and of its parts for each arm, and how they grow from the config to the slowest."""
+    first, slowest = timed["config"], max(timed.values(), key=lambda each: float(each["step_s"]))
+    parts = [name for name, seconds in slowest["parts"].items() if seconds > _LEAST_SHARE * slowest["step_s"]]
+    rows = [
+        [
+            *(name, f"{each['num_samples']:g}", _format_ms(each["step_s"]), f"{each['step_s'] / first['step_s']:.2f}"),
+            *(_format_ms(each["parts"].get(part, 0.0)) for part in parts),
+        ]
+        for name, each in timed.items()
+    ]
+    show_table(f"a step on {device}, ms", ("arm", "samples", "step", "times", *parts), rows, unbroken="arm")
+    name = next(name for name, each in timed.items() if each is slowest)
+    if slowest is not first:
+        grown = [
+            f"{part} {slowest['parts'][part] / first['parts'][part]:.1f}" for part in parts if first["parts"].get(part)
+        ]
+        print_note(f"from config to {name}, times: {', '.join(grown)}; what does not grow is not the size's")
 
 
 def _find_rate(options: ProfileOptions, config: RunConfig, world: World) -> int:

@@ -20,7 +20,7 @@ _GIVEN = {"source", "target", "name", "progress"}
 def list_arguments(kind: str) -> Iterator[tuple[str, dict[str, str], list[str]]]:
     """Yield the name of each component of a kind, or of each set to prepare, its explained and all its arguments."""
     registry = REGISTRIES["data" if kind == "prepare" else kind]
-    for name in registry.names():
+    for name in registry.modules:
         entry = registry.get_entry(name)
         arguments = [*entry.arguments]
         if kind == "prepare":

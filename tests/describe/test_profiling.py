@@ -20,6 +20,7 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.instrument.memory import peak_rise
 from sightline.workbench.describe.profiling import NUM_WARM, compute_costs, profile_steps, run_steps
+from tests.command import run_here, succeed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ("data.num_points=64", "data.train_size=96", "data.test_size=24", "train.batch_size=8")
@@ -183,3 +184,16 @@ def test_a_step_that_fails_before_the_trace_ends_the_profiler_unheard(monkeypatc
     assert not started
     monkeypatch.undo()
     assert profile_steps(built_of().job, World(), num_steps=1)["modules"]
+
+
+def test_arms_are_timed_beside_the_config(tmp_path: Path) -> None:
+    """Four times the points take longer forward; the optimiser's share is that of the weights."""
+    words = ("profile", CONFIGS / "classify/synthetic_shapes_pointnet.yaml", *SMALL, "--steps", 2, "--device", "cpu")
+    out = succeed(*words, "--arm", "many=data.num_points=512 train.batch_size=16", "--json", tmp_path / "arms.json")
+    arms = json.loads((tmp_path / "arms.json").read_text())["arms"]
+    assert {name: each["num_samples"] for name, each in arms.items()} == {"config": 8, "many": 16}
+    assert all(sum(each["parts"].values()) <= 1.05 * each["step_s"] for each in arms.values())
+    assert "many" in out.out
+    for more in (("--find-rate",), ("--trace", tmp_path / "trace.json.gz")):
+        assert "--arm" in run_here(*words, "--arm", "many=data.num_points=512", *more).err
+    assert "its own" in run_here(*words, "--arm", "a=seed=1", "--arm", "a=seed=2").err

@@ -99,6 +99,23 @@ def test_planted_faults_are_warned_about(name: str) -> None:
         assert any(told in each for each in faults(sizes, labels, plant(sizes, found))), seed
 
 
+@pytest.mark.parametrize("num_labels", [2, 10])
+def test_corners_that_match_as_sizes_are_warned_about(num_labels: int) -> None:
+    """A box of 60 x 45 pixels at (6, 4): with its corners as sizes it is 66 x 49, and AP50 1, AP 0.40."""
+    truth = np.array([[6, 4, 66, 49, 0, 2700, 0]], dtype=np.float64)
+    box = np.array([[6, 4, 6 + 66, 4 + 49, 0.9, 0]], dtype=np.float64)
+    [told] = [
+        each
+        for each in faults([(60, 80)] * num_labels, [truth] * num_labels, [box] * num_labels)
+        if "the lowest score" not in each
+    ]
+    iou = 0.9 if num_labels == 10 else 0.99
+    assert told == (
+        f"boxes look like left, top, right, bottom: so read they find {num_labels} labels at an IoU of {iou:g}, as "
+        "they are 0; write left, top, width, height in pixels of the files"
+    )
+
+
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_sound_results_are_not_warned_about(num_classes: int) -> None:
     for seed in range(10):

@@ -8,20 +8,26 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sightline
+from sightline.config import read_config
+from sightline.contract.draws import Draws
+from sightline.contract.transform import Transform
 from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.finding import Finding
 from sightline.doctor.record import Chance, Record, Scored
 from sightline.doctor.rules import find_by
 from sightline.doctor.rules.outcomes import answers_at_chance, chance_figure
 from sightline.doctor.trace import Trace
-from sightline.runs.input_ranges import find_range
-from sightline.workbench.check.reaching import Reaching, Target
-from sightline.workbench.check.reaching_rules import training_targets
-from tests.outcomes.reaching import Cell, assert_named, train_cell
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.runs.inputs import find_range
+from sightline.workbench.check.targets.reaching import Reaching, Target, read_reaching
+from sightline.workbench.check.targets.training_targets import training_targets
+from tests.outcomes.reaching import SHAPES, Cell, assert_named, train_cell
+from tests.planted.planting import Planter
 
 DAILY = [
     *[Cell("shapes", kind, "transform", "label") for kind in ("constant", "shifted", "half", "gone")],
@@ -35,7 +41,11 @@ DAILY = [
 
 @pytest.mark.parametrize("cell", DAILY, ids=str)
 def test_a_run_at_chance_is_named(cell: Cell) -> None:
-    assert_named(cell, train_cell(cell))
+    findings = train_cell(cell)
+    assert_named(cell, findings)
+    if cell.side == "transform" and cell.kind in ("constant", "shifted", "zero"):
+        (first, *_) = [each for each in findings if each.code == "training-targets"]
+        assert "own changes it" in first.measured
 
 
 def test_a_healthy_run_is_not_named() -> None:
@@ -100,6 +110,8 @@ def test_classes_of_points() -> None:
     (gone,) = _judge([np.where(each == 2, -1, each) for each in own], own)
     assert gone.severity == "note"
     assert "do not reach the loss: 2" in gone.summary
+    (added,) = _judge([np.append(each, 7) for each in own], own)
+    assert added.severity == "note"
     (other,) = _judge([np.where(each == 2, 7, each) for each in own], own)
     assert other.severity == "error"
     assert "12 of 12 samples" in other.measured
@@ -119,6 +131,23 @@ def test_what_evaluation_maps_as_well_is_meant() -> None:
     raw = _draw_classes()
     own = [each // 2 for each in raw]
     assert not _judge(own, own, raw=raw)
+
+
+def test_classes_that_evaluation_draws_too_are_meant() -> None:
+    """A network that is to tell how a cloud was turned has no label of its own."""
+
+    class Turn(Transform):
+        """Draws a label."""
+
+        def __call__(self, draws: Draws, *, label: Tensor) -> dict[str, Tensor]:
+            return {"label": (12 * draws.uniform(*label.shape[1:])).long()}
+
+    with Planter() as planter:
+        planter.add("transforms", Turn)
+        blocks = {"train": [{"name": "jitter"}, {"name": "own"}], "evaluate": [{"name": "own"}]}
+        built = build(read_config({**SHAPES, "transforms": blocks}), World())
+        (target,) = read_reaching(built, is_quick=True).targets
+    assert target.is_drawn
 
 
 def test_mixed_samples_have_classes_of_others() -> None:
@@ -168,7 +197,7 @@ def test_numbers_that_evaluation_lacks() -> None:
 
 
 def _find_chance(level: float, *chances: Chance, is_higher_better: bool = True) -> list[str]:
-    record = Record(metric="accuracy", is_higher_better=is_higher_better, scores=[Scored(10, 0.1, 1.0)], is_over=True)
+    record = Record(metric="accuracy", is_higher_better=is_higher_better, scores=[Scored(60, 0.1, 1.0)], is_over=True)
     losses = record.losses.setdefault("", type(record.main_losses)())
     for step in range(20):
         losses.add(step, 2.0 if step < 10 else level)
@@ -192,7 +221,7 @@ def test_a_figure_at_chance() -> None:
 def test_answers_at_chance() -> None:
     record = Record()
     losses = record.losses.setdefault("", type(record.main_losses)())
-    for step in range(20):
+    for step in range(60):
         losses.add(step, 2.0 / (step + 1))
     trace = Trace(is_over=True, first_evaluation=7)
 

@@ -19,6 +19,8 @@ def test_joints_of_another_frame_are_no_fault_of_the_metric_or_the_maps() -> Non
         built = planter.change(build(read_config(BENCHES / f"{case.bench}.yaml", words), World()))
         found = [finding for finding in run_quick(built, World()) if finding.severity != "note"]
     assert found[0].cause == "data.pairing"
-    assert {finding.code for finding in found} <= {"misplaced-joints", "exchanged-rows"}, list(map(str, found))
+    assert {finding.code for finding in found} <= {"misplaced-joints", "exchanged-rows", "training-targets"}, list(
+        map(str, found)
+    )
     (joints,) = [finding for finding in found if finding.code == "misplaced-joints"]
     assert "another frame" in joints.summary

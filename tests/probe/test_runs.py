@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+import sightline
 from sightline.api import load_run
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.config import read_config
-from sightline.contract.errors import DataError
+from sightline.contract.errors import DataError, UserError
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.distributed import World
 from sightline.store.loading import rendered_views
@@ -121,6 +122,17 @@ def test_training_evaluation_and_probe_say_the_same_figure(run: Path) -> None:
     assert document["metrics"]["probe_svm_accuracy"] == final["probe_svm_accuracy"]
     split, _ = features_of(run)  # tests/probe/test_classifiers.py compares the machine with scikit-learn's own search
     assert final["probe_svm_accuracy"] == SVM()(split.train, split.test).metrics["probe_svm_accuracy"]
+
+
+def test_python_gets_what_the_command_says(run: Path) -> None:
+    document, _ = probe(run, "C=0.1")
+    found = sightline.evaluate(run, probe="svm", overrides=["C=0.1"], device="cpu")
+    assert found.to_dict()["metrics"] == document["metrics"]
+    name, value = "probe_svm_accuracy", found.metrics["probe_svm_accuracy"]
+    random, chance = found.baselines[name]
+    assert f"{name} {value:.4g} (random weights {random:.4g}, chance {chance:.4g})" in repr(found)
+    with pytest.raises(UserError, match="no_such"):
+        sightline.evaluate(run, probe="svm", overrides=["no_such=1"], device="cpu")
 
 
 def test_the_figure_is_of_the_last_weights_where_others_were_the_best(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_block_prints_what_the_page_shows(
     torch.manual_seed(0)
     run_block([block for block in blocks_of(PAGE) if block.needs is None][place])
     assert re.fullmatch(_as_pattern(_without_times(PRINTED[place])), _without_times(capsys.readouterr().out))
-    assert place or (tmp_path / "watch.html").read_text().count("<h2") == 3
+    assert place or (tmp_path / "watch.html").read_text().count("<h2") == 4  # the labels are drawn: a note of chance
 
 
 def _as_pattern(text: str) -> str:

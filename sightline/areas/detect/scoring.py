@@ -209,8 +209,10 @@ def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[s
 
 _MAX_LOWEST_SCORE = 0.05
 _MAX_DUPLICATE_SHARE, _MAX_EMPTY_SHARE = 1e-3, 0.02
-_MIN_FACTOR, _MIN_LABELS = 1.5, 20
-"""Another order of the numbers is likelier if it matches this many times as many labels, and this many at least."""
+_MIN_FACTOR = 1.5
+_MIN_LABELS = {0.5: 20, 0.9: 5, 0.99: 2}
+"""Another order of the numbers is likelier if it matches, at an IoU, this many labels at least, and `_MIN_FACTOR` times
+as many. Corners read as sizes of boxes near the upper left corner of an image still match at an IoU of 0.5."""
 
 _MAX_SHARE_COORDINATE = 2.0
 """Maximal coordinate of boxes in shares of an image (boxes may exceed its border), not in pixels."""
@@ -277,25 +279,28 @@ def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]
         yield f"boxes look like shares of the image; write {_REQUIRED_FORMAT}"
         return
     rows = [np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], 1) for result in results]
-    counts = {
-        order: _count_matched_labels([corners(*row.T) for row in rows], results, truths)
-        for order, corners in _ORDERS.items()
+    overlaps = {
+        order: _find_overlaps([corners(*row.T) for row in rows], results, truths) for order, corners in _ORDERS.items()
     }
-    best = max(counts, key=counts.__getitem__)
-    if counts[best] >= max(_MIN_FACTOR * counts[_PLAIN], _MIN_LABELS):
-        yield (
-            f"boxes look like {best}: so read they find {counts[best]} labels, as they are {counts[_PLAIN]}; write "
-            f"{_REQUIRED_FORMAT}"
-        )
+    for iou, least in _MIN_LABELS.items():
+        counts = {order: int((found >= iou).sum()) for order, found in overlaps.items()}
+        best = max(counts, key=counts.__getitem__)
+        if counts[best] >= max(_MIN_FACTOR * counts[_PLAIN], least):
+            at = "" if iou == min(_MIN_LABELS) else f" at an IoU of {iou:g}"
+            yield (
+                f"boxes look like {best}: so read they find {counts[best]} labels{at}, as they are {counts[_PLAIN]}; "
+                f"write {_REQUIRED_FORMAT}"
+            )
+            return
 
 
-def _count_matched_labels(
+def _find_overlaps(
     boxes: Sequence[np.ndarray], results: Sequence[Detections], truths: Sequence[np.ndarray]
-) -> int:
-    """Count labels with IoU >= 0.5 to one of the image's top-scoring boxes (as many as labels), of any class."""
-    count = 0
+) -> np.ndarray:
+    """Return, for each label, the highest IoU with the image's top-scoring boxes (as many as labels), of any class."""
+    overlaps = [np.zeros(0)]
     for image_boxes, result, truth in zip(boxes, results, truths, strict=True):
         valid_truth = truth[truth[:, 6] == 0]
         top_boxes = image_boxes[np.argsort(-result.scores, kind="stable")[: len(valid_truth)]]
-        count += int((iou_or_ioa(top_boxes, valid_truth[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
-    return count
+        overlaps.append(iou_or_ioa(top_boxes, valid_truth[:, :4], False).max(axis=0, initial=0))
+    return np.concatenate(overlaps)

@@ -41,7 +41,7 @@ the way from the figure with those to the best one; share of its first loss, and
 training has learnt."""
 
 _FEW_STEPS = 50
-"""Steps before the modes are compared."""
+"""Steps before the modes are compared, and a figure is expected to be above chance."""
 _MIN_ANSWERED, _MAX_OF_CLASS = 40, 0.8
 """Answers of evaluation for a judgement, and largest share of a class."""
 _LEARN = "train for longer; if the loss stays where it is, look at the learning rate and the targets (sightline fit)"
@@ -167,15 +167,17 @@ def chance_figure(record: Record, chances: list[Chance]) -> Iterator[Fault]:
     """Look for a network whose loss and figure are the same, or better, with the inputs of other samples.
 
     It is a note where the training loss is high, too, as before anything is learnt, and where the two modes of the
-    network differ, or have not been compared.
+    network differ.
     """
+    if record.scores[-1].step < _FEW_STEPS:
+        raise NotApplicableError(f"fewer than {_FEW_STEPS} steps")
     losses, is_higher_better = record.main_losses, record.is_higher_better
     has_fallen = losses.level < _MAX_LEFT * losses.start
     by_chance = [each for each in chances if _is_at_chance(each, is_higher_better=is_higher_better)]
     # Where its loss is low on these samples, too, it knows them: all have the same targets.
     found = [each for each in by_chance if not has_fallen or losses.level < _MAX_LEFT * each.loss]
-    # Running statistics of few batches, or spoilt ones, spoil evaluation alone: that is another rule's.
-    is_unsure = record.scores[-1].step < _FEW_STEPS or any(map(_is_gap, record.modes[-1:]))
+    # Spoilt running statistics spoil evaluation alone: that is another rule's.
+    is_unsure = any(map(_is_gap, record.modes[-1:]))
     for each in found[:1]:
         first, others = (
             record.scores[0],
@@ -217,7 +219,7 @@ def answers_at_chance(trace: Trace, record: Record, confusion: Confusion) -> Fau
     table = confusion.evaluation.astype(np.float64)
     total = table.sum()
     losses = record.main_losses
-    if total < _MIN_ANSWERED or losses.num_seen <= NUM_RECENT:
+    if total < _MIN_ANSWERED or losses.num_seen < _FEW_STEPS:
         raise NotApplicableError("few answers to classes")
     classes, answers = table.sum(axis=1) / total, table.sum(axis=0) / total
     own, chance = table.trace() / total, float(classes @ answers)

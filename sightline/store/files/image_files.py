@@ -42,8 +42,13 @@ _MAX_SIZE_PX = 4096
 _TIFF_DEPTHS = ("I;16", "I;16B", "I", "F")
 DEPTH_MODES = {".png": ("I;16", "I"), ".tif": _TIFF_DEPTHS, ".tiff": _TIFF_DEPTHS}
 """Pillow's modes of images with one channel of 16 bits or more, in which depths are stored, by suffix."""
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Suffixes of image files, in lower case."""
+UNREAD_SUFFIXES = frozenset(
+    {".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".mpo", ".nef", ".pgm", ".ppm", ".arw"}
+)
+"""Suffixes of photos that are not read: they are named where they are left out."""
+CONVERT_ADVICE = "save them as JPEG or PNG, such as by ImageMagick's 'magick mogrify -format jpg FILE'"
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -20,7 +20,6 @@ from sightline.engine.evaluate import BoundMetric
 from sightline.workbench.check.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.dry_run import DryRun, Outputs, dry_run, first_outputs
 from sightline.workbench.check.examination import RunExamination
-from sightline.workbench.check.reaching import Reaching, read_reaching
 from sightline.workbench.check.sample_statistics import (
     ClassCounts,
     PartStatistics,
@@ -28,6 +27,7 @@ from sightline.workbench.check.sample_statistics import (
     count_classes,
     distinct_parts,
 )
+from sightline.workbench.check.targets.reaching import Reaching, read_reaching
 
 
 class TrainedRecords(NamedTuple):

@@ -17,8 +17,8 @@ from sightline.workbench.check.batch_of_one import BatchOfOne, find_batch_of_one
 from sightline.workbench.check.context import Context, JudgedMetric, metrics
 from sightline.workbench.check.dry_evaluation import DryEvaluation
 from sightline.workbench.check.dry_run import DryRun, Outputs
-from sightline.workbench.check.reaching import Reaching
 from sightline.workbench.check.sample_statistics import ClassCounts, PartStatistics, distinct_parts
+from sightline.workbench.check.targets.reaching import Reaching
 
 
 def place(part: DataSubset, sample: int | None = None) -> FindingLocation:

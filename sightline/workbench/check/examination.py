@@ -10,7 +10,7 @@ from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import Report
 from sightline.doctor.verdict import Remedy, add_hint, describe_relations, write_verdict
-from sightline.workbench.check.reaching import Reaching
+from sightline.workbench.check.targets.reaching import Reaching
 
 BUDGET_S = 3.0
 """Processor time for the relations of a run's model."""

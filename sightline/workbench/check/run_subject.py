@@ -30,11 +30,11 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.device.transfer import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.run_data import DataSubset
-from sightline.workbench.check.chance import measure_chances
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
 from sightline.workbench.check.examination import BUDGET_S
 from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
+from sightline.workbench.check.targets.chance import measure_chances
 from sightline.workbench.check.trained_record import make_trained_record
 
 _QUICK_BUDGET_S = 1.5

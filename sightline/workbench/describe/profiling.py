@@ -204,6 +204,16 @@ def measure_parts(records: Sequence[StepRecord]) -> list[dict[str, Any]]:
     ]
 
 
+def time_steps(job: TrainState, world: World, num_steps: int) -> dict[str, Any]:
+    """Time steps after two to warm up: mean seconds of a step and, by name, of its parts, and its samples."""
+    records = run_steps(job, world, NUM_WARM + num_steps, lambda record: None)
+    return {
+        "num_samples": mean_num_samples(records[NUM_WARM:]),
+        "step_s": (records[-1].wall_s - records[NUM_WARM - 1].wall_s) / num_steps,
+        "parts": {row["part"]: row["seconds"] for row in measure_parts(records[NUM_WARM:])},
+    }
+
+
 def measure_processes(records: Sequence[StepRecord], world: World) -> dict[str, Any]:
     """Measure on each of several processes the mean seconds of a step, and those in which it waited for gradients."""
     if world.size == 1:

@@ -27,7 +27,7 @@ from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.ops import waits
-from sightline.runs.input_ranges import find_range
+from sightline.runs.inputs import find_range
 from sightline.store.files.cloud_files import list_skipped_files
 from sightline.store.files.input_files import list_files, natural_sort_key
 from sightline.store.loading.batch_reader import BatchReader

@@ -28,7 +28,7 @@ from sightline.workbench.probe.methods import (
 from sightline.workbench.probe.probed_run import ProbedRun, extract_split, open_data, warnings_on_data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Outcomes of the probes of a run, those of the same network with random weights, and the accuracy of guessing.
 
@@ -55,6 +55,13 @@ class Comparison:
             for name, value in outcome.metrics.items()
             if not name.endswith("_std")
         }
+
+    def __repr__(self) -> str:
+        figures = ", ".join(
+            f"{name} {self.metrics[name]:.4g} (random weights {random:.4g}, chance {chance:.4g})"
+            for name, (random, chance) in self.baselines.items()
+        )
+        return f"Comparison({self.probed.run}: {figures})"
 
     def list_notes(self) -> list[str]:
         """List the scale of the features, the protocols and warnings, those of random weights last."""

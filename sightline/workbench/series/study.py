@@ -59,14 +59,15 @@ def parse_factors(configs: Sequence[Path], vary: Sequence[str], arms: Sequence[s
         level_overrides = [override for (override,) in parse_variants([text])]
         factors[text.partition("=")[0].strip()] = [(o.partition("=")[2], FactorLevel((o,))) for o in level_overrides]
     if arms:
-        factors["arm"] = [_parse_arm(text) for text in arms]
+        factors["arm"] = [parse_arm(text) for text in arms]
     for name, levels in factors.items():
         if len(dict(levels)) < len(levels):
             raise UserError(f"study: {name} has a level twice: {', '.join(label for label, _ in levels)}")
     return {name: dict(levels) for name, levels in factors.items()}
 
 
-def _parse_arm(text: str) -> tuple[str, FactorLevel]:
+def parse_arm(text: str) -> tuple[str, FactorLevel]:
+    """Parse NAME="KEY=VALUE ..." to the name and its level. Raises UserError for other texts."""
     name, equals, overrides = (part.strip() for part in text.partition("="))
     key_values = tuple(word for word in split_values(overrides, separator=" ") if word)
     if not equals or not name or not all("=" in word for word in key_values):

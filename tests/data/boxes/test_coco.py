@@ -238,9 +238,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"bbox": "5022"}, "bbox is 5022"),
     "text of numbers": ({"bbox": [1, 2, "3", 4]}, "impossible boxes, first: b.png: annotation 2"),  # `float` takes '3'
     "true": ({"bbox": [True, 2, 3, 4]}, "impossible boxes"),
-    "a crowd by text": ({"bbox": [0, 0, 1, 1], "iscrowd": "0"}, "impossible boxes"),  # any text but '' counts as a mark
-    "ignored by text": ({"bbox": [0, 0, 1, 1], "ignore": "no"}, "impossible boxes"),
-    "area by text": ({"bbox": [0, 0, 1, 1], "area": "12"}, "impossible boxes"),
+    "a crowd by text": (
+        {"bbox": [0, 0, 1, 1], "iscrowd": "0"},
+        "annotation 2: iscrowd is 0 ",
+    ),  # any text but '' counts as a mark
+    "ignored by text": ({"bbox": [0, 0, 1, 1], "ignore": "no"}, "annotation 2: ignore is no "),
+    "area by text": ({"bbox": [0, 0, 1, 1], "area": "12"}, "annotation 2: area is 12 "),
     "masks alone": ({"segmentation": [[1, 2, 4.5, 2, 4.5, 6]]}, "bbox is missing .there is no bbox"),
     "nothing": ({}, "bbox is missing .there is no bbox; export boxes beside masks"),
     "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
@@ -253,7 +256,15 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "huge": ({"bbox": [0, 0, 10**400, 1]}, "impossible boxes"),
     "far": ({"bbox": [1e308, 0, 1e308, 1]}, "finite numbers, of pixels at most 16,777,216 from the corner"),
     "far on the left": ({"bbox": [-1e300, 0, 1e300, 1], "iscrowd": 1}, "at most 16,777,216 from the corner"),
-    "area": ({"bbox": [0, 0, 1, 1], "area": 1e300}, "numbers of pixels up to 16,777,216, are needed"),
+    "area": ({"bbox": [0, 0, 1, 1], "area": 1e300}, r"area is 1e\+300 \(a number of pixels up to 16,777,216, squared"),
+    "area list": (
+        {"bbox": [0, 0, 1, 1], "area": [600]},
+        r"first: b\.png: annotation 2: area is \[600\] \(a number is needed, not a list\)",
+    ),
+    "rotation": (
+        {"bbox": [0, 0, 1, 1], "attributes": {"rotation": "half"}},
+        "attributes is .*rotation is 'half', a num",
+    ),
     "image": ({"bbox": [0, 0, 1, 1], "image_id": 9}, "images that are not in the file, first: annotation 2 has the i"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sightline.areas.detect.sets.coco import read_coco
 from sightline.areas.detect.sets.convert import convert_labels
 from sightline.areas.detect.sets.label_table import LabelledSet
+from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.test_coco import BOX, ONE, prepare
 from tests.data.preparing import refuse
@@ -108,6 +110,42 @@ def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
     assert [each.name for each in labelled.images] == ["two/a.png"]
 
 
+@run_each(
+    "name, is_there, told",
+    [
+        (
+            "../other/a.png",
+            True,
+            "'../other/a.png' is .*/other/a.png, outside of .*/in, and a.png is another image; give",
+        ),
+        ("../other/a.png", False, "'../other/a.png' is .*/other/a.png, outside of"),
+        ("../other/./a.png", False, ""),
+    ],
+)
+def test_a_path_out_of_the_folder_takes_no_other_photo_of_that_name(
+    name: str, is_there: bool, told: str, tmp_path: Path
+) -> None:
+    """Beside b.png, which is where its name says, a.png was taken for the one of the other folder."""
+    root = tmp_path / name.replace("/", "_") / str(is_there)
+    for number, photo in enumerate(("in/a.png", "in/b.png", *(["other/a.png"] if is_there else []))):
+        write_image(root / photo, pattern(6, 8, number))
+    if not told:
+        write_image(root / "in/other/a.png", pattern(6, 8, 3))
+    write_coco(root / "in/x.json", [(1, name, 8, 6), (2, "b.png", 8, 6)], [BOX])
+    labels = read_coco(root / "in/x.json")
+    assert len(labels.images) == 1 + (not told)
+    assert re.search(told, "".join(labels.faults.raise_or_note("leave_out", root=root)))
+    if is_there:
+        (root / "in/x.json").rename(root / "x.json")
+        write_coco(root / "in/x.json", [(1, name, 8, 6), (2, "b.png", 8, 6)], [BOX])
+        assert {image.name for image in read_coco(root, annotations=("in/x.json",)).images} == {
+            "other/a.png",
+            "in/b.png",
+        }
+        write_image(root / "other/a.png", pattern(6, 8, 0))  # the same photo, of which the folder has a copy
+        assert [image.name for image in read_coco(root / "in/x.json").images] == ["a.png", "b.png"]
+
+
 def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
     """A file of train without its annotations, or beside instances_*.json, was passed over with all of its images."""
     for number, (file, lacking, told) in enumerate(
@@ -138,15 +176,44 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
         refuse(prepare, source, r"1 images that no annotation file names, first: .*val/b\.png; correct")
 
 
-def test_a_box_that_cvat_states_as_turned_is_a_fault(tmp_path: Path) -> None:
-    """Its bbox is that of the box before it was turned."""
-    write_image(tmp_path / "in/a.png", pattern(6, 8))
-    for degrees in (0.0, 45.0):
-        write_coco(tmp_path / "in/x.json", ONE, [BOX | {"attributes": {"occluded": False, "rotation": degrees}}])
-        if degrees:
-            refuse(prepare, tmp_path / "in", r"1 impossible boxes, first: a.png: .*turned by 45.0 degrees")
-        else:
-            assert prepare(tmp_path / "in", tmp_path / "set")["statistics"]["boxes"] == {"all": 1}
+DOUBTS: dict[str, tuple[dict[str, Any], str]] = {
+    "area of another image": (
+        {"area": 9682},
+        "1 areas contradict .*boxes, first: a.png: annotation 1: area is 9682, of a",
+    ),
+    "no area": ({"area": 0}, "1 areas contradict their boxes by far, .*area is 0, of a box of 20 x 30"),
+    "area below 0": ({"area": -600}, "area is -600"),
+    "area of whole pixels": ({"area": 651}, ""),
+    "area of a thin mask": ({"area": 7}, ""),
+    "area of a crowd": ({"area": 9682, "iscrowd": 1}, ""),
+    "polygon elsewhere": (
+        {"segmentation": [[40, 30, 60, 30, 60, 50], [45, 31, 50, 31, 50, 40]]},
+        "1 boxes and their polygons are of different places; the boxes are read, first: a.png: annotation 1: bbox is "
+        "10, 10, 20, 30, the box about the polygons 40, 30, 60, 50",
+    ),
+    "polygon of another size": ({"segmentation": [[10, 10, 20, 10, 20, 20]]}, "are of different places"),
+    "polygon in the box": ({"segmentation": [[11, 12, 29, 12, 29, 40]]}, ""),
+    "polygon that is cut": ({"segmentation": [[10, 10, 30, 10, 30, 32]]}, ""),
+    "rounded polygon of a small box": ({"bbox": [1.4, 1.4, 1.2, 1.2], "segmentation": [[2, 2, 3, 2, 3, 3]]}, ""),
+    "no polygon": ({"segmentation": {"counts": "x", "size": [60, 80]}}, ""),
+    "text": ({"segmentation": [["a", "b"]]}, ""),
+    "nothing": ({"segmentation": [[]]}, ""),
+}
+"""What an annotation with the box 10, 10, 20, 30 states, too, and the note on it."""
+
+
+@run_each("kind", DOUBTS)
+def test_annotations_that_contradict_themselves_are_counted(kind: str, tmp_path: Path) -> None:
+    stated, told = DOUBTS[kind]
+    write_image(tmp_path / kind / "a.png", pattern(60, 80))
+    row = {"image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 30], **stated}
+    write_coco(tmp_path / kind / "x.json", [(1, "a.png", 80, 60)], [row])
+    labels = read_coco(tmp_path / kind)
+    assert len(labels.notes) == bool(told)
+    assert re.search(told, "".join(labels.notes))
+    areas = read_coco(tmp_path / kind, areas="boxes")
+    assert not any("areas" in note for note in areas.notes)
+    assert areas.images[0].boxes[0].area is None
 
 
 def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:

@@ -90,27 +90,58 @@ def annotated(*names: str, splits: Sequence[str] = ("train",)) -> Any:
     return write
 
 
-def two_images(first: str, second: str) -> Any:
+def some_images(*names: str) -> Any:
     def write(root: Path) -> Path:
-        for name in (first, second):
+        for name in names:
             write_image(root / name, pattern(8, 8))
-        return write_coco(root / "labels.json", [(1, first, 8, 8), (2, second, 8, 8)], []).parent
+        images = [(number, name, 8, 8) for number, name in enumerate(names, start=1)]
+        return write_coco(root / "labels.json", images, []).parent
 
     return write
 
 
 @run_each(
+    "names, name, new_names",
+    [
+        (("x/a.png", "y/a.png", "b.png"), "crowdhuman", {"Images/x_a.png", "Images/y_a.png", "Images/b.png"}),
+        (("x/a.png", "y/a.jpg"), "kitti_boxes", {"image_2/x_a.png", "image_2/y_a.jpg"}),
+        (("a.png", "a.jpg"), "yolo_txt", {"images/a_png.png", "images/a_jpg.jpg"}),
+        (("x/a.png", "x/a.jpg"), "voc", {"JPEGImages/x/a_png.png", "JPEGImages/x/a_jpg.jpg"}),
+        (
+            ("x/a.png", "y/a.png", "y/a.jpg"),
+            "kitti_boxes",
+            {"image_2/x_a.png", "image_2/y_a_png.png", "image_2/y_a_jpg.jpg"},
+        ),
+    ],
+)
+def test_equal_names_in_two_folders_are_joined_to_these(
+    names: Sequence[str], name: str, new_names: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """They stopped the conversion; no photo and no box is lost, and renamed ones are counted."""
+    folder = tmp_path_factory.mktemp("joined")
+    source = annotated(*names)(folder / "in")
+    counts = convert("coco", source, name, folder / "out")
+    photos = {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*.*g")}
+    assert {path.replace("train/", "").replace("training/", "") for path in photos} == new_names
+    renamed = [count for what, count in counts["lost"].items() if "are joined to their names" in what]
+    assert renamed == [len([name for name in names if name != "b.png"])]
+
+
+@run_each(
     "write, name, words",
     [
-        (two_images("a.jpg", "a.png"), "yolo_txt", "a.jpg: .*a.png would have the same name, 'images/a', in the new"),
-        (two_images("x/a.png", "y/a.png"), "crowdhuman", "would have the same name, 'Images/a'"),
         (
-            two_images("a.jpg", "b.jpg.png"),
+            annotated("x/a.png", "y/a.png", "x_a.png"),
+            "kitti_boxes",
+            "x/a.png: .*x_a.png would have the same name, 'x_a_png.png', in the new",
+        ),
+        (
+            some_images("a.jpg", "b.jpg.png"),
             "widerperson",
             r"widerperson does not read what was written: .*b\.jpg\.txt: .*; rename the images",
         ),
-        (two_images("a\nb.png", "c.png"), "ecp", "is no path for a file of labels; rename the image"),
-        (two_images("011765.png", "c.png"), "widerperson", r"011765\.png: widerperson does not read its labels again"),
+        (some_images("a\nb.png", "c.png"), "ecp", "is no path for a file of labels; rename the image"),
+        (some_images("011765.png", "c.png"), "widerperson", r"011765\.png: widerperson does not read its labels again"),
         (
             annotated("a.png", "./a.png"),
             "coco",
@@ -118,7 +149,7 @@ def two_images(first: str, second: str) -> Any:
         ),
         (annotated("a.png", splits=("train", "val")), "voc", "or an image in two splits, .* or keep it in one split"),
         (
-            two_images("a.png", "b.png"),
+            some_images("a.png", "b.png"),
             "voc",
             "names no class; .*; rename the images, or, as no box is left, choose another --as",
         ),

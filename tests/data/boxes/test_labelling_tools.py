@@ -17,8 +17,9 @@ from sightline.areas.detect.sets.tools.voc import read_voc
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import verify
+from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
-from tests.data.boxes.tool_files import OBJECTS, SIZE, WRITERS, write_cvat, write_labelme, write_voc
+from tests.data.boxes.tool_files import OBJECTS, SIZE, WHOLE_OBJECTS, WRITERS, write_cvat, write_labelme, write_voc
 from tests.data.preparing import list_other_notes, prepare_set, refuse
 from tests.limits import count_calls, limited
 from tests.long.mutations import mutated
@@ -42,12 +43,16 @@ def all_of(name: str, root: Path) -> dict[str, list[tuple[str, list[float], bool
     }
 
 
-EXPECTED = {stem: [(label, [*map(float, box)], mark) for label, box, mark in rows] for stem, rows in OBJECTS.items()}
+EXPECTED, EXPECTED_WHOLE = (
+    {stem: [(label, [*map(float, box)], mark) for label, box, mark in rows] for stem, rows in objects.items()}
+    for objects in (OBJECTS, WHOLE_OBJECTS)
+)
 UNMARKED = {stem: [(label, box, False) for label, box, _ in rows] for stem, rows in EXPECTED.items()}
 EXPECTED_OF = {
     "label_studio": UNMARKED,
     "supervisely": UNMARKED,
     "tensorflow_csv": {stem: rows for stem, rows in UNMARKED.items() if rows},
+    "voc": EXPECTED_WHOLE,
     "wider_face": {stem: [("face", *rest) for _, *rest in rows] for stem, rows in EXPECTED.items()},
 }
 """What is read of formats that state less: no marks, no image without a box, no class."""
@@ -99,8 +104,52 @@ def test_voc_counts_pixels_from_1_unless_stated(tmp_path: Path) -> None:
     assert note.startswith("1 boxes begin at 0, and VOC counts pixels from 1; if the tool counts from 0, first_pixel=0")
     assert all_of("voc", tmp_path / "shifted")["a"][1] == ("dog", [-1, -1, 64, 48], True)
     manifest = prepare_set("voc", root, tmp_path / "stated", first_pixel=0)
-    assert (all_of("voc", tmp_path / "stated"), list_other_notes(manifest)) == (EXPECTED, [])
+    assert (all_of("voc", tmp_path / "stated"), list_other_notes(manifest)) == (EXPECTED_WHOLE, [])
     assert manifest["options"]["first_pixel"] == 0
+
+
+BETWEEN: dict[str, tuple[list[tuple[float, float, float, float]], int | None, list[list[float]], str]] = {
+    "globox": (
+        [(33.77687406100193, 22.738632088209073, 51.394021485927276, 33.69371734494723), (2.5, 1, 9, 9), (4, 6, 8, 9)],
+        None,
+        [[33.77687406100193, 22.738632088209073, 51.394021485927276, 33.69371734494723], [2.5, 1, 9, 9], [4, 6, 8, 9]],
+        "2 of 3 boxes have corners between pixels, which do not count pixels from 1, and are taken as they are; "
+        "first_pixel=1 says otherwise; so are the others",
+    ),
+    "VOC 2012": (
+        [(45.7, 6, 8.5e1, 9), (4, 6, 8, 9), (5, 6, 8, 9)],
+        None,
+        [[45.7, 6, 85, 9], [3, 5, 8, 9], [4, 5, 8, 9]],
+        "1 boxes",
+    ),
+    "stated": ([(2.5, 1, 9, 9), (4, 6, 8, 9)], 1, [[1.5, 0, 9, 9], [3, 5, 8, 9]], ""),
+    "floats": ([(4.0, 6.0, 8.0, 9.0)], None, [[3, 5, 8, 9]], ""),
+}
+"""Corners as a tool writes them, the option, the boxes, and the note."""
+
+
+@pytest.mark.parametrize("kind", BETWEEN)
+def test_corners_between_pixels_do_not_count_pixels_from_1(kind: str, tmp_path: Path) -> None:
+    """globox writes them so: all 30 boxes of a set were shifted by a pixel without a word."""
+    stated, first_pixel, boxes, told = BETWEEN[kind]
+    rows = [("car", corners, False) for corners in stated]
+    labels = read_voc(write_voc(tmp_path, {"a": rows}, first_pixel=0), first_pixel=first_pixel)  # type: ignore[arg-type]
+    assert [list(box.box or ()) for box in labels.images[0].boxes] == boxes
+    assert told in "".join(labels.notes)
+    assert bool(told) == bool(labels.notes)
+
+
+@run_each("left, count", [(4, 0), (40, 1)])
+def test_polygons_of_voc_elsewhere_than_their_boxes_are_counted(left: int, count: int, tmp_path: Path) -> None:
+    """Roboflow writes a polygon beside each box."""
+    corners = [(left, 6), (left + 20, 6), (left + 20, 36)]
+    points = "".join(f"<x{n}>{x}</x{n}><y{n}>{y}</y{n}>" for n, (x, y) in enumerate(corners, start=1))
+    root = write_voc(tmp_path / str(left), {"a": OBJECTS["a"][:1]})
+    file = root / "Annotations/a.xml"
+    file.write_text(file.read_text().replace("</bndbox>", f"</bndbox><polygon>{points}</polygon>"))
+    notes = read_voc(root).notes
+    assert len(notes) == count
+    assert all("1 boxes and their polygons are of different places; the boxes are read" in note for note in notes)
 
 
 def test_the_lists_of_voc_state_splits(tmp_path: Path) -> None:
@@ -208,7 +257,6 @@ def test_shapes_of_cvat_are_boxes_or_named(tmp_path: Path) -> None:
         prepare_set("cvat", root, tmp_path / "set")
     for text in (
         f"2 shapes that are no boxes, first: {file}:15: points 'car'",
-        f"1 turned shapes, which are not read, first: {file}:16: box 'car' by 30.5 degrees",
         f"2 impossible boxes, first: {file}:17: box 'car' (its sides are at 1, 1, nan, 9 (left, top, right, bottom)",
     ):
         assert text in str(refused.value)
@@ -217,7 +265,12 @@ def test_shapes_of_cvat_are_boxes_or_named(tmp_path: Path) -> None:
     assert read_cvat(root).unread == unread
     manifest = prepare_set("cvat", root, tmp_path / "set", faulty="leave_out")
     boxes = [box for _, box, _ in all_of("cvat", tmp_path / "set")["a"][2:]]
-    assert boxes == [[1, 2, 5, 7], [15, 16, 25, 24], [3, 4, 13, 24]]
+    assert boxes == [
+        [1, 2, 5, 7],
+        [15, 16, 25, 24],
+        [3, 4, 13, 24],
+        [-0.476670094, -0.476670094, 10.476670094, 10.476670094],
+    ]
     assert manifest["differences"][0] == f"1 tags of whole images are not read, first: {file}:14: tag 'car'"
 
 
@@ -238,7 +291,11 @@ def test_subsets_of_cvat_are_splits_and_a_video_is_refused(tmp_path: Path) -> No
 
 FAULTS = {
     "twice": ("voc", ("<filename>a", "<filename>b"), "states the image 'b.png', and is called as"),
-    "no box": ("voc", ("bndbox", "robndbox"), "a.xml:1: object 'car' (it has no bndbox, but name, difficult"),
+    "no box": (
+        "voc",
+        ("bndbox", "robndbox"),
+        "a.xml:1: object 'car' (its robndbox has xmin, ymin, xmax, ymax; cx, cy, w, h and angle are needed)",
+    ),
     "no number": ("voc", ("<xmin>5<", "<xmin>four<"), "a.xml:1: object 'car' (xmin is 'four', a number is needed)"),
     "no name": ("voc", (" dog ", " "), "a.xml:3: object '' (it has no label)"),
     "no mark": ("voc", ("<difficult>1", "<difficult>x"), "difficult is 'x'; it is 0 or 1, false or true"),
@@ -272,7 +329,7 @@ def test_faults_are_named_with_file_and_line(kind: str, tmp_path: Path) -> None:
         prepare_set(name, root, tmp_path / "set")
     assert "\n" not in str(refused.value)
     prepare_set(name, root, tmp_path / "set", faulty="leave_out")
-    assert all_of(name, tmp_path / "set")["b"] == EXPECTED["b"]
+    assert all_of(name, tmp_path / "set")["b"] == EXPECTED_OF.get(name, EXPECTED)["b"]
 
 
 def test_the_set_of_another_one_names_the_one_that_reads_the_files(tmp_path: Path) -> None:

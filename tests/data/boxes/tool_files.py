@@ -16,9 +16,11 @@ OBJECTS: Mapping[str, list[Object]] = {
     "b": [("car", (10.5, 20, 30, 40.25), False)],
     "c": [],
 }
+WHOLE_OBJECTS: Mapping[str, list[Object]] = {**OBJECTS, "b": [("car", (10, 20, 30, 40), False)]}
+"""Objects of a format that counts whole pixels."""
 
 
-def write_voc(root: Path, objects: Mapping[str, list[Object]] = OBJECTS, *, first_pixel: int = 1) -> Path:
+def write_voc(root: Path, objects: Mapping[str, list[Object]] = WHOLE_OBJECTS, *, first_pixel: int = 1) -> Path:
     """VOC's first pixel is 1, and xmax is the last pixel of a box: 64 is that of the whole width of 64 pixels."""
     for name, rows in objects.items():
         write_image(root / "JPEGImages" / f"{name}.png", pattern(*SIZE))

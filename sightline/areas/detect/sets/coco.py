@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
+from sightline.areas.detect.sets.coco_annotations import CocoBoxes, parse_id
+from sightline.areas.detect.sets.image_listing import (
+    UNREAD_KIND,
+    NameEnds,
+    UnreadImages,
+    guess_split,
+    is_other_photo,
+    list_images,
+)
 from sightline.areas.detect.sets.label_table import (
-    MAX_PX,
     AnnotationFaults,
-    BoxCorners,
     CategoryIds,
     Files,
     LabelFormat,
@@ -23,9 +28,6 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     LabelledSet,
     area_of,
-    is_valid_box,
-    parse_number,
-    xywh_to_xyxy,
 )
 from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, plain, xyxy_to_xywh
 from sightline.areas.detect.sets.labelled_images import LabelledImages
@@ -42,24 +44,23 @@ from sightline.store.prepared.prepared_set import summarise_folder
 
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
-_PART_KEYS = frozenset({"vbox", "hbox", "vis_ratio", "head_attr"})
-_ANNOTATION_KEYS = _PART_KEYS | {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "fbox", "height"}
-_MAX_DIGITS = 20
-_SAME_SHARE = 1e-9
-"""Largest difference of a visible share from that of the boxes, which are written with nine decimals."""
 _SPLITS = ("train", "validation", "test", "all")
-_UNPLACED = "annotations of images that are not in the file"
-_UNKNOWN, _IMPOSSIBLE = "boxes of unknown categories", "impossible boxes"
 
 
-def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, images: str | None = None) -> LabelledSet:
+def read_coco(
+    source: Path,
+    *,
+    annotations: tuple[str, ...] | None = None,
+    images: str | None = None,
+    areas: Literal["boxes"] | None = None,
+) -> LabelledSet:
     """Read the images of a JSON file of COCO instances, or of a folder with such files.
 
     `annotations` and `images` are the paths of the JSON files and of the images' folder, from the folder, or that of
     the file, on. The images of a file in a folder `annotations` may be in the folders beside it, as COCO lays them
-    out. Images that no file names are faults beside those that one names, and noted in other folders. Raises DataError
-    for a folder without such files, for a file in another format, for an id of two images, and for splits whose
-    categories differ.
+    out. `areas` are as stated, or those of the boxes. Images that no file names are faults beside those
+    that one names, and noted in other folders. Raises DataError for a folder without such files, for a file in another
+    format, for an id of two images, and for splits whose categories differ.
     """
     path = expand_home(source).resolve()
     folder = path.parent if path.is_file() else path
@@ -71,8 +72,8 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
     faults = AnnotationFaults()
     classes, notes = _read_classes(documents)
     listed: list[LabelledImage] = []
-    missing: list[str] = []
-    unread = Counter[str]()
+    missing: list[tuple[str, str]] = []
+    unread, unread_images = Counter[str](), UnreadImages(root)
     parents = (item for document in documents for item in document.read_categories().items())
     unread["supercategory"] = len({key for key, (name, parent) in parents if parent not in ("None", "none", "", name)})
     num_root = len(os.path.join(root, ""))
@@ -85,6 +86,9 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
         boxes = document.boxes.assign(names, classes, faults)
+        notes += document.boxes.list_notes(names, trusts_areas=areas is None)
+        if areas == "boxes":
+            boxes = {key: [box._replace(area=None) for box in rows] for key, rows in boxes.items()}
         unread += document.boxes.unread
         num_text = sum(isinstance(entry.get("id"), str) for entry in entries.values()) + document.boxes.num_text_ids
         notes += [f"{file.name}: ids of {num_text} entries are text, and read as numbers"] if num_text else []
@@ -106,8 +110,11 @@ def read_coco(source: Path, *, annotations: tuple[str, ...] | None = None, image
     notes += (
         [f"{len(unlisted)} images are in no annotation file and are left out, first: {unlisted[0]}"] if unlisted else []
     )
-    for fault in missing:
-        faults.add("images that are missing or damaged", fault)
+    for name, fault in missing:
+        unread_path = unread_images.take(name)
+        text = fault if unread_path is None else f"{unread_path}"
+        faults.add("images that are missing or damaged" if unread_path is None else UNREAD_KIND, text)
+    notes += unread_images.list_notes()
     layout = "instances_json" if len(documents) == 1 else "instances_jsons"
     return LabelledSet(root, layout, classes, listed, faults, notes, unread)
 
@@ -120,148 +127,6 @@ def _find_root(folder: Path, files: Sequence[Path], images: Path | None) -> Path
     return Path(os.path.commonpath([folder, *(file.parent for file in files), *beside]))
 
 
-class _Annotation(NamedTuple):
-    """Annotation with a category, and an id or -1; the line of its box is its place in the list."""
-
-    category: int
-    number: int
-    box: LabelledBox
-
-
-class _Boxes:
-    """Boxes of a file by the id of their image, and faults, which wait for the names of their images."""
-
-    def __init__(self) -> None:
-        self.categories: set[int] = set()
-        self.unread = Counter[str]()
-        self.num_text_ids = 0
-        self._num_annotations = 0
-        self._boxes: defaultdict[int, list[_Annotation]] = defaultdict(list)
-        self._faults: list[tuple[int, int, str, str]] = []  # place, id of the image, kind, text
-
-    def add(self, annotation: Any) -> None:
-        """Add the box of the next annotation, or what is wrong with it."""
-        stated: Mapping[str, Any] = annotation if isinstance(annotation, dict) else {}
-        self.num_text_ids += any(isinstance(stated.get(key), str) for key in ("image_id", "category_id"))
-        image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
-        index, self._num_annotations = self._num_annotations, self._num_annotations + 1
-        self.categories.add(category)
-        for key in stated.keys() - _ANNOTATION_KEYS:
-            self.unread[key] += bool(stated[key])
-        if image_id < 0 or category < 0:
-            key = "image_id" if image_id < 0 else "category_id"
-            kind = _UNPLACED if image_id < 0 else _UNKNOWN
-            text = f"{_describe_id(stated, key)}: {_name_annotation(index, number)} is {str(annotation)[:80]}"
-            self._faults.append((index, image_id, kind, text))
-            return
-        try:
-            corners, is_ignored = _read_box(stated), _is_marked(stated)
-            area = area_of(corners) if stated.get("area") is None else parse_number(stated["area"])
-            if not (is_valid_box(corners, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
-                raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            bbox = str(stated.get("bbox", "missing"))[:160]
-            text = f"{_name_annotation(index, number)}: bbox is {bbox} ({error})"
-            self._faults.append((index, image_id, _IMPOSSIBLE, text))
-            return
-        is_crowd = is_ignored and bool(stated.get("iscrowd")) and not stated.get("ignore")
-        stated_area = None if area == area_of(corners) else area
-        box = LabelledBox("", corners, is_ignored=is_ignored, is_crowd=is_crowd, area=stated_area, line=index)
-        box = box if stated.keys().isdisjoint(_PART_KEYS) else _add_parts(box, stated)
-        self._boxes[image_id].append(_Annotation(category, number, box))
-
-    def assign(
-        self, names: Mapping[int, str], classes: CategoryIds, faults: AnnotationFaults
-    ) -> dict[int, list[LabelledBox]]:
-        """Add faults, and return the boxes of every image by its id, in their order. `names` are those of images."""
-        class_names = dict(zip(classes.ids, classes.names, strict=True))
-        for image_id, rows in self._boxes.items():
-            for annotation in rows:
-                if image_id not in names or annotation.category not in class_names:
-                    is_placed, index = image_id in names, annotation.box.line
-                    text = f"has the category {annotation.category}" if is_placed else f"has the image_id {image_id}"
-                    text = f"{_name_annotation(index, annotation.number)} {text}"
-                    self._faults.append((index, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
-        for _, image_id, kind, text in sorted(self._faults):
-            where = f"{names[image_id]}: " if image_id in names else ""
-            faults.add(kind if where else _UNPLACED, where + text)
-        return {
-            image_id: [
-                LabelledBox(class_names[annotation.category], *annotation.box[1:])
-                for annotation in rows
-                if annotation.category in class_names
-            ]
-            for image_id, rows in self._boxes.items()
-        }
-
-
-def _add_parts(box: LabelledBox, stated: Mapping[str, Any]) -> LabelledBox:
-    """Add the visible box, head and visible share that an annotation may state; what is no box is left out."""
-    with contextlib.suppress(AttributeError, ArithmeticError, TypeError, ValueError):
-        visible, head = (None if stated.get(key) is None else xywh_to_xyxy(stated[key]) for key in ("vbox", "hbox"))
-        is_head_ignored = (stated.get("head_attr") or {}).get("ignore", 0) != 0
-        box = box._replace(visible=visible, head=head, is_head_ignored=is_head_ignored)
-        share = stated.get("vis_ratio")
-        if share is not None and (box.share is None or abs(box.share - parse_number(share)) > _SAME_SHARE):
-            box = box._replace(visible_share=min(max(parse_number(share), 0.0), 1.0))
-    return box
-
-
-def _name_annotation(index: int, number: int) -> str:
-    return f"annotations[{index}]" if number < 0 else f"annotation {number}"
-
-
-def _is_marked(annotation: Mapping[str, Any]) -> bool:
-    """Return True if an annotation is marked as ignored (iscrowd, ignore). Raises TypeError for a mark that is text."""
-    marks = (annotation.get("iscrowd"), annotation.get("ignore"))
-    return any([mark is True or parse_number(mark) != 0 for mark in marks if mark])
-
-
-def _read_box(annotation: Mapping[str, Any]) -> BoxCorners:
-    """Return left, top, right, bottom of the bbox.
-
-    Raises LookupError, ValueError, TypeError without one, and for a box that CVAT states as turned.
-    """
-    turn = attributes.get("rotation") if isinstance(attributes := annotation.get("attributes"), dict) else None
-    if turn and parse_number(turn) % 360:
-        raise ValueError(f"it is turned by {turn} degrees, which is not read")
-    if not annotation.get("bbox"):
-        raise ValueError("there is no bbox; export boxes beside masks and polygons")
-    return xywh_to_xyxy(annotation["bbox"])
-
-
-def _get_id(annotation: Mapping[str, Any], key: str) -> int:
-    """Return the id under `key` as an integer, or -1, which is never an id, for anything else."""
-    value = annotation.get(key)
-    if type(value) is int and 0 <= value < 2**63:
-        return value
-    try:
-        return _parse_id(value)
-    except (TypeError, ValueError):
-        return -1
-
-
-def _describe_id(annotation: Mapping[str, Any], key: str) -> str:
-    """Describe an id that is none: that it is missing, with keys of similar names, or what it is."""
-    if key not in annotation:
-        similar = ", ".join(sorted(str(name)[:40] for name in annotation if str(name).endswith("_id")))
-        return f"{key} is missing" + (f", there is {similar}" if similar else "")
-    value = annotation[key]
-    return f"{key} is null" if value is None else f"{key} is {str(value)[:40]!r}, no whole number"
-
-
-def _parse_id(value: Any) -> int:
-    """Return an id as int; digits in text are the number.
-
-    Raises ValueError for anything but a whole number from 0 to 2^63.
-    """
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < _MAX_DIGITS:
-        value = int(value)
-    if isinstance(value, bool | str) or not 0 <= value < 2**63 or int(value) != value:
-        raise ValueError(f"{value!r} is not a whole number")
-    return int(value)
-
-
 class _Document:
     """Images, categories and boxes of a JSON file, and the names of its entries as `contents`."""
 
@@ -269,7 +134,7 @@ class _Document:
         self.path = path
         self.images: list[Any] = []
         self.categories: list[Any] = []
-        self.boxes = _Boxes()
+        self.boxes = CocoBoxes()
         self.contents: list[str] = []
         self.is_instances = self._read()
 
@@ -305,8 +170,8 @@ class _Document:
         ids: dict[str, int] = {}
         for entry in self.images:
             try:
-                key, name = _parse_id(entry["id"]), str(entry["file_name"])
-                _ = [_parse_id(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
+                key, name = parse_id(entry["id"]), str(entry["file_name"])
+                _ = [parse_id(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{self.path}: the image {str(entry)[:80]} lacks a file_name, or whole numbers as id, height and "
@@ -324,7 +189,7 @@ class _Document:
     def read_categories(self) -> dict[int, tuple[str, str]]:
         """Return name and supercategory by id. Raises DataError for a category without an id or a name."""
         try:
-            rows = [(_parse_id(c["id"]), str(c["name"]), str(c.get("supercategory"))) for c in self.categories]
+            rows = [(parse_id(c["id"]), str(c["name"]), str(c.get("supercategory"))) for c in self.categories]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.path}: a category lacks a whole number 'id' or a 'name' ({error}); export it again"
@@ -416,11 +281,12 @@ def _read_classes(documents: Sequence[_Document]) -> tuple[CategoryIds, list[str
 
 def _find_images(
     root: Path, path: Path, names: Mapping[int, str], split: str, images: Path | None
-) -> tuple[dict[int, Path], list[str], list[str]]:
+) -> tuple[dict[int, Path], list[tuple[str, str]], list[str]]:
     """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
-    Others are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns
-    what is missing, and a note on images that are in other folders than those that their names state.
+    Others are looked for in the folder `images`, else below `root` but for the folders of other splits. None stands for
+    a file outside of `root` with other bytes, nor for one of another folder that `..` states, if other names lead to
+    images. Also returns names and faults of what is missing, and a note on images that are elsewhere than stated.
     """
     base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
     if images is not None:
@@ -433,17 +299,25 @@ def _find_images(
     stated = {key: os.path.normpath(start / name) for key, name in names.items()}
     paths = {key: Path(file) for key, file in stated.items() if file in by_path}
     matches = {key: ends.find(name) for key, name in names.items() if key not in paths}
+    outside = {
+        key
+        for key, fits in matches.items()
+        if len(fits) == 1 and _is_another(names[key], stated[key], root, listed[fits[0]], has_others=bool(paths))
+    }
     claims = Counter([*paths.values(), *(listed[fits[0]] for fits in matches.values() if len(fits) == 1)])
     missing, moved = [], []
     for key, fits in matches.items():
-        if len(fits) == 1 and claims[listed[fits[0]]] == 1:
+        if key in outside:
+            text = f"is {stated[key]}, outside of {root}, and {fits[0]} is another image; give the folder above both"
+            missing.append((names[key], f"'{names[key][:200]}' {text} by --from, and annotations=[FILE]"))
+        elif len(fits) == 1 and claims[listed[fits[0]]] == 1:
             paths[key] = listed[fits[0]]
             file_path, name = (unicodedata.normalize("NFC", f"/{text}") for text in (fits[0], names[key]))
             moved += [] if file_path.endswith(name) else [key]
         else:
             several = f", and {len(fits)} images below {base} fit it" if fits else ""
             advice = "get it, or state the images' folder by images=FOLDER; --from is a folder above it"
-            missing.append(f"'{names[key][:200]}': there is no such file in {start}{several}; {advice}")
+            missing.append((names[key], f"'{names[key][:200]}': there is no such file in {start}{several}; {advice}"))
     notes = [
         f"{len(moved)} images are not where {path} says, and are known by the end of their names, first: "
         f"'{names[key]}' is {paths[key].relative_to(root)}"
@@ -452,10 +326,27 @@ def _find_images(
     return paths, missing, notes
 
 
+def _is_another(name: str, stated: str, root: Path, image: Path, *, has_others: bool) -> bool:
+    """Return True if the path of an image, which is called as one below `root`, is that of another image.
+
+    It leads to a file of other bytes; or `..` leads out of `root`, where `has_others` are stated, to a folder that
+    the image is not in.
+    """
+    if os.path.isfile(stated):
+        return is_other_photo(stated, image)
+    _, up, end = name.rpartition("../")
+    return (
+        has_others
+        and bool(up)
+        and not Path(stated).is_relative_to(root)
+        and not str(image).endswith(f"/{os.path.normpath(end)}")
+    )
+
+
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the height and width of an image, None if the file does not state both; some tools write 0 for that."""
     height, width = entry.get("height"), entry.get("width")
-    return (_parse_id(height), _parse_id(width)) if height and width else None
+    return (parse_id(height), parse_id(width)) if height and width else None
 
 
 def write_coco(labels: LabelledSet) -> Files:
@@ -516,6 +407,7 @@ class Coco(LabelledImages):
         write=write_coco,
         holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "is_crowd", "visible_share", "area"})
         | {"size", "undivided", "suffix"},
+        turns=True,
         known_by={".json": rb'"(?:images|categories)"\s*:\s*\[|"annotations"\s*:\s*\[\s*\{[^}]*"image_id"'},
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -43,6 +43,7 @@ _WORDS = {
     "is_crowd": "crowd marks",
     "visible_share": "visible shares",
     "area": "areas of masks",
+    "is_turned": "turned boxes, but the boxes about them",
 }
 """Field of a box → what a format that does not hold it loses."""
 
@@ -64,12 +65,11 @@ def convert_labels(
     Images are linked where the new format expects them, or copied where the file system has no links, and what was
     written is read back before it takes its place: the target is whole or absent. `options` are those of the reader.
     Raises UserError for a set without such files and for a target that is not empty, or is in the source; DataError as
-    preparation does, for two images that would have one name, and for a name that cannot be read back; RunError as
-    `whole_folder`.
+    preparation does, and for a name that cannot be read back; RunError as `whole_folder`.
     """
     reader, writer = _find_format(name, written=False), _find_format(new_name, written=True)
     _check_target(target, source)
-    labels = reader.read(source, **options)
+    labels = reader.load(source, **options)
     check_splits([(image.split, image.name) for image in labels.images], root=labels.root)
     checked = check_headers(labels, progress=progress, orientation=orientation)
     lost = Counter({f"{what}: not read": count for what, count in labels.unread.items()})
@@ -79,7 +79,7 @@ def convert_labels(
     notes = [*labels.notes, *labels.faults.raise_or_note(faulty, root=labels.root, target=target)]
     lost["images that are listed more than once: they are written once"] = len(images) - len(unique)
     fitting.count_turned(checked)
-    renamed = _assign_paths(unique, labels.root, writer)
+    renamed = _assign_paths(unique, labels.root, writer, lost)
     with whole_folder(target) as folder:
         has_links = can_link(folder)
         for path, image_path in {image.name: image.path for image in renamed}.items():
@@ -239,17 +239,47 @@ def _join_repeated(images: Sequence[LabelledImage], faults: AnnotationFaults) ->
     return [*unique.values()]
 
 
-def _assign_paths(images: Sequence[LabelledImage], root: Path, writer: LabelFormat) -> list[LabelledImage]:
-    """Return images under their paths in the new format. Raises DataError for two that would have one name."""
-    owners: dict[str, Path] = {}
-    renamed = []
+_RENAMED = "images whose names are equal in the new format: their folders, or suffixes, are joined to their names"
+
+
+def _assign_paths(
+    images: Sequence[LabelledImage], root: Path, writer: LabelFormat, lost: Counter[str]
+) -> list[LabelledImage]:
+    """Return images under their paths in the new format; those of equal names are called after their folders, too.
+
+    Images of one name that differ in the suffix alone have it in their name. Counts both in `lost`. Raises DataError
+    for two that would still have one name.
+    """
+    names = {image.path: image.path.relative_to(root).as_posix() for image in images}
+    stated = dict(names)
+    for _ in range(2):  # of images that share folders and stems, too
+        for paths in _group_equal(images, names, writer):
+            joined = {path: names[path].replace("/", "_") for path in paths}
+            are_apart = len({os.path.splitext(name)[0] for name in joined.values()}) > 1
+            names |= joined if are_apart else {path: _join_suffix(names[path]) for path in paths}
+    lost[_RENAMED] = sum(names[path] != name for path, name in stated.items())
+    for first, second, *_ in _group_equal(images, names, writer):
+        raise DataError(f"{first}: {second} would have the same name, '{names[first]}', in the new format; rename one")
+    return [replace(image, name=_find_path(image, names, writer)) for image in images]
+
+
+def _group_equal(images: Sequence[LabelledImage], names: Mapping[Path, str], writer: LabelFormat) -> list[list[Path]]:
+    """Group the files that would have one name in the new format, where several would."""
+    groups: defaultdict[str, dict[Path, None]] = defaultdict(dict)
     for image in images:
-        path = writer.image_path(replace(image, name=image.path.relative_to(root).as_posix()))
-        key = path if "suffix" in writer.holds else os.path.splitext(path)[0]
-        if (other := owners.setdefault(key, image.path)) != image.path:
-            raise DataError(f"{other}: {image.path} would have the same name, '{key}', in the new format; rename one")
-        renamed.append(replace(image, name=path))
-    return renamed
+        path = _find_path(image, names, writer)
+        groups[path if "suffix" in writer.holds else os.path.splitext(path)[0]][image.path] = None
+    return [[*paths] for paths in groups.values() if len(paths) > 1]
+
+
+def _find_path(image: LabelledImage, names: Mapping[Path, str], writer: LabelFormat) -> str:
+    return writer.image_path(replace(image, name=names[image.path]))
+
+
+def _join_suffix(name: str) -> str:
+    """Return a name with its suffix before the dot, too: a.png is a_png.png."""
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}_{suffix[1:].lower()}{suffix}"
 
 
 def _claim(folder: Path, path: str) -> Path:

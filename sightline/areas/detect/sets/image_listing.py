@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import itertools
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from sightline.areas.detect.sets.label_table import (
+    ENCLOSED,
     BoxCorners,
     CategoryIds,
     FaultPolicy,
@@ -32,7 +34,15 @@ from sightline.areas.detect.sets.photo_orientation import (
 )
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.contract.errors import DataError, join_some
-from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header, read_image
+from sightline.store.files.image_files import (
+    CONVERT_ADVICE,
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    ImageHeader,
+    check_image,
+    read_header,
+    read_image,
+)
 from sightline.store.files.input_files import list_files
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.copies import digest_arrays
@@ -84,14 +94,52 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
     images = list_files(root, IMAGE_SUFFIXES)
     if not images and not may_lack:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
+        unread = list_files(root, UNREAD_SUFFIXES)
+        advice = f"; {unread[0].name} is of a kind that is not read: {CONVERT_ADVICE}" if unread else ""
+        raise DataError(
+            f"{root}: {describe_contents(root)}, no image ({suffixes}){advice or '; give a folder with images'}"
+        )
     return images
 
 
+UNREAD_KIND = f"labelled images of a kind that is not read: {CONVERT_ADVICE}"
+"""Kind of fault of an image, such as one of HEIC, that labels are about."""
+
+
+class UnreadImages:
+    """Photos below a folder whose kind is not read."""
+
+    def __init__(self, root: Path) -> None:
+        self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+        for path in list_files(root, UNREAD_SUFFIXES):
+            self._by_stem[unicodedata.normalize("NFC", path.stem)].append(path)
+
+    def take(self, name: str, folder: Path | None = None) -> Path | None:
+        """Return a photo called as the last part of a name, of `folder` if stated, whatever its kind; each only once.
+
+        None if there is none.
+        """
+        [*_, last] = _list_ends(name) or [name]
+        paths = self._by_stem.get(os.path.splitext(last)[0], self._by_stem.get(last, []))
+        path = next((path for path in paths if folder in (None, path.parent)), None)
+        if path is not None:
+            paths.remove(path)
+        return path
+
+    def list_notes(self) -> list[str]:
+        """Return a note on the photos that were not taken, if there are any."""
+        left = sorted(path for paths in self._by_stem.values() for path in paths)
+        kinds = ", ".join(sorted({path.suffix.lower() for path in left}))
+        text = f"{len(left)} images are of a kind that is not read ({kinds}), and are left out"
+        return [f"{text}, first: {left[0]}; {CONVERT_ADVICE}"] if left else []
+
+
 def note_unlabelled(root: Path, labelled: Iterable[Path]) -> list[str]:
-    """Return a note on the images below a folder that are not among those that its labels name, if there are any."""
-    left = sorted({*list_images(root, may_lack=True)} - {*labelled})
-    return [f"{len(left)} images are in no annotation file and are left out, first: {left[0]}"] if left else []
+    """Return notes on the images below a folder that its labels do not name, and on those of kinds not read."""
+    images = list_images(root, may_lack=True)
+    left = sorted({*images} - {*labelled})
+    notes = [f"{len(left)} images are in no annotation file and are left out, first: {left[0]}"] if left else []
+    return notes + UnreadImages(root).list_notes()
 
 
 class NameEnds:
@@ -107,8 +155,21 @@ class NameEnds:
                     self._names[stem].append(name)
 
     def find(self, name: str) -> list[str]:
-        """Return the images that have the longest end in common with a name; [] if none has its last part."""
-        return next((self._names[end] for end in _list_ends(name) if end in self._names), [])
+        """Return the images that have the longest end in common with a name; [] if none has its last part.
+
+        An image whose kind is not read, such as a.heic, may have been saved as another one: a.jpg.
+        """
+        stem, suffix = os.path.splitext(name)
+        names = [name, stem] if suffix.lower() in UNREAD_SUFFIXES else [name]
+        return next((self._names[end] for text in names for end in _list_ends(text) if end in self._names), [])
+
+
+def is_other_photo(stated: str | Path, image: Path) -> bool:
+    """Return True if a stated path leads to a file with other bytes than those of an image that is called alike."""
+    try:
+        return os.path.isfile(stated) and not filecmp.cmp(stated, image, shallow=False)
+    except (OSError, ValueError):
+        return False
 
 
 def _list_ends(name: str) -> list[str]:
@@ -145,6 +206,7 @@ def plan_image_set(
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
     listed = _assign_splits(listed)
+    listed = replace(listed, notes=[*listed.notes, *_note_shapes(listed)])
     headers = check_headers(
         listed,
         progress=lambda done, total, what: progress(done, 2 * total, what),  # the other half is decoding
@@ -202,6 +264,7 @@ def survey_images(
 ) -> dict[str, Any]:
     """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
     listed = _assign_splits(listed)
+    listed = replace(listed, notes=[*listed.notes, *_note_shapes(listed)])
     checked = _stack(listed, label_format, check_headers(listed, progress=lambda *_: None, orientation=orientation))
     shown = label_format.columns[0]
     notes = [
@@ -412,6 +475,17 @@ def _note_all_ignored(classes: CategoryIds, checked: Sequence[_StoredImage]) -> 
         f"{join_some(named, most=_MAX_RARE)}; nothing is left to train on and to score; clear the marks if these are "
         "the objects"
     ]
+
+
+def _note_shapes(listed: LabelledSet) -> list[str]:
+    """Return notes on turned boxes and other shapes, which are read as the boxes about them, if there are any."""
+    turned = [image.name for image in listed.images for box in image.boxes if box.is_turned and not box.is_ignored]
+    ignored = [image.name for image in listed.images for box in image.boxes if box.is_turned and box.is_ignored]
+    shapes = {what.removesuffix(ENCLOSED): n for what, n in listed.unread.items() if what.endswith(ENCLOSED) and n}
+    lines = [f"{len(turned)} turned boxes, first in {turned[0]},"] if turned else []
+    lines += [f"{count} {kind}" for kind, count in sorted(shapes.items())]
+    notes = [f"{len(ignored)} turned boxes, first in {ignored[0]}, are ignored"] if ignored else []
+    return notes + [f"{line} are read as the upright boxes about them" for line in lines]
 
 
 def _note_rare_classes(classes: CategoryIds, checked: Sequence[_StoredImage]) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sightline.areas.detect.sets.image_listing import guess_split, list_images
+from sightline.areas.detect.sets.image_listing import UnreadImages, guess_split, list_images
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     CategoryIds,
@@ -71,6 +71,7 @@ def read_kitti(source: Path) -> LabelledSet:
         [path for path in left if path.parents[1] / "label_2" not in folders],
         "images are in folders without label_2 and are left out",
     )
+    notes += UnreadImages(root).list_notes()
     names = {box.class_name for image in images for box in image.boxes}
     ordered = [*(name for name in _TYPES if name in names), *sorted(names - {*_TYPES, _REGION}), _REGION]
     classes = CategoryIds(tuple(ordered), tuple(range(1, len(ordered) + 1)))

@@ -7,7 +7,7 @@ import inspect
 import typing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,8 @@ Values = Mapping[str, np.ndarray]
 """Columns of the boxes of an image: name → array."""
 
 
+ENCLOSED = ", but the boxes about them"
+"""End of what labels state and no box holds: shapes, of which the boxes about them are read."""
 UNKNOWN_SHARE = -1.0
 """Stored value of an unknown visible share: prepared columns must be finite."""
 
@@ -35,7 +37,8 @@ class LabelledBox(NamedTuple):
 
     `box` is the whole object; people may also have a `visible` part and a `head`. At least one of the three is stated.
     A crowd is ignored, too; `is_head_ignored` is the mark of the head alone. `visible_share` (0 to 1) and `area` are
-    stated where they are not those of the boxes. `line` is the number of its line or entry in the label file.
+    stated where they are not those of the boxes. `line` is the number of its line or entry in the label file. Of an
+    object whose sides are not upright, which `is_turned`, `box` is the box about its corners.
     """
 
     class_name: str
@@ -48,6 +51,7 @@ class LabelledBox(NamedTuple):
     visible_share: float | None = None
     area: float | None = None
     line: int = 0
+    is_turned: bool = False
 
     @property
     def share(self) -> float | None:
@@ -162,7 +166,10 @@ def parse_number(value: Any) -> float:
     """Convert a number to float. Raises TypeError for text and booleans, which `float` would accept."""
     if type(value) is not float and isinstance(value, (bool, str, bytes)):
         raise TypeError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except TypeError:
+        raise TypeError(f"a number is needed, not a {type(value).__name__}") from None
 
 
 def is_valid_box(box: BoxCorners, *, is_ignored: bool) -> bool:
@@ -181,6 +188,9 @@ BOX_COLUMNS = ("boxes", "label", "area", "is_ignored")
 """Stored columns of formats with one box of an object: the box, class, area, and whether it is ignored."""
 
 
+_TURNED = inspect.Parameter(
+    "turned", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Literal["ignored"] | None
+)
 _HELD = frozenset({*LabelledBox._fields, "part", "size", "undivided", "suffix"})
 """What a format may hold."""
 Files = Iterator[tuple[str, bytes]]
@@ -192,6 +202,7 @@ class LabelFormat:
     """Row of a label format: its reader and writer, what it can hold, and the stored columns of its boxes.
 
     - `read(source, *, ...)` reads a folder or file; its keyword arguments are options of `data prepare`.
+    - `turns` says that the format has turned boxes, which the option `turned` of `load` is about.
     - `columns` are stored, the boxes to show first. A visible box that is not stated is stored as the whole box if
       `fills_visible`.
     - `write(labels)` yields the files of a set that fits: its images have their sizes, and as names the paths in the
@@ -205,6 +216,7 @@ class LabelFormat:
     """
 
     read: Callable[..., LabelledSet]
+    turns: bool = False
     columns: tuple[str, ...] = BOX_COLUMNS
     fills_visible: bool = False
     write: Callable[[LabelledSet], Files] | None = None
@@ -217,12 +229,27 @@ class LabelFormat:
     def __post_init__(self) -> None:
         assert self.holds <= _HELD, f"{self.holds - _HELD}: no field of a box, and no other that a format may hold"
 
+    def load(self, source: Path, *, turned: Literal["ignored"] | None = None, **options: Any) -> LabelledSet:
+        """Read a folder or file by `options` of the reader; turned boxes are ignored, or the boxes about them.
+
+        Raises DataError as the reader.
+        """
+        labels = self.read(source, **options)
+        if turned is None:
+            return labels
+        images = [
+            replace(image, boxes=[row._replace(is_ignored=row.is_ignored or row.is_turned) for row in image.boxes])
+            for image in labels.images
+        ]
+        return replace(labels, images=images)
+
     @property
     def options(self) -> list[inspect.Parameter]:
-        """Options of the reader, with resolved annotations."""
+        """Options of the reader, with resolved annotations, and `turned` if the format has turned boxes."""
         hints = typing.get_type_hints(self.read, include_extras=True)
         named = inspect.signature(self.read).parameters.values()
-        return [item.replace(annotation=hints[item.name]) for item in named if item.kind is item.KEYWORD_ONLY]
+        options = [item.replace(annotation=hints[item.name]) for item in named if item.kind is item.KEYWORD_ONLY]
+        return [*options, *([_TURNED] if self.turns else [])]
 
     @property
     def column_specs(self) -> dict[str, ColumnSpec]:

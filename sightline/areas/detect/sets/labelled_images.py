@@ -128,7 +128,7 @@ def _make_plan(label_format: LabelFormat) -> Callable[..., PreparationPlan]:
         stated = {item.name: options.pop(item.name, item.default) for item in (_ORIENTATION, _FAULTY)}
         stated |= {item.name: options.get(item.name, item.default) for item in label_format.options}
         return plan_image_set(
-            label_format.read(root, **options),
+            label_format.load(root, **options),
             label_format,
             set_name=cls.set_name,
             faulty=stated["faulty"],
@@ -147,7 +147,7 @@ def _make_survey(label_format: LabelFormat) -> Callable[..., dict[str, Any]]:
     def survey(cls: type[LabelledImages], source: Path, **options: Any) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises DataError as the reader."""
         orientation = options.pop(_ORIENTATION.name, _ORIENTATION.default)
-        return survey_images(label_format.read(source, **options), label_format, orientation=orientation)
+        return survey_images(label_format.load(source, **options), label_format, orientation=orientation)
 
     return with_options(survey, [*label_format.options, _ORIENTATION])
 

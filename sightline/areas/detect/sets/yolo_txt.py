@@ -9,16 +9,20 @@ import json
 import os
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from sightline.areas.detect.sets.image_listing import guess_split, list_images
+from sightline.areas.detect.sets.image_listing import (
+    UNREAD_KIND,
+    UnreadImages,
+    guess_split,
+    is_other_photo,
+    list_images,
+)
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     CategoryIds,
@@ -32,8 +36,10 @@ from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, group_by_spli
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.areas.detect.sets.yolo_ids import FirstId, RowIds
+from sightline.areas.detect.sets.yolo_rows import KeyPointSigns, has_rows, read_rows
 from sightline.contract import registry
 from sightline.contract.errors import DataError
+from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import expand_home, list_files, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
@@ -43,16 +49,8 @@ _NAMING = (".yaml", ".yml", ".data")
 """Suffixes of files that name the classes and the splits."""
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
-_BOX_WORDS = 5
-"""Words of a row of class, centre and size."""
 _ESCAPED = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 """Characters that JSON holds as they are, and YAML does not."""
-_MARGIN = 0.01
-"""Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
-_MAX_KEY_POINTS = 1000
-"""Points of a row above which it is a polygon."""
-_ROUNDING = 1e-4
-"""Tolerance of points at the border of their box: files hold four to six decimals."""
 
 
 def read_yolo(source: Path, *, names: tuple[str, ...] | None = None, first_id: FirstId | None = None) -> LabelledSet:
@@ -68,7 +66,7 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None, first_id: F
     root, named = expand_home(source).resolve(), None
     if root.suffix in _NAMING and root.is_file():  # as trainers take it: the folder around it is meant
         root, named = root.parent, root
-    signs = _KeyPointSigns()
+    signs = KeyPointSigns()
     read = partial(_read_set, root, names, signs, named=named, first_id=first_id)
     labels = read(has_key_points=False)
     if not signs.are_possible:
@@ -91,7 +89,7 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None, first_id: F
 def _read_set(
     root: Path,
     names: tuple[str, ...] | None,
-    signs: _KeyPointSigns,
+    signs: KeyPointSigns,
     *,
     named: Path | None,
     first_id: FirstId | None,
@@ -114,7 +112,7 @@ def _read_set(
         signs.refute()
         has_key_points = not (isinstance(shape, list) and shape[:1] == [0])
     unread, ids = Counter[str](), RowIds(classes, first_id)
-    read_rows = partial(_read_rows, ids=ids, faults=faults, unread=unread, has_key_points=has_key_points, signs=signs)
+    read = partial(read_rows, ids=ids, faults=faults, unread=unread, has_key_points=has_key_points, signs=signs)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
     shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
@@ -127,11 +125,11 @@ def _read_set(
             continue
         unlabelled += [path] if labels is None else []
         files = tuple(shared if labels is None else [labels, *shared])
-        name, boxes = path.relative_to(root).as_posix(), () if labels is None else read_rows(labels)
+        name, boxes = path.relative_to(root).as_posix(), () if labels is None else read(labels)
         images.append(LabelledImage(split, name, path, boxes, numbers[path], None, files, relative=True))
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
-    unused = _find_unused_label_files(root, label_paths)
+    unused, notes = _find_unused_label_files(root, label_paths)
     if len(unlabelled) == len(images):
         advice = _describe_misplaced(root, unused[0], [*label_paths]) if unused else "give their folder"
         advice += name_other_set(root, "yolo_txt")
@@ -140,14 +138,24 @@ def _read_set(
         )
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
-    notes = count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
+    notes += count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
     notes += [*stated.notes, *ids.describe(root)]
     notes += _describe_shared(config_path, stated)
     notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
     for path in sorted((split_by or {}).keys() - label_paths.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
+    unread_images = UnreadImages(root)
+    others = _list_other_files(root) if unused else {}
     for text in unused:
-        faults.add("text files without an image", str(text))
+        photo = next(
+            filter(None, (unread_images.take(text.stem, folder) for folder in _list_image_folders(text))), None
+        )
+        alike = "".join(f", there is {other.name}" for other in others.get(text.stem, [])[:1])
+        faults.add(
+            "text files without an image" if photo is None else UNREAD_KIND,
+            f"{photo or text}{alike if photo is None else ''}",
+        )
+    notes += unread_images.list_notes()
     return LabelledSet(root, "yolo_txt", classes, images, faults, notes, unread)
 
 
@@ -316,8 +324,8 @@ def _read_texts(config: dict[str, Any], key: str, path: Path | None) -> list[str
 def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1) -> tuple[Path | None, bool]:
     r"""Find a stated path below `root`, else the longest end of it that is there, of at least `min_parts` parts.
 
-    Returns None if there is none, and True if the stated path has more folders than those of `base`. It may be one of
-    another machine, or of Windows (C:\\set\\images).
+    Returns None if there is none, or one with other bytes than the stated file, and True if the stated path has more
+    folders than those of `base`. It may be one of another machine, or of Windows (C:\\set\\images).
     """
     path = _normalise_below(root, root / base / stated)
     if path.is_relative_to(root) and os.path.exists(path):  # os.path.exists accepts names too long for the file system
@@ -326,8 +334,8 @@ def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1)
         [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")] for text in (base, stated)
     )
     for start in range(len(folders) + len(parts) - min_parts + 1):
-        path = root.joinpath(*[*folders, *parts][start:])
-        if os.path.exists(path):
+        path, outside = root.joinpath(*[*folders, *parts][start:]), os.path.join(root, base, stated)
+        if os.path.exists(path) and not (os.path.isfile(path) and is_other_photo(outside, path)):
             return path, start > len(folders)
     return None, False
 
@@ -360,13 +368,49 @@ def _find_label_file(root: Path, path: Path) -> Path | None:
     return next((file for file in (root / _in_labels(beside.parts), root / beside) if file.is_file()), None)
 
 
-def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]) -> list[Path]:
-    """List text files of no image: in separate folders (`labels`), or called as an image that has no text file."""
+def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]) -> tuple[list[Path], list[str]]:
+    """List text files that lack their image: in folders of text files, or called as an image that has no text file.
+
+    Of those beside images, and in other folders, files of rows count, and empty ones beside images. Also returns notes
+    on files of rows in other folders, and on images with a text file in `labels` and another one beside them.
+    """
     used = {text for text in label_paths.values() if text is not None}
-    folders = {text.parent for path, text in label_paths.items() if text is not None and text.parent != path.parent}
+    apart = {text.parent for path, text in label_paths.items() if text is not None and text.parent != path.parent}
+    apart |= {parent for folder in apart for parent in folder.parents if parent.name == "labels" and parent != root}
+    beside = {text.parent for text in used} - apart
     names = {name for path, text in label_paths.items() if text is None for name in (path.stem, path.name)}
-    texts = (text for text in list_files(root, {".txt"}) if text.parent in folders or text.stem in names)
-    return [text for text in texts if text not in used and text.name not in _NAME_LISTS]
+    second = {path.with_suffix(".txt") for path, text in label_paths.items() if text is not None} - used
+    unused, doubled, elsewhere = list[Path](), list[Path](), list[Path]()
+    for text in list_files(root, {".txt"}):
+        if text in used or text.name in _NAME_LISTS:
+            continue
+        if text in second:
+            doubled.append(text)
+        elif not apart.isdisjoint(text.parents) or text.stem in names:
+            unused.append(text)
+        elif has_rows(text):
+            (unused if text.parent in beside else elsewhere if text.stat().st_size else []).append(text)
+    notes = count_note(doubled, "text files beside images are not read, for the images have one in labels")
+    what = "text files of rows in folders without images are those of no image, and are left out"
+    return unused, notes + count_note(elsewhere, what)
+
+
+def _list_image_folders(text: Path) -> list[Path]:
+    """Return the folders where the image of a text file may be: beside it, or in `images` beside `labels`."""
+    parts = text.parent.parts
+    named = [index for index, part in enumerate(parts) if part == "labels"]
+    return [text.parent, *(Path(*parts[:index], "images", *parts[index + 1 :]) for index in named)]
+
+
+def _list_other_files(root: Path) -> dict[str, list[Path]]:
+    """Return the files but text and images by their names up to each dot: a.jpg.download by a, and by a.jpg."""
+    files: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in list_files(root):
+        if path.suffix.lower() not in {".txt", *IMAGE_SUFFIXES}:
+            parts = path.name.split(".")
+            for end in range(1, len(parts)):
+                files[".".join(parts[:end])].append(path)
+    return files
 
 
 def _describe_misplaced(root: Path, text: Path, images: Sequence[Path]) -> str:
@@ -388,114 +432,6 @@ def _in_labels(parts: Sequence[str]) -> Path:
     """Return a path with its last folder `images` called `labels`."""
     last = max((index for index, part in enumerate(parts[:-1]) if part == "images"), default=None)
     return Path(*(("labels" if index == last else part) for index, part in enumerate(parts)))
-
-
-def _read_rows(
-    path: Path,
-    *,
-    ids: RowIds,
-    faults: AnnotationFaults,
-    unread: Counter[str],
-    has_key_points: bool,
-    signs: _KeyPointSigns,
-) -> list[LabelledBox]:
-    """Read the boxes of a text file, in shares of width and height."""
-    boxes = []
-    for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
-        if not line.split():
-            continue
-        try:
-            label, (left, top, right, bottom) = _parse_row(line, has_key_points=has_key_points)
-            class_name = ids.find_name(label)
-        except ValueError as error:
-            faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
-            continue
-        if len(line.split()) > _BOX_WORDS:
-            unread["key points" if has_key_points else "polygons, but the boxes about them"] += 1
-            signs.add(line, f"{path}:{number}")
-        boxes.append(LabelledBox(class_name, (left, top, right, bottom), line=number))
-    return boxes
-
-
-def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, list[float]]:
-    """Parse a row into class and relative box (4,) xyxy: from centre and size, or from the corners of a polygon.
-
-    With key points, centre and size come first, and the rest is left out.
-    """
-    values = np.array(line.split(), dtype=np.float64)
-    numbers = values[1:5] if has_key_points else values[1:]
-    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
-        raise ValueError(
-            "class, centre x, centre y, width and height, or class and corners, are needed; with key points, state "
-            "kpt_shape in the YAML file"
-        )
-    if not np.isfinite(values).all() or values[0] != int(values[0]):
-        raise ValueError("a whole number and finite shares are needed")
-    if numbers.min() < -_MARGIN or numbers.max() > 1 + _MARGIN:
-        raise ValueError("shares of the image from 0 to 1 are needed, not pixels")
-    centre, half = numbers[:2], numbers[2:4] / 2
-    corners = numbers.reshape(-1, 2)
-    box = np.concatenate(
-        [centre - half, centre + half] if len(numbers) == 4 else [corners.min(axis=0), corners.max(axis=0)]
-    )
-    if not (box[2:] > box[:2]).all():
-        raise ValueError("width and height above 0 are needed")
-    return int(values[0]), box.tolist()
-
-
-class _KeyPointSigns:
-    """Test of whether rows longer than a box are boxes with key points in two dimensions, if nothing states it.
-
-    They may be if all rows are equally long, and the first four numbers of a row are a box in the image that
-    holds all further points; points at (0, 0) are not labelled. Polygons that `cross` themselves are no polygons.
-    """
-
-    def __init__(self) -> None:
-        self.num_rows, self.num_words, self.first = 0, 0, ""
-        self.cross = False
-        self._is_refuted = False
-
-    @property
-    def are_possible(self) -> bool:
-        return self.num_rows > 0 and not self._is_refuted
-
-    def refute(self) -> None:
-        self._is_refuted = True
-
-    def add(self, line: str, where: str) -> None:
-        """Count a row that is longer than a box, of finite numbers."""
-        if self._is_refuted:
-            return
-        corners = np.array(line.split()[1:], dtype=np.float64).reshape(-1, 2)
-        self.num_rows, self.num_words = self.num_rows + 1, self.num_words or corners.size
-        self.first = self.first or where
-        centre, half, points = corners[0], corners[1] / 2, corners[2:]
-        labelled = points[points.any(axis=1)]
-        is_inside = (centre - half >= -_MARGIN).all() and (centre + half <= 1 + _MARGIN).all()
-        is_held = (abs(labelled - centre) <= half + _ROUNDING).all()
-        self._is_refuted = (
-            corners.size != self.num_words or len(points) > _MAX_KEY_POINTS or not (is_inside and is_held)
-        )
-        self.cross = self.cross or (not self._is_refuted and _crosses_itself(corners))
-
-
-def _crosses_itself(corners: np.ndarray) -> bool:
-    """Return whether two sides of a polygon (P, 2), which are not neighbours, meet."""
-    corners = corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]  # a closed one repeats its first corner
-    starts, ends = corners, np.roll(corners, -1, axis=0)
-
-    def find_sides(points: np.ndarray) -> np.ndarray:
-        """Return the side, -1 to 1, on which points (P, 2) are of all edges: (edges, P)."""
-        edge, offset = (ends - starts)[:, None], points[None] - starts[:, None]
-        cross = edge[..., 0] * offset[..., 1] - edge[..., 1] * offset[..., 0]
-        return np.sign(np.where(abs(cross) < _ROUNDING**2, 0.0, cross))
-
-    parts = find_sides(starts) * find_sides(ends) <= 0
-    low, high = np.minimum(starts, ends), np.maximum(starts, ends)
-    overlap = ((low[:, None] <= high[None]) & (low[None] <= high[:, None])).all(axis=2)
-    steps = abs(np.subtract.outer(np.arange(len(corners)), np.arange(len(corners))))
-    is_apart = (steps > 1) & (steps < len(corners) - 1)
-    return bool((parts & parts.T & overlap & is_apart).any())
 
 
 def write_yolo(labels: LabelledSet) -> Files:
@@ -560,6 +496,7 @@ class YoloTxt(LabelledImages):
     spec = SetSpec(name="yolo_txt", is_own=True)
     label_format = LabelFormat(
         read=read_yolo,
+        turns=True,
         write=write_yolo,
         image_path=_image_path,
         holds=frozenset({"undivided"}),

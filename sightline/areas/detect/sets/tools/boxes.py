@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -13,29 +15,90 @@ from sightline.areas.detect.sets.label_table import (
     MAX_PX,
     BoxCorners,
     LabelledBox,
+    area_of,
     is_valid_box,
 )
 
-BAD_BOX, NO_BOX, TURNED = "impossible boxes", "shapes that are no boxes", "turned shapes, which are not read"
-"""Kinds of faults: of a box, of a shape that has none, and of one whose sides are not upright."""
+BAD_BOX, NO_BOX = "impossible boxes", "shapes that are no boxes"
+"""Kinds of faults: of a box, and of a shape that has none."""
+_QUARTER_TURN = 90.0
+_SAME_DEGREES = 5e-5
+"""Largest difference of angles that are equal: files hold radians with six decimals."""
 _CROWD_MARKS = ("iscrowd", "is_crowd")
 MARKS = ("difficult", "ignore", *_CROWD_MARKS)
 """Names of a mark of an object that is neither a target nor background; those of crowds are among them."""
 
 
+OTHER_PLACE = "boxes and their polygons are of different places; the boxes are read"
+_SAME_PLACE, _ROUNDING_PX = 0.5, 2.0
+"""Smallest IoU of a box and its polygons, and largest difference of their sides, which is rounding."""
+
+
+def are_apart(box: BoxCorners, other: BoxCorners) -> bool:
+    """Return True if boxes have little in common, and differ by more than rounding."""
+    if max(map(abs, map(operator.sub, box, other))) <= _ROUNDING_PX:
+        return False
+    across, down = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
+    common = max(across, 0.0) * max(down, 0.0)
+    return common < _SAME_PLACE * (area_of(box) + area_of(other) - common)
+
+
 class NoBoxError(ValueError):
-    """Object that is no upright box; `kind` is that of the fault."""
+    """Object that is no box; `kind` is that of the fault."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
 
 
-def refuse_turned(degrees: Any, text: str) -> None:
-    """Raise NoBoxError, with the text and the angle, for a shape that is turned; None is not turned."""
-    [turn] = parse_numbers({"rotation": degrees or 0})
-    if turn % 360:
-        raise NoBoxError(TURNED, f"{text} by {turn:g} degrees")
+class Turn:
+    """Turn of a shape by an angle in degrees, clockwise where y points down; None is no turn.
+
+    Quarter turns are exact: the sides of a box stay upright. Raises ValueError for anything but a number.
+    """
+
+    def __init__(self, degrees: Any) -> None:
+        [stated] = parse_numbers({"rotation": degrees or 0})
+        quarters = stated / _QUARTER_TURN
+        is_quarter = math.isfinite(stated) and abs(quarters - round(quarters)) * _QUARTER_TURN <= _SAME_DEGREES
+        radians = math.radians(stated) if math.isfinite(stated) else math.nan
+        self._cosine, self._sine = math.cos(radians), math.sin(radians)
+        if is_quarter:
+            self._cosine, self._sine = [(1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0)][round(quarters) % 4]
+        self.is_upright = is_quarter
+        """Whether sides are upright after the turn."""
+
+    def turn_box(self, box: BoxCorners) -> BoxCorners:
+        """Return the box about the corners of a box that is turned about its middle."""
+        left, top, right, bottom = box
+        if abs(self._cosine) == 1:
+            return box
+        x, y, width, height = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+        across = (abs(width * self._cosine) + abs(height * self._sine)) / 2
+        down = (abs(width * self._sine) + abs(height * self._cosine)) / 2
+        return x - across, y - down, x + across, y + down
+
+    def turn_ellipse(self, x: float, y: float, across: float, down: float) -> BoxCorners:
+        """Return the box about an ellipse of these half axes that is turned about its middle."""
+        if self.is_upright:
+            return self.turn_box((x - across, y - down, x + across, y + down))
+        half = (
+            math.hypot(across * self._cosine, down * self._sine),
+            math.hypot(across * self._sine, down * self._cosine),
+        )
+        return x - half[0], y - half[1], x + half[0], y + half[1]
+
+    def turn_about_corner(self, left: float, top: float, width: float, height: float) -> BoxCorners:
+        """Return the box about the corners of a box that is turned about its upper left one."""
+        along, across = (width * self._cosine, width * self._sine), (-height * self._sine, height * self._cosine)
+        (x, x_2), (y, y_2) = zip(along, across, strict=True)
+        xs, ys = (0.0, x, x_2, x + x_2), (0.0, y, y_2, y + y_2)
+        return left + min(xs), top + min(ys), left + max(xs), top + max(ys)
+
+
+def is_upright(corners: np.ndarray) -> bool:
+    """Return True if four corners (4, 2) are those of an upright box."""
+    return all(len(np.unique(side)) <= 2 for side in corners.T)
 
 
 def make_box(
@@ -45,6 +108,7 @@ def make_box(
     *,
     line: int = 0,
     head: BoxCorners | None = None,
+    is_turned: bool = False,
 ) -> LabelledBox:
     """Return a box of left, top, right and bottom; marks called ignore, difficult, iscrowd or is_crowd make it ignored.
 
@@ -62,7 +126,8 @@ def make_box(
             stated_corners = ", ".join(f"{corner:g}" for corner in box)
             needed = f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed"
             raise ValueError(f"its sides are at {stated_corners} (left, top, right, bottom); {needed}")
-    return LabelledBox(label.strip(), corners, None, head, is_ignored, is_crowd=is_crowd, line=line)
+    marks_of_box = {"is_ignored": is_ignored, "is_crowd": is_crowd, "is_turned": is_turned}
+    return LabelledBox(label.strip(), corners, None, head, line=line, **marks_of_box)
 
 
 _BEYOND_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -20,14 +20,13 @@ from sightline.areas.detect.sets.tools.boxes import (
     BAD_BOX,
     MARKS,
     NO_BOX,
-    NoBoxError,
+    Turn,
     find_bounds,
     fit_label,
     make_box,
     parse_numbers,
     parse_points,
     parse_size,
-    refuse_turned,
     state_marks,
 )
 from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelReport, StatedImage, label_reader, path_in_split
@@ -37,11 +36,11 @@ from sightline.store.files.xml_files import XmlElement, iterate_xml
 from sightline.store.prepared.prepared_data import SetSpec
 
 _SHAPES: Mapping[str, tuple[tuple[str, ...], Callable[..., BoxCorners]]] = {
-    "box": (("xtl", "ytl", "xbr", "ybr"), lambda left, top, right, bottom: (left, top, right, bottom)),
-    "ellipse": (("cx", "cy", "rx", "ry"), lambda x, y, rx, ry: (x - rx, y - ry, x + rx, y + ry)),
-    "mask": (("left", "top", "width", "height"), lambda x, y, width, height: (x, y, x + width, y + height)),
+    "box": (("xtl", "ytl", "xbr", "ybr"), lambda turn, *corners: turn.turn_box(corners)),
+    "ellipse": (("cx", "cy", "rx", "ry"), Turn.turn_ellipse),
+    "mask": (("left", "top", "width", "height"), lambda _, x, y, width, height: (x, y, x + width, y + height)),
 }
-"""Element of an image → its attributes of numbers, and the box about it; polygons have points."""
+"""Element of an image → its attributes of numbers, and the box about it as it is turned; polygons have points."""
 
 
 @label_reader(
@@ -51,7 +50,7 @@ def read_cvat(file: Path, report: LabelReport) -> Iterator[StatedImage]:
     """Yield the images of a file of CVAT for images; the labels that it declares are classes.
 
     Boxes, polygons, masks and ellipses become the boxes about them. An attribute that is called as one of `MARKS` is
-    that mark. Turned boxes and other shapes are faults. Raises DataError for damaged XML, and for tracks of a video.
+    that mark. Other shapes are faults. Raises DataError for damaged XML, and for tracks of a video.
     Source: CVAT's manual, XML annotation format, version 1.1.
     """
     elements = iterate_xml(file)
@@ -90,15 +89,12 @@ def _read_shapes(image: XmlElement, file: Path, report: LabelReport) -> Iterator
             report.faults.add(NO_BOX, where)
             continue
         try:
-            refuse_turned(shape.attributes.get("rotation"), where)
+            turn = Turn(shape.attributes.get("rotation"))
             marks = {
                 attribute.attributes.get("name", ""): attribute.content.strip()
                 for attribute in shape.find_all("attribute")
             }
-            yield make_box(label, _read_corners(shape), marks, line=shape.line)
-        except NoBoxError as error:
-            report.faults.add(error.kind, str(error))
-            continue
+            yield make_box(label, _read_corners(shape, turn), marks, line=shape.line, is_turned=not turn.is_upright)
         except (LookupError, ValueError) as error:
             report.faults.add(BAD_BOX, f"{where} ({error})")
             continue
@@ -108,11 +104,11 @@ def _read_shapes(image: XmlElement, file: Path, report: LabelReport) -> Iterator
         report.unread.update(["group_id"] if shape.attributes.get("group_id", "0") != "0" else [])
 
 
-def _read_corners(shape: XmlElement) -> BoxCorners:
+def _read_corners(shape: XmlElement, turn: Turn) -> BoxCorners:
     if shape.tag == "polygon":
         return find_bounds(parse_points([pair.split(",") for pair in shape.attributes["points"].split(";")]))
     names, compute_corners = _SHAPES[shape.tag]
-    return compute_corners(*parse_numbers({name: shape.attributes.get(name, "") for name in names}))
+    return compute_corners(turn, *parse_numbers({name: shape.attributes.get(name, "") for name in names}))
 
 
 def write_cvat(labels: LabelledSet) -> Files:
@@ -172,6 +168,7 @@ class Cvat(LabelledImages):
     spec = SetSpec(name="cvat", is_own=True)
     label_format = LabelFormat(
         read=read_cvat,
+        turns=True,
         write=write_cvat,
         image_path=_image_path,
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),

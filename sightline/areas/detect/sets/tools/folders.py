@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from sightline.areas.detect.sets.image_listing import NameEnds, guess_split, list_images
+from sightline.areas.detect.sets.image_listing import (
+    UNREAD_KIND,
+    NameEnds,
+    UnreadImages,
+    guess_split,
+    is_other_photo,
+    list_images,
+)
 from sightline.areas.detect.sets.label_table import (
     AnnotationFaults,
     CategoryIds,
@@ -24,6 +32,7 @@ from sightline.areas.detect.sets.other_formats import name_other_set
 from sightline.areas.detect.sets.tools.boxes import BAD_BOX, NoBoxError
 from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split
 from sightline.contract.errors import DataError
+from sightline.store.files.image_files import UNREAD_SUFFIXES
 from sightline.store.files.input_files import expand_home, list_files
 from sightline.store.prepared.prepared_set import describe_contents
 
@@ -105,6 +114,7 @@ class LabelFolder:
         self.report = LabelReport()
         self._layout, self._needs, self._is_alone = layout, needs, is_alone
         self._names = []
+        self._unread = UnreadImages(self.root)
         for name in (path.relative_to(self.root) for path in list_images(self.root, may_lack=True)):
             folders = [part for part in name.parent.parts if part in unlabelled]
             if folders:
@@ -144,7 +154,7 @@ class LabelFolder:
                 report.faults.add("images in none of the lists that state splits", name)
                 continue
             listed.append(replace(image, image_id=ids[Path(name)], files=(*image.files, *self.lists)))
-        layout, notes = self._layout, report.list_notes()
+        layout, notes = self._layout, [*report.list_notes(), *self._unread.list_notes()]
         return LabelledSet(self.root, layout, classes, listed, report.faults, notes, report.unread)
 
     def _read_files(self, read_file: ReadFile, splits: Mapping[Path, str]) -> dict[str, LabelledImage]:
@@ -166,6 +176,10 @@ class LabelFolder:
         where = f"{file}:{stated.line}" if stated.line else f"{file}"
         try:
             name = self._find(stated, file)
+            unread = self._unread.take(stated.name or file.stem) if name is None else None
+            if unread is not None:
+                self.report.faults.add(UNREAD_KIND, f"{where}: {unread}")
+                return None
             if name is None:
                 raise ValueError(f"there is no image '{stated.name[:200] or file.stem}' below {self.root}")
         except ValueError as error:
@@ -189,11 +203,19 @@ class LabelFolder:
         if stated.name and not named:
             text = "files state another name than that of the image called as they are"
             self.report.habits[text].append(f"{file}: {stated.name}")
+        suffixes = [os.path.splitext(name)[1].lower() for name in (stated.name, fitting[0])]
+        if named and suffixes[0] in UNREAD_SUFFIXES and suffixes[0] != suffixes[1]:
+            text = "images are known without the suffix that labels state, whose kind is not read"
+            self.report.habits[text].append(f"{file}: {stated.name} is {named[0]}")
         folder = file.parent.relative_to(self.root).parts
         far = [_count_between(Path(name).parent.parts, folder) for name in fitting]
         best = [name for name, distance in zip(fitting, far, strict=True) if distance == min(far)]
         if len(best) > 1:
             raise ValueError(f"states the image '{stated.name}', which {best[0]} and {best[1]} may be; rename one")
+        path = os.path.join(file.parent, stated.name.replace("\\", "/"))
+        if is_other_photo(path, self.root / best[0]):
+            text = f"states the image '{stated.name}', outside of {self.root}, where {best[0]} is another one"
+            raise ValueError(f"{text}; give the folder above both")
         return best[0]
 
 

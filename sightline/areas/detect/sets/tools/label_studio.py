@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import numpy as np
-
 from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.tools.boxes import (
     NO_BOX,
     NoBoxError,
+    Turn,
     find_bounds,
     make_box,
     parse_points,
     parse_size,
-    refuse_turned,
 )
 from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelFolder, LabelReport, StatedImage, name_subset
 from sightline.contract import registry
 from sightline.contract.errors import join_some
-from sightline.store.files.image_files import IMAGE_SUFFIXES
+from sightline.store.files.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 
@@ -95,7 +93,7 @@ def _find_name(data: Mapping[str, Any]) -> str:
             is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|/data/", text) is not None
             address = urlsplit(text)
             path = unquote((parse_qs(address.query).get("d") or [address.path])[0]) if is_address else text
-            paths += [path] if Path(path).suffix.lower() in IMAGE_SUFFIXES else []
+            paths += [path] if Path(path).suffix.lower() in IMAGE_SUFFIXES | UNREAD_SUFFIXES else []
     if len({*paths}) != 1:
         raise ValueError(f"names {join_some(paths, most=_MAX_LISTED) if paths else 'no image'}; it has to name one")
     return paths[0]
@@ -146,11 +144,11 @@ def _read_task(
         else:
             report.unread.update([f"{str(result.get('type', result.get('from_name')))[:40]} of an image"])
     entries = ((f"{where}, {stated}", parts) for parts in objects.values())
-    boxes = report.collect_boxes(entries, partial(_read_object, report=report))
+    boxes = report.collect_boxes(entries, partial(_read_object, size_px=size_px, report=report))
     return StatedImage(stated, size_px, boxes, subset, relative=True)
 
 
-def _read_object(parts: Sequence[_Result], *, report: LabelReport) -> LabelledBox:
+def _read_object(parts: Sequence[_Result], *, size_px: tuple[int, int] | None, report: LabelReport) -> LabelledBox:
     """Return the box, in shares, of an object whose shape and labels may be in several results."""
     values = [part["value"] for part in parts]
     labels = {key: value[key] for value in values for key in value if key.endswith("labels") and value[key]}
@@ -158,27 +156,33 @@ def _read_object(parts: Sequence[_Result], *, report: LabelReport) -> LabelledBo
     if len(names) > 1:
         raise ValueError(f"it has the classes {join_some(names, most=_MAX_LISTED)}, a box has one")
     shape: dict[str, Any] = {key: item for value in values for key, item in value.items()}
-    corners = _find_corners(shape, names[0] if names else "")
+    turn = Turn(shape.get("rotation"))
+    corners = _find_corners(shape, names[0] if names else "", turn, size_px)
     kinds = {"polygon"} if "points" in shape else {"ellipse"} if "radiusX" in shape else set[str]()
     report.unread.update(f"{kind}s, but the boxes about them" for kind in kinds)
     unused_keys = ("choices", "text", "rating", "number", "taxonomy")
     report.unread.update(f"{key} of a box" for key in unused_keys if shape.get(key))
-    return make_box(names[0] if names else None, corners, {}, line=0)
+    return make_box(names[0] if names else None, corners, {}, line=0, is_turned=not turn.is_upright)
 
 
-def _find_corners(shape: Mapping[str, Any], label: str) -> BoxCorners:
-    """Return the box about a shape in percent, as shares. Raises NoBoxError for one that is turned, or has no box."""
+def _find_corners(shape: Mapping[str, Any], label: str, turn: Turn, size_px: tuple[int, int] | None) -> BoxCorners:
+    """Return the box about a shape in percent, as shares.
+
+    A rectangle is turned about its upper left corner, an ellipse about its middle, in pixels of the image. Raises
+    NoBoxError for a shape without a box, ValueError for a turned one of an image without a size.
+    """
     if "points" in shape:
         return find_bounds(parse_points(shape["points"]) / 100)
     kind = next((kind for kind, keys in _BOXES.items() if {*keys} <= shape.keys()), None)
     if kind is None:
         raise NoBoxError(NO_BOX, f"'{label[:40]}' is {'a mask of a brush' if 'rle' in shape else 'a point'}")
-    refuse_turned(shape.get("rotation"), f"{kind} '{label[:40]}'")
+    if shape.get("rotation") and size_px is None:
+        raise ValueError(f"it is turned by {shape['rotation']} degrees, and no original_width and height are stated")
+    high, wide = size_px if size_px is not None and shape.get("rotation") else (1, 1)
     x, y, width, height = (parse_number(shape[key]) / 100 for key in _BOXES[kind])
-    if kind == "rectangle":
-        return x, y, x + width, y + height
-    low, high = np.subtract((x, y), (width, height)).tolist(), np.add((x, y), (width, height)).tolist()
-    return low[0], low[1], high[0], high[1]
+    turn_shape = turn.turn_about_corner if kind == "rectangle" else turn.turn_ellipse
+    left, top, right, bottom = turn_shape(x * wide, y * high, width * wide, height * high)
+    return left / wide, top / high, right / wide, bottom / high
 
 
 @registry.data.add("label_studio")
@@ -194,6 +198,7 @@ class LabelStudio(LabelledImages):
     spec = SetSpec(name="label_studio", is_own=True)
     label_format = LabelFormat(
         read=read_label_studio,
+        turns=True,
         known_by={
             ".json": rb'"(?:from_name|file_upload|(?:rectangle|polygon|brush|ellipse|keypoint)labels)"\s*:',
         },

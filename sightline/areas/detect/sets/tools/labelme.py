@@ -25,6 +25,7 @@ from sightline.areas.detect.sets.tools.boxes import (
     NO_BOX,
     find_bounds,
     fit_label,
+    is_upright,
     make_box,
     parse_points,
     parse_size,
@@ -47,10 +48,15 @@ def _find_circle_bounds(points: np.ndarray) -> BoxCorners:
 _SHAPES: Mapping[str, Callable[[np.ndarray], BoxCorners]] = {
     "rectangle": find_bounds,
     "polygon": find_bounds,
+    "rotation": find_bounds,
+    "quadrilateral": find_bounds,
     "circle": _find_circle_bounds,
     "mask": lambda points: find_bounds(np.add(points, [[0, 0], [1, 1]])),
 }
-"""Type of shape of LabelMe → the box about its points; those of a mask are its first and last pixel."""
+"""Type of shape of LabelMe → the box about its points; those of a mask are its first and last pixel.
+
+A `rotation` of X-AnyLabeling has the four corners of a turned box.
+"""
 
 
 @label_reader(
@@ -87,19 +93,22 @@ def _read_shapes(shapes: Sequence[Any], file: Path, report: LabelReport) -> Iter
                 continue
             points = parse_points([[parse_number(value) for value in point] for point in shape["points"]])
             flags = dict(shape.get("flags") or {})
-            box = make_box(shape["label"], _SHAPES[kind](points), {**flags, **shape}, line=number)
+            is_turned = kind == "rotation" and not is_upright(points)
+            marks = {**flags, **shape}
+            box = make_box(shape["label"], _SHAPES[kind](points), marks, line=number, is_turned=is_turned)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             report.faults.add(BAD_BOX, f"{where}: {str(shape)[:120]} ({error})")
             continue
         report.unread.update(f"flag {name}"[:80] for name in flags.keys() - {*MARKS} if flags[name])
         report.unread.update(["description"] if shape.get("description") else [])
-        report.unread.update([f"{kind}s, but the boxes about them"] if kind != "rectangle" else [])
+        report.unread.update([] if kind in ("rectangle", "rotation") else [f"{kind}s, but the boxes about them"])
         key = number if group is None else (box.class_name, str(group))
         if (first := groups.get(key)) is not None:
             report.habits["shapes are parts of an object by their group_id, in the box about all"].append(where)
             corners = find_bounds(np.reshape([box.box, first.box], (4, 2)))
             is_ignored, is_crowd = box.is_ignored and first.is_ignored, box.is_crowd and first.is_crowd
-            box = first._replace(box=corners, is_ignored=is_ignored, is_crowd=is_crowd)
+            is_turned = box.is_turned or first.is_turned
+            box = first._replace(box=corners, is_ignored=is_ignored, is_crowd=is_crowd, is_turned=is_turned)
         groups[key] = box
     yield from groups.values()
 
@@ -142,6 +151,7 @@ class LabelMe(LabelledImages):
     spec = SetSpec(name="labelme", is_own=True)
     label_format = LabelFormat(
         read=read_labelme,
+        turns=True,
         write=write_labelme,
         image_path=lambda image: path_in_split(image.name, image.split),
         holds=frozenset({"is_ignored", "is_crowd", "size", "undivided"}),

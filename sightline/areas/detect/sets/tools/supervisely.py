@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet
+import numpy as np
+
+from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
 from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.tools.boxes import (
     NO_BOX,
-    TURNED,
     NoBoxError,
+    Turn,
     find_bounds,
     make_box,
     parse_numbers,
@@ -49,8 +51,8 @@ def read_supervisely(source: Path) -> LabelledSet:
 def _read_file(file: Path, report: LabelReport) -> Iterator[StatedImage]:
     """Yield the image of a file: none of `meta.json`, whose titles are classes, and for JSON of another kind.
 
-    Polygons and bitmaps become the boxes about them. Raises DataError for damaged JSON, ValueError for an impossible
-    size. Source: Supervisely's developer portal, Annotation JSON format.
+    Polygons, bitmaps and turned boxes (by radians, about their middle) become the boxes about them. Raises DataError
+    for damaged JSON, ValueError for an impossible size. Source: Supervisely's developer portal, Annotation JSON format.
     """
     document = parse_json_content(read_file(file), where=str(file), advice="export it again")
     stated: Mapping[str, Any] = document if isinstance(document, dict) else {}
@@ -77,15 +79,21 @@ def _read_file(file: Path, report: LabelReport) -> Iterator[StatedImage]:
 def _read_object(item: Mapping[str, Any], *, report: LabelReport) -> LabelledBox:
     label, has_mask = str(item["classTitle"]), isinstance(item.get("bitmap"), dict)
     kind = str(item.get("geometryType") or ("bitmap" if has_mask else "rectangle"))
-    if kind == "oriented_bbox":
-        raise NoBoxError(TURNED, f"'{label[:40]}' is an {kind}")
-    if kind not in ("rectangle", "polygon", "bitmap", "alpha_mask"):
+    if kind not in ("rectangle", "oriented_bbox", "polygon", "bitmap", "alpha_mask"):
         raise NoBoxError(NO_BOX, f"'{label[:40]}' is a {kind[:40]}")
     is_mask = kind in ("bitmap", "alpha_mask")
-    corners = _find_mask(item["bitmap"]) if is_mask else find_bounds(parse_points(item["points"]["exterior"]))
-    report.unread.update([f"{kind}s, but the boxes about them"] if kind != "rectangle" else [])
+    corners = _find_mask(item["bitmap"]) if is_mask else find_bounds(parse_points(_list_points(item["points"])))
+    turn = Turn(np.rad2deg(parse_number(item.get("angle") or 0)) if kind == "oriented_bbox" else 0)
+    corners = turn.turn_box(corners)
+    is_box = kind in ("rectangle", "oriented_bbox")
+    report.unread.update([] if is_box else [f"{kind}s, but the boxes about them"])
     report.unread.update(f"tag {tag['name']}"[:80] for tag in item.get("tags") or () if isinstance(tag, dict))
-    return make_box(label, corners, {}, line=int(item.get("id") or 0))
+    return make_box(label, corners, {}, line=int(item.get("id") or 0), is_turned=not turn.is_upright)
+
+
+def _list_points(points: Any) -> Any:
+    """Return the outline of an object; those of turned boxes are no mapping, but the two corners themselves."""
+    return points["exterior"] if isinstance(points, dict) else points
 
 
 def _find_mask(bitmap: Mapping[str, Any]) -> BoxCorners:
@@ -112,6 +120,7 @@ class Supervisely(LabelledImages):
     spec = SetSpec(name="supervisely", is_own=True)
     label_format = LabelFormat(
         read=read_supervisely,
+        turns=True,
         known_by={
             ".json": rb'"classTitle"\s*:|"size"\s*:\s*\{[^}]*\}\s*,\s*"objects"\s*:'
             rb'|"classes"\s*:\s*\[\s*\{[^}]*"title"\s*:',

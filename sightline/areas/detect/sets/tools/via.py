@@ -16,10 +16,10 @@ from sightline.areas.detect.sets.tools.boxes import (
     MARKS,
     NO_BOX,
     NoBoxError,
+    Turn,
     find_bounds,
     make_box,
     parse_points,
-    refuse_turned,
 )
 from sightline.areas.detect.sets.tools.folders import LabelFolder, LabelReport, StatedImage, name_subset
 from sightline.areas.detect.sets.tools.tables import iterate_rows, read_header
@@ -117,13 +117,15 @@ def _read_region(
             raise ValueError(f"it has the classes {join_some(ticked, most=_MAX_LISTED)}, a box has one")
         label = next(iter(ticked), None)
     shape = region["shape_attributes"]
-    corners = _find_corners(shape)
+    turn = Turn(np.rad2deg(parse_number(shape.get("theta") or 0)) if shape["name"] == "ellipse" else 0)
+    corners = _find_corners(shape, turn)
     report.unread.update(f"attribute {name}"[:80] for name in attributes)
     report.unread.update([f"{shape['name']}s, but the boxes about them"] if shape["name"] != "rect" else [])
-    return make_box(label or class_name, corners, region.get("region_attributes") or {}, line=0)
+    marks = region.get("region_attributes") or {}
+    return make_box(label or class_name, corners, marks, line=0, is_turned=not turn.is_upright)
 
 
-def _find_corners(shape: Mapping[str, Any]) -> BoxCorners:
+def _find_corners(shape: Mapping[str, Any], turn: Turn) -> BoxCorners:
     kind = str(shape["name"])
     if kind == "rect":
         left, top, width, height = (parse_number(shape[key]) for key in ("x", "y", "width", "height"))
@@ -132,10 +134,8 @@ def _find_corners(shape: Mapping[str, Any]) -> BoxCorners:
         return find_bounds(parse_points(np.transpose([shape["all_points_x"], shape["all_points_y"]]).tolist()))
     if kind not in _CENTRED:
         raise NoBoxError(NO_BOX, f"is a {kind[:40]}")
-    if kind == "ellipse":
-        refuse_turned(np.rad2deg(parse_number(shape.get("theta") or 0)), kind)
     x, y, x_radius, y_radius = (parse_number(shape[key]) for key in _CENTRED[kind])
-    return x - x_radius, y - y_radius, x + x_radius, y + y_radius
+    return turn.turn_ellipse(x, y, x_radius, y_radius)
 
 
 def _read_images(file: Path, report: LabelReport) -> Sequence[_Image]:
@@ -233,6 +233,7 @@ class Via(LabelledImages):
     spec = SetSpec(name="via", is_own=True)
     label_format = LabelFormat(
         read=read_via,
+        turns=True,
         known_by={
             ".json": rb'"(?:_via_settings|_via_img_metadata|shape_attributes|region_attributes|vid_list)"\s*:',
             ".csv": rb"\A(?:\xef\xbb\xbf)?#?\s*filename,(?:file_size,file_attributes|.*region_shape)",

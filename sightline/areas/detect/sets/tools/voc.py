@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,7 +23,19 @@ from sightline.areas.detect.sets.label_table import (
 )
 from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import BAD_BOX, fit_label, make_box, parse_numbers, parse_size
+from sightline.areas.detect.sets.tools.boxes import (
+    BAD_BOX,
+    OTHER_PLACE,
+    Turn,
+    are_apart,
+    find_bounds,
+    fit_label,
+    is_upright,
+    make_box,
+    parse_numbers,
+    parse_points,
+    parse_size,
+)
 from sightline.areas.detect.sets.tools.folders import (
     BAD_IMAGE,
     UNLISTED,
@@ -40,11 +54,30 @@ _UNSTATED = ("", "0", "Unspecified")
 """Texts of elements of an object that state nothing."""
 
 
-def read_voc(source: Path, *, first_pixel: Literal[0, 1] = 1) -> LabelledSet:
+_BETWEEN = (
+    "boxes have corners between pixels, which do not count pixels from 1, and are taken as they are; first_pixel=1 "
+    "says otherwise"
+)
+
+
+def read_voc(source: Path, *, first_pixel: Literal[0, 1] | None = None) -> LabelledSet:
     """Read Pascal VOC: an XML file for each image, anywhere below a folder; ImageSets/Main states splits, else folders.
 
-    `first_pixel` is 0 if corners are to be taken as they are. Raises DataError for a folder without such files.
+    `first_pixel` is 0 if corners are to be taken as they are. If it is not stated, whole corners count pixels from 1,
+    and fractions do not; no corner does where most boxes have fractions. Raises DataError for a folder without such
+    files.
     """
+    labels, num_boxes, num_between = _read_set(source, first_pixel)
+    if first_pixel is not None or 2 * num_between <= num_boxes:
+        return labels
+    labels, *_ = _read_set(source, 0)
+    text = f"{labels.root}: {num_between} of {num_boxes} {_BETWEEN}"
+    text += "; so are the others" if num_between < num_boxes else ""
+    return replace(labels, notes=[*labels.notes, text])
+
+
+def _read_set(source: Path, first_pixel: int | None) -> tuple[LabelledSet, int, int]:
+    """Read a folder; also return the numbers of its boxes, and of those that are taken as they are for fractions."""
     folder = LabelFolder(
         source,
         layout="voc",
@@ -52,7 +85,8 @@ def read_voc(source: Path, *, first_pixel: Literal[0, 1] = 1) -> LabelledSet:
         needs="Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg",
         unlabelled=("SegmentationClass", "SegmentationObject"),
     )
-    return folder.read(partial(_read_file, first_pixel=first_pixel), _read_splits(folder))
+    labels = folder.read(partial(_read_file, first_pixel=first_pixel), _read_splits(folder))
+    return labels, sum(len(image.boxes) for image in labels.images), len(folder.report.habits[_BETWEEN])
 
 
 def _read_splits(folder: LabelFolder) -> dict[Path, str]:
@@ -93,13 +127,14 @@ def _read_list(path: Path, file_by_name: Mapping[str, Path], splits: dict[Path, 
             report.habits["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
 
 
-def _read_file(file: Path, report: LabelReport, *, first_pixel: int) -> Iterator[StatedImage]:
+def _read_file(file: Path, report: LabelReport, *, first_pixel: int | None) -> Iterator[StatedImage]:
     """Yield the image of a VOC file: none for XML of another kind.
 
     With a `first_pixel` of 1, as VOC counts, `xmin` and `xmax` are the first and last pixel: 1 and 3 are 0 and 3 here.
-    With 0, corners are taken as they are. Difficult objects are ignored, as VOC's evaluation does; a part called `head`
-    is the head's box. Raises DataError for damaged XML, ValueError for an impossible size. Source: Everingham and Winn
-    2012, The PASCAL VOC Challenge 2012 Development Kit, on annotation files and on the evaluation of detection.
+    With 0, corners are taken as they are; with None, those of a box with a fraction. Difficult objects are ignored, as
+    VOC's evaluation does; a part called `head` is the head's box. Raises DataError for damaged XML, ValueError for an
+    impossible size. Source: Everingham and Winn 2012, The PASCAL VOC Challenge 2012 Development Kit, on annotation
+    files and on the evaluation of detection.
     """
     document = read_xml(file)
     if document.tag != "annotation":
@@ -110,19 +145,33 @@ def _read_file(file: Path, report: LabelReport, *, first_pixel: int) -> Iterator
     yield StatedImage(document.text("filename"), size_px, boxes)
 
 
-def _read_objects(document: XmlElement, file: Path, report: LabelReport, first_pixel: int) -> Iterator[LabelledBox]:
+def _read_objects(
+    document: XmlElement, file: Path, report: LabelReport, first_pixel: int | None
+) -> Iterator[LabelledBox]:
     for item in document.find_all("object"):
         where = f"{file}:{item.line}"
         try:
             parts = {part.text("name").lower()[:40]: part for part in item.find_all("part")}
-            head = _read_corners(parts.pop("head"), first_pixel) if "head" in parts else None
-            corners, marks = _read_corners(item, first_pixel), {"difficult": item.text("difficult")}
-            yield make_box(item.text("name"), corners, marks, line=item.line, head=head)
+            head = _count_from_0(_read_corners(parts.pop("head")), first_pixel) if "head" in parts else None
+            marks = {"difficult": item.text("difficult")}
+            turned = _read_turned(item)
+            stated = _read_corners(item) if turned is None else turned[0]
+            turn = _read_rotation(item)
+            corners = turn.turn_box(_count_from_0(stated, first_pixel)) if turned is None else stated
+            is_turned = turned[1] if turned is not None else not turn.is_upright
+            yield make_box(item.text("name"), corners, marks, line=item.line, head=head, is_turned=is_turned)
         except ValueError as error:
             report.faults.add(BAD_BOX, f"{where}: object '{item.text('name')[:40]}' ({error})")
             continue
         report.unread.update({child.tag[:40] for child in item.children if _is_unread(child)} | {*parts})
-        if first_pixel and 0 in (corners[0] + first_pixel, corners[1] + first_pixel):
+        if turned is not None:
+            continue
+        polygon = _find_polygon(item)
+        if polygon is not None and turn.is_upright and are_apart(corners, polygon):
+            report.habits[OTHER_PLACE].append(where)
+        if first_pixel is None and _has_fractions(stated):
+            report.habits[_BETWEEN].append(where)
+        elif first_pixel != 0 and 0 in stated[:2]:
             report.habits[
                 "boxes begin at 0, and VOC counts pixels from 1; if the tool counts from 0, first_pixel=0 says so"
             ].append(where)
@@ -130,16 +179,62 @@ def _read_objects(document: XmlElement, file: Path, report: LabelReport, first_p
 
 def _is_unread(element: XmlElement) -> bool:
     """Return True if an element of an object states something, such as a pose, that is not read."""
-    is_read = element.tag in ("name", "difficult", "bndbox", "part")
+    is_read = element.tag in ("name", "difficult", "bndbox", "robndbox", "part")
     return not is_read and bool(element.children or element.content.strip() not in _UNSTATED)
 
 
-def _read_corners(element: XmlElement, first_pixel: int) -> BoxCorners:
+def _read_corners(element: XmlElement) -> BoxCorners:
     if not element.find_all("bndbox"):
         raise ValueError(f"it has no bndbox, but {', '.join(child.tag for child in element.children)[:160]}")
     texts = {key: element.text("bndbox", key) for key in ("xmin", "ymin", "xmax", "ymax")}
     left, top, right, bottom = parse_numbers(texts)
-    return left - first_pixel, top - first_pixel, right, bottom
+    return left, top, right, bottom
+
+
+def _read_turned(element: XmlElement) -> tuple[BoxCorners, bool] | None:
+    """Return the box about roLabelImg's robndbox, and whether it is turned; None for an object without one.
+
+    It has a middle, sides and an angle in radians, or four corners, in pixels from 0. Raises ValueError for others.
+    """
+    if element.find_all("bndbox") or not (boxes := element.find_all("robndbox")):
+        return None
+    [texts] = [{child.tag: child.content.strip() for child in box.children} for box in boxes[:1]]
+    if {"cx", "cy", "w", "h"} <= texts.keys():
+        x, y, width, height, angle = parse_numbers({key: texts.get(key, 0) for key in ("cx", "cy", "w", "h", "angle")})
+        turn = Turn(math.degrees(angle))
+        box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        return turn.turn_box(box), not turn.is_upright
+    sides = [parse_numbers({key: text for key, text in texts.items() if key.startswith(axis)}) for axis in "xy"]
+    if [*map(len, sides)] != [4, 4]:
+        raise ValueError(f"its robndbox has {', '.join(texts)[:80]}; cx, cy, w, h and angle are needed")
+    corners = parse_points(list(zip(*sides, strict=True)))
+    return find_bounds(corners), not is_upright(corners)
+
+
+def _find_polygon(element: XmlElement) -> BoxCorners | None:
+    """Return the box about a polygon of numbered corners, as Roboflow writes it beside the box; None without one."""
+    texts = {child.tag: child.content for part in element.find_all("polygon") for child in part.children}
+    try:
+        sides = [parse_numbers({key: text for key, text in texts.items() if key[:1] == axis}) for axis in "xy"]
+        return find_bounds(parse_points(list(zip(*sides, strict=True))))
+    except ValueError:  # also for a polygon of another form, which is not read
+        return None
+
+
+def _read_rotation(element: XmlElement) -> Turn:
+    """Return the turn that CVAT states as an attribute `rotation` of an object, in degrees."""
+    stated = [item for group in element.find_all("attributes") for item in group.find_all("attribute")]
+    return Turn(next((item.text("value") for item in stated if item.text("name") == "rotation"), None))
+
+
+def _count_from_0(box: BoxCorners, first_pixel: int | None) -> BoxCorners:
+    """Return the sides of a box of first and last pixels; those of a box with a fraction, if nothing is stated."""
+    step = first_pixel if first_pixel is not None else int(not _has_fractions(box))
+    return box[0] - step, box[1] - step, box[2], box[3]
+
+
+def _has_fractions(box: BoxCorners) -> bool:
+    return not all(corner.is_integer() for corner in box if math.isfinite(corner))
 
 
 def write_voc(labels: LabelledSet) -> Files:
@@ -214,6 +309,7 @@ class Voc(LabelledImages):
     spec = SetSpec(name="voc", is_own=True)
     label_format = LabelFormat(
         read=read_voc,
+        turns=True,
         write=write_voc,
         image_path=_image_path,
         holds=frozenset({"head", "is_ignored", "size", "undivided"}),

@@ -10,7 +10,7 @@ from sightline.contract.errors import join_some
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.workbench.check.reaching import Reaching, Target
+from sightline.workbench.check.targets.reaching import Reaching, Target
 
 _FEWEST, _MIN_SHARE = 4, 0.1
 """Samples for a judgement; share of them with other targets from which a training does not begin."""
@@ -37,8 +37,8 @@ def training_targets(reaching: Reaching) -> Iterator[Fault]:
 
 
 def _judge(target: Target, reaching: Reaching) -> Iterator[Fault]:
-    """Judge the targets of one key; the gravest that holds. Truth values are masks, which transforms may change."""
-    if target.values[0].dtype.kind == "b":
+    """Judge the targets of one key; the gravest that holds. Masks may change, and so may classes that are drawn."""
+    if target.values[0].dtype.kind == "b" or target.is_drawn:
         return
     faults = _judge_classes(target, reaching) if target.are_classes else _judge_numbers(target, reaching)
     yield from list(faults)[:1]
@@ -51,9 +51,10 @@ def _fault(target: Target, reaching: Reaching, where: Sequence[int], summary: st
     place = FindingLocation(
         dataset="train", sample=reaching.samples[first], step=reaching.steps[first], config_path="transforms.train"
     )
+    by = f"; the transform {join_some(target.changed_by, most=_MAX_LISTED)} changes it" if target.changed_by else ""
     return Fault(
         summary,
-        measured=measured,
+        measured=measured + by,
         causes=[cause, *_CAUSES],
         severity=None if len(where) > 1 and share >= _MIN_SHARE else "note",
         where=place,
@@ -101,6 +102,21 @@ def _judge_samples(target: Target, stated: list[np.ndarray], reaching: Reaching)
         allowed = [one | other for one, other in zip(allowed, target.list_classes(target.raw), strict=True)]
     found = target.list_classes(target.values)
     others = [place for place, (one, known) in enumerate(zip(found, allowed, strict=True)) if one - known]
+    # Samples that have all of their own classes, and some of others, are mixed with these: by a bank of objects, say.
+    stated_sets = target.list_classes(stated)
+    added = [place for place in others if target.values[place].size > 1 and stated_sets[place] <= found[place]]
+    if others and added == others:
+        words = join_some(
+            sorted(map(str, set().union(*(found[each] - allowed[each] for each in others)))), most=_MAX_LISTED
+        )
+        yield Fault(
+            f"'{target.name}' reaches the loss with further classes, beside those of its samples: {words}",
+            measured=f"{len(others)} of {size} samples",
+            severity="note",
+            where=FindingLocation(dataset="train", step=reaching.steps[others[0]], config_path="transforms.train"),
+            evidence={"field": target.name},
+        )
+        return
     merged = _find_merged(target, stated)
     if others and merged:
         yield Fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +19,11 @@ from sightline.engine.run_data import read_with
 from sightline.engine.train import TrainState
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.parts.tasks.supervised import Supervised
-from sightline.runs.input_ranges import Range, find_range
+from sightline.runs.inputs import Range, find_range
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.sample_statistics import count_bytes, count_to_read, read_samples
 
-_CHUNK_SIZE, _FEWEST, _MAX_BYTES = 16, 8, 1 << 26
+_CHUNK_SIZE, _FEWEST, _NUM_AGAIN, _MAX_BYTES = 16, 8, 4, 1 << 26
 _MAX_CLASSES = 4_096
 _OF_BOXES = frozenset(("boxes", "label", "is_ignored"))
 """Fields that a task makes its targets of."""
@@ -33,7 +34,9 @@ class Target:
     """Targets of samples under one key of the batches: `values` as they reach the loss, in the order of the steps.
 
     `own` are those of the same samples as evaluation reads them, None where it has no such key; `raw` are those of the
-    data set before any transform. `are_classes` tells whole numbers. Of classes, `ignored` are no class.
+    data set before any transform. `are_classes` tells whole numbers, of which `ignored` are no class. With `is_drawn`,
+    evaluation has others in another epoch: a transform draws them, such as the turn that a network is to tell.
+    `changed_by` names the transforms of training that change them.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Target:
     own: list[np.ndarray] | None
     raw: list[np.ndarray] | None
     ignored: frozenset[int] = frozenset()
+    is_drawn: bool = False
+    changed_by: tuple[str, ...] = ()
 
     @property
     def are_classes(self) -> bool:
@@ -141,15 +146,19 @@ def read_reaching(built: TrainingSetup, *, is_quick: bool) -> Reaching:
     evaluated = read_with(built.config, part, "evaluate", part).reader
     given, own, raw = (_Columns(names) for _ in range(3))
     ranges, fields = dict[str, Range](), dict[str, Range]()
-    samples, steps = list[int](), list[int]()
+    samples, steps, drawn, changes = list[int](), list[int](), set[str](), dict[tuple[str, str], None]()
     for step, keys in _choose_keys(job, part.dataset, is_quick=is_quick):
         batch = job.stream.reader(keys)
         rows = _split(batch, part.reader, len(keys))
         given.add(rows)
-        for key in keys:
+        for row, key in enumerate(keys):
             stages = [stage for _, stage in evaluated.sample_stages(key)]
             raw.add(stages[:1])
             own.add(stages[-1:])
+            if row < _NUM_AGAIN and not samples:
+                *_, (_, again) = evaluated.sample_stages(dataclasses.replace(key, epoch=key.epoch + 1))
+                changes |= _list_changes(part.reader, key, names)
+                drawn |= {name for name in names if _is_other_class(stages[-1].get(name), again.get(name))}
             _widen(fields, stages[0])
         for row in rows:
             _widen(ranges, {name: row[name] for name in sorted(inputs & row.keys())})
@@ -159,7 +168,10 @@ def read_reaching(built: TrainingSetup, *, is_quick: bool) -> Reaching:
             break
     ignored = frozenset((-1, built.data.facts.get("ignore_index", -1)))
     targets = [
-        Target(name, values, own.get(name), raw.get(name), ignored)
+        Target(
+            *(name, values, own.get(name), raw.get(name), ignored, name in drawn),
+            tuple(transform for transform, changed in changes if changed == name),
+        )
         for name in sorted(names)
         if (values := given.get(name)) is not None
     ]
@@ -218,6 +230,25 @@ def _to_array(value: Any) -> np.ndarray | None:
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy(force=True)
     array = np.asarray(value) if isinstance(value, np.ndarray | np.generic | int | float) else None
     return array if array is not None and array.dtype.kind in "biuf" else None
+
+
+def _list_changes(reader: BatchReader, key: SampleKey, names: frozenset[str]) -> dict[tuple[str, str], None]:
+    """List the transforms that change targets of a sample, each with the target's name, in their order."""
+    changes, before = dict[tuple[str, str], None](), dict[str, Any]()
+    for transform, stage in reader.sample_stages(key):
+        for name in names & stage.keys():
+            one, other = _to_array(before.get(name)), _to_array(stage[name])
+            if one is not None and other is not None and not np.array_equal(one, other):
+                changes[transform, name] = None
+        before = stage
+    return changes
+
+
+def _is_other_class(one: Any, other: Any) -> bool:
+    """Return True for two unlike classes of a sample."""
+    first, second = _to_array(one), _to_array(other)
+    is_class = first is not None and second is not None and first.size == second.size == 1
+    return is_class and first.dtype.kind in "iu" and first.item() != second.item()
 
 
 def _widen(ranges: dict[str, Range], values: Mapping[str, Any]) -> None:
