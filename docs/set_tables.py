@@ -9,17 +9,15 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sightline.areas.pose.sets.depth_sets import DepthSpec
+from sightline.config.argument_texts import explain_arguments
 from sightline.config.own_config import configs_by_set
 from sightline.contract.catalogue import find_modules
 from sightline.contract.registry import data
 from sightline.contract.schema import Parameter, describe_type, signature_parameters
 
-SET_KEYS = json.loads(Path(__file__).with_name("set_keys.json").read_text(encoding="utf-8"))
-"""Meaning of an argument (`data`), or of an option of preparing, by its name, or by SET.NAME where it differs."""
 FAMILIES = {
     "data_clouds": ("clouds", "contrast"),
     "data_scenes": ("scenes",),
@@ -159,9 +157,7 @@ def _describe_parameter(parameter: Parameter) -> tuple[str, str]:
 
 
 def _meaning(name: str, kind: str, key: str) -> str:
-    meanings = SET_KEYS[kind]
-    assert key in meanings or f"{name}.{key}" in meanings, f"set_keys.json: say what {key} of {name} means ({kind})"
-    return str(meanings.get(f"{name}.{key}", meanings.get(key)))
+    return explain_arguments(kind, name, data.get_class(name), [key])[key]
 
 
 def _name_sets(sets: list[str], among: set[str]) -> str:

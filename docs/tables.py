@@ -8,6 +8,7 @@ import importlib
 import inspect
 import itertools
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -120,6 +121,7 @@ MORE = {
     "predict": "../manual/predict.md",
     "score": "../topics/detection.md#files-of-results",
     "check": "../manual/check.md",
+    "fit": "../topics/fit.md",
     "compare": "../manual/compare.md",
     "view": "../topics/view.md",
     "report": "../topics/view.md#a-page-to-show",
@@ -172,7 +174,11 @@ def help_texts() -> str:
     texts = []
     for record in _list_commands():
         _, _, more = inspect.cleandoc(record.__doc__ or "").partition("\n\n")
-        lines = [*([more, ""] if more else []), *(f"sightline {line}" for line in record.examples)]
+        lines = [more, ""] if more else []
+        for title, parts in record.sections.items():
+            wrapped = (textwrap.wrap(f"{part}: {text}", 116, subsequent_indent="  ") for part, text in parts)
+            lines += [f"{title}:", *(f"  {line}" for line in itertools.chain.from_iterable(wrapped)), ""]
+        lines += [f"sightline {line}" for line in record.examples]
         if more:
             texts.append("\n".join([f"### {record.name}", "", "```text", *lines, "```"]))
     return "\n\n".join(texts)

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sightline.commands.compress import COMPRESS_COMMANDS
 from sightline.commands.data import DATA_COMMANDS
-from sightline.commands.fields import Command, CommandParameter
+from sightline.commands.fields import Command, CommandParameter, MoreHelp
 from sightline.commands.look import (
     RUNS_COMMANDS,
     CopyOptions,
@@ -33,7 +33,7 @@ from sightline.commands.look import (
     SweepOptions,
     ViewOptions,
 )
-from sightline.commands.prove import CheckOptions, CompareOptions
+from sightline.commands.prove import CheckOptions, CompareOptions, FitOptions
 from sightline.commands.run import (
     EvaluateOptions,
     ExportOptions,
@@ -51,7 +51,7 @@ SECTIONS: dict[str, tuple[type[Command], ...]] = {
     "Begin": (InitOptions, CopyOptions, ShowOptions, ListOptions),
     "Data": DATA_COMMANDS,
     "Train": (TrainOptions, EvaluateOptions, PredictOptions, ScoreOptions),
-    "Prove": (CheckOptions, CompareOptions),
+    "Prove": (CheckOptions, FitOptions, CompareOptions),
     "Look": (ViewOptions, ReportOptions, *RUNS_COMMANDS, DescribeOptions, ProfileOptions),
     "Use": (WeightsOptions, *COMPRESS_COMMANDS, ExportOptions, ServeOptions),
     "Search": (StudyOptions, SweepOptions),
@@ -186,15 +186,16 @@ class _RecordCommand(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write rows and examples; without a word nothing is imported."""
-        title, rows = "", []
+        more = MoreHelp()
         if self.record.help_rows and (words := ctx.meta["words"]):
-            title, rows = _import_verb(self.record.help_rows)(words)
-        if rows:
-            with formatter.section(title):
-                formatter.write_dl(rows)
-        if self.record.examples:
+            more = _import_verb(self.record.help_rows)(words)
+        for title, rows in {**self.record.sections, more.title: more.rows}.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        if examples := more.examples or self.record.examples:
             with formatter.section("Examples"):
-                formatter.write("".join(f"  sightline {line}\n" for line in self.record.examples))
+                formatter.write("".join(f"  sightline {line}\n" for line in examples))
 
 
 def _add_command(record: type[Command]) -> None:

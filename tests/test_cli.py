@@ -25,7 +25,7 @@ from sightline.commands.compress import CompressRunOptions, CompressSearchOption
 from sightline.commands.data import RenderOptions
 from sightline.commands.fields import Command
 from sightline.commands.look import ProfileOptions
-from sightline.commands.prove import CheckOptions
+from sightline.commands.prove import CheckOptions, FitOptions
 from sightline.commands.run import EvaluateOptions, TrainOptions
 from tests.cases import run_each
 from tests.command import built_once, run_here
@@ -194,7 +194,7 @@ def test_examples_of_a_help_are_command_lines(record: type[Command]) -> None:
         with typer.main.get_command(app).make_context("sightline", words, resilient_parsing=True):
             pass
     groups = Counter(record.name.split()[0] for record in COMMANDS)
-    assert len(groups) <= 22
+    assert len(groups) <= 23
     assert max(groups.values()) <= 5
 
 
@@ -212,7 +212,8 @@ OPTIONS: tuple[Command, ...] = (
     ),
     EvaluateOptions(runs=(Path("a"), Path("b")), overrides=("evaluate.votes=2",), checkpoint="best"),
     EvaluateOptions(runs=(Path("a"),), overrides=("C=1", "data.x=2"), probe="few-shot,svm", data=Path("c")),
-    CheckOptions(config=Path("a"), overrides=("a=1",), fit=True, steps=7, seconds=0.5),
+    CheckOptions(config=Path("a"), overrides=("a=1",), deep=True, budget=0.5),
+    FitOptions(config=Path("a"), overrides=("a=1",), grid=True, steps=7, seconds=0.5),
     ProfileOptions(config=Path("a"), steps=3),
     RenderOptions(source="modelnet40", target=Path("t"), options=("num_points=3",), style="depth"),
     CompressRunOptions(runs=(Path("a"),), out=Path("o"), ratio=0.5, is_distilled=False, protect=("x", "y"), epochs=0),
@@ -278,3 +279,13 @@ def test_no_summary_is_cut_at_80_columns(words: tuple[str, ...], monkeypatch: py
 def test_the_help_groups_the_commands() -> None:
     titles = re.findall(r"^(\w+):$", run_here("--help").out, flags=re.MULTILINE)
     assert titles == ["Options", "Begin", "Data", "Train", "Prove", "Look", "Use", "Search"]
+
+
+def test_the_help_of_predict_is_by_kind_of_data_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had 22 lines on six tasks before the first option."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run_here("predict", "--help").out.splitlines()
+    assert lines.index("Options:") < 25
+    kinds = lines[lines.index("What is predicted, by the data of the run:") + 1 : lines.index("Examples:")]
+    found = [line[2:23].strip() for line in kinds if re.match(r"  \S", line)]
+    assert found == ["clouds", "parts, rooms, scans", "images", "depth images", "--data CONFIG"]

@@ -181,17 +181,6 @@ def test_every_verb_and_option_is_in_the_reference() -> None:
     assert missing == []
 
 
-def test_every_argument_of_a_data_set_has_one_meaning(tables: ModuleType) -> None:
-    """An argument without a meaning fails when its table is written; here, a meaning without an argument."""
-    sets = tables.set_tables
-    names = [name for page in sets.FAMILIES for name in sets.sets_of(page)]
-    assert sorted(names) == sorted(REGISTRIES["data"].modules)
-    for kind, meanings in sets.SET_KEYS.items():
-        rows = [(name, key) for name in names for key in sets.list_parameters(name, kind)]
-        used = {own if (own := f"{name}.{key}") in meanings else key for name, key in rows}
-        assert meanings.keys() == used, kind
-
-
 def test_a_table_without_its_end_is_not_written(tables: ModuleType) -> None:
     text = tables.PAGES["formats"].read_text().replace("<!-- end of formats -->", "")
     with pytest.raises(AssertionError, match="lost a mark"):
@@ -207,6 +196,16 @@ def test_configs_that_a_page_names_exist() -> None:
             assert any(path == name or (ending != name and path.endswith(ending)) for path in shipped), (
                 f"{page}: {name}"
             )
+
+
+def test_the_readme_states_the_number_of_configs() -> None:
+    """Those that were measured on a GPU, as the page of these figures has them, and those of the folder."""
+    stated = re.search(r"first losses of (\d+) of the (\d+) configs on a GPU", (ROOT / "README.md").read_text())
+    measured = re.search(r"first step of all (\d+) recipes", (ROOT / "docs/results/gpu.md").read_text())
+    assert stated is not None
+    assert measured is not None
+    configs = [path for path in (ROOT / "configs").rglob("*.yaml") if not path.name.startswith("_")]
+    assert (int(stated[1]), int(stated[2])) == (int(measured[1]), len(configs))
 
 
 def test_every_kind_and_public_name_is_in_the_reference() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import pytest
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
-from sightline.contract.schema import check_value, describe_type, format_value, signature_parameters, suggest
+from sightline.contract.schema import (
+    check_value,
+    describe_type,
+    format_value,
+    signature_parameters,
+    suggest,
+    suggest_beside,
+)
 from tests.cases import run_each
 
 
@@ -209,3 +217,13 @@ def test_parameters_of_functions_classes_and_dataclasses() -> None:
     assert signature_parameters(function)["a"].default is inspect.Parameter.empty
     assert signature_parameters(Plain) == {}
     assert [(p.name, p.annotation) for p in signature_parameters(Data).values()] == [("a", int), ("b", str)]
+
+
+def test_a_folder_is_suggested_by_its_own_name() -> None:
+    """A long folder before both names made any run beside it alike: runs/photos for runs/scans."""
+    folder = Path("/home/somebody/projects/perception/runs")
+    others = [folder / "photos", folder / "rooms"]
+    assert suggest_beside(folder / "scans", others) == ""
+    assert suggest_beside(folder / "photo", others) == f"; did you mean '{folder / 'photos'}'?"
+    assert suggest_beside(Path("rom"), [Path("rooms")]) == "; did you mean 'rooms'?"
+    assert suggest_beside(Path("rooms"), []) == ""

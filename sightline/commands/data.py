@@ -43,7 +43,7 @@ class ConvertOptions(
     PluginCommand,
     name="data convert",
     run="data.convert",
-    help_rows="data.list_options",
+    help_rows="data.list_reading_options",
     examples=(
         "data convert crowdhuman --from CrowdHuman --as coco --to crowdhuman_coco",
         "data convert coco --from photos --as yolo_txt --to photos_yolo faulty=leave_out",

@@ -7,9 +7,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 _KEY = "parameter"
+
+
+class MoreHelp(NamedTuple):
+    """Part of a help text that depends on the words before `--help`: rows of option and text, and examples of these."""
+
+    title: str = ""
+    rows: Sequence[tuple[str, str]] = ()
+    examples: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,9 @@ class Command:
 
     `name` is what the user types, `run` the function below `sightline.verbs` that takes the record, `run_if` names
     another one for a field that is given, and `environment` has the variables that are set before its module is
-    imported. The docstring of a command is its help text, which ends with `examples`, lines as users type them, without
-    "sightline"; `help_rows` names the function that returns more of it, by the words that are typed: a title, and rows
-    of option and text.
+    imported. The docstring of a command is its help text, which ends with `sections`, rows of subject and text by their
+    title, and with `examples`, lines as users type them, without "sightline"; `help_rows` names the function that
+    returns `MoreHelp` by the words that are typed.
     """
 
     name: ClassVar[str] = ""
@@ -63,6 +71,7 @@ class Command:
     run_if: ClassVar[Mapping[str, str]] = {}
     environment: ClassVar[Mapping[str, str]] = {}
     help_rows: ClassVar[str] = ""
+    sections: ClassVar[Mapping[str, Sequence[tuple[str, str]]]] = {}
     examples: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(
@@ -72,10 +81,11 @@ class Command:
         run_if: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         help_rows: str = "",
+        sections: Mapping[str, Sequence[tuple[str, str]]] | None = None,
         examples: Sequence[str] = (),
     ) -> None:
         cls.name, cls.run, cls.run_if, cls.environment = name, run, run_if or {}, environment or {}
-        cls.help_rows, cls.examples = help_rows, examples
+        cls.help_rows, cls.sections, cls.examples = help_rows, sections or {}, examples
         for field_name, value in list(vars(cls).items()):
             if isinstance(value, CommandParameter):
                 metadata = {_KEY: value}

@@ -83,8 +83,8 @@ class ViewOptions(
     name="view",
     run="view.view",
     examples=(
-        "view CONFIG --out pictures",
-        "view runs/a --out pictures --num 8",
+        "view CONFIG",
+        "view runs/a --num 8 --out pictures",
     ),
 ):
     """Show samples and predictions.
@@ -100,7 +100,7 @@ class ViewOptions(
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
-    out: Path = option("--out", "DIR", "folder for pictures and the page", default=MISSING)
+    out: Path | None = option("--out", "DIR", "folder for pictures and the page [RUN/views; else views/<name>]")
     split: Literal["train", "validation", "test"] | None = option(
         "--split", None, "split to show [train; for a run: test]"
     )

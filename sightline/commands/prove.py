@@ -20,15 +20,12 @@ class CheckOptions(
     examples=(
         "check configs/classify/synthetic_shapes_pointnet.yaml",
         "check runs/a --verbose",
-        "check CONFIG --fit --grow 1,8,64,all",
     ),
 ):
     """Look for silent bugs in a config or run.
 
-    Checks config, data, model and one training step before a run, and the files of a finished run. With --fit, it also
-    trains the network on a few fixed samples, without augmentation and dropout: at the recipe's rate, a tenth and ten
-    times of it, then by Adam. If the recipe does not fit them, this is an error; a loss that still falls, or a stop by
-    time, is a warning.
+    Checks config, data, model and one training step before a run, and the files of a finished run. 'sightline fit'
+    tries whether the network can learn a few samples.
     """
 
     config: Path = CONFIG
@@ -37,13 +34,34 @@ class CheckOptions(
     strict: bool = switch("--strict", "treat warnings as errors")
     verbose: bool = switch("--verbose", "print notes in full, and each relation: judged, or why not")
     budget: float | None = option("--budget", "S", "processor time for relations of the model [3]", min=0)
-    fit: bool = switch("--fit", "also over-fit a few samples, to see if the recipe can learn")
-    samples: int | None = option("--samples", "K", "of --fit: number of samples [4]", min=1)
-    steps: int | None = option("--steps", "N", "of --fit: steps of each attempt [100]", min=1)
-    seconds: float | None = option("--seconds", "S", "of --fit: processor time for all steps [120]", min=0)
-    grid: bool = switch("--grid", "of --fit: rates by optimisers by float32 and float64, in a table")
-    grow: str | None = option("--grow", "1,8,64,all", "of --fit: from few samples to the task, up to the first failure")
-    trace: bool = switch("--trace", "of --fit: statistics of every layer, before the first step and after the last")
+
+
+class FitOptions(
+    DeviceCommand,
+    name="fit",
+    run="fit.fit",
+    examples=(
+        "fit configs/classify/synthetic_shapes_pointnet.yaml",
+        "fit CONFIG --samples 1 --trace",
+        "fit CONFIG --grow 1,8,64,all",
+    ),
+):
+    """Over-fit a few samples, to see if a recipe can learn.
+
+    The network learns a few fixed samples by heart, without augmentation and dropout: at the recipe's rate, a tenth and
+    ten times of it, then by Adam. If the recipe does not fit them, this is an error; a loss that still falls, or a stop
+    by time, is a warning. This is no training: 'sightline train CONFIG' is.
+    """
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    samples: int | None = option("--samples", "K", "number of samples [4]", min=1)
+    steps: int | None = option("--steps", "N", "steps of each attempt [100]", min=1)
+    seconds: float | None = option("--seconds", "S", "processor time for all steps [120]", min=0)
+    grid: bool = switch("--grid", "a table of rates by optimisers by float32 and float64")
+    grow: str | None = option("--grow", "1,8,64,all", "from few samples to the task, up to the first failure")
+    trace: bool = switch("--trace", "statistics of every layer, before the first step and after the last")
+    strict: bool = switch("--strict", "treat warnings as errors")
 
 
 class CompareOptions(

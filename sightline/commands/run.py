@@ -109,30 +109,35 @@ class PredictOptions(
     name="predict",
     run="predict.predict",
     run_if={"data": "predict.predict_centres"},
+    sections={
+        "What is predicted, by the data of the run": (
+            ("clouds", "a class for each file; a mesh is sampled as by 'data prepare'"),
+            (
+                "parts, rooms, scans",
+                "a class for each point, with the share of each; --out gets labels in the order of the file "
+                "(.labels.npy) and a coloured cloud (.ply). Parts need category=NAME, or folders of that name; "
+                "probabilities=float16 or float32 keeps those of all classes",
+            ),
+            ("images", "boxes; --out gets pictures with those of score=0.3 or more"),
+            (
+                "depth images",
+                "joints, about the centre of mass or the point that refiner=RUN finds; of another camera by camera.fx= "
+                "fy= u0= v0= (fy is negative if Y points up)",
+            ),
+            (
+                "--data CONFIG",
+                "a refiner's reference points of split=test or train, a file for reference: {name: file, path: FILE}; "
+                "one that was trained on tested frames is refused",
+            ),
+        )
+    },
     examples=("predict runs/a chair.ply", "predict runs/a photos/ score=0.5 --out pictures --json found.json"),
 ):
     """Predict files with a trained run.
 
-    Predicts a class per file, a class per point, joints, boxes or an encoding, depending on the run's task. Files are
-    prepared like the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation
-    transforms once, without votes. A file that is damaged, or does not match the training data (channels, scale, number
-    of points), is refused by name, and the others are predicted. Exit code 0 if all files were predicted, 2 if one was
-    refused, 1 if the work failed.
-
-    A run that classifies points reports the share of each class, and writes labels in the order of the file
-    (.labels.npy) and a coloured cloud (.ply) into --out; with probabilities=float16 or float32 also those of all
-    classes. One that segments parts needs the category of the objects: category=NAME, or the name of their folder.
-
-    A pose run predicts the joints in depth images of any camera with the intrinsics camera.fx= fy= u0= v0= [those of
-    the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; refiner=RUN moves
-    this point.
-
-    A detector draws its boxes on the images, those of score=0.3 or more.
-
-    With --data, a refiner (a run of the task centre) writes the reference point of every frame of a data set, as a file
-    for reference: {name: file, path: FILE}: one line 'x y z' in mm, or 'invalid', for each frame of the files of
-    split=test or split=train, which has the validation frames, too. A refiner that was trained on frames which the
-    config tests is refused: its points would depend on the tested frames.
+    Files are prepared as those of the training, and pass its evaluation transforms once. One that is damaged, or unlike
+    the training data (channels, scale, number of points), is refused by name, and the others are predicted. Exit code 0
+    if all were predicted, 2 if one was refused, 1 if the work failed.
     """
 
     run_path: Path = argument("RUN|FILE.onnx", "a run directory, or a file that 'sightline export' wrote")

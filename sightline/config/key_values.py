@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sightline.config.faults import ConfigFaults
@@ -12,11 +13,19 @@ from sightline.contract.types import SourceLocation
 
 
 def read_key_values(
-    name: str, function: Any, options: Sequence[str], *, command: str, exclude: Collection[str] = (), prefix: str = ""
+    name: str,
+    function: Any,
+    options: Sequence[str],
+    *,
+    command: str,
+    exclude: Collection[str] = (),
+    prefix: str = "",
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Read `key=value` options as the signature of a function or class states, without the parameters in `exclude`.
 
-    `name` is the name of the function in errors. With a `prefix`, the keys of the options begin with it.
+    `name` is the name of the function in errors, `texts` say what the options do. With a `prefix`, the keys of the
+    options begin with it.
     Raises ConfigError with all faults.
     """
     parameters = {f"{prefix}{key}": p for key, p in signature_parameters(function).items() if key not in exclude}
@@ -32,10 +41,10 @@ def read_key_values(
             faults.add(SourceLocation(command, path=f"{key}.{path}".rstrip(".")), misfit)
     for key, parameter in parameters.items():
         if parameter.is_required and key not in values:
-            faults.add(
-                SourceLocation(command, path=key),
-                f"is required and missing: {key}=VALUE, {describe_type(parameter.annotation)}",
-            )
+            text = texts.get(key.removeprefix(prefix), "")
+            allowed = describe_type(parameter.annotation)
+            about = f"{text} ({allowed})" if text else allowed
+            faults.add(SourceLocation(command, path=key), f"is required and missing: {key}=VALUE, {about}")
     faults.raise_any()
     return {key.removeprefix(prefix): value for key, value in values.items()}
 

@@ -72,7 +72,7 @@ _FORMS = (
 
 COMMANDS = {
     "evaluate RUN": "eval test val validate",
-    "train CONFIG": "fit learn run start detect segment classify pose yolo",
+    "train CONFIG": "learn run start detect segment classify pose yolo",
     "train CONFIG --out RUN --resume auto": "resume continue",
     "predict RUN PATH": "infer inference demo",
     "sweep CONFIG --space KEY=A,B --out DIR": "tune hpo optuna search",

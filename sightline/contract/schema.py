@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NotRequired, TypeGuard
 
 import numpy as np
@@ -374,6 +375,15 @@ def suggest(word: str, choices: Collection[str], *, otherwise: str | None = None
     if otherwise is not None:
         return otherwise
     return f"; allowed: {', '.join(sorted(choices))}" if choices else ""
+
+
+def suggest_beside(path: Path, others: Iterable[Path]) -> str:
+    """Format `; did you mean 'x'?` for the path, of those in one folder with another, whose own name is closest to it.
+
+    Their names are compared and not the folder's: with a long one before it, any two paths are alike.
+    """
+    similar = find_similar(path.name, [other.name for other in others])
+    return f"; did you mean '{path.parent / similar}'?" if similar else ""
 
 
 def find_similar(word: str, choices: Collection[str], *, cutoff: float = 0.6) -> str | None:

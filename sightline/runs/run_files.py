@@ -12,8 +12,8 @@ from sightline.config import RunConfig, read_config
 from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import describe_prepared
 from sightline.contract.errors import UserError, join_some
-from sightline.contract.plugins import Plugin, check_recorded
-from sightline.contract.schema import suggest
+from sightline.contract.plugins import Plugin, check_recorded, load_unchanged
+from sightline.contract.schema import suggest_beside
 from sightline.contract.types import DataInfo
 from sightline.runs.checkpoint import enclosing_run
 from sightline.runs.inputs import Range, read_inputs, read_ranges
@@ -60,7 +60,7 @@ def _describe_otherwise(path: Path) -> str:
     if prepared := describe_prepared(path):
         return prepared
     if not path.exists():
-        return suggest(str(path), [str(beside.parent) for beside in path.parent.glob("*/config.yaml")], otherwise="")
+        return suggest_beside(path, (config.parent for config in path.parent.glob("*/config.yaml")))
     try:
         folders = [path] if path.is_dir() else []
         for _ in range(2):
@@ -124,8 +124,13 @@ class RunFiles:
         return load_document(self.folder / "environment.json")
 
     def check_plugins(self, loaded: Sequence[Plugin]) -> list[str]:
-        """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing."""
-        return check_recorded(self.environment.get("plugins", []), loaded, run=self.path)
+        """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing.
+
+        One that is not loaded, and that is still the file that the run was made with, is loaded.
+        """
+        recorded = self.environment.get("plugins", [])
+        unchanged = load_unchanged(recorded, loaded, run=self.path)
+        return check_recorded(recorded, [*loaded, *unchanged], run=self.path)
 
     def check_data(self, fingerprint: str | None) -> str | None:
         """Describe how the digest of a data set differs from that of the run's first session; None if it does not."""

@@ -6,11 +6,14 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
+from sightline.commands.fields import MoreHelp
+from sightline.config.argument_texts import explain_arguments, strip_links
 from sightline.config.key_values import read_key_values
 from sightline.config.own_config import list_presets, render_over
 from sightline.config.yaml_writer import format_inline
@@ -29,6 +32,9 @@ from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note, print_tree, show_progress
 from sightline.verbs.weights import refuse_weights
 
+if TYPE_CHECKING:
+    from sightline.workbench.check.batch_of_one import BatchOfOne
+
 _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
 
@@ -39,8 +45,14 @@ def prepare(options: PrepareOptions) -> int:
     preparable = list_preparable()
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable)}")
+    texts = explain_arguments("prepare", name, _builder(name), _list_parameters(name, exclude=_SET_BY_PREPARE))
     arguments = read_key_values(
-        name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
+        name,
+        _builder(name).prepare,
+        options.options,
+        command="data prepare",
+        exclude=_SET_BY_PREPARE,
+        texts={key: strip_links(text) for key, text in texts.items()},
     )
     presets = [] if options.config is None else _find_presets(name, options)
     with _counting(name) as progress:
@@ -49,7 +61,7 @@ def prepare(options: PrepareOptions) -> int:
         )
     _print_report(report, _builder(name), options.json)
     if options.config is not None:
-        _write_config(options.config, name, options.target, presets)
+        _write_config(options, name, presets)
     return 0
 
 
@@ -66,19 +78,43 @@ def _find_presets(name: str, options: PrepareOptions) -> list[str]:
     return presets
 
 
-def _write_config(path: Path, name: str, root: Path, presets: Sequence[str]) -> None:
+def _write_config(options: PrepareOptions, name: str, presets: Sequence[str]) -> None:
     """Write the config that trains on a prepared folder. Raises UserError for a file of another content."""
-    builder = _builder(name)
+    assert options.config is not None
+    path, root, builder = options.config, options.target, _builder(name)
     proposed = builder.propose(builder.open_folder(root)) if hasattr(builder, "propose") else []
     words = [f"data.name={name}", f"data.root={format_inline(str(root))}", *proposed]
     also = [f"Others for this data set: {', '.join(presets[1:])}"] if presets[1:] else []
     about = escape_to_one_line(f"{root}, prepared as {name}; what differs from the shipped config {presets[0]}.")
+    alone = _find_batch_of_one(presets[0], words)
+    words += [] if alone is None else alone.list_words()
     text = render_over(presets[0], words, heading=[about, *also])
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         raise UserError(f"--config {path}: is there already, and differs; give the name of a new file")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomic(path, text.encode())
-    print_note(f"{path}: trains on it: sightline train {shlex.quote(str(path))}")
+    if alone is not None and alone.changes:
+        print_note(f"{path}: {alone.reason}, which batch norm cannot normalise: it has {' '.join(alone.list_words())}")
+    plugins = [word for plugin in options.plugins for word in ("--plugin", str(plugin))]
+    print_note(f"{path}: trains on it: {shlex.join(['sightline', 'train', str(path), *plugins])}")
+
+
+def _find_batch_of_one(preset: str, words: Sequence[str]) -> BatchOfOne | None:
+    """Find the batch of one sample at which a training would be refused; None without one, or if it cannot be built."""
+    from sightline.config import read_config  # slow, as torch is: only a config to write needs it
+    from sightline.engine.build import build
+    from sightline.engine.distributed import World
+    from sightline.engine.run_data import build_data
+    from sightline.workbench.check.batch_of_one import find_batch_of_one
+
+    try:
+        config = read_config(Path(preset), words)
+        size = config.train.batch_size
+        if not isinstance(size, int) or len(build_data(config).train.indices) % size != 1:
+            return None  # as most sets: no network is built
+        return find_batch_of_one(build(config, World()), World())
+    except UserError:
+        return None  # what is wrong is said where the config is read or trained
 
 
 def list_preparable() -> set[str]:
@@ -86,22 +122,58 @@ def list_preparable() -> set[str]:
     return {n for n in registry.data.names() if _builder(n).prepare is not None}
 
 
-def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """List the options of preparing the set that `words` name: a title, and rows of option and description."""
-    load_plugins([Path(word) for word in words if word.endswith(".py")])
-    name = next((word for word in words if word in list_preparable()), None)
+def list_options(words: Sequence[str]) -> MoreHelp:
+    """List the options of preparing the set that `words` name, with what each does, and commands that prepare it."""
+    name = _find_set(words)
     if name is None:
-        return "", []
-    parameters = {
-        key: p for key, p in signature_parameters(_builder(name).prepare).items() if key not in _SET_BY_PREPARE
-    }
-    rows = [(f"{key}=VALUE", _describe_option(parameter)) for key, parameter in parameters.items()]
-    return f"Options of {name}, as KEY=VALUE", rows or [("none", "it has no options")]
+        return MoreHelp()
+    parameters = _list_parameters(name, exclude=_SET_BY_PREPARE)
+    command = shlex.join(["data", "prepare", name, "--from", "FOLDER", "--to", f"data/{name}"])
+    command += "".join(f" {key}={_make_example(p)}" for key, p in parameters.items() if p.is_required)
+    command += "".join(f" --plugin {shlex.quote(word)}" for word in words if word.endswith(".py"))
+    examples = [command]
+    if list_presets(name, getattr(_builder(name), "preset", "")):
+        examples.append(f"{command} --config own.yaml")
+    return MoreHelp(f"Options of {name}, as KEY=VALUE", _describe_options(name, parameters), examples)
 
 
-def _describe_option(parameter: Parameter) -> str:
-    default = "required" if parameter.is_required else f"default: {json.dumps(parameter.default, default=str)}"
-    return f"{describe_type(parameter.annotation)}  [{default}]"
+def list_reading_options(words: Sequence[str]) -> MoreHelp:
+    """List the options of reading the labels of the set that `words` name, and commands that convert them."""
+    name = _find_set(words)
+    if name is None:
+        return MoreHelp()
+    parameters = _list_parameters(name, exclude=(*_SET_BY_PREPARE, SHARED.name))
+    new = next(format_name for format_name in ("coco", "yolo_txt") if format_name != name)
+    command = shlex.join(["data", "convert", name, "--from", "FOLDER", "--as", new, "--to", f"{name}_as_{new}"])
+    return MoreHelp(f"Options of {name}, as KEY=VALUE", _describe_options(name, parameters), [command])
+
+
+def _find_set(words: Sequence[str]) -> str | None:
+    """Return the first of the words that is a set to prepare, of a plugin among them too."""
+    load_plugins([Path(word) for word in words if word.endswith(".py")])
+    return next((word for word in words if word in list_preparable()), None)
+
+
+def _list_parameters(name: str, *, exclude: Collection[str]) -> dict[str, Parameter]:
+    return {key: p for key, p in signature_parameters(_builder(name).prepare).items() if key not in exclude}
+
+
+def _describe_options(name: str, parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
+    """Return a row for each option: what it does, what is allowed, and the default."""
+    texts = explain_arguments("prepare", name, _builder(name), parameters)
+    rows = []
+    for key, parameter in parameters.items():
+        default = "required" if parameter.is_required else f"default: {json.dumps(parameter.default, default=str)}"
+        allowed = describe_type(parameter.annotation)
+        text = f"{strip_links(texts[key])} ({allowed})" if key in texts else allowed
+        rows.append((f"{key}=VALUE", f"{text}  [{default}]"))
+    return rows or [("none", "it has no options")]
+
+
+def _make_example(parameter: Parameter) -> str:
+    """Return a value that a required option may have: the last of its choices, such as the axis z, else VALUE."""
+    choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
+    return str(choices[-1]) if choices else "VALUE"
 
 
 def convert(options: ConvertOptions) -> int:

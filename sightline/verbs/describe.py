@@ -212,7 +212,7 @@ def _show_rates(test: RateTest, device: torch.device) -> None:
     if test.suggestion is None:
         print_note(
             "no rate is suggested: the smoothed loss never fell by more than twice the spread between batches; "
-            "take more --steps or a larger batch, and see `sightline check --fit` whether the network can learn"
+            "take more --steps or a larger batch, and see `sightline fit` whether the network can learn"
         )
     else:
         print_note(f"the suggestion is {RULE}")

@@ -18,11 +18,13 @@ from rich.table import Table
 
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import UserError, escape_to_one_line
+from sightline.doctor.finding import SEVERITIES
 from sightline.runs.run_records import ERROR_COLUMNS, format_interval, list_errors, note_figures
 from sightline.training.progress import wants_live
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
+    from sightline.doctor.finding import Finding
 
 _QUIET_S, _LIVE_PAUSE_S, _PLAIN_PAUSE_S = 2.0, 0.5, 20.0
 """Seconds before progress is shown, and between its lines on a terminal and elsewhere."""
@@ -235,6 +237,18 @@ def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
 
     for text in describe_findings(findings, is_verbose=is_verbose):
         print_note(text)
+
+
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by severity, errors first."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def count_findings(name: str, findings: Sequence[Finding], *, is_strict: bool) -> tuple[dict[str, int], int]:
+    """Print the numbers of errors and warnings; return them, and exit code 1 for an error (`is_strict`: a warning)."""
+    errors, warnings = (sum(finding.severity == kind for finding in findings) for kind in ("error", "warning"))
+    print_note(f"{name}: {errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+    return {"errors": errors, "warnings": warnings}, int(errors > 0 or (is_strict and warnings > 0))
 
 
 def _column_width(column: Sequence[str], may_be_narrowed: bool) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sightline.commands.look import CopyOptions, InitOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
+from sightline.config.argument_texts import explain_arguments, strip_links
 from sightline.config.plain_values import to_plain
 from sightline.config.shipped import ShippedConfig, config_name, copy_shipped, make_project, shipped_configs
 from sightline.config.yaml_writer import format_inline
@@ -121,9 +122,10 @@ def list_components(options: ListOptions) -> int:
             choices = (*OTHER_LISTS, *REGISTRIES, *names)
             hint = suggest(subject, choices, otherwise="; 'sightline list' prints the kinds")
             raise UserError(f"list: there is no kind or component '{subject}'{hint}")
-        document = {kind: [_describe(registry.get_entry(subject))] for kind, registry in holders.items()}
+        document = {kind: [_describe(kind, registry.get_entry(subject))] for kind, registry in holders.items()}
     for kind, components in document.items():
-        sys.stdout.write(f"{kind}\n" + "".join(map(_format_component, components)) + "\n")
+        shown = (_format_component(component, in_full=subject not in REGISTRIES) for component in components)
+        sys.stdout.write(f"{kind}\n" + "".join(shown) + "\n")
         if subject not in REGISTRIES:
             sys.stdout.write(
                 "".join(
@@ -162,13 +164,15 @@ def _list_layouts(json: Path | None) -> int:
 
 
 def _describe_all(registry: Registry) -> list[dict[str, Any]]:
-    return [_describe(registry.get_entry(name)) for name in registry.names()]
+    return [_describe(registry.kind, registry.get_entry(name)) for name in registry.names()]
 
 
-def _describe(entry: RegistryEntry) -> dict[str, Any]:
+def _describe(kind: str, entry: RegistryEntry) -> dict[str, Any]:
+    texts = explain_arguments(kind, entry.name, entry.builder, entry.arguments)
     arguments = [
         {
             "name": name,
+            "meaning": strip_links(texts.get(name, "")),
             "allowed": describe_type(parameter.annotation),
             "required": parameter.is_required,
             **({} if parameter.is_required else {"default": to_plain(parameter.default)}),
@@ -189,8 +193,11 @@ def _describe(entry: RegistryEntry) -> dict[str, Any]:
     }
 
 
-def _format_component(component: dict[str, Any]) -> str:
-    """Format a component as a paragraph: summary, plugin, source, arguments, and facts that it receives."""
+def _format_component(component: dict[str, Any], *, in_full: bool) -> str:
+    """Format a component as a paragraph: summary, plugin, source, arguments, and facts that it receives.
+
+    `in_full` also says what each argument does.
+    """
     lines = [f"  {component['name']}", *_wrap(component["summary"])]
     if component["plugin"]:
         lines.append(f"      from {component['plugin']}")
@@ -199,7 +206,9 @@ def _format_component(component: dict[str, Any]) -> str:
     heads = {a["name"]: _format_argument(a) for a in component["arguments"]}
     column = max(map(len, heads.values()), default=0)
     for argument in component["arguments"]:
-        lines += _wrap_after(f"      {heads[argument['name']]:<{column}}  ", argument["allowed"])
+        is_explained = in_full and argument["meaning"]
+        text = f"{argument['meaning']} ({argument['allowed']})" if is_explained else argument["allowed"]
+        lines += _wrap_after(f"      {heads[argument['name']]:<{column}}  ", text)
     for giver in ("data set", "run", "block before it"):
         names = [fact["name"] for fact in component["facts"] if fact["given_by"] == giver]
         if names:

@@ -49,8 +49,9 @@ WORST = "worst"
 
 def view(options: ViewOptions) -> int:
     """Draw samples of a config, samples and predictions of a run, or the user's own files; return the exit code."""
-    assert_no_run(options.out)
-    assert_writable(options.out / "view.html", option="--out")
+    out = options.out or _choose_out(options.paths[0])
+    assert_no_run(out)
+    assert_writable(out / "view.html", option="--out")
     values, overrides = split_options(options.overrides, ("score",))
     score = _parse_score(values["score"]) if "score" in values else None
     options = dataclasses.replace(options, overrides=overrides, score=score)
@@ -67,13 +68,13 @@ def view(options: ViewOptions) -> int:
         subjects, title, provenance = _view_files(options)
     hidden = _split_names(options.hide)
     _assert_hidden_exist(hidden, subjects)
-    written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden)
+    written = write_views(RunDirectory(out, is_writer=True), subjects, title=title, hidden=hidden)
     rows = [(s.name, cloud.stage, len(cloud.points), cloud.description) for s in subjects for cloud in s.stages]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
     provenance |= _show_summaries(subjects)
-    print_note(f"written: {len(written) - 1} pictures in {options.out}, and")
-    print_note(f"{options.out / 'view.html'}: open it in a browser")
-    document = {**provenance, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
+    print_note(f"written: {len(written) - 1} pictures in {out}, and")
+    print_note(f"{out / 'view.html'}: open it in a browser")
+    document = {**provenance, "out": str(out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
 
@@ -105,6 +106,11 @@ def _is_config(path: Path) -> bool:
 
 
 # --- a config, a run -------------------------------------------------------------------------------------------------
+
+
+def _choose_out(path: Path) -> Path:
+    """Choose the folder of the pictures of a run, in it, or of a config or a file, by its name."""
+    return path / "views" if is_run(path) else Path("views") / (path.stem or path.resolve().name or "view")
 
 
 def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:

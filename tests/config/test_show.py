@@ -171,9 +171,15 @@ def test_list_prints_every_component_with_arguments_defaults_and_sources(tmp_pat
     assert adam["source"] == "Kingma and Ba 2015, algorithm 1."
     assert adam["summary"] == "Adam; weight decay is added to the gradient."
     assert adam["arguments"][:2] == [
-        {"name": "lr", "allowed": "a number, above 0", "required": True},
+        {
+            "name": "lr",
+            "meaning": "learning rate, which the schedule multiplies",
+            "allowed": "a number, above 0",
+            "required": True,
+        },
         {
             "name": "betas",
+            "meaning": "shares of the running means of gradients and their squares that a step keeps",
             "allowed": "a list of 2, each a number from 0 to 1",
             "required": False,
             "default": [0.9, 0.999],

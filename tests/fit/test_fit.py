@@ -269,11 +269,11 @@ def test_another_rate_than_the_recipes_is_noted(tmp_path: Path) -> None:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-SMALL = ("model.embedding=8", "--fit", "--steps", "12", "--samples", "2")
+SMALL = ("model.embedding=8", "--steps", "12", "--samples", "2")
 
 
 def test_what_is_not_fitted_is_an_error_and_names_the_cause(tmp_path: Path) -> None:
-    code, out, err = run_here("check", TINY, *SMALL, "optimizer.lr=1e-8")
+    code, out, err = run_here("fit", TINY, *SMALL, "optimizer.lr=1e-8")
     assert code == 1
     assert "[fit error optim.lr] the recipe's optimiser does not fit these samples, Adam does" in err
     assert "2 samples: NOT FITTED" in err
@@ -283,7 +283,7 @@ def test_what_is_not_fitted_is_an_error_and_names_the_cause(tmp_path: Path) -> N
 def test_a_fit_its_grid_and_its_layers_are_shown_and_written(tmp_path: Path) -> None:
     expected = "expect=[{layer: head, at: last, zeros: [0.5, null]}, {layer: head, shape: [null, 12]}]"
     words = (*SMALL, "--grid", "--trace", expected, "--json", tmp_path / "found.json")
-    code, out, err = run_here("check", TINY, *words)
+    code, out, err = run_here("fit", TINY, *words)
     assert code == 1
     assert "recipe" in out
     assert "2 samples: fitted" in err
@@ -300,8 +300,8 @@ def test_a_fit_its_grid_and_its_layers_are_shown_and_written(tmp_path: Path) -> 
 
 
 def test_a_ladder_is_told_and_written(tmp_path: Path) -> None:
-    words = ("model.embedding=8", "--fit", "--steps", "12", "--grow", "1,8", "--json", tmp_path / "found.json")
-    _, _, err = succeed("check", TINY, *words)
+    words = ("model.embedding=8", "--steps", "12", "--grow", "1,8", "--json", tmp_path / "found.json")
+    _, _, err = succeed("fit", TINY, *words)
     assert "rung 1: not judged; batch norm takes two samples or more" in err
     assert "rung 8: passed; fitted after" in err
     rungs = json.loads((tmp_path / "found.json").read_text())["ladder"]["rungs"]
@@ -318,25 +318,22 @@ def test_expectations_of_the_initial_weights_are_judged_without_a_fit() -> None:
 @run_each(
     "words, told",
     [
-        (("--fit", "--samples", "5000"), "the training part has 48 samples"),
-        (("--steps", "3"), "--steps: belongs to --fit; give --fit, too"),
-        (("--grid",), "--grid: belongs to --fit; give --fit, too"),
-        (("--trace",), "--trace: belongs to --fit; give --fit, too"),
-        (("--grow", "1,8"), "--grow: belongs to --fit; give --fit, too"),
-        (("--fit", "--grow", "8,1"), "--grow 8,1: rungs must rise, as 1,8,64,all"),
-        (("--fit", "--grow", "8,8"), "--grow 8,8: rungs must rise"),
-        (("--fit", "--grow", "all,64"), "--grow all,64: rungs must rise"),
-        (("--fit", "--grow", "0"), "--grow 0: '0' is no rung; give numbers of samples from 1, and all for the task"),
-        (("--fit", "--grow", "1,,8"), "--grow 1,,8: '' is no rung"),
-        (("--fit", "--grow", ""), "--grow : '' is no rung"),
-        (("--fit", "--grow", "8,5000"), "--grow: rung 5000: the training part has 48 samples; give at most as many"),
-        (("--fit", "--grow", "1,8", "--grid"), "--grid: is not taken with --grow, whose rungs are numbers of samples"),
-        (("--fit", "--grow", "1,8", "--samples", "2"), "--samples: is not taken with --grow"),
+        (("--samples", "5000"), "the training part has 48 samples"),
+        (("--grow", "8,1"), "--grow 8,1: rungs must rise, as 1,8,64,all"),
+        (("--grow", "8,8"), "--grow 8,8: rungs must rise"),
+        (("--grow", "all,64"), "--grow all,64: rungs must rise"),
+        (("--grow", "0"), "--grow 0: '0' is no rung; give numbers of samples from 1, and all for the task"),
+        (("--grow", "1,,8"), "--grow 1,,8: '' is no rung"),
+        (("--grow", ""), "--grow : '' is no rung"),
+        (("--grow", "8,5000"), "--grow: rung 5000: the training part has 48 samples; give at most as many"),
+        (("--grow", "1,8", "--grid"), "--grid: is not taken with --grow, whose rungs are numbers of samples"),
+        (("--grow", "1,8", "--samples", "2"), "--samples: is not taken with --grow"),
+        (("--budget", "3"), "No such option: --budget"),
         (("expect=[{layer: haed, std: [0, 1]}]",), "expect.0.layer: no layer 'haed' is called .*did you mean 'head'"),
     ],
 )
 def test_mistakes_are_one_line_and_two(words: tuple[str, ...], told: str) -> None:
-    code, _, err = run_here("check", TINY, "model.embedding=8", *words)
+    code, _, err = run_here("fit", TINY, "model.embedding=8", *words)
     assert code == 2, err
     assert re.search(told.replace("(", r"\(").replace(")", r"\)"), err), err
     assert "Traceback" not in err

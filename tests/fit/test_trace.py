@@ -97,9 +97,7 @@ def test_what_does_not_hold_is_an_error_with_its_value(entry: str, tmp_path: Pat
         assert_complete(finding)
 
 
-@run_each(
-    "layer, told", [("haed", "; did you mean 'head'"), ("quite.another", "; `check --fit --trace` lists the layers")]
-)
+@run_each("layer, told", [("haed", "; did you mean 'head'"), ("quite.another", "; `fit --trace` lists the layers")])
 def test_a_layer_that_no_step_calls(layer: str, told: str, tmp_path: Path) -> None:
     built = run(tmp_path, f"expect=[{{layer: {layer}, std: [0, 1]}}]", model=nets.Net())
     with pytest.raises(ConfigError, match=rf"expect\.0\.layer: no layer '{layer}' is called in a training step{told}"):

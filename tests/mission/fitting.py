@@ -146,8 +146,8 @@ SPARSE = ("transforms.train.0.size=32", "transforms.evaluate.0.size=32")
 
 
 def fit(work: Path, *words: object, code: int | None = None) -> Any:
-    """Over-fit a few hands; return what `--fit` writes."""
-    done = run_here("check", HANDS, *FEW, skip_but(), "--fit", *words, *CPU, "--json", work / "fit.json")
+    """Over-fit a few hands; return what `sightline fit` writes."""
+    done = run_here("fit", HANDS, *FEW, *words, *CPU, "--json", work / "fit.json")
     assert code is None or done.code == code, done.err
     return json.loads((work / "fit.json").read_text())["fit"]
 
@@ -195,7 +195,7 @@ def _plateau(work: Path) -> None:
     assert [start, mean, trained] == pytest.approx([zeros] * 3, rel=0.2)
 
 
-@row("S1.13", "over-fit one sample, or several", "`sightline check CONFIG --fit --samples 1`")
+@row("S1.13", "over-fit one sample, or several", "`sightline fit CONFIG --samples 1`")
 def _over_fit(work: Path) -> None:
     one = fit(work, "--samples", 1, "--steps", 60, code=0)
     assert one["fitted"]
@@ -206,9 +206,9 @@ def _over_fit(work: Path) -> None:
     reached = [step for step, loss in enumerate(last["losses"]) if loss <= goal]
     assert last["fitted_after"] == reached[0], "a tenth of the way is left"
     assert last["score"] < 15.0, "joints of the sample that is learnt by heart are not near"
-    several = (*SOLIDS, *NETWORK, skip_but(), "--fit", "--samples", 3, "--steps", 40, *CPU)
-    assert "3 samples: fitted" in said("check", CLOUDS, *several)
-    stuck = run_here("check", CLOUDS, *several, "optimizer.lr=1e-9")
+    several = (*SOLIDS, *NETWORK, "--samples", 3, "--steps", 40, *CPU)
+    assert "3 samples: fitted" in said("fit", CLOUDS, *several)
+    stuck = run_here("fit", CLOUDS, *several, "optimizer.lr=1e-9")
     assert stuck.code == 1
     assert "[fit error optim.lr]" in stuck.err
     assert "3 samples: NOT FITTED" in stuck.err
@@ -217,28 +217,26 @@ def _over_fit(work: Path) -> None:
 @row(
     "S1.14",
     "tabulate optimisers by number formats",
-    "`sightline check CONFIG --fit --grid`: the recipe's, RMSprop and SGD by float32 and float64",
+    "`sightline fit CONFIG --grid`: the recipe's, RMSprop and SGD by float32 and float64",
 )
 def _optimisers(work: Path) -> None:
     for optimizer in ("{name: sgd, lr: 0.1}", "{name: rmsprop, lr: 1e-3}"):
         words = (
-            skip_but(),
             f"optimizer={optimizer}",
             "train.precision=float64",
-            "--fit",
             "--samples",
             3,
             "--steps",
             30,
         )
-        assert "3 samples: fitted" in said("check", CLOUDS, *SOLIDS, *NETWORK, *words, *CPU)
+        assert "3 samples: fitted" in said("fit", CLOUDS, *SOLIDS, *NETWORK, *words, *CPU)
 
 
 @part("S1.14", "H")
 def _grid(work: Path) -> None:
     """All begin at one loss; a small first step lowers it by the rate times the squared or the absolute gradients."""
-    words = (HANDS, *FEW, skip_but(), "--fit", "--grid", "--samples", 1, "--steps", 3, "--seconds", 1000, *CPU)
-    done = run_here("check", *words, "--json", work / "grid.json")
+    words = (HANDS, *FEW, "--grid", "--samples", 1, "--steps", 3, "--seconds", 1000, *CPU)
+    done = run_here("fit", *words, "--json", work / "grid.json")
     assert len(set(re.findall(r"│ (recipe \(adam\)|rmsprop|sgd) +│ (float32|float64) ", done.out))) == 6, done.err
     grid = json.loads((work / "grid.json").read_text())["fit"]["grid"]
     rows = {(each["optimizer"], each["precision"]): each for each in grid}
@@ -267,15 +265,15 @@ def _grid(work: Path) -> None:
 @row(
     "S1.15",
     "grow from one sample to the task, rung by rung",
-    "`sightline check CONFIG --fit --grow 1,8,64,all`",
+    "`sightline fit CONFIG --grow 1,8,64,all`",
     letter="I",
 )
 def _ladder(work: Path) -> None:
     """Of twelve classes, evenly: constants are right about one of them, and have a loss of ln 12."""
     quick = ("schedule.name=constant", "transforms.train=[]", "train.epochs=10", *ONCE)
     solids = ("data.train_size=48", *SOLIDS[1:])
-    words = (CLOUDS, *solids, *NETWORK, *quick, skip_but(), "--fit", "--steps", 60, *CPU, "--json", work / "found.json")
-    done = run_here("check", *words, "--grow", "1,2,32,all", "optimizer={name: adam, lr: 1e-2}")
+    words = (CLOUDS, *solids, *NETWORK, *quick, "--steps", 60, *CPU, "--json", work / "found.json")
+    done = run_here("fit", *words, "--grow", "1,2,32,all", "optimizer={name: adam, lr: 1e-2}")
     one, few, many, task = json.loads((work / "found.json").read_text())["ladder"]["rungs"]
     assert [each["rung"] for each in (one, few, many, task)] == [1, 2, 32, "all"]
     assert one["verdict"] == "not judged", "batch norm takes two"
@@ -295,7 +293,7 @@ def _ladder(work: Path) -> None:
     assert reached["of_training"] > 0.3
     assert reached["closeness"] == pytest.approx((reached["held_out"] - 1 / 12) / (11 / 12))
     assert (task["verdict"] == "passed") == (reached["closeness"] >= 0.25)
-    stuck = run_here("check", *words, "--grow", "2,4", "optimizer={name: adam, lr: 1e-9}")
+    stuck = run_here("fit", *words, "--grow", "2,4", "optimizer={name: adam, lr: 1e-9}")
     assert stuck.code == 1
     tried = json.loads((work / "found.json").read_text())["ladder"]["rungs"]
     assert [(each["rung"], each["verdict"]) for each in tried] == [(2, "failed")], "the climb ends there"
@@ -311,7 +309,7 @@ class Rectified(V2VSmall):
 @row(
     "S1.16",
     "have a ReLU that ends a network of volumes named",
-    "`sightline check CONFIG`, cause `model.activation`; `--fit`: an error",
+    "`sightline check CONFIG`, cause `model.activation`; `sightline fit CONFIG`: an error",
     letter="J",
 )
 def _final_relu(work: Path) -> None:
@@ -321,7 +319,7 @@ def _final_relu(work: Path) -> None:
         found = findings(HANDS, *small, "model={name: rectified}")
         named = [finding for finding in found.values() if finding["cause"] == "model.activation"]
         assert [finding["severity"] for finding in named] == ["warning"]
-        fitted = run_here("check", HANDS, *small, skip_but(), "model={name: rectified}", "--fit", "--steps", 20, *CPU)
+        fitted = run_here("fit", HANDS, *small, "model={name: rectified}", "--steps", 20, *CPU)
         assert fitted.code == 1
         assert "[fit error model.activation]" in fitted.err
     assert "model.activation" not in [finding["cause"] for finding in findings(HANDS, *small).values()]
@@ -373,15 +371,15 @@ class Watched(V2VSmall):
 @row(
     "S1.18",
     "follow samples through the layers, and state beforehand what must hold",
-    "`sightline check CONFIG --fit --trace`, `expect: [{layer: head, zeros: [0, 0.5]}]`",
+    "`sightline fit CONFIG --trace`, `expect: [{layer: head, zeros: [0, 0.5]}]`",
     letter="K",
 )
 def _trace(work: Path) -> None:
-    words = (*SOLIDS, *NETWORK, skip_but(), "--fit", "--samples", 2, "--steps", 3, *CPU)
-    text = run_here("check", CLOUDS, *words, "--trace").out
+    words = (*SOLIDS, *NETWORK, "--samples", 2, "--steps", 3, *CPU)
+    text = run_here("fit", CLOUDS, *words, "--trace").out
     assert "encode.0.linear" in text
     assert "head.2" in text
-    broken = run_here("check", CLOUDS, *words, "--trace", "expect=[{layer: head.2, mean: [1000, 2000]}]")
+    broken = run_here("fit", CLOUDS, *words, "--trace", "expect=[{layer: head.2, mean: [1000, 2000]}]")
     assert broken.code == 1
     assert "head.2" in broken.err
     _assert_known_trace(work)
@@ -421,10 +419,10 @@ def _assert_known_trace(work: Path) -> None:
 
     The gradient of the mean cross entropy at equal scores is 1/12 of each class, less 1 of the true one, by two.
     """
-    words = ("model={name: known}", "losses=[{name: cross_entropy}]", skip_but(), "--fit", "--samples", 2, "--steps", 3)
+    words = ("model={name: known}", "losses=[{name: cross_entropy}]", "--samples", 2, "--steps", 3)
     expect = "expect=[{layer: fixed, zeros: [0, 0.5], mean: [0.9, 1.1]}, {layer: fixed, zeros: [0, 0.4]}]"
     with registered(registry.models, known=Known):
-        run_here("check", CLOUDS, *SOLIDS, *words, "--trace", expect, *CPU, "--json", work / "trace.json")
+        run_here("fit", CLOUDS, *SOLIDS, *words, "--trace", expect, *CPU, "--json", work / "trace.json")
     found = json.loads((work / "trace.json").read_text())
     before, after = ({layer["layer"]: layer for layer in snapshot["layers"]} for snapshot in found["fit"]["trace"])
     names = ("mean", "std", "min", "max", "zeros")

@@ -112,7 +112,7 @@ MISTAKES = (
     Mistake(
         "two columns",
         PREPARE,
-        (r"a\.npy: .*2 columns and no names", r"columns=\[x, y, z"),
+        (r"a\.npy: has 2 columns; a cloud needs x, y and z", "give another file"),
         lambda: np.save("scans/ball/a.npy", np.arange(40.0).reshape(20, 2)),
     ),
     Mistake(
@@ -181,12 +181,6 @@ MISTAKES = (
         "the folder of images",
         (*PREPARE_PHOTOS[:4], "photos/images", *PREPARE_PHOTOS[5:]),
         ("photos/images: nothing names the classes", r"the folder of \S+/photos/data\.yaml, which does: --from"),
-        follow=take_source,
-    ),
-    Mistake(
-        "the file of names",
-        (*PREPARE_PHOTOS[:4], "photos/data.yaml", *PREPARE_PHOTOS[5:]),
-        (r"photos/data\.yaml: is a file; give the folder around images and labels: --from",),
         follow=take_source,
     ),
     Mistake(

@@ -168,7 +168,7 @@ class _OfBlocks(nn.Module):
 
 
 def test_a_step_in_another_format_has_a_teacher_in_it() -> None:
-    """As `sightline compare` and `check --fit` run one; the teacher itself stays as it is."""
+    """As `sightline compare` and `fit` run one; the teacher itself stays as it is."""
     teacher = net(1).float()
     task, batch = distilled(net(0), teacher), scene(6)
     narrow = {**batch, "points": batch["points"].float()}

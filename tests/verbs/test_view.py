@@ -262,3 +262,16 @@ def test_photos_and_depth_images_of_ones_own_are_drawn(tmp_path: Path) -> None:
     refused = run_here("view", folder / "cut.jpg", "--out", tmp_path / "cut")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "cut.jpg" in refused.err
+
+
+def test_pictures_have_a_folder_unless_one_is_named(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a run is in it, as its predictions are; any other is called as what is shown."""
+    monkeypatch.chdir(tmp_path)
+    given = ("--plugin", parts.parent / "plugin.py", "--device", "cpu", "--num", 1)
+    succeed("view", parts.with_name("parts.yaml"), *given)
+    assert (tmp_path / "views" / "parts" / "view.html").is_file()
+    done = succeed("view", parts, *given)
+    assert f"{parts / 'views' / 'view.html'}: open it" in done.err
+    succeed("view", parts, *given)

@@ -44,9 +44,7 @@ _FEW_STEPS = 50
 """Steps before the modes are compared, and a figure is expected to be above chance."""
 _MIN_ANSWERED, _MAX_OF_CLASS = 40, 0.8
 """Answers of evaluation for a judgement, and largest share of a class."""
-_LEARN = (
-    "train for longer; if the loss stays where it is, look at the learning rate and the targets (sightline check --fit)"
-)
+_LEARN = "train for longer; if the loss stays where it is, look at the learning rate and the targets (sightline fit)"
 
 _MORE_STEPS = (
     "train for more steps, as by smaller batches or more epochs: the running variances begin at 1, and have not come "

@@ -151,7 +151,7 @@ def unbounded_loss(curves: list[list[float]]) -> Iterator[Fault]:
     "warning",
     "model.constant_output model.activation model.init optim.lr data.target_encoding",
     holds="a loss that leaves the level of outputs that need no network, while training goes on",
-    do="check the network before training (sightline check, --fit): last activation, gradients, learning rate, targets",
+    do="check the network before training (sightline check, fit): last activation, gradients, learning rate, targets",
     is_statistical=True,
 )
 def trivial_plateau(plateau: Plateau, trained_levels: Levels) -> Fault | None:

@@ -298,6 +298,8 @@ def _name_columns(
         and is_whole(table[:, 4:], 0, 255)
     ):
         names, notes = _PTS_COLUMNS, (*notes, f"{width} columns are read as {', '.join(_PTS_COLUMNS)}")
+    if names is None and width < len(POINTS):
+        raise DataError(f"{path}: has {width} column{'s' * (width > 1)}; a cloud needs x, y and z: give another file")
     if names is None:
         error = UnnamedColumnsError(
             f"{path}: has {width} columns and no names; name them, in order, _ for one to leave out: "

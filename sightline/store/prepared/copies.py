@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sightline.contract.errors import join_some
 from sightline.store.prepared.columns import ColumnSpec, SampleRow
 from sightline.store.prepared.prepared_set import PreparedSet
 
@@ -62,8 +63,8 @@ def describe_copies(prepared: PreparedSet, groups: Sequence[Sequence[tuple[str, 
     for rows, names in zip(groups, named, strict=True):
         classes = _list_classes(prepared, rows)
         if len(classes) > 1:
-            fault = f"the same sample in the classes {', '.join(classes)}: at most one label is right"
-            notes.append(f"{fault} ({', '.join(names)})")
+            fault = f"the same sample in the classes {_join(classes)}: at most one label is right"
+            notes.append(f"{fault} ({_join(names)})")
         (shared if len({split for split, _ in rows}) > 1 else repeated).append((rows, names))
     notes[_MAX_NAMED:] = [f"{len(notes) - _MAX_NAMED} more samples in two classes"] if len(notes) > _MAX_NAMED else []
     sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
@@ -73,16 +74,20 @@ def describe_copies(prepared: PreparedSet, groups: Sequence[Sequence[tuple[str, 
         left += len(pairs)
         if pairs:
             count = sum(split == second for rows, _ in pairs for split, _ in rows)
-            example = ", ".join(pairs[0][1])
             notes.append(
                 f"{count} of {sizes[second]} samples of {second} ({count / sizes[second]:.1%}) are in {first}, too: "
                 f"{second} is not one of unseen samples; shared=leave_out_of_train trains without them (first: "
-                f"{example})"
+                f"{_join(pairs[0][1])})"
             )
     rest = [names for _, names in (repeated if left else [*repeated, *shared])]
     if rest:
-        notes.append(f"{len(rest)} samples are there more than once (first: {', '.join(rest[0])})")
+        notes.append(f"{len(rest)} samples are there more than once (first: {_join(rest[0])})")
     return notes
+
+
+def _join(names: Sequence[str]) -> str:
+    """Join names for a note: four hundred equal photos would be a line of 11,000 characters."""
+    return join_some(names, most=_MAX_NAMED)
 
 
 def _list_classes(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> list[str]:

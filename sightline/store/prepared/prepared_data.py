@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from sightline.config.argument_texts import explain_arguments, strip_links
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import DataError
 from sightline.contract.types import Copies
@@ -128,6 +129,8 @@ class PreparedData(Dataset):
     A class that defines `plan` can be prepared, and its source surveyed. `plan(root, *, ...)` plans the preparation of
     the source that `spec` finds at `root`; its keyword arguments are the options of `sightline data prepare`, but
     `target` and `progress`, which it gets as that command has them.
+
+    `shared` is what becomes of a training sample of which validation or test has a copy.
     """
 
     spec: ClassVar[SetSpec]
@@ -209,9 +212,20 @@ class PreparedData(Dataset):
     def open_folder(cls, folder: Path, *, options: str = "") -> PreparedSet:
         """Open a prepared folder; errors name the command that makes one, with `options`."""
         names = tuple(dict.fromkeys((cls.set_name, *cls.readable_sets)))
-        prepared = open_prepared(folder, set_names=names, options=options)
+        assumed = {} if options else cls._assume_required()
+        options = options or " ".join(f"{name}={value}" for name, value in assumed.items())
+        texts = explain_arguments("prepare", cls.set_name, cls, assumed)
+        about = (f"{name} is {strip_links(text)} ({assumed[name]} is assumed)" for name, text in texts.items())
+        prepared = open_prepared(folder, set_names=names, options=options, about="; ".join(about))
         prepared.check_forms(cls.forms)
         return prepared
+
+    @classmethod
+    def _assume_required(cls) -> dict[str, str]:
+        """Return the options of preparing this set that have no default, with the usual value of each."""
+        plan = getattr(cls, "plan", None)
+        options = [] if plan is None else _list_options(plan)
+        return {item.name: _ASSUMED.get(item.name, "VALUE") for item in options if item.default is item.empty}
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:

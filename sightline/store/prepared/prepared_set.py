@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 from sightline.contract.catalogue import are_of_one_area
 from sightline.contract.errors import DataError, MissingDataError, join_some, summarise_error
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
-from sightline.contract.schema import suggest
+from sightline.contract.schema import suggest_beside
 from sightline.contract.validation import Ge, Lt, TypeAdapter, ValidationError
 from sightline.store.files.array_files import check_npy
 from sightline.store.files.input_files import expand_home, prepare_again, read_file
@@ -314,38 +314,34 @@ class PreparedSet:
 _ELSEWHERE = "if the set is elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
 
 
-def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") -> PreparedSet:
+def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "", about: str = "") -> PreparedSet:
     """Open the prepared set at `root`; check sizes and the manifest's digest, but not the file contents (see `verify`).
 
-    Raises DataError with the command that makes such a folder (of the first of `set_names`, with `options`) if there is
-    none or it contains something else; and if a file is missing or has another size.
+    Raises DataError with the command that makes such a folder (of the first of `set_names`, with `options`, which
+    `about` explains) if there is none or it contains something else; and if a file is missing or has another size.
     """
+    about = about and f"; {about}"
     if not root.is_dir():
+        beside = (file.parent for file in root.parent.glob(f"*/{MANIFEST}"))
         raise MissingDataError(
-            f"{root}: there is no such folder{_suggest_beside(root)}; {_describe_start(root)}{_ELSEWHERE}; "
-            f"to make it: {prepare_command(set_names[0], str(root), options)}"
+            f"{root}: there is no such folder{suggest_beside(root, beside)}; {_describe_start(root)}{_ELSEWHERE}; "
+            f"to make it{about}: {prepare_command(set_names[0], str(root), options)}"
         )
     if not (root / MANIFEST).is_file():
         target = f"{root.name}_prepared"
         make = prepare_command(set_names[0], target, options, source=str(root))
         raise MissingDataError(
             f"{root}: is not a prepared set, it holds {summarise_folder(root)}; {_ELSEWHERE}; if this is the data "
-            f"itself, prepare it, and give data.root={shlex.quote(target)}: {make}"
+            f"itself, prepare it, and give data.root={shlex.quote(target)}{about}: {make}"
         )
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
-        advice = f"to make one: {prepare_command(set_names[0], 'DIR', options)}"
+        advice = f"to make one{about}: {prepare_command(set_names[0], 'DIR', options)}"
         if are_of_one_area("data", manifest["set"], set_names[0]):
             advice = f"to read it as it is: data.name={manifest['set']}; {advice}"
         raise DataError(f"{root}: is prepared as '{manifest['set']}', {' or '.join(set_names)} is needed; {advice}")
     check_sizes(root, manifest)
     return PreparedSet(root, manifest)
-
-
-def _suggest_beside(root: Path) -> str:
-    """Suggest a prepared set beside a folder that is not there, if one has a similar name."""
-    beside = [str(file.parent) for file in root.parent.glob(f"*/{MANIFEST}")]
-    return suggest(str(root), beside, otherwise="")
 
 
 def _describe_start(root: Path) -> str:

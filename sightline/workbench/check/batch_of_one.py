@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,22 @@ _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 @dataclass(frozen=True)
 class BatchOfOne:
-    """First step in which a process gets one sample, how it fails, why the plan has it, and a setting without it."""
+    """First step in which a process gets one sample, how it fails, why the plan has it, and settings without it."""
 
     step: int
     failure: StepFailure
     reason: str
-    action: str
+    changes: Mapping[str, Any]
+
+    @property
+    def action(self) -> str:
+        """What to do, with the settings, if any are known."""
+        settings = " ".join(self.list_words()) or "another train.batch_size"
+        return f"batch norm needs two samples: set {settings}"
+
+    def list_words(self) -> list[str]:
+        """List the settings as overrides of a config."""
+        return [f"train.{key}={value}" for key, value in self.changes.items()]
 
 
 def find_batch_of_one(built: TrainingSetup, world: World) -> BatchOfOne | None:
@@ -48,7 +58,7 @@ def find_batch_of_one(built: TrainingSetup, world: World) -> BatchOfOne | None:
     failure = _fail(job, steps[0], world.device)
     if failure is None or "more than 1 value per channel" not in str(failure.error):
         return None
-    return BatchOfOne(steps[0], failure, _describe(built), f"batch norm needs two samples: set {_advise(plan)}")
+    return BatchOfOne(steps[0], failure, _describe(built), _find_changes(plan))
 
 
 def refuse_batch_of_one(built: TrainingSetup, world: World) -> None:
@@ -86,16 +96,16 @@ def _describe(built: TrainingSetup) -> str:
     return f"{samples} make a batch of one sample"
 
 
-def _advise(plan: BatchSampler) -> str:
-    """Name settings under which no batch has one sample; those that change least first."""
+def _find_changes(plan: BatchSampler) -> dict[str, Any]:
+    """Find settings under which no batch has one sample, those that change least first; none if there are none."""
     for changes in _list_changes(plan):
         try:
             changed = dataclasses.replace(plan, **changes)
         except ConfigError:  # such as fewer samples than processes in the last batch
             continue
         if min(map(changed.smallest_part, _list_kinds(changed))) > 1:
-            return " ".join(f"train.{key}={value}" for key, value in changes.items())
-    return "another train.batch_size"
+            return changes
+    return {}
 
 
 def _list_changes(plan: BatchSampler) -> Iterator[dict[str, Any]]:

@@ -397,10 +397,10 @@ def _mean(values: Sequence[float]) -> float:
 def make_finding(
     summary: str, causes: str, measured: str, do: str = "", *, path: str = "model", severity: Severity = "error"
 ) -> Finding:
-    """Build a finding of `check --fit`."""
+    """Build a finding of `sightline fit`."""
     holds = f"at most {FITTED:g} of the way from constants to the lowest loss is left"
     fault = Fault(summary, measured=measured, where=FindingLocation(config_path=path))
-    do = do or "see the other findings of this check"
+    do = do or "see the findings of `sightline check`"
     return next(Rule("fit", severity, tuple(causes.split()), holds, do, lambda: fault, ()).find())
 
 

@@ -212,7 +212,7 @@ def _assert_layers_exist(config: RunConfig, snapshot: Snapshot) -> None:
         if entry["layer"] not in called:
             origin = config.origins.get("expect", SourceLocation("code"))
             where = dataclasses.replace(origin, path=f"expect.{index}.layer")
-            hint = suggest(entry["layer"], called, otherwise="; `check --fit --trace` lists the layers")
+            hint = suggest(entry["layer"], called, otherwise="; `fit --trace` lists the layers")
             faults.append(f"{where}: no layer '{entry['layer']}' is called in a training step{hint}")
     if faults:
         raise ConfigError(*faults)

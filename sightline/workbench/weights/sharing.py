@@ -184,5 +184,6 @@ def _escape(text: str) -> str:
 
 
 def _strip_environment(environment: Mapping[str, Any]) -> dict[str, Any]:
-    plugins = [{**entry, "path": entry["name"]} for entry in environment.get("plugins", [])]
+    hidden = {"changed_ns": None}
+    plugins = [{**entry, "path": entry["name"], **hidden} for entry in environment.get("plugins", [])]
     return {**{key: value for key, value in environment.items() if key not in _PRIVATE}, "plugins": plugins}

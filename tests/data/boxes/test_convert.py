@@ -408,7 +408,16 @@ def write_polygons(root: Path) -> Path:
 @run_each(
     "name, write, unread",
     [
-        ("crowdhuman", lambda root: write_set(root, train={"a": CROWD}), {"head_attr.unsure": 1}),
+        (
+            "crowdhuman",
+            lambda root: write_set(root, train={"a": CROWD}),
+            {
+                "extra.box_id": 2,
+                "head_attr.unsure": 1,
+                "head_attr.occ": 1,
+                "the tag mask, which is an ignored person here": 1,
+            },
+        ),
         ("citypersons", lambda root: written("citypersons", root), {"instance numbers": 5}),
         ("ecp", lambda root: written("ecp", root), {"orientations of people": 2}),
         ("yolo_txt", write_polygons, {"polygons, but the boxes about them": 1}),
@@ -546,3 +555,32 @@ def test_images_are_copied_where_the_target_has_no_links(tmp_path: Path, monkeyp
     assert linked.keys() == copied.keys()
     assert {name for name in linked if linked[name] != copied[name]} <= {Path("data.yaml")}  # which names its folder
     assert not any(path.is_symlink() for path in (tmp_path / "copied").rglob("*"))
+
+
+def test_a_conversion_counts_supercategories_and_the_numbers_of_boxes(tmp_path: Path) -> None:
+    """Both vanished without a word: COCO's names of groups, and CrowdHuman's `box_id` of every person."""
+    person = {"tag": "person", "fbox": [1, 2, 8, 9], "extra": {"box_id": 0, "occ": 0}, "head_attr": {"ignore": 0}}
+    lost = convert("crowdhuman", write_set(tmp_path / "in", train={"a": [person]}), "coco", tmp_path / "coco")["lost"]
+    assert lost == {"extra.box_id: not read": 1, "extra.occ: not read": 1}
+    parents = {"person": "living", "car": "vehicle", "hat": "none"}
+    categories = [
+        {"id": number, "name": name, "supercategory": parent}
+        for number, (name, parent) in enumerate(parents.items(), 1)
+    ]
+    path = write_coco(write_three(tmp_path / "set") / "instances_train.json", *MASKED, categories=categories)
+    document = json.loads(path.read_text())
+    document["annotations"][0] |= {"category_id": 1, "segmentation": []}
+    path.write_text(json.dumps(document))
+    assert convert("coco", path.parent, "voc", tmp_path / "voc")["lost"]["supercategory: not read"] == 2
+
+
+def test_an_area_that_is_rounded_is_none_of_a_mask(tmp_path: Path) -> None:
+    """38 areas of masks were counted where there are 15, the others rounded to three decimals."""
+    boxes = [[1.111, 2.222, 33.333, 44.444], [5.123, 6.456, 7.789, 8.912]]
+    rows = [
+        {"image_id": 1, "category_id": 3, "bbox": box, "area": round(box[2] * box[3], 3) - loss}
+        for box in boxes
+        for loss in (0, 1)
+    ]
+    path = write_coco(write_three(tmp_path / "set") / "instances_train.json", [(1, "s/a.png", 200, 100)], rows)
+    assert convert("coco", path.parent, "yolo_txt", tmp_path / "out")["lost"]["areas of masks: yolo_txt has none"] == 2

@@ -33,6 +33,7 @@ from tests.data.boxes.tool_files import (
     write_supervisely,
     write_tensorflow_csv,
     write_via,
+    write_voc,
     write_wider_face,
 )
 
@@ -413,3 +414,17 @@ def test_a_label_format_of_a_plugin_is_prepared_and_converted(tmp_path: Path) ->
     assert f"1 annotation files that are missing or damaged, first: {file}: states 3 objects, 2 follow" in done.err
     succeed("data", "prepare", *words, "--to", tmp_path / "set", "faulty=leave_out")
     assert "pascal_text" in succeed("data", "info", tmp_path / "set", *words[1:3]).out
+
+
+def test_a_set_of_which_all_boxes_are_difficult_is_told(tmp_path: Path) -> None:
+    """It was prepared, with 0 persons, and nothing said why."""
+    objects = {"a": [("person", (4.0, 6.0, 24.0, 36.0), True)] * 2, "b": [("dog", (0.0, 0.0, 64.0, 48.0), True)]}
+    source = write_voc(tmp_path / "in", objects)
+    told = (
+        "all 3 boxes are marked as ignored (difficult, iscrowd, ignore): 1 dog, 2 person; nothing is left to train on"
+    )
+    assert told in " ".join(succeed("data", "prepare", "voc", "--from", source, "--to", tmp_path / "set").err.split())
+    assert told in " ".join(succeed("data", "info", "voc", "--from", source).out.split())
+    objects["b"] = [("dog", (0.0, 0.0, 64.0, 48.0), False)]
+    other = write_voc(tmp_path / "other", objects)
+    assert "marked as ignored" not in succeed("data", "prepare", "voc", "--from", other, "--to", tmp_path / "set2").err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -495,3 +496,68 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     images = all_of(tmp_path / "set")
     assert [images.sample_name(index) for index in range(len(images))] == ["far/bild ü.png"]
     assert np.array_equal(images[SampleKey(0, 0, 0)]["image"], pattern(10, 20))
+
+
+def test_the_file_of_names_stands_for_its_folder(tmp_path: Path) -> None:
+    """As trainers take it: it was refused with the folder's name. Of two files the given one counts."""
+    write_rows(tmp_path / "in", ["0 .5 .5 .5 .5", "1 .5 .5 .5 .5"])
+    for name, given in (("set", "in/data.yaml"), ("same", "in")):
+        prepare(tmp_path / given, tmp_path / name)
+    assert name_boxes(all_of(tmp_path / "set")) == name_boxes(all_of(tmp_path / "same")) == ["apple", "pear"]
+    (tmp_path / "in" / "other.yaml").write_text("names: [nut, fig, kiwi]\n")
+    refuse(prepare, tmp_path / "in", r"data\.yaml and .*other\.yaml state other names or splits")
+    prepare(tmp_path / "in" / "other.yaml", tmp_path / "other")
+    assert name_boxes(all_of(tmp_path / "other")) == ["nut", "fig"]
+    refuse(prepare, tmp_path / "in" / "images" / "0.txt", "is a file; give the folder around images and labels: --from")
+
+
+def write_rows(root: Path, rows: Sequence[str], names: str = "names: [apple, pear, plum]\n") -> None:
+    """An image for each text of rows, a file of names, and no parts."""
+    for number, text in enumerate(rows):
+        labelled(root / "images" / f"{number}.png", text)
+    (root / "data.yaml").write_text(names)
+
+
+def name_boxes(images: YoloTxt) -> list[str]:
+    labels = [label for index in range(len(images)) for label in images.record(index).label.tolist()]
+    return [images.classes.names[label] for label in labels]
+
+
+FROM_ONE = [f"{label} .5 .5 .5 .5" for label in (1, 2, 3, 3)]
+"""Rows of four images whose ids count from 1: an apple, a pear and two plums."""
+
+
+@run_each("faulty", ["refuse", "leave_out"])
+def test_ids_that_count_from_1_are_refused_and_never_take_the_next_name(faulty: str, tmp_path: Path) -> None:
+    """Boxes of the last class were a fault to leave out; left out, every apple was a pear, and exit code 0."""
+    write_rows(tmp_path / "in", FROM_ONE)
+    told = "4 rows seem to count from 1: there are 3 classes, no row has id 0, and 2 have id 3; state first_id=1 to"
+    refuse(prepare, tmp_path / "in", told, faulty=faulty)
+
+
+NAMES = "names: [apple, pear, plum]\n", "names: {0: apple, 1: pear, 2: plum}\n", "names: {1: apple, 2: pear, 3: plum}\n"
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_ids_are_read_from_1_where_it_is_stated(names: str, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in", FROM_ONE, names)
+    manifest = prepare(tmp_path / "in", tmp_path / "set", first_id=1)
+    images = all_of(tmp_path / "set")
+    assert name_boxes(images) == ["apple", "pear", "plum", "plum"]
+    notes = [note for note in manifest["differences"] if "count from 1" in note]
+    assert notes == (["class ids of rows count from 1: 1 is 'apple'"] if "{1" not in names else [])
+
+
+def test_ids_from_0_may_lack_the_first_class(tmp_path: Path) -> None:
+    """Stated, or with a highest id that is none of the last class's neighbours."""
+    write_rows(tmp_path / "in", FROM_ONE)
+    refuse(prepare, tmp_path / "in", r"2 impossible rows, first: .*class 3 of 3\); correct", first_id=0)
+    manifest = prepare(tmp_path / "in", tmp_path / "set", first_id=0, faulty="leave_out")
+    assert any(note.startswith("left out: 2 impossible rows") for note in manifest["differences"])
+    assert name_boxes(all_of(tmp_path / "set")) == ["pear", "plum"]
+    write_rows(tmp_path / "some", FROM_ONE[:2])
+    prepare(tmp_path / "some", tmp_path / "set2")
+    assert name_boxes(all_of(tmp_path / "set2")) == ["pear", "plum"]
+    write_rows(tmp_path / "more", [*FROM_ONE, "4 .5 .5 .5 .5"])
+    refuse(prepare, tmp_path / "more", r"3 impossible rows, first: .*class 3 of 3\)")
+    refuse(prepare, tmp_path / "more", r"1 impossible rows, first: .*class 4 of 3, counted from 1\)", first_id=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -492,13 +493,28 @@ def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
     assert told == ["3 files of other kinds passed over: rod/a.rcs, rod/b.rcs, rod/c.rcs"]
 
 
+def test_the_command_in_the_refusal_of_an_unprepared_folder_works_as_it_is(
+    clouds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lacked `up_axis`, which is required; what that is, is said."""
+    monkeypatch.chdir(tmp_path)
+    words = (f"data.root={clouds}", "--no-check", "--out", tmp_path / "run")
+    said = run_here("train", ROOT / "configs/classify/cloud_folder_pointnet.yaml", *words)
+    assert said.code == 2
+    assert "up_axis is the axis of the coordinates that points up: `z` in most scans" in said.err
+    command = shlex.split(said.err.strip().rpartition("sightline ")[2])
+    assert command[-1] == "up_axis=z"
+    assert run_here(*command).code == 0
+    assert (tmp_path / f"{clouds.name}_prepared" / "manifest.json").is_file()
+
+
 # --- the command line's options ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("cloud_folder", [], "up_axis: is required and missing: up_axis=VALUE, one of 'x', 'y', 'z'"),
+        ("cloud_folder", [], r"up_axis=VALUE, the axis .* points up: `z` in .* \(one of 'x', 'y', 'z'\)"),
         ("cloud_folder", ["up_axis=up"], "up_axis: found .*'x', 'y', 'z'"),
         ("cloud_folder", ["up_axis=z", "num_ponts=3"], "num_ponts: is not an option; did you mean 'num_points'"),
         ("cloud_folder", ["up_axis=z", "num_points=many"], "num_points: found .*a whole number"),

@@ -86,6 +86,7 @@ ARRAYS: list[tuple[str, bytes, str]] = [
     ("a.npz", npz(a=np.zeros(4)), "has no x, y, z; it has a"),
     ("a.npz", npz(points=POINTS, faces=np.array([[0, 1, 40]])), r"point 40.*0 to 39"),
     ("a.npz", npz(arr_0=np.ones((5, 4))), "4 columns and no names"),
+    ("a.xyz", b"1 2\n3 4\n", "a.xyz: has 2 columns; a cloud needs x, y and z"),
     ("a.npz", changed(npz(zipfile.ZIP_LZMA, points=POINTS), 70), "a.npz"),
     ("a.h5", b"\x89HDF\r\n\x1a\n and no more", "not a sound HDF5"),
 ]

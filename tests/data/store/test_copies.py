@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,17 @@ def test_a_drawn_validation_part_has_no_copies_of_training(tmp_path: Path) -> No
         assert shared is None
         assert len(data.selection.indices)
         assert len({*data.train.indices, *data.selection.indices}) == 21
+
+
+def test_a_note_on_many_copies_names_some(tmp_path: Path) -> None:
+    """Four hundred equal photos made a line of 11,000 characters."""
+    cloud = dict(zip("xyz", solid("ball", 1).T, strict=True))
+    for kind, split in itertools.product(("ball", "plate"), ("train", "test")):
+        (tmp_path / "in" / split / kind).mkdir(parents=True)
+        for number in range(30):
+            write_ply(tmp_path / "in" / split / kind / f"{number}.ply", cloud)
+    report = prepare_set("cloud_folder", tmp_path / "in", tmp_path / "set", lambda *_: None, up_axis="z", num_points=64)
+    notes = [note for note in report["differences"] if "same sample" in note or "train, too" in note]
+    assert len(notes) == 2
+    assert all(len(note) < 300 for note in notes)
+    assert all(" and 117 more)" in note for note in notes)

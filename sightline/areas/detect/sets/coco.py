@@ -74,6 +74,8 @@ def read_coco(
     listed: list[LabelledImage] = []
     missing: list[tuple[str, str]] = []
     unread, unread_images = Counter[str](), UnreadImages(root)
+    parents = (item for document in documents for item in document.read_categories().items())
+    unread["supercategory"] = len({key for key, (name, parent) in parents if parent not in ("None", "none", "", name)})
     num_root = len(os.path.join(root, ""))
     for document in documents:
         entries, file = document.index_images(), document.path

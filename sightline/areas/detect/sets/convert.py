@@ -34,6 +34,8 @@ _ROUNDING_PX = 1e-6
 """Largest difference of corners that are the same."""
 _SAME_AREA = 1e-6
 """Largest difference of a stated area, as a share of the box's, that is none."""
+_ROUNDED = 5e-4
+"""Largest difference of an area, or of a side, that is rounded to three decimals."""
 _WORDS = {
     "visible": "visible boxes",
     "head": "head boxes",
@@ -219,8 +221,11 @@ def _restrict(box: LabelledBox, writer: LabelFormat) -> tuple[LabelledBox, list[
     changed: dict[str, Any] = {name: getattr(empty, name) for name in lost}
     if "visible" in lost and "visible_share" in writer.holds:
         changed["visible_share"] = box.share
-    if "area" in lost and abs(area_of(box.box) - (box.area or 0)) <= _SAME_AREA * area_of(box.box):
-        lost.remove("area")
+    if "area" in lost and box.box is not None:
+        left, top, right, bottom = box.box
+        rounded = _ROUNDED * (1 + abs(right - left) + abs(bottom - top))
+        if abs(area_of(box.box) - (box.area or 0)) <= max(rounded, _SAME_AREA * area_of(box.box)):
+            lost.remove("area")
     return box._replace(**changed), [_WORDS[name] for name in lost]
 
 

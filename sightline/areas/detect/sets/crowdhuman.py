@@ -41,8 +41,8 @@ from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 
 _KINDS = PeopleKinds({"person": 1})
-_UNREAD = ("occ", "unsure")
-"""Published marks of people and heads that no box holds."""
+_READ = "ignore"
+"""Mark of people and heads that boxes hold; others that are stated, such as box_id, occ and unsure, are counted."""
 
 
 def read_crowdhuman(source: Path) -> LabelledSet:
@@ -121,7 +121,9 @@ def _read_people(
             faults.add(BAD_BOX, f"{name}: box {index} is {str(dict(person))[:160]} ({error})")
             continue
         for mark in ("extra", "head_attr"):
-            unread.update(f"{mark}.{key}" for key in _UNREAD if (person.get(mark) or {}).get(key))
+            unread.update(f"{mark}.{str(key)[:40]}" for key in person.get(mark) or {} if key != _READ)
+        if (tag := person.get("tag")) != "person":
+            unread[f"the tag {str(tag)[:40]}, which is an ignored person here"] += 1
         boxes = (stated.get("full"), stated.get("visible"), stated.get("head"))
         yield LabelledBox("person", *boxes, is_ignored, is_head_ignored, line=index)
 

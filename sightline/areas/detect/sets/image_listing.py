@@ -215,7 +215,7 @@ def plan_image_set(
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
     checked = _decode(listed, _stack(listed, label_format, headers), progress=progress)
     shown = label_format.columns[0]
-    doubts = _note_rare_classes(listed.classes, checked)
+    doubts = [*_note_all_ignored(listed.classes, checked), *_note_rare_classes(listed.classes, checked)]
     notes = [
         *listed.notes,
         *listed.faults.raise_or_note(faulty, root=listed.root, target=target),
@@ -271,6 +271,7 @@ def survey_images(
         *listed.notes,
         *listed.faults.raise_or_note("leave_out", root=listed.root),
         *_collect_notes(checked, shown),
+        *_note_all_ignored(listed.classes, checked),
         *_note_rare_classes(listed.classes, checked),
     ]
     return {
@@ -461,6 +462,19 @@ def _collect_notes(checked: Sequence[_StoredImage], shown: str) -> list[str]:
         f"{len(images)} images {description}, first: {images[0].image.name}" for images, description in notes if images
     ]
     return [*lines, *_note_repeated(checked, shown)]
+
+
+def _note_all_ignored(classes: CategoryIds, checked: Sequence[_StoredImage]) -> list[str]:
+    """Return a note on the boxes of a set in which all are ignored, so that none is trained on."""
+    labels, ignored = (np.concatenate([item.values[name] for item in checked]) for name in ("label", "is_ignored"))
+    if not len(labels) or not ignored.all():
+        return []
+    named = [f"{count} {classes.names[label]}" for label, count in sorted(Counter(labels.tolist()).items())]
+    return [
+        f"all {len(labels)} boxes are marked as ignored (difficult, iscrowd, ignore): "
+        f"{join_some(named, most=_MAX_RARE)}; nothing is left to train on and to score; clear the marks if these are "
+        "the objects"
+    ]
 
 
 def _note_shapes(listed: LabelledSet) -> list[str]:

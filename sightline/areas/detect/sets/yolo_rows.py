@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import AnnotationFaults, CategoryIds, LabelledBox
+from sightline.areas.detect.sets.label_table import AnnotationFaults, LabelledBox
 from sightline.areas.detect.sets.tools.boxes import is_upright
+from sightline.areas.detect.sets.yolo_ids import RowIds
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import open_regular, read_file
 
@@ -30,22 +31,20 @@ _ROUNDING = 1e-4
 def read_rows(
     path: Path,
     *,
-    classes: CategoryIds,
+    ids: RowIds,
     faults: AnnotationFaults,
     unread: Counter[str],
     has_key_points: bool,
     signs: KeyPointSigns,
 ) -> list[LabelledBox]:
     """Read the boxes of a text file, in shares of width and height."""
-    names = dict(zip(classes.ids, classes.names, strict=True))
     boxes = []
     for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
         if not line.split():
             continue
         try:
             label, (left, top, right, bottom) = _parse_row(line, has_key_points=has_key_points)
-            if label not in names:
-                raise ValueError(f"class {label} of {len(names)}")
+            class_name = ids.find_name(label)
         except ValueError as error:
             faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
             continue
@@ -56,7 +55,7 @@ def read_rows(
             what = "key points" if has_key_points else "polygons, but the boxes about them"
             unread[what] += not is_box
             signs.add(line, f"{path}:{number}")
-        boxes.append(LabelledBox(names[label], (left, top, right, bottom), line=number, is_turned=is_turned))
+        boxes.append(LabelledBox(class_name, (left, top, right, bottom), line=number, is_turned=is_turned))
     return boxes
 
 

@@ -35,6 +35,7 @@ from sightline.areas.detect.sets.label_table import (
 from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, group_by_split
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.areas.detect.sets.other_formats import name_other_set
+from sightline.areas.detect.sets.yolo_ids import FirstId, RowIds
 from sightline.areas.detect.sets.yolo_rows import KeyPointSigns, has_rows, read_rows
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -44,23 +45,30 @@ from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
+_NAMING = (".yaml", ".yml", ".data")
+"""Suffixes of files that name the classes and the splits."""
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
 _SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
 _ESCAPED = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 """Characters that JSON holds as they are, and YAML does not."""
 
 
-def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> LabelledSet:
+def read_yolo(source: Path, *, names: tuple[str, ...] | None = None, first_id: FirstId | None = None) -> LabelledSet:
     """Read the images below a folder with their text files; `names` are the classes if no file names them.
 
-    Rows that can only be boxes with key points are read as such, with a note, although no `kpt_shape` states it.
+    `first_id` is the id of the first class in rows, 0 if nothing states it; ids that then seem to count from 1 are
+    refused. Rows that can only be boxes with key points are read as such, with a note, although no `kpt_shape` states
+    it.
 
     Raises DataError for a folder without images or without any text file of theirs, for classes without names, and
     for rows that are boxes with key points as well as polygons.
     """
-    root = expand_home(source).resolve()
+    root, named = expand_home(source).resolve(), None
+    if root.suffix in _NAMING and root.is_file():  # as trainers take it: the folder around it is meant
+        root, named = root.parent, root
     signs = KeyPointSigns()
-    labels = _read_set(root, names, signs, has_key_points=False)
+    read = partial(_read_set, root, names, signs, named=named, first_id=first_id)
+    labels = read(has_key_points=False)
     if not signs.are_possible:
         return labels
     where, num_points = f"{root}: the {signs.num_rows} rows of {signs.num_words} numbers", signs.num_words // 2 - 2
@@ -71,19 +79,30 @@ def read_yolo(source: Path, *, names: tuple[str, ...] | None = None) -> Labelled
             f"'kpt_shape: [{num_points}, 2]' for key points, 'kpt_shape: [0, 2]' for polygons"
         )
     signs.refute()  # what is stated needs no signs
-    labels = _read_set(root, names, signs, has_key_points=True)
+    labels = read(has_key_points=True)
     note = (
         f"{where} count as boxes with {num_points} key points: all points are in their box, and as polygons they cross"
     )
     return replace(labels, notes=[*labels.notes, f"{note} themselves; 'kpt_shape: [0, 2]' in the YAML file denies it"])
 
 
-def _read_set(root: Path, names: tuple[str, ...] | None, signs: KeyPointSigns, *, has_key_points: bool) -> LabelledSet:
-    """Read a folder; rows that are longer than a box hold key points if the YAML file, or the caller, states it."""
+def _read_set(
+    root: Path,
+    names: tuple[str, ...] | None,
+    signs: KeyPointSigns,
+    *,
+    named: Path | None,
+    first_id: FirstId | None,
+    has_key_points: bool,
+) -> LabelledSet:
+    """Read a folder; rows that are longer than a box hold key points if the YAML file, or the caller, states it.
+
+    `named` is the file of the classes that the user gave, of several in the folder.
+    """
     if root.is_file():
         raise DataError(f"{root}: is a file; give the folder around images and labels: --from {_as_word(root.parent)}")
     paths = list_images(root)
-    config_path, config = _read_config(root)
+    config_path, config = _read_config(root, named)
     classes = _read_classes(root, names, config_path, config)
     stated = _read_splits(root, config_path, config)
     split_by = stated.split_by
@@ -92,8 +111,8 @@ def _read_set(root: Path, names: tuple[str, ...] | None, signs: KeyPointSigns, *
     if (shape := config.get("kpt_shape")) is not None:
         signs.refute()
         has_key_points = not (isinstance(shape, list) and shape[:1] == [0])
-    unread = Counter[str]()
-    read = partial(read_rows, classes=classes, faults=faults, unread=unread, has_key_points=has_key_points, signs=signs)
+    unread, ids = Counter[str](), RowIds(classes, first_id)
+    read = partial(read_rows, ids=ids, faults=faults, unread=unread, has_key_points=has_key_points, signs=signs)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
     shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
@@ -120,7 +139,7 @@ def _read_set(root: Path, names: tuple[str, ...] | None, signs: KeyPointSigns, *
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
     notes += count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
-    notes += stated.notes
+    notes += [*stated.notes, *ids.describe(root)]
     notes += _describe_shared(config_path, stated)
     notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
     for path in sorted((split_by or {}).keys() - label_paths.keys()):
@@ -172,13 +191,13 @@ def assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
     return dict(zip(paths, numbers if len({*numbers}) == len(paths) else range(1, len(paths) + 1), strict=True))
 
 
-def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
+def _read_config(root: Path, named: Path | None) -> tuple[Path | None, dict[str, Any]]:
     """Find the YAML file of a folder that names the classes, or Darknet's .data; return its path and content, or None.
 
-    Raises DataError for two YAML files with other names or splits.
+    It is `named`, if the user gave one. Raises DataError for two YAML files with other names or splits.
     """
     configs: list[tuple[Path, dict[str, Any]]] = []
-    for path in sorted(root.glob("*.y*ml")):
+    for path in sorted(root.glob("*.y*ml")) if named is None else [named] * (named.suffix != ".data"):
         content = read_file(path)
         document = parsed_yaml(content, path, name="a file of classes") if b"names" in content else None
         if isinstance(document, dict) and "names" in document:
@@ -186,7 +205,7 @@ def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
     for path, document in configs[1:]:
         if any(document.get(key) != configs[0][1].get(key) for key in ("names", *_SPLIT_KEYS)):
             raise DataError(f"{configs[0][0]} and {path} state other names or splits; keep one of them in the folder")
-    for path in sorted(root.glob("*.data")) if not configs else ():
+    for path in (sorted(root.glob("*.data")) if named is None else [named]) if not configs else ():
         rows = [line.split("=", 1) for line in read_file(path).decode("utf-8-sig", "replace").splitlines()]
         stated = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
         configs += [(path, {"train": stated["train"], "val": stated.get("valid")})] if "train" in stated else []
