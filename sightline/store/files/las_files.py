@@ -19,20 +19,26 @@ _POINTWISE = 1
 _MAX_CHUNK_BYTES = 2**30
 """Largest chunk in memory that a file of few points may state; a usual one has 50,000 points."""
 _IS_COMPRESSED = 0x80
+_CLASS_OVERLAP = 12
 
 
 class LasContent(NamedTuple):
-    """Columns of a file, (N,) each, and the number of bytes behind its points that no record explains."""
+    """Columns of a file, (N,) each, the number of bytes behind its points that no record explains, and their step.
+
+    `step` is the coarsest of the three steps of the coordinates, in the file's unit.
+    """
 
     columns: dict[str, np.ndarray]
     num_extra_bytes: int
+    step: float
 
 
 def read_las(path: Path) -> LasContent:
     """Read the columns of a file by name, (N,) each: x, y, z float64 in the file's unit, and every other dimension.
 
     Names are those of the specification in lower case, such as intensity, classification, return_number, gps_time, red;
-    extra dimensions have their own names, `name_0000` and so on if they have several numbers per point.
+    extra dimensions have their own names, `name_0000` and so on if they have several numbers per point. Formats 0 to 5
+    have no flag `overlap`: there it is made of class 12, which means it.
     Raises DataError for a damaged file or one shorter than its header states; MissingExtraError without `laspy` or, for
     LAZ, without a decompressor. Source: LAS specification 1.4, table 3 (the header).
     """
@@ -54,7 +60,9 @@ def read_las(path: Path) -> LasContent:
                 columns |= {f"{name}_{index:04d}": part for index, part in enumerate(values.T)}
             elif dimension.name not in ("X", "Y", "Z"):
                 columns[name] = values
-    return LasContent(columns, num_extra_bytes)
+        columns.setdefault("overlap", (columns["classification"] == _CLASS_OVERLAP).astype(np.uint8))
+        step = float(np.max(cloud.header.scales))
+    return LasContent(columns, num_extra_bytes, step)
 
 
 def _check_header(path: Path, file: IO[bytes]) -> bool:

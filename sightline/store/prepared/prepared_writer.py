@@ -22,6 +22,7 @@ from typing_extensions import TypeVar
 from sightline.contract.errors import DataError, RunError
 from sightline.store.files.atomic_write import REPEAT, replace_atomic, sync_folder, whole_folder
 from sightline.store.files.input_files import damaged, download_again, file_size, list_files
+from sightline.store.files.remarks import join_remarks, remark_kind
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.copies import describe_copies, digest_content, group_copies, name_copies
 from sightline.store.prepared.prepared_set import (
@@ -396,11 +397,14 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
 
 
 def _group_notes(notes: Sequence[Sequence[str]]) -> list[str]:
-    """List each note once, with the number of its files and the first."""
-    files: defaultdict[str, list[str]] = defaultdict(list)
-    for note, file in notes:
-        files[note].append(file)
-    return [f"{note} ({len(paths)} file{'s' * (len(paths) > 1)}, first: {paths[0]})" for note, paths in files.items()]
+    """List the notes of each kind once, with the number of their files and the first."""
+    kinds: defaultdict[str, list[Sequence[str]]] = defaultdict(list)
+    for pair in notes:
+        kinds[remark_kind(pair[0])].append(pair)
+    return [
+        f"{join_remarks([note for note, _ in pairs])} ({len(pairs)} file{'s' * (len(pairs) > 1)}, first: {pairs[0][1]})"
+        for pairs in kinds.values()
+    ]
 
 
 def _list_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:

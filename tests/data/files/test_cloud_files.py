@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sightline.contract.errors import ConfigError
-from sightline.store.files.cloud_files import CLOUD_SUFFIXES, list_skipped_files, note_mixed_units, read_cloud
+from sightline.store.files.cloud_files import CLOUD_SUFFIXES, list_skipped_files, read_cloud
+from sightline.store.files.cloud_values import note_mixed_units
 from sightline.store.files.guessed_columns import guess_columns
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import WRITERS, solid

@@ -45,6 +45,7 @@ def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
 def write_las(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
     """Write columns beside x, y, z as extra dimensions, as CloudCompare writes normals."""
     cloud = laspy.LasData(laspy.LasHeader(version="1.4", point_format=6))
+    cloud.header.scales = np.full(3, 1e-7)
     cloud.x, cloud.y, cloud.z = (columns[axis] for axis in "xyz")
     for name in (name for name in columns if name not in "xyz"):
         cloud.add_extra_dim(laspy.ExtraBytesParams(name, np.float32))

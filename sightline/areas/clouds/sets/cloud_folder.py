@@ -24,11 +24,12 @@ from sightline.store.cloud_preparation import Normals, Zeros, cloud_radius, prep
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     PointCloud,
+    Withheld,
     check_columns,
     list_skipped_files,
-    note_mixed_units,
     read_cloud,
 )
+from sightline.store.files.cloud_values import note_mixed_units
 from sightline.store.files.column_names import NORMALS, POINTS
 from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
@@ -119,6 +120,7 @@ class CloudFolder(LabelledClouds):
         return dataclasses.replace(
             super()._make_input_spec(),
             fewest_points=manifest.get("fewest_points"),
+            withheld=manifest["options"].get("withheld", "drop"),
             radii=None if radii is None else (radii[0], radii[1]),
         )
 
@@ -145,16 +147,18 @@ class CloudFolder(LabelledClouds):
         choice: Literal["random", "farthest"] = "random",
         faces: Literal["sample", "ignore"] = "sample",
         zeros: Zeros = "keep",
+        withheld: Withheld = "drop",
         test_share: PositiveFraction = 0.2,
         validation_share: PositiveFraction = 0.1,
         seed: Seed = 0,
     ) -> PreparationPlan:
         """Plan to write the clouds of a folder or list in native form.
 
-        `columns` names the columns of files without a header, and the values to store besides points and normals. The
-        other arguments are those of `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no
-        splits. Raises DataError for a source that is damaged, empty or of one class, with file and position;
-        ConfigError for options that do not fit each other.
+        `columns` names the columns of files without a header, and the values to store besides points and normals.
+        Points that a file flags as `withheld` are dropped unless they are to be kept. The other arguments are those of
+        `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no splits. Raises DataError for
+        a source that is damaged, empty or of one class, with file and position; ConfigError for options that do not fit
+        each other.
         """
         if normalisation == "none" and unit is None:
             raise ConfigError(
@@ -200,22 +204,34 @@ class CloudFolder(LabelledClouds):
             layout,
             root,
             _columns(preparation),
-            tuple(_make_shards(clouds, class_names, partial(_read_row, names, preparation, class_names, sample_names))),
+            tuple(
+                _make_shards(
+                    clouds, class_names, partial(_read_row, names, withheld, preparation, class_names, sample_names)
+                )
+            ),
             about,
             partial(_summary, passed_over=list_skipped_files(root) if root.is_dir() else ""),
-            {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds, root)},
+            {
+                **preparation,
+                **({"withheld": withheld} if withheld != "drop" else {}),
+                "columns": columns_list,
+                "up_axis": up_axis,
+                "unit": unit,
+                "clouds": _digest(clouds, root),
+            },
         )
 
 
 def _read_row(
     columns: tuple[str, ...] | None,
+    withheld: Withheld,
     preparation: Mapping[str, Any],
     class_names: Sequence[str],
     sample_names: Mapping[Path, str],
     cloud: ListedCloud,
 ) -> SampleRow:
     used = (*preparation["channels"], *(NORMALS if preparation["with_normals"] else ()))
-    points = read_cloud(cloud.path, columns=columns, used=used)
+    points = read_cloud(cloud.path, columns=columns, used=used, withheld=withheld)
     if columns is None and not preparation["with_normals"] and _has_normals(points, preparation["faces"]):
         raise DataError(
             f"{cloud.path}: has normals or faces, which the first file has not; take the points alone with "
