@@ -29,7 +29,7 @@ from sightline.store.files.cloud_files import (
     list_skipped_files,
     read_cloud,
 )
-from sightline.store.files.cloud_values import note_mixed_units
+from sightline.store.files.cloud_values import note_mixed_scales, note_mixed_units
 from sightline.store.files.column_names import NORMALS, POINTS
 from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
@@ -102,6 +102,17 @@ class CloudFolder(LabelledClouds):
     def _read(self, name: str, index: np.ndarray) -> np.ndarray:
         values = super()._read(name, index)
         return np.ascontiguousarray(values[..., self._channel_index]) if name == "channels" else values
+
+    @property
+    def doubts(self) -> Sequence[str]:  # type: ignore[override]
+        """Faults that the preparation found, and channels that are the same at every point of all clouds."""
+        constant = self._prepared.manifest.get("constant_channels", {})
+        told = [
+            f"data.channels: {name} is {constant[name]:g} at every point of all clouds, a constant input; leave it out"
+            for name in self._channels
+            if name in constant
+        ]
+        return [*super().doubts, *told]
 
     def _width(self, name: str) -> int:
         return len(self._channels) if name == "channels" else super()._width(name)
@@ -314,6 +325,14 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         radii = [cloud_radius(points) for points in clouds]
         sizes["radii"] = [min(radii), max(radii)]
         doubts += note_mixed_units(names, radii, "clouds")
+    channels = prepared.manifest["channels"]
+    constant = {}
+    for index, name in enumerate(channels):
+        values = [cloud[:, index] for split in prepared.splits for cloud in prepared.array(split, "channels")]
+        doubts += note_mixed_scales(names, [float(np.abs(each).max()) for each in values], "clouds", values=name)
+        if len({*map(float, map(np.min, values)), *map(float, map(np.max, values))}) == 1:
+            constant[name] = float(values[0][0])
+            notes.append(f"{name} is {constant[name]:g} at every point of all clouds: a network learns nothing from it")
     class_names = prepared.manifest["class_names"]
     splits = count_labels(prepared, len(class_names))
     counts = splits["train"]["class_counts"]
@@ -326,5 +345,6 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         "splits": splits,
         "doubts": doubts,
         "differences": [*notes, *doubts],
+        **({"constant_channels": constant} if constant else {}),
         **sizes,
     }

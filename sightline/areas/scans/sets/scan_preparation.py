@@ -130,6 +130,8 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
     reaches = [float(prepared.array(split, "reach_m")[row]) for split, row in rows]
     scan_names = [prepared.names(split)[row] for split, row in rows]
     highs = [float(prepared.array(split, "remission_high")[row]) for split, row in rows]
+    if not max(highs):
+        empty_notes.append("no scan has a remission other than 0: that input of a network is constant")
     units = note_mixed_units(scan_names, reaches, "scans")
     units += note_mixed_scales(scan_names, highs, "scans", values="remissions")
     if np.median(reaches) > _MAX_REACH_M:
