@@ -252,6 +252,11 @@ def _read_las(path: Path) -> _Content:
     return _Content(content.columns, notes=(extra,) if content.num_extra_bytes else (), step=content.step)
 
 
+def _read_e57(path: Path) -> _Content:
+    content = read_e57(path)
+    return _Content(content.columns, notes=content.notes)
+
+
 def _read_text(path: Path) -> _Content:
     rows = read_rows(path)
     columns = rows.table if rows.names is None else dict(zip(rows.names, rows.table.T, strict=True))
@@ -466,7 +471,7 @@ _READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".ply": lambda path: _Content(*read_ply(path)),
     ".pcd": _read_pcd,
     **dict.fromkeys((".las", ".laz"), _read_las),
-    ".e57": lambda path: _Content(read_e57(path)),
+    ".e57": _read_e57,
     ".off": lambda path: _Content(*read_off(path)),
     ".obj": lambda path: _Content(*read_obj(path)),
     ".stl": lambda path: _Content(*read_stl(path)),
