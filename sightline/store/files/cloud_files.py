@@ -19,10 +19,11 @@ from sightline.store.files.hdf5_files import read_hdf5_arrays
 from sightline.store.files.input_files import assert_regular, damaged, list_files
 from sightline.store.files.las_files import read_las
 from sightline.store.files.mesh_formats import read_obj, read_off, read_stl
+from sightline.store.files.other_kinds import advise_conversion, advise_conversions, advise_packed_splats
 from sightline.store.files.pcd_files import read_pcd
 from sightline.store.files.ply import read_ply
-from sightline.store.files.remarks import CountRemark
 from sightline.store.files.text_tables import read_rows
+from sightline.store.remarks import CountRemark
 
 _MAX_LISTED = 5
 Withheld: TypeAlias = Literal["drop", "keep"]
@@ -151,7 +152,8 @@ def read_cloud(
     assert_regular(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
+        advice = advise_conversion(path) or f"there are {', '.join(CLOUD_SUFFIXES)}"
+        raise DataError(f"{path}: files of this kind are not read; {advice}")
     content = reader(path)
     if isinstance(content.columns, np.ndarray):
         content, names = _name_columns(path, content, names, used)
@@ -191,12 +193,12 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     Hidden files, and files in hidden folders, are ignored.
     """
     allowed = CLOUD_SUFFIXES if suffixes is None else suffixes
-    skipped = (path.relative_to(folder) for path in list_files(folder) if path.suffix.lower() not in allowed)
+    skipped = sorted(path.relative_to(folder) for path in list_files(folder) if path.suffix.lower() not in allowed)
     names = sorted(escape_to_one_line(str(path)) for path in skipped)
     if not names:
         return ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
-    return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
+    return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}{advise_conversions(skipped)}"
 
 
 def check_unlisted(
@@ -345,7 +347,7 @@ def _make_cloud(
     if missing:
         advice = "name what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
         if set(POINTS) & set(missing):
-            advice = "call its coordinates x, y, z in the file"
+            advice = advise_packed_splats(path, named) or "call its coordinates x, y, z in the file"
         raise DataError(
             f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; "
             f"{advice}"

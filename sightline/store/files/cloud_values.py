@@ -9,7 +9,7 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS
-from sightline.store.files.remarks import CountRemark, SizeRemark
+from sightline.store.remarks import CountRemark, SizeRemark
 
 _STRAY_RATIO = 1e3
 _MIN_POINTS_FOR_STRAYS = 100

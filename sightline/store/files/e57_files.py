@@ -21,7 +21,7 @@ from sightline.store.files.input_files import (
     get_again,
     open_regular,
 )
-from sightline.store.files.remarks import CountRemark
+from sightline.store.remarks import CountRemark
 
 _HEADER = struct.Struct("<8s2I4Q")
 """Magic word, version, length of the file, place and length of its XML section, and length of a page."""

@@ -24,9 +24,9 @@ from sightline.store.files.cloud_files import (
 )
 from sightline.store.files.column_names import POINTS
 from sightline.store.files.input_files import file_size
-from sightline.store.files.remarks import in_metres
 from sightline.store.files.scan_files import MAX_ID, read_bin, read_label_ids
 from sightline.store.files.scan_samples import RawScan, check_scan, count_more
+from sightline.store.remarks import in_metres
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """File suffixes that `read_scan` accepts."""

@@ -22,7 +22,6 @@ from typing_extensions import TypeVar
 from sightline.contract.errors import DataError, RunError
 from sightline.store.files.atomic_write import REPEAT, replace_atomic, sync_folder, whole_folder
 from sightline.store.files.input_files import damaged, download_again, file_size, list_files
-from sightline.store.files.remarks import join_remarks, remark_kind
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.copies import describe_copies, digest_content, group_copies, name_copies
 from sightline.store.prepared.prepared_set import (
@@ -42,6 +41,7 @@ from sightline.store.prepared.prepared_set import (
     read_manifest,
     summarise_folder,
 )
+from sightline.store.remarks import join_remarks, remark_kind
 
 T = TypeVar("T")
 Row = TypeVar("Row", default=SampleRow)

@@ -36,7 +36,6 @@ from sightline.store.files.cloud_files import (
 from sightline.store.files.cloud_values import note_mixed_units
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS
 from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
-from sightline.store.files.remarks import in_metres
 from sightline.store.files.scan_files import MAX_ID, read_label_ids
 from sightline.store.files.text_tables import read_table
 from sightline.store.prepared.columns import ColumnSpec
@@ -44,6 +43,7 @@ from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, digest_json
 from sightline.store.prepared.splits import SPLITS, deal_by_hash, stored_splits
+from sightline.store.remarks import in_metres
 from sightline.store.scene_preparation import note_colour_max, prepare_scene
 
 CLASSES_FILE = "classes.txt"
