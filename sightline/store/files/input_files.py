@@ -150,13 +150,17 @@ def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
     return tree.plain()
 
 
+_MARKS = ("---", "...")
+
+
 def _strip_end(text: str) -> str:
     """Return a YAML text without the lines at its end that mark the end of its document, and have nothing behind."""
     lines = text.split("\n")
     stop = len(lines)
-    while stop > 1 and lines[stop - 1].rstrip() in ("", "---", "..."):
+    while stop > 1 and lines[stop - 1].rstrip() in ("", *_MARKS):
         stop -= 1
-    return "\n".join((*lines[:stop], ""))
+    has_mark = any(line.rstrip() in _MARKS for line in lines[stop:])
+    return "\n".join((*lines[:stop], "")) if has_mark else text
 
 
 def natural_sort_key(name: str) -> list[tuple[int, str]]:
