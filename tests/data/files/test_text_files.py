@@ -76,12 +76,19 @@ def test_large_files_are_read_or_refused_as_small_ones(
     pytest.importorskip("numba")
     rows = "".join(f"{number}.5 {-number} {number}e-3\r\n" for number in range(20))
     properties = "".join(f"property float {name}\n" for name in "xyz")
+    faces = "".join(f"3 {number} {(number + 1) % 20} 0\r\n" for number in range(20))
+    corners = "property list uchar int vertex_indices\n"
     ply = f"ply\nformat ascii 1.0\nelement vertex 20\n{properties}end_header\n{rows}"
     sound = {
         "a.txt": f"# a cloud\n// x y z\n{rows}",
         "a.xyz": f"20\n{rows}",
         "b.csv": rows.replace(" ", ","),
         "a.ply": ply,
+        "mesh.ply": ply.replace("end_header", f"element face 20\n{corners}end_header") + faces,
+        "mesh.off": f"OFF\n20 20 0\n{rows}{faces}",
+        "glued.off": f"OFF20 20 0\n{rows}" + faces.replace("\r\n", " 255 0 0\r\n"),
+        "quads.off": f"# made by hand\nOFF\n20 20 0\n{rows}" + "".join(f"4 {n} 1 2 3\n" for n in range(20)),
+        "mixed.off": f"OFF\n20 2 0\n{rows}3 0 1 2\n4 0 1 2 3\n",
     }
 
     def read(path: Path) -> object:
@@ -89,7 +96,7 @@ def test_large_files_are_read_or_refused_as_small_ones(
             cloud = read_cloud(path, columns=["x", "y", "z"])
         except DataError as error:
             return str(error)
-        return cloud.points.tobytes(), cloud.notes
+        return cloud.points.tobytes(), None if cloud.faces is None else cloud.faces.tobytes(), cloud.notes
 
     for name, text in sound.items():
         results: dict[int, list[object]] = {}
