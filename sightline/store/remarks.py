@@ -9,7 +9,7 @@ from typing import Self
 class CountRemark(str):
     """Remark that begins with a count, as in "3 of 9 points (33.3%) are ...": counts of one kind add up."""
 
-    count: int
+    num_counted: int
     total: int
     noun: str
     what: str
@@ -18,7 +18,7 @@ class CountRemark(str):
     def make(cls, count: int, total: int, what: str, *, noun: str = "points") -> Self:
         """Make a remark on `count` of `total` nouns; `what` goes on with the verb."""
         remark = cls(f"{count} of {total} {noun} ({count / max(total, 1):.1%}) {what}")
-        remark.count, remark.total, remark.noun, remark.what = count, total, noun, what
+        remark.num_counted, remark.total, remark.noun, remark.what = count, total, noun, what
         return remark
 
 
@@ -49,7 +49,7 @@ def join_remarks(remarks: Sequence[str]) -> str:
     first = remarks[0]
     if isinstance(first, CountRemark):
         counts = [each for each in remarks if isinstance(each, CountRemark)]
-        count, total = sum(each.count for each in counts), sum(each.total for each in counts)
+        count, total = sum(each.num_counted for each in counts), sum(each.total for each in counts)
         return CountRemark.make(count, total, first.what, noun=first.noun)
     return max((each for each in remarks if isinstance(each, SizeRemark)), key=lambda each: each.size, default=first)
 

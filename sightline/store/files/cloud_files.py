@@ -392,7 +392,8 @@ def _read_flags(
 
     Points of a mesh, whose faces name them, are not left out. Raises DataError if all are to be dropped.
     """
-    flags = {name: named[name] != 0 for name in (_WITHHELD, *_FLAGS) if name in named and is_flag(named[name], count)}
+    columns = {name: named[name] for name in (_WITHHELD, *_FLAGS) if name in named}
+    flags = {name: values != 0 for name, values in columns.items() if is_flag(values, count)}
     counts = {name: int(is_set.sum()) for name, is_set in flags.items() if is_set.any()}
     notes = [CountRemark.make(counts[name], count, what) for name, what in _FLAGS.items() if name in counts]
     if _WITHHELD not in counts:
@@ -410,8 +411,9 @@ def _read_flags(
 
 def is_flag(values: np.ndarray, count: int) -> bool:
     """Return True for a column (count,) of nothing but 0 and 1."""
-    is_column = values.shape == (count,) and values.dtype.kind in "biuf"
-    return is_column and (values.dtype.kind == "b" or is_whole(values, 0, 1))
+    if values.shape != (count,) or values.dtype.kind not in "biuf" or not count:
+        return False
+    return bool(values.min() >= 0 and values.max() <= 1) if values.dtype.kind in "biu" else is_whole(values, 0, 1)
 
 
 def _as_float64(values: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -28,7 +29,7 @@ class LasContent(NamedTuple):
     `step` is the coarsest of the three steps of the coordinates, in the file's unit.
     """
 
-    columns: dict[str, np.ndarray]
+    columns: Mapping[str, np.ndarray]
     num_extra_bytes: int
     step: float
 
@@ -53,16 +54,35 @@ def read_las(path: Path) -> LasContent:
     logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
     with convert_errors(path, "does not read as LAS"):
         cloud = laspy.read(path)
-        columns = {axis: np.asarray(getattr(cloud, axis)) for axis in "xyz"}
+        return LasContent(LasColumns(cloud), num_extra_bytes, float(np.max(cloud.header.scales)))
+
+
+class LasColumns(Mapping[str, np.ndarray]):
+    """Columns (N,) of a file that `laspy` has read, by name; each is unpacked when it is looked up."""
+
+    def __init__(self, cloud: Any) -> None:
+        self._cloud = cloud
+        self._places: dict[str, tuple[str, int | None]] = {axis: (axis, None) for axis in "xyz"}
         for dimension in cloud.point_format.dimensions:
-            name, values = dimension.name.lower(), np.asarray(cloud[dimension.name])
-            if values.ndim == 2:
-                columns |= {f"{name}_{index:04d}": part for index, part in enumerate(values.T)}
+            name, count = dimension.name.lower(), dimension.num_elements
+            if count > 1:
+                self._places |= {f"{name}_{index:04d}": (dimension.name, index) for index in range(count)}
             elif dimension.name not in ("X", "Y", "Z"):
-                columns[name] = values
-        columns.setdefault("overlap", (columns["classification"] == _CLASS_OVERLAP).astype(np.uint8))
-        step = float(np.max(cloud.header.scales))
-    return LasContent(columns, num_extra_bytes, step)
+                self._places[name] = (dimension.name, None)
+        self._places.setdefault("overlap", ("", None))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dimension, index = self._places[name]
+        if not dimension:
+            return (self["classification"] == _CLASS_OVERLAP).astype(np.uint8)
+        values = np.asarray(getattr(self._cloud, dimension) if dimension in "xyz" else self._cloud[dimension])
+        return values if index is None else values[:, index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _check_header(path: Path, file: IO[bytes]) -> bool:

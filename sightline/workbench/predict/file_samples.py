@@ -170,7 +170,8 @@ def _make_scene_sample(
     """Make the sample of a set of scenes, with the function that prepared the set: every point but those withheld."""
     points, rows = cloud.points, np.arange(len(cloud.points))
     if cloud.is_withheld is not None:
-        cloud, rows = cloud.without_withheld(), np.flatnonzero(~cloud.is_withheld)
+        rows = np.flatnonzero(~cloud.is_withheld)
+        cloud = cloud.without_withheld()
     if not len(cloud.points):
         raise DataError(f"{where}: all {len(points)} points are flagged withheld, which means deleted; leave it out")
     available = {
