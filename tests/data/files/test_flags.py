@@ -15,6 +15,7 @@ from sightline.areas.scenes.sets.scene_folder import SceneFolder
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.store.files.cloud_files import read_cloud
+from sightline.view.cloud_file import view_file
 from sightline.workbench.predict.file_samples import read_sample, read_scan_sample
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import prepare_folder
@@ -167,3 +168,10 @@ def test_a_scan_of_another_scale_of_remissions_is_refused(tmp_path: Path) -> Non
     rows.tofile(tmp_path / "a.bin")
     with pytest.raises(DataError, match=re.escape("and the run was trained on 0 to 255; multiply the column by 255")):
         read_scan_sample(tmp_path / "a.bin", part.info, fields, columns=("x", "y", "z", "intensity"))
+
+
+def test_a_view_leaves_them_out(tmp_path: Path) -> None:
+    written = write_flagged(tmp_path / "a.las")
+    (stage,) = view_file(tmp_path / "a.las", name="a").stages
+    assert np.array_equal(stage.points, written.xyz[NUM_WITHHELD:])
+    assert LEFT_OUT in stage.description
