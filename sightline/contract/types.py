@@ -74,7 +74,8 @@ class CloudInputSpec:
     sample are estimated from its points. `fewest_points` is the minimal number of distinct points of its clouds,
     `radii` the smallest and largest radius of clouds about their means if size was kept; None if preparation did not
     record it. `scene` are the arguments `scale` and `colour_max` of `prepare_scene` for a set of scenes, whose files
-    have the columns `columns` unless they name others.
+    have the columns `columns` unless they name others. `withheld` says what becomes of points that files flag as
+    deleted.
     """
 
     num_points: int | None = None
@@ -86,6 +87,7 @@ class CloudInputSpec:
     fewest_points: int | None = None
     radii: tuple[float, float] | None = None
     scene: Mapping[str, Any] | None = None
+    withheld: Literal["drop", "keep"] = "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class ScanInputSpec:
     set states none; remissions of files range from 0 to `remission_max`, and are required if `has_remission`. Files
     number `num_beams` beams in `ring_order`; None if they number none. `image_px` is the height and width of range
     images in .npy files, if the set has such files. `no_return` is the mark of points without a return, None if files
-    do not mark them.
+    do not mark them. `withheld` says what becomes of points that files flag as deleted.
     """
 
     ids_of_classes: tuple[int, ...]
@@ -107,6 +109,7 @@ class ScanInputSpec:
     ring_order: Literal["top_first", "bottom_first"] = "top_first"
     image_px: tuple[int, int] | None = None
     no_return: Literal["nan"] | None = None
+    withheld: Literal["drop", "keep"] = "drop"
 
 
 @dataclass(frozen=True, slots=True)

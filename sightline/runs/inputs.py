@@ -55,23 +55,28 @@ def _field_to_plain(field: Field) -> dict[str, Any]:
 
 
 # --- ranges of numbers ------------------------------------------------------------------------------------------------
+_FAR_BELOW = 20.0
+"""Times that every sample's largest number exceeds that of a file of another scale: shares of 0 to 255, say."""
 
 
 class Range(NamedTuple):
     """Least and largest of the finite numbers of a field, over the samples that were read.
 
-    `reach` is the largest number of a sample, by size, in times of its median one; 0 where that is 0.
+    `reach` is the largest number of a sample, by size, in times of its median one; 0 where that is 0. `least` is the
+    smallest of the largest numbers, by size, of samples that are not all 0; 0 where it is not known.
     """
 
     low: float
     high: float
     reach: float
+    least: float = 0.0
 
     def join(self, other: Range | None) -> Range:
         """Return the range of both."""
         if other is None:
             return self
-        return Range(min(self.low, other.low), max(self.high, other.high), max(self.reach, other.reach))
+        least = min(filter(None, (self.least, other.least)), default=0.0)
+        return Range(min(self.low, other.low), max(self.high, other.high), max(self.reach, other.reach), least)
 
     def describe_far(self, name: str, found: Range) -> str:
         """Describe numbers `found` in a field that are far outside of this range; "" where they are not."""
@@ -82,6 +87,8 @@ class Range(NamedTuple):
         if found.reach > _FAR * self.reach > 0:
             times = f"the largest is {found.reach:.4g} times the median, in training at most {self.reach:.4g}"
             return f"{name}: lone numbers lie far outside of the others ({times})"
+        if 0 < _FAR_BELOW * found.least < self.least:
+            return f"{name}: at most {found.least:.4g}, in training every sample reaches {self.least:.4g} or more"
         return ""
 
 
@@ -92,7 +99,8 @@ def find_range(values: np.ndarray) -> Range | None:
         return None
     sizes = np.abs(finite)
     median = float(np.median(sizes))
-    return Range(float(finite.min()), float(finite.max()), float(sizes.max()) / median if median else 0.0)
+    largest = float(sizes.max())
+    return Range(float(finite.min()), float(finite.max()), largest / median if median else 0.0, largest)
 
 
 def read_ranges(run: Path) -> Mapping[str, Range]:

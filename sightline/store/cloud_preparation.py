@@ -15,7 +15,8 @@ from sightline.ops.points.farthest_points import farthest_points
 from sightline.ops.points.meshes import SurfacePoints, sample_surface
 from sightline.ops.points.normals import estimate_normals
 from sightline.store.computed_samples import SampleCache
-from sightline.store.files.cloud_files import PointCloud, check_strays
+from sightline.store.files.cloud_files import PointCloud
+from sightline.store.files.cloud_values import check_strays
 from sightline.store.files.input_files import damaged, download_again
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 

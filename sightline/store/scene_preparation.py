@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sightline.contract.errors import DataError
-from sightline.store.files.cloud_files import PointCloud, check_strays
+from sightline.store.files.cloud_files import PointCloud
+from sightline.store.files.cloud_values import check_strays
 from sightline.store.files.column_names import COLOURS
 
 _MAX_8_BITS, _MAX_16_BITS = 2**8 - 1, 2**16 - 1

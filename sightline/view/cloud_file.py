@@ -27,15 +27,17 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     Colours are the channels red, green, blue, from 0 to 1, 255 or 65535 by their largest value; labels are
     whole numbers in a channel called label, class, part and the like; any other channel has a colour map. A scan
     (.bin, .pcd) is also coloured by its label file, next to it or in SemanticKITTI's folders, and by labels that
-    `predict` wrote. Points that are NaN at x, y and z have no return and are left out, with their labels.
+    `predict` wrote. Points that are NaN at x, y and z have no return and are left out, with their labels; so are points
+    that the file flags as withheld.
     Raises DataError naming the file.
     """
     scan = read_scan(path, columns=columns, no_return="nan")
-    is_shown = ~is_no_return(scan)
+    is_missing = is_no_return(scan)
+    is_shown = ~is_missing if scan.is_withheld is None else ~(is_missing | scan.is_withheld)
     cloud = scan.rows(is_shown)
     if not len(cloud.points):
-        raise DataError(f"{path}: every point is NaN at x, y and z; leave the file out")
-    num_left_out = len(scan.points) - len(cloud.points)
+        raise DataError(f"{path}: every point is NaN at x, y and z, or flagged withheld; leave the file out")
+    num_left_out = int(is_missing.sum())
     facts = [f"the vertices of a mesh of {len(cloud.faces):,} triangles"] if cloud.faces is not None else []
     facts += [f"{num_left_out:,} points without a return (NaN) left out"] if num_left_out else []
     channels = dict(cloud.channels)

@@ -286,4 +286,9 @@ def test_numbers_far_outside_of_training() -> None:
     assert "in training" in describe(100 * points)
     alone = np.where(np.arange(64)[:, None] == 5, 1.0, 1e-6 * points)
     assert "lone numbers" in describe(alone)
+    assert describe(points / 10) == ""
+    assert describe(points / 255).startswith("points: at most 0.0039, in training every sample reaches 0.9")
+    dark = find_range(points / 255)
+    assert dark is not None
+    assert known.join(dark).describe_far("points", dark) == "", "training had such samples"
     assert find_range(np.full(3, np.nan)) is None

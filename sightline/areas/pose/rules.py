@@ -113,9 +113,13 @@ def _list_moves(frames: Frames, depth: Tensor, joints: Tensor) -> Changes:
     yield "data.pairing", "those of another frame lie there", (depth.roll(1, 0), joints)
     yield "data.pairing", "those of another frame lie there", (depth, joints.roll(-1, 0))
     yield "data.augment_target_mismatch", "images are mirrored, they are not", (depth.flip(2), joints)
-    for factor, unit in ((1000.0, "metres"), (10.0, "centimetres")):
-        yield "data.normalisation", f"'joints' are in {unit}", (depth, joints * factor)
-        yield "data.normalisation", f"'depth' is in {unit}", (depth * factor, joints)
+    yield "data.normalisation", "'joints' are in metres", (depth, joints * 1000)
+    yield "data.normalisation", "'depth' is in metres", (depth * 1000, joints)
+    of_joints = "'joints' are in centimetres, or 'depth' is in tenths of a millimetre; the camera's manual tells"
+    of_depth = "'depth' is in centimetres, or 'joints' are in tenths of a millimetre; the camera's manual tells"
+    for text, factor in ((of_joints, 10.0), (of_depth, 0.1)):  # either fits: the figure is ten times as large, or not
+        yield "data.normalisation", text, (depth, joints * factor)
+        yield "data.normalisation", text, (depth / factor, joints)
     for order in _ORDERS:
         yield (
             "data.layout",

@@ -6,35 +6,35 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import read_npy, read_npz_arrays
+from sightline.store.files.cloud_values import note_values
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, SKIPPED, NamedColumns, is_whole, rename_columns
 from sightline.store.files.e57_files import read_e57
 from sightline.store.files.hdf5_files import read_hdf5_arrays
 from sightline.store.files.input_files import assert_regular, damaged, list_files
 from sightline.store.files.las_files import read_las
 from sightline.store.files.mesh_formats import read_obj, read_off, read_stl
+from sightline.store.files.other_kinds import advise_conversion, advise_conversions, advise_packed_splats
 from sightline.store.files.pcd_files import read_pcd
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import read_rows
+from sightline.store.remarks import CountRemark
 
 _MAX_LISTED = 5
-_STRAY_RATIO = 1e3
-_MIN_POINTS_FOR_STRAYS = 100
-"""Minimum number of points of the check: of fewer, 99 % are all."""
-_MIN_ZEROS = 3
-"""Least number of points at (0, 0, 0) that no measurement explains."""
-_MAX_STEP = 1e-3
-"""Largest step of coordinates that is accepted without a note, as a share of the extent."""
-_SAMPLE_SIZE = 10_000
-_MIN_UNIT_GAP = 20.0
-"""Least factor between neighbouring sizes at which they may be of two units."""
-_MAX_UNIT_ERROR = 4.0
-"""Largest factor between the ratio of two groups of sizes and that of two units: the samples differ in size, too."""
+Withheld: TypeAlias = Literal["drop", "keep"]
+"""What becomes of points that a file flags as withheld, which is to say deleted (LAS specification 1.4, table 9)."""
+_WITHHELD = "withheld"
+_FLAGS = {
+    "synthetic": "are flagged synthetic: computed, not measured; they are used",
+    "key_point": "are flagged as key points; all points are used",
+    "overlap": "are flagged as overlap of two flight lines; they are used",
+}
+"""Further flags of points by their names in LAS files (`laspy`), with what becomes of these points."""
 _ARRAY_NAMES = {
     "points": "points",
     "xyz": "points",
@@ -78,8 +78,9 @@ class PointCloud:
     `points` (N, 3) float64; `normals` (N, 3) float64; `faces` (F, 3) int64, triangles as indices of points; `channels`
     by name, each (N,) float64 when it is taken out. Points without a return, if they are kept, have NaN as x, y and z,
     and may have as channels. `column_names` are all columns of the file, also those that were not read. `colour_max` is
-    the largest colour that the file's type can hold, None unless that is 8 or 16 bits. `notes` state how the file was
-    read where that is not plain.
+    the largest colour that the file's type can hold, None unless that is 8 or 16 bits. `is_withheld` (N,) bool marks
+    points that the file flags as deleted, where such points were to be marked. `notes` state how the file was read
+    where that is not plain.
     """
 
     points: np.ndarray
@@ -89,6 +90,7 @@ class PointCloud:
     column_names: tuple[str, ...] = ()
     colour_max: int | None = None
     notes: tuple[str, ...] = ()
+    is_withheld: np.ndarray | None = None
 
     def rows(self, chosen: np.ndarray) -> PointCloud:
         """Select points by a mask (N,) bool, without faces; returns the same cloud if all are selected."""
@@ -96,7 +98,13 @@ class PointCloud:
             return self
         normals = None if self.normals is None else self.normals[chosen]
         channels = Channels({name: values[chosen] for name, values in _stored(self.channels).items()})
-        return replace(self, points=self.points[chosen], normals=normals, faces=None, channels=channels)
+        is_withheld = None if self.is_withheld is None else self.is_withheld[chosen]
+        cloud = replace(self, points=self.points[chosen], normals=normals, faces=None, channels=channels)
+        return replace(cloud, is_withheld=is_withheld)
+
+    def without_withheld(self) -> PointCloud:
+        """Return the cloud without the points that are marked as withheld."""
+        return self if self.is_withheld is None else replace(self.rows(~self.is_withheld), is_withheld=None)
 
 
 class UnnamedColumnsError(DataError):
@@ -109,13 +117,15 @@ class UnnamedColumnsError(DataError):
 class _Content(NamedTuple):
     """Content of a file: columns (N,) by name, or a table (N, columns) without names, in the file's dtype.
 
-    `first_line` is the line of the first point in a text file, else None.
+    `first_line` is the line of the first point in a text file, else None; `step` is that of the coordinates where the
+    file states it, else 0.
     """
 
     columns: Mapping[str, np.ndarray] | np.ndarray
     faces: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     first_line: int | None = None
+    step: float = 0.0
 
 
 def read_cloud(
@@ -124,6 +134,7 @@ def read_cloud(
     columns: Sequence[str] | None = None,
     used: Collection[str] | None = None,
     keeps_no_returns: bool = False,
+    withheld: Withheld | Literal["mark"] = "drop",
 ) -> PointCloud:
     """Read the whole cloud of a file; the suffix decides the format (`CLOUD_SUFFIXES`).
 
@@ -132,20 +143,23 @@ def read_cloud(
     taken. x, y, z are the points, nx, ny, nz the normals, all others channels; case does not matter, and other
     spellings of normals and colours are read as these (`column_names`). Of these, only those in `used` are converted,
     checked and returned, by default all. With `keeps_no_returns` points whose x, y and z are all NaN are kept; without
-    it those of PCD, whose format defines them, are dropped. Raises DataError with file and line, byte or entry;
-    UnnamedColumnsError, a DataError, where columns need names; ConfigError for `columns` without a cloud.
+    it those of PCD, whose format defines them, are dropped. Points that a column `withheld` flags (LAS) are dropped,
+    kept as all others, or kept and marked; notes count what is left out and what is flagged.
+    Raises DataError with file and line, byte or entry; UnnamedColumnsError, a DataError, where columns need names;
+    ConfigError for `columns` without a cloud.
     """
     names = None if columns is None else check_columns(columns)
     assert_regular(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
+        advice = advise_conversion(path) or f"there are {', '.join(CLOUD_SUFFIXES)}"
+        raise DataError(f"{path}: files of this kind are not read; {advice}")
     content = reader(path)
     if isinstance(content.columns, np.ndarray):
         content, names = _name_columns(path, content, names, used)
-    cloud = _make_cloud(path, content, names, used)
+    cloud = _make_cloud(path, content, names, used, withheld)
     if path.suffix.lower() == ".pcd" and not keeps_no_returns:
-        cloud = cloud.rows(~is_no_return(cloud))
+        cloud = drop_no_returns(cloud)
     _check_cloud(path, cloud, content.first_line, keeps_no_returns=keeps_no_returns)
     return cloud
 
@@ -153,6 +167,16 @@ def read_cloud(
 def is_no_return(cloud: PointCloud) -> np.ndarray:
     """Return a mask (N,) of points without a sensor return (x, y, z all NaN). Vertices of a mesh are False."""
     return np.isnan(cloud.points).all(axis=1) & (cloud.faces is None or not len(cloud.faces))
+
+
+def drop_no_returns(cloud: PointCloud) -> PointCloud:
+    """Leave out the points without a return, as PCD defines them, and count them in a note."""
+    is_missing = is_no_return(cloud)
+    if not is_missing.any():
+        return cloud
+    what = "have no return (NaN) and are left out"
+    note = CountRemark.make(int(is_missing.sum()), len(is_missing), what)
+    return replace(cloud.rows(~is_missing), notes=(*cloud.notes, note))
 
 
 def is_cloud_file(path: Path) -> bool:
@@ -169,12 +193,12 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     Hidden files, and files in hidden folders, are ignored.
     """
     allowed = CLOUD_SUFFIXES if suffixes is None else suffixes
-    skipped = (path.relative_to(folder) for path in list_files(folder) if path.suffix.lower() not in allowed)
+    skipped = sorted(path.relative_to(folder) for path in list_files(folder) if path.suffix.lower() not in allowed)
     names = sorted(escape_to_one_line(str(path)) for path in skipped)
     if not names:
         return ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
-    return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
+    return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}{advise_conversions(skipped)}"
 
 
 def check_unlisted(
@@ -211,48 +235,6 @@ def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(new_names[name] for name in names)
 
 
-def check_strays(points: np.ndarray, *, where: str) -> None:
-    """Raise DataError, beginning with `where`, for a point (N, 3) a thousand times as far out as 99 % of the others.
-
-    One such point leaves the rest of the cloud no extent, and every check relative to the extent no power.
-    """
-    sample = points[:: max(1, len(points) // _SAMPLE_SIZE)]
-    median = np.median(sample, axis=0)
-    spread = float(np.quantile(np.abs(sample - median).max(axis=1), 0.99, method="lower"))
-    bound = _STRAY_RATIO * spread
-    is_near = (points.min(axis=0) >= median - bound).all() and (points.max(axis=0) <= median + bound).all()
-    if len(points) < _MIN_POINTS_FOR_STRAYS or spread == 0 or is_near:
-        return
-    distance = np.abs(points - median).max(axis=1)
-    farthest = int(distance.argmax())
-    raise DataError(
-        f"{where}: point {farthest} lies {distance[farthest]:.4g} from the middle, 99 % of the {len(points)} points "
-        f"within {spread:.4g}; take out the {int((distance > bound).sum())} points that lie beyond {bound:.4g}"
-    )
-
-
-def note_mixed_units(names: Sequence[str], sizes: Sequence[float], what: str) -> list[str]:
-    """Return a note if sizes of files form two groups, apart by about the factor of two units of length.
-
-    `sizes` are in the unit of the files, 0 for files without points; `what` names the files: clouds, scans.
-    """
-    size = np.asarray(sizes, dtype=np.float64)
-    order = np.argsort(size, kind="stable")[int((size <= 0).sum()) :]
-    ratios = size[order][1:] / size[order][:-1]
-    if ratios.max(initial=0.0) < _MIN_UNIT_GAP:
-        return []
-    small, large = np.split(order, [int(ratios.argmax()) + 1])
-    factor = float(np.median(size[large]) / np.median(size[small]))
-    if not any(max(factor / of_units, of_units / factor) < _MAX_UNIT_ERROR for of_units in (100, 1000)):
-        return []
-    few, many = sorted((small, large), key=len)
-    return [
-        f"units may be mixed: {len(few)} of {len(order)} {what}, first {names[int(few.min())]}, reach about "
-        f"{np.median(size[few]):.3g}, the others {np.median(size[many]):.3g}; "
-        "convert all to one unit"
-    ]
-
-
 def _read_npy(path: Path) -> _Content:
     table = read_npy(path)
     if table.dtype.names is None:
@@ -269,7 +251,12 @@ def _read_pcd(path: Path) -> _Content:
 def _read_las(path: Path) -> _Content:
     content = read_las(path)
     extra = f"{content.num_extra_bytes} bytes behind the points that its header counts are not read"
-    return _Content(content.columns, notes=(extra,) if content.num_extra_bytes else ())
+    return _Content(content.columns, notes=(extra,) if content.num_extra_bytes else (), step=content.step)
+
+
+def _read_e57(path: Path) -> _Content:
+    content = read_e57(path)
+    return _Content(content.columns, notes=content.notes)
 
 
 def _read_text(path: Path) -> _Content:
@@ -347,7 +334,11 @@ def _join_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> _Content:
 
 
 def _make_cloud(
-    path: Path, content: _Content, columns: tuple[str, ...] | None, used: Collection[str] | None
+    path: Path,
+    content: _Content,
+    columns: tuple[str, ...] | None,
+    used: Collection[str] | None,
+    withheld: Withheld | Literal["mark"],
 ) -> PointCloud:
     """Make the cloud of named columns: those of `columns`, if they are stated, that are in `used`."""
     assert not isinstance(content.columns, np.ndarray)
@@ -358,7 +349,7 @@ def _make_cloud(
     if missing:
         advice = "name what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
         if set(POINTS) & set(missing):
-            advice = "call its coordinates x, y, z in the file"
+            advice = advise_packed_splats(path, named) or "call its coordinates x, y, z in the file"
         raise DataError(
             f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; "
             f"{advice}"
@@ -373,6 +364,10 @@ def _make_cloud(
     if len({len(array) for array in arrays.values()}) > 1:
         listed = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         raise DataError(f"{path}: columns of different lengths: {listed}; the file is damaged or in another format")
+    is_mesh = bool(content.faces is not None and len(content.faces))
+    is_withheld, notes = _read_flags(path, named, len(arrays["x"]), withheld, is_mesh=is_mesh)
+    if is_withheld is not None and withheld == "drop":
+        arrays = {name: values[~is_withheld] for name, values in arrays.items()}
     colour_types = {arrays[name].dtype.str[1:] for name in COLOURS if set(COLOURS) <= set(arrays)}
     faces = content.faces
     return PointCloud(
@@ -385,36 +380,42 @@ def _make_cloud(
         notes=(
             *content.notes,
             *named.notes(arrays),
-            *_note_values(arrays, is_mesh=bool(faces is not None and len(faces))),
+            *notes,
+            *note_values(arrays, is_mesh=is_mesh, step=content.step),
         ),
+        is_withheld=is_withheld if withheld == "mark" else None,
     )
 
 
-def _note_values(arrays: Mapping[str, np.ndarray], *, is_mesh: bool) -> list[str]:
-    """Return notes on values that are finite and yet none: zeros for missing ones, and steps of a short format."""
-    notes = []
-    axes = [arrays[name] for name in POINTS]
-    num_zeros = 0 if is_mesh else int(np.logical_and.reduce([axis == 0 for axis in axes]).sum())
-    if num_zeros >= _MIN_ZEROS:
-        share = num_zeros / len(axes[0])
-        notes.append(
-            f"{share:.1%} of the points are exactly at (0, 0, 0), where sensors put those without a return: zeros=drop "
-            "leaves them out"
+def _read_flags(
+    path: Path, named: Mapping[str, np.ndarray], count: int, withheld: str, *, is_mesh: bool
+) -> tuple[np.ndarray | None, list[str]]:
+    """Read the flags of points, and count them in notes; a mask (count,) of those withheld, None if there are none.
+
+    Points of a mesh, whose faces name them, are not left out. Raises DataError if all are to be dropped.
+    """
+    columns = {name: named[name] for name in (_WITHHELD, *_FLAGS) if name in named}
+    flags = {name: values != 0 for name, values in columns.items() if is_flag(values, count)}
+    counts = {name: int(is_set.sum()) for name, is_set in flags.items() if is_set.any()}
+    notes = [CountRemark.make(counts[name], count, what) for name, what in _FLAGS.items() if name in counts]
+    if _WITHHELD not in counts:
+        return None, [*notes]
+    if withheld == "drop" and counts[_WITHHELD] == count and not is_mesh:
+        raise DataError(
+            f"{path}: all {count} points are flagged withheld, which means deleted; leave the file out, or take them "
+            "by withheld=keep"
         )
-    if set(NORMALS) <= set(arrays) and not any(arrays[name].any() for name in NORMALS):
-        notes.append("normals are all 0: leave them out by columns=[x, y, z], or set data.normals=estimated")
-    short = [axis for axis in axes if axis.dtype.kind == "f" and axis.dtype.itemsize < 8]
-    finite = [axis if _is_finite(axis) else axis[np.isfinite(axis)] for axis in short]
-    if finite and all(map(len, finite)):
-        bounds = [(axis.min(), axis.max()) for axis in finite]
-        step = max(float(np.spacing(max(abs(low), abs(high)))) for low, high in bounds)
-        extent = max(float(high) - float(low) for low, high in bounds)
-        if 0 < _MAX_STEP * extent < step:
-            notes.append(
-                f"coordinates are {axes[0].dtype} and so far from 0 that they have steps of {step:.2g}, of an extent "
-                f"of {extent:.3g}: subtract an offset before they are written, or write float64"
-            )
-    return notes
+    is_used = withheld == "keep" or is_mesh
+    what = "are used: withheld=drop leaves them out" if is_used else "are left out: withheld=keep takes them"
+    note = CountRemark.make(counts[_WITHHELD], count, f"are flagged withheld, which means deleted, and {what}")
+    return None if is_used else flags[_WITHHELD], [note, *notes]
+
+
+def is_flag(values: np.ndarray, count: int) -> bool:
+    """Return True for a column (count,) of nothing but 0 and 1."""
+    if values.shape != (count,) or values.dtype.kind not in "biuf" or not count:
+        return False
+    return bool(values.min() >= 0 and values.max() <= 1) if values.dtype.kind in "biu" else is_whole(values, 0, 1)
 
 
 def _as_float64(values: np.ndarray) -> np.ndarray:
@@ -476,7 +477,7 @@ _READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".ply": lambda path: _Content(*read_ply(path)),
     ".pcd": _read_pcd,
     **dict.fromkeys((".las", ".laz"), _read_las),
-    ".e57": lambda path: _Content(read_e57(path)),
+    ".e57": _read_e57,
     ".off": lambda path: _Content(*read_off(path)),
     ".obj": lambda path: _Content(*read_obj(path)),
     ".stl": lambda path: _Content(*read_stl(path)),

@@ -131,14 +131,16 @@ MAX_NODES = 100_000
 def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
     """Parse a YAML (or JSON) document to plain values; its keys are text, integers too.
 
-    `name` is its name in errors. Raises DataError with the line for anything but plain YAML: repeated keys, tags, merge
+    A mark of a document's end in the last lines, as `rostopic echo` writes it, begins no other document. `name` is its
+    name in errors. Raises DataError with the line for anything but plain YAML: repeated keys, tags, merge
     keys, anchors that contain themselves or expand to more than `MAX_NODES` values, numbers beyond 64 bits.
     """
     if len(content) > MAX_BYTES:
         raise DataError(f"{path}: has {len(content):,} bytes; {name} has at most {MAX_BYTES:,}")
     faults = ConfigFaults()
     try:
-        tree = read_tables(content.decode("utf-8-sig"), str(path), faults, name=name, max_nodes=MAX_NODES)
+        text = content.decode("utf-8-sig")
+        tree = read_tables(_strip_end(text), str(path), faults, name=name, max_nodes=MAX_NODES)
         faults.raise_any()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
@@ -146,6 +148,19 @@ def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
         more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
         raise DataError(f"{error.faults[0]}{more}") from None
     return tree.plain()
+
+
+_MARKS = ("---", "...")
+
+
+def _strip_end(text: str) -> str:
+    """Return a YAML text without the lines at its end that mark the end of its document, and have nothing behind."""
+    lines = text.split("\n")
+    stop = len(lines)
+    while stop > 1 and lines[stop - 1].rstrip() in ("", *_MARKS):
+        stop -= 1
+    has_mark = any(line.rstrip() in _MARKS for line in lines[stop:])
+    return "\n".join((*lines[:stop], "")) if has_mark else text
 
 
 def natural_sort_key(name: str) -> list[tuple[int, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,20 +20,26 @@ _POINTWISE = 1
 _MAX_CHUNK_BYTES = 2**30
 """Largest chunk in memory that a file of few points may state; a usual one has 50,000 points."""
 _IS_COMPRESSED = 0x80
+_CLASS_OVERLAP = 12
 
 
 class LasContent(NamedTuple):
-    """Columns of a file, (N,) each, and the number of bytes behind its points that no record explains."""
+    """Columns of a file, (N,) each, the number of bytes behind its points that no record explains, and their step.
 
-    columns: dict[str, np.ndarray]
+    `step` is the coarsest of the three steps of the coordinates, in the file's unit.
+    """
+
+    columns: Mapping[str, np.ndarray]
     num_extra_bytes: int
+    step: float
 
 
 def read_las(path: Path) -> LasContent:
     """Read the columns of a file by name, (N,) each: x, y, z float64 in the file's unit, and every other dimension.
 
     Names are those of the specification in lower case, such as intensity, classification, return_number, gps_time, red;
-    extra dimensions have their own names, `name_0000` and so on if they have several numbers per point.
+    extra dimensions have their own names, `name_0000` and so on if they have several numbers per point. Formats 0 to 5
+    have no flag `overlap`: there it is made of class 12, which means it.
     Raises DataError for a damaged file or one shorter than its header states; MissingExtraError without `laspy` or, for
     LAZ, without a decompressor. Source: LAS specification 1.4, table 3 (the header).
     """
@@ -47,14 +54,35 @@ def read_las(path: Path) -> LasContent:
     logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
     with convert_errors(path, "does not read as LAS"):
         cloud = laspy.read(path)
-        columns = {axis: np.asarray(getattr(cloud, axis)) for axis in "xyz"}
+        return LasContent(LasColumns(cloud), num_extra_bytes, float(np.max(cloud.header.scales)))
+
+
+class LasColumns(Mapping[str, np.ndarray]):
+    """Columns (N,) of a file that `laspy` has read, by name; each is unpacked when it is looked up."""
+
+    def __init__(self, cloud: Any) -> None:
+        self._cloud = cloud
+        self._places: dict[str, tuple[str, int | None]] = {axis: (axis, None) for axis in "xyz"}
         for dimension in cloud.point_format.dimensions:
-            name, values = dimension.name.lower(), np.asarray(cloud[dimension.name])
-            if values.ndim == 2:
-                columns |= {f"{name}_{index:04d}": part for index, part in enumerate(values.T)}
+            name, count = dimension.name.lower(), dimension.num_elements
+            if count > 1:
+                self._places |= {f"{name}_{index:04d}": (dimension.name, index) for index in range(count)}
             elif dimension.name not in ("X", "Y", "Z"):
-                columns[name] = values
-    return LasContent(columns, num_extra_bytes)
+                self._places[name] = (dimension.name, None)
+        self._places.setdefault("overlap", ("", None))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dimension, index = self._places[name]
+        if not dimension:
+            return (self["classification"] == _CLASS_OVERLAP).astype(np.uint8)
+        values = np.asarray(getattr(self._cloud, dimension) if dimension in "xyz" else self._cloud[dimension])
+        return values if index is None else values[:, index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _check_header(path: Path, file: IO[bytes]) -> bool:

@@ -10,7 +10,14 @@ import numpy as np
 from sightline.contract.errors import DataError
 from sightline.store.files.column_names import COLOURS, POINTS
 from sightline.store.files.input_files import copy_again, damaged, read_file
-from sightline.store.files.mesh_elements import Element, Mesh, Property, read_text_elements, split_into_triangles
+from sightline.store.files.mesh_elements import (
+    Element,
+    Mesh,
+    Property,
+    read_large_elements,
+    read_text_elements,
+    split_into_triangles,
+)
 from sightline.store.files.text_tables import parse_count, parse_rows, read_text, split_lines
 
 _OBJ_COLUMNS = {3: POINTS, 4: (*POINTS, "w"), 6: (*POINTS, *COLOURS), 7: (*POINTS, "w", *COLOURS)}
@@ -20,6 +27,7 @@ _OBJ_IGNORED = frozenset("vn vt vp g o s mg l p usemtl mtllib usemap maplib beve
 _STL_KEYWORDS = frozenset("solid facet outer vertex endloop endfacet endsolid".split())
 _STL_TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 _STL_HEADER_BYTES = 84
+_OFF_HEADER_BYTES = 2**12
 
 
 def read_off(path: Path) -> Mesh:
@@ -29,7 +37,10 @@ def read_off(path: Path) -> Mesh:
     Raises DataError with path and line.
     Source: Princeton Shape Benchmark, "Object File Format"; Wu et al. 2015 (ModelNet, its glued headers).
     """
-    texts = [line.partition("#")[0].strip() for line in split_lines(read_text(path))]
+    content = read_file(path)
+    if (mesh := _read_large_off(path, content)) is not None:
+        return mesh
+    texts = [line.partition("#")[0].strip() for line in split_lines(content.decode("latin-1"))]
     numbers = [number for number, text in enumerate(texts, start=1) if text]
     lines = [text for text in texts if text]
     if not lines:
@@ -46,10 +57,7 @@ def read_off(path: Path) -> Mesh:
             f"{path}:{numbers[start - 1]}: needs the numbers of vertices, faces and edges, found {header[:40]!r}"
         )
     num_vertices, num_faces = counts[0] or 0, counts[1] or 0
-    elements = [
-        Element("vertex", num_vertices, [Property(axis, "f8") for axis in POINTS]),
-        Element("face", num_faces, [Property("corners", "i8", "i8")]),
-    ]
+    elements = _off_elements(num_vertices, num_faces)
     values = read_text_elements(path, elements, lines[start:], numbers[start:], has_more=True, is_finite=True)
     if not num_faces:
         return Mesh(values["vertex"].scalars, None)
@@ -57,6 +65,32 @@ def read_off(path: Path) -> Mesh:
     faces = split_into_triangles(
         values["face"].lists["corners"], num_vertices, lambda index: f"{path}:{face_lines[index]}"
     )
+    return Mesh(values["vertex"].scalars, faces)
+
+
+def _off_elements(num_vertices: int, num_faces: int) -> list[Element]:
+    return [
+        Element("vertex", num_vertices, [Property(axis, "f8") for axis in POINTS]),
+        Element("face", num_faces, [Property("corners", "i8", "i8")]),
+    ]
+
+
+def _read_large_off(path: Path, content: bytes) -> Mesh | None:
+    """Read a large OFF file of plain rows below a plain header; None for others, and for files of other faults."""
+    words, start = list[str](), 0
+    while start < _OFF_HEADER_BYTES and len(words) < 2 and (end := content.find(b"\n", start) + 1):
+        line = content[start:end].partition(b"#")[0].decode("latin-1").strip()
+        words += line.replace("OFF", "OFF ", 1).split(None, 1) if not words else [line] * bool(line)
+        start = end
+    counts = [parse_count(token) for token in words[1].split()] if words[:1] == ["OFF"] and len(words) == 2 else []
+    if len(counts) not in (2, 3) or not counts[0] or not counts[1]:
+        return None
+    elements = _off_elements(counts[0], counts[1])
+    values = read_large_elements(path, content, start, elements, has_more=True)
+    if values is None:
+        return None
+    first = content.count(b"\n", 0, start) + counts[0] + 1
+    faces = split_into_triangles(values["face"].lists["corners"], counts[0], lambda index: f"{path}:{first + index}")
     return Mesh(values["vertex"].scalars, faces)
 
 

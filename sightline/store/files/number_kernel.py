@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel
+from sightline.ops.numba_kernels import can_use_numba, inlined_kernel, numba_kernel
 
 _MAX_EXACT = 2**53
 _MAX_POWER = 22
@@ -13,6 +13,15 @@ _MAX_POWER = 22
 
 Source: Clinger 1990, How to read floating point numbers accurately.
 """
+_MAX_STEPS = 3
+"""Largest number of such powers by which longer numbers are scaled."""
+_MAX_MANTISSA = (2**64 - 10) // 10
+"""Largest integer that may have another digit in 64 bits."""
+_LOW_BITS = 2**11 - 1
+"""Bits of 64 that a float64 of the others does not hold."""
+_SPLITTER = 2.0**27 + 1
+_ERROR = 2.0**-50
+"""Bound of the relative error of a few roundings."""
 _POWERS = 10.0 ** np.arange(_MAX_POWER + 1)
 _TAB, _LINE_END, _RETURN, _BLANK, _PLUS, _COMMA, _MINUS, _POINT, _ZERO, _NINE = b"\t\n\r +,-.09"
 _E, _SMALL_E = b"Ee"
@@ -21,32 +30,83 @@ _E, _SMALL_E = b"Ee"
 def parse_plain_rows(content: bytes, start: int, *, num_columns: int, is_comma: bool) -> np.ndarray | None:
     """Parse the rows of numbers from a byte on, to the end of a file: (rows, num_columns) float64, each the nearest.
 
-    None without numba, and for anything but plain decimal numbers of at most 15 digits or so in rows of equal width.
+    None without numba, and for anything but plain decimal numbers of at most 19 digits in rows of equal width.
     """
     stop = len(content)
     while stop > start and content[stop - 1] in b" \t\r\n":
         stop -= 1
     num_rows = content.count(b"\n", start, stop) + 1
+    parsed = parse_next_rows(content, start, stop, num_rows=num_rows, num_columns=num_columns, is_comma=is_comma)
+    return parsed[0] if parsed is not None and parsed[1] == stop else None
+
+
+def parse_next_rows(
+    content: bytes, start: int, stop: int, *, num_rows: int, num_columns: int, is_comma: bool = False
+) -> tuple[np.ndarray, int] | None:
+    """Parse so many rows of numbers between two bytes as `parse_plain_rows` does; return them and the byte behind."""
     if 2 * num_rows * num_columns > stop - start + 1:  # a number has a digit, and something behind it
         return None
     table = np.empty((num_rows, num_columns))
     if not can_use_numba(torch.from_numpy(table)):
         return None
-    count = _parse(start, stop, np.frombuffer(content, np.uint8), is_comma, _POWERS, table)
-    return table if count == num_rows else None
+    end = _parse(start, stop, np.frombuffer(content, np.uint8), is_comma, _POWERS, table)
+    return (table, end) if end >= 0 else None
+
+
+@inlined_kernel
+def _multiply(first: float, second: float) -> tuple[float, float]:
+    """Return a product and what its rounding left out. Source: Dekker 1971, A floating-point technique."""
+    product = first * second
+    scaled = _SPLITTER * first
+    first_high = scaled - (scaled - first)
+    scaled = _SPLITTER * second
+    second_high = scaled - (scaled - second)
+    first_low, second_low = first - first_high, second - second_high
+    rest = first_high * second_high - product + first_high * second_low + first_low * second_high
+    return product, rest + first_low * second_low
+
+
+@inlined_kernel
+def _scale(high: float, low: float, power: int, powers: np.ndarray) -> float:
+    """Return the float64 nearest to (high + low) 10^power, which is computed in two; NaN where that is not certain.
+
+    The quotient's remainder is exact, so only what is added to it has errors, whose bound is carried along.
+    """
+    error = 0.0
+    total = high + low
+    high, low = total, low - (total - high)
+    while power != 0:
+        factor = powers[min(abs(power), _MAX_POWER)]
+        if power < 0:
+            scaled = high / factor
+            product, rest = _multiply(scaled, factor)
+            low = (high - product - rest + low) / factor
+            error = error / factor + abs(low) * _ERROR
+            power += min(-power, _MAX_POWER)
+        else:
+            scaled, rest = _multiply(high, factor)
+            low *= factor
+            error = error * factor + (abs(low) + abs(rest)) * _ERROR
+            low += rest
+            power -= min(power, _MAX_POWER)
+        high = scaled + low
+        low -= high - scaled
+        error += abs(low) * _ERROR
+    is_certain = high + (low + error) == high and high + (low - error) == high
+    return high if is_certain else np.nan
 
 
 @numba_kernel
 def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: np.ndarray, table: np.ndarray) -> int:
-    """Parse the bytes `first` to `last` of `content` (bytes,) uint8 into the rows of `table` (rows, columns) float64.
+    """Parse rows of the bytes from `first` on, before `last`, of `content` (bytes,) uint8 into `table` (rows, columns).
 
-    Columns are between commas, or between blanks and tabs. Returns the number of rows, or -1 at the first thing that
-    is not a plain decimal number whose value is exact here, and for a row of another width; there are at most as many
-    rows as the table has.
+    Columns are between commas, or between blanks and tabs. Returns the byte behind the last row of the table, or -1 at
+    the first thing that is not a plain decimal number whose nearest float64 is certain here, for a row of another
+    width, and where there are fewer rows than the table has.
     """
     at, row, width = first, 0, table.shape[1]
-    while at < last:
-        if row == table.shape[0]:
+    while row < table.shape[0]:
+        if at >= last:
             return -1
         for column in range(width):
             while at < last and (content[at] == _BLANK or content[at] == _TAB):
@@ -60,15 +120,15 @@ def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: n
             is_negative = at < last and content[at] == _MINUS
             if at < last and (is_negative or content[at] == _PLUS):
                 at += 1
-            mantissa, power, num_digits, is_fraction = 0, 0, 0, False
+            mantissa, power, num_digits, is_fraction = np.uint64(0), 0, 0, False
             while at < last:
                 byte = content[at]
                 if _ZERO <= byte <= _NINE:
-                    mantissa = 10 * mantissa + (byte - _ZERO)
+                    if mantissa > np.uint64(_MAX_MANTISSA):
+                        return -1
+                    mantissa = np.uint64(10) * mantissa + np.uint64(byte - _ZERO)
                     num_digits += 1
                     power -= is_fraction
-                    if mantissa > _MAX_EXACT:
-                        return -1
                 elif byte == _POINT and not is_fraction:
                     is_fraction = True
                 else:
@@ -88,9 +148,16 @@ def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: n
                 if at == start:
                     return -1
                 power += -stated if is_small else stated
-            if power < -_MAX_POWER or power > _MAX_POWER:
+            if mantissa <= np.uint64(_MAX_EXACT) and -_MAX_POWER <= power <= _MAX_POWER:
+                number = np.float64(mantissa)
+                value = number / powers[-power] if power < 0 else number * powers[power]
+            elif abs(power) > _MAX_STEPS * _MAX_POWER:
                 return -1
-            value = mantissa / powers[-power] if power < 0 else mantissa * powers[power]
+            else:
+                low = mantissa & np.uint64(_LOW_BITS)
+                value = _scale(np.float64(mantissa - low), np.float64(low), power, powers)
+                if np.isnan(value):
+                    return -1
             table[row, column] = -value if is_negative else value
             if at < last and column < width - 1 and not is_comma and content[at] != _BLANK and content[at] != _TAB:
                 return -1
@@ -103,4 +170,4 @@ def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: n
                 return -1
             at += 1
         row += 1
-    return row
+    return at

@@ -19,10 +19,11 @@ from sightline.store.files.mesh_elements import (
     Property,
     Values,
     read_binary_element,
+    read_large_elements,
     read_text_elements,
     split_into_triangles,
 )
-from sightline.store.files.text_tables import parse_count, parse_large, split_lines
+from sightline.store.files.text_tables import parse_count, split_lines
 
 _TYPES = {
     **dict(char="i1", uchar="u1", short="i2", ushort="u2", int="i4", uint="u4", float="f4", double="f8"),
@@ -53,8 +54,8 @@ def read_ply(path: Path) -> Mesh:
     header = _read_header(path, content)
     if header.order:
         values = _read_binary(path, content, header)
-    elif (vertex := _read_large_vertices(content, header)) is not None:
-        values = {"vertex": vertex}
+    elif (large := read_large_elements(path, content, header.num_bytes, [*header.elements.values()])) is not None:
+        values = large
     else:
         lines = split_lines(content[header.num_bytes :].decode("latin-1"))
         numbers = range(header.num_lines + 1, header.num_lines + len(lines) + 1)
@@ -65,17 +66,6 @@ def read_ply(path: Path) -> Mesh:
         return Mesh(values["vertex"].scalars, None)
     faces = split_into_triangles(polygons, header.elements["vertex"].size, lambda index: f"{path}: face {index}")
     return Mesh(values["vertex"].scalars, faces)
-
-
-def _read_large_vertices(content: bytes, header: _Header) -> Values | None:
-    """Read the vertices of a large text file that has nothing else; None if it has, or is not so plain."""
-    [element, *rest] = header.elements.values()
-    if rest or any(item.counter for item in element.properties):
-        return None
-    table = parse_large(content, header.num_bytes, num_columns=len(element.properties), is_comma=False)
-    if table is None or len(table) != element.size:
-        return None
-    return Values({item.name: column for item, column in zip(element.properties, table.T, strict=True)}, {})
 
 
 def _read_header(path: Path, content: bytes) -> _Header:

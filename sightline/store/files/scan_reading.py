@@ -15,7 +15,9 @@ from sightline.store.files.array_files import read_npy
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     PointCloud,
+    Withheld,
     check_columns,
+    drop_no_returns,
     is_no_return,
     is_used,
     read_cloud,
@@ -24,6 +26,7 @@ from sightline.store.files.column_names import POINTS
 from sightline.store.files.input_files import file_size
 from sightline.store.files.scan_files import MAX_ID, read_bin, read_label_ids
 from sightline.store.files.scan_samples import RawScan, check_scan, count_more
+from sightline.store.remarks import in_metres
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """File suffixes that `read_scan` accepts."""
@@ -50,17 +53,20 @@ def read_scan(
     columns: Sequence[str] | None,
     used: Collection[str] | None = None,
     no_return: NoReturn | None = None,
+    withheld: Withheld = "drop",
 ) -> PointCloud:
     """Read all points of a file in file order. For raw binary (.bin, float32) `columns` must name every column.
 
     Points without a return are included as NaN at x, y and z; in PCD, by the format's rule, only with `no_return`.
+    Points that a file flags as withheld keep their places: they are marked, unless `withheld` keeps them as all others.
     Raises DataError for a .bin without stated columns, with the numbers of columns that fit its size, and for a .bin
     whose size does not fit the stated columns; else as `read_cloud`, which takes `used`, too.
     """
     if path.suffix.lower() != ".bin":
-        cloud = read_cloud(path, columns=columns, used=used, keeps_no_returns=True)
+        mark: Literal["mark", "keep"] = "keep" if withheld == "keep" else "mark"
+        cloud = read_cloud(path, columns=columns, used=used, keeps_no_returns=True, withheld=mark)
         is_left_out = no_return is None and path.suffix.lower() == ".pcd"
-        return cloud.rows(~is_no_return(cloud)) if is_left_out else cloud
+        return drop_no_returns(cloud) if is_left_out else cloud
     names = None if columns is None else check_columns(columns)
     num_bytes = file_size(path)
     if names is None and not num_bytes:
@@ -140,7 +146,8 @@ def to_raw_scan(
 ) -> RawScan:
     """Convert a cloud to a RawScan; rings count from the highest beam, missing remissions are zeros.
 
-    With `no_return` points without a return are set to the origin, so that every point keeps its index in the file.
+    With `no_return` points without a return are set to the origin, so that every point keeps its index in the file; so
+    are points that the file flags as withheld, which count as without a return.
     Raises DataError for rings that are missing or beyond `num_beams`, and if `ring_order` contradicts the elevations of
     the points.
     """
@@ -152,12 +159,16 @@ def to_raw_scan(
             f"{count_more(~is_return, 'so are')}; give no_return=nan if that marks points without a return, or get "
             "the file again"
         )
-    if no_return is not None:
+    if cloud.is_withheld is not None:
+        is_return &= ~cloud.is_withheld
+    has_marks = no_return is not None or cloud.is_withheld is not None
+    if has_marks:
         points, remission = np.where(is_return[:, None], points, 0.0), np.where(is_return, remission, 0.0)
         rings = None if rings is None else np.where(is_return | np.isfinite(rings), rings, 0)
     with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below, with their index
-        scan = RawScan(points.astype(np.float32), remission.astype(np.float32), ids, notes=cloud.notes)
-    scan = check_scan(scan, where=str(path))._replace(is_return=None if no_return is None else is_return)
+        notes = in_metres(cloud.notes, 1.0)
+        scan = RawScan(points.astype(np.float32), remission.astype(np.float32), ids, notes=notes)
+    scan = check_scan(scan, where=str(path))._replace(is_return=is_return if has_marks else None)
     if num_beams is None:
         return scan
     if rings is None:

@@ -56,11 +56,16 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
 
 def parse_large(content: bytes, start: int, *, num_columns: int, is_comma: bool) -> np.ndarray | None:
     """Parse the rows of a large file from a byte on as `parse_rows` does, in much less time; None if it has to."""
-    if len(content) < _LARGE_BYTES:
+    if not is_large(len(content)):
         return None
     from sightline.store.files.number_kernel import parse_plain_rows  # imports torch
 
     return parse_plain_rows(content, start, num_columns=num_columns, is_comma=is_comma)
+
+
+def is_large(num_bytes: int) -> bool:
+    """Return True for a text for which the compiled parser pays."""
+    return num_bytes >= _LARGE_BYTES
 
 
 class TextRows(NamedTuple):
@@ -132,7 +137,7 @@ def _read_large(path: Path, content: bytes) -> TextRows | None:
     """Read the rows of a large file, whose head is as `read_rows` describes; None if it is small, or not so plain."""
     head = content[:_HEAD_BYTES]
     lines = split_lines(head[: head.rfind(b"\n") + 1].decode("latin-1"))
-    if len(content) < _LARGE_BYTES or head.count(b"\r") != head.count(b"\r\n") or not any(map(_is_row, lines)):
+    if not is_large(len(content)) or head.count(b"\r") != head.count(b"\r\n") or not any(map(_is_row, lines)):
         return None
     start, announced = _find_first_row(path, lines)
     at, row = 0, "".join(lines[start : start + 1])

@@ -186,6 +186,7 @@ class _Manifest(TypedDict):
     mm_per_unit: NotRequired[float | None]
     num_ignored: NotRequired[int]
     fewest_points: NotRequired[int]
+    constant_channels: NotRequired[dict[str, float]]
 
 
 class PreparedSet:

@@ -41,6 +41,7 @@ from sightline.store.prepared.prepared_set import (
     read_manifest,
     summarise_folder,
 )
+from sightline.store.remarks import join_remarks, remark_kind
 
 T = TypeVar("T")
 Row = TypeVar("Row", default=SampleRow)
@@ -396,11 +397,14 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
 
 
 def _group_notes(notes: Sequence[Sequence[str]]) -> list[str]:
-    """List each note once, with the number of its files and the first."""
-    files: defaultdict[str, list[str]] = defaultdict(list)
-    for note, file in notes:
-        files[note].append(file)
-    return [f"{note} ({len(paths)} file{'s' * (len(paths) > 1)}, first: {paths[0]})" for note, paths in files.items()]
+    """List the notes of each kind once, with the number of their files and the first."""
+    kinds: defaultdict[str, list[Sequence[str]]] = defaultdict(list)
+    for pair in notes:
+        kinds[remark_kind(pair[0])].append(pair)
+    return [
+        f"{join_remarks([note for note, _ in pairs])} ({len(pairs)} file{'s' * (len(pairs) > 1)}, first: {pairs[0][1]})"
+        for pairs in kinds.values()
+    ]
 
 
 def _list_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:

@@ -91,9 +91,12 @@ def read_sample(
     Points are sampled from a mesh with `name` as seed, by default that of the file, as in `sightline data prepare`;
     without `draws_meshes` its vertices are the points. Raises DataError naming the file.
     """
+    form = info.clouds or CloudInputSpec()
     if columns is None and info.clouds is not None:
         columns = info.clouds.columns
-    cloud = read_cloud(path, columns=columns, used=_used_columns(info))
+    is_marked = form.scene is not None and form.withheld == "drop"  # every point of a scene gets a label
+    withheld = "mark" if is_marked else form.withheld
+    cloud = read_cloud(path, columns=columns, used=_used_columns(info), withheld=withheld)
     if not draws_meshes:
         cloud = dataclasses.replace(cloud, faces=None)
     name = path.stem if name is None else name
@@ -164,7 +167,13 @@ def _used_columns(info: DataInfo) -> set[str]:
 def _make_scene_sample(
     cloud: PointCloud, info: DataInfo, scene: Mapping[str, Any], where: str, *, any_scale: bool
 ) -> FileSample:
-    """Make the sample of a set of scenes: every point, with the function that prepared the set."""
+    """Make the sample of a set of scenes, with the function that prepared the set: every point but those withheld."""
+    points, rows = cloud.points, np.arange(len(cloud.points))
+    if cloud.is_withheld is not None:
+        rows = np.flatnonzero(~cloud.is_withheld)
+        cloud = cloud.without_withheld()
+    if not len(cloud.points):
+        raise DataError(f"{where}: all {len(points)} points are flagged withheld, which means deleted; leave it out")
     available = {
         "normals": cloud.normals,
         "colours": cloud.points if set(COLOURS) <= set(cloud.channels) else None,
@@ -189,7 +198,7 @@ def _make_scene_sample(
     if not any_scale:
         assert_few_far(fields["points"], info.fields["points"], where, noun="scene")
     num_far = int(is_far(fields["points"], info.fields["points"]).sum())
-    origin = PointOrigin(cloud.points, cloud.points, np.arange(len(cloud.points)))
+    origin = PointOrigin(points, cloud.points, rows)
     steps = ["prepared as the set was", *describe_far(num_far, len(cloud.points))]
     if "colours" in prepared and scene["colour_max"] is None:
         steps += note_colour_max(cloud)
@@ -496,6 +505,12 @@ def _assert_measured(scan: RawScan, form: ScanInputSpec, path: Path) -> None:
             f"{path}: none of its {len(scan.points)} points has a return, all are at the origin or NaN; leave the file "
             "out, or copy it again"
         )
+    high = float(scan.remission.max(initial=0.0))
+    if form.has_remission and form.remission_max > 1 and 0 < high <= 1 and (scan.remission % 1 > 0).any():
+        raise DataError(
+            f"{path}: remissions run to {high:.3g}, as on a scale of 0 to 1, and the run was trained on 0 to "
+            f"{form.remission_max:g}; multiply the column by {form.remission_max:g}, or give scans of that scale"
+        )
     is_high = scan.remission > form.remission_max * (1 + _REMISSION_SLACK)
     if form.has_remission and is_high.any():
         index = int(is_high.argmax())
@@ -525,7 +540,7 @@ def _read_raw_scan(path: Path, form: ScanInputSpec, columns: Sequence[str] | Non
     names = columns
     if columns is None and form.columns is not None and path.suffix.lower() in _NAMELESS:
         names = form.columns
-    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return)
+    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return, withheld=form.withheld)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):

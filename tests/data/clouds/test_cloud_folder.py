@@ -487,10 +487,10 @@ def test_some_files_with_normals_are_told(clouds: Path, tmp_path: Path, place: s
 
 def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
     shutil.copytree(clouds, tmp_path / "in")
-    for name in ("a.rcs", "b.rcs", "c.rcs"):
+    for name in ("a.pdf", "b.pdf", "c.pdf"):
         touch(tmp_path / "in" / "rod" / name)
     told = prepare_folder(tmp_path / "in", tmp_path / "set")["differences"]
-    assert told == ["3 files of other kinds passed over: rod/a.rcs, rod/b.rcs, rod/c.rcs"]
+    assert told == ["3 files of other kinds passed over: rod/a.pdf, rod/b.pdf, rod/c.pdf"]
 
 
 def test_the_command_in_the_refusal_of_an_unprepared_folder_works_as_it_is(

@@ -49,8 +49,9 @@ def write_disc_frames(
     dtype: type = np.uint16,
     folder: str = "",
     joint_z: tuple[float, ...] = (510.0, 510.0, 510.0),
+    joint_scale: float = 1.0,
 ) -> None:
-    """Write a disc of radius 20 pixels at 500 to 530 mm before `far`, with three joints on it, all times `scale`."""
+    """Write a disc of radius 20 pixels at 500 to 530 mm before `far`, times `scale`, with three joints on it."""
     (root / folder).mkdir(parents=True, exist_ok=True)
     rows, columns = np.mgrid[:120, :160]
     disc = np.where(np.hypot(rows - 60, columns - 80) <= 20, 500.0 + (columns - 70).clip(0, 30), far)
@@ -63,6 +64,7 @@ def write_disc_frames(
         else:
             Image.fromarray(depth.astype(dtype)).save(root / name)
         joints = [(x * z / 200, 0.0, z) for x, z in zip((0, 5, -5), joint_z, strict=True)]
+        joints = [tuple(joint_scale * number for number in joint) for joint in joints]
         lines.append(f"{name}," + ",".join(f"{number:g}" for joint in joints for number in joint))
     (root / "joints.csv").write_text("\n".join(lines) + "\n")
     (root / "camera.json").write_text(json.dumps({"fx": 200.0, "fy": 200.0, "u0": 80.0, "v0": 60.0}))

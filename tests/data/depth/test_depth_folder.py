@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -340,3 +341,43 @@ def test_the_preset_trains_evaluates_and_predicts(source, prepared: Path, tmp_pa
     assert (len(row["joints_mm"]), row["camera"]) == (4, list(CAMERA.values()))
     succeed("data", "info", prepared)
     assert "cube_mm=VALUE" in succeed("data", "prepare", "depth_folder", "--help").out
+
+
+OF_IMAGES = "10 times as far away .*in units of 0.1 mm: mm_per_unit=0.1 "
+UNITS = {
+    "the same": (1.0, 1.0, "mm", ""),
+    "images in tenths of a millimetre": (10.0, 1.0, "mm", f"{OF_IMAGES}.* 510 mm away.*in cm: joint_unit=cm "),
+    "joints in centimetres": (1.0, 0.1, "mm", f"{OF_IMAGES}.* 51 mm away.*in cm: joint_unit=cm "),
+    "both, and the wrong one named": (10.0, 1.0, "cm", ""),
+    "joints in millimetres, called centimetres": (1.0, 1.0, "cm", "10 times as near .*mm_per_unit=10 .*joint_unit=mm "),
+}
+
+
+@run_each("case", UNITS)
+def test_units_that_disagree_are_told_with_both_readings(tmp_path: Path, case: str) -> None:
+    """Nothing in the files says which one is right; a figure ten times as large agrees with itself, too."""
+    images, joints, joint_unit, told = UNITS[case]
+    root = tmp_path / case
+    write_disc_frames(root, scale=images, joint_z=(510.0, 510.0, 510.0), joint_scale=joints)
+    manifest = prepare_set("depth_folder", root, tmp_path / f"{case} set", joint_unit=joint_unit)
+    found = [note for note in manifest["differences"] if note.startswith("units disagree: the depth images are ")]
+    assert len(found) == bool(told)
+    assert found == manifest["doubts"]
+    for note in found:
+        assert re.search(told, note)
+
+
+@run_each("end", ["---\n", "...\n", "---\n---\n", "", "\n---\n\n"])
+def test_a_camera_as_rostopic_echoes_it(tmp_path: Path, end: str) -> None:
+    text = "header: {seq: 3}\nheight: 120\nwidth: 160\nK: [200.0, 0.0, 80.0, 0.0, 200.0, 60.0, 0.0, 0.0, 1.0]\n"
+    (tmp_path / "camera_info.yaml").write_text(text + end)
+    camera = read_camera(tmp_path)
+    assert dict(camera.intrinsics) == {"fx": 200.0, "fy": 200.0, "u0": 80.0, "v0": 60.0}
+    assert camera.size_px == (160, 120)
+
+
+def test_a_camera_that_is_echoed_twice_is_refused(tmp_path: Path) -> None:
+    text = "height: 120\nwidth: 160\nK: [200.0, 0.0, 80.0, 0.0, 200.0, 60.0, 0.0, 0.0, 1.0]\n---\n"
+    (tmp_path / "camera_info.yaml").write_text(text + text)
+    with pytest.raises(DataError, match=r"camera_info\.yaml:4: not valid YAML: expected a single document"):
+        read_camera(tmp_path)

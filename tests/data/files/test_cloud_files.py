@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sightline.contract.errors import ConfigError
-from sightline.store.files.cloud_files import CLOUD_SUFFIXES, list_skipped_files, note_mixed_units, read_cloud
+from sightline.store.files.cloud_files import CLOUD_SUFFIXES, list_skipped_files, read_cloud
+from sightline.store.files.cloud_values import note_mixed_units
 from sightline.store.files.guessed_columns import guess_columns
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import WRITERS, solid
@@ -154,11 +155,12 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     (tmp_path / "in" / ".git").mkdir(parents=True)
     for name in ("in/a.ply", "in/b.rcs", ".hidden", "in/.git/c"):
         (tmp_path / name).write_text("")
-    assert list_skipped_files(tmp_path) == "1 file of another kind passed over: in/b.rcs"
+    advice = "; .rcs: export it as E57 or LAS from the scanner's own program"
+    assert list_skipped_files(tmp_path) == f"1 file of another kind passed over: in/b.rcs{advice}"
     for number in range(9):
         (tmp_path / f"{number}.rcs").write_text("")
     assert list_skipped_files(tmp_path).startswith("10 files of other kinds passed over: 0.rcs, 1.rcs")
-    assert list_skipped_files(tmp_path).endswith("4.rcs and 5 more")
+    assert list_skipped_files(tmp_path).endswith(f"4.rcs and 5 more{advice}")
 
 
 def test_sizes_of_two_units_are_reported_with_the_smaller_group() -> None:

@@ -43,12 +43,81 @@ def test_scans_are_joined_in_the_frame_of_the_file(tmp_path: Path) -> None:
     expected[30:, 0] += 10
     assert np.abs(cloud.points - expected).max() < 1e-6, "pye57 stores whole numbers of a micrometre or less"
     assert list(cloud.channels) == ["intensity"], "what every scan has"
+    (note,) = cloud.notes
+    assert note.startswith("30 of 50 points (60.0%) have red, green, blue, those of other scans of the file none: left")
     write_e57(tmp_path / "b.e57", first)
     cloud = read_cloud(tmp_path / "b.e57")
     assert np.array_equal(cloud.channels["green"], first["colorGreen"])
     invalid = np.arange(30) % 3 == 0
     write_e57(tmp_path / "c.e57", {**first, "cartesianInvalidState": invalid.astype(np.int64)})
-    assert len(read_cloud(tmp_path / "c.e57").points) == 20
+    cloud = read_cloud(tmp_path / "c.e57")
+    assert len(cloud.points) == 20
+    assert cloud.notes == ("10 of 30 points (33.3%) are marked as invalid in the file, and are left out",)
+
+
+def write_nodes(path: Path, columns: dict[str, np.ndarray], *, high: dict[str, int] | None = None) -> None:
+    """Write a scan node by node, as pye57 itself writes neither normals, marks of values nor colours of 16 bits.
+
+    It is turned by 90 degrees about z, and moved by 5 along x. Columns in `high` are whole numbers up to theirs.
+    """
+    pye57 = pytest.importorskip("pye57", reason="pip install 'sightline[e57]'")
+    nodes = pye57.libe57
+    file = pye57.E57(str(path), "w")
+    image = file.image_file
+    image.extensionsAdd("nor", "http://www.libe57.org/E57_NOR_surface_normals.txt")
+    scan, prototype, pose = (nodes.StructureNode(image) for _ in range(3))
+    scan.set("guid", nodes.StringNode(image, "{1}"))
+    file.data3d.append(scan)
+    for name, numbers in {
+        "rotation": dict(w=0.5**0.5, x=0, y=0, z=0.5**0.5),
+        "translation": dict(x=5, y=0, z=0),
+    }.items():
+        part = nodes.StructureNode(image)
+        pose.set(name, part)
+        for key, number in numbers.items():
+            part.set(key, nodes.FloatNode(image, float(number)))
+    scan.set("pose", pose)
+    buffers, arrays = nodes.VectorSourceDestBuffer(), []
+    for name, values in columns.items():
+        limit = (high or {}).get(name)
+        node = nodes.FloatNode(image, 0.0) if limit is None else nodes.IntegerNode(image, 0, 0, limit)
+        prototype.set(name, node)
+        arrays.append(np.ascontiguousarray(values, dtype=np.float64))
+        buffers.append(nodes.SourceDestBuffer(image, name, arrays[-1], len(values), True, True))
+    points = nodes.CompressedVectorNode(image, prototype, nodes.VectorNode(image, True))
+    scan.set("points", points)
+    writer = points.writer(buffers)
+    writer.write(len(arrays[0]))
+    writer.close()
+    file.close()
+
+
+def test_normals_are_read_and_turned_with_their_scan(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    points, normals = generator.uniform(-4, 4, (40, 3)), generator.normal(size=(40, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    columns = dict(zip((f"cartesian{axis}" for axis in "XYZ"), points.T, strict=True))
+    columns |= dict(zip((f"nor:normal{axis}" for axis in "XYZ"), normals.T, strict=True))
+    write_nodes(tmp_path / "a.e57", columns)
+    cloud = read_cloud(tmp_path / "a.e57")
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    np.testing.assert_allclose(cloud.points, points @ turn.T + [5, 0, 0], atol=1e-9)
+    assert cloud.normals is not None
+    np.testing.assert_allclose(cloud.normals, normals @ turn.T, atol=1e-9)
+    assert cloud.notes == ()
+
+
+def test_colours_of_16_bits_and_marks_of_values(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    columns = {f"cartesian{axis}": generator.uniform(-4, 4, 40) for axis in "XYZ"}
+    names = [f"color{name}" for name in ("Red", "Green", "Blue")]
+    colours = generator.integers(0, 65536, (3, 40))
+    columns |= dict(zip(names, colours, strict=True)) | {"isColorInvalid": np.arange(40) < 4}
+    write_nodes(tmp_path / "a.e57", columns, high=dict.fromkeys(names, 65535) | {"isColorInvalid": 1})
+    cloud = read_cloud(tmp_path / "a.e57")
+    assert np.array_equal(np.stack([cloud.channels[name] for name in ("red", "green", "blue")]), colours)
+    assert cloud.colour_max == 65535
+    assert cloud.notes == ("4 of 40 points (10.0%) have a colour that the file marks as invalid; it is used",)
 
 
 def _edit_xml(content: bytes, old: bytes, new: bytes) -> bytes:

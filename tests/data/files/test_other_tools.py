@@ -11,7 +11,7 @@ import numpy as np
 import pypcd4
 import pytest
 
-from sightline.store.files.cloud_files import read_cloud
+from sightline.store.files.cloud_files import list_skipped_files, read_cloud
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import solid, write_ply
 from tests.data.files.refusals import refused
@@ -45,6 +45,7 @@ def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
 def write_las(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
     """Write columns beside x, y, z as extra dimensions, as CloudCompare writes normals."""
     cloud = laspy.LasData(laspy.LasHeader(version="1.4", point_format=6))
+    cloud.header.scales = np.full(3, 1e-7)
     cloud.x, cloud.y, cloud.z = (columns[axis] for axis in "xyz")
     for name in (name for name in columns if name not in "xyz"):
         cloud.add_extra_dim(laspy.ExtraBytesParams(name, np.float32))
@@ -212,3 +213,33 @@ def test_seven_columns_of_leica(tmp_path: Path) -> None:
         "blue": [255, 9],
     }
     assert cloud.notes == ("7 columns are read as x, y, z, intensity, red, green, blue",)
+
+
+OTHER_KINDS = {
+    "a.glb": r"trimesh\.load\('a\.glb', force='mesh'\)\.export\('a\.ply'\)",
+    "a.spz": r"splat-transform a\.spz a\.plain\.ply",
+    "a.fbx": "export it as PLY, OBJ or STL, in Blender",
+    "a.rcp": "export it as E57 or LAS from the scanner's own program",
+    "a.drc": r"draco_decoder -i a\.drc -o a\.ply",
+    "a.png": r"there are \.npy",
+}
+
+
+@run_each("name", OTHER_KINDS)
+def test_kinds_that_are_not_read_have_a_way_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    refused(tmp_path / name, f"{re.escape(name)}: files of this kind are not read; .*{OTHER_KINDS[name]}")
+    folder = tmp_path / f"in {name}"
+    folder.mkdir()
+    (folder / name).write_bytes(b"")
+    is_told = re.search(OTHER_KINDS[name], list_skipped_files(folder)) is not None
+    assert is_told == (name != "a.png")
+
+
+def test_compressed_splats_have_a_way_out(tmp_path: Path) -> None:
+    """As PlayCanvas compresses them: numbers of 32 bits, none of which is a coordinate."""
+    names = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
+    properties = "".join(f"property uint {name}\n" for name in names)
+    head = f"ply\nformat binary_little_endian 1.0\nelement vertex 3\n{properties}end_header\n"
+    (tmp_path / "a.ply").write_bytes(head.encode() + bytes(3 * 4 * 4))
+    refused(tmp_path / "a.ply", r"has no x, y, z; .* its splats are compressed; .*splat-transform a\.ply a\.plain\.ply")

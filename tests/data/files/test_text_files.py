@@ -39,6 +39,9 @@ def _draw_token(draw: random.Random) -> str:
             lambda: f"{draw.uniform(-1, 1) * 10 ** draw.randrange(-8, 8):.{draw.randrange(15)}e}",
             lambda: str(draw.randrange(-(2**53), 2**53)),
             lambda: f"{draw.uniform(-8, 8):.15f}",
+            lambda: f"{draw.uniform(-1, 1) * 10 ** draw.randrange(-25, 25):.{draw.randrange(15, 19)}e}",
+            lambda: repr(draw.uniform(-1e5, 1e5)),
+            lambda: f"{draw.randrange(10**18)}e{draw.randrange(-40, 40)}",
             lambda: draw.choice(("-0.0", "+5.", ".125", "7E+21", "123e-20", "00012")),
         )
     )()
@@ -46,8 +49,9 @@ def _draw_token(draw: random.Random) -> str:
 
 @pytest.mark.parametrize("blank", [" ", "\t", ",", " , "])
 def test_large_files_have_the_numbers_of_float(blank: str) -> None:
-    """Bit by bit; longer numbers, and those beyond exact powers of ten, are left to the other parser."""
+    """Bit by bit; longer numbers, those between two, and those beyond 10^66 are left to the other parser."""
     pytest.importorskip("numba")
+    num_parsed = 0
     draw = random.Random(blank)
     for _ in range(500):
         texts = [[_draw_token(draw) for _ in range(3)] for _ in range(2)]
@@ -55,9 +59,11 @@ def test_large_files_have_the_numbers_of_float(blank: str) -> None:
             draw.choice(("\n", "\r\n")).join(blank.join(row) for row in texts) + draw.choice(("", "\n"))
         ).encode()
         table = parse_plain_rows(content, 0, num_columns=3, is_comma="," in blank)
+        num_parsed += table is not None
         if table is not None:
             assert table.tobytes() == np.array([[float(token) for token in row] for row in texts]).tobytes()
-    others = "nan|1e|1_0|0x1|-|.|1e99|12345678901234567|1 2|1;|\u00b2|1\n\n|".split("|")
+    assert num_parsed > 450, "numbers of 19 digits are no exception"
+    others = "nan|1e|1_0|0x1|-|.|1e99|123456789012345678901|4654855611801209.5|1 2|1;|\u00b2|1\n\n|".split("|")
     contents = [blank.join(("1", "2", token)).encode("latin-1") + b"\n1 2 3" for token in others]
     for content in contents:
         assert parse_plain_rows(content, 0, num_columns=3, is_comma="," in blank) is None
@@ -70,12 +76,19 @@ def test_large_files_are_read_or_refused_as_small_ones(
     pytest.importorskip("numba")
     rows = "".join(f"{number}.5 {-number} {number}e-3\r\n" for number in range(20))
     properties = "".join(f"property float {name}\n" for name in "xyz")
+    faces = "".join(f"3 {number} {(number + 1) % 20} 0\r\n" for number in range(20))
+    corners = "property list uchar int vertex_indices\n"
     ply = f"ply\nformat ascii 1.0\nelement vertex 20\n{properties}end_header\n{rows}"
     sound = {
         "a.txt": f"# a cloud\n// x y z\n{rows}",
         "a.xyz": f"20\n{rows}",
         "b.csv": rows.replace(" ", ","),
         "a.ply": ply,
+        "mesh.ply": ply.replace("end_header", f"element face 20\n{corners}end_header") + faces,
+        "mesh.off": f"OFF\n20 20 0\n{rows}{faces}",
+        "glued.off": f"OFF20 20 0\n{rows}" + faces.replace("\r\n", " 255 0 0\r\n"),
+        "quads.off": f"# made by hand\nOFF\n20 20 0\n{rows}" + "".join(f"4 {n} 1 2 3\n" for n in range(20)),
+        "mixed.off": f"OFF\n20 2 0\n{rows}3 0 1 2\n4 0 1 2 3\n",
     }
 
     def read(path: Path) -> object:
@@ -83,7 +96,7 @@ def test_large_files_are_read_or_refused_as_small_ones(
             cloud = read_cloud(path, columns=["x", "y", "z"])
         except DataError as error:
             return str(error)
-        return cloud.points.tobytes(), cloud.notes
+        return cloud.points.tobytes(), None if cloud.faces is None else cloud.faces.tobytes(), cloud.notes
 
     for name, text in sound.items():
         results: dict[int, list[object]] = {}

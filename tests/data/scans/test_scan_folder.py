@@ -332,3 +332,30 @@ REFUSED: list[tuple[Callable[[Path], object], str]] = [
 def test_scans_with_a_fault_are_refused_in_a_line(tmp_path: Path, read: Callable[[Path], object], told: str) -> None:
     (tmp_path / "a.bin").touch()
     refused(tmp_path / "a.bin", told, read=read)
+
+
+def _write_remissions(root: Path, number: int, high: float) -> None:
+    """Write a scan of 80 points whose remissions are from 0 to `high`, and its labels."""
+    generator = np.random.default_rng(number)
+    points, remission = generator.uniform(-20, 20, (80, 3)), generator.uniform(0, high, 80)
+    ids = np.arange(80) % 3
+    write_bin(root / f"{number}.bin", RawScan(points, remission, ids))
+    write_labels(root / f"{number}.label", ids, np.zeros(80))
+
+
+@run_each("high, told", [(255, True), (100, True), (3, False)])
+def test_remissions_of_two_scales_are_told(tmp_path: Path, high: int, told: bool) -> None:
+    """Five scans of 0 to 1, and five of 0 to 255 (8 bits), 0 to 100 (per cent) or 0 to 3 (another surface)."""
+    for number in range(10):
+        _write_remissions(tmp_path / f"in{high}", number, high if number > 4 else 1)
+    manifest = prepare(tmp_path / f"in{high}", tmp_path / f"set{high}", columns=("x", "y", "z", "intensity"))
+    scales = "scales may be mixed: remissions of 5 of 10 scans, first 0.bin, run up to about "
+    for entry in ("differences", "doubts"):
+        assert any(line.startswith(scales) for line in manifest[entry]) == told
+
+
+def test_scans_without_remissions_are_told(tmp_path: Path) -> None:
+    for number in range(3):
+        _write_remissions(tmp_path / "in", number, 0)
+    manifest = prepare(tmp_path / "in", tmp_path / "set", columns=("x", "y", "z", "intensity"))
+    assert "no scan has a remission other than 0: that input of a network is constant" in manifest["differences"]

@@ -24,11 +24,12 @@ from sightline.store.cloud_preparation import Normals, Zeros, cloud_radius, prep
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     PointCloud,
+    Withheld,
     check_columns,
     list_skipped_files,
-    note_mixed_units,
     read_cloud,
 )
+from sightline.store.files.cloud_values import note_mixed_scales, note_mixed_units
 from sightline.store.files.column_names import NORMALS, POINTS
 from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
@@ -102,6 +103,17 @@ class CloudFolder(LabelledClouds):
         values = super()._read(name, index)
         return np.ascontiguousarray(values[..., self._channel_index]) if name == "channels" else values
 
+    @property
+    def doubts(self) -> Sequence[str]:  # type: ignore[override]
+        """Faults that the preparation found, and channels that are the same at every point of all clouds."""
+        constant = self._prepared.manifest.get("constant_channels", {})
+        told = [
+            f"data.channels: {name} is {constant[name]:g} at every point of all clouds, a constant input; leave it out"
+            for name in self._channels
+            if name in constant
+        ]
+        return [*super().doubts, *told]
+
     def _width(self, name: str) -> int:
         return len(self._channels) if name == "channels" else super()._width(name)
 
@@ -119,6 +131,7 @@ class CloudFolder(LabelledClouds):
         return dataclasses.replace(
             super()._make_input_spec(),
             fewest_points=manifest.get("fewest_points"),
+            withheld=manifest["options"].get("withheld", "drop"),
             radii=None if radii is None else (radii[0], radii[1]),
         )
 
@@ -145,16 +158,18 @@ class CloudFolder(LabelledClouds):
         choice: Literal["random", "farthest"] = "random",
         faces: Literal["sample", "ignore"] = "sample",
         zeros: Zeros = "keep",
+        withheld: Withheld = "drop",
         test_share: PositiveFraction = 0.2,
         validation_share: PositiveFraction = 0.1,
         seed: Seed = 0,
     ) -> PreparationPlan:
         """Plan to write the clouds of a folder or list in native form.
 
-        `columns` names the columns of files without a header, and the values to store besides points and normals. The
-        other arguments are those of `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no
-        splits. Raises DataError for a source that is damaged, empty or of one class, with file and position;
-        ConfigError for options that do not fit each other.
+        `columns` names the columns of files without a header, and the values to store besides points and normals.
+        Points that a file flags as `withheld` are dropped unless they are to be kept. The other arguments are those of
+        `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no splits. Raises DataError for
+        a source that is damaged, empty or of one class, with file and position; ConfigError for options that do not fit
+        each other.
         """
         if normalisation == "none" and unit is None:
             raise ConfigError(
@@ -200,22 +215,34 @@ class CloudFolder(LabelledClouds):
             layout,
             root,
             _columns(preparation),
-            tuple(_make_shards(clouds, class_names, partial(_read_row, names, preparation, class_names, sample_names))),
+            tuple(
+                _make_shards(
+                    clouds, class_names, partial(_read_row, names, withheld, preparation, class_names, sample_names)
+                )
+            ),
             about,
             partial(_summary, passed_over=list_skipped_files(root) if root.is_dir() else ""),
-            {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds, root)},
+            {
+                **preparation,
+                **({"withheld": withheld} if withheld != "drop" else {}),
+                "columns": columns_list,
+                "up_axis": up_axis,
+                "unit": unit,
+                "clouds": _digest(clouds, root),
+            },
         )
 
 
 def _read_row(
     columns: tuple[str, ...] | None,
+    withheld: Withheld,
     preparation: Mapping[str, Any],
     class_names: Sequence[str],
     sample_names: Mapping[Path, str],
     cloud: ListedCloud,
 ) -> SampleRow:
     used = (*preparation["channels"], *(NORMALS if preparation["with_normals"] else ()))
-    points = read_cloud(cloud.path, columns=columns, used=used)
+    points = read_cloud(cloud.path, columns=columns, used=used, withheld=withheld)
     if columns is None and not preparation["with_normals"] and _has_normals(points, preparation["faces"]):
         raise DataError(
             f"{cloud.path}: has normals or faces, which the first file has not; take the points alone with "
@@ -298,6 +325,14 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         radii = [cloud_radius(points) for points in clouds]
         sizes["radii"] = [min(radii), max(radii)]
         doubts += note_mixed_units(names, radii, "clouds")
+    channels = prepared.manifest["channels"]
+    constant = {}
+    for index, name in enumerate(channels):
+        values = [cloud[:, index] for split in prepared.splits for cloud in prepared.array(split, "channels")]
+        doubts += note_mixed_scales(names, [float(np.abs(each).max()) for each in values], "clouds", values=name)
+        if len({*map(float, map(np.min, values)), *map(float, map(np.max, values))}) == 1:
+            constant[name] = float(values[0][0])
+            notes.append(f"{name} is {constant[name]:g} at every point of all clouds: a network learns nothing from it")
     class_names = prepared.manifest["class_names"]
     splits = count_labels(prepared, len(class_names))
     counts = splits["train"]["class_counts"]
@@ -310,5 +345,6 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         "splits": splits,
         "doubts": doubts,
         "differences": [*notes, *doubts],
+        **({"constant_channels": constant} if constant else {}),
         **sizes,
     }

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
-from sightline.store.files.input_files import list_folders, natural_sort_key
+from sightline.store.files.input_files import list_files, list_folders, natural_sort_key
+from sightline.store.files.other_kinds import advise_conversion, advise_conversions
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.store.prepared.splits import SPLITS, deal_by_hash
 
@@ -147,7 +148,7 @@ def _list_class_folder(folder: Path, split: str | None) -> list[ListedCloud]:
         )
         raise DataError(
             f"{folder}: is taken for a class and {fault}; clouds are files of {', '.join(CLOUD_SUFFIXES)}, laid out as "
-            f"{LAYOUTS}"
+            f"{LAYOUTS}{advise_conversions(list_files(folder))}"
         )
     return [ListedCloud(path, folder.name, split) for path in paths]
 
@@ -190,7 +191,8 @@ def _parse_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
     if not os.path.isfile(path):  # os.path.isfile accepts names that are too long for the disk
         raise DataError(f"{where}: there is no file {row['path']} (looked at {path}); mend the path")
     if path.suffix.lower() not in CLOUD_SUFFIXES:
-        raise DataError(f"{where}: {row['path']} is not a cloud file; there are {', '.join(CLOUD_SUFFIXES)}")
+        advice = advise_conversion(path) or f"there are {', '.join(CLOUD_SUFFIXES)}"
+        raise DataError(f"{where}: {row['path']} is not a cloud file; {advice}")
     if row.get("split", "train") not in SPLITS:
         raise DataError(f"{where}: '{row['split']}' is not a part; there are {', '.join(SPLITS)}")
     return ListedCloud(path, row["label"], row.get("split"))

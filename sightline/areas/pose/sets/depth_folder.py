@@ -6,7 +6,8 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -25,12 +26,14 @@ from sightline.areas.pose.sets.depth_sets import (
     plan_depth_set,
     read_images,
 )
+from sightline.areas.pose.sets.depth_units import MM_PER, note_units
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
 from sightline.store.files.input_files import list_files, natural_sort_key, parsed_yaml, read_file
 from sightline.store.prepared.prepared_data import SetSpec, Summary
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, digest_json
 from sightline.store.prepared.splits import SPLITS, order_by_hash
 
@@ -50,7 +53,6 @@ _MATRICES = {"k": _BY_ROWS, "K": _BY_ROWS, "camera_matrix": _BY_ROWS, "intrinsic
 """Keys of a matrix (of ROS, of OpenCV, of Open3D), and the places of fx, fy, u0 and v0 in its nine numbers."""
 _DISTORTION = ("coeffs", "d", "D", "distortion_coefficients", "k1", "k2", "k3", "p1", "p2")
 _MAX_NUMBER = 1e300
-_MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
@@ -112,7 +114,7 @@ class DepthFolder(PreparedFrames):
         """
         labels = read_joint_labels(root)
         with np.errstate(over="ignore"):
-            joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
+            joints = np.stack([label.joints for label in labels.frames]) * MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)
         stated = read_camera(root)
         images = [root / label.frame for label in labels.frames]
@@ -147,7 +149,8 @@ class DepthFolder(PreparedFrames):
         digest = hashlib.sha256(np.ascontiguousarray(joints).tobytes()).hexdigest()
         options = {**about, "frames": digest_json(listed), "labels": digest}
         content = DepthSource(labels.path.name, "uint16" if is_png else "float32", lists, (), notes)
-        return plan_depth_set(spec, content, root, about=about, options=options)
+        planned = plan_depth_set(spec, content, root, about=about, options=options)
+        return replace(planned, summarise=partial(_summarise, planned.summarise))
 
     def choose(self, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
         """Choose the frames of a split; where the labels state the validation frames, nothing is drawn.
@@ -167,6 +170,12 @@ class DepthFolder(PreparedFrames):
         training = self.stored("train", "validation")
         is_held = np.arange(training.starts()[-1]) >= training.starts()[1]
         return choose_frames(split, training, self.stored("test"), is_held, share=share, seed=seed, is_held=is_held)
+
+
+def _summarise(summarise: Callable[[PreparedSet], Mapping[str, Any]], prepared: PreparedSet) -> dict[str, Any]:
+    """Manifest entries computed from the written arrays, with a note on units that disagree."""
+    summary, units = summarise(prepared), note_units(prepared)
+    return {**summary, "doubts": units, "differences": [*summary["differences"], *units]}
 
 
 def _list_frames(

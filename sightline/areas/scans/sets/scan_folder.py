@@ -26,7 +26,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
-from sightline.store.files.cloud_files import check_columns, check_unlisted, list_skipped_files
+from sightline.store.files.cloud_files import Withheld, check_columns, check_unlisted, list_skipped_files
 from sightline.store.files.scan_reading import (
     SCAN_COLUMNS,
     SCAN_SUFFIXES,
@@ -80,18 +80,20 @@ class ScanFolder(NamedScans):
         num_beams: Count | None = None,
         ring_order: RingOrder = "top_first",
         no_return: NoReturn | None = None,
+        withheld: Withheld = "drop",
     ) -> PreparationPlan:
         """Plan to list the scans of a folder in place, and to count the ids of each.
 
         `columns` names the columns of files without column names, all of them for `.bin`. Labels are in the column
         `label` or in a file `<name>.label` next to the scan. With `num_beams` rings are read from a column `ring`;
         `ring_order` states whether ring 0 is the top. With `no_return=nan` points that are NaN at x, y and z have no
-        return: they keep their index and label in the file, and are ignored. Scans and labels of nuScenes lidarseg are
-        paired by its tables. Raises DataError for a folder without scans, and for a file in another format.
+        return: they keep their index and label in the file, and are ignored. So are points that a file flags as
+        withheld, unless `withheld` is `keep`. Scans and labels of nuScenes lidarseg are paired by its tables. Raises
+        DataError for a folder without scans, and for a file in another format.
         """
         listed = _find_scans(root)
         names = listed.columns if columns is None else check_columns(columns)
-        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
+        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return, withheld)
         scans = [
             ListedScan(part, name, files) for part, members in listed.parts.items() for name, files in members.items()
         ]
@@ -119,6 +121,7 @@ class ScanFolder(NamedScans):
         num_beams: Count | None = None,
         ring_order: RingOrder = "top_first",
         no_return: NoReturn | None = None,
+        withheld: Withheld = "drop",
     ) -> dict[str, Any]:
         """Survey unprepared scans, with or without labels, and propose a `sensor` block.
 
@@ -127,7 +130,7 @@ class ScanFolder(NamedScans):
         root = cls.spec.find(source)
         listed = _find_scans(root)
         names = listed.columns if columns is None else check_columns(columns)
-        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
+        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return, withheld)
         scans = [files for members in listed.parts.values() for files in members.values()]
         readers = {files[0]: partial(reader.read, *files, is_survey=True) for files in scans}
         return survey_scans(readers, source=root, id_names=listed.id_names, num_beams=num_beams)
@@ -153,6 +156,7 @@ class ScanFolder(NamedScans):
             num_beams=options["num_beams"],
             ring_order=options["ring_order"],
             no_return=options.get("no_return"),
+            withheld=options.get("withheld", "drop"),
         )
 
     @classmethod
@@ -172,16 +176,18 @@ class _ReaderOptions:
     num_beams: int | None
     ring_order: RingOrder
     no_return: NoReturn | None = None
+    withheld: Withheld = "drop"
 
     def options(self) -> dict[str, Any]:
-        """Return the fields for the manifest; `no_return`, which older manifests lack, only if it is set."""
+        """Return the fields for the manifest; those that older manifests lack only if they are set."""
         entries = {**asdict(self), "columns": None if self.columns is None else list(self.columns)}
-        return {name: value for name, value in entries.items() if name != "no_return" or value is not None}
+        unset = {"no_return": None, "withheld": "drop"}
+        return {name: value for name, value in entries.items() if name not in unset or value != unset[name]}
 
     def read(self, path: Path, label_path: Path | None = None, *, is_survey: bool = False) -> RawScan:
         """Read a scan; a survey accepts files without labels, and infers the number of rings."""
         used = (*SCAN_COLUMNS, self.label)
-        cloud = read_scan(path, columns=self.columns, used=used, no_return=self.no_return)
+        cloud = read_scan(path, columns=self.columns, used=used, no_return=self.no_return, withheld=self.withheld)
         is_unlabelled = is_survey and self.label not in cloud.channels and label_path is None
         num_points = len(cloud.points)
         ids = np.zeros(num_points, dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, self.label, label_path)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sightline.contract.errors import DataError
-from sightline.store.files.cloud_files import note_mixed_units
+from sightline.store.files.cloud_values import note_mixed_scales, note_mixed_units
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_samples import RawScan, channel_sums, check_scan
 from sightline.store.prepared.columns import ColumnSpec
@@ -76,7 +76,7 @@ def scan_plan(
 ) -> PreparationPlan:
     """Build the preparation plan of a set of scans, in order; `notes` precede the notes on the scans themselves."""
     shards = []
-    make_row = partial(_make_row, reader, {**about, "options": options})
+    make_row = partial(_make_row, reader, {**about, "options": options}, has_no_returns=NO_RETURNS in columns)
     for split, members in itertools.groupby(scans, key=lambda scan: scan.split):
         for batch in iterate_batches(members, _SCANS_PER_SHARD):
             files = tuple(file for scan in batch for file in scan.files)
@@ -97,11 +97,11 @@ def id_counts(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[n
     return ids[counts > 0], counts[counts > 0]
 
 
-def _make_row(reader: ScanReader, manifest: Mapping[str, Any], scan: ListedScan) -> SampleRow:
+def _make_row(reader: ScanReader, manifest: Mapping[str, Any], scan: ListedScan, *, has_no_returns: bool) -> SampleRow:
     where = str(scan.files[0])
     raw_scan = check_scan(reader.read_files(scan.files, scan.values, manifest), where=where)
     returns = raw_scan.returns()
-    no_returns = {} if raw_scan.is_return is None else {NO_RETURNS: len(raw_scan.points) - len(returns.points)}
+    no_returns = {NO_RETURNS: len(raw_scan.points) - len(returns.points)} if has_no_returns else {}
     counts = np.bincount(returns.ids)  # ids have 16 bits: sorting the points would take ten times as long
     pairs = np.stack([np.flatnonzero(counts), counts[counts > 0]], axis=1)
     values = {
@@ -128,7 +128,12 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
         missing = sum(int(prepared.array(split, NO_RETURNS).sum()) for split in names)
         empty_notes.append(f"{missing} points without a return: not counted, not drawn and not scored")
     reaches = [float(prepared.array(split, "reach_m")[row]) for split, row in rows]
-    units = note_mixed_units([prepared.names(split)[row] for split, row in rows], reaches, "scans")
+    scan_names = [prepared.names(split)[row] for split, row in rows]
+    highs = [float(prepared.array(split, "remission_high")[row]) for split, row in rows]
+    if not max(highs):
+        empty_notes.append("no scan has a remission other than 0: that input of a network is constant")
+    units = note_mixed_units(scan_names, reaches, "scans")
+    units += note_mixed_scales(scan_names, highs, "scans", values="remissions")
     if np.median(reaches) > _MAX_REACH_M:
         units.append(
             f"half of the scans reach {np.median(reaches):.4g} m or more: scans are read as metres; if these are in "
@@ -140,7 +145,7 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
         },
-        "remission_high": max(float(prepared.array(split, "remission_high").max()) for split in names),
+        "remission_high": max(highs),
         "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
         "doubts": units,
         "differences": [*notes, *empty_notes, *units],

@@ -26,13 +26,14 @@ from sightline.store.cloud_preparation import Zeros, drop_zeros, find_kept
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     PointCloud,
+    Withheld,
     check_columns,
     check_unlisted,
     is_cloud_file,
     list_skipped_files,
-    note_mixed_units,
     read_cloud,
 )
+from sightline.store.files.cloud_values import note_mixed_units
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS
 from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
 from sightline.store.files.scan_files import MAX_ID, read_label_ids
@@ -42,6 +43,7 @@ from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, digest_json
 from sightline.store.prepared.splits import SPLITS, deal_by_hash, stored_splits
+from sightline.store.remarks import in_metres
 from sightline.store.scene_preparation import note_colour_max, prepare_scene
 
 CLASSES_FILE = "classes.txt"
@@ -198,6 +200,7 @@ class SceneFolder(LabelledScenes):
         colour_max: Literal[1, 255, 65535] | None = None,
         unlabelled: int | None = None,
         zeros: Zeros = "keep",
+        withheld: Withheld = "drop",
         test_share: PositiveFraction = 0.2,
         validation_share: FractionBelowOne = 0.1,
         seed: Seed = 0,
@@ -207,8 +210,8 @@ class SceneFolder(LabelledScenes):
         `columns` names the columns of files without column names; `label` is the column of labels, whole numbers from
         0, where there is no file of labels beside a scene. They are the classes that `classes.txt` in the folder names,
         else every label that occurs is a class. `unlabelled` is the label of points without a class. Colours are from 0
-        to `colour_max`, by default to 255, or to 65535 in a file with colours of 16 bits. `seed` draws the splits if
-        the folder has none.
+        to `colour_max`, by default to 255, or to 65535 in a file with colours of 16 bits. Points that a file flags as
+        `withheld` are dropped unless they are to be kept. `seed` draws the splits if the folder has none.
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit.
         """
         names, label = None if columns is None else check_columns(columns), label.lower()
@@ -218,14 +221,15 @@ class SceneFolder(LabelledScenes):
         files = {file for scene in scenes for file in scene.files}
         check_unlisted(root, files, suffixes=_SUFFIXES, ignored_names=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
-        classes = _find_classes(root, scenes, names, label, unlabelled)
-        first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
+        classes = _find_classes(root, scenes, names, label, unlabelled, withheld)
+        first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS), withheld="keep")
         reader = _SceneReader(
             columns=names,
             label=label,
             classes=classes,
             unlabelled=unlabelled,
             drops_zeros=zeros == "drop",
+            withheld=withheld,
             colour_max=colour_max,
             to_metres=_find_length(unit),
             has_colours=set(COLOURS) <= set(first.channels),
@@ -245,6 +249,7 @@ class SceneFolder(LabelledScenes):
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
         options |= {"zeros": zeros} if zeros != "keep" else {}
+        options |= {"withheld": withheld} if withheld != "drop" else {}
         options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _hash_scenes(scenes, classes)}
         return PreparationPlan(
             cls.set_name,
@@ -257,11 +262,19 @@ class SceneFolder(LabelledScenes):
             options,
         )
 
+    @property
+    def doubts(self) -> Sequence[str]:  # type: ignore[override]
+        """Faults that the preparation found, and colours that are the same at every point of all scenes."""
+        low, high = self._prepared.manifest["ranges"].get("colours", (0, 1))
+        constant = f"data.colours=true: all colours of all scenes are {low:g}, three constant inputs; set it to false"
+        return [*super().doubts, *([constant] if "colours" in self._columns and low == high else [])]
+
     def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest
         columns = manifest["source_columns"]
         scene = {"scale": _find_length(manifest["file_unit"]), "colour_max": manifest["options"]["colour_max"]}
-        return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene)
+        withheld = manifest["options"].get("withheld", "drop")
+        return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene, withheld=withheld)
 
 
 class _Classes(NamedTuple):
@@ -273,7 +286,12 @@ class _Classes(NamedTuple):
 
 
 def _find_classes(
-    root: Path, scenes: Sequence[ListedScene], columns: tuple[str, ...] | None, label: str, unlabelled: int | None
+    root: Path,
+    scenes: Sequence[ListedScene],
+    columns: tuple[str, ...] | None,
+    label: str,
+    unlabelled: int | None,
+    withheld: Withheld,
 ) -> _Classes:
     """Find the classes of a folder: those of classes.txt, or else one for each label that occurs.
 
@@ -284,7 +302,7 @@ def _find_classes(
         return _Classes(names, tuple(range(len(names))), f"the lines of {CLASSES_FILE}")
     numbers: set[int] = set()
     for scene in scenes:
-        values = _read_labels(scene, read_cloud(scene.path, columns=columns, used=(label,)), label)
+        values = _read_labels(scene, _read_marked(scene, columns, (label,), withheld), label)[1]
         is_label = _is_label(values) & (values != unlabelled)
         numbers.update(np.flatnonzero(np.bincount(values[is_label].astype(np.int64))).tolist())
         if len(numbers) > _MAX_CLASSES:
@@ -311,6 +329,7 @@ class _SceneReader:
     classes: _Classes
     unlabelled: int | None
     drops_zeros: bool
+    withheld: Withheld
     colour_max: int | None
     to_metres: float
     has_colours: bool
@@ -318,9 +337,10 @@ class _SceneReader:
 
     def __call__(self, scene: ListedScene) -> SampleRow:
         used = (self.label, *(COLOURS if self.has_colours else ()), *(NORMALS if self.has_normals else ()))
-        cloud, where = read_cloud(scene.path, columns=self.columns, used=used), str(scene.path)
+        cloud, where = _read_marked(scene, self.columns, used, self.withheld), str(scene.path)
         self._check_features(cloud, scene)
-        label = self._classify(_read_labels(scene, cloud, self.label), where)
+        cloud, labels = _read_labels(scene, cloud, self.label)
+        label = self._classify(labels, where)
         if self.drops_zeros:
             label, cloud = label[find_kept(cloud)], drop_zeros(cloud, where=where)
         prepared = prepare_scene(
@@ -331,7 +351,10 @@ class _SceneReader:
             with_normals=self.has_normals,
             where=where,
         )
-        notes = (*cloud.notes, *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()))
+        notes = (
+            *in_metres(cloud.notes, self.to_metres),
+            *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()),
+        )
         return SampleRow(scene.name, where, {**prepared, **scene_values(label, len(self.classes.names))}, notes=notes)
 
     def _check_features(self, cloud: PointCloud, scene: ListedScene) -> None:
@@ -367,7 +390,21 @@ def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
     return Shard(scene.split, f"{scene.split}/{scene.name}", 1, scene.files, partial(map, reader, (scene,)), num_points)
 
 
-def _read_labels(scene: ListedScene, cloud: PointCloud, label: str) -> np.ndarray:
+def _read_marked(
+    scene: ListedScene, columns: tuple[str, ...] | None, used: Sequence[str], withheld: Withheld
+) -> PointCloud:
+    """Read a scene whose withheld points, if they are to be dropped, are marked: a file of labels has theirs, too."""
+    mark: Literal["mark", "keep"] = "keep" if withheld == "keep" else "mark"
+    return read_cloud(scene.path, columns=columns, used=used, withheld=mark)
+
+
+def _read_labels(scene: ListedScene, cloud: PointCloud, label: str) -> tuple[PointCloud, np.ndarray]:
+    """Read the labels (N,) of a scene, and return both without the points that are marked as withheld."""
+    labels, is_withheld = _read_all_labels(scene, cloud, label), cloud.is_withheld
+    return cloud.without_withheld(), labels if is_withheld is None else labels[~is_withheld]
+
+
+def _read_all_labels(scene: ListedScene, cloud: PointCloud, label: str) -> np.ndarray:
     """Read the labels (N,) of a scene: its column `label`, or the file of labels beside it, but not both."""
     path = scene.label_path
     if path is not None and label in cloud.channels:

@@ -160,8 +160,8 @@ def read_reaching(built: TrainingSetup, *, is_quick: bool) -> Reaching:
                 changes |= _list_changes(part.reader, key, names)
                 drawn |= {name for name in names if _is_other_class(stages[-1].get(name), again.get(name))}
             _widen(fields, stages[0])
-        for row in rows:
-            _widen(ranges, {name: row[name] for name in sorted(inputs & row.keys())})
+        for sample in rows:
+            _widen(ranges, {name: sample[name] for name in sorted(inputs & sample.keys())})
         samples += [key.index for key in keys]
         steps += [step] * len(keys)
         if sum(each.nbytes for column in given.values.values() for each in column) > _MAX_BYTES:
@@ -247,8 +247,9 @@ def _list_changes(reader: BatchReader, key: SampleKey, names: frozenset[str]) ->
 def _is_other_class(one: Any, other: Any) -> bool:
     """Return True for two unlike classes of a sample."""
     first, second = _to_array(one), _to_array(other)
-    is_class = first is not None and second is not None and first.size == second.size == 1
-    return is_class and first.dtype.kind in "iu" and first.item() != second.item()
+    if first is None or second is None or not first.size == second.size == 1:
+        return False
+    return first.dtype.kind in "iu" and bool(first.item() != second.item())
 
 
 def _widen(ranges: dict[str, Range], values: Mapping[str, Any]) -> None:

@@ -169,7 +169,8 @@ def _find_numbering(target: Target, stated: list[np.ndarray]) -> dict[int, int] 
         return None
     # How far the shares of class a of the set are from those of class b at the loss, over all samples: (C, C).
     apart = np.abs(own[:, :, None] - given[:, None, :]).sum(0) / len(given)
-    is_seen, best = own.any(axis=0), apart.argmin(axis=1)
+    is_seen: np.ndarray = np.any(own > 0, axis=0)
+    best = apart.argmin(axis=1)
     kept, moved = np.trace(apart) / 2, apart.min(axis=1).sum() / 2
     is_one_to_one = len(set(best[is_seen].tolist())) == int(is_seen.sum())
     if not is_one_to_one or kept < _MIN_APART or moved > _MAX_LEFT * kept:
