@@ -356,7 +356,7 @@ MUTANTS: dict[str, Edit] = {
         'is_ignored = person.get("tag") != "person"',
     ),
     "S3.4": Edit(
-        "areas/detect/sets/coco.py",
+        "areas/detect/sets/coco_annotations.py",
         'return xywh_to_xyxy(annotation["bbox"])',
         'return tuple(float(number) for number in annotation["bbox"])',
     ),

@@ -124,7 +124,9 @@ def test_a_background_where_there_is_none_is_told(tmp_path: Path) -> None:
 def test_commands(tmp_path: Path) -> None:
     root = write_variant(tmp_path / "h5_files", "obj_only")
     words = ("data", "prepare", "scanobjectnn", "--from", root, "--to", tmp_path / "set")
-    assert "variant: is required and missing: variant=VALUE, one of 'obj_bg', 'obj_only'" in refuse(*words)
+    assert "variant: is required and missing: variant=VALUE, part of the release to read (one of 'obj_bg'" in refuse(
+        *words
+    )
     assert "look at this: train: 30 objects, published 2309" in succeed(*words, "variant=obj_only").err
     told = succeed("data", "info", tmp_path / "set")
     assert "variant: obj_only (OBJ_ONLY: each object once, alone)" in told.out
