@@ -386,7 +386,7 @@ def suggest_beside(path: Path, others: Iterable[Path]) -> str:
     return f"; did you mean '{path.parent / similar}'?" if similar else ""
 
 
-def find_similar(word: str, choices: Collection[str], *, cutoff: float = 0.61) -> str | None:
+def find_similar(word: str, choices: Collection[str], *, cutoff: float = 0.6) -> str | None:
     """Return the closest choice, if one is as close as `cutoff`: 1 is the same word."""
     by_normalised_name = {_normalise(choice): choice for choice in choices}
     match = difflib.get_close_matches(_normalise(word), by_normalised_name, n=1, cutoff=cutoff)

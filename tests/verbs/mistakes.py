@@ -203,7 +203,7 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
             "coco",
             *LABELS,
             "names=[a]",
-        ): "data convert: names: is not an option; 'coco' takes annotations, images, areas, turned, orientation, faulty",
+        ): "data convert: names: is not an option; did you mean 'areas'",
         ("coco", *LABELS, "faulty=yes"): "data convert: faulty: .*'refuse'",
         ("coco", *LABELS, "--box", "torso"): "'torso' is not one of 'full', 'visible', 'head'",
         (WEIGHTS, "--to", "new"): f"{WEIGHTS} holds weights; make a run of them: sightline weights {WEIGHTS} --to DIR",
