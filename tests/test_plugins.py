@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import linecache
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,9 +15,8 @@ from sightline.contract import registry
 from sightline.contract.cell_plugins import describe_modules
 from sightline.contract.errors import ConfigError, PluginError
 from sightline.contract.own_parts import name_own_parts
-from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins, load_unchanged
+from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins
 from sightline.contract.types import ComponentConfig
-from tests.cases import run_each
 from tests.command import run_here
 from tests.runs.small import TINY
 
@@ -69,8 +66,7 @@ def test_parts_are_registered_and_known_by_their_file(tmp_path: Path) -> None:
     assert (entry.source, entry.facts) == ("mine 2026, eq. 1.", ["num_classes"])
     assert find_plugin(entry.builder) == path
     assert find_plugin(registry.models.get_entry("dgcnn").builder) is None
-    identity = {"sha256": plugin.sha256, "changed_ns": path.stat().st_ctime_ns}
-    assert plugin.record() == {"path": str(path), "name": "parts.py", **identity, "modules": {}}
+    assert plugin.record() == {"path": str(path), "name": "parts.py", "sha256": plugin.sha256, "modules": {}}
     assert read_config(TINY, ["model={name: mine}"]).model.arguments == {"width": 3}
 
 
@@ -289,63 +285,6 @@ def test_plugins_of_a_run_missing_and_changed_are_named(tmp_path: Path) -> None:
     (note,) = check_recorded(recorded, [Plugin(model(tmp_path, width=9))], run=tmp_path)
     assert note.startswith(f"plugin-changed: {path} is not what {tmp_path} was made with")
     assert str(tmp_path / "plugins" / "parts.py") in note
-
-
-def made_with(path: Path, run: Path) -> dict[str, Any]:
-    """Load a plugin as the training of a run does, and keep its files in the run; return the record."""
-    (plugin,) = load_plugins([path])
-    record: dict[str, Any] = json.loads(json.dumps(plugin.record()))
-    for name, content in plugin.files().items():
-        write(run / "plugins" / name, content.decode())
-    for name in [name for name in sys.modules if name.startswith("sightline_plugin_")]:
-        del sys.modules[name]  # as in another session
-    forget_modules()
-    assert "beside.py" in record["modules"]
-    return record
-
-
-def test_a_plugin_that_is_still_what_a_run_was_made_with_is_loaded(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path, run = beside(tmp_path, parts=BESIDE["parts.py"] + MODEL.format(name="mine", width=3)), tmp_path / "run"
-    record = made_with(path, run)
-    del registry.models._entries["mine"]
-    (plugin,) = load_unchanged([record], [], run=run)
-    assert plugin.path == path
-    assert caplog.messages == [f"{run}: the plugin {path} is loaded, unchanged since this run was made with it"]
-    assert find_plugin(registry.models.get_entry("mine").builder) == path, "the file of the user, not that of the run"
-    assert check_recorded([record], [plugin], run=run) == []
-    assert load_unchanged([record], [], run=run) == [plugin], "again, it is not run once more"
-    assert load_unchanged([record], [plugin], run=run) == [], "it is given"
-    assert len(caplog.messages) == 1
-
-
-@run_each(
-    "changed",
-    ["copied anew", "text", "module", "copy", "copy of a module", "no copy", "gone", "relative", "older record"],
-)
-def test_what_a_run_brings_along_is_never_run_unasked(changed: str, tmp_path: Path) -> None:
-    """Another's run may state any path and digest, and come with a file of them: it cannot state when that changed."""
-    folder = tmp_path / changed.replace(" ", "_")
-    path, run = beside(folder), folder / "run"
-    record = made_with(path, run)
-    if changed == "copied anew":  # as it comes out of an archive
-        text, times = path.read_text(), path.stat()
-        path.unlink()
-        os.utime(write(path, text), ns=(times.st_atime_ns, times.st_mtime_ns))
-    elif changed in ("gone", "no copy"):
-        (path if changed == "gone" else run / "plugins" / "parts.py").unlink()
-    elif changed == "relative":
-        record["path"] = os.path.relpath(path)
-    elif changed == "older record":
-        del record["changed_ns"]
-    else:
-        inside = run / "plugins" if changed.startswith("copy") else folder
-        name = "beside.py" if "module" in changed else "parts.py"
-        write(inside / name, (inside / name).read_text() + "raise AssertionError('run unasked')\n")
-    assert load_unchanged([record], [], run=run) == []
-    with pytest.raises(PluginError, match=r"was made with the plugin .*; give it again: --plugin "):
-        check_recorded([record], [], run=run)
 
 
 # --- modules beside a plugin -----------------------------------------------------------------------------------------

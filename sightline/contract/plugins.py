@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import logging
 import os
 import shlex
 import sys
@@ -21,8 +20,6 @@ from sightline.contract.registry import REGISTRIES
 from sightline.contract.regular_files import read_regular_file
 from sightline.contract.schema import suggest
 
-logger = logging.getLogger(__name__)
-
 _PLUGIN_ATTRIBUTE = "__sightline_plugin__"
 """Attribute of a plugin's module that contains its `Plugin`."""
 _SOURCE_ATTRIBUTE = "__sightline_source__"
@@ -32,17 +29,12 @@ _LIBRARIES = ("site-packages", "dist-packages")
 
 
 class Plugin:
-    """Plugin file: its path, and its text when it was read; `option` is the command line option that names it.
-
-    `changed_ns` is when the file system last changed the file: nobody can choose it, and another copy has another one.
-    """
+    """Plugin file: its path, and its text when it was read; `option` is the command line option that names it."""
 
     def __init__(self, path: Path, *, option: str = "--plugin") -> None:
         self.path = path
         self.option = option
-        self.changed_ns: int | None = None
         try:
-            self.changed_ns = os.stat(path).st_ctime_ns
             self.text = read_regular_file(path).decode("utf-8-sig")
         except FileNotFoundError:
             raise PluginError(f"{option} {path}: no such file; check the path") from None
@@ -58,7 +50,7 @@ class Plugin:
     def from_text(cls, name: str, text: str) -> Plugin:
         """Make the plugin of a text that no file holds yet."""
         plugin = cls.__new__(cls)
-        plugin.path, plugin.option, plugin.text, plugin.changed_ns = Path(name), "--plugin", text, None
+        plugin.path, plugin.option, plugin.text = Path(name), "--plugin", text
         plugin.sha256 = hashlib.sha256(text.encode()).hexdigest()
         return plugin
 
@@ -94,11 +86,10 @@ class Plugin:
         return {name: hashlib.sha256(content).hexdigest() for name, content in self.files().items()}
 
     def record(self) -> dict[str, Any]:
-        """Return path, name, SHA-256 and time of change, and the SHA-256 of its modules, as a run records them."""
+        """Return path, name and SHA-256, and the SHA-256 of its modules, as a run records them."""
         modules = self.digests()
         del modules[self.path.name]
-        identity = {"sha256": self.sha256, "changed_ns": self.changed_ns}
-        return {"path": str(self.path.resolve()), "name": self.path.name, **identity, "modules": modules}
+        return {"path": str(self.path.resolve()), "name": self.path.name, "sha256": self.sha256, "modules": modules}
 
     def find_module(self, name: str) -> Path:
         """Return the file of a module, by its name in `modules`, whether or not it is imported, or exists."""
@@ -280,43 +271,6 @@ def _locate_error(plugin: Plugin, error: BaseException) -> str:
     """Return the last line of the plugin itself that an error passed through."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
     return f"{plugin.path}:{lines[-1]}" if lines else str(plugin.path)
-
-
-def load_unchanged(recorded: Sequence[Mapping[str, Any]], loaded: Sequence[Plugin], *, run: Path) -> list[Plugin]:
-    """Run the recorded plugins that are not `loaded` and are, in their own place, the very files a run was made with.
-
-    A file of the run itself is never run unasked, nor one that came with it: the time at which the file system last
-    changed a file is part of the record, and no copy has that of another. Returns the plugins, and logs a line of each.
-    """
-    if not _is_record(recorded):
-        return []
-    names = {plugin.path.name for plugin in loaded} | _SESSION_PLUGINS.keys()
-    known = {(str(plugin.path.resolve()), plugin.sha256): plugin for plugin in loaded_plugins()}
-    found = []
-    for entry in recorded:
-        if entry["name"] in names or not _is_unchanged(entry, run):
-            continue
-        if (plugin := known.get((entry["path"], entry["sha256"]))) is None:
-            (plugin,) = load_plugins([Path(entry["path"])])
-            logger.warning("%s: the plugin %s is loaded, unchanged since this run was made with it", run, plugin.path)
-        found.append(plugin)
-    return found
-
-
-def _is_unchanged(entry: Mapping[str, Any], run: Path) -> bool:
-    """Return True if a recorded plugin and its modules lie where they did, with the same bytes as the run's copies."""
-    if not os.path.isabs(entry["path"]) or entry.get("changed_ns") is None:
-        return False
-    try:
-        plugin = Plugin(Path(entry["path"]))
-        copies = [run / "plugins" / name for name in (entry["name"], *entry["modules"])]
-        files = [plugin.path, *map(plugin.find_module, entry["modules"])]
-        digests = [hashlib.sha256(read_regular_file(path)).hexdigest() for path in (*copies[1:], *files[1:])]
-        copy = Plugin(copies[0])
-    except (OSError, PluginError):
-        return False
-    is_same_file = (plugin.changed_ns, plugin.sha256) == (entry["changed_ns"], entry["sha256"])
-    return is_same_file and copy.sha256 == plugin.sha256 and digests == [*entry["modules"].values()] * 2
 
 
 def check_recorded(recorded: Sequence[Mapping[str, Any]], loaded: Sequence[Plugin], *, run: Path) -> list[str]:

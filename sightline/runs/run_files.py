@@ -12,7 +12,7 @@ from sightline.config import RunConfig, read_config
 from sightline.config.shipped import find_config
 from sightline.config.yaml_tree import describe_prepared
 from sightline.contract.errors import UserError, join_some
-from sightline.contract.plugins import Plugin, check_recorded, load_unchanged
+from sightline.contract.plugins import Plugin, check_recorded
 from sightline.contract.schema import suggest_beside
 from sightline.contract.types import DataInfo
 from sightline.runs.checkpoint import enclosing_run
@@ -124,13 +124,8 @@ class RunFiles:
         return load_document(self.folder / "environment.json")
 
     def check_plugins(self, loaded: Sequence[Plugin]) -> list[str]:
-        """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing.
-
-        One that is not loaded, and that is still the file that the run was made with, is loaded.
-        """
-        recorded = self.environment.get("plugins", [])
-        unchanged = load_unchanged(recorded, loaded, run=self.path)
-        return check_recorded(recorded, [*loaded, *unchanged], run=self.path)
+        """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing."""
+        return check_recorded(self.environment.get("plugins", []), loaded, run=self.path)
 
     def check_data(self, fingerprint: str | None) -> str | None:
         """Describe how the digest of a data set differs from that of the run's first session; None if it does not."""

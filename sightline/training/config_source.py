@@ -12,7 +12,7 @@ from sightline.config import RunConfig, read_config
 from sightline.config.prepared_name import is_of_folder
 from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError
-from sightline.contract.plugins import Plugin, check_recorded, load_plugins, load_unchanged
+from sightline.contract.plugins import Plugin, check_recorded, load_plugins
 from sightline.runs.run_documents import load_document
 from sightline.runs.run_files import config_path_of_run
 
@@ -69,9 +69,7 @@ def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequen
     record = file.parent / "environment.json"
     notes: list[str] = []
     if file.name == "config.yaml" and record.exists():
-        recorded = load_document(record).get("plugins", [])
-        loaded += load_unchanged(recorded, loaded, run=file.parent)
-        notes = check_recorded(recorded, loaded, run=file.parent)
+        notes = check_recorded(load_document(record).get("plugins", []), loaded, run=file.parent)
     config = reread(path, overrides)
     name = config.origins["data.name"]
     if is_of_folder(name):

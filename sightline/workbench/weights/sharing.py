@@ -184,6 +184,5 @@ def _escape(text: str) -> str:
 
 
 def _strip_environment(environment: Mapping[str, Any]) -> dict[str, Any]:
-    hidden = {"changed_ns": None}
-    plugins = [{**entry, "path": entry["name"], **hidden} for entry in environment.get("plugins", [])]
+    plugins = [{**entry, "path": entry["name"]} for entry in environment.get("plugins", [])]
     return {**{key: value for key, value in environment.items() if key not in _PRIVATE}, "plugins": plugins}
