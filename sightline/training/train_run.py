@@ -256,6 +256,8 @@ class _TrainRun:
         with self._errors_explained(session), self._watch(session) as watch:
             job.watch = watch
             document = session.run()
+            if document is not None and self._has_checks and self._world.size == 1:  # a run that is stopped ends now
+                watch.chance_source = partial(_measure_chances, session.built)
         during = (*self._earlier, *watch.findings)
         findings = (*findings, *during)
         if document is None:
@@ -292,7 +294,6 @@ class _TrainRun:
         session.extra_observers += (OutcomeObserver(watch, session, lines),)
         if self._world.size == 1 and self._has_checks:
             watch.level_source = partial(_measure_levels, session.built)
-            watch.chance_source = partial(_measure_chances, session.built)
         return watch
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,10 @@ from sightline.doctor.trace import Trace
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs.inputs import find_range
+from sightline.training.stop_request import StopRequest
+from sightline.training.train_result import Reporter
+from sightline.training.train_run import train_run
+from sightline.workbench.check.targets import chance
 from sightline.workbench.check.targets.reaching import Reaching, Target, read_reaching
 from sightline.workbench.check.targets.training_targets import training_targets
 from tests.outcomes.reaching import SHAPES, Cell, assert_named, train_cell
@@ -50,6 +55,30 @@ def test_a_run_at_chance_is_named(cell: Cell) -> None:
 
 def test_a_healthy_run_is_not_named() -> None:
     assert train_cell(Cell("shapes", "", "set", "label")) == []
+
+
+class _StopLater(StopRequest):
+    """Request that comes after some looks at it."""
+
+    def __init__(self, num_looks: int) -> None:
+        super().__init__()
+        self.num_left = num_looks
+
+    def __bool__(self) -> bool:
+        self.num_left -= 1
+        return self.num_left < 0
+
+
+@pytest.mark.parametrize(("num_looks", "times"), [(6, 0), (10**6, 1)])
+def test_a_run_that_is_stopped_ends_without_further_passes(
+    num_looks: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler that preempts a run gives it seconds."""
+    calls: list[object] = []
+    monkeypatch.setattr(chance, "measure_chances", lambda *subject: calls.append(subject) or [])
+    config = read_config(SHAPES, ["train.epochs=2", "evaluate.every=1"])
+    result = train_run(config, out=tmp_path / "run", device="cpu", reporter=Reporter(), stop=_StopLater(num_looks))
+    assert (len(calls), result.document is not None) == (times, bool(times))
 
 
 # --- targets, by hand -------------------------------------------------------------------------------------------------

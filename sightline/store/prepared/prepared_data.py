@@ -174,7 +174,13 @@ class PreparedData(Dataset):
     @property
     def doubts(self) -> Sequence[str]:  # type: ignore[override]
         """Faults of the samples that the preparation found, such as mixed units; they may spoil a training."""
-        return self._prepared.manifest.get("doubts", ()) if "_prepared" in vars(self) else ()
+        if "_prepared" not in vars(self):
+            return ()
+        return [*self._prepared.manifest.get("doubts", ()), *self._list_doubts()]
+
+    def _list_doubts(self) -> Sequence[str]:
+        """Return what may spoil a training by what this run reads of the set, such as a constant column."""
+        return ()
 
     def _list_stored_rows(self) -> Sequence[tuple[str, int]] | None:
         """Return the stored split and row of every sample; None if the set does not know them."""

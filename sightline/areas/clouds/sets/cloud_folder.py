@@ -103,16 +103,14 @@ class CloudFolder(LabelledClouds):
         values = super()._read(name, index)
         return np.ascontiguousarray(values[..., self._channel_index]) if name == "channels" else values
 
-    @property
-    def doubts(self) -> Sequence[str]:  # type: ignore[override]
-        """Faults that the preparation found, and channels that are the same at every point of all clouds."""
+    def _list_doubts(self) -> Sequence[str]:
+        """Return doubts on channels that are the same at every point of all clouds."""
         constant = self._prepared.manifest.get("constant_channels", {})
-        told = [
+        return [
             f"data.channels: {name} is {constant[name]:g} at every point of all clouds, a constant input; leave it out"
             for name in self._channels
             if name in constant
         ]
-        return [*super().doubts, *told]
 
     def _width(self, name: str) -> int:
         return len(self._channels) if name == "channels" else super()._width(name)

@@ -262,12 +262,11 @@ class SceneFolder(LabelledScenes):
             options,
         )
 
-    @property
-    def doubts(self) -> Sequence[str]:  # type: ignore[override]
-        """Faults that the preparation found, and colours that are the same at every point of all scenes."""
+    def _list_doubts(self) -> Sequence[str]:
+        """Return a doubt on colours that are the same at every point of all scenes."""
         low, high = self._prepared.manifest["ranges"].get("colours", (0, 1))
         constant = f"data.colours=true: all colours of all scenes are {low:g}, three constant inputs; set it to false"
-        return [*super().doubts, *([constant] if "colours" in self._columns and low == high else [])]
+        return [constant] if "colours" in self._columns and low == high else []
 
     def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest

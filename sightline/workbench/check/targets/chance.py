@@ -27,6 +27,8 @@ from sightline.workbench.check.sample_statistics import count_bytes, count_to_re
 
 _MOST, _FEWEST, _MOVES = 64, 8, (1, 2, 3)
 """Samples of a part at most and at least, and by how many places their inputs are moved."""
+_CLEAR = 0.5
+"""Share of the loss with the inputs of others below which a network knows its targets, whatever the figure says."""
 
 
 def measure_chances(built: TrainingSetup, model: nn.Module) -> list[Chance]:
@@ -46,13 +48,14 @@ def measure_chances(built: TrainingSetup, model: nn.Module) -> list[Chance]:
         for part in parts
     ]
     known = [each for each in found if not isinstance(each, MissingError)]
-    if not known:
-        raise found[0]
+    missing = [each for each in found if isinstance(each, MissingError)]
+    if not known or any(each.kind == "failed" for each in missing):
+        raise next((each for each in missing if each.kind == "failed"), missing[0])
     return known
 
 
 def _measure_part(built: TrainingSetup, model: nn.Module, part: DataSubset, names: Sequence[str]) -> Chance:
-    """Measure a part, first with its own inputs."""
+    """Measure a part, first with its own inputs; with those of one other sample each, where the loss shows enough."""
     (first,) = read_samples(part.dataset, [SampleKey(int(part.indices[0]), 0, built.config.seed)])
     indices = part.evenly_spaced_indices(min(_MOST, count_to_read(count_bytes(first), is_quick=True)))
     if len(indices) < _FEWEST:
@@ -66,6 +69,8 @@ def _measure_part(built: TrainingSetup, model: nn.Module, part: DataSubset, name
             others.append(_evaluate(built, model, moved, indices))
         finally:
             hook.remove()
+        if loss < _CLEAR * others[-1][1]:
+            break
     choose = max if built.config.evaluate.mode == "max" else min
     figures, losses = zip(*others, strict=True)
     if not all(map(math.isfinite, (figure, loss, *figures, *losses))):
@@ -122,10 +127,10 @@ class _MovedInputs:
 def _fit(name: str, batch: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Tensor:
     """Return the input of the other samples in the sizes of their own."""
     own, other = batch[name], others[name]
-    if own.shape == other.shape and not name.endswith("offsets"):
-        return other
     if name.endswith("offsets"):
         return own
+    if own.shape == other.shape:
+        return other
     for ends in (key for key in batch if key.endswith("offsets")):
         if int(batch[ends][-1]) == len(own) and int(others[ends][-1]) == len(other):
             pairs = [zip(each[ends].tolist(), each[ends][1:].tolist(), strict=False) for each in (batch, others)]

@@ -60,7 +60,7 @@ class Target:
     def count(self, values: Sequence[np.ndarray]) -> dict[int, int]:
         """Count the classes of samples, those that are ignored left out."""
         classes, counts = np.unique(np.concatenate([each.ravel() for each in values]), return_counts=True)
-        pairs = zip(classes[:_MAX_CLASSES].tolist(), counts.tolist(), strict=False)
+        pairs = zip(classes.tolist(), counts.tolist(), strict=True)
         return {label: count for label, count in pairs if label not in self.ignored}
 
     def list_classes(self, values: Sequence[np.ndarray]) -> list[set[int]]:
@@ -74,8 +74,9 @@ class Target:
         return 1 - sum(self.count(self.values).values()) / max(size, 1) if self.are_classes else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values for JSON."""
+        """Convert to plain values for JSON; whole numbers of too many values are no classes."""
         counts = {str(label): count for label, count in self.count(self.values).items()} if self.are_classes else None
+        counts = counts if counts is None or len(counts) <= _MAX_CLASSES else None
         return {"classes": counts, "ignored_share": self.ignored_share, "zero_share": self.zero_share}
 
     @property
