@@ -16,6 +16,7 @@ import sightline
 from sightline.config import read_config
 from sightline.contract.draws import Draws
 from sightline.contract.transform import Transform
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.finding import Finding
 from sightline.doctor.record import Chance, Record, Scored
@@ -53,8 +54,26 @@ def test_a_run_at_chance_is_named(cell: Cell) -> None:
         assert "own changes it" in first.measured
 
 
-def test_a_healthy_run_is_not_named() -> None:
+def test_a_healthy_run_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the inputs of other samples its network knows nothing of theirs."""
+    measured: list[Chance] = []
+    measure = chance.measure_chances
+    monkeypatch.setattr(chance, "measure_chances", lambda *subject: measured.extend(measure(*subject)) or measured)
     assert train_cell(Cell("shapes", "", "set", "label")) == []
+    assert [each.split for each in measured] == ["train", "validation"]
+    assert all(each.loss < 0.5 * each.other_loss and each.figure > 2 * each.other_figure for each in measured)
+
+
+def test_inputs_of_unlike_sizes_are_those_of_the_other_samples() -> None:
+    """Rows of a smaller sample are repeated, those of a larger one left out; offsets and labels stay."""
+    batch = {"points": torch.arange(5)[:, None], "offsets": torch.tensor([0, 2, 5])}
+    others = {"points": torch.arange(10, 15)[:, None], "offsets": torch.tensor([0, 4, 5])}
+    assert chance._fit("points", batch, others).flatten().tolist() == [10, 11, 14, 14, 14]
+    longer = {"points": torch.arange(10, 17)[:, None], "offsets": torch.tensor([0, 1, 7])}
+    assert chance._fit("points", batch, longer).flatten().tolist() == [10, 10, 11, 12, 13]
+    assert chance._fit("offsets", batch, others) is batch["offsets"]
+    with pytest.raises(NotApplicableError, match="unlike sizes"):
+        chance._fit("image", {"image": torch.zeros(2, 3, 4, 4)}, {"image": torch.zeros(2, 3, 5, 4)})
 
 
 class _StopLater(StopRequest):
@@ -69,14 +88,14 @@ class _StopLater(StopRequest):
         return self.num_left < 0
 
 
-@pytest.mark.parametrize(("num_looks", "times"), [(6, 0), (10**6, 1)])
+@pytest.mark.parametrize(("num_looks", "times"), [(35, 0), (10**6, 1)])
 def test_a_run_that_is_stopped_ends_without_further_passes(
     num_looks: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scheduler that preempts a run gives it seconds."""
     calls: list[object] = []
     monkeypatch.setattr(chance, "measure_chances", lambda *subject: calls.append(subject) or [])
-    config = read_config(SHAPES, ["train.epochs=2", "evaluate.every=1"])
+    config = read_config(SHAPES, ["train.epochs=4", "evaluate.every=1"])
     result = train_run(config, out=tmp_path / "run", device="cpu", reporter=Reporter(), stop=_StopLater(num_looks))
     assert (len(calls), result.document is not None) == (times, bool(times))
 
