@@ -18,6 +18,7 @@ from sightline.api import LoadedRun
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, escape_to_one_line
 from sightline.contract.types import DataInfo, Field
+from sightline.runs.inputs import find_range
 from sightline.workbench.predict import classify
 from sightline.workbench.predict import prediction as module
 from sightline.workbench.predict.classify import ClassPredictor
@@ -107,6 +108,20 @@ def test_no_more_clouds_wait_than_a_batch(tmp_path: Path) -> None:
     assert found.keys() == set(paths)
     assert not any(isinstance(each, Refusal) for each in found.values())
     assert most <= 2
+
+
+def test_a_file_far_outside_of_the_training_is_predicted_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_of(tmp_path)
+    (file,) = write(tmp_path / "clouds", [4])
+    for factor, num_warned in ((1, 0), (0.01, 1)):  # of the numbers that the training had, by those of the file
+        caplog.clear()
+        run.files.__dict__["ranges"] = {"points": find_range(factor * np.load(file))}
+        assert len(run.predict([file]).predicted) == 1
+        assert len(caplog.messages) == num_warned
+    text = f"{file}: the input is unlike all of training, and so its prediction may be anything: points: "
+    assert caplog.messages[0].startswith(text)
 
 
 def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(
