@@ -26,7 +26,8 @@ are numbered anew."""
     "error",
     "data.label_mapping data.augment_target_mismatch data.target_encoding data.pairing",
     holds="targets that reach the loss are those that the data set has of the same samples",
-    do="look at what the transforms of training do to them, and at their order; transforms.evaluate keeps them",
+    do="look at what the transforms of training do to them, and at their order; transforms.evaluate keeps them. "
+    "If it is meant, as labels of noise are: checks.skip=[training-targets]",
 )
 def training_targets(reaching: Reaching) -> Iterator[Fault]:
     """Compare the targets of the first samples of training with those of the same samples in evaluation."""
