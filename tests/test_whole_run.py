@@ -29,6 +29,7 @@ def test_seconds_are_scaled_by_the_machine_of_their_time() -> None:
         report = SimpleNamespace(nodeid="tests/doctor/test_a.py::test", duration=2.0)
         run.pytest_runtest_logreport(report)  # type: ignore[arg-type]
     assert run.seconds == {"doctor": pytest.approx(2.0 + 1.0)}
+    assert run.plain_seconds == {"doctor": 4.0}
     assert run.total_s == 4.0
     run.calibration.seconds = [9.0, *[5.0] * 20, *[1.0] * 12]
     assert run.calibration.recent_s == 1.0
@@ -72,16 +73,24 @@ def test_single_files_and_parts_are_not_judged(words: tuple[str, ...], options: 
 
 
 @run_each(
-    "load, later, is_red",
-    [(0.5, [3.2, 3.4, 9.0], True), (3.0, [3.2], False), (0.5, [3.2, 6.0, 7.0], False), (0.5, [], True)],
+    "load, later, plain, is_red",
+    [
+        (0.5, [3.2, 3.4, 9.0], 1.3, True),
+        (3.0, [3.2], 1.3, False),
+        (0.5, [3.2, 6.0, 7.0], 1.3, False),
+        (0.5, [], 1.3, True),
+        (0.5, [], 1.2, False),
+    ],
 )
-def test_a_room_above_its_line_fails_the_run_of_a_quiet_machine(load: float, later: list[float], is_red: bool) -> None:
-    """Three workers are no load of others; a burst is no busy machine."""
+def test_a_room_above_its_line_fails_the_run_of_a_quiet_machine(
+    load: float, later: list[float], plain: float, is_red: bool
+) -> None:
+    """Three workers are no load of others; a burst is no busy machine; a line that was kept as it is taken is kept."""
     run = WholeRun(make_config(str(ROOT / "tests"), numprocesses=3))
     run.calibration, run.load = Calibration(), load
     run.calibration.seconds, run.calibration.loads = [read_budget().calibration_s] * 2, later
     room, line = next(iter(read_budget().rooms.items()))
-    run.seconds[room] = 1.3 * line
+    run.seconds[room], run.plain_seconds[room] = 1.3 * line, plain * line
     run._judge_seconds()
     assert [text.partition(":")[0] for text in run.dear] == [room]
     assert [text.partition(":")[0] for text in run.faults] == [room] * is_red

@@ -137,6 +137,8 @@ class WholeRun:
         self.opened: set[str] = set()
         self.seconds: Counter[str] = Counter()
         """Of rooms, each test's scaled by what the small work took around it: bursts of other programs do not count."""
+        self.plain_seconds: Counter[str] = Counter()
+        """Of rooms, as they were taken: a processor that is fast in the small work alone makes no room dear."""
         self.total_s = 0.0
         self.budget = read_budget()
         self.calibration: Calibration | None = None
@@ -174,6 +176,7 @@ class WholeRun:
         if self.calibration is not None:
             self.calibration.measure()
             self.total_s += report.duration
+            self.plain_seconds[room_of(report.nodeid)] += report.duration
             self.seconds[room_of(report.nodeid)] += self.budget.scale(report.duration, self.calibration.recent_s)
 
     @pytest.hookimpl(trylast=True)
@@ -196,10 +199,13 @@ class WholeRun:
         for room, (seconds, line) in sorted(self.budget.find_dear(self.seconds).items()):
             self.dear.append(f"{room}: {seconds:.0f} s, scaled, line {line:.0f} s")
         if self.find_load() < HIGHEST_LOAD:
+            plain = self.budget.find_dear(self.plain_seconds, LONGEST)
             for room, (seconds, line) in self.budget.find_dear(self.seconds, LONGEST).items():
-                self.faults.append(
-                    f"{room}: its tests take {seconds:.0f} s, scaled, above {LONGEST} of their line of {line:.0f} s"
-                )
+                if room in plain:
+                    self.faults.append(
+                        f"{room}: its tests take {plain[room][0]:.0f} s, {seconds:.0f} s scaled, above {LONGEST} of "
+                        f"their line of {line:.0f} s"
+                    )
 
     def find_load(self) -> float:
         """Return the load of other programs: at the start, or in the middle of the run beside its workers."""
