@@ -1,6 +1,6 @@
 """Writes the page of what the project must do from the rows of its tests; `--mutants` breaks rows in silence.
 
-python -m tests.mission                       writes docs/inside/mission.md
+python -m tests.mission                       writes docs/inside/mission.md and docs/inside/beyond.md
 python -m tests.mission --mutants [ID ...]    applies each row's edit to a copy of the package; prints what noticed it
 """
 
@@ -15,14 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from tests.beyond import collect_edits
 from tests.mission.mutants import MUTANTS
-from tests.mission.rows import IDS, PENDING, collect_rows
+from tests.mission.rows import BEYOND, IDS, PENDING, Row, collect_rows
 from tests.mission.trial import Edit, Tree, Verdict
 from tests.processes import ROOT
 
-__all__ = ["PAGE", "write_page"]
+__all__ = ["BEYOND_PAGE", "PAGE", "write_beyond", "write_page"]
 
 PAGE = ROOT / "docs" / "inside" / "mission.md"
+BEYOND_PAGE = PAGE.with_name("beyond.md")
 _AREAS = (
     "Point clouds without labels",
     "Joints in volumes",
@@ -41,6 +43,30 @@ is not there yet: its test must fail until then.
 This page is written from the rows of those tests (`tests/mission`) by `python -m tests.mission`.
 """
 
+_BEYOND_AREAS = {"B3": "3D boxes on LiDAR"}
+_BEYOND_HEAD = """\
+# What sightline does beside its mission
+
+What users of the field ask for first, beside [what it must do](mission.md), and held in the same way:
+[tests/test_beyond.py](../../tests/test_beyond.py) runs each row in a small form and looks at its effect.
+
+This page is written from the rows of those tests (`tests/beyond`) by `python -m tests.mission`.
+"""
+
+
+def write_beyond() -> str:
+    """Return the page of what stands beside the mission."""
+    text = [_BEYOND_HEAD]
+    for prefix, area in _BEYOND_AREAS.items():
+        rows = [row for row in collect_rows(BEYOND) if row.id.partition(".")[0] == prefix]
+        text.append(f"\n## {area}\n\n| id | a user can | command |\n|---|---|---|\n")
+        text += [_as_line(row) for row in rows]
+    return "".join(text)
+
+
+def _as_line(row: Row) -> str:
+    return f"| {row.id}{'°' if row.is_pending else ''} | {row.thing} | {row.command} |\n"
+
 
 def write_page() -> str:
     """Return the page: tables of numbers, things and commands."""
@@ -48,11 +74,7 @@ def write_page() -> str:
     text = [_HEAD.format(count=len(rows))]
     for number, area in enumerate(_AREAS):
         text.append(f"\n## {area}\n\n| id | a user must be able to | command |\n|---|---|---|\n")
-        text += [
-            f"| {row.id}{'°' if row.is_pending else ''} | {row.thing} | {row.command} |\n"
-            for row in rows
-            if row.id.startswith(f"S{number}.")
-        ]
+        text += [_as_line(row) for row in rows if row.id.startswith(f"S{number}.")]
     return "".join(text)
 
 
@@ -99,12 +121,13 @@ def main() -> int:
     options = parser.parse_args()
     if options.mutants is None:
         PAGE.write_text(write_page())
+        BEYOND_PAGE.write_text(write_beyond())
         sys.stderr.write(f"{PAGE.relative_to(ROOT)}: pending {' '.join(sorted(PENDING)) or 'nothing'}\n")
         return 0
-    edits: Mapping[str, Edit] = MUTANTS
+    edits: Mapping[str, Edit] = {**MUTANTS, **collect_edits()}
     if options.edits is not None:
         edits = {id: Edit(*words) for id, words in json.loads(options.edits.read_text()).items()}
-    asked = options.mutants or [id for id in IDS if id in edits]
+    asked = options.mutants or [id for id in (*IDS, *BEYOND) if id in edits]
     if unknown := [id for id in asked if id not in edits]:
         parser.error(f"no edit for {', '.join(unknown)}")
     verdicts = try_edits({id: edits[id] for id in asked}, jobs=options.jobs, out=options.out)

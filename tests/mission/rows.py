@@ -1,4 +1,7 @@
-"""The rows of what the project must do: a number, the thing, the user's command, and functions that see it happen."""
+"""Rows of what the project must do: an id, the thing, the user's command, and functions that see it happen.
+
+Ids that begin with S are of the mission (`tests/mission`), those with B of what stands beside it (`tests/beyond`).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["IDS", "PENDING", "Check", "Row", "collect_rows", "find_row", "list_modules", "part", "row"]
+__all__ = [
+    "BEYOND",
+    "IDS",
+    "PENDING",
+    "Check",
+    "Row",
+    "collect_checks",
+    "collect_rows",
+    "find_row",
+    "list_modules",
+    "part",
+    "row",
+]
 
 IDS = tuple(f"S{area}.{number}" for area, size in enumerate((35, 32, 17, 36, 15)) for number in range(1, size + 1))
 """Numbers of all things: of point clouds without labels, of volumes and joints, of compression, of boxes, of scans."""
+
+BEYOND = tuple(f"B3.{number}" for number in range(1, 21))
+"""Ids of what stands beside the mission: 3D boxes."""
 
 PENDING: frozenset[str] = frozenset("E")
 """Letters of features that are not there yet. A check of such a letter must fail: strike it when its feature lands."""
@@ -58,7 +76,8 @@ _MODULES = (
     *("labels", "boxes", "detectors", "detections", "pedestrians"),
     *("framework", "scans"),
 )
-"""Modules with rows."""
+"""Modules of the mission with rows."""
+_BEYOND_FOLDER = Path(__file__).parents[1] / "beyond"
 _ROWS: dict[str, Row] = {}
 
 
@@ -83,18 +102,30 @@ def part(id: str, letter: str | None = None, *, is_long: bool = False) -> Callab
     return add
 
 
-def collect_rows() -> list[Row]:
-    """Return all rows, in the order of their numbers; those of a number that is none are last."""
-    for module in _MODULES:
-        importlib.import_module(f"tests.mission.{module}")
-    places = {id: place for place, id in enumerate(IDS)}
-    return sorted(_ROWS.values(), key=lambda row: places.get(row.id, len(IDS)))
+def collect_rows(ids: tuple[str, ...] = IDS) -> list[Row]:
+    """Return all rows of the mission, or those of `BEYOND`, in the order of their ids; of an id that is none, last."""
+    for module in _list_all(is_mission=ids == IDS):
+        importlib.import_module(module)
+    places = {id: place for place, id in enumerate(ids)}
+    rows = [row for row in _ROWS.values() if row.id[0] == ids[0][0]]
+    return sorted(rows, key=lambda row: places.get(row.id, len(ids)))
 
 
 def list_modules(id: str) -> list[str]:
     """Return the modules that hold a row or a part of it, by their texts."""
-    texts = {name: Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in _MODULES}
-    return [f"tests.mission.{name}" for name, text in texts.items() if f'"{id}"' in text]
+    folder = Path(__file__).parents[2]
+    texts = {
+        name: (folder / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
+        for name in _list_all(is_mission=id in IDS)
+    }
+    return [name for name, text in texts.items() if f'"{id}"' in text]
+
+
+def _list_all(*, is_mission: bool) -> list[str]:
+    """Return the modules of one of the two lists; those beside the mission are all files of their folder."""
+    if is_mission:
+        return [f"tests.mission.{name}" for name in _MODULES]
+    return [f"tests.beyond.{path.stem}" for path in sorted(_BEYOND_FOLDER.glob("*.py")) if path.stem != "__init__"]
 
 
 def find_row(id: str) -> Row:
@@ -104,6 +135,6 @@ def find_row(id: str) -> Row:
     return _ROWS[id]
 
 
-def collect_checks() -> Iterator[tuple[Row, Check]]:
+def collect_checks(ids: tuple[str, ...] = IDS) -> Iterator[tuple[Row, Check]]:
     """Yield each check beside its row."""
-    return itertools.chain.from_iterable(((row, check) for check in row.checks) for row in collect_rows())
+    return itertools.chain.from_iterable(((row, check) for check in row.checks) for row in collect_rows(ids))

@@ -1,7 +1,8 @@
 """Trials of rows on a copy of the package in which one feature is broken in silence: which rows turn red, and why.
 
-A row notices an edit if it fails by an assertion of `tests/mission`, or since a command that must be refused is not. An
-exception of the package, or an error that a command did not print before, is no silent break: such an edit is refused.
+A row notices an edit if it fails by an assertion of `tests/mission` or `tests/beyond`, or since a command that must be
+refused is not. An exception of the package, or an error that a command did not print before, is no silent break: such
+an edit is refused.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def _kind_of(failure: BaseException) -> str:
         return "red" if str(failure).startswith("not refused") else "refused"
     if function in _EFFECTS:
         return "red"
-    return "red" if file.startswith("tests/mission/") and file not in _COMMANDS else "refused"
+    return "red" if file.startswith(("tests/mission/", "tests/beyond/")) and file not in _COMMANDS else "refused"
 
 
 def _sentence(failure: BaseException) -> str:
