@@ -41,7 +41,7 @@ workbench.fit workbench.series
 workbench.compress
 workbench.weights
 areas.clouds
-areas.contrast areas.detect areas.pose areas.scans areas.scenes
+areas.boxes3d areas.contrast areas.detect areas.pose areas.scans areas.scenes
 verbs api register
 cli
 __main__ __init__
