@@ -30,6 +30,8 @@ class Transform(ABC):
     """True if it drops or reorders points."""
     moves_pixels: bool = False
     """True if it moves the content of an image."""
+    moves_points: bool = False
+    """True if it moves a cloud as a whole, so that boxes in its frame have to move with it."""
     makes_unit_sphere: bool = False
     """True if it normalises clouds to the unit sphere about their mean."""
     until_epoch: int | None = None

@@ -122,6 +122,8 @@ class SampleBlock(PointSelector):
     Source: Qi et al. 2017 (PointNet), section C, and its S3DIS training code (1 m, 4,096 points).
     """
 
+    moves_points = True
+
     def __init__(
         self,
         *,
@@ -177,6 +179,8 @@ class PlaceOnFloor(Transform):
 
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (the minimum of every axis at 0).
     """
+
+    moves_points = True
 
     def __init__(
         self,

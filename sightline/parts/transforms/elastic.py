@@ -35,6 +35,8 @@ class Elastic(Transform):
     2003.
     """
 
+    moves_points = True
+
     def __init__(
         self,
         *,

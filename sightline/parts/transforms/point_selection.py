@@ -55,13 +55,15 @@ class PointSelector(Transform):
         normalised_position: Tensor | None = None,
         remission: Tensor | None = None,
         ring: Tensor | None = None,
+        boxes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         choice = self.choose(draws, points)
         if choice is None:
             return {}
         fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
         fields |= {"colours": colours, "normalised_position": normalised_position, "remission": remission, "ring": ring}
-        is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
+        # Else one label for the whole cloud, or one for each box of it, which stay.
+        is_of_points = label is not None and label.ndim > 1 and boxes is None
         chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
         if self.score_all:
             chosen["nearest"] = _find_nearest_kept(points, chosen["points"], choice.rows)

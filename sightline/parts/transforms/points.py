@@ -1,6 +1,7 @@
 """Geometric transforms of clouds: scale, rotate, shift, flip, jitter, normalise.
 
-Pure and batched: `points` (B, N, 3) and `normals` (B, N, 3) come in, the fields that change go out. Each cloud draws
+Pure and batched: `points` (B, N, 3), `normals` (B, N, 3) and 3D `boxes` (B, M, 7) with their `velocity` (B, M, 2) come
+in, the fields that change go out. Each cloud draws
 from its own stream and meets only element-wise arithmetic or sums of a fixed order, so that a cloud gets the same bits
 alone and in any batch.
 """
@@ -17,10 +18,11 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, UpAxis
 from sightline.contract.draws import Draws
-from sightline.contract.errors import ConfigError
+from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.transform import Transform
 from sightline.ops.points.rotations import axis_rotation, quaternion_matrix, rotate_points, uniform_quaternion
 from sightline.ops.waits import is_recording
+from sightline.parts.transforms.moved_boxes import flip_boxes, scale_boxes, shift_boxes, turn_boxes
 
 
 @registry.transforms.add("normalize_unit_sphere")
@@ -41,6 +43,7 @@ class NormalizeUnitSphere(Transform):
     Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
     """
 
+    moves_points = True
     makes_unit_sphere = True
 
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
@@ -55,7 +58,8 @@ class NormalizeUnitSphere(Transform):
 class Scale(Transform):
     """Random scaling of each cloud about the origin by factors uniform in [low, high): one per axis, or one for all.
 
-    Normals follow as S^-1 n, normalised, if the axes differ.
+    Normals follow as S^-1 n, normalised, if the axes differ. 3D boxes follow one factor for all axes; raises DataError
+    for boxes with `isotropic: false`, of which they would no longer be boxes.
 
     >>> import torch
     >>> from sightline.contract.draws import Draws
@@ -68,6 +72,8 @@ class Scale(Transform):
     training code (one factor, 0.8 to 1.25).
     """
 
+    moves_points = True
+
     def __init__(self, *, low: PositiveFloat = 2 / 3, high: PositiveFloat = 3 / 2, isotropic: bool = False) -> None:
         if low > high:
             raise ConfigError(f"scale: low {low:g} is above high {high:g}; exchange them")
@@ -75,10 +81,20 @@ class Scale(Transform):
         self.high = high
         self.isotropic = isotropic
 
-    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        boxes: Tensor | None = None,
+        velocity: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        if boxes is not None and not self.isotropic:
+            raise DataError("scale: a box that is stretched along the axes is no box; set isotropic: true")
         num_factors = 1 if self.isotropic else 3
         factors_B1C = draws.uniform(1, num_factors, low=self.low, high=self.high).to(points.dtype)
-        changed = {"points": points * factors_B1C}
+        changed = {"points": points * factors_B1C, **scale_boxes(factors_B1C, boxes, velocity)}
         if normals is not None and not self.isotropic:
             changed["normals"] = scale_normals(normals, factors_B1C)
         return changed
@@ -88,7 +104,8 @@ class Scale(Transform):
 class Rotate(Transform):
     """Random rotation of each cloud about the origin, with its normals, by an angle uniform in [-max, max).
 
-    The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
+    The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space. 3D boxes turn
+    about z alone; raises DataError for boxes and another axis.
 
     >>> import torch
     >>> from sightline.contract.draws import Draws
@@ -100,6 +117,8 @@ class Rotate(Transform):
 
     Source: Qi et al. 2017 (PointNet), section 5.1 (about the up axis); Shoemake 1992 (all rotations).
     """
+
+    moves_points = True
 
     def __init__(
         self,
@@ -116,8 +135,19 @@ class Rotate(Transform):
         self.axis: Literal["x", "y", "z", "any"] = up_axis if axis == "up" else axis
         self.max_angle_rad = max_angle_rad
 
-    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
-        return _rotate_fields(self._matrix(draws), points, normals)
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        boxes: Tensor | None = None,
+        velocity: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        if boxes is not None and self.axis != "z":
+            raise DataError(f"rotate: boxes stand upright and turn about z, found axis '{self.axis}'; set axis: z")
+        matrix = self._matrix(draws)
+        return {**_rotate_fields(matrix, points, normals), **turn_boxes(matrix, boxes, velocity)}
 
     def _matrix(self, draws: Draws) -> Tensor:
         if self.axis == "any":
@@ -147,6 +177,8 @@ class Translate(Transform):
     code (relative, 0.5); Cortinhal et al. 2020 (SalsaNext), its training code (ranges [-5, 5], [-3, 3], [-1, 0]).
     """
 
+    moves_points = True
+
     def __init__(
         self, *, max_shift: NonNegativeFloat = 0.2, relative: bool = False, ranges: _Ranges | None = None
     ) -> None:
@@ -161,14 +193,16 @@ class Translate(Transform):
         low, high = torch.tensor(ranges or [(0.0, 0.0)]).T
         self.spans = None if ranges is None else [*zip(low.tolist(), (high - low).tolist(), strict=True)]
 
-    def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self, draws: Draws, *, points: Tensor, remission: Tensor | None = None, boxes: Tensor | None = None
+    ) -> dict[str, Tensor]:
         if self.spans is None:
             shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
         else:
             columns = zip(draws.uniform(1, 3).unbind(2), self.spans, strict=True)
             shift_B13 = torch.stack([unit * span + low for unit, (low, span) in columns], dim=2).to(points.dtype)
-        shifted = points + (shift_B13 * bounding_box_size(points) if self.relative else shift_B13)
-        return {"points": keep_missing(points, shifted, remission)}
+        shift_B13 = shift_B13 * bounding_box_size(points) if self.relative else shift_B13
+        return {"points": keep_missing(points, points + shift_B13, remission), **shift_boxes(shift_B13, boxes)}
 
 
 @registry.transforms.add("jitter")
@@ -197,7 +231,9 @@ class Jitter(Transform):
 
 @registry.transforms.add("flip")
 class Flip(Transform):
-    """Random flip of each cloud, with its normals, along each named axis with a probability.
+    """Random flip of each cloud, with its normals and 3D boxes, along each named axis with a probability.
+
+    Raises DataError for boxes and the axis z.
 
     >>> import torch
     >>> from sightline.contract.draws import Draws
@@ -209,6 +245,8 @@ class Flip(Transform):
     Source: the scene training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (x and y, one half each).
     """
 
+    moves_points = True
+
     def __init__(
         self, *, axes: tuple[Literal["x", "y", "z"], ...] = ("x", "y"), probability: Probability = 0.5
     ) -> None:
@@ -217,11 +255,21 @@ class Flip(Transform):
         self.share = [probability * (axis in axes) for axis in "xyz"]
         self.probability = probability
 
-    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        boxes: Tensor | None = None,
+        velocity: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        if boxes is not None and self.share[2]:
+            raise DataError("flip: boxes stand upright, and a flip along z would hang them; take z out of axes")
         columns = zip(draws.uniform(1, 3).unbind(2), self.share, strict=True)
         is_mirrored_B13 = torch.stack([column < share for column, share in columns], dim=2)
         sign_B13 = torch.where(is_mirrored_B13, -1.0, 1.0).to(points.dtype)
-        changed = {"points": points * sign_B13}
+        changed = {"points": points * sign_B13, **flip_boxes(sign_B13, boxes, velocity)}
         if normals is not None:
             changed["normals"] = normals * sign_B13
         return changed

@@ -35,6 +35,7 @@ class BatchReader:
     ) -> None:
         _assert_points_stay_whole(transforms, dataset.info.fields)
         _assert_pixels_move_together(transforms, dataset.info.fields)
+        _assert_boxes_move_with_points(transforms, dataset.info.fields)
         self.dataset = dataset
         mixing_indices = None if dataset.get_batch is not None else mixing_indices
         read = None if mixing_indices is None else self._read_one  # else no reference cycle, which keeps files open
@@ -219,6 +220,19 @@ def _assert_pixels_move_together(transforms: Sequence[NamedTransform], fields: M
             raise ConfigError(
                 f"transform '{name}' moves pixels but not '{unmoved[0]}' of the data set; flip_image, fit_image, "
                 "cut_image and turn_image take both, or write a transform that does"
+            )
+
+
+def _assert_boxes_move_with_points(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
+    """Raise ConfigError if a transform moves the points but not the 3D boxes in their frame."""
+    points, boxes = fields.get("points"), fields.get("boxes")
+    if points is None or boxes is None or points.frame != boxes.frame:
+        return
+    for name, transform in transforms:
+        if transform.moves_points and "boxes" not in inspect.signature(transform.__call__).parameters:
+            raise ConfigError(
+                f"transform '{name}' moves points but not the boxes around them; rotate, flip, scale and translate "
+                "take both, or write a transform that does"
             )
 
 

@@ -1,0 +1,241 @@
+"""PointPillars: pillars of points, their features from above, a convolutional backbone and a head at anchors.
+
+Source: Lang et al. 2019, PointPillars: Fast Encoders for Object Detection from Point Clouds; the layers are those of
+OpenPCDet's published KITTI network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, TypeAlias
+
+import torch
+from annotated_types import Len
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import TypedDict
+
+from sightline.areas.boxes3d.grid import Extent, PillarGrid
+from sightline.contract import registry
+from sightline.contract.arguments import Count, PositiveFloat
+from sightline.contract.errors import ConfigError
+from sightline.contract.model import Model
+from sightline.ops.voxels.pillars import hard_pillars
+
+_NORM = {"eps": 1e-3, "momentum": 0.01}
+"""Of all batch norms, as in SECOND and its successors."""
+_PRIOR_PROBABILITY = 0.01
+"""Of each class at each anchor before training."""
+CODE_WIDTH = 7
+"""Numbers of a box's code."""
+NUM_ROTATIONS = 2
+"""Anchors of a class in each cell: along x and along y."""
+PerLevel: TypeAlias = Annotated[tuple[Count, ...], Len(1)]
+
+
+class PointPillarsOutput(TypedDict):
+    """Predictions at the anchors of each frame, in the order y, x, class of the anchor, rotation.
+
+    `logits` (B, A, K) before the sigmoid, `codes` (B, A, 7) relative to the anchors, `direction` (B, A, 2) logits of
+    the half of the circle.
+    """
+
+    logits: Tensor
+    codes: Tensor
+    direction: Tensor
+
+
+class PillarEncoder(nn.Module):
+    """Features (V, C) of pillars from their points.
+
+    A point has its coordinates and features, its distance to the mean of its pillar's points and to the pillar's
+    middle: 6 numbers more than `in_channels`. Each layer is a product without a bias, batch norm and ReLU, then the
+    largest over the pillar; but for the last, half as wide and joined with that. Empty places of a pillar are zeros
+    before the product, and take part in batch norm and maximum, as in the published code. Source: section 2.1.
+    """
+
+    def __init__(self, *, in_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        sides = [in_channels + 6, *widths]
+        outs = [*(width // 2 for width in widths[:-1]), widths[-1]]
+        self.linear = nn.ModuleList(
+            nn.Linear(side, out, bias=False) for side, out in zip(sides[:-1], outs, strict=True)
+        )
+        self.norm = nn.ModuleList(nn.BatchNorm1d(out, **_NORM) for out in outs)
+
+    def forward(self, values: Tensor, is_point: Tensor, middles: Tensor) -> Tensor:
+        """Encode `values` (V, T, F) of pillars, of which `is_point` (V, T), around `middles` (V, 3) -> (V, C)."""
+        is_point = is_point[..., None]
+        values = torch.where(is_point, values, 0)
+        count = is_point.sum(dim=1, keepdim=True).clamp(min=1)
+        place = values[..., :3]
+        mean = place.sum(dim=1, keepdim=True) / count
+        values = torch.cat([values, place - mean, place - middles[:, None]], dim=2)
+        values = torch.where(is_point, values, 0)
+        for number, (linear, norm) in enumerate(zip(self.linear, self.norm, strict=True), start=1):
+            values = linear(values)
+            values = norm(values.flatten(0, 1)).view_as(values).relu()
+            largest = values.amax(dim=1, keepdim=True)
+            if number == len(self.linear):
+                return largest[:, 0]
+            values = torch.cat([values, largest.expand_as(values)], dim=2)
+        raise AssertionError("an encoder has a layer")
+
+
+class BirdsEyeBackbone(nn.Module):
+    """Blocks of 3 x 3 convolutions, coarser and coarser, each brought to one size and joined. Source: section 2.2."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_layers: Sequence[int],
+        widths: Sequence[int],
+        strides: Sequence[int],
+        up_widths: Sequence[int],
+        up_strides: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.blocks, self.ups = nn.ModuleList(), nn.ModuleList()
+        for before, width, count, stride in zip((in_channels, *widths), widths, num_layers, strides, strict=False):
+            layers = [_convolve(before, width, stride), *(_convolve(width, width, 1) for _ in range(count))]
+            self.blocks.append(nn.Sequential(*layers))
+        for width, up_width, stride in zip(widths, up_widths, up_strides, strict=True):
+            up = nn.ConvTranspose2d(width, up_width, stride, stride, bias=False)
+            self.ups.append(nn.Sequential(up, nn.BatchNorm2d(up_width, **_NORM), nn.ReLU()))
+
+    def forward(self, canvas: Tensor) -> Tensor:
+        """Map a view from above (B, C, H, W) -> (B, sum of `up_widths`, H / s, W / s)."""
+        maps = []
+        for block, up in zip(self.blocks, self.ups, strict=True):
+            canvas = block(canvas)
+            maps.append(up(canvas))
+        return torch.cat(maps, dim=1)
+
+
+def _convolve(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels, **_NORM), nn.ReLU())
+
+
+@registry.models.add("pointpillars")
+class PointPillars(Model):
+    """PointPillars; 4,834,888 parameters for three classes and points with one feature.
+
+    `extent_m` are the lowest x, y, z and the highest of what is looked at, in metres of the sensor's frame; its width
+    and depth must be whole numbers of `pillar_m` cells, as many as the network's strides divide. A pillar keeps its
+    first `max_points` points, a frame its first `max_pillars` pillars. Blocks have `num_layers` convolutions after the
+    first one, of `widths` channels, with `strides`; each is brought to `up_widths` channels by `up_strides`.
+    Source: Lang et al. 2019, section 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        extent_m: Extent,
+        pillar_m: tuple[PositiveFloat, PositiveFloat] = (0.16, 0.16),
+        max_points: Count = 32,
+        max_pillars: Count = 16_000,
+        encoder_widths: PerLevel = (64,),
+        num_layers: PerLevel = (3, 5, 5),
+        widths: PerLevel = (64, 128, 256),
+        strides: PerLevel = (2, 2, 2),
+        up_widths: PerLevel = (128, 128, 128),
+        up_strides: PerLevel = (1, 2, 4),
+    ) -> None:
+        super().__init__()
+        levels = {"num_layers": num_layers, "widths": widths, "strides": strides}
+        levels |= {"up_widths": up_widths, "up_strides": up_strides}
+        if len({len(values) for values in levels.values()}) > 1:
+            found = ", ".join(f"{name} {len(values)}" for name, values in levels.items())
+            raise ConfigError(f"pointpillars: {found} values; state one for each block")
+        stride = _find_stride(strides, up_strides)
+        self.grid = PillarGrid.of(extent_m, pillar_m, stride=stride, coarsest=math.prod(strides))
+        self.num_classes, self.in_channels = num_classes, in_channels
+        self.max_points, self.max_pillars = max_points, max_pillars
+        self.encoder = PillarEncoder(in_channels=in_channels, widths=encoder_widths)
+        self.backbone = BirdsEyeBackbone(
+            in_channels=encoder_widths[-1],
+            num_layers=num_layers,
+            widths=widths,
+            strides=strides,
+            up_widths=up_widths,
+            up_strides=up_strides,
+        )
+        per_cell, width = num_classes * NUM_ROTATIONS, sum(up_widths)
+        self.classes = nn.Conv2d(width, per_cell * num_classes, 1)
+        self.boxes = nn.Conv2d(width, per_cell * CODE_WIDTH, 1)
+        self.direction = nn.Conv2d(width, per_cell * 2, 1)
+        nn.init.constant_(_bias(self.classes), -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY))
+        nn.init.normal_(self.boxes.weight, std=0.001)
+
+    def forward(self, *, points: Tensor, offsets: Tensor, remission: Tensor | None = None) -> PointPillarsOutput:
+        """Detect in `points` (P, 3), metres in the sensor's frame, of frames `offsets` (B+1,); `remission` (P, 1).
+
+        Raises ValueError for another number of features than `in_channels`.
+        """
+        values = points if remission is None else torch.cat([points, remission.to(points)], dim=1)
+        if values.shape[1] != self.in_channels:
+            raise ValueError(
+                f"pointpillars: found points of {values.shape[1]} numbers, built for {self.in_channels}; take the data "
+                "set of the training, or one with the same features"
+            )
+        return self.detect(self.encode(values, offsets))
+
+    def encode(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """Encode points `values` (P, F) into the view from above (B, C, H, W); a cell without points is zero."""
+        grid, num_frames = self.grid, len(offsets) - 1
+        pillars = hard_pillars(
+            values[:, :3],
+            offsets,
+            extent=grid.extent_m,
+            size=grid.pillar_m,
+            max_points=self.max_points,
+            max_pillars=self.max_pillars,
+        )
+        middles = grid.find_middles(pillars.cells, values.dtype)
+        rows = functional.pad(values, (0, 0, 0, 1))[pillars.point_index]
+        encoded = self.encoder(rows, pillars.point_index >= 0, middles)
+        height, width = grid.num_cells
+        canvas = encoded.new_zeros(num_frames * height * width, encoded.shape[1])
+        canvas = canvas.index_put(
+            (pillars.cells[:, 0] * (height * width) + pillars.cells[:, 1] * width + pillars.cells[:, 2],), encoded
+        )
+        return canvas.view(num_frames, height, width, -1).permute(0, 3, 1, 2)
+
+    def detect(self, canvas: Tensor) -> PointPillarsOutput:
+        """Detect in the view from above (B, C, H, W)."""
+        features = self.backbone(canvas)
+        return {
+            "logits": _to_anchors(self.classes(features), self.num_classes),
+            "codes": _to_anchors(self.boxes(features), CODE_WIDTH),
+            "direction": _to_anchors(self.direction(features), 2),
+        }
+
+
+def _to_anchors(maps: Tensor, width: int) -> Tensor:
+    """Order predictions (B, A * width, H, W) by cell and anchor: (B, H * W * A, width)."""
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, width)
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None
+    return convolution.bias
+
+
+def _find_stride(strides: Sequence[int], up_strides: Sequence[int]) -> int:
+    """Return the cells of a pillar grid in one of the head. Raises ConfigError for levels of different sizes."""
+    reached, ends = 1, []
+    for stride, up in zip(strides, up_strides, strict=True):
+        reached *= stride
+        ends.append(reached / up)
+    if any(first != second for first, second in pairwise(ends)) or ends[0] != int(ends[0]):
+        raise ConfigError(
+            f"pointpillars: strides {tuple(strides)} and up_strides {tuple(up_strides)} lead to cells of "
+            f"{', '.join(f'{end:g}' for end in ends)} pillars; all levels need the same whole number"
+        )
+    return int(ends[0])

@@ -1,0 +1,172 @@
+"""3D detection at anchors: which box each anchor has to find before the forward pass, boxes of a frame after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sightline.areas.boxes3d.anchors import (
+    Anchors,
+    ClassAnchors,
+    assign_boxes,
+    decode_boxes,
+    make_anchors,
+    read_anchors,
+    turn_by_direction,
+)
+from sightline.areas.boxes3d.grid import PillarGrid
+from sightline.contract import registry
+from sightline.contract.arguments import Count, FractionBelowOne, Probability
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import ConfigError
+from sightline.contract.loss import Loss
+from sightline.contract.types import Batch
+from sightline.ops.boxes.priors import IGNORED
+from sightline.ops.boxes.rotated_suppression import rotated_nms
+from sightline.ops.dtypes import promote_to_float32
+from sightline.ops.waits import fetch, read_list, send, send_list
+from sightline.parts.tasks.supervised import Supervised
+
+
+@registry.tasks.add("detect3d")
+class Detect3d(Supervised):
+    """Predicts `detections3d` (D, 9) in the sensor's frame: x, y, z, dx, dy, dz, yaw, score, class.
+
+    Those of frame b are the rows `detections3d_offsets[b]` to `detections3d_offsets[b + 1]`, by falling score. Boxes
+    are given to anchors once a step, before the forward pass; losses read `anchors` (A, 7), `target` (B, A), the class
+    of the anchor's box, -1 for background, -2 for anchors that no loss counts, and `matched_boxes` (B, A, 7). A box
+    whose centre lies outside of the network's extent is not searched. `anchors` state for each class `size`, `bottom`,
+    `positive` and `negative`; `sightline data info` proposes those of a set of one's own. `overlap` is what decides: of
+    boxes made parallel to the nearer axis (`nearest`), or of volumes. Each step logs the anchors with a box (`n_pos`),
+    the ignored ones (`n_ignore`) and the boxes without an anchor (`unmatched_gt`).
+
+    `score` is the least score of a detection; of the `before` highest-scoring, boxes that overlap a kept one from above
+    by more than `iou_threshold` are dropped, of any class unless `per_class`, and the `most` highest-scoring are left.
+    Source: Lang et al. 2019, PointPillars, sections 2.3 and 3.3.
+    """
+
+    predicts = frozenset({"detections3d", "detections3d_offsets", "truth3d", "truth3d_offsets"})
+    context_keys = frozenset({"anchors", "target", "matched_boxes", "is_unmatched"})
+    evaluation_arguments = frozenset({"score", "before", "most", "iou_threshold", "per_class"})
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
+        anchors: Mapping[str, ClassAnchors],
+        class_names: tuple[str, ...],
+        places: Literal["ends", "middles"] = "ends",
+        overlap: Literal["nearest", "volume"] = "nearest",
+        score: FractionBelowOne = 0.1,
+        before: Count = 4096,
+        most: Count = 500,
+        iou_threshold: Probability = 0.01,
+        per_class: bool = False,
+    ) -> None:
+        grid = getattr(model, "grid", None)
+        if not isinstance(grid, PillarGrid):
+            raise ConfigError(
+                f"task: detect3d needs a model on a grid of pillars, such as pointpillars, found {type(model).__name__}"
+            )
+        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self.class_names, self.grid = tuple(class_names), grid
+        self.anchors = make_anchors(grid, read_anchors(anchors, self.class_names), places=places)
+        self.overlap: Literal["nearest", "volume"] = overlap
+        self._score, self._before, self._most = score, before, most
+        self._iou_threshold, self._per_class = iou_threshold, per_class
+        self._made: dict[tuple[Any, ...], Anchors] = {}
+
+    def get_anchors(self, like: Tensor) -> Anchors:
+        """Return the anchors on the device of `like`, cached."""
+        key = (like.device, like.dtype)
+        if key not in self._made:
+            self._made = {key: self.anchors.to(like)}
+        return self._made[key]
+
+    def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Give each anchor what it has to find: the `context_keys`."""
+        anchors = self.get_anchors(batch["boxes"])
+        boxes = batch["boxes"].to(anchors.boxes)
+        is_outside = ~self._is_within(boxes)
+        targets, matched, unmatched = [], [], []
+        for rows in _slices(batch["box_offsets"]):
+            own, label = boxes[rows], batch["label"][rows]
+            is_ignored = batch["is_ignored"][rows] | (label < 0)
+            row, has_anchor = assign_boxes(
+                anchors, own, torch.where(is_outside[rows], -1, label), is_ignored, overlap=self.overlap
+            )
+            # Row -1 is of anchors without a box: a row of zeros behind the boxes.
+            place = row.clamp(min=-1)
+            targets.append(torch.where(row >= 0, functional.pad(label, (0, 1))[place], row))
+            matched.append(functional.pad(own, (0, 0, 0, 1))[place])
+            unmatched.append(~(has_anchor | is_ignored | is_outside[rows]))
+        return {
+            "anchors": anchors.boxes,
+            "target": torch.stack(targets),
+            "matched_boxes": torch.stack(matched),
+            "is_unmatched": torch.cat(unmatched),
+        }
+
+    def _is_within(self, boxes: Tensor) -> Tensor:
+        """Return whether the centres of boxes (M, 7) lie inside of the extent, its faces included."""
+        low, high = boxes.new_tensor(self.grid.extent_m[:3]), boxes.new_tensor(self.grid.extent_m[3:])
+        return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(dim=1)
+
+    def step_counts(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Count anchors with a box, ignored anchors, and boxes without an anchor over a step's micro-batches."""
+        target = torch.cat([context["target"].flatten() for context in contexts])
+        unmatched = torch.cat([context["is_unmatched"] for context in contexts]).sum()
+        return {"n_pos": (target >= 0).sum(), "n_ignore": (target == IGNORED).sum(), "unmatched_gt": unmatched}
+
+    def decode(self, outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the boxes (B, A, 7) and scores (B, A, K) of all anchors."""
+        anchors = self.get_anchors(outputs["codes"])
+        boxes = decode_boxes(anchors.boxes, outputs["codes"].to(anchors.boxes))
+        yaw = turn_by_direction(boxes[..., 6:], outputs["direction"].argmax(dim=2, keepdim=True))
+        return torch.cat([boxes[..., :6], yaw], dim=2), promote_to_float32(outputs["logits"]).sigmoid()
+
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """Convert outputs to detections (D, 9), with the labels that they are compared with."""
+        detections = [self._select(*frame) for frame in zip(*self.decode(outputs), strict=True)]
+        device = outputs["codes"].device
+        counts = [0, *torch.tensor([len(rows) for rows in detections]).cumsum(0).tolist()]
+        predicted = {
+            "detections3d": send(torch.cat(detections), device),
+            "detections3d_offsets": send_list(counts, device),
+        }
+        if "boxes" not in batch:
+            return {**outputs, **predicted}
+        columns = [batch["label"][:, None], batch["is_ignored"][:, None]]
+        truth = torch.cat([batch["boxes"], *(column.to(batch["boxes"]) for column in columns)], dim=1)
+        return {**outputs, **predicted, "truth3d": truth, "truth3d_offsets": batch["box_offsets"]}
+
+    def _select(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Select the detections (D, 9) of a frame from boxes (A, 7) and scores (A, K) of all anchors."""
+        highest, label = scores.max(dim=1)
+        rows = (~(highest < self._score)).nonzero().flatten()  # NaN, too: metrics report it
+        boxes, highest, label = fetch([boxes[rows], highest[rows], label[rows]])
+        if (is_nan := highest.isnan()).any():
+            chosen = is_nan.nonzero().flatten()[: self._most]
+        else:
+            chosen = rotated_nms(
+                boxes,
+                highest,
+                label if self._per_class else torch.zeros_like(label),
+                iou_threshold=self._iou_threshold,
+                max_before=self._before,
+                max_after=self._most,
+            )
+        return torch.cat([boxes[chosen], highest[chosen, None].to(boxes), label[chosen, None].to(boxes)], dim=1)
+
+
+def _slices(offsets: Tensor) -> list[slice]:
+    bounds = read_list(offsets)
+    return [slice(*pair) for pair in pairwise(bounds)]
