@@ -155,7 +155,7 @@ def _finding_boxes(dtype: torch.dtype) -> Any:
         points = 20 * _drawn(device, 120_000 // share, 3, dtype=dtype)
         boxes = 20 * _drawn(device, 50, 7, seed=1, dtype=dtype)
         boxes[:, 3:6] = boxes[:, 3:6].abs() / 10
-        return lambda: ops.points_in_boxes(points, boxes)
+        return lambda: ops.points_in_boxes(points, boxes, frame="camera")
 
     return make
 

@@ -23,8 +23,8 @@ WAITING: dict[str, str] = {
             "boxes3d",
             _BOXES,
             "anchors assign_anchor augment3d box_coding3d centerpoint_pillar_nus centerpoint_targets iou_rotated "
-            "kitti_boxes kitti_eval losses3d nms_rotated nuscenes_eval own_formats pillar_assign pointpillar_kitti "
-            "points_in_boxes",
+            "kitti_boxes kitti_eval losses3d nms_rotated nuscenes_eval own_formats pillar_assign "
+            "pointpillar_kitti",
         ),
         (
             "voxels",

@@ -27,7 +27,7 @@ layers draw doctor
 parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 compression
-store.box_fields store.computed_samples store.prepared store.loading
+store.box_fields store.boxes3d store.computed_samples store.prepared store.loading
 store.cloud_preparation store.scene_preparation
 published
 runs
@@ -41,7 +41,7 @@ workbench.fit workbench.series
 workbench.compress
 workbench.weights
 areas.clouds
-areas.contrast areas.detect areas.pose areas.scans areas.scenes
+areas.boxes3d areas.contrast areas.detect areas.pose areas.scans areas.scenes
 verbs api register
 cli
 __main__ __init__

@@ -469,6 +469,11 @@ CASES = [
         lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
         table=lambda: (empty(120_000, 3), empty(50, 8), 0.1, 0.0),
     ),
+    OperatorCase(
+        "points_in_lidar_boxes",
+        "upright",
+        lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
+    ),
     OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
     OperatorCase("roi_align", "four samples", **_pool(2)),
     OperatorCase("roi_align_gradient", "as many samples as pixels", **_pool(0, is_gradient=True)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from sightline import ops
@@ -215,12 +217,16 @@ BOX_ROWS = [
         none="N",
         differentiable=names("inputs"),
     ),
-    Row(
-        "points_in_boxes",
-        {"points": normal("N", 3), "boxes": upright_boxes("M")},
-        ops.points_in_boxes,
-        (("N",),),
-        none="NM",
+    *(
+        Row(
+            "points_in_boxes",
+            {"points": normal("N", 3), "boxes": upright_boxes("M")},
+            partial(ops.points_in_boxes, frame=frame),
+            (("N",),),
+            none="NM",
+            label=f"of a {frame}",
+        )
+        for frame in ("camera", "lidar")
     ),
     Row(
         "box_convert",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scans.sets.kitti_object import Calibration, read_calibration
+from sightline.areas.scans.sets.kitti_object import DONT_CARE, Calibration, read_calibration, read_objects
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
@@ -18,9 +19,10 @@ FRAMES = ("000000", "000001", "000003")
 FLOAT32 = float(np.finfo(np.float32).eps)
 
 
-def points_in_box(points: np.ndarray, box: np.ndarray, **rule: float) -> np.ndarray:
-    """Mask of the points in one box."""
-    mask: np.ndarray = points_in_boxes(torch.from_numpy(points), torch.from_numpy(box)[None], **rule).numpy() == 0
+def points_in_box(points: np.ndarray, box: np.ndarray, **rule: Any) -> np.ndarray:
+    """Mask of the points in one box, of a camera's frame unless another is stated."""
+    given = (torch.from_numpy(points), torch.from_numpy(box)[None])
+    mask: np.ndarray = points_in_boxes(*given, **{"frame": "camera", **rule}).numpy() == 0
     return mask
 
 
@@ -85,6 +87,60 @@ def test_faces_belong_to_a_box(golden: Golden, case: int) -> None:
     assert (found != expected).sum() == 0 or box[6] != 0
 
 
+@run_each("margin, name, different", [(0.0, "exact", []), (0.01, "reference_margin", [(15, 1102)])])
+def test_boxes_of_a_lidar_are_the_references(shared: Path, margin: float, name: str, different: list[Any]) -> None:
+    """The reference widens by less than its margin, where ours includes the face: point 1102 is at 1.01 of 1 + 0.01."""
+    arrays = load_golden(shared, "points_in_boxes", area="boxes3d").arrays
+    points, boxes = arrays["case00/in_points"], arrays["case00/in_boxes"]
+    inside = np.stack([points_in_box(points, box, frame="lidar", margin=margin) for box in boxes])
+    expected = arrays[f"case00/{name}"] > 0
+    assert np.argwhere(inside != expected).tolist() == [[*pair] for pair in different]
+    if not margin:
+        first = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes), frame="lidar")
+        assert np.array_equal(first, arrays["case00/first_box"])
+        assert np.array_equal(inside.sum(axis=1), arrays["case00/count"])
+
+
+@run_each(
+    "frame, of_camera, of_lidar",
+    [
+        ("000000", [376], [377]),
+        ("000001", [70, 9, 18], [71, 9, 18]),
+        ("000002", [1351, 67], [1349, 67]),
+        ("000003", [680], [674]),
+    ],
+)
+def test_boxes_of_real_frames_hold_as_many_points(
+    folder: Path, frame: str, of_camera: list[int], of_lidar: list[int]
+) -> None:
+    """The counts differ since a camera's y and a LiDAR's z are not parallel. Conversion by hand: bottom to centre."""
+    calibration = read_calibration(folder / f"calib/{frame}.txt")
+    objects = read_objects(folder / f"label_2/{frame}.txt")
+    boxes, points = objects.boxes_camera[objects.types != DONT_CARE], velodyne(folder, frame).astype(np.float64)
+    to_lidar = np.linalg.inv(calibration.camera_of_velodyne)
+    x, y, z = to_lidar[:3, :3] @ boxes[:, :3].T + to_lidar[:3, 3:]
+    length, height, width, turn = boxes[:, 3:].T
+    lidar = np.column_stack([x, y, z + height / 2, length, width, height, -turn - np.pi / 2])
+    for chosen, cloud, expected, name in (
+        (boxes, calibration.to_camera(points), of_camera, "camera"),
+        (lidar, points, of_lidar, "lidar"),
+    ):
+        assert [int(points_in_box(cloud, box, frame=name).sum()) for box in chosen] == expected
+
+
+def test_the_frame_of_a_lidar_by_hand() -> None:
+    """A box of 4 x 2 x 1 m, its heading to the left: along y it is long. Faces belong to it, `bottom` is cut off."""
+    boxes = torch.tensor([[1.0, 0, 5, 4, 2, 1, np.pi / 2], [0, 0, 0, -1, 2, 2, 0]])
+    points = torch.tensor([[1.0, 2, 5.5], [2, -2, 4.5], [2.5, 0, 5], [1, 0, 4.6], [1, 0, 5.6], [0, 0, 0]])
+    assert points_in_boxes(points, boxes, frame="lidar").tolist() == [0, 0, -1, 0, -1, -1]
+    assert points_in_boxes(points, boxes, frame="lidar", margin=0.75).tolist() == [0, 0, 0, 0, -1, 1]
+    assert points_in_boxes(points, boxes, frame="lidar", bottom=0.25).tolist() == [0, -1, -1, -1, -1, -1]
+    with pytest.raises(TypeError, match="frame"):
+        points_in_boxes(points, boxes)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="frame: found 'velodyne', allowed are 'camera' and 'lidar'"):
+        points_in_boxes(points, boxes, frame="velodyne")  # type: ignore[arg-type]
+
+
 def test_margin_and_bottom_by_hand() -> None:
     box = np.array([0.0, 0.0, 10.0, 4.0, 1.5, 2.0, 0.0])
     points = np.array([[2.05, -1, 10], [2.2, -1, 10], [0, 0.05, 10], [0, -0.05, 10], [0, -1.55, 10], [0, -1, 11.05]])
@@ -97,14 +153,14 @@ def test_the_first_box_that_holds_a_point_is_found_by_hand() -> None:
     """Two boxes that share a half, one turned by a quarter; a point that is no number, and formats of fewer digits."""
     boxes = torch.tensor([[0.0, 0, 0, 4, 2, 2, 0], [1, 0, 0, 4, 2, 2, 0], [9, 0, 0, 4, 2, 1, np.pi / 2]])
     points = torch.tensor([[-2.0, -1, 0], [1, -1, 1], [3, -2, -1], [9, 0, 1.9], [10.9, 0, 0], [0, 1, 0]])
-    found = points_in_boxes(points, boxes)
+    found = points_in_boxes(points, boxes, frame="camera")
     assert found.tolist() == [0, 0, 1, 2, -1, -1]
-    assert points_in_boxes(points, boxes[:0]).tolist() == [-1] * 6
-    assert points_in_boxes(points[:0], boxes).tolist() == []
-    assert points_in_boxes(points.int(), boxes.half()).tolist() == [0, 0, 1, 2, -1, -1]
+    assert points_in_boxes(points, boxes[:0], frame="camera").tolist() == [-1] * 6
+    assert points_in_boxes(points[:0], boxes, frame="camera").tolist() == []
+    assert points_in_boxes(points.int(), boxes.half(), frame="camera").tolist() == [0, 0, 1, 2, -1, -1]
     points[1, 1] = torch.nan
-    assert points_in_boxes(points, boxes).tolist() == [0, -1, 1, 2, -1, -1]
-    assert points_in_boxes(points, boxes, margin=1.5).tolist() == [0, -1, 0, 2, 2, -1]
+    assert points_in_boxes(points, boxes, frame="camera").tolist() == [0, -1, 1, 2, -1, -1]
+    assert points_in_boxes(points, boxes, frame="camera", margin=1.5).tolist() == [0, -1, 0, 2, 2, -1]
 
 
 @run_each(
@@ -118,7 +174,7 @@ def test_the_first_box_that_holds_a_point_is_found_by_hand() -> None:
 )
 def test_other_forms_of_points_and_boxes_are_refused(points: torch.Tensor, boxes: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        points_in_boxes(points, boxes)
+        points_in_boxes(points, boxes, frame="camera")
 
 
 def test_points_behind_the_camera_have_no_pixel() -> None:

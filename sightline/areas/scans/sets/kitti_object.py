@@ -193,7 +193,7 @@ def label_points_by_boxes(
     volumes = objects.boxes_camera[box_indices, 3:6].prod(axis=1)
     smallest_first = box_indices[np.argsort(-volumes, kind="stable")[::-1]]
     boxes = torch.from_numpy(objects.boxes_camera[smallest_first])
-    box = points_in_boxes(torch.from_numpy(camera), boxes).numpy()
+    box = points_in_boxes(torch.from_numpy(camera), boxes, frame="camera").numpy()
     types[box >= 0] = objects.types[smallest_first[box[box >= 0]]]
     return types
 

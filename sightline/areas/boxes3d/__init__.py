@@ -1,0 +1,11 @@
+"""3D boxes on LiDAR: sets of clouds with boxes, their pictures, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PARTS: Mapping[str, Mapping[str, str]] = {}
+"""Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
+
+What areas and tools share of 3D boxes, the table of a frame and the label files of other tools, is in `store/boxes3d`.
+"""

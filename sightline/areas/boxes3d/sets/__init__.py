@@ -1,0 +1,1 @@
+"""Data sets of LiDAR clouds with 3D boxes."""
