@@ -8,15 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sightline.areas.scans.sets.synthetic_lidar import (
-    SENSOR_HEIGHT_M,
-    LidarNoise,
-    Scan,
-    Street,
-    cast_street,
-    draw_street,
-)
+from sightline.areas.scans.sets.synthetic_lidar import draw_street
 from sightline.store.files.sensors import SensorBlock, make_sensor
+from sightline.store.streets.casting import SENSOR_HEIGHT_M, LidarNoise, Scan, Street, cast_street
 
 
 def quiet(done: int, total: int, message: str) -> None:

@@ -8,22 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scans.sets.beams import GROUND, Obstacles
-from sightline.areas.scans.sets.synthetic_lidar import (
-    CLASS_IDS,
-    CLASS_NAMES,
-    SENSOR_HEIGHT_M,
-    LidarNoise,
-    Scan,
-    Street,
-    SyntheticLidar,
-    cast_street,
-    draw_street,
-)
+from sightline.areas.scans.sets.synthetic_lidar import CLASS_IDS, CLASS_NAMES, SyntheticLidar, draw_street
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
 from sightline.store.files.sensors import SensorBlock, make_sensor
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.streets.beams import GROUND, Obstacles
+from sightline.store.streets.casting import SENSOR_HEIGHT_M, LidarNoise, Scan, Street, cast_street
 
 EXACT = LidarNoise(range_m=0.0, remission=0.0, lost_share=0.0)
 HDL64 = make_sensor(None, preset="hdl64", owner="the test")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
-from sightline.areas.scans.sets.beams import GROUND, NOTHING, Obstacles, cast_beams
 from sightline.areas.scans.sets.labelled_scans import scan_facts
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, Seed
@@ -15,59 +12,38 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache, array_bytes
 from sightline.store.files.scan_samples import FEATURES, channel_sums, mean_and_std, scan_fields
-from sightline.store.files.sensors import Sensor, SensorBlock, make_sensor
+from sightline.store.files.sensors import SensorBlock, make_sensor
 from sightline.store.label_maps import LabelMap, identity_map
+from sightline.store.streets.beams import Obstacles
+from sightline.store.streets.casting import (
+    BUILDING,
+    CAR,
+    FARTHEST_M,
+    PERSON,
+    POLE,
+    ROAD,
+    SENSOR_HEIGHT_M,
+    SIDEWALK,
+    TERRAIN,
+    TRUNK,
+    LidarNoise,
+    Scan,
+    Street,
+    cast_street,
+)
 
-SENSOR_HEIGHT_M = 1.73
-NEAREST_M, FARTHEST_M = 0.9, 80.0
-_ROAD_M, _SIDEWALK_M = 4.0, 6.0
-"""Half the width of the road, and of road with sidewalks."""
-_CAR, _PERSON, _ROAD, _SIDEWALK, _BUILDING, _TRUNK, _TERRAIN, _POLE = 10, 30, 40, 48, 50, 71, 72, 80
 CLASS_IDS = {
-    "car": _CAR,
-    "person": _PERSON,
-    "road": _ROAD,
-    "sidewalk": _SIDEWALK,
-    "building": _BUILDING,
-    "trunk": _TRUNK,
-    "terrain": _TERRAIN,
-    "pole": _POLE,
+    "car": CAR,
+    "person": PERSON,
+    "road": ROAD,
+    "sidewalk": SIDEWALK,
+    "building": BUILDING,
+    "trunk": TRUNK,
+    "terrain": TERRAIN,
+    "pole": POLE,
 }
 """Classes and their ids in SemanticKITTI."""
-_REMISSION = {_CAR: 0.55, _PERSON: 0.4, _ROAD: 0.2, _SIDEWALK: 0.3, _BUILDING: 0.35, _TRUNK: 0.25, _TERRAIN: 0.45}
-_REMISSION[_POLE] = 0.7
-"""Remission of a surface that faces the sensor, by class id."""
-_NUM = {_CAR: 6, _PERSON: 3, _BUILDING: 10, _POLE: 8, _TRUNK: 6}
-
-
-class Street(NamedTuple):
-    """Objects of a street: `things` and their class ids, boxes first, then cylinders."""
-
-    things: Obstacles
-    ids: np.ndarray
-
-
-class LidarNoise(NamedTuple):
-    """Noise of a sensor: standard deviations of range (metres) and remission, and the share of lost returns."""
-
-    range_m: float = 0.02
-    remission: float = 0.03
-    lost_share: float = 0.05
-
-
-class Scan(NamedTuple):
-    """Returns of a scan in the order of KITTI's files: beam by beam, counter-clockwise from forward.
-
-    `points` (N, 3) float32 metres, `remission` (N,) float32 0 to 1, `ids` (N,) int64 (`CLASS_IDS`), `ring` (N,) int64,
-    0 the highest beam, `column` (N,) int64 of the image, `thing` (N,) int64, the index in the street or GROUND.
-    """
-
-    points: np.ndarray
-    remission: np.ndarray
-    ids: np.ndarray
-    ring: np.ndarray
-    column: np.ndarray
-    thing: np.ndarray
+_NUM = {CAR: 6, PERSON: 3, BUILDING: 10, POLE: 8, TRUNK: 6}
 
 
 def draw_street(generator: np.random.Generator) -> Street:
@@ -75,69 +51,27 @@ def draw_street(generator: np.random.Generator) -> Street:
     ground = -SENSOR_HEIGHT_M
     side = {key: generator.choice([-1.0, 1.0], count) for key, count in _NUM.items()}
     scale = {key: generator.uniform(0.9, 1.1, (count, 3)) for key, count in _NUM.items()}
-    car_x = generator.choice([-1.0, 1.0], _NUM[_CAR]) * generator.uniform(5.0, 40.0, _NUM[_CAR])
-    yaw = generator.normal(0.0, 0.05, _NUM[_CAR]) + np.pi * generator.integers(0, 2, _NUM[_CAR])
-    cars = _make_boxes(car_x, side[_CAR] * generator.uniform(2.7, 3.2, _NUM[_CAR]), (4.2, 1.8, 1.5), scale[_CAR], yaw)
-    facing = generator.uniform(-np.pi, np.pi, _NUM[_PERSON])
-    person_y = side[_PERSON] * generator.uniform(4.2, 5.8, _NUM[_PERSON])
+    car_x = generator.choice([-1.0, 1.0], _NUM[CAR]) * generator.uniform(5.0, 40.0, _NUM[CAR])
+    yaw = generator.normal(0.0, 0.05, _NUM[CAR]) + np.pi * generator.integers(0, 2, _NUM[CAR])
+    cars = _make_boxes(car_x, side[CAR] * generator.uniform(2.7, 3.2, _NUM[CAR]), (4.2, 1.8, 1.5), scale[CAR], yaw)
+    facing = generator.uniform(-np.pi, np.pi, _NUM[PERSON])
+    person_y = side[PERSON] * generator.uniform(4.2, 5.8, _NUM[PERSON])
     persons = _make_boxes(
-        generator.uniform(-25.0, 25.0, _NUM[_PERSON]), person_y, (0.6, 0.6, 1.8), scale[_PERSON], facing
+        generator.uniform(-25.0, 25.0, _NUM[PERSON]), person_y, (0.6, 0.6, 1.8), scale[PERSON], facing
     )
-    house_x = np.repeat(np.arange(-40.0, 41.0, 20.0), 2) + generator.uniform(-2.0, 2.0, _NUM[_BUILDING])
+    house_x = np.repeat(np.arange(-40.0, 41.0, 20.0), 2) + generator.uniform(-2.0, 2.0, _NUM[BUILDING])
     houses = _make_boxes(
-        house_x, 14.0 * np.tile([-1.0, 1.0], 5), (16.0, 8.0, 8.0), scale[_BUILDING], np.zeros(len(house_x))
+        house_x, 14.0 * np.tile([-1.0, 1.0], 5), (16.0, 8.0, 8.0), scale[BUILDING], np.zeros(len(house_x))
     )
-    poles = _draw_cylinders(generator, side[_POLE] * 6.2, 0.1, 4.0 * scale[_POLE][:, 2])
-    trunk_y = side[_TRUNK] * generator.uniform(7.0, 9.0, _NUM[_TRUNK])
-    trunks = _draw_cylinders(generator, trunk_y, 0.2, 1.5 * scale[_TRUNK][:, 2])
+    poles = _draw_cylinders(generator, side[POLE] * 6.2, 0.1, 4.0 * scale[POLE][:, 2])
+    trunk_y = side[TRUNK] * generator.uniform(7.0, 9.0, _NUM[TRUNK])
+    trunks = _draw_cylinders(generator, trunk_y, 0.2, 1.5 * scale[TRUNK][:, 2])
     boxes, cylinders = np.concatenate([cars, persons, houses]), np.concatenate([poles, trunks])
     boxes[:, 5] += ground
     cylinders[:, 3] += ground
-    kinds = (_CAR, _PERSON, _BUILDING, _POLE, _TRUNK)
+    kinds = (CAR, PERSON, BUILDING, POLE, TRUNK)
     ids = np.repeat(kinds, [_NUM[kind] for kind in kinds])
     return Street(Obstacles(boxes, cylinders), ids)
-
-
-def cast_street(
-    street: Street, sensor: Sensor, *, num_columns: int, generator: np.random.Generator, disturbance: LidarNoise
-) -> Scan:
-    """Cast one turn of the sensor, 1.73 m above the road's middle line; returns are between 0.9 and 80 m away."""
-    elevation, azimuth = sensor.elevations_rad(), sensor.azimuths_rad(num_columns)
-    hits = cast_beams(elevation, azimuth, street.things, ground_m=-SENSOR_HEIGHT_M)
-    is_return = (hits.object_id != NOTHING) & (hits.range_m > NEAREST_M) & (hits.range_m < FARTHEST_M)
-    is_return &= generator.random(is_return.shape, dtype=np.float32) >= disturbance.lost_share
-    order = _order_columns(azimuth)
-    ring, order_index = np.nonzero(is_return[:, order])
-    column = order[order_index]
-    distance, thing = hits.range_m[ring, column], hits.object_id[ring, column]
-    ids = np.where(thing == GROUND, _classify_ground(distance, elevation[ring], azimuth[column]), street.ids[thing])
-    base = np.zeros(max(_REMISSION) + 1)
-    base[list(_REMISSION)] = list(_REMISSION.values())
-    remission = base[ids] * hits.cosine[ring, column]
-    remission += disturbance.remission * generator.standard_normal(len(ids), dtype=np.float32)
-    distance = distance + disturbance.range_m * generator.standard_normal(len(ids), dtype=np.float32)
-    ground_distance = distance * np.cos(elevation)[ring]
-    points = np.stack(
-        [
-            ground_distance * np.cos(azimuth)[column],
-            ground_distance * np.sin(azimuth)[column],
-            distance * np.sin(elevation)[ring],
-        ],
-        axis=1,
-    )
-    return Scan(points.astype(np.float32), np.clip(remission, 0.0, 1.0).astype(np.float32), ids, ring, column, thing)
-
-
-def _order_columns(azimuth_rad: np.ndarray) -> np.ndarray:
-    """Order columns counter-clockwise from forward; from the left edge if the sensor covers less than a turn."""
-    if not np.isclose(np.abs(np.ptp(azimuth_rad)) * len(azimuth_rad), 2 * np.pi * (len(azimuth_rad) - 1)):
-        return np.arange(len(azimuth_rad))
-    return np.argsort(azimuth_rad % (2 * np.pi))
-
-
-def _classify_ground(distance: np.ndarray, elevation_rad: np.ndarray, azimuth_rad: np.ndarray) -> np.ndarray:
-    lateral = np.abs(distance * np.cos(elevation_rad) * np.sin(azimuth_rad))
-    return np.where(lateral < _ROAD_M, _ROAD, np.where(lateral < _SIDEWALK_M, _SIDEWALK, _TERRAIN))
 
 
 def _make_boxes(

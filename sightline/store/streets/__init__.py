@@ -1,0 +1,1 @@
+"""Streets of upright boxes and cylinders, and what a turning LiDAR above their road returns."""
