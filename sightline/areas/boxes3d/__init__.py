@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-PARTS: Mapping[str, Mapping[str, str]] = {}
+PARTS: Mapping[str, Mapping[str, str]] = {
+    "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
+    "scorings": {"scoring": "Box3dScoring"},
+}
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 
 What areas and tools share of 3D boxes, the table of a frame and the label files of other tools, is in `store/boxes3d`.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from sightline.areas.boxes3d.metrics.rows import FrameGroups
+from sightline.ops.boxes.rotated_overlaps import box3d_overlap_bev
 
 __all__ = ["image_overlaps", "shares_in_regions", "upright_overlaps"]
 
@@ -49,30 +51,20 @@ def upright_overlaps(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray,
     rows = np.flatnonzero(near)
     above, volume = np.zeros(len(first)), np.zeros(len(first))
     for part in np.array_split(rows, max(1, len(rows) // _PAIRS_AT_ONCE)):
-        above[part], volume[part] = _rotated(first[part], second[part])
+        above[part], volume[part] = _overlap(first[part], second[part])
     return above, volume
 
 
-_PAIRS_AT_ONCE = 200_000
+_PAIRS_AT_ONCE = 2**18
 
 
-def _rotated(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from tests.metrics.kitti_reference import shared_area
-    import math
-
-    def corners(b):
-        c, s = math.cos(b[6]), math.sin(b[6])
-        return [
-            (b[0] + c * u - s * v, b[1] + s * u + c * v)
-            for u, v in ((b[3] / 2, b[4] / 2), (-b[3] / 2, b[4] / 2), (-b[3] / 2, -b[4] / 2), (b[3] / 2, -b[4] / 2))
-        ]
-
-    A = []
-    V = []
-    for a, b in zip(first, second):
-        sh = shared_area(corners(a), corners(b))
-        A.append(sh / (a[3] * a[4] + b[3] * b[4] - sh))
-        h = max(0.0, min(a[2] + a[5] / 2, b[2] + b[5] / 2) - max(a[2] - a[5] / 2, b[2] - b[5] / 2))
-        v = sh * h
-        V.append(v / (a[3] * a[4] * a[5] + b[3] * b[4] * b[5] - v))
-    return np.array(A), np.array(V)
+def _overlap(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    boxes, others = torch.from_numpy(first), torch.from_numpy(second)
+    shared = box3d_overlap_bev(boxes, others, aligned=True).numpy()
+    bases = [rows[:, 3] * rows[:, 4] for rows in (first, second)]
+    shared = np.minimum(shared, np.minimum(*bases))
+    half, other_half, apart = first[:, 5] / 2, second[:, 5] / 2, second[:, 2] - first[:, 2]
+    height = np.minimum(half, apart + other_half) - np.maximum(-half, apart - other_half)
+    volume = shared * np.maximum(height, 0)
+    volumes = bases[0] * first[:, 5] + bases[1] * second[:, 5]
+    return shared / (bases[0] + bases[1] - shared), volume / (volumes - volume)
