@@ -110,10 +110,11 @@ def draw_label(random: np.random.Generator, kind: str) -> Thing:
 
 
 def draw_found(random: np.random.Generator, label: Thing, has_angles: bool) -> Thing:
-    near = float(random.choice([0.02, 0.08, 0.3, 1.0]))
+    near = float(random.choice([0.02, 0.06, 0.15, 0.5]))
     kind = str(random.choice(["Car", "Pedestrian", "Cyclist", "Truck"])) if random.random() < 0.1 else label.kind
     kind = {"Van": "Car", "Person_sitting": "Pedestrian"}.get(kind, kind)
     moved = {key: getattr(label, key) + float(random.normal(0, near)) for key in ("x", "y", "z", "turn")}
+    moved["y"] += float(random.choice([0.0, 0.0, 0.3, -0.5]))
     sizes = {
         key: getattr(label, key) * float(random.uniform(1 - near / 4, 1 + near / 4)) for key in ("length", "width")
     }

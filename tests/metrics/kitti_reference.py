@@ -124,9 +124,9 @@ def true_scores(frame: Frame, states: tuple[list[int], list[int]], overlaps: dic
             continue
         best = None
         for j, found in enumerate(detections):
-            if states[1][j] != -1 and j not in used and overlaps[i, j] > least:
-                if best is None or found.score > detections[best].score:
-                    best = j
+            fits = states[1][j] != -1 and j not in used and overlaps[i, j] > least
+            if fits and (best is None or found.score > detections[best].score):
+                best = j
         if best is not None:
             used.add(best)
             if states[0][i] == 0 and states[1][best] == 0:

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.boxes3d.metrics.boxes3d_ap import Boxes3dAp
-from sightline.areas.boxes3d.metrics.kitti_ap import KittiAp, find_ceiling
-from sightline.contract.errors import ConfigError
+from sightline.areas.boxes3d.metrics.kitti_ap import KittiAp
 from sightline.contract.metric import Meter
 from tests.golden_parity import load_golden
 from tests.metrics.boxes3d_sets import CLASSES, LEVEL, draw_frames, make_batch, make_sample

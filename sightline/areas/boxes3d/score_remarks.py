@@ -120,8 +120,8 @@ def _low_ceilings(labels: KittiLabels) -> Facts:
         few = {difficulty: row for difficulty, row in rows.items() if 0 < row["count"] < _ALLOWS_ALL}
         if few:
             listed = [
-                f"{row['count']} {difficulty} (at most {row['ceiling_r40']:.4g} at 40 recalls, {row['ceiling_r11']:.4g} "
-                "at 11)"
+                f"{row['count']} {difficulty} (at most {row['ceiling_r40']:.4g} at 40 recalls, "
+                f"{row['ceiling_r11']:.4g} at 11)"
                 for difficulty, row in few.items()
             ]
             yield {"name": name, "listed": ", ".join(listed)}
@@ -192,8 +192,8 @@ REMARKS = (
         "T3",
         KittiLabels,
         _boxless_labels,
-        "{count} of {total} labels have no image box, or one of no height: KITTI's rules do not count them, and AP is 0 "
-        "or missing at any quality; state image boxes, or score by boxes3d_ap",
+        "{count} of {total} labels have no image box, or one of no height: KITTI's rules do not count them, and AP is "
+        "0 or missing at any quality; state image boxes, or score by boxes3d_ap",
     ),
     Remark(
         "T3",
@@ -234,15 +234,15 @@ REMARKS = (
         "T16",
         MatchedPairs,
         _reversed_headings,
-        "'{name}': {count} of {total} found boxes point backwards: the error of yaw is {full:.3g} rad modulo 360 degrees "
-        "and {axis:.3g} modulo 180; overlaps do not see it: mind the half-turn of the yaw, or the direction class",
+        "'{name}': {count} of {total} found boxes point backwards: the error of yaw is {full:.3g} rad modulo 360 "
+        "degrees and {axis:.3g} modulo 180; overlaps do not see it: mind the half-turn, or the direction class",
     ),
     Remark(
         "T16",
         MatchedPairs,
         _swapped_sizes,
-        "'{name}': the error of sizes (1 - IoU) of {total} found boxes is {plain:.2f}, and {best:.2f} if dx, dy, dz are "
-        "read as {order}; write length, width, height",
+        "'{name}': the error of sizes (1 - IoU) of {total} found boxes is {plain:.2f}, and {best:.2f} if dx, dy, dz "
+        "are read as {order}; write length, width, height",
     ),
     Remark(
         "T25",

@@ -16,7 +16,7 @@ _CORNERS = np.array([(u, v, w) for w in (0.0, -1.0) for u, v in ((0.5, 0.5), (0.
 def project_boxes(
     boxes: np.ndarray, calibration: Calibration, *, image_px: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image boxes (M, 4), left, top, right, bottom in pixels, and angles of observation (M,) of boxes (M, 7).
+    """Return image boxes (M, 4), left, top, right, bottom in pixels, and angles of observation (M,), of boxes (M, 7).
 
     The image box holds the eight projected corners, and is cut at the borders of an image of `image_px`, width and
     height; NaN for a box with a corner that is not in front of the camera. The angle is ry - atan2(x, z) of the camera.

@@ -105,7 +105,7 @@ def join_names(names: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _read_kitti(path: Path, *, are_labels: bool) -> _Rows:
-    """Read a frame's rows: boxes x, y, z, length, height, width and turn of the camera, as `boxes_from_camera` takes."""
+    """Read the rows of a frame; boxes are x, y, z, length, height, width and turn, as `boxes_from_camera` takes them."""
     rows = _Rows([], [], [])
     for number, line in enumerate(_decode(read_file(path), path).splitlines(), start=1):
         name, *words = line.split() or [""]
@@ -214,8 +214,8 @@ def _read_json(content: bytes, path: Path) -> dict[str, _Rows]:
     document = parse_json_content(content, where=str(path), advice=_ADVICE)
     if not isinstance(document, dict) or document.get("form") != _FORM:
         raise DataError(
-            f'{path}: is no file of our results, which begins with {{"form": "{_FORM}"}}, and each record of which names '
-            f"its frame; {_ADVICE}"
+            f'{path}: is no file of our results, which begins with {{"form": "{_FORM}"}}, each record of which '
+            f"names its frame; {_ADVICE}"
         )
     if document.get("version") != _VERSION:
         raise DataError(f"{path}: is of version {document.get('version')}, this program reads {_VERSION}; {_ADVICE}")

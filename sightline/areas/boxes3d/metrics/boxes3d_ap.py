@@ -1,4 +1,4 @@
-"""AP of 3D boxes for sets of any size, by overlap of volumes and by distance of centres, with errors of what is found."""
+"""AP of 3D boxes for sets of any size, by overlap and by distance, and the errors of what is found."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Boxes3dAp(Box3dRows):
     classes with labels, NaN without. The errors are means over the pairs at 2 m, NaN without: `centre_error_m` from
     above, `height_error_m` of z, `size_error` 1 - IoU of sizes, `yaw_error_rad` of headings modulo 360 degrees,
     `axis_error_rad` modulo 180: a large difference of the two are reversed headings. A detection on an ignored label of
-    its class, or with its centre in an ignored region of no class, does not count. Intervals are a bootstrap over frames.
-    Raises ConfigError for a `min_overlap` of no class.
+    its class, or with its centre in an ignored region of no class, does not count. Intervals are a bootstrap over
+    frames. Raises ConfigError for a `min_overlap` of no class.
 
     Source: Everingham et al. 2010, The PASCAL VOC challenge (AP); Caesar et al. 2020, nuScenes (distances, errors).
     """

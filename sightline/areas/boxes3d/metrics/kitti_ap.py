@@ -71,8 +71,8 @@ class KittiAp(Metric):
 
     With n labels that count, no detector exceeds (n - 1) / 40 at 40 recalls, for n up to 41.
 
-    Source: Geiger et al. 2012, Are we ready for autonomous driving?, and its published evaluation; 40 recalls: Simonelli
-    et al. 2019, Disentangling monocular 3D object detection.
+    Source: Geiger et al. 2012, Are we ready for autonomous driving?, and its published evaluation; 40 recalls:
+    Simonelli et al. 2019, Disentangling monocular 3D object detection.
     """
 
     higher_is_better = True
@@ -153,24 +153,24 @@ class KittiAp(Metric):
             "protocol": f"KITTI, overlaps of volumes and from above over {levels}",
             "num_boxes": int((~is_ignored).sum()),
             "num_ignored": int(is_ignored.sum()),
-            "undefined": self._list_undefined(rows, all_curves),
+            "undefined": _list_undefined(bool((~is_ignored).any()), all_curves),
             "remarks": list_remarks(KittiLabels(rows, *_image_columns(state))),
         }
         return {"scored_boxes_kitti": about, "by_difficulty": rows}
-
-    def _list_undefined(self, rows: Mapping[str, Mapping[str, Any]], curves: Sequence[_ClassCurves]) -> dict[str, str]:
-        undefined = {}
-        for difficulty in DIFFICULTIES:
-            if not any(row["count"] for name, row in rows.items() if name.endswith(f", {difficulty}")):
-                undefined[f"all, {difficulty}"] = "no label counts at this difficulty"
-        if curves and not curves[0].frames.has_angles:
-            undefined["aos"] = "a detection states no angle of observation (alpha)"
-        return undefined
 
     def _curves(self, state: State) -> Iterator[_ClassCurves]:
         frames = _compare_frames(state)
         for number, name in enumerate(self.class_names):
             yield _ClassCurves(frames, number, *self._levels[name])
+
+
+def _list_undefined(has_labels: bool, curves: Sequence[_ClassCurves]) -> dict[str, str]:
+    if not has_labels:
+        return {"all": "no label counts"}
+    if not curves or curves[0].frames.has_angles:
+        return {}
+    names = [f"aos_{recalls}_{difficulty}" for recalls in _RECALLS for difficulty in ("moderate", "easy", "hard")]
+    return {", ".join(names): "a detection states no angle of observation (alpha)"}
 
 
 def _figure_names() -> list[str]:

@@ -69,7 +69,7 @@ def count_finds(
     counts,
     likeness,
 ):
-    """Count for each frame and score threshold (F, K) found labels and false detections, and sum the likeness of angles.
+    """Count found labels and false detections of each frame and score threshold (F, K), and sum likeness of angles.
 
     Detections below the threshold are out. Labels take their turn in order: each takes the free detection that overlaps
     it the most, by more than `level`, of those that count; of the others only where none of these does. What neither

@@ -51,7 +51,7 @@ def match_greedily(
 
 @numba_kernel
 def average_resampled(first, last, times, frame, is_true, labels, averages):
-    """Write the AP of each row of `times` (R, F), how often each frame is drawn, into `averages` (R,); NaN for no label.
+    """Write the AP of each row of `times` (R, F), how often frames are drawn, into `averages` (R,); NaN for no label.
 
     `frame` (D,) and `is_true` (D,) are of detections by falling score, `labels` (F,) the number of labels.
     """
