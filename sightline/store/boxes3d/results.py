@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.contract.errors import DataError, escape_to_one_line
+from sightline.contract.errors import DataError
 from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes, make_box_table
 from sightline.store.boxes3d.conversions import FLAT_CAMERA, boxes_from_camera, boxes_to_camera
+from sightline.store.boxes3d.label_rows import check_sizes, parse_name, parse_words
 from sightline.store.files.input_files import list_files, parse_json_content, read_file
+from sightline.store.files.text_tables import split_lines
 
 __all__ = ["OWN_JSON", "format_json", "format_kitti", "format_text", "join_names", "read_results"]
 
@@ -29,7 +31,6 @@ _VERSION = 1
 _HEADER = "# frame x y z dx dy dz yaw score class"
 _KITTI_WORDS = (15, 16)
 """Words of a label, and of a detection."""
-_MAX_SIDE_M, _MAX_PLACE_M = 1000.0, 1e6
 _ADVICE = "write the results again"
 _KEYS = {"boxes": 7, "image": 5}
 """Numbers of an entry of each list of a frame."""
@@ -105,9 +106,9 @@ def join_names(names: Iterable[Sequence[str]]) -> tuple[str, ...]:
 
 
 def _read_kitti(path: Path, *, are_labels: bool) -> _Rows:
-    """Read the rows of a frame; boxes are x, y, z, length, height, width and turn, as `boxes_from_camera` takes them."""
+    """Read the rows of a frame; boxes are x, y, z, length, height, width, turn, as `boxes_from_camera` takes them."""
     rows = _Rows([], [], [])
-    for number, line in enumerate(_decode(read_file(path), path).splitlines(), start=1):
+    for number, line in enumerate(split_lines(_decode(read_file(path), path)), start=1):
         name, *words = line.split() or [""]
         if not name:
             continue
@@ -115,12 +116,12 @@ def _read_kitti(path: Path, *, are_labels: bool) -> _Rows:
         if len(words) + 1 not in _KITTI_WORDS[0 if are_labels else 1 :]:
             needed = "15 of a label" if are_labels else "16, the last is the score"
             raise DataError(f"{where}: has {len(words) + 1} words, KITTI's rows have {needed}; {_ADVICE}")
-        values = _parse_words(words, where)
+        values = parse_words(words, where)
         truncated, occluded, alpha, *corners = values[:7]
         height, width, length, x, y, z, turn = values[7:14]
         is_region = are_labels and name == _REGION
         if not is_region:
-            _check_box([x, y, z, length, height, width, turn], where)
+            check_sizes([x, y, z, length, height, width, turn], where)
         stated = [math.nan if value in unknown else value for value, unknown in ((truncated, (-1,)), (alpha, (-10,)))]
         rows.names.append(name)
         rows.numbers.append([x, y, z, length, height, width, turn, values[14] if len(values) > 14 else math.nan])
@@ -170,7 +171,7 @@ def _number(value: float) -> str:
 def _read_text(content: bytes, path: Path, *, are_labels: bool) -> dict[str, _Rows]:
     """Read lines of frame, seven numbers of the box, score and class; a line of a frame alone is one without boxes."""
     frames: dict[str, _Rows] = {}
-    for number, line in enumerate(_decode(content, path).splitlines(), start=1):
+    for number, line in enumerate(split_lines(_decode(content, path)), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -183,9 +184,10 @@ def _read_text(content: bytes, path: Path, *, are_labels: bool) -> dict[str, _Ro
             raise DataError(
                 f"{where}: has {len(words)} words; a line is {_HEADER[2:]}, or a frame alone that has no box; {_ADVICE}"
             )
-        values = _parse_words(rest[:8], where, may_lack_last=are_labels)
-        _check_box(values[:7], where)
-        rows.names.append(" ".join(rest[8:]))
+        has_score = not (are_labels and rest[7].lower() == "nan")
+        values = [*parse_words(rest[: 7 + has_score], where), *([] if has_score else [math.nan])]
+        check_sizes(values, where)
+        rows.names.append(parse_name(" ".join(rest[8:]), f"{where}: class"))
         rows.numbers.append(values)
         rows.image.append([math.nan] * 7)
     return frames
@@ -246,9 +248,8 @@ def _read_entry(entry: Mapping[str, Any], where: str) -> _Rows:
         is_sound &= _is_list(image) and len(image) == _KEYS["image"] and len(numbers[0]) == _KEYS["boxes"]
         if not is_sound or not all(value is None or _is_number(value) for value in image):
             raise DataError(f"{where}, box {row}: needs 7 finite numbers, a score, and 5 numbers if it states an image")
-        if not isinstance(lists["class"][row], str) or not lists["class"][row].strip():
-            raise DataError(f"{where}, box {row}: needs the name of a class as text")
-        _check_box([*map(float, numbers[0])], f"{where}, box {row}")
+        lists["class"][row] = parse_name(lists["class"][row], f"{where}.class[{row}]")
+        check_sizes(numbers[0], f"{where}, box {row}")
     stated = [[math.nan if value is None else float(value) for value in image] for image in lists["image"]]
     return _Rows(
         [*lists["class"]],
@@ -291,27 +292,3 @@ def _decode(content: bytes, path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no text in UTF-8 (byte {error.start}); {_ADVICE}") from None
-
-
-def _parse_words(words: Sequence[str], where: str, *, may_lack_last: bool = False) -> list[float]:
-    values = []
-    for number, word in enumerate(words):
-        try:
-            value = float(word) if word.isascii() and "_" not in word else math.nan
-        except ValueError:
-            value = math.nan
-        is_absent = may_lack_last and number == len(words) - 1 and word.lower() == "nan"
-        if not math.isfinite(value) and not is_absent:
-            raise DataError(f"{where}: '{escape_to_one_line(word[:40])}' is no finite number; {_ADVICE}")
-        values.append(value)
-    return values
-
-
-def _check_box(numbers: Sequence[float], where: str) -> None:
-    if not all(0 < size <= _MAX_SIDE_M for size in numbers[3:6]):
-        sizes = ", ".join(f"{size:g}" for size in numbers[3:6])
-        raise DataError(
-            f"{where}: the sizes are {sizes} m; each must be above 0 and at most {_MAX_SIDE_M:g}; {_ADVICE}"
-        )
-    if max(map(abs, numbers[:3])) > _MAX_PLACE_M:
-        raise DataError(f"{where}: lies {max(map(abs, numbers[:3])):g} m away; {_ADVICE}")

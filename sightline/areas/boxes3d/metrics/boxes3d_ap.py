@@ -159,6 +159,7 @@ class _ClassMatches:
         size = truths[labels, 3:5].max(axis=1).mean() if self.num_labels else math.nan
         self.level = min_overlap or (_SMALL_OVERLAP if size < _SMALL_M else _OVERLAP)
         self._groups, self._fits = groups, fits
+        self._times: np.ndarray | None = None
         self._truth_state = np.where(is_own, is_ignored.astype(np.int64), -1)
         chosen = np.flatnonzero(groups.detections[:, DetectionColumn.CLASS] == number)
         self._order = chosen[np.argsort(-groups.detections[chosen, DetectionColumn.SCORE], kind="stable")]
@@ -218,20 +219,25 @@ class _ClassMatches:
 
     def resample(self, kind: str) -> np.ndarray:
         """Return the AP (R,) of frames that are drawn with replacement from those that have a label or a detection."""
-        rows, is_true = self._curve(kind)
-        groups = self._groups
-        labels = np.bincount(groups.truth_frame[self._truth_state == 0], minlength=len(groups.frames))
-        frame = groups.detection_frame[rows]
-        used = np.flatnonzero((labels > 0) | (np.bincount(frame, minlength=len(groups.frames)) > 0))
-        generator = np.random.Generator(np.random.PCG64(0))
         averages = np.full(_NUM_RESAMPLINGS, np.nan)
         if len(self.label_frames) < 2:
             return averages
-        times = np.zeros((_NUM_RESAMPLINGS, len(groups.frames)), dtype=np.int64)
-        for row in times:
-            row += np.bincount(used[generator.integers(len(used), size=len(used))], minlength=len(row))
-        run_parallel(average_resampled, len(times), times, frame, is_true, labels, averages)
+        rows, is_true = self._curve(kind)
+        frame_of, num_frames = self._groups.detection_frame, len(self._groups.frames)
+        labels = np.bincount(self._groups.truth_frame[self._truth_state == 0], minlength=num_frames)
+        if self._times is None:
+            used = np.flatnonzero((labels > 0) | (np.bincount(frame_of[self._order], minlength=num_frames) > 0))
+            self._times = _draw_frames(used, num_frames)
+        run_parallel(average_resampled, len(averages), self._times, frame_of[rows], is_true, labels, averages)
         return averages
+
+
+def _draw_frames(used: np.ndarray, num_frames: int) -> np.ndarray:
+    """Draw as many frames as there are in `used`, with replacement: how often (R, F) each frame is drawn."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    drawn = used[generator.integers(len(used), size=(_NUM_RESAMPLINGS, len(used)))]
+    numbered = drawn + num_frames * np.arange(_NUM_RESAMPLINGS)[:, None]
+    return np.bincount(numbered.ravel(), minlength=_NUM_RESAMPLINGS * num_frames).reshape(_NUM_RESAMPLINGS, num_frames)
 
 
 @dataclass(frozen=True, eq=False)
