@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "data": {"sets.synthetic_streets3d": "synthetic_streets3d"},
+    "data": {"sets.labels3d": "labels3d", "sets.synthetic_streets3d": "synthetic_streets3d"},
+    "losses": {"losses": "anchor_box anchor_class anchor_direction"},
+    "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
+    "models": {"pointpillars": "pointpillars"},
+    "scorings": {"scoring": "Box3dScoring"},
+    "tasks": {"task": "detect3d"},
+    "transforms": {"transforms": "limit_extent move_objects paste_objects"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 
