@@ -219,7 +219,7 @@ class PointPillars(Model):
 
 def _to_anchors(maps: Tensor, width: int) -> Tensor:
     """Order predictions (B, A * width, H, W) by cell and anchor: (B, H * W * A, width)."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, width)
+    return maps.permute(0, 2, 3, 1).unflatten(3, (-1, width)).flatten(1, 3)
 
 
 def _bias(convolution: nn.Conv2d) -> Tensor:
