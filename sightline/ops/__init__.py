@@ -27,6 +27,7 @@ from sightline.ops.boxes.rotated_overlaps import (
     box3d_overlap,
     box3d_overlap_bev,
 )
+from sightline.ops.boxes.rotated_suppression import box3d_nms, circle_nms
 from sightline.ops.boxes.suppression import batched_nms, nms, soft_nms
 from sightline.ops.points.ball_query import packed_points_in_balls, points_in_balls
 from sightline.ops.points.batch_statistics import batch_statistics, statistics_gradients
@@ -106,6 +107,7 @@ __all__ = [
     "box3d_iou",
     "box3d_iou_bev",
     "box3d_nearest_iou_bev",
+    "box3d_nms",
     "box3d_overlap",
     "box3d_overlap_bev",
     "box_area",
@@ -114,6 +116,7 @@ __all__ = [
     "box_iou",
     "chamfer_distance",
     "check",
+    "circle_nms",
     "clip_boxes_to_image",
     "complete_box_iou",
     "complete_box_iou_loss",

@@ -493,6 +493,17 @@ CASES = [
         lambda dtype: (footprints(dtype, 12, 0), footprints(dtype, 12, 1), True),
         differentiable=(0, 1),
     ),
+    *(
+        OperatorCase(
+            "keep_apart",
+            "circles" if is_circle else "turned",
+            lambda dtype, is_circle=is_circle: (
+                *(footprints(dtype, 70, 0), 1 - torch.arange(70) / torch.tensor(70, dtype=dtype), torch.arange(70) % 3),
+                *(torch.arange(70) % 7 > 0, 0.2, is_circle),
+            ),
+        )
+        for is_circle in (False, True)
+    ),
     OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
     OperatorCase("roi_align", "four samples", **_pool(2)),
     OperatorCase("roi_align_gradient", "as many samples as pixels", **_pool(0, is_gradient=True)),
