@@ -58,7 +58,7 @@ def test_the_whole_network_is_that_of_openpcdet(shared: Path) -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == info["parameters"] == 4_834_888
     network.load_state_dict(draw_state(info["state_dict"]))
     frames = arrays["in_points"][:, 0].long()
-    batch = {"points": arrays["in_points"][:, 1:4], "remission": arrays["in_points"][:, 4:]}
+    batch = {"points": arrays["in_points"][:, 1:4], "features": arrays["in_points"][:, 4:]}
     batch["offsets"] = torch.tensor([0, *frames.bincount().cumsum(0).tolist()])
     anchors = make_anchors(network.grid, list(KITTI.values()))
 
@@ -250,9 +250,9 @@ def test_a_frame_alone_equals_the_frame_in_a_batch() -> None:
     network.eval()
     points = torch.rand(300, 3) * torch.tensor([10.0, 10.0, 3.0]) - torch.tensor([0.0, 5.0, 2.5])
     remission = torch.rand(300, 1)
-    both = network(points=points, remission=remission, offsets=torch.tensor([0, 100, 300, 300]))
-    alone = network(points=points[100:], remission=remission[100:], offsets=torch.tensor([0, 200]))
-    empty = network(points=points[:0], remission=remission[:0], offsets=torch.tensor([0, 0]))
+    both = network(points=points, features=remission, offsets=torch.tensor([0, 100, 300, 300]))
+    alone = network(points=points[100:], features=remission[100:], offsets=torch.tensor([0, 200]))
+    empty = network(points=points[:0], features=remission[:0], offsets=torch.tensor([0, 0]))
     for name in ("logits", "codes", "direction"):
         assert torch.equal(both[name][1:2], alone[name])
         assert torch.equal(both[name][2:], empty[name])

@@ -173,12 +173,12 @@ class PointPillars(Model):
         nn.init.constant_(_bias(self.classes), -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY))
         nn.init.normal_(self.boxes.weight, std=0.001)
 
-    def forward(self, *, points: Tensor, offsets: Tensor, remission: Tensor | None = None) -> PointPillarsOutput:
-        """Detect in `points` (P, 3), metres in the sensor's frame, of frames `offsets` (B+1,); `remission` (P, 1).
+    def forward(self, *, points: Tensor, offsets: Tensor, features: Tensor | None = None) -> PointPillarsOutput:
+        """Detect in `points` (P, 3), metres in the sensor's frame, of frames `offsets` (B+1,), with `features`.
 
         Raises ValueError for another number of features than `in_channels`.
         """
-        values = points if remission is None else torch.cat([points, remission.to(points)], dim=1)
+        values = points if features is None else torch.cat([points, features.to(points)], dim=1)
         if values.shape[1] != self.in_channels:
             raise ValueError(
                 f"pointpillars: found points of {values.shape[1]} numbers, built for {self.in_channels}; take the data "

@@ -27,7 +27,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.ops.boxes.priors import IGNORED
-from sightline.ops.boxes.rotated_suppression import rotated_nms
+from sightline.ops.boxes.rotated_suppression import box3d_nms
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.waits import fetch, read_list, send, send_list
 from sightline.parts.tasks.supervised import Supervised
@@ -156,13 +156,13 @@ class Detect3d(Supervised):
         if (is_nan := highest.isnan()).any():
             chosen = is_nan.nonzero().flatten()[: self._most]
         else:
-            chosen = rotated_nms(
+            chosen = box3d_nms(
                 boxes,
                 highest,
-                label if self._per_class else torch.zeros_like(label),
-                iou_threshold=self._iou_threshold,
-                max_before=self._before,
-                max_after=self._most,
+                self._iou_threshold,
+                label if self._per_class else None,
+                max_candidates=self._before,
+                max_kept=self._most,
             )
         return torch.cat([boxes[chosen], highest[chosen, None].to(boxes), label[chosen, None].to(boxes)], dim=1)
 
