@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {"sets.synthetic_streets3d": "synthetic_streets3d"},
+    "stages": {"stages": "BoxStages"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 
