@@ -99,7 +99,7 @@ def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thi
     draw = ImageDraw.Draw(image)
     thin, wide = figures[:num_thin], figures[num_thin:]
     for number, figure in enumerate([*thin, *(figure.within(pixels.shape[1], pixels.shape[0]) for figure in wide)]):
-        ends, color = figure.lines()
+        ends, color, _ = figure.lines()
         for end in ends.reshape(-1, 4).tolist():
             draw.line(end, fill=tuple(color.tolist()), width=1 if number < num_thin else 3)
         for joint in figure.known_joint_indices().tolist() if number >= num_thin else ():
