@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-PARTS: Mapping[str, Mapping[str, str]] = {}
+PARTS: Mapping[str, Mapping[str, str]] = {
+    "data": {
+        "sets.boxes3d_folder": "boxes3d_folder",
+    },
+}
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 
 What areas and tools share of 3D boxes, the table of a frame and the label files of other tools, is in `store/boxes3d`.
