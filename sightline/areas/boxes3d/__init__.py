@@ -7,6 +7,7 @@ from collections.abc import Mapping
 PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "sets.boxes3d_folder": "boxes3d_folder",
+        "sets.kitti_boxes3d": "kitti_boxes3d",
     },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
