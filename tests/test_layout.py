@@ -27,8 +27,9 @@ layers draw doctor
 parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 compression
-store.box_fields store.boxes3d store.computed_samples store.prepared store.loading store.streets
+store.box_fields store.computed_samples store.prepared store.loading store.streets
 store.cloud_preparation store.scene_preparation
+store.boxes3d
 published
 runs
 engine

@@ -70,7 +70,7 @@ def _depth(folder: Path) -> Iterator[Reader]:
 
 
 def _scans(folder: Path) -> Iterator[Reader]:
-    from sightline.areas.scans.sets.kitti_object import image_size_px, read_calibration, read_objects
+    from sightline.store.boxes3d.kitti_objects import image_size_px, read_calibration, read_objects
     from sightline.store.files.scan_files import read_bin, read_label_ids
     from sightline.store.files.scan_reading import read_range_image, read_scan
     from tests.data.scans.lidar_writers import street_scan, write_kitti_object, write_semantic_kitti, write_squeezeseg

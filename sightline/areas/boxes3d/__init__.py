@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "data": {"sets.synthetic_streets3d": "synthetic_streets3d"},
+    "data": {
+        "sets.boxes3d_folder": "boxes3d_folder",
+        "sets.kitti_boxes3d": "kitti_boxes3d",
+        "sets.synthetic_streets3d": "synthetic_streets3d",
+    },
     "stages": {"stages": "BoxStages"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).

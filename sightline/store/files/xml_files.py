@@ -1,4 +1,4 @@
-"""Plain XML of user-given files, element by element: no document types, so no entities; size and depth are bounded."""
+"""Plain XML of user-given files, element by element: no entities, as no document type declares any; size is bounded."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class XmlElement:
 def iterate_xml(path: Path) -> Iterator[XmlElement]:
     """Yield the outermost element of an XML file, without those within it, then each element directly within it.
 
-    At most one of the latter is in memory. Raises DataError with the line for a DOCTYPE, for elements more than
-    `MAX_DEPTH` deep in each other, for tags and numbers of elements beyond all use, and for anything but XML in an
-    encoding that Expat reads (UTF-8, UTF-16, those of one byte a character).
+    At most one of the latter is in memory. Raises DataError with the line for a DOCTYPE that is more than a name, for
+    elements more than `MAX_DEPTH` deep in each other, for tags and numbers of elements beyond all use, and for anything
+    but XML in an encoding that Expat reads (UTF-8, UTF-16, those of one byte a character).
     """
     content, tree = read_file(path), _Tree(path)
     try:
@@ -81,7 +81,7 @@ class _Tree:
         parser.buffer_text = True
         parser.StartElementHandler, parser.EndElementHandler = self._begin, self._end
         parser.CharacterDataHandler = self._add_text
-        parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = self._refuse_type
+        parser.StartDoctypeDeclHandler, parser.EntityDeclHandler = self._check_type, self._refuse_type
 
     def feed(self, content: bytes, *, is_last: bool = False) -> None:
         """Read the next bytes. Raises DataError for a bound, ExpatError and others for anything but XML."""
@@ -117,6 +117,11 @@ class _Tree:
 
     def _add_text(self, text: str) -> None:
         self._open[-1][1].append(text)
+
+    def _check_type(self, name: str, system: str | None, public: str | None, has_subset: int) -> None:
+        """Accept a document type that is a name alone, as of Boost's archives: it brings no entities."""
+        if has_subset or system or public:
+            self._refuse_type()
 
     def _refuse_type(self, *_: object) -> None:
         raise self._fault("has a DOCTYPE, whose entities are not read; remove it from the file")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.scans.sets.kitti_object import TYPES, KittiObject, read_frame, read_objects
+from sightline.areas.scans.sets.kitti_object import KittiObject, read_frame
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from sightline.store.boxes3d.kitti_objects import TYPES, read_objects
 from tests.data.preparing import refuse
 from tests.data.scans.lidar_writers import TYPE_OF, quiet, write_kitti_object
 

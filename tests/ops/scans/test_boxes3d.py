@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scans.sets.kitti_object import DONT_CARE, Calibration, read_calibration, read_objects
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
+from sightline.store.boxes3d.kitti_objects import DONT_CARE, Calibration, read_calibration, read_objects
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

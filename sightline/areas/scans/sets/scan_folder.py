@@ -17,8 +17,6 @@ from sightline.areas.scans.sets.nuscenes_tables import COLUMNS, find_tables, lis
 from sightline.areas.scans.sets.scan_preparation import (
     NO_RETURNS,
     ListedScan,
-    describe_split,
-    read_name_lists,
     scan_plan,
 )
 from sightline.areas.scans.sets.scan_survey import survey_scans
@@ -40,6 +38,7 @@ from sightline.store.files.scan_reading import (
 from sightline.store.files.scan_samples import RawScan
 from sightline.store.files.sensors import Sensor
 from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.name_lists import describe_split, read_name_lists
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan
 

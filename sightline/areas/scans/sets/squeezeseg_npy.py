@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sightline.areas.scans.sets.labelled_scans import AHEAD, NamedScans, ScanSpec
-from sightline.areas.scans.sets.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
+from sightline.areas.scans.sets.scan_preparation import ListedScan, scan_plan
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
@@ -18,6 +18,7 @@ from sightline.store.files.array_files import read_npy
 from sightline.store.files.scan_reading import range_image_shape, read_range_image
 from sightline.store.files.scan_samples import RawScan
 from sightline.store.files.sensors import Sensor
+from sightline.store.prepared.name_lists import describe_split, read_name_lists
 from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
 
