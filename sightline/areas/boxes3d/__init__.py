@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "data": {"sets.labels3d": "labels3d", "sets.synthetic_streets3d": "synthetic_streets3d"},
+    "data": {
+        "sets.boxes3d_folder": "boxes3d_folder",
+        "sets.kitti_boxes3d": "kitti_boxes3d",
+        "sets.labels3d": "labels3d",
+        "sets.synthetic_streets3d": "synthetic_streets3d",
+    },
     "losses": {"losses": "anchor_box anchor_class anchor_direction"},
     "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
     "models": {"pointpillars": "pointpillars"},
+    "predictors": {"predictor": "detect3d"},
     "scorings": {"scoring": "Box3dScoring"},
+    "stages": {"stages": "BoxStages"},
     "tasks": {"task": "detect3d"},
     "transforms": {"transforms": "limit_extent move_objects paste_objects"},
 }

@@ -20,7 +20,7 @@ from sightline.store.files.text_tables import split_lines
 _NUM_COLUMNS = (15, 16)
 _REGION = "DontCare"
 _STATED = frozenset({"size", "unit", "sense", "zero"})
-_KITTI = BoxReading(centre="bottom", size="hwl", sense="cw", zero="-y")
+KITTI_READING = BoxReading(centre="bottom", size="hwl", sense="cw", zero="-y")
 _LABELCLOUD = BoxReading(centre="bottom", size="hwl", sense="cw", zero="y")
 _UNTRANSFORMED = BoxReading(size="hwl")
 _ALL = Form().is_stated
@@ -98,8 +98,8 @@ def read_kitti_rows(path: Path, *, calibration: Path | None = None) -> LabelFile
 def _list_forms(stated: Sequence[StatedBox], calibration: Path | None) -> dict[str, Form]:
     """List what the rows may mean, the likeliest first."""
     transform = FLAT_CAMERA if calibration is None else read_transform(calibration)
-    to_rows = partial(_move, camera_of_velodyne=transform)
-    kitti = {"kitti": Form(_KITTI, _STATED, to_rows)}
+    to_rows = partial(move_to_scanner, camera_of_velodyne=transform)
+    kitti = {"kitti": Form(KITTI_READING, _STATED, to_rows)}
     if not stated or any(any(box.image[:4]) for box in stated):
         return kitti
     from_camera = {"labelcloud_kitti": Form(_LABELCLOUD, _ALL, to_rows)}
@@ -107,7 +107,7 @@ def _list_forms(stated: Sequence[StatedBox], calibration: Path | None) -> dict[s
     return {**plain, **kitti} if calibration is None else {**from_camera, **plain, **kitti}
 
 
-def _move(rows: np.ndarray, *, camera_of_velodyne: np.ndarray) -> np.ndarray:
+def move_to_scanner(rows: np.ndarray, *, camera_of_velodyne: np.ndarray) -> np.ndarray:
     """Return rows with their places in the scanner's frame."""
     moved = rows.copy()
     homogeneous = np.column_stack([rows[:, :3], np.ones(len(rows))])
