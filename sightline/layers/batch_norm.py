@@ -114,6 +114,33 @@ def reduce_statistics(norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums) 
     return count, mean, variance
 
 
+def weighted_batch_norm(norm: nn.modules.batchnorm._BatchNorm, values: Tensor, weight: Tensor) -> Tensor:
+    """Normalise rows (N, C) as `norm` does, each of which counts `weight` (N,) times, also 0: (N, C).
+
+    It is the batch norm of a table in which rows stand as often, over all processes that the norm is synchronised
+    with. Waits for no device: a batch with fewer than two counted rows gives their own values as mean.
+    """
+    if not uses_batch_statistics(norm):
+        return nn.functional.batch_norm(
+            values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
+    reduce = norm._all_reduce_sum if isinstance(norm, SynchronisedBatchNorm) else _identity
+    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    column = weight.to(wide.dtype)[:, None]
+    totals = reduce(torch.cat([(wide * column).sum(0).double(), weight.sum().double()[None]]))
+    count = totals[-1].detach().clamp(min=1)
+    mean = totals[:-1] / count
+    centred = wide - mean.to(wide.dtype)
+    variance = reduce((centred.square() * column).sum(0).double()) / count
+    if norm.track_running_stats:
+        _update_running(norm, mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
+    scale = (variance + norm.eps).rsqrt().to(wide.dtype)
+    if norm.affine:
+        scale = scale * norm.weight
+    normed = centred * scale
+    return (normed + norm.bias if norm.affine else normed).to(values.dtype)
+
+
 def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     """Return True if a forward pass now uses the batch's statistics instead of the running ones."""
     return norm.training or norm.running_mean is None or norm.running_var is None

@@ -56,8 +56,8 @@ class PillarGrid:
         return self.num_cells[0] // self.stride, self.num_cells[1] // self.stride
 
     def find_middles(self, cells: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the middles (V, 3) of pillars `cells` (V, 3): frame, row, column; halfway up the extent."""
+        """Return the middles (V, 3) of pillars in `cells` (V, 2), row and column; halfway up the extent."""
         low = self.extent_m
-        x = (cells[:, 2].to(dtype) + 0.5) * self.pillar_m[0] + low[0]
-        y = (cells[:, 1].to(dtype) + 0.5) * self.pillar_m[1] + low[1]
+        x = (cells[:, 1].to(dtype) + 0.5) * self.pillar_m[0] + low[0]
+        y = (cells[:, 0].to(dtype) + 0.5) * self.pillar_m[1] + low[1]
         return torch.stack([x, y, torch.full_like(x, (low[2] + low[5]) / 2)], dim=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from annotated_types import Len
@@ -22,7 +22,10 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import Model
+from sightline.layers.batch_norm import weighted_batch_norm
+from sightline.ops.segments.extremes import scatter_extremes
 from sightline.ops.voxels.pillars import hard_pillars
+from sightline.ops.waits import is_on_host
 
 _NORM = {"eps": 1e-3, "momentum": 0.01}
 """Of all batch norms, as in SECOND and its successors."""
@@ -52,8 +55,9 @@ class PillarEncoder(nn.Module):
 
     A point has its coordinates and features, its distance to the mean of its pillar's points and to the pillar's
     middle: 6 numbers more than `in_channels`. Each layer is a product without a bias, batch norm and ReLU, then the
-    largest over the pillar; but for the last, half as wide and joined with that. Empty places of a pillar are zeros
-    before the product, and take part in batch norm and maximum, as in the published code. Source: section 2.1.
+    largest over the pillar; but for the last, half as wide and joined with that. Empty places of a pillar, up to its
+    largest number of points, are zeros before the first product, and take part in batch norm and maximum, as in the
+    published code: they are alike, so that one row stands for them, and counts as often. Source: section 2.1.
     """
 
     def __init__(self, *, in_channels: int, widths: Sequence[int]) -> None:
@@ -65,23 +69,58 @@ class PillarEncoder(nn.Module):
         )
         self.norm = nn.ModuleList(nn.BatchNorm1d(out, **_NORM) for out in outs)
 
-    def forward(self, values: Tensor, is_point: Tensor, middles: Tensor) -> Tensor:
-        """Encode `values` (V, T, F) of pillars, of which `is_point` (V, T), around `middles` (V, 3) -> (V, C)."""
-        is_point = is_point[..., None]
-        values = torch.where(is_point, values, 0)
-        count = is_point.sum(dim=1, keepdim=True).clamp(min=1)
-        place = values[..., :3]
-        mean = place.sum(dim=1, keepdim=True) / count
-        values = torch.cat([values, place - mean, place - middles[:, None]], dim=2)
-        values = torch.where(is_point, values, 0)
+    def forward(self, values: Tensor, pillars: PillarRows, middles: Tensor) -> Tensor:
+        """Encode points `values` (N, F) of V pillars around their `middles` (V, 3): (V, C)."""
+        rows, num_pillars = pillars.rows, len(middles)
+        place = functional.pad(values[:, :3], (0, 0, 0, 1))
+        count = pillars.num_points.clamp(min=1)[:, None]
+        mean = place[pillars.point_index].sum(dim=1) / count
+        own = values[pillars.points]
+        of_point = rows[: len(own)].clamp(max=num_pillars - 1)
+        decorated = torch.cat([own, own[:, :3] - mean[of_point], own[:, :3] - middles[of_point]], dim=1)
+        features = functional.pad(decorated, (0, 0, 0, num_pillars))
         for number, (linear, norm) in enumerate(zip(self.linear, self.norm, strict=True), start=1):
-            values = linear(values)
-            values = norm(values.flatten(0, 1)).view_as(values).relu()
-            largest = values.amax(dim=1, keepdim=True)
+            features = weighted_batch_norm(norm, linear(features), pillars.weight).relu()
+            largest = scatter_extremes(features[None], rows[None], num_pillars + 1, is_highest=True)[0][0]
             if number == len(self.linear):
-                return largest[:, 0]
-            values = torch.cat([values, largest.expand_as(values)], dim=2)
+                return largest[:-1]
+            features = torch.cat([features, largest[rows]], dim=1)
         raise AssertionError("an encoder has a layer")
+
+
+class PillarRows(NamedTuple):
+    """Points, and after them one row for the empty places of each of V pillars.
+
+    `points` (N,) are the points that have rows, `point_index` (V, T) those of each pillar, padded by the place after
+    the last; `rows` (N + V,) is the pillar of each row, V for none, and `weight` (N + V,) how often a row counts.
+    """
+
+    points: Tensor
+    point_index: Tensor
+    num_points: Tensor
+    rows: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, point_index: Tensor, num_points: Tensor, *, num_values: int) -> PillarRows:
+        """Number the rows for `point_index` (V, T), -1 for empty places, of `num_values` points.
+
+        On a host, points that no pillar has get no row; elsewhere theirs counts 0 times, so that nothing is waited for.
+        """
+        num_pillars, most = point_index.shape
+        padded = torch.where(point_index >= 0, point_index, num_values)
+        pillar = torch.arange(num_pillars, device=padded.device)
+        of_point = torch.full((num_values + 1,), num_pillars, device=padded.device)
+        of_point = of_point.scatter(0, padded.flatten(), pillar.repeat_interleave(most))[:-1]
+        if is_on_host(padded):
+            points = (of_point < num_pillars).nonzero().flatten()
+            of_point = of_point[points]
+        else:
+            points = torch.arange(num_values, device=padded.device)
+        num_empty = torch.where(num_points > 0, most - num_points, 0)
+        rows = torch.cat([of_point, torch.where(num_empty > 0, pillar, num_pillars)])
+        weight = torch.cat([(of_point < num_pillars).long(), num_empty])
+        return cls(points, padded, num_points, rows, weight)
 
 
 class BirdsEyeBackbone(nn.Module):
@@ -189,22 +228,24 @@ class PointPillars(Model):
     def encode(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Encode points `values` (P, F) into the view from above (B, C, H, W); a cell without points is zero."""
         grid, num_frames = self.grid, len(offsets) - 1
-        pillars = hard_pillars(
-            values[:, :3],
-            offsets,
-            extent=grid.extent_m,
-            size=grid.pillar_m,
-            max_points=self.max_points,
-            max_pillars=self.max_pillars,
-        )
-        middles = grid.find_middles(pillars.cells, values.dtype)
-        rows = functional.pad(values, (0, 0, 0, 1))[pillars.point_index]
-        encoded = self.encoder(rows, pillars.point_index >= 0, middles)
+        limits = {"max_points": self.max_points, "max_pillars": self.max_pillars}
+        pillars = hard_pillars(values[:, :3], offsets, side_m=grid.pillar_m, range_m=grid.extent_m, **limits)
         height, width = grid.num_cells
-        canvas = encoded.new_zeros(num_frames * height * width, encoded.shape[1])
-        canvas = canvas.index_put(
-            (pillars.cells[:, 0] * (height * width) + pillars.cells[:, 1] * width + pillars.cells[:, 2],), encoded
+        cells, num_points = pillars.cells.flatten(0, 1), pillars.num_points.flatten()
+        point_index = pillars.point_index.flatten(0, 1)
+        frame = torch.arange(num_frames, device=cells.device).repeat_interleave(self.max_pillars)
+        if is_on_host(cells):  # places that no pillar takes cost time there, and nothing waits
+            is_taken = (num_points > 0).nonzero().flatten()
+            cells, num_points, point_index, frame = (
+                table[is_taken] for table in (cells, num_points, point_index, frame)
+            )
+        rows = PillarRows.of(point_index, num_points, num_values=len(values))
+        encoded = self.encoder(values, rows, grid.find_middles(cells, values.dtype))
+        place = torch.where(
+            num_points > 0, (frame * height + cells[:, 0]) * width + cells[:, 1], num_frames * height * width
         )
+        canvas = encoded.new_zeros(num_frames * height * width + 1, encoded.shape[1])
+        canvas = canvas.index_copy(0, place, encoded)[:-1]
         return canvas.view(num_frames, height, width, -1).permute(0, 3, 1, 2)
 
     def detect(self, canvas: Tensor) -> PointPillarsOutput:

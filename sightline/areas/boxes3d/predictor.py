@@ -82,9 +82,7 @@ class Box3dPredictor(CloudPredictor[Boxes3dPrediction]):
     def compact(self, prediction: Boxes3dPrediction) -> Boxes3dPrediction:
         """Return the prediction without the points."""
         empty = np.zeros((0, 3), dtype=np.float32)
-        return Boxes3dPrediction(
-            prediction.file, prediction.table, prediction.num_points, prediction.treatment, empty
-        )
+        return Boxes3dPrediction(prediction.file, prediction.table, prediction.num_points, prediction.treatment, empty)
 
     def document(self, prediction: Boxes3dPrediction) -> dict[str, Any]:
         """Return the file and its boxes: centre and size in metres, yaw in radians, score and class."""
