@@ -50,6 +50,18 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "dgcnn_scenes": {"embedding": 64},
     "image_classifier": {"images": _VIT},
     "intrapoint": {"points": _DGCNN, "embedding": 16},
+    "pointpillars": {
+        "extent_m": (-0.25, -0.25, -1.0, 1.75, 1.75, 2.0),
+        "pillar_m": (0.25, 0.25),
+        "max_points": 4,
+        "max_pillars": 64,
+        "encoder_widths": (8, 8),
+        "num_layers": (1, 1),
+        "widths": (8, 8),
+        "strides": (2, 2),
+        "up_widths": (4, 4),
+        "up_strides": (1, 2),
+    },
     "point_transformer": {
         "widths": (16, 32),
         "strides": (1, 4),

@@ -12,7 +12,11 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_streets3d": "synthetic_streets3d",
     },
     "losses": {"losses": "anchor_box anchor_class anchor_direction"},
-    "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
+    "metrics": {
+        "metrics.boxes3d_ap": "boxes3d_ap",
+        "metrics.boxes3d_errors": "boxes3d_errors",
+        "metrics.kitti_ap": "kitti_ap",
+    },
     "models": {"pointpillars": "pointpillars"},
     "predictors": {"predictor": "detect3d"},
     "scorings": {"scoring": "Box3dScoring"},

@@ -23,6 +23,7 @@ from sightline.contract.arguments import Count, PositiveFloat
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import Model
 from sightline.layers.batch_norm import weighted_batch_norm
+from sightline.layers.cloud_layouts import as_packed
 from sightline.ops.segments.extremes import scatter_extremes
 from sightline.ops.voxels.pillars import hard_pillars
 from sightline.ops.waits import is_on_host
@@ -35,6 +36,7 @@ CODE_WIDTH = 7
 """Numbers of a box's code."""
 NUM_ROTATIONS = 2
 """Anchors of a class in each cell: along x and along y."""
+KITTI_EXTENT_M: Extent = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
 PerLevel: TypeAlias = Annotated[tuple[Count, ...], Len(1)]
 
 
@@ -103,7 +105,7 @@ class PillarRows(NamedTuple):
 
     @classmethod
     def of(cls, point_index: Tensor, num_points: Tensor, *, num_values: int) -> PillarRows:
-        """Number the rows for `point_index` (V, T), -1 for empty places, of `num_values` points.
+        """Make the rows for `point_index` (V, T), -1 for empty places, of `num_values` points.
 
         On a host, points that no pillar has get no row; elsewhere theirs counts 0 times, so that nothing is waited for.
         """
@@ -163,10 +165,11 @@ def _convolve(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
 class PointPillars(Model):
     """PointPillars; 4,834,888 parameters for three classes and points with one feature.
 
-    `extent_m` are the lowest x, y, z and the highest of what is looked at, in metres of the sensor's frame; its width
-    and depth must be whole numbers of `pillar_m` cells, as many as the network's strides divide. A pillar keeps its
-    first `max_points` points, a frame its first `max_pillars` pillars. Blocks have `num_layers` convolutions after the
-    first one, of `widths` channels, with `strides`; each is brought to `up_widths` channels by `up_strides`.
+    `extent_m` are the lowest x, y, z and the highest of what is looked at, in metres of the sensor's frame, KITTI's by
+    default; its width and depth must be whole numbers of `pillar_m` cells, as many as the network's strides divide. A
+    pillar keeps its first `max_points` points, a frame its first `max_pillars` pillars. Blocks have `num_layers`
+    convolutions after the first one, of `widths` channels, with `strides`; each is brought to `up_widths` channels by
+    `up_strides`.
     Source: Lang et al. 2019, section 2.
     """
 
@@ -175,7 +178,7 @@ class PointPillars(Model):
         *,
         num_classes: int,
         in_channels: int,
-        extent_m: Extent,
+        extent_m: Extent = KITTI_EXTENT_M,
         pillar_m: tuple[PositiveFloat, PositiveFloat] = (0.16, 0.16),
         max_points: Count = 32,
         max_pillars: Count = 16_000,
@@ -212,11 +215,14 @@ class PointPillars(Model):
         nn.init.constant_(_bias(self.classes), -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY))
         nn.init.normal_(self.boxes.weight, std=0.001)
 
-    def forward(self, *, points: Tensor, offsets: Tensor, features: Tensor | None = None) -> PointPillarsOutput:
-        """Detect in `points` (P, 3), metres in the sensor's frame, of frames `offsets` (B+1,), with `features`.
+    def forward(
+        self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
+    ) -> PointPillarsOutput:
+        """Detect in `points` (B, N, 3), or (P, 3) with `offsets` (B+1,), in metres of the sensor's frame.
 
-        Raises ValueError for another number of features than `in_channels`.
+        `features` are (..., in_channels - 3). A frame may have no points. Raises ValueError for another width.
         """
+        points, features, offsets = as_packed(points, features, offsets)
         values = points if features is None else torch.cat([points, features.to(points)], dim=1)
         if values.shape[1] != self.in_channels:
             raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,17 +21,22 @@ from sightline.areas.boxes3d.anchors import (
     turn_by_direction,
 )
 from sightline.areas.boxes3d.grid import PillarGrid
+from sightline.areas.boxes3d.pictures import draw_from_above
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, Probability
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
+from sightline.draw.pictures import Picture
 from sightline.ops.boxes.priors import IGNORED
 from sightline.ops.boxes.rotated_suppression import box3d_nms
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.waits import fetch, read_list, send, send_list
 from sightline.parts.tasks.supervised import Supervised
+from sightline.store.boxes3d.box_table import make_box_table
+
+_SHOWN_SCORE, _NEAR_M = 0.3, 2.0
 
 
 @registry.tasks.add("detect3d")
@@ -165,6 +171,51 @@ class Detect3d(Supervised):
                 max_kept=self._most,
             )
         return torch.cat([boxes[chosen], highest[chosen, None].to(boxes), label[chosen, None].to(boxes)], dim=1)
+
+    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
+        """Draw the first frame of a batch from above, with its labels and the boxes of a good score."""
+        if "boxes" not in batch:
+            return []
+        points = batch["points"][: read_list(batch["offsets"])[1]].float().cpu().numpy()
+        found, truth = self._read_first(predictions)
+        found = found[found[:, 7] >= _SHOWN_SCORE]
+        labels = make_box_table(truth[:, :7], truth[:, 7], self.class_names, is_ignored=truth[:, 8] > 0)
+        boxes = make_box_table(found[:, :7], found[:, 8], self.class_names, score=found[:, 7])
+        caption = f"{len(boxes)} boxes with a score of {_SHOWN_SCORE} or more, {int((truth[:, 8] == 0).sum())} labels"
+        return [Picture("predictions", draw_from_above(points, labels, boxes), caption)]
+
+    def _read_first(self, predictions: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the detections (D, 9) and truths (T, 9) of the first frame."""
+        tables = []
+        for name in ("detections3d", "truth3d"):
+            last = read_list(predictions[f"{name}_offsets"])[1]
+            tables.append(predictions[name][:last].double().cpu().numpy())
+        return tables[0], tables[1]
+
+    def hardness(self, batch: Batch, predictions: Mapping[str, Any]) -> Tensor:
+        """Count for each frame (B,) the labels without a detection of their class within 2 m, and detections without.
+
+        Detections count from a score of 0.3 on.
+        """
+        counts = []
+        detections, truth = predictions["detections3d"].double().cpu(), predictions["truth3d"].double().cpu()
+        spans = (_slices(predictions[f"{name}_offsets"]) for name in ("detections3d", "truth3d"))
+        for of_found, of_truth in zip(*spans, strict=True):
+            found, own = detections[of_found], truth[of_truth]
+            found, own = found[found[:, 7] >= _SHOWN_SCORE], own[own[:, 8] == 0]
+            is_near = (torch.cdist(found[:, :2], own[:, :2]) < _NEAR_M) & (found[:, 8, None] == own[:, 7])
+            counts.append((~is_near.any(dim=0)).sum() + (~is_near.any(dim=1)).sum())
+        return torch.stack(counts).double()
+
+    @property
+    def left_to_caller(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Steps that follow the network here and are not in a file of it."""
+        of = "their class" if self._per_class else "any class"
+        return (
+            "points are gathered in pillars, and boxes are decoded from `codes` and `direction` at the anchors",
+            f"boxes with a score of at least {self._score:g} are suppressed by boxes of {of} that overlap them from "
+            f"above by more than {self._iou_threshold:g}",
+        )
 
 
 def _slices(offsets: Tensor) -> list[slice]:
