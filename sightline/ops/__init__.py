@@ -90,12 +90,16 @@ from sightline.ops.segments.sorted_rows import (
 )
 from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
 from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
+from sightline.ops.voxels.pillars import DroppedPoints, DynamicPillars, HardPillars, dynamic_pillars, hard_pillars
 from sightline.ops.waits import check
 
 __all__ = [
     "KNN",
+    "DroppedPoints",
+    "DynamicPillars",
     "EdgeSums",
     "GroupAll",
+    "HardPillars",
     "Neighbours",
     "QueryAndGroup",
     "areas_and_normals",
@@ -124,6 +128,7 @@ __all__ = [
     "decode_heatmaps",
     "distance_box_iou",
     "distance_box_iou_loss",
+    "dynamic_pillars",
     "edge_extremes",
     "edge_gradients",
     "estimate_normals",
@@ -140,6 +145,7 @@ __all__ = [
     "generalized_box_iou_loss",
     "grid_cluster",
     "grouping_operation",
+    "hard_pillars",
     "heatmap_peaks",
     "interpolate",
     "knn",

@@ -87,7 +87,7 @@ def _suppress(
     order = sort_falling(promote_to_float32(scores.detach()))
     table, labels = table.index_select(0, order), labels.index_select(0, order)
     is_candidate = _first_of_each(torch.ones_like(labels, dtype=torch.bool), labels, max_candidates, "max_candidates")
-    is_kept = _keep_apart(table, scores.detach(), labels, is_candidate, float(threshold), is_circle)
+    is_kept = _keep_apart(table, scores.detach().double(), labels, is_candidate, float(threshold), is_circle)
     return order[_first_of_each(is_kept, labels, max_kept, "max_kept")]
 
 

@@ -169,6 +169,27 @@ VOXEL_ROWS = [
     ),
 ]
 
+PILLARS = {"points": normal("N", 4), "offsets": offsets("N")}
+COUNTS = (("S",),) * 6
+VOXEL_ROWS += [
+    Row(
+        "hard_pillars",
+        PILLARS,
+        lambda points, offsets: ops.hard_pillars(
+            points, offsets, side_m=(0.5, 0.5), range_m=(-1, -1, -2, 1, 1, 2), max_points=2, max_pillars=4
+        ),
+        (("S", 4, 2), ("S", 4, 2), ("S", 4), *COUNTS),
+        none="N",
+    ),
+    Row(
+        "dynamic_pillars",
+        PILLARS,
+        lambda points, offsets: ops.dynamic_pillars(points, offsets, side_m=(0.5, 0.5), range_m=(-1, -1, 1, 1)),
+        (("N",), ("N",), ("N", 3), ("N",), (), *COUNTS),
+        none="N",
+    ),
+]
+
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 BOXES = {"boxes": boxes("N")}
