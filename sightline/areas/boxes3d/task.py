@@ -34,6 +34,7 @@ from sightline.ops.boxes.rotated_suppression import box3d_nms
 from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.waits import fetch, read_list, send, send_list
 from sightline.parts.tasks.supervised import Supervised
+from sightline.parts.transforms.moved_boxes import wrap_yaw
 from sightline.store.boxes3d.box_table import make_box_table
 
 _SHOWN_SCORE, _NEAR_M = 0.3, 2.0
@@ -137,7 +138,7 @@ class Detect3d(Supervised):
         anchors = self.get_anchors(outputs["codes"])
         boxes = decode_boxes(anchors.boxes, outputs["codes"].to(anchors.boxes))
         yaw = turn_by_direction(boxes[..., 6:], outputs["direction"].argmax(dim=2, keepdim=True))
-        return torch.cat([boxes[..., :6], yaw], dim=2), promote_to_float32(outputs["logits"]).sigmoid()
+        return torch.cat([boxes[..., :6], wrap_yaw(yaw)], dim=2), promote_to_float32(outputs["logits"]).sigmoid()
 
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Convert outputs to detections (D, 9), with the labels that they are compared with."""
