@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from sightline.areas.boxes3d.grid import Extent, PillarGrid
 from sightline.contract import registry
-from sightline.contract.arguments import Count, PositiveFloat
+from sightline.contract.arguments import Count, PositiveFloat, PositiveFraction
 from sightline.contract.errors import ConfigError
 from sightline.contract.model import Model
 from sightline.layers.batch_norm import weighted_batch_norm
@@ -28,7 +28,7 @@ from sightline.ops.segments.extremes import scatter_extremes
 from sightline.ops.voxels.pillars import hard_pillars
 from sightline.ops.waits import is_on_host
 
-_NORM = {"eps": 1e-3, "momentum": 0.01}
+_EPS = 1e-3
 """Of all batch norms, as in SECOND and its successors."""
 _PRIOR_PROBABILITY = 0.01
 """Of each class at each anchor before training."""
@@ -62,14 +62,14 @@ class PillarEncoder(nn.Module):
     published code: they are alike, so that one row stands for them, and counts as often. Source: section 2.1.
     """
 
-    def __init__(self, *, in_channels: int, widths: Sequence[int]) -> None:
+    def __init__(self, *, in_channels: int, widths: Sequence[int], momentum: float) -> None:
         super().__init__()
         sides = [in_channels + 6, *widths]
         outs = [*(width // 2 for width in widths[:-1]), widths[-1]]
         self.linear = nn.ModuleList(
             nn.Linear(side, out, bias=False) for side, out in zip(sides[:-1], outs, strict=True)
         )
-        self.norm = nn.ModuleList(nn.BatchNorm1d(out, **_NORM) for out in outs)
+        self.norm = nn.ModuleList(nn.BatchNorm1d(out, eps=_EPS, momentum=momentum) for out in outs)
 
     def forward(self, values: Tensor, pillars: PillarRows, middles: Tensor) -> Tensor:
         """Encode points `values` (N, F) of V pillars around their `middles` (V, 3): (V, C)."""
@@ -137,15 +137,19 @@ class BirdsEyeBackbone(nn.Module):
         strides: Sequence[int],
         up_widths: Sequence[int],
         up_strides: Sequence[int],
+        momentum: float,
     ) -> None:
         super().__init__()
         self.blocks, self.ups = nn.ModuleList(), nn.ModuleList()
         for before, width, count, stride in zip((in_channels, *widths), widths, num_layers, strides, strict=False):
-            layers = [_convolve(before, width, stride), *(_convolve(width, width, 1) for _ in range(count))]
+            layers = [
+                _convolve(before, width, stride, momentum),
+                *(_convolve(width, width, 1, momentum) for _ in range(count)),
+            ]
             self.blocks.append(nn.Sequential(*layers))
         for width, up_width, stride in zip(widths, up_widths, up_strides, strict=True):
             up = nn.ConvTranspose2d(width, up_width, stride, stride, bias=False)
-            self.ups.append(nn.Sequential(up, nn.BatchNorm2d(up_width, **_NORM), nn.ReLU()))
+            self.ups.append(nn.Sequential(up, nn.BatchNorm2d(up_width, eps=_EPS, momentum=momentum), nn.ReLU()))
 
     def forward(self, canvas: Tensor) -> Tensor:
         """Map a view from above (B, C, H, W) -> (B, sum of `up_widths`, H / s, W / s)."""
@@ -156,9 +160,9 @@ class BirdsEyeBackbone(nn.Module):
         return torch.cat(maps, dim=1)
 
 
-def _convolve(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+def _convolve(in_channels: int, out_channels: int, stride: int, momentum: float) -> nn.Sequential:
     convolution = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels, **_NORM), nn.ReLU())
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels, eps=_EPS, momentum=momentum), nn.ReLU())
 
 
 @registry.models.add("pointpillars")
@@ -169,7 +173,8 @@ class PointPillars(Model):
     default; its width and depth must be whole numbers of `pillar_m` cells, as many as the network's strides divide. A
     pillar keeps its first `max_points` points, a frame its first `max_pillars` pillars. Blocks have `num_layers`
     convolutions after the first one, of `widths` channels, with `strides`; each is brought to `up_widths` channels by
-    `up_strides`.
+    `up_strides`. `momentum` is the share of a step in the running statistics of batch norms: the published one needs
+    thousands of steps.
     Source: Lang et al. 2019, section 2.
     """
 
@@ -188,6 +193,7 @@ class PointPillars(Model):
         strides: PerLevel = (2, 2, 2),
         up_widths: PerLevel = (128, 128, 128),
         up_strides: PerLevel = (1, 2, 4),
+        momentum: PositiveFraction = 0.01,
     ) -> None:
         super().__init__()
         levels = {"num_layers": num_layers, "widths": widths, "strides": strides}
@@ -199,7 +205,7 @@ class PointPillars(Model):
         self.grid = PillarGrid.of(extent_m, pillar_m, stride=stride, coarsest=math.prod(strides))
         self.num_classes, self.in_channels = num_classes, in_channels
         self.max_points, self.max_pillars = max_points, max_pillars
-        self.encoder = PillarEncoder(in_channels=in_channels, widths=encoder_widths)
+        self.encoder = PillarEncoder(in_channels=in_channels, widths=encoder_widths, momentum=momentum)
         self.backbone = BirdsEyeBackbone(
             in_channels=encoder_widths[-1],
             num_layers=num_layers,
@@ -207,6 +213,7 @@ class PointPillars(Model):
             strides=strides,
             up_widths=up_widths,
             up_strides=up_strides,
+            momentum=momentum,
         )
         per_cell, width = num_classes * NUM_ROTATIONS, sum(up_widths)
         self.classes = nn.Conv2d(width, per_cell * num_classes, 1)
