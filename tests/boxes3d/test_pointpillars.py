@@ -23,7 +23,7 @@ from sightline.areas.boxes3d.anchors import (
 )
 from sightline.areas.boxes3d.grid import PillarGrid
 from sightline.areas.boxes3d.losses import AnchorBox, AnchorClass, AnchorDirection, encode_angle
-from sightline.areas.boxes3d.pointpillars import PointPillars
+from sightline.areas.boxes3d.pointpillars import _PUBLISHED, PointPillars
 from sightline.contract.errors import ConfigError
 from sightline.ops.boxes.focal import sigmoid_focal_loss
 from tests.boxes3d.golden import EXTENT, KITTI, draw_state, read, rename, square_anchors
@@ -245,7 +245,8 @@ def test_a_frame_alone_equals_the_frame_in_a_batch() -> None:
     """In evaluation, to the bit; a last frame without points is a frame."""
     torch.manual_seed(0)
     network = make_network(
-        encoder_widths=(8,), widths=(8,), num_layers=(1,), strides=(2,), up_widths=(8,), up_strides=(1,)
+        encoder_widths=(8,),
+        blocks=({"num_layers": 1, "width": 8, "stride": 2, "up_width": 8, "up_stride": 1},),
     )
     network.eval()
     points = torch.rand(300, 3) * torch.tensor([10.0, 10.0, 3.0]) - torch.tensor([0.0, 5.0, 2.5])
@@ -264,8 +265,7 @@ def test_a_frame_alone_equals_the_frame_in_a_batch() -> None:
         ({"extent_m": (0, -5, -3, 10.24, 5.12, 1)}, "along y -5 to 5.12 m are 63.25 pillars of 0.16 m"),
         ({"extent_m": (0, -5.12, -3, 9.9, 5.12, 1)}, "let it end at 10.24"),
         ({"extent_m": (10.24, -5.12, -3, 0, 5.12, 1)}, "give the lowest x, y, z"),
-        ({"num_layers": (3, 5)}, "num_layers 2, widths 3"),
-        ({"up_strides": (1, 2, 2)}, "2, 2, 4 pillars"),
+        ({"blocks": [{**block, "up_stride": up} for block, up in zip(_PUBLISHED, (1, 2, 2), strict=True)]}, "2, 2, 4"),
     ],
 )
 def test_a_grid_that_the_strides_do_not_divide_is_refused(changes: dict[str, Any], said: str) -> None:

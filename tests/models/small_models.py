@@ -56,11 +56,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "max_points": 4,
         "max_pillars": 64,
         "encoder_widths": (8, 8),
-        "num_layers": (1, 1),
-        "widths": (8, 8),
-        "strides": (2, 2),
-        "up_widths": (4, 4),
-        "up_strides": (1, 2),
+        "blocks": tuple(
+            {"num_layers": 1, "width": 8, "stride": 2, "up_width": 4, "up_stride": up_stride} for up_stride in (1, 2)
+        ),
     },
     "point_transformer": {
         "widths": (16, 32),

@@ -37,7 +37,27 @@ CODE_WIDTH = 7
 NUM_ROTATIONS = 2
 """Anchors of a class in each cell: along x and along y."""
 KITTI_EXTENT_M: Extent = (0.0, -39.68, -3.0, 69.12, 39.68, 1.0)
-PerLevel: TypeAlias = Annotated[tuple[Count, ...], Len(1)]
+Widths: TypeAlias = Annotated[tuple[Count, ...], Len(1)]
+
+
+class BlockOfConvolutions(TypedDict):
+    """Block of the backbone: one convolution with `stride`, then `num_layers` more, all of `width` channels.
+
+    What comes out is brought to `up_width` channels, `up_stride` times as many cells each way.
+    """
+
+    num_layers: Count
+    width: Count
+    stride: Count
+    up_width: Count
+    up_stride: Count
+
+
+_PUBLISHED: tuple[BlockOfConvolutions, ...] = (
+    {"num_layers": 3, "width": 64, "stride": 2, "up_width": 128, "up_stride": 1},
+    {"num_layers": 5, "width": 128, "stride": 2, "up_width": 128, "up_stride": 2},
+    {"num_layers": 5, "width": 256, "stride": 2, "up_width": 128, "up_stride": 4},
+)
 
 
 class PointPillarsOutput(TypedDict):
@@ -128,28 +148,18 @@ class PillarRows(NamedTuple):
 class BirdsEyeBackbone(nn.Module):
     """Blocks of 3 x 3 convolutions, coarser and coarser, each brought to one size and joined. Source: section 2.2."""
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_layers: Sequence[int],
-        widths: Sequence[int],
-        strides: Sequence[int],
-        up_widths: Sequence[int],
-        up_strides: Sequence[int],
-        momentum: float,
-    ) -> None:
+    def __init__(self, *, in_channels: int, blocks: Sequence[BlockOfConvolutions], momentum: float) -> None:
         super().__init__()
         self.blocks, self.ups = nn.ModuleList(), nn.ModuleList()
-        for before, width, count, stride in zip((in_channels, *widths), widths, num_layers, strides, strict=False):
-            layers = [
-                _convolve(before, width, stride, momentum),
-                *(_convolve(width, width, 1, momentum) for _ in range(count)),
-            ]
+        for block in blocks:
+            width = block["width"]
+            layers = [_convolve(in_channels, width, block["stride"], momentum)]
+            layers += [_convolve(width, width, 1, momentum) for _ in range(block["num_layers"])]
             self.blocks.append(nn.Sequential(*layers))
-        for width, up_width, stride in zip(widths, up_widths, up_strides, strict=True):
-            up = nn.ConvTranspose2d(width, up_width, stride, stride, bias=False)
-            self.ups.append(nn.Sequential(up, nn.BatchNorm2d(up_width, eps=_EPS, momentum=momentum), nn.ReLU()))
+            up = nn.ConvTranspose2d(width, block["up_width"], block["up_stride"], block["up_stride"], bias=False)
+            norm = nn.BatchNorm2d(block["up_width"], eps=_EPS, momentum=momentum)
+            self.ups.append(nn.Sequential(up, norm, nn.ReLU()))
+            in_channels = width
 
     def forward(self, canvas: Tensor) -> Tensor:
         """Map a view from above (B, C, H, W) -> (B, sum of `up_widths`, H / s, W / s)."""
@@ -171,10 +181,9 @@ class PointPillars(Model):
 
     `extent_m` are the lowest x, y, z and the highest of what is looked at, in metres of the sensor's frame, KITTI's by
     default; its width and depth must be whole numbers of `pillar_m` cells, as many as the network's strides divide. A
-    pillar keeps its first `max_points` points, a frame its first `max_pillars` pillars. Blocks have `num_layers`
-    convolutions after the first one, of `widths` channels, with `strides`; each is brought to `up_widths` channels by
-    `up_strides`. `momentum` is the share of a step in the running statistics of batch norms: the published one needs
-    thousands of steps.
+    pillar keeps its first `max_points` points, a frame its first `max_pillars` pillars. `blocks` are those of the
+    backbone, the finest first. `momentum` is the share of a step in the running statistics of batch norms: the
+    published one needs thousands of steps.
     Source: Lang et al. 2019, section 2.
     """
 
@@ -187,35 +196,18 @@ class PointPillars(Model):
         pillar_m: tuple[PositiveFloat, PositiveFloat] = (0.16, 0.16),
         max_points: Count = 32,
         max_pillars: Count = 16_000,
-        encoder_widths: PerLevel = (64,),
-        num_layers: PerLevel = (3, 5, 5),
-        widths: PerLevel = (64, 128, 256),
-        strides: PerLevel = (2, 2, 2),
-        up_widths: PerLevel = (128, 128, 128),
-        up_strides: PerLevel = (1, 2, 4),
+        encoder_widths: Widths = (64,),
+        blocks: Annotated[tuple[BlockOfConvolutions, ...], Len(1)] = _PUBLISHED,
         momentum: PositiveFraction = 0.01,
     ) -> None:
         super().__init__()
-        levels = {"num_layers": num_layers, "widths": widths, "strides": strides}
-        levels |= {"up_widths": up_widths, "up_strides": up_strides}
-        if len({len(values) for values in levels.values()}) > 1:
-            found = ", ".join(f"{name} {len(values)}" for name, values in levels.items())
-            raise ConfigError(f"pointpillars: {found} values; state one for each block")
-        stride = _find_stride(strides, up_strides)
-        self.grid = PillarGrid.of(extent_m, pillar_m, stride=stride, coarsest=math.prod(strides))
+        coarsest = math.prod(block["stride"] for block in blocks)
+        self.grid = PillarGrid.of(extent_m, pillar_m, stride=_find_stride(blocks), coarsest=coarsest)
         self.num_classes, self.in_channels = num_classes, in_channels
         self.max_points, self.max_pillars = max_points, max_pillars
         self.encoder = PillarEncoder(in_channels=in_channels, widths=encoder_widths, momentum=momentum)
-        self.backbone = BirdsEyeBackbone(
-            in_channels=encoder_widths[-1],
-            num_layers=num_layers,
-            widths=widths,
-            strides=strides,
-            up_widths=up_widths,
-            up_strides=up_strides,
-            momentum=momentum,
-        )
-        per_cell, width = num_classes * NUM_ROTATIONS, sum(up_widths)
+        self.backbone = BirdsEyeBackbone(in_channels=encoder_widths[-1], blocks=blocks, momentum=momentum)
+        per_cell, width = num_classes * NUM_ROTATIONS, sum(block["up_width"] for block in blocks)
         self.classes = nn.Conv2d(width, per_cell * num_classes, 1)
         self.boxes = nn.Conv2d(width, per_cell * CODE_WIDTH, 1)
         self.direction = nn.Conv2d(width, per_cell * 2, 1)
@@ -281,15 +273,15 @@ def _bias(convolution: nn.Conv2d) -> Tensor:
     return convolution.bias
 
 
-def _find_stride(strides: Sequence[int], up_strides: Sequence[int]) -> int:
+def _find_stride(blocks: Sequence[BlockOfConvolutions]) -> int:
     """Return the cells of a pillar grid in one of the head. Raises ConfigError for levels of different sizes."""
     reached, ends = 1, []
-    for stride, up in zip(strides, up_strides, strict=True):
-        reached *= stride
-        ends.append(reached / up)
+    for block in blocks:
+        reached *= block["stride"]
+        ends.append(reached / block["up_stride"])
     if any(first != second for first, second in pairwise(ends)) or ends[0] != int(ends[0]):
         raise ConfigError(
-            f"pointpillars: strides {tuple(strides)} and up_strides {tuple(up_strides)} lead to cells of "
-            f"{', '.join(f'{end:g}' for end in ends)} pillars; all levels need the same whole number"
+            f"pointpillars.blocks: stride and up_stride lead to cells of {', '.join(f'{end:g}' for end in ends)} "
+            "pillars; all levels need the same whole number"
         )
     return int(ends[0])
