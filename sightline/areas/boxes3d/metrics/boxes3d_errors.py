@@ -18,7 +18,7 @@ from sightline.ops.boxes.rotated_overlaps import box3d_iou
 __all__ = ["KINDS", "Boxes3dErrors"]
 
 KINDS = ("class", "place", "double", "background", "reversed", "missed")
-_CLASS, _PLACE, _DOUBLE, _BACKGROUND, _REVERSED, _MISSED = range(6)
+_CLASS, _PLACE, _DOUBLE, _BACKGROUND = range(4)
 _RIGHT = -1
 _NEAR_M = 2.0
 """Distance from above within which a detection is about a label."""
