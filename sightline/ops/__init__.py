@@ -20,6 +20,13 @@ from sightline.ops.boxes.overlaps import (
 )
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from sightline.ops.boxes.regions import roi_align
+from sightline.ops.boxes.rotated_overlaps import (
+    box3d_iou,
+    box3d_iou_bev,
+    box3d_nearest_iou_bev,
+    box3d_overlap,
+    box3d_overlap_bev,
+)
 from sightline.ops.boxes.suppression import batched_nms, nms, soft_nms
 from sightline.ops.points.ball_query import packed_points_in_balls, points_in_balls
 from sightline.ops.points.batch_statistics import batch_statistics, statistics_gradients
@@ -96,6 +103,11 @@ __all__ = [
     "batch_statistics",
     "batch_to_offsets",
     "batched_nms",
+    "box3d_iou",
+    "box3d_iou_bev",
+    "box3d_nearest_iou_bev",
+    "box3d_overlap",
+    "box3d_overlap_bev",
     "box_area",
     "box_convert",
     "box_ioa",

@@ -217,6 +217,13 @@ def _pool(ratio: int, *, is_gradient: bool = False) -> Any:
     return {"make": make, "export": partial(make, ratio=ratio or 2), "tolerance": 1e-6, "differentiable": (0,)}
 
 
+def footprints(dtype: torch.dtype, count: int, seed: int) -> Tensor:
+    """Places, half sizes, cosines and sines of turned boxes, many of which overlap."""
+    drawn = clouds(torch.float64, 1, count, 5, seed=seed)[0]
+    turn = drawn[:, 4:]
+    return torch.cat([2 * drawn[:, :2], drawn[:, 2:4].abs() + 0.5, turn.cos(), turn.sin()], dim=1).to(dtype)
+
+
 @dataclass(frozen=True)
 class LargeCall:
     """Arguments (on the meta device) of a float format for which a kernel takes another form, and its launches."""
@@ -473,6 +480,18 @@ CASES = [
         "points_in_lidar_boxes",
         "upright",
         lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
+    ),
+    OperatorCase(
+        "bev_overlap",
+        "all pairs",
+        lambda dtype: (footprints(dtype, 9, 0), footprints(dtype, 12, 1), False),
+        differentiable=(0, 1),
+    ),
+    OperatorCase(
+        "bev_overlap",
+        "aligned",
+        lambda dtype: (footprints(dtype, 12, 0), footprints(dtype, 12, 1), True),
+        differentiable=(0, 1),
     ),
     OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
     OperatorCase("roi_align", "four samples", **_pool(2)),

@@ -228,6 +228,26 @@ BOX_ROWS = [
         )
         for frame in ("camera", "lidar")
     ),
+    *(
+        Row(
+            name,
+            {"boxes1": upright_boxes("N"), "boxes2": upright_boxes("M")},
+            getattr(ops, name),
+            (("N", "M"),),
+            none="NM",
+            differentiable=names(*BOTH),
+        )
+        for name in ("box3d_iou", "box3d_iou_bev", "box3d_nearest_iou_bev", "box3d_overlap", "box3d_overlap_bev")
+    ),
+    Row(
+        "box3d_iou",
+        {"boxes1": upright_boxes("N"), "boxes2": upright_boxes("N")},
+        partial(ops.box3d_iou, aligned=True),
+        (("N",),),
+        none="N",
+        differentiable=names(*BOTH),
+        label="of aligned rows",
+    ),
     Row(
         "box_convert",
         BOXES,
