@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "data": {"sets.labels3d": "labels3d"},
+    "data": {
+        "sets.boxes3d_folder": "boxes3d_folder",
+        "sets.labels3d": "labels3d",
+    },
     "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
     "scorings": {"scoring": "Box3dScoring"},
 }

@@ -1,6 +1,6 @@
 """Named conversions between the product's boxes and those of other tools, each with its inverse.
 
-The product's box is a row of `BoxTable.boxes`: (x, y, z, dx, dy, dz, yaw) in metres and radians of the LiDAR's frame. All
+A box of the product is a row of `BoxTable.boxes`: (x, y, z, dx, dy, dz, yaw) in metres and radians of the LiDAR. All
 functions take and return (M, 7) float64, and wrap the angle to [-pi, pi) where it is the product's.
 """
 
