@@ -8,6 +8,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "sets.boxes3d_folder": "boxes3d_folder",
         "sets.labels3d": "labels3d",
+        "sets.synthetic_streets3d": "synthetic_streets3d",
     },
     "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
     "scorings": {"scoring": "Box3dScoring"},
