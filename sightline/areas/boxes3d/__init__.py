@@ -11,6 +11,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_streets3d": "synthetic_streets3d",
     },
     "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
+    "prediction_writers": {"prediction_writer": "Box3dWriter"},
     "scorings": {"scoring": "Box3dScoring"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).

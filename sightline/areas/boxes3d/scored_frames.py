@@ -37,9 +37,9 @@ class LabelledFrames(Protocol):
 
 
 class ScoredFrame(NamedTuple):
-    """Frame of a set: its index among the samples, its id, the table of its labels, and its camera, if it has one."""
+    """Frame of a set: its number among the samples, its id, the table of its labels, and its camera, if it has one."""
 
-    index: int
+    number: int
     id: str
     table: BoxTable
     calibration: Calibration | None
@@ -115,7 +115,7 @@ def make_batch(
     found = [detection_rows(results[frame.id], class_names, frame.calibration) for frame in frames]
     cameras = [FLAT_CAMERA if f.calibration is None else f.calibration.camera_of_velodyne for f in frames]
     batch: dict[str, Tensor] = {
-        "sample_index": torch.tensor([frame.index for frame in frames]),
+        "sample_index": torch.tensor([frame.number for frame in frames]),
         "to_camera": torch.from_numpy(np.stack(cameras)[:, :3].copy()),
     }
     for name, rows, columns in (("detections3d", found, (9, 5)), ("truth3d", truths, (9, 7))):

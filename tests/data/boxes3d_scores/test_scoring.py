@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from sightline.areas.boxes3d.prediction_writer import Box3dWriter
+from sightline.areas.boxes3d.sets.labels3d import Labels3d
+from sightline.contract.types import SampleKey
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import make_evaluation
+from sightline.engine.run_data import DataSubset
+from sightline.store.loading.batch_reader import BatchReader
 from tests.command import document_of, refuse, succeed
 from tests.data.boxes3d_scores.streets import Edit, Row, detect, draw_streets, write_config, write_rows
 
@@ -169,3 +179,38 @@ def test_own_classes_need_own_overlaps(tmp_path: Path, metrics: str, message: st
         assert message in refuse("score", results, "--data", config)
     else:
         assert document_of("score", results, "--data", config)["by_difficulty"]["Bus, easy"]["ap_3d_r40"] == 1
+
+
+def test_saved_detections_are_scored_as_they_are(tmp_path: Path, shared: Path) -> None:
+    """An evaluation writes JSON, and KITTI's rows of frames with a camera; both have the scores of what was found."""
+    root = shared / "data/kitti_object_mini"
+    frames = tmp_path / "frames.txt"
+    frames.write_text("000001\n000002\n000003\n")
+    sources = {"labels": str(root / "label_2"), "calibrations": str(root / "calib"), "frames": str(frames)}
+    dataset = Labels3d(split="test", classes=("Car", "Cyclist"), **sources)
+    config = tmp_path / "score.yaml"
+    listed = ", ".join(f"{name}: '{path}'" for name, path in sources.items())
+    metrics = "[{name: kitti_ap}, {name: boxes3d_ap}]"
+    config.write_text(f"data: {{name: labels3d, classes: [Car, Cyclist], {listed}}}\nmetrics: {metrics}\n")
+    part = DataSubset(dataset, np.arange(3), BatchReader(dataset), "test")
+    writer = Box3dWriter(tmp_path / "out", part, World())
+    samples = [dataset[SampleKey(number, 0, 0)] for number in range(3)]
+    rows = [np.column_stack([one["boxes"], np.linspace(0.5, 0.9, len(one["label"])), one["label"]]) for one in samples]
+    for chosen in ([0], [1, 2]):
+        offsets = torch.tensor([0, *(len(rows[number]) for number in chosen)]).cumsum(0)
+        detections = torch.from_numpy(np.concatenate([rows[number] for number in chosen]))
+        writer({"sample_index": torch.tensor(chosen)}, {"detections3d": detections, "detections3d_offsets": offsets})
+    writer.finish(make_evaluation([], num_samples=3, seconds=0.0), {"checkpoint": "last"})
+    assert sorted(file.name for file in (tmp_path / "out/kitti").iterdir()) == [
+        "000001.txt",
+        "000002.txt",
+        "000003.txt",
+    ]
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (manifest["num_frames"], manifest["num_detections"], manifest["class_names"]) == (3, 4, ["Car", "Cyclist"])
+    found = [document_of("score", path, "--data", config) for path in (tmp_path / "out", tmp_path / "out/kitti")]
+    for document in found:
+        assert document["metrics"]["ap_overlap"] == 1
+        assert document["by_difficulty"]["Car, easy"]["count"] == 1  # 000003; the others are lower than 40 px
+        assert document["by_difficulty"]["Car, moderate"]["ap_3d_r40"] == pytest.approx(1 / 40)
+        assert document["by_difficulty"]["Car, moderate"]["ap_2d_r11"] == pytest.approx(1 / 11)
