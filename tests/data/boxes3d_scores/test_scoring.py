@@ -13,10 +13,13 @@ import torch
 from sightline.areas.boxes3d.prediction_writer import Box3dWriter
 from sightline.areas.boxes3d.sets.labels3d import Labels3d
 from sightline.contract.types import SampleKey
+from sightline.draw.page import PageTable, PageText
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import make_evaluation
 from sightline.engine.run_data import DataSubset
+from sightline.runs.run_records import ReportedRun
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.view.run_report import make_report
 from tests.command import document_of, refuse, succeed
 from tests.data.boxes3d_scores.streets import Edit, Row, detect, draw_streets, write_config, write_rows
 
@@ -214,3 +217,17 @@ def test_saved_detections_are_scored_as_they_are(tmp_path: Path, shared: Path) -
         assert document["by_difficulty"]["Car, easy"]["count"] == 1  # 000003; the others are lower than 40 px
         assert document["by_difficulty"]["Car, moderate"]["ap_3d_r40"] == pytest.approx(1 / 40)
         assert document["by_difficulty"]["Car, moderate"]["ap_2d_r11"] == pytest.approx(1 / 11)
+
+
+def test_the_page_of_a_run_has_remarks_and_the_table_by_difficulty(tmp_path: Path) -> None:
+    chosen = [*FRAMES][:5]
+    labels = write_rows(tmp_path / "labels", {frame: FRAMES[frame] for frame in chosen})
+    results = write_rows(tmp_path / "results", {frame: FOUND[frame] for frame in chosen}, reversed_heading)
+    final = {**document_of("score", results, "--data", write_config(tmp_path, labels)), "checkpoint": "last"}
+    blocks, _ = make_report([ReportedRun(tmp_path, "run", {}, final, [], None, {})])
+    notes = next(block.lines for block in blocks if isinstance(block, PageText) and block.style == "notes")
+    assert any("'Car': 15 of 15 found boxes point backwards" in line for line in notes)
+    assert any("'Car': so few labels count that no detector reaches 1: 15 easy (at most 0.35" in line for line in notes)
+    [table] = [block for block in blocks if isinstance(block, PageTable) and "ceiling_r40" in block.head]
+    row = dict(zip(table.head, next(row for row in table.rows if row[0] == "Car, easy"), strict=True))
+    assert (row["count"], row["ceiling_r40"], row["ap_3d_r40"]) == ("15", "0.3500", "0.3500")
