@@ -12,6 +12,8 @@ from sightline.ops.numba_kernels import inlined_kernel, numba_kernel
 
 _SHORTEST = 1e-30
 """Length of an edge along an axis below which it does not run along it, in metres."""
+_TINY = 2.0**-1022
+"""The smallest normal number: an area below it is none."""
 
 
 @numba_kernel
@@ -37,6 +39,52 @@ def overlap_rows(first: int, last: int, rows: np.ndarray, others: np.ndarray, ar
     """Write the areas (N,) that rows of footprints (N, 6) share."""
     for row in range(first, last):
         areas[row] = _share(rows[row], others[row])
+
+
+@numba_kernel
+def suppress_in_order(
+    table: np.ndarray,
+    labels: np.ndarray,
+    is_candidate: np.ndarray,
+    threshold: float,
+    is_circle: bool,
+    is_kept: np.ndarray,
+) -> None:
+    """Mark the kept ones (N,) of footprints (N, 6), which are sorted by label, then by falling score.
+
+    Of turned boxes those are suppressed whose IoU with a kept one is above the threshold, of circles those whose
+    squared distance is at most that.
+    """
+    kept, x = np.empty(len(table), dtype=np.int64), np.empty(len(table))
+    y, reach = np.empty(len(table)), np.empty(len(table))
+    first = count = 0
+    for index in range(len(table)):
+        if index and labels[index] != labels[index - 1]:
+            first = count
+        centre_x, centre_y = table[index, 0], table[index, 1]
+        own, is_hit = 0.0 if is_circle else _reach(table[index]), not is_candidate[index]
+        for other in range(first, count):
+            if is_hit:
+                break
+            right, up, far = centre_x - x[other], centre_y - y[other], own + reach[other]
+            squared = right * right + up * up
+            if is_circle:
+                is_hit = squared <= threshold
+            elif squared <= far * far:
+                is_hit = _exceeds(table[kept[other]], table[index], threshold)
+        if not is_hit:
+            x[count], y[count], reach[count], kept[count] = centre_x, centre_y, own, index
+            is_kept[index] = True
+            count += 1
+
+
+@numba_kernel
+def _exceeds(one: np.ndarray, other: np.ndarray, threshold: float) -> bool:
+    """Return whether the IoU of two footprints is above a threshold."""
+    area, other_area = 4 * one[2] * one[3], 4 * other[2] * other[3]
+    shared = min(_share(one, other), min(area, other_area))
+    union = area + other_area - shared
+    return union >= _TINY and shared / union > threshold
 
 
 @numba_kernel

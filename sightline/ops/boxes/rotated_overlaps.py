@@ -3,7 +3,8 @@
 Boxes are (x, y, z, dx, dy, dz, yaw) of a LiDAR's frame, in metres and radians: the centre, the extent along the
 heading, to the left of it, and up, and the turn of the heading from +x, counter-clockwise seen from above. All is
 computed in float64, relative to the centre of the first box, and returned in the format of the boxes. A box whose
-length, width or height is not above 0, or with a number that is not finite or beyond 1e100, overlaps nothing.
+length or width is not above 0, or with a number that is not finite or beyond 1e100, overlaps nothing; one whose height
+is not above 0 has no volume.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _shared_area(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
 def _iou_bev(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
     shared = _shared_area(first, second, is_aligned)
     areas = (first[:, 3] * first[:, 4], second[:, 3] * second[:, 4])
-    return _divide_by_union(shared, *_pair(*areas, is_aligned))
+    return divide_by_union(shared, *_pair(*areas, is_aligned))
 
 
 def _shared_volume(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
@@ -142,14 +143,14 @@ def _shared_volume(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
 def _iou_of_volumes(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
     shared = _shared_volume(first, second, is_aligned)
     volumes = (boxes[:, 3] * boxes[:, 4] * boxes[:, 5].clamp(min=0) for boxes in (first, second))
-    return _divide_by_union(shared, *_pair(*volumes, is_aligned))
+    return divide_by_union(shared, *_pair(*volumes, is_aligned))
 
 
 def _nearest_iou(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
     return (iou if is_aligned else box_iou)(lay_along_axes(first), lay_along_axes(second))
 
 
-def _divide_by_union(shared: Tensor, size1: Tensor, size2: Tensor) -> Tensor:
+def divide_by_union(shared: Tensor, size1: Tensor, size2: Tensor) -> Tensor:
     """Divide what boxes share by what they cover, at most 1; 0 where that is nothing, with a gradient of 0."""
     shared = torch.minimum(shared, torch.minimum(size1, size2))
     union = size1 + size2 - shared
@@ -162,14 +163,18 @@ def _divide_by_union(shared: Tensor, size1: Tensor, size2: Tensor) -> Tensor:
 
 @operator()
 def _bev_overlap(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
-    """Compute the shared area of footprints (N, 6) and (M, 6), in float64: (N, M), or (N,) of aligned rows.
+    """Compute the shared area of footprints (N, 6) and (M, 6), in float64: (N, M), or (N,) of aligned rows."""
+    return share_footprints((first if is_aligned else first[:, None]).double(), second.double())
+
+
+def share_footprints(first: Tensor, second: Tensor) -> Tensor:
+    """Compute the area (...) that footprints (..., 6) share, 0 if they only touch.
 
     The edges of the second are cut to the first, in its frame: each adds the area between it and the axis. No corner is
     counted twice and none is missed, whichever edges coincide.
     """
-    first = (first if is_aligned else first[:, None]).double()
     x1, y1, half_x, half_y, cosine1, sine1 = first.unbind(-1)
-    x2, y2, half_l, half_w, cosine2, sine2 = second.double().unbind(-1)
+    x2, y2, half_l, half_w, cosine2, sine2 = second.unbind(-1)
     cosine, sine = cosine1 * cosine2 + sine1 * sine2, cosine1 * sine2 - sine1 * cosine2
     right, up = x2 - x1, y2 - y1
     x, y = cosine1 * right + sine1 * up, cosine1 * up - sine1 * right

@@ -169,6 +169,27 @@ VOXEL_ROWS = [
     ),
 ]
 
+PILLARS = {"points": normal("N", 4), "offsets": offsets("N")}
+COUNTS = (("S",),) * 6
+VOXEL_ROWS += [
+    Row(
+        "hard_pillars",
+        PILLARS,
+        lambda points, offsets: ops.hard_pillars(
+            points, offsets, side_m=(0.5, 0.5), range_m=(-1, -1, -2, 1, 1, 2), max_points=2, max_pillars=4
+        ),
+        (("S", 4, 2), ("S", 4, 2), ("S", 4), *COUNTS),
+        none="N",
+    ),
+    Row(
+        "dynamic_pillars",
+        PILLARS,
+        lambda points, offsets: ops.dynamic_pillars(points, offsets, side_m=(0.5, 0.5), range_m=(-1, -1, 1, 1)),
+        (("N",), ("N",), ("N", 3), ("N",), (), *COUNTS),
+        none="N",
+    ),
+]
+
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 BOXES = {"boxes": boxes("N")}
@@ -205,6 +226,24 @@ BOX_ROWS = [
         DETECTIONS,
         lambda boxes, scores: ops.soft_nms(boxes, scores, min_score=0.3),
         ((None,), (None,)),
+        none="N",
+        traits=KEPT,
+        reads=1,
+    ),
+    Row(
+        "box3d_nms",
+        {"boxes": upright_boxes("N"), "scores": unit("N"), "labels": whole(3, "N")},
+        lambda boxes, scores, labels: ops.box3d_nms(boxes, scores, 0.2, labels, max_candidates=4, max_kept=3),
+        ((None,),),
+        none="N",
+        traits=KEPT,
+        reads=1,
+    ),
+    Row(
+        "circle_nms",
+        {"centres": normal("N", 2), "scores": unit("N")},
+        lambda centres, scores: ops.circle_nms(centres, scores, 0.5),
+        ((None,),),
         none="N",
         traits=KEPT,
         reads=1,
