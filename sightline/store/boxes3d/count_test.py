@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.store.boxes3d.conversions import BoxReading
+from sightline.store.boxes3d.conversions import BoxReading, BoxSize
 from sightline.store.boxes3d.label_rows import Form
 
 __all__ = ["Choice", "CountedFrame", "Hypothesis", "choose_reading", "count_inside", "count_readings"]
@@ -183,8 +183,9 @@ def _fold(hypothesis: Hypothesis) -> Hypothesis:
 def _find_footprint(hypothesis: Hypothesis) -> Hypothesis:
     """Return the one hypothesis of all that cover the same points: width for length is a quarter of a turn."""
     reading = _fold_reading(hypothesis.reading)
-    if reading.size == "wlh":
-        reading = replace(reading, size="lwh", zero="y" if reading.zero == "x" else "x")
+    if reading.size in ("wlh", "hwl"):
+        size: BoxSize = "lwh" if reading.size == "wlh" else "hlw"
+        reading = replace(reading, size=size, zero="y" if reading.zero == "x" else "x")
     return hypothesis._replace(reading=reading)
 
 

@@ -168,7 +168,7 @@ def _measure_directions(survey: BoxSurvey) -> Measured:
         what = f"points are all around, all {len(boxes)} boxes in {len(with_boxes)} of {NUM_SECTORS} directions"
         return {
             "what": what,
-            "advice": "what is not labelled is trained as background: cut the clouds to these directions",
+            "advice": "what is not labelled is trained as background: cut the clouds by azimuth_deg, as [-45, 45]",
         }
     return None
 
