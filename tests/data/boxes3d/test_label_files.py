@@ -263,7 +263,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "a.json: has objects with vertices and others without",
     ),
     "an unknown object": ("a.json", json.dumps({**SUPERVISELY, "objects": []}), "is none of the objects"),
-    "JSON of others": ("a.json", '{"a": 1}', "is not JSON of SUSTechPOINTS"),
+    "JSON of others": ("a.json", '{"a": 1}', "is no file of 3D boxes that is read"),
     "broken JSON": ("a.json", "[{", "does not read as JSON"),
     "occlusion": ("a.txt", KITTI.replace("0 0 0 0", "0 0.5 0 0", 1) + "\n", "a.txt:1: occluded is 0.5"),
     "fewer columns below": ("a.txt", f"{KITTI}\n{KITTI[:-4]}\n", "a.txt:2: has 14 columns"),
