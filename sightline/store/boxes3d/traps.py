@@ -35,7 +35,7 @@ _MIN_SECTOR_SHARE = 0.01
 _MAX_RATIO = 10.0
 _MAX_LOST = 0.01
 _MIN_LEAKED = 0.5
-_MAX_COMMON = 0.2
+_MAX_COMMON = 0.5
 """Share of the boxes of a class that have the same sizes, above which equal sizes say nothing."""
 _KITTI_NAMES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 

@@ -100,7 +100,7 @@ class Boxes3dFolder(LabelledBoxes3d):
         DataError for a folder without frames, and with each file of labels that is damaged; ConfigError for a range
         without extent.
         """
-        read = _read_folder(
+        read = read_folder(
             root,
             columns=columns,
             form=form,
@@ -135,14 +135,14 @@ class Boxes3dFolder(LabelledBoxes3d):
         cls, source: Path, new_form: str, target: Path, *, progress: Progress, **options: Any
     ) -> dict[str, Any]:
         """Write the boxes of a folder, read by the options of its preparation, in another form; return what is lost."""
-        read = _read_folder(cls.spec.find(source), **options)
+        read = read_folder(cls.spec.find(source), **options)
         return convert_frames(read.listing, read.planned, new_form, target, source=source, progress=progress)
 
 
 _SOURCES = {True: "folders", False: "lists of names"}
 
 
-class _FolderBoxes(NamedTuple):
+class FolderBoxes(NamedTuple):
     """Frames of a folder, their boxes, the reader of their clouds, and the options for the manifest."""
 
     listing: Listing
@@ -151,7 +151,7 @@ class _FolderBoxes(NamedTuple):
     options: dict[str, Any]
 
 
-def _read_folder(
+def read_folder(
     root: Path,
     *,
     columns: tuple[str, ...] | None = None,
@@ -166,7 +166,7 @@ def _read_folder(
     range_m: Range | None = None,
     remission_max: float | None = None,
     withheld: Withheld = "drop",
-) -> _FolderBoxes:
+) -> FolderBoxes:
     """Read the frames and boxes of a folder by the options of its preparation."""
     given = {"centre": box_centre, "size": box_size, "unit": yaw_unit, "sense": yaw_sense, "zero": yaw_zero}
     stated: dict[str, str] = {part: value for part, value in given.items() if value is not None}
@@ -189,7 +189,7 @@ def _read_folder(
         "remission_max": remission_max,
         "frames": digest_json([[frame.split, frame.name, *map(str, frame.files)] for frame in listing.frames]),
     }
-    return _FolderBoxes(listing, planned, reader, options)
+    return FolderBoxes(listing, planned, reader, options)
 
 
 def _check_range(range_m: Range | None) -> None:
