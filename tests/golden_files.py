@@ -23,7 +23,7 @@ WAITING: dict[str, str] = {
             "boxes3d",
             _BOXES,
             "anchors assign_anchor augment3d box_coding3d centerpoint_pillar_nus centerpoint_targets "
-            "kitti_boxes losses3d nuscenes_eval own_formats "
+            "losses3d nuscenes_eval "
             "pointpillar_kitti",
         ),
         (

@@ -192,10 +192,14 @@ def convert(options: ConvertOptions) -> int:
         reader = _builder(name).prepare
         exclude = (*_SET_BY_PREPARE, SHARED.name)
         arguments = read_key_values(name, reader, options.options, command="data convert", exclude=exclude)
+    own = getattr(_builder(name), "convert_labels", None) if name in registry.data.names() else None
     with _counting(name) as progress:
-        report = load_member("tools", "convert_labels")(
-            name, options.source, options.as_format, options.target, box=options.box, progress=progress, **arguments
-        )
+        if own is not None:
+            report = own(options.source, options.as_format, options.target, progress=progress, **arguments)
+        else:
+            report = load_member("tools", "convert_labels")(
+                name, options.source, options.as_format, options.target, box=options.box, progress=progress, **arguments
+            )
     print_tree({key: value for key, value in report.items() if key not in ("lost", "differences")})
     _print_differences(report)
     for what, count in report["lost"].items():

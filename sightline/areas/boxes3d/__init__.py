@@ -7,6 +7,7 @@ from collections.abc import Mapping
 PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "sets.boxes3d_folder": "boxes3d_folder",
+        "sets.kitti_boxes3d": "kitti_boxes3d",
         "sets.labels3d": "labels3d",
         "sets.synthetic_streets3d": "synthetic_streets3d",
     },

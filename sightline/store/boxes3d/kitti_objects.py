@@ -72,12 +72,14 @@ class KittiObjects(NamedTuple):
     """Labelled objects of a frame.
 
     `types` (M,) int64 are indices into `TYPES`, `boxes_image_px` (M, 4) left, top, right, bottom, `boxes_camera` (M, 7)
-    as in `Calibration`. `boxes_camera` is meaningless for DontCare.
+    as in `Calibration`. `boxes_camera` is meaningless for DontCare. `views` (M, 3) are the share that is truncated, how
+    much is occluded (0 to 3), and the angle of observation in radians, as the file has them.
     """
 
     types: np.ndarray
     boxes_image_px: np.ndarray
     boxes_camera: np.ndarray
+    views: np.ndarray
 
 
 def read_objects(path: Path) -> KittiObjects:
@@ -105,7 +107,7 @@ def read_objects(path: Path) -> KittiObjects:
     table = np.array(numbers, dtype=np.float64).reshape(-1, 14)
     height, width, length = table[:, 7], table[:, 8], table[:, 9]
     boxes = np.column_stack([table[:, 10:13], length, height, width, table[:, 13]])
-    return KittiObjects(np.array(types, dtype=np.int64), table[:, 3:7], boxes)
+    return KittiObjects(np.array(types, dtype=np.int64), table[:, 3:7], boxes, table[:, :3])
 
 
 def _describe_fault(kind: str, values: Sequence[float]) -> str:

@@ -16,11 +16,12 @@ from sightline.store.boxes3d.label_rows import Form, LabelFile, StatedBox, check
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_files import check_pose, read_matrices
 from sightline.store.files.text_tables import split_lines
+from sightline.store.remarks import CountRemark
 
 _NUM_COLUMNS = (15, 16)
 _REGION = "DontCare"
 _STATED = frozenset({"size", "unit", "sense", "zero"})
-_KITTI = BoxReading(centre="bottom", size="hwl", sense="cw", zero="-y")
+KITTI_READING = BoxReading(centre="bottom", size="hwl", sense="cw", zero="-y")
 _LABELCLOUD = BoxReading(centre="bottom", size="hwl", sense="cw", zero="y")
 _UNTRANSFORMED = BoxReading(size="hwl")
 _ALL = Form().is_stated
@@ -91,15 +92,16 @@ def read_kitti_rows(path: Path, *, calibration: Path | None = None) -> LabelFile
         score = values[14] if len(values) > 14 else math.nan
         image = (*corners, truncated, occluded, alpha)
         stated.append(StatedBox(name, numbers, where, score=score, image=image))
-    notes = [f"{num_regions} DontCare regions of the image have no 3D box and are left out"] if num_regions else []
-    return LabelFile(path, "kitti", {"": stated}, _list_forms(stated, calibration), tuple(notes))
+    what = "are DontCare regions of the image, which have no 3D box, and are left out"
+    notes = (CountRemark.make(num_regions, len(stated) + num_regions, what, noun="rows"),) if num_regions else ()
+    return LabelFile(path, "kitti", {"": stated}, _list_forms(stated, calibration), notes)
 
 
 def _list_forms(stated: Sequence[StatedBox], calibration: Path | None) -> dict[str, Form]:
     """List what the rows may mean, the likeliest first."""
     transform = FLAT_CAMERA if calibration is None else read_transform(calibration)
-    to_rows = partial(_move, camera_of_velodyne=transform)
-    kitti = {"kitti": Form(_KITTI, _STATED, to_rows)}
+    to_rows = partial(move_to_scanner, camera_of_velodyne=transform)
+    kitti = {"kitti": Form(KITTI_READING, _STATED, to_rows)}
     if not stated or any(any(box.image[:4]) for box in stated):
         return kitti
     from_camera = {"labelcloud_kitti": Form(_LABELCLOUD, _ALL, to_rows)}
@@ -107,7 +109,7 @@ def _list_forms(stated: Sequence[StatedBox], calibration: Path | None) -> dict[s
     return {**plain, **kitti} if calibration is None else {**from_camera, **plain, **kitti}
 
 
-def _move(rows: np.ndarray, *, camera_of_velodyne: np.ndarray) -> np.ndarray:
+def move_to_scanner(rows: np.ndarray, *, camera_of_velodyne: np.ndarray) -> np.ndarray:
     """Return rows with their places in the scanner's frame."""
     moved = rows.copy()
     homogeneous = np.column_stack([rows[:, :3], np.ones(len(rows))])

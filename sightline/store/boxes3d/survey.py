@@ -20,6 +20,9 @@ _NEAR_M = 2.0
 """Distance around a box in which its ground is looked for."""
 _MIN_GROUND_POINTS = 20
 _GROUND_QUANTILE = 0.02
+_GROUND_THICKNESS_M = 0.25
+_MIN_GROUND_SHARE = 0.25
+"""Share of the points around a box that lie on its ground at least: scattered points have no ground."""
 _STRIDE = 16
 """Pillars along x and y are a multiple of it, so that maps of all strides fit each other."""
 _PILLARS_M = (0.4, 0.32, 0.25, 0.2, 0.16, 0.1)
@@ -130,7 +133,9 @@ def _measure_ground(points: np.ndarray, box: np.ndarray) -> float:
     around = local[is_around, 2]
     if len(around) < _MIN_GROUND_POINTS:
         return math.nan
-    return float(-box[5] / 2 - np.quantile(around, _GROUND_QUANTILE))
+    ground = float(np.quantile(around, _GROUND_QUANTILE))
+    is_surface = float((np.abs(around - ground) <= _GROUND_THICKNESS_M).mean()) >= _MIN_GROUND_SHARE
+    return -box[5] / 2 - ground if is_surface else math.nan
 
 
 def _count_pillars(points: np.ndarray, low: Sequence[float], high: Sequence[float], pillar_m: float) -> tuple[int, int]:
