@@ -14,6 +14,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "metrics": {"metrics.boxes3d_ap": "boxes3d_ap", "metrics.kitti_ap": "kitti_ap"},
     "prediction_writers": {"prediction_writer": "Box3dWriter"},
     "scorings": {"scoring": "Box3dScoring"},
+    "stages": {"stages": "BoxStages"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 

@@ -249,7 +249,7 @@ def test_the_same_key_gives_the_same_bits() -> None:
     assert streets[SampleKey(3, 0, 0)]["boxes"].any()
     others = [
         streets[SampleKey(2, 0, 0)],
-        SyntheticStreets3d(split="test", num_columns=128)[SampleKey(3, 0, 0)],
+        *(SyntheticStreets3d(split=split, num_columns=128)[SampleKey(3, 0, 0)] for split in ("validation", "test")),
         SyntheticStreets3d(split="train", num_columns=128, data_seed=1)[SampleKey(3, 0, 0)],
     ]
     assert not any(torch.equal(each["remission"], streets[SampleKey(3, 0, 0)]["remission"]) for each in others)
@@ -267,7 +267,7 @@ def test_boxes_of_a_noisy_sensor_are_wider_and_apart() -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there is no split 'validation'; it has train and test"):
-        SyntheticStreets3d(split="validation")
+    with pytest.raises(ConfigError, match="there is no split 'val'; it has train, validation, test"):
+        SyntheticStreets3d(split="val")
     with pytest.raises(IndexError, match="sample 100 of 'test', which has 100"):
         SyntheticStreets3d(split="test")[SampleKey(100, 0, 0)]

@@ -25,9 +25,9 @@ from sightline.store.boxes3d.box_table import BoxTable, make_box_table
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache
 from sightline.store.files.scan_samples import FEATURES
 from sightline.store.files.sensors import SensorBlock, make_sensor
+from sightline.store.prepared.splits import SPLITS
 from sightline.store.streets.casting import LidarNoise, Scan, cast_street
 
-_SPLITS = ("train", "test")
 _MAX_CACHE_BYTES = 2**28
 _RANGE_M = (-46.08, -15.36, -3.0, 46.08, 15.36, 1.0)
 """Lowest and highest x, y and z of all boxes of cars, pedestrians and cyclists at the first frame."""
@@ -73,6 +73,7 @@ class SyntheticStreets3d(ComputedSet):
         *,
         split: str,
         train_size: Many = 400,
+        validation_size: Many = 50,
         test_size: Many = 100,
         sensor: SensorBlock | None = None,
         num_columns: Count = 1024,
@@ -82,10 +83,10 @@ class SyntheticStreets3d(ComputedSet):
         sequence: Count = 1,
         data_seed: Seed = 0,
     ) -> None:
-        if split not in _SPLITS:
-            raise ConfigError(f"synthetic_streets3d: there is no split '{split}'; it has {' and '.join(_SPLITS)}")
+        if split not in SPLITS:
+            raise ConfigError(f"synthetic_streets3d: there is no split '{split}'; it has {', '.join(SPLITS)}")
         self._split = split
-        self._sizes = {"train": train_size, "test": test_size}
+        self._sizes = dict(zip(SPLITS, (train_size, validation_size, test_size), strict=True))
         self._sensor = make_sensor(sensor, preset="hdl64", owner="synthetic_streets3d")
         self._num_columns = num_columns
         self._disturbance = LidarNoise(range_m=range_noise_m, lost_share=lost_share)
@@ -114,7 +115,7 @@ class SyntheticStreets3d(ComputedSet):
 
     def traffic(self, split: str, index: int) -> Traffic:
         """Draw the street of a frame, as it is at its first frame."""
-        key = SampleKey(index // self._sequence, _SPLITS.index(split), self._data_seed)
+        key = SampleKey(index // self._sequence, SPLITS.index(split), self._data_seed)
         gap_m = max(_GAP_M, 3 * self._margin_m)
         return draw_traffic(key.generator(), num_frames=self._sequence, gap_m=gap_m)
 
@@ -123,7 +124,7 @@ class SyntheticStreets3d(ComputedSet):
         traffic, time_s = self.traffic(split, index), (index % self._sequence) * FRAME_S
         boxes, velocity, pose = list_boxes(traffic, time_s, margin_m=self._margin_m)
         street, owner = place_street(traffic, time_s)
-        noise_key = SampleKey(index, len(_SPLITS) + _SPLITS.index(split), self._data_seed)
+        noise_key = SampleKey(index, len(SPLITS) + SPLITS.index(split), self._data_seed)
         scan = cast_street(
             street,
             self._sensor,
