@@ -174,7 +174,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset
     data = document["data"]
     box_lines = ""
     for scored in (document[name] for name in document if name.startswith("scored_boxes")):
-        kind = f"{data.get('box_type', 'unnamed')} boxes"
+        kind = f"{scored.get('box_type') or data.get('box_type', 'unnamed')} boxes"
         box_lines += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
     if errors := list_errors(document):
         show_table("errors by kind", ERROR_COLUMNS, errors, droppable=ERROR_COLUMNS[-1:])

@@ -96,7 +96,7 @@ def detection_rows(
     boxes and angles, if it has one.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
-    classes = [numbers.get(table.class_names[label], -1) for label in table.label.tolist()]
+    classes = [numbers.get(table.class_names[label], -1) if label >= 0 else -1 for label in table.label.tolist()]
     rows = np.column_stack([table.boxes, table.score, np.array(classes, dtype=np.float64)])
     image = np.full((len(table), 5), np.nan)
     if table.image is not None:

@@ -123,7 +123,7 @@ def _read_kitti(path: Path, *, are_labels: bool) -> _Rows:
         if not is_region:
             check_sizes([x, y, z, length, height, width, turn], where)
         stated = [math.nan if value in unknown else value for value, unknown in ((truncated, (-1,)), (alpha, (-10,)))]
-        rows.names.append(name)
+        rows.names.append(parse_name(name, f"{where}: class"))
         rows.numbers.append([x, y, z, length, height, width, turn, values[14] if len(values) > 14 else math.nan])
         rows.image.append([*corners, stated[0], occluded, stated[1]])
     return rows
@@ -238,7 +238,7 @@ def _read_json(content: bytes, path: Path) -> dict[str, _Rows]:
 
 def _read_entry(entry: Mapping[str, Any], where: str) -> _Rows:
     lists = {name: entry.get(name, []) for name in ("boxes", "score", "class")}
-    lists["image"] = entry.get("image", [[math.nan] * 5] * len(lists["boxes"]) if _is_list(lists["boxes"]) else [])
+    lists["image"] = entry.get("image", [[None] * 5] * len(lists["boxes"]) if _is_list(lists["boxes"]) else [])
     if not all(map(_is_list, lists.values())) or len({*map(len, lists.values())}) != 1:
         raise DataError(f"{where}: boxes, score and class, and image if it is there, must be lists of one length")
     for row in range(len(lists["boxes"])):
@@ -246,7 +246,7 @@ def _read_entry(entry: Mapping[str, Any], where: str) -> _Rows:
         is_sound = all(_is_list(part) and all(map(_is_finite, part)) for part in numbers)
         image = lists["image"][row]
         is_sound &= _is_list(image) and len(image) == _KEYS["image"] and len(numbers[0]) == _KEYS["boxes"]
-        if not is_sound or not all(value is None or _is_number(value) for value in image):
+        if not is_sound or not all(value is None or _is_finite(value) for value in image):
             raise DataError(f"{where}, box {row}: needs 7 finite numbers, a score, and 5 numbers if it states an image")
         lists["class"][row] = parse_name(lists["class"][row], f"{where}.class[{row}]")
         check_sizes(numbers[0], f"{where}, box {row}")

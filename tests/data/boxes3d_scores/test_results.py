@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -169,3 +170,32 @@ def test_nothing_is_written_that_would_be_read_otherwise() -> None:
     with pytest.raises(DataError, match="'a b': lines of text hold no frame id with white space"):
         format_text({"a b": table})
     assert "traffic cone" in format_text({"a": table})
+
+
+@pytest.mark.parametrize("part", [*range(2), *(pytest.param(part, marks=pytest.mark.long) for part in range(2, 20))])
+def test_damaged_files_are_read_soundly_or_refused(tmp_path: Path, part: int) -> None:
+    """Twenty damages of each form: bytes changed, doubled, or cut. What comes out has place, size and score."""
+    random = np.random.default_rng(part)
+    tables = {"a": draw_table(random, 3), "b": draw_table(random, 0)}
+    files = {"rows/a.txt": format_kitti(tables["a"]), "own.txt": format_text(tables), "own.json": format_json(tables)}
+    (tmp_path / "rows").mkdir()
+    for name, text in files.items():
+        for _ in range(20):
+            content = bytearray(text.encode())
+            for _ in range(random.integers(1, 4)):
+                place, kind = int(random.integers(len(content))), random.integers(3)
+                if kind == 0:
+                    content[place] = random.choice(list(b'0-.e,nNaI\n\t {}[]"x\xff\x00'))
+                elif kind == 1:
+                    content[place:place] = content[place : place + int(random.integers(1, 40))]
+                else:
+                    del content[place : place + int(random.integers(1, 40))]
+            (tmp_path / name).write_bytes(bytes(content))
+            read = {}
+            with contextlib.suppress(DataError):
+                read = read_results(tmp_path / "rows" if name == "rows/a.txt" else tmp_path / name, {})
+            for table in read.values():
+                assert np.isfinite(table.boxes).all()
+                assert np.isfinite(table.score).all()
+                assert (table.boxes[:, 3:6] > 0).all()
+                assert (table.label >= 0).all()

@@ -85,6 +85,12 @@ PLANTED: dict[str, tuple[Edit | None, Edit | None, int, list[str]]] = {
         14,
         ["are not scored: 'Bus' (42 boxes); names are compared letter by letter"],
     ),
+    "T5 a detection of no class": (
+        None,
+        renamed("Car", "DontCare"),
+        14,
+        ["hardest classes by ap_3d_r40_moderate: Car (0)"],
+    ),
     "T16 headings": (None, reversed_heading, 14, ["'Car': 42 of 42 found boxes point backwards", "0.0"]),
     "T16 sizes": (
         None,
@@ -231,3 +237,36 @@ def test_the_page_of_a_run_has_remarks_and_the_table_by_difficulty(tmp_path: Pat
     [table] = [block for block in blocks if isinstance(block, PageTable) and "ceiling_r40" in block.head]
     row = dict(zip(table.head, next(row for row in table.rows if row[0] == "Car, easy"), strict=True))
     assert (row["count"], row["ceiling_r40"], row["ap_3d_r40"]) == ("15", "0.3500", "0.3500")
+
+
+def test_prepared_sets_are_scored_as_their_labels(tmp_path: Path, shared: Path) -> None:
+    """KITTI's prepared set and the labels alone have the same score, to the last bit but one, by the same files."""
+    root, frames = shared / "data/kitti_object_mini", ("000000", "000001", "000002", "000003")
+    source = tmp_path / "in"
+    for folder, suffix in (("velodyne", "bin"), ("label_2", "txt"), ("calib", "txt"), ("image_2", "png")):
+        (source / folder).mkdir(parents=True)
+        for name in frames:
+            (source / f"{folder}/{name}.{suffix}").symlink_to(root / f"{folder}/{name}.{suffix}")
+    results = tmp_path / "results"
+    results.mkdir()
+    for name in frames:
+        rows = [
+            row for row in (root / f"label_2/{name}.txt").read_text().splitlines() if not row.startswith("DontCare")
+        ]
+        scored = [f"{row} {0.9 - 0.1 * place:g}\n" for place, row in enumerate(rows)]
+        (results / f"{name}.txt").write_text("".join(scored))
+    succeed("data", "prepare", "kitti_boxes3d", "--from", source, "--to", tmp_path / "set")
+    sources = {
+        "set": f"{{name: kitti_boxes3d, root: '{tmp_path / 'set'}', tested: ['0']}}",
+        "labels": f"{{name: labels3d, labels: '{source / 'label_2'}', calibrations: '{source / 'calib'}', "
+        "classes: [Car, Pedestrian, Cyclist]}",
+    }
+    found = {}
+    for name, data in sources.items():
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(f"data: {data}\nmetrics: [{{name: kitti_ap}}, {{name: boxes3d_ap}}]\n")
+        found[name] = document_of("score", results, "--data", config)
+    assert found["set"]["metrics"] == pytest.approx(found["labels"]["metrics"], abs=1e-9, nan_ok=True)
+    assert str(found["set"]["by_difficulty"]) == str(found["labels"]["by_difficulty"])
+    assert [found["set"]["by_difficulty"][f"{name}, easy"]["count"] for name in ("Car", "Pedestrian")] == [1, 1]
+    assert found["set"]["scored_boxes_kitti"]["num_boxes"] == 5

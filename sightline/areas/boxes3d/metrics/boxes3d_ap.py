@@ -69,9 +69,9 @@ class Boxes3dAp(Box3dRows):
         return {name: _mean([row[name] for row in figures]) for name in self.higher_is_better}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Return the figures of every class, and its number of labels that are not ignored."""
+        """Return the figures of every class but those at one distance, and how many of its labels are not ignored."""
         return {
-            name: {**found.figures(), "count": found.num_labels}
+            name: {**{k: v for k, v in found.figures().items() if k not in _DISTANCES}, "count": found.num_labels}
             for name, found in zip(self.class_names, self._match(state), strict=True)
         }
 
@@ -98,6 +98,7 @@ class Boxes3dAp(Box3dRows):
         unpaired = [name for name in _ERRORS if not any(len(one.pairs.detected) for one in found)]
         about = {
             "protocol": f"all points of the curve, overlaps of volumes from {levels}; distances 0.5, 1, 2 m",
+            "box_type": "3D",
             "num_boxes": num_boxes,
             "num_ignored": int(is_ignored.sum()),
             "undefined": (

@@ -151,6 +151,7 @@ class KittiAp(Metric):
         levels = ", ".join(f"{name} {self._levels[name][0]:g}" for name in self.class_names)
         about = {
             "protocol": f"KITTI, overlaps of volumes and from above over {levels}",
+            "box_type": "3D",
             "num_boxes": int((~is_ignored).sum()),
             "num_ignored": int(is_ignored.sum()),
             "undefined": _list_undefined(bool((~is_ignored).any()), all_curves),
