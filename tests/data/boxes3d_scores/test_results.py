@@ -83,6 +83,19 @@ def test_results_are_read_as_they_were_written(tmp_path: Path, shared: Path) -> 
             assert_same(read[name], table, tolerance)
 
 
+def test_rows_with_named_columns_are_results(tmp_path: Path) -> None:
+    """What `data convert` writes with scores; without them a row is a label, and no result."""
+    (tmp_path / "a.txt").write_text("x,y,z,dx,dy,dz,yaw,class,score\n1,2,3,4,2,1.5,0.25,traffic cone,0.75\n")
+    (tmp_path / "b.txt").write_text("")
+    read = read_results(tmp_path, {})
+    assert (read["a"].boxes.tolist(), read["a"].score.tolist()) == ([[1, 2, 3, 4, 2, 1.5, 0.25]], [0.75])
+    assert (read["a"].class_names, len(read["b"])) == (("traffic cone",), 0)
+    (tmp_path / "b.txt").write_text("1 2 3 4 2 1.5 0.25 car\n")
+    with pytest.raises(DataError, match="has no score; name the columns in a first line"):
+        read_results(tmp_path, {})
+    assert len(read_results(tmp_path, {}, are_labels=True)["b"]) == 1
+
+
 def test_real_labels_go_through_a_table_and_back(shared: Path, tmp_path: Path) -> None:
     root = shared / "data/kitti_object_mini"
     names = ("000000", "000001", "000002", "000003")

@@ -44,6 +44,22 @@ class Boxes3dAp(Box3dRows):
     its class, or with its centre in an ignored region of no class, does not count. Intervals are a bootstrap over
     frames. Raises ConfigError for a `min_overlap` of no class.
 
+    >>> import torch
+    >>> from sightline.parts.metrics import Meter
+    >>> from sightline.areas.boxes3d.metrics.boxes3d_ap import Boxes3dAp
+    >>> batch = {  # a frame of two cars: one is found 0.75 m aside and reversed, the other is not
+    ...     "detections3d": torch.tensor([[20.0, 0.75, -1, 4, 2, 1.5, torch.pi, 0.9, 0]]),
+    ...     "detections3d_offsets": torch.tensor([0, 1]),
+    ...     "truth3d": torch.tensor([[20.0, 0, -1, 4, 2, 1.5, 0, 0, 0], [30, 0, -1, 4, 2, 1.5, 0, 0, 0]]),
+    ...     "truth3d_offsets": torch.tensor([0, 2]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(Boxes3dAp(class_names=("car",)))
+    >>> meter.update(**batch)
+    >>> {name: round(value, 3) for name, value in meter.compute().items()}
+    {'ap_overlap': 0.0, 'ap_0_5m': 0.0, 'ap_1m': 0.5, 'ap_2m': 0.5, 'ap_distance': 0.333, 'centre_error_m': 0.75,
+    'height_error_m': 0.0, 'size_error': 0.0, 'yaw_error_rad': 3.142, 'axis_error_rad': 0.0}
+
     Source: Everingham et al. 2010, The PASCAL VOC challenge (AP); Caesar et al. 2020, nuScenes (distances, errors).
     """
 
