@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -138,7 +138,7 @@ def count_readings(points: np.ndarray, rows: np.ndarray, readings: Sequence[BoxR
 def choose_reading(
     frames: Collection[CountedFrame],
     forms: Mapping[str, Form],
-    stated: Mapping[str, str],
+    stated: Mapping[str, Any],
     *,
     excludes_rad: bool = False,
 ) -> Choice:
@@ -167,7 +167,7 @@ def choose_reading(
     return Choice(taken, counts, other if other != taken else None, open_parts, is_told, num_boxes)
 
 
-def _list_hypotheses(forms: Mapping[str, Form], stated: Mapping[str, str]) -> Iterator[Hypothesis]:
+def _list_hypotheses(forms: Mapping[str, Form], stated: Mapping[str, Any]) -> Iterator[Hypothesis]:
     """List every reading of every form, half-turns once; those of the form's own and the stated values first."""
     for name, form in forms.items():
         own = replace(form.reading, **stated)
@@ -194,14 +194,14 @@ def _find_footprint(hypothesis: Hypothesis) -> Hypothesis:
     return hypothesis._replace(reading=reading)
 
 
-def _agrees(hypothesis: Hypothesis, form: Form, stated: Mapping[str, str]) -> bool:
+def _agrees(hypothesis: Hypothesis, form: Form, stated: Mapping[str, Any]) -> bool:
     """Return True if a reading has the values that the user, or else the format, states."""
     own = _fold_reading(replace(form.reading, **stated))
     fixed = {*stated, *form.is_stated}
     return all(getattr(hypothesis.reading, part) == getattr(own, part) for part in _PARTS if part in fixed)
 
 
-def _restate(hypothesis: Hypothesis, form: Form, stated: Mapping[str, str]) -> Hypothesis:
+def _restate(hypothesis: Hypothesis, form: Form, stated: Mapping[str, Any]) -> Hypothesis:
     """Return a hypothesis with the values that the user, or else the format, states."""
     own = replace(form.reading, **stated)
     fixed = {part: getattr(own, part) for part in _PARTS if part in {*stated, *form.is_stated}}
