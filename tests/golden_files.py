@@ -23,7 +23,7 @@ WAITING: dict[str, str] = {
             "boxes3d",
             _BOXES,
             "anchors assign_anchor augment3d box_coding3d centerpoint_pillar_nus centerpoint_targets iou_rotated "
-            "kitti_boxes kitti_eval losses3d nms_rotated nuscenes_eval own_formats pillar_assign "
+            "kitti_eval losses3d nms_rotated nuscenes_eval pillar_assign "
             "pointpillar_kitti",
         ),
         (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.store.boxes3d.conversions import BoxReading
+from sightline.store.boxes3d.conversions import BoxReading, BoxSize
 from sightline.store.boxes3d.label_rows import Form
 
 __all__ = ["Choice", "CountedFrame", "Hypothesis", "choose_reading", "count_inside", "count_readings"]
@@ -82,7 +82,9 @@ class Choice:
         others = [count for item, count in self.counts.items() if _find_footprint(item) != own]
         beside = f", {max(others)} by the next best reading" if others else ""
         reason = "by the count test" if self.open_parts else "by the format or as stated"
-        if self.open_parts and not self.is_told:
+        if self.better is not None:
+            reason = "as stated"
+        elif self.open_parts and not self.is_told:
             reason = "assumed: it cannot be told by so few points, or so nearly equal counts"
         return (
             f"{stated} ({reason}): {self.count} points are inside of {self.num_boxes} boxes{beside}; "
@@ -156,6 +158,9 @@ def choose_reading(
     allowed = [item for item in hypotheses if _agrees(item, forms[item.form], stated)]
     taken, is_told = _choose(default, allowed, counts, frames)
     other, _ = _choose(taken, hypotheses, counts, frames)
+    if other != taken:  # what is stated does not fit: the rest is as in the reading that does, not to fit the fault
+        taken = _restate(other, forms[other.form], stated)
+        is_told = False
     open_parts = frozenset(_PARTS) - {*stated} - first.is_stated
     if len(forms) > 1:
         open_parts |= {"form"}
@@ -183,8 +188,9 @@ def _fold(hypothesis: Hypothesis) -> Hypothesis:
 def _find_footprint(hypothesis: Hypothesis) -> Hypothesis:
     """Return the one hypothesis of all that cover the same points: width for length is a quarter of a turn."""
     reading = _fold_reading(hypothesis.reading)
-    if reading.size == "wlh":
-        reading = replace(reading, size="lwh", zero="y" if reading.zero == "x" else "x")
+    if reading.size in ("wlh", "hwl"):
+        size: BoxSize = "lwh" if reading.size == "wlh" else "hlw"
+        reading = replace(reading, size=size, zero="y" if reading.zero == "x" else "x")
     return hypothesis._replace(reading=reading)
 
 
@@ -193,6 +199,13 @@ def _agrees(hypothesis: Hypothesis, form: Form, stated: Mapping[str, str]) -> bo
     own = _fold_reading(replace(form.reading, **stated))
     fixed = {*stated, *form.is_stated}
     return all(getattr(hypothesis.reading, part) == getattr(own, part) for part in _PARTS if part in fixed)
+
+
+def _restate(hypothesis: Hypothesis, form: Form, stated: Mapping[str, str]) -> Hypothesis:
+    """Return a hypothesis with the values that the user, or else the format, states."""
+    own = replace(form.reading, **stated)
+    fixed = {part: getattr(own, part) for part in _PARTS if part in {*stated, *form.is_stated}}
+    return hypothesis._replace(reading=replace(hypothesis.reading, **fixed))
 
 
 def _count_all(frames: Collection[CountedFrame], hypotheses: Sequence[Hypothesis]) -> dict[Hypothesis, int]:

@@ -35,7 +35,7 @@ _MIN_SECTOR_SHARE = 0.01
 _MAX_RATIO = 10.0
 _MAX_LOST = 0.01
 _MIN_LEAKED = 0.5
-_MAX_COMMON = 0.2
+_MAX_COMMON = 0.5
 """Share of the boxes of a class that have the same sizes, above which equal sizes say nothing."""
 _KITTI_NAMES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 
@@ -168,7 +168,7 @@ def _measure_directions(survey: BoxSurvey) -> Measured:
         what = f"points are all around, all {len(boxes)} boxes in {len(with_boxes)} of {NUM_SECTORS} directions"
         return {
             "what": what,
-            "advice": "what is not labelled is trained as background: cut the clouds to these directions",
+            "advice": "what is not labelled is trained as background: cut the clouds by azimuth_deg, as [-45, 45]",
         }
     return None
 

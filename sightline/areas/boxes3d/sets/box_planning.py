@@ -109,18 +109,18 @@ def plan_boxes(
     forms = _merge_forms([frame for frame in frames if frame.stated], form)
     sampled = _read_sample(frames, reader, crop)
     counted = [
-        CountedFrame(points.points, {name: each.rows(frame.stated) for name, each in forms.items()})
+        CountedFrame(points.points, {name: _list_rows(frame, name) for name in forms})
         for frame, points in sampled
         if frame.stated
     ]
     angles = [box.numbers[6] for frame in frames for box in frame.stated]
     choice = choose_reading(counted, forms, stated, excludes_rad=exceeds_turn(angles))
     class_names = list_classes([frame.stated for frame in frames])
-    tracks, taken = number_tracks([frame.stated for frame in frames]), forms[choice.taken.form]
+    tracks = number_tracks([frame.stated for frame in frames])
     tables = {
         frame.name: make_table(
             frame.stated,
-            choice.taken.reading.to_boxes(taken.rows(frame.stated)),
+            choice.taken.reading.to_boxes(_list_rows(frame, choice.taken.form)),
             class_names,
             frame=frame.name,
             tracks=tracks,
@@ -132,6 +132,11 @@ def plan_boxes(
     )
     notes = [*_join_notes(frame.labels for frame in frames), *_note_tilts(frames, choice)]
     return PlannedBoxes(tables, class_names, choice, survey, notes)
+
+
+def _list_rows(frame: ListedFrame, form: str) -> np.ndarray:
+    """Return the rows (M, 7) of a frame by a form, whose conversion is the frame's own: each has its calibration."""
+    return frame.labels.forms[form].rows(frame.stated) if frame.stated else np.zeros((0, 7))
 
 
 def _merge_forms(frames: Sequence[ListedFrame], form: str | None) -> dict[str, Form]:
