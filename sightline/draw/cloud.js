@@ -62,9 +62,11 @@ function jointsOf(skeleton, up) {  // in the same axes as the points
 function frameOf(cloud, up) {  // the middle and half the diagonal of the box around a stage, and its heights
   if (!cloud.frame) {
     const points = decoded(cloud, up);
-    cloud.frame = boxOf([points, cloud.skeletons.flatMap((each) => jointsOf(each, up).flat())]);
-    const most = cloud.skeletons.length ? cloud.frame : boxOf([bulkOf(points)]);
-    if (cloud.frame.radius > SPARSE * most.radius) {  // a few far points, as of a LiDAR, would leave the rest a dot
+    const joints = cloud.skeletons.flatMap((each) => jointsOf(each, up).flat());
+    const hasObjects = cloud.skeletons.some((each) => !each.hasDots);
+    cloud.frame = boxOf([points, joints]);
+    const most = joints.length && !hasObjects ? cloud.frame : boxOf([bulkOf(points), joints]);
+    if (hasObjects || cloud.frame.radius > SPARSE * most.radius) {  // a few far points, as of a LiDAR, would leave the rest a dot
       Object.assign(cloud.frame, { middle: most.middle, radius: most.radius });
     }
   }
@@ -203,9 +205,9 @@ function splat(points, colors, frame) {
 function drawSkeletons(cloud, up, frame) {  // over everything: joints lie below the surface that a camera sees
   const { width, height } = canvas, [r, u, t] = viewOf(), focal = focalOf(width, height);
   const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
-  const thick = Math.max(1, Math.round(1.5 * screen.scale));
   for (const skeleton of cloud.skeletons) {
     if (chosen.hidden.has(skeleton.name)) continue;
+    const thick = Math.max(1, Math.round((skeleton.hasDots ? 1.5 : 0.7) * screen.scale));
     const color = packed(...skeleton.color);
     const places = jointsOf(skeleton, up).map((joint) => {
       const point = joint.map((value, k) => (value - frame.middle[k]) / frame.radius - camera.target[k]);
@@ -218,7 +220,7 @@ function drawSkeletons(cloud, up, frame) {  // over everything: joints lie below
       const count = Math.min(Math.ceil(Math.hypot(dx, dy)), 4 * (width + height)) || 1;
       for (let i = 0; i <= count; i++) stamp(places[from][0] + dx * i / count, places[from][1] + dy * i / count, thick, color);
     }
-    for (const place of places) if (place) stamp(...place, 2 * thick, color);
+    if (skeleton.hasDots) for (const place of places) if (place) stamp(...place, 2 * thick, color);
   }
 }
 
@@ -360,7 +362,7 @@ function show() {
 }
 
 function showLegend(coloring, skeletons) {
-  const figures = skeletons.map((each) => ({ name: each.name, color: each.color, count: each.joints.length }));
+  const figures = skeletons.map((each) => ({ name: each.name, color: each.color, count: each.count }));
   const classes = [...(coloring.classes || []), ...figures];
   element("classes").hidden = !classes.length;
   element("legend").replaceChildren();

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 Axis = Literal["x", "y", "z"]
 Frame = Literal["x", "y", "z", "camera_y_up", "camera_y_down"]
 """Frame of a cloud: its up axis, or a camera frame whose z points away and whose y points up or down."""
-Lines = tuple[np.ndarray, np.ndarray]
-"""Line segments: ends (S, 2, 3), and their colour (3,) uint8."""
 
 PALETTE = np.frombuffer(
     bytes.fromhex(
@@ -49,6 +47,14 @@ _SIGNS: dict[Frame, tuple[int, int, int]] = {"camera_y_up": (-1, 1, 1), "camera_
 _LIGHT = np.array([-0.45, 0.65, 0.62]) / math.sqrt(0.45**2 + 0.65**2 + 0.62**2)  # right, up, towards the viewer
 PAGE, _CARD_TOP, _CARD_BOTTOM = (233, 237, 242), (255, 255, 255), (243, 246, 250)
 INK, _RIGHT, _WRONG = (58, 66, 78), (22, 128, 76), (200, 48, 42)
+
+
+class Lines(NamedTuple):
+    """Line segments: ends (S, 2, 3), and their colour (3,) uint8; thinner without dots at the ends."""
+
+    ends: np.ndarray
+    color: np.ndarray
+    has_dots: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,9 +163,9 @@ def render_clouds(
                 cloud, PALETTE[index % len(PALETTE)] if given_color is None else given_color, index
             )
             drawn_lines = [
-                (_to_view(ends, up_axis, view), line_color)
-                for ends, line_color in (lines[index] if lines else ())
-                if len(ends)
+                each._replace(ends=_to_view(each.ends, up_axis, view))
+                for each in (Lines(*entry) for entry in (lines[index] if lines else ()))
+                if len(each.ends)
             ]
             if len(points) or drawn_lines:
                 tile[:tile_px] = _draw_cloud(tile[:tile_px], _to_view(points, up_axis, view), color, drawn_lines, view)
@@ -222,7 +228,7 @@ def _draw_cloud(
 
     All are given along the axes of the view.
     """
-    every = np.concatenate([seen_N3, *(ends.reshape(-1, 3) for ends, _ in lines)])
+    every = np.concatenate([seen_N3, *(each.ends.reshape(-1, 3) for each in lines)])
     low, high = every.min(axis=0), every.max(axis=0)
     half = max(float((high - low)[:2].max()) / 2, 1e-12)
     middle = (low + high) / 2  # fits [-1, 1]; the same scale along all three axes
@@ -233,11 +239,11 @@ def _draw_cloud(
         radius = float(np.clip(0.62 / math.sqrt(len(seen_N3)), 0.003, 0.035))
         color, cover = _draw_points(seen_N3, color_N3, radius, 2 * size)
         card = color + (1 - cover[..., None]) * shaded
-    return _draw_lines(card, [((ends - middle) / half, color) for ends, color in lines])
+    return _draw_lines(card, [each._replace(ends=(each.ends - middle) / half) for each in lines])
 
 
 def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
-    """Draw line segments on top of a card, with dots at their ends."""
+    """Draw line segments on top of a card, thick ones with dots at their ends."""
     from PIL import Image, ImageDraw
 
     if not lines:
@@ -245,13 +251,13 @@ def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
     size = len(card)
     image = Image.fromarray(card.round().astype(np.uint8)).resize((2 * size, 2 * size), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
-    thick = max(2, size // 90)
-    for ends, color in lines:
+    for ends, color, has_dots in lines:
+        thick = max(2, size // (90 if has_dots else 200))
         column, row = _to_pixels(ends.reshape(-1, 3), 2 * size)
         positions = np.stack([column, row], axis=1).reshape(-1, 4)
         for segment in positions.tolist():
             draw.line(segment, fill=tuple(color.tolist()), width=thick)
-        for x, y in positions.reshape(-1, 2).tolist():
+        for x, y in positions.reshape(-1, 2).tolist() if has_dots else ():
             draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=tuple(color.tolist()))
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
 

@@ -86,7 +86,7 @@ def _encode_cloud(cloud: Stage, count: int) -> dict[str, Any]:
         "colorings": [_encode_coloring(coloring, rows) for coloring in cloud.colorings],
         "skeletons": [skeleton.to_dict() for skeleton in cloud.skeletons],
         "isFlat": cloud.is_flat,
-        "isStrips": all(is_strip(panel.pixels) for panel in cloud.panels),
+        "isStrips": all(is_strip(panel) for panel in cloud.panels),
         "panels": [_encode_panel(panel, len(cloud.panels)) for panel in cloud.panels],
     }
 

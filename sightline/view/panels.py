@@ -22,11 +22,15 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class ImagePanel:
-    """Picture (H, W, 3) uint8 with its name. Only a photo may lose a little where it is kept in few bytes."""
+    """Picture (H, W, 3) uint8 with its name. Only a photo may lose a little where it is kept in few bytes.
+
+    A picture that `is_large` takes the full width of the page, as one of `_MIN_STRIP_RATIO` does.
+    """
 
     name: str
     pixels: np.ndarray
     is_photo: bool = False
+    is_large: bool = False
 
 
 def depth_panel(
@@ -95,7 +99,7 @@ def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thi
     draw = ImageDraw.Draw(image)
     thin, wide = figures[:num_thin], figures[num_thin:]
     for number, figure in enumerate([*thin, *(figure.within(pixels.shape[1], pixels.shape[0]) for figure in wide)]):
-        ends, color = figure.lines()
+        ends, color, _ = figure.lines()
         for end in ends.reshape(-1, 4).tolist():
             draw.line(end, fill=tuple(color.tolist()), width=1 if number < num_thin else 3)
         for joint in figure.known_joint_indices().tolist() if number >= num_thin else ():
@@ -109,6 +113,6 @@ _MIN_STRIP_RATIO = 3
 """Minimum width / height of a picture that is shown as a strip."""
 
 
-def is_strip(pixels: np.ndarray) -> bool:
-    """Return True if a picture, such as a range image, is wide enough to take the full width of the page."""
-    return pixels.shape[1] >= _MIN_STRIP_RATIO * pixels.shape[0]
+def is_strip(panel: ImagePanel) -> bool:
+    """Return True if a picture, such as a range image, takes the full width of the page."""
+    return panel.is_large or panel.pixels.shape[1] >= _MIN_STRIP_RATIO * panel.pixels.shape[0]

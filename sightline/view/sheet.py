@@ -14,6 +14,8 @@ from sightline.view.stages import ClassColoring, Coloring, Stage, ViewedSample
 
 MAX_DRAWN = 60_000
 """Maximum of points of a cloud on a card: more hide one another, and take seconds to draw."""
+_BULK = (0.05, 0.95)
+"""Shares of the points along an axis, between which the bulk of them lies."""
 _FAINT = (108, 117, 130)
 _TITLE_PX, _TEXT_PX, _LINE_PX, _MARGIN_PX = 22, 15, 24, 16
 _PREDICTION_COLORINGS = ("ground truth", "prediction", "error")
@@ -65,6 +67,8 @@ def draw_sheet(subject: ViewedSample, *, hidden: Sequence[str] = (), tile_px: in
     """
     tiles, strips = _split_strips(make_tiles(subject))
     columns = max(min(4, len(tiles)), *(len(group) for group in _group_by_stage(tiles)))
+    if any(panel.is_large for cloud in subject.stages for panel in cloud.panels):
+        tile_px = max(tile_px, min(2 * tile_px, 4 * tile_px // columns))
     card_inputs = [_make_card(tile, hidden) for tile in _arrange_rows(tiles, columns)]
     cards = render_clouds(
         [card.content for card in card_inputs],
@@ -91,7 +95,7 @@ def _split_strips(tiles: list[Tile]) -> tuple[list[Tile], list[tuple[np.ndarray,
     """Split wide pictures, with their captions, from the other tiles of a sheet that has clouds."""
     if all(tile.panel for tile in tiles):
         return tiles, []
-    strips = [(tile, tile.panel) for tile in tiles if tile.panel and is_strip(tile.panel.pixels)]
+    strips = [(tile, tile.panel) for tile in tiles if tile.panel and is_strip(tile.panel)]
     rest = [tile for tile in tiles if not any(tile is strip for strip, _ in strips)]
     return rest, [(panel.pixels, f"{strip.cloud.stage}, {panel.name}") for strip, panel in strips]
 
@@ -111,7 +115,7 @@ def _make_card(tile: Tile | None, hidden: Sequence[str]) -> _Card:
         return _Card()
     if tile.panel is not None:
         return _Card(tile.panel.pixels, tile.caption)
-    rows = subsample(_visible_rows(tile.cloud, hidden), MAX_DRAWN)
+    rows = subsample(_near_objects(tile.cloud, _visible_rows(tile.cloud, hidden)), MAX_DRAWN)
     lines = tuple(figure.lines() for figure in tile.cloud.skeletons if figure.name not in hidden)
     return _Card(tile.cloud.points[rows], tile.caption, tile.cloud.is_right, tile.coloring.colors()[rows], lines)
 
@@ -135,6 +139,18 @@ def subsample(rows: np.ndarray, count: int) -> np.ndarray:
         return rows
     chosen = np.random.Generator(np.random.PCG64(len(rows))).permutation(len(rows))[:count]
     return rows[np.sort(chosen)]
+
+
+def _near_objects(cloud: Stage, rows: np.ndarray) -> np.ndarray:
+    """Return the rows near outlined objects and the bulk of the points: of a LiDAR, the farthest leave these small."""
+    objects = [figure.joints for figure in cloud.skeletons if figure.num_objects is not None]
+    if not objects or not len(rows):
+        return rows
+    points = cloud.points[rows]
+    corners = np.concatenate([np.quantile(points, _BULK, axis=0), *objects])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    margin = 0.05 * (high - low).max()
+    return rows[((points >= low - margin) & (points <= high + margin)).all(axis=1)]
 
 
 def _visible_rows(cloud: Stage, hidden: Sequence[str]) -> np.ndarray:

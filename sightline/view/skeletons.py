@@ -17,7 +17,8 @@ TRUE, READ = np.array([30, 122, 74], dtype=np.uint8), np.array([214, 69, 65], dt
 class JointFigure:
     """Skeleton: joints (J, 3) in the frame of a cloud or a picture; `is_known` (J,) marks the labelled ones.
 
-    `bones` are pairs of joint indices, `color` (3,) uint8 is the colour of the whole figure.
+    `bones` are pairs of joint indices, `color` (3,) uint8 is the colour of the whole figure. A figure of `num_objects`
+    outlines, such as all boxes of a class, is drawn without dots at its joints.
     """
 
     name: str
@@ -25,6 +26,7 @@ class JointFigure:
     is_known: np.ndarray
     bones: tuple[tuple[int, int], ...]
     color: np.ndarray
+    num_objects: int | None = None
 
     def with_joints(self, joints: np.ndarray) -> JointFigure:
         """Return the figure with its joints at other positions (J, 3) or, in a picture, (J, 2)."""
@@ -47,14 +49,18 @@ class JointFigure:
     def lines(self) -> Lines:
         """Return the ends of the known bones (E, 2, 3), and the colour."""
         bones = self.known_bones()
-        return (self.joints[np.array(bones)] if bones else np.zeros((0, 2, 3))), self.color
+        ends = self.joints[np.array(bones)] if bones else np.zeros((0, 2, 3))
+        return Lines(ends, self.color, has_dots=self.num_objects is None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a page: known joints in order, and bones as pairs of indices into them."""
         known_joints = self.known_joint_indices().tolist()
+        index_of = {joint: index for index, joint in enumerate(known_joints)}
         return {
             "name": self.name,
             "color": self.color.tolist(),
             "joints": [[round(float(value), 4) for value in self.joints[joint]] for joint in known_joints],
-            "bones": [[known_joints.index(end) for end in bone] for bone in self.known_bones()],
+            "bones": [[index_of[end] for end in bone] for bone in self.known_bones()],
+            "count": len(known_joints) if self.num_objects is None else self.num_objects,
+            "hasDots": self.num_objects is None,
         }

@@ -141,9 +141,9 @@ def test_the_pictures_and_the_skeleton_of_a_stage_are_in_the_page() -> None:
     kind, _, text = shown["panels"][0]["picture"].partition(",")
     assert kind == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), stage.panels[0].pixels)
-    assert shown["skeletons"] == [
-        {"name": "voxels", "color": TRUE.tolist(), "joints": [[2.5, 5.0, 1.0], [0.5, 3.0, 7.0]], "bones": [[0, 1]]}
-    ]
+    joints = [[2.5, 5.0, 1.0], [0.5, 3.0, 7.0]]
+    expected = {"name": "voxels", "color": TRUE.tolist(), "joints": joints, "bones": [[0, 1]]}
+    assert shown["skeletons"] == [{**expected, "count": 2, "hasDots": True}]
 
 
 def test_points_that_are_not_finite_and_clouds_without_points() -> None:

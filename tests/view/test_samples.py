@@ -200,9 +200,8 @@ def test_what_is_neither_cloud_nor_frame_nor_image_or_no_classes_is_refused() ->
         def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
             return {"joints": torch.zeros(1, 21, 3)}
 
-    with pytest.raises(
-        ConfigError, match=r"has the fields words; view shows clouds \(points\), depth frames \(.*\), images \(image\)"
-    ):
+    kinds = r"boxes in clouds \(boxes, points\), clouds \(points\), depth frames \(.*\), images \(image\)"
+    with pytest.raises(ConfigError, match=f"has the fields words; view shows {kinds}"):
         subject_of(Words(), Branch("evaluate", BatchReader(Words())))
     reader = BatchReader(Rooms())
     with pytest.raises(ConfigError, match="the task predicts joints; view shows classes of clouds"):

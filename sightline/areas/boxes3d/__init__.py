@@ -8,7 +8,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "sets.boxes3d_folder": "boxes3d_folder",
         "sets.kitti_boxes3d": "kitti_boxes3d",
+        "sets.synthetic_streets3d": "synthetic_streets3d",
     },
+    "stages": {"stages": "BoxStages"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 
