@@ -126,12 +126,15 @@ def _find_near(points: np.ndarray, centre: np.ndarray, radius: float, height: fl
 def count_readings(points: np.ndarray, rows: np.ndarray, readings: Sequence[BoxReading]) -> np.ndarray:
     """Count the points (N, 3) in the boxes of rows (M, 7) by each of H readings: (H, M) int64."""
     counts = np.zeros((len(readings), len(rows)), dtype=np.int64)
+    boxes = np.stack([reading.to_boxes(rows) for reading in readings])
     for index, row in enumerate(rows):
         reach = float(np.linalg.norm(row[3:6]))
         near = _find_near(points, row[:3], reach / 2, reach)
-        for place, reading in enumerate(readings if len(near) else ()):
-            box = reading.to_boxes(row[None])[0]
-            counts[place, index] = int(_is_inside(near - box[:3], box[3:6], np.cos(box[6]), np.sin(box[6])).sum())
+        x, y, z = (near - row[:3]).T
+        half, shift = boxes[:, index, 3:6, None] / 2, boxes[:, index, 2, None] - row[2]
+        cosine, sine = np.cos(boxes[:, index, 6, None]), np.sin(boxes[:, index, 6, None])
+        is_inside = (np.abs(cosine * x + sine * y) <= half[:, 0]) & (np.abs(cosine * y - sine * x) <= half[:, 1])
+        counts[:, index] = (is_inside & (np.abs(z - shift) <= half[:, 2])).sum(axis=1)
     return counts
 
 
