@@ -170,7 +170,7 @@ ROWS: dict[str, tuple[str, Plant, Plant, str]] = {
     "T3, 50": ("T3", kitti_rows("0 0 50 50"), kitti_rows("10 20 90 80"), "18 of 18 boxes have a placeholder"),
     "T4": ("T4", few_tested(5), few_tested(14), "Car 15 (35%)"),
     "T5, case": ("T5", renamed("Car", "CAR"), streets(), "CAR and Car"),
-    "T5, KITTI": ("T5", renamed("Pedestrian", "pedestrian"), renamed("Pedestrian", "Child"), "pedestrian"),
+    "T5, blanks": ("T5", renamed("Cyclist", "Cy_clist"), renamed("Cyclist", "Bicycle"), "Cy_clist and Cyclist"),
     "T6": ("T6", streets(change=lift(0.6)), streets(change=lift(0.1)), "Car +0.6"),
     "T7": (
         "T7",
