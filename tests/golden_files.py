@@ -22,8 +22,8 @@ WAITING: dict[str, str] = {
         (
             "boxes3d",
             _BOXES,
-            "anchors assign_anchor augment3d box_coding3d centerpoint_pillar_nus centerpoint_targets "
-            "kitti_boxes kitti_eval losses3d nuscenes_eval own_formats "
+            "centerpoint_pillar_nus centerpoint_targets "
+            "nuscenes_eval "
             "pointpillar_kitti",
         ),
         (

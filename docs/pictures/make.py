@@ -29,6 +29,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.text import Text
 
+from sightline.areas.boxes3d.pictures import draw_from_above
+from sightline.areas.boxes3d.sets.synthetic_streets3d import SyntheticStreets3d
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.pose.sets.depth_frames import DepthFrames
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
@@ -199,6 +201,12 @@ def draw_growth(path: Path) -> None:
     path.write_text(render_growth(panels(growth_cases((), "all", is_quick=False), results)), encoding="utf-8")
 
 
+def draw_street(path: Path) -> None:
+    """A synthetic street with its boxes from above."""
+    frame = SyntheticStreets3d(split="train").frame("train", 2)
+    path.write_bytes(encode_png(draw_from_above(frame.scan.points, frame.table)))
+
+
 def draw_task(path: Path, *, task: str) -> None:
     """The first sample that `sightline view` draws of a run, which is trained if it is not there."""
     config, width, share = TASKS[task]
@@ -251,6 +259,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "docs/pictures/synthetic_shapes.png": draw_shapes,
     "docs/pictures/view.png": draw_stages,
     "docs/pictures/view_hand.png": draw_hand,
+    "docs/pictures/view_boxes3d.png": draw_street,
     "docs/pictures/views.png": draw_views,
     "docs/pictures/synthetic_hands.png": draw_hands,
     "docs/pictures/check.svg": draw_check,

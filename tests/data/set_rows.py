@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.data.boxes3d.box_writers import write_streets
 from tests.data.clouds import (
     cloud_writers,
     modelnet_writers,
@@ -81,6 +82,8 @@ ROWS = {
     ),
     "s3dis_one_room": SetRow("s3dis_one_room", partial(_save, room_arrays()), source="source.npz"),
     "scannet": SetRow("scannet", test_scannet.write_scannet),
+    "boxes3d_folder": SetRow("boxes3d_folder", write_streets, {"columns": ("x", "y", "z", "intensity")}),
+    "kitti_boxes3d": SetRow("kitti_boxes3d", lambda folder: lidar_writers.write_kitti_object(folder, 4)),
     "scene_folder": SetRow("scene_folder", test_scene_folder.write_folder, {"up_axis": "z", "unit": "m"}),
     "semantic_kitti": SetRow(
         "semantic_kitti", lambda folder: lidar_writers.write_semantic_kitti(folder, {"00": 2, "08": 1})

@@ -166,4 +166,5 @@ def plain_reference(batches: Batches) -> dict[str, float]:
         figures |= {error: mean([one[error] for one in errors]) for error in ERRORS}
         of_classes[name] = {**figures, "count": count}
     means = {figure: mean([row[figure] for row in of_classes.values()]) for figure in figures}
-    return means | {f"{name}/{figure}": value for name, row in of_classes.items() for figure, value in row.items()}
+    shown = {name: {k: v for k, v in row.items() if k not in DISTANCES} for name, row in of_classes.items()}
+    return means | {f"{name}/{figure}": value for name, row in shown.items() for figure, value in row.items()}

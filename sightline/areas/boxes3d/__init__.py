@@ -18,6 +18,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.kitti_ap": "kitti_ap",
     },
     "models": {"pointpillars": "pointpillars"},
+    "prediction_writers": {"prediction_writer": "Box3dWriter"},
     "predictors": {"predictor": "detect3d"},
     "scorings": {"scoring": "Box3dScoring"},
     "stages": {"stages": "BoxStages"},

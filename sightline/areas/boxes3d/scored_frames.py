@@ -37,9 +37,9 @@ class LabelledFrames(Protocol):
 
 
 class ScoredFrame(NamedTuple):
-    """Frame of a set: its index among the samples, its id, the table of its labels, and its camera, if it has one."""
+    """Frame of a set: its number among the samples, its id, the table of its labels, and its camera, if it has one."""
 
-    index: int
+    number: int
     id: str
     table: BoxTable
     calibration: Calibration | None
@@ -96,7 +96,7 @@ def detection_rows(
     boxes and angles, if it has one.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
-    classes = [numbers.get(table.class_names[label], -1) for label in table.label.tolist()]
+    classes = [numbers.get(table.class_names[label], -1) if label >= 0 else -1 for label in table.label.tolist()]
     rows = np.column_stack([table.boxes, table.score, np.array(classes, dtype=np.float64)])
     image = np.full((len(table), 5), np.nan)
     if table.image is not None:
@@ -115,7 +115,7 @@ def make_batch(
     found = [detection_rows(results[frame.id], class_names, frame.calibration) for frame in frames]
     cameras = [FLAT_CAMERA if f.calibration is None else f.calibration.camera_of_velodyne for f in frames]
     batch: dict[str, Tensor] = {
-        "sample_index": torch.tensor([frame.index for frame in frames]),
+        "sample_index": torch.tensor([frame.number for frame in frames]),
         "to_camera": torch.from_numpy(np.stack(cameras)[:, :3].copy()),
     }
     for name, rows, columns in (("detections3d", found, (9, 5)), ("truth3d", truths, (9, 7))):

@@ -104,20 +104,19 @@ def _make(
 def _read_labelcloud(document: Mapping[str, Any], path: Path) -> LabelFile:
     """Read labelCloud's forms `centroid_abs` (degrees), `centroid_rel` (radians) and `vertices`."""
     objects, stated, residuals = document["objects"], list[StatedBox](), list[float]()
-    kinds = set()
+    kinds = {"vertices" if isinstance(each, Mapping) and "vertices" in each else "centroid" for each in objects}
+    if len(kinds) > 1:
+        raise DataError(f"{path}: has objects with vertices and others without, in one file; {_ADVICE}")
     for number, entry in enumerate(objects):
         where = f"{path}: objects[{number}]"
         if not isinstance(entry, Mapping):
             raise DataError(f"{where} is {show(entry)}, an object is needed; {_ADVICE}")
-        kinds.add("vertices" if "vertices" in entry else "centroid")
         if "vertices" in entry:
             box, residual = _read_vertices(entry, where)
             residuals.append(residual)
         else:
             box = _read_centroid(entry, where)
         stated.append(box)
-    if len(kinds) > 1:
-        raise DataError(f"{path}: has objects with vertices and others without, in one file; {_ADVICE}")
     if kinds == {"vertices"}:
         note = SizeRemark.make(max(residuals), "corners are up to {size} from those of an upright box", unit="m")
         notes = (note,) if max(residuals) > _MAX_RESIDUAL_M else ()
@@ -157,7 +156,7 @@ def _read_vertices(entry: Mapping[str, Any], where: str) -> tuple[StatedBox, flo
             f"{where}.vertices: are not the corners of an upright box in labelCloud's order: one is {residual:.3g} m "
             f"off; {_ADVICE}"
         )
-    check_sizes(box, where)
+    check_sizes(box.tolist(), where)
     name = parse_name(entry.get("name"), f"{where}: name")
     return StatedBox(name, tuple(box.tolist()), where), residual
 

@@ -16,6 +16,7 @@ from sightline.store.boxes3d.label_rows import Form, LabelFile, StatedBox, check
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_files import check_pose, read_matrices
 from sightline.store.files.text_tables import split_lines
+from sightline.store.remarks import CountRemark
 
 _NUM_COLUMNS = (15, 16)
 _REGION = "DontCare"
@@ -91,8 +92,9 @@ def read_kitti_rows(path: Path, *, calibration: Path | None = None) -> LabelFile
         score = values[14] if len(values) > 14 else math.nan
         image = (*corners, truncated, occluded, alpha)
         stated.append(StatedBox(name, numbers, where, score=score, image=image))
-    notes = [f"{num_regions} DontCare regions of the image have no 3D box and are left out"] if num_regions else []
-    return LabelFile(path, "kitti", {"": stated}, _list_forms(stated, calibration), tuple(notes))
+    what = "are DontCare regions of the image, which have no 3D box, and are left out"
+    notes = (CountRemark.make(num_regions, len(stated) + num_regions, what, noun="rows"),) if num_regions else ()
+    return LabelFile(path, "kitti", {"": stated}, _list_forms(stated, calibration), notes)
 
 
 def _list_forms(stated: Sequence[StatedBox], calibration: Path | None) -> dict[str, Form]:

@@ -19,6 +19,7 @@ from sightline.contract.errors import DataError
 from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes, make_box_table
 from sightline.store.boxes3d.conversions import FLAT_CAMERA, boxes_from_camera, boxes_to_camera
 from sightline.store.boxes3d.label_rows import check_sizes, parse_name, parse_words
+from sightline.store.boxes3d.txt_boxes import is_txt, read_txt
 from sightline.store.files.input_files import list_files, parse_json_content, read_file
 from sightline.store.files.text_tables import split_lines
 
@@ -47,21 +48,24 @@ class _Rows(NamedTuple):
 def read_results(path: Path, cameras: Mapping[str, np.ndarray], *, are_labels: bool = False) -> dict[str, BoxTable]:
     """Read results: frame id → its detections, in the order of the files, scores and names of classes as stated.
 
-    `path` is a folder of KITTI's rows, or `boxes3d.json` or another file of our own form, or a folder with one JSON
-    file. `cameras` has the matrix (4, 4) from the scanner to the rectified camera of frames that have one; KITTI's rows
-    of others are read as from a camera that stands in the scanner and looks ahead. A frame that is stated without boxes
-    is an empty table. With `are_labels` rows need no score, and DontCare is a region of no class. Raises DataError with
-    the file and the line or entry for anything that is not a box with a class and a finite score.
+    `path` is a folder of KITTI's rows, or of rows of `txt_boxes` with a column of scores; or `boxes3d.json` or another
+    file of our own form, or a folder with one JSON file. `cameras` has the matrix (4, 4) from the scanner to the
+    rectified camera of frames that have one; KITTI's rows of others are read as from a camera that stands in the
+    scanner and looks ahead. A frame that is stated without boxes is an empty table. With `are_labels` rows need no
+    score, and DontCare is a region of no class. Raises DataError with the file and the line or entry for anything that
+    is not a box with a class and a finite score.
     """
     if path.is_dir():
         own = [path / OWN_JSON] if (path / OWN_JSON).is_file() else [*list_files(path, {".json"})]
         texts = [file for file in list_files(path, {".txt"}) if file.parent == path]
         if not own and texts:
+            if any(is_txt(read_file(file)) for file in texts):
+                return _make_tables({file.stem: _read_plain(file, are_labels=are_labels) for file in texts}, None)
             read = {file.stem: _read_kitti(file, are_labels=are_labels) for file in texts}
             return _make_tables(read, cameras)
         if len(own) != 1:
             raise DataError(
-                f"{path}: found {len(own)} JSON files and no text file of a frame; give the folder of KITTI's results, "
+                f"{path}: found {len(own)} JSON files and no text file of a frame; give the folder of results, "
                 "FRAME.txt for each frame, or a file of our own form"
             )
         path = own[0]
@@ -123,9 +127,24 @@ def _read_kitti(path: Path, *, are_labels: bool) -> _Rows:
         if not is_region:
             check_sizes([x, y, z, length, height, width, turn], where)
         stated = [math.nan if value in unknown else value for value, unknown in ((truncated, (-1,)), (alpha, (-10,)))]
-        rows.names.append(name)
+        rows.names.append(parse_name(name, f"{where}: class"))
         rows.numbers.append([x, y, z, length, height, width, turn, values[14] if len(values) > 14 else math.nan])
         rows.image.append([*corners, stated[0], occluded, stated[1]])
+    return rows
+
+
+def _read_plain(path: Path, *, are_labels: bool) -> _Rows:
+    """Read a frame's rows of the product's boxes whose columns are named, as `txt_boxes` reads them."""
+    labels, rows = read_txt(path), _Rows([], [], [])
+    stated, form = labels.frames[""], labels.forms["txt"]
+    for box, numbers in zip(stated, form.reading.to_boxes(form.rows(stated)).tolist(), strict=True):
+        if math.isnan(box.score) and not are_labels:
+            raise DataError(
+                f"{box.where}: has no score; name the columns in a first line, x,y,z,dx,dy,dz,yaw,class,score"
+            )
+        rows.names.append(box.name)
+        rows.numbers.append([*numbers, box.score])
+        rows.image.append([math.nan] * 7)
     return rows
 
 
@@ -238,7 +257,7 @@ def _read_json(content: bytes, path: Path) -> dict[str, _Rows]:
 
 def _read_entry(entry: Mapping[str, Any], where: str) -> _Rows:
     lists = {name: entry.get(name, []) for name in ("boxes", "score", "class")}
-    lists["image"] = entry.get("image", [[math.nan] * 5] * len(lists["boxes"]) if _is_list(lists["boxes"]) else [])
+    lists["image"] = entry.get("image", [[None] * 5] * len(lists["boxes"]) if _is_list(lists["boxes"]) else [])
     if not all(map(_is_list, lists.values())) or len({*map(len, lists.values())}) != 1:
         raise DataError(f"{where}: boxes, score and class, and image if it is there, must be lists of one length")
     for row in range(len(lists["boxes"])):
@@ -246,7 +265,7 @@ def _read_entry(entry: Mapping[str, Any], where: str) -> _Rows:
         is_sound = all(_is_list(part) and all(map(_is_finite, part)) for part in numbers)
         image = lists["image"][row]
         is_sound &= _is_list(image) and len(image) == _KEYS["image"] and len(numbers[0]) == _KEYS["boxes"]
-        if not is_sound or not all(value is None or _is_number(value) for value in image):
+        if not is_sound or not all(value is None or _is_finite(value) for value in image):
             raise DataError(f"{where}, box {row}: needs 7 finite numbers, a score, and 5 numbers if it states an image")
         lists["class"][row] = parse_name(lists["class"][row], f"{where}.class[{row}]")
         check_sizes(numbers[0], f"{where}, box {row}")

@@ -1,1 +1,1 @@
-"""Tests of 3D boxes: conversions, label files of other tools, sets, and what readers remark."""
+"""Tests of scores of 3D boxes: files of results, what `score` makes of them, and its remarks."""

@@ -44,6 +44,22 @@ class Boxes3dAp(Box3dRows):
     its class, or with its centre in an ignored region of no class, does not count. Intervals are a bootstrap over
     frames. Raises ConfigError for a `min_overlap` of no class.
 
+    >>> import torch
+    >>> from sightline.parts.metrics import Meter
+    >>> from sightline.areas.boxes3d.metrics.boxes3d_ap import Boxes3dAp
+    >>> batch = {  # a frame of two cars: one is found 0.75 m aside and reversed, the other is not
+    ...     "detections3d": torch.tensor([[20.0, 0.75, -1, 4, 2, 1.5, torch.pi, 0.9, 0]]),
+    ...     "detections3d_offsets": torch.tensor([0, 1]),
+    ...     "truth3d": torch.tensor([[20.0, 0, -1, 4, 2, 1.5, 0, 0, 0], [30, 0, -1, 4, 2, 1.5, 0, 0, 0]]),
+    ...     "truth3d_offsets": torch.tensor([0, 2]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(Boxes3dAp(class_names=("car",)))
+    >>> meter.update(**batch)
+    >>> {name: round(value, 3) for name, value in meter.compute().items()}
+    {'ap_overlap': 0.0, 'ap_0_5m': 0.0, 'ap_1m': 0.5, 'ap_2m': 0.5, 'ap_distance': 0.333, 'centre_error_m': 0.75,
+    'height_error_m': 0.0, 'size_error': 0.0, 'yaw_error_rad': 3.142, 'axis_error_rad': 0.0}
+
     Source: Everingham et al. 2010, The PASCAL VOC challenge (AP); Caesar et al. 2020, nuScenes (distances, errors).
     """
 
@@ -69,9 +85,9 @@ class Boxes3dAp(Box3dRows):
         return {name: _mean([row[name] for row in figures]) for name in self.higher_is_better}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
-        """Return the figures of every class, and its number of labels that are not ignored."""
+        """Return the figures of every class but those at one distance, and how many of its labels are not ignored."""
         return {
-            name: {**found.figures(), "count": found.num_labels}
+            name: {**{k: v for k, v in found.figures().items() if k not in _DISTANCES}, "count": found.num_labels}
             for name, found in zip(self.class_names, self._match(state), strict=True)
         }
 
@@ -98,6 +114,7 @@ class Boxes3dAp(Box3dRows):
         unpaired = [name for name in _ERRORS if not any(len(one.pairs.detected) for one in found)]
         about = {
             "protocol": f"all points of the curve, overlaps of volumes from {levels}; distances 0.5, 1, 2 m",
+            "box_type": "3D",
             "num_boxes": num_boxes,
             "num_ignored": int(is_ignored.sum()),
             "undefined": (

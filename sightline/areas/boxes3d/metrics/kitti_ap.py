@@ -71,6 +71,26 @@ class KittiAp(Metric):
 
     With n labels that count, no detector exceeds (n - 1) / 40 at 40 recalls, for n up to 41.
 
+    >>> import torch
+    >>> from sightline.parts.metrics import Meter
+    >>> from sightline.areas.boxes3d.metrics.kitti_ap import KittiAp
+    >>> cars = torch.tensor([[20.0, 0, -1, 4, 2, 1.5, 0], [30, 0, -1, 4, 2, 1.5, 0]])
+    >>> image = torch.tensor([[100.0, 100, 200, 180, 0], [300, 100, 360, 150, 0]])
+    >>> batch = {  # a frame of two cars that are found
+    ...     "detections3d": torch.cat([cars, torch.tensor([[0.9, 0], [0.8, 0]])], dim=1),
+    ...     "detections3d_image": image,
+    ...     "detections3d_offsets": torch.tensor([0, 2]),
+    ...     "truth3d": torch.cat([cars, torch.zeros(2, 2)], dim=1),
+    ...     "truth3d_image": torch.cat([image, torch.zeros(2, 2)], dim=1),
+    ...     "truth3d_offsets": torch.tensor([0, 2]),
+    ...     "to_camera": torch.tensor([[[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(KittiAp(class_names=("Car",)))
+    >>> meter.update(**batch)
+    >>> {name: round(value, 3) for name, value in meter.compute().items() if "3d" in name and "easy" in name}
+    {'ap_3d_r40_easy': 0.025, 'ap_3d_r11_easy': 0.091}
+
     Source: Geiger et al. 2012, Are we ready for autonomous driving?, and its published evaluation; 40 recalls:
     Simonelli et al. 2019, Disentangling monocular 3D object detection.
     """
@@ -151,6 +171,7 @@ class KittiAp(Metric):
         levels = ", ".join(f"{name} {self._levels[name][0]:g}" for name in self.class_names)
         about = {
             "protocol": f"KITTI, overlaps of volumes and from above over {levels}",
+            "box_type": "3D",
             "num_boxes": int((~is_ignored).sum()),
             "num_ignored": int(is_ignored.sum()),
             "undefined": _list_undefined(bool((~is_ignored).any()), all_curves),

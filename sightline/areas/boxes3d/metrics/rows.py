@@ -71,9 +71,11 @@ def group_frames(detections: Tensor, truths: Tensor) -> FrameGroups:
     frames = np.unique(np.concatenate([rows[:, 0] for rows in arrays]))
     detection_frame, truth_frame = (np.searchsorted(frames, rows[:, 0]) for rows in arrays)
     counts = [np.bincount(of_row, minlength=len(frames)) for of_row in (detection_frame, truth_frame)]
-    starts = [np.append(0, np.cumsum(count)).astype(np.int64) for count in (*counts, counts[0] * counts[1])]
-    columns = [np.ascontiguousarray(rows[:, 1:]) for rows in arrays]
-    return FrameGroups(*columns, frames.astype(np.int64), *starts, detection_frame, truth_frame)
+    first, second, pairs = (
+        np.append(0, np.cumsum(count)).astype(np.int64) for count in (*counts, counts[0] * counts[1])
+    )
+    found, labelled = (np.ascontiguousarray(rows[:, 1:]) for rows in arrays)
+    return FrameGroups(found, labelled, frames.astype(np.int64), first, second, pairs, detection_frame, truth_frame)
 
 
 class Box3dRows(Metric):

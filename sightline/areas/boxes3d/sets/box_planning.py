@@ -109,18 +109,18 @@ def plan_boxes(
     forms = _merge_forms([frame for frame in frames if frame.stated], form)
     sampled = _read_sample(frames, reader, crop)
     counted = [
-        CountedFrame(points.points, {name: each.rows(frame.stated) for name, each in forms.items()})
+        CountedFrame(points.points, {name: _list_rows(frame, name) for name in forms})
         for frame, points in sampled
         if frame.stated
     ]
     angles = [box.numbers[6] for frame in frames for box in frame.stated]
     choice = choose_reading(counted, forms, stated, excludes_rad=exceeds_turn(angles))
     class_names = list_classes([frame.stated for frame in frames])
-    tracks, taken = number_tracks([frame.stated for frame in frames]), forms[choice.taken.form]
+    tracks = number_tracks([frame.stated for frame in frames])
     tables = {
         frame.name: make_table(
             frame.stated,
-            choice.taken.reading.to_boxes(taken.rows(frame.stated)),
+            choice.taken.reading.to_boxes(_list_rows(frame, choice.taken.form)),
             class_names,
             frame=frame.name,
             tracks=tracks,
@@ -132,6 +132,11 @@ def plan_boxes(
     )
     notes = [*_join_notes(frame.labels for frame in frames), *_note_tilts(frames, choice)]
     return PlannedBoxes(tables, class_names, choice, survey, notes)
+
+
+def _list_rows(frame: ListedFrame, form: str) -> np.ndarray:
+    """Return the rows (M, 7) of a frame by a form, whose conversion is the frame's own: each has its calibration."""
+    return frame.labels.forms[form].rows(frame.stated) if frame.stated else np.zeros((0, 7))
 
 
 def _merge_forms(frames: Sequence[ListedFrame], form: str | None) -> dict[str, Form]:
@@ -207,7 +212,8 @@ def survey_boxes(
 ) -> BoxSurvey:
     """Measure the boxes of all frames, and the points of those that were read."""
     angles = [abs(box.numbers[6]) for frame in frames for box in frame.stated]
-    high = max((float(points.remission.max()) for _, points in sampled if _has_remission(points)), default=1.0)
+    highs = [float(np.max(points.remission, initial=0.0)) for _, points in sampled if points.remission is not None]
+    high = max(highs, default=1.0)
     survey = BoxSurvey(
         tables=tables,
         splits={frame.name: frame.split for frame in frames},
@@ -230,10 +236,6 @@ def survey_boxes(
         survey = replace(survey, range_m=tuple(map(float, range_m)))
     measured = [_measure(frame, points, survey) for frame, points in sampled]
     return replace(survey, frames=measured)
-
-
-def _has_remission(points: FramePoints) -> bool:
-    return points.remission is not None and len(points.remission) > 0
 
 
 def _measure(frame: ListedFrame, points: FramePoints, survey: BoxSurvey) -> SurveyedFrame:

@@ -26,6 +26,8 @@ from sightline.store.prepared.splits import make_splits
 
 Range = tuple[float, float, float, float, float, float]
 """x, y, z low, then x, y, z high, in metres."""
+Directions = tuple[float, float]
+"""Azimuths in degrees, counter-clockwise from the front: the right end of a view, and its left end."""
 BoxForm = Literal[
     "kitti",
     "labelcloud_kitti",
@@ -86,6 +88,7 @@ class Boxes3dFolder(LabelledBoxes3d):
         yaw_sense: YawSense | None = None,
         yaw_zero: YawZero | None = None,
         unlabelled: Unlabelled = "leave_out",
+        azimuth_deg: Directions | None = None,
         range_m: Range | None = None,
         remission_max: PositiveFloat | None = None,
         withheld: Withheld = "drop",
@@ -97,7 +100,7 @@ class Boxes3dFolder(LabelledBoxes3d):
         DataError for a folder without frames, and with each file of labels that is damaged; ConfigError for a range
         without extent.
         """
-        read = _read_folder(
+        read = read_folder(
             root,
             columns=columns,
             form=form,
@@ -107,6 +110,7 @@ class Boxes3dFolder(LabelledBoxes3d):
             yaw_sense=yaw_sense,
             yaw_zero=yaw_zero,
             unlabelled=unlabelled,
+            azimuth_deg=azimuth_deg,
             range_m=range_m,
             remission_max=remission_max,
             withheld=withheld,
@@ -131,14 +135,14 @@ class Boxes3dFolder(LabelledBoxes3d):
         cls, source: Path, new_form: str, target: Path, *, progress: Progress, **options: Any
     ) -> dict[str, Any]:
         """Write the boxes of a folder, read by the options of its preparation, in another form; return what is lost."""
-        read = _read_folder(cls.spec.find(source), **options)
+        read = read_folder(cls.spec.find(source), **options)
         return convert_frames(read.listing, read.planned, new_form, target, source=source, progress=progress)
 
 
 _SOURCES = {True: "folders", False: "lists of names"}
 
 
-class _FolderBoxes(NamedTuple):
+class FolderBoxes(NamedTuple):
     """Frames of a folder, their boxes, the reader of their clouds, and the options for the manifest."""
 
     listing: Listing
@@ -147,7 +151,7 @@ class _FolderBoxes(NamedTuple):
     options: dict[str, Any]
 
 
-def _read_folder(
+def read_folder(
     root: Path,
     *,
     columns: tuple[str, ...] | None = None,
@@ -158,16 +162,21 @@ def _read_folder(
     yaw_sense: YawSense | None = None,
     yaw_zero: YawZero | None = None,
     unlabelled: Unlabelled = "leave_out",
+    azimuth_deg: Directions | None = None,
     range_m: Range | None = None,
     remission_max: float | None = None,
     withheld: Withheld = "drop",
-) -> _FolderBoxes:
+) -> FolderBoxes:
     """Read the frames and boxes of a folder by the options of its preparation."""
     given = {"centre": box_centre, "size": box_size, "unit": yaw_unit, "sense": yaw_sense, "zero": yaw_zero}
     stated: dict[str, str] = {part: value for part, value in given.items() if value is not None}
     _check_range(range_m)
     names = None if columns is None else check_columns(columns)
-    reader, listing = CloudReader(names, withheld), list_frames(root, unlabelled=unlabelled)
+    if azimuth_deg is not None and not 0 < azimuth_deg[1] - azimuth_deg[0] < 360:
+        raise ConfigError(
+            f"azimuth_deg: {list(azimuth_deg)} are no directions; give the right and the left end, as [-45, 45]"
+        )
+    reader, listing = CloudReader(names, withheld, azimuth_deg), list_frames(root, unlabelled=unlabelled)
     planned = plan_boxes(listing.frames, reader, stated=stated, form=form, range_m=range_m, remission_max=remission_max)
     options = {
         "columns": None if names is None else list(names),
@@ -175,11 +184,12 @@ def _read_folder(
         "form": form,
         **{OPTION_OF[part]: value for part, value in stated.items()},
         "unlabelled": unlabelled,
+        "azimuth_deg": None if azimuth_deg is None else list(azimuth_deg),
         "range_m": None if range_m is None else list(range_m),
         "remission_max": remission_max,
         "frames": digest_json([[frame.split, frame.name, *map(str, frame.files)] for frame in listing.frames]),
     }
-    return _FolderBoxes(listing, planned, reader, options)
+    return FolderBoxes(listing, planned, reader, options)
 
 
 def _check_range(range_m: Range | None) -> None:

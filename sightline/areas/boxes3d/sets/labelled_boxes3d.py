@@ -46,10 +46,14 @@ IMAGE_COLUMN = ("image", ColumnSpec((7,), "float64", is_ragged=True, can_be_empt
 
 @dataclass(frozen=True)
 class CloudReader:
-    """Reader of the points of a frame and their remission, by the options of a preparation."""
+    """Reader of the points of a frame and their remission, by the options of a preparation.
+
+    With `azimuth_deg` it keeps the directions from the first to the second, counter-clockwise from the front.
+    """
 
     columns: tuple[str, ...] | None = None
     withheld: Withheld = "drop"
+    azimuth_deg: tuple[float, float] | None = None
 
     def read(self, path: Path) -> tuple[FramePoints, tuple[str, ...]]:
         """Read a cloud, without points that are not finite, and remarks. Raises DataError with the file."""
@@ -63,7 +67,14 @@ class CloudReader:
         notes = cloud.notes
         if num_lost := int((~is_finite).sum()):
             notes = (*notes, CountRemark.make(num_lost, len(is_finite), "are not finite and are left out"))
-        return FramePoints(cloud.points[is_finite], remission), notes
+        frame = FramePoints(cloud.points[is_finite], remission)
+        return (frame if self.azimuth_deg is None else _cut_directions(frame, *self.azimuth_deg)), notes
+
+
+def _cut_directions(frame: FramePoints, first_deg: float, last_deg: float) -> FramePoints:
+    azimuth_deg = np.rad2deg(np.arctan2(frame.points[:, 1], frame.points[:, 0]))
+    is_kept = (azimuth_deg - first_deg) % 360 <= (last_deg - first_deg)
+    return FramePoints(frame.points[is_kept], None if frame.remission is None else frame.remission[is_kept])
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,12 @@ class LabelledBoxes3d(PreparedRows):
     def _read_options(cls, manifest: Mapping[str, Any]) -> dict[str, Any]:
         options = manifest["options"]
         columns = options.get("columns")
-        return {"columns": None if columns is None else tuple(columns), "withheld": options.get("withheld", "drop")}
+        azimuth = options.get("azimuth_deg")
+        return {
+            "columns": None if columns is None else tuple(columns),
+            "withheld": options.get("withheld", "drop"),
+            "azimuth_deg": None if azimuth is None else tuple(azimuth),
+        }
 
     def _choose(self, table: BoxTable) -> BoxTable:
         """Return the boxes of the chosen classes, with labels among these; those of neighbours are ignored."""
@@ -214,11 +230,11 @@ class LabelledBoxes3d(PreparedRows):
             "up_axis": "z",
         }
         reach = 2 * max(float(self._prepared.array(split, "reach_m").max()) for split in self._prepared.splits)
-        fields = dict(BOX3D_FIELDS)
-        fields["points"] = replace(fields["points"], low=-reach, high=reach)
+        fields = {"points": replace(BOX3D_FIELDS["points"], low=-reach, high=reach)}
         if self._has_remission:
             unit = "share of what was sent"
             fields[FEATURE] = Field("points 1", "float32", unit, "", 0.0, 1.0, "concatenate")
+        fields |= {name: field for name, field in BOX3D_FIELDS.items() if name not in fields}
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         features = (FEATURE,) if self._has_remission else ()
         return DataInfo(facts, fields, sizes, features=features, folds=parts.folds)
