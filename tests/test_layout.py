@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = """
 contract commands ops config instrument
 layers draw doctor
-parts.losses parts.metrics parts.models parts.transforms
+parts.boxes parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 compression
 store.box_fields store.computed_samples store.prepared store.loading

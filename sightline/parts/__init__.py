@@ -22,7 +22,13 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.part_iou": "part_iou",
     },
     "models": {"models.image_classifier": "image_classifier"},
-    "public": {"losses.contrast": "PairLoss", "tasks.supervised": "Supervised"},
+    "public": {
+        "boxes.assigner": "Assigner Assignment PriorPredictions",
+        "boxes.padded": "PaddedBoxes",
+        "boxes.suppression": "Suppression",
+        "losses.contrast": "PairLoss",
+        "tasks.supervised": "Supervised",
+    },
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
         "tasks.classification": "classify",

@@ -24,7 +24,7 @@ come with their guarantee, so that their files need not be opened.
    updates once: no division of the batch changes the step, but for batch norms.
 4. Priors and targets. `make_points` lays one point on the middle of each cell, `make_anchors` boxes around it, for
    every level, finest first (`ops.boxes.priors`); `Priors.level_slices` are the rows of each level. The
-   assigner gives each prior the index of its box, -1 for background, -2 to be ignored (`assigner.py`: its base).
+   assigner gives each prior the index of its box, -1 for background, -2 to be ignored; `parts/boxes` has its base.
 5. Network, `networks.py`. `Detector` calls backbone, neck and head: one map (B, C, H / stride, W / stride) per level,
    then `logits` (B, P, K) before the sigmoid, `codes` (B, P, 4), and of FCOS `centreness` (B, P), in the order of the
    priors. `decode_boxes(priors, codes)` (`ops.boxes.codes`) makes boxes: codes are distances in pixels
@@ -77,9 +77,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "prediction_writers": {"scoring": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "public": {
-        "assigner": "Assigner Assignment PriorPredictions",
         "losses": "encode_deltas",
-        "output": "Suppression",
     },
     "rules": {
         "evaluation_rules": "box-evaluation box-protocol",

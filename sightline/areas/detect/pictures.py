@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigner import Assignment
 from sightline.areas.detect.metrics.box_errors import KINDS, classify_errors
 from sightline.contract.types import Batch, PrintedTable
 from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes, name_class
@@ -20,7 +19,8 @@ from sightline.draw.pictures import Picture, normalize_to_uint8
 from sightline.ops.boxes.overlaps import box_area
 from sightline.ops.boxes.priors import Priors
 from sightline.ops.points.affine_maps import warp_boxes
-from sightline.parts.metrics.box_groups import BoxColumn, DetectionColumn, LabelColumn
+from sightline.parts.boxes.assigner import Assignment
+from sightline.parts.metrics.box_groups import DetectionColumn, LabelColumn
 
 _LEGEND = {"found": "found (TP)", "missed": "missed (FN)", "truth": "label of a wrong box"}
 _NUM_SHOWN = 4
@@ -89,7 +89,7 @@ def _color_by_kind(
 
     def box(row: np.ndarray, kind: str, caption: str = "", style: Style = "solid") -> DrawnBox:
         counts[kind] += 1
-        corners = warp_boxes(torch.from_numpy(row[BoxColumn.BOX]), to_canvas).tolist()
+        corners = warp_boxes(torch.from_numpy(row[DetectionColumn.BOX]), to_canvas).tolist()
         return DrawnBox(tuple(corners), COLORS[kind], caption, style)
 
     boxes = [box(row, "ignored", style="hatched") for row in errors.labels[~errors.is_real]]

@@ -1,4 +1,4 @@
-"""Base class of assigners, with the shared rules of ignore regions and of images without boxes."""
+"""Base class of assigners, for boxes of 4 or 7 numbers: the rules of ignore regions, and of images without boxes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sightline.ops.waits import (
     require,
     send_list,
 )
+from sightline.parts.boxes.padded import PaddedBoxes
 
 _MAX_COVERED = 0.5
 """Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
@@ -45,8 +46,9 @@ class Assignment(NamedTuple):
 class PriorPredictions(NamedTuple):
     """Predictions of a network at the priors of an image, float32 at least and without gradient.
 
-    `logits` (P, K) before the sigmoid, decoded `boxes` (P, 4) in pixels, `objectness` (P,) before the sigmoid, or None.
-    For a head of two predictions at each prior they are (P, 2, K) and (P, 2, 4).
+    `logits` (P, K) before the sigmoid, decoded `boxes` (P, D), of as many numbers as those that are assigned,
+    `objectness` (P,) before the sigmoid, or None. For a head of two predictions at each prior they are (P, 2, K) and
+    (P, 2, D).
     """
 
     logits: Tensor
@@ -55,25 +57,29 @@ class PriorPredictions(NamedTuple):
 
     @classmethod
     def from_tensors(cls, logits: Tensor, boxes: Tensor, objectness: Tensor | None = None) -> PriorPredictions:
-        """Build predictions from logits (P, K), boxes (P, 4) and objectness (P,), detached and in float32 at least."""
+        """Build predictions from logits (P, K), boxes (P, D) and objectness (P,), detached and in float32 at least."""
         tensors = (
             None if tensor is None else promote_to_float32(tensor.detach()) for tensor in (logits, boxes, objectness)
         )
         return cls(*tensors)  # type: ignore[arg-type]
 
 
-ImageBoxes = tuple[Tensor, Tensor, Tensor | None, PriorPredictions | None]
-"""Boxes (M, 4) of an image, `is_ignored` (M,), and labels (M,) and predictions for assigners that need them."""
+_Image = tuple[Tensor, Tensor, Tensor | None, PriorPredictions | None]
+"""Boxes (M, D) of an image, `is_ignored` (M,), and labels (M,) and predictions for assigners that need them."""
 
 
 class Assigner(ABC):
-    """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
+    """Assigner of boxes to the priors of an image, or of a frame of points; no gradient, no random numbers.
 
-    Subclasses implement their rule in `match`. Ties go to the lower index, of a box or of a prior.
+    It is called with the boxes of one image, or by `assign_batch` with those of a padded batch. Subclasses implement
+    their rule in `match`, and state `num_sides`, the numbers of a box. Ties go to the lower index, of a box or of a
+    prior.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]]
     """The kinds of priors that it can assign boxes to."""
+    num_sides: ClassVar[int] = 4
+    """Numbers of a box: 4 (left, top, right, bottom in pixels) or 7 (x, y, z, dx, dy, dz in metres, yaw)."""
     needs_predictions: ClassVar[bool] = False
     """True if `match` also reads `labels` and the network's predictions, a `PriorPredictions`."""
     excludes: ClassVar[frozenset[str]] = frozenset()
@@ -90,22 +96,49 @@ class Assigner(ABC):
         labels: Tensor | None = None,
         predicted: PriorPredictions | None = None,
     ) -> Assignment:
-        """Assign boxes (M, 4) to priors; `is_ignored` (M,) bool marks the boxes that are ignore regions.
+        """Assign boxes (M, D) to priors; `is_ignored` (M,) bool marks the boxes that are ignore regions.
 
-        A region is never a target. A background prior becomes ignored if it is a point inside a region, or an anchor
-        with more than half of its area in one region; a prior with a box keeps it. `labels` (M,) and `predicted` are
-        read if `needs_predictions` is True. Under autocast, too, `match` gets predictions in float32 at least.
+        A region is never a target. A background prior becomes ignored if `is_in_regions` says so; a prior with a box
+        keeps it. `labels` (M,) and `predicted` are read if `needs_predictions` is True. Under autocast, too, `match`
+        gets predictions in float32 at least.
         Raises ValueError for priors of another kind, for `boxes` or `is_ignored` of another shape, for an `is_ignored`
-        that is not bool, for corners that are not finite, for missing predictions, and for a faulty result of `match`.
+        that is not bool, for numbers that are not finite, for missing predictions, and for a faulty result of `match`.
         """
-        return self.assign_images(priors, [(boxes, is_ignored, labels, predicted)])[0]
+        return self._assign_images(priors, [(boxes, is_ignored, labels, predicted)])[0]
 
     @torch.no_grad()
-    def assign_images(self, priors: Priors, images: Sequence[ImageBoxes]) -> list[Assignment]:
-        """Assign the boxes of several images, as calls with each of `images` do; waits for a GPU once at most.
+    def assign_batch(
+        self, priors: Priors, padded: PaddedBoxes, predicted: Sequence[PriorPredictions] | None = None
+    ) -> list[Assignment]:
+        """Assign the boxes (B, M, D) of a batch, an `Assignment` for each image: the same bits as a call with each.
 
-        Choices among predictions are made on the host: they are many small operations.
+        Indices of boxes count those of the image, without the padding. Waits for a GPU once at most. Raises ValueError
+        as a call does, for tensors of other shapes, and for a number of `predicted` that is not that of the images.
         """
+        images = padded.split_images()
+        if predicted is not None and len(predicted) != len(images):
+            raise ValueError(f"{type(self).__name__}: found predictions of {len(predicted)} images of {len(images)}")
+        more: Sequence[PriorPredictions | None] = predicted or [None] * len(images)
+        arguments = [(*image, of_image) for image, of_image in zip(images, more, strict=True)]
+        if is_on_host(priors.coordinates) or type(self).__call__ is not Assigner.__call__:
+            return [self._call_image(priors, *image) for image in arguments]
+        return self._assign_images(priors, arguments)
+
+    def _call_image(
+        self,
+        priors: Priors,
+        boxes: Tensor,
+        is_ignored: Tensor,
+        labels: Tensor | None,
+        predicted: PriorPredictions | None,
+    ) -> Assignment:
+        """Call the assigner, which a subclass may have changed, with the arguments that its kind is called with."""
+        if predicted is None:
+            return self(priors, boxes, is_ignored)
+        return self(priors, boxes, is_ignored, labels, predicted)
+
+    def _assign_images(self, priors: Priors, images: Sequence[_Image]) -> list[Assignment]:
+        """Assign the boxes of several images; choices among predictions are made on the host, as they are many."""
         for boxes, is_ignored, labels, predicted in images:
             self._assert_known(priors, boxes, is_ignored)
             if self.needs_predictions and (labels is None or predicted is None or len(predicted.logits) != len(priors)):
@@ -136,7 +169,7 @@ class Assigner(ABC):
                 assignments.append(self.match(priors, boxes, *arguments))
             self._assert_assigned(assignments[-1], len(priors), len(rows))
         return [
-            _among_all(assignment, rows, _region_mask(boxes[region_rows], priors))
+            _among_all(assignment, rows, self.is_in_regions(boxes[region_rows], priors))
             for assignment, rows, boxes, region_rows in zip(
                 self.settle(priors, target_boxes, assignments), targets, wide, regions, strict=True
             )
@@ -152,10 +185,10 @@ class Assigner(ABC):
         """Complete the assignments of images by what only the host can decide, in one transfer for all of them."""
         return assignments
 
-    def _assign_on_host(self, priors: Priors, images: Sequence[ImageBoxes]) -> list[Assignment]:
+    def _assign_on_host(self, priors: Priors, images: Sequence[_Image]) -> list[Assignment]:
 
-        def assign(images: Sequence[ImageBoxes]) -> list[tuple[Assignment, tuple[Tensor, ...]]]:
-            assignments = self.assign_images(priors.on_host, images)
+        def assign(images: Sequence[_Image]) -> list[tuple[Assignment, tuple[Tensor, ...]]]:
+            assignments = self._assign_images(priors.on_host, images)
             return [(assignment, find_positive(assignment.matched)) for assignment in assignments]
 
         assignments = call_on_host(assign, images, device=priors.coordinates.device)
@@ -165,10 +198,30 @@ class Assigner(ABC):
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
-        """Match priors to `boxes` (M, 4) of their dtype; there is one of both at least, and no box is an ignore region.
+        """Match priors to `boxes` (M, D) of their dtype; there is one of both at least, and no box is an ignore region.
 
         If `needs_predictions` is True, `args` are the labels (M,) int64 of the boxes and a `PriorPredictions`.
         """
+
+    def is_in_regions(self, regions: Tensor, priors: Priors) -> Tensor:
+        """Return a mask (P,) of the priors in one of the ignore `regions` (R, D), which are no background.
+
+        In images: points inside of a region, and anchors with more than half of their area in one. In space: priors
+        whose middle is in a region seen from above, its sides included.
+        """
+        is_inside = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
+        if not len(regions):
+            return is_inside
+        for part in column_blocks(len(regions), len(priors), regions.device):
+            rows = promote_to_float32(priors.coordinates[part])
+            if self.num_sides == 7:
+                is_inside[part] = _is_below(rows[:, :2], promote_to_float32(regions)).any(dim=1)
+            elif priors.kind == "anchors":
+                is_inside[part] = (box_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
+            else:
+                is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
+                is_inside[part] = is_past.all(dim=2).any(dim=1)
+        return is_inside
 
     def _assert_assigned(self, assignment: Any, num_priors: int, num_boxes: int) -> None:
         """Raise ValueError for typical mistakes in the result of a `match`."""
@@ -190,17 +243,22 @@ class Assigner(ABC):
         name = type(self).__name__
         if priors.kind not in self.prior_kinds:
             raise ValueError(f"{name}: found {priors.kind} as priors, takes {' or '.join(sorted(self.prior_kinds))}")
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or is_ignored.shape != boxes.shape[:1]:
+        if boxes.ndim != 2 or boxes.shape[1] != self.num_sides or is_ignored.shape != boxes.shape[:1]:
             raise ValueError(
-                f"{name}: found boxes {tuple(boxes.shape)} and is_ignored {tuple(is_ignored.shape)}; expected (M, 4) "
-                "and (M,)"
+                f"{name}: found boxes {tuple(boxes.shape)} and is_ignored {tuple(is_ignored.shape)}; expected (M, "
+                f"{self.num_sides}) and (M,)"
+            )
+        if priors.kind == "anchors" and priors.coordinates.shape[1] != self.num_sides:
+            raise ValueError(
+                f"{name}: found anchors {tuple(priors.coordinates.shape)}; its boxes have {self.num_sides} numbers"
             )
         if is_ignored.dtype != torch.bool:
             raise ValueError(f"{name}: is_ignored is {is_ignored.dtype}, expected torch.bool")
 
         def make_error() -> ValueError:
             row = int((~boxes.isfinite()).any(dim=1).nonzero()[0])
-            return ValueError(f"{name}: boxes[{row}] is {boxes[row].tolist()}; give finite corners")
+            what = "corners" if self.num_sides == 4 else "numbers"
+            return ValueError(f"{name}: boxes[{row}] is {boxes[row].tolist()}; give finite {what}")
 
         require(boxes.isfinite(), make_error)
 
@@ -241,16 +299,8 @@ def argmax_by_group(
     return torch.where(winners == none, -1, winners)
 
 
-def _region_mask(regions: Tensor, priors: Priors) -> Tensor:
-    """Return a mask (P,) of the priors inside one of the `regions` (R, 4)."""
-    is_inside = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
-    if not len(regions):
-        return is_inside
-    for part in column_blocks(len(regions), len(priors), regions.device):
-        rows = promote_to_float32(priors.coordinates[part])
-        if priors.kind == "anchors":
-            is_inside[part] = (box_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
-        else:
-            is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
-            is_inside[part] = is_past.all(dim=2).any(dim=1)
-    return is_inside
+def _is_below(points: Tensor, boxes: Tensor) -> Tensor:
+    """Return a mask (P, R) of points x, y (P, 2) in the rectangles of boxes (R, 7) from above, sides included."""
+    x, y = (points[:, None] - boxes[:, :2]).unbind(2)
+    cos, sin = boxes[:, 6].cos(), boxes[:, 6].sin()
+    return ((cos * x + sin * y).abs() <= boxes[:, 3] / 2) & ((cos * y - sin * x).abs() <= boxes[:, 4] / 2)
