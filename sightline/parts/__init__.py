@@ -25,7 +25,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "public": {
         "boxes.assigner": "Assigner Assignment PriorPredictions",
         "boxes.padded": "PaddedBoxes",
-        "boxes.suppression": "Suppression",
+        "boxes.suppression": "Suppression SuppressionResult",
         "losses.contrast": "PairLoss",
         "tasks.supervised": "Supervised",
     },
@@ -42,5 +42,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "transforms.points": "flip jitter normalize_unit_sphere rotate scale translate",
         "transforms.two_views": "two_views",
     },
+    "view_summaries": {"boxes.assignment_report": "summarise_assigners"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

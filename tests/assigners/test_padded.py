@@ -15,6 +15,7 @@ from sightline.ops.boxes.codes import decode_boxes, encode_deltas3d
 from sightline.ops.boxes.priors import BACKGROUND, IGNORED, Priors
 from sightline.ops.boxes.suppression import SuppressionResult
 from sightline.parts.boxes.assigner import Assigner, Assignment
+from sightline.parts.boxes.assignment_report import compare_assigners, report_assignment, summarise_assigners
 from sightline.parts.boxes.padded import PaddedBoxes
 from sightline.parts.boxes.suppression import Suppression
 from tests.assigners.test_assigners import PAIRS, guesses, guessing
@@ -122,6 +123,42 @@ def test_boxes_in_space_are_assigned_and_regions_hide_anchors_below_them() -> No
     )
     assert none.matched.tolist() == [BACKGROUND] * 8
     assert torch.equal(same.matched, found.matched)
+
+
+def test_the_report_of_boxes_in_space_is_in_metres() -> None:
+    """Cars of 4 x 2 m: the root of 8 m2. The first has both anchors of the first cell, the other those of the last."""
+    boxes, is_ignored = torch.tensor([car(1, 0), car(14, 1), car(10, 2)]), torch.tensor([False, False, True])
+    report = report_assignment(Nearest3d()(ROW, boxes, is_ignored), ROW, boxes, is_ignored)
+    assert report["positives_per_box"] == [2, 2, 0]
+    assert report["box_m"] == pytest.approx([math.sqrt(8), math.sqrt(8), -1])
+    assert compare_assigners({"nearest": [report]})[0]["of_size"] == {"2-4": {"boxes": 2, "positives": 2.0}}
+    rows, table = summarise_assigners([{"assigners": {"nearest": report}}]) or ({}, None)
+    assert rows["assigners"][0]["assigner"] == "nearest"
+    assert table is not None
+    assert "2-4 m (2)" in table.columns
+
+
+class OfClass3d(Nearest3d):
+    """Nearest3d, of which the two anchors of a cell are of the classes 0 and 1."""
+
+    needs_labels = True
+
+    def match(self, priors: Priors, boxes: Tensor, labels: Tensor) -> Assignment:  # type: ignore[override]
+        distance = torch.cdist(priors.centres, boxes[:, :2])
+        kind = torch.arange(len(priors)) % priors.priors_per_cell[0]
+        distance, box = distance.masked_fill(kind[:, None] != labels, torch.inf).min(dim=1)
+        matched = torch.where(distance <= 2, box, BACKGROUND)
+        return Assignment(matched, (matched >= 0).long())
+
+
+def test_an_assigner_of_classes_reads_labels_without_predictions() -> None:
+    boxes, labels = torch.tensor([car(1, 0), car(14, 1)]), torch.tensor([1, 0], dtype=torch.uint8)
+    no_region = torch.zeros(2, dtype=torch.bool)
+    padded = PaddedBoxes.from_rows(boxes, torch.tensor([0, 2]), no_region, labels)
+    for found in (OfClass3d()(ROW, boxes, no_region, labels), *OfClass3d().assign_batch(ROW, padded)):
+        assert found.matched.tolist() == [-1, 0, -1, -1, -1, -1, 1, -1]
+    with pytest.raises(ValueError, match="OfClass3d: needs the labels of boxes, found none"):
+        OfClass3d().assign_batch(ROW, padded._replace(labels=None))
 
 
 SPOTS = torch.tensor([[2.0, 1.0], [2.0, 1.001], [0.0, 0.0], [4.001, 0.0]])

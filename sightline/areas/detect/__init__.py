@@ -91,7 +91,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "combined_images": "mix_up mosaic",
         "transforms": "cut_image fit_image scale_steps turn_image",
     },
-    "view_summaries": {"pictures": "summarise_assigners"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 

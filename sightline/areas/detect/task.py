@@ -210,7 +210,7 @@ class Detect(Supervised):
         self, priors: Priors, batch: Batch, predictions: Sequence[PriorPredictions] | None
     ) -> Sequence[Assignment]:
         """Assign the boxes of each image."""
-        labels = None if predictions is None else batch["label"]
+        labels = batch["label"] if predictions is not None or self._assigner.needs_labels else None
         boxes = batch["boxes"].to(priors.coordinates)
         padded = PaddedBoxes.from_rows(boxes, batch["box_offsets"], batch["is_ignored"], labels)
         return self._assigner.assign_batch(priors, padded, predictions)

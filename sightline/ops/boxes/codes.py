@@ -64,7 +64,8 @@ def encode_deltas3d(priors: Tensor, boxes: Tensor) -> Tensor:
     """Encode boxes in space (..., 7) as deltas (..., 7) of anchors (..., 7): x, y, z, dx, dy, dz in metres, and yaw.
 
     Offsets in x and y are in diagonals of the anchor's base, that in z in its heights; then log ratios of the sides, of
-    which one of 0 counts as the least positive number, and the difference of the yaws in radians, not wrapped.
+    which one of 0 counts as the least positive number, and the difference of the yaws in radians, not wrapped. Further
+    columns, such as velocities, are differences, too.
     Source: Yan et al. 2018, SECOND, section 3.2.1.
     """
     priors, boxes = promote_to_float32(priors), promote_to_float32(boxes)
@@ -96,7 +97,7 @@ def decode_boxes(priors: Tensor, codes: Tensor) -> Tensor:
 
     Deltas if `priors` are anchors, (..., 4) or (..., 7); pixels if they are points (..., 2).
     """
-    if priors.shape[-1] == 7:
+    if priors.shape[-1] >= 7:
         return decode_deltas3d(priors, codes)
     return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
 

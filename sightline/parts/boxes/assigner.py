@@ -82,6 +82,8 @@ class Assigner(ABC):
     """Numbers of a box: 4 (left, top, right, bottom in pixels) or 7 (x, y, z, dx, dy, dz in metres, yaw)."""
     needs_predictions: ClassVar[bool] = False
     """True if `match` also reads `labels` and the network's predictions, a `PriorPredictions`."""
+    needs_labels: ClassVar[bool] = False
+    """True if `match` also reads `labels`, without predictions: anchors may be of a class each."""
     excludes: ClassVar[frozenset[str]] = frozenset()
     """Outputs that its targets do not train, such as `objectness`: heads that predict one do not fit."""
     boxes_per_prior: int = 1
@@ -99,8 +101,8 @@ class Assigner(ABC):
         """Assign boxes (M, D) to priors; `is_ignored` (M,) bool marks the boxes that are ignore regions.
 
         A region is never a target. A background prior becomes ignored if `is_in_regions` says so; a prior with a box
-        keeps it. `labels` (M,) and `predicted` are read if `needs_predictions` is True. Under autocast, too, `match`
-        gets predictions in float32 at least.
+        keeps it. `labels` (M,) and `predicted` are read if `needs_predictions` is True, `labels` alone if
+        `needs_labels` is. Under autocast, too, `match` gets predictions in float32 at least.
         Raises ValueError for priors of another kind, for `boxes` or `is_ignored` of another shape, for an `is_ignored`
         that is not bool, for numbers that are not finite, for missing predictions, and for a faulty result of `match`.
         """
@@ -133,7 +135,7 @@ class Assigner(ABC):
         predicted: PriorPredictions | None,
     ) -> Assignment:
         """Call the assigner, which a subclass may have changed, with the arguments that its kind is called with."""
-        if predicted is None:
+        if predicted is None and not self.needs_labels:
             return self(priors, boxes, is_ignored)
         return self(priors, boxes, is_ignored, labels, predicted)
 
@@ -146,6 +148,8 @@ class Assigner(ABC):
                 raise ValueError(
                     f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
                 )
+            if self.needs_labels and labels is None:
+                raise ValueError(f"{type(self).__name__}: needs the labels of boxes, found none")
         if not len(priors):
             return [self._assign_nothing(priors) for _ in images]
         if self.needs_predictions and not is_on_host(priors.coordinates):
@@ -165,6 +169,8 @@ class Assigner(ABC):
             arguments: tuple[Any, ...] = ()
             if labels is not None and predicted is not None and self.needs_predictions:
                 arguments = widen_labels(labels, "labels")[rows], PriorPredictions.from_tensors(*predicted)
+            elif labels is not None and self.needs_labels:
+                arguments = (widen_labels(labels, "labels")[rows],)
             with torch.autocast(device.type, enabled=False):
                 assignments.append(self.match(priors, boxes, *arguments))
             self._assert_assigned(assignments[-1], len(priors), len(rows))
@@ -200,7 +206,8 @@ class Assigner(ABC):
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
         """Match priors to `boxes` (M, D) of their dtype; there is one of both at least, and no box is an ignore region.
 
-        If `needs_predictions` is True, `args` are the labels (M,) int64 of the boxes and a `PriorPredictions`.
+        If `needs_predictions` is True, `args` are the labels (M,) int64 of the boxes and a `PriorPredictions`; if
+        `needs_labels` is, the labels.
         """
 
     def is_in_regions(self, regions: Tensor, priors: Priors) -> Tensor:
