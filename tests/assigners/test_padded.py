@@ -263,3 +263,11 @@ def test_a_detector_of_images_refuses_parts_for_boxes_in_space(monkeypatch: pyte
             suppression={"name": "circles"},
             anchors={"scales": [1.0], "ratios": [1.0, 2.0]},
         )
+
+
+def test_a_batch_of_no_image_is_none() -> None:
+    empty = PaddedBoxes.from_rows(
+        torch.zeros(0, 7), torch.tensor([0]), torch.zeros(0, dtype=torch.bool), torch.zeros(0).long()
+    )
+    assert empty.boxes.shape == (0, 0, 7)
+    assert Nearest3d().assign_batch(ROW, empty) == []

@@ -43,10 +43,9 @@ class PaddedBoxes(NamedTuple):
         is_box = [[column < count for column in range(most)] for count in counts]
         is_padded_ignored = [[*marks[rows], *[False] * (most - rows.stop + rows.start)] for rows in slices]
         if not slices:
-            return cls(
-                *(boxes.new_zeros(0, 0, boxes.shape[1]), *boxes.new_zeros(2, 0, 0, dtype=torch.bool).unbind()),
-                None if labels is None else labels.new_zeros(0, 0),
-            )
+            no_box = torch.zeros(0, 0, dtype=torch.bool, device=boxes.device)
+            no_labels = None if labels is None else labels.new_zeros(0, 0)
+            return cls(boxes.new_zeros(0, 0, boxes.shape[1]), no_box, no_box, no_labels)
         return cls(
             pad_sequence([boxes[rows] for rows in slices], batch_first=True),
             send_list(is_box, boxes.device, torch.bool),
