@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from benchmarks.boxes import HEIGHT, WIDTH, draw_people
 from benchmarks.case import BenchmarkCase, Implementation, equal, implementation
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.free_anchor import FreeAnchor
 from sightline.areas.detect.ota import OTA
@@ -20,6 +19,7 @@ from sightline.areas.detect.yolo import SimOTA
 from sightline.ops.boxes.codes import encode_distances
 from sightline.ops.boxes.overlaps import box_area, box_centres, box_sizes, iou
 from sightline.ops.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.parts.boxes.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions
 
 _STRIDES = (8, 16, 32, 64, 128)
 

@@ -22,9 +22,7 @@ WAITING: dict[str, str] = {
         (
             "boxes3d",
             _BOXES,
-            "centerpoint_pillar_nus centerpoint_targets "
-            "nuscenes_eval "
-            "pointpillar_kitti",
+            "centerpoint_pillar_nus centerpoint_targets nuscenes_eval",
         ),
         (
             "voxels",

@@ -24,11 +24,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = """
 contract commands ops config instrument
 layers draw doctor
-parts.losses parts.metrics parts.models parts.transforms
+parts.boxes parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 compression
 store.box_fields store.computed_samples store.prepared store.loading store.streets
-store.cloud_preparation store.scene_preparation
+store.boxes store.cloud_preparation store.scene_preparation
 store.boxes3d
 published
 runs

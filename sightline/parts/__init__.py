@@ -22,7 +22,13 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.part_iou": "part_iou",
     },
     "models": {"models.image_classifier": "image_classifier"},
-    "public": {"losses.contrast": "PairLoss", "tasks.supervised": "Supervised"},
+    "public": {
+        "boxes.assigner": "Assigner Assignment PriorPredictions",
+        "boxes.padded": "PaddedBoxes",
+        "boxes.suppression": "Suppression SuppressionResult",
+        "losses.contrast": "PairLoss",
+        "tasks.supervised": "Supervised",
+    },
     "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
         "tasks.classification": "classify",
@@ -36,5 +42,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "transforms.points": "flip jitter normalize_unit_sphere rotate scale translate",
         "transforms.two_views": "two_views",
     },
+    "view_summaries": {"boxes.assignment_report": "summarise_assigners"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.peak_memory import peak_of_run
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.free_anchor import FreeAnchor
 from sightline.areas.detect.ota import OTA
-from sightline.areas.detect.pictures import report_assignment
 from sightline.areas.detect.retinanet import MaxIoU
 from sightline.areas.detect.yolo import SimOTA
 from sightline.contract import registry
@@ -25,6 +23,8 @@ from sightline.contract.errors import MissingExtraError
 from sightline.instrument.work import WorkCounter
 from sightline.ops import numba_kernels
 from sightline.ops.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.parts.boxes.assigner import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
+from sightline.parts.boxes.assignment_report import report_assignment
 from tests.cases import run_each
 from tests.marks import long_but
 from tests.ops.boxes.crowds import crowd

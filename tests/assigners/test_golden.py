@@ -14,7 +14,6 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from sightline.areas.detect import ota
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions
 from sightline.areas.detect.candidates import candidate_pairs
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
@@ -24,6 +23,7 @@ from sightline.areas.detect.yolo import SimOTA, _Costs
 from sightline.ops.boxes.codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
 from sightline.ops.boxes.overlaps import OVERLAPS, box_area, box_iou, box_sizes, iou
 from sightline.ops.boxes.priors import Priors, make_points
+from sightline.parts.boxes.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.retinanet import MaxIoU
 from sightline.ops.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.parts.boxes.assigner import BACKGROUND, IGNORED
 from tests.ops.boxes.crowds import crowd
 
 SEEDS = range(200)

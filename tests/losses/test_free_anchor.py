@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED
 from sightline.areas.detect.free_anchor import (
     FreeAnchor,
     FreeAnchorNegative,
@@ -20,6 +19,7 @@ from sightline.areas.detect.free_anchor import (
 from sightline.ops.boxes.codes import encode_deltas
 from sightline.ops.boxes.overlaps import iou
 from sightline.ops.boxes.priors import Priors
+from sightline.parts.boxes.assigner import BACKGROUND, IGNORED
 from tests.assigners.test_golden import PLUS_ONE, case_of
 from tests.cases import run_each
 from tests.golden_parity import load_golden

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.metrics.box_ap import BoxAp, _curves
+from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.crowds import BINS, CrowdAp, MissRate, _score, jaccard_counts, jaccard_index
 from sightline.contract.metric import Meter, State, append_rows, pool_states
 from sightline.ops import numba_kernels
@@ -78,7 +78,7 @@ CURVES = ("precision_mean_over_recall", "recall")
 
 def assert_curves(images: list[Image], classes: list[float], published: dict[str, np.ndarray]) -> None:
     """Precision, a mean over recalls, and recall by threshold, class from 1, size, and 1, 10 or 100 detections."""
-    curves = _curves(coco_state(images, len(classes)), 100, len(classes))
+    curves = BoxAp(class_names=("any",) * len(classes)).match(coco_state(images, len(classes)))
     for number, size, (place, most) in itertools.product(range(len(classes)), SIZES, enumerate((1, 10, 100))):
         precision, recall = curves.curve(number, size, most)
         at = slice(None), int(classes[number]) - 1, SIZES.index(size), place

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 import sightline
-from sightline.areas.detect.assigner import PriorPredictions
 from sightline.ops.boxes.priors import make_anchors, make_points
+from sightline.parts.boxes.assigner import PriorPredictions
 from sightline.view import output
 from tests.command import succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from sightline.areas.detect import output as detection_output
 from sightline.areas.detect import retinanet
 from sightline.areas.detect import task as detect
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment
 from sightline.areas.detect.losses import SigmoidFocal, sigmoid_focal
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.crowds import CrowdAp
@@ -26,6 +25,7 @@ from sightline.contract.loss import Loss
 from sightline.contract.types import Sample, SampleKey
 from sightline.ops.boxes.codes import encode_deltas
 from sightline.ops.boxes.priors import Priors
+from sightline.parts.boxes.assigner import BACKGROUND, IGNORED, Assigner, Assignment
 from sightline.parts.transforms.images import FlipImage
 from tests.planted.planting import Plant, Planter, change_arguments, change_result, join, override, wrap
 

@@ -9,13 +9,12 @@ import torch
 from sightline.areas.detect.fcos import FCOS
 from sightline.areas.detect.pictures import (
     LEVEL_COLORS,
-    compare_assigners,
-    report_assignment,
     show_assignments,
     show_priors,
 )
 from sightline.areas.detect.retinanet import MaxIoU
 from sightline.ops.boxes.priors import PRESETS, make_anchors, make_points
+from sightline.parts.boxes.assignment_report import compare_assigners, report_assignment
 
 MAPS, STRIDES = [(48, 64), (24, 32)], [8, 16]
 POINTS = make_points(MAPS, STRIDES)

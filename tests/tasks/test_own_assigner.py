@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.retinanet import RetinaHead
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
@@ -17,6 +16,7 @@ from sightline.engine.device.numerics import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.boxes.priors import Priors
+from sightline.parts.boxes.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
 from tests.cases import run_each
 from tests.doctor.detecting import make_crowds
 from tests.tasks.detectors import make_task

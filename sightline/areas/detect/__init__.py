@@ -9,12 +9,12 @@ come with their guarantee, so that their files need not be opened.
    (`channels` and `strides` of the backbone for the neck, of the neck for the head). A config with `base` has the keys
    of that file, replaced where it states them again; of two blocks with different names the new one alone counts, and
    a list replaces a list.
-2. Data. A set of `sets/` gives `image` (H, W, 3), colours of 0 to 255; `boxes` (G, 4), left, top, right, bottom in
-   pixels; `label` (G,); `is_ignored` (G,), regions that are neither a target nor a mistake; `truth` (T, 7), the labels
-   that metrics read: box in pixels of the file, class, area, is ignored. Transforms move image and boxes together, and
-   `to_canvas` (2, 3) records how; they take a batch of one sample, and the last one makes `image` (1, 3, H, W),
-   normalised. A batch stacks images and concatenates boxes: those of image b are the rows `box_offsets[b]` to
-   `box_offsets[b + 1]`.
+2. Data. A set of `sets/`, whose labels a format of `store/boxes` reads, gives `image` (H, W, 3), colours of 0 to 255;
+   `boxes` (G, 4), left, top, right, bottom in pixels; `label` (G,); `is_ignored` (G,), regions that are neither a
+   target nor a mistake; `truth` (T, 7), the labels that metrics read: box in pixels of the file, class, area, is
+   ignored. Transforms move image and boxes together, and `to_canvas` (2, 3) records how; they take a batch of one
+   sample, and the last one makes `image` (1, 3, H, W), normalised. A batch stacks images and concatenates boxes: those
+   of image b are the rows `box_offsets[b]` to `box_offsets[b + 1]`.
 3. A step, `engine/step.py`. `train.batch_size` samples are divided among `train.micro_batches` and the processes.
    `prepare_step` calls the task's `prepare`, of its base class `parts.tasks.supervised`: it calls `Detect.context`
    (`task.py`) for each micro-batch, without gradient, then `count` of each loss, and adds up the counts of all
@@ -24,7 +24,7 @@ come with their guarantee, so that their files need not be opened.
    updates once: no division of the batch changes the step, but for batch norms.
 4. Priors and targets. `make_points` lays one point on the middle of each cell, `make_anchors` boxes around it, for
    every level, finest first (`ops.boxes.priors`); `Priors.level_slices` are the rows of each level. The
-   assigner gives each prior the index of its box, -1 for background, -2 to be ignored (`assigner.py`: its base).
+   assigner gives each prior the index of its box, -1 for background, -2 to be ignored; `parts/boxes` has its base.
 5. Network, `networks.py`. `Detector` calls backbone, neck and head: one map (B, C, H / stride, W / stride) per level,
    then `logits` (B, P, K) before the sigmoid, `codes` (B, P, 4), and of FCOS `centreness` (B, P), in the order of the
    priors. `decode_boxes(priors, codes)` (`ops.boxes.codes`) makes boxes: codes are distances in pixels
@@ -54,22 +54,10 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "backbones": {"networks": "resnet101 resnet18 resnet34 resnet50", "yolo": "cspdarknet darknet53"},
     "data": {
-        "sets.citypersons": "citypersons",
-        "sets.coco": "coco",
-        "sets.crowdhuman": "crowdhuman",
-        "sets.ecp": "ecp",
-        "sets.kitti_boxes": "kitti_boxes",
+        "sets.formats": "coco cvat kitti_boxes label_studio labelme supervisely tensorflow_csv via voc wider_face "
+        "yolo_txt",
+        "sets.people": "citypersons crowdhuman ecp widerperson",
         "sets.synthetic_crowds": "synthetic_crowds",
-        "sets.tools.cvat": "cvat",
-        "sets.tools.label_studio": "label_studio",
-        "sets.tools.labelme": "labelme",
-        "sets.tools.supervisely": "supervisely",
-        "sets.tools.tensorflow_csv": "tensorflow_csv",
-        "sets.tools.via": "via",
-        "sets.tools.voc": "voc",
-        "sets.tools.wider_face": "wider_face",
-        "sets.widerperson": "widerperson",
-        "sets.yolo_txt": "yolo_txt",
     },
     "file_views": {"predictor": "view_photo"},
     "heads": {"fcos": "atss fcos", "retinanet": "retina retina_emd", "yolo": "yolov3 yolox"},
@@ -89,14 +77,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "prediction_writers": {"scoring": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "public": {
-        "assigner": "Assigner Assignment PriorPredictions",
         "losses": "encode_deltas",
-        "output": "Suppression",
-        "sets.label_table": "AnnotationFaults CategoryIds LabelFormat LabelledBox LabelledImage LabelledSet",
-        "sets.labelled_images": "LabelledImages",
-        "sets.records": "BoxRecord box_facts make_sample",
-        "sets.tools.boxes": "make_box",
-        "sets.tools.folders": "LabelReport StatedImage label_reader",
     },
     "rules": {
         "evaluation_rules": "box-evaluation box-protocol",
@@ -106,12 +87,10 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "scorings": {"scoring": "BoxScoring"},
     "suppressions": {"output": "adaptive greedy set soft_gaussian soft_linear"},
     "tasks": {"set_task": "detect_set", "task": "detect"},
-    "tools": {"sets.convert": "convert_labels"},
     "transforms": {
         "combined_images": "mix_up mosaic",
         "transforms": "cut_image fit_image scale_steps turn_image",
     },
-    "view_summaries": {"pictures": "summarise_assigners"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`).
 

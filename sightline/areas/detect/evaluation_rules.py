@@ -1,4 +1,7 @@
-"""Rules of what an evaluation of boxes counts, by its protocol."""
+"""Rules of what an evaluation of boxes counts, by its protocol.
+
+The last three columns of `truth` are class, size and whether a label is ignored, behind the 4 or 7 numbers of its box.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +60,8 @@ def box_protocol(run: Context, detecting_task: Any) -> Iterator[Fault]:
             where=FindingLocation(config_path="task.score"),
         )
     truths = [sample["truth"] for survey in run.statistics for sample in survey.boxed]
-    valid_truths = [truth[truth[:, 6] == 0] for truth in truths]
-    per_class = [int(torch.bincount(truth[:, 4].long()).max()) if len(truth) else 0 for truth in valid_truths]
+    valid_truths = [truth[truth[:, -1] == 0] for truth in truths]
+    per_class = [int(torch.bincount(truth[:, -3].long()).max()) if len(truth) else 0 for truth in valid_truths]
     maxima: dict[str, tuple[float, int]] = {
         "task.most": (selection.max_detections, max(map(len, valid_truths), default=0))
     }
@@ -83,10 +86,11 @@ def _suppression_faults(task: Any, truths: list[Tensor]) -> Iterator[Fault]:
     num_lost = num_labels = 0
     for truth in truths:
         scores = torch.linspace(0.9, 0.8, len(truth), dtype=torch.float64)
-        label = truth[:, 4].long()
+        label = truth[:, -3].long()
         rows = [torch.arange(len(truth)), *((label == number).nonzero().flatten() for number in label.unique())]
         survivors = [
-            {*row[task.selection.suppression(truth[row, :4], scores[row], label[row]).indices].tolist()} for row in rows
+            {*row[task.selection.suppression(truth[row, :-3], scores[row], label[row]).indices].tolist()}
+            for row in rows
         ]
         num_lost, num_labels = num_lost + len(set().union(*survivors[1:]) - survivors[0]), num_labels + len(truth)
     if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
@@ -111,7 +115,7 @@ def ignored_boxes(run: Context, detecting_task: Any) -> Iterator[Fault]:
     """Compare the ignored boxes that are trained on with those that are scored."""
     for survey in run.statistics:
         num_trained = sum(int(sample["is_ignored"].sum()) for sample in survey.boxed)
-        if num_trained >= _MIN_BOXES and not any((sample["truth"][:, 6] > 0).any() for sample in survey.boxed):
+        if num_trained >= _MIN_BOXES and not any((sample["truth"][:, -1] > 0).any() for sample in survey.boxed):
             yield Fault(
                 "training labels have ignored boxes, scored labels have none: finding them or not counts",
                 measured=f"0 ignored boxes in 'truth', {num_trained} in 'boxes', of {survey.coverage_text}",
@@ -174,7 +178,7 @@ def pixel_frames(run: Context, detecting_task: Any) -> Iterator[Fault]:
 )
 def counted_boxes(run: Context, detecting_task: Any) -> Iterator[Fault]:
     """Score samples with exact detections, and others whose boxes are ignored, or missed."""
-    boxed = [sample for survey in run.statistics for sample in survey.boxed if (sample["truth"][:, 6] == 0).any()]
+    boxed = [sample for survey in run.statistics for sample in survey.boxed if (sample["truth"][:, -1] == 0).any()]
     for metric in metrics(run):
         if boxed and {"detections", "truth"} <= {*metric.meter.update.names}:
             yield from _box_metric_faults(metric, boxed[:_MAX_IMAGES])
@@ -212,11 +216,11 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
 
 def _make_image(sample: Mapping[str, Any], *, is_ignored: bool, is_detected: bool) -> dict[str, Tensor]:
     """Make an image of a sample's valid labels, ignored or not, with detections exactly on them or none."""
-    is_valid = sample["truth"][:, 6] == 0
+    is_valid = sample["truth"][:, -1] == 0
     truth = sample["truth"][is_valid].clone()
-    truth[:, 6] = float(is_ignored)
+    truth[:, -1] = float(is_ignored)
     score = torch.linspace(0.99, 0.9, len(truth), dtype=torch.float64)[:, None]
-    detections = torch.cat([truth[:, :4], score, truth[:, 4:5]], dim=1)[: None if is_detected else 0]
+    detections = torch.cat([truth[:, :-3], score, truth[:, -3:-2]], dim=1)[: None if is_detected else 0]
     visible = sample.get("truth_visible", torch.full((len(is_valid),), torch.nan).double())[is_valid]
     return {"truth": truth, "truth_visible": visible, "detections": detections, "file_px": sample["file_px"]}
 

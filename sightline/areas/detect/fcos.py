@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, argmax_by_group
 from sightline.areas.detect.networks import DenseHead, HeadOutput, PriorProbability, flatten_to_priors
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat
@@ -21,6 +20,7 @@ from sightline.ops.boxes.codes import encode_distances
 from sightline.ops.boxes.overlaps import box_area, box_centres, column_blocks, iou
 from sightline.ops.boxes.priors import PriorKind, Priors
 from sightline.ops.points.neighbours import nearest_neighbours
+from sightline.parts.boxes.assigner import BACKGROUND, Assigner, Assignment, argmax_by_group
 
 
 class CentreOutput(HeadOutput):

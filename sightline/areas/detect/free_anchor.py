@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, argmax_by_group
 from sightline.areas.detect.losses import sigmoid_focal
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
@@ -23,6 +22,7 @@ from sightline.ops.boxes.overlaps import box_iou, column_blocks, giou
 from sightline.ops.boxes.priors import IGNORED, PriorKind, Priors
 from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.waits import is_on_host, read_list, send_list
+from sightline.parts.boxes.assigner import BACKGROUND, Assigner, Assignment, argmax_by_group
 
 _FARTHEST = 3.0
 """More than GIoUs less 1 are below 0."""

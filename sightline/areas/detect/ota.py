@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions, argmax_by_group
 from sightline.areas.detect.candidates import candidate_pairs, class_costs
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.ops.boxes.focal import sigmoid_focal_loss
 from sightline.ops.boxes.overlaps import box_iou, column_blocks, iou
 from sightline.ops.boxes.priors import PriorKind, Priors
+from sightline.parts.boxes.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions, argmax_by_group
 
 MARGIN = 1e-8
 """Margin added to each supply and each demand."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,65 +16,10 @@ from sightline.ops.boxes.codes import decode_boxes
 from sightline.ops.boxes.overlaps import clip_boxes_to_image
 from sightline.ops.boxes.priors import Priors
 from sightline.ops.boxes.suppression import SuppressionResult, batched_nms, soft_nms
-from sightline.ops.dtypes import promote_to_float32, widen_labels
+from sightline.ops.dtypes import promote_to_float32
 from sightline.ops.points.affine_maps import invert_affine, warp_boxes
 from sightline.ops.waits import fetch, send, send_list
-
-
-class Suppression(ABC):
-    """Base of NMS, called with the detections of one image.
-
-    With `per_class`, different classes never suppress one another.
-    Equal scores are taken in the order of their indices. The work is done on the CPU, wherever the detections are.
-    """
-
-    reads: ClassVar[frozenset[str]] = frozenset()
-    """Names of further inputs, of `proposal` and `density`: the head must provide them."""
-
-    def __init__(self, *, per_class: bool) -> None:
-        self.per_class = per_class
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        boxes: Tensor,
-        scores: Tensor,
-        labels: Tensor,
-        *,
-        proposal: Tensor | None = None,
-        density: Tensor | None = None,
-    ) -> SuppressionResult:
-        """Suppress detections: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,), same device.
-
-        `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) the highest IoU that its object has with
-        another one, 0 to 1, as predicted. Raises ValueError for other shapes, for scores that are not finite, and for a
-        missing input of `reads`.
-        """
-        if boxes.shape != (len(scores), 4) or scores.shape != labels.shape or scores.ndim != 1:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (boxes, scores, labels))
-            raise ValueError(
-                f"{type(self).__name__}: found boxes, scores and labels {shapes}; expected (N, 4), (N,), (N,)"
-            )
-        if not scores.isfinite().all():
-            raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
-        dtype = torch.promote_types(promote_to_float32(boxes[:0]).dtype, promote_to_float32(scores[:0]).dtype)
-        labels = widen_labels(labels, "labels").cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
-        extra: Any = {"proposal": proposal, "density": density}
-        if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
-            raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
-        extra_inputs = {name: extra[name].cpu() for name in self.reads}
-        result = self.keep(
-            boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **extra_inputs
-        )
-        return SuppressionResult(result.indices.to(boxes.device), result.scores.to(scores))
-
-    @abstractmethod
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> SuppressionResult:
-        """Suppress detections on the CPU: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,).
-
-        Boxes and scores are both float32 or both float64; only equal labels suppress. The inputs of `reads` follow by
-        name.
-        """
+from sightline.parts.boxes.suppression import Suppression
 
 
 @registry.suppressions.add("greedy")

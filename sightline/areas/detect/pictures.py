@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -12,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigner import Assignment
 from sightline.areas.detect.metrics.box_errors import KINDS, classify_errors
-from sightline.contract.types import Batch, PrintedTable
+from sightline.contract.types import Batch
 from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes, name_class
 from sightline.draw.pictures import Picture, normalize_to_uint8
 from sightline.ops.boxes.overlaps import box_area
 from sightline.ops.boxes.priors import Priors
 from sightline.ops.points.affine_maps import warp_boxes
-from sightline.parts.metrics.box_groups import BoxColumn, DetectionColumn, LabelColumn
+from sightline.parts.boxes.assigner import Assignment
+from sightline.parts.boxes.assignment_report import report_assignment
+from sightline.parts.metrics.box_groups import DetectionColumn, LabelColumn
 
 _LEGEND = {"found": "found (TP)", "missed": "missed (FN)", "truth": "label of a wrong box"}
 _NUM_SHOWN = 4
@@ -89,7 +89,7 @@ def _color_by_kind(
 
     def box(row: np.ndarray, kind: str, caption: str = "", style: Style = "solid") -> DrawnBox:
         counts[kind] += 1
-        corners = warp_boxes(torch.from_numpy(row[BoxColumn.BOX]), to_canvas).tolist()
+        corners = warp_boxes(torch.from_numpy(row[DetectionColumn.BOX]), to_canvas).tolist()
         return DrawnBox(tuple(corners), COLORS[kind], caption, style)
 
     boxes = [box(row, "ignored", style="hatched") for row in errors.labels[~errors.is_real]]
@@ -188,77 +188,3 @@ def _add_margin(pixels: np.ndarray, room: Tensor) -> tuple[np.ndarray, Tensor, i
 
 def _level_color(level: int) -> Color:
     return LEVEL_COLORS[min(level, len(LEVEL_COLORS) - 1)]
-
-
-_SIZES_PX = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf)
-"""Bounds of box sizes (roots of areas) in the report; octaves, as the levels of a pyramid."""
-
-
-def report_assignment(assignment: Assignment, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> dict[str, Any]:
-    """Count the positive priors of one image, per box and per level; list boxes (M, 4) without a prior.
-
-    `positives_per_box` and `box_px`, the roots of areas, have an entry for each of `boxes` (M, 4), 0 and -1 for ignore
-    regions; `unmatched_boxes` are the indices of boxes that are not regions and have none. `num_ambiguous` priors were
-    claimed by several boxes.
-    """
-    is_positive = assignment.matched >= 0
-    per_box = assignment.matched[is_positive].bincount(minlength=len(boxes))
-    return {
-        "num_positive": int(is_positive.sum()),
-        "num_ambiguous": int((assignment.num_claims > 1).sum()),
-        "positives_per_box": per_box.tolist(),
-        "positives_per_level": priors.prior_level[is_positive].bincount(minlength=len(priors.strides)).tolist(),
-        "unmatched_boxes": ((per_box == 0) & ~is_ignored).nonzero().flatten().tolist(),
-        "box_px": box_area(boxes).sqrt().masked_fill(is_ignored, -1).tolist(),
-    }
-
-
-def summarise_assigners(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], PrintedTable] | None:
-    """Summarise the figures of viewed stages: a row for each assigner over all samples, and the same as a table.
-
-    None if no stage shows an assignment.
-    """
-    reports = [stage["assigners"] for stage in figures if "assigners" in stage]
-    if not reports:
-        return None
-    rows = compare_assigners({name: [images[name] for images in reports] for name in reports[0]})
-    counts = ("assigner", "boxes", "unmatched", "positives", "ambiguous")
-    sizes = [f"{size} px ({group['boxes']})" for size, group in rows[0]["of_size"].items()]
-    cells = []
-    for row in rows:
-        means = [f"{group['positives']:.1f}" for group in row["of_size"].values()]
-        cells.append((*map(row.get, counts), " ".join(map(str, row["per_level"])), *means))
-    title = f"assignment, {len(reports)} images; on the right: positives a box, by its size"
-    return {"assigners": rows}, PrintedTable(title, (*counts, "per level", *sizes), cells)
-
-
-def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return a table row per assigner from its reports of the same images.
-
-    `of_size` has, for each range of sizes in pixels, the number of boxes and the mean of their positives.
-    """
-    rows = []
-    for name, image_reports in reports.items():
-        pairs = [
-            pair for report in image_reports for pair in zip(report["box_px"], report["positives_per_box"], strict=True)
-        ]
-        of_size = {}
-        for low, high in pairwise(_SIZES_PX):
-            counts = [positives for side, positives in pairs if low <= side < high]
-            if counts:
-                of_size[f"{low:g}-{high:g}"] = {"boxes": len(counts), "positives": sum(counts) / len(counts)}
-        levels = [
-            sum(level) for level in zip(*(report["positives_per_level"] for report in image_reports), strict=True)
-        ]
-        rows.append(
-            {
-                "assigner": name,
-                "boxes": sum(side >= 0 for side, _ in pairs),
-                "unmatched": sum(len(report["unmatched_boxes"]) for report in image_reports),
-                "positives": sum(levels),
-                "ambiguous": sum(report["num_ambiguous"] for report in image_reports),
-                "per_level": levels,
-                "of_size": of_size,
-            }
-        )
-    return rows

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal, NotRequired
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
 from sightline.areas.detect.networks import DenseHead, HeadOutput, PriorProbability, flatten_to_priors
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability
@@ -21,6 +20,7 @@ from sightline.layers.images import ConvBlock
 from sightline.ops.boxes.overlaps import box_area, box_centres, box_iou, column_blocks, iou
 from sightline.ops.boxes.priors import PriorKind, Priors
 from sightline.ops.waits import POSITIVE, call_on_host, is_on_host, remember
+from sightline.parts.boxes.assigner import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
 
 
 class RetinaOutput(HeadOutput):

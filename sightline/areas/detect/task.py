@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import TypedDict
 
-from sightline.areas.detect.assigner import Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.output import (
     DetectionFilter,
     GreedyNMS,
@@ -52,10 +51,12 @@ from sightline.ops.boxes.codes import decode_boxes
 from sightline.ops.boxes.overlaps import box_iou
 from sightline.ops.boxes.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.ops.dtypes import widen_labels
-from sightline.ops.waits import POSITIVE, fetch, is_on_host, read_list, recall, remember, send_list
+from sightline.ops.waits import POSITIVE, fetch, read_list, recall, remember
+from sightline.parts.boxes.assigner import Assignment, PriorPredictions
+from sightline.parts.boxes.padded import PaddedBoxes
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
-_BOXES, _TARGETS = "boxes at each prior:", "targets of"
+_BOXES, _TARGETS, _SIDES = "boxes at each prior:", "targets of", "numbers of a box:"
 """Topics of needs."""
 
 
@@ -162,7 +163,7 @@ class Detect(Supervised):
         positive: list[tuple[Tensor, ...]] = []
         is_matched = torch.zeros(len(batch["boxes"]) + 1, dtype=torch.bool, device=batch["boxes"].device)
         slices, labels = _image_slices(batch["box_offsets"]), widen_labels(batch["label"])
-        for rows, (matched, _, other) in zip(slices, self._assign(priors, batch, slices, predictions), strict=True):
+        for rows, (matched, _, other) in zip(slices, self._assign(priors, batch, predictions), strict=True):
             image_boxes = batch["boxes"][rows].to(priors.coordinates)
             # Row -1 is of priors without a box: a row of zeros behind the boxes, and the last flag of `is_matched`.
             has_box, box_index = matched >= 0, matched.clamp(min=-1)
@@ -206,20 +207,13 @@ class Detect(Supervised):
         return getattr(getattr(self, method), "__func__", None) is not getattr(Detect, method)
 
     def _assign(
-        self, priors: Priors, batch: Batch, slices: Sequence[slice], predictions: Sequence[PriorPredictions] | None
+        self, priors: Priors, batch: Batch, predictions: Sequence[PriorPredictions] | None
     ) -> Sequence[Assignment]:
-        """Assign the boxes of each image: one by one, or all at once on a device, so that the host waits less."""
-        boxes = [batch["boxes"][rows].to(priors.coordinates) for rows in slices]
-        flags = [batch["is_ignored"][rows] for rows in slices]
-        more: Sequence[tuple[Any, ...]] = [()] * len(slices)
-        if predictions is not None:
-            more = [(batch["label"][rows], image) for rows, image in zip(slices, predictions, strict=True)]
-        if is_on_host(priors.coordinates) or type(self._assigner).__call__ is not Assigner.__call__:
-            return [self._assigner(priors, *image, *rest) for *image, rest in zip(boxes, flags, more, strict=True)]
-        known = read_list(batch["is_ignored"])
-        flags = [send_list(known[rows], priors.coordinates.device, torch.bool) for rows in slices]
-        images: Any = [(*image, *(rest or (None, None))) for *image, rest in zip(boxes, flags, more, strict=True)]
-        return self._assigner.assign_images(priors, images)
+        """Assign the boxes of each image."""
+        labels = batch["label"] if predictions is not None or self._assigner.needs_labels else None
+        boxes = batch["boxes"].to(priors.coordinates)
+        padded = PaddedBoxes.from_rows(boxes, batch["box_offsets"], batch["is_ignored"], labels)
+        return self._assigner.assign_batch(priors, padded, predictions)
 
     @torch.no_grad()
     def _predict_priors(self, model: nn.Module, batch: Batch) -> list[PriorPredictions]:
@@ -472,11 +466,17 @@ def _list_needs(name: str, assigner: Any, count: int, head: Any) -> list[Need]:
     outputs, names = _head_output_keys(head), head.assigners
     trained = outputs - {*assigner.excludes}
     return [
+        _need_four(name, assigner),
         Need("priors", name, kinds, predictor, {head.priors}),
         *(Need(_TARGETS, predictor, {output}, name, trained) for output in sorted(outputs)),
         *([] if names is None else [Need(_TARGETS, predictor, names, name, {name})]),
         Need(_BOXES, name, {count}, predictor, {head.predictions_per_prior}),
     ]
+
+
+def _need_four(name: str, part: Any) -> Need:
+    """Return the need of an assigner, or a suppression: boxes of 4 numbers are all that there are in images."""
+    return Need(_SIDES, name, {part.num_sides}, "the task detect", {4})
 
 
 def _head_output_keys(head: Any) -> frozenset[str]:
@@ -556,12 +556,14 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
 
 
 def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
-    """Raise ConfigError for a suppression that reads a key which the head does not predict."""
+    """Raise ConfigError for a suppression of other boxes, or that reads a key which the head does not predict."""
+    name = type(suppression).__name__
+    _assert_met("suppression", [_need_four(name, suppression)], "take one for images, such as greedy")
     offered = {*output_keys.keys} | ({"proposal"} if head.predictions_per_prior > 1 else set())
     advice = {
         "density": "set model.head.density=true for retina, and train it with the loss box_density",
         "proposal": "take a head of two predictions at each prior, such as retina_emd",
     }
-    for name in sorted(suppression.reads):
-        need = Need("the output", type(suppression).__name__, {name}, type(head).__name__, offered)
-        _assert_met("suppression", [need], advice[name])
+    for key in sorted(suppression.reads):
+        need = Need("the output", name, {key}, type(head).__name__, offered)
+        _assert_met("suppression", [need], advice[key])

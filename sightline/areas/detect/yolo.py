@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.candidates import candidate_pairs, class_costs, is_within_reach
 from sightline.areas.detect.networks import (
     FinestStride,
@@ -35,6 +34,7 @@ from sightline.layers.norms import NORMS, NormName, freeze_module
 from sightline.ops.boxes.overlaps import box_iou, box_sizes, column_blocks
 from sightline.ops.boxes.priors import PriorKind, Priors
 from sightline.ops.dtypes import promote_to_float32
+from sightline.parts.boxes.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
 from sightline.parts.models.darknet import Darknet
 
 _SLOPE = 0.1

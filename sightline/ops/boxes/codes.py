@@ -1,4 +1,4 @@
-"""Box codes: deltas relative to anchors and distances from points, with their inverses."""
+"""Box codes: deltas relative to anchors, in images and in space, and distances from points, with their inverses."""
 
 from __future__ import annotations
 
@@ -60,11 +60,45 @@ def decode_distances(points: Tensor, distances: Tensor, *, strides: Tensor | flo
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
 
-def decode_boxes(priors: Tensor, codes: Tensor) -> Tensor:
-    """Decode predictions (..., 4) to boxes (..., 4).
+def encode_deltas3d(priors: Tensor, boxes: Tensor) -> Tensor:
+    """Encode boxes in space (..., 7) as deltas (..., 7) of anchors (..., 7): x, y, z, dx, dy, dz in metres, and yaw.
 
-    Deltas if `priors` are anchors (..., 4), pixels if points (..., 2).
+    Offsets in x and y are in diagonals of the anchor's base, that in z in its heights; then log ratios of the sides, of
+    which one of 0 counts as the least positive number, and the difference of the yaws in radians, not wrapped. Further
+    columns, such as velocities, are differences, too.
+    Source: Yan et al. 2018, SECOND, section 3.2.1.
     """
+    priors, boxes = promote_to_float32(priors), promote_to_float32(boxes)
+    tiny = torch.finfo(boxes.dtype).tiny
+    prior_sides, sides = priors[..., 3:6].clamp(min=tiny), boxes[..., 3:6].clamp(min=tiny)
+    offsets = (boxes[..., :3] - priors[..., :3]) / _offset_units(prior_sides)
+    return torch.cat([offsets, (sides / prior_sides).log(), boxes[..., 6:] - priors[..., 6:]], dim=-1)
+
+
+def decode_deltas3d(priors: Tensor, deltas: Tensor) -> Tensor:
+    """Decode deltas (..., 7) of anchors (..., 7) to boxes in space (..., 7).
+
+    The inverse of `encode_deltas3d`, with log ratios of at most `MAX_LOG_RATIO`; the yaw is not wrapped.
+    """
+    priors, deltas = promote_to_float32(priors), promote_to_float32(deltas)
+    middles = priors[..., :3] + deltas[..., :3] * _offset_units(priors[..., 3:6])
+    sides = priors[..., 3:6] * deltas[..., 3:6].clamp(max=MAX_LOG_RATIO).exp()
+    return torch.cat([middles, sides, priors[..., 6:] + deltas[..., 6:]], dim=-1)
+
+
+def _offset_units(sides: Tensor) -> Tensor:
+    """Return units (..., 3) of offsets: the diagonal of the base for x and y, and the height, of sides (..., 3)."""
+    diagonal = torch.linalg.vector_norm(sides[..., :2], dim=-1, keepdim=True)
+    return torch.cat([diagonal, diagonal, sides[..., 2:]], dim=-1)
+
+
+def decode_boxes(priors: Tensor, codes: Tensor) -> Tensor:
+    """Decode predictions (..., 4) to boxes (..., 4), or (..., 7) to boxes in space (..., 7).
+
+    Deltas if `priors` are anchors, (..., 4) or (..., 7); pixels if they are points (..., 2).
+    """
+    if priors.shape[-1] >= 7:
+        return decode_deltas3d(priors, codes)
     return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
 
 

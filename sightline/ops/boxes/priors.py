@@ -53,9 +53,10 @@ _MIDDLES = PriorGrid()
 class Priors:
     """All priors of an image, level by level, each in the order (H, W, A).
 
-    Rows of cells, then the A priors of one cell. `coordinates` are boxes (P, 4) of `anchors`, or x, y (P, 2) of
-    `points`, in pixels of the network's input. Each level has one entry in `strides` (the nominal pixels from cell to
-    cell), `maps` (height, width in cells) and `priors_per_cell` (A).
+    Rows of cells, then the A priors of one cell. `coordinates` are boxes of `anchors`, (P, 4) in pixels of the
+    network's input or (P, 7) in space (x, y, z, dx, dy, dz in metres, yaw); or x, y (P, 2) of `points`. Each level has
+    one entry in `strides` (the nominal pixels from cell to cell), `maps` (height, width in cells) and
+    `priors_per_cell` (A).
     """
 
     kind: PriorKind
@@ -103,6 +104,8 @@ class Priors:
         """
         if self.kind == "points":
             return self.coordinates
+        if self.coordinates.shape[1] == 7:
+            return self.coordinates[:, :2]
         parts = [
             self.grid.centres(size, stride, self.coordinates.device).repeat_interleave(count, dim=0)
             for size, stride, count in zip(self.maps, self.strides, self.priors_per_cell, strict=True)
@@ -110,7 +113,7 @@ class Priors:
         return torch.cat(parts).to(self.coordinates.dtype)
 
     def to_boxes(self, side_strides: float) -> Tensor:
-        """Return the anchors (P, 4); for points, squares around them with a side of `side_strides` strides."""
+        """Return the anchors, (P, 4) or (P, 7); for points, squares (P, 4) with a side of `side_strides` strides."""
         if self.kind == "anchors":
             return self.coordinates
         half = (self.prior_stride * (side_strides / 2))[:, None]

@@ -62,19 +62,76 @@ def match_boxes(
             for column in range(num_labels):
                 label = label_starts[group] + column
                 overlaps[row, column] = box_overlap(box, labels[label], label_crowd[label], epsilon)
-        columns = slice(label_starts[group], label_starts[group + 1])
-        for kind in range(len(label_ignored)):
-            for level in range(len(levels)):
-                threshold = min(levels[level], 1 - 1e-10)
-                is_ignored, is_taken = label_ignored[kind, columns], taken[kind, level, columns]
-                for row in range(num_boxes):
-                    chosen = choose_label(
-                        overlaps[row], threshold, is_ignored, is_taken, label_crowd[columns], allows_reuse
-                    )
-                    if chosen >= 0:
-                        is_taken[chosen] = True
-                        matched[kind, level, box_starts[group] + row] = True
-                        ignored[kind, level, box_starts[group] + row] = is_ignored[chosen]
+        match_group(
+            overlaps,
+            box_starts[group],
+            slice(label_starts[group], label_starts[group + 1]),
+            label_ignored,
+            label_crowd,
+            levels,
+            allows_reuse,
+            matched,
+            ignored,
+            taken,
+        )
+
+
+@numba_kernel
+def match_overlaps(
+    first,
+    last,
+    overlaps,
+    overlap_starts,
+    box_starts,
+    label_starts,
+    label_ignored,
+    label_crowd,
+    levels,
+    most,
+    allows_reuse,
+    matched,
+    ignored,
+    taken,
+):
+    """Match as `match_boxes`, by known `overlaps` (E,), of which those of group g begin at `overlap_starts[g]`.
+
+    They are in rows of a detection each, in columns of a label each.
+    """
+    for group in range(first, last):
+        num_boxes = box_starts[group + 1] - box_starts[group]
+        num_labels = label_starts[group + 1] - label_starts[group]
+        if num_boxes == 0 or num_labels == 0:
+            continue
+        of_group = overlaps[overlap_starts[group] : overlap_starts[group + 1]].reshape(num_boxes, num_labels)
+        match_group(
+            of_group[: min(num_boxes, most)],
+            box_starts[group],
+            slice(label_starts[group], label_starts[group + 1]),
+            label_ignored,
+            label_crowd,
+            levels,
+            allows_reuse,
+            matched,
+            ignored,
+            taken,
+        )
+
+
+@numba_kernel
+def match_group(overlaps, start, columns, label_ignored, label_crowd, levels, allows_reuse, matched, ignored, taken):
+    """Match the detections of one group, the first at `start`, with its labels, at `columns`, by `overlaps` (d, g)."""
+    for kind in range(len(label_ignored)):
+        for level in range(len(levels)):
+            threshold = min(levels[level], 1 - 1e-10)
+            is_ignored, is_taken = label_ignored[kind, columns], taken[kind, level, columns]
+            for row in range(len(overlaps)):
+                chosen = choose_label(
+                    overlaps[row], threshold, is_ignored, is_taken, label_crowd[columns], allows_reuse
+                )
+                if chosen >= 0:
+                    is_taken[chosen] = True
+                    matched[kind, level, start + row] = True
+                    ignored[kind, level, start + row] = is_ignored[chosen]
 
 
 @numba_kernel

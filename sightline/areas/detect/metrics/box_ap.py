@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +11,10 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.intervals import LeftOutFigures
 from sightline.contract.metric import State
-from sightline.parts.metrics.average_precision import Matches, precision_and_recall
+from sightline.parts.metrics.box_curves import BoxCurves, mean_of_known
 from sightline.parts.metrics.box_groups import (
-    BoxGroups,
     BoxRows,
     DetectionColumn,
-    GroupMatches,
     LabelColumn,
     group_boxes,
     iou_or_ioa,
@@ -100,20 +98,25 @@ class BoxAp(BoxRows):
         self.class_names = tuple(class_names)
         self.most = most
 
+    def match(self, state: State) -> BoxCurves:
+        """Match the detections of a state with its labels, for each range of areas."""
+        groups = group_boxes(state["detections"], state["labels"], len(self.class_names))
+        return BoxCurves.of(groups, _AREAS, most=max(self.most, *_FEWER))
+
     def compute(self, state: State) -> dict[str, float]:
         """Compute the numbers, means over classes that have labels."""
-        curves_of = _curves(state, self.most, len(self.class_names))
+        curves_of = self.match(state)
         result, recalls = {}, {}
         for area in _AREAS:
             curves = [curves_of.curve(number, area, self.most) for number in range(len(self.class_names))]
-            result[f"ap{area}"] = _mean([precision for precision, _ in curves])
-            recalls[f"ar{area}"] = _mean([recall for _, recall in curves])
+            result[f"ap{area}"] = mean_of_known([precision for precision, _ in curves])
+            recalls[f"ar{area}"] = mean_of_known([recall for _, recall in curves])
             if not area:
                 for name, row in _ROWS.items():
-                    result[name] = _mean([precision[row] for precision, _ in curves])
+                    result[name] = mean_of_known([precision[row] for precision, _ in curves])
         for fewer in _FEWER:
             curves = [curves_of.curve(number, "", fewer) for number in range(len(self.class_names))]
-            recalls[f"ar{fewer}"] = _mean([recall for _, recall in curves])
+            recalls[f"ar{fewer}"] = mean_of_known([recall for _, recall in curves])
         return result | recalls
 
     def tables(self, state: State) -> dict[str, Any]:
@@ -136,18 +139,18 @@ class BoxAp(BoxRows):
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """Return `ap`, `ap50`, and the number of counted labels of every class."""
-        curves_of = _curves(state, self.most, len(self.class_names))
+        curves_of = self.match(state)
         result: dict[str, dict[str, Any]] = {}
         for number, name in enumerate(self.class_names):
             precision, _ = curves_of.curve(number, "", self.most)
             _, label_rows = curves_of.groups.class_slices(number)
             count = int((~curves_of.label_ignored[0][label_rows]).sum())
-            result[name] = {"ap": _mean([precision]), "ap50": _mean([precision[0]]), "count": count}
+            result[name] = {"ap": mean_of_known([precision]), "ap50": mean_of_known([precision[0]]), "count": count}
         return result
 
     def class_intervals(self, state: State) -> dict[str, LeftOutFigures]:
         """Return `ap` and `ap50` of every class, and both without each of at most 10 groups of its images."""
-        curves_of = _curves(state, self.most, len(self.class_names))
+        curves_of = self.match(state)
         num_images = 1 + int(max(state[name][:, 0].max().item() if len(state[name]) else -1 for name in state))
         labels = curves_of.groups.labels[~curves_of.groups.is_ignored]
         dealt = [curves_of.groups.deal_images(number, num_images) for number in range(len(self.class_names))]
@@ -160,56 +163,9 @@ class BoxAp(BoxRows):
         ]
         return {
             name: left_out_figures(
-                [[_mean([p[rows]]) for p in of_class] for of_class in precisions],
+                [[mean_of_known([p[rows]]) for p in of_class] for of_class in precisions],
                 [count for _, count in dealt],
                 num_samples=len(np.unique(labels[:, LabelColumn.IMAGE])),
             )
             for name, rows in (("ap", slice(None)), ("ap50", slice(1)))
         }
-
-
-class _Curves(NamedTuple):
-    """Detections matched for every range of areas, and a mask (A, G) of the labels that each range ignores."""
-
-    groups: BoxGroups
-    label_ignored: np.ndarray
-    matched: GroupMatches
-
-    def curve(
-        self, number: int, area: str, most: int, *, image_mask: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Compute precision (L, 101) and recall (L,) of a class, from the `most` best detections of every image.
-
-        With `image_mask` (num_images,), from those images alone.
-        """
-        kind = list(_AREAS).index(area)
-        detection_rows, label_rows = self.groups.class_slices(number)
-        chosen, counted = self.groups.rank[detection_rows] < most, ~self.label_ignored[kind][label_rows]
-        if image_mask is not None:
-            chosen = chosen & image_mask[self.groups.boxes[detection_rows, DetectionColumn.IMAGE].astype(int)]
-            counted = counted & image_mask[self.groups.labels[label_rows, LabelColumn.IMAGE].astype(int)]
-        is_matched, ignored = (mask[kind][:, detection_rows][:, chosen] for mask in self.matched[:2])
-        num_labels = int(counted.sum())
-        return precision_and_recall(
-            [Matches(self.groups.boxes[detection_rows, 5][chosen], is_matched, ignored, num_labels)]
-        )
-
-
-def _curves(state: State, most: int, num_classes: int) -> _Curves:
-    """Match every detection within its image and class, for each range of areas."""
-    groups = group_boxes(state["detections"], state["labels"], num_classes)
-    area = groups.labels[:, LabelColumn.AREA]
-    label_ignored = np.stack([groups.is_ignored | (area < low) | (area > high) for low, high in _AREAS.values()])
-    matched = groups.match(label_ignored, most=max(most, *_FEWER))
-    corners = groups.boxes[:, DetectionColumn.BOX]
-    sizes = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
-    is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])
-    matched = matched._replace(is_ignored=matched.is_ignored | ~matched.is_matched & is_other[:, None])
-    return _Curves(groups, label_ignored, matched)
-
-
-def _mean(values: list[np.ndarray]) -> float:
-    """Return the mean of the values above -1; NaN if there are none."""
-    flat = np.concatenate([np.ravel(array) for array in values]) if values else np.zeros(0)
-    valid = flat[flat > -1]
-    return float(valid.mean()) if valid.size else float("nan")

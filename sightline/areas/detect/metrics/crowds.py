@@ -16,7 +16,8 @@ from sightline.contract.metric import State
 from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.average_precision import Matches, cumulative_tp_fp
 from sightline.parts.metrics.box_groups import (
-    BoxColumn,
+    BOTTOM,
+    TOP,
     BoxGroups,
     DetectionColumn,
     GroupMatches,
@@ -257,7 +258,7 @@ class MissRate(VisibleBoxRows):
         rows = self._cut(state) if self.protocol == "ecp" else state
         all_groups = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
         detections = torch.from_numpy(all_groups.boxes[all_groups.rank < self.most])
-        height = detections[:, DetectionColumn.BOTTOM] - detections[:, DetectionColumn.TOP]
+        height = detections[:, BOTTOM] - detections[:, TOP]
         result = []
         for name, set_up in _SET_UPS[self.protocol].items():
             is_kept = (height >= set_up.low / _WIDER) & (height < set_up.high * _WIDER)
@@ -296,7 +297,7 @@ class MissRate(VisibleBoxRows):
 
 def _is_in(groups: BoxGroups, set_up: _SetUp) -> np.ndarray:
     labels = groups.labels
-    height, visible = labels[:, LabelColumn.BOTTOM] - labels[:, LabelColumn.TOP], labels[:, LabelColumn.VISIBLE]
+    height, visible = labels[:, BOTTOM] - labels[:, TOP], labels[:, LabelColumn.VISIBLE]
     is_in: np.ndarray = (
         (height >= set_up.low)
         & (height <= set_up.high)
@@ -391,7 +392,7 @@ def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
         overlap = iou_or_ioa(groups.labels[counted, LabelColumn.BOX], groups.labels[counted, LabelColumn.BOX], False)
         np.fill_diagonal(overlap, 0)
         density[counted] = overlap.max(axis=1, initial=0)
-    height = groups.labels[:, LabelColumn.BOTTOM] - groups.labels[:, LabelColumn.TOP]
+    height = groups.labels[:, BOTTOM] - groups.labels[:, TOP]
     return {"visible": groups.labels[:, LabelColumn.VISIBLE], "height": height, "density": density}
 
 
@@ -517,8 +518,8 @@ class _Scored(NamedTuple):
         """Compute the curve of a class; with `image_mask` (num_images,), of those images alone."""
         detection_rows, label_rows = self.groups.class_slices(number)
         image_mask = np.ones(self.num_images, dtype=bool) if image_mask is None else image_mask
-        chosen = image_mask[self.groups.boxes[detection_rows, BoxColumn.IMAGE].astype(int)]
-        counted = image_mask[self.groups.labels[label_rows, BoxColumn.IMAGE].astype(int)]
+        chosen = image_mask[self.groups.boxes[detection_rows, DetectionColumn.IMAGE].astype(int)]
+        counted = image_mask[self.groups.labels[label_rows, DetectionColumn.IMAGE].astype(int)]
         is_matched, ignored = (mask[kind, 0, detection_rows][chosen] for mask in self.matched[:2])
         num_labels = int((~self.label_ignored[kind, label_rows] & counted).sum())
         scores = self.groups.boxes[detection_rows, 5][chosen]
@@ -532,13 +533,13 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     rows = {}
     for name in ("detections", "labels"):
         state_rows = state[name].clone()
-        image = torch.searchsorted(samples, state_rows[:, BoxColumn.IMAGE].contiguous())
+        image = torch.searchsorted(samples, state_rows[:, DetectionColumn.IMAGE].contiguous())
         height, width = sizes[image].unbind(1)
         far = torch.stack([width, height], dim=1)
-        corners = state_rows[:, BoxColumn.BOX]  # a view: the rows change with it
+        corners = state_rows[:, DetectionColumn.BOX]  # a view: the rows change with it
         corners[:, :2] = torch.minimum(corners[:, :2], far - 1).clamp(min=0)
         corners[:, 2:] = torch.minimum(corners[:, 2:], far).clamp(min=0)
-        state_rows[:, BoxColumn.IMAGE] = image
+        state_rows[:, DetectionColumn.IMAGE] = image
         rows[name] = state_rows
     groups = group_boxes(rows["detections"], rows["labels"], num_classes, last_is_first=True)
     label_ignored = groups.is_ignored[None]
@@ -546,7 +547,7 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     if bins is not None:
         values = label_values(groups)
         label_ignored = np.stack([groups.is_ignored | ~in_bin(label_bin, values) for label_bin in bins])
-        heights = {"height": groups.boxes[:, DetectionColumn.BOTTOM] - groups.boxes[:, DetectionColumn.TOP]}
+        heights = {"height": groups.boxes[:, BOTTOM] - groups.boxes[:, TOP]}
         is_other = np.stack(
             [~in_bin(e, heights) if e.quantity == "height" else np.zeros_like(is_other[0]) for e in bins]
         )
