@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.case import BenchmarkCase, Implementation, Run, allclose
 from sightline.areas.clouds.models.dgcnn import DGCNNEncoder
 from sightline.areas.contrast.crosspoint import CrossPoint
-from sightline.areas.detect.sets.yolo_txt import YoloTxt
+from sightline.areas.detect.sets.formats import YoloTxt
 from sightline.config import RunConfig, read_config
 from sightline.config.shipped import copy_shipped
 from sightline.engine.build import build

@@ -28,7 +28,8 @@ parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 compression
 store.box_fields store.computed_samples store.prepared store.loading
-store.cloud_preparation store.scene_preparation
+store.boxes store.cloud_preparation store.scene_preparation
+store.boxes3d
 published
 runs
 engine

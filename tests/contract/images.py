@@ -16,13 +16,13 @@ from torch import nn
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.box_errors import BoxErrors
 from sightline.areas.detect.metrics.crowds import CrowdAp
-from sightline.areas.detect.sets.records import BoxRecord, make_sample
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.types import ComponentConfig
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
 from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.records import BoxRecord, make_sample
 from sightline.store.loading.concat import Concat
 from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.contract.toy import NUM_SAMPLES, Made, Toy

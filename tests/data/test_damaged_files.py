@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets.modelnet_files import ClassSubset, text_contents
-from sightline.areas.detect.sets.citypersons import read_citypersons
-from sightline.areas.detect.sets.crowdhuman import read_crowdhuman
-from sightline.areas.detect.sets.yolo_txt import read_yolo
 from sightline.contract.errors import DataError
+from sightline.store.boxes.people.citypersons import read_citypersons
+from sightline.store.boxes.people.crowdhuman import read_crowdhuman
+from sightline.store.boxes.yolo_txt import read_yolo
 from sightline.store.files.scan_reading import read_range_image
 from tests.data.boxes.box_writers import pattern, write_image
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sightline.areas.detect.scoring import results_faults
-from sightline.areas.detect.sets.detections import Detections, ImageRef
+from sightline.store.boxes.detections import Detections, ImageRef
 
 Rows = list[np.ndarray]
 Sizes = list[tuple[int, int]]

@@ -115,10 +115,10 @@ def _images(folder: Path) -> Iterator[Reader]:
 
 
 def _documents(folder: Path) -> Iterator[Reader]:
-    from sightline.areas.detect.sets.detections import read_results
-    from sightline.areas.detect.sets.label_table import CategoryIds
     from sightline.compression.policy import WeightFormat, policy_to_dict, read_policy
     from sightline.config import read_config
+    from sightline.store.boxes.detections import read_results
+    from sightline.store.boxes.label_table import CategoryIds
     from tests.runs.broken_off import CONFIG
 
     images = [_Ref(f"{each}.jpg", each, 9, 9) for each in (1, 2)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.crowdhuman import CrowdHuman
+from sightline.areas.detect.sets.formats import Coco
+from sightline.areas.detect.sets.people import CrowdHuman
 from sightline.contract import registry
 from sightline.contract.types import Sample, SampleKey
 from tests.command import document_of, succeed

@@ -351,32 +351,32 @@ MUTANTS: dict[str, Edit] = {
         '_DARKNET_ORDER = ("norm.weight", "conv.bias", "norm.bias"',
     ),
     "S3.3": Edit(
-        "areas/detect/sets/crowdhuman.py",
+        "store/boxes/people/crowdhuman.py",
         'is_ignored = person.get("tag") != "person" or (person.get("extra") or {}).get("ignore", 0) != 0',
         'is_ignored = person.get("tag") != "person"',
     ),
     "S3.4": Edit(
-        "areas/detect/sets/coco_annotations.py",
+        "store/boxes/coco_annotations.py",
         'return xywh_to_xyxy(annotation["bbox"])',
         'return tuple(float(number) for number in annotation["bbox"])',
     ),
     "S3.5": Edit(
-        "areas/detect/sets/ecp.py",
+        "store/boxes/people/ecp.py",
         'is_ignored = kind in KINDS.ignored or (kind == "pedestrian" and not _IGNORED_TAGS.isdisjoint(tags))',
         "is_ignored = kind in KINDS.ignored",
     ),
     "S3.6": Edit(
-        "areas/detect/sets/ecp.py",
+        "store/boxes/people/ecp.py",
         "for tagged in _VISIBLE_BY_OCCLUSION.values() if share <= tagged]",
         "for tagged in _VISIBLE_BY_OCCLUSION.values() if share < tagged]",
     ),
     "S3.7": Edit(
-        "areas/detect/sets/tools/via.py",
+        "store/boxes/tools/via.py",
         "return left, top, left + width, top + height",
         "return left, top, left + width - 1, top + height - 1",
     ),
     "S3.8": Edit(
-        "areas/detect/sets/photo_orientation.py",
+        "store/boxes/photo_orientation.py",
         'return [header.orientation > 1 and rule == "apply" for _, header in headers]',
         'return [header.orientation > 1 and rule == "ignore" for _, header in headers]',
     ),
@@ -517,7 +517,7 @@ MUTANTS: dict[str, Edit] = {
         '{"crowd_ap": 0.8188, "mr2": 0.4644, "ji": 0.7316}',
     ),
     "S3.36": Edit(
-        "areas/detect/sets/detections.py",
+        "store/boxes/detections.py",
         "self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)",
         "self.boxes[:, 2:]], axis=1)",
     ),

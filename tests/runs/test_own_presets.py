@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.areas.detect.sets.records import propose_canvas
 from sightline.config import read_config
 from sightline.contract.types import SampleKey
 from sightline.engine.run_data import build_data
+from sightline.store.boxes.records import propose_canvas
 from sightline.workbench.weights.recipe import make_expected_info
 from tests.command import succeed
 from tests.runs.small import ROOT

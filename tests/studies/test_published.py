@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.coco import Coco
+from sightline.areas.detect.sets.formats import Coco
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.config import read_config
 from sightline.config.plain_values import to_plain

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sightline.areas.detect.combined_images import MixUp, Mosaic
-from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.transforms import TurnImage
 from sightline.config import read_config
@@ -23,6 +22,7 @@ from sightline.engine.batches.sampler import BatchSampler
 from sightline.engine.batches.stream import BatchStream
 from sightline.engine.run_data import build_data
 from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.records import BoxRecord, box_facts, make_sample
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.transform_pipeline import NamedTransform, TransformPipeline
 from tests.processes import ROOT

@@ -9,12 +9,12 @@ come with their guarantee, so that their files need not be opened.
    (`channels` and `strides` of the backbone for the neck, of the neck for the head). A config with `base` has the keys
    of that file, replaced where it states them again; of two blocks with different names the new one alone counts, and
    a list replaces a list.
-2. Data. A set of `sets/` gives `image` (H, W, 3), colours of 0 to 255; `boxes` (G, 4), left, top, right, bottom in
-   pixels; `label` (G,); `is_ignored` (G,), regions that are neither a target nor a mistake; `truth` (T, 7), the labels
-   that metrics read: box in pixels of the file, class, area, is ignored. Transforms move image and boxes together, and
-   `to_canvas` (2, 3) records how; they take a batch of one sample, and the last one makes `image` (1, 3, H, W),
-   normalised. A batch stacks images and concatenates boxes: those of image b are the rows `box_offsets[b]` to
-   `box_offsets[b + 1]`.
+2. Data. A set of `sets/`, whose labels a format of `store/boxes` reads, gives `image` (H, W, 3), colours of 0 to 255;
+   `boxes` (G, 4), left, top, right, bottom in pixels; `label` (G,); `is_ignored` (G,), regions that are neither a
+   target nor a mistake; `truth` (T, 7), the labels that metrics read: box in pixels of the file, class, area, is
+   ignored. Transforms move image and boxes together, and `to_canvas` (2, 3) records how; they take a batch of one
+   sample, and the last one makes `image` (1, 3, H, W), normalised. A batch stacks images and concatenates boxes: those
+   of image b are the rows `box_offsets[b]` to `box_offsets[b + 1]`.
 3. A step, `engine/step.py`. `train.batch_size` samples are divided among `train.micro_batches` and the processes.
    `prepare_step` calls the task's `prepare`, of its base class `parts.tasks.supervised`: it calls `Detect.context`
    (`task.py`) for each micro-batch, without gradient, then `count` of each loss, and adds up the counts of all
@@ -54,22 +54,10 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "backbones": {"networks": "resnet101 resnet18 resnet34 resnet50", "yolo": "cspdarknet darknet53"},
     "data": {
-        "sets.citypersons": "citypersons",
-        "sets.coco": "coco",
-        "sets.crowdhuman": "crowdhuman",
-        "sets.ecp": "ecp",
-        "sets.kitti_boxes": "kitti_boxes",
+        "sets.formats": "coco cvat kitti_boxes label_studio labelme supervisely tensorflow_csv via voc wider_face "
+        "yolo_txt",
+        "sets.people": "citypersons crowdhuman ecp widerperson",
         "sets.synthetic_crowds": "synthetic_crowds",
-        "sets.tools.cvat": "cvat",
-        "sets.tools.label_studio": "label_studio",
-        "sets.tools.labelme": "labelme",
-        "sets.tools.supervisely": "supervisely",
-        "sets.tools.tensorflow_csv": "tensorflow_csv",
-        "sets.tools.via": "via",
-        "sets.tools.voc": "voc",
-        "sets.tools.wider_face": "wider_face",
-        "sets.widerperson": "widerperson",
-        "sets.yolo_txt": "yolo_txt",
     },
     "file_views": {"predictor": "view_photo"},
     "heads": {"fcos": "atss fcos", "retinanet": "retina retina_emd", "yolo": "yolov3 yolox"},
@@ -92,11 +80,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "assigner": "Assigner Assignment PriorPredictions",
         "losses": "encode_deltas",
         "output": "Suppression",
-        "sets.label_table": "AnnotationFaults CategoryIds LabelFormat LabelledBox LabelledImage LabelledSet",
-        "sets.labelled_images": "LabelledImages",
-        "sets.records": "BoxRecord box_facts make_sample",
-        "sets.tools.boxes": "make_box",
-        "sets.tools.folders": "LabelReport StatedImage label_reader",
     },
     "rules": {
         "evaluation_rules": "box-evaluation box-protocol",
@@ -106,7 +89,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "scorings": {"scoring": "BoxScoring"},
     "suppressions": {"output": "adaptive greedy set soft_gaussian soft_linear"},
     "tasks": {"set_task": "detect_set", "task": "detect"},
-    "tools": {"sets.convert": "convert_labels"},
     "transforms": {
         "combined_images": "mix_up mosaic",
         "transforms": "cut_image fit_image scale_steps turn_image",

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.areas.detect.sets.detections import Detections, ImageRef
 from sightline.contract import registry
 from sightline.contract.arguments import Probability
 from sightline.draw.boxes import DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.detections import Detections, ImageRef
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.files.image_files import DEPTH_MODES, IMAGE_SUFFIXES, read_header, read_image
 from sightline.view.image_stages import picture_stage

@@ -14,14 +14,6 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.sets.detections import (
-    BoxImages,
-    DetectionResults,
-    Detections,
-    duplicate_image_ids,
-    read_results,
-)
-from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.metric import make_state, sorted_rows
@@ -31,6 +23,8 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
 from sightline.engine.run_data import DataSubset
 from sightline.parts.metrics.box_groups import NO_LIMIT, iou_or_ioa
+from sightline.store.boxes.detections import BoxImages, DetectionResults, Detections, duplicate_image_ids, read_results
+from sightline.store.boxes.records import ground_truth_rows, visible_fractions
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.workbench.evaluate.saved_predictions import MANIFEST
 from sightline.workbench.evaluate.scoring import ScoredFiles, Scoring

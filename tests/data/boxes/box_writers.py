@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.store.boxes.labelled_images import LabelledImages
 
 
 def quiet(done: int, total: int, message: str) -> None:

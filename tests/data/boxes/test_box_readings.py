@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.crowdhuman import read_crowdhuman
-from sightline.areas.detect.sets.ecp import read_ecp
-from sightline.areas.detect.sets.label_table import AnnotationFaults, LabelledSet
-from sightline.areas.detect.sets.widerperson import WiderPerson
-from sightline.areas.detect.sets.yolo_txt import YoloTxt
+from sightline.areas.detect.sets.formats import YoloTxt
+from sightline.areas.detect.sets.people import WiderPerson
 from sightline.contract.errors import DataError
+from sightline.store.boxes.label_table import AnnotationFaults, LabelledSet
+from sightline.store.boxes.people.crowdhuman import read_crowdhuman
+from sightline.store.boxes.people.ecp import read_ecp
 from tests.command import refuse, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.people_writers import write_ecp, write_widerperson

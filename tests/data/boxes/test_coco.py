@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.detections import Detections
+from sightline.areas.detect.sets.formats import Coco
 from sightline.areas.detect.transforms import FitImage
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
+from sightline.store.boxes.detections import Detections
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.transform_pipeline import NamedTransform
 from tests.cases import run_each
@@ -294,7 +294,7 @@ def test_the_same_preparation_again_decodes_no_image(tmp_path: Path, monkeypatch
     path = write_coco(tmp_path / "in" / "all.json", ONE, [BOX])
     prepare(tmp_path / "in", tmp_path / "set")
     with monkeypatch.context() as patched:
-        patched.setattr("sightline.areas.detect.sets.image_listing.check_image", lambda _: pytest.fail("decodes"))
+        patched.setattr("sightline.store.boxes.image_listing.check_image", lambda _: pytest.fail("decodes"))
         assert prepare(tmp_path / "in", tmp_path / "set")["outcome"] == "already there"
     status = path.stat()
     path.write_text(path.read_text().replace('"category_id": 3', '"category_id": 7'))  # of equal size

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.coco import read_coco
-from sightline.areas.detect.sets.convert import convert_labels
-from sightline.areas.detect.sets.label_table import LabelledSet
+from sightline.store.boxes.coco import read_coco
+from sightline.store.boxes.convert import convert_labels
+from sightline.store.boxes.label_table import LabelledSet
 from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.test_coco import BOX, ONE, prepare

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.detect.sets.convert import convert_labels
-from sightline.areas.detect.sets.image_listing import check_headers
-from sightline.areas.detect.sets.label_table import LabelFormat, LabelledBox, area_of
 from sightline.contract import registry
 from sightline.contract.errors import DataError, UserError
 from sightline.contract.types import SampleKey
+from sightline.store.boxes.convert import convert_labels
+from sightline.store.boxes.image_listing import check_headers
+from sightline.store.boxes.label_table import LabelFormat, LabelledBox, area_of
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image

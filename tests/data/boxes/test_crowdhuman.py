@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.sets.crowdhuman import CrowdHuman
+from sightline.areas.detect.sets.people import CrowdHuman
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey

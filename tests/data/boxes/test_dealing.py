@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.labelled_images import hold_out_images
+from sightline.areas.detect.sets.formats import Coco
 from sightline.config import read_config, read_sections, render_config
 from sightline.contract.errors import ConfigError
 from sightline.engine.distributed import World
 from sightline.engine.run_data import build_data, log_unused_validation
 from sightline.runs.inputs import inputs_document
+from sightline.store.boxes.labelled_images import hold_out_images
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.preparing import names_of
 

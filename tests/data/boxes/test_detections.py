@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from sightline.areas.detect.output import to_file_pixels
-from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.detections import DetectionResults, Detections, ImageRef, SetIndex, read_results
-from sightline.areas.detect.sets.label_table import CategoryIds
+from sightline.areas.detect.sets.formats import Coco
 from sightline.areas.detect.transforms import FitImage
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from sightline.store.boxes.detections import DetectionResults, Detections, ImageRef, SetIndex, read_results
+from sightline.store.boxes.label_table import CategoryIds
 from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.cvat import read_cvat
-from sightline.areas.detect.sets.tools.labelme import read_labelme
-from sightline.areas.detect.sets.tools.voc import read_voc
 from sightline.contract import registry
 from sightline.contract.errors import DataError
+from sightline.store.boxes.labelled_images import LabelledImages
+from sightline.store.boxes.tools.cvat import read_cvat
+from sightline.store.boxes.tools.labelme import read_labelme
+from sightline.store.boxes.tools.voc import read_voc
 from sightline.store.prepared.prepared_set import verify
 from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, write_coco, write_image

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sightline.areas.detect.sets.tools.labelme import read_labelme
-from sightline.areas.detect.sets.yolo_txt import read_yolo
 from sightline.contract import registry
 from sightline.contract.errors import DataError
+from sightline.store.boxes.tools.labelme import read_labelme
+from sightline.store.boxes.yolo_txt import read_yolo
 from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.tool_files import WRITERS

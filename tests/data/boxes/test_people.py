@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.detect.sets.citypersons import CityPersons
-from sightline.areas.detect.sets.detections import BoxImages, Detections, read_results
-from sightline.areas.detect.sets.ecp import EuroCityPersons, ecp_visible_share
+from sightline.areas.detect.sets.people import CityPersons, EuroCityPersons, WiderPerson
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
-from sightline.areas.detect.sets.widerperson import WiderPerson
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
+from sightline.store.boxes.detections import BoxImages, Detections, read_results
+from sightline.store.boxes.people.ecp import ecp_visible_share
 from sightline.store.loading.concat import Concat
 from tests.data.boxes.people_writers import write_citypersons, write_ecp, write_widerperson
 from tests.data.preparing import cut, prepare_set, refuse

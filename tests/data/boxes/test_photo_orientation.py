@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from sightline.store.boxes.labelled_images import LabelledImages
 from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.preparing import prepare_set, refuse

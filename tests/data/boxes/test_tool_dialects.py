@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.areas.detect.sets.label_table import LabelledSet
-from sightline.areas.detect.sets.tools.label_studio import read_label_studio
-from sightline.areas.detect.sets.tools.supervisely import read_supervisely
-from sightline.areas.detect.sets.tools.tensorflow_csv import read_tensorflow_csv
-from sightline.areas.detect.sets.tools.via import read_via
-from sightline.areas.detect.sets.tools.wider_face import read_wider_face
 from sightline.contract.errors import DataError
+from sightline.store.boxes.label_table import LabelledSet
+from sightline.store.boxes.tools.label_studio import read_label_studio
+from sightline.store.boxes.tools.supervisely import read_supervisely
+from sightline.store.boxes.tools.tensorflow_csv import read_tensorflow_csv
+from sightline.store.boxes.tools.via import read_via
+from sightline.store.boxes.tools.wider_face import read_wider_face
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_image

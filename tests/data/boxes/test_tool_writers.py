@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from sightline.areas.detect.sets.convert import convert_labels
-from sightline.areas.detect.sets.image_listing import check_headers
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelledBox, LabelledSet
 from sightline.contract import registry
+from sightline.store.boxes.convert import convert_labels
+from sightline.store.boxes.image_listing import check_headers
+from sightline.store.boxes.label_table import BoxCorners, LabelledBox, LabelledSet
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.preparing import prepare_set
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.areas.detect.sets.yolo_txt import YoloTxt, read_yolo
+from sightline.areas.detect.sets.formats import YoloTxt
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from sightline.store.boxes.yolo_txt import read_yolo
 from sightline.store.prepared.prepared_set import verify
 from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, quiet, write_image

@@ -1,101 +1,24 @@
-"""Base of the data sets of people: their kinds, of which some are to be found, and the others are ignored."""
+"""Data sets of people: their kinds, of which some are to be found, and the others are ignored."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import (
-    UNKNOWN_SHARE,
-    BoxCorners,
-    CategoryIds,
-    LabelledBox,
-    is_valid_box,
-    xywh_to_xyxy,
-)
-from sightline.areas.detect.sets.labelled_images import LabelledImages, ignored_column
-from sightline.areas.detect.sets.records import box_facts
+from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.errors import ConfigError, DataError
-from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
-
-BAD_BOX = "impossible boxes"
-BAD_IMAGE, BAD_FILE = "images that are missing or damaged", "annotation files that are missing or damaged"
-"""Kinds of faults."""
-COLUMNS = ("full", "label", "is_ignored", "visible_share")
-"""Stored columns of a person with one box."""
-BoxType = Literal["full", "visible", "head"]
-BOX_KEYS: Mapping[BoxType, str] = {"full": "fbox", "visible": "vbox", "head": "hbox"}
-"""Kinds of boxes and their keys in .odgt files; each box is left, top, width, height."""
-
-
-class PeopleKinds(NamedTuple):
-    """Kinds of people and their codes in a set's files; those in `ignored` are not to be found, `crowds` are groups."""
-
-    codes: Mapping[str, int | str]
-    ignored: frozenset[str] = frozenset()
-    crowds: frozenset[str] = frozenset()
-
-    def name_of_code(self, code: Any) -> str | None:
-        """Return the kind of a code, or None for another one."""
-        return next((kind for kind, kind_code in self.codes.items() if kind_code == code), None)
-
-    @property
-    def classes(self) -> CategoryIds:
-        """Kinds as classes; the ids are the codes, or count from 1 where these are words."""
-        ids = tuple(code if isinstance(code, int) else n for n, code in enumerate(self.codes.values(), start=1))
-        return CategoryIds(tuple(self.codes), ids)
-
-
-_PEOPLE = {
-    "people": "person",
-    "cyclist": "rider",
-    "bicyclist": "rider",
-    "person_sitting": "sitting",
-    **{name: name for name in ("person", "pedestrian", "rider", "sitting", "other", "partially_visible")},
-}
-"""Class name in lower case → kind of person; classes of other names are no people."""
-_REGIONS = frozenset({"ignored_region", "crowd", "rider_crowd", "dontcare"})
-"""Class names in lower case of ignored regions in which people may be."""
-
-
-def fit_person(box: LabelledBox, kinds: PeopleKinds) -> LabelledBox | str:
-    """Return an object as the nearest kind of person, or of ignored region; a text for one that is no person."""
-    name = box.class_name.lower().replace(" ", "_")
-    usual = next(kind for kind in kinds.codes if kind not in kinds.ignored)
-    if name not in _PEOPLE and not (name in _REGIONS and box.is_ignored):
-        return f"boxes of the class {box.class_name}"
-    if box.is_ignored and kinds.ignored:
-        regions = (kinds.crowds if box.is_crowd else kinds.ignored - kinds.crowds) or kinds.ignored
-        kind = name if name in regions else next(kind for kind in kinds.codes if kind in regions)
-        return box._replace(class_name=kind, is_crowd=kind in kinds.crowds)
-    kind = _PEOPLE.get(name, usual)
-    return box._replace(class_name=kind if kind in kinds.codes else usual)
-
-
-def parse_finite(value: Any) -> float:
-    """Parse a finite number. Raises ValueError, TypeError, OverflowError (too large)."""
-    number = float(value)
-    if not np.isfinite(number):
-        raise ValueError(f"{value!r} is not finite")
-    return number
-
-
-def to_corners(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
-    """Return left, top, right, bottom of left, top, width, height. Raises ValueError if out of range, or empty."""
-    corners = xywh_to_xyxy(box)
-    if not is_valid_box(corners, is_ignored=is_ignored):
-        raise ValueError("width and height above 0 are needed")
-    return corners
-
-
-def layout_error(root: Path, needed: str, set_title: str) -> DataError:
-    """Return the error of a folder in another layout."""
-    return DataError(f"{root}: {describe_contents(root)}; {set_title} has {needed}: give the folder with them")
+from sightline.contract.types import DataInfo
+from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.label_table import UNKNOWN_SHARE, CategoryIds
+from sightline.store.boxes.labelled_images import LabelledImages, ignored_column
+from sightline.store.boxes.people import citypersons, crowdhuman, ecp, widerperson
+from sightline.store.boxes.people.kinds import BOX_KEYS, BoxType, PeopleKinds
+from sightline.store.boxes.records import box_facts
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
 
 
 class PeopleImages(LabelledImages):
@@ -157,3 +80,76 @@ def _check_has_boxes(prepared: PreparedSet, box: BoxType) -> None:
                 f"{prepared.root}: {int(is_lacking.sum())} people have no {box} box ({BOX_KEYS[box]}), first in "
                 f"'{prepared.names(split)[row]}'; set box and scored_box to another kind"
             )
+
+
+@registry.data.add("citypersons")
+class CityPersons(PeopleImages):
+    """People in the images of Cityscapes, prepared by `sightline data prepare citypersons`.
+
+    `people` are the kinds to be found (left out: `pedestrian`; `rider`, `sitting`, `other`), as one class `person`; the
+    others are ignored. `box` are trained on, `scored_box` are scored. Boxes
+    narrower or lower than `ignore_below_px` pixels are ignored, too. The published validation images are the test part.
+    Source: Zhang et al. 2017, CityPersons.
+    """
+
+    spec = SetSpec(name="citypersons")
+    label_format = citypersons.CITYPERSONS
+    kinds = citypersons.KINDS
+
+
+@registry.data.add("crowdhuman")
+class CrowdHuman(PeopleImages):
+    """Images of crowds, prepared by `sightline data prepare crowdhuman`.
+
+    `box` are the boxes that are trained on, `scored_box` those that are scored. What is not a person, or is marked so,
+    is ignored; a head also by its own mark; boxes narrower or lower than `ignore_below_px` pixels, too. Full boxes
+    reach beyond the image and may have negative corners: they are kept as they are, unless `clip` cuts those that are
+    trained on. The published validation images are the test part. Source: Shao et al. 2018, CrowdHuman.
+    """
+
+    spec = SetSpec(name="crowdhuman")
+    label_format = crowdhuman.CROWDHUMAN
+    kinds = crowdhuman.KINDS
+    usual = ("person",)
+
+    def _visible(self, index: int) -> np.ndarray:
+        """Return the visible share (G,) float64 of each person: area of the visible over the full box, at most 1."""
+        boxes = (self._read_column(index, name) for name in ("visible", "full"))
+        visible, full = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in boxes)
+        has_share = (visible > 0) & (full > 0) & ~self._read_column(index, "is_ignored")
+        return np.divide(visible, full, out=np.full(len(full), np.nan), where=has_share).clip(max=1)
+
+    @classmethod
+    def expected_info(cls, *, scored_box: BoxType = "full") -> DataInfo:
+        """Return the DataInfo expected before preparation, without counts."""
+        return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
+
+
+@registry.data.add("ecp")
+class EuroCityPersons(PeopleImages):
+    """Images of 31 cities by day and by night, prepared by `sightline data prepare ecp`.
+
+    `people` are the kinds to be found (left out: `pedestrian`; `rider`), as one class `person`; the others are ignored,
+    as are pedestrians who sit, lie or are behind glass, and boxes narrower or
+    lower than `ignore_below_px` pixels. The share that is visible comes from the tags. The published validation images
+    are the test part. Source: Braun et al. 2019, EuroCity Persons.
+    """
+
+    spec = SetSpec(name="ecp")
+    label_format = ecp.ECP
+    kinds = ecp.KINDS
+
+
+@registry.data.add("widerperson")
+class WiderPerson(PeopleImages):
+    """Images of people in many places, prepared by `sightline data prepare widerperson`.
+
+    `people` are the kinds to be found (left out: `pedestrian`, `rider`, `partially_visible`), as one class
+    `person`; the others are ignored. Boxes narrower or lower than `ignore_below_px` pixels are ignored, too. The
+    published validation images are the test part. Source: Zhang et al. 2019, WiderPerson.
+    """
+
+    spec = SetSpec(name="widerperson")
+    label_format = widerperson.WIDERPERSON
+    kinds = widerperson.KINDS
+    usual = ("pedestrian", "rider", "partially_visible")

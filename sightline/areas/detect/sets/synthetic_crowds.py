@@ -7,14 +7,14 @@ from typing import Literal
 import numpy as np
 
 from sightline.areas.detect.sets.crowd_scenes import Scene, draw_scene
-from sightline.areas.detect.sets.detections import ImageRef, SetIndex
-from sightline.areas.detect.sets.label_table import CategoryIds
-from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Seed
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.detections import ImageRef, SetIndex
+from sightline.store.boxes.label_table import CategoryIds
+from sightline.store.boxes.records import BoxRecord, box_facts, make_sample
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache
 from sightline.store.prepared.splits import SPLITS
 

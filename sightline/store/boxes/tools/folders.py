@@ -12,7 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from sightline.areas.detect.sets.image_listing import (
+from sightline.contract.errors import DataError
+from sightline.store.boxes.image_listing import (
     UNREAD_KIND,
     NameEnds,
     UnreadImages,
@@ -20,18 +21,11 @@ from sightline.areas.detect.sets.image_listing import (
     is_other_photo,
     list_images,
 )
-from sightline.areas.detect.sets.label_table import (
-    AnnotationFaults,
-    CategoryIds,
-    LabelledBox,
-    LabelledImage,
-    LabelledSet,
-)
-from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
-from sightline.areas.detect.sets.other_formats import name_other_set
-from sightline.areas.detect.sets.tools.boxes import BAD_BOX, NoBoxError
-from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split
-from sightline.contract.errors import DataError
+from sightline.store.boxes.label_table import AnnotationFaults, CategoryIds, LabelledBox, LabelledImage, LabelledSet
+from sightline.store.boxes.label_writing import SPLIT_WORDS
+from sightline.store.boxes.other_formats import name_other_set
+from sightline.store.boxes.tools.boxes import BAD_BOX, NoBoxError
+from sightline.store.boxes.yolo_txt import assign_image_ids, guess_image_split
 from sightline.store.files.image_files import UNREAD_SUFFIXES
 from sightline.store.files.input_files import expand_home, list_files
 from sightline.store.prepared.prepared_set import describe_contents

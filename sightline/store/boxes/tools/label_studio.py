@@ -9,23 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import (
-    NO_BOX,
-    NoBoxError,
-    Turn,
-    find_bounds,
-    make_box,
-    parse_points,
-    parse_size,
-)
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelFolder, LabelReport, StatedImage, name_subset
-from sightline.contract import registry
 from sightline.contract.errors import join_some
+from sightline.store.boxes.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
+from sightline.store.boxes.tools.boxes import NO_BOX, NoBoxError, Turn, find_bounds, make_box, parse_points, parse_size
+from sightline.store.boxes.tools.folders import BAD_IMAGE, LabelFolder, LabelReport, StatedImage, name_subset
 from sightline.store.files.image_files import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from sightline.store.files.input_files import parse_json_content, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 
 _MAX_LISTED = 5
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
@@ -185,21 +174,10 @@ def _find_corners(shape: Mapping[str, Any], label: str, turn: Turn, size_px: tup
     return left / wide, top / high, right / wide, bottom / high
 
 
-@registry.data.add("label_studio")
-class LabelStudio(LabelledImages):
-    """Images with boxes in Label Studio's JSON or JSON-MIN, prepared by `sightline data prepare label_studio`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons and ellipses
-    become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored. Where
-    neither names of files nor folders state a test part, `tested` are beginnings of names, or `test_share` is tested.
-    Source: the user's files; the format is that of Label Studio (HumanSignal).
-    """
-
-    spec = SetSpec(name="label_studio", is_own=True)
-    label_format = LabelFormat(
-        read=read_label_studio,
-        turns=True,
-        known_by={
-            ".json": rb'"(?:from_name|file_upload|(?:rectangle|polygon|brush|ellipse|keypoint)labels)"\s*:',
-        },
-    )
+LABEL_STUDIO = LabelFormat(
+    read=read_label_studio,
+    turns=True,
+    known_by={
+        ".json": rb'"(?:from_name|file_upload|(?:rectangle|polygon|brush|ellipse|keypoint)labels)"\s*:',
+    },
+)

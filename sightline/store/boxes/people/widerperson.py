@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sightline.areas.detect.sets.image_listing import guess_split
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract.errors import DataError
+from sightline.store.boxes.image_listing import guess_split
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     Files,
     LabelFormat,
@@ -14,23 +15,19 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     LabelledSet,
 )
-from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
-from sightline.areas.detect.sets.people import (
+from sightline.store.boxes.label_writing import group_by_split, plain, round_box
+from sightline.store.boxes.people.kinds import (
     BAD_BOX,
     BAD_FILE,
     COLUMNS,
-    PeopleImages,
     PeopleKinds,
     fit_person,
     layout_error,
     parse_finite,
     to_corners,
 )
-from sightline.contract import registry
-from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, get_again, read_file
 from sightline.store.files.text_tables import parse_count
-from sightline.store.prepared.prepared_data import SetSpec
 
 KINDS = PeopleKinds(
     {"pedestrian": 1, "rider": 2, "partially_visible": 3, "ignored_region": 4, "crowd": 5},
@@ -124,24 +121,12 @@ def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
     return person._replace(box=round_box(person.box, is_ignored=person.is_ignored))
 
 
-@registry.data.add("widerperson")
-class WiderPerson(PeopleImages):
-    """Images of people in many places, prepared by `sightline data prepare widerperson`.
-
-    `people` are the kinds to be found (left out: `pedestrian`, `rider`, `partially_visible`), as one class
-    `person`; the others are ignored. Boxes narrower or lower than `ignore_below_px` pixels are ignored, too. The
-    published validation images are the test part. Source: Zhang et al. 2019, WiderPerson.
-    """
-
-    spec = SetSpec(name="widerperson")
-    label_format = LabelFormat(
-        read=read_widerperson,
-        columns=COLUMNS,
-        write=write_widerperson,
-        image_path=lambda image: f"Images/{PurePosixPath(image.name).stem}.jpg",
-        holds=frozenset({"is_ignored", "is_crowd"}),
-        fit=_fit,
-        rounds="has whole pixels",
-    )
-    kinds = KINDS
-    usual = ("pedestrian", "rider", "partially_visible")
+WIDERPERSON = LabelFormat(
+    read=read_widerperson,
+    columns=COLUMNS,
+    write=write_widerperson,
+    image_path=lambda image: f"Images/{PurePosixPath(image.name).stem}.jpg",
+    holds=frozenset({"is_ignored", "is_crowd"}),
+    fit=_fit,
+    rounds="has whole pixels",
+)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import AnnotationFaults, LabelledBox
-from sightline.areas.detect.sets.tools.boxes import is_upright
-from sightline.areas.detect.sets.yolo_ids import RowIds
 from sightline.contract.errors import DataError
+from sightline.store.boxes.label_table import AnnotationFaults, LabelledBox
+from sightline.store.boxes.tools.boxes import is_upright
+from sightline.store.boxes.yolo_ids import RowIds
 from sightline.store.files.input_files import open_regular, read_file
 
 _BOX_WORDS = 5

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from sightline.areas.detect.sets.image_listing import NameEnds
-from sightline.areas.detect.sets.label_table import MAX_PX, CategoryIds
-from sightline.areas.detect.sets.records import BoxRecord
 from sightline.contract.errors import DataError
+from sightline.store.boxes.image_listing import NameEnds
+from sightline.store.boxes.label_table import MAX_PX, CategoryIds
+from sightline.store.boxes.records import BoxRecord
 from sightline.store.files.input_files import parse_json_content, read_file
 
 _parse_json = partial(parse_json_content, advice="write the results again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections import Counter
@@ -10,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sightline.areas.detect.sets.coco_annotations import CocoBoxes, parse_id
-from sightline.areas.detect.sets.image_listing import (
+from sightline.contract.errors import DataError
+from sightline.contract.regular_files import JsonEntries, parse_json
+from sightline.store.boxes.coco_annotations import CocoBoxes, parse_id
+from sightline.store.boxes.image_listing import (
     UNREAD_KIND,
     NameEnds,
     UnreadImages,
@@ -19,7 +20,7 @@ from sightline.areas.detect.sets.image_listing import (
     is_other_photo,
     list_images,
 )
-from sightline.areas.detect.sets.label_table import (
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     CategoryIds,
     Files,
@@ -29,17 +30,9 @@ from sightline.areas.detect.sets.label_table import (
     LabelledSet,
     area_of,
 )
-from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, plain, xyxy_to_xywh
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.other_formats import name_other_set
-from sightline.areas.detect.sets.records import box_facts
-from sightline.contract import registry
-from sightline.contract.errors import DataError
-from sightline.contract.regular_files import JsonEntries, parse_json
-from sightline.contract.types import DataInfo
-from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.label_writing import group_by_split, json_bytes, name_file, plain, xyxy_to_xywh
+from sightline.store.boxes.other_formats import name_other_set
 from sightline.store.files.input_files import expand_home, list_folders, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
 
 _KEYS = ("images", "annotations", "categories")
@@ -391,28 +384,11 @@ def _state_box(box: LabelledBox) -> dict[str, Any]:
     return stated
 
 
-@registry.data.add("coco")
-class Coco(LabelledImages):
-    """Images with boxes of COCO instances, prepared by `sightline data prepare coco`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Crowds are ignored, and
-    boxes narrower or lower than `ignore_below_px` pixels of the file. Where the files state no test part, `tested` are
-    beginnings of names, or the last `test_share` is tested; COCO's own validation images are the test part. Source: Lin
-    et al. 2014, Microsoft COCO.
-    """
-
-    spec = SetSpec(name="coco", is_own=True)
-    label_format = LabelFormat(
-        read=read_coco,
-        write=write_coco,
-        holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "is_crowd", "visible_share", "area"})
-        | {"size", "undivided", "suffix"},
-        turns=True,
-        known_by={".json": rb'"(?:images|categories)"\s*:\s*\[|"annotations"\s*:\s*\[\s*\{[^}]*"image_id"'},
-    )
-
-    @classmethod
-    def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
-        """Return the DataInfo expected before preparation, without counts."""
-        published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
-        return DataInfo(box_facts(classes or tuple(published["classes"].values()), "annotated"), BOX_FIELDS)
+COCO = LabelFormat(
+    read=read_coco,
+    write=write_coco,
+    holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "is_crowd", "visible_share", "area"})
+    | {"size", "undivided", "suffix"},
+    turns=True,
+    known_by={".json": rb'"(?:images|categories)"\s*:\s*\[|"annotations"\s*:\s*\[\s*\{[^}]*"image_id"'},
+)

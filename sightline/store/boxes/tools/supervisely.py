@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
-from sightline.areas.detect.sets.label_writing import SPLIT_WORDS
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import (
+from sightline.store.boxes.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
+from sightline.store.boxes.label_writing import SPLIT_WORDS
+from sightline.store.boxes.tools.boxes import (
     NO_BOX,
     NoBoxError,
     Turn,
@@ -25,10 +24,8 @@ from sightline.areas.detect.sets.tools.boxes import (
     parse_points,
     parse_size,
 )
-from sightline.areas.detect.sets.tools.folders import LabelFolder, LabelReport, StatedImage
-from sightline.contract import registry
+from sightline.store.boxes.tools.folders import LabelFolder, LabelReport, StatedImage
 from sightline.store.files.input_files import parse_json_content, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 
 _PNG_SIZE_BYTES = 24
 """Bytes of a PNG to the end of its width and height."""
@@ -107,22 +104,11 @@ def _find_mask(bitmap: Mapping[str, Any]) -> BoxCorners:
     return left, top, left + width, top + height
 
 
-@registry.data.add("supervisely")
-class Supervisely(LabelledImages):
-    """Images with boxes in Supervisely's JSON, prepared by `sightline data prepare supervisely`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons and bitmaps
-    become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored. Where
-    neither tags nor folders state a test part, `tested` are beginnings of names, or `test_share` is tested. Source: the
-    user's files; the format is that of Supervisely.
-    """
-
-    spec = SetSpec(name="supervisely", is_own=True)
-    label_format = LabelFormat(
-        read=read_supervisely,
-        turns=True,
-        known_by={
-            ".json": rb'"classTitle"\s*:|"size"\s*:\s*\{[^}]*\}\s*,\s*"objects"\s*:'
-            rb'|"classes"\s*:\s*\[\s*\{[^}]*"title"\s*:',
-        },
-    )
+SUPERVISELY = LabelFormat(
+    read=read_supervisely,
+    turns=True,
+    known_by={
+        ".json": rb'"classTitle"\s*:|"size"\s*:\s*\{[^}]*\}\s*,\s*"objects"\s*:'
+        rb'|"classes"\s*:\s*\[\s*\{[^}]*"title"\s*:',
+    },
+)

@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import (
-    MAX_PX,
-    BoxCorners,
-    LabelledBox,
-    area_of,
-    is_valid_box,
-)
+from sightline.store.boxes.label_table import MAX_PX, BoxCorners, LabelledBox, area_of, is_valid_box
 
 BAD_BOX, NO_BOX = "impossible boxes", "shapes that are no boxes"
 """Kinds of faults: of a box, and of a shape that has none."""

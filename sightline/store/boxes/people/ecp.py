@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sightline.areas.detect.sets.image_listing import guess_split, note_unlabelled
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract.errors import DataError
+from sightline.store.boxes.image_listing import guess_split, note_unlabelled
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     Files,
     LabelFormat,
@@ -18,22 +19,18 @@ from sightline.areas.detect.sets.label_table import (
     LabelledSet,
     parse_number,
 )
-from sightline.areas.detect.sets.label_writing import city_path, json_bytes, plain
-from sightline.areas.detect.sets.people import (
+from sightline.store.boxes.label_writing import city_path, json_bytes, plain
+from sightline.store.boxes.people.kinds import (
     BAD_BOX,
     BAD_FILE,
     COLUMNS,
-    PeopleImages,
     PeopleKinds,
     fit_person,
     layout_error,
     parse_finite,
     to_corners,
 )
-from sightline.contract import registry
-from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, parse_json_content, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 
 KINDS = PeopleKinds(
     {
@@ -161,23 +158,11 @@ def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
     return person._replace(visible_share=None if person.is_ignored else min(shares, default=1.0))
 
 
-@registry.data.add("ecp")
-class EuroCityPersons(PeopleImages):
-    """Images of 31 cities by day and by night, prepared by `sightline data prepare ecp`.
-
-    `people` are the kinds to be found (left out: `pedestrian`; `rider`), as one class `person`; the others are ignored,
-    as are pedestrians who sit, lie or are behind glass, and boxes narrower or
-    lower than `ignore_below_px` pixels. The share that is visible comes from the tags. The published validation images
-    are the test part. Source: Braun et al. 2019, EuroCity Persons.
-    """
-
-    spec = SetSpec(name="ecp")
-    label_format = LabelFormat(
-        read=read_ecp,
-        columns=COLUMNS,
-        write=write_ecp,
-        image_path=_image_path,
-        holds=frozenset({"is_ignored", "is_crowd", "visible_share", "size"}),
-        fit=_fit,
-    )
-    kinds = KINDS
+ECP = LabelFormat(
+    read=read_ecp,
+    columns=COLUMNS,
+    write=write_ecp,
+    image_path=_image_path,
+    holds=frozenset({"is_ignored", "is_crowd", "visible_share", "size"}),
+    fit=_fit,
+)

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sightline.areas.detect.sets.image_listing import guess_split, list_images, note_unlabelled
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract.errors import assert_installed
+from sightline.store.boxes.image_listing import guess_split, list_images, note_unlabelled
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     Files,
     LabelFormat,
@@ -18,22 +19,18 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     LabelledSet,
 )
-from sightline.areas.detect.sets.label_writing import city_path, group_by_split, xyxy_to_xywh
-from sightline.areas.detect.sets.people import (
+from sightline.store.boxes.label_writing import city_path, group_by_split, xyxy_to_xywh
+from sightline.store.boxes.people.kinds import (
     BAD_BOX,
     BAD_IMAGE,
-    PeopleImages,
     PeopleKinds,
     fit_person,
     layout_error,
     parse_finite,
     to_corners,
 )
-from sightline.contract import registry
-from sightline.contract.errors import assert_installed
 from sightline.store.files.input_files import expand_home, get_again
 from sightline.store.files.mat_files import read_mat
-from sightline.store.prepared.prepared_data import SetSpec
 
 KINDS = PeopleKinds(
     {"ignored_region": 0, "pedestrian": 1, "rider": 2, "sitting": 3, "other": 4, "crowd": 5},
@@ -135,24 +132,12 @@ _DATE_END = 116
 """Bytes of text, with the date, at the beginning of a MAT file."""
 
 
-@registry.data.add("citypersons")
-class CityPersons(PeopleImages):
-    """People in the images of Cityscapes, prepared by `sightline data prepare citypersons`.
-
-    `people` are the kinds to be found (left out: `pedestrian`; `rider`, `sitting`, `other`), as one class `person`; the
-    others are ignored. `box` are trained on, `scored_box` are scored. Boxes
-    narrower or lower than `ignore_below_px` pixels are ignored, too. The published validation images are the test part.
-    Source: Zhang et al. 2017, CityPersons.
-    """
-
-    spec = SetSpec(name="citypersons")
-    label_format = LabelFormat(
-        read=read_citypersons,
-        columns=("full", "visible", "label", "is_ignored", "visible_share"),
-        fills_visible=True,
-        write=write_citypersons,
-        image_path=lambda image: city_path(image, "leftImg8bit"),
-        holds=frozenset({"visible", "is_ignored", "is_crowd"}),
-        fit=lambda box, _: fit_person(box, KINDS),
-    )
-    kinds = KINDS
+CITYPERSONS = LabelFormat(
+    read=read_citypersons,
+    columns=("full", "visible", "label", "is_ignored", "visible_share"),
+    fills_visible=True,
+    write=write_citypersons,
+    image_path=lambda image: city_path(image, "leftImg8bit"),
+    holds=frozenset({"visible", "is_ignored", "is_crowd"}),
+    fit=lambda box, _: fit_person(box, KINDS),
+)

@@ -12,18 +12,10 @@ from pathlib import Path
 from typing import Literal
 from xml.sax.saxutils import escape
 
-from sightline.areas.detect.sets.image_listing import guess_split
-from sightline.areas.detect.sets.label_table import (
-    BoxCorners,
-    Files,
-    LabelFormat,
-    LabelledBox,
-    LabelledImage,
-    LabelledSet,
-)
-from sightline.areas.detect.sets.label_writing import group_by_split, plain, round_box
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import (
+from sightline.store.boxes.image_listing import guess_split
+from sightline.store.boxes.label_table import BoxCorners, Files, LabelFormat, LabelledBox, LabelledImage, LabelledSet
+from sightline.store.boxes.label_writing import group_by_split, plain, round_box
+from sightline.store.boxes.tools.boxes import (
     BAD_BOX,
     OTHER_PLACE,
     Turn,
@@ -36,7 +28,7 @@ from sightline.areas.detect.sets.tools.boxes import (
     parse_points,
     parse_size,
 )
-from sightline.areas.detect.sets.tools.folders import (
+from sightline.store.boxes.tools.folders import (
     BAD_IMAGE,
     UNLISTED,
     LabelFolder,
@@ -44,11 +36,9 @@ from sightline.areas.detect.sets.tools.folders import (
     StatedImage,
     path_in_split,
 )
-from sightline.contract import registry
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import list_files, read_file
 from sightline.store.files.xml_files import XmlElement, read_xml
-from sightline.store.prepared.prepared_data import SetSpec
 
 _UNSTATED = ("", "0", "Unspecified")
 """Texts of elements of an object that state nothing."""
@@ -296,24 +286,13 @@ def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
     return fitted._replace(box=round_box(fitted.box, is_ignored=fitted.is_ignored), head=head)
 
 
-@registry.data.add("voc")
-class Voc(LabelledImages):
-    """Images with boxes in Pascal VOC's XML, prepared by `sightline data prepare voc`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Difficult objects are
-    ignored, and boxes narrower or lower than `ignore_below_px` pixels of the file. Where neither ImageSets/Main nor
-    folders state a test part, `tested` are beginnings of names, or `test_share` is tested. Source: Everingham et al.
-    2010, The PASCAL Visual Object Classes (VOC) Challenge.
-    """
-
-    spec = SetSpec(name="voc", is_own=True)
-    label_format = LabelFormat(
-        read=read_voc,
-        turns=True,
-        write=write_voc,
-        image_path=_image_path,
-        holds=frozenset({"head", "is_ignored", "size", "undivided"}),
-        fit=_fit,
-        rounds="has whole pixels",
-        known_by={".xml": rb"<annotation[\s>]"},
-    )
+VOC = LabelFormat(
+    read=read_voc,
+    turns=True,
+    write=write_voc,
+    image_path=_image_path,
+    holds=frozenset({"head", "is_ignored", "size", "undivided"}),
+    fit=_fit,
+    rounds="has whole pixels",
+    known_by={".xml": rb"<annotation[\s>]"},
+)

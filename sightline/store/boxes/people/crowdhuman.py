@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from sightline.areas.detect.sets.image_listing import guess_split, list_images, note_unlabelled
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract.errors import DataError
+from sightline.contract.regular_files import parse_json
+from sightline.store.boxes.image_listing import guess_split, list_images, note_unlabelled
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     Files,
     LabelFormat,
@@ -20,27 +20,12 @@ from sightline.areas.detect.sets.label_table import (
     is_valid_box,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.label_writing import group_by_split, json_bytes, name_file, xyxy_to_xywh
-from sightline.areas.detect.sets.people import (
-    BAD_BOX,
-    BAD_IMAGE,
-    BOX_KEYS,
-    BoxType,
-    PeopleImages,
-    PeopleKinds,
-    fit_person,
-)
-from sightline.areas.detect.sets.records import box_facts
-from sightline.contract import registry
-from sightline.contract.errors import DataError
-from sightline.contract.regular_files import parse_json
-from sightline.contract.types import DataInfo
-from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.label_writing import group_by_split, json_bytes, name_file, xyxy_to_xywh
+from sightline.store.boxes.people.kinds import BAD_BOX, BAD_IMAGE, BOX_KEYS, PeopleKinds, fit_person
 from sightline.store.files.input_files import expand_home, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 
-_KINDS = PeopleKinds({"person": 1})
+KINDS = PeopleKinds({"person": 1})
 _READ = "ignore"
 """Mark of people and heads that boxes hold; others that are stated, such as box_id, occ and unsure, are counted."""
 
@@ -76,7 +61,7 @@ def read_crowdhuman(source: Path) -> LabelledSet:
                 )
             images.append(LabelledImage(split, name, path, boxes, number, files=(file,)))
     notes = note_unlabelled(root, (image.path for image in images))
-    return LabelledSet(root, "crowdhuman", _KINDS.classes, images, faults, notes, unread)
+    return LabelledSet(root, "crowdhuman", KINDS.classes, images, faults, notes, unread)
 
 
 def _read_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -146,36 +131,11 @@ def _state_person(box: LabelledBox) -> dict[str, Any]:
     return {**person, "extra": {"ignore": 1} if box.is_ignored else {}}
 
 
-@registry.data.add("crowdhuman")
-class CrowdHuman(PeopleImages):
-    """Images of crowds, prepared by `sightline data prepare crowdhuman`.
-
-    `box` are the boxes that are trained on, `scored_box` those that are scored. What is not a person, or is marked so,
-    is ignored; a head also by its own mark; boxes narrower or lower than `ignore_below_px` pixels, too. Full boxes
-    reach beyond the image and may have negative corners: they are kept as they are, unless `clip` cuts those that are
-    trained on. The published validation images are the test part. Source: Shao et al. 2018, CrowdHuman.
-    """
-
-    spec = SetSpec(name="crowdhuman")
-    label_format = LabelFormat(
-        read=read_crowdhuman,
-        columns=("full", "visible", "head", "label", "is_ignored", "is_head_ignored"),
-        write=write_crowdhuman,
-        image_path=lambda image: f"Images/{PurePosixPath(image.name).name}",
-        holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "part", "undivided"}),
-        fit=lambda box, _: fit_person(box, _KINDS),
-    )
-    kinds = _KINDS
-    usual = ("person",)
-
-    def _visible(self, index: int) -> np.ndarray:
-        """Return the visible share (G,) float64 of each person: area of the visible over the full box, at most 1."""
-        boxes = (self._read_column(index, name) for name in ("visible", "full"))
-        visible, full = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in boxes)
-        has_share = (visible > 0) & (full > 0) & ~self._read_column(index, "is_ignored")
-        return np.divide(visible, full, out=np.full(len(full), np.nan), where=has_share).clip(max=1)
-
-    @classmethod
-    def expected_info(cls, *, scored_box: BoxType = "full") -> DataInfo:
-        """Return the DataInfo expected before preparation, without counts."""
-        return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
+CROWDHUMAN = LabelFormat(
+    read=read_crowdhuman,
+    columns=("full", "visible", "head", "label", "is_ignored", "is_head_ignored"),
+    write=write_crowdhuman,
+    image_path=lambda image: f"Images/{PurePosixPath(image.name).name}",
+    holds=frozenset({"visible", "head", "is_ignored", "is_head_ignored", "part", "undivided"}),
+    fit=lambda box, _: fit_person(box, KINDS),
+)

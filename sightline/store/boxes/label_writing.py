@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelledImage, is_valid_box
+from sightline.store.boxes.label_table import BoxCorners, LabelledImage, is_valid_box
 
 SPLIT_WORDS = {"train": "train", "validation": "val", "test": "test", "all": ""}
 """Split → the word for it in names of files and folders; empty for images of no split."""

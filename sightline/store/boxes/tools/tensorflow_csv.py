@@ -7,13 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sightline.areas.detect.sets.label_table import LabelFormat, LabelledBox
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import make_box, parse_numbers, parse_size
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelReport, StatedImage, label_reader, name_subset
-from sightline.areas.detect.sets.tools.tables import iterate_rows, read_header
-from sightline.contract import registry
-from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.boxes.label_table import LabelFormat, LabelledBox
+from sightline.store.boxes.tools.boxes import make_box, parse_numbers, parse_size
+from sightline.store.boxes.tools.folders import BAD_IMAGE, LabelReport, StatedImage, label_reader, name_subset
+from sightline.store.boxes.tools.tables import iterate_rows, read_header
 
 _COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
 
@@ -61,17 +58,7 @@ def _read_row(entry: tuple[int, Mapping[str, str]], *, first_pixel: int) -> Labe
     return make_box(row["class"], (left - first_pixel, top - first_pixel, right, bottom), {}, line=line)
 
 
-@registry.data.add("tensorflow_csv")
-class TensorflowCsv(LabelledImages):
-    """Images with boxes in tables with TensorFlow's columns, prepared by `sightline data prepare tensorflow_csv`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Boxes narrower or lower
-    than `ignore_below_px` pixels of the file are ignored. Where neither names of tables nor folders state a test part,
-    `tested` are beginnings of names, or `test_share` is tested. Source: the user's files.
-    """
-
-    spec = SetSpec(name="tensorflow_csv", is_own=True)
-    label_format = LabelFormat(
-        read=read_tensorflow_csv,
-        known_by={".csv": rb"\A(?:\xef\xbb\xbf)?filename,width,height,class,xmin,ymin,xmax,ymax\s"},
-    )
+TENSORFLOW_CSV = LabelFormat(
+    read=read_tensorflow_csv,
+    known_by={".csv": rb"\A(?:\xef\xbb\xbf)?filename,width,height,class,xmin,ymin,xmax,ymax\s"},
+)

@@ -16,14 +16,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from sightline.areas.detect.sets.image_listing import (
-    UNREAD_KIND,
-    UnreadImages,
-    guess_split,
-    is_other_photo,
-    list_images,
-)
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract.errors import DataError
+from sightline.store.boxes.image_listing import UNREAD_KIND, UnreadImages, guess_split, is_other_photo, list_images
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     CategoryIds,
     Files,
@@ -32,17 +27,13 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     LabelledSet,
 )
-from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, group_by_split
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.other_formats import name_other_set
-from sightline.areas.detect.sets.yolo_ids import FirstId, RowIds
-from sightline.areas.detect.sets.yolo_rows import KeyPointSigns, has_rows, read_rows
-from sightline.contract import registry
-from sightline.contract.errors import DataError
+from sightline.store.boxes.label_writing import SPLIT_WORDS, group_by_split
+from sightline.store.boxes.other_formats import name_other_set
+from sightline.store.boxes.yolo_ids import FirstId, RowIds
+from sightline.store.boxes.yolo_rows import KeyPointSigns, has_rows, read_rows
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import expand_home, list_files, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
-from sightline.store.prepared.prepared_data import SetSpec
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _NAMING = (".yaml", ".yml", ".data")
@@ -483,24 +474,13 @@ def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
     return box._replace(box=cut) if cut[0] < cut[2] and cut[1] < cut[3] else "boxes outside of their image"
 
 
-@registry.data.add("yolo_txt")
-class YoloTxt(LabelledImages):
-    """Images with boxes in YOLO's text files, prepared by `sightline data prepare yolo_txt`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Boxes narrower or
-    lower than `ignore_below_px` pixels of the file are ignored. Where neither folders nor a file of names state a test
-    part, `tested` are beginnings of names, or the last `test_share` is tested.
-    Source: the user's files; the format is that of Darknet (Redmon and Farhadi 2018, YOLOv3).
-    """
-
-    spec = SetSpec(name="yolo_txt", is_own=True)
-    label_format = LabelFormat(
-        read=read_yolo,
-        turns=True,
-        write=write_yolo,
-        image_path=_image_path,
-        holds=frozenset({"undivided"}),
-        fit=_fit,
-        rounds="cuts them at the border of the image",
-        known_by={".yaml": rb"(?m)^names\s*:"},
-    )
+YOLO_TXT = LabelFormat(
+    read=read_yolo,
+    turns=True,
+    write=write_yolo,
+    image_path=_image_path,
+    holds=frozenset({"undivided"}),
+    fit=_fit,
+    rounds="cuts them at the border of the image",
+    known_by={".yaml": rb"(?m)^names\s*:"},
+)

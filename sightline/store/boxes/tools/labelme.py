@@ -9,17 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import (
-    BoxCorners,
-    Files,
-    LabelFormat,
-    LabelledBox,
-    LabelledSet,
-    parse_number,
-)
-from sightline.areas.detect.sets.label_writing import json_bytes, plain
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import (
+from sightline.store.boxes.label_table import BoxCorners, Files, LabelFormat, LabelledBox, LabelledSet, parse_number
+from sightline.store.boxes.label_writing import json_bytes, plain
+from sightline.store.boxes.tools.boxes import (
     BAD_BOX,
     MARKS,
     NO_BOX,
@@ -31,10 +23,8 @@ from sightline.areas.detect.sets.tools.boxes import (
     parse_size,
     state_marks,
 )
-from sightline.areas.detect.sets.tools.folders import LabelReport, StatedImage, label_reader, path_in_split
-from sightline.contract import registry
+from sightline.store.boxes.tools.folders import LabelReport, StatedImage, label_reader, path_in_split
 from sightline.store.files.input_files import parse_json_content, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 
 _VERSION = "5.2.1"
 """Version of LabelMe whose files are written."""
@@ -138,23 +128,12 @@ def _state_shape(box: LabelledBox) -> dict[str, Any]:
     return {"label": box.class_name, "points": points, "group_id": None, "shape_type": "rectangle", "flags": flags}
 
 
-@registry.data.add("labelme")
-class LabelMe(LabelledImages):
-    """Images with boxes in LabelMe's JSON, prepared by `sightline data prepare labelme`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons, circles and
-    masks become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored.
-    Where folders state no test part, `tested` are beginnings of names, or `test_share` is tested. Source: the user's
-    files; the format is that of LabelMe (Wada).
-    """
-
-    spec = SetSpec(name="labelme", is_own=True)
-    label_format = LabelFormat(
-        read=read_labelme,
-        turns=True,
-        write=write_labelme,
-        image_path=lambda image: path_in_split(image.name, image.split),
-        holds=frozenset({"is_ignored", "is_crowd", "size", "undivided"}),
-        fit=lambda box, _: fit_label(box),
-        known_by={".json": rb'"shapes"\s*:'},
-    )
+LABELME = LabelFormat(
+    read=read_labelme,
+    turns=True,
+    write=write_labelme,
+    image_path=lambda image: path_in_split(image.name, image.split),
+    holds=frozenset({"is_ignored", "is_crowd", "size", "undivided"}),
+    fit=lambda box, _: fit_label(box),
+    known_by={".json": rb'"shapes"\s*:'},
+)

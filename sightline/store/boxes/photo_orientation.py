@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from sightline.areas.detect.sets.label_table import AnnotationFaults, BoxCorners, LabelledBox, LabelledImage
+from sightline.store.boxes.label_table import AnnotationFaults, BoxCorners, LabelledBox, LabelledImage
 from sightline.store.files.image_files import ImageHeader
 
 OrientationRule = Literal["sizes", "apply", "ignore"]

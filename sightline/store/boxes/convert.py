@@ -11,8 +11,11 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from sightline.areas.detect.sets.image_listing import CheckedImage, check_headers, check_splits
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract import registry
+from sightline.contract.errors import DataError, UserError
+from sightline.contract.schema import suggest
+from sightline.store.boxes.image_listing import CheckedImage, check_headers, check_splits
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     FaultPolicy,
     LabelFormat,
@@ -20,10 +23,7 @@ from sightline.areas.detect.sets.label_table import (
     LabelledImage,
     area_of,
 )
-from sightline.areas.detect.sets.photo_orientation import OrientationRule, assume_turned
-from sightline.contract import registry
-from sightline.contract.errors import DataError, UserError
-from sightline.contract.schema import suggest
+from sightline.store.boxes.photo_orientation import OrientationRule, assume_turned
 from sightline.store.files.atomic_write import can_link, whole_folder
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.prepared_writer import Progress

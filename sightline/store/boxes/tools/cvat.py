@@ -6,17 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-from sightline.areas.detect.sets.label_table import (
-    BoxCorners,
-    Files,
-    LabelFormat,
-    LabelledBox,
-    LabelledImage,
-    LabelledSet,
-)
-from sightline.areas.detect.sets.label_writing import SPLIT_WORDS, plain
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import (
+from sightline.contract.errors import DataError
+from sightline.store.boxes.label_table import BoxCorners, Files, LabelFormat, LabelledBox, LabelledImage, LabelledSet
+from sightline.store.boxes.label_writing import SPLIT_WORDS, plain
+from sightline.store.boxes.tools.boxes import (
     BAD_BOX,
     MARKS,
     NO_BOX,
@@ -29,11 +22,8 @@ from sightline.areas.detect.sets.tools.boxes import (
     parse_size,
     state_marks,
 )
-from sightline.areas.detect.sets.tools.folders import BAD_IMAGE, LabelReport, StatedImage, label_reader, path_in_split
-from sightline.contract import registry
-from sightline.contract.errors import DataError
+from sightline.store.boxes.tools.folders import BAD_IMAGE, LabelReport, StatedImage, label_reader, path_in_split
 from sightline.store.files.xml_files import XmlElement, iterate_xml
-from sightline.store.prepared.prepared_data import SetSpec
 
 _SHAPES: Mapping[str, tuple[tuple[str, ...], Callable[..., BoxCorners]]] = {
     "box": (("xtl", "ytl", "xbr", "ybr"), lambda turn, *corners: turn.turn_box(corners)),
@@ -155,23 +145,12 @@ def _render_box(box: LabelledBox) -> str:
     return f"<box {head}>{''.join(marks)}</box>\n"
 
 
-@registry.data.add("cvat")
-class Cvat(LabelledImages):
-    """Images with boxes in the XML of 'CVAT for images 1.1', prepared by `sightline data prepare cvat`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons, ellipses and
-    masks become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored.
-    Where neither subsets nor folders state a test part, `tested` are beginnings of names, or `test_share` is tested.
-    Source: the user's files; the format is that of CVAT (Sekachev et al.).
-    """
-
-    spec = SetSpec(name="cvat", is_own=True)
-    label_format = LabelFormat(
-        read=read_cvat,
-        turns=True,
-        write=write_cvat,
-        image_path=_image_path,
-        holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),
-        fit=lambda box, _: fit_label(box),
-        known_by={".xml": rb"<annotations[\s>]"},
-    )
+CVAT = LabelFormat(
+    read=read_cvat,
+    turns=True,
+    write=write_cvat,
+    image_path=_image_path,
+    holds=frozenset({"is_ignored", "is_crowd", "size", "undivided", "suffix"}),
+    fit=lambda box, _: fit_label(box),
+    known_by={".xml": rb"<annotations[\s>]"},
+)

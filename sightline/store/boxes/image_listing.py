@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract.errors import DataError, join_some
+from sightline.store.boxes.label_table import (
     ENCLOSED,
     BoxCorners,
     CategoryIds,
@@ -26,14 +27,8 @@ from sightline.areas.detect.sets.label_table import (
     LabelledSet,
     Values,
 )
-from sightline.areas.detect.sets.photo_orientation import (
-    OrientationRule,
-    agrees_with_size,
-    assume_turned,
-    leave_out_beyond,
-)
-from sightline.areas.detect.sets.records import propose_canvas
-from sightline.contract.errors import DataError, join_some
+from sightline.store.boxes.photo_orientation import OrientationRule, agrees_with_size, assume_turned, leave_out_beyond
+from sightline.store.boxes.records import propose_canvas
 from sightline.store.files.image_files import (
     CONVERT_ADVICE,
     IMAGE_SUFFIXES,

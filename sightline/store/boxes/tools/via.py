@@ -10,23 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.sets.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import (
-    MARKS,
-    NO_BOX,
-    NoBoxError,
-    Turn,
-    find_bounds,
-    make_box,
-    parse_points,
-)
-from sightline.areas.detect.sets.tools.folders import LabelFolder, LabelReport, StatedImage, name_subset
-from sightline.areas.detect.sets.tools.tables import iterate_rows, read_header
-from sightline.contract import registry
 from sightline.contract.errors import DataError, join_some
+from sightline.store.boxes.label_table import BoxCorners, LabelFormat, LabelledBox, LabelledSet, parse_number
+from sightline.store.boxes.tools.boxes import MARKS, NO_BOX, NoBoxError, Turn, find_bounds, make_box, parse_points
+from sightline.store.boxes.tools.folders import LabelFolder, LabelReport, StatedImage, name_subset
+from sightline.store.boxes.tools.tables import iterate_rows, read_header
 from sightline.store.files.input_files import parse_json_content, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 
 _MAX_LISTED = 5
 _CENTRED: Mapping[str, tuple[str, ...]] = {"circle": ("cx", "cy", "r", "r"), "ellipse": ("cx", "cy", "rx", "ry")}
@@ -220,22 +209,11 @@ def _convert_shape(xy: Sequence[Any]) -> dict[str, Any]:
     return {"name": _UNSUPPORTED_SHAPES_3.get(kind, f"shape {kind}")}
 
 
-@registry.data.add("via")
-class Via(LabelledImages):
-    """Images with boxes in the files of VGG Image Annotator (VIA), prepared by `sightline data prepare via`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Polygons, circles and
-    ellipses become the boxes about them. Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored.
-    Where neither names of files nor folders state a test part, `tested` are beginnings of names, or `test_share` is
-    tested. Source: the user's files; Dutta and Zisserman 2019, The VIA Annotation Software.
-    """
-
-    spec = SetSpec(name="via", is_own=True)
-    label_format = LabelFormat(
-        read=read_via,
-        turns=True,
-        known_by={
-            ".json": rb'"(?:_via_settings|_via_img_metadata|shape_attributes|region_attributes|vid_list)"\s*:',
-            ".csv": rb"\A(?:\xef\xbb\xbf)?#?\s*filename,(?:file_size,file_attributes|.*region_shape)",
-        },
-    )
+VIA = LabelFormat(
+    read=read_via,
+    turns=True,
+    known_by={
+        ".json": rb'"(?:_via_settings|_via_img_metadata|shape_attributes|region_attributes|vid_list)"\s*:',
+        ".csv": rb"\A(?:\xef\xbb\xbf)?#?\s*filename,(?:file_size,file_attributes|.*region_shape)",
+    },
+)

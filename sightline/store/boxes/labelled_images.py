@@ -14,11 +14,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.areas.detect.sets.detections import ImageRef, SetIndex
-from sightline.areas.detect.sets.image_listing import plan_image_set, survey_images
-from sightline.areas.detect.sets.label_table import CategoryIds, FaultPolicy, LabelFormat
-from sightline.areas.detect.sets.photo_orientation import OrientationRule
-from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.config.yaml_writer import format_inline
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
@@ -26,6 +21,11 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.boxes.detections import ImageRef, SetIndex
+from sightline.store.boxes.image_listing import plan_image_set, survey_images
+from sightline.store.boxes.label_table import CategoryIds, FaultPolicy, LabelFormat
+from sightline.store.boxes.photo_orientation import OrientationRule
+from sightline.store.boxes.records import BoxRecord, box_facts, make_sample
 from sightline.store.files.image_files import read_image
 from sightline.store.files.input_files import prepare_again
 from sightline.store.prepared.columns import BOXES, CLASSES, ColumnForm

@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sightline.areas.detect.sets.image_listing import UnreadImages, guess_split, list_images
-from sightline.areas.detect.sets.label_table import (
+from sightline.contract.errors import DataError
+from sightline.store.boxes.image_listing import UnreadImages, guess_split, list_images
+from sightline.store.boxes.label_table import (
     AnnotationFaults,
     CategoryIds,
     Files,
@@ -17,17 +18,13 @@ from sightline.areas.detect.sets.label_table import (
     LabelledSet,
     is_valid_box,
 )
-from sightline.areas.detect.sets.label_writing import plain
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.yolo_txt import count_note
-from sightline.contract import registry
-from sightline.contract.errors import DataError
+from sightline.store.boxes.label_writing import plain
+from sightline.store.boxes.yolo_txt import count_note
 from sightline.store.files.input_files import expand_home, read_file
-from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 
 _TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
-_REGION = "DontCare"
+REGION = "DontCare"
 _COLUMNS = (15, 16)
 """Words of a labelled object, and of a detection, which has a score, too."""
 _UNSTATED = "-1 -1 -10"
@@ -73,7 +70,7 @@ def read_kitti(source: Path) -> LabelledSet:
     )
     notes += UnreadImages(root).list_notes()
     names = {box.class_name for image in images for box in image.boxes}
-    ordered = [*(name for name in _TYPES if name in names), *sorted(names - {*_TYPES, _REGION}), _REGION]
+    ordered = [*(name for name in _TYPES if name in names), *sorted(names - {*_TYPES, REGION}), REGION]
     classes = CategoryIds(tuple(ordered), tuple(range(1, len(ordered) + 1)))
     return LabelledSet(root, "kitti_boxes", classes, images, faults, notes, unread)
 
@@ -92,14 +89,14 @@ def _read_rows(path: Path, faults: AnnotationFaults, unread: Counter[str]) -> It
                 raise ValueError("a type and 14 numbers are needed")
             values = [float(word) for word in words]
             box = values[3], values[4], values[5], values[6]
-            if not is_valid_box(box, is_ignored=name == _REGION):
+            if not is_valid_box(box, is_ignored=name == REGION):
                 raise ValueError("left, top, right and bottom in pixels are needed, width and height above 0")
         except ValueError as error:
             faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
             continue
         unread["3D boxes"] += values[7] > 0
         unread["marks of occlusion or truncation"] += values[0] > 0 or values[1] > 0
-        yield LabelledBox(name, box, is_ignored=name == _REGION, line=number)
+        yield LabelledBox(name, box, is_ignored=name == REGION, line=number)
 
 
 def write_kitti(labels: LabelledSet) -> Files:
@@ -121,27 +118,15 @@ def _image_path(image: LabelledImage) -> str:
 def _fit(box: LabelledBox, size_px: tuple[int, int]) -> LabelledBox | str:
     """Return a box whose type is one word; ignored ones are DontCare."""
     if box.is_ignored:
-        return box._replace(class_name=_REGION)
+        return box._replace(class_name=REGION)
     name = "_".join(box.class_name.split()) or "Misc"
-    return f"boxes of the class {name}" if name == _REGION else box._replace(class_name=name)
+    return f"boxes of the class {name}" if name == REGION else box._replace(class_name=name)
 
 
-@registry.data.add("kitti_boxes")
-class KittiBoxes(LabelledImages):
-    """Images with the 2D boxes of KITTI, prepared by `sightline data prepare kitti_boxes`.
-
-    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. DontCare regions are
-    ignored, and boxes narrower or lower than `ignore_below_px` pixels of the file. Where no folder is called after a
-    test part, `tested` are beginnings of names, or the last `test_share` is tested. Source: Geiger et al. 2012, Are we
-    ready for autonomous driving?
-    """
-
-    spec = SetSpec(name="kitti_boxes")
-    label_format = LabelFormat(
-        read=read_kitti,
-        write=write_kitti,
-        image_path=_image_path,
-        holds=frozenset({"is_ignored", "undivided"}),
-        fit=_fit,
-    )
-    regions = (_REGION,)
+KITTI = LabelFormat(
+    read=read_kitti,
+    write=write_kitti,
+    image_path=_image_path,
+    holds=frozenset({"is_ignored", "undivided"}),
+    fit=_fit,
+)

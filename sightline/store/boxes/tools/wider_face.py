@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from sightline.areas.detect.sets.label_table import LabelFormat, LabelledBox
-from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.areas.detect.sets.tools.boxes import make_box, parse_numbers
-from sightline.areas.detect.sets.tools.folders import LabelReport, StatedImage, label_reader, name_subset
-from sightline.contract import registry
+from sightline.store.boxes.label_table import LabelFormat, LabelledBox
+from sightline.store.boxes.tools.boxes import make_box, parse_numbers
+from sightline.store.boxes.tools.folders import LabelReport, StatedImage, label_reader, name_subset
 from sightline.store.files.input_files import get_again, read_file
 from sightline.store.files.text_tables import parse_count
-from sightline.store.prepared.prepared_data import SetSpec
 
 _MARKS = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
 _NEEDS = "WIDER FACE has wider_face_train_bbx_gt.txt with WIDER_train/images/"
@@ -52,9 +49,4 @@ def _read_face(entry: tuple[int, str], *, report: LabelReport) -> LabelledBox:
     return make_box("face", (left, top, left + width, top + height), {"ignore": marks["invalid"]}, line=line)
 
 
-@registry.data.add("wider_face")
-class WiderFace(LabelledImages):
-    """Photos of faces, prepared by `sightline data prepare wider_face`. Source: Yang et al. 2016, WIDER FACE."""
-
-    spec = SetSpec(name="wider_face")
-    label_format = LabelFormat(read=read_wider_face, known_by={".txt": rb"\A[^\n]+\.\w+\s*\n\d+\s*\n(?:-?\d+ ){9}"})
+WIDER_FACE = LabelFormat(read=read_wider_face, known_by={".txt": rb"\A[^\n]+\.\w+\s*\n\d+\s*\n(?:-?\d+ ){9}"})

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from sightline.areas.detect.sets.label_table import CategoryIds
 from sightline.contract.errors import DataError
+from sightline.store.boxes.label_table import CategoryIds
 
 FirstId = Literal[0, 1]
 """Id of the first class in the rows of text files."""

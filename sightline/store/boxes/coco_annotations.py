@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from sightline.areas.detect.sets.label_table import (
+from sightline.store.boxes.label_table import (
     MAX_PX,
     AnnotationFaults,
     BoxCorners,
@@ -19,7 +19,7 @@ from sightline.areas.detect.sets.label_table import (
     parse_number,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.tools.boxes import OTHER_PLACE, Turn, are_apart
+from sightline.store.boxes.tools.boxes import OTHER_PLACE, Turn, are_apart
 
 _PART_KEYS = frozenset({"vbox", "hbox", "vis_ratio", "head_attr"})
 _ANNOTATION_KEYS = _PART_KEYS | {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "fbox", "height"}
