@@ -175,7 +175,12 @@ def _list_ends(name: str) -> list[str]:
 
 def guess_split(path: Path) -> str:
     """Guess the split (`train`, `validation`, `test`) from the words in a path, last part first; else `all`."""
-    for part in reversed(path.parts):
+    return guess_split_of_parts(path.parts)
+
+
+def guess_split_of_parts(parts: Sequence[str]) -> str:
+    """Guess the split from the parts of a path, as `guess_split` does."""
+    for part in reversed(parts):
         if match := _SPLIT_PATTERN.search(part.lower()):
             return _SPLIT_BY_WORD[match[1]]
     return "all"

@@ -49,6 +49,8 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Suffixes of photos that are not read: they are named where they are left out."""
 CONVERT_ADVICE = "save them as JPEG or PNG, such as by ImageMagick's 'magick mogrify -format jpg FILE'"
+_SMALL_BYTES = 2**17
+"""Largest size of a file that is read at once: Pillow asks for a header in pieces of two bytes."""
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,9 +67,9 @@ _TURNS = {
 class _BoundedFile(io.BufferedReader):
     """Reader that never requests more bytes than the file has; Pillow requests as many as a chunk states."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._num_bytes = os.fstat(self.fileno()).st_size
+    def __init__(self, file: io.FileIO, num_bytes: int) -> None:
+        super().__init__(file)
+        self._num_bytes = num_bytes
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(-1 if size is None or size > self._num_bytes else size)
@@ -79,10 +81,14 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     assert_regular(path)  # which says of a folder what it is
     with convert_errors(path, "cannot be decoded"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about damaged EXIF data, and about large images
-        with _BoundedFile(path) as file, Image.open(file) as image:
-            num_bytes = 4 * image.width * image.height
-            check_decompressed_size(str(path), num_bytes, path.stat().st_size, free_bytes=FREE_IMAGE_BYTES)
-            yield image
+        with io.FileIO(path) as stream:
+            num_stored = os.fstat(stream.fileno()).st_size
+            is_small = num_stored <= _SMALL_BYTES
+            file = io.BytesIO(stream.read()) if is_small else _BoundedFile(stream, num_stored)
+            with file, Image.open(file) as image:
+                num_bytes = 4 * image.width * image.height
+                check_decompressed_size(str(path), num_bytes, num_stored, free_bytes=FREE_IMAGE_BYTES)
+                yield image
 
 
 def load_pixels(image: Image.Image, path: Path) -> None:
