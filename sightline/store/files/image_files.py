@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sightline.contract.errors import DataError
 from sightline.ops.views.rendering import Background
@@ -25,6 +25,7 @@ from sightline.store.files.input_files import (
     check_decompressed_size,
     convert_errors,
     damaged,
+    list_files,
     open_regular,
     read_file,
 )
@@ -75,6 +76,12 @@ class _BoundedFile(io.BufferedReader):
         return super().read(-1 if size is None or size > self._num_bytes else size)
 
 
+def advise_unread(folder: Path) -> str:
+    """Return the end of a message on photos below a folder whose kind is not read, with the first; "" without any."""
+    unread = list_files(folder, UNREAD_SUFFIXES)
+    return f"; {unread[0].name} is of a kind that is not read: {CONVERT_ADVICE}" if unread else ""
+
+
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image. Raises DataError for a file that is damaged or has an absurd size, also while it is used."""
@@ -85,10 +92,20 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             num_stored = os.fstat(stream.fileno()).st_size
             is_small = num_stored <= _SMALL_BYTES
             file = io.BytesIO(stream.read()) if is_small else _BoundedFile(stream, num_stored)
-            with file, Image.open(file) as image:
+            with file, _open_known(file, path) as image:
                 num_bytes = 4 * image.width * image.height
                 check_decompressed_size(str(path), num_bytes, num_stored, free_bytes=FREE_IMAGE_BYTES)
                 yield image
+
+
+def _open_known(file: IO[bytes], path: Path) -> Image.Image:
+    """Open an image of a file. Raises DataError with the advice for a kind that is not read, such as HEIC."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if path.suffix.lower() in UNREAD_SUFFIXES:
+            raise DataError(f"{path}: is of a kind that is not read: {CONVERT_ADVICE}") from None
+        raise
 
 
 def load_pixels(image: Image.Image, path: Path) -> None:
