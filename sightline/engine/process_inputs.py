@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import re
@@ -79,8 +80,9 @@ def describe_process(device: torch.device) -> dict[str, Any]:
     return {"device": device.type, "sightline": version, "torch": str(torch.__version__)}
 
 
+@functools.cache
 def digest_package() -> str:
-    """Compute the SHA-256 of the names and texts of all modules of sightline."""
+    """Compute the SHA-256 of the names and texts of all modules of sightline, once: what runs was read at the start."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

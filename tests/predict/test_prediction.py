@@ -22,7 +22,7 @@ from sightline.runs.inputs import find_range
 from sightline.workbench.predict import classify
 from sightline.workbench.predict import prediction as module
 from sightline.workbench.predict.classify import ClassPredictor
-from sightline.workbench.predict.prediction import predict_files
+from sightline.workbench.predict.prediction import collect_files, predict_files
 from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal
 from sightline.workbench.weights.conversion import convert_published_weights
 from tests.engine.published_weights import FactsAlone, saved, small_state
@@ -239,3 +239,17 @@ def test_a_run_on_something_else_than_clouds_is_refused(tmp_path: Path) -> None:
     run = run_of(tmp_path, "data.name_of_points=voxels")
     with pytest.raises(ConfigError, match="was trained on voxels, label, not on points; predict takes clouds"):
         run.predict(write(tmp_path / "clouds", [4]))
+
+
+def test_a_folder_of_photos_of_a_kind_that_is_not_read_is_told_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.HEIC").write_bytes(b"")
+    told = "a.HEIC is of a kind that is not read: save them as JPEG or PNG"
+    _, [refused] = collect_files([tmp_path], suffixes=(".jpg", ".png"))
+    assert refused.reason.startswith(f"{tmp_path}: holds no file of the kinds .jpg, .png; {told}")
+    assert told not in collect_files([tmp_path], suffixes=(".ply",))[1][0].reason
+    (tmp_path / "b.png").write_bytes(b"")
+    caplog.clear()
+    assert collect_files([tmp_path], suffixes=(".jpg", ".png"))[1] == []
+    assert told in caplog.text

@@ -17,6 +17,7 @@ from sightline.store.boxes.image_listing import (
     NameEnds,
     UnreadImages,
     guess_split,
+    guess_split_of_parts,
     is_other_photo,
     list_images,
 )
@@ -70,11 +71,13 @@ def read_coco(
     parents = (item for document in documents for item in document.read_categories().items())
     unread["supercategory"] = len({key for key, (name, parent) in parents if parent not in ("None", "none", "", name)})
     num_root = len(os.path.join(root, ""))
+    listed_images = list_images(root if base is None else base, may_lack=True)
+    found = {text: path for path in listed_images if (text := str(path))[:num_root] == os.path.join(root, "")}
     for document in documents:
         entries, file = document.index_images(), document.path
         names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
         split = guess_split(Path(os.path.relpath(file, folder)))
-        paths, lost, note = _find_images(root, file, names, split, base)
+        paths, lost, note = _find_images(root, file, names, split, base, found)
         notes += note
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
@@ -94,7 +97,8 @@ def read_coco(
             if key in paths
         ]
     named = {image.path for image in listed}
-    unlisted = [] if files else [path for path in list_images(root, may_lack=True) if path not in named]
+    below_root = listed_images if base is None else list_images(root, may_lack=True)
+    unlisted = [] if files else [path for path in below_root if path not in named]
     folders = {path.parent for path in named}
     for path in unlisted:
         if path.parent in folders:
@@ -273,10 +277,16 @@ def _read_classes(documents: Sequence[_Document]) -> tuple[CategoryIds, list[str
 
 
 def _find_images(
-    root: Path, path: Path, names: Mapping[int, str], split: str, images: Path | None
+    root: Path,
+    path: Path,
+    names: Mapping[int, str],
+    split: str,
+    images: Path | None,
+    found: Mapping[str, Path],
 ) -> tuple[dict[int, Path], list[tuple[str, str]], list[str]]:
     """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
+    `found` are all images below `root`, and below `images` if it is stated, by their path.
     Others are looked for in the folder `images`, else below `root` but for the folders of other splits. None stands for
     a file outside of `root` with other bytes, nor for one of another folder that `..` states, if other names lead to
     images. Also returns names and faults of what is missing, and a note on images that are elsewhere than stated.
@@ -284,13 +294,18 @@ def _find_images(
     base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
     if images is not None:
         base, splits = images, {*_SPLITS}
-    files = [file for file in list_images(base, may_lack=True) if file.is_relative_to(root)]
+    start = base if images is not None else path.parent
+    stated = {key: os.path.normpath(os.path.join(start, name)) for key, name in names.items()}
+    paths = {key: found[file] for key, file in stated.items() if file in found}
+    if len(paths) == len(names):
+        return paths, [], []
+    num_base, num_root = (len(os.path.join(folder, "")) for folder in (base, root))
     listed = {
-        file.relative_to(base).as_posix(): file for file in files if guess_split(file.relative_to(root)) in splits
+        text[num_base:].replace(os.sep, "/"): file
+        for text, file in found.items()
+        if guess_split_of_parts(text[num_root:].split(os.sep)) in splits
     }
-    start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, files)}
-    stated = {key: os.path.normpath(start / name) for key, name in names.items()}
-    paths = {key: Path(file) for key, file in stated.items() if file in by_path}
+    ends = NameEnds(listed)
     matches = {key: ends.find(name) for key, name in names.items() if key not in paths}
     outside = {
         key

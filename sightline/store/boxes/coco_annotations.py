@@ -56,12 +56,13 @@ class CocoBoxes:
     def add(self, annotation: Any) -> None:
         """Add the box of the next annotation, or what is wrong with it."""
         stated: Mapping[str, Any] = annotation if isinstance(annotation, dict) else {}
-        self.num_text_ids += any(isinstance(stated.get(key), str) for key in ("image_id", "category_id"))
-        image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
+        self.num_text_ids += isinstance(stated.get("image_id"), str) or isinstance(stated.get("category_id"), str)
+        image_id, category, number = _get_id(stated, "image_id"), _get_id(stated, "category_id"), _get_id(stated, "id")
         index, self._num_annotations = self._num_annotations, self._num_annotations + 1
         self.categories.add(category)
-        for key in stated.keys() - _ANNOTATION_KEYS:
-            self.unread[key] += bool(stated[key])
+        if not stated.keys() <= _ANNOTATION_KEYS:
+            for key in stated.keys() - _ANNOTATION_KEYS:
+                self.unread[key] += bool(stated[key])
         if image_id < 0 or category < 0:
             key = "image_id" if image_id < 0 else "category_id"
             kind = _UNPLACED if image_id < 0 else _UNKNOWN
@@ -83,8 +84,9 @@ class CocoBoxes:
         box = LabelledBox("", turned, None, None, is_ignored, False, is_crowd, None, stated_area, index, is_turned)
         box = box if stated.keys().isdisjoint(_PART_KEYS) else _add_parts(box, stated)
         self._boxes[image_id].append(_Annotation(category, number, box))
-        if not (is_ignored or is_turned):
-            for kind, text in _find_contradictions(corners, stated_area, stated.get("segmentation")):
+        segmentation = stated.get("segmentation")
+        if not (is_ignored or is_turned) and (segmentation or stated_area is not None):
+            for kind, text in _find_contradictions(corners, stated_area, segmentation):
                 self._doubts.append((index, image_id, kind, f"{_name_annotation(index, number)}: {text}"))
 
     def assign(
@@ -158,8 +160,8 @@ def _name_annotation(index: int, number: int) -> str:
 
 def _is_marked(annotation: Mapping[str, Any]) -> bool:
     """Return True if an annotation is marked as ignored (iscrowd, ignore). Raises TypeError for a mark that is text."""
-    marks = (annotation.get("iscrowd"), annotation.get("ignore"))
-    return any([mark is True or parse_number(mark) != 0 for mark in marks if mark])
+    marks = annotation.get("iscrowd"), annotation.get("ignore")
+    return any(marks) and any([mark is True or parse_number(mark) != 0 for mark in marks if mark])
 
 
 def _read_box(annotation: Mapping[str, Any]) -> BoxCorners:

@@ -34,6 +34,7 @@ from sightline.store.files.image_files import (
     IMAGE_SUFFIXES,
     UNREAD_SUFFIXES,
     ImageHeader,
+    advise_unread,
     check_image,
     read_header,
     read_image,
@@ -89,11 +90,8 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
     images = list_files(root, IMAGE_SUFFIXES)
     if not images and not may_lack:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        unread = list_files(root, UNREAD_SUFFIXES)
-        advice = f"; {unread[0].name} is of a kind that is not read: {CONVERT_ADVICE}" if unread else ""
-        raise DataError(
-            f"{root}: {describe_contents(root)}, no image ({suffixes}){advice or '; give a folder with images'}"
-        )
+        advice = advise_unread(root) or "; give a folder with images"
+        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}){advice}")
     return images
 
 
@@ -175,7 +173,12 @@ def _list_ends(name: str) -> list[str]:
 
 def guess_split(path: Path) -> str:
     """Guess the split (`train`, `validation`, `test`) from the words in a path, last part first; else `all`."""
-    for part in reversed(path.parts):
+    return guess_split_of_parts(path.parts)
+
+
+def guess_split_of_parts(parts: Sequence[str]) -> str:
+    """Guess the split from the parts of a path, as `guess_split` does."""
+    for part in reversed(parts):
         if match := _SPLIT_PATTERN.search(part.lower()):
             return _SPLIT_BY_WORD[match[1]]
     return "all"

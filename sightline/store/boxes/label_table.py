@@ -8,6 +8,7 @@ import typing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -150,12 +151,15 @@ class AnnotationFaults:
         return ""
 
 
+_PLAIN_NUMBERS = {float, int}
+
+
 def xywh_to_xyxy(bbox: Any) -> BoxCorners:
     """Convert a box from left, top, width, height to left, top, right, bottom.
 
     Raises ValueError, TypeError or OverflowError for anything but four numbers, and for coordinates beyond `MAX_PX`.
     """
-    left, top, width, height = map(parse_number, bbox)
+    left, top, width, height = map(float if {*map(type, bbox)} <= _PLAIN_NUMBERS else parse_number, bbox)
     corners = left, top, left + width, top + height
     if not is_valid_box(corners, is_ignored=True):
         raise ValueError(f"finite numbers, of pixels at most {MAX_PX:,} from the corner, are needed")
@@ -251,7 +255,7 @@ class LabelFormat:
         options = [item.replace(annotation=hints[item.name]) for item in named if item.kind is item.KEYWORD_ONLY]
         return [*options, *([_TURNED] if self.turns else [])]
 
-    @property
+    @cached_property
     def column_specs(self) -> dict[str, ColumnSpec]:
         """Specs of the stored columns: one entry for each box of an image, possibly none."""
         stored = {name: _COLUMNS[name] for name in self.columns}

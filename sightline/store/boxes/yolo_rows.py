@@ -90,6 +90,11 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, list[float]]:
     """
     values = np.array(line.split(), dtype=np.float64)
     numbers = values[1:5] if has_key_points else values[1:]
+    if len(numbers) == 5:
+        raise ValueError(
+            "a sixth number is a score, which labels have not, or an angle: take it out, or write the four corners of "
+            "the turned box, class x1 y1 x2 y2 x3 y3 x4 y4, in shares"
+        )
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise ValueError(
             "class, centre x, centre y, width and height, or class and corners, are needed; with key points, state "

@@ -46,6 +46,8 @@ _ARRAY_NAMES = {
 _ARRAY_COLUMNS = {"points": POINTS, "normals": NORMALS, "colours": COLOURS}
 _PTS_COLUMNS = (*POINTS, "intensity", *COLOURS)
 """Columns of a .pts file with seven, in the order of Leica's format."""
+_COLUMNS_OF_SUFFIX = {".xyzn": (*POINTS, *NORMALS), ".xyzrgb": (*POINTS, *COLOURS)}
+"""Columns that the suffix of a text file states, as Open3D writes it; its colours run from 0 to 1."""
 _COLOUR_MAX = {"u1": 2**8 - 1, "u2": 2**16 - 1}
 """Largest colour that columns of a dtype can hold."""
 
@@ -277,7 +279,8 @@ def _name_columns(
     if table.ndim != 2 or table.dtype.kind not in "fiu":
         raise DataError(f"{path}: holds {table.dtype} {table.shape}, numbers (points, columns) are needed")
     width, notes = table.shape[1], content.notes
-    names = columns or (POINTS if width == 3 else None)
+    stated = _COLUMNS_OF_SUFFIX.get(path.suffix.lower(), POINTS)
+    names = columns or (stated if width == len(stated) else None)
     if (
         names is None
         and path.suffix.lower() == ".pts"
@@ -481,7 +484,7 @@ _READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".off": lambda path: _Content(*read_off(path)),
     ".obj": lambda path: _Content(*read_obj(path)),
     ".stl": lambda path: _Content(*read_stl(path)),
-    **dict.fromkeys((".txt", ".xyz", ".csv", ".pts", ".asc"), _read_text),
+    **dict.fromkeys((".txt", ".xyz", ".csv", ".pts", ".asc", *_COLUMNS_OF_SUFFIX), _read_text),
 }
 """Reader of each suffix; all results have columns by name, or a table that `columns` names."""
 

@@ -11,11 +11,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sightline.contract.errors import DataError
 from sightline.ops.views.rendering import Background
@@ -25,6 +25,7 @@ from sightline.store.files.input_files import (
     check_decompressed_size,
     convert_errors,
     damaged,
+    list_files,
     open_regular,
     read_file,
 )
@@ -49,6 +50,8 @@ UNREAD_SUFFIXES = frozenset(
 )
 """Suffixes of photos that are not read: they are named where they are left out."""
 CONVERT_ADVICE = "save them as JPEG or PNG, such as by ImageMagick's 'magick mogrify -format jpg FILE'"
+_SMALL_BYTES = 2**17
+"""Largest size of a file that is read at once: Pillow asks for a header in pieces of two bytes."""
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -65,12 +68,18 @@ _TURNS = {
 class _BoundedFile(io.BufferedReader):
     """Reader that never requests more bytes than the file has; Pillow requests as many as a chunk states."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._num_bytes = os.fstat(self.fileno()).st_size
+    def __init__(self, file: io.FileIO, num_bytes: int) -> None:
+        super().__init__(file)
+        self._num_bytes = num_bytes
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(-1 if size is None or size > self._num_bytes else size)
+
+
+def advise_unread(folder: Path) -> str:
+    """Return the end of a message on photos below a folder whose kind is not read, with the first; "" without any."""
+    unread = list_files(folder, UNREAD_SUFFIXES)
+    return f"; {unread[0].name} is of a kind that is not read: {CONVERT_ADVICE}" if unread else ""
 
 
 @contextmanager
@@ -79,10 +88,24 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     assert_regular(path)  # which says of a folder what it is
     with convert_errors(path, "cannot be decoded"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about damaged EXIF data, and about large images
-        with _BoundedFile(path) as file, Image.open(file) as image:
-            num_bytes = 4 * image.width * image.height
-            check_decompressed_size(str(path), num_bytes, path.stat().st_size, free_bytes=FREE_IMAGE_BYTES)
-            yield image
+        with io.FileIO(path) as stream:
+            num_stored = os.fstat(stream.fileno()).st_size
+            is_small = num_stored <= _SMALL_BYTES
+            file = io.BytesIO(stream.read()) if is_small else _BoundedFile(stream, num_stored)
+            with file, _open_known(file, path) as image:
+                num_bytes = 4 * image.width * image.height
+                check_decompressed_size(str(path), num_bytes, num_stored, free_bytes=FREE_IMAGE_BYTES)
+                yield image
+
+
+def _open_known(file: IO[bytes], path: Path) -> Image.Image:
+    """Open an image of a file. Raises DataError with the advice for a kind that is not read, such as HEIC."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if path.suffix.lower() in UNREAD_SUFFIXES:
+            raise DataError(f"{path}: is of a kind that is not read: {CONVERT_ADVICE}") from None
+        raise
 
 
 def load_pixels(image: Image.Image, path: Path) -> None:

@@ -15,8 +15,8 @@ Source: Clinger 1990, How to read floating point numbers accurately.
 """
 _MAX_STEPS = 3
 """Largest number of such powers by which longer numbers are scaled."""
-_MAX_MANTISSA = (2**64 - 10) // 10
-"""Largest integer that may have another digit in 64 bits."""
+_MAX_DIGITS = 19
+"""Largest number of digits that 64 bits hold, whatever they are."""
 _LOW_BITS = 2**11 - 1
 """Bits of 64 that a float64 of the others does not hold."""
 _SPLITTER = 2.0**27 + 1
@@ -25,6 +25,8 @@ _ERROR = 2.0**-50
 _POWERS = 10.0 ** np.arange(_MAX_POWER + 1)
 _TAB, _LINE_END, _RETURN, _BLANK, _PLUS, _COMMA, _MINUS, _POINT, _ZERO, _NINE = b"\t\n\r +,-.09"
 _E, _SMALL_E = b"Ee"
+_ONE, _EIGHT = np.uint64(1), np.uint64(8)
+"""Steps of an index without a sign, for which no code is compiled that counts negative ones from the end."""
 
 
 def parse_plain_rows(content: bytes, start: int, *, num_columns: int, is_comma: bool) -> np.ndarray | None:
@@ -96,6 +98,48 @@ def _scale(high: float, low: float, power: int, powers: np.ndarray) -> float:
     return high if is_certain else np.nan
 
 
+@inlined_kernel
+def _load_eight(content: np.ndarray, at: np.uint64) -> np.uint64:
+    """Return eight bytes as one number, the first in its lowest bits."""
+    word = np.uint64(0)
+    for index in range(8):
+        word |= np.uint64(content[at + np.uint64(index)]) << np.uint64(8 * index)
+    return word
+
+
+@inlined_kernel
+def _are_digits(word: np.uint64) -> bool:
+    """Return True if all eight bytes are digits: their high half is 3, and is 3 still if 6 is added."""
+    high, sixes, threes = np.uint64(0xF0F0F0F0F0F0F0F0), np.uint64(0x0606060606060606), np.uint64(0x3030303030303030)
+    return word & high == threes and (word + sixes) & high == threes
+
+
+@inlined_kernel
+def _convert_digits(word: np.uint64) -> np.uint64:
+    """Return the number of eight digits, which are added in pairs, in fours and in eights at once."""
+    pairs = (word & np.uint64(0x0F0F0F0F0F0F0F0F)) * np.uint64(10 << 8 | 1) >> np.uint64(8)
+    fours = (pairs & np.uint64(0x00FF00FF00FF00FF)) * np.uint64(100 << 16 | 1) >> np.uint64(16)
+    return (fours & np.uint64(0x0000FFFF0000FFFF)) * np.uint64(10000 << 32 | 1) >> np.uint64(32)
+
+
+@inlined_kernel
+def _skip_blanks(content: np.ndarray, at: np.uint64, end: np.uint64) -> np.uint64:
+    """Return the index of the first byte from `at` on that is no blank and no tab, or `end`."""
+    while at < end and (content[at] == _BLANK or content[at] == _TAB):
+        at += _ONE
+    return at
+
+
+@inlined_kernel
+def _count_zeros(content: np.ndarray, at: np.uint64, end: np.uint64) -> int:
+    """Return the number of zeros before the first other digit of a number, whose digits are between two indices."""
+    num_zeros = 0
+    while at < end and (content[at] == _ZERO or content[at] == _POINT):
+        num_zeros += content[at] == _ZERO
+        at += _ONE
+    return num_zeros
+
+
 @numba_kernel
 def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: np.ndarray, table: np.ndarray) -> int:
     """Parse rows of the bytes from `first` on, before `last`, of `content` (bytes,) uint8 into `table` (rows, columns).
@@ -104,47 +148,55 @@ def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: n
     the first thing that is not a plain decimal number whose nearest float64 is certain here, for a row of another
     width, and where there are fewer rows than the table has.
     """
-    at, row, width = first, 0, table.shape[1]
+    at, end = np.uint64(first), np.uint64(last)
+    row, width = 0, table.shape[1]
     while row < table.shape[0]:
-        if at >= last:
+        if at >= end:
             return -1
         for column in range(width):
-            while at < last and (content[at] == _BLANK or content[at] == _TAB):
-                at += 1
+            at = _skip_blanks(content, at, end)
             if is_comma and column > 0:
-                if at == last or content[at] != _COMMA:
+                if at == end or content[at] != _COMMA:
                     return -1
-                at += 1
-                while at < last and (content[at] == _BLANK or content[at] == _TAB):
-                    at += 1
-            is_negative = at < last and content[at] == _MINUS
-            if at < last and (is_negative or content[at] == _PLUS):
-                at += 1
-            mantissa, power, num_digits, is_fraction = np.uint64(0), 0, 0, False
-            while at < last:
-                byte = content[at]
-                if _ZERO <= byte <= _NINE:
-                    if mantissa > np.uint64(_MAX_MANTISSA):
-                        return -1
-                    mantissa = np.uint64(10) * mantissa + np.uint64(byte - _ZERO)
-                    num_digits += 1
-                    power -= is_fraction
-                elif byte == _POINT and not is_fraction:
-                    is_fraction = True
-                else:
-                    break
-                at += 1
-            if num_digits == 0:
+                at += _ONE
+                at = _skip_blanks(content, at, end)
+            is_negative = at < end and content[at] == _MINUS
+            if at < end and (is_negative or content[at] == _PLUS):
+                at += _ONE
+            mantissa, power, begin = np.uint64(0), 0, at
+            while at < end and _ZERO <= content[at] <= _NINE:
+                mantissa = np.uint64(10) * mantissa + np.uint64(content[at] - _ZERO)
+                at += _ONE
+            num_digits = np.int64(at - begin)
+            if at < end and content[at] == _POINT:
+                at += _ONE
+                start = at
+                while at + _EIGHT <= end:
+                    word = _load_eight(content, at)
+                    if not _are_digits(word):
+                        break
+                    mantissa = np.uint64(10**8) * mantissa + _convert_digits(word)
+                    at += _EIGHT
+                while at < end and _ZERO <= content[at] <= _NINE:
+                    mantissa = np.uint64(10) * mantissa + np.uint64(content[at] - _ZERO)
+                    at += _ONE
+                power = -np.int64(at - start)
+                num_digits -= power
+            if num_digits > _MAX_DIGITS:
+                num_digits -= _count_zeros(content, begin, at)
+                if num_digits > _MAX_DIGITS:
+                    return -1
+            elif num_digits == 0:
                 return -1
-            if at < last and (content[at] == _E or content[at] == _SMALL_E):
-                at += 1
-                is_small = at < last and content[at] == _MINUS
-                if at < last and (is_small or content[at] == _PLUS):
-                    at += 1
+            if at < end and (content[at] == _E or content[at] == _SMALL_E):
+                at += _ONE
+                is_small = at < end and content[at] == _MINUS
+                if at < end and (is_small or content[at] == _PLUS):
+                    at += _ONE
                 stated, start = 0, at
-                while at < last and _ZERO <= content[at] <= _NINE and at - start < 4:
+                while at < end and _ZERO <= content[at] <= _NINE and np.int64(at - start) < 4:
                     stated = 10 * stated + (content[at] - _ZERO)
-                    at += 1
+                    at += _ONE
                 if at == start:
                     return -1
                 power += -stated if is_small else stated
@@ -159,15 +211,14 @@ def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: n
                 if np.isnan(value):
                     return -1
             table[row, column] = -value if is_negative else value
-            if at < last and column < width - 1 and not is_comma and content[at] != _BLANK and content[at] != _TAB:
+            if at < end and column < width - 1 and not is_comma and content[at] != _BLANK and content[at] != _TAB:
                 return -1
-        while at < last and (content[at] == _BLANK or content[at] == _TAB):
-            at += 1
-        if at < last and content[at] == _RETURN:
-            at += 1
-        if at < last:
+        at = _skip_blanks(content, at, end)
+        if at < end and content[at] == _RETURN:
+            at += _ONE
+        if at < end:
             if content[at] != _LINE_END:
                 return -1
-            at += 1
+            at += _ONE
         row += 1
-    return at
+    return np.int64(at)

@@ -21,7 +21,7 @@ from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
 from sightline.store.files.atomic_write import REPEAT, replace_atomic, sync_folder, whole_folder
-from sightline.store.files.input_files import damaged, download_again, file_size, list_files
+from sightline.store.files.input_files import damaged, download_again, file_status, list_files
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.copies import describe_copies, digest_content, group_copies, name_copies
 from sightline.store.prepared.prepared_set import (
@@ -100,9 +100,15 @@ class PreparationPlan:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sorted list of source files with their sizes and times."""
-        relative = partial(os.path.relpath, start=self.source)
-        entries = ([relative(file), file_size(file), file.stat().st_mtime_ns] for file in self.files)
+        stated = ((file, file_status(file)) for file in self.files)
+        entries = ([_relative(file, self.source), s.st_size, s.st_mtime_ns] for file, s in stated)
         return digest_json(sorted(entries))
+
+
+def _relative(file: Path, root: Path) -> str:
+    """Return the path of a file from a folder on, as `os.path.relpath`, which takes long, does."""
+    path, start = str(file), os.path.join(root, "")
+    return path[len(start) :] if path.startswith(start) and ".." not in file.parts else os.path.relpath(file, root)
 
 
 def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from sightline.engine.run_loading import TrainedRun
 from sightline.ops import waits
 from sightline.runs.inputs import find_range
 from sightline.store.files.cloud_files import list_skipped_files
+from sightline.store.files.image_files import advise_unread
 from sightline.store.files.input_files import list_files, natural_sort_key
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.loading.collation import batch_keys
@@ -61,10 +62,11 @@ def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[li
         scans = [file for file in matches if file.parent.name == "velodyne"]
         selected = sorted(scans or matches, key=lambda file: list(map(natural_sort_key, file.parts)))
         files |= dict.fromkeys(selected)
+        advice = advise_unread(path) if ".jpg" in suffixes else ""
         if skipped := list_skipped_files(path, suffixes=suffixes):
-            logger.warning("%s: %s", path, skipped)
+            logger.warning("%s: %s%s", path, skipped, advice)
         if not selected:
-            refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))
+            refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}{advice}"))
     return list(files), refused
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -340,6 +341,16 @@ def test_the_set_of_another_one_names_the_one_that_reads_the_files(tmp_path: Pat
             if other != name:
                 with pytest.raises(DataError, match=rf"a file of {name}: 'sightline data prepare {name}' reads it$"):
                     registry.data.get_entry(other).builder.survey(source)
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo_txt", "via"])
+def test_files_of_createml_are_named(name: str, tmp_path: Path) -> None:
+    """As supervision 0.31 writes them."""
+    box = {"label": "car", "coordinates": {"x": 4, "y": 3, "width": 2, "height": 2}}
+    write_image(tmp_path / "a.png", pattern(6, 8))
+    (tmp_path / "all.json").write_text(json.dumps([{"image": "a.png", "annotations": [box]}], indent=3))
+    with pytest.raises(DataError, match=r"; all\.json is of CreateML, .* write it for 'data prepare coco'$"):
+        registry.data.get_entry(name).builder.survey(tmp_path)
 
 
 def write_listed_voc(root: Path) -> Path:

@@ -363,7 +363,9 @@ def test_photographs_are_turned_as_viewers_turn_them(tmp_path: Path) -> None:
 
 ROWS = {
     "0 0.5 0.5 0.25": "class, centre x, centre y, width and height, or class and corners, are needed",
-    "0 0.5 0.5 0.25 0.25 0.9": "or class and corners, are needed",
+    "0 0.5 0.5 0.25 0.25 0.9": "a sixth number is a score, which labels have not, or an angle: take it out, or write",
+    "0 0.5 0.5 0.25 0.25 -37.5": "the four corners of the turned box, class x1 y1 x2 y2",
+    "0 0.5 0.5 0.25 0.25 0.1 0.2 0.3": "or class and corners, are needed",
     "0 5 5 10 10": "shares of the image from 0 to 1 are needed, not pixels",
     "0 0.5 0.5 -0.25 0.5": "shares of the image",
     "0 0.5 0.5 0.0 0.5": "width and height above 0",

@@ -22,8 +22,8 @@ SIX = ("x", "y", "z", "nx", "ny", "nz")
 
 
 def test_every_kind_has_a_writer_here() -> None:
-    """LAS and E57 hold whole multiples of a step, STL float32: their own tests write them."""
-    assert {*WRITERS, ".las", ".laz", ".e57", ".obj", ".stl"} == set(CLOUD_SUFFIXES)
+    """LAS and E57 hold whole multiples of a step, STL float32, others six columns: their own tests write them."""
+    assert {*WRITERS, ".las", ".laz", ".e57", ".obj", ".stl", ".xyzn", ".xyzrgb"} == set(CLOUD_SUFFIXES)
 
 
 @run_each("suffix", WRITERS)

@@ -251,3 +251,11 @@ def test_packing_loses_nothing(dtype: str) -> None:
         found = unpack_depth(packed, dtype=dtype, width_px=9, height_px=7)
         assert found.dtype == image.dtype
         assert np.array_equal(found, image)
+
+
+def test_a_kind_that_is_not_read_is_named_with_the_way_out(tmp_path: Path) -> None:
+    """Given by its path it is opened, whatever it is called: Pillow reads JPEG 2000 and PPM."""
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    refused(tmp_path / "a.heic", "is of a kind that is not read: save them as JPEG or PNG", read=read_image)
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "a.ppm")
+    assert read_image(tmp_path / "a.ppm").shape == (2, 3, 3)

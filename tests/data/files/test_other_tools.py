@@ -243,3 +243,19 @@ def test_compressed_splats_have_a_way_out(tmp_path: Path) -> None:
     head = f"ply\nformat binary_little_endian 1.0\nelement vertex 3\n{properties}end_header\n"
     (tmp_path / "a.ply").write_bytes(head.encode() + bytes(3 * 4 * 4))
     refused(tmp_path / "a.ply", r"has no x, y, z; .* its splats are compressed; .*splat-transform a\.ply a\.plain\.ply")
+
+
+def test_suffixes_of_open3d_state_their_columns(tmp_path: Path) -> None:
+    """Rows as Open3D 0.20 writes them: ten decimals, colours from 0 to 1."""
+    (tmp_path / "a.xyzn").write_text(
+        "4.5751832812 0.4341532274 -5.1452008658 0.6631823331 0.0629314123 -0.7458075410\n"
+    )
+    (tmp_path / "a.xyzrgb").write_text(
+        "4.5751832812 0.4341532274 -5.1452008658 0.7725490196 0.8588235294 0.2549019608\n"
+    )
+    with_normals, with_colours = (read_cloud(tmp_path / f"a.{suffix}") for suffix in ("xyzn", "xyzrgb"))
+    assert with_normals.points.tolist() == with_colours.points.tolist() == [[4.5751832812, 0.4341532274, -5.1452008658]]
+    assert with_normals.normals is not None
+    assert with_normals.normals.tolist() == [[0.6631823331, 0.0629314123, -0.7458075410]]
+    colours = np.concatenate([with_colours.channels[name] for name in ("red", "green", "blue")])
+    assert (colours * 255).round().tolist() == [197, 219, 65]

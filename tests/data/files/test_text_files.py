@@ -42,7 +42,11 @@ def _draw_token(draw: random.Random) -> str:
             lambda: f"{draw.uniform(-1, 1) * 10 ** draw.randrange(-25, 25):.{draw.randrange(15, 19)}e}",
             lambda: repr(draw.uniform(-1e5, 1e5)),
             lambda: f"{draw.randrange(10**18)}e{draw.randrange(-40, 40)}",
-            lambda: draw.choice(("-0.0", "+5.", ".125", "7E+21", "123e-20", "00012")),
+            lambda: repr(10 ** draw.uniform(-4, 0)),
+            lambda: draw.choice(
+                ("-0.0", "+5.", ".125", "7E+21", "123e-20", "00012", "0" * 21, "0.0000000000000000000000")
+            ),
+            lambda: f"{10 ** draw.uniform(-3, 0):.{draw.randrange(6, 19)}f}{draw.choice(('', 'e5', '/'))}".rstrip("/"),
         )
     )()
 
