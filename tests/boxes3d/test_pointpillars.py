@@ -23,7 +23,7 @@ from sightline.areas.boxes3d.anchors import (
 )
 from sightline.areas.boxes3d.grid import PillarGrid
 from sightline.areas.boxes3d.losses import AnchorBox, AnchorClass, AnchorDirection, encode_angle
-from sightline.areas.boxes3d.pointpillars import _PUBLISHED, PointPillars
+from sightline.areas.boxes3d.pointpillars import PUBLISHED, PointPillars
 from sightline.contract.errors import ConfigError
 from sightline.ops.boxes.focal import sigmoid_focal_loss
 from tests.boxes3d.golden import EXTENT, KITTI, draw_state, read, rename, square_anchors
@@ -265,7 +265,7 @@ def test_a_frame_alone_equals_the_frame_in_a_batch() -> None:
         ({"extent_m": (0, -5, -3, 10.24, 5.12, 1)}, "along y -5 to 5.12 m are 63.25 pillars of 0.16 m"),
         ({"extent_m": (0, -5.12, -3, 9.9, 5.12, 1)}, "let it end at 10.24"),
         ({"extent_m": (10.24, -5.12, -3, 0, 5.12, 1)}, "give the lowest x, y, z"),
-        ({"blocks": [{**block, "up_stride": up} for block, up in zip(_PUBLISHED, (1, 2, 2), strict=True)]}, "2, 2, 4"),
+        ({"blocks": [{**block, "up_stride": up} for block, up in zip(PUBLISHED, (1, 2, 2), strict=True)]}, "2, 2, 4"),
     ],
 )
 def test_a_grid_that_the_strides_do_not_divide_is_refused(changes: dict[str, Any], said: str) -> None:

@@ -53,7 +53,7 @@ class BlockOfConvolutions(TypedDict):
     up_stride: Count
 
 
-_PUBLISHED: tuple[BlockOfConvolutions, ...] = (
+PUBLISHED: tuple[BlockOfConvolutions, ...] = (
     {"num_layers": 3, "width": 64, "stride": 2, "up_width": 128, "up_stride": 1},
     {"num_layers": 5, "width": 128, "stride": 2, "up_width": 128, "up_stride": 2},
     {"num_layers": 5, "width": 256, "stride": 2, "up_width": 128, "up_stride": 4},
@@ -182,7 +182,7 @@ class PointPillars(Model):
     `extent_m` are the lowest x, y, z and the highest of what is looked at, in metres of the sensor's frame, KITTI's by
     default; its width and depth must be whole numbers of `pillar_m` cells, as many as the network's strides divide. A
     pillar keeps its first `max_points` points, a frame its first `max_pillars` pillars. `blocks` are those of the
-    backbone, the finest first. `momentum` is the share of a step in the running statistics of batch norms: the
+    backbone, the finest first, by default the published ones. `momentum` is the share of a step in the running statistics of batch norms: the
     published one needs thousands of steps.
     Source: Lang et al. 2019, section 2.
     """
@@ -197,10 +197,11 @@ class PointPillars(Model):
         max_points: Count = 32,
         max_pillars: Count = 16_000,
         encoder_widths: Widths = (64,),
-        blocks: Annotated[tuple[BlockOfConvolutions, ...], Len(1)] = _PUBLISHED,
+        blocks: Annotated[tuple[BlockOfConvolutions, ...], Len(1)] | None = None,
         momentum: PositiveFraction = 0.01,
     ) -> None:
         super().__init__()
+        blocks = PUBLISHED if blocks is None else blocks
         coarsest = math.prod(block["stride"] for block in blocks)
         self.grid = PillarGrid.of(extent_m, pillar_m, stride=_find_stride(blocks), coarsest=coarsest)
         self.num_classes, self.in_channels = num_classes, in_channels
