@@ -182,8 +182,8 @@ class PointPillars(Model):
     `extent_m` are the lowest x, y, z and the highest of what is looked at, in metres of the sensor's frame, KITTI's by
     default; its width and depth must be whole numbers of `pillar_m` cells, as many as the network's strides divide. A
     pillar keeps its first `max_points` points, a frame its first `max_pillars` pillars. `blocks` are those of the
-    backbone, the finest first, by default the published ones. `momentum` is the share of a step in the running statistics of batch norms: the
-    published one needs thousands of steps.
+    backbone, the finest first, by default the published ones. `momentum` is the share of a step in the running
+    statistics of batch norms: the published one needs thousands of steps.
     Source: Lang et al. 2019, section 2.
     """
 
