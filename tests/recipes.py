@@ -16,6 +16,7 @@ _NARROW = ("data.num_columns=64", "transforms.train.2.width=64", "transforms.eva
 _CROWDS = ("data.validation_size=8", "schedule.warmup_epochs=0", "model.backbone.width=8")
 _DETECTOR = (*_CROWDS, "model.neck.width=32")
 SMALLER = {
+    "boxes3d/synthetic_streets_pointpillars": ("data.num_columns=128", "model.max_pillars=2000"),
     "classify/synthetic_shapes_dgcnn": (_FEW_POINTS,),
     "contrast/synthetic_shapes_crosspoint": ("data.num_points=192", "data.views.count=2"),
     "contrast/synthetic_shapes_intrapoint_parts": (_FEW_POINTS,),
