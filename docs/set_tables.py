@@ -22,6 +22,7 @@ FAMILIES = {
     "data_clouds": ("clouds", "contrast"),
     "data_scenes": ("scenes",),
     "data_lidar": ("scans",),
+    "data_boxes3d": ("boxes3d",),
     "data_boxes": ("detect", "loading"),
     "data_depth": ("pose",),
 }
