@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -126,19 +126,22 @@ def _find_near(points: np.ndarray, centre: np.ndarray, radius: float, height: fl
 def count_readings(points: np.ndarray, rows: np.ndarray, readings: Sequence[BoxReading]) -> np.ndarray:
     """Count the points (N, 3) in the boxes of rows (M, 7) by each of H readings: (H, M) int64."""
     counts = np.zeros((len(readings), len(rows)), dtype=np.int64)
+    boxes = np.stack([reading.to_boxes(rows) for reading in readings])
     for index, row in enumerate(rows):
         reach = float(np.linalg.norm(row[3:6]))
         near = _find_near(points, row[:3], reach / 2, reach)
-        for place, reading in enumerate(readings if len(near) else ()):
-            box = reading.to_boxes(row[None])[0]
-            counts[place, index] = int(_is_inside(near - box[:3], box[3:6], np.cos(box[6]), np.sin(box[6])).sum())
+        x, y, z = (near - row[:3]).T
+        half, shift = boxes[:, index, 3:6, None] / 2, boxes[:, index, 2, None] - row[2]
+        cosine, sine = np.cos(boxes[:, index, 6, None]), np.sin(boxes[:, index, 6, None])
+        is_inside = (np.abs(cosine * x + sine * y) <= half[:, 0]) & (np.abs(cosine * y - sine * x) <= half[:, 1])
+        counts[:, index] = (is_inside & (np.abs(z - shift) <= half[:, 2])).sum(axis=1)
     return counts
 
 
 def choose_reading(
     frames: Collection[CountedFrame],
     forms: Mapping[str, Form],
-    stated: Mapping[str, str],
+    stated: Mapping[str, Any],
     *,
     excludes_rad: bool = False,
 ) -> Choice:
@@ -167,7 +170,7 @@ def choose_reading(
     return Choice(taken, counts, other if other != taken else None, open_parts, is_told, num_boxes)
 
 
-def _list_hypotheses(forms: Mapping[str, Form], stated: Mapping[str, str]) -> Iterator[Hypothesis]:
+def _list_hypotheses(forms: Mapping[str, Form], stated: Mapping[str, Any]) -> Iterator[Hypothesis]:
     """List every reading of every form, half-turns once; those of the form's own and the stated values first."""
     for name, form in forms.items():
         own = replace(form.reading, **stated)
@@ -194,14 +197,14 @@ def _find_footprint(hypothesis: Hypothesis) -> Hypothesis:
     return hypothesis._replace(reading=reading)
 
 
-def _agrees(hypothesis: Hypothesis, form: Form, stated: Mapping[str, str]) -> bool:
+def _agrees(hypothesis: Hypothesis, form: Form, stated: Mapping[str, Any]) -> bool:
     """Return True if a reading has the values that the user, or else the format, states."""
     own = _fold_reading(replace(form.reading, **stated))
     fixed = {*stated, *form.is_stated}
     return all(getattr(hypothesis.reading, part) == getattr(own, part) for part in _PARTS if part in fixed)
 
 
-def _restate(hypothesis: Hypothesis, form: Form, stated: Mapping[str, str]) -> Hypothesis:
+def _restate(hypothesis: Hypothesis, form: Form, stated: Mapping[str, Any]) -> Hypothesis:
     """Return a hypothesis with the values that the user, or else the format, states."""
     own = replace(form.reading, **stated)
     fixed = {part: getattr(own, part) for part in _PARTS if part in {*stated, *form.is_stated}}

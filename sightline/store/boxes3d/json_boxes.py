@@ -156,7 +156,7 @@ def _read_vertices(entry: Mapping[str, Any], where: str) -> tuple[StatedBox, flo
             f"{where}.vertices: are not the corners of an upright box in labelCloud's order: one is {residual:.3g} m "
             f"off; {_ADVICE}"
         )
-    check_sizes(box, where)
+    check_sizes(box.tolist(), where)
     name = parse_name(entry.get("name"), f"{where}: name")
     return StatedBox(name, tuple(box.tolist()), where), residual
 

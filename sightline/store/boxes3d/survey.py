@@ -202,7 +202,8 @@ def describe_classes(survey: BoxSurvey) -> dict[str, dict[str, Any]]:
 
 def is_outside(boxes: np.ndarray, range_m: Sequence[float]) -> np.ndarray:
     """Return a mask (M,) of boxes whose centre is outside of a range, borders included."""
-    outside: np.ndarray = ((boxes[:, :3] < range_m[:3]) | (boxes[:, :3] > range_m[3:])).any(axis=1)
+    is_out = (boxes[:, :3] < np.array(range_m[:3])) | (boxes[:, :3] > np.array(range_m[3:]))
+    outside: np.ndarray = np.any(is_out, axis=1)
     return outside
 
 

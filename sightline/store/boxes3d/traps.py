@@ -37,7 +37,6 @@ _MAX_LOST = 0.01
 _MIN_LEAKED = 0.5
 _MAX_COMMON = 0.5
 """Share of the boxes of a class that have the same sizes, above which equal sizes say nothing."""
-_KITTI_NAMES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 
 
 class Trap(NamedTuple):
@@ -89,12 +88,11 @@ def _measure_scored(survey: BoxSurvey) -> Measured:
 
 
 def _measure_names(survey: BoxSurvey) -> Measured:
-    """T5: names of classes that differ in case or blanks alone, from each other or from KITTI's."""
+    """T5: names of classes that differ in case or blanks alone."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys((*survey.class_names, *_KITTI_NAMES)):
+    for name in survey.class_names:
         groups[re.sub(r"[\s_-]+", "", name).lower()].append(name)
-    own = set(survey.class_names)
-    alike = [" and ".join(names) for names in groups.values() if len(names) > 1 and own & {*names}]
+    alike = [" and ".join(names) for names in groups.values() if len(names) > 1]
     return {"alike": join_some(alike, most=4)} if alike else None
 
 

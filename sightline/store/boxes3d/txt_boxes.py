@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.contract.errors import DataError
-from sightline.store.boxes3d.conversions import BoxReading
+from sightline.store.boxes3d.conversions import BoxReading, YawUnit
 from sightline.store.boxes3d.label_rows import Form, LabelFile, StatedBox, check_sizes, parse_name, parse_words, show
 from sightline.store.files.input_files import read_file
 from sightline.store.files.text_tables import split_lines
@@ -62,7 +62,7 @@ def read_txt(path: Path) -> LabelFile:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     names: Sequence[str] | None = None
-    boxes, notes = [], []
+    boxes, notes = list[StatedBox](), list[str]()
     for number, line in enumerate(lines, start=1):
         words = _split(line)
         if not words:
@@ -77,7 +77,7 @@ def read_txt(path: Path) -> LabelFile:
     return LabelFile(path, "txt", {"": boxes}, {"txt": form}, tuple(notes))
 
 
-def guess_unit(angles: Sequence[float]) -> str:
+def guess_unit(angles: Sequence[float]) -> YawUnit:
     """Return the unit of angles by their values: `deg` for those beyond a turn of radians, or all whole; else `rad`."""
     whole = {angle for angle in angles if angle == round(angle)} - {0.0}
     is_whole = len(whole) >= _MIN_WHOLE and all(angle == round(angle) for angle in angles)

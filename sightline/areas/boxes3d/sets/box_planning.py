@@ -212,7 +212,8 @@ def survey_boxes(
 ) -> BoxSurvey:
     """Measure the boxes of all frames, and the points of those that were read."""
     angles = [abs(box.numbers[6]) for frame in frames for box in frame.stated]
-    high = max((float(points.remission.max()) for _, points in sampled if _has_remission(points)), default=1.0)
+    highs = [float(np.max(points.remission, initial=0.0)) for _, points in sampled if points.remission is not None]
+    high = max(highs, default=1.0)
     survey = BoxSurvey(
         tables=tables,
         splits={frame.name: frame.split for frame in frames},
@@ -235,10 +236,6 @@ def survey_boxes(
         survey = replace(survey, range_m=tuple(map(float, range_m)))
     measured = [_measure(frame, points, survey) for frame, points in sampled]
     return replace(survey, frames=measured)
-
-
-def _has_remission(points: FramePoints) -> bool:
-    return points.remission is not None and len(points.remission) > 0
 
 
 def _measure(frame: ListedFrame, points: FramePoints, survey: BoxSurvey) -> SurveyedFrame:

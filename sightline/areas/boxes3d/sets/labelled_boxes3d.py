@@ -230,11 +230,11 @@ class LabelledBoxes3d(PreparedRows):
             "up_axis": "z",
         }
         reach = 2 * max(float(self._prepared.array(split, "reach_m").max()) for split in self._prepared.splits)
-        fields = dict(BOX3D_FIELDS)
-        fields["points"] = replace(fields["points"], low=-reach, high=reach)
+        fields = {"points": replace(BOX3D_FIELDS["points"], low=-reach, high=reach)}
         if self._has_remission:
             unit = "share of what was sent"
             fields[FEATURE] = Field("points 1", "float32", unit, "", 0.0, 1.0, "concatenate")
+        fields |= {name: field for name, field in BOX3D_FIELDS.items() if name not in fields}
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         features = (FEATURE,) if self._has_remission else ()
         return DataInfo(facts, fields, sizes, features=features, folds=parts.folds)
