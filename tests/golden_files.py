@@ -22,8 +22,8 @@ WAITING: dict[str, str] = {
         (
             "boxes3d",
             _BOXES,
-            "anchors assign_anchor augment3d box_coding3d centerpoint_pillar_nus centerpoint_targets iou_rotated "
-            "kitti_eval losses3d nms_rotated nuscenes_eval pillar_assign "
+            "anchors assign_anchor augment3d box_coding3d centerpoint_pillar_nus centerpoint_targets "
+            "losses3d nuscenes_eval "
             "pointpillar_kitti",
         ),
         (

@@ -20,6 +20,14 @@ from sightline.ops.boxes.overlaps import (
 )
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from sightline.ops.boxes.regions import roi_align
+from sightline.ops.boxes.rotated_overlaps import (
+    box3d_iou,
+    box3d_iou_bev,
+    box3d_nearest_iou_bev,
+    box3d_overlap,
+    box3d_overlap_bev,
+)
+from sightline.ops.boxes.rotated_suppression import box3d_nms, circle_nms
 from sightline.ops.boxes.suppression import batched_nms, nms, soft_nms
 from sightline.ops.points.ball_query import packed_points_in_balls, points_in_balls
 from sightline.ops.points.batch_statistics import batch_statistics, statistics_gradients
@@ -82,12 +90,16 @@ from sightline.ops.segments.sorted_rows import (
 )
 from sightline.ops.voxels.grid import consecutive_cluster, grid_cluster, voxel_grid
 from sightline.ops.voxels.heat_maps import decode_heatmaps, gaussian_heatmaps, heatmap_peaks, soft_argmax
+from sightline.ops.voxels.pillars import DroppedPoints, DynamicPillars, HardPillars, dynamic_pillars, hard_pillars
 from sightline.ops.waits import check
 
 __all__ = [
     "KNN",
+    "DroppedPoints",
+    "DynamicPillars",
     "EdgeSums",
     "GroupAll",
+    "HardPillars",
     "Neighbours",
     "QueryAndGroup",
     "areas_and_normals",
@@ -96,12 +108,19 @@ __all__ = [
     "batch_statistics",
     "batch_to_offsets",
     "batched_nms",
+    "box3d_iou",
+    "box3d_iou_bev",
+    "box3d_nearest_iou_bev",
+    "box3d_nms",
+    "box3d_overlap",
+    "box3d_overlap_bev",
     "box_area",
     "box_convert",
     "box_ioa",
     "box_iou",
     "chamfer_distance",
     "check",
+    "circle_nms",
     "clip_boxes_to_image",
     "complete_box_iou",
     "complete_box_iou_loss",
@@ -109,6 +128,7 @@ __all__ = [
     "decode_heatmaps",
     "distance_box_iou",
     "distance_box_iou_loss",
+    "dynamic_pillars",
     "edge_extremes",
     "edge_gradients",
     "estimate_normals",
@@ -125,6 +145,7 @@ __all__ = [
     "generalized_box_iou_loss",
     "grid_cluster",
     "grouping_operation",
+    "hard_pillars",
     "heatmap_peaks",
     "interpolate",
     "knn",

@@ -152,17 +152,20 @@ def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made], file: str) 
 
 
 def note_figures(document: Mapping[str, Any]) -> list[str]:
-    """List what figures do not say by themselves: why one is missing, and what an AP of 0 means."""
+    """List what figures do not say by themselves: why one is missing, what an AP of 0 means, and what limits it."""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]
     reasons = {name: reason for scored in headers for name, reason in scored["undefined"].items()}
+    remarks = dict.fromkeys(line for scored in headers for line in scored.get("remarks", ()))
     figures = {} if "all" in reasons else dict(document.get("metrics", {}))
     figures |= {f"loss/{name}": value for name, value in document.get("losses", {}).items()}
-    is_missing = {name: value is None or math.isnan(value) for name, value in figures.items() if name not in reasons}
+    explained = {name for names in reasons for name in names.split(", ")}
+    is_missing = {name: value is None or math.isnan(value) for name, value in figures.items() if name not in explained}
     if missing := [name for name in is_missing if is_missing[name]]:
         reasons[join_some(missing, most=_MAX_MISSING)] = (
             "no label counts there, as all are ignored, hidden or missing, or predictions are not finite"
         )
     notes = [f"no figure ({name}): {reason}" for name, reason in reasons.items()]
+    notes += remarks
     is_nothing_found = headers and 0 in (document["metrics"].get(name) for name in ("ap", "crowd_ap", "error_ap50"))
     return [*notes, NO_BOX_MATCHED] if is_nothing_found else notes
 

@@ -174,7 +174,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset
     data = document["data"]
     box_lines = ""
     for scored in (document[name] for name in document if name.startswith("scored_boxes")):
-        kind = f"{data.get('box_type', 'unnamed')} boxes"
+        kind = f"{scored.get('box_type') or data.get('box_type', 'unnamed')} boxes"
         box_lines += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
     if errors := list_errors(document):
         show_table("errors by kind", ERROR_COLUMNS, errors, droppable=ERROR_COLUMNS[-1:])
@@ -182,6 +182,10 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset
     if bins:
         names = ("crowd_ap", "mr2", "recall", "count")
         show_table("by kind of label", ("labels", *names), [(n, *(r[c] for c in names)) for n, r in bins.items()])
+    for by_difficulty in (document[name] for name in document if name.startswith("by_difficulty")):
+        figures = dict.fromkeys(name for row in by_difficulty.values() for name in row if name != "not_counted")
+        lines = [[name, *(row.get(figure) for figure in figures)] for name, row in by_difficulty.items()]
+        show_table("by difficulty", ("labels", *figures), lines)
     heading = f"{title}{label}, {data['num_samples']} samples{box_lines}"
     show_table(heading, ["metric", "value"], list(document["metrics"].items()))
     if interval := document.get("interval"):

@@ -69,6 +69,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     blocks += [PageText("heading", ["Samples"]), samples] if samples else []
     pictures = functools.partial(_make_pictures, max_bytes=MAX_PICTURE_BYTES // len(runs))
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]], str]] = [
+        ("Figures by difficulty", _make_difficulty_table, "final.json"),
         ("Confusions", _make_confusion_table, "final.json"),
         ("Errors", _make_error_table, "final.json"),
         ("Findings of the checks", _make_findings, "findings.json, or checks.json beside it"),
@@ -122,6 +123,23 @@ def _make_class_table(names: Sequence[str], classes: Sequence[Mapping[str, Mappi
     head = [f"{figure}, {name}" if len(names) > 1 else figure for figure in figures for name in names]
     cells = [[label, *(format_fact(r.get(label, {}).get(f)) for f in figures for r in classes)] for label in labels]
     return PageTable(["", *head], cells)
+
+
+def _make_difficulty_table(run: ReportedRun) -> list[PageBlock]:
+    """Make the table of the labels of each class and difficulty: figures, how many count, and why others do not."""
+    tables = [rows for name, rows in (run.final or {}).items() if name.startswith("by_difficulty")]
+    blocks: list[PageBlock] = []
+    for rows in tables:
+        columns = [*dict.fromkeys(column for row in rows.values() for column in row)]
+        cells = [[name, *(_format_counts(row.get(column)) for column in columns)] for name, row in rows.items()]
+        blocks.append(PageTable(["labels", *columns], cells))
+    return blocks
+
+
+def _format_counts(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {reason}" for reason, count in value.items())
+    return format_fact(value)
 
 
 def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:

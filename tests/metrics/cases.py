@@ -20,6 +20,15 @@ from tests.metrics.box_references import (
     literal_rates,
     spread_regions,
 )
+from tests.metrics.boxes3d_reference import (
+    EXACT,
+    JOINED,
+    draw_samples,
+    ignore_labels,
+    kitti_reference,
+    plain_reference,
+)
+from tests.metrics.boxes3d_sets import CLASSES as BOX3D_CLASSES
 from tests.metrics.exam import Case, Sample
 from tests.metrics.tide import saved_figures
 
@@ -513,4 +522,8 @@ CASES = [
         for protocol in ("citypersons_script", "ecp")
     ),
     Case("crowd_ap", draw_images, crowd_reference, BOX_CLASSES, **BOXES),
+    *(
+        Case(name, draw_samples, reference, {"class_names": BOX3D_CLASSES}, JOINED, ignore_labels, EXACT)
+        for name, reference in (("kitti_ap", kitti_reference), ("boxes3d_ap", plain_reference))
+    ),
 ]

@@ -217,6 +217,20 @@ def _pool(ratio: int, *, is_gradient: bool = False) -> Any:
     return {"make": make, "export": partial(make, ratio=ratio or 2), "tolerance": 1e-6, "differentiable": (0,)}
 
 
+def footprints(dtype: torch.dtype, count: int, seed: int) -> Tensor:
+    """Places, half sizes, cosines and sines of turned boxes, many of which overlap."""
+    drawn = clouds(torch.float64, 1, count, 5, seed=seed)[0]
+    turn = drawn[:, 4:]
+    return torch.cat([2 * drawn[:, :2], drawn[:, 2:4].abs() + 0.5, turn.cos(), turn.sin()], dim=1).to(dtype)
+
+
+def _pillar_grid(dtype: torch.dtype, *, num_axes: int = 3) -> tuple[Any, ...]:
+    """Points of four frames, one of them empty, some outside and many on borders, and a grid of 5 x 3 pillars."""
+    points, lowest = clouds(dtype, 2, 40, 4).flatten(0, 1), torch.tensor([-1, -0.75, -2], dtype=dtype)
+    points[0], points[1, 0], points[2, :2] = -50, 1e9, lowest[:2]
+    return points, OFFSETS, lowest[:num_axes], torch.tensor([0.5, 0.75, 4], dtype=dtype)[:num_axes], [5, 3]
+
+
 @dataclass(frozen=True)
 class LargeCall:
     """Arguments (on the meta device) of a float format for which a kernel takes another form, and its launches."""
@@ -474,6 +488,31 @@ CASES = [
         "upright",
         lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
     ),
+    OperatorCase(
+        "bev_overlap",
+        "all pairs",
+        lambda dtype: (footprints(dtype, 9, 0), footprints(dtype, 12, 1), False),
+        differentiable=(0, 1),
+    ),
+    OperatorCase(
+        "bev_overlap",
+        "aligned",
+        lambda dtype: (footprints(dtype, 12, 0), footprints(dtype, 12, 1), True),
+        differentiable=(0, 1),
+    ),
+    *(
+        OperatorCase(
+            "keep_apart",
+            "circles" if is_circle else "turned",
+            lambda dtype, is_circle=is_circle: (
+                *(footprints(dtype, 70, 0), 1 - torch.arange(70) / torch.tensor(70, dtype=dtype), torch.arange(70) % 3),
+                *(torch.arange(70) % 7 > 0, 0.2, is_circle),
+            ),
+        )
+        for is_circle in (False, True)
+    ),
+    OperatorCase("hard_pillars", "ragged", lambda dtype: (*_pillar_grid(dtype), 4, 7)),
+    OperatorCase("dynamic_pillars", "ragged", lambda dtype: _pillar_grid(dtype, num_axes=2)),
     OperatorCase("roi_align", "as many samples as pixels", **_pool(0)),
     OperatorCase("roi_align", "four samples", **_pool(2)),
     OperatorCase("roi_align_gradient", "as many samples as pixels", **_pool(0, is_gradient=True)),

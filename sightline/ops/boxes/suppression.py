@@ -61,7 +61,7 @@ def sort_detections(
     boxes, scores, idxs = _read_detections(boxes, scores, idxs)
     if not isinstance(iou_threshold, Tensor) and not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold: found {iou_threshold}, allowed is a number from 0 to 1")
-    order = _sort_falling(scores)
+    order = sort_falling(scores)
     limits = _expand_limit(iou_threshold, boxes)
     if isinstance(iou_threshold, Tensor):
         limits = limits[order]
@@ -96,7 +96,7 @@ def soft_nms(
         raise ValueError(f"sigma: found {sigma}, allowed is a number above 0")
     limits = _expand_limit(iou_threshold if sigma is None else sigma, boxes)
     weakened = _weaken(boxes, scores, idxs, limits, sigma is None, min_score)
-    order = _sort_falling(weakened)
+    order = sort_falling(weakened)
     new_scores = weakened.index_select(0, order)
     remaining = (new_scores >= 0).nonzero()[:, 0]
     return SuppressionResult(order.index_select(0, remaining), new_scores.index_select(0, remaining))
@@ -142,7 +142,7 @@ def _check_scores(boxes: Tensor, scores: Tensor, *_: object) -> None:
 @operator(launches=2, check=_check_scores, differentiable=False)
 def _keep_greedily(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
     """Return a mask (N,) of the kept boxes of (N, 4), which are in the order of their scores."""
-    return _on_host(_keep_in_a_loop, boxes, labels, limits, proposals)
+    return run_on_host(_keep_in_a_loop, boxes, labels, limits, proposals)
 
 
 def _keep_in_a_loop(boxes: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _keep_in_a_loop(boxes: Tensor, labels: Tensor, limits: Tensor, proposals: Te
 def _weaken(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float) -> Tensor:
     """Return the new scores (N,) of boxes (N, 4), -1 for the dropped ones."""
     form = partial(_weaken_in_a_loop, is_linear=is_linear, min_score=min_score)
-    return _on_host(form, boxes, scores, labels, limits)
+    return run_on_host(form, boxes, scores, labels, limits)
 
 
 def _weaken_in_a_loop(
@@ -184,7 +184,7 @@ def _decay(overlap: Tensor, limit: Tensor, is_linear: bool) -> Tensor:
     return torch.where(overlap >= limit, 1 - overlap, 1) if is_linear else (-overlap.square() / limit).exp()
 
 
-def _on_host(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def run_on_host(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Call a function on the host: on a device, its loop would wait for every kept box."""
     if is_on_host(tensors[0]):
         return function(*tensors)
@@ -205,7 +205,7 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: 
 # --- recorded graphs: loops of torch alone, for any number of boxes ---------------------------------------------------
 
 
-def _sort_falling(scores: Tensor) -> Tensor:
+def sort_falling(scores: Tensor) -> Tensor:
     """Return the order (N,) of falling scores, of equal ones the lower index first.
 
     ONNX has no stable sort: a graph counts the scores before each, which a matrix of all boxes has room for anyway.
@@ -219,24 +219,28 @@ def _sort_falling(scores: Tensor) -> Tensor:
 
 
 def _keep_in_graph(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
-    """Suppress all boxes at once by those kept a turn before, until no more change.
-
-    After n turns, boxes are right of which the chain of boxes that decide on them is shorter than n.
-    """
     is_hit = (iou(boxes[:, None], boxes) > limits[:, None]) & (labels[:, None] == labels)
     if proposals.shape[0]:
         is_hit = is_hit & (proposals[:, None] != proposals)
-    position = torch.arange(boxes.shape[0], device=boxes.device)
-    hits = (is_hit & (position[:, None] < position)).T.to(boxes.dtype)
+    return keep_by_hits(is_hit, torch.ones_like(labels, dtype=torch.bool))
+
+
+def keep_by_hits(is_hit: Tensor, is_candidate: Tensor) -> Tensor:
+    """Return a mask (N,) of the candidates (N,) that no kept one of a lower index hits, by pairs (N, N), in a graph.
+
+    All are suppressed at once by those kept a turn before, until no more change. After n turns, those are right of
+    which the chain of others that decide on them is shorter than n.
+    """
+    position = torch.arange(is_hit.shape[0], device=is_hit.device)
+    hits = (is_hit & (position[:, None] < position)).T.float()
 
     def is_unsettled(is_kept: Tensor, before: Tensor) -> Tensor:
         return (is_kept != before).sum() > 0
 
     def suppress(is_kept: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        return hits @ is_kept.to(hits.dtype) == 0, is_kept.clone()
+        return (hits @ is_kept.to(hits.dtype) == 0) & is_candidate, is_kept.clone()
 
-    is_kept = torch.ones_like(labels, dtype=torch.bool)
-    return _repeat(is_unsettled, suppress, (is_kept, ~is_kept))[0]
+    return _repeat(is_unsettled, suppress, (is_candidate.clone(), ~is_candidate))[0]
 
 
 def _weaken_in_graph(

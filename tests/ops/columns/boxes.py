@@ -169,6 +169,27 @@ VOXEL_ROWS = [
     ),
 ]
 
+PILLARS = {"points": normal("N", 4), "offsets": offsets("N")}
+COUNTS = (("S",),) * 6
+VOXEL_ROWS += [
+    Row(
+        "hard_pillars",
+        PILLARS,
+        lambda points, offsets: ops.hard_pillars(
+            points, offsets, side_m=(0.5, 0.5), range_m=(-1, -1, -2, 1, 1, 2), max_points=2, max_pillars=4
+        ),
+        (("S", 4, 2), ("S", 4, 2), ("S", 4), *COUNTS),
+        none="N",
+    ),
+    Row(
+        "dynamic_pillars",
+        PILLARS,
+        lambda points, offsets: ops.dynamic_pillars(points, offsets, side_m=(0.5, 0.5), range_m=(-1, -1, 1, 1)),
+        (("N",), ("N",), ("N", 3), ("N",), (), *COUNTS),
+        none="N",
+    ),
+]
+
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
 BOXES = {"boxes": boxes("N")}
@@ -210,6 +231,24 @@ BOX_ROWS = [
         reads=1,
     ),
     Row(
+        "box3d_nms",
+        {"boxes": upright_boxes("N"), "scores": unit("N"), "labels": whole(3, "N")},
+        lambda boxes, scores, labels: ops.box3d_nms(boxes, scores, 0.2, labels, max_candidates=4, max_kept=3),
+        ((None,),),
+        none="N",
+        traits=KEPT,
+        reads=1,
+    ),
+    Row(
+        "circle_nms",
+        {"centres": normal("N", 2), "scores": unit("N")},
+        lambda centres, scores: ops.circle_nms(centres, scores, 0.5),
+        ((None,),),
+        none="N",
+        traits=KEPT,
+        reads=1,
+    ),
+    Row(
         "sigmoid_focal_loss",
         {"inputs": normal("N", 3), "targets": whole(2, "N", 3)},
         lambda inputs, targets: ops.sigmoid_focal_loss(inputs, targets),
@@ -227,6 +266,26 @@ BOX_ROWS = [
             label=f"of a {frame}",
         )
         for frame in ("camera", "lidar")
+    ),
+    *(
+        Row(
+            name,
+            {"boxes1": upright_boxes("N"), "boxes2": upright_boxes("M")},
+            getattr(ops, name),
+            (("N", "M"),),
+            none="NM",
+            differentiable=names(*BOTH),
+        )
+        for name in ("box3d_iou", "box3d_iou_bev", "box3d_nearest_iou_bev", "box3d_overlap", "box3d_overlap_bev")
+    ),
+    Row(
+        "box3d_iou",
+        {"boxes1": upright_boxes("N"), "boxes2": upright_boxes("N")},
+        partial(ops.box3d_iou, aligned=True),
+        (("N",),),
+        none="N",
+        differentiable=names(*BOTH),
+        label="of aligned rows",
     ),
     Row(
         "box_convert",

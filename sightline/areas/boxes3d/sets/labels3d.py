@@ -1,0 +1,140 @@
+"""3D boxes of label files alone, without clouds: the truth that files of detections are scored by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sightline.areas.boxes3d.scored_frames import NEIGHBOURS
+from sightline.contract import registry
+from sightline.contract.dataset import Dataset
+from sightline.contract.errors import ConfigError, DataError, join_some
+from sightline.contract.types import DataInfo, Sample, SampleKey
+from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample
+from sightline.store.boxes3d.box_table import BoxTable
+from sightline.store.boxes3d.kitti_objects import Calibration, read_calibration
+from sightline.store.boxes3d.label_formats import LABEL_SUFFIXES, find_format, read_labels
+from sightline.store.boxes3d.label_rows import StatedBox, list_classes, make_table
+from sightline.store.boxes3d.results import join_names, read_results
+from sightline.store.files.input_files import expand_home, list_files, natural_sort_key, read_file
+from sightline.store.prepared.prepared_set import describe_contents
+
+__all__ = ["Labels3d"]
+
+
+@registry.data.add("labels3d")
+class Labels3d(Dataset):
+    """3D boxes of a folder of label files, without clouds, for `sightline score` alone.
+
+    `labels` is a folder of KITTI's rows, a file of each frame, of labels of another tool that states the frame's name
+    or is called so, or a file of results in our own form. `calibrations` is a folder of KITTI's calibrations of the
+    same names; without it boxes of a camera are those of one that stands in the scanner and looks ahead. `frames` is a
+    text file of the frames that are scored, an id a line; without it all are. `classes` chooses some by name, in this
+    order; by default all that are labelled, but for KITTI's neighbours of one (Van, Person_sitting). Source: files of
+    the user's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        labels: str,
+        calibrations: str | None = None,
+        frames: str | None = None,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        if split != "test":
+            raise ConfigError(f"labels3d: there is no split '{split}'; labels without clouds are only scored by: test")
+        root = expand_home(labels)
+        self._cameras = {} if calibrations is None else _read_cameras(expand_home(calibrations))
+        self._tables = _read_tables(root, {name: c.camera_of_velodyne for name, c in self._cameras.items()})
+        chosen = [*self._tables] if frames is None else _read_list(expand_home(frames))
+        if missing := [name for name in chosen if name not in self._tables]:
+            raise DataError(f"{frames}: {root} has no labels of {join_some(missing, most=5)}; correct the list")
+        if lacking := [name for name in chosen if self._cameras and name not in self._cameras]:
+            raise DataError(f"{calibrations}: has no calibration of {join_some(lacking, most=5)}; copy them there")
+        self._frames = sorted(chosen, key=natural_sort_key)
+        known = join_names(
+            [table.class_names[label] for label in table.label[table.label >= 0]] for table in self._tables.values()
+        )
+        if unknown := [name for name in classes or () if name not in known]:
+            raise ConfigError(f"data.classes: no label is called '{unknown[0]}', but {', '.join(known)}; correct it")
+        names = tuple(classes or sorted(name for name in known if NEIGHBOURS.get(name) not in known))
+        if not names:
+            raise DataError(f"{root}: none of {len(self._tables)} frames has a box; give the folder of the labels")
+        fields = {name: field for name, field in BOX3D_FIELDS.items() if name != "points"}
+        facts = {"class_names": names, "num_classes": len(names)}
+        self.info = DataInfo(facts, fields, split_sizes={"test": len(self._frames)})
+
+    @classmethod
+    def card(cls) -> dict[str, str]:
+        """Return the description, accepted layouts and licence."""
+        return {
+            "layout": "label files of 3D boxes, with KITTI's calibrations beside them or not; nothing is prepared",
+            "obtain": "your own files",
+            "terms": "yours",
+        }
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Return the boxes of a frame, of the classes that are chosen."""
+        table, names = self.box_table(key.index), tuple(self.info.facts["class_names"])
+        labelled = [table.class_names[label] if label >= 0 else "" for label in table.label]
+        rows = np.array([name in names for name in labelled], dtype=bool)
+        label = np.array([names.index(name) for name in labelled if name in names], dtype=np.int64)
+        sample = make_sample(np.zeros((0, 3)), {}, replace(table.select(rows), label=label, class_names=names))
+        return {name: sample[name] for name in self.info.fields}
+
+    def sample_name(self, index: int) -> str:
+        """Return the id of the frame."""
+        return self._frames[index]
+
+    def box_table(self, index: int) -> BoxTable:
+        """Return all labels of a frame, of other classes, too."""
+        return self._tables[self._frames[index]]
+
+    def calibration(self, index: int) -> Calibration | None:
+        """Return the calibration of a frame, None without a folder of them."""
+        return self._cameras.get(self._frames[index])
+
+
+def _read_cameras(folder: Path) -> dict[str, Calibration]:
+    files = list_files(folder, {".txt"}) if folder.is_dir() else []
+    if not files:
+        raise DataError(f"{folder}: {describe_contents(folder)}; KITTI's calibrations are needed, FRAME.txt for each")
+    return {file.stem: read_calibration(file) for file in files}
+
+
+def _read_list(path: Path) -> list[str]:
+    names = [line.strip() for line in read_file(path).decode("utf-8", "replace").splitlines()]
+    if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+        raise DataError(f"{path}: has the frame '{twice[0]}' twice; leave one out")
+    return [name for name in names if name]
+
+
+def _read_tables(root: Path, cameras: dict[str, np.ndarray]) -> dict[str, BoxTable]:
+    """Read the labels of all frames, by their ids. Raises DataError for files of several formats, and for none."""
+    files = list_files(root, {*LABEL_SUFFIXES}) if root.is_dir() else []
+    formats = dict.fromkeys(filter(None, (find_format(file) for file in files)))
+    if not formats or set(formats) == {"kitti"}:
+        return read_results(root, cameras, are_labels=True)
+    if len(formats) > 1:
+        raise DataError(f"{root}: has labels of several formats, {', '.join(formats)}; give those of one")
+    frames = dict(_iterate_frames(files, next(iter(formats))))
+    names = list_classes(stated for stated, _ in frames.values())
+    return {name: make_table(stated, boxes, names, frame=name) for name, (stated, boxes) in frames.items()}
+
+
+def _iterate_frames(
+    files: list[Path], format_name: str
+) -> Iterator[tuple[str, tuple[Sequence[StatedBox], np.ndarray]]]:
+    for file in files:
+        read = read_labels(file, format_name=format_name)
+        form = next(iter(read.forms.values()))
+        for name, stated in read.frames.items():
+            yield name or file.stem, (stated, form.reading.to_boxes(form.rows(stated)))
