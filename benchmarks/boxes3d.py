@@ -155,7 +155,8 @@ def _fill_pillars(points: Tensor) -> dict[str, Tensor]:
 
 
 def _fill_in_numba(points: Tensor) -> dict[str, Tensor]:
-    lowest, highest, side = np.float32(RANGE_M[:3]), np.float32(RANGE_M[3:]), np.float32([*PILLARS["side_m"], 4])
+    lowest, highest = np.array(RANGE_M, dtype=np.float32).reshape(2, 3)
+    side = np.array([*PILLARS["side_m"], RANGE_M[5] - RANGE_M[2]], dtype=np.float32)
     grid = np.round((highest - lowest) / side).astype(np.int64)
     limits = PILLARS["max_points"], PILLARS["max_pillars"]
     index, cells, num_points = _compile_loop()(points.numpy(), lowest, side, grid, *limits)

@@ -161,8 +161,8 @@ def _read(
     if math.prod(grid) * max(1, offsets.shape[0] - 1) > _MAX_CELLS:
         raise ValueError(f"side_m: a grid of {grid} cells is too large; raise the sides or cut the range")
     table = promote_to_float32(points.detach())
-    lowest, side = (send_list(list(values), table.device, table.dtype) for values in (lowest_m, side_m))
-    return table, offsets, lowest, side, grid
+    lowest, sides = (send_list(list(values), table.device, table.dtype) for values in (lowest_m, side_m))
+    return table, offsets, lowest, sides, grid
 
 
 def _check(points: Tensor, offsets: Tensor, *_: Any) -> None:
