@@ -165,6 +165,9 @@ def test_of_labels_that_fit_equally_the_first_is_taken_by_hand() -> None:
     labels = [[0.0, 0, 0, 0], [0, 3, 0, 0]]
     assert measure((labels, [[0, 1.5, 0.9], [0, -0.9, 0.8]]))[1]["ap_2m"] == 0.5
     assert measure((labels[::-1], [[0, 1.5, 0.9], [0, -0.9, 0.8]]))[1]["ap_2m"] == 1
+    labels = [[0.0, 0, 0, 0], [0, 1, 0, 0]]  # 2 m wide: both overlap the best detection by 1.5 / 2.5
+    assert measure((labels, [[0, 0.5, 0.9], [0, -0.4, 0.8]]))[1]["ap_overlap"] == 0.5
+    assert measure((labels[::-1], [[0, 0.5, 0.9], [0, -0.4, 0.8]]))[1]["ap_overlap"] == 1
 
 
 def test_what_lies_in_a_region_or_on_an_ignored_label_is_no_mistake_by_hand() -> None:
