@@ -28,6 +28,8 @@ PACKAGES = {
     "faiss_flat": "faiss' flat index",
     "fpsample": "fpsample's plain loop",
     "fpsample_buckets": "fpsample's buckets",
+    "shapely": "shapely's intersection of all pairs",
+    "shapely_strtree": "shapely's STRtree and intersection",
     "pycocotools": "pycocotools",
     "per_item_loader": "torch's DataLoader",
     "torch_default": "torch's Adam",
@@ -42,6 +44,8 @@ NOT_MEASURED = {
     "interpolate_*": "PyTorch3D's knn_points",
     "box_iou_*": "torchvision's box_iou",
     "suppress_greedy_*": "torchvision's batched_nms",
+    "suppress_turned_*": "mmcv's nms_rotated",
+    "pillars_*": "spconv's PointToVoxel",
     "box_ap_*": "faster-coco-eval",
 }
 """What can be installed, is the first choice for cases of this name, and is not measured."""

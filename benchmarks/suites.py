@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from benchmarks import (
     assignment,
     boxes,
+    boxes3d,
     data,
     geometry,
     growth,
@@ -24,7 +25,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 
 SUITES: Mapping[str, Callable[[], list[BenchmarkCase]]] = {
-    "geometry": lambda: [*geometry.cases(), *assignment.cases(), *boxes.cases(), *segments.cases()],
+    "geometry": lambda: [*geometry.cases(), *assignment.cases(), *boxes.cases(), *boxes3d.cases(), *segments.cases()],
     "models": lambda: [*networks.cases(), *image_networks.cases(), *training.recipe_cases()],
     "data": lambda: [*data.cases(), *rendering.cases()],
     "metrics": lambda: [*metrics.cases(), *scan_scores.cases()],

@@ -142,8 +142,8 @@ def _shared_volume(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
 
 def _iou_of_volumes(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:
     shared = _shared_volume(first, second, is_aligned)
-    volumes = (boxes[:, 3] * boxes[:, 4] * boxes[:, 5].clamp(min=0) for boxes in (first, second))
-    return divide_by_union(shared, *_pair(*volumes, is_aligned))
+    size1, size2 = (boxes[:, 3] * boxes[:, 4] * boxes[:, 5].clamp(min=0) for boxes in (first, second))
+    return divide_by_union(shared, *_pair(size1, size2, is_aligned))
 
 
 def _nearest_iou(first: Tensor, second: Tensor, is_aligned: bool) -> Tensor:

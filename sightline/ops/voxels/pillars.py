@@ -161,8 +161,8 @@ def _read(
     if math.prod(grid) * max(1, offsets.shape[0] - 1) > _MAX_CELLS:
         raise ValueError(f"side_m: a grid of {grid} cells is too large; raise the sides or cut the range")
     table = promote_to_float32(points.detach())
-    lowest, side = (send_list(list(values), table.device, table.dtype) for values in (lowest_m, side_m))
-    return table, offsets, lowest, side, grid
+    lowest, sides = (send_list(list(values), table.device, table.dtype) for values in (lowest_m, side_m))
+    return table, offsets, lowest, sides, grid
 
 
 def _check(points: Tensor, offsets: Tensor, *_: Any) -> None:
@@ -319,10 +319,10 @@ def _(
         return _hard_pillars.plain(points, offsets, lowest, side, grid, max_points, max_pillars)
     num_frames = len(offsets) - 1
     table = torch.full((num_frames, grid[0] * grid[1]), -1, dtype=torch.int32)
-    index = offsets.new_empty((num_frames, max_pillars, max_points))
+    index = offsets.new_full((num_frames, max_pillars, max_points), -1)
     cells = offsets.new_full((num_frames, max_pillars, 2), -1)
     num_points, counts = offsets.new_zeros((num_frames, max_pillars)), offsets.new_zeros((num_frames, 6))
-    given = [value.contiguous().numpy() for value in (points, offsets, lowest, side)]
+    given = [value.contiguous().numpy() for value in (points[:, :3].T, offsets, lowest, side)]
     results = [value.numpy() for value in (table, index, cells, num_points, counts)]
     run_parallel(_fill_pillars, num_frames, *given, *grid, *results)
     return index, cells, num_points, counts
@@ -344,39 +344,73 @@ def _fill_pillars(
     num_points: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Fill the pillars of frames; `table` (B, cells) is -1, becomes the place of a pillar, and -2 of one without."""
+    """Fill the pillars of frames of `points` (3, N), and count what is dropped.
+
+    `table` (B, cells) is -1, becomes the place of a pillar, and -2 of one without a place. The cells of a block of
+    points come first: a processor computes many at a time.
+    """
     max_pillars, max_points = index.shape[1], index.shape[2]
+    block, end = np.empty(_BLOCK, dtype=np.int32), 0
     for frame in range(first, last):
-        places, outside, crowded, left_out, begun, dropped = table[frame], 0, 0, 0, 0, 0
-        for point in range(offsets[frame], offsets[frame + 1]):
-            x, y = (points[point, 0] - lowest[0]) / side[0], (points[point, 1] - lowest[1]) / side[1]
-            z = (points[point, 2] - lowest[2]) / side[2]
-            if not (x >= 0 and np.floor(x) < num_columns and y >= 0 and np.floor(y) < num_rows and z >= 0 and z < 1):
-                outside += 1
-                continue
-            cell = np.int64(x) * num_rows + np.int64(y)
-            pillar = places[cell]
-            if pillar == -1:
-                pillar = -2
-                if begun < max_pillars:
-                    pillar = begun
-                    cells[frame, pillar, 0], cells[frame, pillar, 1] = np.int64(y), np.int64(x)
-                dropped += begun >= max_pillars
-                begun += begun < max_pillars
-                places[cell] = pillar
-            if pillar == -2:
-                left_out += 1
-            elif num_points[frame, pillar] < max_points:
-                index[frame, pillar, num_points[frame, pillar]] = point
-                num_points[frame, pillar] += 1
-            else:
-                crowded += 1
+        places, places_of_points, outside, crowded, left_out = table[frame], index[frame], 0, 0, 0
+        begun, dropped, sizes = 0, 0, num_points[frame]
+        for start in range(offsets[frame], offsets[frame + 1], _BLOCK):
+            end = min(start + _BLOCK, offsets[frame + 1])
+            _find_cells(points, start, end, lowest, side, num_columns, num_rows, block)
+            for point in range(start, end):
+                cell = block[point - start]
+                if cell < 0:
+                    outside += 1
+                    continue
+                pillar = places[cell]
+                if pillar == -1:
+                    if begun < max_pillars:
+                        pillar = begun
+                        cells[frame, pillar, 0], cells[frame, pillar, 1] = cell % num_rows, cell // num_rows
+                        begun += 1
+                    else:
+                        pillar = -2
+                        dropped += 1
+                    places[cell] = pillar
+                if pillar < 0:
+                    left_out += 1
+                elif sizes[pillar] < max_points:
+                    places_of_points[pillar, sizes[pillar]] = point
+                    sizes[pillar] += 1
+                else:
+                    crowded += 1
         counts[frame, 0], counts[frame, 1] = offsets[frame + 1] - offsets[frame], outside
         counts[frame, 2], counts[frame, 3] = crowded, left_out
         counts[frame, 4], counts[frame, 5] = begun + dropped, dropped
-        for pillar in range(max_pillars):
-            for slot in range(num_points[frame, pillar], max_points):
-                index[frame, pillar, slot] = -1
+
+
+_BLOCK = 1024
+"""Points whose cells are computed at a time."""
+
+
+@numba_kernel
+def _find_cells(
+    points: np.ndarray,
+    start: int,
+    end: int,
+    lowest: np.ndarray,
+    side: np.ndarray,
+    num_columns: int,
+    num_rows: int,
+    block: np.ndarray,
+) -> None:
+    """Write the cells of `points` (3, N) to `block`, -1 of those outside."""
+    first, second, third = points[0], points[1], points[2]  # unpacked, loops would be slow
+    low_x, low_y, low_z = lowest[0], lowest[1], lowest[2]
+    side_x, side_y, side_z = side[0], side[1], side[2]
+    zero, one = side.dtype.type(0), side.dtype.type(1)  # whole numbers would make float32 float64
+    columns, rows, stride = side.dtype.type(num_columns), side.dtype.type(num_rows), np.int32(num_rows)
+    for point in range(start, end):
+        x, y = np.floor((first[point] - low_x) / side_x), np.floor((second[point] - low_y) / side_y)
+        z = (third[point] - low_z) / side_z
+        is_inside = (x >= zero) & (x < columns) & (y >= zero) & (y < rows) & (z >= zero) & (z < one)
+        x, y = x if is_inside else zero, y if is_inside else zero
+        block[point - start] = np.int32(x) * stride + np.int32(y) if is_inside else np.int32(-1)
 
 
 @_dynamic_pillars.cpu_kernel
