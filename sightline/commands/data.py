@@ -47,19 +47,20 @@ class ConvertOptions(
     examples=(
         "data convert crowdhuman --from CrowdHuman --as coco --to crowdhuman_coco",
         "data convert coco --from photos --as yolo_txt --to photos_yolo faulty=leave_out",
+        "data convert boxes3d_folder --from lidar --as labelcloud_absolute --to lidar_labelcloud",
     ),
 ):
     """Convert labels of boxes to another format.
 
-    Formats are called as the data sets that read them. What the new format cannot hold is printed with its count.
-    Images are linked, not copied, so that 'sightline data prepare' reads the new folder at once. The options of NAME
-    are those of 'data prepare NAME'.
+    Formats are called as the data sets that read them; 3D boxes of boxes3d_folder are written in forms of label tools.
+    What the new format cannot hold is printed with its count. Images are linked, not copied, so that 'sightline data
+    prepare' reads the new folder at once. The options of NAME are those of 'data prepare NAME'.
     """
 
     dataset: str = argument("NAME", "the data set that reads the labels: coco, yolo_txt, crowdhuman")
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of reading: faulty=leave_out", default=())
     source: Path | None = option("--from", "PATH", "folder or file of the labels, with their images below it")
-    as_format: str | None = option("--as", "NAME", "the data set that will read the new labels")
+    as_format: str | None = option("--as", "NAME", "the data set that will read the new labels, or a form of 3D boxes")
     target: Path | None = option("--to", "DIR", "folder for the new labels, new or empty")
     box: Literal["full", "visible", "head"] = option(
         "--box",

@@ -143,7 +143,8 @@ def list_reading_options(words: Sequence[str]) -> MoreHelp:
     if name is None:
         return MoreHelp()
     parameters = _list_parameters(name, exclude=(*_SET_BY_PREPARE, SHARED.name))
-    new = next(format_name for format_name in ("coco", "yolo_txt") if format_name != name)
+    forms = getattr(_builder(name), "written_forms", ("coco", "yolo_txt"))
+    new = next(form for form in forms if form != name)
     command = shlex.join(["data", "convert", name, "--from", "FOLDER", "--as", new, "--to", f"{name}_as_{new}"])
     return MoreHelp(f"Options of {name}, as KEY=VALUE", _describe_options(name, parameters), [command])
 

@@ -87,10 +87,31 @@ def _scans(folder: Path) -> Iterator[Reader]:
     yield Reader("kitti label", training / "label_2/000000.txt", lambda: read_objects(training / "label_2/000000.txt"))
     yield Reader("kitti calib", training / "calib/000000.txt", lambda: read_calibration(training / "calib/000000.txt"))
     yield Reader("kitti image", training / "image_2/000000.png", lambda: image_size_px(training / "image_2/000000.png"))
+    yield from _labels3d(folder / "labels3d")
     _, street = street_scan(0)
     image = folder / "range.npy"
     write_squeezeseg(image, street, np.zeros(len(street.points)), width=64)
     yield Reader("squeezeseg", image, lambda: read_range_image(image, height=64, width=64))
+
+
+def _labels3d(folder: Path) -> Iterator[Reader]:
+    from sightline.store.boxes3d.label_formats import read_labels
+    from tests.data.boxes3d.box_writers import format_txt, make_boxes, make_names
+    from tests.data.boxes3d.test_label_files import KITTI, SUPERVISELY, TRACKLETS, labelcloud, make_sustech
+
+    folder.mkdir()
+    texts = {
+        "rows.txt": format_txt(make_boxes(0), make_names()),
+        "kitti.txt": f"{KITTI}\n",
+        "sustech.json": make_sustech(),
+        "labelcloud.json": labelcloud(0.5, -0.5),
+        "supervisely.json": json.dumps(SUPERVISELY),
+        "tracklets.xml": TRACKLETS,
+    }
+    for name, text in texts.items():
+        path = folder / name
+        path.write_text(text)
+        yield Reader(f"labels of 3D boxes, {name}", path, lambda path=path: read_labels(path))
 
 
 def _images(folder: Path) -> Iterator[Reader]:

@@ -61,11 +61,17 @@ class Choice:
     open_parts: frozenset[str] = field(default_factory=frozenset)
     is_told: bool = True
     num_boxes: int = 0
+    counted_form: str = ""
+
+    @property
+    def _counted(self) -> Hypothesis:
+        """What is taken, under the name of the form with the same rows that was counted."""
+        return self.taken._replace(form=self.counted_form or self.taken.form)
 
     @property
     def count(self) -> int:
         """The points in boxes by the reading that is taken."""
-        return self.counts.get(_fold(self.taken), 0)
+        return self.count_of(self._counted)
 
     def count_of(self, hypothesis: Hypothesis) -> int:
         """Return the points in boxes by another reading."""
@@ -74,11 +80,11 @@ class Choice:
     def describe(self) -> str:
         """Describe in one line what was taken, why, and what the next best other boxes count."""
         stated = format_reading(self.taken.reading)
-        if len({item.form for item in self.counts}) > 1:
+        if "form" in self.open_parts:
             stated = f"{self.taken.form}: {stated}"
         if not self.num_boxes:
             return f"{stated} (assumed: there is no box to test it by)"
-        own = _find_footprint(self.taken)
+        own = _find_footprint(self._counted)
         others = [count for item, count in self.counts.items() if _find_footprint(item) != own]
         beside = f", {max(others)} by the next best reading" if others else ""
         reason = "by the count test" if self.open_parts else "by the format or as stated"
@@ -153,30 +159,53 @@ def choose_reading(
     """
     first_name, first = next(iter(forms.items()))
     default = Hypothesis(first_name, replace(first.reading, **stated))
-    hypotheses = [*_list_hypotheses(forms, stated)]
+    groups = _group_forms(forms, frames)
+    hypotheses = [*_list_hypotheses(groups, stated)]
     if excludes_rad and "unit" not in stated and "unit" not in first.is_stated:
         hypotheses = [item for item in hypotheses if item.reading.unit == "deg"]
     counts = _count_all(frames, hypotheses)
     num_boxes = sum(len(frame.rows[first_name]) for frame in frames)
-    allowed = [item for item in hypotheses if _agrees(item, forms[item.form], stated)]
+    allowed = [item for item in hypotheses if _find_form(item, groups, stated)]
     taken, is_told = _choose(default, allowed, counts, frames)
     other, _ = _choose(taken, hypotheses, counts, frames)
     if other != taken:  # what is stated does not fit: the rest is as in the reading that does, not to fit the fault
         taken = _restate(other, forms[other.form], stated)
         is_told = False
+    named = taken._replace(form=_find_form(taken, groups, stated) or taken.form)
     open_parts = frozenset(_PARTS) - {*stated} - first.is_stated
     if len(forms) > 1:
         open_parts |= {"form"}
-    return Choice(taken, counts, other if other != taken else None, open_parts, is_told, num_boxes)
+    return Choice(named, counts, other if other != taken else None, open_parts, is_told, num_boxes, taken.form)
 
 
-def _list_hypotheses(forms: Mapping[str, Form], stated: Mapping[str, Any]) -> Iterator[Hypothesis]:
-    """List every reading of every form, half-turns once; those of the form's own and the stated values first."""
+def _group_forms(forms: Mapping[str, Form], frames: Collection[CountedFrame]) -> dict[str, dict[str, Form]]:
+    """Group the forms whose rows are the same, so that their readings alone differ, by the first of them."""
+    groups: dict[str, dict[str, Form]] = {}
     for name, form in forms.items():
-        own = replace(form.reading, **stated)
-        choices = [dict.fromkeys((getattr(_fold_reading(own), part), *values)) for part, values in _PARTS.items()]
-        for values in itertools.product(*choices):
-            yield Hypothesis(name, BoxReading(**dict(zip(_PARTS, values, strict=True))))
+        same = [
+            first for first in groups if all(np.array_equal(frame.rows[first], frame.rows[name]) for frame in frames)
+        ]
+        groups.setdefault(same[0] if same else name, {})[name] = form
+    return groups
+
+
+def _list_hypotheses(groups: Mapping[str, Mapping[str, Form]], stated: Mapping[str, Any]) -> Iterator[Hypothesis]:
+    """List every reading of every group of forms once, half-turns as one."""
+    for name, forms in groups.items():
+        readings: dict[BoxReading, None] = {}
+        for form in forms.values():
+            own = _fold_reading(replace(form.reading, **stated))
+            choices = [dict.fromkeys((getattr(own, part), *values)) for part, values in _PARTS.items()]
+            for values in itertools.product(*choices):
+                readings[BoxReading(**dict(zip(_PARTS, values, strict=True)))] = None
+        yield from (Hypothesis(name, reading) for reading in readings)
+
+
+def _find_form(hypothesis: Hypothesis, groups: Mapping[str, Mapping[str, Form]], stated: Mapping[str, Any]) -> str:
+    """Return the first form of a hypothesis' group that may be read so; "" if what is stated excludes it."""
+    forms = groups[hypothesis.form]
+    folded = _fold(hypothesis)
+    return next((name for name, form in forms.items() if _agrees(folded, form, stated)), "")
 
 
 def _fold_reading(reading: BoxReading) -> BoxReading:

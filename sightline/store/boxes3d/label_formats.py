@@ -21,8 +21,10 @@ from sightline.store.boxes3d.kitti_rows import FLAT_CALIBRATION, is_kitti, read_
 from sightline.store.boxes3d.label_rows import LabelFile
 from sightline.store.boxes3d.tracklets import FRAME_LIST, is_tracklets, read_tracklets, write_tracklets
 from sightline.store.boxes3d.txt_boxes import is_txt, read_txt, write_txt
-from sightline.store.files.input_files import parse_json_content, read_file
+from sightline.store.files.input_files import open_regular, parse_json_content, read_file
 
+_HEAD_BYTES = 2**16
+"""Bytes of a text file by which its format is known: a cloud of text may be large."""
 LABEL_SUFFIXES = (".txt", ".csv", ".json", ".xml")
 
 
@@ -139,9 +141,10 @@ def find_format(path: Path) -> str:
     Raises DataError for a JSON file that does not read.
     """
     suffix = path.suffix.lower()
-    content = read_file(path)
     if suffix == ".json":
-        return find_json_format(parse_json_content(content, where=str(path), advice="export the labels again"))
+        return find_json_format(parse_json_content(read_file(path), where=str(path), advice="export the labels again"))
+    with open_regular(path) as file:
+        content = file.read(_HEAD_BYTES)
     if suffix == ".xml":
         return "tracklets" if is_tracklets(content) else ""
     if suffix not in LABEL_SUFFIXES:

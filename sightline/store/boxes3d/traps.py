@@ -53,7 +53,8 @@ def _measure_reading(survey: BoxSurvey) -> Measured:
     if choice.better is None:
         return None
     more, count = choice.count_of(choice.better), choice.count
-    changed = [word for word in _words(choice.better) if word not in _words(choice.taken)]
+    words = {*format_reading(choice.taken.reading).split(), f"form={choice.counted_form}"}
+    changed = [word for word in _words(choice.better) if word not in words]
     return {"count": count, "more": more, "taken": format_reading(choice.taken.reading), "other": " ".join(changed)}
 
 

@@ -38,7 +38,7 @@ def make_cloud(boxes: np.ndarray, seed: int, *, num_ground: int = 4000, per_box:
         local = random.uniform(-0.5, 0.5, (per_box, 3))
         side = random.integers(0, 3, per_box)
         local[np.arange(per_box), side] = np.where(local[np.arange(per_box), side] < 0, -0.5, 0.5)
-        local = np.concatenate([local[:, :2], np.abs(local[:, 2:])], axis=1) * (box[3:6] - 0.02)
+        local *= box[3:6] - 0.02
         cosine, sine = np.cos(box[6]), np.sin(box[6])
         along, across = local[:, 0], local[:, 1]
         turned = np.column_stack([cosine * along - sine * across, sine * along + cosine * across, local[:, 2]])

@@ -171,6 +171,29 @@ def test_directions_that_are_not_labelled_are_cut(tmp_path: Path) -> None:
     assert len(points) == int(((of_whole >= -30) & (of_whole <= 60)).sum())
 
 
+@pytest.mark.parametrize("is_bottom", [True, False])
+def test_points_tell_centres_and_bottoms_of_tracklets(tmp_path: Path, is_bottom: bool) -> None:
+    """KITTI's tracklets state bottoms, some exports centres; both have h, w and l as they are."""
+    items = ""
+    for frame in range(3):
+        boxes = make_boxes(frame)
+        np.save(tmp_path / f"{frame:010d}.npy", make_cloud(boxes, frame))
+        rows = BoxReading(centre="bottom" if is_bottom else "centre").from_boxes(boxes)
+        for name, (x, y, z, length, width, height, yaw) in zip(make_names(), rows, strict=True):
+            pose = f"<tx>{x}</tx><ty>{y}</ty><tz>{z}</tz><rx>0</rx><ry>0</ry><rz>{yaw}</rz>"
+            items += (
+                f"<item><objectType>{name}</objectType><h>{height}</h><w>{width}</w><l>{length}</l>"
+                f"<first_frame>{frame}</first_frame><poses><count>1</count><item>{pose}</item></poses></item>"
+            )
+    text = f'<boost_serialization signature="a" version="9"><tracklets>{items}</tracklets></boost_serialization>'
+    (tmp_path / "tracklet_labels.xml").write_text(text)
+    survey = Boxes3dFolder.survey(tmp_path, columns=COLUMNS)
+    centre = "bottom" if is_bottom else "centre"
+    expected = f"tracklets_kitti: box_centre={centre} box_size=lwh yaw_unit=rad yaw_sense=ccw yaw_zero=x (by the count"
+    assert survey["reading"].startswith(expected)
+    assert survey["differences"] == []
+
+
 def damage(source: Path, name: str, text: str) -> None:
     (source / name).write_text(text)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sightline.areas.boxes3d.sets.kitti_boxes3d import crop_to_image
 from sightline.store.boxes3d import conversions
 from sightline.store.boxes3d.box_table import wrap_yaw
 from sightline.store.boxes3d.conversions import (
@@ -27,6 +28,7 @@ from sightline.store.boxes3d.conversions import (
     vertices_of_box,
 )
 from sightline.store.boxes3d.kitti_objects import Calibration
+from sightline.store.boxes3d.survey import FramePoints
 from tests.golden_parity import Golden, load_golden
 
 READINGS = [
@@ -78,6 +80,21 @@ def test_camera_boxes_are_those_of_public_code(golden: Golden, case: str) -> Non
     assert np.abs(flat[:, :3] - a[f"{case}/nocalib_location"]).max() < 1e-9
     assert np.abs(flat[:, 3:6] - a[f"{case}/nocalib_dimensions"]).max() < 1e-12
     assert np.abs(wrap_yaw(flat[:, 6] - a[f"{case}/nocalib_rotation_y"])).max() < 1e-9
+
+
+@pytest.mark.parametrize("case", ["case00", "case01"])
+def test_corners_and_the_field_of_view_are_those_of_public_code(golden: Golden, case: str) -> None:
+    a = golden.arrays
+    corners = np.stack([vertices_of_box(box) for box in a[f"{case}/boxes_lidar"]])
+    theirs = a[f"{case}/corners_lidar"][:, [2, 3, 0, 1, 6, 7, 4, 5]]  # theirs begin at the front left, clockwise
+    assert np.abs(corners - theirs).max() < 1e-9
+    calibration = Calibration.from_matrices(
+        velo_to_cam=a[f"{case}/in_Tr_velo_to_cam"], rectification=a[f"{case}/in_R0"], projection=a[f"{case}/in_P2"]
+    )
+    points, (height, width) = a[f"{case}/in_points"], golden.info["cases"][int(case[-2:])]["image_h_w"]
+    assert np.abs(calibration.to_camera(points) - a[f"{case}/points_rect"]).max() < 1e-9
+    kept = crop_to_image(FramePoints(points), calibration, (width, height)).points
+    assert kept.tolist() == points[a[f"{case}/fov_flag"].astype(bool)].tolist()
 
 
 def test_a_box_by_hand() -> None:

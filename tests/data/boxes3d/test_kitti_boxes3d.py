@@ -35,6 +35,7 @@ def test_real_frames_raise_no_alarm(real: tuple[Path, dict[str, Any]]) -> None:
     assert manifest["differences"][0].startswith("4 frames left out: 000008 lacks label_2")
     assert manifest["splits"]["all"]["num_boxes"] == 25
     assert manifest["remission_max"] == 1.0
+    assert manifest["frame"].startswith("labels: a camera's, by the calibrations; stored: x to the front")
 
 
 def test_real_frames_have_their_boxes_and_points(real: tuple[Path, dict[str, Any]], shared: Path) -> None:

@@ -16,6 +16,7 @@ from sightline.store.boxes3d.count_test import CountedFrame, choose_reading
 from sightline.store.boxes3d.label_formats import find_format, read_labels
 from sightline.store.boxes3d.label_rows import LabelFile
 from tests.golden_parity import Golden, load_golden
+from tests.marks import long_but
 
 STATED = {
     "bottom.txt": BoxReading(centre="bottom"),
@@ -307,7 +308,7 @@ def mutate(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def try_mutations(texts: Path, folder: Path, golden: Golden, count: int, seed: int) -> None:
+def try_mutations(texts: Path, folder: Path, count: int, seed: int) -> None:
     """No traceback, and no box invented: at most as many boxes as the damaged file has rows or entries."""
     random = np.random.default_rng(seed)
     names = [*NAMES, "tracklets.xml", "figures.json"]
@@ -336,5 +337,6 @@ def try_mutations(texts: Path, folder: Path, golden: Golden, count: int, seed: i
     assert num_refused >= count // 4
 
 
-def test_mutated_files_are_refused_or_read(texts: Path, golden: Golden, tmp_path: Path) -> None:
-    try_mutations(texts, tmp_path, golden, count=60, seed=1)
+@pytest.mark.parametrize("count", long_but((60,), (60, 400)))
+def test_mutated_files_are_refused_or_read(texts: Path, tmp_path: Path, count: int) -> None:
+    try_mutations(texts, tmp_path, count, seed=count)

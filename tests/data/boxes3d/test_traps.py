@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from sightline.areas.boxes3d.sets.boxes3d_folder import Boxes3dFolder
+from sightline.areas.boxes3d.sets.synthetic_streets3d import SyntheticStreets3d
+from sightline.contract.types import SampleKey
 from sightline.store.boxes3d.conversions import BoxReading, boxes_to_flat_camera
 from sightline.store.boxes3d.traps import TRAPS
-from tests.data.boxes3d.box_writers import make_boxes, make_names, write_streets
+from tests.data.boxes3d.box_writers import format_txt, make_boxes, make_names, write_streets
 
 COLUMNS = ("x", "y", "z", "intensity")
 Plant = Callable[[Path], dict[str, Any]]
@@ -209,6 +211,17 @@ def test_a_planted_fault_is_named_and_its_twin_is_not(tmp_path: Path, name: str)
 
 def test_every_trap_has_a_row() -> None:
     assert {row[0] for row in ROWS.values()} == {trap.number for trap in TRAPS}
+
+
+def test_synthetic_streets_raise_no_alarm(tmp_path: Path) -> None:
+    data = SyntheticStreets3d(split="train", sensor={"preset": "hdl32"})
+    names = data.info.facts["class_names"]
+    for frame in range(6):
+        sample = {name: value.numpy() for name, value in data[SampleKey(frame, 0, 0)].items()}
+        np.save(tmp_path / f"{frame:04d}.npy", np.hstack([sample["points"], sample["remission"]]))
+        text = format_txt(sample["boxes"], [names[label] for label in sample["label"]])
+        (tmp_path / f"{frame:04d}.txt").write_text(text)
+    assert list_traps(tmp_path) == {}
 
 
 def test_healthy_streets_raise_no_alarm(tmp_path: Path) -> None:

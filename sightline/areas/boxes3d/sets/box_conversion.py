@@ -37,18 +37,13 @@ def _has_image(table: BoxTable) -> np.ndarray:
 
 
 def convert_frames(
-    listing: Listing, planned: PlannedBoxes, new_form: str, target: Path, *, source: Path, progress: Progress
+    listing: Listing, planned: PlannedBoxes, new_form: str, target: Path, *, progress: Progress
 ) -> dict[str, Any]:
     """Write the boxes of frames in a new form, link their clouds, and return what was written and lost.
 
     What was written is read again and compared before it takes its place: the target is whole or absent. Raises
-    UserError for an unknown form, and for a target that is not empty or is in the source; DataError where a form cannot
-    be read again.
+    DataError where a form cannot be read again.
     """
-    if new_form not in WRITTEN:
-        known = suggest(new_form, [*WRITTEN], otherwise=f"; there are {', '.join(WRITTEN)}")
-        raise UserError(f"data convert: --as {new_form}: is no form of 3D boxes that is written{known}")
-    _check_target(target, source)
     form, lost = WRITTEN[new_form], Counter[str]()
     frames = []
     for done, frame in enumerate(listing.frames, start=1):
@@ -80,8 +75,11 @@ def convert_frames(
     }
 
 
-def _check_target(target: Path, source: Path) -> None:
-    """Raise UserError for a target that is not empty, or that is in the folder from which labels are read."""
+def check_words(new_form: str, target: Path, source: Path) -> None:
+    """Raise UserError for a form that is not written, and for a target that is not empty or is in the source."""
+    if new_form not in WRITTEN:
+        known = suggest(new_form, [*WRITTEN], otherwise=f"; there are {', '.join(WRITTEN)}")
+        raise UserError(f"data convert: --as {new_form}: is no form of 3D boxes that is written{known}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"data convert: {target} is there and not empty; give another folder by --to")
     root = expand_home(source).resolve()

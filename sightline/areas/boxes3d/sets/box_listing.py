@@ -112,8 +112,13 @@ def _sort_files(root: Path) -> _Files:
     paths = sorted(list_files(root), key=lambda path: natural_sort_key(path.relative_to(root).as_posix()))
     names_of_clouds = {path.name for path in paths if path.suffix.lower() in SCAN_SUFFIXES}
     texts = {path.stem for path in paths if path.suffix.lower() in SCAN_SUFFIXES and path.suffix != ".txt"}
+    divides = _has_split_folders(root)
     for path in paths:
-        split, suffix, folders = _find_split(path, root), path.suffix.lower(), path.relative_to(root).parts[:-1]
+        split, suffix, folders = (
+            _find_split(path, root, divides=divides),
+            path.suffix.lower(),
+            path.relative_to(root).parts[:-1],
+        )
         stem = Path(path.stem).stem if path.stem in names_of_clouds else path.stem
         key = (split, stem)
         if path.name in _LISTS | _OTHER_JSON or "ImageSets" in folders:
@@ -145,13 +150,16 @@ def _is_label(path: Path, *, is_beside: bool) -> bool:
     return is_beside or bool(find_format(path))
 
 
-def _find_split(path: Path, root: Path) -> str:
-    """Return the split of a file by the first folder below the root; `all` without one."""
-    parts = path.relative_to(root).parts[:-1]
+def _has_split_folders(root: Path) -> bool:
+    """Return True if the folders of a root are training and evaluated parts."""
     names = {each.name for each in root.iterdir() if each.is_dir()}
-    if len(names & {"train", "training"}) and len(names & {"val", "validation", "test"}):
-        return _SPLITS.get(parts[0], "all") if parts else "all"
-    return "all"
+    return bool(names & {"train", "training"}) and bool(names & {"val", "validation", "test"})
+
+
+def _find_split(path: Path, root: Path, *, divides: bool) -> str:
+    """Return the split of a file by the first folder below the root; `all` where folders divide nothing."""
+    parts = path.relative_to(root).parts[:-1]
+    return _SPLITS.get(parts[0], "all") if divides and parts else "all"
 
 
 def _pair_tracklets(labels: LabelFile, clouds: Mapping[tuple[str, str], Path], paired: set[Path]) -> list[ListedFrame]:

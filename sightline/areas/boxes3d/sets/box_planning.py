@@ -64,13 +64,14 @@ class PlannedBoxes:
     choice: Choice
     survey: BoxSurvey
     notes: Sequence[str]
+    label_frame: str
 
     def entries(self) -> dict[str, Any]:
         """Return the entries of the manifest that `data info` prints."""
         frames = self.survey.frames
         remissions = [frame.remission for frame in frames if frame.remission]
         return {
-            "frame": "LiDAR: x to the front, y to the left, z up, metres; boxes about their centre, yaw from +x",
+            "frame": f"labels: {self.label_frame}; stored: x to the front, y to the left, z up, yaw from +x",
             "reading": self.choice.describe(),
             "class_names": list(self.class_names),
             "classes": describe_classes(self.survey),
@@ -131,7 +132,17 @@ def plan_boxes(
         frames, sampled, tables, class_names, choice, range_m=range_m, remission_max=remission_max, stated=stated
     )
     notes = [*_join_notes(frame.labels for frame in frames), *_note_tilts(frames, choice)]
-    return PlannedBoxes(tables, class_names, choice, survey, notes)
+    return PlannedBoxes(tables, class_names, choice, survey, notes, _describe_frame(frames, choice.taken.form))
+
+
+def _describe_frame(frames: Sequence[ListedFrame], form: str) -> str:
+    """Describe the frame of the labels' coordinates."""
+    if form not in ("kitti", "labelcloud_kitti"):
+        return "the frame of the clouds"
+    num_moved = sum(len(frame.files) > 2 for frame in frames)
+    if num_moved == len(frames):
+        return "a camera's, by the calibrations"
+    return f"a camera's: by {num_moved} calibrations, and in {len(frames) - num_moved} frames in the scanner's place"
 
 
 def _list_rows(frame: ListedFrame, form: str) -> np.ndarray:

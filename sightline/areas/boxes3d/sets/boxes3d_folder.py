@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from sightline.areas.boxes3d.sets.box_conversion import convert_frames
+from sightline.areas.boxes3d.sets.box_conversion import check_words, convert_frames
 from sightline.areas.boxes3d.sets.box_listing import Listing, list_frames
 from sightline.areas.boxes3d.sets.box_planning import PlannedBoxes, plan_boxes, plan_frames
 from sightline.areas.boxes3d.sets.labelled_boxes3d import (
@@ -17,6 +17,7 @@ from sightline.contract.arguments import FractionBelowOne, PositiveFloat
 from sightline.contract.errors import ConfigError
 from sightline.store.boxes3d.conversions import BoxCentre, BoxSize, YawSense, YawUnit, YawZero
 from sightline.store.boxes3d.count_test import OPTION_OF
+from sightline.store.boxes3d.label_formats import WRITTEN
 from sightline.store.files.cloud_files import Withheld, check_columns
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.prepared.name_lists import describe_split
@@ -51,6 +52,8 @@ class Boxes3dFolder(LabelledBoxes3d):
     Source: the user's files.
     """
 
+    written_forms: ClassVar[tuple[str, ...]] = tuple(WRITTEN)
+    """Forms as which `data convert` writes boxes."""
     spec = SetSpec(
         name="boxes3d_folder",
         what="clouds and labels of 3D boxes",
@@ -135,8 +138,9 @@ class Boxes3dFolder(LabelledBoxes3d):
         cls, source: Path, new_form: str, target: Path, *, progress: Progress, **options: Any
     ) -> dict[str, Any]:
         """Write the boxes of a folder, read by the options of its preparation, in another form; return what is lost."""
+        check_words(new_form, target, source)
         read = read_folder(cls.spec.find(source), **options)
-        return convert_frames(read.listing, read.planned, new_form, target, source=source, progress=progress)
+        return convert_frames(read.listing, read.planned, new_form, target, progress=progress)
 
 
 _SOURCES = {True: "folders", False: "lists of names"}
