@@ -165,9 +165,9 @@ def test_view_shows_a_frame_from_above_and_as_a_cloud(tmp_path: Path) -> None:
     assert f"{num_boxes} boxes: " in stage["description"]
     counts = stage["classes"]["class of the box"]
     is_car = (sample["label"] == 0) & ~sample["is_ignored"]
-    assert counts["car"] == int(sample["num_points"][is_car].sum())
+    assert counts["Car"] == int(sample["num_points"][is_car].sum())
     page = (tmp_path / "out/view.html").read_text()
-    assert '"boxes: car"' in page
+    assert '"boxes: Car"' in page
     assert '"from above"' in page
     assert "train/0000" in " ".join(done.out.split())
     assert (tmp_path / "out/train_0000.png").stat().st_size > 20_000

@@ -223,7 +223,7 @@ def test_samples_are_those_of_the_contract() -> None:
         assert str(value.dtype) == f"torch.{field.dtype}"
         assert value.ndim == len(field.shape.split())
     assert (streets.info.facts["class_names"], streets.info.facts["in_channels"]) == (
-        ("car", "pedestrian", "cyclist"),
+        ("Car", "Pedestrian", "Cyclist"),
         4,
     )
     assert streets.frame("train", 0).scan.ring.max() == 31

@@ -16,11 +16,12 @@ from sightline.store.streets.casting import BUILDING, CAR, CYCLIST, PERSON, POLE
 
 __all__ = ["CLASS_NAMES", "FRAME_S", "RoadUsers", "Traffic", "draw_traffic", "list_boxes", "place_street"]
 
-CLASS_NAMES = ("car", "pedestrian", "cyclist")
+CLASS_NAMES = ("Car", "Pedestrian", "Cyclist")
+"""Names of KITTI's objects, so that its scores apply."""
 FRAME_S = 0.1
 """Seconds between frames: a turn of the sensor."""
 _IDS = np.array([CAR, PERSON, CYCLIST])
-_SIZES_M = np.array([[4.3, 1.8, 1.55], [0.6, 0.6, 1.75], [1.75, 0.6, 1.72]])
+_SIZES_M = np.array([[4.3, 1.8, 1.55], [0.8, 0.6, 1.75], [1.75, 0.6, 1.72]])
 """Mean length, width and height of each class; every side of an object varies by 10 %."""
 _PARTS = (
     ((0.0, 1.0, 1.0, 0.55), (-0.08, 0.55, 0.86, 1.0)),
