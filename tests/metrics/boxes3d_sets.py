@@ -114,9 +114,10 @@ def draw_found(random: np.random.Generator, label: Thing, has_angles: bool) -> T
     kind = str(random.choice(["Car", "Pedestrian", "Cyclist", "Truck"])) if random.random() < 0.1 else label.kind
     kind = {"Van": "Car", "Person_sitting": "Pedestrian"}.get(kind, kind)
     moved = {key: getattr(label, key) + float(random.normal(0, near)) for key in ("x", "y", "z", "turn")}
-    moved["y"] += float(random.choice([0.0, 0.0, 0.3, -0.5]))
+    moved["y"] += float(random.choice([0.0, 0.0, 0.0, 0.3, -0.5, 3.0]))
     sizes = {
-        key: getattr(label, key) * float(random.uniform(1 - near / 4, 1 + near / 4)) for key in ("length", "width")
+        key: getattr(label, key) * float(random.uniform(1 - near / 4, 1 + near / 4))
+        for key in ("length", "width", "height")
     }
     alpha = label.alpha + float(random.normal(0, 0.3)) + (math.pi if random.random() < 0.2 else 0)
     image = shift(random, label.image, 10 * near)

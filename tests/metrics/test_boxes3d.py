@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.boxes3d.metrics.boxes3d_ap import Boxes3dAp
 from sightline.areas.boxes3d.metrics.kitti_ap import KittiAp, find_ceiling
 from sightline.contract.metric import Meter
 from tests.golden_parity import load_golden
@@ -130,6 +131,76 @@ def test_a_detection_without_an_image_box_is_ignored() -> None:
     beside = car(0.1, score=0.3)
     row = score([([car(0)], [hidden._replace(x=20), beside])])["Car, easy"]
     assert row["ap_3d_r11"] == pytest.approx(1 / 11)
+
+
+def test_of_equal_scores_the_first_is_taken_by_hand() -> None:
+    """Of two detections that score 0.9, the first overlaps both labels and the second the first label alone.
+
+    The first label takes the first one, so that one score is a find, one slot of 41, and AP at 40 recalls 0.
+    """
+    truths = [car(0), car(0, left=130)]
+    found = [car(0, score=0.9, left=115), car(0, score=0.9, left=90)]
+    assert score([(truths, found)])["Car, easy"]["ap_2d_r40"] == 0
+    assert score([(truths, found[::-1])])["Car, easy"]["ap_2d_r40"] == 1 / 40
+
+
+# --- the plain AP -----------------------------------------------------------------------------------------------------
+
+
+def measure(*frames: tuple[list[list[float]], list[list[float]]]) -> tuple[Meter, dict[str, float]]:
+    """Score frames of labels (x, y, class, is ignored) and detections (x, y, score): boxes of 4 x 2 x 1.5 m."""
+    truths = [[[x, y, 0, 4, 2, 1.5, 0, kind, ignored] for x, y, kind, ignored in labels] for labels, _ in frames]
+    found = [[[x, y, 0, 4, 2, 1.5, 0, value, 0] for x, y, value in detections] for _, detections in frames]
+    meter = Meter(Boxes3dAp(class_names=("Car",)))
+    batch = {"sample_index": torch.arange(len(frames))}
+    for name, rows in (("truth3d", truths), ("detections3d", found)):
+        batch[name] = torch.tensor([row for of_frame in rows for row in of_frame], dtype=torch.float64).reshape(-1, 9)
+        batch[f"{name}_offsets"] = torch.tensor([0, *map(len, rows)]).cumsum(0)
+    meter.update(**batch)
+    return meter, meter.compute()
+
+
+def test_of_labels_that_fit_equally_the_first_is_taken_by_hand() -> None:
+    """The best detection lies midway between two labels, the second near the first label alone: it finds none."""
+    labels = [[0.0, 0, 0, 0], [0, 3, 0, 0]]
+    assert measure((labels, [[0, 1.5, 0.9], [0, -0.9, 0.8]]))[1]["ap_2m"] == 0.5
+    assert measure((labels[::-1], [[0, 1.5, 0.9], [0, -0.9, 0.8]]))[1]["ap_2m"] == 1
+    labels = [[0.0, 0, 0, 0], [0, 1, 0, 0]]  # 2 m wide: both overlap the best detection by 1.5 / 2.5
+    assert measure((labels, [[0, 0.5, 0.9], [0, -0.4, 0.8]]))[1]["ap_overlap"] == 0.5
+    assert measure((labels[::-1], [[0, 0.5, 0.9], [0, -0.4, 0.8]]))[1]["ap_overlap"] == 1
+
+
+def test_what_lies_in_a_region_or_on_an_ignored_label_is_no_mistake_by_hand() -> None:
+    """The region holds the centre of the best detection; an ignored label may be found twice."""
+    labels = [[0.0, 0, 0, 0], [20, 0, -1, 1], [40, 0, 0, 1]]
+    hidden = [[21.9, 0.9, 0.9], [40, 0, 0.8], [40, 0.1, 0.7]]
+    assert measure((labels, [*hidden, [0, 0, 0.5]]))[1]["ap_overlap"] == 1
+    assert measure((labels, [*hidden, [22.1, 0, 0.6], [0, 0, 0.5]]))[1]["ap_overlap"] == 0.5
+
+
+def test_an_interval_is_a_bootstrap_over_frames() -> None:
+    """Seven frames: AP of each of 1,000 draws by plain loops, and the 2.5 and 97.5 % points of these."""
+    frames = [([[0.0, 0, 0, 0]], [[0, 0 if number % 3 else 9, 0.9 - number / 10]]) for number in range(7)]
+    meter, figures = measure(*frames)
+    outcomes = [bool(number % 3) for number in range(7)]
+    drawn = np.random.Generator(np.random.PCG64(0)).integers(7, size=(1000, 7))
+    averages = []
+    for draw in drawn.tolist():
+        ranked = sorted(draw)  # scores fall with the number of the frame
+        curve = []
+        for last in range(1, 8):
+            if last == 7 or ranked[last] != ranked[last - 1]:  # frames that are drawn twice score alike
+                curve.append((sum(outcomes[frame] for frame in ranked[:last]), last))
+        area, before = 0.0, 0
+        for place, (right, _) in enumerate(curve):
+            area += (right - before) / 7 * max(a / b for a, b in curve[place:])
+            before = right
+        averages.append(area)
+    [interval] = meter.metric.class_intervals(meter.state)["ap_overlap"].intervals()
+    expected = np.quantile(averages, [0.025, 0.975])
+    assert [interval["low"], interval["high"]] == pytest.approx(expected.tolist())
+    assert interval["low"] < figures["ap_overlap"] < interval["high"]
+    assert interval["num_samples"] == 7
 
 
 @pytest.mark.long

@@ -95,7 +95,7 @@ def count_finds(
                     if not overlap > level:
                         continue
                     if detection_state[start + row] == 0:
-                        if chosen < 0 or is_spare or overlap > best:
+                        if overlap > best:
                             chosen, best, is_spare = row, overlap, False
                     elif chosen < 0:
                         chosen, is_spare = row, True

@@ -44,7 +44,7 @@ class Labels3d(Dataset):
         labels: str,
         calibrations: str | None = None,
         frames: str | None = None,
-        classes: tuple[str, ...] | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         if split != "test":
             raise ConfigError(f"labels3d: there is no split '{split}'; labels without clouds are only scored by: test")
@@ -60,7 +60,7 @@ class Labels3d(Dataset):
         known = join_names(
             [table.class_names[label] for label in table.label[table.label >= 0]] for table in self._tables.values()
         )
-        if unknown := [name for name in classes or () if name not in known]:
+        if unknown := [name for name in classes if name not in known]:
             raise ConfigError(f"data.classes: no label is called '{unknown[0]}', but {', '.join(known)}; correct it")
         names = tuple(classes or sorted(name for name in known if NEIGHBOURS.get(name) not in known))
         if not names:
