@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from sightline.config.consistency import check_consistency
 from sightline.config.faults import ConfigFaults
-from sightline.config.other_tools import BASES, NAMES, find_document, find_file, find_setting
+from sightline.config.other_tools import BASES, NAMES, find_document, find_file, find_setting, find_sizes
 from sightline.config.overrides import COMMAND_LINE, apply_overrides, merge
 from sightline.config.plain_values import flatten, to_plain
 from sightline.config.prepared_name import take_prepared_name
@@ -269,7 +269,8 @@ class _SectionReader:
         for key, child in tree.value.items():
             if key not in fields:
                 is_foreign = not path or schema.find_similar(key, fields, cutoff=0.8) is None
-                hint = _suggest_setting(key, child) if is_foreign else ""
+                hint = _suggest_sizes(key, child, tree) or (_suggest_setting(key, child) if is_foreign else "")
+                hint = hint or _suggest_base(key, child, is_top=not path)
                 hint = hint or _suggest_key(key, fields, self._paths, is_top=not path)
                 self.faults.add(child.where, f"unknown key '{key}'{hint}")
         for key, field in fields.items():
@@ -505,10 +506,23 @@ def _suggest_setting(key: str, child: LocatedValue) -> str:
     return ""
 
 
+def _suggest_base(key: str, child: LocatedValue, *, is_top: bool) -> str:
+    """Suggest where a config names the one that it builds on; empty for another key."""
+    if not is_top or key not in ("base", *BASES):
+        return ""
+    if key != "base":
+        return "; a config builds on one other, base: CONFIG"
+    return f"; it is a line of the config's file: write 'base: {_format_word(child.plain())}' there"
+
+
+def _suggest_sizes(key: str, child: LocatedValue, tree: LocatedValue) -> str:
+    """Suggest the sizes of images that a config states, for the one size of other tools; empty without any."""
+    words = find_sizes(key, child.plain(), tree.plain())
+    return f"; write {' '.join(words)}" if words else ""
+
+
 def _suggest_key(key: str, fields: dict[str, dataclasses.Field], elsewhere: Mapping[str, str], *, is_top: bool) -> str:
     """Suggest the meaning of an unknown key: a key of another section, a dotted path, or a similar name."""
-    if is_top and key in ("base", *BASES):
-        return "; a base is named in the file" if key == "base" else "; a config builds on one other, base: CONFIG"
     if "." in key and key.split(".")[0] in fields:
         outer, _, inner = key.partition(".")
         return f"; in a file sections are nested: {outer}: {{{inner}: ...}}"

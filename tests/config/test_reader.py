@@ -225,7 +225,10 @@ def test_the_order_of_overrides_does_not_matter(swap: bool) -> None:
         (["model={name:"], "the shell split it at a blank? put it in quotes"),
         (["train.epochs=!!int 3"], "command line: train.epochs: the tag '!!int' is not allowed"),
         (["optimizer={lr: 1, lr: 2}"], "command line: optimizer.lr: 'lr' is given twice"),
-        (["base=other.yaml"], "command line: base: unknown key 'base'; a base is named in the file"),
+        (
+            ["base=other.yaml"],
+            "command line: base: unknown key 'base'; it is a line of the config's file: write 'base: other.yaml' there",
+        ),
         (["seed=99999999999999999999"], "command line: seed: found 99999999999999999999, which does not fit"),
         (["train.epochs=1_000"], "command line: train.epochs: found the text '1_000', allowed is a whole number"),
         (["optimizer.epochs=2"], "has no such argument; did you mean 'train.epochs'?"),

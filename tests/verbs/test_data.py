@@ -257,6 +257,9 @@ def test_a_config_that_is_written_leaves_no_sample_alone(tmp_path: Path, monkeyp
     assert f"own.yaml: {lone}: it has train.tail=drop" in said
     assert 'train:\n  tail: "drop"\n' in (tmp_path / "own.yaml").read_text()
     succeed("train", "own.yaml", "train.epochs=1", "--no-check", "--out", "run")
+    words = (*words[:6], "few", "up_axis=z", "num_points=80")
+    assert lone in succeed(*words, "--config", "few.yaml").err  # so few points are as many as are sampled
+    assert (tmp_path / "few.yaml").read_text().count('name: "sample_points"\n      num_points: 80\n') == 2
 
 
 def test_examples_of_the_help_are_of_that_set_and_complete() -> None:

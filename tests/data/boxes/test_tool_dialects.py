@@ -219,6 +219,16 @@ def test_shapes_of_label_studio_are_boxes_or_named(tmp_path: Path) -> None:
         assert part in text
 
 
+def test_two_boxes_of_one_id_are_two_boxes(tmp_path: Path) -> None:
+    """As a file that was joined by hand has them: the second was taken for more words on the first."""
+    sizes = ((25, "car"), (50, "dog"))
+    more = [
+        {**result("rectanglelabels", x=0, y=0, width=w, height=50, rectanglelabels=[c]), "id": "r"} for w, c in sizes
+    ]
+    labels = read_label_studio(write_label_studio(tmp_path, more=more))
+    assert boxes_of(labels)[len(PLAIN) :] == [("car", [0, 0, 16, 24]), ("dog", [0, 0, 32, 24])]
+
+
 def test_tasks_that_are_not_one_labelled_photo_are_named(tmp_path: Path) -> None:
     """One ground truth of several annotations counts; a photo is known by its name before it was uploaded."""
     root = write_label_studio(tmp_path)
@@ -338,6 +348,8 @@ def test_tables_of_boxes_are_read_line_by_line(tmp_path: Path) -> None:
     rows = sound.splitlines()
     named.write_text("\n".join([f"{rows[0]},score", *(f"{row},1" for row in rows[1:])]))
     assert read_tensorflow_csv(root).unread == {"column score": len(rows) - 1}
+    named.write_text(sound.replace('"car"', '"c\u2028r"', 1))  # no end of a line in a table
+    assert boxes_of(read_tensorflow_csv(root))[0][0] == "c\u2028r"
     named.write_bytes(b"filename,class\nb\xff,dog\n")
     assert "is not UTF-8 text (byte 16); save it as UTF-8" in refusal_of(read_tensorflow_csv, root)
 

@@ -44,6 +44,8 @@ from sightline.store.prepared.prepared_writer import (
 from sightline.store.prepared.splits import SPLITS
 
 _GEOMETRY = (*POINTS, *NORMALS, "_")
+_PRESET_POINTS = 256
+"""Points of a cloud in the preset, which samples them first in training and evaluation."""
 
 
 @registry.data.add("cloud_folder")
@@ -138,9 +140,12 @@ class CloudFolder(LabelledClouds):
 
     @classmethod
     def propose(cls, prepared: PreparedSet) -> list[str]:
-        """Return the further columns that are stored, as channels."""
-        channels = prepared.manifest["preparation"]["channels"]
-        return [f"data.channels={format_inline(channels)}"] if channels else []
+        """Return the further columns that are stored, as channels, and the points of clouds that have few."""
+        preparation = prepared.manifest["preparation"]
+        channels, count = preparation["channels"], preparation["num_points"]
+        words = [f"data.channels={format_inline(channels)}"] if channels else []
+        parts = ("train", "evaluate") if count < _PRESET_POINTS else ()
+        return words + [f"transforms.{part}.0.num_points={count}" for part in parts]
 
     @classmethod
     def plan(

@@ -124,12 +124,12 @@ def _read_task(
     if not folder.has_image(base) and folder.has_image(original := _UPLOADED.sub("", base, count=1)):
         report.habits[_WITHOUT_PREFIX].append(where)
         stated = original
-    objects = dict[str, list[_Result]]()
+    objects = dict[str, list[_Result]]()  # by id and shape: a region has a result for each control that it was given
     for result in results:
         value = result.get("value") or {}
         shape = [value.get(key) for key in ("x", "y", "width", "height", "points", "rle")]
         if _REGION_KEYS & value.keys():
-            objects.setdefault(str(result.get("id") or shape), []).append(result)
+            objects.setdefault(f"{result.get('id')} {shape}", []).append(result)
         else:
             report.unread.update([f"{str(result.get('type', result.get('from_name')))[:40]} of an image"])
     entries = ((f"{where}, {stated}", parts) for parts in objects.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,10 +32,10 @@ def iterate_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _split_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield line and values of the rows that are not empty; a `#` before the first name, as of VIA 1, is left out."""
     try:
-        lines = read_file(file).decode("utf-8-sig").splitlines(keepends=True)
+        text = read_file(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    rows = csv.reader(lines, strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in rows:
             if row:
