@@ -14,8 +14,6 @@ from sightline.areas.boxes3d.anchors import (
     ROTATIONS,
     Anchors,
     assign_boxes,
-    decode_boxes,
-    encode_boxes,
     find_direction,
     make_anchors,
     turn_by_direction,
@@ -25,6 +23,7 @@ from sightline.areas.boxes3d.grid import PillarGrid
 from sightline.areas.boxes3d.losses import AnchorBox, AnchorClass, AnchorDirection, encode_angle
 from sightline.areas.boxes3d.pointpillars import PUBLISHED, PointPillars
 from sightline.contract.errors import ConfigError
+from sightline.ops.boxes.codes import decode_deltas3d, encode_deltas3d
 from sightline.ops.boxes.focal import sigmoid_focal_loss
 from tests.boxes3d.golden import EXTENT, KITTI, draw_state, read, rename, square_anchors
 from tests.cases import run_each
@@ -74,7 +73,7 @@ def test_the_whole_network_is_that_of_openpcdet(shared: Path) -> None:
     assert_array("eval/spatial_features_2d", network.backbone(canvas))
     outputs = network(**batch)
     assert_array("eval/batch_cls_preds", outputs["logits"])
-    decoded = decode_boxes(anchors.boxes, outputs["codes"])
+    decoded = decode_deltas3d(anchors.boxes, outputs["codes"])
     yaw = turn_by_direction(decoded[..., 6:], outputs["direction"].argmax(dim=2, keepdim=True))
     assert_array("eval/batch_box_preds", torch.cat([decoded[..., :6], yaw], dim=2))
 
@@ -131,7 +130,7 @@ def test_each_anchor_has_the_box_that_openpcdet_gives_it(shared: Path) -> None:
         index = (target >= 0).nonzero()
         assert torch.equal(index.int(), arrays[f"case{number:02}/positive_index"]), case["note"]
         boxes = torch.stack([boxes for _, boxes in frames])[index[:, 0], index[:, 1]]
-        codes = encode_boxes(anchors.boxes[index[:, 1]], boxes)
+        codes = encode_deltas3d(anchors.boxes[index[:, 1]], boxes)
         torch.testing.assert_close(codes, arrays[f"case{number:02}/positive_targets"], rtol=0, atol=TIGHT)
         if (stated := arrays.get(f"case{number:02}/positive_dir")) is not None:
             assert torch.equal(find_direction(boxes[:, 6]).int(), stated)
@@ -142,9 +141,9 @@ def test_codes_and_directions_are_those_of_the_coder(shared: Path) -> None:
     info, arrays = read(shared, "box_coding3d")
     anchors = arrays["case00/in_anchor"]
     torch.testing.assert_close(
-        encode_boxes(anchors, arrays["case00/in_box"]), arrays["case00/code"], rtol=0, atol=TIGHT
+        encode_deltas3d(anchors, arrays["case00/in_box"]), arrays["case00/code"], rtol=0, atol=TIGHT
     )
-    decoded = decode_boxes(anchors, arrays["case00/in_pred"])
+    decoded = decode_deltas3d(anchors, arrays["case00/in_pred"])
     torch.testing.assert_close(decoded, arrays["case00/decoded"], rtol=0, atol=TIGHT)
     directions = [
         (f"case{number:02}", case) for number, case in enumerate(info["cases"]) if case.get("kind") == "direction"
@@ -204,7 +203,7 @@ def test_a_box_on_an_anchor_is_found_there_and_nowhere_as_background() -> None:
     matched, has_anchor = assign_boxes(anchors, box, torch.tensor([0]), torch.tensor([False]))
     assert int(matched[row]) == 0
     assert bool(has_anchor[0])
-    assert torch.equal(encode_boxes(box, box), torch.zeros(1, 7, dtype=torch.float64))
+    assert torch.equal(encode_deltas3d(box, box), torch.zeros(1, 7, dtype=torch.float64))
     other_class = matched[anchors.label != 0]
     assert bool((other_class == -1).all())
     ignored, has_anchor = assign_boxes(anchors, box, torch.tensor([0]), torch.tensor([True]))

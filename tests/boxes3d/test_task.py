@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.boxes3d.anchors import encode_boxes
 from sightline.areas.boxes3d.losses import AnchorBox, AnchorClass, AnchorDirection
 from sightline.areas.boxes3d.metrics.boxes3d_errors import Boxes3dErrors
 from sightline.areas.boxes3d.pointpillars import PointPillars
 from sightline.areas.boxes3d.task import Detect3d
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
+from sightline.ops.boxes.codes import encode_deltas3d
 from tests.boxes3d.golden import EXTENT, KITTI
 
 NAMES = tuple(KITTI)
@@ -52,7 +52,7 @@ def predict_perfectly(task: Detect3d, context: dict[str, Tensor]) -> dict[str, T
     """Outputs that state what each anchor has to find."""
     target, boxes = context["target"], context["matched_boxes"]
     has_box = (target >= 0)[..., None]
-    codes = encode_boxes(context["anchors"], torch.where(has_box, boxes, context["anchors"]))
+    codes = encode_deltas3d(context["anchors"], torch.where(has_box, boxes, context["anchors"]))
     yaw = (boxes[..., 6] - 0.78539) % (2 * math.pi)
     direction = torch.nn.functional.one_hot((yaw // math.pi).long(), 2).float()
     logits = torch.where(torch.nn.functional.one_hot(target.clamp(min=0), 3).bool() & has_box, 4.0, -9.0)

@@ -108,29 +108,6 @@ def _spread(low: float, high: float, count: int, places: str) -> Tensor:
     return torch.arange(first, first + (count - 0.5) * step, step, dtype=torch.float64)
 
 
-def encode_boxes(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """Encode `boxes` (..., 7) relative to `anchors` (..., 7): (..., 7).
-
-    Shifts along the ground over the anchor's diagonal, upward over its height, logarithms of the sizes' ratios, and
-    the difference of the yaws. Columns after the seventh, such as velocities, are differences. Source: Yan et al. 2018,
-    equation 1.
-    """
-    diagonal = anchors[..., 3:5].square().sum(dim=-1, keepdim=True).sqrt()
-    ground = (boxes[..., :2] - anchors[..., :2]) / diagonal
-    up = (boxes[..., 2:3] - anchors[..., 2:3]) / anchors[..., 5:6]
-    return torch.cat(
-        [ground, up, (boxes[..., 3:6] / anchors[..., 3:6]).log(), boxes[..., 6:] - anchors[..., 6:]], dim=-1
-    )
-
-
-def decode_boxes(anchors: Tensor, codes: Tensor) -> Tensor:
-    """Decode `codes` (..., 7) at `anchors` (..., 7): the inverse of `encode_boxes`."""
-    diagonal = anchors[..., 3:5].square().sum(dim=-1, keepdim=True).sqrt()
-    ground = codes[..., :2] * diagonal + anchors[..., :2]
-    up = codes[..., 2:3] * anchors[..., 5:6] + anchors[..., 2:3]
-    return torch.cat([ground, up, codes[..., 3:6].exp() * anchors[..., 3:6], codes[..., 6:] + anchors[..., 6:]], dim=-1)
-
-
 def wrap_period(values: Tensor, *, offset: float, period: float) -> Tensor:
     """Shift `values` by whole periods into [-offset, 1 - offset) of a period. Source: SECOND's `limit_period`."""
     return values - (values / period + offset).floor() * period

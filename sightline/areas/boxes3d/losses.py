@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.areas.boxes3d.anchors import encode_boxes, find_direction
+from sightline.areas.boxes3d.anchors import find_direction
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
+from sightline.ops.boxes.codes import encode_deltas3d
 from sightline.ops.boxes.focal import sigmoid_focal_loss
 from sightline.ops.boxes.priors import IGNORED
 from sightline.ops.dtypes import promote_to_float32
@@ -84,7 +85,7 @@ class AnchorBox(_FrameLoss):
     def forward(self, *, codes: Tensor, anchors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """Compute the loss sum from `codes` (B, A, 7), `anchors` (A, 7) and `matched_boxes` (B, A, 7)."""
         has_box = (target >= 0)[..., None]
-        true = encode_boxes(anchors, torch.where(has_box, matched_boxes, anchors))
+        true = encode_deltas3d(anchors, torch.where(has_box, matched_boxes, anchors))
         predicted, true = encode_angle(promote_to_float32(codes), true.to(promote_to_float32(codes).dtype))
         terms = functional.smooth_l1_loss(predicted, true, reduction="none", beta=self.beta)
         return sum_by_frame(torch.where(has_box, terms, 0).sum(dim=2), target)

@@ -15,7 +15,6 @@ from sightline.areas.boxes3d.anchors import (
     Anchors,
     ClassAnchors,
     assign_boxes,
-    decode_boxes,
     make_anchors,
     read_anchors,
     turn_by_direction,
@@ -29,6 +28,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
+from sightline.ops.boxes.codes import decode_deltas3d
 from sightline.ops.boxes.priors import IGNORED
 from sightline.ops.boxes.rotated_suppression import box3d_nms
 from sightline.ops.dtypes import promote_to_float32
@@ -136,7 +136,7 @@ class Detect3d(Supervised):
     def decode(self, outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the boxes (B, A, 7) and scores (B, A, K) of all anchors."""
         anchors = self.get_anchors(outputs["codes"])
-        boxes = decode_boxes(anchors.boxes, outputs["codes"].to(anchors.boxes))
+        boxes = decode_deltas3d(anchors.boxes, outputs["codes"].to(anchors.boxes))
         yaw = turn_by_direction(boxes[..., 6:], outputs["direction"].argmax(dim=2, keepdim=True))
         return torch.cat([boxes[..., :6], wrap_yaw(yaw)], dim=2), promote_to_float32(outputs["logits"]).sigmoid()
 
