@@ -180,7 +180,7 @@ def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: n
                 while at < end and _ZERO <= content[at] <= _NINE:
                     mantissa = np.uint64(10) * mantissa + np.uint64(content[at] - _ZERO)
                     at += _ONE
-                power = -np.int64(at - start)
+                power = -np.int64(at - start)  # type: ignore[assignment]  # of uint64 and int64 numba makes float64
                 num_digits -= power
             if num_digits > _MAX_DIGITS:
                 num_digits -= _count_zeros(content, begin, at)
@@ -221,4 +221,4 @@ def _parse(first: int, last: int, content: np.ndarray, is_comma: bool, powers: n
                 return -1
             at += _ONE
         row += 1
-    return np.int64(at)
+    return np.int64(at)  # type: ignore[return-value]
