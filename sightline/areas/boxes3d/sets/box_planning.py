@@ -53,8 +53,8 @@ _BETTER = 0.5
 """Ratio of jumps between consecutive points by which other columns fit better."""
 _FRAMES_PER_SHARD = 200
 _HALF_TURN = (
-    "rows with zeros for the image are taken for labelCloud's, whose headings are half a turn from KITTI's, which points "
-    "cannot tell; state form=kitti if another tool wrote them, else form=labelcloud_kitti"
+    "rows with zeros for the image are taken for labelCloud's, whose headings are half a turn from KITTI's, which "
+    "points cannot tell; state form=kitti if another tool wrote them, else form=labelcloud_kitti"
 )
 _PLAIN_RANGE = (-51.2, -51.2, -3.0, 51.2, 51.2, 2.0)
 
