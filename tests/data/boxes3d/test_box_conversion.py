@@ -62,6 +62,18 @@ def test_every_form_keeps_the_boxes_and_leads_back(source: Path, tmp_path: Path,
             assert classes == [each.replace(" ", "_") if is_joined else each for each in expected[name][1]]
 
 
+def test_the_half_turn_between_labelcloud_and_kitti_is_told(source: Path, tmp_path: Path) -> None:
+    convert(source, "labelcloud_kitti", tmp_path / "new")
+    told = Boxes3dFolder.survey(tmp_path / "new", columns=COLUMNS)["differences"]
+    assert any("state form=kitti if another tool wrote them" in line for line in told)
+    yaw = []
+    for form in ("labelcloud_kitti", "kitti"):
+        read = read_folder(tmp_path / "new", columns=COLUMNS, form=form).planned
+        assert not any("half a turn from KITTI's" in note for note in read.notes)
+        yaw.append(read.tables["0000"].boxes[:, 6])
+    assert np.abs(np.abs(wrap_yaw(yaw[0] - yaw[1])) - np.pi).max() < 1e-9
+
+
 def test_losses_are_counted(tmp_path: Path) -> None:
     root = tmp_path / "own"
     write_streets(root, 2)

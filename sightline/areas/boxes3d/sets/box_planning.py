@@ -52,6 +52,10 @@ _PLACEHOLDERS = ((0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 50.0, 50.0))
 _BETTER = 0.5
 """Ratio of jumps between consecutive points by which other columns fit better."""
 _FRAMES_PER_SHARD = 200
+_HALF_TURN = (
+    "rows with zeros for the image are taken for labelCloud's, whose headings are half a turn from KITTI's, which "
+    "points cannot tell; state form=kitti if another tool wrote them, else form=labelcloud_kitti"
+)
 _PLAIN_RANGE = (-51.2, -51.2, -3.0, 51.2, 51.2, 2.0)
 
 
@@ -132,6 +136,8 @@ def plan_boxes(
         frames, sampled, tables, class_names, choice, range_m=range_m, remission_max=remission_max, stated=stated
     )
     notes = [*_join_notes(frame.labels for frame in frames), *_note_tilts(frames, choice)]
+    if choice.taken.form == "labelcloud_kitti" and form is None:
+        notes.append(_HALF_TURN)
     return PlannedBoxes(tables, class_names, choice, survey, notes, _describe_frame(frames, choice.taken.form))
 
 
