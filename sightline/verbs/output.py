@@ -186,6 +186,9 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset
         figures = dict.fromkeys(name for row in by_difficulty.values() for name in row if name != "not_counted")
         lines = [[name, *(row.get(figure) for figure in figures)] for name, row in by_difficulty.items()]
         show_table("by difficulty", ("labels", *figures), lines)
+        for name, row in by_difficulty.items():
+            if why := ", ".join(f"{count} {reason}" for reason, count in row["not_counted"].items()):
+                print_note(f"labels of '{name}' that do not count: {why}")
     heading = f"{title}{label}, {data['num_samples']} samples{box_lines}"
     show_table(heading, ["metric", "value"], list(document["metrics"].items()))
     if interval := document.get("interval"):

@@ -209,7 +209,7 @@ REMARKS = (
         "{count} of {total} {noun} have the same image box {box}: AP in the image and AOS mean nothing, and sizes in "
         "the image decide on no difficulty; read AP of volumes and from above alone",
     ),
-    Remark("T3", KittiLabels, _uncounted_labels, "no label of '{name}' counts: {why}"),
+    Remark("T3", KittiLabels, _uncounted_labels, "no label of '{name}' counts, so that it has no AP: {why}"),
     Remark(
         "T4",
         KittiLabels,

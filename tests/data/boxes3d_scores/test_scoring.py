@@ -63,7 +63,15 @@ PLANTED: dict[str, tuple[Edit | None, Edit | None, int, list[str]]] = {
         14,
         ["126 of 126 labels have the same image box 0 0 50 50", "126 of 126 detections have the same image box"],
     ),
-    "T3 none counts": (hidden, None, 14, ["no label of 'Cyclist, hard' counts: 42 occluded over 2"]),
+    "T3 none counts": (
+        hidden,
+        None,
+        14,
+        [
+            "no label of 'Cyclist, hard' counts, so that it has no AP: 42 occluded over 2",
+            "labels of 'Cyclist, easy' that do not count: 42 occluded over 0",
+        ],
+    ),
     "T4": (
         None,
         None,
@@ -99,7 +107,7 @@ PLANTED: dict[str, tuple[Edit | None, Edit | None, int, list[str]]] = {
         ["'Car': the error of sizes (1 - IoU) of 42 found boxes is 0.7", "read as width, length, height"],
     ),
 }
-WORDS = ("image box", "counts:", "so few labels", "not scored", "backwards", "the error of sizes", "no figure")
+WORDS = ("image box", "do not count", "so few labels", "not scored", "backwards", "the error of sizes", "no figure")
 """Of the sentences of all traps."""
 
 
