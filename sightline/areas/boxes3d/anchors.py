@@ -97,7 +97,7 @@ def make_anchors(
         boxes[:, :, number, :, 3:6] = torch.tensor(anchors["size"], dtype=torch.float64)
     boxes[..., 6] = torch.tensor(ROTATIONS, dtype=torch.float64)
     label = torch.arange(len(classes))[:, None].expand(rows, columns, -1, len(ROTATIONS))
-    limits = ([anchors[name] for anchors in classes] for name in ("positive", "negative"))  # type: ignore[literal-required]
+    limits = ([anchors[name] for anchors in classes] for name in ("positive", "negative"))
     return Anchors(boxes.flatten(0, 3), label.flatten(), *map(tuple, limits))
 
 

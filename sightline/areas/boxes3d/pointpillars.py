@@ -102,6 +102,7 @@ class PillarEncoder(nn.Module):
         decorated = torch.cat([own, own[:, :3] - mean[of_point], own[:, :3] - middles[of_point]], dim=1)
         features = functional.pad(decorated, (0, 0, 0, num_pillars))
         for number, (linear, norm) in enumerate(zip(self.linear, self.norm, strict=True), start=1):
+            assert isinstance(norm, nn.modules.batchnorm._BatchNorm)  # or what synchronises it
             features = weighted_batch_norm(norm, linear(features), pillars.weight).relu()
             largest = scatter_extremes(features[None], rows[None], num_pillars + 1, is_highest=True)[0][0]
             if number == len(self.linear):

@@ -114,7 +114,7 @@ class Box3dPredictor(CloudPredictor[Boxes3dPrediction]):
 
     def write(self, prediction: Boxes3dPrediction, name: Path) -> dict[str, Path]:
         """Write the picture and the rows, each whole or not."""
-        paths = {kind: name.with_name(name.name + _ENDINGS[kind]) for kind in self.kinds}
+        paths: dict[str, Path] = {kind: name.with_name(name.name + _ENDINGS[kind]) for kind in self.kinds}
         for kind, path in paths.items():
             with report_write_errors(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
