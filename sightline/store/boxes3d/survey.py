@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,38 @@ def propose_range(boxes: np.ndarray, label: np.ndarray) -> tuple[tuple[float, ..
     bottom, top = (boxes[:, 2] - boxes[:, 5] / 2).min(), (boxes[:, 2] + boxes[:, 5] / 2).max()
     z_low, z_high = _round_z(bottom - 0.5, top + 0.5)
     return tuple(round(float(value), 4) for value in (*low, z_low, *high, z_high)), pillar
+
+
+_LONG_M = 2.5
+"""Length from which anchors of a class are asked for more overlap, as KITTI's cars are."""
+
+
+def list_overrides(boxes: np.ndarray, label: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """Return the words by which the config of one's own boxes suits `boxes` (M, 7) of `label` (M,), at least one.
+
+    They state the extent and the pillars of `propose_range`, and of each class that has boxes an anchor of their mean
+    size and height.
+    """
+    extent, pillar = propose_range(boxes, label)
+    anchors = []
+    for index, name in enumerate(class_names):
+        rows = boxes[label == index]
+        if len(rows):
+            size = ", ".join(f"{value:.2f}" for value in rows[:, 3:6].mean(axis=0))
+            bottom = float((rows[:, 2] - rows[:, 5] / 2).mean())
+            high, low = (0.6, 0.45) if rows[:, 3].mean() > _LONG_M else (0.5, 0.35)
+            key = json.dumps(name, ensure_ascii=False)
+            anchors.append(f"{key}: {{size: [{size}], bottom: {bottom:.2f}, positive: {high}, negative: {low}}}")
+    limits = f"[{', '.join(f'{value:g}' for value in extent)}]"
+    return [
+        *(f"{name}={limits}" for name in ("model.extent_m", *_LIMITS)),
+        f"model.pillar_m=[{pillar:g}, {pillar:g}]",
+        f"task.anchors={{{', '.join(anchors)}}}",
+    ]
+
+
+_LIMITS = ("transforms.train.3.extent_m", "transforms.evaluate.0.extent_m")
+"""Places of `limit_extent` in `configs/boxes3d/own_boxes3d.yaml`."""
 
 
 def _round_z(low: float, high: float) -> tuple[float, float]:

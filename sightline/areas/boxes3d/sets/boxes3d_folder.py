@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+
 from sightline.areas.boxes3d.sets.box_conversion import check_words, convert_frames
 from sightline.areas.boxes3d.sets.box_listing import Listing, list_frames
 from sightline.areas.boxes3d.sets.box_planning import PlannedBoxes, plan_boxes, plan_frames
@@ -18,10 +20,12 @@ from sightline.contract.errors import ConfigError
 from sightline.store.boxes3d.conversions import BoxCentre, BoxSize, YawSense, YawUnit, YawZero
 from sightline.store.boxes3d.count_test import OPTION_OF
 from sightline.store.boxes3d.label_formats import WRITTEN
+from sightline.store.boxes3d.survey import list_overrides
 from sightline.store.files.cloud_files import Withheld, check_columns
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.prepared.name_lists import describe_split
 from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, digest_json
 from sightline.store.prepared.splits import make_splits
 
@@ -54,6 +58,7 @@ class Boxes3dFolder(LabelledBoxes3d):
 
     written_forms: ClassVar[tuple[str, ...]] = tuple(WRITTEN)
     """Forms as which `data convert` writes boxes."""
+    preset = "boxes3d/own_boxes3d"
     spec = SetSpec(
         name="boxes3d_folder",
         what="clouds and labels of 3D boxes",
@@ -77,6 +82,19 @@ class Boxes3dFolder(LabelledBoxes3d):
             prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="frame"
         )
         super().__init__(prepared=prepared, split=split, parts=parts, classes=classes, remission=remission)
+
+    @classmethod
+    def propose(cls, prepared: PreparedSet) -> list[str]:
+        """Return extent, pillars and anchors that suit the boxes of all parts that are not ignored."""
+        columns = [
+            np.concatenate([prepared.array(split, name) for split in prepared.splits])
+            for name in ("boxes", "label", "is_ignored")
+        ]
+        boxes, label, is_ignored = columns
+        is_named = (label >= 0) & ~is_ignored
+        if not is_named.any():
+            return []
+        return list_overrides(boxes[is_named], label[is_named], prepared.manifest["class_names"])
 
     @classmethod
     def plan(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, join_some
-from sightline.contract.types import DataInfo, Field, Sample, SampleKey
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey, ScanInputSpec
 from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample
 from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes, make_box_table
 from sightline.store.boxes3d.count_test import count_inside
@@ -237,7 +237,19 @@ class LabelledBoxes3d(PreparedRows):
         fields |= {name: field for name, field in BOX3D_FIELDS.items() if name not in fields}
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         features = (FEATURE,) if self._has_remission else ()
-        return DataInfo(facts, fields, sizes, features=features, folds=parts.folds)
+        return DataInfo(facts, fields, sizes, features=features, folds=parts.folds, scans=self._input_spec())
+
+    def _input_spec(self) -> ScanInputSpec:
+        """Return how `predict` reads a scan: with the columns and the scale of the preparation."""
+        manifest = self._prepared.manifest
+        columns = manifest["options"].get("columns")
+        return ScanInputSpec(
+            ids_of_classes=(),
+            columns=("x", "y", "z", "remission") if columns is None else tuple(columns),
+            remission_max=manifest["remission_max"] or 1.0,
+            has_remission=self._has_remission,
+            withheld=manifest["options"].get("withheld", "drop"),
+        )
 
 
 def summarise_frames(prepared: PreparedSet, *, notes: Sequence[str], doubts: Sequence[str]) -> dict[str, Any]:

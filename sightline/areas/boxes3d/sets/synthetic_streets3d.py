@@ -18,7 +18,7 @@ from sightline.areas.boxes3d.sets.street_traffic import (
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, Index, NonNegativeFloat, Seed
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import DataInfo, Field, Sample, SampleKey
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey, ScanInputSpec
 from sightline.ops import points_in_boxes
 from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, MOTION_FIELDS, make_sample
 from sightline.store.boxes3d.box_table import BoxTable, make_box_table
@@ -170,7 +170,7 @@ class SyntheticStreets3d(ComputedSet):
             "remission": Field("points 1", "float32", "share of what was sent", "", 0.0, 1.0, "concatenate"),
             **(MOTION_FIELDS if self._sequence > 1 else {}),
         }
-        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES)
+        return DataInfo(facts=facts, fields=fields, split_sizes=self._sizes, features=FEATURES, scans=ScanInputSpec(()))
 
 
 def _count_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
