@@ -170,26 +170,34 @@ def note_figures(document: Mapping[str, Any]) -> list[str]:
     return [*notes, NO_BOX_MATCHED] if is_nothing_found else notes
 
 
-ERROR_COLUMNS = (
-    *("kind of error", "count, all detections", "in ignored regions", "AP50 gained"),
-    *("count at the best score", "worst samples at it"),
-)
-"""Columns of `list_errors`."""
+_ERROR_COLUMNS: Mapping[str, str] = {
+    "count": "count, all detections",
+    "counted": "count",
+    "ignored": "in ignored regions",
+    "gain": "AP50 gained",
+    "at_best_score": "count at the best score",
+}
+"""Titles of what a metric states of a kind of error, by its name."""
+WORST_COLUMN = "worst samples at it"
 
 
-def list_errors(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """List the kinds of errors of a document's metrics: counts and gain if mended, and the samples with the most.
+def list_errors(document: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """List the kinds of errors of a document's metrics, with titles: what is stated of them, and the worst samples.
 
-    Samples and the second count are from the score of the best F1 on, the others of all detections.
+    What is stated are counts and the gain if a kind is mended; samples and the second count are from the score of the
+    best F1 on, the others of all detections. Without kinds there are no rows.
     """
     counts, worst = document.get("box_errors", {}), document.get("worst_samples", {}).get("kinds", {})
-    rows = []
+    kinds = {}
     for kind in {**counts, **worst}:
-        samples = ", ".join(f"{sample['name']} ({sample['count']})" for sample in worst.get(kind, ()))
-        row = counts.get(kind, {})
         gain = document["metrics"].get(f"gain_{kind}")
-        rows.append((kind, row.get("count"), row.get("ignored"), gain, row.get("at_best_score"), samples))
-    return rows
+        kinds[kind] = {**counts.get(kind, {}), **({} if gain is None else {"gain": gain})}
+    stated = [name for name in _ERROR_COLUMNS if any(name in row for row in kinds.values())]
+    rows = []
+    for kind, row in kinds.items():
+        samples = ", ".join(f"{sample['name']} ({sample['count']})" for sample in worst.get(kind, ()))
+        rows.append((kind, *(row.get(name) for name in stated), samples))
+    return ("kind of error", *(_ERROR_COLUMNS[name] for name in stated), WORST_COLUMN), rows
 
 
 def format_interval(interval: Mapping[str, Any]) -> str:

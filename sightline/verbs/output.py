@@ -19,7 +19,7 @@ from rich.table import Table
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.doctor.finding import SEVERITIES
-from sightline.runs.run_records import ERROR_COLUMNS, format_interval, list_errors, note_figures
+from sightline.runs.run_records import format_interval, list_errors, note_figures
 from sightline.training.progress import wants_live
 
 if TYPE_CHECKING:
@@ -176,8 +176,12 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset
     for scored in (document[name] for name in document if name.startswith("scored_boxes")):
         kind = f"{scored.get('box_type') or data.get('box_type', 'unnamed')} boxes"
         box_lines += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
-    if errors := list_errors(document):
-        show_table("errors by kind", ERROR_COLUMNS, errors, droppable=ERROR_COLUMNS[-1:])
+    columns_of_errors, errors = list_errors(document)
+    if errors:
+        show_table("errors by kind", columns_of_errors, errors, droppable=columns_of_errors[-1:])
+    if missed := document.get("missed_by"):
+        lines = [(name, row["labels"], row["missed"]) for name, row in missed.items()]
+        show_table("missed labels", ("labels", "count", "missed"), lines)
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
     if bins:
         names = ("crowd_ap", "mr2", "recall", "count")

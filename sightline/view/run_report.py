@@ -23,7 +23,6 @@ from sightline.draw.page import (
 )
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
 from sightline.runs.run_records import (
-    ERROR_COLUMNS,
     ReportedRun,
     compare_runs,
     format_fact,
@@ -162,13 +161,13 @@ def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
 
 def _make_error_table(run: ReportedRun) -> list[PageBlock]:
     """Make the table of the kinds of errors, and of the samples with the most of each."""
-    rows = list_errors(run.final or {})
+    columns, rows = list_errors(run.final or {})
     if not rows:
         return []
     score = (run.final or {}).get("worst_samples", {}).get("min_score")
-    about = "AP50 gained is what mending this kind alone gives; count is of all scores."
+    about = "AP50 gained is what mending this kind alone gives; count is of all scores." if len(columns) > 3 else ""
     about += "" if score is None else f" Behind worst samples is their number of errors from the score {score:.3g} on."
-    return [PageText("plain", [about]), PageTable(ERROR_COLUMNS, [[*map(format_fact, row)] for row in rows])]
+    return [PageText("plain", [about]), PageTable(columns, [[*map(format_fact, row)] for row in rows])]
 
 
 def _make_findings(run: ReportedRun) -> list[PageBlock]:

@@ -141,14 +141,13 @@ def test_each_kind_of_error_is_counted(name: str) -> None:
         sample_index=torch.tensor([3]),
         num_points=torch.tensor([7, 2]),
     )
-    table = metric.tables(state)["boxes3d_errors"]
-    assert {kind: count for kind, count in table["kinds"].items() if count} == kinds
-    counted = sum(row[7] >= 0.3 for row in detections)
-    assert (table["detections"], table["labels"]) == (counted, 1)  # the far one is about an ignored label
-    missed = kinds.get("missed", 0)
-    assert table["missed_by"]["0 to 15 m"] == {"labels": 1, "missed": missed}
-    assert table["missed_by"]["5 to 20 points"] == {"labels": 1, "missed": missed}
-    assert table["missed_by"]["1 to 5 points"]["labels"] == 0
+    tables = metric.tables(state)
+    assert {kind: row["counted"] for kind, row in tables["box_errors"].items() if row["counted"]} == kinds
+    counted, missed = sum(row[7] >= 0.3 for row in detections), kinds.get("missed", 0)
+    # The far detection is about an ignored label.
+    assert tables["missed_by"]["0 to 15 m"] == {"labels": 1, "missed": missed}
+    assert tables["missed_by"]["5 to 20 points"] == {"labels": 1, "missed": missed}
+    assert tables["missed_by"]["1 to 5 points"]["labels"] == 0
     figures = metric.compute(state)
     for kind, count in kinds.items():
         assert figures[f"error_{kind}"] == pytest.approx(count / (1 if kind == "missed" else counted))

@@ -96,25 +96,20 @@ class Boxes3dErrors(Metric):
         return {f"error_{kind}": share for kind, share in shares.items()}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """Return `boxes3d_errors`: counts of each kind, of labels by distance and by number of points."""
+        """Return `box_errors`, the counts of each kind, and `missed_by`, labels by distance and by number of points."""
         errors = self._classify(state)
         counts = {kind: int((errors.kind[errors.is_counted] == number).sum()) for number, kind in enumerate(KINDS)}
         counts["reversed"] = int(errors.is_reversed[errors.is_counted].sum())
         counts["missed"] = int(errors.is_missed.sum())
         truths = errors.groups.truths
         distance = np.hypot(truths[:, 0], truths[:, 1])
-        labels = {
-            **_count_by(distance, _DISTANCES_M, "m", errors),
-            **_count_by(truths[:, _NUM_POINTS], _POINTS, "points", errors),
+        return {
+            "box_errors": {kind: {"counted": count} for kind, count in counts.items()},
+            "missed_by": {
+                **_count_by(distance, _DISTANCES_M, "m", errors),
+                **_count_by(truths[:, _NUM_POINTS], _POINTS, "points", errors),
+            },
         }
-        kinds = {
-            "score": self.score,
-            "detections": int(errors.is_counted.sum()),
-            "labels": int(errors.is_real.sum()),
-            "kinds": counts,
-            "missed_by": labels,
-        }
-        return {"boxes3d_errors": kinds}
 
     def worst_samples(self, state: State) -> WorstSamples:
         """List the frames with the most errors of each kind."""
