@@ -244,7 +244,10 @@ def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> Samp
             f"view: score= applies to detections, and the task '{config.task.name}' draws none; leave it out"
         )
     if not can_draw_predictions(task, part.dataset.info):
-        print_note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
+        print_note(
+            f"predictions of the task '{config.task.name}' are not drawn here, only the model's input is; `sightline "
+            "predict RUN FILES --out DIR` draws those of tasks that have pictures"
+        )
         return None
     for line in run.files.list_lineage_notes() if run.files else ():
         print_note(line)

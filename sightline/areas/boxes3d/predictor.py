@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +27,16 @@ _ENDINGS = {"picture": ".boxes.png", "kitti": ".txt"}
 
 @dataclass(frozen=True)
 class Boxes3dPrediction:
-    """Boxes predicted in one scan, highest score first, in its own frame; `points` (N, 3) of the scan."""
+    """Boxes predicted in one scan, highest score first, in its own frame; `points` (N, 3) of the scan.
+
+    `highest` is the largest score of all that the task predicted, also of what is not given; None without any.
+    """
 
     file: Path
     table: BoxTable
     num_points: int
     treatment: str
+    highest: float | None
     points: np.ndarray = field(repr=False)
 
 
@@ -73,16 +77,16 @@ class Box3dPredictor(CloudPredictor[Boxes3dPrediction]):
     def _make_prediction(self, file: ReadFile, rows: np.ndarray) -> Boxes3dPrediction | Refusal:
         if not np.isfinite(rows).all():
             return refuse_non_finite(file.path)
+        highest = float(rows[:, 7].max()) if len(rows) else None
         rows = rows[rows[:, 7] >= self.score]
         label = rows[:, 8].astype(np.int64)
         table = make_box_table(rows[:, :7], label, self.names, score=rows[:, 7].copy(), frame=file.path.stem)
         points = np.asarray(file.source.fields["points"])
-        return Boxes3dPrediction(file.path, table, file.source.num_points, file.source.treatment, points)
+        return Boxes3dPrediction(file.path, table, file.source.num_points, file.source.treatment, highest, points)
 
     def compact(self, prediction: Boxes3dPrediction) -> Boxes3dPrediction:
         """Return the prediction without the points."""
-        empty = np.zeros((0, 3), dtype=np.float32)
-        return Boxes3dPrediction(prediction.file, prediction.table, prediction.num_points, prediction.treatment, empty)
+        return replace(prediction, points=np.zeros((0, 3), dtype=np.float32))
 
     def document(self, prediction: Boxes3dPrediction) -> dict[str, Any]:
         """Return the file and its boxes: centre and size in metres, yaw in radians, score and class."""
@@ -101,16 +105,17 @@ class Box3dPredictor(CloudPredictor[Boxes3dPrediction]):
             "file": str(prediction.file),
             "num_points": prediction.num_points,
             "treatment": prediction.treatment,
+            "highest_score": prediction.highest,
             "num_boxes": len(boxes),
             "boxes": boxes,
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """Return the number of points and boxes, in total and of each class, and the highest score."""
+        """Return the number of points and boxes, in total and of each class, and the highest score of any box."""
         found = [box["class"] for box in document["boxes"]]
         counts = ", ".join(f"{found.count(name)} {name}" for name in self.names if name in found)
-        highest = max((box["score"] for box in document["boxes"]), default="")
-        return [document["file"], document["num_points"], len(found), counts, highest]
+        highest = document["highest_score"]
+        return [document["file"], document["num_points"], len(found), counts, "" if highest is None else highest]
 
     def write(self, prediction: Boxes3dPrediction, name: Path) -> dict[str, Path]:
         """Write the picture and the rows, each whole or not."""

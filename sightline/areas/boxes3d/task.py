@@ -163,14 +163,8 @@ class Detect3d(Supervised):
         if (is_nan := highest.isnan()).any():
             chosen = is_nan.nonzero().flatten()[: self._most]
         else:
-            chosen = box3d_nms(
-                boxes,
-                highest,
-                self._iou_threshold,
-                label if self._per_class else None,
-                max_candidates=self._before,
-                max_kept=self._most,
-            )
+            labels = label if self._per_class else None
+            chosen = box3d_nms(boxes, highest, self._iou_threshold, labels, max_candidates=self._before)[: self._most]
         return torch.cat([boxes[chosen], highest[chosen, None].to(boxes), label[chosen, None].to(boxes)], dim=1)
 
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:

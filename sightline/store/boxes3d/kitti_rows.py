@@ -134,7 +134,7 @@ def write_kitti_rows(
         if form != "kitti":
             head = "0 0 0 0 0 0 0"
         elif image is None:
-            head = f"0 0 {turn - math.atan2(x, z):.9g} 0 0 50 50"
+            head = f"0 0 {math.remainder(turn - math.atan2(x, z), 2 * math.pi):.9g} 0 0 50 50"
         else:
             corners = " ".join(f"{value:.9g}" for value in image.corners_px[index])
             head = f"{image.truncated[index]:.9g} {image.occluded[index]} {image.alpha[index]:.9g} {corners}"

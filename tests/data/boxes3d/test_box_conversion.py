@@ -133,3 +133,18 @@ def test_the_command_prints_what_is_lost(source: Path, tmp_path: Path) -> None:
     done = succeed(*words, "columns=[x, y, z, intensity]")
     assert "18 boxes in the image, which KITTI's rows state: 0 0 50 50 is written" in done.err
     assert "6 blanks in names of classes: kitti has _" in done.err
+
+
+def test_what_no_cloud_tells_is_not_assumed(source: Path, tmp_path: Path) -> None:
+    """Raw files whose columns nobody names hold no points to count; a stated reading needs none."""
+    with pytest.raises(DataError, match="column"):
+        convert(source, "kitti", tmp_path / "new", columns=None)
+    assert not (tmp_path / "new").exists()
+
+
+def test_angles_of_observation_are_within_half_a_turn(source: Path, tmp_path: Path) -> None:
+    convert(source, "kitti", tmp_path / "new")
+    rows = [line.split() for path in (tmp_path / "new").rglob("*.txt") for line in path.read_text().splitlines()]
+    alphas = np.array([float(words[3]) for words in rows if len(words) >= 15])
+    assert len(alphas) > 5
+    assert np.abs(alphas).max() <= np.pi

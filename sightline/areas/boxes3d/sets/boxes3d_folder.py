@@ -16,7 +16,7 @@ from sightline.areas.boxes3d.sets.labelled_boxes3d import (
 )
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, PositiveFloat
-from sightline.contract.errors import ConfigError
+from sightline.contract.errors import ConfigError, DataError
 from sightline.store.boxes3d.conversions import BoxCentre, BoxSize, YawSense, YawUnit, YawZero
 from sightline.store.boxes3d.count_test import OPTION_OF
 from sightline.store.boxes3d.label_formats import WRITTEN
@@ -85,7 +85,7 @@ class Boxes3dFolder(LabelledBoxes3d):
 
     @classmethod
     def propose(cls, prepared: PreparedSet) -> list[str]:
-        """Return extent, pillars and anchors that suit the boxes of all parts that are not ignored."""
+        """Return extent, pillars and anchors that suit the boxes of all parts, and remission where files have it."""
         columns = [
             np.concatenate([prepared.array(split, name) for split in prepared.splits])
             for name in ("boxes", "label", "is_ignored")
@@ -94,7 +94,8 @@ class Boxes3dFolder(LabelledBoxes3d):
         is_named = (label >= 0) & ~is_ignored
         if not is_named.any():
             return []
-        return list_overrides(boxes[is_named], label[is_named], prepared.manifest["class_names"])
+        remission = [] if prepared.manifest["remission_max"] is None else ["data.remission=true"]
+        return [*remission, *list_overrides(boxes[is_named], label[is_named], prepared.manifest["class_names"])]
 
     @classmethod
     def plan(
@@ -158,7 +159,19 @@ class Boxes3dFolder(LabelledBoxes3d):
         """Write the boxes of a folder, read by the options of its preparation, in another form; return what is lost."""
         check_words(new_form, target, source)
         read = read_folder(cls.spec.find(source), **options)
+        _assert_told(read)
         return convert_frames(read.listing, read.planned, new_form, target, progress=progress)
+
+
+def _assert_told(read: FolderBoxes) -> None:
+    """Raise DataError if no cloud could be read that would tell what the labels' numbers mean."""
+    choice, frames = read.planned.choice, read.listing.frames
+    if choice.open_parts and not choice.num_boxes and any(frame.stated for frame in frames):
+        read.reader.read(frames[0].files[0])  # says what is wrong with the first one
+        raise DataError(
+            f"{frames[0].files[0]}: no cloud with points could be read, and the labels do not state what their numbers "
+            "mean; state box_centre, box_size, yaw_unit, yaw_sense and yaw_zero"
+        )
 
 
 _SOURCES = {True: "folders", False: "lists of names"}
