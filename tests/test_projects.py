@@ -15,7 +15,7 @@ from tests.command import succeed
 from tests.processes import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = ("centre", "classify", "contrast", "detect", "pose", "segment")
+TASKS = ("centre", "classify", "contrast", "detect", "detect3d", "pose", "segment")
 QUICK = ("classify",)
 """The project that every run of the tests makes; the others, with the same tests, take as long again."""
 

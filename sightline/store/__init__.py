@@ -13,6 +13,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "boxes.records": "BoxRecord box_facts make_sample",
         "boxes.tools.boxes": "make_box",
         "boxes.tools.folders": "LabelReport StatedImage label_reader",
+        "boxes3d.box_sample": "BOX3D_FIELDS make_sample3d",
+        "boxes3d.box_table": "BoxTable make_box_table",
         "files.array_files": "npz_array",
         "prepared.columns": "ColumnSpec SampleRow",
         "prepared.prepared_data": "PreparedData SetSpec",

@@ -201,7 +201,7 @@ def _find_worst(run: OpenRun, part: DataSubset) -> WorstSamples:
     if worst is None:
         listing = [n for n in registry.metrics.names() if registry.metrics.get_class(n).worst_samples is not None]
         raise UserError(
-            f"--samples worst: none of the run's metrics lists its worst samples, as {', '.join(listing)} does; view "
+            f"--samples worst: none of the run's metrics lists its worst samples, as {' and '.join(listing)} do; view "
             f"{run.path} --samples worst 'metrics=[{{name: {listing[0]}}}]'"
         )
     if not any(worst.of_kind.values()):

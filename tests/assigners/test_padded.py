@@ -17,7 +17,7 @@ from sightline.ops.boxes.suppression import SuppressionResult
 from sightline.parts.boxes.assigner import Assigner, Assignment
 from sightline.parts.boxes.assignment_report import compare_assigners, report_assignment, summarise_assigners
 from sightline.parts.boxes.padded import PaddedBoxes
-from sightline.parts.boxes.suppression import Suppression
+from sightline.parts.boxes.suppression import Suppression, suppress_batch
 from tests.assigners.test_assigners import PAIRS, guesses, guessing
 from tests.cases import run_each
 from tests.ops.boxes.crowds import crowd
@@ -183,7 +183,7 @@ def test_a_padded_batch_is_suppressed_as_its_images_are(suppression: Suppression
     scores, labels = torch.rand(3, 12, generator=draw), torch.randint(0, 2, (3, 12), generator=draw)
     more = {name: torch.rand(3, 12, generator=draw) for name in reads}
     boxes[~is_box], scores[~is_box] = math.nan, math.nan
-    found = suppression.suppress_batch(boxes, scores, labels, is_box, **more)
+    found = suppress_batch(suppression, boxes, scores, labels, is_box, **more)
     assert found.indices.shape == found.scores.shape == (3, 12)
     sizes = set()
     for image in range(3):
@@ -242,7 +242,7 @@ def test_boxes_and_anchors_of_other_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected \(N, 7\), \(N,\), \(N,\)"):
         Circles()(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1).long())
     with pytest.raises(ValueError, match=r"is_box \(1, 2\); expected \(B, M, 7\) and \(B, M\)"):
-        Circles().suppress_batch(torch.zeros(1, 1, 7), *torch.zeros(2, 1, 1), torch.ones(1, 2, dtype=torch.bool))
+        suppress_batch(Circles(), torch.zeros(1, 1, 7), *torch.zeros(2, 1, 1), torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_a_detector_of_images_refuses_parts_for_boxes_in_space(monkeypatch: pytest.MonkeyPatch) -> None:

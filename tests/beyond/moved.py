@@ -12,6 +12,7 @@ from sightline.contract.plugins import load_plugin
 from sightline.ops.boxes.codes import decode_boxes
 from sightline.ops.boxes.priors import IGNORED, Priors
 from sightline.parts.boxes.padded import PaddedBoxes
+from sightline.parts.boxes.suppression import suppress_batch
 from tests.mission.rows import row
 from tests.mission.trial import Edit
 
@@ -92,7 +93,7 @@ def assign_and_suppress_boxes_in_space(work: Path) -> None:
     detected = torch.tensor([[place(0, 0), place(0.5, 0), place(3, 0)], [place(3, 0), NO_BOX, place(3.5, 0)]])
     is_detected = torch.tensor([[True, True, True], [True, False, True]])
     scores = torch.tensor([[0.5, 0.75, 0.25], [0.25, 1.0, 0.125]])
-    found = suppression.suppress_batch(detected, scores, torch.zeros(2, 3, dtype=torch.int64), is_detected)
+    found = suppress_batch(suppression, detected, scores, torch.zeros(2, 3, dtype=torch.int64), is_detected)
     assert found.indices.tolist() == [[1, 2, -1], [0, -1, -1]]
     assert found.scores.tolist() == [[0.75, 0.25, 0.0], [0.25, 0.0, 0.0]]
 

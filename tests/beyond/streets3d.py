@@ -34,7 +34,7 @@ evaluate: {{metric: miou, select: test}}
 _ONE_BOX = '''
 import torch
 import sightline
-from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample
+from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample3d
 from sightline.store.boxes3d.box_table import make_box_table
 
 
@@ -53,7 +53,7 @@ class OneBox(sightline.Dataset):
         corners = [[x, y, -1.75] for x in (-19.0, 19.0) for y in (-9.0, 9.0)] * 10
         points = torch.tensor([*corners, [10.0, 5.0, -1.0], [10.9, 6.9, -1.0], [11.1, 5.0, -1.0]]).numpy()
         table = make_box_table([[10.0, 5.0, -1.0, 4.0, 2.0, 1.5, 1.5707963267948966]], [0], ("car",))
-        return make_sample(points, {}, table)
+        return make_sample3d(points, {}, table)
 '''
 
 

@@ -168,3 +168,49 @@ def plain_reference(batches: Batches) -> dict[str, float]:
     means = {figure: mean([row[figure] for row in of_classes.values()]) for figure in figures}
     shown = {name: {k: v for k, v in row.items() if k not in DISTANCES} for name, row in of_classes.items()}
     return means | {f"{name}/{figure}": value for name, row in shown.items() for figure, value in row.items()}
+
+
+# --- kinds of errors --------------------------------------------------------------------------------------------------
+
+
+def kind_of(row: list[float], labels: list[list[float]], free: set[int]) -> tuple[str, set[int]]:
+    """What a detection is, and the labels that it is about, in the frame's labels of which some are free."""
+    overlaps = [volume_overlap(row, label) for label in labels]
+    fits = {n for n, label in enumerate(labels) if overlaps[n] >= (0.25 if label[3] < 1 else 0.5)}
+    near = {n for n, b in enumerate(labels) if math.hypot(row[0] - b[0], row[1] - b[1]) < 2 or overlaps[n] > 0}
+    own = {n for n, label in enumerate(labels) if label[7] == row[8] and not label[8]}
+    others = {n for n, label in enumerate(labels) if label[7] != row[8] and not label[8]}
+    hiding = {n for n, label in enumerate(labels) if label[8] and (label[7] == row[8] or label[7] < 0)}
+    if found := fits & own & free:
+        best = max(found, key=lambda n: (overlaps[n], -n))
+        free.discard(best)
+        return "reversed" if math.cos(row[6] - labels[best][6]) < 0 else "right", {best}
+    if hiding & near:
+        return "hidden", set()
+    if fits & own:
+        return "double", set()
+    if fits & others:
+        return "class", fits & others
+    return ("place", near & own) if near & own else ("background", set())
+
+
+def errors_reference(batches: Batches, score: float = 0.3) -> dict[str, float]:
+    kinds: list[str] = []
+    num_missed = num_labels = 0
+    for one in (one for batch in batches for one in batch):
+        labels = one["truth3d"].tolist()
+        real = {n for n, label in enumerate(labels) if not label[8]}
+        free, about = {*real}, set[int]()
+        rows = sorted((row for row in one["detections3d"].tolist() if row[7] >= score), key=lambda row: -row[7])
+        for row in rows:
+            kind, labels_of_it = kind_of(row, labels, free)
+            kinds.append(kind)
+            about |= labels_of_it
+        num_missed, num_labels = num_missed + len(real & free - about), num_labels + len(real)
+    counted = [kind for kind in kinds if kind != "hidden"]
+    is_any = counted and num_labels
+    shares = {f"error_{kind}": counted.count(kind) / len(counted) if is_any else math.nan for kind in _KINDS}
+    return {**shares, "error_missed": num_missed / num_labels if num_labels else math.nan}
+
+
+_KINDS = ("class", "place", "double", "background", "reversed")

@@ -24,6 +24,7 @@ from tests.metrics.boxes3d_reference import (
     EXACT,
     JOINED,
     draw_samples,
+    errors_reference,
     ignore_labels,
     kitti_reference,
     plain_reference,
@@ -524,6 +525,10 @@ CASES = [
     Case("crowd_ap", draw_images, crowd_reference, BOX_CLASSES, **BOXES),
     *(
         Case(name, draw_samples, reference, {"class_names": BOX3D_CLASSES}, JOINED, ignore_labels, EXACT)
-        for name, reference in (("kitti_ap", kitti_reference), ("boxes3d_ap", plain_reference))
+        for name, reference in (
+            ("kitti_ap", kitti_reference),
+            ("boxes3d_ap", plain_reference),
+            ("boxes3d_errors", errors_reference),
+        )
     ),
 ]

@@ -145,7 +145,10 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
             ["{config}", "--samples", "worst"],
             "--samples worst: are the samples with the most errors of a run; a config",
         ),
-        (["{run}", "--samples", "worst"], "none of the run's metrics lists its worst samples, as box_errors does"),
+        (
+            ["{run}", "--samples", "worst"],
+            "none of the run's metrics lists its worst samples, as box_errors and boxes3d_errors do",
+        ),
         (["{config}", "--hide", "ceilin"], "--hide: there is no class 'ceilin'; there are"),
         (["{config}", "{file}"], "is a config or a run; give only it; 'sightline report' compares runs"),
         (["{config}", "data.num_points=0"], "data.num_points"),

@@ -61,38 +61,6 @@ class Suppression(ABC):
         )
         return SuppressionResult(result.indices.to(boxes.device), result.scores.to(scores))
 
-    def suppress_batch(
-        self,
-        boxes: Tensor,
-        scores: Tensor,
-        labels: Tensor,
-        is_box: Tensor,
-        *,
-        proposal: Tensor | None = None,
-        density: Tensor | None = None,
-    ) -> SuppressionResult:
-        """Suppress the detections of a padded batch, as a call with those of each image does.
-
-        `boxes` are (B, M, D), all others (B, M); `is_box` bool marks the detections, what other rows hold is not read.
-        Returns `indices` (B, M) of rows by falling score, -1 behind the last, and their `scores` (B, M), 0 there.
-        Raises ValueError as a call does.
-        """
-        inputs = {"boxes": boxes, "scores": scores, "labels": labels, "is_box": is_box}
-        inputs |= {} if proposal is None else {"proposal": proposal}
-        inputs |= {} if density is None else {"density": density}
-        if boxes.ndim != 3 or any(rows.shape[:2] != boxes.shape[:2] for rows in inputs.values()):
-            shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in inputs.items())
-            raise ValueError(f"{type(self).__name__}: found {shapes}; expected (B, M, {self.num_sides}) and (B, M)")
-        indices = torch.full(boxes.shape[:2], -1, device=boxes.device)
-        kept = torch.zeros_like(scores)
-        for image, flags in enumerate(is_box):
-            rows = flags.nonzero().flatten()
-            of_image = {name: values[image, rows] for name, values in inputs.items() if name != "is_box"}
-            result = self(**of_image)
-            indices[image, : len(result.indices)] = rows[result.indices]
-            kept[image, : len(result.indices)] = result.scores
-        return SuppressionResult(indices, kept)
-
     @abstractmethod
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> SuppressionResult:
         """Suppress detections on the CPU: boxes (N, D), scores (N,), labels (N,) -> indices and scores (K,).
@@ -100,3 +68,38 @@ class Suppression(ABC):
         Boxes and scores are both float32 or both float64; only equal labels suppress. The inputs of `reads` follow by
         name.
         """
+
+
+def suppress_batch(
+    suppression: Suppression,
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    is_box: Tensor,
+    *,
+    proposal: Tensor | None = None,
+    density: Tensor | None = None,
+) -> SuppressionResult:
+    """Suppress the detections of a padded batch, as a call of `suppression` with those of each image does.
+
+    `boxes` are (B, M, D), all others (B, M); `is_box` bool marks the detections, what other rows hold is not read.
+    Returns `indices` (B, M) of rows by falling score, -1 behind the last, and their `scores` (B, M), 0 there.
+    Raises ValueError as a call does.
+    """
+    inputs = {"boxes": boxes, "scores": scores, "labels": labels, "is_box": is_box}
+    inputs |= {} if proposal is None else {"proposal": proposal}
+    inputs |= {} if density is None else {"density": density}
+    if boxes.ndim != 3 or any(rows.shape[:2] != boxes.shape[:2] for rows in inputs.values()):
+        shapes = ", ".join(f"{name} {tuple(rows.shape)}" for name, rows in inputs.items())
+        raise ValueError(
+            f"{type(suppression).__name__}: found {shapes}; expected (B, M, {suppression.num_sides}) and (B, M)"
+        )
+    indices = torch.full(boxes.shape[:2], -1, device=boxes.device)
+    kept = torch.zeros_like(scores)
+    for image, flags in enumerate(is_box):
+        rows = flags.nonzero().flatten()
+        of_image = {name: values[image, rows] for name, values in inputs.items() if name != "is_box"}
+        result = suppression(**of_image)
+        indices[image, : len(result.indices)] = rows[result.indices]
+        kept[image, : len(result.indices)] = result.scores
+    return SuppressionResult(indices, kept)

@@ -11,7 +11,7 @@ import torch
 from sightline.contract.types import Field, Sample
 from sightline.store.boxes3d.box_table import BoxTable, make_box_table
 
-__all__ = ["BOX3D_FIELDS", "BOX_OFFSETS", "MOTION_FIELDS", "SENSOR_FRAME", "make_sample", "read_table"]
+__all__ = ["BOX3D_FIELDS", "BOX_OFFSETS", "MOTION_FIELDS", "SENSOR_FRAME", "make_sample3d", "read_table"]
 
 BOX_OFFSETS = "box_offsets"
 SENSOR_FRAME = "sensor: x forward, y left, z up"
@@ -38,7 +38,7 @@ MOTION_FIELDS: Mapping[str, Field] = {
 """Fields of frames of a sequence: the pose of the sensor, a rigid motion of homogeneous columns, and its time."""
 
 
-def make_sample(points: np.ndarray, features: Mapping[str, np.ndarray], table: BoxTable) -> Sample:
+def make_sample3d(points: np.ndarray, features: Mapping[str, np.ndarray], table: BoxTable) -> Sample:
     """Make a sample of `points` (N, 3), `features` of points (N,) or (N, C) by name, and the boxes of the frame.
 
     All tensors are copies: what a transform does to them changes neither the arrays nor the table.

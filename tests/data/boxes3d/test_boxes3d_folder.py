@@ -39,9 +39,14 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.nda
     return source, write_streets(source, 6, reading=BoxReading(centre="bottom", unit="deg"))
 
 
-def test_samples_have_the_true_boxes(streets: tuple[Path, list[np.ndarray]]) -> None:
+@pytest.fixture(scope="module")
+def manifest(streets: tuple[Path, list[np.ndarray]]) -> dict[str, Any]:
+    """That of the prepared streets."""
+    return prepare(streets[0])
+
+
+def test_samples_have_the_true_boxes(streets: tuple[Path, list[np.ndarray]], manifest: dict[str, Any]) -> None:
     source, truth = streets
-    manifest = prepare(source)
     assert (
         "box_centre=bottom box_size=lwh yaw_unit=deg yaw_sense=ccw yaw_zero=x (by the count test)"
         in (manifest["reading"])
@@ -233,6 +238,7 @@ def test_units_that_disagree_in_one_folder(tmp_path: Path) -> None:
         Boxes3dFolder.survey(source, columns=COLUMNS)
 
 
+@pytest.mark.usefixtures("manifest")
 def test_options_that_fit_nothing(streets: tuple[Path, list[np.ndarray]]) -> None:
     source, _ = streets
     for options, message in (

@@ -13,7 +13,7 @@ from sightline.areas.boxes3d.pictures import draw_from_above, list_box_figures, 
 from sightline.areas.boxes3d.sets.synthetic_streets3d import SyntheticStreets3d
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import INK, PALETTE
-from sightline.store.boxes3d.box_sample import make_sample, read_table
+from sightline.store.boxes3d.box_sample import make_sample3d, read_table
 from sightline.store.boxes3d.box_table import BoxTable, make_box_table
 from tests.command import succeed
 
@@ -136,7 +136,7 @@ def test_a_sample_gives_back_its_table() -> None:
     again = read_table(streets[SampleKey(0, 0, 0)], table.class_names)
     for name in ("boxes", "label", "is_ignored", "num_points", "velocity", "track"):
         assert getattr(again, name) == pytest.approx(getattr(table, name), abs=1e-5)
-    without = make_sample(GROUND, {"remission": np.zeros(len(GROUND))}, table_of())
+    without = make_sample3d(GROUND, {"remission": np.zeros(len(GROUND))}, table_of())
     assert read_table({name: without[name] for name in ("boxes", "label")}, NAMES).boxes.shape == (0, 7)
 
 

@@ -98,6 +98,13 @@ SHIPPED: dict[str, Any] = {
         *("sigmoid_focal", "box_smooth_l1", "box_overlap, overlap: ciou", "box_density"),
         more=("model.head.density=true",),
     ),
+    "anchor_class anchor_box anchor_direction": lambda folder: build(
+        read_config(
+            ROOT / "configs/boxes3d/synthetic_streets_pointpillars.yaml",
+            ["data.train_size=8", "data.test_size=2", "data.num_columns=128", "model.max_pillars=1000"],
+        ),
+        World(),
+    ),
     "objectness class_bce box_overlap": lambda folder: _crowds(
         "objectness", "class_bce, quality: iou", "box_overlap, overlap: iou, form: square", name="yolox"
     ),

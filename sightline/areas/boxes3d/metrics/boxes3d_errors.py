@@ -39,7 +39,7 @@ class Boxes3dErrors(Metric):
     more than 90 degrees. Any other is the first that applies: `double` (it fits a label of its class that is taken),
     `class` (it fits one of another class), `place` (its centre is within 2 m of a label of its class from above, or
     overlaps one), else `background`. A label that no detection took, and that no error of class or place is about, is
-    `missed`. Detections about ignored labels do not count. NaN without detections or labels.
+    `missed`. Detections about ignored labels do not count. NaN without detections, and all of them without labels that count.
 
     >>> import torch
     >>> from sightline.areas.boxes3d.metrics.boxes3d_errors import Boxes3dErrors
@@ -93,7 +93,8 @@ class Boxes3dErrors(Metric):
         shares = {kind: _share(counted == number) for number, kind in enumerate(KINDS)}
         shares["reversed"] = _share(errors.is_reversed[errors.is_counted])
         shares["missed"] = _share(errors.is_missed[errors.is_real])
-        return {f"error_{kind}": share for kind, share in shares.items()}
+        is_any = bool(errors.is_real.any())
+        return {f"error_{kind}": share if is_any else float("nan") for kind, share in shares.items()}
 
     def tables(self, state: State) -> dict[str, Any]:
         """Return `box_errors`, the counts of each kind, and `missed_by`, labels by distance and by number of points."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey, ScanInputSpec
-from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample
+from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample3d
 from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes, make_box_table
 from sightline.store.boxes3d.count_test import count_inside
 from sightline.store.boxes3d.kitti_objects import Calibration
@@ -171,7 +171,7 @@ class LabelledBoxes3d(PreparedRows):
         features = {}
         if self._has_remission and frame.remission is not None:
             features[FEATURE] = frame.remission / self._prepared.manifest["remission_max"]
-        return make_sample(frame.points, features, self._choose(self.box_table(key.index)))
+        return make_sample3d(frame.points, features, self._choose(self.box_table(key.index)))
 
     def box_table(self, index: int) -> BoxTable:
         """Return the boxes of a frame, of all stored classes, without reading its cloud."""

@@ -13,7 +13,7 @@ from sightline.contract import registry
 from sightline.contract.dataset import Dataset
 from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import DataInfo, Sample, SampleKey
-from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample
+from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample3d
 from sightline.store.boxes3d.box_table import BoxTable
 from sightline.store.boxes3d.kitti_objects import Calibration, read_calibration
 from sightline.store.boxes3d.label_formats import LABEL_SUFFIXES, find_format, read_labels
@@ -87,7 +87,7 @@ class Labels3d(Dataset):
         labelled = [table.class_names[label] if label >= 0 else "" for label in table.label]
         rows = np.array([name in names for name in labelled], dtype=bool)
         label = np.array([names.index(name) for name in labelled if name in names], dtype=np.int64)
-        sample = make_sample(np.zeros((0, 3)), {}, replace(table.select(rows), label=label, class_names=names))
+        sample = make_sample3d(np.zeros((0, 3)), {}, replace(table.select(rows), label=label, class_names=names))
         return {name: sample[name] for name in self.info.fields}
 
     def sample_name(self, index: int) -> str:

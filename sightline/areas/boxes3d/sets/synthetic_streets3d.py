@@ -20,7 +20,7 @@ from sightline.contract.arguments import Count, FractionBelowOne, Index, NonNega
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey, ScanInputSpec
 from sightline.ops import points_in_boxes
-from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, MOTION_FIELDS, make_sample
+from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, MOTION_FIELDS, make_sample3d
 from sightline.store.boxes3d.box_table import BoxTable, make_box_table
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache
 from sightline.store.files.scan_samples import FEATURES
@@ -149,7 +149,7 @@ class SyntheticStreets3d(ComputedSet):
 
     def _make(self, split: str, index: int) -> Sample:
         frame = self.frame(split, index)
-        sample = make_sample(frame.scan.points, {"remission": frame.scan.remission}, frame.table)
+        sample = make_sample3d(frame.scan.points, {"remission": frame.scan.remission}, frame.table)
         if self._sequence > 1:
             sample |= {
                 "pose": torch.from_numpy(frame.pose),
