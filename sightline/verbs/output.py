@@ -180,8 +180,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: Dataset
     if errors:
         show_table("errors by kind", columns_of_errors, errors, droppable=columns_of_errors[-1:])
     if missed := document.get("missed_by"):
-        lines = [(name, row["labels"], row["missed"]) for name, row in missed.items()]
-        show_table("missed labels", ("labels", "count", "missed"), lines)
+        of_missed = [(name, row["labels"], row["missed"]) for name, row in missed.items()]
+        show_table("missed labels", ("labels", "count", "missed"), of_missed)
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
     if bins:
         names = ("crowd_ap", "mr2", "recall", "count")

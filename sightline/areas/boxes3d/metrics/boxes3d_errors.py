@@ -39,7 +39,8 @@ class Boxes3dErrors(Metric):
     more than 90 degrees. Any other is the first that applies: `double` (it fits a label of its class that is taken),
     `class` (it fits one of another class), `place` (its centre is within 2 m of a label of its class from above, or
     overlaps one), else `background`. A label that no detection took, and that no error of class or place is about, is
-    `missed`. Detections about ignored labels do not count. NaN without detections, and all of them without labels that count.
+    `missed`. Detections about ignored labels do not count. NaN without detections, and all of them without labels that
+    count.
 
     >>> import torch
     >>> from sightline.areas.boxes3d.metrics.boxes3d_errors import Boxes3dErrors
