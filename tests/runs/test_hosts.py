@@ -17,8 +17,9 @@ from tests.runs.hosts import OnHost, WithoutLinks
 
 pytestmark = pytest.mark.processes
 
-TWO_STEPS = 25
-"""Samples that are read in two steps, after which there is a checkpoint, and not in three."""
+HELD_AFTER = 8
+"""Batches after which a process stands still: those of two steps, after which there is a checkpoint, and of reading
+ahead, but not the 18 of the run."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def unbroken(bench: Bench) -> Path:
 
 def held(bench: Bench) -> dict[str, str]:
     """Variables of a process that stands still after two steps, until the file `go` is there."""
-    return {"HELD_AFTER": str(TWO_STEPS), "GO": str(bench.folder / "go")}
+    return {"HELD_AFTER": str(HELD_AFTER), "GO": str(bench.folder / "go")}
 
 
 @contextlib.contextmanager
