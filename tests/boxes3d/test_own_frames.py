@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.config import read_config
-from tests.command import succeed
+from tests.command import refuse, succeed
 from tests.data.boxes3d.box_writers import write_streets
 
 COLUMNS = "columns=[x, y, z, intensity]"
@@ -41,4 +41,5 @@ def test_own_frames_become_a_detector(tmp_path: Path) -> None:
     ours = np.array([box["centre_m"] + box["size_m"] for box in found["boxes"]])
     np.testing.assert_allclose(kitti[:, :3], ours[:, [5, 4, 3]], atol=1e-5)
     np.testing.assert_allclose(kitti[:, [5, 3]], ours[:, :2] * [1, -1], atol=1e-5)  # forward is z there, right is x
+    assert "error: pointpillars: is not exported" in refuse("export", run, "--out", tmp_path / "run.onnx")
     assert (tmp_path / "found" / f"{cloud.stem}.boxes.png").stat().st_size > 1000

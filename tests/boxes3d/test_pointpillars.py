@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sightline.areas.boxes3d.anchors import (
-    ROTATIONS,
     Anchors,
     assign_boxes,
     find_direction,
@@ -270,7 +269,3 @@ def test_a_frame_alone_equals_the_frame_in_a_batch() -> None:
 def test_a_grid_that_the_strides_do_not_divide_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
         make_network(**changes)
-
-
-def test_rotations_are_the_published_ones() -> None:
-    assert ROTATIONS == (0.0, 1.57)

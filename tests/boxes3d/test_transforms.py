@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sightline
 from sightline.areas.boxes3d.transforms import (
     LimitExtent,
     MoveObjects,
@@ -27,12 +28,12 @@ from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from sightline.ops.points.rotations import axis_rotation
 from sightline.parts.transforms.moved_boxes import flip_boxes, scale_boxes, shift_boxes, turn_boxes, wrap_yaw
 from sightline.parts.transforms.point_selection import ShufflePoints
-from sightline.parts.transforms.points import Flip, NormalizeUnitSphere, Rotate, Scale, Translate
-from sightline.store.boxes3d.box_sample import BOX3D_FIELDS
-from sightline.store.loading.batch_reader import _assert_boxes_move_with_points
+from sightline.parts.transforms.points import Flip, Rotate, Scale, Translate
 from tests.boxes3d.golden import read
 from tests.cases import run_each
+from tests.processes import ROOT
 
+STREETS = ROOT / "configs/boxes3d/synthetic_streets_pointpillars.yaml"
 EXACT: Any = {"rtol": 0, "atol": 1e-12}
 NAMES = ("Car", "Pedestrian", "Cyclist")
 
@@ -228,9 +229,15 @@ def test_what_boxes_cannot_follow_is_refused(transform: Any, said: str) -> None:
 
 
 def test_a_transform_that_leaves_boxes_behind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="moves points but not the boxes"):
-        _assert_boxes_move_with_points([("normalize_unit_sphere", NormalizeUnitSphere())], BOX3D_FIELDS)
-    _assert_boxes_move_with_points([("rotate", Rotate(up_axis="z"))], BOX3D_FIELDS)
+    """Before data are read, where a config lists it."""
+
+    def load(transform: str) -> object:
+        words = ["data.train_size=2", "data.test_size=1", f"transforms.train=[{{name: {transform}}}]"]
+        return sightline.load_data(STREETS, "train", overrides=words)
+
+    with pytest.raises(ConfigError, match="'normalize_unit_sphere' moves points but not the boxes around them; rotate"):
+        load("normalize_unit_sphere")
+    load("rotate")
 
 
 def test_labels_of_boxes_are_no_labels_of_points() -> None:

@@ -20,13 +20,13 @@ from typing_extensions import TypedDict
 from sightline.areas.boxes3d.grid import Extent, PillarGrid
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, PositiveFraction
-from sightline.contract.errors import ConfigError
+from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.model import Model
 from sightline.layers.batch_norm import weighted_batch_norm
 from sightline.layers.cloud_layouts import as_packed
 from sightline.ops.segments.extremes import scatter_extremes
 from sightline.ops.voxels.pillars import hard_pillars
-from sightline.ops.waits import is_on_host
+from sightline.ops.waits import is_on_host, is_recording
 
 _EPS = 1e-3
 """Of all batch norms, as in SECOND and its successors."""
@@ -234,6 +234,11 @@ class PointPillars(Model):
 
     def encode(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Encode points `values` (P, F) into the view from above (B, C, H, W); a cell without points is zero."""
+        if is_recording():
+            raise UserError(
+                "pointpillars: is not exported, as the pillars of a frame are known only when it is read; `sightline "
+                "predict` and `sightline serve` run it"
+            )
         grid, num_frames = self.grid, len(offsets) - 1
         limits = {"max_points": self.max_points, "max_pillars": self.max_pillars}
         pillars = hard_pillars(values[:, :3], offsets, side_m=grid.pillar_m, range_m=grid.extent_m, **limits)

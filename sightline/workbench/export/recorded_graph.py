@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from sightline.contract.errors import RunError, summarise_error
+from sightline.contract.errors import RunError, UserError, summarise_error
 from sightline.workbench.export.graph import GraphNetwork
 
 AXES = ("batch", "points")
@@ -65,6 +65,8 @@ def record_graph(network: GraphNetwork, values: Sequence[Tensor]) -> RecordedGra
                     strict=False,
                 )
             return RecordedGraph(program, network.names, axes)
+        except UserError:  # of a network that knows why
+            raise
         except Exception as error:  # noqa: BLE001 - torch.export has no class of its own for what it cannot record
             reason = error
     assert reason is not None, "the last try has no free sizes"
