@@ -65,8 +65,8 @@ def _read_labels(dataset: Dataset, index: int, names: tuple[str, ...]) -> tuple[
     return read_table(dataset[SampleKey(index, 0, 0)], names), None
 
 
-def truth_rows(table: BoxTable, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of `truth3d` (T, 9) and `truth3d_image` (T, 7) of a frame's labels.
+def truth_rows(table: BoxTable, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return rows of `truth3d` (T, 9) and `truth3d_image` (T, 7) of a frame's labels, and their `num_points` (T,).
 
     Labels of other classes are left out, but for neighbours of one, which are ignored labels of it. A region of no
     class has the class -1.
@@ -84,7 +84,7 @@ def truth_rows(table: BoxTable, class_names: Sequence[str]) -> tuple[np.ndarray,
         occluded = np.where(table.image.occluded < 0, np.nan, table.image.occluded)
         angle = np.where(table.image.alpha == -10, np.nan, table.image.alpha)
         image = np.column_stack([table.image.corners_px, angle, table.image.truncated, occluded])
-    return rows[chosen], image[chosen]
+    return rows[chosen], image[chosen], table.num_points[chosen]
 
 
 def detection_rows(
@@ -117,8 +117,10 @@ def make_batch(
     batch: dict[str, Tensor] = {
         "sample_index": torch.tensor([frame.number for frame in frames]),
         "to_camera": torch.from_numpy(np.stack(cameras)[:, :3].copy()),
+        "num_points": torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(counts for _, _, counts in truths)])),
     }
-    for name, rows, columns in (("detections3d", found, (9, 5)), ("truth3d", truths, (9, 7))):
+    labels = [(boxes, image) for boxes, image, _ in truths]
+    for name, rows, columns in (("detections3d", found, (9, 5)), ("truth3d", labels, (9, 7))):
         batch[f"{name}_offsets"] = torch.tensor([*accumulate((len(boxes) for boxes, _ in rows), initial=0)])
         for key, number, width in ((name, 0, columns[0]), (f"{name}_image", 1, columns[1])):
             batch[key] = torch.from_numpy(np.concatenate([np.zeros((0, width)), *(row[number] for row in rows)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,15 @@ def test_angles_of_observation_are_within_half_a_turn(source: Path, tmp_path: Pa
     alphas = np.array([float(words[3]) for words in rows if len(words) >= 15])
     assert len(alphas) > 5
     assert np.abs(alphas).max() <= np.pi
+
+
+def test_a_cut_cloud_is_said(source: Path, tmp_path: Path) -> None:
+    """Its labels are converted; that nothing was counted in it stands in the report, with the file."""
+    own = tmp_path / "own"
+    shutil.copytree(source, own)
+    cloud = next(path for path in sorted(own.rglob("0000.*")) if path.suffix != ".txt")
+    cloud.write_bytes(cloud.read_bytes()[:-5])
+    report = convert(own, "txt", tmp_path / "new")
+    [said] = [line for line in report["differences"] if "cannot be used" in line]
+    assert said.startswith(f"1 of 2 clouds that were read cannot be used: {cloud}")
+    assert report["boxes"] == 18

@@ -112,7 +112,7 @@ def plan_boxes(
     for a form that is none of theirs.
     """
     forms = _merge_forms([frame for frame in frames if frame.stated], form)
-    sampled = _read_sample(frames, reader, crop)
+    sampled, unread = _read_sample(frames, reader, crop)
     counted = [
         CountedFrame(points.points, {name: _list_rows(frame, name) for name in forms})
         for frame, points in sampled
@@ -135,7 +135,7 @@ def plan_boxes(
     survey = survey_boxes(
         frames, sampled, tables, class_names, choice, range_m=range_m, remission_max=remission_max, stated=stated
     )
-    notes = [*_join_notes(frame.labels for frame in frames), *_note_tilts(frames, choice)]
+    notes = [*unread, *_join_notes(frame.labels for frame in frames), *_note_tilts(frames, choice)]
     if choice.taken.form == "labelcloud_kitti" and form is None:
         notes.append(_HALF_TURN)
     return PlannedBoxes(tables, class_names, choice, survey, notes, _describe_frame(frames, choice.taken.form))
@@ -199,21 +199,23 @@ def _join_units(form: Form, other: Form) -> Form:
 
 def _read_sample(
     frames: Sequence[ListedFrame], reader: CloudReader, crop: Callable[[ListedFrame, FramePoints], FramePoints] | None
-) -> list[tuple[ListedFrame, FramePoints]]:
-    """Read some clouds, evenly over the frames with boxes; those that cannot be read are reported when all are."""
+) -> tuple[list[tuple[ListedFrame, FramePoints]], list[str]]:
+    """Read some clouds, evenly over the frames with boxes, and return a note on those that cannot be read."""
     chosen = [frame for frame in frames if frame.stated] or [*frames]
     step = max(1, math.ceil(len(chosen) / MAX_SURVEYED))
-    read = []
+    read, faults = [], []
     for frame in chosen[::step]:
         try:
             points = reader.read(frame.files[0])[0]
         except UnnamedColumnsError:
             raise
-        except DataError:
+        except DataError as error:
+            faults.append(str(error))
             continue
         if len(points.points):
             read.append((frame, points if crop is None else crop(frame, points)))
-    return read
+    looked_at = len(chosen[::step])
+    return read, [f"{len(faults)} of {looked_at} clouds that were read cannot be used: {faults[0]}"] if faults else []
 
 
 def survey_boxes(
