@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sightline.areas.boxes3d.score_remarks import FrameIds, StatedNames, list_remarks
 from sightline.areas.boxes3d.scored_frames import NEIGHBOURS, REGION, ScoredFrame, list_frames, make_batch
+from sightline.areas.boxes3d.sets.labels3d import Labels3d
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError, UserError, join_some
 from sightline.contract.metric import make_state
@@ -69,7 +70,10 @@ class Box3dScoring(Scoring):
             measured.append(MetricResult(meter, "", state))
         seconds = time.perf_counter() - started
         evaluation = make_evaluation(measured, num_samples=len(frames), seconds=seconds)
-        return ScoredFiles(evaluation, skipped, [*_list_notes(path, frames, results, class_names)], part.sample_name)
+        notes = [*_list_notes(path, frames, results, class_names)]
+        if isinstance(part.dataset, Labels3d) and part.dataset.reading:
+            notes.append(f"labels are read by {part.dataset.reading}; if your tool writes otherwise, state it in data")
+        return ScoredFiles(evaluation, skipped, notes, part.sample_name)
 
 
 def _list_notes(

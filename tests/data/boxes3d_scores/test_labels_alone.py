@@ -49,6 +49,17 @@ def test_labels_of_another_tool_are_read(tmp_path: Path) -> None:
     dataset = Labels3d(split="test", labels=str(tmp_path))
     np.testing.assert_allclose(dataset.box_table(0).boxes, [[10, 2, -0.5, 4, 2, 1.5, 0.25]])
     assert dataset.info.facts["class_names"] == ("Car",)
+    assert dataset.reading == "box_centre=centre box_size=lwh yaw_unit=rad yaw_sense=ccw yaw_zero=x"
+    stated = Labels3d(split="test", labels=str(tmp_path), box_centre="bottom", yaw_sense="cw")
+    np.testing.assert_allclose(stated.box_table(0).boxes, [[10, 2, 0.25, 4, 2, 1.5, -0.25]])
+    assert "box_centre=bottom" in stated.reading
+
+
+def test_what_rows_of_kitti_state_is_not_stated_again(tmp_path: Path) -> None:
+    labels = write_rows(tmp_path / "labels", draw_streets(1))
+    assert Labels3d(split="test", labels=str(labels)).reading == ""
+    with pytest.raises(ConfigError, match=r"box_centre: .* has rows of KITTI"):
+        Labels3d(split="test", labels=str(labels), box_centre="bottom")
 
 
 @pytest.mark.parametrize(

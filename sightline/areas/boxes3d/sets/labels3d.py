@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample3d
 from sightline.store.boxes3d.box_table import BoxTable
+from sightline.store.boxes3d.conversions import BoxCentre, BoxSize, YawSense, YawUnit, YawZero
+from sightline.store.boxes3d.count_test import OPTION_OF, format_reading
 from sightline.store.boxes3d.kitti_objects import Calibration, read_calibration
 from sightline.store.boxes3d.label_formats import LABEL_SUFFIXES, find_format, read_labels
-from sightline.store.boxes3d.label_rows import StatedBox, list_classes, make_table
+from sightline.store.boxes3d.label_rows import list_classes, make_table
 from sightline.store.boxes3d.results import join_names, read_results
 from sightline.store.files.input_files import expand_home, list_files, natural_sort_key, read_file
 from sightline.store.prepared.prepared_set import describe_contents
@@ -33,8 +36,10 @@ class Labels3d(Dataset):
     or is called so, or a file of results in our own form. `calibrations` is a folder of KITTI's calibrations of the
     same names; without it boxes of a camera are those of one that stands in the scanner and looks ahead. `frames` is a
     text file of the frames that are scored, an id a line; without it all are. `classes` chooses some by name, in this
-    order; by default all that are labelled, but for KITTI's neighbours of one (Van, Person_sitting). Source: files of
-    the user's own.
+    order; by default all that are labelled, but for KITTI's neighbours of one (Van, Person_sitting). Without clouds
+    nothing tells what the numbers of other tools mean: their likeliest reading is taken, unless `box_centre`,
+    `box_size`, `yaw_unit`, `yaw_sense` and `yaw_zero` state it, as for `boxes3d_folder`; `reading` is what was taken,
+    empty for forms that state it. Source: files of the user's own.
     """
 
     def __init__(
@@ -45,12 +50,20 @@ class Labels3d(Dataset):
         calibrations: str | None = None,
         frames: str | None = None,
         classes: tuple[str, ...] = (),
+        box_centre: BoxCentre | None = None,
+        box_size: BoxSize | None = None,
+        yaw_unit: YawUnit | None = None,
+        yaw_sense: YawSense | None = None,
+        yaw_zero: YawZero | None = None,
     ) -> None:
         if split != "test":
             raise ConfigError(f"labels3d: there is no split '{split}'; labels without clouds are only scored by: test")
         root = expand_home(labels)
         self._cameras = {} if calibrations is None else _read_cameras(expand_home(calibrations))
-        self._tables = _read_tables(root, {name: c.camera_of_velodyne for name, c in self._cameras.items()})
+        given = {"centre": box_centre, "size": box_size, "unit": yaw_unit, "sense": yaw_sense, "zero": yaw_zero}
+        stated: dict[str, Any] = {part: value for part, value in given.items() if value is not None}
+        cameras = {name: c.camera_of_velodyne for name, c in self._cameras.items()}
+        self._tables, self.reading = _read_tables(root, cameras, stated)
         chosen = [*self._tables] if frames is None else _read_list(expand_home(frames))
         if missing := [name for name in chosen if name not in self._tables]:
             raise DataError(f"{frames}: {root} has no labels of {join_some(missing, most=5)}; correct the list")
@@ -117,24 +130,32 @@ def _read_list(path: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def _read_tables(root: Path, cameras: dict[str, np.ndarray]) -> dict[str, BoxTable]:
-    """Read the labels of all frames, by their ids. Raises DataError for files of several formats, and for none."""
+def _read_tables(
+    root: Path, cameras: dict[str, np.ndarray], stated: Mapping[str, Any]
+) -> tuple[dict[str, BoxTable], str]:
+    """Read the labels of all frames, by their ids, and how their numbers were read, "" where the form states it.
+
+    Raises DataError for files of several formats, and for none; ConfigError for a stated reading of KITTI's rows.
+    """
     files = list_files(root, {*LABEL_SUFFIXES}) if root.is_dir() else []
     formats = dict.fromkeys(filter(None, (find_format(file) for file in files)))
     if not formats or set(formats) == {"kitti"}:
-        return read_results(root, cameras, are_labels=True)
+        if stated:
+            raise ConfigError(
+                f"{', '.join(OPTION_OF[part] for part in stated)}: {root} has rows of KITTI or of results, which have "
+                "one reading; leave it out"
+            )
+        return read_results(root, cameras, are_labels=True), ""
     if len(formats) > 1:
         raise DataError(f"{root}: has labels of several formats, {', '.join(formats)}; give those of one")
-    frames = dict(_iterate_frames(files, next(iter(formats))))
-    names = list_classes(stated for stated, _ in frames.values())
-    return {name: make_table(stated, boxes, names, frame=name) for name, (stated, boxes) in frames.items()}
-
-
-def _iterate_frames(
-    files: list[Path], format_name: str
-) -> Iterator[tuple[str, tuple[Sequence[StatedBox], np.ndarray]]]:
-    for file in files:
-        read = read_labels(file, format_name=format_name)
-        form = next(iter(read.forms.values()))
-        for name, stated in read.frames.items():
-            yield name or file.stem, (stated, form.reading.to_boxes(form.rows(stated)))
+    read = [read_labels(file, format_name=next(iter(formats))) for file in files]
+    frames, readings = {}, dict[str, None]()
+    for file, labels in zip(files, read, strict=True):
+        form = next(iter(labels.forms.values()))
+        reading = replace(form.reading, **stated)
+        readings[format_reading(reading)] = None
+        for name, boxes in labels.frames.items():
+            frames[name or file.stem] = (boxes, reading.to_boxes(form.rows(boxes)))
+    names = list_classes(boxes for boxes, _ in frames.values())
+    tables = {name: make_table(boxes, rows, names, frame=name) for name, (boxes, rows) in frames.items()}
+    return tables, " or ".join(readings)
