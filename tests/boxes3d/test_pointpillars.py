@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sightline.areas.boxes3d.anchors import (
+    AnchorAssigner,
     Anchors,
-    assign_boxes,
     find_direction,
     make_anchors,
     turn_by_direction,
@@ -39,7 +39,8 @@ def assign(anchors: Anchors, rows: Tensor, **options: Any) -> tuple[Tensor, Tens
     is_box = rows.abs().sum(dim=1) > 0
     boxes = rows[: int(is_box.nonzero().amax()) + 1 if bool(is_box.any()) else 0]
     label = boxes[:, 7].long() - 1
-    row, _ = assign_boxes(anchors, boxes[:, :7], label, torch.zeros(len(boxes), dtype=torch.bool), **options)
+    is_ignored = torch.zeros(len(boxes), dtype=torch.bool)
+    row = AnchorAssigner(anchors, **options)(anchors.priors, boxes[:, :7], is_ignored, label).matched
     place = row.clamp(min=-1)
     target = torch.where(row >= 0, torch.nn.functional.pad(label, (0, 1))[place], row)
     return target, torch.nn.functional.pad(boxes[:, :7], (0, 0, 0, 1))[place]
@@ -199,15 +200,13 @@ def test_a_box_on_an_anchor_is_found_there_and_nowhere_as_background() -> None:
     anchors = square_anchors(32)
     row = int((anchors.label == 0).nonzero()[500])
     box = anchors.boxes[row : row + 1]
-    matched, has_anchor = assign_boxes(anchors, box, torch.tensor([0]), torch.tensor([False]))
-    assert int(matched[row]) == 0
-    assert bool(has_anchor[0])
+    assigner, label = AnchorAssigner(anchors), torch.tensor([0])
+    matched, num_claims, _ = assigner(anchors.priors, box, torch.tensor([False]), label)
+    assert (int(matched[row]), int(num_claims[row])) == (0, 1)
     assert torch.equal(encode_deltas3d(box, box), torch.zeros(1, 7, dtype=torch.float64))
-    other_class = matched[anchors.label != 0]
-    assert bool((other_class == -1).all())
-    ignored, has_anchor = assign_boxes(anchors, box, torch.tensor([0]), torch.tensor([True]))
+    assert bool((matched[anchors.label != 0] == -1).all())
+    ignored = assigner(anchors.priors, box, torch.tensor([True]), label).matched
     assert int(ignored[row]) == -2
-    assert not bool(has_anchor[0])
     assert bool((ignored < 0).all())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,8 +19,9 @@ from typing_extensions import TypedDict
 from sightline.areas.boxes3d.grid import PillarGrid
 from sightline.contract.arguments import PositiveFloat, Probability
 from sightline.contract.errors import ConfigError
-from sightline.ops.boxes.priors import BACKGROUND, IGNORED
+from sightline.ops.boxes.priors import BACKGROUND, IGNORED, Priors
 from sightline.ops.boxes.rotated_overlaps import box3d_iou, box3d_nearest_iou_bev
+from sightline.parts.boxes.assigner import Assigner, Assignment
 
 ROTATIONS = (0.0, 1.57)
 """Yaw of the anchors of a class; the second is the published one, not the quarter turn."""
@@ -43,21 +44,25 @@ class ClassAnchors(TypedDict):
 
 @dataclass(frozen=True)
 class Anchors:
-    """Anchors `boxes` (A, 7), in the order y, x, class, rotation; each finds boxes of its class `label` (A,) alone.
+    """Anchors as `priors` of boxes (A, 7), in the order y, x, class, rotation; each is of a class `label` (A,).
 
     `positive` and `negative` are the overlaps of each class.
     """
 
-    boxes: Tensor
+    priors: Priors
     label: Tensor
     positive: tuple[float, ...]
     negative: tuple[float, ...]
 
-    def to(self, like: Tensor) -> Anchors:
-        """Return the anchors on the device of `like`, in its dtype if that is wider than float16."""
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        boxes, label = self.boxes.to(like.device, dtype), self.label.to(like.device)
-        return Anchors(boxes, label, self.positive, self.negative)
+    @property
+    def boxes(self) -> Tensor:
+        """The boxes (A, 7)."""
+        return self.priors.coordinates
+
+    def to(self, device: torch.device) -> Anchors:
+        """Return the anchors on a device."""
+        moved = replace(self.priors, coordinates=self.boxes.to(device))
+        return replace(self, priors=moved, label=self.label.to(device))
 
 
 def read_anchors(block: Mapping[str, Any], class_names: Sequence[str]) -> list[ClassAnchors]:
@@ -98,7 +103,9 @@ def make_anchors(
     boxes[..., 6] = torch.tensor(ROTATIONS, dtype=torch.float64)
     label = torch.arange(len(classes))[:, None].expand(rows, columns, -1, len(ROTATIONS))
     limits = ([anchors[name] for anchors in classes] for name in ("positive", "negative"))
-    return Anchors(boxes.flatten(0, 3), label.flatten(), *map(tuple, limits))
+    per_cell = len(classes) * len(ROTATIONS)
+    priors = Priors("anchors", boxes.flatten(0, 3), (grid.stride,), (grid.head_cells,), (per_cell,))
+    return Anchors(priors, label.flatten(), *map(tuple, limits))
 
 
 def _spread(low: float, high: float, count: int, places: str) -> Tensor:
@@ -127,41 +134,36 @@ def turn_by_direction(
     return wrap_period(yaw - offset, offset=limit, period=period) + offset + period * direction.to(yaw.dtype)
 
 
-def assign_boxes(
-    anchors: Anchors,
-    boxes: Tensor,
-    label: Tensor,
-    is_ignored: Tensor,
-    *,
-    overlap: Literal["nearest", "volume"] = "nearest",
-) -> tuple[Tensor, Tensor]:
-    """Give each anchor the box of one frame that it has to find: (A,) rows of `boxes`, or BACKGROUND or IGNORED.
+class AnchorAssigner(Assigner):
+    """Assigner of boxes to anchors of a class each: an anchor looks at boxes of its class alone.
 
-    An anchor of a class looks at `boxes` (M, 7) of that class `label` (M,) alone: it takes the one of the largest
-    overlap if that is at least `positive`, is background below `negative`, and is ignored between. Anchors that overlap
-    a box best, be it little, take the box that they themselves overlap best. An anchor that a box of `is_ignored` (M,)
-    overlaps by `negative` or more is never background. Also returns (M,) whether a box has an anchor.
+    It takes the one of the largest overlap if that is at least `positive` of the class, is background below `negative`,
+    and is ignored between. Anchors that overlap a box best, be it little, take the box that they themselves overlap
+    best. `overlap` is that of boxes laid along the nearer axis, or of volumes.
     Source: Lang et al. 2019, section 3.3; OpenPCDet's assigner.
     """
-    matched = torch.full_like(anchors.label, BACKGROUND)
-    has_anchor = torch.zeros_like(is_ignored)
-    measure = box3d_nearest_iou_bev if overlap == "nearest" else box3d_iou
-    boxes = boxes.to(anchors.boxes)
-    for number, (positive, negative) in enumerate(zip(anchors.positive, anchors.negative, strict=True)):
-        rows = (anchors.label == number).nonzero().flatten()
-        own = (label == number).nonzero().flatten()
-        if not len(own):
-            continue
-        overlaps = measure(anchors.boxes[rows], boxes[own])
-        is_real = ~is_ignored[own]
-        real = overlaps.masked_fill(~is_real, -1.0)
-        highest, best = real.max(dim=1)
-        of_box = real.amax(dim=0)
-        is_best = ((real == of_box) & (of_box > 0)).any(dim=1)
-        is_matched = (highest >= positive) | is_best
-        near_ignored = overlaps.masked_fill(is_real, -1.0).amax(dim=1) >= negative
-        is_between = (highest >= negative) | near_ignored
-        chosen = torch.where(is_matched, own[best], torch.where(is_between, IGNORED, BACKGROUND))
-        matched[rows] = chosen
-        has_anchor[own[best[is_matched]]] = True
-    return matched, has_anchor
+
+    prior_kinds = frozenset({"anchors"})
+    num_sides = 7
+    needs_labels = True
+
+    def __init__(self, anchors: Anchors, *, overlap: Literal["nearest", "volume"] = "nearest") -> None:
+        self.label, self.limits = anchors.label, list(zip(anchors.positive, anchors.negative, strict=True))
+        self.measure = box3d_nearest_iou_bev if overlap == "nearest" else box3d_iou
+
+    def match(self, priors: Priors, boxes: Tensor, labels: Tensor) -> Assignment:  # type: ignore[override]
+        """Match the anchors (A, 7) with boxes (M, 7) of classes `labels` (M,); -1 is none."""
+        matched = torch.full_like(self.label, BACKGROUND)
+        num_claims = torch.zeros_like(matched)
+        for number, (positive, negative) in enumerate(self.limits):
+            rows, own = (self.label == number).nonzero().flatten(), (labels == number).nonzero().flatten()
+            if not len(own):
+                continue
+            overlaps = self.measure(priors.coordinates[rows], boxes[own])
+            highest, best = overlaps.max(dim=1)
+            of_box = overlaps.amax(dim=0)
+            is_claim = ((overlaps == of_box) & (of_box > 0)) | (overlaps >= positive)
+            is_between = torch.where(highest >= negative, IGNORED, BACKGROUND)
+            matched[rows] = torch.where(is_claim.any(dim=1), own[best], is_between)
+            num_claims[rows] = is_claim.sum(dim=1)
+        return Assignment(matched, num_claims)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sightline.areas.boxes3d.anchors import (
+    AnchorAssigner,
     Anchors,
     ClassAnchors,
-    assign_boxes,
     make_anchors,
     read_anchors,
     turn_by_direction,
@@ -31,8 +31,9 @@ from sightline.draw.pictures import Picture
 from sightline.ops.boxes.codes import decode_deltas3d
 from sightline.ops.boxes.priors import IGNORED
 from sightline.ops.boxes.rotated_suppression import box3d_nms
-from sightline.ops.dtypes import promote_to_float32
+from sightline.ops.dtypes import promote_to_float32, widen_labels
 from sightline.ops.waits import fetch, read_list, send, send_list
+from sightline.parts.boxes.padded import PaddedBoxes
 from sightline.parts.tasks.supervised import Supervised
 from sightline.parts.transforms.moved_boxes import wrap_yaw
 from sightline.store.boxes3d.box_table import make_box_table
@@ -86,40 +87,38 @@ class Detect3d(Supervised):
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
         self.class_names, self.grid = tuple(class_names), grid
         self.anchors = make_anchors(grid, read_anchors(anchors, self.class_names), places=places)
-        self.overlap: Literal["nearest", "volume"] = overlap
+        self._overlap: Literal["nearest", "volume"] = overlap
         self._score, self._before, self._most = score, before, most
         self._iou_threshold, self._per_class = iou_threshold, per_class
-        self._made: dict[tuple[Any, ...], Anchors] = {}
+        self._made: dict[torch.device, tuple[Anchors, AnchorAssigner]] = {}
 
-    def get_anchors(self, like: Tensor) -> Anchors:
-        """Return the anchors on the device of `like`, cached."""
-        key = (like.device, like.dtype)
-        if key not in self._made:
-            self._made = {key: self.anchors.to(like)}
-        return self._made[key]
+    def get_anchors(self, device: torch.device) -> tuple[Anchors, AnchorAssigner]:
+        """Return the anchors, in float64, and their assigner on a device, cached."""
+        if device not in self._made:
+            anchors = self.anchors.to(device)
+            self._made = {device: (anchors, AnchorAssigner(anchors, overlap=self._overlap))}
+        return self._made[device]
 
     def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Give each anchor what it has to find: the `context_keys`."""
-        anchors = self.get_anchors(batch["boxes"])
-        boxes = batch["boxes"].to(anchors.boxes)
-        is_outside = ~self._is_within(boxes)
-        targets, matched, unmatched = [], [], []
-        for rows in _slices(batch["box_offsets"]):
-            own, label = boxes[rows], batch["label"][rows]
-            is_ignored = batch["is_ignored"][rows] | (label < 0)
-            row, has_anchor = assign_boxes(
-                anchors, own, torch.where(is_outside[rows], -1, label), is_ignored, overlap=self.overlap
-            )
-            # Row -1 is of anchors without a box: a row of zeros behind the boxes.
-            place = row.clamp(min=-1)
-            targets.append(torch.where(row >= 0, functional.pad(label, (0, 1))[place], row))
-            matched.append(functional.pad(own, (0, 0, 0, 1))[place])
-            unmatched.append(~(has_anchor | is_ignored | is_outside[rows]))
+        boxes, offsets, is_ignored = batch["boxes"], batch["box_offsets"], batch["is_ignored"]
+        anchors, assigner = self.get_anchors(boxes.device)
+        label = torch.where(self._is_within(boxes), widen_labels(batch["label"]), -1)
+        assignments = assigner.assign_batch(anchors.priors, PaddedBoxes.from_rows(boxes, offsets, is_ignored, label))
+        targets, matched, has_anchor = [], [], []
+        for rows, assignment in zip(_slices(offsets), assignments, strict=True):
+            # Row -1 is of anchors without a box: a row of zeros behind the boxes, and the last flag.
+            row = assignment.matched
+            place, num_boxes = row.clamp(min=-1), rows.stop - rows.start
+            targets.append(torch.where(row >= 0, functional.pad(label[rows], (0, 1))[place], row))
+            matched.append(functional.pad(boxes[rows], (0, 0, 0, 1))[place])
+            flags = torch.zeros(num_boxes + 1, dtype=torch.bool, device=boxes.device)
+            has_anchor.append(flags.scatter(0, place % (num_boxes + 1), True)[:-1])
         return {
-            "anchors": anchors.boxes,
+            "anchors": anchors.boxes.to(torch.promote_types(boxes.dtype, torch.float32)),
             "target": torch.stack(targets),
             "matched_boxes": torch.stack(matched),
-            "is_unmatched": torch.cat(unmatched),
+            "is_unmatched": ~(torch.cat(has_anchor) | is_ignored | (label < 0)),
         }
 
     def _is_within(self, boxes: Tensor) -> Tensor:
@@ -135,8 +134,9 @@ class Detect3d(Supervised):
 
     def decode(self, outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the boxes (B, A, 7) and scores (B, A, K) of all anchors."""
-        anchors = self.get_anchors(outputs["codes"])
-        boxes = decode_deltas3d(anchors.boxes, outputs["codes"].to(anchors.boxes))
+        codes = promote_to_float32(outputs["codes"])
+        anchors = self.get_anchors(codes.device)[0].boxes.to(codes)
+        boxes = decode_deltas3d(anchors, codes)
         yaw = turn_by_direction(boxes[..., 6:], outputs["direction"].argmax(dim=2, keepdim=True))
         return torch.cat([boxes[..., :6], wrap_yaw(yaw)], dim=2), promote_to_float32(outputs["logits"]).sigmoid()
 
