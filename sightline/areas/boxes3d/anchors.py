@@ -151,7 +151,7 @@ class AnchorAssigner(Assigner):
         self.label, self.limits = anchors.label, list(zip(anchors.positive, anchors.negative, strict=True))
         self.measure = box3d_nearest_iou_bev if overlap == "nearest" else box3d_iou
 
-    def match(self, priors: Priors, boxes: Tensor, labels: Tensor) -> Assignment:  # type: ignore[override]
+    def match(self, priors: Priors, boxes: Tensor, labels: Tensor) -> Assignment:
         """Match the anchors (A, 7) with boxes (M, 7) of classes `labels` (M,); -1 is none."""
         matched = torch.full_like(self.label, BACKGROUND)
         num_claims = torch.zeros_like(matched)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,6 +68,31 @@ def read_transform(path: Path) -> np.ndarray:
     return whole
 
 
+class KittiRow(NamedTuple):
+    """One row: class, what it states of the image, height, width and length, the middle of the bottom, and the turn.
+
+    `corners_px` are left, top, right and bottom; `score` is NaN for rows of 15 words.
+    """
+
+    name: str
+    truncated: float
+    occluded: float
+    alpha: float
+    corners_px: tuple[float, ...]
+    size_hwl: tuple[float, ...]
+    bottom: tuple[float, ...]
+    turn: float
+    score: float
+
+    @classmethod
+    def parse(cls, words: Sequence[str], where: str) -> KittiRow:
+        """Parse the 15 or 16 words of a row. Raises DataError at `where` for what is no number, and for no name."""
+        values = parse_words(words[1:], where)
+        score = values[14] if len(values) > 14 else math.nan
+        parts = (tuple(values[first:last]) for first, last in ((3, 7), (7, 10), (10, 13)))
+        return cls(parse_name(words[0], f"{where}: class"), *values[:3], *parts, values[13], score)
+
+
 def read_kitti_rows(path: Path, *, calibration: Path | None = None) -> LabelFile:
     """Read rows like KITTI's; without a calibration they are of a camera that stands in the scanner.
 
@@ -80,18 +106,16 @@ def read_kitti_rows(path: Path, *, calibration: Path | None = None) -> LabelFile
             continue
         if len(words) not in _NUM_COLUMNS:
             raise DataError(f"{where}: has {len(words)} columns; KITTI's rows have 15, or 16 with a score: correct it")
-        name, values = parse_name(words[0], f"{where}: class"), parse_words(words[1:], where)
-        if name == _REGION:
+        row = KittiRow.parse(words, where)
+        if row.name == _REGION:
             num_regions += 1
             continue
-        truncated, occluded, alpha, *corners = values[:7]
-        numbers = (*values[10:13], *values[7:10], values[13])
+        numbers = (*row.bottom, *row.size_hwl, row.turn)
         check_sizes(numbers, where)
-        if occluded != round(occluded) or abs(occluded) > 10:
-            raise DataError(f"{where}: occluded is {occluded:g}, a whole number from 0 to 3 is needed; correct it")
-        score = values[14] if len(values) > 14 else math.nan
-        image = (*corners, truncated, occluded, alpha)
-        stated.append(StatedBox(name, numbers, where, score=score, image=image))
+        if row.occluded != round(row.occluded) or abs(row.occluded) > 10:
+            raise DataError(f"{where}: occluded is {row.occluded:g}, a whole number from 0 to 3 is needed; correct it")
+        image = (*row.corners_px, row.truncated, row.occluded, row.alpha)
+        stated.append(StatedBox(row.name, numbers, where, score=row.score, image=image))
     what = "are DontCare regions of the image, which have no 3D box, and are left out"
     notes = (CountRemark.make(num_regions, len(stated) + num_regions, what, noun="rows"),) if num_regions else ()
     return LabelFile(path, "kitti", {"": stated}, _list_forms(stated, calibration), notes)

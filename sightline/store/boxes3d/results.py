@@ -18,6 +18,7 @@ import numpy as np
 from sightline.contract.errors import DataError
 from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes, make_box_table
 from sightline.store.boxes3d.conversions import FLAT_CAMERA, boxes_from_camera, boxes_to_camera
+from sightline.store.boxes3d.kitti_rows import KittiRow
 from sightline.store.boxes3d.label_rows import check_sizes, parse_name, parse_words
 from sightline.store.boxes3d.txt_boxes import is_txt, read_txt
 from sightline.store.files.input_files import list_files, parse_json_content, read_file
@@ -113,23 +114,22 @@ def _read_kitti(path: Path, *, are_labels: bool) -> _Rows:
     """Read the rows of a frame; boxes are x, y, z, length, height, width, turn, as `boxes_from_camera` takes them."""
     rows = _Rows([], [], [])
     for number, line in enumerate(split_lines(_decode(read_file(path), path)), start=1):
-        name, *words = line.split() or [""]
-        if not name:
+        words, where = line.split(), f"{path}:{number}"
+        if not words:
             continue
-        where = f"{path}:{number}"
-        if len(words) + 1 not in _KITTI_WORDS[0 if are_labels else 1 :]:
+        if len(words) not in _KITTI_WORDS[0 if are_labels else 1 :]:
             needed = "15 of a label" if are_labels else "16, the last is the score"
-            raise DataError(f"{where}: has {len(words) + 1} words, KITTI's rows have {needed}; {_ADVICE}")
-        values = parse_words(words, where)
-        truncated, occluded, alpha, *corners = values[:7]
-        height, width, length, x, y, z, turn = values[7:14]
-        is_region = are_labels and name == _REGION
-        if not is_region:
-            check_sizes([x, y, z, length, height, width, turn], where)
-        stated = [math.nan if value in unknown else value for value, unknown in ((truncated, (-1,)), (alpha, (-10,)))]
-        rows.names.append(parse_name(name, f"{where}: class"))
-        rows.numbers.append([x, y, z, length, height, width, turn, values[14] if len(values) > 14 else math.nan])
-        rows.image.append([*corners, stated[0], occluded, stated[1]])
+            raise DataError(f"{where}: has {len(words)} words, KITTI's rows have {needed}; {_ADVICE}")
+        row = KittiRow.parse(words, where)
+        height, width, length = row.size_hwl
+        box = [*row.bottom, length, height, width, row.turn]
+        if not (are_labels and row.name == _REGION):
+            check_sizes(box, where)
+        truncated = math.nan if row.truncated == -1 else row.truncated
+        alpha = math.nan if row.alpha == -10 else row.alpha
+        rows.names.append(row.name)
+        rows.numbers.append([*box, row.score])
+        rows.image.append([*row.corners_px, truncated, row.occluded, alpha])
     return rows
 
 
