@@ -89,8 +89,10 @@ class KittiRow(NamedTuple):
         """Parse the 15 or 16 words of a row. Raises DataError at `where` for what is no number, and for no name."""
         values = parse_words(words[1:], where)
         score = values[14] if len(values) > 14 else math.nan
-        parts = (tuple(values[first:last]) for first, last in ((3, 7), (7, 10), (10, 13)))
-        return cls(parse_name(words[0], f"{where}: class"), *values[:3], *parts, values[13], score)
+        corners_px, size_hwl, bottom = (tuple(values[first:last]) for first, last in ((3, 7), (7, 10), (10, 13)))
+        truncated, occluded, alpha = values[:3]
+        name = parse_name(words[0], f"{where}: class")
+        return cls(name, truncated, occluded, alpha, corners_px, size_hwl, bottom, turn=values[13], score=score)
 
 
 def read_kitti_rows(path: Path, *, calibration: Path | None = None) -> LabelFile:
