@@ -182,7 +182,8 @@ class _ClassMatches:
         self._order = chosen[np.argsort(-groups.detections[chosen, DetectionColumn.SCORE], kind="stable")]
         self._of_frame = self._order[np.argsort(groups.detection_frame[self._order], kind="stable")]
         self._partners = {"ap_overlap": self._find_partners(fits.overlap, self.level)}
-        self._partners |= {kind: self._find_partners(fits.nearness, -limit) for kind, limit in _DISTANCES.items()}
+        nearer = {kind: math.nextafter(-limit, math.inf) for kind, limit in _DISTANCES.items()}  # than the limit itself
+        self._partners |= {kind: self._find_partners(fits.nearness, level) for kind, level in nearer.items()}
         partner = self._partners[_ERRORS_AT]
         rows = self._order[self._is_true(partner)]
         self.pairs = MatchedPairs(name, groups.detections[rows, :7], truths[partner[rows], :7])
@@ -192,7 +193,7 @@ class _ClassMatches:
         groups = self._groups
         partner = np.full(len(groups.detections), -1)
         starts = np.searchsorted(groups.detection_frame[self._of_frame], np.arange(len(groups.frames) + 1))
-        arguments = (self._of_frame, starts, *groups.starts, fit, level, level < 0, self._truth_state, partner)
+        arguments = (self._of_frame, starts, *groups.starts, fit, level, self._truth_state, partner)
         run_parallel(match_greedily, len(groups.frames), *arguments)
         return partner
 

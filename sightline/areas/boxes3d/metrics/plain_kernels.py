@@ -6,47 +6,32 @@ from __future__ import annotations
 import numpy as np
 
 from sightline.ops.numba_kernels import numba_kernel
+from sightline.parts.metrics.match_kernels import choose_label
 
 
 @numba_kernel
 def match_greedily(
-    first,
-    last,
-    ranked,
-    ranked_starts,
-    detection_starts,
-    truth_starts,
-    pair_starts,
-    fit,
-    level,
-    is_strict,
-    truth_state,
-    partner,
+    first, last, ranked, ranked_starts, detection_starts, truth_starts, pair_starts, fit, level, truth_state, partner
 ):
     """Write the label that each detection of the frames `first` to `last` takes into `partner` (D,).
 
     `ranked` lists the detections that take part, frame by frame from `ranked_starts`, by falling score. Each takes the
-    free label of state 0 that fits it the most, the first of equals, by `level` or more, with `is_strict` by more; else
-    one of state 1, which any number may take.
+    free label of state 0 that fits it the most, the first of equals, by `level` or more; else one of state 1, which any
+    number may take. Labels of other states are not there.
     """
     for frame in range(first, last):
         begin, end = truth_starts[frame], truth_starts[frame + 1]
+        states = truth_state[begin:end][::-1]  # `choose_label` takes the last of equals
+        is_ignored, is_crowd = states == 1, np.zeros(end - begin, dtype=np.bool_)
         is_taken = np.zeros(end - begin, dtype=np.bool_)
         for place in range(ranked_starts[frame], ranked_starts[frame + 1]):
             row = ranked[place]
             pair = pair_starts[frame] + (row - detection_starts[frame]) * (end - begin)
-            for state in range(2):
-                best, chosen = level, -1
-                for column in range(end - begin):
-                    value = fit[pair + column]
-                    if truth_state[begin + column] != state or is_taken[column]:
-                        continue
-                    if value > best or (value == best and chosen < 0 and not is_strict):
-                        best, chosen = value, column
-                if chosen >= 0:
-                    partner[row] = begin + chosen
-                    is_taken[chosen] = state == 0
-                    break
+            fits = np.where(states >= 0, fit[pair : pair + end - begin][::-1], -np.inf)
+            chosen = choose_label(fits, level, is_ignored, is_taken, is_crowd, True)
+            if chosen >= 0:
+                partner[row] = end - 1 - chosen
+                is_taken[chosen] = True
 
 
 @numba_kernel
