@@ -110,6 +110,71 @@ def test_anchors_are_stated_for_each_class() -> None:
         make_task(anchors={**KITTI, "Car": {**KITTI["Car"], "negative": 0.9}})
 
 
+# --- traps of other code ----------------------------------------------------------------------------------------------
+
+
+def test_equal_scores_are_taken_in_the_order_of_the_anchors() -> None:
+    """T20: which of two boxes of one score is left hangs on no machine."""
+    task, batch = make_task(), make_batch(BOXES[:1], LABELS[:1])
+    context = task.context(torch.nn.Identity(), batch)
+    outputs = predict_perfectly(task, context)
+    positive = (context["target"][0] >= 0).nonzero().flatten()
+    assert len(positive) > 3
+    outputs["codes"][0, positive, 0] += torch.linspace(0.01, 0.05, len(positive))  # each anchor has its own box
+    boxes, _ = task.decode(outputs)
+    for precision in (torch.float32, torch.float64):
+        found = task.postprocess({name: values.to(precision) for name, values in outputs.items()}, batch)
+        assert len(found["detections3d"]) == 1
+        torch.testing.assert_close(found["detections3d"][0, :7].float(), boxes[0, positive[0]], rtol=0, atol=1e-5)
+
+
+def test_frames_without_boxes_or_points_change_nothing_of_another() -> None:
+    """T24: of three frames the second has no box and the last no point either; each has its loss, as if alone."""
+    task, kinds = make_task(), (AnchorClass(), AnchorBox(), AnchorDirection())
+    generator = torch.Generator().manual_seed(0)
+    num_anchors = len(task.anchors.boxes)
+    widths = {"logits": 3, "codes": 7, "direction": 2}
+    outputs = {name: torch.randn(3, num_anchors, width, generator=generator) for name, width in widths.items()}
+    batch = {**make_batch(), "box_offsets": torch.tensor([0, 3, 3, 3])}
+    context = task.context(torch.nn.Identity(), batch)
+    assert (context["target"] >= 0).any(dim=1).tolist() == [True, False, False]
+    counts = task.step_counts([context])
+    assert [int(counts[name]) for name in ("n_pos", "unmatched_gt")] == [int((context["target"] >= 0).sum()), 0]
+    named = {**outputs, **{name: values for name, values in context.items() if name != "anchors"}}
+    for loss, takes in zip(kinds, ("logits", "codes matched_boxes", "direction matched_boxes"), strict=True):
+        keys = ("target", *takes.split())
+        shared = {"anchors": context["anchors"]} if isinstance(loss, AnchorBox) else {}
+        sums = [float(loss(**{key: named[key][row : row + 1] for key in keys}, **shared)) for row in range(3)]
+        assert float(loss(**{key: named[key] for key in keys}, **shared)) == pytest.approx(sum(sums))
+        assert sums[1:] == [0, 0] or isinstance(loss, AnchorClass)
+        assert all(math.isfinite(value) for value in sums)
+    empty = task.postprocess({name: values - 30 for name, values in outputs.items()}, batch)
+    assert empty["detections3d_offsets"].tolist() == [0, 0, 0, 0]
+    assert empty["truth3d_offsets"].tolist() == [0, 3, 3, 3]
+
+
+def test_a_place_in_the_head_is_the_anchor_that_is_decoded_there() -> None:
+    """T26: one peak in the map of a class and turn becomes the box of that cell, class and turn."""
+    network = PointPillars(num_classes=3, in_channels=4, extent_m=EXTENT).eval()
+    task = make_task()
+    rows, columns = network.grid.head_cells
+    for label, turn, row, column in ((0, 1, 3, 5), (2, 0, rows - 1, 0), (1, 1, 0, columns - 1)):
+        with torch.no_grad():
+            outputs = dict(network.detect(torch.zeros(1, 64, *network.grid.num_cells)))
+        channel = (label * 2 + turn) * 3 + label  # of the convolution: anchors of a cell, then their classes
+        maps = torch.full((1, 18, rows, columns), -9.0)
+        maps[0, channel, row, column] = 9.0
+        outputs["logits"] = maps.permute(0, 2, 3, 1).reshape(1, -1, 3)
+        outputs["codes"] = torch.zeros_like(outputs["codes"])
+        outputs["direction"] = torch.tensor([0.0, 1.0]).expand_as(outputs["direction"])
+        [found] = task.postprocess(outputs, {})["detections3d"]
+        step = (EXTENT[3] - EXTENT[0]) / (columns - 1), (EXTENT[4] - EXTENT[1]) / (rows - 1)
+        assert found[:2].tolist() == pytest.approx([EXTENT[0] + column * step[0], EXTENT[1] + row * step[1]], abs=1e-4)
+        assert found[3:6].tolist() == pytest.approx(list(KITTI[NAMES[label]]["size"]))
+        assert int(found[8]) == label
+        assert abs(math.cos(float(found[6]))) == pytest.approx(abs(math.cos(1.57 * turn)), abs=1e-5)
+
+
 # --- kinds of errors --------------------------------------------------------------------------------------------------
 
 
