@@ -1,8 +1,8 @@
 """Scores of a predictor that has learnt nothing: the commonest box at each cluster of points above the ground.
 
-`python -m benchmarks.commonest_box configs/boxes3d/synthetic_streets_pointpillars.yaml [KEY=VALUE ...]` prints its AP on
-the test part, beside which that of a network is read. Size, height and heading are those of the class with the most
-boxes in the validation part; the width of the cells whose neighbours make a cluster is the best of `CELLS_M` there.
+`python -m benchmarks.commonest_box CONFIG [KEY=VALUE ...]` prints its AP on the test part, beside which that of a
+network is read. Size, height and heading are those of the class with the most boxes in the validation part; the width
+of the cells whose neighbours make a cluster is the best of `CELLS_M` there.
 """
 
 from __future__ import annotations
@@ -107,9 +107,11 @@ def main(words: list[str]) -> None:
     found = {cell: score(data.selection, commonest, cell, metric)[name]["ap_overlap"] for cell in CELLS_M}
     best = max(found, key=lambda cell: found[cell])
     figures = score(data.test, commonest, best, metric)[name]
-    print(f"{commonest}\nAP by cells on the validation part: {found}")
-    print(
-        f"{name}, test part, cells of {best:g} m: AP of volumes {figures['ap_overlap']:.3f}, {figures['count']} boxes"
+    tried = ", ".join(f"{cell:g} m {value:.3f}" for cell, value in found.items())
+    sys.stdout.write(
+        f"{name}: {commonest.size.round(2).tolist()} m, bottom {commonest.bottom:.2f} m, yaw {commonest.yaw:.2f} rad\n"
+        f"AP of volumes, validation part, by width of cells: {tried}\n"
+        f"test part, cells of {best:g} m: {figures['ap_overlap']:.3f} of {figures['count']} boxes\n"
     )
 
 
