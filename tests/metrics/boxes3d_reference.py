@@ -81,6 +81,21 @@ def kitti_reference(batches: Batches) -> dict[str, float]:
     return figures
 
 
+def plain_kitti_reference(batches: Batches) -> dict[str, float]:
+    """KITTI's evaluation of frames in which each label and detection has one image box that counts."""
+
+    def level(things: list[Thing]) -> list[Thing]:
+        return [one._replace(image=(0, 0, 50, 50), truncated=0, occluded=0) for one in things]
+
+    frames = [tuple(map(level, to_frame(one))) for batch in batches for one in batch]
+    found = evaluate(frames, CLASSES)
+    names = [f"ap_{kind}_{recalls}" for kind in ("3d", "bev") for recalls in ("r11", "r40")]
+    figures = {f"{name}_all": mean([found[kind, "easy"][name] for kind in CLASSES]) for name in names}
+    for kind, count in count_labels(batches).items():
+        figures |= {f"{kind}/ap_3d_r40_all": found[kind, "easy"]["ap_3d_r40"], f"{kind}/count": count}
+    return figures
+
+
 # --- the plain AP -----------------------------------------------------------------------------------------------------
 
 DISTANCES = {"ap_0_5m": 0.5, "ap_1m": 1.0, "ap_2m": 2.0}
