@@ -21,6 +21,7 @@ from sightline.contract.arguments import PositiveFloat, Probability
 from sightline.contract.errors import ConfigError
 from sightline.ops.boxes.priors import BACKGROUND, IGNORED, Priors
 from sightline.ops.boxes.rotated_overlaps import box3d_iou, box3d_nearest_iou_bev
+from sightline.ops.waits import is_on_host
 from sightline.parts.boxes.assigner import Assigner, Assignment
 
 ROTATIONS = (0.0, 1.57)
@@ -148,18 +149,20 @@ class AnchorAssigner(Assigner):
     needs_labels = True
 
     def __init__(self, anchors: Anchors, *, overlap: Literal["nearest", "volume"] = "nearest") -> None:
-        self.label, self.limits = anchors.label, list(zip(anchors.positive, anchors.negative, strict=True))
+        limits = zip(anchors.positive, anchors.negative, strict=True)
+        self.classes = [((anchors.label == number).nonzero().flatten(), *pair) for number, pair in enumerate(limits)]
         self.measure = box3d_nearest_iou_bev if overlap == "nearest" else box3d_iou
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor) -> Assignment:
         """Match the anchors (A, 7) with boxes (M, 7) of classes `labels` (M,); -1 is none."""
-        matched = torch.full_like(self.label, BACKGROUND)
+        matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
-        for number, (positive, negative) in enumerate(self.limits):
-            rows, own = (self.label == number).nonzero().flatten(), (labels == number).nonzero().flatten()
+        for number, (rows, positive, negative) in enumerate(self.classes):
+            own = _list_boxes(labels == number)
             if not len(own):
                 continue
             overlaps = self.measure(priors.coordinates[rows], boxes[own])
+            overlaps = torch.where(labels[own] == number, overlaps, -1)
             highest, best = overlaps.max(dim=1)
             of_box = overlaps.amax(dim=0)
             is_claim = ((overlaps == of_box) & (of_box > 0)) | (overlaps >= positive)
@@ -167,3 +170,10 @@ class AnchorAssigner(Assigner):
             matched[rows] = torch.where(is_claim.any(dim=1), own[best], is_between)
             num_claims[rows] = is_claim.sum(dim=1)
         return Assignment(matched, num_claims)
+
+
+def _list_boxes(is_own: Tensor) -> Tensor:
+    """List the boxes (M,) of a class, with all others where counting them would wait for a device."""
+    if is_on_host(is_own):
+        return is_own.nonzero().flatten()
+    return torch.arange(len(is_own), device=is_own.device)
