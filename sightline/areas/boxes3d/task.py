@@ -123,7 +123,8 @@ class Detect3d(Supervised):
 
     def _is_within(self, boxes: Tensor) -> Tensor:
         """Return whether the centres of boxes (M, 7) lie inside of the extent, its faces included."""
-        low, high = boxes.new_tensor(self.grid.extent_m[:3]), boxes.new_tensor(self.grid.extent_m[3:])
+        extent_m = self.grid.extent_m
+        low, high = (send_list(corner, boxes.device, boxes.dtype) for corner in (extent_m[:3], extent_m[3:]))
         return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(dim=1)
 
     def step_counts(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
