@@ -21,6 +21,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.runs.inputs import inputs_document
 from sightline.runs.output_files import write_file
+from sightline.workbench.export.graph import get_parts
 
 if TYPE_CHECKING:
     from sightline.engine.run_loading import TrainedRun
@@ -73,9 +74,10 @@ def describe_export(
         "class_names": list(run.class_names),
         "inputs": inputs,
         "outputs": results,
-        "before": [_describe_transform(name, blocks) for name, _ in split.outside],
+        "before": [*(_describe_transform(name, blocks) for name, _ in split.outside), *_describe_gathering(network)],
         "inside": [name for name, _ in split.inside],
         "after": list(task.left_to_caller),
+        "numbers": to_plain(dict(task.numbers_for_caller)),
         "check": check.to_dict(),
         "run": {"path": str(run.path), "checkpoint": run.checkpoint.name, "documents": _copy_documents(run)},
     }
@@ -89,6 +91,14 @@ def _describe_transform(name: str, blocks: Mapping[str, Any]) -> dict[str, Any]:
     what = (inspect.getdoc(registry.transforms.entry(block).builder) or "").partition("\n")[0]
     order = {"only": name.partition(": ")[2]} if ":" in name else {}
     return {"name": block.name, "arguments": to_plain(dict(block.arguments)), "what": what, **order}
+
+
+def _describe_gathering(network: GraphNetwork) -> list[dict[str, Any]]:
+    """Describe, as a transform, the tables that a network gathers first."""
+    parts = get_parts(network.model)
+    if parts is None:
+        return []
+    return [{"name": f"gather_{parts.rows}", "arguments": to_plain(dict(parts.numbers)), "what": parts.what}]
 
 
 def _copy_documents(run: TrainedRun) -> dict[str, str]:

@@ -68,10 +68,12 @@ def export_run(
     if path.suffix != ENDING:
         raise UserError(f"--out {path}: a file of ONNX ends in {ENDING}")
     assert_writable(path, option="--out")
-    split = split_transforms(run.transforms)
+    split = split_transforms(run.transforms, run.model)
     examples = read_examples(run, split, files)
     network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()
     arranged = [values for batch in examples.batches for values in network.arrange(batch)]
+    if nothing := network.arrange_nothing(examples.batches[0]):
+        arranged, examples = [*arranged, *nothing], examples._replace(source=f"{examples.source}, and one without points")
     inputs = [tuple(map(_to_float32, values)) for values in arranged]
     with torch.no_grad():
         outputs = tuple(network(*inputs[0]))
