@@ -256,9 +256,11 @@ class PointPillars(Model):
             "max_pillars": self.max_pillars,
         }
         what = (
-            "Points of x, y, z and features are gathered in pillars, as many as there are, in the order of their first "
-            "points; a pillar keeps its first max_points points, a frame its first max_pillars pillars. cells are the "
-            "row floor((y - y_lowest) / side) and the column along x; points outside of extent_m are dropped."
+            "Points are gathered in pillars: the cells of a grid that points of extent_m fall into, of which cells has "
+            "the row floor((y - lowest y) / side) and, alike, the column along x. Pillars stand in the order of their "
+            "first points, as many as there are, at most max_pillars; each keeps its first max_points points in "
+            "pillars, and num_points counts them. Places of pillars that no point takes are zeros; a frame with fewer "
+            "pillars than others of a batch ends with places of num_points 0, and cells -1."
         )
         return NetworkParts(self.gather, self.compute, "pillars", what, numbers)
 

@@ -20,7 +20,7 @@ from sightline.engine.run_loading import OpenRun, TrainedRun, open_run
 from sightline.runs.environment import describe_int8_products, read_processor
 from sightline.runs.output_files import assert_writable, write_file
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
+from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file, check_parts
 from sightline.workbench.export.description import describe_export, write_description
 from sightline.workbench.export.formats import ENDING, load_written, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, split_transforms
@@ -71,6 +71,7 @@ def export_run(
     split = split_transforms(run.transforms, run.model)
     examples = read_examples(run, split, files)
     network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()
+    check_parts(network, examples.batches[0])
     arranged = [values for batch in examples.batches for values in network.arrange(batch)]
     if nothing := network.arrange_nothing(examples.batches[0]):
         arranged, examples = [*arranged, *nothing], examples._replace(source=f"{examples.source}, and one without points")

@@ -141,11 +141,16 @@ class GraphNetwork(nn.Module):
         empty = {name: _empty_rows(name, value, "offsets" in tensors) for name, value in tensors.items()}
         return [self._gather_once(parts, empty)]
 
+    def read_whole(self, batch: Batch) -> dict[str, Tensor] | None:
+        """Read what the whole network takes of the first samples of a batch, for one that gathers points; else None."""
+        parts = get_parts(self.model)
+        return None if parts is None else _take_samples(self._read_keys(parts, batch), 0, _GATHERED)
+
     def _gather(self, parts: NetworkParts, batch: Batch) -> list[tuple[Tensor, ...]]:
         tensors = self._read_keys(parts, batch)
         count = len(tensors["offsets"]) - 1 if "offsets" in tensors else len(next(iter(tensors.values())))
         groups = [
-            self._gather_once(parts, _take_samples(tensors, first, min(first + _GATHERED, count)))
+            self._gather_once(parts, _take_samples(tensors, first, first + _GATHERED))
             for first in range(0, count, _GATHERED)
         ]
         return sorted(groups, key=lambda tables: -tables[0].shape[1])
@@ -170,6 +175,7 @@ def _take_samples(tensors: Mapping[str, Tensor], first: int, last: int) -> dict[
     if "offsets" not in tensors:
         return {name: value[first:last] for name, value in tensors.items()}
     offsets = tensors["offsets"]
+    last = min(last, len(offsets) - 1)
     rows = slice(int(offsets[first]), int(offsets[last]))
     taken = {name: value[rows] if name in _PACKED else value[first:last] for name, value in tensors.items()}
     return {**taken, "offsets": offsets[first : last + 1] - offsets[first]}
