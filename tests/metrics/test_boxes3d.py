@@ -251,11 +251,11 @@ def test_kitti_s_validation_part_takes_less_than_a_minute() -> None:
 
     detections = np.column_stack([twice(boxes, 0.1), random.random(2 * count), twice(classes, 0.0)])
     images = np.column_stack([twice(corners, 3.0), twice(boxes[:, 6], 0.1)])
-    batch = {"truth3d": truths[0], "truth3d_image": truths[1], "detections3d": detections, "detections3d_image": images}
+    batch = {"kitti_truth": np.column_stack(truths), "detections3d": detections, "detections3d_image": images}
     tensors = {name: torch.from_numpy(rows.astype(np.float64)) for name, rows in batch.items()}
     tensors["to_camera"] = torch.from_numpy(LEVEL).expand(num_frames, 3, 4)
     tensors["sample_index"] = torch.arange(num_frames)
-    for name, step in (("truth3d", num_labels), ("detections3d", 2 * num_labels)):
+    for name, step in (("kitti_truth", num_labels), ("detections3d", 2 * num_labels)):
         tensors[f"{name}_offsets"] = torch.arange(num_frames + 1) * step
     meter = Meter(KittiAp(class_names=CLASSES))
     meter.update(**tensors)

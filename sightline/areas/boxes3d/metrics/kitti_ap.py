@@ -86,19 +86,20 @@ _RULES = {
 class KittiAp(Metric):
     """KITTI's AP of volumes, from above and in the image, and AOS, each at 11 and 40 recalls, as shares of 1.
 
-    Reads `detections3d` (D, 9), x y z dx dy dz yaw, score and class (-1 for one that is not scored), and `truth3d`
-    (T, 9) with class and if a label is ignored, both in the frame of the scanner; what images state of them,
-    `detections3d_image` (D, 5), left, top, right, bottom and the angle of observation, and `truth3d_image` (T, 7) with
-    truncation and occlusion, NaN if not stated; and `to_camera` (B, 3, 4), from the scanner to the rectified camera,
-    in whose frame KITTI compares boxes. A figure is named by kind, recalls and difficulty, `ap_3d_r40_moderate`: the
-    mean over the classes with labels that count, NaN without. An overlap must be above that of the class:
-    `overlaps` takes KITTI's own, strict or loose, `min_overlap` and `min_overlap_image` state those of other classes.
-    AOS is NaN where a detection states no angle. An ignored label of a class is what KITTI calls a neighbour (Van for
-    Car), an ignored region of no class is DontCare. Raises ConfigError for a class without an overlap.
+    Reads `detections3d` (D, 9), x y z dx dy dz yaw, score and class (-1 for one that is not scored), in the frame of
+    the scanner, and what images state of them, `detections3d_image` (D, 5), left, top, right, bottom and the angle of
+    observation; `kitti_truth` (T, 16), the labels of the files with box, class, if one is ignored, the same of images,
+    and truncation and occlusion, NaN if not stated; and `to_camera` (B, 3, 4), from the scanner to the rectified
+    camera, in whose frame KITTI compares boxes. A figure is named by kind, recalls and difficulty,
+    `ap_3d_r40_moderate`: the mean over the classes with labels that count, NaN without. An overlap must be above that
+    of the class: `overlaps` takes KITTI's own, strict or loose, `min_overlap` and `min_overlap_image` state those of
+    other classes. AOS is NaN where a detection states no angle. An ignored label of a class is what KITTI calls a
+    neighbour (Van for Car), an ignored region of no class is DontCare. Raises ConfigError for a class without an
+    overlap.
 
-    With `images: false` it reads nothing of images and cameras: every label that is not ignored counts, and boxes are
-    compared in the frame of the scanner. Figures are those of volumes and from above alone, `ap_3d_r40_all`, which are
-    none of the three difficulties.
+    With `images: false` it reads `truth3d` (T, 9), box, class and if a label is ignored, and nothing of images and
+    cameras: every label that is not ignored counts, and boxes are compared in the frame of the scanner. Figures are
+    those of volumes and from above alone, `ap_3d_r40_all`, which are none of the three difficulties.
 
     With n labels that count, no detector exceeds (n - 1) / 40 at 40 recalls, for n up to 41.
 
@@ -111,9 +112,8 @@ class KittiAp(Metric):
     ...     "detections3d": torch.cat([cars, torch.tensor([[0.9, 0], [0.8, 0]])], dim=1),
     ...     "detections3d_image": image,
     ...     "detections3d_offsets": torch.tensor([0, 2]),
-    ...     "truth3d": torch.cat([cars, torch.zeros(2, 2)], dim=1),
-    ...     "truth3d_image": torch.cat([image, torch.zeros(2, 2)], dim=1),
-    ...     "truth3d_offsets": torch.tensor([0, 2]),
+    ...     "kitti_truth": torch.cat([cars, torch.zeros(2, 2), image, torch.zeros(2, 2)], dim=1),
+    ...     "kitti_truth_offsets": torch.tensor([0, 2]),
     ...     "to_camera": torch.tensor([[[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]]),
     ...     "sample_index": torch.tensor([0]),
     ... }
@@ -161,9 +161,8 @@ class KittiAp(Metric):
         detections3d: Tensor,
         detections3d_image: Tensor,
         detections3d_offsets: Tensor,
-        truth3d: Tensor,
-        truth3d_image: Tensor,
-        truth3d_offsets: Tensor,
+        kitti_truth: Tensor,
+        kitti_truth_offsets: Tensor,
         to_camera: Tensor,
         sample_index: Tensor,
     ) -> None:
@@ -171,8 +170,7 @@ class KittiAp(Metric):
         assert_scored(detections3d)
         detections = torch.cat([detections3d.double(), detections3d_image.double()], dim=1)
         append_rows(state, "detections", sample_index.repeat_interleave(detections3d_offsets.diff()), detections)
-        truths = torch.cat([truth3d.double(), truth3d_image.double()], dim=1)
-        append_rows(state, "truths", sample_index.repeat_interleave(truth3d_offsets.diff()), truths)
+        append_rows(state, "truths", sample_index.repeat_interleave(kitti_truth_offsets.diff()), kitti_truth)
         append_rows(state, "frames", sample_index, to_camera.double().flatten(1))
 
     def _update_without_images(
@@ -193,9 +191,8 @@ class KittiAp(Metric):
             detections3d=detections3d,
             detections3d_image=unknown[:5].expand(len(detections3d), -1),
             detections3d_offsets=detections3d_offsets,
-            truth3d=truth3d,
-            truth3d_image=unknown.expand(len(truth3d), -1),
-            truth3d_offsets=truth3d_offsets,
+            kitti_truth=torch.cat([truth3d.double(), unknown.expand(len(truth3d), -1)], dim=1),
+            kitti_truth_offsets=truth3d_offsets,
             to_camera=unknown.new_tensor(FLAT_CAMERA[:3]).expand(len(sample_index), -1, -1),
             sample_index=sample_index,
         )
