@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from tests.boxes3d.vehicles import train_by_heart
 from tests.command import succeed
 from tests.data.clouds import modelnet_writers, shapenet_render_writers
 from tests.probe.contrast import THIN, train_thin
@@ -175,6 +176,7 @@ def train_crosspoint(folder: Path) -> Path:
 
 
 RUNS: dict[str, Callable[[Path], Path]] = {
+    "boxes3d": train_by_heart,
     "classify": train_classify,
     "contrast": train_thin,
     "crosspoint": train_crosspoint,
