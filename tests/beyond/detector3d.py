@@ -16,7 +16,7 @@ from sightline.contract import registry
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from tests.boxes3d.vehicles import NUM_FRAMES, SIZES, list_vehicles, prepare_vehicles
+from tests.boxes3d.vehicles import NUM_FRAMES, PARTS, SIZES, list_vehicles, prepare_vehicles
 from tests.mission.rows import row
 from tests.mission.small import CONFIGS
 from tests.mission.trial import Edit
@@ -34,7 +34,6 @@ _SMALL = (
 _SHAPES = {"Car": (4.4, 1.95, 1.62), "Pedestrian": (0.94, 0.74, 1.82), "Cyclist": (1.89, 0.74, 1.78)}
 _BOTTOM_M = -1.73
 """Anchors of the shipped config."""
-_ON_TEST = ("evaluate.select=test", "transforms.train=[]", "loader.workers=0")
 
 
 def _build_streets(*words: str) -> Any:
@@ -91,7 +90,7 @@ def _own_anchors(work: Path) -> None:
     """Means of all boxes; then an anchor has the box of its class that it overlaps by 0.6, or as the best of all."""
     frames = [list_vehicles(frame) for frame in range(NUM_FRAMES)]
     names, boxes = [name for listed, _ in frames for name in listed], np.concatenate([table for _, table in frames])
-    config = read_config(prepare_vehicles(work), ("data.tested=[copy]", "data.validation_share=0.0", *_ON_TEST))
+    config = read_config(prepare_vehicles(work), (*PARTS, "transforms.train=[]"))
     stated = config.task.arguments["anchors"]
     assert [*stated] == [*SIZES]
     for name, block in stated.items():
@@ -201,7 +200,7 @@ def _far_object(work: Path) -> None:
         np.column_stack([random.uniform(_LOW, _HIGH, (900, 2)), np.full(900, -1.7), np.zeros(900)]) for _ in places
     ]
     for ground, place in zip(grounds, places, strict=True):
-        ground[450] = [*(np.array(_LOW) + (np.array(place) + [0.3, 0.8]) * 0.64), -1.2, 1]
+        ground[450] = [*(np.array(_LOW) + np.add(place, [0.3, 0.8]) * 0.64), -1.2, 1]
     points = torch.from_numpy(np.concatenate(grounds)).float()
     batch = {"points": points[:, :3], "features": points[:, 3:], "offsets": torch.tensor([0, 900, 1800])}
     for yaw in (2.5, 2.5 - math.pi, 0.3, 0.3 - math.pi, -2.0, 1.0):
@@ -209,7 +208,7 @@ def _far_object(work: Path) -> None:
         for column, line in places:
             _, anchor = _place_anchor(line, column, 0, 1)
             anchors.append(anchor)
-            boxes.append([*(anchor[:2] + [0.9, -0.4]), -0.8, 4.1, 1.7, 1.5, yaw])
+            boxes.append([*np.add(anchor[:2], [0.9, -0.4]), -0.8, 4.1, 1.7, 1.5, yaw])
         codes = _encode(np.array(anchors), np.array(boxes))
         codes[:, 6] = (codes[:, 6] + math.pi / 2) % math.pi - math.pi / 2  # the line alone: its way is the half's
         assert np.abs(codes[0] - codes[1]).max() < 1e-9
@@ -224,7 +223,7 @@ def _far_object(work: Path) -> None:
 
 
 def _write_head(frames: list[list[tuple[int, float, float, float]]]) -> dict[str, Tensor]:
-    """Outputs of boxes of a class and score at x and y, each by an anchor of its own, of its sizes, that heads ahead."""
+    """Outputs of boxes that head ahead, each a class, x, y and score, by an anchor of its own and of its sizes."""
     number = _COLUMNS * _ROWS * _CLASSES * 2
     logits = torch.full((len(frames), number, _CLASSES), -9.0)
     codes, direction = torch.zeros(len(frames), number, _CODES), torch.zeros(len(frames), number, 2)

@@ -16,10 +16,12 @@ GROUND_M = -1.7
 COLUMNS = "columns=[x, y, z, intensity]"
 STEPS = 50
 _PLACES = ((5.5, 5.5), (5.5, -5.5), (-5.5, 5.5), (-5.5, -5.5))
-_BLOCKS = (
+BLOCKS = (
     "[{num_layers: 1, width: 32, stride: 2, up_width: 32, up_stride: 1}, "
     "{num_layers: 1, width: 32, stride: 2, up_width: 32, up_stride: 2}]"
 )
+PARTS = ("data.tested=[copy]", "data.validation_share=0.0", "evaluate.select=test")
+"""By which the four frames are for training, and their copies for test."""
 BY_HEART = (
     *(
         f"train.epochs={STEPS}",
@@ -27,11 +29,11 @@ BY_HEART = (
         f"checkpoint.every={STEPS}",
         f"train.batch_size={NUM_FRAMES}",
     ),
-    *("data.tested=[copy]", "data.validation_share=0.0", "evaluate.select=test", "transforms.train=[]"),
-    *(f"model.blocks={_BLOCKS}", "model.encoder_widths=[32]", "optimizer.lr=0.005"),
+    *(*PARTS, "transforms.train=[]"),
+    *(f"model.blocks={BLOCKS}", "model.encoder_widths=[32]", "optimizer.lr=0.005"),
     *("log.tensorboard=false", "loader.workers=0", "train.precision=float32"),
 )
-"""What a run by heart changes of the config that `data prepare` writes: the test part are copies of the four frames."""
+"""What a run by heart changes of the config that `data prepare` writes."""
 
 
 def list_vehicles(frame: int) -> tuple[list[str], np.ndarray]:
