@@ -176,7 +176,6 @@ def train_crosspoint(folder: Path) -> Path:
 
 
 RUNS: dict[str, Callable[[Path], Path]] = {
-    "boxes3d": train_by_heart,
     "classify": train_classify,
     "contrast": train_thin,
     "crosspoint": train_crosspoint,
@@ -191,6 +190,7 @@ RUNS: dict[str, Callable[[Path], Path]] = {
     "rounded": train_rounded,
     "scenes": make_scenes,
     "searched": search_plain,
+    "vehicles": train_by_heart,
 }
 """Makes a run and what it needs, a plugin for example, in an empty folder; returns the run."""
 

@@ -139,7 +139,7 @@ def _predicted(work: Path) -> None:
     """A frame that the run has learnt by heart, from a raw file: its boxes lie where its vehicles stand."""
     names, boxes = list_vehicles(1)
     make_cloud(boxes).tofile(work / "scan.bin")
-    words = (trained_run("boxes3d"), work / "scan.bin", "--columns", "x,y,z,intensity", *CPU)
+    words = (trained_run("vehicles"), work / "scan.bin", "--columns", "x,y,z,intensity", *CPU)
     succeed("predict", *words, "--out", work / "out", "--json", work / "found.json")
     (found,) = json.loads((work / "found.json").read_text())["predictions"]
     assert found["num_points"] == len(make_cloud(boxes))
@@ -203,8 +203,8 @@ def _evaluated(work: Path) -> None:
     untrained = document_of("evaluate", work / "run", "task.score=0.0", *CPU)["metrics"]
     assert untrained["ap_overlap"] < 0.05
     assert untrained["error_missed"] == 1
-    learnt = document_of("evaluate", trained_run("boxes3d"), f"data.root={work / 'set'}", *CPU)["metrics"]
-    assert learnt == figures(trained_run("boxes3d"))
+    learnt = document_of("evaluate", trained_run("vehicles"), f"data.root={work / 'set'}", *CPU)["metrics"]
+    assert learnt == figures(trained_run("vehicles"))
     assert learnt["error_missed"] == 0
     assert learnt["ap_overlap"] > 0.9
 
