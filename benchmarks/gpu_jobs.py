@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_operators import SHAPES, OperatorShape
@@ -44,8 +45,10 @@ from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device.numerics import seed_everything, set_backends
+from sightline.engine.device.transfer import to_device
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
+from sightline.ops import numba_kernels
 from sightline.ops.operator import OPERATORS
 from sightline.ops.waits import deferred_checks
 from sightline.workbench.describe.profiling import run_steps
@@ -147,6 +150,7 @@ def list_jobs(is_tiny: bool) -> list[Job]:
         ),
         *(Job(f"waits {recipe}", 20, _waits_job(recipe)) for recipe in _sized(_list_synthetic(), is_tiny)),
         *(Job(f"strict {step.name}", 40, _strict_job(step)) for step in _sized(RECIPE_STEPS[2:7], is_tiny)),
+        Job("boxes3d on both", 30, _compare_boxes3d),
         *(Job(f"training {name}", 120, _training_job(name), "s") for name in TRAININGS),
     ]
 
@@ -221,7 +225,8 @@ def compare(ours: Any, theirs: Any) -> Figures:
         has_equal_bits &= torch.equal(actual, expected)
         if expected.numel():
             scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
-            largest = max(largest, float((actual.double() - expected.double()).abs().max()) / scale)
+            off = float((actual.double() - expected.double()).abs().max()) / scale
+            largest = largest if off <= largest else off  # NaN, too
     return {"equal_bits": has_equal_bits, "difference": largest}
 
 
@@ -393,6 +398,81 @@ def _strict_job(step: RecipeStep) -> Callable[[Bench], Figures]:
         return {"steps": _NUM_WARM + 4, "replayed": replayed, "tensors": len(states[0]), **compare(*states)}
 
     return run
+
+
+# --- 3D boxes --------------------------------------------------------------------------------------------------------
+
+BOXES3D = RecipeStep("boxes3d/synthetic_streets_pointpillars")
+MAX_DIFFERENCE = 1e-4
+"""Of the numbers of 3D boxes on a GPU, as a share of the largest."""
+
+
+def _compare_boxes3d(bench: Bench) -> Figures:
+    """Compare a forward pass of PointPillars, its pillars, overlaps of boxes and the boxes that are kept with a CPU's.
+
+    Streets are drawn by the config's seed. Without a GPU, the operators without kernels of CPUs take its place.
+    """
+    on_cpu = dataclasses.replace(bench, device=torch.device("cpu"))
+    built, _ = _build(BOXES3D, on_cpu, "loader.workers=0", "data.num_columns=256")
+    with contextlib.closing(built.job.stream.iterate(0, 1)) as steps:
+        batch = next(steps)[0]
+    boxes, scores = _draw_boxes(batch["boxes"].float(), 200 if bench.is_tiny else 4000)
+    expected = _measure_boxes3d(built, batch, boxes, scores, on_cpu.device)
+    with mock.patch.object(numba_kernels, "_has_numba", lambda: False):
+        found = _measure_boxes3d(built, batch, boxes, scores, bench.device)
+    return {"boxes": len(boxes), "kept": len(found["kept boxes"]), **agree(found, expected)}
+
+
+def _draw_boxes(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Draw boxes (`count`, 7) around those of labels, and their scores."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(count, 7, generator=generator) * torch.tensor([1.0, 1.0, 0.3, 0.3, 0.1, 0.1, 0.5])
+    boxes = labels[torch.arange(count) % len(labels)] + noise
+    boxes[:, 3:6] = boxes[:, 3:6].abs() + 0.1
+    return boxes, torch.rand(count, generator=generator)
+
+
+def _measure_boxes3d(
+    built: TrainingSetup, batch: Mapping[str, Any], boxes: Tensor, scores: Tensor, device: torch.device
+) -> dict[str, Tensor]:
+    """Compute on a device what is compared: tables of whole numbers, and other numbers."""
+    batch, boxes, scores = to_device((dict(batch), boxes, scores), device)
+    model: Any = copy.deepcopy(built.job.model).to(device).train()
+    limits = {"max_points": model.max_points, "max_pillars": model.max_pillars}
+    points, offsets, grid = batch["points"], batch["offsets"], model.grid
+    pillars = ops.hard_pillars(points, offsets, side_m=grid.pillar_m, range_m=grid.extent_m, **limits)
+    with torch.no_grad():
+        _, (context,) = built.job.task.prepare(model, [batch], World(device=device))
+        outputs = model(points=points, features=batch["features"], offsets=offsets)
+    measured = {
+        "rows of pillars": pillars.point_index,
+        "cells of pillars": pillars.cells,
+        "targets of anchors": context["target"],
+        "kept boxes": ops.box3d_nms(boxes, scores, 0.3),
+        "overlaps of volumes": ops.box3d_iou(boxes, batch["boxes"]),
+        "overlaps from above": ops.box3d_iou_bev(boxes, batch["boxes"]),
+        **outputs,
+    }
+    return {name: value.cpu() for name, value in measured.items()}
+
+
+def agree(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Figures:
+    """Return the largest difference of numbers, as a share of the largest.
+
+    Raises RunError if whole numbers differ, or others by more than 1e-4.
+    """
+    difference, faults = 0.0, []
+    for name, values in expected.items():
+        if not values.is_floating_point():
+            faults += [] if torch.equal(found[name], values) else [f"{name} are others"]
+            continue
+        off = compare(found[name], values)["difference"]
+        assert isinstance(off, float)
+        faults += [] if off <= MAX_DIFFERENCE else [f"{name} are off by {off:.1e} of the largest"]
+        difference = max(difference, off)
+    if faults:
+        raise RunError(f"the device disagrees with the CPU: {', '.join(faults)}")
+    return {"difference": difference}
 
 
 # --- published trainings ---------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ def _list_tables(lines: Mapping[str, Line]) -> Iterator[tuple[str, list[str]]]:
         _row("host, microseconds an operator", _figures(lines, "host", "add_")[0]),
         _row("recipes with 20 steps without a wait", _count(lines, "waits ")),
         _row("recipes with the same bits twice, `strict`", _count(lines, "strict ")),
+        _row("3D boxes on GPU and CPU, largest difference", *_figures(lines, "boxes3d on both", "difference")),
     ]
     yield "| other | measured |", rows
     rows = []

@@ -34,6 +34,8 @@ _SCANS = [{"name": "project", "height": 64, "width": 64, "rows": "ring"}]
 _ROOMS = [{"name": "crop_points", "max_points": 256}, {"name": "place_on_floor", "plan": "centre", "up": "keep"}]
 _PAIRS = [{"name": "two_views", "transforms": [{"name": "scale"}]}]
 _IMAGES = [{"name": "resize_image", "size_px": 48}, {"name": "normalize_image"}]
+_STREET_M = [-10.24, -10.24, -3, 10.24, 10.24, 1]
+_ANCHORS = {"bottom": -1.73, "positive": 0.5, "negative": 0.35}
 _CUBE = [{"name": "place_cube", "size": 32}, {"name": "voxelize"}, {"name": "draw_heatmaps"}]
 
 
@@ -58,6 +60,17 @@ _STAND_INS: dict[str, dict[str, Any]] = {
         "data": _SHAPES | {"views": {"count": 2, "size_px": 48}},
         "transforms": _both([*_PAIRS, *_IMAGES]),
     },
+    "detect3d": {
+        "data": {"name": "synthetic_streets3d", "num_columns": 128, **_SIZES, "validation_size": 3},
+        "transforms": _both([{"name": "limit_extent", "extent_m": _STREET_M}]),
+        "task": {
+            "anchors": {
+                "Car": {"size": [4.4, 1.95, 1.62], **_ANCHORS},
+                "Pedestrian": {"size": [0.94, 0.74, 1.82], **_ANCHORS},
+                "Cyclist": {"size": [1.89, 0.74, 1.78], **_ANCHORS},
+            }
+        },
+    },
     "pose": {"data": {"name": "synthetic_hands", **_SIZES}, "transforms": _both(_CUBE)},
     "centre": {"data": {"name": "synthetic_hands", **_SIZES}},
 }
@@ -72,6 +85,7 @@ _SMALLER: dict[str, dict[str, Any]] = {
     "point_bert_parts": _POINT_BERT | {"num_centres": [32, 16]},
     "point_transformer": _POINT_TRANSFORMER,
     "point_transformer_dense": {"num_blocks": [1, 1], "num_neighbours": 8, "width": 32},
+    "pointpillars": {"extent_m": _STREET_M, "pillar_m": [0.64, 0.64], "max_pillars": 400},
     "pointnet2": _BALLS,
     "pointnet2_parts": _BALLS,
     "resnet18": {"width": 8},

@@ -20,6 +20,7 @@ from tests.recipe_steps import RECIPES
 from tests.waits import device_form
 
 DAILY = [
+    "boxes3d/synthetic_streets_pointpillars",
     *("classify/modelnet40_dgcnn", "classify/modelnet40_pct", "classify/synthetic_shapes_pointnet2"),
     *("classify/cloud_folder_pointnet", "contrast/synthetic_shapes_crosspoint", "detect/synthetic_crowds_retinanet"),
     *("detect/synthetic_crowds_yolox", "pose/synthetic_hands_v2v_small", "segment/synthetic_lidar_salsanext"),

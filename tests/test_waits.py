@@ -31,6 +31,7 @@ from tests.waits import counted_waits, device_form
 MAX_WAITS = 2
 CPU = torch.device("cpu")
 DAILY = [
+    "boxes3d/synthetic_streets_pointpillars",
     *("classify/cloud_folder_pointnet", "classify/modelnet40_dgcnn", "classify/modelnet40_pct_from_crosspoint_cpu"),
     *("classify/modelnet40_point_bert", "classify/modelnet40_point_transformer", "classify/synthetic_shapes_pointnet2"),
     *("contrast/synthetic_shapes_crosspoint", "contrast/synthetic_shapes_intrapoint_parts"),

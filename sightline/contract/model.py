@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from sightline.contract.binding import declared_outputs
 from sightline.contract.errors import PluginError
+
+
+class NetworkParts(NamedTuple):
+    """Network that gathers points in tables before it computes: `compute(**gather(...))` is what `forward` returns.
+
+    `gather` takes the keys of a batch that `forward` takes, and returns tables (B, R, ...), of which `compute` names
+    all. A batch may have any number of `rows`, such as pillars, also none. `what` says in a sentence what is gathered,
+    and `numbers` are those that a gathering elsewhere needs, as plain values.
+    """
+
+    gather: Callable[..., Mapping[str, Tensor]]
+    compute: Callable[..., Any]
+    rows: str
+    what: str
+    numbers: Mapping[str, Any]
 
 
 class Model(nn.Module, ABC):
@@ -27,6 +42,8 @@ class Model(nn.Module, ABC):
     """Optional arguments of `forward` that it computes losses of: an exported file has none of them."""
     output_keys: frozenset[str] | None = None
     """The keys that `forward` returns, where they depend on a block that the model is made of."""
+    split_for_graph: Callable[[], NetworkParts] | None = None
+    """`split_for_graph()`: of one that gathers points first, its parts: an exported file has the second."""
     fit_weights: Callable[[Mapping[str, Tensor], Any], tuple[Mapping[str, Tensor], str]] | None = None
     """`fit_weights(weights, config)`: weights for `init` with a library's config beside them, fitted to this model.
 

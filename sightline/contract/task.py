@@ -36,6 +36,8 @@ class Task(ABC):
     """The IoU of a greedy suppression of each class by itself, which an exported file then contains."""
     left_to_caller: Sequence[str] = ()
     """What whoever runs an exported file has to do with its outputs, a sentence each."""
+    numbers_for_caller: Mapping[str, Any] = {}
+    """The numbers that this needs, such as those of anchors, as plain values."""
     on_phase_end: Callable[[str], None] = staticmethod(lambda part: None)
     """`on_phase_end(part)`: to be called after `forward` and `loss`; the timer of a step sets it."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_page
-from benchmarks.gpu_jobs import Bench, Figures, Job, compare, plain_forms
+from benchmarks.gpu_jobs import Bench, Figures, Job, agree, compare, plain_forms
 from benchmarks.gpu_operators import SHAPES
 from benchmarks.gpu_steps import RECIPE_STEPS
 from sightline.contract.errors import RunError
@@ -48,7 +48,7 @@ def test_the_whole_queue_runs_on_a_cpu(tmp_path: Path) -> None:
     }
     assert "modelnet40_packed.npz is absent" in errors["training"]
     measured = {result["job"]: result for result in results if "error" not in result}
-    assert {job.partition(" ")[0] for job in measured} == {"host", "step", "operator", "textbook"}
+    assert {job.partition(" ")[0] for job in measured} == {"host", "step", "operator", "textbook", "boxes3d"}
     assert all(result["figures"].get("equal_bits", True) for result in measured.values())
     assert all(result.keys() >= {*HERE, "unit", "date", "seconds"} for result in measured.values())
     assert gpu.main(words) == 0
@@ -133,3 +133,18 @@ def test_results_are_compared_by_bits_and_by_their_largest_number() -> None:
     numbers = torch.tensor([1.0, -4.0])
     assert compare((numbers, None), (numbers, None)) == {"equal_bits": True, "difference": 0.0}
     assert compare(numbers, numbers + torch.tensor([0.0, 2.0])) == {"equal_bits": False, "difference": 1.0}
+
+
+def test_tables_agree_in_all_bits_and_numbers_to_a_ten_thousandth() -> None:
+    """Of 3D boxes; a number that is none is off, too."""
+    expected = {"kept": torch.tensor([2, 0]), "overlaps": torch.tensor([0.5, 1.0]), "none": torch.zeros(0)}
+    assert agree({**expected, "overlaps": torch.tensor([0.5, 1.00005])}, expected)["difference"] < 1e-4
+    far = {**expected, "overlaps": torch.tensor([0.5, 1.0002])}
+    for found, said in (
+        ({**expected, "kept": torch.tensor([0, 2])}, "CPU: kept are others"),
+        (far, "CPU: overlaps are off by 2.0e-04 of the largest"),
+        ({**expected, "overlaps": torch.tensor([0.5, torch.nan])}, "overlaps are off by nan"),
+        ({**far, "kept": torch.tensor([2])}, "kept are others, overlaps are off"),
+    ):
+        with pytest.raises(RunError, match=said):
+            agree(found, expected)

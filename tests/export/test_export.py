@@ -23,12 +23,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sightline
+from sightline import ops
+from sightline.areas.boxes3d.pointpillars import PillarEncoder
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_run
 from sightline.parts.tasks.supervised import Supervised
 from sightline.workbench.export import onnx_file
-from sightline.workbench.export.checking import check_file
+from sightline.workbench.export.checking import check_file, check_parts
 from sightline.workbench.export.formats import load_written, write_onnx
 from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork
 from sightline.workbench.export.onnx_file import open_run_or_file
@@ -38,11 +40,13 @@ from tests.command import refuse, succeed
 from tests.endless import write_endless
 from tests.limits import ENDLESS_S, limited
 from tests.marks import long_but
+from tests.models.small_models import make_inputs, small_model
 from tests.trained import copy_run
 
 pytestmark = pytest.mark.usefixtures("torchlib_once")
-RUNS = ("classify", "contrast", "detect", "lidar", "parts", "pose", "scenes")
+RUNS = ("boxes3d", "classify", "contrast", "detect", "lidar", "parts", "pose", "scenes")
 OPTIONS: dict[str, dict[str, Any]] = {
+    "boxes3d": {"score": 0.0125},
     "detect": {"score": 0.02},
     "parts": {"columns": ("x", "y", "z", "nx", "ny", "nz")},
     "scenes": {"columns": ("x", "y", "z", "r", "g", "b")},
@@ -107,13 +111,16 @@ def rows(prediction: Any) -> np.ndarray:
     """The numbers of a prediction."""
     if hasattr(prediction, "detections"):
         return np.concatenate([prediction.detections.boxes, prediction.detections.scores[:, None]], axis=1)
+    if hasattr(prediction, "table"):
+        assert len(prediction.table) > 3
+        return np.column_stack([prediction.table.boxes, prediction.table.score])
     for name in ("peaks", "encoding", "probability"):
         if hasattr(prediction, name):
             return np.asarray(getattr(prediction, name))
     raise AssertionError(f"{prediction} has no numbers")
 
 
-@pytest.mark.parametrize("name", long_but(["classify", "detect", "scenes"], RUNS))
+@pytest.mark.parametrize("name", long_but(["boxes3d", "classify", "detect", "scenes"], RUNS))
 def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, exported: Any, tmp_path: Path) -> None:
     """In float32, to the rounding of a small network: 1e-5 of the largest value (some 80 eps)."""
     path, plugins = runs(name)
@@ -169,6 +176,84 @@ def test_the_description_is_enough_to_run_the_file(runs: Any, exported: Any) -> 
         np.testing.assert_array_equal(np.sort(top[:, 6]), np.sort(of_task[:, 5]))
 
 
+def test_the_description_is_enough_for_3d_boxes(runs: Any, exported: Any) -> None:
+    """Pillars are gathered and boxes decoded by its numbers alone, in NumPy; beside a frame without a point."""
+    path, _ = runs("boxes3d")
+    file, document, told = exported("boxes3d")
+    assert document["check"]["inputs"] == 15
+    assert "and one without points" in told
+    description = json.loads(file.with_name("net.onnx.json").read_text())
+    assert [entry["shape"][:2] for entry in description["inputs"]] == [["batch", "pillars"]] * 3
+    gathering, numbers = description["before"][-1]["arguments"], description["numbers"]
+    assert gathering["columns"] == ["x", "y", "z", "remission"]
+    run = sightline.load_run(path)
+    opened = open_run(run.files, config=run.config)
+    batch = opened.data.test.reader([SampleKey(0, 0, 0)])
+    with torch.no_grad():
+        expected = opened.task.predict(run.model, batch)["detections3d"].numpy()
+
+    values = np.column_stack([batch["points"], batch["features"]])
+    pillars, cells = gather_pillars(values, gathering)
+    width = len(pillars)
+    tables = {
+        "pillars": np.zeros((2, width, gathering["max_points"], values.shape[1]), dtype=np.float32),
+        "num_points": np.zeros((2, width), dtype=np.int64),
+        "cells": np.full((2, width, 2), -1, dtype=np.int64),
+    }
+    tables["cells"][0] = cells
+    for number, rows in enumerate(pillars):
+        tables["pillars"][0, number, : len(rows)] = rows
+        tables["num_points"][0, number] = len(rows)
+    session = onnxruntime.InferenceSession(str(file))
+    logits, codes, direction = session.run(["logits", "codes", "direction"], tables)
+    nothing = session.run(["logits"], {name: table[:1, :0] for name, table in tables.items()})[0]
+    np.testing.assert_allclose(logits[1:], nothing, atol=1e-6)
+
+    scores = 1 / (1 + np.exp(-logits[0].astype(np.float64)))
+    boxes = decode_anchors(numbers, codes[0].astype(np.float64), direction[0].argmax(axis=1))
+    rows = (scores.max(axis=1) >= numbers["score"]).nonzero()[0]
+    highest = torch.from_numpy(scores[rows].max(axis=1))
+    labels = torch.from_numpy(scores[rows].argmax(axis=1)) if numbers["per_class"] else None
+    threshold, before = numbers["iou_threshold"], numbers["before"]
+    chosen = ops.box3d_nms(torch.from_numpy(boxes[rows]), highest, threshold, labels, max_candidates=before)
+    chosen = rows[chosen[: numbers["most"]].numpy()]
+    top = 10  # of scores that are further apart than rounding
+    found = np.column_stack([boxes, scores.max(axis=1), scores.argmax(axis=1)])[chosen[:top]]
+    found[:, 6] += np.round((expected[:top, 6] - found[:, 6]) / (2 * np.pi)) * 2 * np.pi
+    np.testing.assert_allclose(found, expected[:top], atol=1e-4)
+
+
+def gather_pillars(values: np.ndarray, numbers: dict[str, Any]) -> tuple[list[list[np.ndarray]], np.ndarray]:
+    """Points of each pillar and its cell, as the description says."""
+    low, high = np.float32(numbers["extent_m"][:3]), np.float32(numbers["extent_m"][3:])
+    of_cell: dict[tuple[int, int], list[np.ndarray]] = {}
+    for row in values:
+        if not ((row[:3] >= low) & (row[:3] < high)).all():
+            continue
+        column, line = np.floor((row[:2] - low[:2]) / np.float32(numbers["pillar_m"])).astype(int)
+        of_cell.setdefault((line, column), [])
+        if len(of_cell[line, column]) < numbers["max_points"]:
+            of_cell[line, column].append(row)
+    kept = list(of_cell)[: numbers["max_pillars"]]
+    return [of_cell[cell] for cell in kept], np.array(kept)
+
+
+def decode_anchors(numbers: dict[str, Any], codes: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Boxes (A, 7) at the anchors, as the description says."""
+    anchors = [
+        [x, y, entry["z_m"], *entry["size_m"], yaw]
+        for y in numbers["anchors"]["y_m"]
+        for x in numbers["anchors"]["x_m"]
+        for entry in numbers["anchors"]["classes"]
+        for yaw in numbers["anchors"]["yaw_rad"]
+    ]
+    x, y, z, dx, dy, dz, yaw = np.array(anchors).T
+    diagonal, offset = np.hypot(dx, dy), numbers["direction_offset_rad"]
+    yaw = (yaw + codes[:, 6] - offset) % np.pi + offset + np.pi * direction
+    middles = [x + diagonal * codes[:, 0], y + diagonal * codes[:, 1], z + dz * codes[:, 2]]
+    return np.stack([*middles, *(np.array([dx, dy, dz]) * np.exp(codes[:, 3:6].T)), yaw], axis=1)
+
+
 def raw_pixels(image: Tensor) -> Tensor:
     """Colours of 0..255 from those that ImageNet's mean and deviation normalised."""
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -205,6 +290,57 @@ def test_the_check_finds_a_file_that_is_off_by_a_thousandth() -> None:
     wrong = check_file(off, network, [values], is_batch_free=True, source="made")
     assert not wrong.is_equal
     assert "NOT within rounding" in wrong.describe()
+
+
+@pytest.fixture
+def pillars() -> tuple[GraphNetwork, dict[str, Tensor]]:
+    """A small network of pillars and its batch of six frames."""
+    model = small_model("pointpillars").float()
+    batch = {name: value.float() for name, value in make_inputs(model, 6).items()}
+    return GraphNetwork(model, NoTask(), batch).eval(), batch
+
+
+def test_the_check_tries_other_numbers_of_pillars_than_the_recorded(pillars: Any) -> None:
+    """Files that are right for as many pillars as were recorded, or for any but none, or for one frame alone."""
+    network, batch = pillars
+    inputs = [*network.arrange(batch), *network.arrange_nothing(batch)]
+    shapes = [tuple(tables[0].shape[:2]) for tables in inputs]
+    assert shapes[-1] == (1, 0)
+    assert shapes[0][1] > shapes[1][1] > 0
+    num_recorded = shapes[0][1]
+
+    def call(*tables: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            outputs: dict[str, Tensor] = network(*tables)
+        return outputs
+
+    def has_fixed_count(*tables: Tensor) -> dict[str, Tensor]:
+        return call(*(table[:, : num_recorded - 2] for table in tables))
+
+    def fails_of_none(*tables: Tensor) -> dict[str, Tensor]:
+        return {name: value + (tables[0].shape[1] == 0) for name, value in call(*tables).items()}
+
+    def mixes_frames(*tables: Tensor) -> dict[str, Tensor]:
+        return {name: value[:1].expand_as(value) for name, value in call(*tables).items()}
+
+    for run, is_equal in ((call, True), (has_fixed_count, False), (fails_of_none, False), (mixes_frames, False)):
+        check = check_file(run, network, inputs, is_batch_free=True, source="made")
+        assert check.is_equal == is_equal, (run, check.describe())
+        assert check.num_inputs == 7
+
+
+def test_parts_that_are_not_the_network_are_refused(pillars: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder of tables without the distance to the middle: the file would be that of the parts, and pass."""
+    network, batch = pillars
+    check_parts(network, batch)
+    encode = PillarEncoder.encode_tables
+
+    def shifted(encoder: Any, tables: Tensor, num_points: Tensor, middles: Tensor) -> Tensor:
+        return encode(encoder, tables, num_points, middles + 1e-3)
+
+    monkeypatch.setattr(PillarEncoder, "encode_tables", shifted)
+    with pytest.raises(RunError, match="PointPillars.split_for_graph: its parts compute another 'logits' than"):
+        check_parts(network, batch)
 
 
 def test_large_scenes_are_thinned_for_the_check_and_small_ones_kept() -> None:

@@ -21,8 +21,7 @@ from tests.models.small_models import make_inputs, small_model
 
 pytestmark = pytest.mark.usefixtures("torchlib_once")
 PAGE = Path(__file__).resolve().parents[2] / "docs/topics/deploy.md"
-SHIPPED = sorted({*find_modules("models")} - {"transformers_detector", "pointpillars"})
-"""The first has its own tests; pillars are not exported."""
+SHIPPED = sorted({*find_modules("models")} - {"transformers_detector"})
 """All but those of a library, whose checks of values ONNX has no operator for."""
 DAILY = ("scale_net", "v2v_small")
 

@@ -21,6 +21,7 @@ from sightline.contract.arguments import PositiveFloat, Probability
 from sightline.contract.errors import ConfigError
 from sightline.ops.boxes.priors import BACKGROUND, IGNORED, Priors
 from sightline.ops.boxes.rotated_overlaps import box3d_iou, box3d_nearest_iou_bev
+from sightline.ops.waits import is_on_host
 from sightline.parts.boxes.assigner import Assigner, Assignment
 
 ROTATIONS = (0.0, 1.57)
@@ -148,22 +149,35 @@ class AnchorAssigner(Assigner):
     needs_labels = True
 
     def __init__(self, anchors: Anchors, *, overlap: Literal["nearest", "volume"] = "nearest") -> None:
-        self.label, self.limits = anchors.label, list(zip(anchors.positive, anchors.negative, strict=True))
+        self.label = anchors.label
+        self.rows = [(self.label == number).nonzero().flatten() for number in range(len(anchors.positive))]
+        self.positive, self.negative = (
+            anchors.boxes.new_tensor(limits)[self.label] for limits in (anchors.positive, anchors.negative)
+        )
         self.measure = box3d_nearest_iou_bev if overlap == "nearest" else box3d_iou
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor) -> Assignment:
         """Match the anchors (A, 7) with boxes (M, 7) of classes `labels` (M,); -1 is none."""
+        if not is_on_host(boxes):  # where boxes of a class are not counted: those of others overlap nothing
+            overlaps = self.measure(priors.coordinates, boxes)
+            is_own = self.label[:, None] == labels
+            return _choose(torch.where(is_own, overlaps, -1), self.positive, self.negative)
         matched = torch.full_like(self.label, BACKGROUND)
         num_claims = torch.zeros_like(matched)
-        for number, (positive, negative) in enumerate(self.limits):
-            rows, own = (self.label == number).nonzero().flatten(), (labels == number).nonzero().flatten()
+        for number, rows in enumerate(self.rows):
+            own = (labels == number).nonzero().flatten()
             if not len(own):
                 continue
             overlaps = self.measure(priors.coordinates[rows], boxes[own])
-            highest, best = overlaps.max(dim=1)
-            of_box = overlaps.amax(dim=0)
-            is_claim = ((overlaps == of_box) & (of_box > 0)) | (overlaps >= positive)
-            is_between = torch.where(highest >= negative, IGNORED, BACKGROUND)
-            matched[rows] = torch.where(is_claim.any(dim=1), own[best], is_between)
-            num_claims[rows] = is_claim.sum(dim=1)
+            row, num_claims[rows], _ = _choose(overlaps, self.positive[rows], self.negative[rows])
+            matched[rows] = torch.where(row >= 0, own[row.clamp(min=0)], row)
         return Assignment(matched, num_claims)
+
+
+def _choose(overlaps: Tensor, positive: Tensor, negative: Tensor) -> Assignment:
+    """Choose a box for each anchor by `overlaps` (A, M) and the limits (A,) of its class."""
+    highest, best = overlaps.max(dim=1)
+    of_box = overlaps.amax(dim=0)
+    is_claim = ((overlaps == of_box) & (of_box > 0)) | (overlaps >= positive[:, None])
+    is_between = torch.where(highest >= negative, IGNORED, BACKGROUND)
+    return Assignment(torch.where(is_claim.any(dim=1), best, is_between), is_claim.sum(dim=1))

@@ -21,7 +21,7 @@ class _FrameLoss(Loss):
 
     def count(self, *, target: Tensor) -> Tensor:
         """Count the frames; `target` (B, A) is below 0 for anchors without a box."""
-        return torch.tensor(len(target), device=target.device)
+        return target.new_full((), len(target), dtype=torch.int64)
 
 
 def sum_by_frame(terms: Tensor, target: Tensor) -> Tensor:

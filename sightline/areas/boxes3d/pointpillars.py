@@ -20,12 +20,12 @@ from typing_extensions import TypedDict
 from sightline.areas.boxes3d.grid import Extent, PillarGrid
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, PositiveFraction
-from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.model import Model
+from sightline.contract.errors import ConfigError
+from sightline.contract.model import Model, NetworkParts
 from sightline.layers.batch_norm import weighted_batch_norm
 from sightline.layers.cloud_layouts import as_packed
 from sightline.ops.segments.extremes import scatter_extremes
-from sightline.ops.voxels.pillars import hard_pillars
+from sightline.ops.voxels.pillars import HardPillars, hard_pillars
 from sightline.ops.waits import is_on_host, is_recording
 
 _EPS = 1e-3
@@ -108,6 +108,24 @@ class PillarEncoder(nn.Module):
             if number == len(self.linear):
                 return largest[:-1]
             features = torch.cat([features, largest[rows]], dim=1)
+        raise AssertionError("an encoder has a layer")
+
+    def encode_tables(self, pillars: Tensor, num_points: Tensor, middles: Tensor) -> Tensor:
+        """Encode tables of pillars (V, T, F), whose first `num_points` (V,) rows are points: (V, C), as `forward`.
+
+        It is the published form, for graphs: whole tables take more memory, and fewer kinds of operators.
+        """
+        place = pillars[..., :3]
+        mean = place.sum(dim=1) / num_points.clamp(min=1)[:, None]
+        decorated = torch.cat([pillars, place - mean[:, None], place - middles[:, None]], dim=2)
+        is_point = torch.arange(pillars.shape[1], device=pillars.device) < num_points[:, None]
+        features = torch.where(is_point[..., None], decorated, 0.0)
+        for number, (linear, norm) in enumerate(zip(self.linear, self.norm, strict=True), start=1):
+            features = norm(linear(features).transpose(1, 2)).transpose(1, 2).relu()
+            largest = features.amax(dim=1)
+            if number == len(self.linear):
+                return largest
+            features = torch.cat([features, largest[:, None].expand_as(features)], dim=2)
         raise AssertionError("an encoder has a layer")
 
 
@@ -223,6 +241,65 @@ class PointPillars(Model):
 
         `features` are (..., in_channels - 3). A frame may have no points. Raises ValueError for another width.
         """
+        if is_recording():  # which rows are taken is not known there
+            return self.compute(**self.gather(points=points, features=features, offsets=offsets))
+        values, offsets = self._join(points, features, offsets)
+        return self.detect(self.encode(values, offsets))
+
+    def split_for_graph(self) -> NetworkParts:
+        """Split the network after its tables of pillars."""
+        numbers = {
+            "extent_m": self.grid.extent_m,
+            "pillar_m": self.grid.pillar_m,
+            "num_cells": self.grid.num_cells,
+            "max_points": self.max_points,
+            "max_pillars": self.max_pillars,
+        }
+        what = (
+            "Points are gathered in pillars: the cells of a grid that points of extent_m fall into, of which cells has "
+            "the row floor((y - lowest y) / side) and, alike, the column along x. Pillars stand in the order of their "
+            "first points, as many as there are, at most max_pillars; each keeps its first max_points points in "
+            "pillars, and num_points counts them. Places of pillars that no point takes are zeros; a frame with fewer "
+            "pillars than others of a batch ends with places of num_points 0, and cells -1."
+        )
+        return NetworkParts(self.gather, self.compute, "pillars", what, numbers)
+
+    @torch.no_grad()
+    def gather(
+        self, *, points: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Gather the points of B frames in tables, of as many pillars V as the frame with the most of them has.
+
+        A recorded graph has all V = `max_pillars` places.
+
+        `pillars` (B, V, T, F) are the points of each, `num_points` (B, V) their numbers, 0 where there is no pillar,
+        and `cells` (B, V, 2) rows and columns of the grid. What no point takes are zeros, -1 in `cells`.
+        """
+        values, offsets = self._join(points, features, offsets)
+        pillars = self._find_pillars(values, offsets)
+        most = self.max_pillars
+        if not is_recording():
+            most = max((pillars.num_points > 0).sum(dim=1).tolist(), default=0)
+        index = pillars.point_index[:, :most]
+        return {
+            "pillars": functional.pad(values, (0, 0, 0, 1))[index],  # row -1
+            "num_points": pillars.num_points[:, :most],
+            "cells": pillars.cells[:, :most],
+        }
+
+    def compute(self, *, pillars: Tensor, num_points: Tensor, cells: Tensor) -> PointPillarsOutput:
+        """Detect in the tables that `gather` returns; any places of a frame may have no pillar."""
+        middles = self.grid.find_middles(cells.flatten(0, 1), pillars.dtype)
+        encoded = self.encoder.encode_tables(pillars.flatten(0, 1), num_points.flatten(), middles)
+        num_frames = num_points.shape[0]  # a graph takes a length for a constant
+        frame = torch.arange(num_frames, device=cells.device)[:, None].expand_as(num_points).flatten()
+        placed = self._place(encoded, cells.flatten(0, 1), num_points.flatten(), frame, num_frames)
+        return self.detect(placed)
+
+    def _join(
+        self, points: Tensor, features: Tensor | None, offsets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return packed points with their features (P, F), and offsets."""
         points, features, offsets = as_packed(points, features, offsets)
         values = points if features is None else torch.cat([points, features.to(points)], dim=1)
         if values.shape[1] != self.in_channels:
@@ -230,19 +307,15 @@ class PointPillars(Model):
                 f"pointpillars: found points of {values.shape[1]} numbers, built for {self.in_channels}; take the data "
                 "set of the training, or one with the same features"
             )
-        return self.detect(self.encode(values, offsets))
+        return values, offsets
+
+    def _find_pillars(self, values: Tensor, offsets: Tensor) -> HardPillars:
+        limits = {"max_points": self.max_points, "max_pillars": self.max_pillars}
+        return hard_pillars(values[:, :3], offsets, side_m=self.grid.pillar_m, range_m=self.grid.extent_m, **limits)
 
     def encode(self, values: Tensor, offsets: Tensor) -> Tensor:
         """Encode points `values` (P, F) into the view from above (B, C, H, W); a cell without points is zero."""
-        if is_recording():
-            raise UserError(
-                "pointpillars: is not exported, as the pillars of a frame are known only when it is read; `sightline "
-                "predict` and `sightline serve` run it"
-            )
-        grid, num_frames = self.grid, len(offsets) - 1
-        limits = {"max_points": self.max_points, "max_pillars": self.max_pillars}
-        pillars = hard_pillars(values[:, :3], offsets, side_m=grid.pillar_m, range_m=grid.extent_m, **limits)
-        height, width = grid.num_cells
+        num_frames, pillars = len(offsets) - 1, self._find_pillars(values, offsets)
         cells, num_points = pillars.cells.flatten(0, 1), pillars.num_points.flatten()
         point_index = pillars.point_index.flatten(0, 1)
         frame = torch.arange(num_frames, device=cells.device).repeat_interleave(self.max_pillars)
@@ -252,7 +325,12 @@ class PointPillars(Model):
                 table[is_taken] for table in (cells, num_points, point_index, frame)
             )
         rows = PillarRows.of(point_index, num_points, num_values=len(values))
-        encoded = self.encoder(values, rows, grid.find_middles(cells, values.dtype))
+        encoded = self.encoder(values, rows, self.grid.find_middles(cells, values.dtype))
+        return self._place(encoded, cells, num_points, frame, num_frames)
+
+    def _place(self, encoded: Tensor, cells: Tensor, num_points: Tensor, frame: Tensor, num_frames: int) -> Tensor:
+        """Place encoded pillars (V, C) of frames (V,) in the view from above; those without a point are left out."""
+        height, width = self.grid.num_cells
         place = torch.where(
             num_points > 0, (frame * height + cells[:, 0]) * width + cells[:, 1], num_frames * height * width
         )

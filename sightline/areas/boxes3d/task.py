@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sightline.areas.boxes3d.anchors import (
+    DIRECTION_OFFSET,
     AnchorAssigner,
     Anchors,
     ClassAnchors,
@@ -28,7 +29,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
-from sightline.ops.boxes.codes import decode_deltas3d
+from sightline.ops.boxes.codes import MAX_LOG_RATIO, decode_deltas3d
 from sightline.ops.boxes.priors import IGNORED
 from sightline.ops.boxes.rotated_suppression import box3d_nms
 from sightline.ops.dtypes import promote_to_float32, widen_labels
@@ -123,7 +124,8 @@ class Detect3d(Supervised):
 
     def is_within(self, boxes: Tensor) -> Tensor:
         """Return whether the centres of boxes (M, 7) lie inside of the extent, its faces included."""
-        low, high = boxes.new_tensor(self.grid.extent_m[:3]), boxes.new_tensor(self.grid.extent_m[3:])
+        extent_m = self.grid.extent_m
+        low, high = (send_list(corner, boxes.device, boxes.dtype) for corner in (extent_m[:3], extent_m[3:]))
         return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(dim=1)
 
     def step_counts(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -206,11 +208,38 @@ class Detect3d(Supervised):
     def left_to_caller(self) -> tuple[str, ...]:  # type: ignore[override]
         """Steps that follow the network here and are not in a file of it."""
         of = "their class" if self._per_class else "any class"
+        offset = f"{DIRECTION_OFFSET:g}"
         return (
-            "points are gathered in pillars, and boxes are decoded from `codes` and `direction` at the anchors",
-            f"boxes with a score of at least {self._score:g} are suppressed by boxes of {of} that overlap them from "
-            f"above by more than {self._iou_threshold:g}",
+            "boxes are decoded at the anchors, whose diagonal from above is d: x + d code 0, y + d code 1, "
+            f"z + dz code 2, dx, dy, dz times exp of codes 3, 4, 5 of at most {MAX_LOG_RATIO:.5g}, yaw + code 6",
+            f"of their yaw, the half of the circle is that of the larger `direction`, 0 or 1: (yaw - {offset}) modulo pi "
+            f"+ {offset} + pi times it",
+            f"scores are the sigmoid of `logits`; a box is of its highest class, from a score of {self._score:g} on",
+            f"of the {self._before:,} highest-scoring boxes, those that a kept one of {of} overlaps from above by an "
+            f"IoU of more than {self._iou_threshold:g} are dropped, and {self._most:,} are left",
         )
+
+    @property
+    def numbers_for_caller(self) -> dict[str, Any]:  # type: ignore[override]
+        """The anchors, in the order y, x, class, rotation, and the limits of what follows."""
+        rows, columns = self.grid.head_cells
+        boxes = self.anchors.boxes.view(rows, columns, len(self.class_names), -1, 7)
+        sizes, heights = boxes[0, 0, :, 0, 3:6].tolist(), boxes[0, 0, :, 0, 2].tolist()
+        named = zip(self.class_names, sizes, heights, strict=True)
+        return {
+            "anchors": {
+                "y_m": boxes[:, 0, 0, 0, 1].tolist(),
+                "x_m": boxes[0, :, 0, 0, 0].tolist(),
+                "classes": [{"name": name, "size_m": size, "z_m": height} for name, size, height in named],
+                "yaw_rad": boxes[0, 0, 0, :, 6].tolist(),
+            },
+            "direction_offset_rad": DIRECTION_OFFSET,
+            "score": self._score,
+            "before": self._before,
+            "iou_threshold": self._iou_threshold,
+            "per_class": self._per_class,
+            "most": self._most,
+        }
 
 
 def _slices(offsets: Tensor) -> list[slice]:

@@ -11,15 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.contract.errors import RunError
+from sightline.contract.types import Batch
 from sightline.instrument import ModuleCall
 from sightline.instrument.formats import FORMATS
 from sightline.instrument.judge import MAX_ROUNDING_UNITS, Deviation, judge
 from sightline.instrument.replay import LayerUnit, replay
 from sightline.workbench.compare.variants import deterministic_copy
-from sightline.workbench.export.graph import GraphNetwork
+from sightline.workbench.export.graph import GraphNetwork, get_parts
 
 NUM_CHECKED = 20
 """Inputs on which a file is compared."""
+_SAME_PARTS = 1e-9
+"""Largest difference of a network's parts from the whole, in float64, as a share of the largest value."""
 _BATCHES = (1, 2, 3, 7, 7)
 """Sizes of the batches of these inputs where a file takes any, so that sizes it was not recorded with are tried."""
 
@@ -67,6 +71,30 @@ class ExportCheck:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) and value < 1e90 else None
+
+
+def check_parts(network: GraphNetwork, batch: Batch) -> None:
+    """Compare the parts of a network that gathers points with the whole, in float64, on the first samples of a batch.
+
+    Raises RunError unless their outputs are equal but for the last digits.
+    """
+    given = network.read_whole(batch)
+    if given is None:
+        return
+    model = deterministic_copy(network.model, dtype=torch.float64, device=torch.device("cpu"))
+    given = {name: value.double() if value.is_floating_point() else value for name, value in given.items()}
+    parts = get_parts(model)
+    assert parts is not None
+    with torch.no_grad():
+        whole, divided = model(**given), parts.compute(**parts.gather(**given))
+    for name, expected in whole.items():
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        off = float((divided[name] - expected).abs().max()) if expected.numel() else 0.0
+        if not off <= _SAME_PARTS * max(scale, 1e-300):
+            raise RunError(
+                f"export: {type(model).__name__}.split_for_graph: its parts compute another '{name}' than `forward`, "
+                f"off by {off / scale:.1e} of the largest value; nothing was written"
+            )
 
 
 def check_file(

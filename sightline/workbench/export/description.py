@@ -18,9 +18,11 @@ from torch import Tensor
 from sightline.config.plain_values import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import UserError
+from sightline.contract.model import NetworkParts
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.runs.inputs import inputs_document
 from sightline.runs.output_files import write_file
+from sightline.workbench.export.graph import get_parts
 
 if TYPE_CHECKING:
     from sightline.engine.run_loading import TrainedRun
@@ -47,7 +49,8 @@ def describe_export(
     """Build the description of a file."""
     with torch.no_grad():
         outputs = network(*values)
-    fields = run.files.inputs.fields
+    parts = get_parts(network.model)
+    fields = run.files.inputs.fields if parts is None else {}  # tables have none, though names may be equal
     inputs = [
         {
             "name": name,
@@ -73,9 +76,13 @@ def describe_export(
         "class_names": list(run.class_names),
         "inputs": inputs,
         "outputs": results,
-        "before": [_describe_transform(name, blocks) for name, _ in split.outside],
+        "before": [
+            *(_describe_transform(name, blocks) for name, _ in split.outside),
+            *([] if parts is None else [_describe_gathering(parts, run.files.inputs.features)]),
+        ],
         "inside": [name for name, _ in split.inside],
         "after": list(task.left_to_caller),
+        "numbers": to_plain(dict(task.numbers_for_caller)),
         "check": check.to_dict(),
         "run": {"path": str(run.path), "checkpoint": run.checkpoint.name, "documents": _copy_documents(run)},
     }
@@ -89,6 +96,12 @@ def _describe_transform(name: str, blocks: Mapping[str, Any]) -> dict[str, Any]:
     what = (inspect.getdoc(registry.transforms.entry(block).builder) or "").partition("\n")[0]
     order = {"only": name.partition(": ")[2]} if ":" in name else {}
     return {"name": block.name, "arguments": to_plain(dict(block.arguments)), "what": what, **order}
+
+
+def _describe_gathering(parts: NetworkParts, features: Sequence[str]) -> dict[str, Any]:
+    """Describe, as a transform, the tables that a network gathers of points with these `features`."""
+    arguments = {"columns": ["x", "y", "z", *features], **parts.numbers}
+    return {"name": f"gather_{parts.rows}", "arguments": to_plain(arguments), "what": parts.what}
 
 
 def _copy_documents(run: TrainedRun) -> dict[str, str]:

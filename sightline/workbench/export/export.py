@@ -20,7 +20,7 @@ from sightline.engine.run_loading import OpenRun, TrainedRun, open_run
 from sightline.runs.environment import describe_int8_products, read_processor
 from sightline.runs.output_files import assert_writable, write_file
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
+from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file, check_parts
 from sightline.workbench.export.description import describe_export, write_description
 from sightline.workbench.export.formats import ENDING, load_written, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, split_transforms
@@ -68,10 +68,13 @@ def export_run(
     if path.suffix != ENDING:
         raise UserError(f"--out {path}: a file of ONNX ends in {ENDING}")
     assert_writable(path, option="--out")
-    split = split_transforms(run.transforms)
+    split = split_transforms(run.transforms, run.model)
     examples = read_examples(run, split, files)
     network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()
+    check_parts(network, examples.batches[0])
     arranged = [values for batch in examples.batches for values in network.arrange(batch)]
+    if nothing := network.arrange_nothing(examples.batches[0]):
+        arranged, examples = [*arranged, *nothing], examples._replace(source=f"{examples.source}, and one without points")
     inputs = [tuple(map(_to_float32, values)) for values in arranged]
     with torch.no_grad():
         outputs = tuple(network(*inputs[0]))

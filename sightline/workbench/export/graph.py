@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.binding import AvailableKeys, bind
-from sightline.contract.model import Model
+from sightline.contract.model import Model, NetworkParts
 from sightline.contract.types import Batch
 from sightline.store.loading.transform_pipeline import NamedTransform
 from sightline.workbench.compare.variants import deterministic_copy
@@ -22,6 +22,8 @@ MAX_POINTS = 4096
 """Maximum number of points of a cloud on which a file is recorded and checked."""
 _PACKED = ("points", "features")
 """Inputs with a row a point."""
+_GATHERED = 3
+"""Samples whose rows are gathered in one input, so that some tables have places without a row."""
 
 
 class SplitTransforms(NamedTuple):
@@ -31,10 +33,21 @@ class SplitTransforms(NamedTuple):
     inside: tuple[Inside, ...]
 
 
-def split_transforms(transforms: Sequence[NamedTransform]) -> SplitTransforms:
-    """Split transforms into those outside and those inside a file: the last ones that a graph can contain."""
+def get_parts(model: nn.Module) -> NetworkParts | None:
+    """Return the parts of a network that gathers points first, None for any other."""
+    split = model.split_for_graph if isinstance(model, Model) else None
+    return None if split is None else split()
+
+
+def split_transforms(transforms: Sequence[NamedTransform], model: nn.Module) -> SplitTransforms:
+    """Split transforms into those outside and those inside a file: the last ones that a graph can contain.
+
+    Before a network that gathers points first, all are outside.
+    """
     outside: list[NamedTransform] = list(transforms)
     inside: list[Inside] = []
+    if get_parts(model) is not None:
+        return SplitTransforms(tuple(outside), ())
     while outside and (split := outside[-1].apply.split_for_graph) is not None:
         name = outside.pop().name
         rest, arithmetic = split()
@@ -48,8 +61,8 @@ def split_transforms(transforms: Sequence[NamedTransform]) -> SplitTransforms:
 class GraphNetwork(nn.Module):
     """Network with its last transforms and the decoding of its task: tensors in the order of `names` -> a dict.
 
-    `names` are the keys of a batch that are inputs. Clouds are dense, (B, N, ...); a network without a decoding, as
-    those of contrastive learning, returns the feature of its encoder.
+    `names` are the keys of a batch that are inputs, or the tables that the network gathers of it. Clouds are dense,
+    (B, N, ...); a network without a decoding, as those of contrastive learning, returns the feature of its encoder.
     """
 
     def __init__(self, model: nn.Module, task: Any, example: Batch, inside: Sequence[Inside] = ()) -> None:
@@ -60,12 +73,19 @@ class GraphNetwork(nn.Module):
         self._inside = tuple(inside)
         make_decoding = task.make_decoding
         self._decode = None if self.is_encoder or make_decoding is None else make_decoding(example)
-        call = self._find_call()
-        inputs = frozenset(example) - (model.targets if isinstance(model, Model) else frozenset())
-        keys = bind(call, AvailableKeys("the batch", inputs), owner=type(model).__name__).names
-        self._inputs = tuple(name for name in keys if name != "offsets")
+        self._keys = frozenset(example) - (model.targets if isinstance(model, Model) else frozenset())
+        if (parts := get_parts(self.model)) is None:
+            self._inputs = tuple(name for name in self._bind(self._find_call()) if name != "offsets")
+        else:
+            self._inputs = tuple(inspect.signature(parts.compute).parameters)
         more = ("placement",) if "placement" in example and self._decode is not None else ()
         self.names = (*self._inputs, *more)
+
+    @property
+    def row_axes(self) -> dict[str, str]:
+        """What the rows of inputs (B, R, ...) are, by the name of the input: points, for example."""
+        parts = get_parts(self.model)
+        return {name: "points" if parts is None else parts.rows for name in self.names if parts or name in _PACKED}
 
     def forward(self, *values: Tensor) -> dict[str, Tensor]:
         """Compute outputs and predictions."""
@@ -82,13 +102,23 @@ class GraphNetwork(nn.Module):
         return outputs if self._decode is None else {**outputs, **self._decode(outputs, batch)}
 
     def _find_call(self) -> Callable[..., Any]:
-        return get_encode(self.model) if self.is_encoder else self.model.forward
+        if self.is_encoder:
+            return get_encode(self.model)
+        parts = get_parts(self.model)
+        return self.model.forward if parts is None else parts.compute
+
+    def _bind(self, call: Callable[..., Any]) -> Sequence[str]:
+        return bind(call, AvailableKeys("the batch", self._keys), owner=type(self.model).__name__).names
 
     def arrange(self, batch: Batch) -> list[tuple[Tensor, ...]]:
         """Arrange a batch as inputs: one tuple, or one a cloud where they are of different sizes.
 
-        Clouds of any size are thinned to `MAX_POINTS`, evenly: the plain forms inside hold a matrix of all pairs.
+        Clouds of any size are thinned to `MAX_POINTS`, evenly: the plain forms inside hold a matrix of all pairs. The
+        tables of a network that gathers points are of three samples each, the longest first.
         """
+        parts = get_parts(self.model)
+        if parts is not None:
+            return self._gather(parts, batch)
         tensors = {name: torch.as_tensor(batch[name]) for name in self.names}
         if "offsets" not in batch or "points" not in tensors or tensors["points"].ndim == 3:
             return [tuple(tensors.values())]
@@ -102,12 +132,61 @@ class GraphNetwork(nn.Module):
             for row in range(len(sizes))
         ]
 
+    def arrange_nothing(self, batch: Batch) -> list[tuple[Tensor, ...]]:
+        """Arrange a sample without any points, for a network that gathers them: its tables have no row."""
+        parts = get_parts(self.model)
+        if parts is None:
+            return []
+        tensors = _take_samples(self._read_keys(parts, batch), 0, 1)
+        empty = {name: _empty_rows(name, value, "offsets" in tensors) for name, value in tensors.items()}
+        return [self._gather_once(parts, empty)]
+
+    def read_whole(self, batch: Batch) -> dict[str, Tensor] | None:
+        """Read what the whole network takes of the first samples of a batch, for one that gathers points; else None."""
+        parts = get_parts(self.model)
+        return None if parts is None else _take_samples(self._read_keys(parts, batch), 0, _GATHERED)
+
+    def _gather(self, parts: NetworkParts, batch: Batch) -> list[tuple[Tensor, ...]]:
+        tensors = self._read_keys(parts, batch)
+        count = len(tensors["offsets"]) - 1 if "offsets" in tensors else len(next(iter(tensors.values())))
+        groups = [
+            self._gather_once(parts, _take_samples(tensors, first, first + _GATHERED))
+            for first in range(0, count, _GATHERED)
+        ]
+        return sorted(groups, key=lambda tables: -tables[0].shape[1])
+
+    def _read_keys(self, parts: NetworkParts, batch: Batch) -> dict[str, Tensor]:
+        return {name: torch.as_tensor(batch[name]) for name in self._bind(parts.gather)}
+
+    def _gather_once(self, parts: NetworkParts, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        gathered = parts.gather(**tensors)
+        return tuple(gathered[name] for name in self.names)
+
 
 def _thin(part: Tensor) -> Tensor:
     """Take at most `MAX_POINTS` rows of a cloud, evenly spaced in the order of its points."""
     if len(part) <= MAX_POINTS:
         return part
     return part[torch.linspace(0, len(part) - 1, MAX_POINTS, dtype=torch.float64).round().long()]
+
+
+def _take_samples(tensors: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    """Take the samples `first` to `last` of a batch, of which packed tensors have `offsets`."""
+    if "offsets" not in tensors:
+        return {name: value[first:last] for name, value in tensors.items()}
+    offsets = tensors["offsets"]
+    last = min(last, len(offsets) - 1)
+    rows = slice(int(offsets[first]), int(offsets[last]))
+    taken = {name: value[rows] if name in _PACKED else value[first:last] for name, value in tensors.items()}
+    return {**taken, "offsets": offsets[first : last + 1] - offsets[first]}
+
+
+def _empty_rows(name: str, value: Tensor, is_packed: bool) -> Tensor:
+    if name == "offsets":
+        return torch.zeros_like(value)
+    if name not in _PACKED:
+        return value
+    return value[:0] if is_packed else value[:, :0]
 
 
 class _RenamedModules(dict[str, nn.Module | None]):

@@ -26,7 +26,7 @@ from sightline.runs.process_folder import process_folder
 from sightline.runs.run_files import RunFiles
 from sightline.workbench.export.description import DOCUMENTS, read_description
 from sightline.workbench.export.formats import ENDING, MAX_ONNX_BYTES, make_run_options, make_session, run_session
-from sightline.workbench.export.graph import split_transforms
+from sightline.workbench.export.graph import get_parts, split_transforms
 
 MAX_SECONDS = 300.0
 """Longest time of one run of a file: far above that of a network, far below forever."""
@@ -70,12 +70,13 @@ def _make_run(
     """Build the run of an exported file, with the transforms that are outside of it."""
     with preserve_random_state():
         run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
-        split = split_transforms(run.transforms)
+        model = make_session_model(run, session)
+        split = split_transforms(run.transforms, model)
         if [name for name, _ in split.inside] != description["inside"]:
             raise UserError(
                 f"{path}: another version of sightline wrote it, with other transforms inside; export it again"
             )
-        return TrainedRun(files, path.resolve(), run.config, make_session_model(run, session), split.outside)
+        return TrainedRun(files, path.resolve(), run.config, model, split.outside)
 
 
 def _read_content(path: Path) -> bytes:
@@ -143,12 +144,13 @@ def make_session_model(run: OpenRun, session: OnnxSession) -> torch.nn.Module:
     model = run.untrained_model().eval().requires_grad_(False)
     is_encoder = registry.tasks.get_class(run.config.task).compares_rows
     name = "encode" if is_encoder else "forward"
+    parts = None if is_encoder else get_parts(model)
     owner = f"model '{run.config.model.name}'"
     session.choose_outputs({"encoding"} if is_encoder else model_output_keys(model, owner=owner))
 
     @wraps(getattr(model, name))
     def call(**inputs: Any) -> Any:
-        outputs = session(inputs)
+        outputs = session(inputs if parts is None else dict(parts.gather(**inputs)))
         return outputs["encoding"] if is_encoder else outputs
 
     object.__setattr__(model, name, call)

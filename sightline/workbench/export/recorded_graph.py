@@ -15,8 +15,6 @@ from torch.export import Dim, ExportedProgram
 from sightline.contract.errors import RunError, UserError, summarise_error
 from sightline.workbench.export.graph import GraphNetwork
 
-AXES = ("batch", "points")
-"""Names of free sizes, axis by axis."""
 _FREE = ((0, 1), (0,), (1,), ())
 """Axes that are tried to be free, the most useful first."""
 
@@ -47,13 +45,13 @@ def quiet() -> Iterator[None]:
 
 def record_graph(network: GraphNetwork, values: Sequence[Tensor]) -> RecordedGraph:
     """Record the graph with as many free sizes as possible. Raises RunError, in one line, if that is impossible."""
-    is_cloud = "points" in network.names
+    row_axes = network.row_axes
     can_vary = values[0].shape[0] > 1  # torch.export takes a size of 1 for a constant
     reason: Exception | None = None
     for free in _FREE:
-        if (1 in free and not is_cloud) or (0 in free and not can_vary):
+        if (1 in free and not row_axes) or (0 in free and not can_vary):
             continue
-        axes = tuple(_name_axes(name, free) for name in network.names)
+        axes = tuple(_name_axes(free, row_axes.get(name)) for name in network.names)
         shapes = tuple({axis: Dim.DYNAMIC for axis in of_input} for of_input in axes)
         torch.compiler.reset()  # else sizes that loops met before count as constants
         try:
@@ -78,9 +76,9 @@ def _take_rows(value: Tensor, is_batch_free: bool) -> Tensor:
     return value.clone() if is_batch_free else value[:1].clone()
 
 
-def _name_axes(name: str, free: Sequence[int]) -> dict[int, str]:
-    """Return the free axes of an input by name; only clouds and their features have the second."""
-    return {axis: AXES[axis] for axis in free if axis == 0 or name in ("points", "features")}
+def _name_axes(free: Sequence[int], rows: str | None) -> dict[int, str]:
+    """Return the free axes of an input by name, with what its `rows` are if their number may be free."""
+    return {axis: name for axis, name in ((0, "batch"), (1, rows)) if axis in free and name is not None}
 
 
 def explain(error: BaseException) -> str:
