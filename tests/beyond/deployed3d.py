@@ -120,7 +120,7 @@ def _exported(work: Path) -> None:
     "`sightline serve RUN`",
 )
 def _served(work: Path) -> None:
-    """The vehicles of a frame that the run has learnt; none in one that lies 40 m higher."""
+    """The vehicles of a frame that the run has learnt, none of the ground alone; millimetres are refused."""
     from starlette.testclient import TestClient
 
     from sightline.workbench.serve.app import Limits, open_app
@@ -130,7 +130,8 @@ def _served(work: Path) -> None:
     with open_app(loaded, World(), limits=limits) as app, TestClient(app) as client:
         uploaded = client.post("/predict", files={"file": ("scan.bin", cloud.tobytes())})
         stated = client.post("/predict", json={"points": cloud.tolist()})
-        empty = client.post("/predict", json={"points": np.add(cloud, [0, 0, 40, 0]).tolist()})
+        empty = client.post("/predict", json={"points": make_cloud(np.zeros((0, 7))).tolist()})
+        other = client.post("/predict", json={"points": (cloud * [1000, 1000, 1000, 1]).tolist()})
     for answer in (uploaded, stated):
         assert answer.status_code == 200, answer.text
         found = answer.json()
@@ -139,6 +140,8 @@ def _served(work: Path) -> None:
         boxes = [[*box["centre_m"], *box["size_m"], box["yaw_rad"]] for box in found["boxes"]]
         _assert_found([box["class"] for box in found["boxes"]], np.array(boxes))
     assert empty.json()["boxes"] == []
+    assert other.status_code == 422
+    assert "twice what the run was trained on" in other.json()["error"]
     scores = [[box["score"] for box in answer.json()["boxes"]] for answer in (uploaded, stated)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
