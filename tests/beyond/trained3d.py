@@ -194,8 +194,8 @@ MUTANTS: dict[str, Edit] = {
     ),
     "B3.32": Edit(
         "areas/boxes3d/losses.py",
-        "return torch.tensor(len(target), device=target.device)",
-        "return torch.tensor(1, device=target.device)",
+        "return target.new_full((), len(target), dtype=torch.int64)",
+        "return target.new_full((), 1, dtype=torch.int64)",
     ),
     "B3.33": Edit(
         "training/session.py", "restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)", "pass"
