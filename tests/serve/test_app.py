@@ -253,7 +253,7 @@ def find_nulls(value: Any, path: str = "answer") -> Iterator[str]:
         yield from find_nulls(inner, f"{path}.{key}")
 
 
-@pytest.mark.parametrize("name", ["contrast", "detect", "lidar", "parts", "pose", "scenes"])
+@pytest.mark.parametrize("name", ["boxes3d", "contrast", "detect", "lidar", "parts", "pose", "scenes"])
 def test_every_task_is_served(name: str, tmp_path: Path) -> None:
     path = copy_run(name, tmp_path / "copy")
     loaded = sightline.load_run(path, plugins=sorted((tmp_path / "copy").glob("*.py")))
@@ -269,7 +269,8 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
         depth[100:140, 140:180] = 500.0
         body, upload = {}, ("a.npy", as_npy(depth))
     else:
-        more = {"lidar": ("remission", "ring"), "parts": ("nx", "ny", "nz"), "scenes": ("r", "g", "b")}.get(name, ())
+        columns = {"boxes3d": ("remission",), "lidar": ("remission", "ring"), "parts": ("nx", "ny", "nz")}
+        more = {**columns, "scenes": ("r", "g", "b")}.get(name, ())
         cloud = rng.random((96, 3 + len(more))) * 0.5
         if name == "lidar":
             cloud[:, 4] = np.argsort(np.argsort(-cloud[:, 2])) * 64 // 96  # the highest beam is 0
@@ -283,7 +284,9 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
         assert by_json.status_code == (200 if body else 415), by_json.text
         for answer in (client.post("/predict", files={"file": upload}, data=category), *([by_json] if body else [])):
             assert answer.status_code == 200, answer.text
-            key = {"contrast": "encoding", "detect": "boxes", "pose": "joints_mm"}.get(name, "labels")
+            key = {"contrast": "encoding", "pose": "joints_mm", **dict.fromkeys(("boxes3d", "detect"), "boxes")}.get(
+                name, "labels"
+            )
             assert key in answer.json()
             assert ("category" in answer.json()) == (name == "parts")
             assert not [*find_nulls(answer.json())]

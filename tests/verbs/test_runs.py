@@ -79,7 +79,7 @@ def test_the_last_evaluation_counts_however_long_ago_it_was(folder: Path) -> Non
 def test_the_summaries_agree_with_the_config_reader() -> None:
     from sightline.runs.run_records import read_reported_run
 
-    for path in map(trained_run, ("plain", "detect", "lidar", "pose", "packed")):
+    for path in map(trained_run, ("plain", "boxes3d", "detect", "lidar", "pose", "packed")):
         (run,) = sightline.list_runs(path)
         config = read_reported_run(path, "run").config
         values = {"name": run.name, "task.name": run.task, "data.name": run.data, "evaluate.metric": run.metric}
