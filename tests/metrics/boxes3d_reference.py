@@ -16,9 +16,9 @@ JOINED = {
     "detections3d": "detections3d_offsets",
     "detections3d_image": "",
     "truth3d": "truth3d_offsets",
-    "truth3d_image": "",
+    "kitti_truth": "kitti_truth_offsets",
 }
-EXACT = frozenset({"truth3d", "truth3d_image", "to_camera"})
+EXACT = frozenset({"truth3d", "kitti_truth", "to_camera"})
 
 
 def draw_samples(random: np.random.Generator) -> list[Sample]:
@@ -29,9 +29,10 @@ def draw_samples(random: np.random.Generator) -> list[Sample]:
 
 def ignore_labels(sample: Sample) -> Sample:
     """A sample of which no label counts."""
-    rows = sample["truth3d"].copy()
-    rows[:, 8] = 1
-    return {**sample, "truth3d": rows}
+    changed = {name: sample[name].copy() for name in ("truth3d", "kitti_truth")}
+    for rows in changed.values():
+        rows[:, 8] = 1
+    return {**sample, **changed}
 
 
 def to_frame(sample: Sample) -> Frame:
@@ -47,7 +48,7 @@ def to_frame(sample: Sample) -> Frame:
         )
 
     labels, seen = [], []
-    for row, image in zip(sample["truth3d"].tolist(), sample["truth3d_image"].tolist(), strict=True):
+    for row, image in ((row[:9], row[9:]) for row in sample["kitti_truth"].tolist()):
         kind = "DontCare" if row[7] < 0 else CLASSES[int(row[7])]
         labels.append(thing(row, image, NEIGHBOURS.get(kind, "none") if row[8] and row[7] >= 0 else kind, math.nan))
     for row, image in zip(sample["detections3d"].tolist(), sample["detections3d_image"].tolist(), strict=True):
@@ -78,6 +79,21 @@ def kitti_reference(batches: Batches) -> dict[str, float]:
             f"{kind}/ap_3d_r40_{level}": found[kind, level]["ap_3d_r40"] for level in ("easy", "moderate", "hard")
         }
         figures[f"{kind}/count"] = count
+    return figures
+
+
+def plain_kitti_reference(batches: Batches) -> dict[str, float]:
+    """KITTI's evaluation of frames in which each label and detection has one image box that counts."""
+
+    def level(things: list[Thing]) -> list[Thing]:
+        return [one._replace(image=(0, 0, 50, 50), truncated=0, occluded=0) for one in things]
+
+    frames = [tuple(map(level, to_frame(one))) for batch in batches for one in batch]
+    found = evaluate(frames, CLASSES)
+    names = [f"ap_{kind}_{recalls}" for kind in ("3d", "bev") for recalls in ("r11", "r40")]
+    figures = {f"{name}_all": mean([found[kind, "easy"][name] for kind in CLASSES]) for name in names}
+    for kind, count in count_labels(batches).items():
+        figures |= {f"{kind}/ap_3d_r40_all": found[kind, "easy"]["ap_3d_r40"], f"{kind}/count": count}
     return figures
 
 

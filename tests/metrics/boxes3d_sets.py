@@ -34,7 +34,7 @@ def make_sample(frame: Frame, to_camera: np.ndarray = LEVEL) -> Sample:
         "detections3d": detections.reshape(-1, 9),
         "detections3d_image": np.array([(*found.image, found.alpha) for found in seen], float).reshape(-1, 5),
         "truth3d": truth.reshape(-1, 9),
-        "truth3d_image": np.array(of_labels, float).reshape(-1, 7),
+        "kitti_truth": np.column_stack([truth.reshape(-1, 9), np.array(of_labels, float).reshape(-1, 7)]),
         "to_camera": to_camera,
     }
 
@@ -61,11 +61,11 @@ def make_batch(samples: Sequence[Sample]) -> dict[str, Tensor]:
     """One batch of all samples."""
     batch: dict[str, Tensor] = {"sample_index": torch.arange(len(samples))}
     batch["to_camera"] = torch.from_numpy(np.stack([one["to_camera"] for one in samples]))
-    for name in ("detections3d", "truth3d"):
+    for name in ("detections3d", "kitti_truth"):
         counts = torch.tensor([0, *(len(one[name]) for one in samples)])
         batch[f"{name}_offsets"] = counts.cumsum(0)
-        for key in (name, f"{name}_image"):
-            batch[key] = torch.from_numpy(np.concatenate([one[key] for one in samples]))
+    for name in ("detections3d", "detections3d_image", "kitti_truth"):
+        batch[name] = torch.from_numpy(np.concatenate([one[name] for one in samples]))
     return batch
 
 

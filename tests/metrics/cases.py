@@ -27,6 +27,7 @@ from tests.metrics.boxes3d_reference import (
     errors_reference,
     ignore_labels,
     kitti_reference,
+    plain_kitti_reference,
     plain_reference,
 )
 from tests.metrics.boxes3d_sets import CLASSES as BOX3D_CLASSES
@@ -524,11 +525,12 @@ CASES = [
     ),
     Case("crowd_ap", draw_images, crowd_reference, BOX_CLASSES, **BOXES),
     *(
-        Case(name, draw_samples, reference, {"class_names": BOX3D_CLASSES}, JOINED, ignore_labels, EXACT)
-        for name, reference in (
-            ("kitti_ap", kitti_reference),
-            ("boxes3d_ap", plain_reference),
-            ("boxes3d_errors", errors_reference),
+        Case(name, draw_samples, reference, {"class_names": BOX3D_CLASSES, **given}, JOINED, ignore_labels, EXACT)
+        for name, reference, given in (
+            ("kitti_ap", kitti_reference, {}),
+            ("kitti_ap", plain_kitti_reference, {"images": False}),
+            ("boxes3d_ap", plain_reference, {}),
+            ("boxes3d_errors", errors_reference, {}),
         )
     ),
 ]

@@ -14,6 +14,7 @@ import torch
 
 from sightline.areas.boxes3d.metrics.boxes3d_ap import Boxes3dAp
 from sightline.areas.boxes3d.metrics.kitti_ap import KittiAp, find_ceiling
+from sightline.contract.errors import ConfigError
 from sightline.contract.metric import Meter
 from tests.golden_parity import load_golden
 from tests.metrics.boxes3d_sets import CLASSES, LEVEL, draw_frames, make_batch, make_sample
@@ -144,6 +145,29 @@ def test_of_equal_scores_the_first_is_taken_by_hand() -> None:
     assert score([(truths, found[::-1])])["Car, easy"]["ap_2d_r40"] == 1 / 40
 
 
+def test_without_images_every_label_that_is_not_ignored_counts_by_hand() -> None:
+    """Two cars and one that is ignored are found, and nothing is asked of images: AP is 1/40, the ceiling of two.
+
+    The detection that scores most lies on the ignored car, and is no mistake.
+    """
+    cars = [[x, 0.0, 0, 4, 2, 1.5, 0] for x in (10.0, 20, 30)]
+    batch = {"sample_index": torch.tensor([0])}
+    for name, ends in (("detections3d", [[0.8, 0], [0.7, 0], [0.9, 0]]), ("truth3d", [[0, 0], [0, 0], [0, 1]])):
+        batch[name] = torch.tensor([[*box, *end] for box, end in zip(cars, ends, strict=True)])
+        batch[f"{name}_offsets"] = torch.tensor([0, 3])
+    meter = Meter(KittiAp(class_names=("Car",), images=False))
+    meter.update(**batch)
+    expected = {"ap_3d_r40_all": 1 / 40, "ap_bev_r40_all": 1 / 40, "ap_3d_r11_all": 1 / 11, "ap_bev_r11_all": 1 / 11}
+    assert meter.compute() == pytest.approx(expected)
+    tables = meter.metric.tables(meter.state)
+    assert (tables["by_difficulty"]["Car, all"]["count"], tables["scored_boxes_kitti"]["num_ignored"]) == (2, 1)
+    assert "without images: every label that is not ignored counts" in tables["scored_boxes_kitti"]["protocol"]
+    [remark] = tables["scored_boxes_kitti"]["remarks"]
+    assert remark.startswith("'Car': so few labels count that no detector reaches 1: 2 all (at most 0.025 at 40")
+    with pytest.raises(ConfigError, match="nothing is compared in images: false"):
+        KittiAp(class_names=("Car",), images=False, min_overlap_image={"Car": 0.5})
+
+
 # --- the plain AP -----------------------------------------------------------------------------------------------------
 
 
@@ -227,11 +251,11 @@ def test_kitti_s_validation_part_takes_less_than_a_minute() -> None:
 
     detections = np.column_stack([twice(boxes, 0.1), random.random(2 * count), twice(classes, 0.0)])
     images = np.column_stack([twice(corners, 3.0), twice(boxes[:, 6], 0.1)])
-    batch = {"truth3d": truths[0], "truth3d_image": truths[1], "detections3d": detections, "detections3d_image": images}
+    batch = {"kitti_truth": np.column_stack(truths), "detections3d": detections, "detections3d_image": images}
     tensors = {name: torch.from_numpy(rows.astype(np.float64)) for name, rows in batch.items()}
     tensors["to_camera"] = torch.from_numpy(LEVEL).expand(num_frames, 3, 4)
     tensors["sample_index"] = torch.arange(num_frames)
-    for name, step in (("truth3d", num_labels), ("detections3d", 2 * num_labels)):
+    for name, step in (("kitti_truth", num_labels), ("detections3d", 2 * num_labels)):
         tensors[f"{name}_offsets"] = torch.arange(num_frames + 1) * step
     meter = Meter(KittiAp(class_names=CLASSES))
     meter.update(**tensors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.boxes3d.metrics.rows import DetectionColumn, ImageColumn
+from sightline.areas.boxes3d.metrics.rows import DetectionColumn
 from sightline.areas.boxes3d.scored_frames import LabelledFrames
 from sightline.contract.metric import sorted_rows
 from sightline.contract.types import Batch
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.run_data import DataSubset
-from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes, make_box_table
-from sightline.store.boxes3d.image_boxes import project_boxes
-from sightline.store.boxes3d.kitti_objects import Calibration
+from sightline.store.boxes3d.box_table import BoxTable, make_box_table
+from sightline.store.boxes3d.image_boxes import add_image_boxes, make_image_boxes
 from sightline.store.boxes3d.results import OWN_JSON, format_json, format_kitti
 from sightline.workbench.evaluate.saved_predictions import MANIFEST
 
@@ -67,7 +65,7 @@ class Box3dWriter:
             tables[frame] = _make_table(rows[rows[:, 0] == index, 1:], names, frame)
             calibration = dataset.calibration(index) if isinstance(dataset, LabelledFrames) else None
             if calibration is not None:
-                text = format_kitti(_add_image(tables[frame], calibration), calibration.camera_of_velodyne)
+                text = format_kitti(add_image_boxes(tables[frame], calibration), calibration.camera_of_velodyne)
                 self._directory.write_text(f"{_KITTI_FOLDER}/{frame}.txt", text)
         self._directory.write_text(OWN_JSON, format_json(tables))
         counts = {"num_frames": len(tables), "num_detections": len(rows), "file": OWN_JSON}
@@ -82,17 +80,5 @@ def _make_table(rows: np.ndarray, names: tuple[str, ...], frame: str) -> BoxTabl
         names,
         score=rows[:, DetectionColumn.SCORE].copy(),
         frame=frame,
-        image=None if np.isnan(image).all() else _make_image(image),
+        image=None if np.isnan(image).all() else make_image_boxes(image),
     )
-
-
-def _add_image(table: BoxTable, calibration: Calibration) -> BoxTable:
-    if table.image is not None:
-        return table
-    return replace(table, image=_make_image(np.column_stack(project_boxes(table.boxes, calibration))))
-
-
-def _make_image(rows: np.ndarray) -> ImageBoxes:
-    unknown = np.full(len(rows), np.nan)
-    angle = rows[:, ImageColumn.ALPHA].copy()
-    return ImageBoxes(rows[:, ImageColumn.CORNERS].copy(), unknown, np.full(len(rows), -1, dtype=np.int64), angle)

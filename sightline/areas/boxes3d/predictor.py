@@ -12,14 +12,20 @@ import numpy as np
 
 from sightline.areas.boxes3d.pictures import draw_from_above
 from sightline.contract import registry
-from sightline.contract.arguments import Probability
+from sightline.contract.arguments import Count, Probability
+from sightline.contract.errors import DataError, UserError
 from sightline.draw.pictures import encode_png
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.boxes3d.box_table import BoxTable, make_box_table
+from sightline.store.boxes3d.conversions import FLAT_CAMERA
+from sightline.store.boxes3d.image_boxes import add_image_boxes
+from sightline.store.boxes3d.kitti_objects import read_calibrations
 from sightline.store.boxes3d.results import format_kitti
 from sightline.store.files.atomic_write import open_atomic
+from sightline.store.files.input_files import expand_home
 from sightline.store.files.scan_reading import NoReturn
 from sightline.workbench.predict.classify import CloudPredictor
+from sightline.workbench.predict.file_samples import FileSample
 from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite, report_write_errors
 
 _ENDINGS = {"picture": ".boxes.png", "kitti": ".txt"}
@@ -46,8 +52,10 @@ class Box3dPredictor(CloudPredictor[Boxes3dPrediction]):
 
     `score` is the least score of a box that is given; the task's own `score` bounds it from below. `files` are the
     kinds of files that `--out` gets for each scan: a `picture` from above with the boxes and their headings, and
-    `kitti`'s rows of 16 words, as of a camera that stands in the sensor. For scans, `no_return=nan` treats points that
-    are NaN at x, y and z as missing returns. Source: made here.
+    `kitti`'s rows of 16 words. With `calibrations`, a folder of KITTI's files of the scans' names, these are in the
+    frame of their camera and state image boxes, cut at the borders of an image of `image_px`, width and height; without
+    it they are as of a camera that stands in the sensor, and state no image box. A scan without a calibration there is
+    refused. For scans, `no_return=nan` treats points that are NaN at x, y and z as missing returns. Source: made here.
     """
 
     reads = frozenset({"detections3d", "detections3d_offsets"})
@@ -61,12 +69,24 @@ class Box3dPredictor(CloudPredictor[Boxes3dPrediction]):
         to_sphere: bool = False,
         score: Probability = 0.3,
         files: tuple[Literal["picture", "kitti"], ...] = ("picture", "kitti"),
+        calibrations: str | None = None,
+        image_px: tuple[Count, Count] | None = None,
         no_return: NoReturn | None = None,
     ) -> None:
         super().__init__(run, columns=columns, to_sphere=to_sphere)
         self.score, self.kinds, self.no_return = score, files, no_return
+        if image_px is not None and calibrations is None:
+            raise UserError("image_px= cuts boxes in an image, which calibrations=FOLDER makes; give it, too")
+        cameras = {} if calibrations is None else read_calibrations(expand_home(calibrations))
+        self.cameras = {name: camera._replace(image_px=image_px) for name, camera in cameras.items()}
         self.endings = tuple(_ENDINGS[kind] for kind in files)
         self.names = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
+
+    def make_extra_fields(self, path: Path, sample: FileSample) -> dict[str, Any]:
+        """Return nothing. Raises DataError for a scan without a calibration, where others have one."""
+        if self.cameras and path.stem not in self.cameras:
+            raise DataError(f"{path}: calibrations= has none of {path.stem}; copy {path.stem}.txt there")
+        return {}
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[Boxes3dPrediction | Refusal]:
         """Select the boxes of each scan that reach `score`."""
@@ -129,5 +149,7 @@ class Box3dPredictor(CloudPredictor[Boxes3dPrediction]):
 
     def _encode(self, kind: str, prediction: Boxes3dPrediction) -> bytes:
         if kind == "kitti":
-            return format_kitti(prediction.table).encode()
+            camera = self.cameras.get(prediction.table.frame)
+            matrix = FLAT_CAMERA if camera is None else camera.camera_of_velodyne
+            return format_kitti(add_image_boxes(prediction.table, camera), matrix).encode()
         return encode_png(draw_from_above(prediction.points, prediction.table))

@@ -21,12 +21,13 @@ __all__ = ["REMARKS", "FrameIds", "KittiLabels", "MatchedPairs", "StatedNames", 
 class KittiLabels(NamedTuple):
     """What KITTI's rules made of all labels: rows of `by_difficulty`, and image columns of detections and labels.
 
-    `detections` (D, 5) and `truths` (T, 7) as in `metrics.rows.ImageColumn`, of labels that are not ignored.
+    `detections` (D, 5) and `truths` (T, 7) as in `metrics.rows.ImageColumn`, of labels that are not ignored; none where
+    images decide on nothing.
     """
 
     rows: Mapping[str, Mapping[str, Any]]
-    detections: np.ndarray
-    truths: np.ndarray
+    detections: np.ndarray = np.zeros((0, 5))
+    truths: np.ndarray = np.zeros((0, 7))
 
 
 class MatchedPairs(NamedTuple):
@@ -193,14 +194,14 @@ REMARKS = (
         KittiLabels,
         _boxless_labels,
         "{count} of {total} labels have no image box, or one of no height: KITTI's rules do not count them, and AP is "
-        "0 or missing at any quality; state image boxes, or score by boxes3d_ap",
+        "0 or missing at any quality; state image boxes, or score by boxes3d_ap, or kitti_ap with images: false",
     ),
     Remark(
         "T3",
         KittiLabels,
         _boxless_detections,
         "{count} of {total} detections have no image box, or one of no height: KITTI's rules ignore them, so that no "
-        "label is found; write image boxes, or score by boxes3d_ap",
+        "label is found; write image boxes, or score by boxes3d_ap, or kitti_ap with images: false",
     ),
     Remark(
         "T3",

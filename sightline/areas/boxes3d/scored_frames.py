@@ -17,7 +17,7 @@ from sightline.engine.run_data import DataSubset
 from sightline.store.boxes3d.box_sample import read_table
 from sightline.store.boxes3d.box_table import BoxTable
 from sightline.store.boxes3d.conversions import FLAT_CAMERA
-from sightline.store.boxes3d.image_boxes import project_boxes
+from sightline.store.boxes3d.image_boxes import add_image_boxes
 from sightline.store.boxes3d.kitti_objects import Calibration
 
 __all__ = ["NEIGHBOURS", "LabelledFrames", "ScoredFrame", "detection_rows", "list_frames", "make_batch", "truth_rows"]
@@ -66,7 +66,7 @@ def _read_labels(dataset: Dataset, index: int, names: tuple[str, ...]) -> tuple[
 
 
 def truth_rows(table: BoxTable, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return rows of `truth3d` (T, 9) and `truth3d_image` (T, 7) of a frame's labels, and their `num_points` (T,).
+    """Return rows of `truth3d` (T, 9) of a frame's labels, what images state of them (T, 7), and `num_points` (T,).
 
     Labels of other classes are left out, but for neighbours of one, which are ignored labels of it. A region of no
     class has the class -1.
@@ -98,13 +98,10 @@ def detection_rows(
     numbers = {name: number for number, name in enumerate(class_names)}
     classes = [numbers.get(table.class_names[label], -1) if label >= 0 else -1 for label in table.label.tolist()]
     rows = np.column_stack([table.boxes, table.score, np.array(classes, dtype=np.float64)])
-    image = np.full((len(table), 5), np.nan)
-    if table.image is not None:
-        angle = np.where(table.image.alpha == -10, np.nan, table.image.alpha)
-        image = np.column_stack([table.image.corners_px, angle])
-    if calibration is not None and np.isnan(image).all():
-        image = np.column_stack(project_boxes(table.boxes, calibration))
-    return rows, image
+    stated = add_image_boxes(table, calibration).image
+    if stated is None:
+        return rows, np.full((len(table), 5), np.nan)
+    return rows, np.column_stack([stated.corners_px, np.where(stated.alpha == -10, np.nan, stated.alpha)])
 
 
 def make_batch(
@@ -119,9 +116,13 @@ def make_batch(
         "to_camera": torch.from_numpy(np.stack(cameras)[:, :3].copy()),
         "num_points": torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(counts for _, _, counts in truths)])),
     }
-    labels = [(boxes, image) for boxes, image, _ in truths]
-    for name, rows, columns in (("detections3d", found, (9, 5)), ("truth3d", labels, (9, 7))):
-        batch[f"{name}_offsets"] = torch.tensor([*accumulate((len(boxes) for boxes, _ in rows), initial=0)])
-        for key, number, width in ((name, 0, columns[0]), (f"{name}_image", 1, columns[1])):
-            batch[key] = torch.from_numpy(np.concatenate([np.zeros((0, width)), *(row[number] for row in rows)]))
+    of_frames: dict[str, tuple[int, list[np.ndarray]]] = {
+        "detections3d": (9, [boxes for boxes, _ in found]),
+        "detections3d_image": (5, [image for _, image in found]),
+        "truth3d": (9, [boxes for boxes, *_ in truths]),
+        "kitti_truth": (16, [np.column_stack([boxes, image]) for boxes, image, _ in truths]),
+    }
+    for name, (width, rows) in of_frames.items():
+        batch[f"{name}_offsets"] = torch.tensor([*accumulate(map(len, rows), initial=0)])
+        batch[name] = torch.from_numpy(np.concatenate([np.zeros((0, width)), *rows]))
     return batch

@@ -37,7 +37,9 @@ from sightline.ops.waits import fetch, read_list, send, send_list
 from sightline.parts.boxes.padded import PaddedBoxes
 from sightline.parts.tasks.supervised import Supervised
 from sightline.parts.transforms.moved_boxes import wrap_yaw
+from sightline.store.boxes3d.box_sample import CAMERA_FIELDS, list_calibrations
 from sightline.store.boxes3d.box_table import make_box_table
+from sightline.store.boxes3d.image_boxes import project_boxes
 
 _SHOWN_SCORE, _NEAR_M = 0.3, 2.0
 
@@ -56,6 +58,8 @@ class Detect3d(Supervised):
 
     `score` is the least score of a detection; of the `before` highest-scoring, boxes that overlap a kept one from above
     by more than `iou_threshold` are dropped, of any class unless `per_class`, and the `most` highest-scoring are left.
+    Where frames have a camera, it predicts `detections3d_image` (D, 5), too: left, top, right and bottom in pixels, and
+    the angle of observation (`store/boxes3d/image_boxes.py`).
     Source: Lang et al. 2019, PointPillars, sections 2.3 and 3.3.
     """
 
@@ -86,6 +90,8 @@ class Detect3d(Supervised):
                 f"task: detect3d needs a model on a grid of pillars, such as pointpillars, found {type(model).__name__}"
             )
         super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        if CAMERA_FIELDS.keys() <= {*batch_keys.keys}:
+            self.predicts = self.predicts | {"detections3d_image"}  # type: ignore[misc]
         self.class_names, self.grid = tuple(class_names), grid
         self.anchors = make_anchors(grid, read_anchors(anchors, self.class_names), places=places)
         self._overlap: Literal["nearest", "volume"] = overlap
@@ -151,6 +157,10 @@ class Detect3d(Supervised):
             "detections3d": send(torch.cat(detections), device),
             "detections3d_offsets": send_list(counts, device),
         }
+        if calibrations := list_calibrations(batch):
+            images = [project_boxes(rows[:, :7].numpy(), c) for rows, c in zip(detections, calibrations, strict=True)]
+            rows = torch.from_numpy(np.concatenate([np.column_stack(image) for image in images]))
+            predicted["detections3d_image"] = send(rows, device)
         if "boxes" not in batch:
             return {**outputs, **predicted}
         columns = [batch["label"][:, None], batch["is_ignored"][:, None]]

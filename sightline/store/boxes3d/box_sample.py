@@ -8,10 +8,21 @@ from functools import partial
 import numpy as np
 import torch
 
-from sightline.contract.types import Field, Sample
+from sightline.contract.types import Batch, Field, Sample
 from sightline.store.boxes3d.box_table import BoxTable, make_box_table
+from sightline.store.boxes3d.kitti_objects import Calibration
 
-__all__ = ["BOX3D_FIELDS", "BOX_OFFSETS", "MOTION_FIELDS", "SENSOR_FRAME", "make_sample3d", "read_table"]
+__all__ = [
+    "BOX3D_FIELDS",
+    "BOX_OFFSETS",
+    "CAMERA_FIELDS",
+    "MOTION_FIELDS",
+    "SENSOR_FRAME",
+    "list_calibrations",
+    "make_camera_fields",
+    "make_sample3d",
+    "read_table",
+]
 
 BOX_OFFSETS = "box_offsets"
 SENSOR_FRAME = "sensor: x forward, y left, z up"
@@ -36,6 +47,24 @@ MOTION_FIELDS: Mapping[str, Field] = {
     "time_s": Field("", "float64", "s", is_exact=True),
 }
 """Fields of frames of a sequence: the pose of the sensor, a rigid motion of homogeneous columns, and its time."""
+CAMERA_FIELDS: Mapping[str, Field] = {
+    "to_camera": Field("3 4", "float64", "m", "from the sensor to the rectified camera", is_exact=True),
+    "projection": Field("3 4", "float64", "px", "from the rectified camera to the image", is_exact=True),
+    "image_px": Field("2", "int64", "px", low=1),
+    "kitti_truth": Field(
+        *("labels 16", "float64", "m, rad and px", f"{SENSOR_FRAME}; image"),
+        collate="concatenate",
+        offsets="kitti_truth_offsets",
+        is_exact=True,
+        may_be_nan=True,
+    ),
+}
+"""Fields of frames with a camera, which evaluations alone read: matrices, width and height of the image, and labels.
+
+`kitti_truth` are the labels of the file as KITTI's rules take them, which no transform changes. A row is a box, its
+class (-1 for a region of no class, whose box is zeros), 1 if it is ignored, left, top, right, bottom and angle of
+observation in the image, truncation and occlusion, NaN where they are not stated.
+"""
 
 
 def make_sample3d(points: np.ndarray, features: Mapping[str, np.ndarray], table: BoxTable) -> Sample:
@@ -58,6 +87,27 @@ def make_sample3d(points: np.ndarray, features: Mapping[str, np.ndarray], table:
         "track": table.track.astype(np.int64),
     }
     return {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
+
+
+def make_camera_fields(calibration: Calibration, image_px: tuple[int, int], truth: np.ndarray) -> Sample:
+    """Make the `CAMERA_FIELDS` of a frame; `truth` (T, 16) are rows of `kitti_truth`."""
+    rows = {
+        "to_camera": calibration.camera_of_velodyne[:3],
+        "projection": calibration.projection,
+        "image_px": np.array(image_px, dtype=np.int64),
+        "kitti_truth": truth.astype(np.float64),
+    }
+    return {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
+
+
+def list_calibrations(batch: Batch) -> list[Calibration]:
+    """Return the calibration of each frame of a batch on the CPU; none of a batch without `CAMERA_FIELDS`."""
+    if "projection" not in batch:
+        return []
+    matrices = np.zeros((len(batch["to_camera"]), 4, 4))
+    matrices[:, :3], matrices[:, 3, 3] = _to_array(batch["to_camera"]), 1
+    sizes = [(width, height) for width, height in batch["image_px"].tolist()]
+    return [Calibration(*each) for each in zip(matrices, _to_array(batch["projection"]), sizes, strict=True)]
 
 
 def read_table(sample: Sample, class_names: tuple[str, ...]) -> BoxTable:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import read_header
-from sightline.store.files.input_files import list_named_files, read_file
+from sightline.store.files.input_files import list_files, list_named_files, read_file
 from sightline.store.files.scan_files import check_pose, read_matrices
 from sightline.store.prepared.prepared_set import describe_contents
 
@@ -33,12 +33,14 @@ class Calibration(NamedTuple):
     """Calibration: `camera_of_velodyne` (4, 4), scanner to rectified camera; `projection` (3, 4), camera to pixels.
 
     The rectified camera's frame is in metres, x right, y down, z forward. A box is x, y, z of the middle of its bottom,
-    length, height, width, and the turn about y: at zero its length lies along x.
+    length, height, width, and the turn about y: at zero its length lies along x. `image_px` are the width and height of
+    the image, None where they are not known.
     Source: Geiger et al. 2012, the object development kit's readme.
     """
 
     camera_of_velodyne: np.ndarray
     projection: np.ndarray
+    image_px: tuple[int, int] | None = None
 
     @classmethod
     def from_matrices(
@@ -151,6 +153,14 @@ def read_calibration(path: Path) -> Calibration:
     return Calibration.from_matrices(
         velo_to_cam=parts["Tr_velo_to_cam"], rectification=parts["R0_rect"], projection=projection
     )
+
+
+def read_calibrations(folder: Path) -> dict[str, Calibration]:
+    """Read the calibrations of a folder: frame → calibration. Raises DataError for a folder without any."""
+    files = list_files(folder, {".txt"}) if folder.is_dir() else []
+    if not files:
+        raise DataError(f"{folder}: {describe_contents(folder)}; KITTI's calibrations are needed, FRAME.txt for each")
+    return {file.stem: read_calibration(file) for file in files}
 
 
 def image_size_px(path: Path) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import pytest
 
 from sightline.contract.errors import DataError
 from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes, make_box_table
+from sightline.store.boxes3d.conversions import boxes_to_camera
 from sightline.store.boxes3d.image_boxes import project_boxes
 from sightline.store.boxes3d.kitti_objects import Calibration, read_calibration
 from sightline.store.boxes3d.results import format_json, format_kitti, format_text, read_results
@@ -130,12 +131,58 @@ def test_image_boxes_are_those_of_the_authors(shared: Path, case: str) -> None:
     )
     boxes, turns = arrays[f"{case}/boxes_lidar"], arrays[f"{case}/alpha_from_camera"]
     whole, angles = project_boxes(boxes, calibration)
-    cut, _ = project_boxes(boxes, calibration, image_px=(1242, 375))
-    is_ahead = np.isfinite(whole).all(axis=1)
+    cut, _ = project_boxes(boxes, calibration._replace(image_px=(1242, 375)))
+    is_ahead = (arrays[f"{case}/corners_camera"][..., 2] > 0.1).all(axis=1)
     assert is_ahead.sum() > 10
     np.testing.assert_allclose(whole[is_ahead], arrays[f"{case}/image_boxes"][is_ahead], rtol=1e-9)
     np.testing.assert_allclose(cut[is_ahead], arrays[f"{case}/image_boxes_clipped"][is_ahead], rtol=1e-9)
     np.testing.assert_allclose(np.exp(1j * angles), np.exp(1j * turns), atol=1e-9)
+
+
+def test_an_image_box_holds_what_lies_in_front_of_the_camera(shared: Path) -> None:
+    """Of boxes that reach behind the camera, or out of the image, points along the edges are projected one by one.
+
+    These are 0.2 mm apart, which is up to 5 pixels at a depth of 0.1 m. A box behind the camera has no image box; one
+    beside the image has no width, and one above it no height.
+    """
+    calibration = read_calibration(shared / "data/kitti_object_mini/calib/000002.txt")._replace(image_px=(1242, 375))
+    random, count = np.random.default_rng(0), 40
+    places = [random.uniform(low, high, count) for low, high in ((-1, 4), (-4, 4), (-2, 0))]
+    boxes = np.column_stack([*places, np.tile([4.0, 1.8, 1.5], (count, 1)), random.uniform(-3, 3, count)])
+    num_cut = 0
+    for box, found in zip(boxes, project_boxes(boxes, calibration)[0], strict=True):
+        camera = edge_points(boxes_to_camera(box[None], calibration.camera_of_velodyne)[0], 20_000)
+        ahead = camera[camera[:, 2] >= 0.1]
+        num_cut += 0 < len(ahead) < len(camera)
+        if not len(ahead):
+            assert np.isnan(found).all()
+            continue
+        flat = (ahead @ calibration.projection[:2, :3].T + calibration.projection[:2, 3]) / ahead[:, 2:]
+        flat = np.clip(flat, 0, [1241, 374])
+        expected = np.concatenate([flat.min(axis=0), flat.max(axis=0)])
+        np.testing.assert_allclose(found, expected, atol=5 if len(ahead) < len(camera) else 1e-6)
+        assert (found[:2] <= expected[:2] + 1e-6).all()
+        assert (found[2:] >= expected[2:] - 1e-6).all()
+    assert num_cut > 10
+    beside = np.array([[9, 40, -1, 4, 1.8, 1.5, 0.3], [9, 0, 30, 4, 1.8, 1.5, 0.3], [-9, 0, -1, 4, 1.8, 1.5, 0.3]])
+    left, above, behind = project_boxes(beside, calibration)[0]
+    assert (left[0], left[2], above[1], above[3]) == (0, 0, 0, 0)
+    assert np.isnan(behind).all()
+
+
+def edge_points(box: np.ndarray, count: int) -> np.ndarray:
+    """Points (N, 3) along the twelve edges of a box of the camera, as KITTI states it; the corners are among them."""
+    along = np.linspace(-0.5, 0.5, count)
+    edges = []
+    for axis in range(3):
+        for a, b in ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)):
+            shares = [np.full(count, a), np.full(count, b)]
+            shares.insert(axis, along)
+            edges.append(np.column_stack(shares))
+    x, y, z, length, height, width, turn = box.tolist()
+    u, v, w = (np.concatenate(edges) * [length, width, height]).T
+    cos, sin = math.cos(turn), math.sin(turn)
+    return np.column_stack([x + cos * u + sin * v, y - height / 2 + w, z - sin * u + cos * v])
 
 
 OWN = {"form": "sightline 3D boxes", "version": 1}

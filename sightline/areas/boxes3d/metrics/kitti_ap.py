@@ -26,6 +26,7 @@ from sightline.contract.arguments import PositiveFraction
 from sightline.contract.errors import ConfigError
 from sightline.contract.metric import Metric, State, append_rows
 from sightline.ops.numba_kernels import run_parallel
+from sightline.store.boxes3d.conversions import FLAT_CAMERA
 
 __all__ = ["DIFFICULTIES", "KINDS", "KittiAp", "choose_thresholds", "find_ceiling"]
 
@@ -53,21 +54,52 @@ _OVERLAPS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 """Least overlap of each class, of volumes and from above, and in the image."""
 _ALPHA_UNKNOWN = -10.0
+_NO_IMAGE = (0.0, 0.0, 50.0, 50.0, math.nan, 0.0, 0.0)
+"""Image columns of a label where no image is: of a height that counts, not truncated, not occluded."""
+
+
+class _Rules(NamedTuple):
+    """Difficulties by name, and the kinds of overlap that are compared."""
+
+    difficulties: Mapping[str, Difficulty]
+    kinds: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of figures without recalls and difficulty."""
+        return [*(f"ap_{kind}" for kind in self.kinds), *(["aos"] if "2d" in self.kinds else [])]
+
+    @property
+    def ranked(self) -> list[str]:
+        """Difficulties, the one that decides first."""
+        return sorted(self.difficulties, key=lambda name: name != "moderate")
+
+
+_RULES = {
+    True: _Rules(DIFFICULTIES, KINDS),
+    False: _Rules({"all": Difficulty(0, 0, 0)}, ("3d", "bev")),
+}
+"""With images, and without."""
 
 
 @registry.metrics.add("kitti_ap")
 class KittiAp(Metric):
     """KITTI's AP of volumes, from above and in the image, and AOS, each at 11 and 40 recalls, as shares of 1.
 
-    Reads `detections3d` (D, 9), x y z dx dy dz yaw, score and class (-1 for one that is not scored), and `truth3d`
-    (T, 9) with class and if a label is ignored, both in the frame of the scanner; what images state of them,
-    `detections3d_image` (D, 5), left, top, right, bottom and the angle of observation, and `truth3d_image` (T, 7) with
-    truncation and occlusion, NaN if not stated; and `to_camera` (B, 3, 4), from the scanner to the rectified camera,
-    in whose frame KITTI compares boxes. A figure is named by kind, recalls and difficulty, `ap_3d_r40_moderate`: the
-    mean over the classes with labels that count, NaN without. An overlap must be above that of the class:
-    `overlaps` takes KITTI's own, strict or loose, `min_overlap` and `min_overlap_image` state those of other classes.
-    AOS is NaN where a detection states no angle. An ignored label of a class is what KITTI calls a neighbour (Van for
-    Car), an ignored region of no class is DontCare. Raises ConfigError for a class without an overlap.
+    Reads `detections3d` (D, 9), x y z dx dy dz yaw, score and class (-1 for one that is not scored), in the frame of
+    the scanner, and what images state of them, `detections3d_image` (D, 5), left, top, right, bottom and the angle of
+    observation; `kitti_truth` (T, 16), the labels of the files with box, class, if one is ignored, the same of images,
+    and truncation and occlusion, NaN if not stated; and `to_camera` (B, 3, 4), from the scanner to the rectified
+    camera, in whose frame KITTI compares boxes. A figure is named by kind, recalls and difficulty,
+    `ap_3d_r40_moderate`: the mean over the classes with labels that count, NaN without. An overlap must be above that
+    of the class: `overlaps` takes KITTI's own, strict or loose, `min_overlap` and `min_overlap_image` state those of
+    other classes. AOS is NaN where a detection states no angle. An ignored label of a class is what KITTI calls a
+    neighbour (Van for Car), an ignored region of no class is DontCare. Raises ConfigError for a class without an
+    overlap.
+
+    With `images: false` it reads `truth3d` (T, 9), box, class and if a label is ignored, and nothing of images and
+    cameras: every label that is not ignored counts, and boxes are compared in the frame of the scanner. Figures are
+    those of volumes and from above alone, `ap_3d_r40_all`, which are none of the three difficulties.
 
     With n labels that count, no detector exceeds (n - 1) / 40 at 40 recalls, for n up to 41.
 
@@ -80,9 +112,8 @@ class KittiAp(Metric):
     ...     "detections3d": torch.cat([cars, torch.tensor([[0.9, 0], [0.8, 0]])], dim=1),
     ...     "detections3d_image": image,
     ...     "detections3d_offsets": torch.tensor([0, 2]),
-    ...     "truth3d": torch.cat([cars, torch.zeros(2, 2)], dim=1),
-    ...     "truth3d_image": torch.cat([image, torch.zeros(2, 2)], dim=1),
-    ...     "truth3d_offsets": torch.tensor([0, 2]),
+    ...     "kitti_truth": torch.cat([cars, torch.zeros(2, 2), image, torch.zeros(2, 2)], dim=1),
+    ...     "kitti_truth_offsets": torch.tensor([0, 2]),
     ...     "to_camera": torch.tensor([[[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]]]),
     ...     "sample_index": torch.tensor([0]),
     ... }
@@ -105,9 +136,17 @@ class KittiAp(Metric):
         overlaps: Literal["strict", "loose"] = "strict",
         min_overlap: Mapping[str, PositiveFraction] | None = None,
         min_overlap_image: Mapping[str, PositiveFraction] | None = None,
+        images: bool = True,
     ) -> None:
         self.class_names = tuple(class_names)
         self.overlaps = overlaps
+        self.images, self._rules = images, _RULES[images]
+        if not images:
+            if min_overlap_image:
+                raise ConfigError(
+                    "metrics.kitti_ap.min_overlap_image: nothing is compared in images: false; leave it out"
+                )
+            self.update = self._update_without_images  # type: ignore[method-assign, assignment]
         self._levels = _choose_levels(self.class_names, overlaps, min_overlap or {}, min_overlap_image or {})
 
     def new_state(self) -> State:
@@ -122,9 +161,8 @@ class KittiAp(Metric):
         detections3d: Tensor,
         detections3d_image: Tensor,
         detections3d_offsets: Tensor,
-        truth3d: Tensor,
-        truth3d_image: Tensor,
-        truth3d_offsets: Tensor,
+        kitti_truth: Tensor,
+        kitti_truth_offsets: Tensor,
         to_camera: Tensor,
         sample_index: Tensor,
     ) -> None:
@@ -132,24 +170,48 @@ class KittiAp(Metric):
         assert_scored(detections3d)
         detections = torch.cat([detections3d.double(), detections3d_image.double()], dim=1)
         append_rows(state, "detections", sample_index.repeat_interleave(detections3d_offsets.diff()), detections)
-        truths = torch.cat([truth3d.double(), truth3d_image.double()], dim=1)
-        append_rows(state, "truths", sample_index.repeat_interleave(truth3d_offsets.diff()), truths)
+        append_rows(state, "truths", sample_index.repeat_interleave(kitti_truth_offsets.diff()), kitti_truth)
         append_rows(state, "frames", sample_index, to_camera.double().flatten(1))
+
+    def _update_without_images(
+        self,
+        state: State,
+        *,
+        detections3d: Tensor,
+        detections3d_offsets: Tensor,
+        truth3d: Tensor,
+        truth3d_offsets: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """Add the frames of a batch, of which no image is known: as of a camera that stands in the scanner."""
+        unknown = detections3d.new_tensor(_NO_IMAGE, dtype=torch.float64)
+        KittiAp.update(
+            self,
+            state,
+            detections3d=detections3d,
+            detections3d_image=unknown[:5].expand(len(detections3d), -1),
+            detections3d_offsets=detections3d_offsets,
+            kitti_truth=torch.cat([truth3d.double(), unknown.expand(len(truth3d), -1)], dim=1),
+            kitti_truth_offsets=truth3d_offsets,
+            to_camera=unknown.new_tensor(FLAT_CAMERA[:3]).expand(len(sample_index), -1, -1),
+            sample_index=sample_index,
+        )
 
     def compute(self, state: State) -> dict[str, float]:
         """Compute the mean of each figure over the classes that have labels that count."""
         of_classes = [curves.figures() for curves in self._curves(state)]
         return {
-            f"{name}_{difficulty}": _mean([f[difficulty][name] for f in of_classes])
-            for name in _figure_names()
-            for difficulty in ("moderate", "easy", "hard")
+            f"{kind}_{recalls}_{difficulty}": _mean([f[difficulty][f"{kind}_{recalls}"] for f in of_classes])
+            for recalls in _RECALLS
+            for kind in self._rules.names
+            for difficulty in self._rules.ranked
         }
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """Return the AP of volumes at 40 recalls of every class, and its number of labels that are not ignored."""
         return {
             name: {
-                **{f"ap_3d_r40_{d}": curves.figures()[d]["ap_3d_r40"] for d in ("moderate", "easy", "hard")},
+                **{f"ap_3d_r40_{d}": curves.figures()[d]["ap_3d_r40"] for d in self._rules.ranked},
                 "count": int((curves.is_own & ~curves.is_ignored).sum()),
             }
             for name, curves in zip(self.class_names, self._curves(state), strict=True)
@@ -169,34 +231,30 @@ class KittiAp(Metric):
             for difficulty, figures in curves.figures().items()
         }
         levels = ", ".join(f"{name} {self._levels[name][0]:g}" for name in self.class_names)
+        without = "" if self.images else " without images: every label that is not ignored counts"
         about = {
-            "protocol": f"KITTI, overlaps of volumes and from above over {levels}",
+            "protocol": f"KITTI{without}, overlaps of volumes and from above over {levels}",
             "box_type": "3D",
             "num_boxes": int((~is_ignored).sum()),
             "num_ignored": int(is_ignored.sum()),
             "undefined": _list_undefined(bool((~is_ignored).any()), all_curves),
-            "remarks": list_remarks(KittiLabels(rows, *_image_columns(state))),
+            "remarks": list_remarks(KittiLabels(rows, *_image_columns(state)) if self.images else KittiLabels(rows)),
         }
         return {"scored_boxes_kitti": about, "by_difficulty": rows}
 
     def _curves(self, state: State) -> Iterator[_ClassCurves]:
         frames = _compare_frames(state)
         for number, name in enumerate(self.class_names):
-            yield _ClassCurves(frames, number, *self._levels[name])
+            yield _ClassCurves(frames, self._rules, number, *self._levels[name])
 
 
 def _list_undefined(has_labels: bool, curves: Sequence[_ClassCurves]) -> dict[str, str]:
     if not has_labels:
         return {"all": "no label counts"}
-    if not curves or curves[0].frames.has_angles:
+    if not curves or curves[0].frames.has_angles or "aos" not in curves[0].rules.names:
         return {}
-    names = [f"aos_{recalls}_{difficulty}" for recalls in _RECALLS for difficulty in ("moderate", "easy", "hard")]
+    names = [f"aos_{recalls}_{difficulty}" for recalls in _RECALLS for difficulty in curves[0].rules.ranked]
     return {", ".join(names): "a detection states no angle of observation (alpha)"}
-
-
-def _figure_names() -> list[str]:
-    kinds = ("ap_3d", "ap_bev", "ap_2d", "aos")
-    return [f"{kind}_{recalls}" for recalls in _RECALLS for kind in kinds]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -287,9 +345,9 @@ def _to_level_camera(boxes: np.ndarray, matrices: np.ndarray) -> np.ndarray:
 class _ClassCurves:
     """Labels and detections of one class, matched at every difficulty and kind of overlap."""
 
-    def __init__(self, frames: _Frames, number: int, level: float, level_image: float) -> None:
+    def __init__(self, frames: _Frames, rules: _Rules, number: int, level: float, level_image: float) -> None:
         groups = frames.groups
-        self.frames = frames
+        self.frames, self.rules = frames, rules
         self.levels = {"3d": level, "bev": level, "2d": level_image}
         self.is_own = groups.truths[:, TruthColumn.CLASS] == number
         self.is_ignored = groups.truths[:, TruthColumn.IS_IGNORED] > 0
@@ -299,9 +357,10 @@ class _ClassCurves:
     def figures(self) -> dict[str, dict[str, float]]:
         """Return difficulty → figure → value, NaN where no label counts."""
         if not self._figures:
-            for difficulty in DIFFICULTIES:
-                curves = {kind: self._match(difficulty, kind) for kind in KINDS}
-                named = {f"ap_{kind}": curve for kind, (curve, _) in curves.items()} | {"aos": curves["2d"][1]}
+            for difficulty in self.rules.difficulties:
+                curves = {kind: self._match(difficulty, kind) for kind in self.rules.kinds}
+                named = {f"ap_{kind}": curve for kind, (curve, _) in curves.items()}
+                named |= {"aos": curves["2d"][1]} if "aos" in self.rules.names else {}
                 self._figures[difficulty] = {
                     f"{kind}_{recalls}": math.nan if curve is None else float(curve[slots].mean())
                     for recalls, slots in _RECALLS.items()
@@ -311,7 +370,7 @@ class _ClassCurves:
 
     def count_labels(self, difficulty: str) -> dict[str, Any]:
         """Return how many labels count, the first reason of each other one, and the highest AP that is possible."""
-        rule, image = DIFFICULTIES[difficulty], self.frames.groups.truths[:, 9:]
+        rule, image = self.rules.difficulties[difficulty], self.frames.groups.truths[:, 9:]
         height = image[:, ImageColumn.BOTTOM] - image[:, ImageColumn.TOP]
         left = self.is_own & ~self.is_ignored
         why = {}
@@ -328,7 +387,7 @@ class _ClassCurves:
         return {"count": count, **ceilings, "not_counted": {reason: n for reason, n in why.items() if n}}
 
     def _states(self, difficulty: str) -> tuple[np.ndarray, np.ndarray]:
-        rule, groups = DIFFICULTIES[difficulty], self.frames.groups
+        rule, groups = self.rules.difficulties[difficulty], self.frames.groups
         detections, truths = groups.detections[:, 9:], groups.truths[:, 9:]
         heights = [rows[:, ImageColumn.BOTTOM] - rows[:, ImageColumn.TOP] for rows in (detections, truths)]
         is_hard = ~(heights[1] > rule.min_height_px) | (truths[:, ImageColumn.OCCLUDED] > rule.max_occluded)

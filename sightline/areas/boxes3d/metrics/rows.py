@@ -26,7 +26,7 @@ class TruthColumn:
 
 
 class ImageColumn:
-    """Columns of `detections3d_image` (5) and `truth3d_image` (7), NaN where not stated.
+    """Columns of `detections3d_image` (5), and of `kitti_truth` after those of `truth3d` (7), NaN where not stated.
 
     Left, top, right, bottom in pixels, and the angle of observation; of labels truncation and occlusion, too.
     """

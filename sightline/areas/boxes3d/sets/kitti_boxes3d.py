@@ -10,11 +10,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from sightline.areas.boxes3d.scored_frames import truth_rows
 from sightline.areas.boxes3d.sets.box_listing import ListedFrame
 from sightline.areas.boxes3d.sets.box_planning import plan_boxes, plan_frames
 from sightline.areas.boxes3d.sets.labelled_boxes3d import CloudReader, LabelledBoxes3d
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
+from sightline.contract.types import Sample, SampleKey
+from sightline.store.boxes3d.box_sample import CAMERA_FIELDS, make_camera_fields
 from sightline.store.boxes3d.box_table import BoxTable, ImageBoxes
 from sightline.store.boxes3d.kitti_objects import (
     DONT_CARE,
@@ -47,8 +50,9 @@ class KittiBoxes3d(LabelledBoxes3d):
 
     `crop: camera` leaves out points outside the image, where nothing is labelled. `classes` are those that samples
     have; a Van beside Car, and a Person_sitting beside Pedestrian, are neither targets nor background. DontCare regions
-    have no 3D box, and are in no sample. `tested` are beginnings of frame numbers; without them the lists of the source
-    decide, or the last `test_share` of the frames.
+    have no 3D box, and are no box of a sample. Samples have the camera of their frame and the labels of its file, as
+    KITTI's AP takes them. `tested` are beginnings of frame numbers; without them the lists of the source decide, or the
+    last `test_share` of the frames.
     Source: Geiger et al. 2012, Are we ready for autonomous driving?
     """
 
@@ -73,6 +77,15 @@ class KittiBoxes3d(LabelledBoxes3d):
             prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="frame"
         )
         super().__init__(prepared=prepared, split=split, parts=parts, classes=classes, remission=remission)
+        self.info = replace(self.info, fields={**self.info.fields, **CAMERA_FIELDS})
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Read one frame as new tensors, with the fields of its camera."""
+        calibration = self.calibration(key.index)
+        rows, image, _ = truth_rows(self.box_table(key.index), self._classes)
+        assert calibration.image_px is not None
+        camera = make_camera_fields(calibration, calibration.image_px, np.column_stack([rows, image]))
+        return {**super().__getitem__(key), **camera}
 
     @classmethod
     def plan(cls, root: Path, *, image_px: tuple[Count, Count] | None = None) -> PreparationPlan:
@@ -116,9 +129,10 @@ class KittiBoxes3d(LabelledBoxes3d):
         )
 
     def calibration(self, index: int) -> Calibration:
-        """Return the calibration of a frame."""
+        """Return the calibration of a frame, with the size of its image."""
         stored, row = self._locate(index)
-        return read_calibration(self._prepared.listing(stored).paths(row)[2])
+        width, height = map(int, self._prepared.row(stored, "image_size_px", row))
+        return read_calibration(self._prepared.listing(stored).paths(row)[2])._replace(image_px=(width, height))
 
     def _read_frame(self, files: Sequence[Path], stored: str, row: int) -> FramePoints:
         frame = super()._read_frame(files, stored, row)

@@ -18,12 +18,11 @@ from sightline.store.boxes3d.box_sample import BOX3D_FIELDS, make_sample3d
 from sightline.store.boxes3d.box_table import BoxTable
 from sightline.store.boxes3d.conversions import BoxCentre, BoxSize, YawSense, YawUnit, YawZero
 from sightline.store.boxes3d.count_test import OPTION_OF, format_reading
-from sightline.store.boxes3d.kitti_objects import Calibration, read_calibration
+from sightline.store.boxes3d.kitti_objects import Calibration, read_calibrations
 from sightline.store.boxes3d.label_formats import LABEL_SUFFIXES, find_format, read_labels
 from sightline.store.boxes3d.label_rows import list_classes, make_table
 from sightline.store.boxes3d.results import join_names, read_results
 from sightline.store.files.input_files import expand_home, list_files, natural_sort_key, read_file
-from sightline.store.prepared.prepared_set import describe_contents
 
 __all__ = ["Labels3d"]
 
@@ -59,7 +58,7 @@ class Labels3d(Dataset):
         if split != "test":
             raise ConfigError(f"labels3d: there is no split '{split}'; labels without clouds are only scored by: test")
         root = expand_home(labels)
-        self._cameras = {} if calibrations is None else _read_cameras(expand_home(calibrations))
+        self._cameras = {} if calibrations is None else read_calibrations(expand_home(calibrations))
         given = {"centre": box_centre, "size": box_size, "unit": yaw_unit, "sense": yaw_sense, "zero": yaw_zero}
         stated: dict[str, Any] = {part: value for part, value in given.items() if value is not None}
         cameras = {name: c.camera_of_velodyne for name, c in self._cameras.items()}
@@ -114,13 +113,6 @@ class Labels3d(Dataset):
     def calibration(self, index: int) -> Calibration | None:
         """Return the calibration of a frame, None without a folder of them."""
         return self._cameras.get(self._frames[index])
-
-
-def _read_cameras(folder: Path) -> dict[str, Calibration]:
-    files = list_files(folder, {".txt"}) if folder.is_dir() else []
-    if not files:
-        raise DataError(f"{folder}: {describe_contents(folder)}; KITTI's calibrations are needed, FRAME.txt for each")
-    return {file.stem: read_calibration(file) for file in files}
 
 
 def _read_list(path: Path) -> list[str]:
