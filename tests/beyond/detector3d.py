@@ -99,9 +99,10 @@ def _own_anchors(work: Path) -> None:
         assert abs(block["bottom"] - (own[:, 2] - own[:, 5] / 2).mean()) < 0.0051
     built = build(config, World())
     batch = built.data.train.reader([SampleKey(int(index), 0, 0) for index in built.data.train.indices])
-    context = built.job.task.context(built.job.model, batch)
+    task: Any = built.job.task
+    context = task.context(built.job.model, batch)
     assert not context["is_unmatched"].any()
-    anchors = built.job.task.anchors.boxes.numpy()
+    anchors = task.anchors.boxes.numpy()
     assert len(np.unique(anchors[:, :2], axis=0)) == 32 * 32
     kind = np.arange(len(anchors)) // 2 % len(SIZES)
     for frame, start in enumerate(batch["box_offsets"][:-1].tolist()):

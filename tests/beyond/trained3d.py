@@ -61,7 +61,7 @@ def _own_frames(work: Path) -> None:
     frames = [list_vehicles(frame) for frame in range(NUM_FRAMES)]
     boxes = np.concatenate([table for _, table in frames])
     reach = np.hypot(boxes[:, 3], boxes[:, 4])[:, None] / 2
-    network = sightline.load_run(run).model
+    network: Any = sightline.load_run(run).model
     for config in (prepare_vehicles(work), run):
         words = (*PARTS, f"data.root={work / 'set'}")
         data = sightline.load_data(config, "train", transforms="evaluate", overrides=words)
@@ -73,7 +73,7 @@ def _own_frames(work: Path) -> None:
             assert not sample["is_ignored"].any()
             assert len(sample["points"]) == len(make_cloud(table))
             assert torch.equal(sample["features"].unique(), torch.tensor([0.1, 0.5]))
-    low, high = np.array(network.grid.extent_m[:3]), np.array(network.grid.extent_m[3:])  # type: ignore[union-attr]
+    low, high = np.array(network.grid.extent_m[:3]), np.array(network.grid.extent_m[3:])
     assert (boxes[:, :2] - reach >= low[:2]).all()
     assert (boxes[:, :2] + reach <= high[:2]).all()
     assert (boxes[:, 2] - boxes[:, 5] / 2 > low[2]).all()
@@ -90,7 +90,7 @@ def _start(micro_batches: int) -> tuple[TrainingStep, QueuedStep]:
     words = (*_SMALL, *_PLAIN, f"train.micro_batches={micro_batches}")
     step = TrainingStep(read_config(_STREETS, words))
     model = step.job.model.eval()
-    model.train = lambda mode=True: model  # type: ignore[method-assign, assignment]
+    model.train = lambda mode=True: model  # type: ignore[method-assign]
     queued = step.run()
     read_values([queued])
     return step, queued
@@ -102,7 +102,7 @@ def _start(micro_batches: int) -> tuple[TrainingStep, QueuedStep]:
     "`train.micro_batches=4`",
 )
 def _micro_batches(work: Path) -> None:
-    """Four frames with other numbers of boxes: each loss is the mean of frames, whoever shares a pass with them."""
+    """Four frames with different numbers of boxes: each loss is the mean of frames, whoever shares a pass with them."""
     (whole, one), (divided, four) = _start(1), _start(4)
     assert (len(whole.micro_batches), len(divided.micro_batches)) == (1, 4)
     assert len({len(batch["boxes"]) for batch in divided.micro_batches}) > 1
