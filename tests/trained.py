@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from tests.boxes3d.vehicles import train_by_heart
 from tests.command import succeed
 from tests.data.clouds import modelnet_writers, shapenet_render_writers
 from tests.probe.contrast import THIN, train_thin
@@ -203,6 +204,7 @@ RUNS: dict[str, Callable[[Path], Path]] = {
     "rounded": train_rounded,
     "scenes": make_scenes,
     "searched": search_plain,
+    "vehicles": train_by_heart,
 }
 """Makes a run and what it needs, a plugin for example, in an empty folder; returns the run."""
 

@@ -31,12 +31,16 @@ def list_areas() -> list[str]:
 
 @cache
 def find_modules(kind: str) -> Mapping[str, str]:
-    """Return the module of each part of a kind by the part's name."""
+    """Return the module of each part of a kind by the part's name; of a name that rooms share, that of the last."""
+    return {name: module for module, names in list_modules(kind).items() for name in names.split()}
+
+
+def list_modules(kind: str) -> Mapping[str, str]:
+    """List the modules with parts of a kind and their names: rules of several rooms may have one code."""
     modules: dict[str, str] = {}
     for room in (*(f"areas.{area}" for area in list_areas()), *ROOMS):
         parts: Parts = getattr(importlib.import_module(f"sightline.{room}"), "PARTS", {})
-        for module, names in parts.get(kind, {}).items():
-            modules |= dict.fromkeys(names.split(), f"sightline.{room}.{module}")
+        modules |= {f"sightline.{room}.{module}": names for module, names in parts.get(kind, {}).items()}
     return modules
 
 

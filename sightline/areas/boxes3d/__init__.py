@@ -20,6 +20,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "models": {"pointpillars": "pointpillars"},
     "prediction_writers": {"prediction_writer": "Box3dWriter"},
     "predictors": {"predictor": "detect3d"},
+    "rules": {"rules": "anchor-coverage broken-boxes unmatched-boxes"},
     "scorings": {"scoring": "Box3dScoring"},
     "stages": {"stages": "BoxStages"},
     "tasks": {"task": "detect3d"},

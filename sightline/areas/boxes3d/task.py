@@ -112,7 +112,7 @@ class Detect3d(Supervised):
         """Give each anchor what it has to find: the `context_keys`."""
         boxes, offsets, is_ignored = batch["boxes"], batch["box_offsets"], batch["is_ignored"]
         anchors, assigner = self.get_anchors(boxes.device)
-        label = torch.where(self._is_within(boxes), widen_labels(batch["label"]), -1)
+        label = torch.where(self.is_within(boxes), widen_labels(batch["label"]), -1)
         assignments = assigner.assign_batch(anchors.priors, PaddedBoxes.from_rows(boxes, offsets, is_ignored, label))
         targets, matched, has_anchor = [], [], []
         for rows, assignment in zip(_slices(offsets), assignments, strict=True):
@@ -130,7 +130,7 @@ class Detect3d(Supervised):
             "is_unmatched": ~(torch.cat(has_anchor) | is_ignored | (label < 0)),
         }
 
-    def _is_within(self, boxes: Tensor) -> Tensor:
+    def is_within(self, boxes: Tensor) -> Tensor:
         """Return whether the centres of boxes (M, 7) lie inside of the extent, its faces included."""
         extent_m = self.grid.extent_m
         low, high = (send_list(corner, boxes.device, boxes.dtype) for corner in (extent_m[:3], extent_m[3:]))

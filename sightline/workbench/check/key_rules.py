@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.finding import Fault
+from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.rules import rule
 from sightline.engine.run_data import DataSubset
@@ -79,16 +79,20 @@ def joint_reads(run: Context, keyed_reads: list[KeyedReads]) -> list[JointRead]:
     return found
 
 
-def _find_difference(first: list[tuple[str, Batch]], second: list[tuple[str, Batch]]) -> tuple[str, str]:
-    """Return the first stage of two reads that differs, and its field; "" where they are equal."""
-    for number, ((name, one), (_, two)) in enumerate(zip(first, second, strict=True)):
+def _find_difference(first: list[tuple[str, Batch]], second: list[tuple[str, Batch]]) -> tuple[int, str]:
+    """Return the first stage of two reads that differs, 0 for the data set, and its field; "" where they are equal."""
+    for number, ((_, one), (_, two)) in enumerate(zip(first, second, strict=True)):
         for field in sorted(one):
             leaves = [
                 [as_bytes(tensor).tobytes() for _, tensor in array_leaves(each.get(field))] for each in (one, two)
             ]
             if leaves[0] != leaves[1]:
-                return f"the transform '{name}'" if number else "the data set", field
-    return "", ""
+                return number, field
+    return 0, ""
+
+
+def _name_stage(stages: list[tuple[str, Batch]], number: int) -> str:
+    return f"the transform '{stages[number][0]}'" if number else "the data set"
 
 
 @rule(
@@ -104,11 +108,11 @@ def data_mutation(keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
     The rule of a module reads three times, as its set may fill a cache, and compares what is stored.
     """
     for each in keyed_reads:
-        stage, field = _find_difference(*each.same)
-        if stage:
+        number, field = _find_difference(*each.same)
+        if field:
             measured, where = f"'{field}' differs", place(each.part, each.sample)
             yield Fault(
-                f"reading a sample changes it: {stage} edits what is stored",
+                f"reading a sample changes it: {_name_stage(each.later, number)} edits what is stored",
                 measured=measured,
                 where=where,
                 evidence={"field": field},
@@ -129,12 +133,68 @@ def own_generator(keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
     Samples of a module may differ from read to read: its rule looks for a global generator that a read seeds.
     """
     for each in keyed_reads:
-        stage, field = _find_difference(each.same[1], each.later)
-        if stage and not _find_difference(*each.same)[0]:
+        number, field = _find_difference(each.same[1], each.later)
+        if field and not _find_difference(*each.same)[1]:
             measured, where = f"'{field}' differs", place(each.part, each.sample)
+            stage = _name_stage(each.later, number)
             summary = f"{stage} draws from a generator of its own or a global one: a key gives other samples"
             yield Fault(summary, measured=measured, where=where, evidence={"field": field})
             return
+
+
+_OTHER_SEEDS = (1, 2)
+"""Added to the seed of a key: a flip by chance comes out alike for four samples and two of them once in 256."""
+
+
+class RedrawnRead(NamedTuple):
+    """Reads of an evaluated sample whose seeds differ: the first transform and field that do, "" for none."""
+
+    part: DataSubset
+    sample: int
+    transform: int
+    name: str
+    field: str
+
+
+@measure()
+def redrawn_reads(run: Context, keyed_reads: list[KeyedReads]) -> list[RedrawnRead]:
+    """Read evaluated samples with the random numbers of other seeds; what a set itself draws is left aside."""
+    found = []
+    for part, sample, (first, _), _ in (each for each in keyed_reads if each.part.split != "train"):
+        for other in _OTHER_SEEDS:
+            key = SampleKey(sample, 0, run.config.seed + other)
+            second = [(name, dict(batch)) for name, batch in part.reader.batch_stages(key)]
+            stage, field = _find_difference(first, second)
+            found.append(RedrawnRead(part, sample, stage - 1, first[stage][0], field))
+    return [each for each in found if each.transform >= 0 or not each.field]
+
+
+@rule(
+    "random-evaluation",
+    "warning",
+    "eval.protocol data.augment_target_mismatch",
+    holds="transforms of evaluation that draw no random numbers, but for views that are compared with each other",
+    do="take the transform out of transforms.evaluate, or make it choose without a draw, such as the first points",
+)
+def drawn_evaluation(redrawn_reads: list[RedrawnRead]) -> Iterator[Fault]:
+    """Compare evaluated samples of several seeds: figures would be those of the seed.
+
+    The rule of a module compares outputs of a model; transforms are of the run.
+    """
+    for part, sample, number, name, field in redrawn_reads:
+        if field and not _adds_views(part.reader, number):
+            yield Fault(
+                f"the transform '{name}' of evaluation draws random numbers: figures depend on the seed",
+                measured=f"'{field}' differs between seeds",
+                where=FindingLocation(dataset=part.split, sample=sample, config_path=f"transforms.evaluate.{number}"),
+                evidence={"field": field},
+            )
+            return
+
+
+def _adds_views(reader: BatchReader, number: int) -> bool:
+    """Return True if a transform makes further fields: views of a sample are drawn."""
+    return bool(getattr(getattr(reader.transforms.functions[number].function, "__self__", None), "adds", ()))
 
 
 @rule(
@@ -146,7 +206,7 @@ def own_generator(keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
 )
 def exchanged_rows(keyed_reads: list[KeyedReads], joint_reads: list[JointRead]) -> Iterator[Fault]:
     """Compare the rows of a batch with its samples read alone, ragged ones too, unlike a rule of loaders."""
-    if any(_find_difference(*each.same)[0] or _find_difference(each.same[1], each.later)[0] for each in keyed_reads):
+    if any(_find_difference(*each.same)[1] or _find_difference(each.same[1], each.later)[1] for each in keyed_reads):
         raise NotApplicableError("samples that change")
     for part, name, together, alone in joint_reads:
         wrong = [i for i, row in enumerate(together) if not _is_near(row, alone[i])]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.contract.pytree import ReadTrackingDict
 from sightline.contract.types import Batch
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
@@ -28,7 +29,7 @@ from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.store.loading.leaves import array_leaves
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.dry_run import forward_backward, isolated_copy
+from sightline.workbench.check.dry_run import forward_backward, isolated_copy, take_samples
 from sightline.workbench.check.sample_statistics import describe_sample
 from sightline.workbench.check.suite import gather_findings
 
@@ -70,10 +71,14 @@ def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, wor
 
 
 def explain_fault(error: Exception, job: TrainState) -> Finding | None:
-    """Explain a fault of a run, such as NaN predictions, by the learning rate; None if the weights have a usual size.
+    """Explain a fault of a run, such as NaN predictions, by data or by the learning rate; None if both are as usual.
 
-    Not every overflow shows in a gradient: distances and metrics refuse numbers that are not finite.
+    Not every overflow shows in a gradient: assigners, distances and metrics refuse numbers that are not finite. Where
+    the step's own data have one, it is named.
     """
+    data = attempt("reading", _find_in_step, {"job": job})
+    if isinstance(data, Origin):
+        return _build(job, data)
     reason = " ".join(str(error).split()).partition("; find where with")[0]
     finding = _build(job, _diagnose("fault", reason, reason=reason))
     explained = _blame_learning_rate(job, finding)
@@ -165,10 +170,18 @@ def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[
     return tracked.read if is_read else set(batch)  # if the step fails, every key is suspect
 
 
+def _find_in_step(job: TrainState) -> Origin | None:
+    """Read the batches of the step again, and return their first number that is not finite."""
+    micro_batches = map(job.stream.reader, job.stream.step_keys(job.step))
+    return next((found for batch in micro_batches if (found := _check_data(job, batch, {*batch})) is not None), None)
+
+
 def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Origin | None:
+    declared = getattr(job.stream.reader, "fields", {})
     for key in sorted(reads & batch.keys()):
         for leaf, tensor in array_leaves(batch[key], key):
-            position = _find_non_finite(tensor)
+            is_unknown = key in declared and declared[key].may_be_nan
+            position = _find_non_finite(torch.where(tensor.isnan(), 0, tensor) if is_unknown else tensor)
             if position is not None:
                 value, sample = float(tensor[position]), _find_sample(batch, tensor, position)
                 measured = f"{value} at {leaf}{list(position)}{_describe_sample(job, sample)}"
@@ -237,7 +250,12 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Origin |
         total, count = float(term.detach()), float(step.counts[name])
         if not math.isfinite(total) or not math.isfinite(count):
             measured, named = f"sum {total}, count {count}", f" '{name}'"
-            return _diagnose("loss", measured, name=named, total=total, evidence={"loss": name})
+            samples = _find_spoiling_samples(job, model, batch, device, name)
+            if samples:
+                listed = [_describe_sample(job, sample).removeprefix(" of ") for sample in samples]
+                measured += f"; it is of {join_some(listed, most=3)} alone, too"
+            sample = samples[0] if samples else None
+            return _diagnose("loss", measured, name=named, total=total, sample=sample, evidence={"loss": name})
     graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
     first_bad: list[Any] = []
     for node in set().union(*graphs.values()):
@@ -263,6 +281,25 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Origin |
         param=affected[0],
         evidence={"operation": operation, "loss": loss_name},
     )
+
+
+def _find_spoiling_samples(
+    job: TrainState, model: nn.Module, batch: Batch, device: torch.device, name: str
+) -> list[int]:
+    """Return the samples whose loss is not finite where each is a batch of its own, in evaluation mode."""
+    model = isolated_copy(model).eval()
+    found = []
+    for row, index in enumerate(batch.get("sample_index", ())):
+        asked = {"job": job, "model": model, "batch": take_samples(batch, batch, [row]), "device": device}
+        total = attempt("step", _compute_loss_sums, asked)
+        if not isinstance(total, MissingError) and not math.isfinite(float(total[name])):
+            found.append(int(index))
+    return found
+
+
+def _compute_loss_sums(job: TrainState, model: nn.Module, batch: Batch, device: torch.device) -> Mapping[str, Tensor]:
+    with torch.no_grad():
+        return single_batch_step(job.task, model, batch, device, job.precision).loss_sums(model)
 
 
 def _make_forward_origin(job: TrainState, batch: Batch, event: _Event) -> Origin:
@@ -331,11 +368,12 @@ def _describe_sample(job: TrainState, index: int | None) -> str:
 
 def _find_sample(batch: Mapping[str, Any], tensor: Tensor, position: tuple[int, ...]) -> int | None:
     """Return the sample index of an element of a batch tensor: by its row, or by the offsets of ragged fields."""
-    indices, offsets = batch.get("sample_index"), batch.get("offsets")
+    indices = batch.get("sample_index")
     if indices is None or not position:
         return None
     if len(tensor) == len(indices):
         return int(indices[position[0]])
-    if isinstance(offsets, Tensor) and len(tensor) == int(offsets[-1]):
-        return int(indices[int((offsets <= position[0]).sum()) - 1])
+    for offsets in (value for name, value in batch.items() if name.endswith("offsets")):
+        if isinstance(offsets, Tensor) and len(offsets) == len(indices) + 1 and len(tensor) == int(offsets[-1]):
+            return int(indices[int((offsets <= position[0]).sum()) - 1])
     return None

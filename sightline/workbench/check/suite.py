@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from sightline.config import RunConfig
-from sightline.contract.catalogue import find_modules
+from sightline.contract.catalogue import list_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 from sightline.doctor.causes import merge_findings
@@ -43,7 +43,7 @@ def all_rules() -> list[Rule]:
     They are in the order of the names of their modules: of two findings of one fault the first explains the other.
     """
     own = [module.name for module in pkgutil.walk_packages(importlib.import_module(_ROOM).__path__, f"{_ROOM}.")]
-    for module in (*own, *find_modules("rules").values()):
+    for module in (*own, *list_modules("rules")):
         importlib.import_module(module)
     return list_rules()
 
