@@ -72,7 +72,8 @@ def anchored(run: Any, detect3d: Detect3d) -> AnchoredBoxes:
         samples += batch["sample_index"].tolist()
         is_of_class = context["target"][..., None] == torch.arange(len(detect3d.class_names))
         positives.append(is_of_class.sum(dim=1))
-    return AnchoredBoxes(samples, *map(torch.cat, zip(*rows, strict=True)), torch.cat(positives))
+    frame, boxes, label, is_ignored, is_searched, best = map(torch.cat, zip(*rows, strict=True))
+    return AnchoredBoxes(samples, frame, boxes, label, is_ignored, is_searched, best, torch.cat(positives))
 
 
 def _collect(task: Detect3d, batch: Batch, *, first: int) -> tuple[Tensor, ...]:

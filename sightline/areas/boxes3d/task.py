@@ -196,7 +196,7 @@ class Detect3d(Supervised):
         """Draw the boxes of the first frame by the anchors that have to find them, and count those without any."""
         rows, seen = _slices(batch["box_offsets"])[0], _slices(batch["offsets"])[0]
         boxes, is_ignored = batch["boxes"][rows], batch["is_ignored"][rows]
-        label = torch.where(self._is_within(boxes), widen_labels(batch["label"][rows]), -1)
+        label = torch.where(self.is_within(boxes), widen_labels(batch["label"][rows]), -1)
         anchors, assigner = self.get_anchors(boxes.device)
         one = PaddedBoxes.from_rows(boxes, boxes.new_tensor([0, len(boxes)], dtype=torch.int64), is_ignored, label)
         [assignment] = assigner.assign_batch(anchors.priors, one)
