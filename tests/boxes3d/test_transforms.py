@@ -309,7 +309,7 @@ def test_pasted_boxes_keep_their_points_through_the_published_transforms() -> No
     for index in range(4):
         (_, before), *_, (_, after) = part.reader.batch_stages(SampleKey(index, 0, 0))
         rows = slice(before["boxes"].shape[1], None)
-        inside = torch.tensor(count_inside(after["points"], after["boxes"]))[rows]
+        inside = count_inside(after["points"], after["boxes"])[rows]
         assert bool((inside >= 0.95 * after["num_points"][0, rows]).all())
         num_pasted += len(inside)
     assert num_pasted > 10
@@ -336,7 +336,7 @@ def test_a_damaged_cloud_that_lends_objects_is_named(tmp_path: Path) -> None:
     splits = ["data.test_share=0.25", "data.validation_share=0.0"]
     reader = build(read_config(config, [paste_words, *splits]), World()).data.train.reader
     reader([SampleKey(0, 0, 0)])
-    damaged = tmp_path / "own/points/0001.npy"
+    damaged = tmp_path / "own/points/0002.npy"  # of the other training frame; 0001 chooses the checkpoint
     damaged.write_bytes(damaged.read_bytes()[:-64])
     with pytest.raises(DataError, match=re.escape(str(damaged))):
         reader([SampleKey(0, 0, 0)])
