@@ -14,4 +14,4 @@ __all__ = ["ALL", "TOYS"]
 
 TOYS: dict[str, Toy] = {**CLOUDS, **PAIRS, **GRIDS, **BOXES, **IMAGES}
 ALL: dict[str, Toy] = {**TOYS, **ASSIGNED, **SETS, **FEW_BOXES, **FRAMES}
-"""With those that differ in an assigner alone, have little or nothing to learn from, or batch norms that stand still."""
+"""With those that differ in an assigner alone, have little to learn from, or batch norms that stand still."""
