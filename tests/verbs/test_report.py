@@ -305,7 +305,7 @@ def test_mistakes_are_one_line(name: str, run: Path) -> None:
     assert expected in done.err
 
 
-@pytest.mark.parametrize("task", ["plain", "boxes3d", "detect", "pose", "lidar"])
+@pytest.mark.parametrize("task", ["plain", "detect", "pose", "lidar"])
 def test_samples_are_on_the_page_of_a_run_whose_data_are_at_hand(task: str, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     plugins = [word for path in (trained_run(task)).glob("plugins/*.py") for word in ("--plugin", path)]
