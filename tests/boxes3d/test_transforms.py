@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,22 @@ from sightline.areas.boxes3d.transforms import (
     paste,
     place_apart,
 )
+from sightline.config import read_config
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import SampleKey
+from sightline.engine.build import build
+from sightline.engine.distributed import World
 from sightline.ops.boxes.points_in_boxes import points_in_boxes
 from sightline.ops.points.rotations import axis_rotation
 from sightline.parts.transforms.moved_boxes import flip_boxes, scale_boxes, shift_boxes, turn_boxes, wrap_yaw
 from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Flip, Rotate, Scale, Translate
 from tests.boxes3d.golden import read
+from tests.boxes3d.small_streets import make_streets
 from tests.cases import run_each
+from tests.command import succeed
+from tests.data.boxes3d.box_writers import write_streets
 from tests.processes import ROOT
 
 STREETS = ROOT / "configs/boxes3d/synthetic_streets_pointpillars.yaml"
@@ -289,6 +297,49 @@ def test_objects_of_other_frames_stand_free_and_bring_their_points() -> None:
     )
     with pytest.raises(ConfigError, match="no class c; the classes are a, b"):
         PasteObjects(class_names=("a", "b"), counts={"c": 1})
+
+
+def test_pasted_boxes_keep_their_points_through_the_published_transforms() -> None:
+    """T12: at least 95 % of the points that were pasted with a box are in it when the network gets the frame."""
+    limit = "{name: limit_extent, extent_m: [-60, -60, -9, 60, 60, 9]}"
+    moves = "{name: flip, axes: [y]}, {name: rotate, max_angle_rad: 0.785}, {name: scale, low: 0.95, high: 1.05}"
+    paste_words = "{name: paste_objects, counts: {Car: 9, Pedestrian: 9, Cyclist: 9}, num_frames: 4}"
+    built = make_streets(f"transforms.train=[{paste_words}, {moves.replace('1.05', '1.05, isotropic: true')}, {limit}]")
+    part, num_pasted = built.data.train, 0
+    for index in range(4):
+        (_, before), *_, (_, after) = part.reader.batch_stages(SampleKey(index, 0, 0))
+        rows = slice(before["boxes"].shape[1], None)
+        inside = torch.tensor(count_inside(after["points"], after["boxes"]))[rows]
+        assert bool((inside >= 0.95 * after["num_points"][0, rows]).all())
+        num_pasted += len(inside)
+    assert num_pasted > 10
+
+
+def test_frames_need_no_difficulty_and_no_other_field_to_lend_objects() -> None:
+    """T12: there is no table of objects, so that a frame states what every frame with boxes has, and nothing else."""
+    needed = ("points", "boxes", "label", "is_ignored")
+    frame, other = ({name: make_frame(seed=seed)[name] for name in needed} for seed in (0, 1))
+    other = {**other, "boxes": other["boxes"] + 30 * torch.eye(7)[1], "points": other["points"] + 30 * torch.eye(3)[1]}
+    paste_objects = PasteObjects(class_names=("a", "b"), counts={"a": 9, "b": 9}, num_frames=1, min_points=1)
+    pasted = paste_objects(Draws.from_seed(0), lambda count: [other] * count, **frame)
+    assert pasted.keys() == {*needed}
+    assert pasted["boxes"].shape[1] > frame["boxes"].shape[1]
+
+
+def test_a_damaged_cloud_that_lends_objects_is_named(tmp_path: Path) -> None:
+    """T12: there is no file of objects; that of the frame, which changed after its preparation, is named."""
+    write_streets(tmp_path / "own", 4)
+    config = tmp_path / "own.yaml"
+    words = ("--from", tmp_path / "own", "--to", tmp_path / "set", "columns=[x, y, z, intensity]", "--config", config)
+    succeed("data", "prepare", "boxes3d_folder", *words)
+    paste_words = "transforms.train=[{name: paste_objects, counts: {Car: 3}, num_frames: 8}]"
+    splits = ["data.test_share=0.25", "data.validation_share=0.0"]
+    reader = build(read_config(config, [paste_words, *splits]), World()).data.train.reader
+    reader([SampleKey(0, 0, 0)])
+    damaged = tmp_path / "own/points/0001.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-64])
+    with pytest.raises(DataError, match=re.escape(str(damaged))):
+        reader([SampleKey(0, 0, 0)])
 
 
 def test_objects_move_with_their_points_and_do_not_meet() -> None:

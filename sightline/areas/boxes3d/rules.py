@@ -135,8 +135,8 @@ def misplaced_anchors(anchored: AnchoredBoxes, detect3d: Detect3d) -> Iterator[F
         yield Fault(
             f"the anchors of '{each.name}' are {abs(each.above_m):.2f} m {'above' if each.above_m > 0 else 'below'} "
             "its boxes",
-            measured=f"their bottom is at {each.bottom_m:.2f} m, that of {each.looked_at} at {each.ground_m:.2f} m: as of "
-            f"a sensor {-each.bottom_m:.2f} and of one {-each.ground_m:.2f} m above the ground; {each.reached}",
+            measured=f"their bottom is at {each.bottom_m:.2f} m, that of {each.looked_at} at {each.ground_m:.2f} m: as "
+            f"of a sensor {-each.bottom_m:.2f} and of one {-each.ground_m:.2f} m above the ground; {each.reached}",
             expected=f"a difference of at most {_MAX_OFF_M} m",
             action=f"set task.anchors.{each.name}.bottom={each.ground_m:.2f}",
             severity=None if len(off) == len(judged) else "note",

@@ -154,6 +154,26 @@ def test_in_a_loss(tmp_path: Path) -> None:
     built = with_losses(make(tmp_path), {"cross_entropy": LogOfZero(num_classes=12)})
     finding = explained(built, "loss", "loss.form")
     assert finding.evidence["loss"] == "cross_entropy"
+    keys = [key for micro in built.job.stream.step_keys(3) for key in micro]
+    assert finding.where.sample == keys[0].index, "all samples of the step are at fault"
+
+
+class LogOfClass(CrossEntropy):
+    """Infinite for the samples of class 3 alone."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return super().forward(logits=logits, label=label) - (label - 3).abs().log().sum()
+
+
+def test_a_loss_of_some_samples_names_them(tmp_path: Path) -> None:
+    built = with_losses(make(tmp_path), {"cross_entropy": LogOfClass(num_classes=12)})
+    finding = explained(built, "loss", "loss.form")
+    dataset = built.data.train.dataset
+    keys = [key for micro in built.job.stream.step_keys(3) for key in micro]
+    spoilt = [key.index for key in keys if int(dataset[key]["label"]) == 3]
+    assert 0 < len(spoilt) < len(keys)
+    assert finding.where.sample == spoilt[0]
+    assert f"it is of sample {spoilt[0]}" in finding.measured
 
 
 def test_in_the_backward_pass_of_a_module(tmp_path: Path) -> None:
