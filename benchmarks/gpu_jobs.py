@@ -418,7 +418,7 @@ def _compare_boxes3d(bench: Bench) -> Figures:
         batch = next(steps)[0]
     boxes, scores = _draw_boxes(batch["boxes"].float(), 200 if bench.is_tiny else 4000)
     expected = _measure_boxes3d(built, batch, boxes, scores, on_cpu.device)
-    with mock.patch.object(numba_kernels, "_has_numba", lambda: False):
+    with mock.patch.object(numba_kernels, "_has_numba", return_value=False):
         found = _measure_boxes3d(built, batch, boxes, scores, bench.device)
     return {"boxes": len(boxes), "kept": len(found["kept boxes"]), **agree(found, expected)}
 
@@ -433,10 +433,10 @@ def _draw_boxes(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _measure_boxes3d(
-    built: TrainingSetup, batch: Mapping[str, Any], boxes: Tensor, scores: Tensor, device: torch.device
+    built: TrainingSetup, batch: dict[str, Any], boxes: Tensor, scores: Tensor, device: torch.device
 ) -> dict[str, Tensor]:
     """Compute on a device what is compared: tables of whole numbers, and other numbers."""
-    batch, boxes, scores = to_device((dict(batch), boxes, scores), device)
+    batch, boxes, scores = to_device((batch, boxes, scores), device)
     model: Any = copy.deepcopy(built.job.model).to(device).train()
     limits = {"max_points": model.max_points, "max_pillars": model.max_pillars}
     points, offsets, grid = batch["points"], batch["offsets"], model.grid

@@ -339,7 +339,7 @@ def test_parts_that_are_not_the_network_are_refused(pillars: Any, monkeypatch: p
         return encode(encoder, tables, num_points, middles + 1e-3)
 
     monkeypatch.setattr(PillarEncoder, "encode_tables", shifted)
-    with pytest.raises(RunError, match="PointPillars.split_for_graph: its parts compute another 'logits' than"):
+    with pytest.raises(RunError, match=r"PointPillars\.split_for_graph: its parts compute another 'logits' than"):
         check_parts(network, batch)
 
 

@@ -296,9 +296,7 @@ class PointPillars(Model):
         placed = self._place(encoded, cells.flatten(0, 1), num_points.flatten(), frame, num_frames)
         return self.detect(placed)
 
-    def _join(
-        self, points: Tensor, features: Tensor | None, offsets: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _join(self, points: Tensor, features: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return packed points with their features (P, F), and offsets."""
         points, features, offsets = as_packed(points, features, offsets)
         values = points if features is None else torch.cat([points, features.to(points)], dim=1)

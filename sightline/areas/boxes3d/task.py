@@ -222,8 +222,8 @@ class Detect3d(Supervised):
         return (
             "boxes are decoded at the anchors, whose diagonal from above is d: x + d code 0, y + d code 1, "
             f"z + dz code 2, dx, dy, dz times exp of codes 3, 4, 5 of at most {MAX_LOG_RATIO:.5g}, yaw + code 6",
-            f"of their yaw, the half of the circle is that of the larger `direction`, 0 or 1: (yaw - {offset}) modulo pi "
-            f"+ {offset} + pi times it",
+            f"their yaw lies in the half of the circle of the larger `direction`, 0 or 1: (yaw - {offset}) modulo pi + "
+            f"{offset} + pi times it",
             f"scores are the sigmoid of `logits`; a box is of its highest class, from a score of {self._score:g} on",
             f"of the {self._before:,} highest-scoring boxes, those that a kept one of {of} overlaps from above by an "
             f"IoU of more than {self._iou_threshold:g} are dropped, and {self._most:,} are left",

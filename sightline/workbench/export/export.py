@@ -74,7 +74,8 @@ def export_run(
     check_parts(network, examples.batches[0])
     arranged = [values for batch in examples.batches for values in network.arrange(batch)]
     if nothing := network.arrange_nothing(examples.batches[0]):
-        arranged, examples = [*arranged, *nothing], examples._replace(source=f"{examples.source}, and one without points")
+        arranged += nothing
+        examples = examples._replace(source=f"{examples.source}, and one without points")
     inputs = [tuple(map(_to_float32, values)) for values in arranged]
     with torch.no_grad():
         outputs = tuple(network(*inputs[0]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.binding import AvailableKeys, bind
+from sightline.contract.errors import UserError
 from sightline.contract.model import Model, NetworkParts
 from sightline.contract.types import Batch
 from sightline.store.loading.transform_pipeline import NamedTransform
@@ -116,9 +117,8 @@ class GraphNetwork(nn.Module):
         Clouds of any size are thinned to `MAX_POINTS`, evenly: the plain forms inside hold a matrix of all pairs. The
         tables of a network that gathers points are of three samples each, the longest first.
         """
-        parts = get_parts(self.model)
-        if parts is not None:
-            return self._gather(parts, batch)
+        if (gathered := get_parts(self.model)) is not None:
+            return self._gather(gathered, batch)
         tensors = {name: torch.as_tensor(batch[name]) for name in self.names}
         if "offsets" not in batch or "points" not in tensors or tensors["points"].ndim == 3:
             return [tuple(tensors.values())]
@@ -153,7 +153,13 @@ class GraphNetwork(nn.Module):
             self._gather_once(parts, _take_samples(tensors, first, first + _GATHERED))
             for first in range(0, count, _GATHERED)
         ]
-        return sorted(groups, key=lambda tables: -tables[0].shape[1])
+        groups.sort(key=lambda tables: -tables[0].shape[1])
+        if groups[0][0].shape[1] < 2:  # which a recorded graph would take for a constant
+            raise UserError(
+                f"export: the samples have fewer than two {parts.rows} to record and check the file with; give files "
+                "with more points in the network's extent with --inputs"
+            )
+        return groups
 
     def _read_keys(self, parts: NetworkParts, batch: Batch) -> dict[str, Tensor]:
         return {name: torch.as_tensor(batch[name]) for name in self._bind(parts.gather)}
