@@ -59,11 +59,15 @@ class Lines(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """Picture to show: `pixels` (H, W, 3) uint8 RGB, a name that stays the same over a run, and a caption."""
+    """Picture to show: `pixels` (H, W, 3) uint8 RGB, a name that stays the same over a run, and a caption.
+
+    A picture that `is_drawing`, with fine lines, takes the full width of a page and loses nothing where it is kept.
+    """
 
     name: str
     pixels: np.ndarray
     caption: str = ""
+    is_drawing: bool = False
 
     def __post_init__(self) -> None:
         assert self.pixels.dtype == np.uint8, f"picture '{self.name}': {self.pixels.dtype}, must be uint8"

@@ -27,6 +27,10 @@ Line = Mapping[str, Any]
 Made = TypeVar("Made")
 
 
+CAPTIONS_FILE = "predictions/captions.json"
+"""Name of a picture of the last evaluation → its caption."""
+
+
 @dataclass(frozen=True)
 class ReportedRun:
     """Run as its folder describes it; None stands for a file that it does not have."""
@@ -41,6 +45,7 @@ class ReportedRun:
     sessions: Sequence[Mapping[str, Any]] = ()
     has_joints: bool = False
     examined: Mapping[str, Any] = field(default_factory=dict)
+    captions: Mapping[str, Any] = field(default_factory=dict)
 
     def training_facts(self) -> dict[str, Any]:
         """Return what the summary states of the training: task, data, model, and its length by `metrics.jsonl`."""
@@ -84,8 +89,11 @@ def read_reported_run(path: Path, name: str) -> ReportedRun:
     sessions = read_lines(path / "sessions.jsonl") if (path / "sessions.jsonl").exists() else []
     has_joints = (path / "facts.json").exists() and "joint_names" in load_document(path / "facts.json")
     examined = load_document(path / "checks.json") if (path / "checks.json").exists() else {}
+    captions = load_document(path / CAPTIONS_FILE) if (path / CAPTIONS_FILE).exists() else {}
     values = flatten_config(tree)
-    return ReportedRun(path, name, values, final, lines, findings, environment, sessions, has_joints, examined)
+    return ReportedRun(
+        path, name, values, final, lines, findings, environment, sessions, has_joints, examined, captions
+    )
 
 
 def _read_findings(path: Path) -> list[Any] | None:

@@ -38,6 +38,7 @@ from sightline.runs.lineage import LINEAGE_FILE, describe_lineage, describe_stag
 from sightline.runs.optimizer_state import optimizer_tensors, restore_optimizer
 from sightline.runs.random_states import get_rng_state, set_rng_state
 from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_records import CAPTIONS_FILE
 from sightline.runs.weights import load_weights, plain_state
 from sightline.training.progress import Progress
 from sightline.training.stop_request import StopRequest, StopRequestedError
@@ -407,9 +408,13 @@ class TrainingSession:
         except StopRequestedError:
             self.is_cut = True
             return None
+        captions = {}
         for picture in final.pictures:
             name = re.sub(r"[^\w .-]+", "_", picture.name)[:100].strip("._ ") or "picture"  # a plugin's may be anything
             self.directory.write_bytes(f"predictions/{name}.png", encode_png(picture.pixels))
+            captions[f"{name}.png"] = picture.caption
+        if captions:
+            self.directory.write_json(CAPTIONS_FILE, captions)
         if self.config.log.curves and self.directory.is_writer:
             self.directory.write_text(RESULTS_PICTURE, draw_runs([self.directory.path]))
         data = self.built.data

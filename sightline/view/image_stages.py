@@ -123,7 +123,10 @@ def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None)
         return
     optional_arguments = {} if pixels is None else select_arguments(show_targets, {"pixels": pixels})
     for stage, (pictures, figures) in show_targets(batch, **optional_arguments).items():
-        panels = tuple(ImagePanel(picture.name, picture.pixels, is_photo=True) for picture in pictures)
+        panels = tuple(
+            ImagePanel(picture.name, picture.pixels, is_photo=not picture.is_drawing, is_large=picture.is_drawing)
+            for picture in pictures
+        )
         text = "; ".join(f"{picture.name}: {picture.caption}" for picture in pictures)
         yield picture_stage(stage, text, panels, figures)
 

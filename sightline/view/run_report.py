@@ -167,7 +167,12 @@ def _make_error_table(run: ReportedRun) -> list[PageBlock]:
     score = (run.final or {}).get("worst_samples", {}).get("min_score")
     about = "AP50 gained is what mending this kind alone gives; count is of all scores." if len(columns) > 3 else ""
     about += "" if score is None else f" Behind worst samples is their number of errors from the score {score:.3g} on."
-    return [PageText("plain", [about]), PageTable(columns, [[*map(format_fact, row)] for row in rows])]
+    blocks: list[PageBlock] = [PageText("plain", [about.strip()])]
+    blocks.append(PageTable(columns, [[*map(format_fact, row)] for row in rows]))
+    if missed := (run.final or {}).get("missed_by"):
+        cells = [[name, format_fact(row["labels"]), format_fact(row["missed"])] for name, row in missed.items()]
+        blocks.append(PageTable(["missed labels", "count", "missed"], cells))
+    return blocks
 
 
 def _make_findings(run: ReportedRun) -> list[PageBlock]:
@@ -202,6 +207,7 @@ def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:
     """Make the pictures that the last evaluation drew, in order of their names, as many as fit into the bytes."""
     blocks: list[PageBlock] = []
     paths = sorted((run.path / "predictions").glob("*.png"))
+    captions = run.captions
     for number, path in enumerate(paths):
         pixels = read_image(path)
         max_bytes -= len(encode_picture(pixels))
@@ -210,7 +216,8 @@ def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:
                 f"{len(paths) - number} more pictures are in {run.path / 'predictions'}; the page would be too large."
             )
             return [*blocks, PageText("plain", [left_out])]
-        blocks.append(PageImage(pixels, path.stem.replace("_", " ")))
+        title, caption = path.stem.replace("_", " "), captions.get(path.name, "")
+        blocks.append(PageImage(pixels, f"{title}: {caption}" if caption else title))
     return blocks
 
 

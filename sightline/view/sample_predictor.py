@@ -15,7 +15,7 @@ from sightline.engine.device.numerics import Precision
 from sightline.engine.device.transfer import to_device
 from sightline.store.loading.batch_reader import BatchReader
 
-SHOWN = {"probabilities": "classes", "joints_mm": "joints"}
+SHOWN = {"probabilities": "classes", "joints_mm": "joints", "detections3d": "boxes in clouds"}
 """Predictions of a task that can be drawn, and what they are called."""
 
 

@@ -12,10 +12,13 @@ from torch import Tensor
 from sightline.areas.boxes3d.losses import AnchorBox, AnchorClass, AnchorDirection
 from sightline.areas.boxes3d.metrics.boxes3d_errors import Boxes3dErrors
 from sightline.areas.boxes3d.pointpillars import PointPillars
+from sightline.areas.boxes3d.stages import BoxStages
 from sightline.areas.boxes3d.task import Detect3d
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
+from sightline.contract.types import DataInfo
 from sightline.ops.boxes.codes import encode_deltas3d
+from sightline.view.sample_predictor import SamplePredictor
 from tests.boxes3d.golden import EXTENT, KITTI
 
 NAMES = tuple(KITTI)
@@ -30,6 +33,54 @@ def make_task(**arguments: Any) -> Detect3d:
     return Detect3d(
         model=network, losses=losses, batch_keys=AvailableKeys("the set", KEYS), output_keys=outputs, **given
     )
+
+
+def test_boxes_are_shown_by_the_anchors_that_find_them() -> None:
+    """Of two cars in one place an anchor has to find the first; the long box overlaps the best anchor too little.
+
+    That one lies within its length, so that they share 3.9 m by what their widths share.
+    """
+    task = make_task()
+    cars = torch.tensor(
+        [[4.0, 3.0, -1, 3.9, 1.6, 1.5, 0], [4.0, 3.0, -1, 3.9, 1.6, 1.5, 0], [5.0, -2, -1, 9, 1.6, 1, 0]]
+    )
+    batch = make_batch(cars, torch.zeros(3, dtype=torch.long))
+    batch |= {"points": cars[:, :3], "offsets": torch.tensor([0, 3])}
+    [picture], report = task.show_targets(batch)["anchors"]
+    row = report["anchors"]["Car"]
+    assert (row["boxes"], row["without_anchor"], row["below_positive"]) == (3, 1, 1)
+    assert int(task.context(torch.nn.Identity(), batch)["is_unmatched"].sum()) == 1
+    lines = task.anchors.boxes[(task.anchors.label == 0) & (task.anchors.boxes[:, 6] == 0), 1]
+    shared = 3.9 * float((1.6 - (lines + 2).abs()).max())
+    assert row["least_overlap"] == pytest.approx(shared / (9 * 1.6 + 3.9 * 1.6 - shared), abs=1e-6)
+    assert "1 without an anchor, 1 found by the best anchor alone" in picture.caption
+
+
+def test_what_is_found_is_said_and_drawn() -> None:
+    """A car and a reversed cyclist are found, a pedestrian is missed, and a second car scores too little."""
+    task, batch = make_task(), make_batch()
+    found = torch.cat([BOXES[[0, 0, 2]], torch.tensor([[0.9, 0], [0.2, 0], [0.8, 2]])], dim=1)
+    found[2, 6] += math.pi
+    truth = torch.cat([BOXES, LABELS[:, None], torch.zeros(3, 1)], dim=1)
+    predictions = {"detections3d": found, "truth3d": truth}
+    predictions |= {f"{name}_offsets": torch.tensor([0, 3]) for name in ("detections3d", "truth3d")}
+    seen = {**batch, "points": BOXES[:, :3], "offsets": torch.tensor([0, 3])}
+    [picture] = task.show(seen, predictions)
+    assert picture.caption == (
+        "2 of 3 labels found; errors: 1 reversed, 1 missed; 1 below the score 0.3 not drawn, up to 0.2"
+    )
+    stages = BoxStages(seen, DataInfo({}, {}, {}), {"class_names": NAMES, "up_axis": "z"})
+    predictor = SamplePredictor(torch.nn.Identity(), task, None, None, torch.device("cpu"), 0.1)  # type: ignore[arg-type]
+    stage, figures = stages.prediction_stages([stages.raw_stage(seen)], seen, predictions, predictor)
+    assert (figures["found"], figures["double"], figures["not_drawn"]) == (2, 1, 0)
+    assert {each.name: each.num_objects for each in stage.skeletons} == {
+        "labels: Car": 1,
+        "labels: Pedestrian": 1,
+        "labels: Cyclist": 1,
+        "predicted: Car": 2,
+        "predicted: Cyclist": 1,
+    }
+    assert stage.panels[0].pixels.shape[2] == 3
 
 
 BOXES = torch.tensor(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from sightline.view.skeletons import JointFigure
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-__all__ = ["draw_from_above", "list_box_figures", "list_corners"]
+__all__ = ["BoxLayer", "draw_from_above", "draw_layers", "list_box_figures", "list_corners"]
 
 _LONGER_PX, _MAX_PX_PER_M = 1200, 24.0
 """Longer side of a picture, and its largest scale."""
@@ -32,19 +33,54 @@ _RING_STEPS_M = (5, 10, 20, 50, 100)
 _UNNAMED = "region of no class"
 
 
-def draw_from_above(points: np.ndarray, table: BoxTable, predictions: BoxTable | None = None) -> np.ndarray:
-    """Draw a frame from above, x to the right and y up: points (N, 3), its boxes, and predicted ones, (H, W, 3) uint8.
+@dataclass(frozen=True, eq=False)
+class BoxLayer:
+    """Boxes (M, 7) of a picture from above, each with its color and a caption, dashed or not; with their `legend`."""
 
-    Points are the darker the higher they are. An arrow shows where a box heads. Boxes have the colour of their class,
-    ignored ones are grey and dashed; next to predictions, which carry their scores, labels are dark. The sensor is the
-    triangle at the origin, with rings at its distances. The picture covers all boxes near points and nine tenths of
-    the points along either axis; the legend counts boxes of each class, and those that lie outside or are not finite.
+    boxes: np.ndarray
+    colors: Sequence[Color]
+    captions: Sequence[str]
+    is_dashed: np.ndarray
+    legend: Sequence[tuple[str, Color]] = ()
+
+    @classmethod
+    def from_table(cls, table: BoxTable, *, word: str = "", color: Color | None = None) -> BoxLayer:
+        """Make a layer of a table, captioned by scores; `word` leads the classes in the legend.
+
+        Boxes have the colour of their class and ignored ones are grey and dashed; with a `color` all have it, and one
+        entry of the legend.
+        """
+        labels = np.where(table.is_ignored, -1, table.label)
+        colors: list[Color] = [tuple(each) for each in label_colors(labels).tolist()] if color is None else []
+        captions = ["" if np.isnan(score) else f"{score:.2f}" for score in table.score.tolist()]
+        legend = [(f"{word}  {len(table)}", color)] if color is not None else _count_classes(table, colors, word)
+        if color is not None and (num_ignored := int(table.is_ignored.sum())):
+            legend = [(f"{word}  {len(table) - num_ignored}, and {num_ignored} ignored (dashed)", color)]
+        return cls(table.boxes, colors or [color or INK] * len(table), captions, table.is_ignored, legend)
+
+
+def draw_from_above(points: np.ndarray, table: BoxTable, predictions: BoxTable | None = None) -> np.ndarray:
+    """Draw a frame from above (`draw_layers`): its boxes in the colours of their classes, ignored ones grey and dashed.
+
+    Next to predictions, which have the colours of their classes and carry their scores, all labels are dark.
+    """
+    if predictions is None:
+        return draw_layers(points, [BoxLayer.from_table(table)])
+    labels = BoxLayer.from_table(table, word="labels", color=INK)
+    return draw_layers(points, [labels, BoxLayer.from_table(predictions, word="predicted ")])
+
+
+def draw_layers(points: np.ndarray, layers: Sequence[BoxLayer]) -> np.ndarray:
+    """Draw a frame from above, x to the right and y up: points (N, 3) and boxes, the last on top, (H, W, 3) uint8.
+
+    Points are the darker the higher they are. An arrow shows where a box heads. The sensor is the triangle at the
+    origin, with rings at its distances. The picture covers all boxes near points and nine tenths of the points along
+    either axis; the legend also counts boxes that lie outside or are not finite.
     """
     from PIL import Image, ImageDraw
 
     points = points[np.isfinite(points).all(axis=1)]
-    tables = [table] if predictions is None else [table, predictions]
-    low, high = _choose_window(points, tables)
+    low, high = _choose_window(points, [layer.boxes for layer in layers])
     scale = min(_LONGER_PX / (high - low).max(), _MAX_PX_PER_M) * _SHARPNESS
     width, height = (np.ceil((high - low) * scale / _SHARPNESS).astype(int) * _SHARPNESS).tolist()
 
@@ -59,18 +95,17 @@ def draw_from_above(points: np.ndarray, table: BoxTable, predictions: BoxTable |
     draw = ImageDraw.Draw(canvas)
     _draw_sensor(draw, to_pixels)
     legend: list[tuple[str, Color]] = []
-    for index, boxes in enumerate(tables):
-        is_dark = predictions is not None and index == 0
-        is_seen = _mask_seen(boxes, low, high)
-        colors = [INK if is_dark else color for color in _list_colors(boxes)]
-        corners, heads = list_corners(boxes.boxes), _list_heads(boxes.boxes, least_m=10 * _SHARPNESS / scale)
-        for row in np.flatnonzero(is_seen)[np.argsort(~boxes.is_ignored[is_seen], kind="stable")].tolist():
-            style = (colors[row], boxes.is_ignored[row])
+    for layer in layers:
+        is_seen = _mask_seen(layer.boxes, low, high)
+        corners, heads = list_corners(layer.boxes), _list_heads(layer.boxes, least_m=10 * _SHARPNESS / scale)
+        for row in np.flatnonzero(is_seen)[np.argsort(~layer.is_dashed[is_seen], kind="stable")].tolist():
+            style = (layer.colors[row], layer.is_dashed[row])
             _draw_box(draw, to_pixels(corners[row, :4]), to_pixels(heads[row]), *style)
-            if not np.isnan(boxes.score[row]):
-                _draw_text(draw, f"{boxes.score[row]:.2f}", to_pixels(corners[row, :4]).min(axis=0), colors[row])
-        word = "" if predictions is None else "predicted " if index else "labels"
-        legend += _list_legend(boxes, is_seen, word)
+            if layer.captions[row]:
+                place = to_pixels(corners[row, :4]).min(axis=0)
+                _draw_text(draw, layer.captions[row], place, layer.colors[row])
+        num_outside = int((~is_seen).sum())
+        legend += [*layer.legend, *([(f"outside of the picture  {num_outside}", _PAPER)] if num_outside else [])]
     small = np.asarray(canvas.resize((width // _SHARPNESS, height // _SHARPNESS), Image.Resampling.BOX))
     below = draw_legend(legend, small.shape[1])
     return np.concatenate([small, below])
@@ -86,10 +121,10 @@ def list_corners(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.stack([x, y, np.broadcast_to(z, x.shape)], axis=2) for z in heights], axis=1)
 
 
-def list_box_figures(table: BoxTable) -> tuple[JointFigure, ...]:
+def list_box_figures(table: BoxTable, *, word: str = "boxes", color: Color | None = None) -> tuple[JointFigure, ...]:
     """Return the edges of the boxes as figures for the turning cloud, one per class and one of all that are ignored.
 
-    A line from the middle of a box leads out of its front.
+    A line from the middle of a box leads out of its front. Names begin with `word`; `color` replaces that of classes.
     """
     boxes = table.boxes
     ends = np.concatenate([boxes[:, None, :3], _list_heads(boxes, least_m=0.8)[:, 2:]], axis=1)
@@ -102,10 +137,10 @@ def list_box_figures(table: BoxTable) -> tuple[JointFigure, ...]:
         name = "ignored" if group == -2 else name_class(group, table.class_names) or _UNNAMED
         bones = tuple((10 * box + a, 10 * box + b) for box in range(len(rows)) for a, b in _EDGES)
         places = joints[rows].reshape(-1, 3)
-        color = label_colors(np.array(max(group, -1)))
+        shown = label_colors(np.array(max(group, -1))) if color is None else np.array(color, dtype=np.uint8)
         figures.append(
             JointFigure(
-                *(f"boxes: {name}", places, np.ones(len(places), dtype=bool), bones, color),
+                *(f"{word}: {name}", places, np.ones(len(places), dtype=bool), bones, shown),
                 num_objects=len(rows),
             )
         )
@@ -131,9 +166,9 @@ def _list_heads(boxes: np.ndarray, *, least_m: float) -> np.ndarray:
     return np.stack([front + left * base, front - left * base, front + ahead * length], axis=1)
 
 
-def _choose_window(points: np.ndarray, tables: list[BoxTable]) -> tuple[np.ndarray, np.ndarray]:
+def _choose_window(points: np.ndarray, layers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Choose the lowest and the highest x and y of the picture: around boxes near points, most points, the origin."""
-    corners = np.concatenate([list_corners(table.boxes[np.isfinite(table.boxes).all(axis=1)]) for table in tables])
+    corners = np.concatenate([list_corners(boxes[np.isfinite(boxes).all(axis=1)]) for boxes in layers])
     corners = corners.reshape(-1, 3)[:, :2]
     if len(points):
         far = np.quantile(points[:, :2], (0.001, 0.999), axis=0) + np.array([[-10.0], [10.0]])
@@ -145,29 +180,19 @@ def _choose_window(points: np.ndarray, tables: list[BoxTable]) -> tuple[np.ndarr
     return low - more, high + more
 
 
-def _mask_seen(table: BoxTable, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    middle = table.boxes[:, :2]
-    return np.isfinite(table.boxes).all(axis=1) & ((middle >= low) & (middle <= high)).all(axis=1)
+def _mask_seen(boxes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    middle = boxes[:, :2]
+    return np.isfinite(boxes).all(axis=1) & ((middle >= low) & (middle <= high)).all(axis=1)
 
 
-def _list_colors(table: BoxTable) -> list[Color]:
-    labels = np.where(table.is_ignored, -1, table.label)
-    return [tuple(color) for color in label_colors(labels).tolist()]
-
-
-def _list_legend(table: BoxTable, is_seen: np.ndarray, word: str) -> list[tuple[str, Color]]:
-    """List the legend's entries of a table: the number of boxes per class, of ignored ones, and of those outside.
-
-    `word` leads the classes; all `labels` next to predictions have one entry.
-    """
-    groups, colors = np.where(table.is_ignored, -2, table.label), _list_colors(table)
-    entries: list[tuple[str, Color]] = [(f"labels  {len(table)}", INK)] if word == "labels" else []
-    for group in sorted(set(groups.tolist()), key=lambda group: (group < 0, group)) if not entries else ():
+def _count_classes(table: BoxTable, colors: Sequence[Color], word: str) -> list[tuple[str, Color]]:
+    """List the legend's entries of a table: the number of boxes per class, and of ignored ones."""
+    groups, entries = np.where(table.is_ignored, -2, table.label), []
+    for group in sorted(set(groups.tolist()), key=lambda group: (group < 0, group)):
         rows = np.flatnonzero(groups == group)
         name = "ignored" if group == -2 else name_class(group, table.class_names) or _UNNAMED
         entries.append((f"{word}{name}  {len(rows)}", colors[rows[0]]))
-    num_outside = int((~is_seen).sum())
-    return [*entries, (f"outside of the picture  {num_outside}", _PAPER)] if num_outside else entries
+    return entries
 
 
 def _draw_points(pixels: np.ndarray, places: np.ndarray, heights: np.ndarray) -> np.ndarray:

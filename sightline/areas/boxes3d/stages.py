@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from sightline.areas.boxes3d.pictures import draw_from_above, list_box_figures
-from sightline.contract.types import Sample
+from sightline.areas.boxes3d.predicted_frames import SHOWN_SCORE, read_frame
+from sightline.contract.types import Batch, Sample
 from sightline.draw.boxes import name_class
+from sightline.draw.pictures import INK
 from sightline.ops import points_in_boxes
 from sightline.store.boxes3d.box_sample import read_table
 from sightline.store.boxes3d.box_table import BoxTable
 from sightline.view.cloud_stages import CloudStages
 from sightline.view.panels import ImagePanel
+from sightline.view.sample_predictor import SamplePredictor
 from sightline.view.stages import ClassColoring, Stage
 
 
@@ -33,6 +37,29 @@ class BoxStages(CloudStages):
     def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
         """Build the stage of the cloud and its boxes after a transform."""
         yield self._add_boxes(self._cloud(stage, _without_boxes(sample)), sample)
+
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]:
+        """Build the stage of the cloud with predicted boxes beside the labels, which are dark."""
+        if "detections3d" not in predictions:
+            return super().prediction_stages(clouds, batch, predictions, predictor)
+        score = SHOWN_SCORE if predictor.score is None else predictor.score
+        frame = read_frame(predictions, tuple(self.facts.get("class_names", ())), score=score)
+        points = np.asarray(clouds[-1].points, dtype=np.float32)
+        figures = {**frame.counts, "score": score, "not_drawn": frame.num_hidden}
+        stage = replace(
+            clouds[-1],
+            stage="prediction",
+            description=frame.description,
+            skeletons=(
+                *list_box_figures(frame.labels, word="labels", color=INK),
+                *list_box_figures(frame.found, word="predicted"),
+            ),
+            panels=(ImagePanel("from above", draw_from_above(points, frame.labels, frame.found), is_large=True),),
+            figures=figures,
+        )
+        return stage, figures
 
     def _add_boxes(self, stage: Stage, sample: Sample) -> Stage:
         names = tuple(self.facts.get("class_names", ()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sightline.areas.boxes3d.anchor_pictures import show_anchors
 from sightline.areas.boxes3d.anchors import (
     DIRECTION_OFFSET,
     AnchorAssigner,
@@ -22,6 +23,7 @@ from sightline.areas.boxes3d.anchors import (
 )
 from sightline.areas.boxes3d.grid import PillarGrid
 from sightline.areas.boxes3d.pictures import draw_from_above
+from sightline.areas.boxes3d.predicted_frames import SHOWN_SCORE, read_frame
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, Probability
 from sightline.contract.binding import AvailableKeys
@@ -41,7 +43,7 @@ from sightline.store.boxes3d.box_sample import CAMERA_FIELDS, list_calibrations
 from sightline.store.boxes3d.box_table import make_box_table
 from sightline.store.boxes3d.image_boxes import project_boxes
 
-_SHOWN_SCORE, _NEAR_M = 0.3, 2.0
+_NUM_SHOWN, _NEAR_M = 3, 2.0
 
 
 @registry.tasks.add("detect3d")
@@ -179,25 +181,33 @@ class Detect3d(Supervised):
             chosen = box3d_nms(boxes, highest, self._iou_threshold, labels, max_candidates=self._before)[: self._most]
         return torch.cat([boxes[chosen], highest[chosen, None].to(boxes), label[chosen, None].to(boxes)], dim=1)
 
-    def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
-        """Draw the first frame of a batch from above, with its labels and the boxes of a good score."""
+    def show(self, batch: Batch, predictions: Mapping[str, Any], *, score: float = SHOWN_SCORE) -> list[Picture]:
+        """Draw the first frames of a batch from above, with their labels and the boxes from a `score` on."""
         if "boxes" not in batch:
             return []
-        points = batch["points"][: read_list(batch["offsets"])[1]].float().cpu().numpy()
-        found, truth = self._read_first(predictions)
-        found = found[found[:, 7] >= _SHOWN_SCORE]
-        labels = make_box_table(truth[:, :7], truth[:, 7], self.class_names, is_ignored=truth[:, 8] > 0)
-        boxes = make_box_table(found[:, :7], found[:, 8], self.class_names, score=found[:, 7])
-        caption = f"{len(boxes)} boxes with a score of {_SHOWN_SCORE} or more, {int((truth[:, 8] == 0).sum())} labels"
-        return [Picture("predictions", draw_from_above(points, labels, boxes), caption)]
+        pictures = []
+        for index, rows in enumerate(_slices(batch["offsets"])[:_NUM_SHOWN]):
+            frame = read_frame(predictions, self.class_names, index=index, score=score)
+            drawn = draw_from_above(batch["points"][rows].float().cpu().numpy(), frame.labels, frame.found)
+            pictures.append(Picture(f"predictions_{index}", drawn, frame.description))
+        return pictures
 
-    def _read_first(self, predictions: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the detections (D, 9) and truths (T, 9) of the first frame."""
-        tables = []
-        for name in ("detections3d", "truth3d"):
-            last = read_list(predictions[f"{name}_offsets"])[1]
-            tables.append(predictions[name][:last].double().cpu().numpy())
-        return tables[0], tables[1]
+    def show_targets(self, batch: Batch) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
+        """Draw the boxes of the first frame by the anchors that have to find them, and count those without any."""
+        rows, seen = _slices(batch["box_offsets"])[0], _slices(batch["offsets"])[0]
+        boxes, is_ignored = batch["boxes"][rows], batch["is_ignored"][rows]
+        label = torch.where(self._is_within(boxes), widen_labels(batch["label"][rows]), -1)
+        anchors, assigner = self.get_anchors(boxes.device)
+        one = PaddedBoxes.from_rows(boxes, boxes.new_tensor([0, len(boxes)], dtype=torch.int64), is_ignored, label)
+        [assignment] = assigner.assign_batch(anchors.priors, one)
+        table = make_box_table(
+            boxes.double().cpu().numpy(), label.cpu().numpy(), self.class_names, is_ignored=is_ignored.cpu().numpy()
+        )
+        on_cpu = self.get_anchors(torch.device("cpu"))
+        picture, report = show_anchors(
+            batch["points"][seen].float().cpu().numpy(), table, *on_cpu, assignment.matched.cpu()
+        )
+        return {"anchors": ([picture], {"anchors": report})}
 
     def hardness(self, batch: Batch, predictions: Mapping[str, Any]) -> Tensor:
         """Count for each frame (B,) the labels without a detection of their class within 2 m, and detections without.
@@ -209,7 +219,7 @@ class Detect3d(Supervised):
         spans = (_slices(predictions[f"{name}_offsets"]) for name in ("detections3d", "truth3d"))
         for of_found, of_truth in zip(*spans, strict=True):
             found, own = detections[of_found], truth[of_truth]
-            found, own = found[found[:, 7] >= _SHOWN_SCORE], own[own[:, 8] == 0]
+            found, own = found[found[:, 7] >= SHOWN_SCORE], own[own[:, 8] == 0]
             is_near = (torch.cdist(found[:, :2], own[:, :2]) < _NEAR_M) & (found[:, 8, None] == own[:, 7])
             counts.append((~is_near.any(dim=0)).sum() + (~is_near.any(dim=1)).sum())
         return torch.stack(counts).double()

@@ -118,7 +118,7 @@ class Boxes3dAp(Box3dRows):
             "num_boxes": num_boxes,
             "num_ignored": int(is_ignored.sum()),
             "undefined": (
-                {name: "no detection is within 2 m of a label" for name in unpaired}
+                ({", ".join(unpaired): "no detection is within 2 m of a label"} if unpaired else {})
                 if num_boxes
                 else {"all": "no label counts"}
             ),

@@ -98,14 +98,28 @@ class Boxes3dErrors(Metric):
         return {f"error_{kind}": share if is_any else float("nan") for kind, share in shares.items()}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """Return `box_errors`, the counts of each kind, and `missed_by`, labels by distance and by number of points."""
+        """Return `scored_boxes_errors`, counts of labels and reasons of NaN figures; `box_errors`, and `missed_by`.
+
+        These are the counts of each kind, and labels by distance and by number of points.
+        """
         errors = self._classify(state)
         counts = {kind: int((errors.kind[errors.is_counted] == number).sum()) for number, kind in enumerate(KINDS)}
         counts["reversed"] = int(errors.is_reversed[errors.is_counted].sum())
         counts["missed"] = int(errors.is_missed.sum())
         truths = errors.groups.truths
         distance = np.hypot(truths[:, 0], truths[:, 1])
+        reason = f"no detection that counts has a score of {self.score:g} or more"
+        is_found = {"error_" + ", error_".join(kind for kind in KINDS if kind != "missed"): reason}
+        num_real = int(errors.is_real.sum())
+        about = {
+            "protocol": f"errors of detections from the score {self.score:g} on",
+            "box_type": "3D",
+            "num_boxes": num_real,
+            "num_ignored": len(truths) - num_real,
+            "undefined": {"all": "no label counts"} if not num_real else {} if errors.is_counted.any() else is_found,
+        }
         return {
+            "scored_boxes_errors": about,
             "box_errors": {kind: {"counted": count} for kind, count in counts.items()},
             "missed_by": {
                 **_count_by(distance, _DISTANCES_M, "m", errors),
