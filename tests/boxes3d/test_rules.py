@@ -164,10 +164,11 @@ def test_a_slope_is_no_sensor() -> None:
 # --- T9 in a training, and T8 before it -------------------------------------------------------------------------------
 
 SPOILT = {
-    "an intensity that is no number": ("remission", (5, 0), torch.nan, "data.corrupt_sample"),
-    "a box that is infinitely far": ("boxes", (0, 0), torch.inf, "data.corrupt_sample"),
-    "a box without a known length": ("boxes", (0, 3), torch.nan, "data.corrupt_sample"),
+    "an intensity that is no number": ("remission", (5, 0), torch.nan, "features"),
+    "a box that is infinitely far": ("boxes", (0, 0), torch.inf, "boxes"),
+    "a box without a known length": ("boxes", (0, 3), torch.nan, "boxes"),
 }
+"""Field, place and number of a frame of the second epoch, and the key of the batch that is named."""
 
 
 @pytest.mark.parametrize("name", SPOILT)
@@ -175,7 +176,7 @@ def test_a_training_ends_at_the_frame_that_spoils_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frame is sound in the first epoch; what is kept, also as the best, is of that one."""
-    field, place, value, cause = SPOILT[name]
+    field, place, value, key_of_batch = SPOILT[name]
     read = SyntheticStreets3d.__getitem__
 
     def read_spoilt(self: SyntheticStreets3d, key: SampleKey) -> Sample:
@@ -188,8 +189,8 @@ def test_a_training_ends_at_the_frame_that_spoils_it(
     words = (*SMALL, f"model.extent_m={EXTENT}", train_on(), evaluate_on("shuffle_points"), "evaluate.every=1")
     code, _, said = run_here("train", CONFIG, *words, "train.epochs=3", "--no-check", "--out", tmp_path / "run")
     assert code == 1
-    assert f"[non-finite error {cause}] '{field}' of the batch is not finite" in said
-    assert f"{value} at {field}[" in said
+    assert f"[non-finite error data.corrupt_sample] '{key_of_batch}' of the batch is not finite" in said
+    assert f"{value} at {key_of_batch}[" in said
     assert "of sample 3 (0003)" in said
     kept = sorted((tmp_path / "run").rglob("*.safetensors"))
     assert {path.parent.name for path in kept} == {"step_00000004"}, "the last step of the first epoch is the best"

@@ -65,15 +65,13 @@ def anchored(run: Any, detect3d: Detect3d) -> AnchoredBoxes:
     part, batches = run.built.data.train, iter([run.first_outputs[0]])
     if not run.is_quick:
         batches = map(part.reader, evenly_spaced_keys(part, epoch=0, seed=run.config.seed, most_samples=_MAX_FRAMES))
-    rows, samples, positives = [], list[int](), []
+    rows, samples = [], list[int]()
     for batch in (to_device(batch, torch.device("cpu")) for batch in batches):
         context = detect3d.context(run.built.job.model, batch)
-        rows.append(_collect(detect3d, batch, first=len(samples)))
-        samples += batch["sample_index"].tolist()
         is_of_class = context["target"][..., None] == torch.arange(len(detect3d.class_names))
-        positives.append(is_of_class.sum(dim=1))
-    frame, boxes, label, is_ignored, is_searched, best = map(torch.cat, zip(*rows, strict=True))
-    return AnchoredBoxes(samples, frame, boxes, label, is_ignored, is_searched, best, torch.cat(positives))
+        rows.append((*_collect(detect3d, batch, first=len(samples)), is_of_class.sum(dim=1)))
+        samples += batch["sample_index"].tolist()
+    return AnchoredBoxes(samples, *(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
 def _collect(task: Detect3d, batch: Batch, *, first: int) -> tuple[Tensor, ...]:
