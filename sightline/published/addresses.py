@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -252,7 +251,8 @@ class _Transfer:
 
     def _explain(self, report: Mapping[str, Any], seconds: float) -> Exception:
         """Explain in one line why a transfer did not succeed, and delete what is of no use to the next."""
-        kind, text, url = report["kind"], report.get("text", ""), self._address.url
+        kind, text = report["kind"], report.get("text", "")
+        server = "its server" if is_address(self._name) else self._address.url
         if kind == "disk":
             self._partial.unlink(missing_ok=True)
             number = report.get("errno") or errno.EIO
@@ -263,26 +263,26 @@ class _Transfer:
             kept = f"; {arrived:,} of {self._total:,} bytes are kept: run the same command again, it goes on there"
         rate = f"at {self._limits.bytes_per_s / 1000:g} kB/s at least"
         body = "an answer" if self._total is None else f"{self._total:,} bytes {rate}"
-        command = f"sightline weights fetch {shlex.quote(self._name)}"
+        command = f"sightline weights fetch {self._name}"
         reasons = {
             "redirect": (
-                f"{url} answered {report.get('status')}, and names {text}; redirects are not followed: if you trust "
+                f"{server} answered {report.get('status')}, and names {text}; redirects are not followed: if you trust "
                 "that server, give this address with the digest, or download the file yourself and give its path"
             ),
-            "status": f"{url} answered {report.get('status')}: {text}; {_advise(report.get('status', 0))}",
-            "unstated": f"{url} does not state how many bytes it sends; download it yourself, and give the path",
+            "status": f"{server} answered {report.get('status')}: {text}; {_advise(report.get('status', 0))}",
+            "unstated": f"{server} does not state how many bytes it sends; download it yourself, and give the path",
             "size": (
-                f"{url} has {report.get('total', 0):,} bytes, at most {self._max_bytes:,} are fetched; if that is "
+                f"{server} has {report.get('total', 0):,} bytes, at most {self._max_bytes:,} are fetched; if that is "
                 "right, download it yourself, and give the path"
             ),
-            "form": f"{url} does not answer as a server of files does ({text}); look at the address, or try later",
-            "late": f"{url} took more than {seconds:.0f} s for {body}{kept or '; try again later'}",
-            "cut": f"{url} broke off ({text}){kept or '; try again later'}",
+            "form": f"{server} does not answer as a server of files does ({text}); look at the address, or try later",
+            "late": f"{server} took more than {seconds:.0f} s for {body}{kept or '; try again later'}",
+            "cut": f"{server} broke off ({text}){kept or '; try again later'}",
             "network": (
-                f"{url} cannot be reached ({text}), and {self._partial.parent} has no copy; connect, and run "
+                f"{server} cannot be reached ({text}), and {self._partial.parent} has no copy; connect, and run "
                 f"'{command}', or give the path of the file"
             ),
-            "ended": f"the process that asked {url} ended ({text}){kept or '; run the same command again'}",
+            "ended": f"the process that asked {server} ended ({text}){kept or '; run the same command again'}",
         }
         return AddressError(f"{self._name}: {reasons[kind]}")
 

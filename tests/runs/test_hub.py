@@ -219,7 +219,8 @@ def test_too_large_damaged_and_silent_hubs_are_refused(hub: Hub, monkeypatch: py
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     open_source("hf://me/a")
     with pytest.raises(
-        CheckpointError, match=r"9 cannot be reached \(.*refused\), and \S+hub has no copy; connect, or"
+        CheckpointError,
+        match=r"9 cannot be reached \(.*refused\), and \S+hub has no copy; connect, run 'sightline weights fetch hf://me/b'",
     ):
         open_source("hf://me/b")
 
