@@ -194,8 +194,8 @@ def _fetch(name: HubName, listing: _Listing, files: Sequence[str], hub: HubProce
     revision = listing.commit if listing.is_cached else name.revision
     missing = {} if listing.is_cached else _find_missing(name, listing, stated, hub)
     if missing:
-        num_bytes = f"{sum(missing.values()):,}"
-        logger.warning("fetch: %s: %s bytes from %s to %s", name, num_bytes, hub.endpoint, hub.cache_folder)
+        size = f"{sum(missing.values()):,} bytes"
+        logger.warning("fetch: %s: %s from %s to %s", name, size, hub.endpoint, hub.cache_folder)
     paths = []
     with hub.one_transfer(total):
         for file, (num_bytes, digest) in stated.items():
