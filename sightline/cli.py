@@ -41,8 +41,8 @@ from sightline.commands.run import (
     ScoreOptions,
     ServeOptions,
     TrainOptions,
-    WeightsOptions,
 )
+from sightline.commands.weights import WEIGHTS_COMMANDS
 from sightline.contract.catalogue import gc_paused
 from sightline.contract.errors import UserError
 from sightline.verbs.terminal import guard_streams, stdout_failure
@@ -53,7 +53,7 @@ SECTIONS: dict[str, tuple[type[Command], ...]] = {
     "Train": (TrainOptions, EvaluateOptions, PredictOptions, ScoreOptions),
     "Prove": (CheckOptions, FitOptions, CompareOptions),
     "Look": (ViewOptions, ReportOptions, *RUNS_COMMANDS, DescribeOptions, ProfileOptions),
-    "Use": (WeightsOptions, *COMPRESS_COMMANDS, ExportOptions, ServeOptions),
+    "Use": (*WEIGHTS_COMMANDS, *COMPRESS_COMMANDS, ExportOptions, ServeOptions),
     "Search": (StudyOptions, SweepOptions),
 }
 """Commands by the sections of `sightline --help`, in the order of a day's work."""
@@ -112,7 +112,13 @@ class _Group(TyperGroup):
 
 _DEFAULTS = {"runs": "list"}
 """Commands of groups that are meant where none is named."""
-_MEANT_BY_PATH = {"": "train", "data": "data info", "compress": "compress run", "runs": "runs list"}
+_MEANT_BY_PATH = {
+    "": "train",
+    "data": "data info",
+    "weights": "weights convert",
+    "compress": "compress run",
+    "runs": "runs list",
+}
 """What is written before a path that stands in the place of a command, by group."""
 
 app = typer.Typer(
@@ -126,6 +132,7 @@ app = typer.Typer(
 )
 _GROUPS = {
     "data": typer.Typer(cls=_Group, no_args_is_help=True, help="Prepare data sets and describe their contents."),
+    "weights": typer.Typer(cls=_Group, no_args_is_help=True, help="Fetch published weights, and convert them to runs."),
     "compress": typer.Typer(cls=_Group, no_args_is_help=True, help="Store the weights of a trained run in few bits."),
     "runs": typer.Typer(cls=_Group, help="List runs, compare two, or exchange one with a hub."),
 }

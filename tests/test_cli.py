@@ -109,7 +109,7 @@ def test_a_slip_gets_one_line(words: list[object], expected: str, tmp_path: Path
 
 
 def test_every_layout_is_listed_and_the_list_named_where_one_is_given() -> None:
-    assert "'sightline list layouts'" in " ".join(run_here("weights", "--help").out.split())
+    assert "'sightline list layouts'" in " ".join(run_here("weights", "convert", "--help").out.split())
     assert [line.split()[0] for line in run_here("list", "layouts").out.splitlines()] == sorted(MODELS)
 
 

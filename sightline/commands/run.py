@@ -162,34 +162,6 @@ class PredictOptions(
     csv: Path | None = option("--csv", "FILE", "write the result as CSV", is_written=True)
 
 
-class WeightsOptions(
-    PluginCommand,
-    name="weights",
-    run="weights.weights",
-    examples=(
-        "weights model.1024.t7 --to runs/antao97",
-        "weights pct.pth --layout strawberry_pct_cls --to runs/pct",
-        "weights yolov3.weights --layout darknet_yolov3 --to runs/yolov3",
-    ),
-):
-    """Convert published weights to a run.
-
-    FILE has weights that other code wrote, and DIR becomes a run directory: it is evaluated, predicts
-    and is fine-tuned as any other. No code in the file is executed. The sizes of the model are read from the tensors.
-    Arguments that tensors do not show (neighbours, dropout) are taken from the publication and printed; key=value
-    overrides them: model.num_neighbours=40, data.root=PATH.
-    """
-
-    file: Path = argument("FILE", "published weights (.pth, .safetensors, .weights or similar, or a folder of parts)")
-    target: Path = option("--to", "DIR", "folder to write, new or empty", default=MISSING)
-    words: tuple[str, ...] = argument("[KEY=VALUE]...", "overrides of the run's config", default=())
-    layout: str | None = option(
-        "--layout", "NAME", "the code that wrote the weights, of 'sightline list layouts' [found by their names]"
-    )
-    config: Path | None = option("--config", "CONFIG", "data, transforms and training of this config")
-    data: str | None = option("--data", "NAME", "data set of their training [that of the layout]")
-
-
 class ExportOptions(
     DocumentCommand,
     name="export",

@@ -84,7 +84,7 @@ COMMANDS = {
     "data info NAME": "download dataset datasets",
     "list models": "models zoo",
     "list configs": "configs",
-    "weights FILE --to DIR": "import load",
+    "weights convert FILE --to DIR": "import load",
     "init NAME": "new create",
     "--help": "help",
     "--version": "version",
@@ -97,6 +97,11 @@ GROUPED = {
         "runs push RUN hf://OWNER/REPO": "upload publish",
         "runs pull hf://OWNER/REPO --out DIR": "download fetch get clone",
         "runs list, and delete the folder of a run yourself": "rm remove delete",
+    },
+    "weights": {
+        "weights list": "ls show zoo",
+        "weights fetch NAME": "download get pull",
+        "weights convert FILE --to DIR": "import load",
     },
     "data": {"list data": "list ls", "data info NAME": "download get fetch show", "data prepare NAME": "make create"},
 }

@@ -50,6 +50,8 @@ _DARKNET_ORDER = ("norm.bias", "conv.bias", "norm.weight", "norm.running_mean", 
 _DARKNET_SEEN = {(0, 1): "<i", (0, 2): "<q"}
 """Number of images seen, the last entry of the header, by version: 32 or 64 bits."""
 _MAX_CLASSES = 10_000
+_SCHEMES = ("hf:", "torchvision:", "https:")
+"""Beginnings of names that are fetched, as paths have them."""
 _SCALAR_TYPES = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
 
 
@@ -114,7 +116,7 @@ def choose_layout(state: Mapping[str, Tensor], name: str, *, is_for_weights: boo
         names = join_some(sorted(state), most=_MAX_NAMES_SHOWN)
         raise CheckpointError(
             f"{name}: its {len(state)} names ({names}) are of no known layout by names alone; see 'sightline list "
-            "layouts', and sightline weights --layout NAME"
+            "layouts', and sightline weights convert --layout NAME"
         )
     are_alike = all(row.names == fitting[0].names and row.changes == fitting[0].changes for row in fitting)
     if len(fitting) > 1 and are_alike:
@@ -152,8 +154,12 @@ def make_meta_model(layout: PublishedLayout, **facts: int) -> nn.Module:
 def _load(path: Path) -> Any:
     if not path.is_file():
         problem = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
-        if path.parts[:1] == ("hf:",):
-            problem = f"is no file of this machine; a config starts from it by init.from=hf://{path.relative_to('hf:')}"
+        if path.parts and path.parts[0] in _SCHEMES:
+            name = f"{path.parts[0]}//{path.relative_to(path.parts[0])}"
+            problem = (
+                f"is no file of this machine; a config starts from it by init.from={name}, and 'sightline weights "
+            )
+            problem += f"fetch {name}' prints the path of its file"
         raise CheckpointError(f"{path}: {problem}")
     if path.suffix == ".onnx":
         raise CheckpointError(f"{path}: is a network of ONNX, not its weights; give the file that it was made from")

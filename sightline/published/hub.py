@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +13,11 @@ from typing import Any, NamedTuple
 
 from sightline.contract.errors import CheckpointError, UserError, join_some
 from sightline.contract.schema import suggest
+from sightline.published import addresses
 from sightline.published.hub_client import HubError, HubProcess
 from sightline.published.transformers_files import CONFIG_FILE
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "hf://"
 RUN_MARKS = ("config.yaml", "model.slq")
@@ -83,11 +88,29 @@ def fetch_weights(text: str) -> HubFile:
     name = parse_name(text)
     if name.file is not None and not name.file.endswith((_SUFFIX, RUN_MARKS[-1])):
         raise CheckpointError(f"{name}: {_describe_other(name.file)}")
-    with HubProcess(text, again="or give the path of a file") as hub:
+    command = f"run 'sightline weights fetch {text}'"
+    with HubProcess(text, again=f"{command}, or give the path of a file") as hub:
         listing = _list_files(name, hub)
         name, chosen, is_run = _choose_weights(name, listing.files)
         paths = _fetch(name, listing, chosen, hub)
     return HubFile(name._replace(revision=listing.commit), paths[0], is_run)
+
+
+def find_cached(name: HubName) -> Path | None:
+    """Find the file of weights of a name in the cache of the hub's client, without it and unverified; None if none is.
+
+    Of several commits it is that of the branch `main`, or of the revision that is named.
+    """
+    root = os.environ.get("HF_HUB_CACHE") or addresses.hub_home() / "hub"
+    folder = Path(root).expanduser() / f"models--{name.repo.replace('/', '--')}"
+    revision = name.revision or "main"
+    with contextlib.suppress(OSError):
+        revision = (folder / "refs" / revision).read_text().strip()
+    snapshot = folder / "snapshots" / revision
+    if name.file is not None:
+        return snapshot / name.file if (snapshot / name.file).is_file() else None
+    files = [path for path in sorted(snapshot.glob("*")) if path.suffix in (_SUFFIX, Path(RUN_MARKS[-1]).suffix)]
+    return next((path for path in files if path.is_file()), None)
 
 
 def _choose_weights(name: HubName, files: Mapping[str, Any]) -> tuple[HubName, list[str], bool]:
@@ -169,6 +192,10 @@ def _fetch(name: HubName, listing: _Listing, files: Sequence[str], hub: HubProce
             "yourself, and give the path"
         )
     revision = listing.commit if listing.is_cached else name.revision
+    missing = {} if listing.is_cached else _find_missing(name, listing, stated, hub)
+    if missing:
+        size = f"{sum(missing.values()):,} bytes"
+        logger.warning("fetch: %s: %s from %s to %s", name, size, hub.endpoint, hub.cache_folder)
     paths = []
     with hub.one_transfer(total):
         for file, (num_bytes, digest) in stated.items():
@@ -182,6 +209,13 @@ def _fetch(name: HubName, listing: _Listing, files: Sequence[str], hub: HubProce
                 )
             paths.append(path)
     return paths
+
+
+def _find_missing(name: HubName, listing: _Listing, stated: Mapping[str, _Stated], hub: HubProcess) -> dict[str, int]:
+    """Find the files that the cache lacks, with their bytes."""
+    cached = hub.call("list_cached", {"repo": name.repo, "revision": listing.commit})
+    here = {} if cached is None else cached["files"]
+    return {file: entry.num_bytes for file, entry in stated.items() if file not in here}
 
 
 def _compute_digest(path: Path, num_digits: int) -> str:

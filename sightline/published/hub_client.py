@@ -91,6 +91,16 @@ class HubProcess:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
+    @property
+    def endpoint(self) -> str:
+        """Address of the hub."""
+        return str(self._about["endpoint"])
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of the files that the hub gave."""
+        return Path(self._about["cache"])
+
     @contextlib.contextmanager
     def one_transfer(self, num_bytes: int) -> Iterator[None]:
         """Inside, calls end together, by the time that so many bytes may take."""
@@ -132,15 +142,14 @@ class HubProcess:
 
     def _explain(self, reply: Mapping[str, Any], request: Mapping[str, Any], what: str, seconds: float) -> Exception:
         """Explain why a call did not succeed, in one line."""
-        hub, kind, text = self._about["endpoint"], reply["kind"], reply.get("text", "")
+        hub, kind, text = self.endpoint, reply["kind"], reply.get("text", "")
         if kind == "disk":
             number = reply["errno"]
             failure = OSError(number, os.strerror(number))
-            cache = Path(self._about["cache"])
-            return disk_failure(failure, cache, again="run the same command again", option="HF_HOME")
+            return disk_failure(failure, self.cache_folder, again="run the same command again", option="HF_HOME")
         arguments, num_bytes = request["arguments"], request["num_bytes"]
         nothing = "" if num_bytes is None else "; nothing of it was kept"
-        copy = "" if self._is_writing else f", and {self._about['cache']} has no copy"
+        copy = "" if self._is_writing else f", and {self.cache_folder} has no copy"
         rate = f"at {self.limits.bytes_per_s / 1000:g} kB/s at least"
         reasons = {
             "revision": f"the repository has no revision '{arguments.get('revision')}' on {hub}; look at the name",

@@ -1,4 +1,4 @@
-"""Sources that `init.from` names: a run of ours, a file of published weights, or either of them on a hub."""
+"""Sources that `init.from` names: a run of ours, a file of published weights, or one that is fetched by its name."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from sightline.contract.errors import CheckpointError
 from sightline.published import transformers_files
 from sightline.published.files import choose_layout, find_parts, read_published
-from sightline.published.hub import PREFIX, fetch_weights, is_hub_name
+from sightline.published.known_weights import describe_missing, fetch_weights, is_remote
 from sightline.published.translation import convert_state_dict
 from sightline.runs import checkpoint
 from sightline.runs.trained_weights import evaluated_sha256, load_trained_state, resolve_weights
 from sightline.store.prepared.prepared_set import compute_sha256
 
-_ADVICE = "convert it: sightline weights FILE --layout NAME --to RUN, then init.from=RUN"
+_ADVICE = "convert it: sightline weights convert FILE --layout NAME --to RUN, then init.from=RUN"
 
 
 @dataclass(frozen=True)
 class WeightSource:
     """Weights on this disk: a checkpoint folder, a packed file or a published one at `path`, of `run` if of any.
 
-    `name` is what the config says, of a hub with the commit that was fetched; `layout` is that of a published file, and
-    `config` is the config of the library that it is made for, of a file that has one beside it.
+    `name` is what the config says, of fetched weights with their commit or SHA-256; `layout` is that of a published
+    file, and `config` is the config of the library that it is made for, of a file that has one beside it.
     """
 
     name: str
@@ -53,17 +53,17 @@ class WeightSource:
 
 
 def open_source(name: str) -> WeightSource:
-    """Find the weights that a name leads to, on the disk or on a hub.
+    """Find the weights that a name leads to, on the disk, or fetched from a hub or an address.
 
     Raises CheckpointError if it leads to none, and for a published file whose names are of no layout, or of several
     that read them differently.
     """
     path, run = Path(name), None
-    if is_hub_name(name):
+    if is_remote(name):
         file = fetch_weights(name)
-        name, path, run = str(file.name), file.path, file.path.parent if file.is_run else None
+        name, path, run = file.name, file.path, file.path.parent if file.is_run else None
     elif not path.exists() and path.suffix:
-        raise CheckpointError(f"{name}: there is no such file or folder; names on a hub begin with {PREFIX}")
+        raise CheckpointError(f"{name}: there is no such file or folder; {describe_missing(name)}")
     elif find_parts(path):
         raise CheckpointError(f"{name}: holds a network in parts; {_ADVICE}")
     elif not path.is_file() or path.suffix == ".slq":

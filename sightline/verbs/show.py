@@ -157,7 +157,7 @@ def _list_layouts(json: Path | None) -> int:
     width = max(len(layout.name) for layout in layouts)
     for layout in layouts:
         sys.stdout.write(f"{layout.name:<{width}}  {layout.makes}\n")
-    print_note("to convert a file of one: sightline weights FILE --to DIR")
+    print_note("to convert a file of one: sightline weights convert FILE --to DIR")
     rows = [{"name": row.name, "model": row.model, "makes": row.makes, "url": row.url} for row in layouts]
     write_document(json, {"layouts": rows})
     return 0

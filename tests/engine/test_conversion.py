@@ -250,7 +250,7 @@ def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
     state = small_state()
     file, target = saved(tmp_path / "a.pth", state), tmp_path / "runs" / "x"
     data = f"data.root={tmp_path / 'none'}"
-    done = succeed("weights", file, "--to", target, data, "--json", tmp_path / "out.json")
+    done = succeed("weights", "convert", file, "--to", target, data, "--json", tmp_path / "out.json")
     assert "no tensor shows model.dropout" in done.err
     lineage = json.loads((target / "lineage.json").read_text())
     assert lineage.items() <= json.loads((tmp_path / "out.json").read_text()).items()

@@ -181,7 +181,7 @@ def test_a_head_of_other_classes_is_left_out_and_told(tmp_path: Path) -> None:
     model = image_classifier("resnet18")
     file = saved(tmp_path / "a.pth", published_state("torchvision_resnet18", model))
     succeed(
-        "weights", file, "--layout", "torchvision_resnet18", "--to", tmp_path / "run",
+        "weights", "convert", file, "--layout", "torchvision_resnet18", "--to", tmp_path / "run",
         "--json", tmp_path / "out.json",
     )  # fmt: skip
     reason = (

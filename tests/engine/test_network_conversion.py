@@ -147,7 +147,7 @@ def test_the_command_tells_what_is_fresh_and_the_run_is_trained_and_evaluated(tm
         tmp_path / "tuned",
     )
     words = ("--layout", PRETRAINED, "--data", "synthetic_shapes", "--to", run)
-    done = succeed("weights", file, *words, *SHAPES, *SMALL, "train.epochs=1")
+    done = succeed("weights", "convert", file, *words, *SHAPES, *SMALL, "train.epochs=1")
     assert "the file has no head" in done.err
     assert "transformer_k.* 1" in done.out
     frozen = "optimizer.frozen=[{modules: embed}, {modules: trunk}]"
@@ -245,7 +245,7 @@ def convert(state: dict[str, Tensor], folder: Path, *words: object) -> Outcome:
     torch.save({"model_state_dict": state, "optimizer_state_dict": {}, "epoch": 3}, file)
     named = () if "--layout" in words else ("--layout", LAYOUT)
     target = ("--to", folder / "run", "train.precision=float64")
-    return run_here("weights", file, *named, "--data", "synthetic_hands", *target, *words)
+    return run_here("weights", "convert", file, *named, "--data", "synthetic_hands", *target, *words)
 
 
 def answer(run: Path, volume: Tensor) -> Tensor:

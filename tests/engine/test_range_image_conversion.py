@@ -106,7 +106,7 @@ def convert(file: Path, layout: str, folder: Path) -> Outcome:
     config = folder / "config.yaml"
     config.write_text(RECIPE.replace("MODEL", MODELS[layout].model))
     return run_here(
-        "weights", file, "--layout", layout, "--config", config, "--to", folder / "run",
+        "weights", "convert", file, "--layout", layout, "--config", config, "--to", folder / "run",
     )  # fmt: skip
 
 
@@ -175,7 +175,9 @@ def test_published_weights_label_a_scan_before_any_data_is_prepared(
     golden = load_lidar_golden(shared, CASES["lidar_bonnetal_squeezesegv2"])
     folder = in_parts(golden_state(golden), tmp_path / "published")
     small = ("transforms.evaluate.0.height=16", "transforms.evaluate.0.width=64")
-    outcome = succeed("weights", folder, "--layout", "lidar_bonnetal_squeezesegv2", "--to", tmp_path / "run", *small)
+    outcome = succeed(
+        "weights", "convert", folder, "--layout", "lidar_bonnetal_squeezesegv2", "--to", tmp_path / "run", *small
+    )
     assert "semantic_kitti: its facts are the published ones" in outcome.err
     _, scan = street_scan(0)
     write_bin(tmp_path / "sequences/11/velodyne/000000.bin", scan)

@@ -110,7 +110,7 @@ FAMILIES = {
 def test_a_file_of_each_family_of_layouts_is_converted(family: str, sightline: Command, tmp_path: Path) -> None:
     layout, more = FAMILIES[family], () if family == "images" else ("data.root=none",)
     write_weights(tmp_path / "source", layout)
-    sightline("weights", "source/weights.pth", "--layout", layout, "--to", "run", *more)
+    sightline("weights", "convert", "source/weights.pth", "--layout", layout, "--to", "run", *more)
     assert [*(tmp_path / "run").glob("checkpoints/step_*/model.safetensors")]
 
 

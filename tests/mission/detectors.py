@@ -230,12 +230,15 @@ def _assert_first_layers(state: Any, stem: str, second: str) -> None:
 
 
 @row(
-    "S3.2", "start from Darknet's weight files", "`sightline weights FILE --layout darknet_yolov3 --to DIR`", letter="P"
+    "S3.2",
+    "start from Darknet's weight files",
+    "`sightline weights convert FILE --layout darknet_yolov3 --to DIR`",
+    letter="P",
 )
 def _darknet(work: Path) -> None:
     header = struct.pack("<iiiq", 0, 2, 5, 32013312)
     (work / "yolov3.weights").write_bytes(header + bytes(4 * 1000))
-    error = refuse("weights", work / "yolov3.weights", "--layout", "darknet_yolov3", "--to", work / "run")
+    error = refuse("weights", "convert", work / "yolov3.weights", "--layout", "darknet_yolov3", "--to", work / "run")
     assert "1,000" in error  # of 62,001,757 numbers
 
 
@@ -252,7 +255,7 @@ def _darknet_starts(work: Path) -> None:
 @part("S3.2", "P", is_long=True)
 def _whole_darknet(work: Path) -> None:
     file = _write_darknet(work / "yolov3.weights", _ALL_NUMBERS)
-    succeed("weights", file, "--layout", "darknet_yolov3", "--to", work / "run")
+    succeed("weights", "convert", file, "--layout", "darknet_yolov3", "--to", work / "run")
     model = sightline.load_run(work / "run").model
     assert sum(p.numel() for p in model.parameters()) == 61_949_149
     _assert_first_layers(model.get_submodule("backbone").state_dict(), "stem.", "stages.0.0.")
@@ -269,12 +272,14 @@ def shared_folder() -> Path:
 @row(
     "S3.34",
     "run somebody's detector as a baseline",
-    "`sightline weights FILE --to DIR`, then `sightline evaluate DIR --data CONFIG`",
+    "`sightline weights convert FILE --to DIR`, then `sightline evaluate DIR --data CONFIG`",
     letter="W",
 )
 def _baseline(work: Path) -> None:
     write_weights(work / "file", "odtask_retina_resnet18")
-    assert "layout: odtask_retina_resnet18" in said("weights", work / "file/weights.pth", "--to", work / "run")
+    assert "layout: odtask_retina_resnet18" in said(
+        "weights", "convert", work / "file/weights.pth", "--to", work / "run"
+    )
     model = sightline.load_run(work / "run").model
     with torch.no_grad():
         outputs = model(image=torch.zeros(1, 3, 64, 64))
@@ -286,7 +291,7 @@ def _their_outputs(work: Path) -> None:
     """A file with the names of their own code becomes a run that predicts what their code predicts, and is scored."""
     golden = load_detect_golden(shared_folder(), "odtask_retina_resnet18")
     torch.save({"model": rule_made_state(golden.info["state"])}, work / "weights.pth")
-    assert "layout: odtask_retina_resnet18" in said("weights", work / "weights.pth", "--to", work / "run")
+    assert "layout: odtask_retina_resnet18" in said("weights", "convert", work / "weights.pth", "--to", work / "run")
     model = sightline.load_run(work / "run").model.eval()
     with torch.no_grad():
         outputs = model(image=golden.tensor("in.x").float())
@@ -314,6 +319,6 @@ def _assert_stored(golden: Golden, found: Tensor, name: str) -> None:
 @part("S3.34", "W", is_long=True)
 def _predicted_by_it(work: Path) -> None:
     write_weights(work / "file", "torchvision_retinanet_resnet50_fpn")
-    succeed("weights", work / "file/weights.pth", "--to", work / "run")
+    succeed("weights", "convert", work / "file/weights.pth", "--to", work / "run")
     photo = write_image(work / "photo.png", pattern(48, 64))
     assert "boxes" in json.dumps(document_of("predict", work / "run", photo, *CPU))

@@ -88,7 +88,7 @@ def _published_transformers(work: Path) -> None:
         ("qq456cvb_point_transformer_parts", parts, cloud_inputs(parts)),
     ):
         torch.save({"state_dict": round_state(golden.state())}, work / f"{layout}.pth")
-        assert f"layout: {layout}" in said("weights", work / f"{layout}.pth", "--to", work / layout)
+        assert f"layout: {layout}" in said("weights", "convert", work / f"{layout}.pth", "--to", work / layout)
         with mock.patch.object(point_transformer, "build_pyramid", padded_as_theirs):  # in rooms of few points
             logits = run_model(sightline.load_run(work / layout).model.double(), **inputs)
         label = "eval.out.logits"

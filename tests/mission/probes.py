@@ -369,8 +369,8 @@ def learn_again(run: Path, out: Path) -> Path:
 @row(
     "S0.26",
     "use a pre-trained Point-BERT as a frozen extractor",
-    "`sightline weights FILE --to DIR`, then `sightline train configs/classify/modelnet40_point_bert_frozen_cpu.yaml "
-    "init.from=DIR`",
+    "`sightline weights convert FILE --to DIR`, then `sightline train "
+    "configs/classify/modelnet40_point_bert_frozen_cpu.yaml init.from=DIR`",
 )
 def _extractor(work: Path) -> None:
     small = SmallStep("classify/modelnet40_point_bert_frozen_cpu", work)
@@ -393,7 +393,7 @@ def _extractor_weights(work: Path) -> None:
     head = {key: state.pop(key) for key in list(state) if "cls_head" in key}
     momentum = {key.replace("_q.", "_k."): -value for key, value in state.items()}
     torch.save({"base_model": {f"module.{key}": value for key, value in (state | momentum).items()}}, work / "file.pth")
-    text = said("weights", work / "file.pth", "--to", work / "run")
+    text = said("weights", "convert", work / "file.pth", "--to", work / "run")
     assert "layout: lulutang0608_point_bert_pretrained" in text
     model = sightline.load_run(work / "run").model
     features = encode(model.double(), cloud_inputs(golden)["points"])
@@ -420,7 +420,7 @@ def _extractor_of_the_hub(work: Path) -> None:
     assert layout in said("list", "layouts")
     figures = read_figures()[layout]
     torch.save(round_state(make_state(figures["shapes"], layout)), work / "a.pth")
-    assert f"layout: {layout}" in said("weights", work / "a.pth", "--to", work / "run")
+    assert f"layout: {layout}" in said("weights", "convert", work / "a.pth", "--to", work / "run")
     model = sightline.load_run(work / "run").model
     extractor = {name: value.numpy() for name, value in model.state_dict().items() if not name.startswith("head")}
     few = ("data={name: synthetic_shapes, train_size: 6, test_size: 3, num_points: 64}", "train.batch_size=3")

@@ -167,7 +167,7 @@ def test_an_older_header_is_shorter(tmp_path: Path) -> None:
 
 @pytest.mark.long  # the network itself is compared below
 def test_a_file_becomes_a_run(files: dict[str, Path], tmp_path: Path) -> None:
-    succeed("weights", files["yolov3"], "--layout", "darknet_yolov3", "--to", tmp_path / "run")
+    succeed("weights", "convert", files["yolov3"], "--layout", "darknet_yolov3", "--to", tmp_path / "run")
     found, expected = sightline.load_run(tmp_path / "run").model.state_dict(), open_source(str(files["yolov3"])).read()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -220,7 +220,7 @@ def test_what_is_no_such_file_is_one_line(tmp_path: Path, header: bytes, num_byt
     with file.open("wb") as opened:
         opened.write(header)
         opened.truncate(num_bytes)
-    line = refuse("weights", file, "--layout", "darknet_darknet53", "--to", tmp_path / "run")
+    line = refuse("weights", "convert", file, "--layout", "darknet_darknet53", "--to", tmp_path / "run")
     assert message in line
     assert line.count("\n") <= 1
     assert not (tmp_path / "run").exists()
@@ -234,11 +234,15 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, name: str, message: str
     """A pipe is not opened: nobody writes to it."""
     with contextlib.suppress(FileExistsError):
         os.mkfifo(tmp_path / "pipe")
-    assert message in refuse("weights", tmp_path / name, "--layout", "darknet_yolov3", "--to", tmp_path / "run")
+    assert message in refuse(
+        "weights", "convert", tmp_path / name, "--layout", "darknet_yolov3", "--to", tmp_path / "run"
+    )
 
 
 def test_a_pickle_under_a_name_of_darknet_is_read_as_one(tmp_path: Path) -> None:
     torch.save({"state_dict": {"fc.weight": torch.ones(2)}}, tmp_path / "best.weights")
     assert {*read_published(tmp_path / "best.weights").state} == {"fc.weight"}
-    line = refuse("weights", tmp_path / "best.weights", "--layout", "darknet_yolov3", "--to", tmp_path / "run")
+    line = refuse(
+        "weights", "convert", tmp_path / "best.weights", "--layout", "darknet_yolov3", "--to", tmp_path / "run"
+    )
     assert "0.1 and 0.2 are known; is it a file of Darknet?" in line

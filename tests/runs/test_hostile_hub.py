@@ -10,7 +10,6 @@ import re
 import resource
 import shutil
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -24,6 +23,7 @@ from sightline.published import hub_client
 from sightline.published.hub import push_folder
 from sightline.published.hub_client import HubLimits
 from sightline.workbench.compress.packing import FILES as PACKED_FILES
+from tests.answers import Answer, dripping, dripping_headers, endless, send, start
 from tests.command import Outcome, run_here
 from tests.hub_server import Hub, serve_hub
 from tests.limits import HANG_S, limited
@@ -40,8 +40,6 @@ BRISK = HubLimits(answer_s=4)
 """Time for the healthy answers before one that never ends."""
 PATIENT = HubLimits(answer_s=HANG_S)
 """Time for healthy answers on any machine."""
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 @pytest.fixture
@@ -76,46 +74,6 @@ def assert_refused(done: Outcome, told: str, folder: Path) -> None:
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
-
-
-def send(body: bytes, *, status: int = 200, **headers: str) -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        start(handler, status, {"Content-Length": str(len(body)), **headers})
-        handler.wfile.write(body)
-
-    return answer
-
-
-def start(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str]) -> None:
-    handler.send_response(status)
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.close_connection = True
-
-
-def endless(handler: BaseHTTPRequestHandler) -> None:
-    start(handler, 200, {"Connection": "close"})
-    with contextlib.suppress(OSError):
-        while True:
-            handler.wfile.write(b"[" + b" " * (1 << 20))
-
-
-def dripping(handler: BaseHTTPRequestHandler) -> None:
-    start(handler, 200, {"Connection": "close"})
-    drip(handler, b" ")
-
-
-def dripping_headers(handler: BaseHTTPRequestHandler) -> None:
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
-    drip(handler, b"a")
-
-
-def drip(handler: BaseHTTPRequestHandler, piece: bytes) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            handler.wfile.write(piece)
-            time.sleep(0.1)
 
 
 def cut(handler: BaseHTTPRequestHandler) -> None:

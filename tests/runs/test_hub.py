@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -26,6 +27,7 @@ from sightline.published.translation import published_name
 from sightline.runs.lineage import read_lineage
 from sightline.runs.weight_sources import open_source
 from tests.command import refuse, succeed
+from tests.file_server import serve_files
 from tests.hub_server import Hub, serve_hub
 from tests.processes import ROOT, run_program
 from tests.published_weights import write_weights
@@ -80,6 +82,27 @@ def test_a_detector_starts_from_a_hub_and_goes_on_without_it(tmp_path: Path) -> 
     _run_asking(NOWHERE, cache, "train", tmp_path / "run", *further)
     # a new run from the same commit, which is in the cache
     _run_asking(NOWHERE, cache, "train", tmp_path / "run", *CALM, "--out", tmp_path / "again")
+
+
+def test_a_detector_starts_from_an_address_and_goes_on_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pickle of another project, of which few digits are stated; the run keeps all, and its reader runs no code."""
+    torch.save(resnet_state(), tmp_path / "net.pth")
+    data = (tmp_path / "net.pth").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with serve_files() as server:
+        server.files["/net.pth"] = data
+        words = (*DETECT, *INTO_BACKBONE, f"init.from={server.url}/net.pth#sha256={digest[:8]}", "train.steps=1", *CALM)
+        succeed("train", CROWDS, *words, "--out", tmp_path / "run")
+    assert f"{len(data):,} bytes from {server.url}/net.pth to " in caplog.messages[0]
+    name = f"{server.url}/net.pth#sha256={digest}"
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["init"]["from"] == name
+    lineage = read_lineage(tmp_path / "run")
+    assert lineage is not None
+    assert lineage["lineage"] == {"file": name, "sha256": digest, "layout": "torchvision_resnet18"}
+    succeed("train", tmp_path / "run", *CALM, "--out", tmp_path / "again")
 
 
 def _run_asking(url: str, cache: str, *words: object) -> None:
@@ -219,7 +242,8 @@ def test_too_large_damaged_and_silent_hubs_are_refused(hub: Hub, monkeypatch: py
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     open_source("hf://me/a")
     with pytest.raises(
-        CheckpointError, match=r"9 cannot be reached \(.*refused\), and \S+hub has no copy; connect, or"
+        CheckpointError,
+        match=r"9 cannot be reached \(.*refused\), and \S+hub has no copy; connect, run 'sightline weights fetch hf://me/b'",
     ):
         open_source("hf://me/b")
 

@@ -246,5 +246,5 @@ def test_published_weights_are_evaluated_by_their_own_recipe(
     """Random weights in the shapes of the published ones: converted for the set that is there, scored on all of it."""
     file, run = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
     given = (f"data.root={folder / data}", "log.tensorboard=false", *overrides)
-    succeed("weights", file, "--layout", layout, "--to", run, *given)
+    succeed("weights", "convert", file, "--layout", layout, "--to", run, *given)
     assert 0 <= document_of("evaluate", run, "--device", "cpu")["metrics"][figure] < 0.5

@@ -174,7 +174,7 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ("config.yaml", *SPACE, *OUT, "--sampler", "tpee"): "'tpee' is not one of 'tpe', 'random'",
         ("config.yaml", *SPACE, *OUT, "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
     },
-    "weights": {
+    "weights convert": {
         (): "Missing argument 'FILE': published weights",
         ("file.txt",): "Missing option '--to': folder to write, new or empty",
         ("nothing.pth", "--to", "new"): r"nothing\.pth: there is no such file",
@@ -206,8 +206,17 @@ _MISTAKES: dict[str, dict[tuple[str, ...], str]] = {
         ): "data convert: names: is not an option; did you mean 'areas'",
         ("coco", *LABELS, "faulty=yes"): "data convert: faulty: .*'refuse'",
         ("coco", *LABELS, "--box", "torso"): "'torso' is not one of 'full', 'visible', 'head'",
-        (WEIGHTS, "--to", "new"): f"{WEIGHTS} holds weights; make a run of them: sightline weights {WEIGHTS} --to DIR",
-        ("coco", "--from", WEIGHTS, *LABELS[2:]): f"{WEIGHTS} holds weights; make a run of them: sightline weights",
+        (
+            WEIGHTS,
+            "--to",
+            "new",
+        ): f"{WEIGHTS} holds weights; make a run of them: sightline weights convert {WEIGHTS} --to DIR",
+        (
+            "coco",
+            "--from",
+            WEIGHTS,
+            *LABELS[2:],
+        ): f"{WEIGHTS} holds weights; make a run of them: sightline weights convert",
     },
     "init": {
         (): "Missing argument 'NAME'",

@@ -97,7 +97,7 @@ def test_a_file_becomes_a_run(tmp_path: Path, layout: str) -> None:
     file = {published_name(name, layout): value for name, value in own.items() if not name.endswith("tracked")}
     torch.save({"model": file}, tmp_path / "weights.pth")
     words = ["task.assigner.name=fcos"] if layout == "yolox" and "simota" not in registry.assigners.names() else []
-    succeed("weights", tmp_path / "weights.pth", "--layout", layout, "--to", tmp_path / "run", *words)
+    succeed("weights", "convert", tmp_path / "weights.pth", "--layout", layout, "--to", tmp_path / "run", *words)
     lineage = json.loads((tmp_path / "run" / "lineage.json").read_text())
     assert lineage["from_shapes"] == {"num_classes": classes, **form}
     found = sightline.load_run(tmp_path / "run").model.state_dict()

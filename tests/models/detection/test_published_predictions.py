@@ -104,7 +104,7 @@ def test_a_photo_is_predicted_as_torchvision_would(tmp_path: Path, shared: Path,
     small = [f"transforms.evaluate.0.{key}={value}" for key, value in (("short_px", 80), ("long_px", 160))]
     small += [f"transforms.evaluate.0.{key}={value}" for key, value in zip(("height", "width"), CANVAS, strict=True)]
     run = tmp_path / "run"
-    done = succeed("weights", tmp_path / "detector.pth", "--layout", layout, "--to", run, *small)
+    done = succeed("weights", "convert", tmp_path / "detector.pth", "--layout", layout, "--to", run, *small)
     assert "of the file's 91 classes the 80 of 'coco' are kept, by their names" in done.err
     succeed(
         "predict", run, photo, f"score={SCORE[layout]}", "--json", tmp_path / "all.json", "--out", tmp_path / "drawn"
