@@ -129,7 +129,7 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
         provenance = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
         members = map(str, map(Path.resolve, run.other_checkpoints))
         averaged = {"averaged_with": list(members)} if options.ensemble else {}
-        settings = {"votes": config.evaluate.votes, "overrides": list(options.overrides)}
+        settings = {"votes": config.evaluate.votes, "tile": config.evaluate.tile, "overrides": list(options.overrides)}
         writer.finish(evaluation, {**provenance, **averaged, **settings})
         world.rank_zero_only(print_note)(f"predictions: {writer.path}")
     return EvaluatedRun(files, run, part, evaluation)
@@ -147,6 +147,8 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
         )
     if config.evaluate.votes > 1:
         raise UserError("--ensemble: averages checkpoints, and evaluate.votes averages passes; give only one of them")
+    if config.evaluate.tile is not None:
+        raise UserError("--ensemble: averages checkpoints, and evaluate.tile adds passes; give only one of them")
     members = tuple(map(run.model_at, checkpoints))
     names = ", ".join(folder.name for folder in checkpoints)
     run.world.rank_zero_only(print_note)(f"ensemble: {names} and {run.checkpoint_path.resolve().name}")

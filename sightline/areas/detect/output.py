@@ -142,6 +142,10 @@ class UnsuppressedDetections(NamedTuple):
             density = torch.cat(densities)
         return cls(torch.cat(detections), proposal, density)
 
+    def select(self, is_chosen: Tensor) -> UnsuppressedDetections:
+        """Return the detections of a mask (N,)."""
+        return UnsuppressedDetections(*(None if column is None else column[is_chosen] for column in self))
+
 
 @dataclass(frozen=True)
 class DetectionFilter:

@@ -1,0 +1,129 @@
+"""Tiles of large photos: their places, the boxes that count of each, and one suppression over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.areas.detect.output import (
+    DetectionFilter,
+    UnsuppressedDetections,
+    clip_boxes,
+    concatenate_detections,
+)
+from sightline.contract.types import Sample
+from sightline.ops.waits import fetch
+from sightline.store.box_fields import BOX_FIELDS
+
+_MARGIN_SHARE = 1 / 64
+"""Share of a tile's side by which a box may miss the border at which its object is cut."""
+_RAGGED = frozenset(name for name, field in BOX_FIELDS.items() if field.collate == "concatenate")
+
+
+def tile_starts(length: int, *, size_px: int, overlap: float) -> list[int]:
+    """Return the first pixels of the fewest tiles of `size_px` that cover `length` pixels, evenly spaced.
+
+    Neighbours share at least `overlap` of a tile; one tile that begins at 0 covers what is no longer than a tile.
+    """
+    if length <= size_px:
+        return [0]
+    step = max(1, size_px - math.ceil(overlap * size_px))
+    count = 1 + math.ceil((length - size_px) / step)
+    return [round(index * (length - size_px) / (count - 1)) for index in range(count)]
+
+
+def tile_windows(height: int, width: int, *, size_px: int, overlap: float) -> Tensor:
+    """Return left, top, right, bottom of the tiles of an image, row by row: (T, 4) int64, in its pixels."""
+    rows, columns = (tile_starts(length, size_px=size_px, overlap=overlap) for length in (height, width))
+    corners = [(left, top, left + size_px, top + size_px) for top in rows for left in columns]
+    return torch.tensor(corners).minimum(torch.tensor([width, height, width, height]))
+
+
+def find_whole(boxes: Tensor, windows: Tensor, image_px: tuple[int, int], *, margin_px: float) -> Tensor:
+    """Return which tiles hold which boxes whole: boxes (N, 4) and windows (T, 4) -> bool (N, T).
+
+    A tile does not hold a box that reaches to within `margin_px` of one of its sides, unless that side is the border of
+    the image of `image_px` (height, width): there no other tile sees more. Boxes with NaN are held by all tiles.
+    """
+    limits = windows.double()
+    low = torch.where(limits[:, :2] > 0, limits[:, :2] + margin_px, -torch.inf)
+    size = limits.new_tensor(image_px).flip(0)
+    high = torch.where(limits[:, 2:] < size, limits[:, 2:] - margin_px, torch.inf)
+    is_cut = (boxes[:, None, :2] < low) | (boxes[:, None, 2:] > high)
+    return ~is_cut.any(dim=2)
+
+
+class PhotoTiles:
+    """Tiling of photos: tiles of `size_px` pixels that share at least `overlap` of their sides.
+
+    The photo as a whole has had its own pass. Each object belongs to one kind of pass: of a tile, those boxes count
+    that do not touch a side at which the tile was cut, since a neighbour, or the whole photo, shows all of their
+    object; of the whole photo, those that no tile holds whole, of objects too large for it. What counts is suppressed
+    once, in pixels of the file, and as many are kept as of one image, for each tile. `decode` returns the detections of
+    each image of a pass before suppression, in pixels of its file, on the host.
+    Source: made here; Akyon et al. 2022, Slicing Aided Hyper Inference, for tiles beside the whole photo.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Mapping[str, Any]], Sequence[UnsuppressedDetections]],
+        selection: DetectionFilter,
+        *,
+        clip: bool,
+        size_px: int,
+        overlap: float,
+    ) -> None:
+        self._decode, self._select, self._clip = decode, selection, clip
+        self._layout: Any = {"size_px": size_px, "overlap": overlap}
+        self._margin_px = _MARGIN_SHARE * size_px
+
+    def divide(self, sample: Sample) -> Sequence[Sample]:
+        """Return the tiles of a photo without its labels, which share its pixels; none for one that fits into a tile."""
+        windows = tile_windows(*sample["image"].shape[:2], **self._layout)
+        return [] if len(windows) == 1 else list(_cut(sample, windows))
+
+    def collect(self, predictions: Mapping[str, Any]) -> Sequence[UnsuppressedDetections]:
+        """Return the detections of each image of a pass before suppression."""
+        return self._decode(predictions)
+
+    def merge(
+        self, first: Mapping[str, Any], passes: Sequence[Sequence[UnsuppressedDetections]]
+    ) -> Mapping[str, Any]:
+        """Return the predictions of whole photos with the detections of all `passes` over each: itself, then tiles."""
+        (rows, offsets, sizes_px) = fetch([first["detections"], first["detection_offsets"], first["file_px"]])
+        merged = [
+            self._merge_photo(of_photo, file_px) if len(of_photo) > 1 else rows[begin:end]
+            for (begin, end), of_photo, file_px in zip(pairwise(offsets.tolist()), passes, sizes_px, strict=True)
+        ]
+        return {**first, **concatenate_detections(merged, first["codes"].device)}
+
+    def _merge_photo(self, passes: Sequence[UnsuppressedDetections], file_px: Tensor) -> Tensor:
+        """Suppress the detections of one photo that count, jointly: (D, 6), by falling score."""
+        height, width = file_px.tolist()
+        windows = tile_windows(height, width, **self._layout)
+        whole, *tiles = passes
+
+        def held(detections: UnsuppressedDetections, windows: Tensor, margin_px: float) -> Tensor:
+            return find_whole(detections.detections[:, :4], windows, (height, width), margin_px=margin_px)
+
+        in_tiles = held(whole, windows, 2 * self._margin_px).any(dim=1) & whole.detections.isfinite().all(dim=1)
+        chosen = [whole.select(~in_tiles)]
+        for window, detections in zip(windows, tiles, strict=True):
+            chosen.append(detections.select(held(detections, window[None], self._margin_px)[:, 0]))
+        select = replace(self._select, max_detections=self._select.max_detections * len(windows))
+        survivors = select.suppress(UnsuppressedDetections.concatenate(chosen))
+        return clip_boxes(survivors, file_px) if self._clip else survivors
+
+
+def _cut(sample: Sample, windows: Tensor) -> Iterator[Sample]:
+    empty = {name: sample[name][:0] for name in _RAGGED & sample.keys()}
+    for left, top, right, bottom in windows.tolist():
+        to_tile = torch.as_tensor(sample["to_canvas"]).clone()
+        to_tile[:, 2] -= to_tile.new_tensor([left, top])
+        yield {**sample, **empty, "image": sample["image"][top:bottom, left:right], "to_canvas": to_tile}
