@@ -19,7 +19,7 @@ class AllReduce(Protocol):
 
 
 class Tiling(Protocol):
-    """Division of large samples into tiles, each of which is predicted like a sample, and one prediction of them all."""
+    """Division of large samples into tiles, each predicted like a sample, and one prediction of them all."""
 
     def divide(self, sample: Sample) -> Sequence[Sample]:
         """Return the tiles of a sample before its transforms; none for a sample that fits into one."""

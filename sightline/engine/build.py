@@ -36,6 +36,7 @@ from sightline.engine.run_data import (
     DataSubset,
     build_data,
     build_reader,
+    build_transforms,
     describe_data,
     log_linked_data_folder,
     log_unused_validation,

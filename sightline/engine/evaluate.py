@@ -360,9 +360,7 @@ class Evaluator:
             return self.task.predict(model, batch)
 
         with self.precision.autocast(world.device):
-            tiled = predict_by_tiles(
-                reader.tiling, reader.read_whole(keys), first, predict, batch_size=self.batch_size
-            )
+            tiled = predict_by_tiles(reader.tiling, reader.read_whole(keys), first, predict, batch_size=self.batch_size)
         return {reader.suffix: tiled}
 
     def _predict_ensemble(self, batch: Batch, first: Mapping[str, Any], world: World) -> dict[str, Mapping[str, Any]]:

@@ -40,9 +40,7 @@ def make_tiling(task: Any, *, name: str, size_px: int, overlap: float, option: s
     """Make the tiling of a task of this name. Raises ConfigError, naming the option, for a task that has none."""
     make = task.make_tiling
     if make is None:
-        raise ConfigError(
-            f"{option}: the task '{name}' does not merge the predictions of tiles; leave it out"
-        )
+        raise ConfigError(f"{option}: the task '{name}' does not merge the predictions of tiles; leave it out")
     tiling: Tiling = make(size_px=size_px, overlap=overlap)
     return tiling
 

@@ -144,7 +144,8 @@ class UnsuppressedDetections(NamedTuple):
 
     def select(self, is_chosen: Tensor) -> UnsuppressedDetections:
         """Return the detections of a mask (N,)."""
-        return UnsuppressedDetections(*(None if column is None else column[is_chosen] for column in self))
+        further = (None if column is None else column[is_chosen] for column in self[1:])
+        return UnsuppressedDetections(self.detections[is_chosen], *further)
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,10 @@ class ImagePrediction:
 class BoxPredictor(Predictor[ImagePrediction]):
     """Predictor of an `ImagePrediction` per image, made upright by its EXIF orientation; boxes are in its pixels.
 
-    `score` is the minimum score of a detection, for viewing and not for
-    evaluation. With `tile`, photos of more pixels in a side are also predicted in tiles of `tile` x `tile` pixels, which
-    share at least `tile_overlap` of their sides, and all boxes are suppressed together. `--out` writes the images with their boxes, JSON also has rows in the form of COCO's results; image ids
-    count the files of a document from 1.
+    `score` is the minimum score of a detection, for viewing and not for evaluation. With `tile`, photos of more pixels
+    in a side are also predicted in tiles of `tile` x `tile` pixels, which share at least `tile_overlap` of their sides,
+    and the boxes of all are suppressed together. `--out` writes the images with their boxes, JSON also has rows in the
+    form of COCO's results; image ids count the files of a document from 1.
     Source: made here.
     """
 
@@ -80,7 +80,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
     ) -> None:
         super().__init__(run=run)
         self.score = score
-        self._tile = None if tile is None else {"size_px": tile, "overlap": tile_overlap}
+        self._tile: dict[str, Any] | None = None if tile is None else {"size_px": tile, "overlap": tile_overlap}
         self.fields = {name: field_spec for name, field_spec in BOX_FIELDS.items() if not name.startswith("truth")}
         self.names = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
         self._numbers: dict[Path, int] = {}

@@ -84,7 +84,7 @@ class PhotoTiles:
         self._margin_px = _MARGIN_SHARE * size_px
 
     def divide(self, sample: Sample) -> Sequence[Sample]:
-        """Return the tiles of a photo without its labels, which share its pixels; none for one that fits into a tile."""
+        """Return the tiles of a photo, parts of its pixels without labels; none for one that fits into a tile."""
         windows = tile_windows(*sample["image"].shape[:2], **self._layout)
         return [] if len(windows) == 1 else list(_cut(sample, windows))
 
@@ -92,9 +92,7 @@ class PhotoTiles:
         """Return the detections of each image of a pass before suppression."""
         return self._decode(predictions)
 
-    def merge(
-        self, first: Mapping[str, Any], passes: Sequence[Sequence[UnsuppressedDetections]]
-    ) -> Mapping[str, Any]:
+    def merge(self, first: Mapping[str, Any], passes: Sequence[Sequence[UnsuppressedDetections]]) -> Mapping[str, Any]:
         """Return the predictions of whole photos with the detections of all `passes` over each: itself, then tiles."""
         (rows, offsets, sizes_px) = fetch([first["detections"], first["detection_offsets"], first["file_px"]])
         merged = [

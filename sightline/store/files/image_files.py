@@ -242,7 +242,17 @@ def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
     with open_image(path) as image:
         load_pixels(image, path)
         upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-        return np.array(_convert_to_rgb(upright, path))
+        return _copy_pixels(_convert_to_rgb(upright, path))
+
+
+def _copy_pixels(image: Image.Image) -> np.ndarray:
+    """Copy the pixels of an RGB image to a new array (H, W, 3), some rows at a time: Pillow makes two more copies."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    num_rows = max(1, _PIECE_BYTES // (3 * max(1, image.width)))
+    for top in range(0, image.height, num_rows):
+        bottom = min(top + num_rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _convert_to_rgb(image: Image.Image, path: Path) -> Image.Image:
@@ -261,4 +271,4 @@ def _convert_to_rgb(image: Image.Image, path: Path) -> Image.Image:
         )
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
