@@ -58,7 +58,9 @@ class Task(ABC):
     vote: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]] | None = None
     """`vote(passes)`: several predictions of one batch as one."""
     make_tiling: Callable[..., Tiling] | None = None
-    """`make_tiling(size_px=, overlap=)`: tiles of `size_px` pixels that share at least `overlap` of their sides."""
+    """`make_tiling(size_px=, overlap=, min_score=)`: tiles of `size_px` pixels that share at least `overlap` of their
+    sides, for predictions whose scores reach `min_score`.
+    """
     get_priors: Callable[[Tensor], Any] | None = None
     """`get_priors(image)`: the priors of a batch of images, of a task that assigns them to boxes."""
     show: Callable[..., Sequence[Any]] | None = None

@@ -36,12 +36,12 @@ class TileReader:
         return transform_samples(tiles, keys, self.transforms, self.reader.dataset.info)
 
 
-def make_tiling(task: Any, *, name: str, size_px: int, overlap: float, option: str) -> Tiling:
+def make_tiling(task: Any, *, name: str, option: str, size_px: int, overlap: float, min_score: float = 0.0) -> Tiling:
     """Make the tiling of a task of this name. Raises ConfigError, naming the option, for a task that has none."""
     make = task.make_tiling
     if make is None:
         raise ConfigError(f"{option}: the task '{name}' does not merge the predictions of tiles; leave it out")
-    tiling: Tiling = make(size_px=size_px, overlap=overlap)
+    tiling: Tiling = make(size_px=size_px, overlap=overlap, min_score=min_score)
     return tiling
 
 

@@ -105,7 +105,8 @@ class BoxPredictor(Predictor[ImagePrediction]):
         """Make the tiling of photos of more than `tile` pixels. Raises ConfigError for a task that has none."""
         if self._tile is None:
             return None
-        return make_tiling(task, name=self.run.config.task.name, option=f"tile={self._tile['size_px']}", **self._tile)
+        option, name = f"tile={self._tile['size_px']}", self.run.config.task.name
+        return make_tiling(task, name=name, option=option, min_score=self.score, **self._tile)
 
     def about(self) -> dict[str, Any]:
         """Return how large photos are tiled; None if each is predicted as a whole."""

@@ -346,9 +346,10 @@ class Detect(Supervised):
             for unsuppressed, canvas_map in zip(decoded, canvas_maps, strict=True)
         ]
 
-    def make_tiling(self, *, size_px: int, overlap: float) -> PhotoTiles:
-        """Make the tiling of photos that are larger than `size_px`."""
-        return PhotoTiles(self._decode_in_files, self._select, clip=self._clip, size_px=size_px, overlap=overlap)
+    def make_tiling(self, *, size_px: int, overlap: float, min_score: float = 0.0) -> PhotoTiles:
+        """Make the tiling of photos that are larger than `size_px`, for detections that reach `min_score`."""
+        layout: Any = {"size_px": size_px, "overlap": overlap, "min_score": min_score}
+        return PhotoTiles(self._decode_in_files, self._select, clip=self._clip, **layout)
 
     def show(
         self,

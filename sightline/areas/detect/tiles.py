@@ -65,8 +65,9 @@ class PhotoTiles:
     The photo as a whole has had its own pass. Each object belongs to one kind of pass: of a tile, those boxes count
     that do not touch a side at which the tile was cut, since a neighbour, or the whole photo, shows all of their
     object; of the whole photo, those that no tile holds whole, of objects too large for it. What counts is suppressed
-    once, in pixels of the file, and as many are kept as of one image, for each tile. `decode` returns the detections of
-    each image of a pass before suppression, in pixels of its file, on the host.
+    once, in pixels of the file, and as many are kept as of one image, for each tile. Detections below `min_score` are
+    dropped before, which changes none of the others: they are suppressed by higher scores alone.
+    `decode` returns the detections of each image of a pass before suppression, in pixels of its file, on the host.
     Source: made here; Akyon et al. 2022, Slicing Aided Hyper Inference, for tiles beside the whole photo.
     """
 
@@ -78,7 +79,9 @@ class PhotoTiles:
         clip: bool,
         size_px: int,
         overlap: float,
+        min_score: float = 0.0,
     ) -> None:
+        self._min_score = min_score
         self._decode, self._select, self._clip = decode, selection, clip
         self._layout: Any = {"size_px": size_px, "overlap": overlap}
         self._margin_px = _MARGIN_SHARE * size_px
@@ -90,7 +93,9 @@ class PhotoTiles:
 
     def collect(self, predictions: Mapping[str, Any]) -> Sequence[UnsuppressedDetections]:
         """Return the detections of each image of a pass before suppression."""
-        return self._decode(predictions)
+        return [
+            of_image.select(~(of_image.detections[:, 4] < self._min_score)) for of_image in self._decode(predictions)
+        ]
 
     def merge(self, first: Mapping[str, Any], passes: Sequence[Sequence[UnsuppressedDetections]]) -> Mapping[str, Any]:
         """Return the predictions of whole photos with the detections of all `passes` over each: itself, then tiles."""
