@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from sightline.contract.errors import DataError
 from sightline.ops.views.rendering import Background
@@ -74,6 +74,16 @@ class _BoundedFile(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(-1 if size is None or size > self._num_bytes else size)
+
+
+PHOTO_RULE = "upright RGB of 8 bits, resized by a triangle filter as wide as the larger pixel, rounded to 8 bits"
+"""How `read_image` and `resize_images` make numbers of a photo; another rule has other words."""
+
+
+def describe_photo_reading() -> str:
+    """Describe how photos become numbers here: the rule, and the decoder of JPEG, whose versions may round otherwise."""
+    turbo = features.version("libjpeg_turbo")
+    return f"{PHOTO_RULE}; libjpeg-turbo {turbo}" if turbo else f"{PHOTO_RULE}; libjpeg {features.version('jpg')}"
 
 
 def advise_unread(folder: Path) -> str:
