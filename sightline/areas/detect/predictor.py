@@ -109,8 +109,8 @@ class BoxPredictor(Predictor[ImagePrediction]):
         return make_tiling(task, name=name, option=option, min_score=self.score, **self._tile)
 
     def about(self) -> dict[str, Any]:
-        """Return how large photos are tiled; None if each is predicted as a whole."""
-        return {"tile": self._tile}
+        """Return how large photos are tiled; empty if each is predicted as a whole."""
+        return {} if self._tile is None else {"tile": self._tile}
 
     def sample_size(self, file: ReadFile) -> int:
         """Return the number of blocks of 8 x 8 pixels, so that a batch of photos has at most 2^24 pixels."""

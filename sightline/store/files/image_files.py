@@ -81,7 +81,7 @@ PHOTO_RULE = "upright RGB of 8 bits, resized by a triangle filter as wide as the
 
 
 def describe_photo_reading() -> str:
-    """Describe how photos become numbers here: the rule, and the decoder of JPEG, whose versions may round otherwise."""
+    """Describe how photos become numbers here: by what rule, and by which decoder of JPEG: its versions may differ."""
     turbo = features.version("libjpeg_turbo")
     return f"{PHOTO_RULE}; libjpeg-turbo {turbo}" if turbo else f"{PHOTO_RULE}; libjpeg {features.version('jpg')}"
 
