@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from sightline.areas.detect.output import (
     concatenate_detections,
     to_file_pixels,
 )
-from sightline.areas.detect.tiles import PhotoTiles, tile_starts, tile_windows
+from sightline.areas.detect.tiles import PhotoTiles, tile_levels, tile_starts
 from sightline.contract.types import Sample, SampleKey
 from sightline.engine.tiles import predict_by_tiles
 from sightline.store.box_fields import BOX_FIELDS
@@ -52,8 +52,10 @@ def test_tiles_cover_a_side_and_share_the_overlap_and_are_the_fewest_that_do(siz
 
 
 def test_tiles_of_a_photo_are_its_rows_of_windows_by_hand() -> None:
-    windows = tile_windows(50, 100, size_px=60, overlap=0.0)
-    assert windows.tolist() == [[0, 0, 60, 50], [40, 0, 100, 50]]
+    first, second = tile_levels(50, 130, size_px=60, overlap=0.0)
+    assert first.tolist() == [[0, 0, 60, 50], [35, 0, 95, 50], [70, 0, 130, 50]]
+    assert second.tolist() == [[0, 0, 120, 50], [10, 0, 130, 50]]
+    assert tile_levels(50, 60, size_px=60, overlap=0.0) == []
 
 
 # --- a network that sees every pixel ----------------------------------------------------------------------------------
@@ -161,9 +163,8 @@ def overlap_of(a: Sequence[float], b: Sequence[float]) -> float:
     return width * height / (sum(areas) - width * height)
 
 
-def merge_plainly(
-    whole: list[list[float]], tiles: list[list[list[float]]], windows: list[list[int]], size: tuple[int, int]
-) -> list[list[float]]:
+def merge_plainly(passes: list[list[list[float]]], levels: list[list[list[int]]], size: tuple[int, int]) -> Any:
+    """`passes` are the rows of the tiles, level by level, and at the end of the whole photo."""
     height, width = size
 
     def is_whole(box: Sequence[float], window: Sequence[int], margin: float) -> bool:
@@ -175,23 +176,30 @@ def merge_plainly(
             and (bottom == height or box[3] <= bottom - margin)
         )
 
-    rows = [row for row in whole if not any(is_whole(row, window, 2 * SIZE / 64) for window in windows)]
-    for window, of_tile in zip(windows, tiles, strict=True):
-        rows += [row for row in of_tile if is_whole(row, window, SIZE / 64)]
+    rows, position = [], 0
+    for number, windows in enumerate([*levels, [[0, 0, width, height]]]):
+        for window in windows:
+            for row in passes[position]:
+                is_earlier = any(
+                    is_whole(row, other, 2 * SIZE * 2**finer / 64) for finer in range(number) for other in levels[finer]
+                )
+                if is_whole(row, window, SIZE * 2**number / 64) and not is_earlier:
+                    rows.append(row)
+            position += 1
     kept: list[list[float]] = []
     for row in sorted(rows, key=lambda row: -row[4]):
         if all(other[5] != row[5] or overlap_of(other, row) <= 0.5 for other in kept):
             kept.append(row)
     border = [[max(0.0, min(side, limit)) for side, limit in zip(row[:4], (width, height) * 2, strict=True)] + row[4:]
               for row in kept]  # fmt: skip
-    return border[: 100 * len(windows)]
+    return border[: 100 * len(levels[0])]
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_are_merged_as_a_plain_loop_merges_them(seed: int) -> None:
     generator = np.random.default_rng(seed)
     height, width = (int(side) for side in generator.integers(70, 220, 2))
-    windows = tile_windows(height, width, size_px=SIZE, overlap=OVERLAP)
+    levels = [windows.tolist() for windows in tile_levels(height, width, size_px=SIZE, overlap=OVERLAP)]
 
     def draw(window: Sequence[int], count: int) -> Tensor:
         low, high = np.array(window[:2]) - 4, np.array(window[2:]) + 4
@@ -201,11 +209,11 @@ def test_boxes_are_merged_as_a_plain_loop_merges_them(seed: int) -> None:
         scores = generator.permutation(10_000)[:count] / 10_000 + generator.random() / 1e7
         return torch.tensor(np.column_stack([boxes, scores, generator.integers(0, 2, count)]))
 
-    whole, *tiles = (draw(window, 40) for window in [[0, 0, width, height], *windows.tolist()])
+    whole, *tiles = (draw(window, 40) for window in [[0, 0, width, height], *chain.from_iterable(levels)])
     passes = [UnsuppressedDetections(rows, torch.arange(len(rows))) for rows in (whole, *tiles)]
     first = predict([KEY], [draw_photo([], height=height, width=width)])
     merged = make_tiling().merge(first, [passes])["detections"]
-    expected = merge_plainly(whole.tolist(), [rows.tolist() for rows in tiles], windows.tolist(), (height, width))
+    expected = merge_plainly([*(rows.tolist() for rows in tiles), whole.tolist()], levels, (height, width))
     assert merged.tolist() == expected
 
 
@@ -235,7 +243,7 @@ def test_tiles_are_predicted_a_few_at_a_time_with_the_same_result(batch_size: in
     arguments: Any = (make_tiling(), [(KEY, photo)], predict([KEY], [photo]))
     merged = predict_by_tiles(*arguments, partial(predict, log=log), batch_size=batch_size)
     assert max(log) == min(batch_size, sum(log))
-    assert sum(log) == len(tile_windows(150, 200, size_px=SIZE, overlap=OVERLAP))
+    assert sum(log) == sum(map(len, tile_levels(150, 200, size_px=SIZE, overlap=OVERLAP)))
     expected = predict_by_tiles(*arguments, predict, batch_size=7)
     assert torch.equal(merged["detections"], expected["detections"])
     assert len(merged["detections"]) > 5

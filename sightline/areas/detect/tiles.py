@@ -38,19 +38,29 @@ def tile_starts(length: int, *, size_px: int, overlap: float) -> list[int]:
     return [round(index * (length - size_px) / (count - 1)) for index in range(count)]
 
 
-def tile_windows(height: int, width: int, *, size_px: int, overlap: float) -> Tensor:
-    """Return left, top, right, bottom of the tiles of an image, row by row: (T, 4) int64, in its pixels."""
-    rows, columns = (tile_starts(length, size_px=size_px, overlap=overlap) for length in (height, width))
-    corners = [(left, top, left + size_px, top + size_px) for top in rows for left in columns]
-    return torch.tensor(corners).minimum(torch.tensor([width, height, width, height]))
+def tile_levels(height: int, width: int, *, size_px: int, overlap: float) -> list[Tensor]:
+    """Return the tiles of an image, level by level: left, top, right, bottom (T, 4) int64 in its pixels, row by row.
 
-
-def find_whole(boxes: Tensor, windows: Tensor, image_px: tuple[int, int], *, margin_px: float) -> Tensor:
-    """Return which tiles hold which boxes whole: boxes (N, 4) and windows (T, 4) -> bool (N, T).
-
-    A tile does not hold a box that reaches to within `margin_px` of one of its sides, unless that side is the border of
-    the image of `image_px` (height, width): there no other tile sees more. Boxes with NaN are held by all tiles.
+    Tiles of the first level have `size_px`, and of each next one twice the size, as long as that is less than the
+    longer side of the image; none for an image that is no larger than a tile.
     """
+    levels = []
+    border = torch.tensor([width, height, width, height])
+    while size_px < max(height, width):
+        rows, columns = (tile_starts(length, size_px=size_px, overlap=overlap) for length in (height, width))
+        corners = [(left, top, left + size_px, top + size_px) for top in rows for left in columns]
+        levels.append(torch.tensor(corners).minimum(border))
+        size_px *= 2
+    return levels
+
+
+def find_whole(boxes: Tensor, windows: Tensor, image_px: tuple[int, int], *, times_margin: int = 1) -> Tensor:
+    """Return which tiles of a level hold which boxes whole: boxes (N, 4) and windows (T, 4) -> bool (N, T).
+
+    A tile does not hold a box that reaches to within a margin of one of its sides, 1/64 of the tile, unless that side
+    is the border of the image of `image_px` (height, width): there no other tile sees more. Boxes with NaN are held.
+    """
+    margin_px = times_margin * _MARGIN_SHARE * int((windows[0, 2:] - windows[0, :2]).max())
     limits = windows.double()
     low = torch.where(limits[:, :2] > 0, limits[:, :2] + margin_px, -torch.inf)
     size = limits.new_tensor(image_px).flip(0)
@@ -60,13 +70,14 @@ def find_whole(boxes: Tensor, windows: Tensor, image_px: tuple[int, int], *, mar
 
 
 class PhotoTiles:
-    """Tiling of photos: tiles of `size_px` pixels that share at least `overlap` of their sides.
+    """Tiling of photos: levels of tiles of `size_px` pixels, and twice, four, ... times as many, then the whole photo.
 
-    The photo as a whole has had its own pass. Each object belongs to one kind of pass: of a tile, those boxes count
-    that do not touch a side at which the tile was cut, since a neighbour, or the whole photo, shows all of their
-    object; of the whole photo, those that no tile holds whole, of objects too large for it. What counts is suppressed
-    once, in pixels of the file, and as many are kept as of one image, for each tile. Detections below `min_score` are
-    dropped before, which changes none of the others: they are suppressed by higher scores alone.
+    Tiles of a level share at least `overlap` of their sides; the whole photo has had its own pass. Each level shows
+    larger objects, smaller; an object belongs to the first level of which a tile holds it whole. So of a tile those
+    boxes count that do not touch a side at which it was cut, and that no tile of an earlier level holds whole. What
+    counts is suppressed once, in pixels of the file, and as many are kept as of one image, for each tile of the first
+    level. Detections below `min_score` are dropped before, which changes none of the others: they are suppressed by
+    higher scores alone.
     `decode` returns the detections of each image of a pass before suppression, in pixels of its file, on the host.
     Source: made here; Akyon et al. 2022, Slicing Aided Hyper Inference, for tiles beside the whole photo.
     """
@@ -84,12 +95,11 @@ class PhotoTiles:
         self._min_score = min_score
         self._decode, self._select, self._clip = decode, selection, clip
         self._layout: Any = {"size_px": size_px, "overlap": overlap}
-        self._margin_px = _MARGIN_SHARE * size_px
 
     def divide(self, sample: Sample) -> Sequence[Sample]:
         """Return the tiles of a photo, parts of its pixels without labels; none for one that fits into a tile."""
-        windows = tile_windows(*sample["image"].shape[:2], **self._layout)
-        return [] if len(windows) == 1 else list(_cut(sample, windows))
+        levels = tile_levels(*sample["image"].shape[:2], **self._layout)
+        return list(_cut(sample, torch.cat(levels))) if levels else []
 
     def collect(self, predictions: Mapping[str, Any]) -> Sequence[UnsuppressedDetections]:
         """Return the detections of each image of a pass before suppression."""
@@ -109,19 +119,28 @@ class PhotoTiles:
     def _merge_photo(self, passes: Sequence[UnsuppressedDetections], file_px: Tensor) -> Tensor:
         """Suppress the detections of one photo that count, jointly: (D, 6), by falling score."""
         height, width = file_px.tolist()
-        windows = tile_windows(height, width, **self._layout)
+        levels = tile_levels(height, width, **self._layout)
         whole, *tiles = passes
-
-        def held(detections: UnsuppressedDetections, windows: Tensor, margin_px: float) -> Tensor:
-            return find_whole(detections.detections[:, :4], windows, (height, width), margin_px=margin_px)
-
-        in_tiles = held(whole, windows, 2 * self._margin_px).any(dim=1) & whole.detections.isfinite().all(dim=1)
-        chosen = [whole.select(~in_tiles)]
-        for window, detections in zip(windows, tiles, strict=True):
-            chosen.append(detections.select(held(detections, window[None], self._margin_px)[:, 0]))
-        select = replace(self._select, max_detections=self._select.max_detections * len(windows))
+        chosen, remaining = [], iter(tiles)
+        for number, windows in enumerate(levels):
+            for window in windows:
+                chosen.append(_select_level(next(remaining), window[None], levels[:number], (height, width)))
+        chosen.append(_select_level(whole, torch.tensor([[0, 0, width, height]]), levels, (height, width)))
+        select = replace(self._select, max_detections=self._select.max_detections * len(levels[0]))
         survivors = select.suppress(UnsuppressedDetections.concatenate(chosen))
         return clip_boxes(survivors, file_px) if self._clip else survivors
+
+
+def _select_level(
+    found: UnsuppressedDetections, window: Tensor, earlier: Sequence[Tensor], image_px: tuple[int, int]
+) -> UnsuppressedDetections:
+    """Select the detections of a tile that count: it holds them whole, and no tile of an earlier level clearly does."""
+    boxes = found.detections[:, :4]
+    counts = find_whole(boxes, window, image_px)[:, 0]
+    is_number = found.detections.isfinite().all(dim=1)
+    for windows in earlier:
+        counts &= ~(find_whole(boxes, windows, image_px, times_margin=2).any(dim=1) & is_number)
+    return found.select(counts)
 
 
 def _cut(sample: Sample, windows: Tensor) -> Iterator[Sample]:
