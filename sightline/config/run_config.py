@@ -92,7 +92,7 @@ class Evaluate:
     select: Literal["validation", "test"] = "validation"
     votes: Few = 1
     tile: Count | None = None
-    tile_overlap: FractionBelowOne = 0.2
+    tile_overlap: FractionBelowOne = 0.4
 
 
 @dataclass(frozen=True)

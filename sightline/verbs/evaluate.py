@@ -140,6 +140,8 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
     config = run.config
     if run.task.vote is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not define how to average predictions")
+    if config.evaluate.tile is not None:
+        raise UserError("--ensemble: averages checkpoints, and evaluate.tile adds passes; give only one of them")
     checkpoints = run.other_checkpoints
     if not checkpoints:
         raise UserError(
@@ -147,8 +149,6 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
         )
     if config.evaluate.votes > 1:
         raise UserError("--ensemble: averages checkpoints, and evaluate.votes averages passes; give only one of them")
-    if config.evaluate.tile is not None:
-        raise UserError("--ensemble: averages checkpoints, and evaluate.tile adds passes; give only one of them")
     members = tuple(map(run.model_at, checkpoints))
     names = ", ".join(folder.name for folder in checkpoints)
     run.world.rank_zero_only(print_note)(f"ensemble: {names} and {run.checkpoint_path.resolve().name}")

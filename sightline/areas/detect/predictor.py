@@ -76,7 +76,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
         run: TrainedRun,
         score: Probability = 0.3,
         tile: Count | None = None,
-        tile_overlap: FractionBelowOne = 0.2,
+        tile_overlap: FractionBelowOne = 0.4,
     ) -> None:
         super().__init__(run=run)
         self.score = score
